@@ -1,0 +1,1 @@
+"""lcp-gateway: an OpenAI-compatible gateway that buys answers over the Lightning Network."""

@@ -1,0 +1,70 @@
+"""The errors of a purchase: a small tree, raised where known and mapped to an answer once, at the HTTP edge."""
+
+from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.states import Verdict
+
+
+class PurchaseError(Exception):
+    """Something kept a purchase from its end. The message is fit for the client: it holds no prompt and no output."""
+
+    verdict: Verdict = Verdict.NONE
+
+    def __init__(self, message: str, *, quote: Quote | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.quote = quote
+
+
+class UpstreamError(PurchaseError):
+    """A call to an upstream failed.
+
+    ``status`` is the name of the gRPC status code in words of that standard (``UNAVAILABLE``, ``RESOURCE_EXHAUSTED``,
+    …), which every adapter maps its own errors to. ``retryable`` says that another try may cure it.
+    """
+
+    def __init__(
+        self, status: str, message: str, *, retryable: bool = False, quote: Quote | None = None
+    ) -> None:
+        super().__init__(message, quote=quote)
+        self.status = status
+        self.retryable = retryable
+
+
+class PaymentFailed(PurchaseError):
+    """The call that may pay ended in an error; ``verdict`` tells what the evidence says of the money."""
+
+    def __init__(self, cause: UpstreamError, verdict: Verdict, *, quote: Quote) -> None:
+        super().__init__(cause.message, quote=quote)
+        self.status = cause.status
+        self.verdict = verdict
+
+
+class Undelivered(PurchaseError):
+    """Paid, but no whole and right result came."""
+
+    verdict = Verdict.SETTLED
+
+
+class Refused(PurchaseError):
+    """A guard said no before anything was paid."""
+
+    code = "refused"
+
+
+class PriceLimitExceeded(Refused):
+    """The quote asks more than the limit."""
+
+    code = "price_limit_exceeded"
+
+    def __init__(self, quote: Quote, limit_msat: int) -> None:
+        super().__init__(
+            f"the quote asks {quote.price_msat} msat, the limit is {limit_msat} msat; nothing was paid",
+            quote=quote,
+        )
+        self.limit_msat = limit_msat
+
+
+class QuoteExpired(Refused):
+    """The quote ran out before it was taken."""
+
+    code = "quote_expired"

@@ -1,0 +1,37 @@
+"""What the heart needs of the outside, as protocols that other rooms implement."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.results import Result, StreamEvent
+from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.task import Task
+
+
+class Upstream(Protocol):
+    """One way to buy compute. Every error is an ``UpstreamError``."""
+
+    async def request_quote(self, task: Task, peer_id: str, timeout_s: float) -> Quote:
+        """Ask a peer for its price. Costs nothing and may be repeated."""
+        ...
+
+    async def execute(self, quote: Quote, timeout_s: float) -> Result:
+        """Pay and wait for the whole result. Called once for a quote, never repeated."""
+        ...
+
+    def execute_stream(self, quote: Quote, timeout_s: float) -> AsyncIterator[StreamEvent]:
+        """Pay and give the result as it comes. Called once for a quote; closing the iterator ends the call."""
+        ...
+
+    async def cancel(self, quote: Quote, reason: str, timeout_s: float) -> None:
+        """Tell the peer that nobody waits for the job any more."""
+        ...
+
+
+class Journal(Protocol):
+    """Where a purchase is written down. ``record`` returns once the state is as durable as the journal makes it."""
+
+    async def record(self, quote: Quote, task: Task, state: State) -> None:
+        """Write the state that the purchase has just entered, or is about to enter in the case of ``paying``."""
+        ...

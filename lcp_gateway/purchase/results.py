@@ -1,0 +1,46 @@
+"""What comes back for a task: a whole result, or the events of a stream."""
+
+import enum
+from dataclasses import dataclass
+
+
+class ResultStatus(enum.StrEnum):
+    """What a provider says of its own work."""
+
+    UNSPECIFIED = "unspecified"
+    OK = "ok"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A result, or after a stream its terminal message (``body`` may then be empty: the chunks carried it)."""
+
+    status: ResultStatus
+    body: bytes
+    sha256: bytes
+    length: int
+    content_type: str
+    content_encoding: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamBegin:
+    """The head of a streamed result."""
+
+    content_type: str
+    content_encoding: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnd:
+    """The provider's word on what it streamed; hash and length are checked against what came."""
+
+    sha256: bytes
+    length: int
+
+
+StreamEvent = StreamBegin | bytes | StreamEnd | Result
+"""One event of a streamed result; plain ``bytes`` is a chunk, which is nearly all of them."""

@@ -1,0 +1,109 @@
+"""The states of a purchase: one table, which the code executes and from which the docs' diagram is drawn."""
+
+import enum
+from collections.abc import Mapping
+from types import MappingProxyType
+
+
+class State(enum.StrEnum):
+    """Where a purchase stands. The value is the word used in logs, metrics and docs."""
+
+    QUOTED = "quoted"
+    REFUSED = "refused"
+    EXPIRED = "expired"
+    PAYING = "paying"
+    NOT_PAID = "not_paid"
+    UNKNOWN = "unknown"
+    SETTLED = "settled"
+    DELIVERED = "delivered"
+    UNDELIVERED = "undelivered"
+
+
+class Event(enum.StrEnum):
+    """What can happen to a purchase."""
+
+    REFUSE = "refuse"
+    """A guard said no."""
+    EXPIRE = "expire"
+    """The quote ran out before anybody took it."""
+    PAY = "pay"
+    """The one call that may pay is about to go out."""
+    FAIL_PAYMENT = "fail_payment"
+    """There is evidence that nothing was paid."""
+    LOSE_SIGHT = "lose_sight"
+    """The call ended and nothing tells whether it paid."""
+    SETTLE = "settle"
+    """There is evidence that the payment went through."""
+    DELIVER = "deliver"
+    """The whole result arrived, and its hash and length are right."""
+    FAIL_DELIVERY = "fail_delivery"
+    """Paid, and no whole result will come."""
+
+
+TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
+    {
+        State.QUOTED: {
+            Event.REFUSE: State.REFUSED,
+            Event.EXPIRE: State.EXPIRED,
+            Event.PAY: State.PAYING,
+        },
+        State.PAYING: {
+            Event.FAIL_PAYMENT: State.NOT_PAID,
+            Event.LOSE_SIGHT: State.UNKNOWN,
+            Event.SETTLE: State.SETTLED,
+        },
+        State.UNKNOWN: {
+            Event.FAIL_PAYMENT: State.NOT_PAID,
+            Event.SETTLE: State.SETTLED,
+        },
+        State.SETTLED: {
+            Event.DELIVER: State.DELIVERED,
+            Event.FAIL_DELIVERY: State.UNDELIVERED,
+        },
+        State.REFUSED: {},
+        State.EXPIRED: {},
+        State.NOT_PAID: {},
+        State.DELIVERED: {},
+        State.UNDELIVERED: {},
+    }
+)
+
+
+class Verdict(enum.StrEnum):
+    """What happened to the money, as every answer says it in ``X-Lcp-Payment``."""
+
+    NONE = "none"
+    SETTLED = "settled"
+    UNKNOWN = "unknown"
+
+
+VERDICTS: Mapping[State, Verdict] = MappingProxyType(
+    {
+        State.QUOTED: Verdict.NONE,
+        State.REFUSED: Verdict.NONE,
+        State.EXPIRED: Verdict.NONE,
+        State.NOT_PAID: Verdict.NONE,
+        # Until something is known of it, a payment under way counts as one that may have happened.
+        State.PAYING: Verdict.UNKNOWN,
+        State.UNKNOWN: Verdict.UNKNOWN,
+        State.SETTLED: Verdict.SETTLED,
+        State.DELIVERED: Verdict.SETTLED,
+        State.UNDELIVERED: Verdict.SETTLED,
+    }
+)
+
+
+class IllegalTransition(RuntimeError):
+    """The table has no such move: a bug in the gateway, and never a reason to pay."""
+
+
+def step(state: State, event: Event) -> State:
+    """Give the state that follows.
+
+    Raises:
+        IllegalTransition: the table does not allow ``event`` in ``state``.
+    """
+    try:
+        return TRANSITIONS[state][event]
+    except KeyError:
+        raise IllegalTransition(f"a {state} purchase cannot {event}") from None

@@ -1,0 +1,24 @@
+"""A task: what the client wants computed, as the bytes it sent."""
+
+import enum
+from dataclasses import dataclass
+
+
+class TaskKind(enum.StrEnum):
+    """The kinds of task that protocol version 2 knows; the value is the name that a terms hash covers."""
+
+    CHAT_COMPLETIONS = "openai.chat_completions.v1"
+    RESPONSES = "openai.responses.v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One computation to buy.
+
+    ``body`` is the request exactly as the client sent it: no part of the gateway re-serialises it.
+    """
+
+    kind: TaskKind
+    model: str
+    body: bytes
+    stream: bool

@@ -1,0 +1,1 @@
+"""Who offers what, and who gets a task. Pure: snapshots in, decision out."""

@@ -1,0 +1,88 @@
+"""The catalog: a snapshot of the providers and the models they advertise."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from lcp_gateway.purchase.task import TaskKind
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A peer that is connected and ready, with the models it advertises for each kind of task.
+
+    ``max_payload_bytes`` and the other limits are the peer's own words, 0 where it gave none.
+    """
+
+    peer_id: str
+    address: str
+    protocol_version: int
+    models: Mapping[TaskKind, tuple[str, ...]]
+    max_payload_bytes: int = 0
+    max_stream_bytes: int = 0
+    max_job_bytes: int = 0
+    max_inflight_jobs: int = 0
+
+    def offers(self, kind: TaskKind, model: str) -> bool:
+        """Tell whether the peer advertises ``model`` for tasks of ``kind``."""
+        return model in self.models.get(kind, ())
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Everything known of the providers at one moment (``taken_at`` is a reading of a monotonic clock, in seconds)."""
+
+    providers: tuple[Provider, ...]
+    taken_at: float
+    _by_peer: Mapping[str, Provider] = field(init=False, repr=False, compare=False)
+    _by_model: Mapping[tuple[TaskKind, str], tuple[Provider, ...]] = field(
+        init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        """Index the providers once, so that a request looks one up instead of searching."""
+        by_model: dict[tuple[TaskKind, str], list[Provider]] = {}
+        for provider in self.providers:
+            for kind, models in provider.models.items():
+                for model in models:
+                    by_model.setdefault((kind, model), []).append(provider)
+        object.__setattr__(
+            self, "_by_peer", MappingProxyType({p.peer_id: p for p in self.providers})
+        )
+        object.__setattr__(
+            self,
+            "_by_model",
+            MappingProxyType({key: tuple(found) for key, found in by_model.items()}),
+        )
+
+    def peer(self, peer_id: str) -> Provider | None:
+        """Give the provider with that id, if it is ready."""
+        return self._by_peer.get(peer_id)
+
+    def offering(self, kind: TaskKind, model: str) -> tuple[Provider, ...]:
+        """Give the providers that advertise ``model`` for ``kind``, in the daemon's order."""
+        return self._by_model.get((kind, model), ())
+
+    def advertises(self, kind: TaskKind) -> bool:
+        """Tell whether any provider advertises any model for ``kind``."""
+        return any(known is kind for known, _ in self._by_model)
+
+    def models(self) -> dict[str, tuple[Provider, ...]]:
+        """Give every advertised model once, with the providers that offer it for any kind, in the daemon's order."""
+        found: dict[str, dict[str, Provider]] = {}
+        for (_, model), providers in self._by_model.items():
+            found.setdefault(model, {}).update((p.peer_id, p) for p in providers)
+        return {model: tuple(by_id.values()) for model, by_id in found.items()}
+
+
+def empty(now: float) -> Catalog:
+    """Give a catalog of nobody, as before the daemon was first heard."""
+    return Catalog(providers=(), taken_at=now)
+
+
+def merge_kinds(offers: Iterable[tuple[TaskKind, str]]) -> Mapping[TaskKind, tuple[str, ...]]:
+    """Group (kind, model) pairs by kind, keeping the order and dropping repeats."""
+    found: dict[TaskKind, dict[str, None]] = {}
+    for kind, model in offers:
+        found.setdefault(kind, {})[model] = None
+    return MappingProxyType({kind: tuple(models) for kind, models in found.items()})
