@@ -1,6 +1,6 @@
 """What the heart needs of the outside, as protocols that other rooms implement."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from lcp_gateway.purchase.quote import Quote
@@ -20,8 +20,8 @@ class Upstream(Protocol):
         """Pay and wait for the whole result. Called once for a quote, never repeated."""
         ...
 
-    def execute_stream(self, quote: Quote, timeout_s: float) -> AsyncIterator[StreamEvent]:
-        """Pay and give the result as it comes. Called once for a quote; closing the iterator ends the call."""
+    def execute_stream(self, quote: Quote, timeout_s: float) -> AsyncGenerator[StreamEvent, None]:
+        """Pay and give the result as it comes. Called once for a quote; closing the generator ends the call."""
         ...
 
     async def cancel(self, quote: Quote, reason: str, timeout_s: float) -> None:

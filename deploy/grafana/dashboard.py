@@ -1,0 +1,318 @@
+"""The Grafana dashboard as code: run it to write dashboards/lcp-gateway.json again.
+
+Written for whoever is woken by an alert: the first row says whether something is wrong and whether money is involved,
+the rows below say what.
+"""
+
+import sys
+from itertools import count
+from pathlib import Path
+
+from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.models import common as common_models
+from grafana_foundation_sdk.models import dashboard as models
+
+OUTPUT = Path(__file__).parent / "dashboards" / "lcp-gateway.json"
+UID = "lcp-gateway"
+
+SCOPE = 'job="$job", instance=~"$instance"'
+DATASOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
+SAT = "suffix: sat"
+SAT_PER_MINUTE = "suffix: sat/min"
+
+GREEN, YELLOW, RED, BLUE = "green", "yellow", "red", "blue"
+Steps = tuple[tuple[float | None, str], ...]
+CALM: Steps = ((None, BLUE),)
+ANY_IS_BAD: Steps = ((None, GREEN), (1, RED))
+ZERO_IS_BAD: Steps = ((None, RED), (1, GREEN))
+Query = tuple[str, str]
+SETTLED, UNKNOWN = 'outcome="settled"', 'outcome="unknown"'
+
+
+# -- queries ------------------------------------------------------------------------------------
+
+
+def own(name: str, extra: str = "") -> str:
+    """One of the gateway's own metrics, of the chosen instances."""
+    return scoped(f"lcpgateway_{name}", extra)
+
+
+def scoped(name: str, extra: str = "") -> str:
+    return f"{name}{{{SCOPE}{', ' + extra if extra else ''}}}"
+
+
+def rate(name: str, by: str = "", extra: str = "") -> str:
+    grouping = f" by ({by})" if by else ""
+    return f"sum{grouping} (rate({own(name, extra)}[$__rate_interval]))"
+
+
+def total(name: str, by: str = "", extra: str = "") -> str:
+    """How much a counter grew in the time shown."""
+    grouping = f" by ({by})" if by else ""
+    return f"sum{grouping} (increase({own(name, extra)}[$__range]))"
+
+
+def quantile(q: float, name: str, by: str = "") -> str:
+    grouping = f"le, {by}" if by else "le"
+    return f"histogram_quantile({q}, {rate(f'{name}_bucket', grouping)})"
+
+
+def quantiles(name: str) -> list[Query]:
+    return [(quantile(q, name), f"p{q * 100:.0f}") for q in (0.5, 0.95, 0.99)]
+
+
+def short_peer(expr: str) -> str:
+    """Add the label ``short``: the first digits of a peer's id, which are enough to tell peers apart."""
+    return f'label_replace({expr}, "short", "$1", "peer", "(.{{1,12}}).*")'
+
+
+# -- panels -------------------------------------------------------------------------------------
+
+
+def _thresholds(steps: Steps) -> dashboard.ThresholdsConfig:
+    return (
+        dashboard.ThresholdsConfig()
+        .mode(models.ThresholdsMode.ABSOLUTE)
+        .steps([models.Threshold(value=value, color=color) for value, color in steps])
+    )
+
+
+def _targets(queries: list[Query], *, instant: bool) -> list[prometheus.Dataquery]:
+    targets = []
+    for index, (expr, legend) in enumerate(queries):
+        query = (
+            prometheus.Dataquery().expr(expr).legend_format(legend).ref_id(chr(ord("A") + index))
+        )
+        targets.append((query.instant() if instant else query.range()).datasource(DATASOURCE))
+    return targets
+
+
+def number(
+    title: str,
+    description: str,
+    query: str,
+    *,
+    unit: str = "short",
+    steps: Steps = CALM,
+    decimals: int | None = None,
+    words: dict[str, str] | None = None,
+    width: int = 4,
+) -> stat.Panel:
+    """One figure: what is true now, or what happened in the time shown."""
+    panel = (
+        stat.Panel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .targets(_targets([(query, "")], instant=True))
+        .unit(unit)
+        .thresholds(_thresholds(steps))
+        .color_mode(common_models.BigValueColorMode.BACKGROUND)
+        .graph_mode(common_models.BigValueGraphMode.NONE)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
+        .no_value("no data")
+        .height(4)
+        .span(width)
+    )
+    if decimals is not None:
+        panel.decimals(decimals)
+    if words:
+        options = {
+            value: models.ValueMappingResult(text=text, index=index)
+            for index, (value, text) in enumerate(words.items())
+        }
+        panel.mappings([models.ValueMap(options=options)])
+    return panel
+
+
+def lines(
+    title: str,
+    description: str,
+    queries: list[Query],
+    *,
+    unit: str = "short",
+    steps: Steps | None = None,
+    stacked: bool = False,
+    width: int = 8,
+) -> timeseries.Panel:
+    """Lines over time; steps, where given, are drawn as dashed lines."""
+    panel = (
+        timeseries.Panel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .targets(_targets(queries, instant=False))
+        .unit(unit)
+        .min(0)
+        .line_width(1)
+        .fill_opacity(25 if stacked else 8)
+        .show_points(common_models.VisibilityMode.AUTO)
+        .span_nulls(False)
+        .legend(
+            common.VizLegendOptions()
+            .display_mode(common_models.LegendDisplayMode.TABLE)
+            .placement(common_models.LegendPlacement.BOTTOM)
+            .show_legend(True)
+            .calcs(["lastNotNull", "max"])
+        )
+        .tooltip(
+            common.VizTooltipOptions()
+            .mode(common_models.TooltipDisplayMode.MULTI)
+            .sort(common_models.SortOrder.DESCENDING)
+        )
+        .height(8)
+        .span(width)
+    )
+    if stacked:
+        panel.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL))
+    if steps:
+        panel.thresholds(_thresholds(steps)).thresholds_style(
+            common.GraphThresholdsStyleConfig().mode(common_models.GraphTresholdsStyleMode.DASHED)
+        )
+    return panel
+
+
+# -- rows ---------------------------------------------------------------------------------------
+
+
+def at_a_glance() -> list[stat.Panel]:
+    failed = rate("requests_total", extra='status=~"5.."')
+    return [
+        number("Gateways up", "Instances that Prometheus can scrape. 0: nobody is served.", f"sum({scoped('up')})", steps=ZERO_IS_BAD),
+        number("Daemon", "Whether every gateway's last call to lcpd-grpcd was answered. Down: nothing can be bought, and nothing is spent.", f"min({own('daemon_up')})", steps=ZERO_IS_BAD, words={"0": "down", "1": "up"}),
+        number("Peers ready", "Providers to buy from. 0: every request is answered 503.", f"min({own('peers')})", steps=ZERO_IS_BAD),
+        number("Snapshot age", "How old the list of peers is. It is refreshed every few seconds; a growing age means that the daemon does not answer.", f"max({own('snapshot_age_seconds')})", unit="s", decimals=0, steps=((None, GREEN), (15, YELLOW), (60, RED))),
+        number("Server errors", "Share of requests answered with a 5xx status, now.", f"({failed} or vector(0)) / clamp_min({rate('requests_total')}, 1e-9)", unit="percentunit", decimals=1, steps=((None, GREEN), (0.02, YELLOW), (0.1, RED))),
+        number("Jobs in flight", "Jobs running now.", f"sum({own('jobs_in_flight')})"),
+        number("Spent", "Settled payments in the time shown, without routing fees.", f"{total('payment_msat_total', extra=SETTLED)} / 1000", unit=SAT, decimals=0),
+        number("Unknown", "Payments of which nothing tells whether they were made, in the time shown. Look them up in lnd by payment hash.", total("payments_total", extra=UNKNOWN), decimals=0, steps=ANY_IS_BAD),
+        number("Unknown amount", "What those payments cost if they were made.", f"{total('payment_msat_total', extra=UNKNOWN)} / 1000", unit=SAT, decimals=0, steps=ANY_IS_BAD),
+        number("Paid, not delivered", "Purchases that were paid and brought no whole result, in the time shown. The money is gone.", total("undelivered_total"), decimals=0, steps=ANY_IS_BAD),
+        number("Lost to it", "What was paid for results that never came whole.", f"{total('undelivered_msat_total')} / 1000", unit=SAT, decimals=0, steps=ANY_IS_BAD),
+        number("Requests", "Requests answered in the time shown.", total("requests_total"), decimals=0),
+    ]  # fmt: skip
+
+
+def money() -> list[timeseries.Panel]:
+    return [
+        lines("Spending by outcome", "What payments cost, by what is known of them: settled (paid), unknown (perhaps paid), not_paid (nothing left the wallet).", [(f"{rate('payment_msat_total', 'outcome')} * 60 / 1000", "{{outcome}}")], unit=SAT_PER_MINUTE),
+        lines("Spending by model", "Settled payments by model.", [(f"{rate('model_payment_msat_total', 'model', SETTLED)} * 60 / 1000", "{{model}}")], unit=SAT_PER_MINUTE, stacked=True),
+        lines("Prices asked", "Distribution of the prices that peers quote, bought or not.", [(f"{quantile(q, 'quote_price_msat')} / 1000", f"p{q * 100:.0f}") for q in (0.5, 0.95, 0.99)], unit=SAT),
+        lines("Payments by outcome", "Payments a second.", [(rate("payments_total", "outcome"), "{{outcome}}")], unit="reqps"),
+        lines("Unknown and undelivered", "Events per minute that may have lost money. Any line above zero deserves a look.", [(f"{rate('payments_total', extra=UNKNOWN)} * 60", "unknown payments"), (f"{rate('undelivered_total')} * 60", "paid, not delivered")], unit="cpm"),
+        lines("Refusals", "Requests refused before anything was paid, by reason. price_limit: peers ask more than the cap. concurrency: the gateway is full.", [(rate("refusals_total", "reason"), "{{reason}}")], unit="reqps", stacked=True),
+    ]  # fmt: skip
+
+
+def latency() -> list[timeseries.Panel]:
+    quote_limit: Steps = ((None, GREEN), (5, RED))
+    work_limit: Steps = ((None, GREEN), (120, RED))
+    return [
+        lines("Quote", "How long peers take to name a price. The dashed line is the default time-out.", quantiles("quote_duration_seconds"), unit="s", steps=quote_limit, width=6),
+        lines("Pay and execute", "From the call that pays to the end of the result. The dashed line is the default time-out.", quantiles("execute_duration_seconds"), unit="s", steps=work_limit, width=6),
+        lines("First byte", "From the request to the first byte of its answer: what a person waits for.", quantiles("first_byte_duration_seconds"), unit="s", width=6),
+        lines("Whole request", "From the request to the last byte of its answer, streams included.", quantiles("request_duration_seconds"), unit="s", width=6),
+        lines("First byte by model", "The 95th percentile by model: is one model slow, or all?", [(quantile(0.95, "first_byte_duration_seconds", "model"), "{{model}}")], unit="s", width=12),
+        lines("Whole request by route", "The 95th percentile by route, streams apart.", [(quantile(0.95, "request_duration_seconds", "endpoint, stream"), "{{endpoint}} stream={{stream}}")], unit="s", width=12),
+    ]  # fmt: skip
+
+
+def peers() -> list[timeseries.Panel]:
+    return [
+        lines("Peers and models", "What the last snapshot of the daemon's list holds.", [(f"max({own('peers')})", "peers"), (f"max({own('models')})", "models")]),
+        lines("Snapshot age", "Age of the list of peers. A straight climb: the daemon does not answer.", [(own("snapshot_age_seconds"), "{{instance}}")], unit="s", steps=((None, GREEN), (60, RED))),
+        lines("Snapshots", "Refreshes of the list of peers.", [(rate("snapshots_total", "instance"), "{{instance}}")], unit="ops"),
+        lines("Settled payments by peer", "Who earns. A peer that vanishes from here is no longer chosen, or no longer ready.", [(short_peer(rate("payments_total", "peer", SETTLED)), "{{short}}")], unit="reqps", stacked=True),
+        lines("Quote time by peer", "The 95th percentile by peer: is one peer slow, or all?", [(short_peer(quantile(0.95, "quote_duration_seconds", "peer")), "{{short}}")], unit="s"),
+        lines("Not delivered by peer", "Who takes money and brings nothing whole, per minute.", [(short_peer(f"{rate('undelivered_total', 'peer')} * 60"), "{{short}}")], unit="cpm"),
+    ]  # fmt: skip
+
+
+def errors() -> list[timeseries.Panel]:
+    return [
+        lines("Answers by status", "429: full, or a peer is. 402: a price over the cap. 502 to 504: the daemon or the network behind it.", [(rate("requests_total", "status"), "{{status}}")], unit="reqps", stacked=True),
+        lines("Answers that are errors, by money", "Errors by what they say of the money. Errors with settled or unknown must not be retried.", [(rate("requests_total", "payment", 'status=~"[45]..|other"'), "{{payment}}")], unit="reqps"),
+        lines("gRPC errors", "Failed calls to the daemon.", [(f"{rate('grpc_errors_total', 'method, code')} > 0", "{{method}} {{code}}")], unit="reqps"),
+        lines("Clients that went away", "Before their answer was complete, by what was going on. After execute has begun the job is paid.", [(rate("client_disconnects_total", "phase"), "{{phase}}")], unit="reqps", width=12),
+        lines("Streamed bytes", "Bytes of results written to clients as streams.", [(rate("streamed_bytes_total", "instance"), "{{instance}}")], unit="Bps", width=12),
+    ]  # fmt: skip
+
+
+def process() -> list[timeseries.Panel]:
+    return [
+        lines("Jobs in flight", "Against the limit, where there is one. At the limit new requests are answered 429.", [(own("jobs_in_flight"), "{{instance}}"), (f"{own('jobs_limit')} > 0", "limit of {{instance}}")]),
+        lines("CPU", "One process uses at most one core for its event loop.", [(f"rate({scoped('process_cpu_seconds_total')}[$__rate_interval])", "{{instance}}")], unit="percentunit", steps=((None, GREEN), (0.9, RED))),
+        lines("Memory", "Resident memory. It must not follow the length of streams.", [(scoped("process_resident_memory_bytes"), "{{instance}}")], unit="bytes"),
+        lines("Event loop lag", "How late the event loop runs what is due. Above 100 ms everything waits.", [(quantile(q, "event_loop_lag_seconds"), f"p{q * 100:.0f}") for q in (0.5, 0.99)], unit="s", steps=((None, GREEN), (0.1, RED))),
+        lines("Open files", "Sockets and files, against the limit of the process.", [(scoped("process_open_fds"), "{{instance}}"), (scoped("process_max_fds"), "limit of {{instance}}")]),
+        lines("Versions", "What runs where, over time: did it begin with a new version?", [(f"sum by (version, python, protocol) ({own('build_info')})", "{{version}} · Python {{python}} · protocol {{protocol}}")], stacked=True),
+    ]  # fmt: skip
+
+
+# -- the dashboard ------------------------------------------------------------------------------
+
+
+def _variables() -> list[dashboard.DatasourceVariable | dashboard.QueryVariable]:
+    return [
+        dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus"),
+        dashboard.QueryVariable("job")
+        .label("Job")
+        .datasource(DATASOURCE)
+        .query("label_values(lcpgateway_build_info, job)")
+        .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(models.VariableSort.ALPHABETICAL_ASC),
+        dashboard.QueryVariable("instance")
+        .label("Instance")
+        .datasource(DATASOURCE)
+        .query('label_values(lcpgateway_build_info{job="$job"}, instance)')
+        .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
+        .sort(models.VariableSort.ALPHABETICAL_ASC)
+        .multi(True)
+        .include_all(True)
+        .all_value(".+")
+        .current(models.VariableOption(selected=True, text="All", value="$__all")),
+    ]
+
+
+def build() -> str:
+    """Give the dashboard's JSON."""
+    board = (
+        dashboard.Dashboard("lcp-gateway")
+        .uid(UID)
+        .description("What the gateway buys, from whom, how fast, and what goes wrong.")
+        .tags(["lcp-gateway", "lightning", "openai"])
+        .timezone("browser")
+        .time("now-1h", "now")
+        .refresh("15s")
+        .readonly()
+        .tooltip(models.DashboardCursorSync.CROSSHAIR)
+        .variables(_variables())
+        .annotation(
+            dashboard.AnnotationQuery()
+            .name("Restarts")
+            .datasource(DATASOURCE)
+            .expr(f"changes({scoped('process_start_time_seconds')}[$__rate_interval]) > 0")
+            .enable(True)
+            .icon_color("orange")
+        )
+    )
+    ids = count(1)
+    for title, panels in (
+        ("At a glance", at_a_glance()),
+        ("Money", money()),
+        ("Latency", latency()),
+        ("Peers", peers()),
+        ("Errors", errors()),
+        ("Process", process()),
+    ):
+        # Fixed ids, so that a link to a panel goes on working.
+        board.with_row(dashboard.Row(title).id(next(ids)))
+        for panel in panels:
+            board.with_panel(panel.id(next(ids)))
+    return JSONEncoder(sort_keys=True, indent=2, ensure_ascii=False).encode(board.build()) + "\n"
+
+
+if __name__ == "__main__":
+    OUTPUT.write_text(build(), encoding="utf-8")
+    print(f"wrote {OUTPUT}", file=sys.stderr)

@@ -1,0 +1,88 @@
+"""The configuration reference, written from the model so that it cannot fall behind."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from lcp_gateway.config.settings import Group, Spec, specs
+
+_HEAD = """\
+# Configuration
+
+<!-- Written by scripts/gen-docs from lcp_gateway/config/settings.py. Edits here are lost. -->
+
+Every setting has a default, and each can be given in several ways. The first of these that names it wins:
+
+1. a flag of `lcp-gateway serve`
+2. an environment variable `LCP_GATEWAY_…`
+3. an environment variable `OPENAI_SERVE_…`, as for openai-serve, which this program replaces
+4. a TOML file: the one after `--config`, the one that `LCP_GATEWAY_CONFIG` names, or
+   `$XDG_CONFIG_HOME/lcp-gateway/config.toml` (`~/.config` where the variable is not set)
+5. the default
+
+An empty environment variable counts as unset. Unknown keys, unknown variables that begin with one of the two prefixes,
+and values that cannot be read are errors; all of them are reported at once. `lcp-gateway config show` prints what is in
+force and where each value came from.
+
+Secrets have no flag, because other users of a machine can read its command lines. Keep them in the environment or in a
+file that only the gateway may read.
+
+## How values are written
+
+| type | in the environment and as a flag | in TOML |
+| --- | --- | --- |
+| duration | seconds (`5`, `0.5`) or Go's form (`5s`, `500ms`, `1m30s`) | the same: a number or a text |
+| size | bytes (`65536`) or with a unit (`64KiB`, `1MiB`, `10MB`) | the same: a number or a text |
+| list | `a,b,c` | `["a", "b", "c"]` |
+| map | `key=value;key=value` | a table |
+| true or false | `true`, `false`, `1`, `0`, `yes`, `no`; as flags `--name` and `--no-name` | `true`, `false` |
+| address | `host:port`, `:port` for all interfaces, `[::1]:port` | the same |
+| gRPC address | `host:port` or `unix:/path` | the same |
+| peer id | 66 hexadecimal digits | the same |
+"""
+
+
+def docs_markdown() -> str:
+    """Give the text of docs/configuration.md."""
+    by_group: dict[Group, list[Spec]] = {group: [] for group in Group}
+    for spec in specs().values():
+        by_group[spec.group].append(spec)
+    sections = [
+        f"## {group}\n\n" + "\n".join(map(_entry, found)) for group, found in by_group.items()
+    ]
+    return _HEAD + "\n" + "\n".join(sections)
+
+
+def _entry(spec: Spec) -> str:
+    switch = f", `--no-{spec.flag[2:]}`" if spec.is_switch else ""
+    rows = [
+        ("type", spec.form.name + (" (secret)" if spec.secret else "")),
+        ("default", f"`{written(spec.default)}`" if spec.default not in ("", None) else "none"),
+        ("environment", f"`{spec.environment}`"),
+        ("openai-serve", f"`{spec.openai_serve}`" if spec.openai_serve else ""),
+        ("flag", f"`{spec.flag}`{switch}" if spec.flag else ""),
+    ]
+    lines = "\n".join(f"- {label}: {text}" for label, text in rows if text)
+    return f"### `{spec.name}`\n\n{spec.description}\n\n{lines}\n"
+
+
+def written(value: object) -> str:
+    """Write a value as it would stand in the TOML file."""
+    match value:
+        case None:
+            return '""'
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:g}"
+        case int():
+            return str(value)
+        case Mapping():
+            pairs = (f"{json.dumps(key)} = {written(item)}" for key, item in value.items())
+            return "{ " + ", ".join(pairs) + " }" if value else "{}"
+        case tuple() | list():
+            return "[" + ", ".join(map(written, value)) + "]"
+        case Path() | str():
+            return json.dumps(str(value), ensure_ascii=False)
+        case _:
+            raise TypeError(f"no written form for {type(value).__name__}")

@@ -1,0 +1,347 @@
+"""The written forms of values: how durations, sizes, addresses, lists and maps are read from text or TOML."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator
+
+MAX_PORT = 65_535
+
+_DURATION_UNITS_S: Mapping[str, float] = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,  # noqa: RUF001 - the micro sign, which Go accepts beside the Greek mu
+    "μs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+}
+_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")  # noqa: RUF001 - as above
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmg]i?b|b)?", re.IGNORECASE)
+_SIZE_UNITS: Mapping[str, int] = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+}
+_PEER_ID = re.compile(r"[0-9a-f]{66}")
+_METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
+_HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
+_BEARER_KEY = re.compile(r"[\x21-\x7e]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a type is called and written in the docs and in ``--help``."""
+
+    name: str
+    metavar: str
+
+
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    """Where a server listens. An empty host means all interfaces, port 0 any free port."""
+
+    host: str
+    port: int
+
+
+def parse_host_port(text: str) -> HostPort:
+    """Read ``host:port``, ``:port`` (all interfaces, as in Go) or ``[::1]:port``.
+
+    Raises:
+        ValueError: the text is none of these.
+    """
+    host, colon, port_text = text.strip().rpartition(":")
+    if not colon:
+        raise ValueError('must be "host:port", for example 127.0.0.1:8080')
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host or "[" in host or "]" in host:
+        raise ValueError('an IPv6 address stands in brackets, for example "[::1]:8080"')
+    if any(character.isspace() or character in "/@" for character in host):
+        raise ValueError('must be "host:port" without a scheme or a path')
+    if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > MAX_PORT:
+        raise ValueError(f"the port must be a number from 0 to {MAX_PORT}")
+    return HostPort(host, int(port_text))
+
+
+def parse_duration_s(value: object) -> float:
+    """Read seconds from a number, from digits, or from Go's form (``5s``, ``1m30s``, ``500ms``).
+
+    Raises:
+        ValueError: the value is none of these, negative, or not finite.
+    """
+    problem = ValueError('must be a duration: seconds, or a form such as "5s", "500ms" or "1m30s"')
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise problem
+    if isinstance(value, str):
+        text = value.strip()
+        try:
+            seconds = float(text)
+        except ValueError:
+            parts = _DURATION_PART.findall(text)
+            if not parts or "".join(number + unit for number, unit in parts) != text:
+                raise problem from None
+            seconds = sum(float(number) * _DURATION_UNITS_S[unit] for number, unit in parts)
+    else:
+        seconds = float(value)
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ValueError("must be a finite duration that is not negative")
+    return seconds
+
+
+def parse_size_bytes(value: object) -> int:
+    """Read a number of bytes from an integer or from a form such as ``1MiB``, ``64KiB`` or ``10MB``.
+
+    Raises:
+        ValueError: the value is none of these or no whole number of bytes.
+    """
+    problem = ValueError('must be a size: whole bytes, or a form such as "64KiB" or "1MiB"')
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise problem
+    if isinstance(value, int):
+        size = float(value)
+    else:
+        matched = _SIZE.fullmatch(value.strip().replace("_", ""))
+        if matched is None:
+            raise problem
+        size = float(matched[1]) * _SIZE_UNITS[(matched[2] or "").lower()]
+    if size < 0 or not size.is_integer() or size > 2**53:
+        raise problem
+    return int(size)
+
+
+def parse_count(value: object) -> int:
+    """Read a whole number that is not negative.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    problem = ValueError("must be a whole number, 0 or more")
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise problem
+    try:
+        count = int(value)
+    except ValueError:
+        raise problem from None
+    if not 0 <= count < 2**63:
+        raise problem
+    return count
+
+
+def _parse_number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("must be a number, 0 or more")  # noqa: TRY004 - pydantic collects ValueErrors
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError("must be a number, 0 or more") from None
+    if not math.isfinite(number) or number < 0:
+        raise ValueError("must be a number, 0 or more")
+    return number
+
+
+def _parse_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be text")  # noqa: TRY004 - pydantic collects ValueErrors
+    return value.strip()
+
+
+def _parse_listen(value: object) -> str:
+    text = _parse_text(value)
+    parse_host_port(text)
+    return text
+
+
+def _parse_optional_listen(value: object) -> str:
+    return _parse_listen(value) if _parse_text(value) else ""
+
+
+def _parse_grpc_target(value: object) -> str:
+    """Accept what gRPC dials: ``host:port``, ``unix:/path``, or a ``dns:///``, ``ipv4:``, ``ipv6:`` target."""
+    text = _parse_text(value)
+    scheme, colon, rest = text.partition(":")
+    if scheme == "unix" and colon:
+        if not rest.removeprefix("//"):
+            raise ValueError('a unix address needs a path, for example "unix:/run/lcpd.sock"')
+        return text
+    if text.startswith("/"):
+        raise ValueError('a socket is written "unix:/path"')
+    if "://" in text and scheme != "dns":
+        raise ValueError('must be "host:port" or "unix:/path", without a scheme such as http://')
+    if scheme in {"dns", "ipv4", "ipv6"} and colon and not rest.isdigit():
+        rest = rest.removeprefix("///")
+    else:
+        rest = text
+    where = parse_host_port(rest)
+    if not where.host or not where.port:
+        raise ValueError('must name a host and a port, for example "127.0.0.1:50051"')
+    return text
+
+
+def _parse_optional_grpc_listen(value: object) -> str:
+    text = _parse_text(value)
+    if text.startswith("unix:"):
+        return _parse_grpc_target(text)
+    return _parse_listen(text) if text else ""
+
+
+def _parse_peer_id(value: object) -> str:
+    text = _parse_text(value).lower()
+    if not _PEER_ID.fullmatch(text):
+        raise ValueError("a peer id is 66 hexadecimal digits (the node's public key)")
+    return text
+
+
+def _parse_optional_peer_id(value: object) -> str:
+    return _parse_peer_id(value) if _parse_text(value) else ""
+
+
+def _parse_list(value: object) -> tuple[str, ...]:
+    """Split at commas, or take an array of texts; blanks and repeats are dropped."""
+    if isinstance(value, str):
+        items: Iterable[object] = value.split(",")
+    elif isinstance(value, list | tuple):
+        items = value
+    else:
+        raise ValueError("must be a comma-separated list or an array of texts")  # noqa: TRY004 - as above
+    texts = [_parse_text(item) for item in items]
+    return tuple(dict.fromkeys(text for text in texts if text))
+
+
+def _parse_bearer_keys(value: object) -> tuple[str, ...]:
+    keys = _parse_list(value)
+    for number, key in enumerate(keys, start=1):
+        if not _BEARER_KEY.fullmatch(key):
+            # The key itself stays out of the message.
+            raise ValueError(f"key number {number} holds a character that no header can carry")
+    return keys
+
+
+def _parse_origins(value: object) -> tuple[str, ...]:
+    origins = _parse_list(value)
+    for origin in origins:
+        if origin == "*":
+            continue
+        parts = urlsplit(origin)
+        if parts.scheme not in {"http", "https"} or f"{parts.scheme}://{parts.netloc}" != origin:
+            raise ValueError('an origin is "*" or written as "https://chat.example.com"')
+    return origins
+
+
+def _pairs(value: object, *, last_equals: bool) -> list[tuple[str, str]]:
+    """Read a table, or ``key=value;key=value``; with ``last_equals`` the key may hold the sign itself."""
+    if isinstance(value, Mapping):
+        return [(_parse_text(key), _parse_text(item)) for key, item in value.items()]
+    if not isinstance(value, str):
+        raise ValueError('must be a table or "key=value;key=value"')  # noqa: TRY004 - as above
+    pairs = []
+    for number, part in enumerate(filter(str.strip, value.split(";")), start=1):
+        key, equals, item = part.rpartition("=") if last_equals else part.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f'entry number {number} is not "key=value"')
+        pairs.append((key.strip(), item.strip()))
+    return pairs
+
+
+def _unique(pairs: list[tuple[str, str]]) -> dict[str, str]:
+    if len(found := dict(pairs)) != len(pairs):
+        raise ValueError("a key stands there twice")
+    return found
+
+
+def _parse_model_map(value: object) -> dict[str, str]:
+    """A model's name may hold "=", a peer id never does."""
+    found = _unique(_pairs(value, last_equals=True))
+    if not all(found):
+        raise ValueError("a model has no name")
+    bad = [model for model, peer in found.items() if not _PEER_ID.fullmatch(peer.lower())]
+    if bad:
+        raise ValueError(
+            f"the peer of model {bad[0]!r:.80} is no peer id: 66 hexadecimal digits are needed"
+        )
+    return {model: peer.lower() for model, peer in found.items()}
+
+
+def _parse_metadata(value: object) -> dict[str, str]:
+    """Values are often secrets: no message repeats one."""
+    found = _unique([(key.lower(), item) for key, item in _pairs(value, last_equals=False)])
+    for number, (key, item) in enumerate(found.items(), start=1):
+        if not _METADATA_KEY.fullmatch(key) or key.startswith("grpc-") or key.endswith("-bin"):
+            raise ValueError(f"key number {number} is no name for plain gRPC metadata")
+        if not _HEADER_VALUE.fullmatch(item):
+            raise ValueError(f"value number {number} holds a character that no header can carry")
+    return found
+
+
+def _parse_file(value: object) -> Path | None:
+    if isinstance(value, Path):
+        return value
+    text = _parse_text(value) if value is not None else ""
+    return Path(text).expanduser() if text else None
+
+
+def _parse_level(value: object) -> str:
+    text = _parse_text(value).lower()
+    return "warn" if text == "warning" else text
+
+
+def _lower(value: object) -> str:
+    return _parse_text(value).lower()
+
+
+def _parse_backend(value: object) -> str:
+    text = _parse_text(value)
+    if text == "echo":
+        return text
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError('must be "echo" or a base URL such as "http://127.0.0.1:11434/v1"')
+    if parts.username or parts.password:
+        raise ValueError("a key belongs into node_backend_api_key, not into the URL")
+    return text.rstrip("/")
+
+
+def _written(parse: Callable[[object], object]) -> BeforeValidator:
+    return BeforeValidator(parse)
+
+
+Text = Annotated[str, Form("text", "TEXT"), _written(_parse_text)]
+Listen = Annotated[str, Form("address", "HOST:PORT"), _written(_parse_listen)]
+OptionalListen = Annotated[str, Form("address", "HOST:PORT"), _written(_parse_optional_listen)]
+GrpcTarget = Annotated[str, Form("gRPC address", "ADDRESS"), _written(_parse_grpc_target)]
+OptionalGrpcListen = Annotated[
+    str, Form("gRPC address", "ADDRESS"), _written(_parse_optional_grpc_listen)
+]
+Duration = Annotated[float, Form("duration", "DURATION"), _written(parse_duration_s)]
+Size = Annotated[int, Form("size", "BYTES"), _written(parse_size_bytes)]
+Count = Annotated[int, Form("whole number", "N"), _written(parse_count)]
+Number = Annotated[float, Form("number", "N"), _written(_parse_number)]
+Switch = Annotated[bool, Form("true or false", "")]
+OptionalPeerId = Annotated[str, Form("peer id", "PEER_ID"), _written(_parse_optional_peer_id)]
+Names = Annotated[tuple[str, ...], Form("list", "A,B"), _written(_parse_list)]
+BearerKeys = Annotated[tuple[str, ...], Form("list", "A,B"), _written(_parse_bearer_keys)]
+Origins = Annotated[tuple[str, ...], Form("list", "A,B"), _written(_parse_origins)]
+ModelMap = Annotated[Mapping[str, str], Form("map", "MODEL=PEER;…"), _written(_parse_model_map)]
+Metadata = Annotated[Mapping[str, str], Form("map", "KEY=VALUE;…"), _written(_parse_metadata)]
+OptionalFile = Annotated[Path | None, Form("file", "FILE"), _written(_parse_file)]
+LogLevel = Annotated[
+    Literal["debug", "info", "warn", "error"],
+    Form("debug, info, warn or error", "LEVEL"),
+    _written(_parse_level),
+]
+LogFormat = Annotated[
+    Literal["auto", "console", "json"], Form("auto, console or json", "FORMAT"), _written(_lower)
+]
+Backend = Annotated[str, Form('"echo" or a URL', "BACKEND"), _written(_parse_backend)]

@@ -1,0 +1,184 @@
+"""The places a setting may come from, each read into a layer that remembers the origin of every value."""
+
+import difflib
+import enum
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from lcp_gateway.config.settings import ENVIRONMENT_PREFIX, OPENAI_SERVE_PREFIX, Spec
+
+CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
+
+# Codex and other clients read this one (`env_key`): it says nothing to the gateway.
+_CLIENT_VARIABLES = frozenset({"OPENAI_SERVE_API_KEY"})
+_RETIRED_VARIABLES = frozenset({"OPENAI_SERVE_MAX_PROMPT_BYTES"})
+_GROUP_AND_OTHERS_READ = 0o044
+
+
+class SourceKind(enum.StrEnum):
+    """The kinds of source, strongest first."""
+
+    FLAG = "flag"
+    ENVIRONMENT = "environment"
+    OPENAI_SERVE = "openai-serve environment"
+    FILE = "file"
+    DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a value came from: ``where`` names the flag, the variable, or the file and key."""
+
+    kind: SourceKind
+    where: str
+
+    def __str__(self) -> str:
+        """Name the source as a person would look for it."""
+        return self.where or self.kind.value
+
+
+DEFAULT_SOURCE = Source(SourceKind.DEFAULT, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value as it was written, with its origin."""
+
+    value: object
+    source: Source
+
+
+@dataclass(slots=True)
+class Layer:
+    """What one source gave, and what was wrong or odd about it."""
+
+    given: dict[str, Given] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def from_flags(
+    flags: Mapping[str, object],
+    specs: Mapping[str, Spec],
+    *,
+    flag_names: Mapping[str, str] = MappingProxyType({}),
+) -> Layer:
+    """Read flags by the name of their setting; ``None`` means that the flag was not given.
+
+    ``flag_names`` are the flags of a command that calls some settings by a shorter name.
+    """
+    layer = Layer()
+    for name, value in flags.items():
+        if value is None:
+            continue
+        spec = specs.get(name)
+        flag = flag_names.get(name) or "--" + name.replace("_", "-")
+        if spec is None or not spec.flag:
+            known = (known_spec.flag for known_spec in specs.values() if known_spec.flag)
+            layer.problems.append(f"{flag}: unknown flag{nearest(flag, known)}")
+            continue
+        if value is False:
+            flag = "--no-" + flag.removeprefix("--")
+        layer.given[name] = Given(value, Source(SourceKind.FLAG, flag))
+    return layer
+
+
+def from_environment(environ: Mapping[str, str], specs: Mapping[str, Spec]) -> Layer:
+    """Read the gateway's own variables. Empty ones count as unset."""
+    known = {spec.environment: name for name, spec in specs.items()}
+    layer = Layer()
+    for variable, value in _with_prefix(environ, ENVIRONMENT_PREFIX):
+        if name := known.get(variable):
+            layer.given[name] = Given(value, Source(SourceKind.ENVIRONMENT, variable))
+        elif variable != CONFIG_VARIABLE:
+            hint = nearest(variable, [*known, CONFIG_VARIABLE])
+            layer.problems.append(f"{variable}: unknown environment variable{hint}")
+    return layer
+
+
+def from_openai_serve(environ: Mapping[str, str], specs: Mapping[str, Spec]) -> Layer:
+    """Read the variables of the Go program that the gateway replaces. Empty ones count as unset."""
+    known = {spec.openai_serve: name for name, spec in specs.items() if spec.openai_serve}
+    layer = Layer()
+    for variable, value in _with_prefix(environ, OPENAI_SERVE_PREFIX):
+        if name := known.get(variable):
+            layer.given[name] = Given(value, Source(SourceKind.OPENAI_SERVE, variable))
+        elif variable in _RETIRED_VARIABLES:
+            layer.warnings.append(
+                f"{variable} is no longer used and has no effect; see max_body_bytes"
+            )
+        elif variable not in _CLIENT_VARIABLES:
+            hint = nearest(variable, known)
+            layer.problems.append(f"{variable}: unknown environment variable{hint}")
+    return layer
+
+
+def from_file(path: Path, specs: Mapping[str, Spec], *, named_by: str = "") -> Layer:
+    """Read a TOML file whose keys are the names of the settings; ``named_by`` says who asked for it."""
+    layer = Layer()
+    try:
+        text = path.read_text(encoding="utf-8")
+        mode = path.stat().st_mode
+    except UnicodeDecodeError:
+        layer.problems.append(f"{path}: the file is not UTF-8 text")
+        return layer
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        asked = f" (from {named_by})" if named_by else ""
+        layer.problems.append(f"{path}{asked}: cannot be read: {reason}")
+        return layer
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        layer.problems.append(f"{path}: not valid TOML: {error}")
+        return layer
+    for key, value in table.items():
+        if key in specs:
+            layer.given[key] = Given(value, Source(SourceKind.FILE, f"{path}: {key}"))
+        else:
+            layer.problems.append(f"{path}: {key}: unknown key{nearest(key, specs)}")
+    if mode & _GROUP_AND_OTHERS_READ and any(specs[name].secret for name in layer.given):
+        layer.warnings.append(f"{path} holds a secret and other users may read it: chmod 600")
+    return layer
+
+
+def file_to_read(environ: Mapping[str, str], chosen: Path | None) -> tuple[Path | None, str]:
+    """Find the TOML file: the chosen one, the one that the environment names, or the user's own if it exists.
+
+    Gives the path, or ``None`` where there is nothing to read, and a prefix that says who named the file.
+    """
+    if chosen is not None:
+        return chosen.expanduser(), "--config"
+    if named := environ.get(CONFIG_VARIABLE):
+        return Path(named).expanduser(), CONFIG_VARIABLE
+    usual = default_file(environ)
+    return (usual if usual.exists() else None), ""
+
+
+def default_file(environ: Mapping[str, str]) -> Path:
+    """Give the place of the user's own file, by the XDG rules or those of the platform."""
+    base = environ.get("XDG_CONFIG_HOME", "")
+    # The XDG specification says to ignore a relative path.
+    if base and Path(base).is_absolute():
+        return Path(base) / "lcp-gateway" / "config.toml"
+    import platformdirs  # noqa: PLC0415 - costs 20 ms, and most machines set the variable or need it once
+
+    return platformdirs.user_config_path("lcp-gateway", appauthor=False) / "config.toml"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Give ``; did you mean X?`` for the closest known name, or nothing."""
+    folded = {candidate.lower().replace("-", "_"): candidate for candidate in known}
+    found = difflib.get_close_matches(name.lower().replace("-", "_"), folded, n=1, cutoff=0.6)
+    return f"; did you mean {folded[found[0]]}?" if found else ""
+
+
+def _with_prefix(environ: Mapping[str, str], prefix: str) -> list[tuple[str, str]]:
+    return sorted(
+        (variable, value)
+        for variable, value in environ.items()
+        if variable.startswith(prefix) and value.strip()
+    )

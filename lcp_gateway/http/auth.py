@@ -1,0 +1,45 @@
+"""Bearer keys: who may ask."""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+
+from lcp_gateway.http.errors import ApiError
+
+
+class BearerKeys:
+    """A list of keys, any of which lets a request in; an empty list lets everyone in."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = tuple(_digest(key) for key in keys)
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def check(self, authorization: str | None) -> None:
+        """Let an ``Authorization`` header pass.
+
+        The time taken does not tell which key came close: digests of equal length are compared, and all of them.
+
+        Raises:
+            ApiError: 401.
+        """
+        if not self._digests:
+            return
+        scheme, _, key = (authorization or "").partition(" ")
+        presented = _digest(key.strip())
+        found = False
+        for digest in self._digests:
+            found |= hmac.compare_digest(digest, presented)
+        if not found or scheme.lower() != "bearer":
+            raise ApiError(
+                401,
+                "a valid API key is needed: Authorization: Bearer <key>",
+                code="invalid_api_key",
+                reason="auth",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,52 @@
+"""CORS: which web pages may call. None unless the operator names their origins."""
+
+from collections.abc import Iterable
+
+from aiohttp import web
+
+_ALLOW_METHODS = "GET, POST, DELETE, OPTIONS"
+_EXPOSED = (
+    "x-request-id, openai-processing-ms, retry-after, x-should-retry, X-Lcp-Payment, X-Lcp-Peer-Id, "
+    "X-Lcp-Job-Id, X-Lcp-Price-Msat, X-Lcp-Terms-Hash"
+)
+_MAX_AGE_S = 600
+
+
+class Cors:
+    """The origins that may call; ``*`` means any."""
+
+    def __init__(self, origins: Iterable[str]) -> None:
+        self._origins = frozenset(origins)
+
+    def headers_for(self, origin: str | None) -> dict[str, str]:
+        """Give the headers that let ``origin`` read an answer; none for one that may not."""
+        if not self._origins or origin is None:
+            return {}
+        if "*" in self._origins:
+            return {
+                "Access-Control-Allow-Origin": "*",
+                "Access-Control-Expose-Headers": _EXPOSED,
+            }
+        if origin in self._origins:
+            return {
+                "Access-Control-Allow-Origin": origin,
+                "Access-Control-Expose-Headers": _EXPOSED,
+                "Vary": "Origin",
+            }
+        return {"Vary": "Origin"}
+
+    def preflight(self, request: web.Request) -> web.Response | None:
+        """Answer a browser's question before it calls; None if this is no such question from an allowed origin."""
+        if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
+            return None
+        if "Access-Control-Allow-Origin" not in self.headers_for(request.headers.get("Origin")):
+            return None
+        asked = request.headers.get("Access-Control-Request-Headers", "authorization, content-type")
+        return web.Response(
+            status=204,
+            headers={
+                "Access-Control-Allow-Methods": _ALLOW_METHODS,
+                "Access-Control-Allow-Headers": asked,
+                "Access-Control-Max-Age": str(_MAX_AGE_S),
+            },
+        )

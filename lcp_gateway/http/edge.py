@@ -1,0 +1,185 @@
+"""The outermost middleware: request ids, keys, CORS, errors, and what is counted and logged of every exchange."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from structlog.contextvars import bound_contextvars
+from structlog.typing import FilteringBoundLogger
+
+from lcp_gateway.http.auth import BearerKeys
+from lcp_gateway.http.cors import Cors
+from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, internal_error, of_http_exception
+from lcp_gateway.http.exchange import EXCHANGE, Exchange, request_id_of
+from lcp_gateway.purchase.states import State, Verdict
+from lcp_gateway.telemetry.metrics import Metrics
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_BYTES_PER_TOKEN = 4
+_UNPAID = frozenset({State.QUOTED, State.REFUSED, State.EXPIRED})
+_OUTCOMES = {State.NOT_PAID: "not_paid", State.UNKNOWN: "unknown", State.PAYING: "unknown"}
+
+
+class Edge:
+    """Wraps every handler."""
+
+    def __init__(
+        self,
+        *,
+        keys: BearerKeys,
+        cors: Cors,
+        metrics: Metrics,
+        log: FilteringBoundLogger,
+        open_paths: frozenset[str],
+        max_header_bytes: int,
+    ) -> None:
+        """``open_paths`` need no key."""
+        self._keys = keys
+        self._cors = cors
+        self._metrics = metrics
+        self._log = log
+        self._open_paths = open_paths
+        self._max_header_bytes = max_header_bytes
+
+    def middleware(self) -> Any:
+        """Give the middleware for the application."""
+
+        @web.middleware
+        async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
+            exchange = Exchange(request_id_of(request.headers.get("x-request-id")))
+            resource = request.match_info.route.resource
+            if resource is not None:
+                exchange.endpoint = resource.canonical
+            request[EXCHANGE] = exchange
+            with bound_contextvars(request_id=exchange.request_id):
+                return await self._answer(request, handler, exchange)
+
+        return edge
+
+    async def on_response_prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Put the headers on that every answer carries."""
+        exchange = request[EXCHANGE]
+        headers = response.headers
+        headers["x-request-id"] = exchange.request_id
+        headers["Server"] = "lcp-gateway"
+        headers["openai-processing-ms"] = str(round(exchange.elapsed_s() * 1000))
+        if PAYMENT_HEADER not in headers:
+            headers[PAYMENT_HEADER] = Verdict.NONE.value
+        if cors := self._cors.headers_for(request.headers.get("Origin")):
+            headers.update(cors)
+
+    async def _answer(
+        self, request: web.Request, handler: Handler, exchange: Exchange
+    ) -> web.StreamResponse:
+        status = 499  # as nginx logs a client that went away before its answer
+        try:
+            response = await self._guarded(request, handler, exchange)
+            status = response.status
+            return response
+        finally:
+            self._account(exchange, status)
+
+    async def _guarded(
+        self, request: web.Request, handler: Handler, exchange: Exchange
+    ) -> web.StreamResponse:
+        try:
+            self._check_headers(request)
+            if preflight := self._cors.preflight(request):
+                return preflight
+            if request.path not in self._open_paths:
+                self._keys.check(request.headers.get("Authorization"))
+            return await handler(request)
+        except ApiError as error:
+            return self._refuse(error, exchange)
+        except web.HTTPException as error:
+            return self._refuse(of_http_exception(error), exchange)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug must still become an answer that says what was paid
+            self._log.error("unexpected error", exc_info=error)
+            quote = exchange.purchase.quote if exchange.purchase else None
+            return self._refuse(internal_error(exchange.verdict, quote), exchange)
+
+    def _check_headers(self, request: web.Request) -> None:
+        size = sum(len(name) + len(value) + 4 for name, value in request.raw_headers)
+        if size > self._max_header_bytes:
+            raise ApiError(
+                431,
+                f"the headers are larger than {self._max_header_bytes} bytes",
+                code="headers_too_large",
+                reason="too_large",
+                headers={"Connection": "close"},
+            )
+
+    def _refuse(self, error: ApiError, exchange: Exchange) -> web.Response:
+        exchange.problem = error.code or str(error.status)
+        if error.reason:
+            self._metrics.refusal(error.reason)
+        response = error.response()
+        if error.headers.get("Connection") == "close":
+            response.force_close()
+        return response
+
+    def _account(self, exchange: Exchange, status: int) -> None:
+        verdict = exchange.verdict
+        self._metrics.request(
+            exchange.endpoint,
+            exchange.model,
+            status,
+            verdict.value,
+            exchange.stream,
+            exchange.elapsed_s(),
+        )
+        if exchange.purchase is not None and exchange.purchase.state not in _UNPAID:
+            self._account_payment(exchange)
+        if exchange.operation:
+            self._log_job(exchange, status)
+        else:
+            self._log.debug(
+                "request", endpoint=exchange.endpoint, status=status, problem=exchange.problem
+            )
+
+    def _account_payment(self, exchange: Exchange) -> None:
+        purchase = exchange.purchase
+        assert purchase is not None  # noqa: S101 - asked by the caller
+        quote = purchase.quote
+        outcome = _OUTCOMES.get(purchase.state, "settled")
+        self._metrics.payment(outcome, quote.peer_id, exchange.model, quote.price_msat)
+        if purchase.state is State.UNDELIVERED:
+            self._metrics.undelivered(quote.peer_id, quote.price_msat)
+
+    def _log_job(self, exchange: Exchange, status: int) -> None:
+        fields: dict[str, object] = {
+            "status": status,
+            "model": exchange.model,
+            "stream": exchange.stream,
+            "payment": exchange.verdict.value,
+            "request_bytes": exchange.request_bytes,
+            "request_tokens_approx": exchange.request_bytes // _BYTES_PER_TOKEN,
+            "total_ms": round(exchange.elapsed_s() * 1000),
+        }
+        if exchange.purchase is not None:
+            quote = exchange.purchase.quote
+            fields["state"] = exchange.purchase.state.value
+            fields["peer_id"] = quote.peer_id
+            fields["job_id"] = quote.job_id.hex()
+            fields["price_msat"] = quote.price_msat
+            fields["terms_hash"] = quote.terms_hash.hex()
+        if exchange.quote_s is not None:
+            fields["quote_ms"] = round(exchange.quote_s * 1000)
+        if exchange.execute_s is not None:
+            fields["execute_ms"] = round(exchange.execute_s * 1000)
+            size, tokens = exchange.result_bytes, exchange.result_bytes // _BYTES_PER_TOKEN
+            what = "streamed" if exchange.stream else "completion"
+            fields[f"{what}_bytes"] = size
+            fields[f"{what}_tokens_approx"] = tokens
+            fields["total_tokens_approx"] = (exchange.request_bytes // _BYTES_PER_TOKEN) + tokens
+        if exchange.problem:
+            fields["problem"] = exchange.problem
+        if exchange.problem and exchange.verdict is not Verdict.NONE:
+            # Money has left, or may have, and no whole answer came of it.
+            self._log.warning(exchange.operation, **fields)
+        else:
+            self._log.info(exchange.operation, **fields)

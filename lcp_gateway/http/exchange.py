@@ -1,0 +1,50 @@
+"""One HTTP exchange: what is known of it while it is answered, for its headers, its metrics and its log line."""
+
+import re
+import secrets
+import time
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.states import Verdict
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request and what came of it. Times are readings of a monotonic clock, in seconds."""
+
+    request_id: str
+    started: float = field(default_factory=time.monotonic)
+    endpoint: str = "unmatched"
+    operation: str = ""
+    model: str = ""
+    stream: bool = False
+    request_bytes: int = 0
+    result_bytes: int = 0
+    purchase: Purchase | None = None
+    quote_s: float | None = None
+    execute_s: float | None = None
+    problem: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What can be said of the money now."""
+        return Verdict.NONE if self.purchase is None else self.purchase.verdict
+
+    def elapsed_s(self) -> float:
+        """Time since the request's head was read."""
+        return time.monotonic() - self.started
+
+
+EXCHANGE = web.RequestKey("exchange", Exchange)
+
+
+def request_id_of(claimed: str | None) -> str:
+    """Give the client's id if it is sane (1 to 128 harmless characters), else one of our own."""
+    if claimed and _SANE_ID.fullmatch(claimed):
+        return claimed
+    return f"req_{secrets.token_hex(16)}"

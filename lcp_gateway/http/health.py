@@ -1,0 +1,52 @@
+"""GET /healthz, /readyz and /metrics: alive, able to serve, and the numbers."""
+
+import orjson
+from aiohttp import web
+
+from lcp_gateway.http.catalog_source import CatalogSource
+from lcp_gateway.http.jobs import Jobs
+from lcp_gateway.telemetry.metrics import Metrics
+
+
+class Health:
+    """Serves what monitoring asks."""
+
+    def __init__(self, *, catalog: CatalogSource, jobs: Jobs, metrics: Metrics) -> None:
+        self._catalog = catalog
+        self._jobs = jobs
+        self._metrics = metrics
+
+    async def healthz(self, _request: web.Request) -> web.Response:
+        """Serve GET /healthz: the process is alive."""
+        return web.Response(body=b'{"status":"ok"}', content_type="application/json")
+
+    async def readyz(self, _request: web.Request) -> web.Response:
+        """Serve GET /readyz: 200 when a request could be bought now, else 503 with the reasons."""
+        problem = self._catalog.problem
+        peers = len(self._catalog.catalog.providers)
+        reasons = []
+        if self._jobs.draining:
+            reasons.append("the gateway is shutting down")
+        if problem is not None:
+            reasons.append(f"the daemon cannot be used: {problem.status}: {problem.message}")
+        elif not peers:
+            reasons.append("no peers are connected")
+        report = {
+            "status": "unavailable" if reasons else "ready",
+            "reasons": reasons,
+            "daemon": {"reachable": problem is None},
+            "peers": peers,
+            "snapshot_age_s": round(self._catalog.age_s, 3),
+            "jobs_in_flight": len(self._jobs),
+        }
+        return web.Response(
+            status=503 if reasons else 200,
+            body=orjson.dumps(report),
+            content_type="application/json",
+            headers={"Cache-Control": "no-store"},
+        )
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Serve GET /metrics in the format that the scraper asks for."""
+        body, content_type = self._metrics.render(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})

@@ -1,0 +1,101 @@
+"""The jobs under way: how many there may be, and how they end when the gateway does."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.telemetry.metrics import Metrics
+
+# What an ended job may take to tell its client.
+_ABORT_S = 6.0
+
+
+class Job:
+    """One request that may pay, from before its quote until its last byte."""
+
+    __slots__ = ("_task", "aborted")
+
+    def __init__(self, task: "asyncio.Task[object]") -> None:
+        self._task = task
+        self.aborted = False
+
+    def abort(self) -> None:
+        """End it because the gateway ends: its handler is cancelled and can tell the client why."""
+        self.aborted = True
+        self._task.cancel()
+
+
+class Jobs:
+    """Admits jobs up to a limit (0 means none), and lets them finish before the gateway ends."""
+
+    def __init__(self, limit: int, metrics: Metrics) -> None:
+        self._limit = limit
+        self._metrics = metrics
+        self._running: set[Job] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._hurry = asyncio.Event()
+        self.draining = False
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    @contextmanager
+    def admit(self) -> Iterator[Job]:
+        """Hold a place while a job runs in the current task.
+
+        Raises:
+            ApiError: 503 while the gateway is ending, 429 when all places are taken.
+        """
+        if self.draining:
+            raise ApiError(
+                503,
+                "the gateway is shutting down",
+                code="shutting_down",
+                retry=True,
+                reason="draining",
+                headers={"Connection": "close"},
+            )
+        if self._limit and len(self._running) >= self._limit:
+            raise ApiError(
+                429,
+                f"{self._limit} requests are under way, which is this gateway's limit",
+                code="rate_limit_exceeded",
+                retry=True,
+                reason="concurrency",
+            )
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - handlers run in tasks
+        job = Job(task)
+        self._running.add(job)
+        self._idle.clear()
+        self._metrics.job_started()
+        try:
+            yield job
+        finally:
+            self._metrics.job_ended()
+            self._running.discard(job)
+            if not self._running:
+                self._idle.set()
+
+    async def drain(self, grace_s: float) -> int:
+        """Take no new jobs, wait ``grace_s`` for those that run, then end them; gives how many were ended."""
+        self.draining = True
+        await self._wait_idle(grace_s)
+        left = list(self._running)
+        for job in left:
+            job.abort()
+        self._hurry.clear()
+        await self._wait_idle(_ABORT_S)
+        return len(left)
+
+    def hurry(self) -> None:
+        """Cut the grace time short."""
+        self._hurry.set()
+
+    async def _wait_idle(self, timeout_s: float) -> None:
+        waits = [asyncio.create_task(event.wait()) for event in (self._idle, self._hurry)]
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()

@@ -1,0 +1,136 @@
+"""The connection level: what never becomes a request still gets an answer in OpenAI's shape, and slow heads an end."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.http.exchange import request_id_of
+
+
+class GatewayProtocol(web.RequestHandler):
+    """One connection. Beyond aiohttp's own: bounds the time a request's head may take, and shapes parse errors."""
+
+    __slots__ = ("_head_timeout_s", "_head_timer", "_on_refused")
+
+    def __init__(
+        self,
+        manager: web.Server,
+        *,
+        head_timeout_s: float,
+        on_refused: Callable[[int], None],
+        **options: Any,
+    ) -> None:
+        super().__init__(manager, **options)
+        self._head_timeout_s = head_timeout_s
+        self._on_refused = on_refused
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes; the first of a head start its clock, and the head's end stops it."""
+        super().data_received(data)
+        if self._messages or self._waiter is None or self._waiter.done():
+            self._stop_timer()
+        elif self._head_timer is None:
+            self._head_timer = self._loop.call_later(self._head_timeout_s, self._head_is_late)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Stop the clock and let go."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what could not be parsed, or what broke below the application. Closes the connection.
+
+        aiohttp's own message quotes the bytes that it refused, so neither the answer nor a log repeats it.
+        """
+        del message
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun already")
+        error = _of_parse_error(status, exc)
+        self._on_refused(error.status)
+        response = error.response()
+        response.headers["x-request-id"] = request_id_of(None)
+        response.force_close()
+        return response
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        self._on_refused(408)
+        if self.transport is not None and not self.transport.is_closing():
+            answer = ApiError(
+                408, "the request's head took too long", code="request_timeout", retry=True
+            )
+            self.transport.write(_raw(answer))
+        self.force_close()
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+def _of_parse_error(status: int, exc: BaseException | None) -> ApiError:
+    if isinstance(exc, LineTooLong):
+        if "url" in str(exc.args).lower() or "status line" in str(exc.args).lower():
+            return ApiError(414, "the request's target is too long", code="uri_too_long")
+        return ApiError(431, "a header is too long", code="headers_too_large")
+    if status == 400:  # noqa: PLR2004 - the status that aiohttp gives to whatever it cannot parse
+        return ApiError(400, "this is not a request that can be read", code="malformed_request")
+    return ApiError(status, "the request could not be handled", code="internal_error")
+
+
+def _raw(error: ApiError) -> bytes:
+    """Write an answer without aiohttp's help: here no request exists that it could answer."""
+    response = error.response()
+    body = response.body
+    assert isinstance(body, bytes)  # noqa: S101 - ApiError writes bytes
+    lines = [
+        f"HTTP/1.1 {response.status} {response.reason}",
+        *(f"{name}: {value}" for name, value in response.headers.items()),
+        f"x-request-id: {request_id_of(None)}",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    ]
+    return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + body
+
+
+class GatewayServer(web.Server):
+    """Makes a ``GatewayProtocol`` for each connection."""
+
+    def __init__(self, *args: Any, protocol_options: dict[str, Any], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._protocol_options = protocol_options
+
+    def __call__(self) -> web.RequestHandler:
+        """Give the protocol for a new connection."""
+        return GatewayProtocol(self, loop=self._loop, **self._protocol_options)
+
+
+class GatewayRunner(web.AppRunner):
+    """Runs the application behind a ``GatewayServer``."""
+
+    __slots__ = ("_protocol_options",)
+
+    def __init__(self, app: web.Application, *, protocol_options: dict[str, Any]) -> None:
+        # The application drains its jobs before it is cleaned up, so nothing is left to wait for here.
+        super().__init__(app, shutdown_timeout=1.0)
+        self._protocol_options = protocol_options
+
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        return GatewayServer(
+            server.request_handler,
+            request_factory=server.request_factory,
+            handler_cancellation=True,
+            protocol_options=self._protocol_options,
+        )

@@ -1,0 +1,133 @@
+"""Relays a paid stream to the client: its bytes as they come, and never a clean end unless all of them came."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+import orjson
+from aiohttp import web
+
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.purchase.task import TaskKind
+
+_HEARTBEAT = b": heartbeat\n\n"
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+# How long an answer that was broken off may take to leave before the connection is torn down.
+_FLUSH_S = 5.0
+_SAFE_HEADER = re.compile(r"[\x20-\x7e]{1,256}")
+
+
+def is_event_stream(content_type: str) -> bool:
+    """Tell whether a content type is server-sent events."""
+    return content_type.partition(";")[0].strip().lower() == "text/event-stream"
+
+
+def safe_header(value: str, otherwise: str) -> str:
+    """Give a provider's header value if it may stand in a header as it is, else ``otherwise``."""
+    value = value.strip()
+    return value if _SAFE_HEADER.fullmatch(value) else otherwise
+
+
+class Relay:
+    """Writes one streamed answer."""
+
+    def __init__(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        *,
+        kind: TaskKind,
+        heartbeat_s: float,
+        on_bytes: Callable[[int], None],
+    ) -> None:
+        """``on_bytes`` is told how many of the result's bytes were just written."""
+        self._request = request
+        self._response = response
+        self._kind = kind
+        self._heartbeat_s = heartbeat_s
+        self._on_bytes = on_bytes
+        self._sse = is_event_stream(response.content_type)
+
+    @property
+    def begun(self) -> bool:
+        """Tell whether the answer's head is out, so that an error can no longer be an answer of its own."""
+        return self._response.prepared
+
+    async def run(self, chunks: AsyncGenerator[bytes, None]) -> None:
+        """Write all chunks, then the end.
+
+        Waits for the first chunk before the head goes out: what fails before it is an ordinary error answer.
+
+        Raises:
+            whatever ``chunks`` raises, and ConnectionResetError when the client is gone.
+        """
+        source = self._with_heartbeats(chunks) if self._heartbeat_s and self._sse else chunks
+        response = self._response
+        async with aclosing(chunks), aclosing(source):
+            async for chunk in source:
+                if not response.prepared:
+                    await response.prepare(self._request)
+                await response.write(chunk)
+                if chunk is not _HEARTBEAT:
+                    self._on_bytes(len(chunk))
+        if not response.prepared:
+            await response.prepare(self._request)
+        await response.write_eof()
+
+    async def break_off(self, error: ApiError) -> None:
+        """End an answer that has begun: say why, if the client reads events, and close without the end of the body."""
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            return
+        try:
+            if self._sse:
+                async with asyncio.timeout(_FLUSH_S):
+                    await self._response.write(_error_event(self._kind, error))
+        except (ConnectionError, TimeoutError):
+            transport.abort()
+            return
+        # close() sends what is written and then ends the connection: no last chunk, so nobody takes it for whole.
+        transport.close()
+        asyncio.get_running_loop().call_later(_FLUSH_S, transport.abort)
+
+    async def _with_heartbeats(
+        self, chunks: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
+        """Put a comment between events while nothing comes; never inside one."""
+        tail = b"\n\n"
+        pending = asyncio.ensure_future(anext(chunks, None))
+        try:
+            while True:
+                done, _ = await asyncio.wait({pending}, timeout=self._heartbeat_s)
+                if not done:
+                    if tail.endswith(_EVENT_ENDS):
+                        yield _HEARTBEAT
+                    continue
+                chunk = pending.result()
+                if chunk is None:
+                    return
+                yield chunk
+                tail = (tail + chunk)[-4:]
+                pending = asyncio.ensure_future(anext(chunks, None))
+        finally:
+            if not pending.done():
+                pending.cancel()
+                await asyncio.wait({pending})
+
+
+def _error_event(kind: TaskKind, error: ApiError) -> bytes:
+    """Write an error as an event; the empty line before it ends an event that was cut."""
+    body = error.as_object()
+    if kind is TaskKind.RESPONSES:
+        data = orjson.dumps(
+            {
+                "type": "error",
+                "code": body["code"],
+                "message": body["message"],
+                "param": body["param"],
+                "error": body,
+            }
+        )
+        return b"\n\nevent: error\ndata: " + data + b"\n\n"
+    return b"\n\ndata: " + orjson.dumps({"error": body}) + b"\n\n"

@@ -1,0 +1,111 @@
+"""From a request's bytes to a task: what is checked before anything is asked of a provider."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from lcp_gateway.http.errors import bad_request
+from lcp_gateway.purchase.task import Task, TaskKind
+
+_SUBJECT = {TaskKind.CHAT_COMPLETIONS: "messages", TaskKind.RESPONSES: "input"}
+# The only ways to spell a letter of "model" as an escape: \u0064 … \u006f, and the capitals \u0044 … \u004f.
+_ESCAPED_LETTERS = (b"\\u006", b"\\u004")
+
+
+def parse_task(kind: TaskKind, body: bytes) -> Task:
+    """Give the task that a body asks for; the body itself is kept as it is.
+
+    Raises:
+        ApiError: 400, naming the parameter.
+    """
+    document = _parse_object(body)
+    model = _model(document)
+    if _may_repeat_model(body) and _top_level_keys(body).count("model") > 1:
+        raise bad_request("the body names model more than once", "model", "duplicate_parameter")
+    _check_subject(document, _SUBJECT[kind])
+    stream = document.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise bad_request("stream must be true or false", "stream", "invalid_type")
+    return Task(kind=kind, model=model, body=body, stream=stream is True)
+
+
+def _parse_object(body: bytes) -> Mapping[str, Any]:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        document = _parse_leniently(body, error)
+    if not isinstance(document, dict):
+        raise bad_request("the body must be a JSON object", code="invalid_json")
+    return document
+
+
+def _parse_leniently(body: bytes, error: orjson.JSONDecodeError) -> object:
+    """Accept what orjson refuses and other parsers take: the escape of half a surrogate pair.
+
+    JavaScript's JSON.stringify writes one for a string cut in the middle of an emoji.
+    """
+    if b"\\ud" in body or b"\\uD" in body:
+        try:
+            return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            pass
+    # orjson's message gives the place, and nothing of the text.
+    raise bad_request(f"the body is not valid JSON: {error.msg}", code="invalid_json") from None
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _model(document: Mapping[str, Any]) -> str:
+    for key in document:
+        # The daemon's JSON reader takes keys in any case, so a second spelling could change what is sent.
+        if key != "model" and key.casefold() == "model":
+            raise bad_request(
+                'the body has a key that differs from "model" only in case', "model", "invalid_key"
+            )
+    model = document.get("model")
+    if model is None:
+        raise bad_request("model is required", "model", "missing_required_parameter")
+    if not isinstance(model, str):
+        raise bad_request("model must be a string", "model", "invalid_type")
+    if not model or model != model.strip():
+        raise bad_request(
+            "model must not be empty or begin or end with white space", "model", "invalid_value"
+        )
+    if not model.isprintable():
+        raise bad_request("model holds unprintable characters", "model", "invalid_value")
+    return model
+
+
+def _check_subject(document: Mapping[str, Any], name: str) -> None:
+    subject = document.get(name)
+    if subject is None:
+        raise bad_request(f"{name} is required", name, "missing_required_parameter")
+    types = (list,) if name == "messages" else (list, str)
+    if not isinstance(subject, types):
+        kinds = "an array" if name == "messages" else "a string or an array"
+        raise bad_request(f"{name} must be {kinds}", name, "invalid_type")
+    if not subject:
+        raise bad_request(f"{name} must not be empty", name, "invalid_value")
+
+
+def _may_repeat_model(body: bytes) -> bool:
+    """Tell cheaply whether the key could stand twice; nearly every body says no."""
+    return body.count(b'"model"') != 1 or any(escape in body for escape in _ESCAPED_LETTERS)
+
+
+def _top_level_keys(body: bytes) -> list[str]:
+    keys: list[str] = []
+
+    def note(pairs: list[tuple[str, Any]]) -> None:
+        # Called for every object, the outermost last.
+        keys[:] = [key for key, _ in pairs]
+
+    try:
+        json.loads(body, object_pairs_hook=note)
+    except RecursionError:
+        raise bad_request("the body is nested too deeply", code="invalid_json") from None
+    return keys

@@ -1,0 +1,1 @@
+"""Lightning primitives: invoices and the hash of a quote's terms."""

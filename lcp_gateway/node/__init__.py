@@ -1,0 +1,1 @@
+"""An LCPDService of our own: a real gRPC server whose Lightning side is simulated."""

@@ -1,0 +1,1 @@
+"""What turns a paid task into an answer."""

@@ -1,0 +1,114 @@
+"""Reads what an echo needs to know of a request, the same for both kinds of task."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from lcp_gateway.node.tasks import Task, TaskKind
+
+MAX_ECHO_CHARACTERS: Final = 65_536
+"""How much of a message is repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that may be called; ``parameters`` is its JSON Schema."""
+
+    name: str
+    parameters: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The end of a conversation. ``tool_output`` is set when a tool has answered last, ``tool`` when one shall be called.
+
+    ``json_schema`` is None for plain text, and True where any JSON object will do.
+    """
+
+    user_text: str
+    images: int
+    tool_output: str | None
+    tool: Tool | None
+    json_schema: Any
+
+
+def read_conversation(task: Task) -> Conversation:
+    """Read a task's document. Whatever has an unexpected shape is passed over, never refused."""
+    document = task.document
+    chat = task.kind is TaskKind.CHAT
+    items = document.get("messages" if chat else "input")
+    if isinstance(items, str):
+        items = [{"role": "user", "content": items}]
+    messages = [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    user = next((item for item in reversed(messages) if item.get("role") == "user"), {})
+    user_text, images = _read_content(user.get("content"))
+    last = messages[-1] if messages else {}
+    tool_output = None
+    if last.get("role") == "tool" or str(last.get("type", "")).endswith("_output"):
+        tool_output, _ = _read_content(last.get("content" if chat else "output"))
+    return Conversation(
+        user_text=user_text,
+        images=images,
+        tool_output=tool_output,
+        tool=_choose_tool(document) if tool_output is None and last.get("role") == "user" else None,
+        json_schema=_read_format(document, chat=chat),
+    )
+
+
+def _read_content(content: Any) -> tuple[str, int]:
+    """Give the text of a message and how many images it has."""
+    if isinstance(content, str):
+        return content[:MAX_ECHO_CHARACTERS], 0
+    texts: list[str] = []
+    images = 0
+    for part in content if isinstance(content, list) else ():
+        if not isinstance(part, dict):
+            continue
+        if isinstance(text := part.get("text"), str):
+            texts.append(text)
+        elif part.get("type") in {"image_url", "input_image"}:
+            images += 1
+    return " ".join(texts)[:MAX_ECHO_CHARACTERS], images
+
+
+def _choose_tool(document: dict[str, Any]) -> Tool | None:
+    choice = document.get("tool_choice")
+    if choice == "none":
+        return None
+    listed = document.get("tools")
+    tools = [
+        tool
+        for entry in (listed if isinstance(listed, list) else ())
+        if (tool := _read_tool(entry))
+    ]
+    if isinstance(choice, dict):
+        nested = choice.get("function")
+        name = nested.get("name") if isinstance(nested, dict) else choice.get("name")
+        tools = [tool for tool in tools if tool.name == name] or tools
+    return tools[0] if tools else None
+
+
+def _read_tool(entry: Any) -> Tool | None:
+    """Read a function tool: chat nests it under ``function``, Responses does not."""
+    if not isinstance(entry, dict) or entry.get("type") != "function":
+        return None
+    nested = entry.get("function")
+    function = nested if isinstance(nested, dict) else entry
+    name = function.get("name")
+    return Tool(name, function.get("parameters") or {}) if isinstance(name, str) and name else None
+
+
+def _read_format(document: dict[str, Any], *, chat: bool) -> Any:
+    if chat:
+        wanted = document.get("response_format")
+    else:
+        text = document.get("text")
+        wanted = text.get("format") if isinstance(text, dict) else None
+    if not isinstance(wanted, dict):
+        return None
+    if wanted.get("type") == "json_object":
+        return True
+    if wanted.get("type") != "json_schema":
+        return None
+    holder = wanted.get("json_schema") if chat else wanted
+    schema = holder.get("schema") if isinstance(holder, dict) else None
+    return schema if isinstance(schema, dict) else True

@@ -1,0 +1,173 @@
+"""Every failure that can be scripted: its name, when it strikes, and whether the job was paid by then.
+
+A fault is asked for by model name (``fault/<name>`` on the extra peer that ``faults`` adds) or in process, through
+``FaultScript``.
+"""
+
+import enum
+from collections import deque
+from dataclasses import dataclass
+from typing import Final
+
+import grpc
+
+MODEL_PREFIX: Final = "fault/"
+PEER_ALIAS: Final = "Mallory"
+
+
+class Stage(enum.Enum):
+    """The call at which a fault strikes."""
+
+    QUOTE = enum.auto()
+    EXECUTE = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A failure. ``paid`` tells whether an accepted job has been paid; ``code`` is the status it ends with, if any."""
+
+    name: str
+    stage: Stage
+    paid: bool
+    summary: str
+    code: grpc.StatusCode | None = None
+
+
+def _status_codes() -> list[grpc.StatusCode]:
+    return [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK]
+
+
+def _quote(name: str, summary: str) -> Fault:
+    return Fault(name, Stage.QUOTE, False, summary)
+
+
+def _unpaid(name: str, summary: str) -> Fault:
+    return Fault(name, Stage.EXECUTE, False, summary)
+
+
+def _paid(name: str, summary: str) -> Fault:
+    return Fault(name, Stage.EXECUTE, True, summary)
+
+
+_ALL: Final = (
+    _quote("quote-refused", "RESOURCE_EXHAUSTED lcp_error code=7 instead of a quote"),
+    _quote("quote-slow", "no quote before the caller's deadline"),
+    _quote(
+        "manifest-not-exchanged",
+        "FAILED_PRECONDITION lcp_error code=10 the first few times, then a quote",
+    ),
+    _quote("expensive", "a price far above what such a task costs"),
+    _quote("expired", "a quote that has already expired"),
+    _quote("wrong-price", "an invoice for another amount than the terms"),
+    _quote("wrong-payee", "an invoice signed by somebody else"),
+    _quote("wrong-description-hash", "an invoice whose description hash is not the terms hash"),
+    _quote("wrong-terms-hash", "terms and invoice agree on a hash that the terms do not have"),
+    _quote("wrong-network", "an invoice for mainnet"),
+    _quote("wrong-invoice-expiry", "an invoice that outlives the quote by an hour"),
+    _quote("expired-invoice", "an invoice that has already expired, in a quote that has not"),
+    _quote("bad-signature", "an invoice whose signature reveals no key"),
+    _quote("garbage-invoice", "text that is no invoice"),
+    _quote("short-job-id", "a job id of 16 bytes"),
+    *(
+        Fault(
+            f"quote-code-{code.name.lower()}",
+            Stage.QUOTE,
+            False,
+            f"{code.name} instead of a quote",
+            code,
+        )
+        for code in _status_codes()
+    ),
+    _unpaid("no-route", "FAILED_PRECONDITION payment failed: FAILURE_REASON_NO_ROUTE"),
+    _paid("already-paid", "UNAVAILABLE, because the invoice was paid by somebody earlier"),
+    _paid("fail-after-payment", "RESOURCE_EXHAUSTED lcp_error code=7 once it is paid"),
+    _paid("execute-hangs", "nothing once it is paid, until the caller's deadline"),
+    _paid("wrong-hash", "a result hash that the bytes do not have"),
+    _paid("wrong-length", "a result length that the bytes do not have"),
+    _paid("result-failed", "a result with status FAILED"),
+    _paid("result-cancelled", "a result with status CANCELLED"),
+    _paid("no-result", "an answer without a result; a stream without a terminal message"),
+    _paid("stream-cut", "UNAVAILABLE after a few chunks"),
+    _paid("stream-cut-silently", "a stream that ends OK after a few chunks, without end or result"),
+    _paid("stream-stalls", "a few chunks, then nothing until the caller's deadline"),
+    _paid("stream-floods", "chunks without a pause, far past every limit"),
+    _paid("stream-slow", "long pauses between chunks"),
+    _paid("stream-split-utf8", "chunks that break inside characters"),
+    _paid("stream-binary", "bytes that are no text at all"),
+    _paid("big-result", "a result as large as the limit allows"),
+    _paid("empty-chunks", "empty chunks between the others"),
+    _paid("odd-content-type", "a content type that nobody asked for"),
+    _paid("gzip-encoding", "a result that is gzipped, and says so"),
+    *(
+        Fault(
+            f"execute-code-{code.name.lower()}",
+            Stage.EXECUTE,
+            True,
+            f"{code.name} once it is paid",
+            code,
+        )
+        for code in _status_codes()
+    ),
+)
+FAULTS: Final = {fault.name: fault for fault in _ALL}
+"""Every fault by name. The truth table of payments is its ``paid`` column: quotes cost nothing, and of the faults at
+execution only no-route strikes before the money is gone."""
+
+
+def names() -> tuple[str, ...]:
+    """Give the name of every fault, quote side first."""
+    return tuple(FAULTS)
+
+
+def model_name(name: str) -> str:
+    """Give the model that asks for a fault."""
+    return MODEL_PREFIX + FAULTS[name].name
+
+
+class FaultScript:
+    """Decides which fault strikes a call: first what is queued for it, then what is set for its model."""
+
+    def __init__(self, *, by_model_name: bool) -> None:
+        self._by_model_name = by_model_name
+        self._queued: dict[Stage, deque[Fault | None]] = {stage: deque() for stage in Stage}
+        self._for_model: dict[tuple[Stage, str], Fault] = {}
+
+    def queue(self, *faults: str) -> None:
+        """Make the next calls fail, one fault a call at the stage it belongs to.
+
+        Raises:
+            KeyError: there is no such fault.
+        """
+        for name in faults:
+            fault = FAULTS[name]
+            self._queued[fault.stage].append(fault)
+
+    def queue_none(self, stage: Stage) -> None:
+        """Let the next call of a stage pass, between others that fail."""
+        self._queued[stage].append(None)
+
+    def set_for_model(self, model: str, name: str) -> None:
+        """Make every call for a model fail, until ``clear``.
+
+        Raises:
+            KeyError: there is no such fault.
+        """
+        fault = FAULTS[name]
+        self._for_model[fault.stage, model] = fault
+
+    def clear(self) -> None:
+        """Forget everything that was scripted in process."""
+        self._for_model.clear()
+        for queue in self._queued.values():
+            queue.clear()
+
+    def next(self, stage: Stage, model: str) -> Fault | None:
+        """Give the fault that strikes this call, if any."""
+        if queue := self._queued[stage]:
+            return queue.popleft()
+        if (fault := self._for_model.get((stage, model))) is not None:
+            return fault
+        if self._by_model_name and model.startswith(MODEL_PREFIX):
+            fault = FAULTS.get(model.removeprefix(MODEL_PREFIX))
+            return fault if fault is not None and fault.stage is stage else None
+        return None

@@ -1,0 +1,107 @@
+"""A task as it arrives at RequestQuote: checked as the daemon checks it, and read once."""
+
+import enum
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from lcp_gateway._gen.lcpd import lcpd_pb2
+from lcp_gateway.node.status import LcpErrorCode, invalid, lcp_error
+
+MAX_OUTPUT_TOKENS: Final = 1 << 31
+MAX_CHOICES: Final = 128
+
+
+class TaskKind(enum.StrEnum):
+    """The two kinds of task of protocol version 2, by the name that enters the terms hash."""
+
+    CHAT = "openai.chat_completions.v1"
+    RESPONSES = "openai.responses.v1"
+
+
+_INPUT_KEY = {TaskKind.CHAT: "messages", TaskKind.RESPONSES: "input"}
+_LIMIT_KEYS = {
+    TaskKind.CHAT: ("max_completion_tokens", "max_tokens"),
+    TaskKind.RESPONSES: ("max_output_tokens",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One request. ``document`` is the parsed ``body``; ``max_tokens`` is per choice, None when it names no limit."""
+
+    kind: TaskKind
+    model: str
+    body: bytes
+    document: dict[str, Any]
+    stream: bool
+    max_tokens: int | None
+    choices: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        """The size of the prompt as it is priced and counted: a token for every four bytes begun."""
+        return (len(self.body) + 3) // 4
+
+
+def read_task(message: lcpd_pb2.Task) -> Task:
+    """Check a task and read what prices and compute need.
+
+    Raises:
+        CallError: INVALID_ARGUMENT as the daemon's own validation gives it, or the peer's refusal of a limit.
+    """
+    match message.WhichOneof("spec"):
+        case "openai_chat_completions_v1":
+            kind = TaskKind.CHAT
+            body = message.openai_chat_completions_v1.request_json
+            model = message.openai_chat_completions_v1.params.model
+        case "openai_responses_v1":
+            kind = TaskKind.RESPONSES
+            body = message.openai_responses_v1.request_json
+            model = message.openai_responses_v1.params.model
+        case _:
+            raise invalid("task.spec is required")
+    if not model:
+        raise invalid("task.params.model is required")
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        # The decoder's own text may quote the body.
+        raise invalid("request_json is not valid JSON") from None
+    if not isinstance(document, dict):
+        raise invalid("request_json must be an object")
+    if not isinstance(document.get("model"), str) or not document["model"]:
+        raise invalid("request_json.model is required")
+    if document["model"] != model:
+        raise invalid("request_json.model does not match params.model")
+    if not document.get(_INPUT_KEY[kind]):
+        raise invalid(f"request_json.{_INPUT_KEY[kind]} is required")
+    return Task(
+        kind=kind,
+        model=model,
+        body=body,
+        document=document,
+        stream=document.get("stream") is True,
+        max_tokens=_read_limit(kind, document),
+        choices=_read_choices(document) if kind is TaskKind.CHAT else 1,
+    )
+
+
+def _read_limit(kind: TaskKind, document: dict[str, Any]) -> int | None:
+    for key in _LIMIT_KEYS[kind]:
+        limit = document.get(key)
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+            if limit > MAX_OUTPUT_TOKENS:
+                raise lcp_error(LcpErrorCode.UNSUPPORTED_PARAMS, f"{key} is too large")
+            return limit
+    return None
+
+
+def _read_choices(document: dict[str, Any]) -> int:
+    choices = document.get("n")
+    if not isinstance(choices, int) or choices < 1:
+        return 1
+    if choices > MAX_CHOICES:
+        raise lcp_error(LcpErrorCode.UNSUPPORTED_PARAMS, "n is too large")
+    return choices

@@ -1,0 +1,88 @@
+"""The reference of the metrics, rendered from the table that the code itself uses."""
+
+from itertools import groupby
+
+from lcp_gateway.telemetry.labels import MAX_LABEL_LENGTH
+from lcp_gateway.telemetry.metrics import MAX_MODELS, MAX_PEERS
+from lcp_gateway.telemetry.names import (
+    GRPC_CODES,
+    GRPC_METHODS,
+    OUTCOMES,
+    PHASES,
+    REASONS,
+    SPECS,
+    VERDICTS,
+    Spec,
+)
+
+_TITLES = {
+    "money": "Money",
+    "latency": "Latency",
+    "traffic": "Traffic",
+    "peers": "Peers",
+    "errors": "Errors",
+    "process": "Process",
+}
+
+_INTRODUCTION = f"""\
+# Metrics
+
+`GET /metrics` answers in the Prometheus text format, or in OpenMetrics when the scraper asks for it. This page is
+generated from the table in `lcp_gateway/telemetry/names.py`.
+
+- Amounts are whole millisatoshi (`_msat`), durations seconds, sizes bytes.
+- Labels are bounded. A model or a peer becomes a label value once it has been seen in the catalog, at most
+  {MAX_MODELS} models and {MAX_PEERS} peers in the life of a process, each at most {MAX_LABEL_LENGTH} characters; everything else is
+  counted as `other`. A model name that a client made up is never a label.
+- Counters of money and of errors begin at 0 when the gateway starts or a peer is first seen, so that
+  `increase()` does not miss the first event. `requests_total` begins with its first request.
+- Routing fees are not part of any amount: the daemon does not tell them.
+- The usual `process_*` and `python_*` metrics of the Prometheus client library are there too.
+"""
+
+
+def metrics_markdown() -> str:
+    """Give the text of docs/metrics.md."""
+    parts = [_INTRODUCTION]
+    for group, specs in groupby(SPECS, key=lambda spec: spec.group):
+        parts.append(
+            f"\n## {_TITLES[group]}\n\n| name | type | labels | meaning |\n| --- | --- | --- | --- |\n"
+        )
+        parts.extend(_row(spec) for spec in specs)
+    parts.append("\n## Label values\n\n| label | values |\n| --- | --- |\n")
+    parts.extend(f"| `{label}` | {values} |\n" for label, values in _label_values().items())
+    parts.append("\n## Buckets\n\n| histogram | upper bounds |\n| --- | --- |\n")
+    parts.extend(
+        f"| `{spec.full_name}` | {', '.join(f'{bound:,.10g}' for bound in spec.buckets)} |\n"
+        for spec in SPECS
+        if spec.buckets
+    )
+    return "".join(parts)
+
+
+def _row(spec: Spec) -> str:
+    labels = ", ".join(f"`{label}`" for label in spec.labels) or "none"
+    return f"| `{spec.full_name}` | {spec.kind} | {labels} | {spec.help} |\n"
+
+
+def _label_values() -> dict[str, str]:
+    return {
+        "code": f"{_words(GRPC_CODES)}, `other`",
+        "endpoint": "the template of the route, such as `/v1/chat/completions`",
+        "method": f"{_words(GRPC_METHODS)}, `other`",
+        "model": "a model that a peer advertises or has advertised, or `other`",
+        "outcome": f"{_words(OUTCOMES)}; what was known when the call ended",
+        "payment": f"{_words(VERDICTS)}; the same word as in the header `X-Lcp-Payment`",
+        "peer": "the peer's id (66 hexadecimal digits), or `other`",
+        "phase": f"{_words(PHASES)}, `other`",
+        "protocol": "the version of the protocol that the daemon speaks",
+        "python": "the version of Python",
+        "reason": f"{_words(REASONS)}, `other`",
+        "status": "the HTTP status",
+        "stream": "`true` when the client asked for a stream, else `false`",
+        "version": "the version of the gateway",
+    }
+
+
+def _words(values: tuple[str, ...]) -> str:
+    return ", ".join(f"`{value}`" for value in values)

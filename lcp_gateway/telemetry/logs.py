@@ -1,0 +1,170 @@
+"""Logs: one line for one thing that happened, in JSON for machines or in colour for a terminal, never slow and never fatal."""
+
+import logging
+import sys
+from collections.abc import Callable, MutableMapping
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO, Literal, TextIO, cast
+
+import orjson
+import structlog
+from structlog.contextvars import bound_contextvars, merge_contextvars
+from structlog.typing import FilteringBoundLogger, Processor
+
+from lcp_gateway.telemetry.redact import cut, describe_error, redact
+
+LogFormat = Literal["auto", "console", "json"]
+
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+# What orjson takes, and what nearly every reader of JSON takes with it.
+_MAX_JSON_INTEGER_BITS = 63
+
+
+def configure_logging(level: str, fmt: LogFormat, *, stream: TextIO | None = None) -> None:
+    """Set up the logs of this process; to be called once, by whatever starts it.
+
+    ``stream`` is standard error when none is given. ``auto`` is the console when the stream is a terminal, else JSON.
+    What other libraries log through the standard library comes out the same way, from warnings upward.
+
+    Raises:
+        ValueError: the level or the format has an unknown name.
+    """
+    try:
+        threshold = _LEVELS[level.lower()]
+    except KeyError:
+        raise ValueError(f"unknown log level {level!r}: {', '.join(_LEVELS)}") from None
+    if fmt not in {"auto", "console", "json"}:
+        raise ValueError(f"unknown log format {fmt!r}: auto, console, json")
+    target = stream if stream is not None else sys.stderr
+    is_terminal = target.isatty()
+    as_console = fmt == "console" or (fmt == "auto" and is_terminal)
+    render = _console(colors=is_terminal) if as_console else _render_json
+    file = _binary_of(target)
+    processors: list[Processor] = [
+        merge_contextvars,
+        structlog.processors.add_log_level,
+        _add_name,
+        describe_error,
+        redact,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
+        render,
+    ]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=lambda *names: _LineWriter(file, *names),
+        cache_logger_on_first_use=True,
+    )
+    _route_standard_library(max(threshold, logging.WARNING))
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    """Give a logger whose lines say where they come from; it may be made before ``configure_logging`` is called."""
+    return cast("FilteringBoundLogger", structlog.get_logger(name))
+
+
+def request_context(request_id: str) -> AbstractContextManager[None]:
+    """Put the request's id on every line logged inside the ``with`` block, by whatever task it starts."""
+    return bound_contextvars(request_id=request_id)
+
+
+class _LineWriter:
+    """Writes whole lines and never raises: a full disk or a closed pipe must not stop a purchase half-way."""
+
+    def __init__(self, file: BinaryIO, name: str = "") -> None:
+        self.name = name
+        self._write = file.write
+        self._flush = file.flush
+
+    def msg(self, line: bytes) -> None:
+        """Write one line."""
+        try:
+            self._write(line + b"\n")
+            self._flush()
+        except (OSError, ValueError):  # ValueError is what a closed file raises
+            return
+
+    debug = info = warning = warn = error = critical = fatal = exception = log = msg
+
+
+class _TextAsBinary:
+    """Lets lines of bytes be written to a stream that takes text only, such as ``io.StringIO``."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, line: bytes) -> int:
+        return self._stream.write(line.decode("utf-8", "replace"))
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def _binary_of(stream: TextIO) -> BinaryIO:
+    buffer = getattr(stream, "buffer", None)
+    return cast("BinaryIO", buffer if buffer is not None else _TextAsBinary(stream))
+
+
+def _add_name(
+    logger: _LineWriter, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    event.setdefault("logger", logger.name)
+    return event
+
+
+def _render_json(_logger: object, _method: str, event: MutableMapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(event)
+    except TypeError:
+        # Lone surrogates, integers past 64 bits: rare, and no reason to lose the line.
+        return orjson.dumps({_escape(name): _escape(value) for name, value in event.items()})
+
+
+def _escape(value: Any) -> Any:
+    if isinstance(value, bool | float | None):
+        return value
+    if isinstance(value, int) and value.bit_length() <= _MAX_JSON_INTEGER_BITS:
+        return value
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _console(*, colors: bool) -> Callable[[Any, str, MutableMapping[str, Any]], bytes]:
+    renderer = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0, sort_keys=False)
+
+    def render(logger: Any, method: str, event: MutableMapping[str, Any]) -> bytes:
+        for name, value in event.items():
+            # A model's name is a stranger's text: it must not move the cursor or forge a line.
+            if type(value) is str and not value.isprintable():
+                event[name] = value.encode("unicode_escape").decode("ascii")
+        return str(renderer(logger, method, event)).encode("utf-8", "backslashreplace")
+
+    return render
+
+
+class _ToStructlog(logging.Handler):
+    """Passes records of the standard library on, without their arguments: those may quote what a client sent."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._logger = get_logger("stdlib")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        template = cut(str(record.msg).partition("\n")[0], 200)
+        self._logger.bind(logger=record.name).log(
+            record.levelno, template, exc_info=record.exc_info or None
+        )
+
+
+def _route_standard_library(level: int) -> None:
+    root = logging.getLogger()
+    for handler in [h for h in root.handlers if isinstance(h, _ToStructlog)]:
+        root.removeHandler(handler)
+    root.addHandler(_ToStructlog(level))
+    root.setLevel(level)

@@ -1,0 +1,134 @@
+"""The table of metrics: every name, label, bucket and help text of the gateway's own metrics, once."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+PREFIX = "lcpgateway_"
+
+
+class Kind(enum.StrEnum):
+    """The kinds of metric that the table may hold."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One row: ``name`` without the prefix, the help text, label names, and for a histogram its upper bounds."""
+
+    group: str
+    kind: Kind
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """The name as Prometheus sees it."""
+        return PREFIX + self.name
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """Every name that a query may use for this metric."""
+        if self.kind is Kind.HISTOGRAM:
+            return tuple(self.full_name + end for end in ("_bucket", "_sum", "_count"))
+        return (self.full_name,)
+
+
+# A quote crosses one gRPC hop and a peer's queue: 1 ms on a quiet network, 5 s is the default time-out.
+_QUOTE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# Payment and compute: tens of milliseconds at best, 120 s is the default time-out, streams may last longer.
+_WORK_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)  # fmt: skip
+# From 1 sat, the least that moves on channels with a default policy, to 0.01 BTC.
+_PRICE_BUCKETS = (1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 1e7, 1e8, 1e9)
+_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+_C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+
+SPECS: tuple[Spec, ...] = (
+    # money
+    Spec("money", _C, "payments_total", "Payments by outcome: settled, unknown (nothing tells whether it was paid) or not_paid.", ("outcome", "peer")),
+    Spec("money", _C, "payment_msat_total", "Millisatoshi of the payments by outcome, routing fees not included.", ("outcome", "peer")),
+    Spec("money", _C, "model_payment_msat_total", "Millisatoshi of the payments by outcome and model, routing fees not included.", ("outcome", "model")),
+    Spec("money", _C, "undelivered_total", "Purchases that were paid and brought no whole and right result.", ("peer",)),
+    Spec("money", _C, "undelivered_msat_total", "Millisatoshi paid for results that never came whole and right.", ("peer",)),
+    Spec("money", _H, "quote_price_msat", "Prices that peers asked, in millisatoshi, bought or not.", ("model",), _PRICE_BUCKETS),
+    Spec("money", _C, "refusals_total", "Requests that the gateway refused before anything was paid, by reason.", ("reason",)),
+    # latency
+    Spec("latency", _H, "request_duration_seconds", "Time from the request's head to the last byte of its answer.", ("endpoint", "stream"), _WORK_BUCKETS),
+    Spec("latency", _H, "quote_duration_seconds", "Time that a peer took to quote a price.", ("peer",), _QUOTE_BUCKETS),
+    Spec("latency", _H, "execute_duration_seconds", "Time from the call that pays to the end of the result.", ("peer",), _WORK_BUCKETS),
+    Spec("latency", _H, "first_byte_duration_seconds", "Time from the request's head to the first byte of its answer's body.", ("endpoint", "model"), _WORK_BUCKETS),
+    # traffic
+    Spec("traffic", _C, "requests_total", "Requests answered, by HTTP status and by what happened to the money (none, settled or unknown).", ("endpoint", "model", "status", "payment", "stream")),
+    Spec("traffic", _C, "streamed_bytes_total", "Bytes of results written to clients as streams."),
+    Spec("traffic", _G, "jobs_in_flight", "Jobs between their admission and the last byte of their answer."),
+    Spec("traffic", _G, "jobs_limit", "The most jobs that are let in at once; 0 when there is no limit."),
+    # peers
+    Spec("peers", _G, "daemon_up", "1 when the last call to the daemon was answered, else 0."),
+    Spec("peers", _G, "peers", "Peers that are connected and ready, by the last snapshot."),
+    Spec("peers", _G, "models", "Different models that the peers advertise, by the last snapshot."),
+    Spec("peers", _G, "snapshot_age_seconds", "Age of the snapshot of peers, worked out at each scrape; since the start of the gateway as long as there is none."),
+    Spec("peers", _C, "snapshots_total", "Snapshots of peers taken since the start."),
+    # errors
+    Spec("errors", _C, "grpc_errors_total", "Calls to the daemon that failed, by method and gRPC status code.", ("method", "code")),
+    Spec("errors", _C, "client_disconnects_total", "Clients that went away before their answer was complete, by what was going on.", ("phase",)),
+    # process
+    Spec("process", _H, "event_loop_lag_seconds", "How much later than asked the event loop ran a timer.", (), _LAG_BUCKETS),
+    Spec("process", _G, "build_info", "Always 1; the labels tell what is running.", ("version", "python", "protocol")),
+)  # fmt: skip
+"""To add a metric, add a row here and one method to ``Metrics``; docs and checks of the dashboard follow by themselves."""
+
+BY_NAME: Mapping[str, Spec] = MappingProxyType({spec.name: spec for spec in SPECS})
+
+OTHER = "other"
+"""The label value that everything unexpected is folded into."""
+
+OUTCOMES = ("settled", "unknown", "not_paid")
+VERDICTS = ("none", "settled", "unknown")
+PHASES = ("quote", "execute", "stream")
+REASONS = (
+    "auth",
+    "bad_request",
+    "concurrency",
+    "draining",
+    "invoice",
+    "model_not_found",
+    "no_peer",
+    "not_found",
+    "price_limit",
+    "quote_expired",
+    "terms",
+    "too_large",
+)
+GRPC_METHODS = (
+    "ListLCPPeers",
+    "GetLocalInfo",
+    "RequestQuote",
+    "AcceptAndExecute",
+    "AcceptAndExecuteStream",
+    "CancelJob",
+)
+GRPC_CODES = (
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+)

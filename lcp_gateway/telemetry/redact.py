@@ -1,0 +1,160 @@
+"""The last defence of the logs: whatever reaches a line is bounded, and nothing in it may be a prompt, an output or a key."""
+
+import math
+import sys
+from collections.abc import Mapping, MutableMapping
+from types import TracebackType
+from typing import Any
+
+MAX_TEXT = 512
+"""Characters of one value; longer ones are cut and say so."""
+MAX_FIELDS = 40
+"""Fields of one line, apart from those that every line has."""
+MAX_ITEMS = 16
+"""Elements of a list in one field."""
+MAX_FRAMES = 6
+"""Places in the code that an error names, innermost last."""
+
+# What a field might be called that holds what a client said, what a provider answered, or a secret.
+FORBIDDEN = frozenset(
+    {
+        "api_keys",
+        "apikey",
+        "arguments",
+        "authorization",
+        "body",
+        "choices",
+        "completion",
+        "content",
+        "cookie",
+        "data",
+        "delta",
+        "headers",
+        "input",
+        "instructions",
+        "invoice",
+        "key",
+        "macaroon",
+        "messages",
+        "metadata",
+        "output",
+        "password",
+        "payload",
+        "payment_request",
+        "preimage",
+        "prompt",
+        "result",
+        "secret",
+        "text",
+        "token",
+        "tools",
+    }
+)
+_FORBIDDEN_ENDINGS = (
+    "_body",
+    "_content",
+    "_json",
+    "_key",
+    "_macaroon",
+    "_password",
+    "_prompt",
+    "_secret",
+    "_token",
+)
+_ESSENTIAL = frozenset(
+    {"event", "level", "logger", "request_id", "error_type", "error_at", "error_cause"}
+)
+
+_SCALARS = (int, bool, type(None))
+
+
+def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """Give the line's fields without the forbidden ones, each made small and plain. A processor of structlog."""
+    if len(event) > MAX_FIELDS:
+        for name in [name for name in event if name not in _ESSENTIAL][MAX_FIELDS:]:
+            del event[name]
+    for name, value in list(event.items()):
+        if _is_forbidden(name):
+            del event[name]
+            continue
+        kind = type(value)
+        if kind is str:
+            if len(value) > MAX_TEXT:
+                event[name] = cut(value)
+        elif kind not in _SCALARS:
+            event[name] = _plain(value)
+    return event
+
+
+def _is_forbidden(name: str) -> bool:
+    lower = name.lower()
+    return lower in FORBIDDEN or lower.endswith(_FORBIDDEN_ENDINGS)
+
+
+def cut(text: str, limit: int = MAX_TEXT) -> str:
+    """Give the text, or its beginning and how many characters are missing."""
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit} more)"
+
+
+def describe_error(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> Mapping[str, Any]:
+    """Replace ``exc_info`` by the error's type and the places it passed. A processor of structlog.
+
+    Neither the error's message nor a local variable is shown: either may quote what a client sent. A caller that
+    knows the message to be fit for a log passes it as a field of its own.
+    """
+    found = event.pop("exc_info", None)
+    if not found:
+        return event
+    error = _error_of(found)
+    if error is not None:
+        event["error_type"] = cut(type(error).__qualname__, 80)
+        event["error_at"] = _places(error.__traceback__)
+        cause = error.__cause__ or error.__context__
+        if cause is not None:
+            event["error_cause"] = cut(type(cause).__qualname__, 80)
+    return event
+
+
+def _error_of(found: object) -> BaseException | None:
+    if isinstance(found, BaseException):
+        return found
+    if isinstance(found, tuple):
+        return next((part for part in found if isinstance(part, BaseException)), None)
+    return sys.exception()
+
+
+def _places(traceback: TracebackType | None) -> str:
+    places: list[str] = []
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        file = "/".join(code.co_filename.rsplit("/", 2)[-2:])
+        places.append(f"{file}:{traceback.tb_lineno} {code.co_name}")
+        traceback = traceback.tb_next
+    return " > ".join(places[-MAX_FRAMES:])
+
+
+def _plain(value: object) -> object:
+    """Give a scalar or a short list of scalars for any value; what has no plain form becomes the name of its type."""
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else str(value)
+    if isinstance(value, str):
+        # A subclass (an enum's member) is told by its text.
+        return cut(str(value))
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        items = [v if type(v) in _SCALARS else _plain_text(v) for v in list(value)[:MAX_ITEMS]]
+        return items if len(value) <= MAX_ITEMS else [*items, f"… ({len(value) - MAX_ITEMS} more)"]
+    return _plain_text(value)
+
+
+def _plain_text(value: object) -> str:
+    if isinstance(value, str):
+        return cut(str(value), 128)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, int | float):
+        return str(value)
+    return f"<{type(value).__qualname__}>"

@@ -1,0 +1,94 @@
+"""A clean environment, one node that the commands may talk to, and a way to run the program for real."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lcp_gateway.cli import main
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 30
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch, tmp_path):
+    for name in list(os.environ):
+        if name.startswith(("LCP_GATEWAY_", "OPENAI_SERVE_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command line in this process."""
+
+    def call(*arguments):
+        code = main(arguments)
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def start():
+    """Start the program as a process of its own; what is left of it at the end is killed."""
+    started = []
+
+    def launch(*arguments, **environment):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lcp_gateway", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | environment,
+        )
+        started.append(process)
+        return process
+
+    yield launch
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=TIMEOUT_S)
+
+
+@dataclass(frozen=True)
+class NodeProcess:
+    address: str
+    events: Path
+
+
+@pytest.fixture(scope="session")
+def node(tmp_path_factory):
+    """A node in a process of its own, for the whole session."""
+    folder = tmp_path_factory.mktemp("node")
+    events = folder / "events.jsonl"
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "lcp_gateway", "node", "--exit-with-stdin",
+            "--listen", f"unix:{folder}/n.sock", "--events", str(events),
+        ],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "XDG_CONFIG_HOME"}
+        | {"XDG_CONFIG_HOME": str(folder)},
+    )  # fmt: skip
+    assert "node ready on" in process.stdout.readline()
+    yield NodeProcess(f"unix:{folder}/n.sock", events)
+    # The end of its standard input is what ends it.
+    process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0

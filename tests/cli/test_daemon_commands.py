@@ -1,0 +1,143 @@
+"""``models`` and ``doctor`` against a real node, and against what is not one."""
+
+import json
+import socket
+
+import pytest
+
+from lcp_gateway.cli.models import offers
+from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.routing.catalog import Provider
+
+ABSENT = "02" + "ab" * 32
+CHAT, RESPONSES = TaskKind.CHAT_COMPLETIONS, TaskKind.RESPONSES
+
+
+@pytest.fixture
+def at(node):
+    return ("--lcpd-grpc-addr", node.address)
+
+
+@pytest.fixture
+def nowhere():
+    """An address where nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_models_are_listed_one_to_a_line(run, at):
+    outcome = run("models", *at)
+    assert outcome.code == 0
+    heading, *rows = outcome.out.splitlines()
+    assert heading.split() == ["model", "kinds", "peer", "ready"]
+    assert [row.split()[0] for row in rows] == ["echo-1", "echo-1", "echo-mini", "echo-slow"]
+    assert all(row.split()[-1] == "yes" for row in rows)
+
+
+def test_models_as_json(run, at):
+    listed = json.loads(run("models", "--json", *at).out)
+    assert {entry["model"] for entry in listed} == {"echo-1", "echo-mini", "echo-slow"}
+    assert all(len(entry["peer_id"]) == 66 and entry["ready"] is True for entry in listed)
+    assert listed[0]["kinds"] == ["chat", "responses"]
+
+
+def test_a_model_that_is_mapped_to_a_missing_peer_is_not_ready(run, at):
+    rows = run("models", *at, "--model-map", f"gpt-5={ABSENT}").out.splitlines()
+    assert [row.split() for row in rows if row.startswith("gpt-5")] == [
+        ["gpt-5", "?", ABSENT, "no"]
+    ]
+
+
+def test_offers_are_sorted_by_model_and_keep_the_daemons_order_of_peers():
+    providers = [
+        Provider("b", "", 2, {CHAT: ("m2", "m1")}),
+        Provider("a", "", 2, {CHAT: ("m1",), RESPONSES: ("m1",)}),
+    ]
+    assert [(o.model, o.kinds, o.peer_id, o.ready) for o in offers(providers, {"m0": "z"})] == [
+        ("m0", (), "z", False),
+        ("m1", (CHAT,), "b", True),
+        ("m1", (CHAT, RESPONSES), "a", True),
+        ("m2", (CHAT,), "b", True),
+    ]
+
+
+def test_models_without_a_daemon_fail_in_one_line(run, nowhere):
+    outcome = run("models", "--lcpd-grpc-addr", nowhere, "--preflight-timeout-s", "1s")
+    assert outcome.code == 1
+    assert outcome.err.count("\n") == 1
+    assert f"the daemon at {nowhere} does not answer (UNAVAILABLE)" in outcome.err
+    assert "--embedded" in outcome.err
+
+
+def test_a_healthy_doctor_says_ok_five_times(run, at):
+    outcome = run("doctor", *at)
+    assert outcome.code == 0
+    names = [line.split()[:2] for line in outcome.out.splitlines()]
+    assert names == [
+        ["ok", name] for name in ("configuration", "daemon", "version", "peers", "quote")
+    ]
+    assert "msat) for a very short request; nothing was paid" in outcome.out
+
+
+def test_the_doctor_pays_nothing(run, at, node):
+    before = node.events.read_text() if node.events.exists() else ""
+    run("doctor", *at)
+    events = [
+        json.loads(line)["event"] for line in node.events.read_text()[len(before) :].splitlines()
+    ]
+    assert "quote" in events
+    assert not {"accept", "paid", "settled"} & set(events)
+
+
+def test_the_doctor_names_what_is_wrong_with_the_configuration(run, monkeypatch):
+    monkeypatch.setenv("LCP_GATEWAY_LOG_LEVEL", "loud")
+    outcome = run("doctor", "--http-addr", "x")
+    assert outcome.code == 2
+    lines = outcome.out.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("fail  configuration") for line in lines)
+
+
+def test_the_doctor_says_what_to_do_when_nobody_answers(run, nowhere):
+    outcome = run("doctor", "--lcpd-grpc-addr", nowhere, "--preflight-timeout-s", "1")
+    assert outcome.code == 1
+    assert "fail  daemon" in outcome.out
+    assert "is lcpd-grpcd running there" in outcome.out
+    assert "peers" not in outcome.out
+
+
+def test_the_doctor_finds_a_mapped_peer_that_is_missing(run, at):
+    outcome = run("doctor", *at, "--model-map", f"gpt-5={ABSENT}")
+    assert outcome.code == 1
+    assert f"{ABSENT} for gpt-5" in outcome.out
+    assert "ok    quote" in outcome.out
+
+
+def test_the_doctor_finds_a_price_limit_that_lets_nothing_through(run, at):
+    outcome = run("doctor", *at, "--max-price-msat", "5")
+    assert outcome.code == 1
+    assert "over max_price_msat (5)" in outcome.out
+
+
+def test_the_doctor_finds_an_allowlist_that_lets_nothing_through(run, at):
+    outcome = run("doctor", *at, "--model-map", f"only={ABSENT}", "--model-allowlist", "only")
+    assert outcome.code == 1
+    assert "no model can be asked for" in outcome.out
+
+
+def test_the_doctor_finds_a_version_that_the_gateway_does_not_speak(run, start, tmp_path):
+    address = f"unix:{tmp_path}/v.sock"
+    process = start("node", "--listen", address, "--protocol-version", "9")
+    assert "node ready" in process.stdout.readline()
+    outcome = run("doctor", "--lcpd-grpc-addr", address)
+    assert outcome.code == 1
+    assert "fail  version" in outcome.out
+    assert "version 9" in outcome.out
+
+
+def test_the_doctor_brings_its_own_node_when_it_is_asked_to(start):
+    process = start("doctor", "--embedded")
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, out + err
+    assert out.count("ok  ") == 5

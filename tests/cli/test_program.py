@@ -1,0 +1,106 @@
+"""The program as a whole: help, version, and errors that are lines and not tracebacks."""
+
+import subprocess
+import sys
+
+import pytest
+
+from lcp_gateway.__about__ import __version__
+from lcp_gateway.config import specs
+
+COMMANDS = ("serve", "node", "models", "doctor", "config")
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--version", "serve"]])
+def test_the_version_is_printed(arguments, run):
+    outcome = run(*arguments)
+    assert (outcome.code, outcome.out, outcome.err) == (0, f"lcp-gateway {__version__}\n", "")
+
+
+def test_help_names_every_command(run):
+    outcome = run("--help")
+    assert outcome.code == 0
+    assert all(f"  {command} " in outcome.out for command in COMMANDS)
+
+
+def test_without_a_command_the_help_is_shown_and_the_code_says_so(run):
+    outcome = run()
+    assert outcome.code == 2
+    assert "serve" in outcome.out
+
+
+@pytest.mark.parametrize("command", [*([name] for name in COMMANDS), ["config", "show"]])
+def test_every_command_explains_itself(command, run):
+    outcome = run(*command, "--help")
+    assert outcome.code == 0
+    assert outcome.out.startswith("Usage: lcp-gateway")
+
+
+@pytest.mark.parametrize("command", [["serve"], ["doctor"], ["config", "show"]])
+def test_every_setting_but_the_secrets_has_a_flag(command, run):
+    shown = run(*command, "--help").out.split()
+    for spec in specs().values():
+        flag = "--" + spec.name.replace("_", "-")
+        assert (flag in shown) is not spec.secret, flag
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sreve"],
+        ["serve", "--bogus"],
+        ["serve", "--http-addr"],
+        ["serve", "extra"],
+        ["config", "x"],
+    ],
+)
+def test_wrong_use_is_one_line_and_code_2(arguments, run):
+    outcome = run(*arguments)
+    assert outcome.code == 2
+    assert outcome.out == ""
+    assert outcome.err.startswith("lcp-gateway: ")
+    assert outcome.err.count("\n") == 1
+
+
+def test_each_problem_of_the_configuration_is_a_line(run, monkeypatch):
+    monkeypatch.setenv("LCP_GATEWAY_HTTP_ADR", ":1")
+    outcome = run("serve", "--timeout-quote-s", "soon", "--max-price-msat=-1")
+    assert outcome.code == 2
+    lines = outcome.err.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("lcp-gateway: ") for line in lines)
+    assert any("did you mean LCP_GATEWAY_HTTP_ADDR?" in line for line in lines)
+    assert any("--timeout-quote-s: must be a duration" in line for line in lines)
+
+
+def test_a_configuration_file_that_is_not_there_is_named(run, tmp_path):
+    outcome = run("serve", "--config", str(tmp_path / "none.toml"))
+    assert outcome.code == 2
+    assert "none.toml (from --config): cannot be read" in outcome.err
+
+
+def modules_after(code):
+    """Give the modules that are loaded after some code ran in a new interpreter."""
+    printed = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    return set(printed.stdout.split())
+
+
+def test_the_version_costs_no_heavy_import():
+    loaded = modules_after("from lcp_gateway.cli import main; main(['--version'])")
+    assert loaded.isdisjoint({"typer", "pydantic", "rich", "aiohttp", "grpc", "platformdirs"})
+
+
+def test_the_node_of_the_gateway_starts_without_what_only_the_gateway_needs():
+    loaded = modules_after("import lcp_gateway.cli.child, lcp_gateway.node.main")
+    assert loaded.isdisjoint({"typer", "pydantic", "pydantic_settings", "rich", "aiohttp"})
+
+
+def test_serving_starts_without_rich_and_reads_flags_before_the_server_is_imported():
+    loaded = modules_after("import lcp_gateway.cli.serve")
+    assert loaded.isdisjoint({"rich", "aiohttp", "grpc", "prometheus_client"})

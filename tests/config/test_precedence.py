@@ -1,0 +1,177 @@
+"""Which source wins, and that each value remembers where it came from."""
+
+import pytest
+
+from lcp_gateway.config import Settings, SourceKind, load, specs
+
+OWN = {"LCP_GATEWAY_MAX_PRICE_MSAT": "3"}
+SERVE = {"OPENAI_SERVE_MAX_PRICE_MSAT": "2"}
+
+
+@pytest.fixture
+def nowhere(tmp_path):
+    """An environment whose configuration folder is empty."""
+    return {"XDG_CONFIG_HOME": str(tmp_path / "xdg")}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "some.toml"
+    path.write_text("max_price_msat = 1\n")
+    return path
+
+
+def price(**sources):
+    loaded = load(**sources)
+    return loaded.settings.max_price_msat, loaded.source_of("max_price_msat")
+
+
+def test_without_any_source_everything_is_the_default(nowhere):
+    loaded = load(flags={}, environ=nowhere)
+    assert loaded.settings == Settings()
+    assert loaded.warnings == ()
+    assert loaded.config_file is None
+    assert {loaded.source_of(name).kind for name in specs()} == {SourceKind.DEFAULT}
+
+
+def test_the_file_beats_the_default(nowhere, file):
+    value, source = price(flags={}, environ=nowhere, config_path=file)
+    assert value == 1
+    assert source.kind is SourceKind.FILE
+    assert str(source) == f"{file}: max_price_msat"
+
+
+def test_openai_serve_beats_the_file(nowhere, file):
+    value, source = price(flags={}, environ=nowhere | SERVE, config_path=file)
+    assert value == 2
+    assert source.kind is SourceKind.OPENAI_SERVE
+    assert str(source) == "OPENAI_SERVE_MAX_PRICE_MSAT"
+
+
+def test_the_own_environment_beats_openai_serve(nowhere, file):
+    value, source = price(flags={}, environ=nowhere | SERVE | OWN, config_path=file)
+    assert value == 3
+    assert source.kind is SourceKind.ENVIRONMENT
+    assert str(source) == "LCP_GATEWAY_MAX_PRICE_MSAT"
+
+
+def test_a_flag_beats_everything(nowhere, file):
+    value, source = price(
+        flags={"max_price_msat": "4"}, environ=nowhere | SERVE | OWN, config_path=file
+    )
+    assert value == 4
+    assert source.kind is SourceKind.FLAG
+    assert str(source) == "--max-price-msat"
+
+
+def test_a_flag_that_was_not_given_leaves_the_others(nowhere):
+    value, _ = price(flags={"max_price_msat": None}, environ=nowhere | OWN)
+    assert value == 3
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_variable_counts_as_unset(nowhere, empty):
+    environ = nowhere | SERVE | {"LCP_GATEWAY_MAX_PRICE_MSAT": empty}
+    assert price(flags={}, environ=environ)[0] == 2
+
+
+def test_a_negated_flag_is_named_as_it_was_typed(nowhere):
+    environ = nowhere | {"LCP_GATEWAY_PREFLIGHT": "true"}
+    loaded = load(flags={"preflight": False}, environ=environ)
+    assert loaded.settings.preflight is False
+    assert str(loaded.source_of("preflight")) == "--no-preflight"
+
+
+def test_the_users_own_file_is_found_in_the_xdg_folder(tmp_path):
+    path = tmp_path / "lcp-gateway" / "config.toml"
+    path.parent.mkdir()
+    path.write_text('log_level = "debug"\n')
+    loaded = load(flags={}, environ={"XDG_CONFIG_HOME": str(tmp_path)})
+    assert loaded.settings.log_level == "debug"
+    assert loaded.config_file == path
+
+
+def test_a_relative_xdg_folder_is_ignored(tmp_path, monkeypatch):
+    path = tmp_path / "here" / "lcp-gateway" / "config.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text("nonsense = 1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("platformdirs.user_config_path", lambda *_, **__: tmp_path / "none")
+    assert load(flags={}, environ={"XDG_CONFIG_HOME": "here"}).config_file is None
+
+
+def test_the_variable_names_another_file_and_the_flag_yet_another(tmp_path, file, nowhere):
+    named = tmp_path / "named.toml"
+    named.write_text("max_price_msat = 9\n")
+    environ = nowhere | {"LCP_GATEWAY_CONFIG": str(named)}
+    assert price(flags={}, environ=environ)[0] == 9
+    assert price(flags={}, environ=environ, config_path=file)[0] == 1
+
+
+def test_a_value_that_loses_is_not_judged(nowhere):
+    environ = nowhere | OWN | {"OPENAI_SERVE_MAX_PRICE_MSAT": "nonsense"}
+    assert price(flags={}, environ=environ)[0] == 3
+
+
+@pytest.mark.parametrize("name", list(specs()))
+def test_every_setting_is_read_from_its_own_variable(name, nowhere, tmp_path):
+    existing = tmp_path / "file"
+    existing.touch()
+    text, expected = EXAMPLES[name] if name in EXAMPLES else (str(existing), existing)
+    extra = {"LCP_GATEWAY_LCPD_TLS": "1"} if name.startswith("lcpd_tls_") else {}
+    if name in {"lcpd_tls_cert", "lcpd_tls_key"}:
+        extra |= {
+            f"LCP_GATEWAY_{other}": str(existing) for other in ("LCPD_TLS_CERT", "LCPD_TLS_KEY")
+        }
+    loaded = load(flags={}, environ=nowhere | extra | {f"LCP_GATEWAY_{name.upper()}": text})
+    assert getattr(loaded.settings, name) == expected
+    assert loaded.source_of(name).kind is SourceKind.ENVIRONMENT
+    assert expected != specs()[name].default
+
+
+def test_no_setting_is_read_from_the_process_behind_loads_back(monkeypatch):
+    monkeypatch.setenv("HTTP_ADDR", "10.0.0.1:1")
+    monkeypatch.setenv("EMBEDDED", "true")
+    assert Settings().http_addr == "127.0.0.1:8080"
+    assert Settings().embedded is False
+
+
+PEER = "02" + "ab" * 32
+EXAMPLES = {
+    "http_addr": ("[::1]:9000", "[::1]:9000"),
+    "api_keys": ("one, two,,one", ("one", "two")),
+    "cors_origins": ("*", ("*",)),
+    "lcpd_grpc_addr": ("unix:/run/lcpd.sock", "unix:/run/lcpd.sock"),
+    "lcpd_tls": ("yes", True),
+    "lcpd_tls_server_name": ("lcpd.lan", "lcpd.lan"),
+    "lcpd_metadata": ("Macaroon=ab=cd; x-team=red", {"macaroon": "ab=cd", "x-team": "red"}),
+    "peers_refresh_s": ("1.5s", 1.5),
+    "peers_stale_s": ("1m", 60.0),
+    "preflight": ("0", False),
+    "preflight_timeout_s": ("250ms", 0.25),
+    "default_peer_id": (PEER.upper(), PEER),
+    "model_map": (f"a=b:7={PEER.upper()};gpt={PEER}", {"a=b:7": PEER, "gpt": PEER}),
+    "model_allowlist": ("gpt-5,llama", ("gpt-5", "llama")),
+    "allow_unlisted_models": ("true", True),
+    "max_price_msat": ("1000", 1000),
+    "timeout_quote_s": ("2", 2.0),
+    "timeout_execute_s": ("1m30s", 90.0),
+    "cancel_timeout_s": ("1s", 1.0),
+    "max_body_bytes": ("2MiB", 2 * 1024 * 1024),
+    "max_header_bytes": ("64KiB", 64 * 1024),
+    "max_concurrent_requests": ("0", 0),
+    "request_read_timeout_s": ("3", 3.0),
+    "keepalive_timeout_s": ("4", 4.0),
+    "shutdown_grace_s": ("0", 0.0),
+    "heartbeat_s": ("15s", 15.0),
+    "stream_buffer_bytes": ("1024", 1024),
+    "log_level": ("WARNING", "warn"),
+    "log_format": ("json", "json"),
+    "metrics_addr": ("127.0.0.1:9464", "127.0.0.1:9464"),
+    "embedded": ("true", True),
+    "node_listen": (":50052", ":50052"),
+    "node_backend": ("http://127.0.0.1:11434/v1/", "http://127.0.0.1:11434/v1"),
+    "node_backend_api_key": ("hush", "hush"),
+    "node_faults": ("on", True),
+    "node_tokens_per_second": ("12.5", 12.5),
+}

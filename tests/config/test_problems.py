@@ -1,0 +1,232 @@
+"""What is wrong with a configuration is said in full: the key, the source, the nearest name, and no secret."""
+
+import pytest
+
+from lcp_gateway.config import ConfigError, Settings, load
+
+
+@pytest.fixture
+def problems_of(tmp_path):
+    """Load from an environment and a TOML text, and give the problems."""
+
+    def attempt(environ=(), toml=None, flags=()):
+        path = None
+        if toml is not None:
+            path = tmp_path / "config.toml"
+            path.write_bytes(toml if isinstance(toml, bytes) else toml.encode())
+        environment = {"XDG_CONFIG_HOME": str(tmp_path / "none"), **dict(environ)}
+        with pytest.raises(ConfigError) as caught:
+            load(flags=dict(flags), environ=environment, config_path=path)
+        return [problem.replace(str(tmp_path), "") for problem in caught.value.problems]
+
+    return attempt
+
+
+def test_an_unknown_key_in_the_file_names_file_key_and_nearest(problems_of):
+    assert problems_of(toml="http-adr = 1\n") == [
+        "/config.toml: http-adr: unknown key; did you mean http_addr?"
+    ]
+
+
+def test_a_key_like_no_other_gets_no_suggestion(problems_of):
+    assert problems_of(toml="zzz = 1\n") == ["/config.toml: zzz: unknown key"]
+
+
+def test_an_unknown_variable_names_the_nearest(problems_of):
+    assert problems_of({"LCP_GATEWAY_TIMEOUT_QUOTE": "5s"}) == [
+        (
+            "LCP_GATEWAY_TIMEOUT_QUOTE: unknown environment variable; "
+            "did you mean LCP_GATEWAY_TIMEOUT_QUOTE_S?"
+        )
+    ]
+
+
+def test_an_unknown_flag_names_the_nearest(problems_of):
+    assert problems_of(flags={"max_price": "1"}) == [
+        "--max-price: unknown flag; did you mean --max-price-msat?"
+    ]
+
+
+def test_a_secret_has_no_flag(problems_of):
+    assert problems_of(flags={"api_keys": "sk-1"})[0].startswith("--api-keys: unknown flag")
+
+
+def test_everything_is_reported_at_once(problems_of):
+    found = problems_of(
+        {
+            "LCP_GATEWAY_LOG_LEVEL": "loud",
+            "LCP_GATEWAY_FOO": "1",
+            "OPENAI_SERVE_TIMEOUT_QUOTE": "x",
+        },
+        toml="bar = 1\nmax_body_bytes = true\n",
+        flags={"http_addr": "8080"},
+    )
+    named = ["--http-addr", "LOG_LEVEL", "FOO", "TIMEOUT_QUOTE", ": bar:", "max_body_bytes"]
+    assert len(found) == len(named)
+    assert all(any(name in problem for problem in found) for name in named)
+
+
+def test_a_bad_value_in_the_file_names_file_and_key(problems_of):
+    (problem,) = problems_of(toml='timeout_execute_s = "soon"\n')
+    assert problem.startswith("/config.toml: timeout_execute_s: must be a duration")
+    assert problem.endswith("(got 'soon')")
+
+
+BAD_VALUES = {
+    "HTTP_ADDR": ["8080", "host", "http://h:1", "::1:80", "h:99999", "h:-1", "a b:1", "[::1:80"],
+    "LCPD_GRPC_ADDR": ["h", "h:0", ":50051", "unix:", "/run/x.sock", "http://h:1", "ftp://h"],
+    "METRICS_ADDR": ["9464"],
+    "DEFAULT_PEER_ID": ["02ab", "zz" * 33, "ab" * 34],
+    "MODEL_MAP": ["gpt", "gpt=02", "=" + "ab" * 33, f"a={'ab' * 33};a={'cd' * 33}"],
+    "MAX_PRICE_MSAT": ["-1", "1.5", "many", str(2**63)],
+    "TIMEOUT_QUOTE_S": ["0", "-1s", "nan", "inf", "5 parsecs", "s", "1s2", "1e400"],
+    "MAX_BODY_BYTES": ["0", "-1", "1.5", "1XB", "0.3KiB"],
+    "LOG_LEVEL": ["trace"],
+    "LOG_FORMAT": ["xml"],
+    "EMBEDDED": ["maybe"],
+    "CORS_ORIGINS": ["chat.example.com", "https://a.example/path", "https://a.example/"],
+    "NODE_BACKEND": ["ollama", "ftp://h", "http://", "http://user:pw@h/v1"],
+    "NODE_LISTEN": ["unix:", "nowhere"],
+    "NODE_TOKENS_PER_SECOND": ["-1", "fast", "nan"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in BAD_VALUES.items() for value in values]
+)
+def test_a_bad_value_is_refused_and_named(name, value, problems_of):
+    (problem,) = problems_of({f"LCP_GATEWAY_{name}": value})
+    assert problem.startswith(f"LCP_GATEWAY_{name}: ")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "http_addr = 8080",
+        "max_price_msat = true",
+        "max_price_msat = 1.5",
+        "timeout_quote_s = false",
+        "api_keys = [1]",
+        'api_keys = { a = "b" }',
+        "model_map = 3",
+        "model_map = { a = 1 }",
+        "preflight = 7",
+        "log_level = 1",
+        "node_tokens_per_second = true",
+        "lcpd_tls_ca = 1",
+    ],
+)
+def test_a_value_of_the_wrong_type_in_the_file_is_refused(line, problems_of):
+    (problem,) = problems_of(toml=line + "\n")
+    assert problem.startswith(f"/config.toml: {line.split(' ', maxsplit=1)[0]}: ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("LCP_GATEWAY_API_KEYS", "sk-hidden-one,sk hidden two"),
+        ("OPENAI_SERVE_API_KEYS", "sk-hidden-\u00e9"),
+        ("LCP_GATEWAY_LCPD_METADATA", "macaroon hidden"),
+        ("LCP_GATEWAY_LCPD_METADATA", "macaroon=hidden\x01"),
+        ("LCP_GATEWAY_LCPD_METADATA", "hidden-bin=1"),
+        ("LCP_GATEWAY_LCPD_METADATA", "a=hidden;a=hidden"),
+    ],
+)
+def test_a_bad_secret_is_not_repeated(variable, value, problems_of):
+    (problem,) = problems_of({variable: value})
+    assert problem.startswith(f"{variable}: ")
+    assert "hidden" not in problem
+
+
+def test_a_long_value_is_cut(problems_of):
+    (problem,) = problems_of({"LCP_GATEWAY_HTTP_ADDR": "x" * 10_000})
+    assert len(problem) < 300
+
+
+def test_the_settings_never_print_a_secret():
+    settings = Settings(
+        api_keys=("sk-hidden",), lcpd_metadata={"m": "hidden"}, node_backend_api_key="hidden"
+    )
+    assert "hidden" not in repr(settings)
+    assert "hidden" not in str(settings)
+
+
+def test_a_file_that_was_asked_for_must_exist(tmp_path, problems_of):
+    missing = str(tmp_path / "missing.toml")
+    (problem,) = problems_of({"LCP_GATEWAY_CONFIG": missing})
+    assert (
+        problem
+        == "/missing.toml (from LCP_GATEWAY_CONFIG): cannot be read: No such file or directory"
+    )
+
+
+@pytest.mark.parametrize("toml", [b"a = \n", b"x = 1\nx = 2\n", b"\xff = 1\n"])
+def test_a_broken_file_is_named(toml, problems_of):
+    (problem,) = problems_of(toml=toml)
+    assert problem.startswith("/config.toml: ")
+
+
+def test_certificates_without_tls_are_a_contradiction(tmp_path, problems_of):
+    ca = tmp_path / "ca.pem"
+    ca.touch()
+    (problem,) = problems_of({"LCP_GATEWAY_LCPD_TLS_CA": str(ca)})
+    assert problem == "LCP_GATEWAY_LCPD_TLS_CA: has no effect while lcpd_tls is false"
+
+
+def test_a_certificate_needs_its_key_and_files_must_exist(tmp_path, problems_of):
+    found = problems_of(
+        {
+            "LCP_GATEWAY_LCPD_TLS": "1",
+            "LCP_GATEWAY_LCPD_TLS_CERT": str(tmp_path / "no.pem"),
+        }
+    )
+    assert found == [
+        "LCP_GATEWAY_LCPD_TLS_CERT: a client certificate needs lcpd_tls_key too",
+        "LCP_GATEWAY_LCPD_TLS_CERT: no such file: /no.pem",
+    ]
+
+
+def test_a_list_cannot_be_stale_before_it_is_refreshed(problems_of):
+    (problem,) = problems_of({"LCP_GATEWAY_PEERS_REFRESH_S": "1m"})
+    assert problem.startswith("LCP_GATEWAY_PEERS_REFRESH_S: peers_stale_s (15 s)")
+
+
+def test_an_embedded_node_needs_a_port(problems_of):
+    environ = {"LCP_GATEWAY_EMBEDDED": "1", "LCP_GATEWAY_NODE_LISTEN": "127.0.0.1:0"}
+    assert problems_of(environ)[0].startswith("LCP_GATEWAY_NODE_LISTEN: ")
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"LCP_GATEWAY_HTTP_ADDR": ":8080"}, "spends your money"),
+        ({"LCP_GATEWAY_HTTP_ADDR": "192.168.1.2:80"}, "spends your money"),
+        ({"LCP_GATEWAY_EMBEDDED": "1", "OPENAI_SERVE_LCPD_GRPC_ADDR": "h:1"}, "has no effect"),
+    ],
+)
+def test_what_is_allowed_but_odd_is_a_warning(environ, words, tmp_path):
+    (warning,) = load(flags={}, environ={"XDG_CONFIG_HOME": str(tmp_path), **environ}).warnings
+    assert words in warning
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"LCP_GATEWAY_HTTP_ADDR": "[::1]:80"},
+        {"LCP_GATEWAY_HTTP_ADDR": "127.0.0.2:80"},
+        {"LCP_GATEWAY_HTTP_ADDR": ":80", "LCP_GATEWAY_API_KEYS": "k"},
+        {"LCP_GATEWAY_HTTP_ADDR": ":80", "LCP_GATEWAY_EMBEDDED": "1"},
+    ],
+)
+def test_what_is_fine_is_no_warning(environ, tmp_path):
+    assert load(flags={}, environ={"XDG_CONFIG_HOME": str(tmp_path), **environ}).warnings == ()
+
+
+def test_a_secret_in_a_file_that_all_may_read_is_a_warning(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text('api_keys = ["sk-1"]\n')
+    for mode, expected in ((0o644, 1), (0o600, 0)):
+        path.chmod(mode)
+        loaded = load(flags={}, environ={}, config_path=path)
+        assert loaded.settings.api_keys == ("sk-1",)
+        assert len(loaded.warnings) == expected

@@ -1,0 +1,246 @@
+"""The container files, checked as data: every path, variable, port and command in them is a real one."""
+
+import re
+import tomllib
+
+import pytest
+import yaml
+
+from lcp_gateway.config.settings import specs
+from tests.support.compose import COMPOSE, DOCKERFILE, resolved, services
+from tests.support.promql import ROOT
+
+GATEWAYS = {name for name, service in services().items() if "build" in service}
+
+
+@pytest.fixture(scope="module")
+def known_variables():
+    return {spec.environment for spec in specs().values()}
+
+
+def test_there_is_a_gateway_for_each_profile():
+    assert {name: tuple(services()[name]["profiles"]) for name in GATEWAYS} == {
+        "gateway-embedded": ("embedded",),
+        "gateway-lcpd": ("lcpd",),
+    }
+
+
+@pytest.mark.parametrize("name", services())
+def test_ports_are_published_on_loopback_only(name):
+    for port in services()[name].get("ports", ()):
+        assert port.startswith("127.0.0.1:")
+
+
+@pytest.mark.parametrize("name", services())
+def test_what_is_mounted_exists(name):
+    volumes = yaml.safe_load(COMPOSE.read_text())["volumes"]
+    for mount in services()[name].get("volumes", ()):
+        source, target, *flags = mount.split(":")
+        assert target.startswith("/")
+        if source.startswith("."):
+            assert (ROOT / source).exists(), source
+            assert flags == ["ro"], f"{source} could be changed from inside"
+        else:
+            assert source in volumes
+
+
+def test_every_named_volume_is_used():
+    used = {m.split(":")[0] for s in services().values() for m in s.get("volumes", ())}
+    assert set(yaml.safe_load(COMPOSE.read_text())["volumes"]) <= used
+
+
+@pytest.mark.parametrize("name", sorted(GATEWAYS))
+def test_a_gateway_is_given_only_settings_that_exist(name, known_variables):
+    assert set(services()[name]["environment"]) <= known_variables
+
+
+@pytest.mark.parametrize("name", sorted(GATEWAYS))
+def test_a_gateway_starts_with_the_settings_it_is_given(name):
+    from lcp_gateway.config import load
+
+    environment = {
+        key: resolved(str(value)) for key, value in services()[name]["environment"].items()
+    }
+    flags = {"embedded": True} if "--embedded" in services()[name]["command"] else {}
+    loaded = load(flags=flags, environ=environment, config_path=None)
+    assert loaded.settings.http_addr
+    assert loaded.settings.log_format == "json"
+
+
+@pytest.mark.parametrize("name", sorted(GATEWAYS))
+def test_a_gateway_cannot_write_or_gain_rights(name):
+    service = services()[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_a_gateway_has_more_time_to_stop_than_its_jobs():
+    grace_s = specs()["shutdown_grace_s"].default
+    for name in GATEWAYS:
+        assert int(services()[name]["stop_grace_period"].removesuffix("s")) > grace_s
+
+
+def test_the_daemon_that_asks_nobody_who_they_are_is_reached_over_loopback_only():
+    gateway = services()["gateway-lcpd"]
+    assert gateway["network_mode"] == "service:lcpd"
+    assert gateway["environment"]["LCP_GATEWAY_LCPD_GRPC_ADDR"].startswith("127.0.0.1:")
+    assert "ports" not in gateway
+    assert all("50051" not in port for port in services()["lcpd"]["ports"])
+
+
+def test_prometheus_scrapes_the_name_that_both_gateways_answer_to():
+    config = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    (job,) = [job for job in config["scrape_configs"] if job["job_name"] == "lcp-gateway"]
+    (target,) = job["static_configs"][0]["targets"]
+    host, _, port = target.partition(":")
+    for name in ("gateway-embedded", "lcpd"):
+        service = services()[name]
+        assert host in service["networks"]["default"]["aliases"]
+        assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
+    for name in GATEWAYS:
+        assert services()[name]["environment"]["LCP_GATEWAY_HTTP_ADDR"] == f":{port}"
+
+
+@pytest.mark.parametrize("name", services())
+def test_a_service_waits_only_for_services_that_run_in_its_profile(name):
+    known = services()
+    mine = set(known[name].get("profiles", ()))
+    waited_for = list(known[name].get("depends_on", ()))
+    waited_for += [m.removeprefix("service:") for m in [known[name].get("network_mode", "")] if m]
+    for other in waited_for:
+        assert mine <= set(known[other].get("profiles", mine))
+
+
+@pytest.mark.parametrize("name", [n for n in services() if n != "lcpd"])
+def test_health_is_checked(name):
+    assert services()[name]["healthcheck"]["test"][0] == "CMD"
+
+
+@pytest.mark.parametrize(
+    "image", [service["image"] for service in services().values()], ids=resolved
+)
+def test_images_can_be_replaced_and_are_never_the_latest(image):
+    assert image.startswith("${")
+    assert re.search(r":[\w.-]+$", resolved(image)) and not resolved(image).endswith(":latest")
+
+
+def test_grafana_finds_the_dashboard_where_it_is_mounted():
+    mounts = dict(mount.split(":")[:2] for mount in services()["grafana"]["volumes"])
+    provider = yaml.safe_load(
+        (ROOT / "deploy/grafana/provisioning/dashboards/lcp-gateway.yml").read_text()
+    )["providers"][0]
+    home = services()["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    inside = mounts["./deploy/grafana/dashboards"]
+    assert provider["options"]["path"] == inside
+    assert home == f"{inside}/lcp-gateway.json"
+    assert (ROOT / "deploy/grafana/dashboards/lcp-gateway.json").exists()
+
+
+def test_the_data_source_is_the_prometheus_of_the_same_file():
+    source = yaml.safe_load(
+        (ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text()
+    )["datasources"][0]
+    assert source["url"] == "http://prometheus:9090"
+    assert "prometheus" in services()
+
+
+@pytest.fixture(scope="module")
+def dockerfile():
+    joined = DOCKERFILE.read_text().replace("\\\n", " ")
+    return [line for line in joined.splitlines() if line and not line.startswith("#")]
+
+
+def test_what_the_image_copies_is_in_the_build_context(dockerfile):
+    allowed = {
+        line.removeprefix("!")
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    copied = set()
+    for line in dockerfile:
+        if line.startswith("COPY") and "--from" not in line:
+            copied |= {source.removeprefix("./") for source in line.split()[1:-1]}
+    assert copied == allowed
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def test_the_image_has_all_that_the_package_is_built_from(dockerfile):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed = {project["project"]["readme"], *project["project"]["license-files"], "uv.lock"}
+    needed |= set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
+    text = "\n".join(line for line in dockerfile if line.startswith("COPY"))
+    assert all(name in text for name in needed)
+
+
+def test_the_image_installs_what_the_lock_file_says(dockerfile):
+    syncs = [line for line in dockerfile if "uv sync" in line]
+    assert syncs and all("--locked" in line and "--no-dev" in line for line in syncs)
+
+
+def test_the_image_does_not_run_as_root(dockerfile):
+    last_stage = dockerfile[
+        max(i for i, line in enumerate(dockerfile) if line.startswith("FROM")) :
+    ]
+    (user,) = [line.split()[1] for line in last_stage if line.startswith("USER")]
+    assert user.split(":")[0] not in {"0", "root"}
+
+
+def test_the_image_sets_only_settings_that_exist(dockerfile, known_variables):
+    named = set(re.findall(r"\b(LCP_GATEWAY_\w+)=", "\n".join(dockerfile)))
+    assert named and named <= known_variables
+
+
+def test_the_image_runs_a_command_that_the_project_installs(dockerfile):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (entry,) = [line for line in dockerfile if line.startswith("ENTRYPOINT")]
+    assert entry.split('"')[1] in project["project"]["scripts"]
+
+
+def test_the_commands_and_flags_of_the_containers_are_real_ones():
+    import subprocess
+    import sys
+
+    for name in GATEWAYS:
+        done = subprocess.run(
+            [sys.executable, "-m", "lcp_gateway", *services()[name]["command"], "--help"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_health_check_tells_an_answer_from_an_error(tmp_path):
+    """The very command of the files, against a server that answers 200 and then 503."""
+    import http.server
+    import subprocess
+    import sys
+    import threading
+
+    answers = [200, 503]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.path == "/healthz"
+            self.send_response(answers.pop(0))
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    (check,) = {services()[name]["healthcheck"]["test"][3] for name in GATEWAYS}
+    assert check in DOCKERFILE.read_text()
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        command = check.replace("8080", str(server.server_port))
+        codes = [
+            subprocess.run(
+                [sys.executable, "-c", command], stderr=subprocess.DEVNULL, timeout=30, check=False
+            ).returncode
+            for _ in range(2)
+        ]
+        server.shutdown()
+    assert codes[0] == 0 and codes[1] != 0

@@ -1,0 +1,177 @@
+"""A real Prometheus scrapes a real gateway, and every panel of the dashboard has something to show."""
+
+import http.client
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+
+from lcp_gateway.telemetry.names import SPECS
+from tests.support.gateway import gateway
+from tests.support.prometheus import configuration, executable, prometheus
+from tests.support.promql import alert_rules, dashboard_queries
+
+pytestmark = pytest.mark.slow
+
+ENVIRONMENT = {
+    "LCP_GATEWAY_NODE_FAULTS": "true",
+    "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "1",
+    "LCP_GATEWAY_MAX_PRICE_MSAT": "1000000",
+}
+
+# Panels that may show nothing, or nothing above zero, when all is as it should be.
+MAY_BE_EMPTY = {"annotation Restarts": "the gateway does not restart during the test"}
+MAY_BE_ZERO = {
+    "Event loop lag (A)": "a loop that is never late is what we want",
+    "Event loop lag (B)": "the same",
+}
+
+GOOD = ("echo-1", "echo-mini")
+FAULTS = {
+    "fault/no-route": "not_paid",
+    "fault/fail-after-payment": "undelivered",
+    "fault/wrong-hash": "undelivered",
+    "fault/execute-hangs": "unknown",
+    "fault/expensive": "price_limit",
+    "fault/quote-code-internal": "gRPC error",
+    "nobody/has-this": "model_not_found",
+}
+
+
+@dataclass(frozen=True)
+class World:
+    gateway: object
+    prometheus: object
+
+
+def ask(port, model, *, stream=False, read=True):
+    """Send one request, and read its answer or go away after the first bytes of it."""
+    body = {"model": model, "stream": stream, "messages": [{"role": "user", "content": "hello"}]}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(
+            "POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"}
+        )
+        answer = connection.getresponse()
+        if not read:
+            answer.read(1)
+            return answer.status
+        try:
+            answer.read()
+        except http.client.IncompleteRead:
+            pass  # a broken-off stream is how a failure after the head ends
+        return answer.status
+    finally:
+        connection.close()
+
+
+def load(port):
+    """One round of everything: good and bad, streamed and not, patient and impatient."""
+    with ThreadPoolExecutor(8) as pool:
+        answers = [
+            pool.submit(ask, port, model, stream=stream)
+            for model in (*GOOD, *FAULTS)
+            for stream in (False, True)
+        ]
+        answers.append(pool.submit(ask, port, "fault/stream-slow", stream=True, read=False))
+        return [answer.result(30) for answer in answers]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    executable()
+    folder = tmp_path_factory.mktemp("prometheus")
+    with gateway(env=ENVIRONMENT) as running:
+        with prometheus(configuration(f"127.0.0.1:{running.port}"), folder) as watcher:
+            count = 'sum(lcpgateway_requests_total{status!="499"})'
+            watcher.wait_for("up", lambda found: [value for _, value in found] == [1])
+            # The first round makes the series, the second makes them grow.
+            first = len(load(running.port))
+            watcher.wait_for(count, lambda found: found and found[0][1] >= first - 1)
+            second = len(load(running.port))
+            watcher.wait_for(count, lambda found: found[0][1] >= first + second - 2)
+            watcher.wait_for(
+                'lcpgateway_client_disconnects_total{phase="stream"}',
+                lambda found: found[0][1] >= 2,
+            )
+            watcher.wait_for("lcpgateway_event_loop_lag_seconds_count", lambda f: f[0][1] >= 2)
+            yield World(running, watcher)
+
+
+def filled_in(expr):
+    """Put values where Grafana puts them."""
+    values = {"job": "lcp-gateway", "instance": ".+", "__rate_interval": "2m", "__range": "5m"}
+    # "$1" in label_replace is Prometheus' own.
+    return re.sub(r"\$([a-z_]\w*)", lambda found: values[found[1]], expr)
+
+
+@pytest.mark.parametrize("query", list(dashboard_queries()), ids=lambda query: query.where)
+def test_a_query_of_the_dashboard_has_data_after_a_load(world, query):
+    found = world.prometheus.query(filled_in(query.expr))
+    if query.where in MAY_BE_EMPTY:
+        return
+    assert found, filled_in(query.expr)
+    if query.where not in MAY_BE_ZERO:
+        assert max(value for _, value in found) > 0, f"{filled_in(query.expr)}: {found}"
+
+
+def test_every_metric_of_the_table_arrives(world):
+    names = set(world.prometheus.get("/api/v1/label/__name__/values"))
+    assert {series for spec in SPECS for series in spec.series} <= names
+    assert not [name for name in names if name.endswith("_created")]
+
+
+def test_the_money_on_the_dashboard_is_the_money_that_the_node_saw(world):
+    paid_msat = sum(event["price_msat"] for event in world.gateway.events("paid"))
+    ((_, counted),) = world.prometheus.query(
+        'sum(lcpgateway_payment_msat_total{outcome=~"settled|unknown"})'
+    )
+    assert paid_msat > 0
+    assert counted == paid_msat
+
+
+def test_failures_are_counted_as_what_they_were(world):
+    def total(selector):
+        ((_, value),) = world.prometheus.query(f"sum({selector})")
+        return value
+
+    assert total('lcpgateway_payments_total{outcome="not_paid"}') == 4
+    assert total('lcpgateway_payments_total{outcome="unknown"}') == 4
+    assert total('lcpgateway_refusals_total{reason="price_limit"}') == 4
+    assert total('lcpgateway_refusals_total{reason="model_not_found"}') == 4
+    assert total('lcpgateway_grpc_errors_total{method="RequestQuote", code="INTERNAL"}') >= 4
+    assert total("lcpgateway_undelivered_total") >= 8
+    assert total('lcpgateway_requests_total{model="other"}') >= 4
+    assert total("lcpgateway_jobs_in_flight") == 0
+
+
+def test_the_rules_are_evaluated_without_errors_and_the_right_ones_fire(world):
+    groups = world.prometheus.get("/api/v1/rules")["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert {rule["name"] for rule in rules} == {rule["alert"] for rule in alert_rules()}
+    assert {rule["health"] for rule in rules} == {"ok"}
+    firing = world.prometheus.wait_for(
+        'ALERTS{alertstate="firing"}',
+        lambda found: "LcpPaymentUnknown" in {labels["alertname"] for labels, _ in found},
+    )
+    assert {labels["alertname"] for labels, _ in firing} == {"LcpPaymentUnknown"}
+
+
+def test_with_keys_the_commented_section_of_the_configuration_is_what_is_needed(tmp_path):
+    executable()
+    key = "sk-scrape-me"
+    (tmp_path / "key").write_text(key)
+    with gateway(env={"LCP_GATEWAY_API_KEYS": f"another,{key}"}) as running:
+        target = f"127.0.0.1:{running.port}"
+        config = configuration(target, key_file=tmp_path / "key")
+        (without,) = configuration(target)["scrape_configs"]
+        config["scrape_configs"].append({**without, "job_name": "keyless"})
+        with prometheus(config, tmp_path) as watcher:
+            found = watcher.wait_for("up", lambda found: len(found) == 2)
+            assert {labels["job"]: value for labels, value in found} == {
+                "lcp-gateway": 1,
+                "keyless": 0,
+            }
+        assert key not in running.logs

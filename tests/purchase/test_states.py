@@ -1,0 +1,60 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcp_gateway.purchase.states import (
+    TRANSITIONS,
+    VERDICTS,
+    Event,
+    IllegalTransition,
+    State,
+    Verdict,
+    step,
+)
+
+
+def test_every_state_has_a_row_and_a_verdict():
+    assert set(TRANSITIONS) == set(State) == set(VERDICTS)
+
+
+def test_only_a_quoted_purchase_may_be_paid():
+    assert [state for state in State if Event.PAY in TRANSITIONS[state]] == [State.QUOTED]
+
+
+def test_no_row_leads_back_to_quoted_or_paying():
+    targets = {
+        target for state, row in TRANSITIONS.items() for target in row.values() if state != "quoted"
+    }
+    assert State.QUOTED not in targets
+    assert State.PAYING not in targets
+
+
+def test_unknown_is_left_only_by_evidence():
+    assert TRANSITIONS[State.UNKNOWN] == {
+        Event.FAIL_PAYMENT: State.NOT_PAID,
+        Event.SETTLE: State.SETTLED,
+    }
+
+
+@given(st.lists(st.sampled_from(Event), max_size=12))
+def test_whatever_happens_it_is_paid_at_most_once_and_money_never_comes_back(events):
+    state = State.QUOTED
+    payments = 0
+    seen_settled = False
+    for event in events:
+        try:
+            state = step(state, event)
+        except IllegalTransition:
+            continue
+        payments += event is Event.PAY
+        if seen_settled:
+            assert VERDICTS[state] is Verdict.SETTLED
+        seen_settled |= VERDICTS[state] is Verdict.SETTLED
+    assert payments <= 1
+
+
+@pytest.mark.parametrize("state", [s for s in State if not TRANSITIONS[s]])
+@pytest.mark.parametrize("event", list(Event))
+def test_an_end_is_an_end(state, event):
+    with pytest.raises(IllegalTransition, match=state.value):
+        step(state, event)

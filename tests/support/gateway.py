@@ -1,0 +1,164 @@
+"""Runs the gateway as its own process, as a user would, and ends it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+START_TIMEOUT_S = 30.0
+_LISTENING = re.compile(r"listening on http://\S+?:(\d+) ")
+
+
+def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The environment without anything that configures a gateway or a client, plus ``extra``."""
+    ours = ("LCP_GATEWAY_", "OPENAI_", "OPENCLAW_", "CODEX_")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    return {**kept, **extra}
+
+
+@dataclass
+class RunningGateway:
+    """A gateway process. ``logs`` is everything it wrote to standard error, ``output`` to standard output."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    events_file: Path | None
+    output: list[str] = field(default_factory=list)
+    log_lines: list[str] = field(default_factory=list)
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def api_url(self) -> str:
+        return f"{self.base_url}/v1"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def logs(self) -> str:
+        return "\n".join(self.log_lines)
+
+    def json_logs(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self.log_lines if line.startswith("{")]
+
+    def rss_bytes(self) -> int:
+        return int(psutil.Process(self.pid).memory_info().rss)
+
+    def node_pids(self) -> list[int]:
+        return [child.pid for child in psutil.Process(self.pid).children()]
+
+    def events(self, kind: str | None = None) -> list[dict[str, object]]:
+        """What the embedded node saw: quotes, accepts, payments…"""
+        assert self.events_file is not None
+        if not self.events_file.exists():
+            return []
+        found = [json.loads(line) for line in self.events_file.read_text().splitlines()]
+        return [event for event in found if kind is None or event["event"] == kind]
+
+    def wait_for_log(self, text: str, timeout_s: float = 10.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while text not in self.logs:
+            assert time.monotonic() < deadline, f"{text!r} was not logged:\n{self.logs}"
+            time.sleep(0.02)
+
+    def stop(self, sig: int = signal.SIGTERM, timeout_s: float = 15.0) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(5)
+            raise
+
+
+@contextmanager
+def gateway(
+    *,
+    embedded: bool = True,
+    args: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+) -> Iterator[RunningGateway]:
+    """Run `lcp-gateway serve` on a free port; with ``embedded`` on a node whose events are kept."""
+    with tempfile.TemporaryDirectory(prefix="lcp-gateway-test-") as folder:
+        events_file = Path(folder) / "events.jsonl" if embedded else None
+        settings = {
+            "LCP_GATEWAY_HTTP_ADDR": "127.0.0.1:0",
+            "LCP_GATEWAY_LOG_FORMAT": "json",
+            "XDG_CONFIG_HOME": folder,
+            "XDG_STATE_HOME": folder,
+        }
+        if embedded:
+            settings["LCP_GATEWAY_NODE_EVENTS_FILE"] = str(events_file)
+        settings.update(env or {})
+        if "OPENAI_SERVE_HTTP_ADDR" in settings and not (env or {}).get("LCP_GATEWAY_HTTP_ADDR"):
+            del settings["LCP_GATEWAY_HTTP_ADDR"]
+        command = [sys.executable, "-m", "lcp_gateway", "serve", *args]
+        if embedded:
+            command.append("--embedded")
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=clean_environment(settings),
+        )
+        running = RunningGateway(process, 0, events_file)
+        readers = [
+            _collect(process.stdout, running.output),
+            _collect(process.stderr, running.log_lines),
+        ]
+        try:
+            running.port = _wait_for_port(running)
+            yield running
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait(5)
+            for reader in readers:
+                reader.join(5)
+            for pipe in (process.stdout, process.stderr):
+                pipe.close()
+
+
+def _collect(pipe, lines: list[str]) -> threading.Thread:
+    def read() -> None:
+        lines.extend(line.decode("utf-8", "replace").rstrip("\n") for line in pipe)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread
+
+
+def _wait_for_port(running: RunningGateway) -> int:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        for line in list(running.output):
+            if found := _LISTENING.search(line):
+                return int(found[1])
+        if running.process.poll() is not None:
+            time.sleep(0.2)
+            raise AssertionError(
+                f"the gateway ended with {running.process.returncode}:\n{running.output}\n{running.logs}"
+            )
+        time.sleep(0.01)
+    raise AssertionError(f"the gateway did not start:\n{running.output}\n{running.logs}")

@@ -1,0 +1,99 @@
+"""Stand-ins for the heart's outside: an upstream that does what it is told, and a journal that remembers."""
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.results import Result, ResultStatus, StreamBegin, StreamEnd
+from lcp_gateway.purchase.task import Task, TaskKind
+
+NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
+PEER = "02" + "ab" * 32
+TASK = Task(TaskKind.CHAT_COMPLETIONS, "m", b'{"model":"m","messages":[1]}', stream=False)
+
+
+def quote(price_msat: int = 5_000, expires_in_s: int = 300) -> Quote:
+    return Quote(
+        peer_id=PEER,
+        job_id=b"\x11" * 32,
+        price_msat=Msat(price_msat),
+        expires_at=NOW + timedelta(seconds=expires_in_s),
+        terms_hash=b"\x22" * 32,
+        payment_request="lnbcrt1",
+        protocol_version=2,
+    )
+
+
+def result(body: bytes = b"answer", **changes) -> Result:
+    fields = {
+        "status": ResultStatus.OK,
+        "body": body,
+        "sha256": hashlib.sha256(body).digest(),
+        "length": len(body),
+        "content_type": "application/json",
+        "content_encoding": "identity",
+        "message": "",
+    }
+    return Result(**{**fields, **changes})
+
+
+def stream_events(*chunks: bytes, **changes) -> list:
+    whole = b"".join(chunks)
+    digest = hashlib.sha256(whole).digest()
+    return [
+        StreamBegin("text/event-stream", "identity"),
+        *chunks,
+        StreamEnd(digest, len(whole)),
+        result(b"", sha256=digest, length=len(whole), **changes),
+    ]
+
+
+@dataclass
+class ScriptedUpstream:
+    """Gives the quote, result or events it was made with; an exception among them is raised in its place."""
+
+    quoted: Quote = field(default_factory=quote)
+    outcome: object = None
+    events: list = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    closed: bool = False
+
+    async def request_quote(self, task, peer_id, timeout_s):
+        self.calls.append("quote")
+        if isinstance(self.outcome, BaseException) and self.outcome.args[:1] == ("quote",):
+            raise self.outcome
+        return self.quoted
+
+    async def execute(self, quote, timeout_s):
+        self.calls.append("execute")
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome
+
+    async def execute_stream(self, quote, timeout_s):
+        self.calls.append("execute")
+        try:
+            for event in self.events:
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+        finally:
+            self.closed = True
+
+    async def cancel(self, quote, reason, timeout_s):
+        self.calls.append(f"cancel: {reason}")
+
+
+@dataclass
+class MemoryJournal:
+    """Remembers every state in order, and what had been called when it was written."""
+
+    upstream: ScriptedUpstream
+    states: list[str] = field(default_factory=list)
+    calls_at: list[tuple[str, ...]] = field(default_factory=list)
+
+    async def record(self, quote, task, state):
+        self.states.append(state.value)
+        self.calls_at.append(tuple(self.upstream.calls))
