@@ -27,6 +27,8 @@ CALM: Steps = ((None, BLUE),)
 ANY_IS_BAD: Steps = ((None, GREEN), (1, RED))
 ZERO_IS_BAD: Steps = ((None, RED), (1, GREEN))
 Query = tuple[str, str]
+# Scrapes and probes are no work, and a readiness probe's 503 is no client's error.
+WORK = 'endpoint!~"/(metrics|healthz|readyz)"'
 SETTLED, UNKNOWN = 'outcome="settled"', 'outcome="unknown"'
 
 
@@ -53,13 +55,13 @@ def total(name: str, by: str = "", extra: str = "") -> str:
     return f"sum{grouping} (increase({own(name, extra)}[$__range]))"
 
 
-def quantile(q: float, name: str, by: str = "") -> str:
+def quantile(q: float, name: str, by: str = "", extra: str = "") -> str:
     grouping = f"le, {by}" if by else "le"
-    return f"histogram_quantile({q}, {rate(f'{name}_bucket', grouping)})"
+    return f"histogram_quantile({q}, {rate(f'{name}_bucket', grouping, extra)})"
 
 
-def quantiles(name: str) -> list[Query]:
-    return [(quantile(q, name), f"p{q * 100:.0f}") for q in (0.5, 0.95, 0.99)]
+def quantiles(name: str, extra: str = "") -> list[Query]:
+    return [(quantile(q, name, extra=extra), f"p{q * 100:.0f}") for q in (0.5, 0.95, 0.99)]
 
 
 def short_peer(expr: str) -> str:
@@ -177,20 +179,20 @@ def lines(
 
 
 def at_a_glance() -> list[stat.Panel]:
-    failed = rate("requests_total", extra='status=~"5.."')
+    failed = rate("requests_total", extra=f'{WORK}, status=~"5.."')
     return [
         number("Gateways up", "Instances that Prometheus can scrape. 0: nobody is served.", f"sum({scoped('up')})", steps=ZERO_IS_BAD),
         number("Daemon", "Whether every gateway's last call to lcpd-grpcd was answered. Down: nothing can be bought, and nothing is spent.", f"min({own('daemon_up')})", steps=ZERO_IS_BAD, words={"0": "down", "1": "up"}),
         number("Peers ready", "Providers to buy from. 0: every request is answered 503.", f"min({own('peers')})", steps=ZERO_IS_BAD),
         number("Snapshot age", "How old the list of peers is. It is refreshed every few seconds; a growing age means that the daemon does not answer.", f"max({own('snapshot_age_seconds')})", unit="s", decimals=0, steps=((None, GREEN), (15, YELLOW), (60, RED))),
-        number("Server errors", "Share of requests answered with a 5xx status, now.", f"({failed} or vector(0)) / clamp_min({rate('requests_total')}, 1e-9)", unit="percentunit", decimals=1, steps=((None, GREEN), (0.02, YELLOW), (0.1, RED))),
+        number("Server errors", "Share of requests answered with a 5xx status, now.", f"({failed} or vector(0)) / clamp_min({rate('requests_total', extra=WORK)}, 1e-9)", unit="percentunit", decimals=1, steps=((None, GREEN), (0.02, YELLOW), (0.1, RED))),
         number("Jobs in flight", "Jobs running now.", f"sum({own('jobs_in_flight')})"),
         number("Spent", "Settled payments in the time shown, without routing fees.", f"{total('payment_msat_total', extra=SETTLED)} / 1000", unit=SAT, decimals=0),
         number("Unknown", "Payments of which nothing tells whether they were made, in the time shown. Look them up in lnd by payment hash.", total("payments_total", extra=UNKNOWN), decimals=0, steps=ANY_IS_BAD),
         number("Unknown amount", "What those payments cost if they were made.", f"{total('payment_msat_total', extra=UNKNOWN)} / 1000", unit=SAT, decimals=0, steps=ANY_IS_BAD),
         number("Paid, not delivered", "Purchases that were paid and brought no whole result, in the time shown. The money is gone.", total("undelivered_total"), decimals=0, steps=ANY_IS_BAD),
         number("Lost to it", "What was paid for results that never came whole.", f"{total('undelivered_msat_total')} / 1000", unit=SAT, decimals=0, steps=ANY_IS_BAD),
-        number("Requests", "Requests answered in the time shown.", total("requests_total"), decimals=0),
+        number("Requests", "Requests answered in the time shown.", total("requests_total", extra=WORK), decimals=0),
     ]  # fmt: skip
 
 
@@ -212,9 +214,9 @@ def latency() -> list[timeseries.Panel]:
         lines("Quote", "How long peers take to name a price. The dashed line is the default time-out.", quantiles("quote_duration_seconds"), unit="s", steps=quote_limit, width=6),
         lines("Pay and execute", "From the call that pays to the end of the result. The dashed line is the default time-out.", quantiles("execute_duration_seconds"), unit="s", steps=work_limit, width=6),
         lines("First byte", "From the request to the first byte of its answer: what a person waits for.", quantiles("first_byte_duration_seconds"), unit="s", width=6),
-        lines("Whole request", "From the request to the last byte of its answer, streams included.", quantiles("request_duration_seconds"), unit="s", width=6),
+        lines("Whole request", "From the request to the last byte of its answer, streams included.", quantiles("request_duration_seconds", WORK), unit="s", width=6),
         lines("First byte by model", "The 95th percentile by model: is one model slow, or all?", [(quantile(0.95, "first_byte_duration_seconds", "model"), "{{model}}")], unit="s", width=12),
-        lines("Whole request by route", "The 95th percentile by route, streams apart.", [(quantile(0.95, "request_duration_seconds", "endpoint, stream"), "{{endpoint}} stream={{stream}}")], unit="s", width=12),
+        lines("Whole request by route", "The 95th percentile by route, streams apart.", [(quantile(0.95, "request_duration_seconds", "endpoint, stream", WORK), "{{endpoint}} stream={{stream}}")], unit="s", width=12),
     ]  # fmt: skip
 
 
@@ -231,8 +233,8 @@ def peers() -> list[timeseries.Panel]:
 
 def errors() -> list[timeseries.Panel]:
     return [
-        lines("Answers by status", "429: full, or a peer is. 402: a price over the cap. 502 to 504: the daemon or the network behind it.", [(rate("requests_total", "status"), "{{status}}")], unit="reqps", stacked=True),
-        lines("Answers that are errors, by money", "Errors by what they say of the money. Errors with settled or unknown must not be retried.", [(rate("requests_total", "payment", 'status=~"[45]..|other"'), "{{payment}}")], unit="reqps"),
+        lines("Answers by status", "429: full, or a peer is. 402: a price over the cap. 502 to 504: the daemon or the network behind it.", [(rate("requests_total", "status", WORK), "{{status}}")], unit="reqps", stacked=True),
+        lines("Answers that are errors, by money", "Errors by what they say of the money. Errors with settled or unknown must not be retried.", [(rate("requests_total", "payment", f'{WORK}, status=~"[45]..|other"'), "{{payment}}")], unit="reqps"),
         lines("gRPC errors", "Failed calls to the daemon.", [(f"{rate('grpc_errors_total', 'method, code')} > 0", "{{method}} {{code}}")], unit="reqps"),
         lines("Clients that went away", "Before their answer was complete, by what was going on. After execute has begun the job is paid.", [(rate("client_disconnects_total", "phase"), "{{phase}}")], unit="reqps", width=12),
         lines("Streamed bytes", "Bytes of results written to clients as streams.", [(rate("streamed_bytes_total", "instance"), "{{instance}}")], unit="Bps", width=12),

@@ -8,7 +8,7 @@ import typer
 
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
 from lcp_gateway.cli.output import print_json, print_table
-from lcp_gateway.cli.program import complain
+from lcp_gateway.cli.program import USAGE_ERROR, complain
 from lcp_gateway.config import Loaded, Spec, specs, written
 
 REDACTED = "(redacted)"
@@ -17,14 +17,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    no_args_is_help=True,
     help="Look at the configuration.",
 )
 
 
-@app.callback()
-def _group() -> None:
-    """Keep ``show`` a command of its own, so that others can stand beside it."""
+@app.callback(invoke_without_command=True)
+def _group(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(USAGE_ERROR)
 
 
 @app.command()

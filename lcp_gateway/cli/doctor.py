@@ -195,7 +195,9 @@ def _tiny_request(kind: TaskKind, model: str) -> bytes:
 
 
 def _short(peer_id: str) -> str:
-    return peer_id if len(peer_id) <= _SHORT_ID_CHARACTERS else peer_id[:_SHORT_ID_CHARACTERS] + "…"
+    return (
+        peer_id if len(peer_id) <= _SHORT_ID_CHARACTERS else peer_id[:_SHORT_ID_CHARACTERS] + "..."
+    )
 
 
 def _some(names: list[str], limit: int = 5) -> str:

@@ -135,7 +135,11 @@ class EmbeddedNode:
             )
             if self._stopping.wait(pause_s):
                 return
-            self._start_child()
+            try:
+                self._start_child()
+            except OSError as error:
+                self._tell(f"the embedded node cannot be started again: {error.strerror}")
+                return
 
 
 def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:

@@ -34,6 +34,9 @@ _SIZE_UNITS: Mapping[str, int] = {
     "mib": 2**20,
     "gib": 2**30,
 }
+# The words of Go's ParseBool, which openai-serve used, and the usual others.
+_TRUE_WORDS = frozenset({"1", "t", "true", "y", "yes", "on"})
+_FALSE_WORDS = frozenset({"0", "f", "false", "n", "no", "off"})
 _PEER_ID = re.compile(r"[0-9a-f]{66}")
 _METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
@@ -156,6 +159,17 @@ def _parse_text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("must be text")  # noqa: TRY004 - pydantic collects ValueErrors
     return value.strip()
+
+
+def _parse_switch(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = value.strip().lower() if isinstance(value, str) else ""
+    if word in _TRUE_WORDS:
+        return True
+    if word in _FALSE_WORDS:
+        return False
+    raise ValueError("must be true or false")
 
 
 def _parse_listen(value: object) -> str:
@@ -328,13 +342,13 @@ Duration = Annotated[float, Form("duration", "DURATION"), _written(parse_duratio
 Size = Annotated[int, Form("size", "BYTES"), _written(parse_size_bytes)]
 Count = Annotated[int, Form("whole number", "N"), _written(parse_count)]
 Number = Annotated[float, Form("number", "N"), _written(_parse_number)]
-Switch = Annotated[bool, Form("true or false", "")]
+Switch = Annotated[bool, Form("true or false", ""), _written(_parse_switch)]
 OptionalPeerId = Annotated[str, Form("peer id", "PEER_ID"), _written(_parse_optional_peer_id)]
 Names = Annotated[tuple[str, ...], Form("list", "A,B"), _written(_parse_list)]
 BearerKeys = Annotated[tuple[str, ...], Form("list", "A,B"), _written(_parse_bearer_keys)]
 Origins = Annotated[tuple[str, ...], Form("list", "A,B"), _written(_parse_origins)]
-ModelMap = Annotated[Mapping[str, str], Form("map", "MODEL=PEER;…"), _written(_parse_model_map)]
-Metadata = Annotated[Mapping[str, str], Form("map", "KEY=VALUE;…"), _written(_parse_metadata)]
+ModelMap = Annotated[Mapping[str, str], Form("map", "MODEL=PEER;..."), _written(_parse_model_map)]
+Metadata = Annotated[Mapping[str, str], Form("map", "KEY=VALUE;..."), _written(_parse_metadata)]
 OptionalFile = Annotated[Path | None, Form("file", "FILE"), _written(_parse_file)]
 LogLevel = Annotated[
     Literal["debug", "info", "warn", "error"],

@@ -100,7 +100,7 @@ def _bad_values(
 
 def _shortened(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
 
 def _contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:

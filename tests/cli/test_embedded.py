@@ -136,6 +136,17 @@ def test_serve_embedded_answers_and_says_that_no_real_money_moves(serving, tmp_p
     assert list(tmp_path.glob("lcp-gateway-*")) == []
 
 
+def test_a_sigterm_during_the_start_cleans_up_too(start, tmp_path):
+    process = start("serve", "--embedded", "--http-addr", "127.0.0.1:0", TMPDIR=str(tmp_path))
+    (child,) = eventually(lambda: psutil.Process(process.pid).children())
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=15)
+    assert process.returncode in {0, 128 + signal.SIGTERM}
+    assert "Traceback" not in err
+    assert gone(child.pid)
+    assert list(tmp_path.glob("lcp-gateway-*")) == []
+
+
 def test_the_node_is_gone_when_the_gateway_was_killed(serving):
     process, _, _, (child,) = serving
     process.kill()
@@ -153,6 +164,7 @@ def test_a_gateway_recovers_when_its_node_was_killed(serving):
         return found or None
 
     eventually(another)
+
     def ready():
         with (
             contextlib.suppress(OSError),

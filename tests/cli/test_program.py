@@ -23,10 +23,12 @@ def test_help_names_every_command(run):
     assert all(f"  {command} " in outcome.out for command in COMMANDS)
 
 
-def test_without_a_command_the_help_is_shown_and_the_code_says_so(run):
-    outcome = run()
+@pytest.mark.parametrize(("arguments", "commands"), [([], COMMANDS), (["config"], ["show"])])
+def test_without_a_command_the_help_is_shown_and_the_code_says_so(arguments, commands, run):
+    outcome = run(*arguments)
     assert outcome.code == 2
-    assert "serve" in outcome.out
+    assert outcome.err == ""
+    assert all(f"  {command} " in outcome.out for command in commands)
 
 
 @pytest.mark.parametrize("command", [*([name] for name in COMMANDS), ["config", "show"]])

@@ -68,7 +68,7 @@ class RunningGateway:
         if not self.events_file.exists():
             return []
         found = [json.loads(line) for line in self.events_file.read_text().splitlines()]
-        return [event for event in found if kind is None or event["event"] == kind]
+        return [event for event in found if kind is None or event["kind"] == kind]
 
     def wait_for_log(self, text: str, timeout_s: float = 10.0) -> None:
         deadline = time.monotonic() + timeout_s

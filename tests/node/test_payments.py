@@ -1,0 +1,214 @@
+import asyncio
+import hashlib
+import time
+
+import grpc
+import orjson
+import pytest
+
+from lcp_gateway.lightning.bolt11 import decode
+from lcp_gateway.node.config import ModelConfig, PeerConfig, WalletConfig
+from lcp_gateway.node.events import EventKind
+from tests.support.node_client import chat_task
+
+
+async def failure(awaitable):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await awaitable
+    return caught.value.code().name, caught.value.details()
+
+
+def kinds(client):
+    return [event.kind for event in client.node.events.kept]
+
+
+async def test_a_paid_job_costs_its_price_and_a_routing_fee(client):
+    terms = await client.quote(chat_task())
+    await client.accept(terms)
+    wallet = client.node.wallet
+
+    assert wallet.spent_msat == terms.price_msat
+    assert wallet.fees_msat == 1_000 + terms.price_msat // 10_000
+    assert wallet.balance_msat == 10_000_000_000 - wallet.spent_msat - wallet.fees_msat
+    assert kinds(client) == [
+        EventKind.QUOTE,
+        EventKind.ACCEPT,
+        EventKind.PAID,
+        EventKind.SETTLED,
+        EventKind.RESULT,
+    ]
+
+
+async def test_the_preimage_belongs_to_the_invoice(client):
+    terms = await client.quote(chat_task())
+    job = client.node.jobs.find(client.node.peers.named("Alice"), terms.job_id)
+
+    assert hashlib.sha256(job.preimage).digest() == decode(terms.payment_request).payment_hash
+
+
+async def test_a_job_is_paid_once(client):
+    terms = await client.quote(chat_task())
+    await client.accept(terms)
+
+    for attempt in (client.accept(terms), client.stream(terms)):
+        code, details = await failure(attempt)
+        assert code == "UNAVAILABLE" and details.endswith("invoice is already paid")
+    assert client.node.wallet.payments == 1
+    assert client.node.events.counts[EventKind.ACCEPT] == 3
+
+
+async def test_two_accepts_at_once_pay_once(make_node):
+    async with make_node(wallet=WalletConfig(payment_latency_s=0.1)) as client:
+        terms = await client.quote(chat_task())
+        answers = await asyncio.gather(
+            client.accept(terms), client.accept(terms), return_exceptions=True
+        )
+
+        failed = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
+        assert [error.details() for error in failed] == ["payment failed: payment is in transition"]
+        assert client.node.wallet.payments == 1
+
+
+async def test_a_small_payment_finds_no_route(make_node):
+    peer = PeerConfig("Cheap", (ModelConfig("m", 0, 0, 1),))
+    async with make_node(peers=(peer,)) as client:
+        terms = await client.quote(chat_task(model="m", max_tokens=999), "Cheap")
+        assert await failure(client.accept(terms, "Cheap")) == (
+            "FAILED_PRECONDITION",
+            "payment failed: FAILURE_REASON_NO_ROUTE",
+        )
+        assert EventKind.PAID not in kinds(client)
+
+        enough = await client.quote(chat_task(model="m", max_tokens=1_000), "Cheap")
+        await client.accept(enough, "Cheap")
+
+
+async def test_a_fee_past_the_daemons_limit_finds_no_route(make_node):
+    async with make_node(wallet=WalletConfig(fee_base_msat=10_000_001)) as client:
+        _, details = await failure(client.accept(await client.quote(chat_task())))
+        assert details == "payment failed: FAILURE_REASON_NO_ROUTE"
+
+
+async def test_an_empty_wallet_pays_nothing(make_node):
+    async with make_node(wallet=WalletConfig(balance_msat=60_000)) as client:
+        assert await failure(client.accept(await client.quote(chat_task()))) == (
+            "FAILED_PRECONDITION",
+            "payment failed: FAILURE_REASON_INSUFFICIENT_BALANCE",
+        )
+        assert client.node.wallet.balance_msat == 60_000
+
+
+async def test_an_expired_quote_is_not_paid(make_node):
+    async with make_node(quote_ttl_s=1) as client:
+        terms = await client.quote(chat_task())
+        await asyncio.sleep(terms.quote_expiry.seconds - time.time() + 0.02)
+        assert await failure(client.accept(terms)) == ("FAILED_PRECONDITION", "quote expired")
+        assert client.node.wallet.payments == 0
+
+
+async def test_an_answer_that_takes_longer_than_the_quote_lives_is_paid_and_lost(make_node):
+    peer = PeerConfig("Slow", (ModelConfig("m", tokens_per_second=1.0),))
+    async with make_node(quote_ttl_s=1, peers=(peer,)) as client:
+        terms = await client.quote(chat_task(model="m"), "Slow")
+        assert await failure(client.accept(terms, "Slow")) == (
+            "FAILED_PRECONDITION",
+            "lcp_error code=3: quote expired",
+        )
+        assert client.node.wallet.payments == 1
+
+
+async def test_an_unknown_job_and_another_peers_job_are_not_found(client):
+    terms = await client.quote(chat_task())
+
+    assert await failure(client.accept(terms, "Bob")) == ("NOT_FOUND", "job is unknown")
+    terms.job_id = b"\x00" * 32
+    assert await failure(client.accept(terms)) == ("NOT_FOUND", "job is unknown")
+
+
+async def test_an_accept_that_shall_not_pay_is_invalid(client):
+    terms = await client.quote(chat_task())
+
+    assert (await failure(client.accept(terms, pay=False)))[0] == "INVALID_ARGUMENT"
+    assert client.node.wallet.payments == 0
+
+
+async def test_a_payment_goes_on_when_its_caller_is_gone(make_node):
+    async with make_node(wallet=WalletConfig(payment_latency_s=0.2)) as client:
+        code, _ = await failure(client.accept(await client.quote(chat_task()), timeout=0.05))
+        assert code == "DEADLINE_EXCEEDED"
+        assert client.node.wallet.payments == 0
+        await asyncio.sleep(0.25)
+        assert client.node.wallet.payments == 1
+
+
+async def test_a_cancelled_job_stays_paid_and_answers_nothing(client):
+    terms = await client.quote(chat_task(model="echo-slow"), "Carol")
+    call = asyncio.create_task(failure(client.accept(terms, "Carol", timeout=0.5)))
+    await asyncio.sleep(0.1)
+    assert client.node.peers.named("Carol").inflight == 1
+
+    assert (await client.cancel(terms, "Carol")).success
+
+    code, _ = await call
+    assert code == "DEADLINE_EXCEEDED"
+    assert client.node.wallet.payments == 1
+    assert EventKind.CANCEL in kinds(client) and EventKind.RESULT not in kinds(client)
+
+
+async def test_a_cancelled_quote_can_still_be_paid(client):
+    terms = await client.quote(chat_task())
+    await client.cancel(terms)
+
+    code, _ = await failure(client.accept(terms, timeout=0.1))
+    assert code == "DEADLINE_EXCEEDED"
+    assert client.node.wallet.payments == 1
+
+
+async def test_cancelling_needs_a_known_job_and_a_short_reason(client):
+    terms = await client.quote(chat_task())
+
+    assert (await failure(client.cancel(terms, "Bob")))[0] == "NOT_FOUND"
+    assert (await failure(client.cancel(terms, reason="x" * 257)))[0] == "INVALID_ARGUMENT"
+
+
+async def test_a_caller_that_leaves_frees_the_peer(client):
+    terms = await client.quote(chat_task(model="echo-slow", stream=True), "Carol")
+    call = client.open_stream(terms, "Carol")
+    await call.read()
+    assert client.node.peers.named("Carol").inflight == 1
+    call.cancel()
+    for _ in range(100):
+        if client.node.peers.named("Carol").inflight == 0:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("the job still runs")
+
+
+async def test_a_busy_peer_refuses_the_next_quote(make_node):
+    peer = PeerConfig("One", (ModelConfig("m", tokens_per_second=20),), max_inflight_jobs=1)
+    async with make_node(peers=(peer,)) as client:
+        task = chat_task(model="m")
+        running = asyncio.create_task(client.accept(await client.quote(task, "One"), "One"))
+        await asyncio.sleep(0.1)
+        code, details = await failure(client.quote(task, "One"))
+        assert (code, details) == ("RESOURCE_EXHAUSTED", "lcp_error code=7: too many jobs in flight")
+        await running
+        await client.quote(task, "One")
+
+
+async def test_events_are_on_disk_as_they_happen(make_node, tmp_path):
+    path = tmp_path / "events.jsonl"
+    async with make_node(events_path=path) as client:
+        terms = await client.quote(chat_task(text="SECRET"))
+        await client.accept(terms)
+        lines = [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+    assert [line["kind"] for line in lines] == ["quote", "accept", "paid", "settled", "result"]
+    assert {line["job_id"] for line in lines} == {terms.job_id.hex()}
+    assert {line["price_msat"] for line in lines} == {terms.price_msat}
+    assert {line["peer_id"] for line in lines} == {client.peer_id()}
+    paid = lines[2]
+    assert paid["fee_msat"] == client.node.wallet.fees_msat
+    assert paid["payment_hash"] == decode(terms.payment_request).payment_hash.hex()
+    assert abs(paid["at"] - time.time()) < 10
+    assert b"SECRET" not in path.read_bytes()

@@ -1,0 +1,99 @@
+"""A node in a thread of the test, behind a real port: everything that reaches it can be looked at."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from unittest import mock
+
+from lcp_gateway.node.config import NodeConfig
+from lcp_gateway.node.server import Node
+from lcp_gateway.node.service import Service
+
+
+@dataclass
+class Received:
+    """The messages that came in, oldest first, by the name of their call."""
+
+    calls: list[tuple[str, object]] = field(default_factory=list)
+
+    def of(self, name: str) -> list:
+        return [message for called, message in list(self.calls) if called == name]
+
+    def clear(self) -> None:
+        self.calls.clear()
+
+
+@dataclass
+class ThreadedNode:
+    """``address`` is what a gRPC client dials."""
+
+    node: Node
+    address: str
+    received: Received
+
+    def peer_id(self, alias: str) -> str:
+        return self.node.peers.named(alias).id
+
+    def set_ready(self, alias: str, *, ready: bool) -> None:
+        self.node.peers.named(alias).ready = ready
+
+    def last_quote(self):
+        return self.received.of("RequestQuote")[-1]
+
+    def last_body(self) -> bytes:
+        """The bytes of the last task, as the daemon got them."""
+        task = self.last_quote().task
+        return getattr(task, task.WhichOneof("spec")).request_json
+
+
+def eventually(is_so: Callable[[], object], timeout_s: float = 5.0) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.01)
+
+
+def _recording(received: Received) -> type[Service]:
+    def noting(name: str):
+        async def method(self, request, context):
+            received.calls.append((name, request))
+            return await getattr(Service, name)(self, request, context)
+
+        return method
+
+    names = [
+        "ListLCPPeers",
+        "GetLocalInfo",
+        "RequestQuote",
+        "AcceptAndExecute",
+        "AcceptAndExecuteStream",
+        "CancelJob",
+    ]
+    return type("RecordingService", (Service,), {name: noting(name) for name in names})
+
+
+@contextmanager
+def threaded_node(config: NodeConfig) -> Iterator[ThreadedNode]:
+    """Run a node for the block."""
+    received = Received()
+    node = Node(config)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="node", daemon=True)
+    thread.start()
+
+    def run(work):
+        return asyncio.run_coroutine_threadsafe(work, loop).result(20)
+
+    try:
+        with mock.patch("lcp_gateway.node.server.Service", _recording(received)):
+            address = run(node.start())
+        yield ThreadedNode(node, address, received)
+    finally:
+        run(node.stop())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(5)
+        loop.close()
