@@ -107,7 +107,6 @@ def _build(settings: Settings, log: FilteringBoundLogger) -> _Gateway:
     watch = PeerWatch(
         upstream,
         refresh_s=settings.peers_refresh_s,
-        stale_s=settings.peers_stale_s,
         timeout_s=settings.timeout_quote_s,
         on_refresh=_Refreshed(metrics, log),
     )
@@ -121,7 +120,7 @@ def _build(settings: Settings, log: FilteringBoundLogger) -> _Gateway:
         quote_timeout_s=settings.timeout_quote_s,
         execute_timeout_s=settings.timeout_execute_s,
     )
-    health = Health(catalog=watch, jobs=jobs, metrics=metrics)
+    health = Health(catalog=watch, jobs=jobs, metrics=metrics, stale_s=settings.peers_stale_s)
     routes = Routes(
         inference=Inference(
             buyer=buyer,
@@ -280,6 +279,8 @@ async def _listening(app: web.Application, address: str, settings: Settings) -> 
         protocol_options={
             "head_timeout_s": settings.request_read_timeout_s,
             "keepalive_timeout": settings.keepalive_timeout_s,
+            # How long the rest of a refused body is read, so that its sender can read the answer.
+            "lingering_time": 2.0,
             "max_line_size": settings.max_header_bytes,
             "max_field_size": settings.max_header_bytes,
             # The request's bytes go on as they came; compressed ones are refused, not unpacked.

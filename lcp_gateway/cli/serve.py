@@ -4,14 +4,14 @@ import contextlib
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
+from types import FrameType, TracebackType
 
 import typer
 
 from lcp_gateway.cli.embedded import NO_REAL_MONEY, EmbeddedNode
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
 from lcp_gateway.cli.node_options import NodeOptions
+from lcp_gateway.cli.program import USAGE_ERROR, CommandFailed
 from lcp_gateway.config import Settings
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -32,14 +32,20 @@ def serve(config: Path | None, flags: Mapping[str, object]) -> int:
 
 @contextlib.contextmanager
 def daemon_for(settings: Settings) -> Iterator[Settings]:
-    """Give settings whose daemon is there for the block: the embedded node's address where that is asked for."""
+    """Give settings whose daemon is there for the block: the embedded node's address where that is asked for.
+
+    Raises:
+        CommandFailed: the node is described wrongly.
+    """
     if not settings.embedded:
         yield settings
         return
-    # Until the gateway's own handlers are in place, a SIGTERM must not skip the clean-up either.
-    before = signal.signal(signal.SIGTERM, _leave)
+    options = node_options(settings)
+    _check(options)
+    leaver = _Leaver()
+    before = signal.signal(signal.SIGTERM, leaver)
     try:
-        with EmbeddedNode(node_options(settings), tell=_log) as node:
+        with EmbeddedNode(options, tell=_log) as node, leaver:
             yield settings.model_copy(
                 update={
                     "lcpd_grpc_addr": node.address,
@@ -69,8 +75,43 @@ def node_options(settings: Settings, *, listen: str = "", protocol_version: int 
     )
 
 
-def _leave(number: int, _frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
+def _check(options: NodeOptions) -> None:
+    """Say what is wrong with the node's description here, where it is one line and not a silent daemon."""
+    from lcp_gateway.node.config import ConfigError  # noqa: PLC0415 - needed for an embedded node only
+
+    try:
+        options.node_config()
+    except ConfigError as error:
+        raise CommandFailed(f"node: {error}", exit_code=USAGE_ERROR) from None
+
+
+class _Leaver:
+    """Handles SIGTERM before the gateway's own handlers are there: it ends the ``with`` block, never what is around it.
+
+    A signal while the node is being started or ended waits, so that no process and no socket is forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._inside = False
+        self._asked = 0
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        self._asked = number
+        if self._inside:
+            raise SystemExit(128 + number)
+
+    def __enter__(self) -> None:
+        self._inside = True
+        if self._asked:
+            raise SystemExit(128 + self._asked)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._inside = False
 
 
 def _log(message: str) -> None:

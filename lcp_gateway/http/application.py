@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from aiohttp import hdrs, web
 
 from lcp_gateway.http.edge import Edge
-from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.health import Health
 from lcp_gateway.http.inference import Inference
 from lcp_gateway.http.models import Models
@@ -46,14 +45,13 @@ def build_metrics_application(health: Health) -> web.Application:
     return app
 
 
-async def _expect(request: web.Request) -> web.StreamResponse | None:
+async def _expect(request: web.Request) -> None:
     """Answer ``Expect: 100-continue``, unless the body that it announces is too large anyway."""
     expected = request.headers.get(hdrs.EXPECT, "")
     if expected.lower() != "100-continue":
-        return ApiError(417, "only 100-continue can be expected", "expectation_failed").response()
+        raise web.HTTPExpectationFailed
     announced = request.content_length or 0
     if request.version >= (1, 1) and announced <= request.client_max_size:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         # Interim bytes are no part of the answer whose size aiohttp watches.
         request.writer.output_size = 0
-    return None

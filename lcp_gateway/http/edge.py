@@ -60,7 +60,10 @@ class Edge:
 
     async def on_response_prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         """Put the headers on that every answer carries."""
-        exchange = request[EXCHANGE]
+        # What is refused before the middlewares run has no exchange yet.
+        exchange = request.get(EXCHANGE) or Exchange(
+            request_id_of(request.headers.get("x-request-id"))
+        )
         headers = response.headers
         headers["x-request-id"] = exchange.request_id
         headers["Server"] = "lcp-gateway"

@@ -215,6 +215,8 @@ def of_http_exception(error: web.HTTPException) -> ApiError:
                 code="method_not_allowed",
                 headers={"Allow": allow},
             )
+        case web.HTTPExpectationFailed():
+            return ApiError(417, "only 100-continue can be expected", code="expectation_failed")
         case _:
             return ApiError(error.status, error.reason)
 

@@ -11,8 +11,12 @@ from lcp_gateway.telemetry.metrics import Metrics
 class Health:
     """Serves what monitoring asks."""
 
-    def __init__(self, *, catalog: CatalogSource, jobs: Jobs, metrics: Metrics) -> None:
+    def __init__(
+        self, *, catalog: CatalogSource, jobs: Jobs, metrics: Metrics, stale_s: float
+    ) -> None:
+        """A snapshot of the peers older than ``stale_s`` is no longer believed."""
         self._catalog = catalog
+        self._stale_s = stale_s
         self._jobs = jobs
         self._metrics = metrics
 
@@ -31,6 +35,8 @@ class Health:
             reasons.append(f"the daemon cannot be used: {problem.status}: {problem.message}")
         elif not peers:
             reasons.append("no peers are connected")
+        if self._catalog.age_s > self._stale_s:
+            reasons.append(f"the list of peers is {self._catalog.age_s:.0f} s old")
         report = {
             "status": "unavailable" if reasons else "ready",
             "reasons": reasons,
@@ -48,5 +54,5 @@ class Health:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Serve GET /metrics in the format that the scraper asks for."""
-        body, content_type = self._metrics.render(request.headers.get("Accept", ""))
+        body, content_type = await self._metrics.expose(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})

@@ -5,16 +5,22 @@ from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
-from lcp_gateway.http.errors import ApiError
+from lcp_gateway.http.errors import ApiError, of_http_exception
 from lcp_gateway.http.exchange import request_id_of
 
 
 class GatewayProtocol(web.RequestHandler):
     """One connection. Beyond aiohttp's own: bounds the time a request's head may take, and shapes parse errors."""
 
-    __slots__ = ("_head_timeout_s", "_head_timer", "_on_refused")
+    __slots__ = (
+        "_first_line_bytes",
+        "_first_line_ended",
+        "_head_timeout_s",
+        "_head_timer",
+        "_on_refused",
+    )
 
     def __init__(
         self,
@@ -28,13 +34,21 @@ class GatewayProtocol(web.RequestHandler):
         self._head_timeout_s = head_timeout_s
         self._on_refused = on_refused
         self._head_timer: asyncio.TimerHandle | None = None
+        self._first_line_bytes = 0
+        self._first_line_ended = False
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; the first of a head start its clock, and the head's end stops it."""
+        if not self._request_in_progress:
+            self._measure_first_line(data)
         super().data_received(data)
-        if self._messages or self._waiter is None or self._waiter.done():
+        if self._messages or self._request_in_progress:
             self._stop_timer()
         elif self._head_timer is None:
+            # From here on this clock decides, not the one of an idle connection.
+            if self._keepalive_handle is not None:
+                self._keepalive_handle.cancel()
+                self._keepalive_handle = None
             self._head_timer = self._loop.call_later(self._head_timeout_s, self._head_is_late)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -56,12 +70,20 @@ class GatewayProtocol(web.RequestHandler):
         del message
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun already")
-        error = _of_parse_error(status, exc)
+        error = _of_parse_error(status, exc, self._first_line_bytes > self.max_line_size)
         self._on_refused(error.status)
         response = error.response()
         response.headers["x-request-id"] = request_id_of(None)
         response.force_close()
         return response
+
+    def _measure_first_line(self, data: bytes) -> None:
+        if self._head_timer is None:
+            self._first_line_bytes, self._first_line_ended = 0, False
+        if not self._first_line_ended:
+            end = data.find(b"\n")
+            self._first_line_ended = end >= 0
+            self._first_line_bytes += end if end >= 0 else len(data)
 
     def _head_is_late(self) -> None:
         self._head_timer = None
@@ -79,11 +101,15 @@ class GatewayProtocol(web.RequestHandler):
             self._head_timer = None
 
 
-def _of_parse_error(status: int, exc: BaseException | None) -> ApiError:
+def _of_parse_error(
+    status: int, exc: BaseException | None, first_line_is_too_long: bool
+) -> ApiError:
     if isinstance(exc, LineTooLong):
-        if "url" in str(exc.args).lower() or "status line" in str(exc.args).lower():
+        if first_line_is_too_long:
             return ApiError(414, "the request's target is too long", code="uri_too_long")
         return ApiError(431, "a header is too long", code="headers_too_large")
+    if isinstance(exc, BadHttpMessage) and exc.message.startswith("Too many headers"):
+        return ApiError(431, "there are too many headers", code="headers_too_large")
     if status == 400:  # noqa: PLR2004 - the status that aiohttp gives to whatever it cannot parse
         return ApiError(400, "this is not a request that can be read", code="malformed_request")
     return ApiError(status, "the request could not be handled", code="internal_error")
@@ -128,8 +154,17 @@ class GatewayRunner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
+        inner = server.request_handler
+
+        async def answer(request: web.BaseRequest) -> web.StreamResponse:
+            try:
+                return await inner(request)
+            except web.HTTPException as error:
+                # Raised outside the middlewares: an Expect header that cannot be met.
+                return of_http_exception(error).response()
+
         return GatewayServer(
-            server.request_handler,
+            answer,
             request_factory=server.request_factory,
             handler_cancellation=True,
             protocol_options=self._protocol_options,

@@ -8,6 +8,7 @@ from contextlib import aclosing
 import orjson
 from aiohttp import web
 
+from lcp_gateway.http.endings import EndingHold
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.purchase.task import TaskKind
 
@@ -41,7 +42,7 @@ class Relay:
         heartbeat_s: float,
         on_bytes: Callable[[int], None],
     ) -> None:
-        """``on_bytes`` is told how many of the result's bytes were just written."""
+        """``on_bytes`` is told how many of the result's bytes have just come."""
         self._request = request
         self._response = response
         self._kind = kind
@@ -63,17 +64,20 @@ class Relay:
             whatever ``chunks`` raises, and ConnectionResetError when the client is gone.
         """
         source = self._with_heartbeats(chunks) if self._heartbeat_s and self._sse else chunks
-        response = self._response
+        hold = EndingHold(self._kind) if self._sse else None
         async with aclosing(chunks), aclosing(source):
             async for chunk in source:
-                if not response.prepared:
-                    await response.prepare(self._request)
-                await response.write(chunk)
-                if chunk is not _HEARTBEAT:
-                    self._on_bytes(len(chunk))
-        if not response.prepared:
-            await response.prepare(self._request)
-        await response.write_eof()
+                if chunk is _HEARTBEAT:
+                    await self._write(chunk)
+                    continue
+                self._on_bytes(len(chunk))
+                await self._write(chunk if hold is None else hold.feed(chunk))
+        # The whole result came and it is the right one: only now may the client see that it ends.
+        if hold is not None:
+            await self._write(hold.rest())
+        if not self._response.prepared:
+            await self._response.prepare(self._request)
+        await self._response.write_eof()
 
     async def break_off(self, error: ApiError) -> None:
         """End an answer that has begun: say why, if the client reads events, and close without the end of the body."""
@@ -90,6 +94,13 @@ class Relay:
         # close() sends what is written and then ends the connection: no last chunk, so nobody takes it for whole.
         transport.close()
         asyncio.get_running_loop().call_later(_FLUSH_S, transport.abort)
+
+    async def _write(self, data: bytes) -> None:
+        if not data:
+            return
+        if not self._response.prepared:
+            await self._response.prepare(self._request)
+        await self._response.write(data)
 
     async def _with_heartbeats(
         self, chunks: AsyncGenerator[bytes, None]

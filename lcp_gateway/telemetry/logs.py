@@ -25,6 +25,8 @@ _LEVELS = {
 
 # What orjson takes, and what nearly every reader of JSON takes with it.
 _MAX_JSON_INTEGER_BITS = 63
+# Longer numbers than this are told by their size: Python itself refuses to write out the longest.
+_MAX_TEXT_INTEGER_BITS = 1024
 
 
 def configure_logging(level: str, fmt: LogFormat, *, stream: TextIO | None = None) -> None:
@@ -120,6 +122,13 @@ def _add_name(
 
 
 def _render_json(_logger: object, _method: str, event: MutableMapping[str, Any]) -> bytes:
+    # What a person looks for comes first.
+    event = {
+        "timestamp": event["timestamp"],
+        "level": event["level"],
+        "event": event["event"],
+        **event,
+    }
     try:
         return orjson.dumps(event)
     except TypeError:
@@ -130,8 +139,11 @@ def _render_json(_logger: object, _method: str, event: MutableMapping[str, Any])
 def _escape(value: Any) -> Any:
     if isinstance(value, bool | float | None):
         return value
-    if isinstance(value, int) and value.bit_length() <= _MAX_JSON_INTEGER_BITS:
-        return value
+    if isinstance(value, int):
+        bits = value.bit_length()
+        if bits <= _MAX_JSON_INTEGER_BITS:
+            return value
+        return str(value) if bits <= _MAX_TEXT_INTEGER_BITS else f"<integer of {bits} bits>"
     return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -157,9 +169,10 @@ class _ToStructlog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         template = cut(str(record.msg).partition("\n")[0], 200)
-        self._logger.bind(logger=record.name).log(
-            record.levelno, template, exc_info=record.exc_info or None
-        )
+        log = self._logger.bind(logger=record.name)
+        # Levels of a library's own making become the nearest that structlog knows.
+        write = log.error if record.levelno >= logging.ERROR else log.warning
+        write(template, exc_info=record.exc_info or None)
 
 
 def _route_standard_library(level: int) -> None:

@@ -1,5 +1,6 @@
 """The gateway's metrics: one method for each thing that happens, cheap enough to call on every request."""
 
+import asyncio
 import platform
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -290,6 +291,10 @@ class Metrics:
         """Give the body of ``/metrics`` and its content type: OpenMetrics when ``Accept`` asks for it, else text 0.0.4."""
         encode, content_type = choose_encoder(accept)
         return encode(_WithoutCreated(self.registry)), content_type
+
+    async def expose(self, accept: str = "") -> tuple[bytes, str]:
+        """Do what ``render`` does, in a thread: with hundreds of peers and models it takes long enough to hold up streams."""
+        return await asyncio.to_thread(self.render, accept)
 
 
 class _WithoutCreated(Collector):

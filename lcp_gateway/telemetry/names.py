@@ -91,7 +91,7 @@ OTHER = "other"
 
 OUTCOMES = ("settled", "unknown", "not_paid")
 VERDICTS = ("none", "settled", "unknown")
-PHASES = ("quote", "execute", "stream")
+PHASES = ("request", "quote", "execute", "stream")
 REASONS = (
     "auth",
     "bad_request",

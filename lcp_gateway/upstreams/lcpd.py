@@ -180,7 +180,7 @@ class LcpdUpstream:
                 raise
         again = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(passes_quickly),
-            wait=tenacity.wait_exponential_jitter(initial=0.05, max=0.5, jitter=0.05),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=0.5, jitter=0.05),
             stop=tenacity.stop_after_attempt(4) | tenacity.stop_after_delay(timeout_s),
             reraise=True,
         )

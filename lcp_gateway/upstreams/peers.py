@@ -9,24 +9,26 @@ from lcp_gateway.routing.catalog import Catalog, empty
 from lcp_gateway.upstreams.lcpd import LcpdUpstream, LocalInfo
 
 _RETRY_S = 1.0
+# A request that finds no provider in a snapshot older than this asks anew.
+_MISS_AFTER_S = 1.0
 
 
 class PeerWatch:
-    """Refreshes the catalog every ``refresh_s``, and at once for a request that misses in one older than ``stale_s``."""
+    """Refreshes the catalog every ``refresh_s``, and at once for a request that misses in a stale one."""
 
     def __init__(
         self,
         upstream: LcpdUpstream,
         *,
         refresh_s: float,
-        stale_s: float,
         timeout_s: float,
+        miss_after_s: float = _MISS_AFTER_S,
         on_refresh: Callable[[Catalog | None], None] = lambda _catalog: None,
     ) -> None:
         """``on_refresh`` gets each new catalog, or None when the daemon could not be asked."""
         self._upstream = upstream
         self._refresh_s = refresh_s
-        self._stale_s = stale_s
+        self._miss_after_s = miss_after_s
         self._timeout_s = timeout_s
         self._on_refresh = on_refresh
         self._catalog = empty(time.monotonic())
@@ -52,11 +54,11 @@ class PeerWatch:
         return time.monotonic() - self._catalog.taken_at
 
     async def refresh_if_stale(self) -> Catalog:
-        """Give a snapshot that is at most ``stale_s`` old, or the last one if the daemon does not answer.
+        """Give a snapshot that is just taken or nearly so, or the last one if the daemon does not answer.
 
         Requests that come together share one refresh.
         """
-        if self._problem is not None or self.age_s >= self._stale_s:
+        if self._problem is not None or self.age_s >= self._miss_after_s:
             await self.refresh()
         return self._catalog
 

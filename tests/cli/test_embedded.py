@@ -176,6 +176,17 @@ def test_a_gateway_recovers_when_its_node_was_killed(serving):
     eventually(ready, 20)
 
 
+def test_a_mistake_in_the_nodes_description_is_said_at_once(start, tmp_path):
+    peers = tmp_path / "peers.toml"
+    peers.write_text("colour = 1\n")
+    process = start("serve", "--embedded", "--node-peers-file", str(peers))
+    out, err = process.communicate(timeout=15)
+    assert (process.returncode, out) == (2, "")
+    (line,) = err.splitlines()
+    assert str(peers) in line
+    assert "colour" in line
+
+
 def test_without_the_flag_no_node_is_started_and_the_daemon_is_missed(start):
     process = start(
         "serve",

@@ -51,7 +51,11 @@ class World:
 
 def ask(port, model, *, stream=False, read=True):
     """Send one request, and read its answer or go away after the first bytes of it."""
-    body = {"model": model, "stream": stream, "messages": [{"role": "user", "content": "hello"}]}
+    body = {
+        "model": model,
+        "stream": stream,
+        "messages": [{"role": "user", "content": "hello " * 40}],
+    }
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         connection.request(
@@ -77,7 +81,7 @@ def load(port):
             for model in (*GOOD, *FAULTS)
             for stream in (False, True)
         ]
-        answers.append(pool.submit(ask, port, "fault/stream-slow", stream=True, read=False))
+        answers.append(pool.submit(ask, port, "echo-slow", stream=True, read=False))
         return len([answer.result(30) for answer in answers])
 
 

@@ -36,8 +36,8 @@ class Streamed:
         return found
 
 
-def chat_task(model="echo-1", text="hello", **fields):
-    document = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
+def chat_task(model="echo-1", say="hello", **fields):
+    document = {"model": model, "messages": [{"role": "user", "content": say}], **fields}
     return raw_chat_task(orjson.dumps(document), document["model"])
 
 
@@ -49,8 +49,8 @@ def raw_chat_task(body: bytes, model: str):
     )
 
 
-def responses_task(model="echo-1", text="hello", **fields):
-    document = {"model": model, "input": text, **fields}
+def responses_task(model="echo-1", say="hello", **fields):
+    document = {"model": model, "input": say, **fields}
     return raw_responses_task(orjson.dumps(document), document["model"])
 
 

@@ -15,15 +15,39 @@ from lcp_gateway.node.service import Service
 
 @dataclass
 class Received:
-    """The messages that came in, oldest first, by the name of their call."""
+    """The messages that came in and the unary answers to them, oldest first, by the name of their call.
+
+    ``streams`` has the bytes that were streamed, one entry a stream.
+    """
 
     calls: list[tuple[str, object]] = field(default_factory=list)
+    answers: list[tuple[str, object]] = field(default_factory=list)
+    streams: list[bytearray] = field(default_factory=list)
 
     def of(self, name: str) -> list:
         return [message for called, message in list(self.calls) if called == name]
 
+    def last_answer(self, name: str):
+        return [answer for called, answer in list(self.answers) if called == name][-1]
+
     def clear(self) -> None:
-        self.calls.clear()
+        for noted in (self.calls, self.answers, self.streams):
+            noted.clear()
+
+
+class _Context:
+    """Passes everything on to a call's context, and notes the chunks that are written to it."""
+
+    def __init__(self, context, chunks: bytearray) -> None:
+        self._context = context
+        self._chunks = chunks
+
+    def __getattr__(self, name):
+        return getattr(self._context, name)
+
+    async def write(self, message) -> None:
+        self._chunks += message.result_chunk.data
+        await self._context.write(message)
 
 
 @dataclass
@@ -61,7 +85,12 @@ def _recording(received: Received) -> type[Service]:
     def noting(name: str):
         async def method(self, request, context):
             received.calls.append((name, request))
-            return await getattr(Service, name)(self, request, context)
+            if name.endswith("Stream"):
+                received.streams.append(bytearray())
+                context = _Context(context, received.streams[-1])
+            answer = await getattr(Service, name)(self, request, context)
+            received.answers.append((name, answer))
+            return answer
 
         return method
 

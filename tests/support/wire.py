@@ -4,7 +4,7 @@ import json
 import re
 import socket
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,10 +66,8 @@ class Wire:
 
     def send(self, data: bytes) -> None:
         """Send; an end that the other side has closed already is no error here, its answer may still be read."""
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):
             self.socket.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
 
     def read_until(self, mark: bytes) -> bytes:
         while mark not in self._held:
@@ -164,9 +162,7 @@ def request_bytes(
 
 def document(path: str = CHAT, model: str = "echo-1", text: str = "hello", **more) -> dict:
     """A request for one of the two routes that buy something."""
-    subject = (
-        {"messages": [{"role": "user", "content": text}]} if path == CHAT else {"input": text}
-    )
+    subject = {"messages": [{"role": "user", "content": text}]} if path == CHAT else {"input": text}
     return {"model": model, **subject, **more}
 
 

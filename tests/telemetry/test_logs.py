@@ -48,6 +48,7 @@ def lines(stream):
 def test_a_line_is_one_json_object_with_time_level_and_origin(lines):
     get_logger("lcp_gateway.http").info("request", model="echo-1", price_msat=57_372, stream=True)
     (line,) = lines()
+    assert list(line)[:3] == ["timestamp", "level", "event"]
     assert line.pop("timestamp").endswith("Z")
     assert line == {
         "event": "request",
@@ -263,11 +264,19 @@ def test_a_stranger_cannot_forge_a_line_or_move_the_cursor(stream, fmt):
 
 def test_values_that_json_cannot_hold_do_not_lose_the_line(lines):
     get_logger("x").info(
-        "odd", model="a\ud800b", big=2**70, price_msat=5, ratio=float("nan"), ok=True, none=None
+        "odd",
+        model="a\ud800b",
+        big=2**70,
+        huge=10**9999,
+        price_msat=5,
+        ratio=float("nan"),
+        ok=True,
+        none=None,
     )
     (line,) = lines()
     assert line["model"] == "a\\ud800b"
     assert line["big"] == str(2**70)
+    assert line["huge"].startswith("<integer of ")
     assert (line["price_msat"], line["ok"], line["none"]) == (5, True, None)
 
 
@@ -320,6 +329,12 @@ def test_errors_of_other_libraries_are_told_by_type(lines, stream):
     assert SECRET not in stream.getvalue()
     assert line["event"] == "Task exception was never retrieved"
     assert line["error_type"] == "ValueError"
+
+
+def test_a_level_of_a_library_s_own_making_is_no_error(lines):
+    logging.getLogger("odd").log(35, "hello %d%%")
+    assert lines()[0]["event"] == "hello %d%%"
+    assert lines()[0]["level"] == "warning"
 
 
 def test_setting_up_twice_does_not_double_the_lines_of_other_libraries(stream):

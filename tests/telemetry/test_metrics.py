@@ -1,5 +1,6 @@
 """The metrics count what happened, under few and honest labels."""
 
+import asyncio
 import time
 import timeit
 
@@ -270,6 +271,23 @@ def test_it_is_rendered_in_the_format_that_is_asked_for(busy, accept, content_ty
         assert family.samples
     assert b"_created" not in body
     assert {"process_resident_memory_bytes", "process_cpu_seconds", "python_info"} <= set(families)
+
+
+async def test_a_scrape_of_a_large_catalog_does_not_hold_up_the_loop(metrics):
+    models, peers = [f"m{n}" for n in range(200)], [f"{n:066x}" for n in range(200)]
+    metrics.set_known(models, peers)
+    for model, peer in zip(models, peers, strict=True):
+        metrics.quote(peer, model, 0.01, 1)
+        metrics.first_byte(CHAT, model, 0.01)
+    scrape = asyncio.create_task(metrics.expose())
+    turns = 0
+    while not scrape.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns > 3
+    body, content_type = scrape.result()
+    assert body.count(b"\n") == metrics.render()[0].count(b"\n") > 10_000
+    assert content_type.startswith("text/plain")
 
 
 def test_two_gateways_in_one_process_do_not_share_counts(metrics, value):

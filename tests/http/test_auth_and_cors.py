@@ -1,0 +1,60 @@
+import pytest
+from aiohttp.test_utils import make_mocked_request
+
+from lcp_gateway.http.auth import BearerKeys
+from lcp_gateway.http.cors import Cors
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.http.exchange import request_id_of
+
+
+def test_without_keys_everyone_comes_in():
+    BearerKeys([]).check(None)
+
+
+@pytest.mark.parametrize("header", ["Bearer one", "bearer two", "Bearer  two "])
+def test_any_of_the_keys_opens(header):
+    BearerKeys(["one", "two"]).check(header)
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer ", "Bearer on", "Basic one", "one", "Bearer one two"]
+)
+def test_nothing_else_opens(header):
+    with pytest.raises(ApiError) as caught:
+        BearerKeys(["one", "two"]).check(header)
+    assert caught.value.status == 401
+    assert caught.value.headers["WWW-Authenticate"] == "Bearer"
+    assert caught.value.code == "invalid_api_key"
+
+
+def test_cors_is_off_unless_origins_are_named():
+    assert Cors([]).headers_for("https://page.example") == {}
+
+
+def test_an_origin_that_is_not_named_gets_no_leave():
+    assert "Access-Control-Allow-Origin" not in Cors(["https://a.example"]).headers_for(
+        "https://b.example"
+    )
+
+
+def test_an_answer_to_a_named_origin_varies_by_origin():
+    headers = Cors(["https://a.example"]).headers_for("https://a.example")
+    assert headers["Access-Control-Allow-Origin"] == "https://a.example"
+    assert headers["Vary"] == "Origin"
+
+
+def test_a_preflight_is_answered_for_a_named_origin_only():
+    asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
+    request = make_mocked_request("OPTIONS", "/v1/responses", headers=asked)
+    assert Cors(["https://a.example"]).preflight(request).status == 204
+    assert Cors(["https://b.example"]).preflight(request) is None
+
+
+@pytest.mark.parametrize("sane", ["abc", "req_1", "a" * 128, "7f3c-11:x/y"])
+def test_a_sane_request_id_is_kept(sane):
+    assert request_id_of(sane) == sane
+
+
+@pytest.mark.parametrize("insane", [None, "", "a" * 129, "a b", "a\nb", "é", '"'])
+def test_an_insane_request_id_is_replaced(insane):
+    assert request_id_of(insane).startswith("req_")

@@ -1,0 +1,141 @@
+import asyncio
+import json
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.http.relay import Relay, safe_header
+from lcp_gateway.purchase.errors import Undelivered
+from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.purchase.task import TaskKind
+from tests.support.purchases import quote
+
+BROKEN = ApiError(502, "cut", code="undelivered", verdict=Verdict.SETTLED, quote=quote())
+
+
+class Served:
+    """A server with one route that relays the chunks it was given; an exception among them is raised."""
+
+    def __init__(
+        self,
+        *chunks,
+        kind=TaskKind.CHAT_COMPLETIONS,
+        heartbeat_s=0.0,
+        content_type="text/event-stream",
+    ):
+        self.chunks, self.kind, self.heartbeat_s, self.content_type = (
+            chunks,
+            kind,
+            heartbeat_s,
+            content_type,
+        )
+        self.counted = 0
+
+    async def _source(self):
+        for chunk in self.chunks:
+            if isinstance(chunk, BaseException):
+                raise chunk
+            if isinstance(chunk, float):
+                await asyncio.sleep(chunk)
+            else:
+                yield chunk
+
+    def _count(self, byte_count):
+        self.counted += byte_count
+
+    async def _handle(self, request):
+        response = web.StreamResponse(headers={"Content-Type": self.content_type})
+        relay = Relay(
+            request, response, kind=self.kind, heartbeat_s=self.heartbeat_s, on_bytes=self._count
+        )
+        try:
+            await relay.run(self._source())
+        except Undelivered:
+            if not relay.begun:
+                return BROKEN.response()
+            await relay.break_off(BROKEN)
+        return response
+
+    async def get(self):
+        """Give status, the bytes that came, and whether the body ended as HTTP says it must."""
+        app = web.Application()
+        app.router.add_get("/", self._handle)
+        async with (
+            TestServer(app) as server,
+            aiohttp.ClientSession() as session,
+            session.get(server.make_url("/")) as response,
+        ):
+            received = b""
+            try:
+                async for chunk in response.content.iter_any():
+                    received += chunk
+            except aiohttp.ClientPayloadError:
+                return response.status, received, False
+            return response.status, received, True
+
+
+async def test_all_bytes_come_in_order_and_the_end_is_clean():
+    served = Served(b"data: 1\n\n", b"da", b"ta: \xc3", b"\xa9\n\n")
+    assert await served.get() == (200, b"data: 1\n\ndata: \xc3\xa9\n\n", True)
+    assert served.counted == 19
+
+
+async def test_an_empty_stream_is_an_empty_answer():
+    assert await Served().get() == (200, b"", True)
+
+
+async def test_a_failure_before_the_first_byte_is_an_ordinary_error():
+    status, body, whole = await Served(Undelivered("cut")).get()
+    assert (status, whole) == (502, True)
+    assert json.loads(body)["error"]["code"] == "undelivered"
+
+
+async def test_a_chat_stream_that_breaks_says_so_in_an_event_and_never_ends_cleanly():
+    status, body, whole = await Served(b"data: 1\n\ndata: cu", Undelivered("cut")).get()
+    assert (status, whole) == (200, False)
+    head, _, event = body.rpartition(b"\n\ndata: ")
+    assert head == b"data: 1\n\ndata: cu"
+    error = json.loads(event)["error"]
+    assert error["lcp"]["payment"] == "settled"
+    assert b"[DONE]" not in body
+
+
+async def test_a_responses_stream_that_breaks_sends_an_error_event():
+    _, body, whole = await Served(
+        b"event: x\ndata: {}\n\n", Undelivered("cut"), kind=TaskKind.RESPONSES
+    ).get()
+    assert not whole
+    event = body.split(b"\n\n")[-2].removeprefix(b"\n")
+    name, _, data = event.partition(b"\ndata: ")
+    assert name == b"event: error"
+    assert {"type", "code", "message", "param", "error"} == set(json.loads(data))
+
+
+async def test_a_stream_that_is_not_events_just_breaks_off():
+    assert await Served(b"{", Undelivered("cut"), content_type="application/json").get() == (
+        200,
+        b"{",
+        False,
+    )
+
+
+async def test_heartbeats_come_between_events_only():
+    served = Served(b"data: 1\n\n", 0.25, b"data: ", 0.25, b"2\n\n", heartbeat_s=0.1)
+    _, body, whole = await served.get()
+    assert whole
+    assert b": heartbeat\n\n" in body
+    assert body.replace(b": heartbeat\n\n", b"") == b"data: 1\n\ndata: 2\n\n"
+    assert served.counted == 18, "heartbeats are no bytes of the result"
+
+
+async def test_a_heartbeat_may_come_before_the_first_byte():
+    _, body, _ = await Served(0.25, b"data: 1\n\n", heartbeat_s=0.1).get()
+    assert body.startswith(b": heartbeat\n\n")
+
+
+@pytest.mark.parametrize("value", ["", "text/plain\r\nX-Evil: 1", "a\x00b", "é", "x" * 300])
+def test_a_header_that_a_provider_chose_cannot_do_harm(value):
+    assert safe_header(value, "text/plain") == "text/plain"

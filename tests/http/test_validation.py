@@ -1,0 +1,134 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.http.validation import parse_task
+from lcp_gateway.purchase.task import TaskKind
+
+CHAT, RESPONSES = TaskKind.CHAT_COMPLETIONS, TaskKind.RESPONSES
+MESSAGES = b'"messages":[{"role":"user","content":"hi"}]'
+
+
+def refused(body: bytes, kind=CHAT) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        parse_task(kind, body)
+    assert caught.value.status == 400
+    return caught.value
+
+
+def test_a_task_keeps_the_bytes_as_they_came():
+    body = b' {\n"messages" : [ 1.50, "\\u00e9" ],\t"model":"m" , "unknown":{"a":1e400000000000000000000}} '
+    body = body.replace(b'"a":1e400000000000000000000', b'"a":10000000000000000000000000')
+    task = parse_task(CHAT, body)
+    assert (task.body, task.model, task.stream) == (body, "m", False)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"messages":[1]}', "model"),
+        (b'{"model":null,"messages":[1]}', "model"),
+        (b'{"model":"","messages":[1]}', "model"),
+        (b'{"model":" m","messages":[1]}', "model"),
+        (b'{"model":"m ","messages":[1]}', "model"),
+        (b'{"model":"m\\u0000","messages":[1]}', "model"),
+        (b'{"model":7,"messages":[1]}', "model"),
+        (b'{"model":"m"}', "messages"),
+        (b'{"model":"m","messages":null}', "messages"),
+        (b'{"model":"m","messages":[]}', "messages"),
+        (b'{"model":"m","messages":"hi"}', "messages"),
+        (b'{"model":"m","messages":[1],"stream":"yes"}', "stream"),
+        (b'{"model":"m","messages":[1],"stream":1}', "stream"),
+    ],
+)
+def test_what_is_wrong_is_named(body, param):
+    assert refused(body).param == param
+
+
+@pytest.mark.parametrize("body", [b'{"model":"m"}', b'{"model":"m","input":""}',
+                                  b'{"model":"m","input":[]}', b'{"model":"m","input":5}'])  # fmt: skip
+def test_a_response_needs_an_input(body):
+    assert refused(body, RESPONSES).param == "input"
+
+
+@pytest.mark.parametrize("given", [b'"hi"', b'[{"role":"user","content":"hi"}]'])
+def test_an_input_is_a_string_or_an_array(given):
+    assert parse_task(RESPONSES, b'{"model":"m","input":' + given + b"}").model == "m"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"[]", b'"text"', b"null", b"{", b'{"model":"m",}', b'{"model":"m"} x', b"\xff\xfe",
+        b'{"model":"m","messages":[NaN]}', b'{"model":"m","messages":["\xff"]}',
+        b'{"model":"m","messages":' + b"[" * 60_000 + b"]" * 60_000 + b"}",
+        b'{"model":"\\ud800","messages":[1]}',
+    ],
+)  # fmt: skip
+def test_what_is_no_json_object_is_refused(body):
+    refused(body)
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        b'{"model":"a","model":"b",%s}',
+        b'{"model":"a",%s,"model":"a"}',
+        b'{"model":"a","mod\\u0065l":"b",%s}',
+        b'{"\\u006dodel":"a","model":"b",%s}',
+        b'{"model":"a","Model":"b",%s}',
+        b'{"MODEL":"a","model":"b",%s}',
+    ],
+)
+def test_a_model_named_twice_is_refused_however_it_is_spelled(twice):
+    error = refused(twice % MESSAGES)
+    assert error.param == "model"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"mod\\u0065l":"a",%s}',
+        b'{"model":"a","metadata":{"model":"b"},%s}',
+        b'{"model":"a","note":"the \\"model\\" key",%s}',
+        b'{"model":"model",%s}',
+    ],
+)
+def test_other_places_may_speak_of_models(body):
+    assert parse_task(CHAT, body % MESSAGES).model in {"a", "model"}
+
+
+def test_half_a_surrogate_pair_is_let_through_as_other_gateways_do():
+    body = b'{"model":"m","messages":[{"role":"user","content":"cut \\ud83d"}]}'
+    assert parse_task(CHAT, body).body == body
+
+
+def test_the_error_never_repeats_the_text():
+    assert "secret" not in refused(b'{"model":"m","messages":["secret').message
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@given(
+    extra=st.dictionaries(st.text().filter(lambda k: k.casefold() != "model"), JSON, max_size=5),
+    ascii_only=st.booleans(),
+)
+def test_any_body_with_one_model_is_taken_with_just_that_model(extra, ascii_only):
+    document = {**extra, "model": "chosen", "messages": [1], "stream": True}
+    body = json.dumps(document, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    task = parse_task(CHAT, body)
+    assert (task.model, task.stream, task.body) == ("chosen", True, body)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_do_more_than_be_refused(body):
+    refused(body)

@@ -1,0 +1,64 @@
+"""Runs `lcp-gateway node` as its own process, as a daemon that can be killed and started again."""
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tests.support.gateway import clean_environment
+
+START_TIMEOUT_S = 30.0
+
+
+def free_address() -> str:
+    """Give an address that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@dataclass
+class Daemon:
+    """A node process at an address that stays the same from one start to the next."""
+
+    address: str
+    flags: tuple[str, ...] = ()
+    process: subprocess.Popen[str] | None = field(default=None, init=False)
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "lcp_gateway", "node", "--listen", self.address, *self.flags],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=clean_environment({}),
+            text=True,
+        )
+        late = threading.Timer(START_TIMEOUT_S, self.process.kill)
+        late.start()
+        try:
+            assert "node ready" in self.process.stdout.readline()
+        finally:
+            late.cancel()
+
+    def kill(self) -> None:
+        """Kill it as the kernel would: no word to anybody."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(5)
+            self.process.stdout.close()
+            self.process = None
+
+
+@contextmanager
+def daemon(*flags: str, address: str = "") -> Iterator[Daemon]:
+    """Run a node for the block."""
+    running = Daemon(address or free_address(), flags)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.kill()

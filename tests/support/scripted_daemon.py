@@ -1,0 +1,105 @@
+"""A daemon in the test's own loop: an LCPDService whose every answer the test writes."""
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import grpc.aio
+
+from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
+from lcp_gateway._gen.lcpd.lcpd_pb2_grpc import (
+    LCPDServiceServicer,
+    add_LCPDServiceServicer_to_server,
+)
+
+PEER = "02" + "ab" * 32
+
+
+def terms(**changes) -> pb.Terms:
+    made = pb.Terms(
+        protocol_version=2,
+        job_id=b"\x11" * 32,
+        price_msat=5_000,
+        terms_hash=b"\x22" * 32,
+        payment_request="lnbcrt1",
+    )
+    made.quote_expiry.FromJsonString("2100-01-01T00:00:00Z")
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+@dataclass
+class Daemon(LCPDServiceServicer):
+    """Answers from ``answers[method]``: messages or (code, text) failures in order, the last one for ever."""
+
+    answers: dict[str, list] = field(default_factory=dict)
+    requests: defaultdict[str, list] = field(default_factory=lambda: defaultdict(list))
+    metadata: dict[str, str] = field(default_factory=dict)
+    version: int = 2
+    address: str = ""
+
+    async def _answer(self, method, request, context, otherwise):
+        self.requests[method].append(request)
+        self.metadata = dict(context.invocation_metadata())
+        planned = self.answers.get(method, [otherwise])
+        answer = planned.pop(0) if len(planned) > 1 else planned[0]
+        if isinstance(answer, tuple):
+            await context.abort(*answer)
+        return answer
+
+    async def GetLocalInfo(self, request, context):  # noqa: N802 - gRPC's name
+        info = pb.GetLocalInfoResponse(node_id=PEER, manifest={"protocol_version": self.version})
+        return await self._answer("GetLocalInfo", request, context, info)
+
+    async def ListLCPPeers(self, request, context):  # noqa: N802 - gRPC's name
+        return await self._answer("ListLCPPeers", request, context, pb.ListLCPPeersResponse())
+
+    async def RequestQuote(self, request, context):  # noqa: N802 - gRPC's name
+        quote = pb.RequestQuoteResponse(peer_id=request.peer_id, terms=terms())
+        return await self._answer("RequestQuote", request, context, quote)
+
+    async def AcceptAndExecute(self, request, context):  # noqa: N802 - gRPC's name
+        done = pb.AcceptAndExecuteResponse(result={"status": pb.Result.STATUS_OK, "result": b"x"})
+        return await self._answer("AcceptAndExecute", request, context, done)
+
+    async def AcceptAndExecuteStream(self, request, context):  # noqa: N802 - gRPC's name
+        self.requests["AcceptAndExecuteStream"].append(request)
+        for event in self.answers["AcceptAndExecuteStream"]:
+            if isinstance(event, tuple):
+                await context.abort(*event)
+            elif isinstance(event, float):
+                await asyncio.sleep(event)
+            else:
+                yield event
+
+    async def CancelJob(self, request, context):  # noqa: N802 - gRPC's name
+        return await self._answer("CancelJob", request, context, pb.CancelJobResponse(success=True))
+
+
+@contextlib.asynccontextmanager
+async def serving(daemon: Daemon, address="127.0.0.1:0", credentials=None) -> AsyncIterator[Daemon]:
+    server = grpc.aio.server()
+    add_LCPDServiceServicer_to_server(daemon, server)
+    if credentials is None:
+        port = server.add_insecure_port(address)
+    else:
+        port = server.add_secure_port(address, credentials)
+    daemon.address = address if address.startswith("unix:") else f"127.0.0.1:{port}"
+    await server.start()
+    try:
+        yield daemon
+    finally:
+        await server.stop(0)
+
+
+def chunk(data: bytes) -> pb.AcceptAndExecuteStreamResponse:
+    return pb.AcceptAndExecuteStreamResponse(result_chunk={"data": data})
+
+
+def begin() -> pb.AcceptAndExecuteStreamResponse:
+    return pb.AcceptAndExecuteStreamResponse(
+        result_begin={"content_type": "text/event-stream", "content_encoding": "identity"}
+    )
