@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.http.auth import BearerKeys
@@ -53,8 +53,9 @@ class Edge:
             if resource is not None:
                 exchange.endpoint = resource.canonical
             request[EXCHANGE] = exchange
-            with bound_contextvars(request_id=exchange.request_id):
-                return await self._answer(request, handler, exchange)
+            # Each request runs in a task, and so in a context, of its own: nothing has to be unbound.
+            bind_contextvars(request_id=exchange.request_id)
+            return await self._answer(request, handler, exchange)
 
         return edge
 

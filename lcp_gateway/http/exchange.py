@@ -25,6 +25,7 @@ class Exchange:
     stream: bool = False
     request_bytes: int = 0
     result_bytes: int = 0
+    counted_bytes: int = 0
     purchase: Purchase | None = None
     quote_s: float | None = None
     execute_s: float | None = None

@@ -36,6 +36,10 @@ _STILL_RUNNING = frozenset({"CANCELLED", "DEADLINE_EXCEEDED"})
 _PERHAPS_AT_WORK = frozenset({State.PAYING, State.UNKNOWN, State.SETTLED, State.UNDELIVERED})
 
 
+# The counter of streamed bytes is touched this often, not for every chunk.
+_COUNT_EVERY_BYTES = 16_384
+
+
 class Inference:
     """Serves the routes that buy something."""
 
@@ -111,6 +115,8 @@ class Inference:
         if request.content_length is not None and request.content_length > limit:
             raise _too_large(limit)
         try:
+            if request.content.is_eof():
+                return await request.read()
             async with asyncio.timeout(self._read_timeout_s):
                 return await request.read()
         except web.HTTPRequestEntityTooLarge:
@@ -209,6 +215,7 @@ class Inference:
                 raise failure from error
             await self._break_off(relay, exchange, failure)
         finally:
+            self._count(exchange)
             self._note_execution(exchange, started)
         return response
 
@@ -235,7 +242,12 @@ class Inference:
         if not exchange.result_bytes:
             self._metrics.first_byte(exchange.endpoint, exchange.model, exchange.elapsed_s())
         exchange.result_bytes += count
-        self._metrics.streamed(count)
+        if exchange.result_bytes - exchange.counted_bytes >= _COUNT_EVERY_BYTES:
+            self._count(exchange)
+
+    def _count(self, exchange: Exchange) -> None:
+        self._metrics.streamed(exchange.result_bytes - exchange.counted_bytes)
+        exchange.counted_bytes = exchange.result_bytes
 
     def _note_execution(self, exchange: Exchange, started: float) -> None:
         exchange.execute_s = time.monotonic() - started

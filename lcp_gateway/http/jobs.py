@@ -1,8 +1,7 @@
 """The jobs under way: how many there may be, and how they end when the gateway does."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Self
 
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.telemetry.metrics import Metrics
@@ -12,13 +11,23 @@ _ABORT_S = 6.0
 
 
 class Job:
-    """One request that may pay, from before its quote until its last byte."""
+    """One request that may pay, from before its quote until its last byte; holds its place while entered."""
 
-    __slots__ = ("_task", "aborted")
+    __slots__ = ("_jobs", "_task", "aborted")
 
-    def __init__(self, task: "asyncio.Task[object]") -> None:
+    def __init__(self, jobs: "Jobs") -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - handlers run in tasks
+        self._jobs = jobs
         self._task = task
         self.aborted = False
+
+    def __enter__(self) -> Self:
+        self._jobs.started(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._jobs.ended(self)
 
     def abort(self) -> None:
         """End it because the gateway ends: its handler is cancelled and can tell the client why."""
@@ -41,9 +50,8 @@ class Jobs:
     def __len__(self) -> int:
         return len(self._running)
 
-    @contextmanager
-    def admit(self) -> Iterator[Job]:
-        """Hold a place while a job runs in the current task.
+    def admit(self) -> Job:
+        """Give a job that runs in the current task, to be entered at once.
 
         Raises:
             ApiError: 503 while the gateway is ending, 429 when all places are taken.
@@ -65,19 +73,20 @@ class Jobs:
                 retry=True,
                 reason="concurrency",
             )
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - handlers run in tasks
-        job = Job(task)
+        return Job(self)
+
+    def started(self, job: Job) -> None:
+        """Count a job in."""
         self._running.add(job)
         self._idle.clear()
         self._metrics.job_started()
-        try:
-            yield job
-        finally:
-            self._metrics.job_ended()
-            self._running.discard(job)
-            if not self._running:
-                self._idle.set()
+
+    def ended(self, job: Job) -> None:
+        """Count a job out."""
+        self._metrics.job_ended()
+        self._running.discard(job)
+        if not self._running:
+            self._idle.set()
 
     async def drain(self, grace_s: float) -> int:
         """Take no new jobs, wait ``grace_s`` for those that run, then end them; gives how many were ended."""

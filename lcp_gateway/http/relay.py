@@ -2,11 +2,13 @@
 
 import asyncio
 import re
+import socket
+import struct
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from lcp_gateway.http.endings import EndingHold
 from lcp_gateway.http.errors import ApiError
@@ -91,6 +93,9 @@ class Relay:
         except (ConnectionError, TimeoutError):
             transport.abort()
             return
+        if self._request.version < HttpVersion11:
+            # Without chunks the end of the connection is the end of the body: only a reset tells that it was cut.
+            _reset_on_close(transport)
         # close() sends what is written and then ends the connection: no last chunk, so nobody takes it for whole.
         transport.close()
         asyncio.get_running_loop().call_later(_FLUSH_S, transport.abort)
@@ -125,6 +130,12 @@ class Relay:
             if not pending.done():
                 pending.cancel()
                 await asyncio.wait({pending})
+
+
+def _reset_on_close(transport: asyncio.Transport) -> None:
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _error_event(kind: TaskKind, error: ApiError) -> bytes:

@@ -26,9 +26,17 @@ from lcp_gateway.node.sabotage import Saboteur
 from lcp_gateway.node.service import Service
 from lcp_gateway.node.wallet import Wallet
 
-_SERVER_OPTIONS = (("grpc.so_reuseport", 0),)
-"""Without it a second node would share the port in silence. Everything else stays at gRPC's defaults, as on the
-daemon: 4 MiB to receive, and no patience with keepalive pings more often than every five minutes."""
+_MAX_WAITING_CALLS = 100_000
+_SERVER_OPTIONS = (
+    # Otherwise a second node would share the port in silence.
+    ("grpc.so_reuseport", 0),
+    # Otherwise a burst of more than a thousand calls would see some of them cancelled at random: gRPC's C core
+    # sheds load in this way, the daemon's Go does not.
+    ("grpc.server.max_pending_requests", _MAX_WAITING_CALLS),
+    ("grpc.server.max_pending_requests_hard_limit", _MAX_WAITING_CALLS),
+)
+"""Everything else stays at gRPC's defaults, as on the daemon: 4 MiB to receive, and no patience with keepalive pings
+more often than every five minutes."""
 
 
 class Node:

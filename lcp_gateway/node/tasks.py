@@ -1,6 +1,7 @@
 """A task as it arrives at RequestQuote: checked as the daemon checks it, and read once."""
 
 import enum
+import json
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -64,11 +65,7 @@ def read_task(message: lcpd_pb2.Task) -> Task:
             raise invalid("task.spec is required")
     if not model:
         raise invalid("task.params.model is required")
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        # The decoder's own text may quote the body.
-        raise invalid("request_json is not valid JSON") from None
+    document = _parse(body)
     if not isinstance(document, dict):
         raise invalid("request_json must be an object")
     if not isinstance(document.get("model"), str) or not document["model"]:
@@ -86,6 +83,20 @@ def read_task(message: lcpd_pb2.Task) -> Task:
         max_tokens=_read_limit(kind, document),
         choices=_read_choices(document) if kind is TaskKind.CHAT else 1,
     )
+
+
+def _parse(body: bytes) -> object:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        # Go's reader takes the escape of half a surrogate pair and puts U+FFFD in its place.
+        text = json.dumps(json.loads(body), ensure_ascii=False)
+        return orjson.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    except (ValueError, RecursionError):
+        # The decoder's own text may quote the body.
+        raise invalid("request_json is not valid JSON") from None
 
 
 def _read_limit(kind: TaskKind, document: dict[str, Any]) -> int | None:

@@ -214,6 +214,9 @@ def _task_message(task: Task) -> pb.Task:
 
 def _quote(peer_id: str, answer: pb.RequestQuoteResponse) -> Quote:
     terms = answer.terms
+    if terms.protocol_version not in SUPPORTED_VERSIONS:
+        # A daemon that was exchanged for another while we were connected.
+        raise UnsupportedVersion(terms.protocol_version)
     if len(terms.job_id) != _HASH_BYTES or len(terms.terms_hash) != _HASH_BYTES:
         raise UpstreamError("DATA_LOSS", "the quote's job id or terms hash is not 32 bytes long")
     try:

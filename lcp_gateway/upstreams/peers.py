@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.routing.catalog import Catalog, empty
-from lcp_gateway.upstreams.lcpd import LcpdUpstream, LocalInfo
+from lcp_gateway.upstreams.lcpd import LcpdUpstream, LocalInfo, UnsupportedVersion
 
 _RETRY_S = 1.0
 # A request that finds no provider in a snapshot older than this asks anew.
@@ -88,6 +88,9 @@ class PeerWatch:
             providers = await self._upstream.list_peers(self._timeout_s)
         except UpstreamError as error:
             self._problem = error
+            if isinstance(error, UnsupportedVersion):
+                # It answers, but in a language in which nothing may be bought.
+                self._catalog = empty(self._catalog.taken_at)
             self._on_refresh(None)
             return
         self._problem = None

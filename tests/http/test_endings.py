@@ -50,7 +50,18 @@ def test_what_never_ends_after_a_mark_is_not_kept_for_ever():
 
 
 PIECES = st.sampled_from(
-    [b"data: ", b"[DONE]", b"data:[DONE]", b"\n", b"\r\n", b"x", b"data: [DO", b"NE]", b"d", b"\n\n"]
+    [
+        b"data: ",
+        b"[DONE]",
+        b"data:[DONE]",
+        b"\n",
+        b"\r\n",
+        b"x",
+        b"data: [DO",
+        b"NE]",
+        b"d",
+        b"\n\n",
+    ]
 )
 
 

@@ -211,7 +211,9 @@ def test_a_stated_payee_is_checked_against_the_signature():
 
 
 def test_unknown_fields_and_fields_of_the_wrong_length_are_skipped():
-    noise = field(2, b"\x01" * 9) + field(16, b"\x01" * 51) + field(19, b"") + field(3, b"\x05" * 40)
+    noise = (
+        field(2, b"\x01" * 9) + field(16, b"\x01" * 51) + field(19, b"") + field(3, b"\x05" * 40)
+    )
     plain = decode(make())
 
     assert decode(rewrite(make(), lambda symbols: symbols + noise)) == plain

@@ -18,7 +18,7 @@ CLOCK = {"type": "function", "function": {"name": "get_time", "parameters": {"ty
 
 
 async def test_the_answer_says_who_it_is_and_repeats_the_message(client):
-    answer = await client.ask(chat_task(text="good day"))
+    answer = await client.ask(chat_task(say="good day"))
     choice = answer["choices"][0]
 
     assert choice["message"]["content"] == "This is the echo node. You said: good day"
@@ -28,7 +28,7 @@ async def test_the_answer_says_who_it_is_and_repeats_the_message(client):
 
 
 async def test_usage_counts_four_bytes_of_request_and_one_word_of_answer_as_a_token(client):
-    task = chat_task(text="good day")
+    task = chat_task(say="good day")
     usage = (await client.ask(task))["usage"]
     size = len(task.openai_chat_completions_v1.request_json)
 
@@ -39,7 +39,7 @@ async def test_usage_counts_four_bytes_of_request_and_one_word_of_answer_as_a_to
 
 @pytest.mark.parametrize("key", ["max_tokens", "max_completion_tokens"])
 async def test_a_limit_on_tokens_cuts_the_answer(client, key):
-    answer = await client.ask(chat_task(text="one two three", **{key: 6}))
+    answer = await client.ask(chat_task(say="one two three", **{key: 6}))
 
     assert answer["choices"][0]["message"]["content"] == "This is the echo node. You"
     assert answer["choices"][0]["finish_reason"] == "length"
@@ -62,7 +62,7 @@ async def test_several_choices_are_given_and_counted(client):
 
 
 async def test_a_stream_is_the_role_the_tokens_the_finish_and_done(client):
-    streamed = await client.ask_stream(chat_task(text="good day", stream=True))
+    streamed = await client.ask_stream(chat_task(say="good day", stream=True))
     events = streamed.events
 
     assert streamed.begin.content_type == "text/event-stream; charset=utf-8"
@@ -161,7 +161,7 @@ async def test_after_a_tool_has_answered_there_is_text(client):
 
 
 async def test_json_mode_and_json_schema_give_json(client):
-    plain = await client.ask(chat_task(text="hi", response_format={"type": "json_object"}))
+    plain = await client.ask(chat_task(say="hi", response_format={"type": "json_object"}))
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     shaped = await client.ask(chat_task(response_format=wanted))
@@ -217,7 +217,7 @@ async def test_a_pace_is_kept(client):
 
 
 async def test_the_same_request_is_answered_with_the_same_words(client):
-    first, second = [await client.ask(chat_task(text="again")) for _ in range(2)]
+    first, second = [await client.ask(chat_task(say="again")) for _ in range(2)]
 
     assert first["choices"] == second["choices"]
     assert first["id"] != second["id"]

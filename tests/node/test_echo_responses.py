@@ -15,7 +15,7 @@ def kinds(streamed):
 
 
 async def test_the_answer_is_a_completed_response(client):
-    answer = await client.ask(responses_task(text="good day"))
+    answer = await client.ask(responses_task(say="good day"))
 
     assert (answer["object"], answer["status"], answer["error"]) == ("response", "completed", None)
     assert answer["output"][0]["content"][0]["text"] == "This is the echo node. You said: good day"
@@ -45,7 +45,7 @@ async def test_a_limit_leaves_the_response_incomplete(client):
 
 
 async def test_a_stream_has_every_event_in_order_and_no_done(client):
-    streamed = await client.ask_stream(responses_task(text="good day", stream=True))
+    streamed = await client.ask_stream(responses_task(say="good day", stream=True))
 
     assert kinds(streamed) == [
         "response.created",
@@ -87,9 +87,7 @@ async def test_a_streamed_tool_call_has_its_own_events(client):
     done = next(
         event for event in events if event["type"] == "response.function_call_arguments.done"
     )
-    deltas = [
-        event["delta"] for event in events if event["type"].endswith("call_arguments.delta")
-    ]
+    deltas = [event["delta"] for event in events if event["type"].endswith("call_arguments.delta")]
     assert "".join(deltas) == done["arguments"]
     assert done["item_id"] == events[2]["item"]["id"] == events[-1]["response"]["output"][0]["id"]
     assert events[2]["item"]["arguments"] == ""
@@ -109,7 +107,7 @@ async def test_after_a_tool_has_answered_there_is_text(client):
 async def test_a_json_schema_is_followed_in_shape(client):
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
     wanted = {"format": {"type": "json_schema", "name": "x", "schema": schema}}
-    answer = await client.ask(responses_task(text=wanted, input="hi"))
+    answer = await client.ask(responses_task(text=wanted))
 
     assert orjson.loads(answer["output"][0]["content"][0]["text"]) == {"n": 1}
     assert answer["text"] == wanted

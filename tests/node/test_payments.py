@@ -191,7 +191,10 @@ async def test_a_busy_peer_refuses_the_next_quote(make_node):
         running = asyncio.create_task(client.accept(await client.quote(task, "One"), "One"))
         await asyncio.sleep(0.1)
         code, details = await failure(client.quote(task, "One"))
-        assert (code, details) == ("RESOURCE_EXHAUSTED", "lcp_error code=7: too many jobs in flight")
+        assert (code, details) == (
+            "RESOURCE_EXHAUSTED",
+            "lcp_error code=7: too many jobs in flight",
+        )
         await running
         await client.quote(task, "One")
 
@@ -199,7 +202,7 @@ async def test_a_busy_peer_refuses_the_next_quote(make_node):
 async def test_events_are_on_disk_as_they_happen(make_node, tmp_path):
     path = tmp_path / "events.jsonl"
     async with make_node(events_path=path) as client:
-        terms = await client.quote(chat_task(text="SECRET"))
+        terms = await client.quote(chat_task(say="SECRET"))
         await client.accept(terms)
         lines = [orjson.loads(line) for line in path.read_bytes().splitlines()]
 

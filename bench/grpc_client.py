@@ -1,0 +1,88 @@
+"""The same questions put to the daemon itself, over gRPC: what the gateway's figures are compared with."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc.aio
+
+from bench.workload import Tally, Workload
+from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
+from lcp_gateway._gen.lcpd.lcpd_pb2_grpc import LCPDServiceStub
+
+
+class Client:
+    """Takes a quote, accepts it, reads the result, and starts again."""
+
+    def __init__(self, stub: Any, peer_id: str, workload: Workload, tally: Tally) -> None:
+        self._stub = stub
+        self._peer_id = peer_id
+        self._tally = tally
+        self._ask = self._stream if workload.stream else self._whole
+        params = pb.OpenAIChatCompletionsV1Params(model=workload.model)
+        spec = pb.OpenAIChatCompletionsV1TaskSpec(request_json=workload.body, params=params)
+        self._request = pb.RequestQuoteRequest(
+            peer_id=peer_id, task=pb.Task(openai_chat_completions_v1=spec)
+        )
+
+    async def run(self) -> None:
+        try:
+            while True:
+                started = time.perf_counter()
+                quote = await self._stub.RequestQuote(self._request, timeout=30)
+                first = await self._ask(quote.terms.job_id)
+                self._tally.done(started, first, time.perf_counter())
+        except grpc.aio.AioRpcError:
+            self._tally.failed()
+
+    async def _whole(self, job_id: bytes) -> float:
+        await self._stub.AcceptAndExecute(
+            pb.AcceptAndExecuteRequest(peer_id=self._peer_id, job_id=job_id, pay_invoice=True),
+            timeout=60,
+        )
+        return time.perf_counter()
+
+    async def _stream(self, job_id: bytes) -> float:
+        call = self._stub.AcceptAndExecuteStream(
+            pb.AcceptAndExecuteStreamRequest(
+                peer_id=self._peer_id, job_id=job_id, pay_invoice=True
+            ),
+            timeout=60,
+        )
+        first = 0.0
+        while (message := await call.read()) is not grpc.aio.EOF:
+            if message.HasField("result_chunk"):
+                now = time.perf_counter()
+                first = first or now
+                self._tally.came(message.result_chunk.data, now)
+        return first
+
+
+async def start_clients(
+    where: str, workload: Workload, tally: Tally
+) -> Callable[[], Awaitable[None]]:
+    """Let all clients ask the daemon at ``where`` (a gRPC target), over one channel; gives what ends them."""
+    channel = grpc.aio.insecure_channel(where)
+    stub: Any = LCPDServiceStub(channel)
+    peer_id = await _seller(stub, workload.model)
+    clients = [Client(stub, peer_id, workload, tally) for _ in range(workload.clients)]
+    tasks = [asyncio.create_task(client.run()) for client in clients]
+
+    async def stop() -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await channel.close()
+
+    return stop
+
+
+async def _seller(stub: Any, model: str) -> str:
+    """The first peer that sells a model, which is the one that the gateway takes."""
+    answer = await stub.ListLCPPeers(pb.ListLCPPeersRequest(), timeout=10, wait_for_ready=True)
+    for peer in answer.peers:
+        for task in peer.remote_manifest.supported_tasks:
+            if task.openai_chat_completions_v1.model == model:
+                return peer.peer_id
+    raise SystemExit(f"no peer sells {model}")

@@ -1,0 +1,161 @@
+"""The programs that a run needs, each in a process of its own, and what they use of CPU and memory."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from bench.workload import Load, Workload
+
+_ROOT = Path(__file__).resolve().parent.parent
+_TIMEOUT_S = 30.0
+_POLL_S = 0.002
+
+
+def _environment(**extra: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("LCP_GATEWAY_", "OPENAI_"))}
+    return {**kept, "PYTHONPATH": str(_ROOT), **extra}
+
+
+@contextlib.contextmanager
+def _process(*arguments: str, output: int = subprocess.DEVNULL, **environment: str):
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.DEVNULL,
+        cwd=_ROOT,
+        env=_environment(**environment),
+    )
+    try:
+        yield process
+    finally:
+        process.stdin.close()
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@contextlib.contextmanager
+def stand_in(folder: Path, pause_s: float) -> Iterator[str]:
+    """Run the stand-in daemon; gives its address."""
+    path = folder / "standin.sock"
+    with _process("-m", "bench.standin", f"unix:{path}", str(pause_s)):
+        _wait_for_socket(path)
+        yield f"unix:{path}"
+
+
+@contextlib.contextmanager
+def embedded_node(folder: Path, pause_s: float) -> Iterator[str]:
+    """Run the embedded node by itself; gives its address."""
+    path = folder / "node.sock"
+    pace = ("--tokens-per-second", str(1 / pause_s)) if pause_s else ()
+    listen = ("--listen", f"unix:{path}", "--exit-with-stdin")
+    with _process("-m", "lcp_gateway", "node", *listen, *pace, XDG_CONFIG_HOME=str(folder)):
+        _wait_for_socket(path)
+        yield f"unix:{path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A gateway that answers; ``start_s`` is the time from its start to the first 200 of /readyz."""
+
+    address: str
+    start_s: float
+    process: psutil.Process
+
+    def cpu_s(self) -> float:
+        times = self.process.cpu_times()
+        return times.user + times.system
+
+    def rss_bytes(self) -> int:
+        return self.process.memory_info().rss
+
+
+@contextlib.contextmanager
+def gateway(folder: Path, daemon: str | None) -> Iterator[Gateway]:
+    """Run the gateway over a daemon, or with its embedded node if None."""
+    port = _free_port()
+    where = ("--embedded",) if daemon is None else ("--lcpd-grpc-addr", daemon)
+    address = f"127.0.0.1:{port}"
+    started = time.perf_counter()
+    with _process(
+        "-m", "lcp_gateway", "serve", "--http-addr", address, *where,
+        XDG_CONFIG_HOME=str(folder), LCP_GATEWAY_LOG_FORMAT="json",
+        LCP_GATEWAY_MAX_CONCURRENT_REQUESTS="0",
+    ) as process:  # fmt: skip
+        while not _is_ready(port):
+            if process.poll() is not None or time.perf_counter() - started > _TIMEOUT_S:
+                raise SystemExit("the gateway did not start")
+            time.sleep(_POLL_S)
+        yield Gateway(address, time.perf_counter() - started, psutil.Process(process.pid))
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What a load cost the gateway: CPU seconds of its own process, and its largest resident size meanwhile."""
+
+    cpu_s: float
+    peak_rss_bytes: int
+
+
+def load(
+    kind: str, where: str, workload: Workload, under_test: Gateway | None
+) -> tuple[Load, Used]:
+    """Run a load generator against ``where``, and watch the gateway while it measures."""
+    arguments = ("-m", "bench.generator", kind, where, workload.to_json())
+    peaks = [0]
+    over = threading.Event()
+
+    def watch() -> None:
+        while under_test is not None and not over.wait(0.05):
+            peaks[0] = max(peaks[0], under_test.rss_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with _process(*arguments, output=subprocess.PIPE) as process:
+            if process.stdout.readline().strip() != b"measuring":
+                raise SystemExit(f"the load generator for {kind} did not start")
+            before = under_test.cpu_s() if under_test is not None else 0.0
+            line = process.stdout.readline()
+            after = under_test.cpu_s() if under_test is not None else 0.0
+    finally:
+        over.set()
+        watcher.join()
+    return Load.from_json(line.decode()), Used(after - before, peaks[0])
+
+
+def _wait_for_socket(path: Path) -> None:
+    deadline = time.monotonic() + _TIMEOUT_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(str(path))
+            return
+        time.sleep(0.01)
+    raise SystemExit(f"nothing listens on {path}")
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def _is_ready(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as probe:
+        probe.sendall(b"GET /readyz HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")
+        return probe.recv(64).startswith(b"HTTP/1.1 200")
+    return False

@@ -1,0 +1,72 @@
+"""Two gateways for all clients, one open and one guarded, and an account of what a test made the node do."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.support.gateway import RunningGateway, gateway
+
+API_KEY = "sk-clients-of-the-test"
+PRICE_LIMIT_MSAT = 20_000
+
+
+@pytest.fixture(scope="session")
+def running():
+    """A gateway that lets everyone in, on a node that has a model for every fault."""
+    settings = {
+        "LCP_GATEWAY_NODE_FAULTS": "true",
+        "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "3",
+    }
+    with gateway(env=settings) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def guarded():
+    """A gateway that asks for a key and has a price limit; echo-1 without max_tokens costs more than that."""
+    settings = {
+        "LCP_GATEWAY_API_KEYS": API_KEY,
+        "LCP_GATEWAY_MAX_PRICE_MSAT": str(PRICE_LIMIT_MSAT),
+    }
+    with gateway(env=settings) as process:
+        yield process
+
+
+@pytest.fixture
+def api_key():
+    return API_KEY
+
+
+@dataclass
+class Account:
+    """What the node saw since the account was opened."""
+
+    source: RunningGateway
+    opened_at: int = field(init=False)
+
+    def __post_init__(self):
+        self.opened_at = len(self.source.events())
+
+    def seen(self, kind: str) -> list[dict[str, object]]:
+        return [e for e in self.source.events()[self.opened_at :] if e["kind"] == kind]
+
+    @property
+    def accepts(self) -> int:
+        """How many quotes the gateway took: each is a payment, or an attempt at one."""
+        return len(self.seen("accept"))
+
+    @property
+    def payments(self) -> int:
+        return len(self.seen("paid"))
+
+
+@pytest.fixture
+def account(running):
+    """What this test makes the node of ``running`` do."""
+    return Account(running)
+
+
+@pytest.fixture
+def guarded_account(guarded):
+    """The same for ``guarded``."""
+    return Account(guarded)

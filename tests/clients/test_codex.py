@@ -1,0 +1,110 @@
+"""The Codex command line: headless, in a home of its own, with nothing to talk to but the gateway."""
+
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from tests.support.documented import examples, pointed_at
+from tests.support.tools import require_js_package, require_tool
+
+TIMEOUT_S = 60
+# What makes Codex look for updates, report its use, or fetch its plug-ins from their repository.
+QUIET = """
+check_for_update_on_startup = false
+web_search = "disabled"
+"""
+ALONE = """
+[analytics]
+enabled = false
+
+[features]
+plugins = false
+apps = false
+goals = false
+shell_tool = false
+view_image = {view_image}
+
+[agents]
+enabled = false
+
+[tools.experimental_request_user_input]
+enabled = false
+"""
+
+
+@pytest.fixture
+def codex(running, tmp_path):
+    """Run the documented command with the documented settings, and those that keep Codex to itself."""
+    package = require_js_package("@openai/codex")
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    # Only node is on its path: no git that could fetch, no shell tools.
+    (bin_folder / "node").symlink_to(require_tool("node"))
+    home, folder = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    folder.mkdir()
+
+    def run(model="echo-1", *, tool=False):
+        [config] = examples("Codex", "toml")
+        config = QUIET + pointed_at(config, running.base_url).replace("echo-1", model)
+        (home / "config.toml").write_text(config + ALONE.format(view_image=str(tool).lower()))
+        [lines] = examples("Codex", "sh")
+        export, command = lines.splitlines()
+        name, _, value = export.removeprefix("export ").partition("=")
+        program, *arguments = shlex.split(command)
+        assert program == "codex"
+        return subprocess.run(
+            [package.parents[1] / ".bin" / "codex", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+            cwd=folder,
+            # Nothing of the outside gets in, proxies least of all.
+            env={
+                "PATH": str(bin_folder),
+                "HOME": str(home),
+                "CODEX_HOME": str(home),
+                name: value,
+            },
+        )
+
+    return run
+
+
+def test_a_prompt_is_answered_and_bought_once(codex, account):
+    ran = codex()
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == "This is the echo node. You said: hello"
+    assert account.accepts == account.payments == 1
+
+
+def test_its_settings_are_all_ones_that_it_knows(codex):
+    ran = codex()
+    assert not re.search("unrecognized|deprecated", ran.stderr), ran.stderr
+
+
+def test_a_turn_with_a_tool_is_one_more_purchase(codex, account):
+    ran = codex(tool=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("This is the echo node. The tool answered: unable to locate image")
+    assert len({event["job_id"] for event in account.seen("accept")}) == account.accepts == 2
+
+
+@pytest.mark.parametrize("fault", ["stream-cut", "execute-code-unavailable", "fail-after-payment"])
+def test_what_fails_after_payment_is_paid_once_with_the_documented_settings(codex, account, fault):
+    ran = codex(f"fault/{fault}")
+    assert ran.returncode != 0
+    assert "ERROR" in ran.stderr
+    assert "You said: hello" not in ran.stdout
+    assert account.accepts == 1
+
+
+def test_an_unknown_model_is_an_error_and_costs_nothing(codex, account):
+    ran = codex("no-such-model")
+    assert ran.returncode != 0
+    assert "no connected peer offers the model" in ran.stderr
+    assert account.accepts == 0

@@ -1,0 +1,64 @@
+import asyncio
+import os
+
+import psutil
+
+from lcp_gateway.node.config import FaultConfig, ModelConfig, PeerConfig
+from tests.support.node_client import chat_task
+
+MIB = 1024 * 1024
+
+
+async def test_a_reader_that_stops_holds_the_node_back(make_node):
+    """The node and its reader share this process, so what the reader does not take must not be made."""
+    settings = FaultConfig(flood_bytes=256 * MIB)
+    async with make_node(faults=True, fault_settings=settings) as client:
+        terms = await client.quote(chat_task(model="fault/stream-floods", stream=True), "Mallory")
+        call = client.open_stream(terms, "Mallory", timeout=30)
+        for _ in range(20):
+            await call.read()
+        process = psutil.Process(os.getpid())
+        before = process.memory_info().rss
+        await asyncio.sleep(0.5)
+        assert process.memory_info().rss - before < 16 * MIB
+        assert (await call.read()).result_chunk.data
+        call.cancel()
+
+
+async def test_hundreds_of_slow_streams_run_side_by_side_and_stay_apart(make_node):
+    peer = PeerConfig("Crowd", (ModelConfig("m", tokens_per_second=10),))
+    async with make_node(peers=(peer,)) as client:
+
+        async def one(number):
+            task = chat_task(model="m", say=f"number-{number}", stream=True, max_tokens=8)
+            streamed = await client.ask_stream(task, "Crowd", timeout=20)
+            texts = [event["choices"][0]["delta"].get("content") or "" for event in streamed.events]
+            assert "".join(texts).endswith(f" number-{number}")
+
+        start = asyncio.get_running_loop().time()
+        await asyncio.gather(*(one(number) for number in range(300)))
+        assert asyncio.get_running_loop().time() - start < 10
+        assert client.node.wallet.payments == 300
+
+
+async def test_a_result_larger_than_the_peer_allows_fails_after_payment(make_node):
+    import grpc
+    import pytest
+
+    peer = PeerConfig("Tight", (ModelConfig("m"),), max_stream_bytes=2_000)
+    async with make_node(peers=(peer,)) as client:
+        terms = await client.quote(chat_task(model="m", say="a b c d e f", stream=True), "Tight")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.stream(terms, "Tight")
+
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.details().startswith("lcp_error code=6")
+        assert client.node.wallet.payments == 1
+
+
+async def test_a_burst_of_calls_is_served_to_the_last(client):
+    """gRPC's C core would by itself cancel some calls of a queue longer than a thousand."""
+    calls = [client.quote(chat_task(), timeout=30) for _ in range(1_500)]
+    quotes = await asyncio.gather(*calls)
+
+    assert len({terms.job_id for terms in quotes}) == 1_500
