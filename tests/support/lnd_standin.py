@@ -100,6 +100,7 @@ class LndStandin:
     invoices: list = field(default_factory=list)
     trouble: Trouble = field(default_factory=Trouble)
     with_router: bool = True
+    longest_page: int = 10_000
     port: int = 0
 
     def __post_init__(self):
@@ -213,7 +214,7 @@ class _Lightning:
         assert request.reversed and request.include_incomplete and request.max_payments
         known = list(enumerate(self._lnd.payments.values(), 1))
         older = [it for it in known if not request.index_offset or it[0] < request.index_offset]
-        page = older[-request.max_payments :]
+        page = older[-min(request.max_payments, self._lnd.longest_page) :]
         return LN.ListPaymentsResponse(
             payments=[payment for _, payment in page],
             first_index_offset=page[0][0] if page else 0,

@@ -192,3 +192,13 @@ def post(
 ) -> Answer:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     return exchange(port, request_bytes("POST", path, raw, headers), timeout_s=timeout_s)
+
+
+def is_refused(answer: Answer, *statuses: int) -> None:
+    """Check that a request was refused as one that makes no sense, in the shape that every error has."""
+    assert answer.status in statuses and answer.whole
+    assert answer.headers["content-type"].startswith("application/json")
+    assert answer.error["type"] == "invalid_request_error"
+    assert answer.verdict == "none"
+    assert answer.headers["x-should-retry"] in {"true", "false"}
+    assert answer.headers["x-request-id"].startswith("req_")

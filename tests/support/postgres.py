@@ -1,0 +1,169 @@
+"""A real PostgreSQL of the test session: its own data folder, on loopback, ended by its process id."""
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+START_TIMEOUT_S = 30.0
+BINARIES = Path("/usr/lib/postgresql")
+
+
+def binaries() -> Path:
+    """Give the folder of postgres and initdb, or skip; where CI=true it has to be there."""
+    found = sorted(BINARIES.glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
+    if not found and (on_path := shutil.which("postgres")):
+        found = [Path(on_path)]
+    if not found and os.environ.get("CI") != "true":
+        pytest.skip("PostgreSQL is not installed (Debian's package: postgresql)")
+    assert found, "PostgreSQL must be installed where CI=true"
+    return found[-1].parent
+
+
+def _user() -> tuple[str, dict]:
+    """Give a user that PostgreSQL accepts, and how to become it: it refuses to run as root."""
+    if os.getuid() != 0:
+        return pwd.getpwuid(os.getuid()).pw_name, {}
+    for name in ("postgres", "nobody"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return name, {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    raise AssertionError("there is no user to run PostgreSQL as")
+
+
+@dataclass
+class RunningPostgres:
+    folder: Path
+    port: int
+    user: str
+    process: subprocess.Popen | None = None
+
+    def url(self, database: str = "postgres") -> str:
+        return f"postgresql://{self.user}@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        name, become = _user()
+        assert name == self.user
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    binaries() / "postgres",
+                    "-D",
+                    self.folder / "data",
+                    *("-p", str(self.port)),
+                    *("-h", "127.0.0.1"),
+                    *("-k", self.folder),
+                    *("-c", "max_connections=60"),
+                    *("-c", "shared_buffers=16MB"),
+                    # Only programs are killed in tests, never the machine.
+                    *("-c", "fsync=off"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                **become,
+            )
+        self._wait()
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """SIGINT is a fast shutdown, SIGQUIT an immediate one, which is a crash to every client."""
+        if self.process is not None:
+            self.process.send_signal(how)
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(5)
+            self.process = None
+
+    def sql(self, statement: str, database: str = "postgres") -> str:
+        done = subprocess.run(
+            [binaries() / "psql", "-qAtX", "-d", self.url(database), "-c", statement],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    @contextmanager
+    def fresh_database(self, template: str = "template0") -> Iterator[str]:
+        """Make a database, empty or as another one is, give its URL, and drop it at the end."""
+        name = f"test_{secrets.token_hex(6)}"
+        self.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+        try:
+            yield self.url(name)
+        finally:
+            if self.process is not None:
+                self.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, (self.folder / "log").read_text(errors="replace")
+            asked = subprocess.run(
+                [binaries() / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)],
+                check=False,
+                timeout=10,
+            )
+            if asked.returncode == 0:
+                return
+            time.sleep(0.05)
+        raise AssertionError((self.folder / "log").read_text(errors="replace"))
+
+
+@contextmanager
+def running_postgres() -> Iterator[RunningPostgres]:
+    """Make a cluster and run it; nothing of it is left at the end."""
+    tools = binaries()
+    user, become = _user()
+    # Not pytest's folder: another user has to be able to walk into it, and socket paths are short.
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
+    try:
+        if become:
+            os.chown(folder, become["user"], become["group"])
+        subprocess.run(
+            [
+                tools / "initdb",
+                *("-D", folder / "data", "-U", user, "-A", "trust"),
+                *("-E", "UTF8", "--locale=C", "--no-sync"),
+            ],
+            check=True,
+            capture_output=True,
+            cwd="/",
+            timeout=120,
+            **become,
+        )
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        server = RunningPostgres(folder, port, user)
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[RunningPostgres]:
+    """One server for the whole session; each test takes a database of its own."""
+    with running_postgres() as server:
+        yield server
