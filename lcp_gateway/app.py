@@ -40,6 +40,8 @@ from lcp_gateway.upstreams.peers import PeerWatch
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 _PREFLIGHT_PAUSE_S = 0.05
+# What a client has for the rest of an answer after its provider's time is over.
+_RELAY_SLACK_S = 5.0
 
 
 class StartError(Exception):
@@ -132,6 +134,7 @@ def _build(settings: Settings, log: FilteringBoundLogger) -> _Gateway:
             read_timeout_s=settings.request_read_timeout_s,
             cancel_timeout_s=settings.cancel_timeout_s,
             heartbeat_s=settings.heartbeat_s,
+            relay_limit_s=settings.timeout_execute_s + _RELAY_SLACK_S,
         ),
         models=Models(watch, rules),
         health=health,

@@ -11,7 +11,7 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.http.auth import BearerKeys
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, internal_error, of_http_exception
-from lcp_gateway.http.exchange import EXCHANGE, Exchange, request_id_of
+from lcp_gateway.http.exchange import EXCHANGE, SERVER, Exchange, request_id_of
 from lcp_gateway.purchase.states import State, Verdict
 from lcp_gateway.telemetry.metrics import Metrics
 
@@ -67,7 +67,7 @@ class Edge:
         )
         headers = response.headers
         headers["x-request-id"] = exchange.request_id
-        headers["Server"] = "lcp-gateway"
+        headers["Server"] = SERVER
         headers["openai-processing-ms"] = str(round(exchange.elapsed_s() * 1000))
         if PAYMENT_HEADER not in headers:
             headers[PAYMENT_HEADER] = Verdict.NONE.value

@@ -5,7 +5,12 @@ from lcp_gateway.purchase.task import TaskKind
 # What makes a client stop reading and believe that it has everything.
 _MARKS = {
     TaskKind.CHAT_COMPLETIONS: (b"data: [DONE]", b"data:[DONE]"),
-    TaskKind.RESPONSES: (b"event: response.completed", b"event:response.completed"),
+    TaskKind.RESPONSES: (
+        b"event: response.completed",
+        b"event:response.completed",
+        b"event: response.incomplete",
+        b"event:response.incomplete",
+    ),
 }
 # More than this after a mark shows that it was none.
 _MAX_HELD_BYTES = 4 * 1024 * 1024
@@ -19,45 +24,51 @@ class EndingHold:
 
     def __init__(self, kind: TaskKind) -> None:
         self._marks = _MARKS[kind]
-        self._held = b""
-        self._found = False
+        self._line = b""
         self._in_line = False
+        self._found = False
+        self._held: list[bytes] = []
+        self._held_bytes = 0
 
     def feed(self, chunk: bytes) -> bytes:
         """Give the bytes that may go out now."""
+        if self._found:
+            return self._keep(chunk)
         if (
-            not self._held
+            not self._line
             and not self._in_line
             and chunk.endswith(b"\n")
             and not self._begins(chunk)
         ):
             return chunk
-        data = self._held + chunk
-        if self._found:
-            return self._keep(data)
+        data = self._line + chunk
         position = self._mark_in(data)
         if position >= 0:
-            self._found = True
+            self._found, self._line = True, b""
             return data[:position] + self._keep(data[position:])
         line_start = data.rfind(b"\n") + 1
         line = data[line_start:]
         if line and (line_start or not self._in_line) and self._may_become_mark(line):
-            self._held, self._in_line = line, False
+            self._line, self._in_line = line, False
             return data[:line_start]
-        self._held, self._in_line = b"", bool(line)
+        self._line, self._in_line = b"", bool(line)
         return data
 
     def rest(self) -> bytes:
         """Give what was kept, once the stream is known to be whole."""
-        held, self._held = self._held, b""
-        return held
+        rest = self._line + b"".join(self._held)
+        self._line, self._held = b"", []
+        return rest
 
     def _keep(self, data: bytes) -> bytes:
-        if len(data) <= _MAX_HELD_BYTES:
-            self._held = data
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes <= _MAX_HELD_BYTES:
             return b""
-        self._held, self._found = b"", False
-        return data
+        released, self._held = b"".join(self._held), []
+        self._held_bytes, self._found = 0, False
+        self._in_line = not released.endswith(b"\n")
+        return released
 
     def _begins(self, chunk: bytes) -> bool:
         """Tell whether a chunk that begins at a line's start holds a mark: the usual case, made cheap."""

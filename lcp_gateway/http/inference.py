@@ -55,6 +55,7 @@ class Inference:
         read_timeout_s: float,
         cancel_timeout_s: float,
         heartbeat_s: float,
+        relay_limit_s: float,
     ) -> None:
         self._buyer = buyer
         self._catalog = catalog
@@ -65,6 +66,7 @@ class Inference:
         self._read_timeout_s = read_timeout_s
         self._cancel_timeout_s = cancel_timeout_s
         self._heartbeat_s = heartbeat_s
+        self._relay_limit_s = relay_limit_s
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         """Serve POST /v1/chat/completions."""
@@ -197,12 +199,19 @@ class Inference:
                 response,
                 kind=purchase.task.kind,
                 heartbeat_s=self._heartbeat_s,
+                limit_s=self._relay_limit_s,
                 on_bytes=lambda count: self._note_bytes(exchange, count),
             )
             await relay.run(stream.chunks())
         except ConnectionError:
             # The write found the client gone before the cancellation did.
             raise asyncio.CancelledError from None
+        except TimeoutError:
+            assert relay is not None  # noqa: S101 - nothing else here has a time-out of its own
+            self._abandoned(exchange)
+            if not relay.begun:
+                raise _not_read(exchange) from None
+            await self._break_off(relay, exchange, _not_read(exchange))
         except asyncio.CancelledError:
             if relay is None or not relay.begun or not job.aborted:
                 raise
@@ -294,6 +303,17 @@ def _shutting_down(exchange: Exchange) -> ApiError:
         verdict=exchange.verdict,
         quote=quote,
         headers={"Connection": "close"},
+    )
+
+
+def _not_read(exchange: Exchange) -> ApiError:
+    quote = exchange.purchase.quote if exchange.purchase is not None else None
+    return ApiError(
+        408,
+        "the answer was not read in time",
+        code="answer_not_read",
+        verdict=exchange.verdict,
+        quote=quote,
     )
 
 

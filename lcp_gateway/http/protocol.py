@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from lcp_gateway.http.errors import ApiError, of_http_exception
-from lcp_gateway.http.exchange import request_id_of
+from lcp_gateway.http.exchange import SERVER, request_id_of
 
 
 class GatewayProtocol(web.RequestHandler):
@@ -72,8 +72,7 @@ class GatewayProtocol(web.RequestHandler):
             raise ConnectionError("an answer has begun already")
         error = _of_parse_error(status, exc, self._first_line_bytes > self.max_line_size)
         self._on_refused(error.status)
-        response = error.response()
-        response.headers["x-request-id"] = request_id_of(None)
+        response = _with_our_headers(error)
         response.force_close()
         return response
 
@@ -115,15 +114,22 @@ def _of_parse_error(
     return ApiError(status, "the request could not be handled", code="internal_error")
 
 
+def _with_our_headers(error: ApiError) -> web.Response:
+    """Put on what the application would have put on."""
+    response = error.response()
+    response.headers["Server"] = SERVER
+    response.headers["x-request-id"] = request_id_of(None)
+    return response
+
+
 def _raw(error: ApiError) -> bytes:
     """Write an answer without aiohttp's help: here no request exists that it could answer."""
-    response = error.response()
+    response = _with_our_headers(error)
     body = response.body
     assert isinstance(body, bytes)  # noqa: S101 - ApiError writes bytes
     lines = [
         f"HTTP/1.1 {response.status} {response.reason}",
         *(f"{name}: {value}" for name, value in response.headers.items()),
-        f"x-request-id: {request_id_of(None)}",
         f"Content-Length: {len(body)}",
         "Connection: close",
     ]

@@ -42,6 +42,7 @@ class Relay:
         *,
         kind: TaskKind,
         heartbeat_s: float,
+        limit_s: float,
         on_bytes: Callable[[int], None],
     ) -> None:
         """``on_bytes`` is told how many of the result's bytes have just come."""
@@ -49,6 +50,7 @@ class Relay:
         self._response = response
         self._kind = kind
         self._heartbeat_s = heartbeat_s
+        self._limit_s = limit_s
         self._on_bytes = on_bytes
         self._sse = is_event_stream(response.content_type)
 
@@ -63,23 +65,12 @@ class Relay:
         Waits for the first chunk before the head goes out: what fails before it is an ordinary error answer.
 
         Raises:
-            whatever ``chunks`` raises, and ConnectionResetError when the client is gone.
+            whatever ``chunks`` raises, ConnectionResetError when the client is gone, and TimeoutError when it does not
+            read.
         """
-        source = self._with_heartbeats(chunks) if self._heartbeat_s and self._sse else chunks
-        hold = EndingHold(self._kind) if self._sse else None
-        async with aclosing(chunks), aclosing(source):
-            async for chunk in source:
-                if chunk is _HEARTBEAT:
-                    await self._write(chunk)
-                    continue
-                self._on_bytes(len(chunk))
-                await self._write(chunk if hold is None else hold.feed(chunk))
-        # The whole result came and it is the right one: only now may the client see that it ends.
-        if hold is not None:
-            await self._write(hold.rest())
-        if not self._response.prepared:
-            await self._response.prepare(self._request)
-        await self._response.write_eof()
+        # A client that does not read must not hold its place for longer than the result can be had.
+        async with asyncio.timeout(self._limit_s):
+            await self._relay(chunks)
 
     async def break_off(self, error: ApiError) -> None:
         """End an answer that has begun: say why, if the client reads events, and close without the end of the body."""
@@ -99,6 +90,23 @@ class Relay:
         # close() sends what is written and then ends the connection: no last chunk, so nobody takes it for whole.
         transport.close()
         asyncio.get_running_loop().call_later(_FLUSH_S, transport.abort)
+
+    async def _relay(self, chunks: AsyncGenerator[bytes, None]) -> None:
+        source = self._with_heartbeats(chunks) if self._heartbeat_s and self._sse else chunks
+        hold = EndingHold(self._kind) if self._sse else None
+        async with aclosing(chunks), aclosing(source):
+            async for chunk in source:
+                if chunk is _HEARTBEAT:
+                    await self._write(chunk)
+                    continue
+                self._on_bytes(len(chunk))
+                await self._write(chunk if hold is None else hold.feed(chunk))
+        # The whole result came and it is the right one: only now may the client see that it ends.
+        if hold is not None:
+            await self._write(hold.rest())
+        if not self._response.prepared:
+            await self._response.prepare(self._request)
+        await self._response.write_eof()
 
     async def _write(self, data: bytes) -> None:
         if not data:
@@ -130,6 +138,9 @@ class Relay:
             if not pending.done():
                 pending.cancel()
                 await asyncio.wait({pending})
+            elif not pending.cancelled():
+                # Looked at, since whoever would have raised it is gone.
+                pending.exception()
 
 
 def _reset_on_close(transport: asyncio.Transport) -> None:

@@ -49,7 +49,12 @@ class Served:
     async def _handle(self, request):
         response = web.StreamResponse(headers={"Content-Type": self.content_type})
         relay = Relay(
-            request, response, kind=self.kind, heartbeat_s=self.heartbeat_s, on_bytes=self._count
+            request,
+            response,
+            kind=self.kind,
+            heartbeat_s=self.heartbeat_s,
+            limit_s=30,
+            on_bytes=self._count,
         )
         try:
             await relay.run(self._source())

@@ -1,0 +1,199 @@
+"""What a quote must prove before it is paid: its terms are for this task, and its invoice is for these terms.
+
+A peer's word is taken for nothing that can be recomputed. The rules are those that the daemon applies, plus the ones
+that it leaves out: the network and the terms themselves.
+"""
+
+import enum
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from types import MappingProxyType
+from typing import Final
+
+from lcp_gateway.lightning.bolt11 import Invoice, InvoiceError, decode
+from lcp_gateway.lightning.terms import terms_hash
+from lcp_gateway.purchase.errors import Refused
+from lcp_gateway.purchase.guards import Guard
+from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.task import Task
+
+EXPIRY_SLACK_S: Final = 5
+"""How much longer than its quote an invoice may be payable; what the protocol's own daemon allows."""
+
+PROTOCOL_VERSIONS: Final = frozenset({2})
+"""The versions whose terms can be recomputed here."""
+
+NETWORKS: Final = frozenset({"bc", "tb", "tbs", "bcrt", "sb"})
+"""The prefixes of invoices: mainnet, testnet, signet, regtest, simnet."""
+
+
+class Mismatch(enum.StrEnum):
+    """Why a quote does not hold. The value is fit for a metric's label."""
+
+    PROTOCOL_VERSION = "protocol_version"
+    TERMS_HASH = "terms_hash"
+    MALFORMED = "malformed"
+    SIGNATURE = "signature"
+    NETWORK = "network"
+    PAYEE = "payee"
+    AMOUNT = "amount"
+    DESCRIPTION_HASH = "description_hash"
+    EXPIRY = "expiry"
+    EXPIRED = "expired"
+
+
+WORDS: Final[Mapping[Mismatch, str]] = MappingProxyType(
+    {
+        Mismatch.PROTOCOL_VERSION: "its protocol version is unknown",
+        Mismatch.TERMS_HASH: "its terms hash is not that of this request and these terms",
+        Mismatch.MALFORMED: "its invoice cannot be read",
+        Mismatch.SIGNATURE: "its invoice's signature does not hold",
+        Mismatch.NETWORK: "its invoice is for another network",
+        Mismatch.PAYEE: "its invoice pays somebody else",
+        Mismatch.AMOUNT: "its invoice asks another amount than the price",
+        Mismatch.DESCRIPTION_HASH: "its invoice is for other terms",
+        Mismatch.EXPIRY: "its invoice stays payable after the quote has ended",
+        Mismatch.EXPIRED: "its invoice has expired",
+    }
+)
+"""Each mismatch in a few words, to follow "the quote was refused: "."""
+
+
+class QuoteMismatch(Refused):
+    """The quote is not what it says it is; nothing was paid. ``reason`` says in which respect."""
+
+    code = "quote_mismatch"
+
+    def __init__(self, reason: Mismatch, *, quote: Quote) -> None:
+        super().__init__(
+            f"the quote was refused: {WORDS[reason]}; nothing was paid",
+            quote=quote,
+        )
+        self.reason = reason
+
+
+OnRefused = Callable[[str, str], None]
+"""Told the peer's id and the reason (a value of ``Mismatch``) of each refusal."""
+
+QuoteCheck = Callable[[Task, Quote, datetime], Invoice]
+"""Called like a guard, and gives what it has read, so that an invoice is decoded once in a purchase."""
+
+
+def check(task: Task, quote: Quote, now: datetime, *, network: str | None = None) -> Invoice:
+    """Check a quote against the task's own bytes, and its invoice against the quote; give the invoice.
+
+    ``now`` is aware UTC; ``network`` is an invoice's prefix (one of ``NETWORKS``), or None to take any.
+
+    Raises:
+        QuoteMismatch: something does not fit; nothing may be paid.
+    """
+    quote_expiry = int(quote.expires_at.timestamp())
+    if quote.protocol_version not in PROTOCOL_VERSIONS:
+        raise QuoteMismatch(Mismatch.PROTOCOL_VERSION, quote=quote)
+    try:
+        recomputed = terms_hash(
+            protocol_version=quote.protocol_version,
+            job_id=quote.job_id,
+            price_msat=quote.price_msat,
+            quote_expiry=quote_expiry,
+            task_kind=task.kind.value,
+            request=task.body,
+            model=task.model,
+        )
+    except ValueError:
+        # Terms that cannot be written down have no hash, and so not this one either.
+        recomputed = b""
+    if recomputed != quote.terms_hash:
+        raise QuoteMismatch(Mismatch.TERMS_HASH, quote=quote)
+    try:
+        invoice = decode(quote.payment_request)
+    except InvoiceError as error:
+        raise QuoteMismatch(mismatch_of(error), quote=quote) from None
+    for mismatch in mismatches(
+        invoice,
+        payee=quote.peer_id,
+        price_msat=quote.price_msat,
+        terms_hash=recomputed,
+        quote_expiry=quote_expiry,
+        network=network,
+    ):
+        raise QuoteMismatch(mismatch, quote=quote)
+    if now.timestamp() >= invoice.expires_at:
+        raise QuoteMismatch(Mismatch.EXPIRED, quote=quote)
+    return invoice
+
+
+def mismatches(
+    invoice: Invoice,
+    *,
+    payee: str,
+    price_msat: int,
+    terms_hash: bytes,
+    quote_expiry: int,
+    network: str | None = None,
+) -> Iterator[Mismatch]:
+    """Give each respect in which an invoice does not fit its terms, whatever the time; none when all is well.
+
+    ``payee`` is 66 lower-case hex digits, ``quote_expiry`` Unix seconds, ``network`` a prefix or None for any.
+    """
+    if network is not None and invoice.network != network:
+        yield Mismatch.NETWORK
+    if invoice.payee != payee:
+        yield Mismatch.PAYEE
+    # An invoice without an amount lets the payer choose; the daemon would have to guess.
+    if invoice.amount_msat != price_msat:
+        yield Mismatch.AMOUNT
+    if invoice.description_hash != terms_hash:
+        yield Mismatch.DESCRIPTION_HASH
+    if invoice.expires_at > quote_expiry + EXPIRY_SLACK_S:
+        yield Mismatch.EXPIRY
+
+
+def mismatch_of(error: InvoiceError) -> Mismatch:
+    """Tell an invoice whose signature fails from one that cannot be read at all."""
+    return Mismatch.SIGNATURE if "signature does not hold" in str(error) else Mismatch.MALFORMED
+
+
+def quote_check(network: str | None, on_refused: OnRefused) -> QuoteCheck:
+    """Make a check that tells of each refusal; ``network`` is one of ``NETWORKS``, or None to take any.
+
+    Raises:
+        ValueError: the network is none of them.
+    """
+    if network is not None and network not in NETWORKS:
+        raise ValueError(f"{network!r} is no prefix of invoices; those are {sorted(NETWORKS)}")
+
+    def checked(task: Task, quote: Quote, now: datetime) -> Invoice:
+        try:
+            return check(task, quote, now, network=network)
+        except QuoteMismatch as mismatch:
+            on_refused(quote.peer_id, mismatch.reason.value)
+            raise
+
+    return checked
+
+
+def quote_guard(network: str | None, on_refused: OnRefused) -> Guard:
+    """Make a guard of ``quote_check``, for a flow that has no use for the invoice.
+
+    Raises:
+        ValueError: the network is none of ``NETWORKS``.
+    """
+    checked = quote_check(network, on_refused)
+
+    def guard(task: Task, quote: Quote, now: datetime) -> None:
+        checked(task, quote, now)
+
+    return guard
+
+
+def payment_hash_of(quote: Quote) -> bytes:
+    """Read the payment hash (32 bytes) out of a quote's invoice, for a flow that runs without ``quote_check``.
+
+    Raises:
+        QuoteMismatch: the invoice cannot be read, or its signature does not hold.
+    """
+    try:
+        return decode(quote.payment_request).payment_hash
+    except InvoiceError as error:
+        raise QuoteMismatch(mismatch_of(error), quote=quote) from None

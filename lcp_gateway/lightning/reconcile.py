@@ -1,0 +1,341 @@
+"""Finds out what became of payments of which the gateway lost sight, by evidence only.
+
+No I/O of its own: it is handed the journal's open payments, a way to ask lnd, and a way to write the answer down.
+Whatever it cannot prove it leaves as it is, and looks again later.
+"""
+
+import asyncio
+import enum
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import Final, Protocol
+
+from lcp_gateway.lightning.bolt11 import InvoiceError, decode
+from lcp_gateway.lightning.payments import LndError, PaymentRecord, PaymentState
+from lcp_gateway.purchase.journal import JournalUnavailable, Learnt
+from lcp_gateway.purchase.states import State
+
+MAX_ERRORS_IN_A_ROW: Final = 3
+"""After so many questions without an answer the node is taken to be away, and the rest of the batch waits."""
+
+_AT_ONCE = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPayment:
+    """A purchase whose payment is unknown.
+
+    ``payment_hash`` is 32 bytes, or None where there is none. ``payable_until`` is when its invoice expires,
+    ``paying_since`` when the call went out; both aware UTC.
+    """
+
+    job_id: bytes
+    payment_hash: bytes | None
+    payable_until: datetime
+    paying_since: datetime
+
+
+def open_payment(
+    job_id: bytes, payment_request: str, quote_ends: datetime, paying_since: datetime
+) -> OpenPayment:
+    """Make one of what a journal holds; hash and expiry are the invoice's own, whatever the quote said.
+
+    An invoice that cannot be read gives neither, and its payment cannot be looked up.
+    """
+    try:
+        invoice = decode(payment_request)
+    except InvoiceError:
+        return OpenPayment(job_id, None, quote_ends, paying_since)
+    try:
+        payable_until = datetime.fromtimestamp(invoice.expires_at, UTC)
+    except (ValueError, OverflowError, OSError):
+        payable_until = datetime.max.replace(tzinfo=UTC)
+    return OpenPayment(job_id, invoice.payment_hash, payable_until, paying_since)
+
+
+class Evidence(enum.StrEnum):
+    """What an open payment was resolved by."""
+
+    PREIMAGE = "preimage"
+    """lnd holds the preimage of the payment hash: it was paid."""
+    FAILED = "failed"
+    """lnd gave the payment up for good."""
+    ABSENT = "absent"
+    """The lnd that pays never heard of it, and its invoice can no longer be paid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What became of a payment: ``state`` is ``settled`` (with fee and preimage in ``learnt``) or ``not_paid``."""
+
+    state: State
+    evidence: Evidence
+    at: datetime
+    learnt: Learnt = field(default_factory=Learnt)
+
+
+class OpenPayments(Protocol):
+    """The journal's open payments, as they stand when it is called, oldest first."""
+
+    def __call__(self) -> AsyncIterator[OpenPayment]:
+        """Give each purchase in state ``unknown`` once."""
+        ...
+
+
+class Resolve(Protocol):
+    """Writes down what became of a payment."""
+
+    async def __call__(self, payment: OpenPayment, resolution: Resolution) -> bool:
+        """Tell whether this changed anything; False when it had been resolved before, by another process say.
+
+        Raises:
+            JournalUnavailable: it could not be written down now.
+        """
+        ...
+
+
+Lookup = Callable[[bytes], Awaitable[PaymentRecord]]
+"""Asks by payment hash (32 bytes); raises ``LndError`` when there is no answer. ``Lnd.payment`` is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """When to look, and when absence from lnd proves something; all in seconds.
+
+    ``absent_after_s`` counts from the expiry of the invoice: lnd refuses to begin paying an expired one, and the
+    margin covers clocks that differ and a payment that began in the last moment.
+    """
+
+    interval_s: float = 30.0
+    first_delay_s: float = 5.0
+    max_delay_s: float = 600.0
+    absent_after_s: float = 600.0
+
+
+@dataclass(slots=True)
+class Summary:
+    """What one pass found. Each open payment is counted in one of the numbers; a gauge may be set from them.
+
+    ``unproven`` lnd's answer proves nothing about, or nothing yet, ``contradictory`` it does not fit,
+    ``without_hash`` cannot be looked up, ``unanswered`` had no answer or could not be written down, ``waiting`` were
+    not looked at in this pass. ``settled`` and ``not_paid`` count what changed; ``elsewhere`` what another resolved.
+    """
+
+    settled: int = 0
+    not_paid: int = 0
+    elsewhere: int = 0
+    in_flight: int = 0
+    unproven: int = 0
+    contradictory: int = 0
+    without_hash: int = 0
+    unanswered: int = 0
+    waiting: int = 0
+    fees_msat: int = 0
+    oldest: datetime | None = None
+    more: bool = False
+
+    @property
+    def still_open(self) -> int:
+        """How many payments stay unknown after this pass."""
+        return (
+            self.in_flight
+            + self.unproven
+            + self.contradictory
+            + self.without_hash
+            + self.unanswered
+            + self.waiting
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    delay_s: float
+    until: datetime
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Reconciler:
+    """Looks every open payment up, at start and then from time to time.
+
+    ``lnd_pays`` tells whether the lnd that is asked is the one that the daemon pays with. A preimage is a proof from
+    anybody; that a payment failed, or was never heard of, proves something only there. It is asked anew each time, and
+    when in doubt the answer is False.
+    """
+
+    def __init__(
+        self,
+        *,
+        lookup: Lookup,
+        open_payments: OpenPayments,
+        resolve: Resolve,
+        lnd_pays: Callable[[], bool],
+        timing: Timing = Timing(),
+        batch: int = 100,
+        now: Callable[[], datetime] = _utc_now,
+    ) -> None:
+        self._lookup = lookup
+        self._open_payments = open_payments
+        self._resolve = resolve
+        self._lnd_pays = lnd_pays
+        self._timing = timing
+        self._batch = batch
+        self._now = now
+        self._waits: dict[bytes, _Wait] = {}
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Make a pass now: a payment has just been lost sight of. Those that wait go on waiting."""
+        self._woken.set()
+
+    async def run(
+        self,
+        on_pass: Callable[[Summary], None],
+        on_error: Callable[[Exception], None],
+    ) -> None:
+        """Make passes until cancelled. ``on_error`` is told what else a pass ended in; the next one follows anyway."""
+        while True:
+            self._woken.clear()
+            more = False
+            try:
+                summary = await self.once()
+                more = summary.more
+                on_pass(summary)
+            except Exception as error:  # noqa: BLE001 - a pass that fails must not end all later ones
+                on_error(error)
+            if not more:
+                await self._pause()
+
+    async def once(self) -> Summary:
+        """Make one pass: at most one batch of questions, one after the other."""
+        # Read to the end before anything is written: a journal may not like both at once.
+        open_payments = [payment async for payment in self._open_payments()]
+        known = [payment for payment in open_payments if payment.payment_hash is not None]
+        # Those that were never asked about come first, so that a few without an answer hold up nobody.
+        due = sorted(filter(self._is_due, known), key=self._next_look)
+        batch = due[: self._batch]
+        summary = Summary(
+            without_hash=len(open_payments) - len(known),
+            waiting=len(known) - len(batch),
+            more=len(due) > len(batch),
+        )
+        closed: set[bytes] = set()
+        errors_in_a_row = 0
+        for place, payment in enumerate(batch):
+            if errors_in_a_row >= MAX_ERRORS_IN_A_ROW:
+                summary.waiting += len(batch) - place
+                summary.more = False
+                break
+            try:
+                resolved = await self._look_up(summary, payment)
+            except (LndError, JournalUnavailable) as error:
+                errors_in_a_row += 1
+                summary.unanswered += 1
+                self._put_off(payment, self._longest_delay_s(error))
+                continue
+            except Exception:
+                # Whatever this is, it must not keep the others from their turn.
+                self._put_off(payment, self._timing.max_delay_s)
+                raise
+            errors_in_a_row = 0
+            if resolved:
+                closed.add(payment.job_id)
+            else:
+                self._put_off(payment, self._timing.max_delay_s)
+        still_open = {
+            payment.job_id: payment.paying_since
+            for payment in open_payments
+            if payment.job_id not in closed
+        }
+        summary.oldest = min(still_open.values(), default=None)
+        # Only what is still open needs a memory.
+        self._waits = {job_id: wait for job_id, wait in self._waits.items() if job_id in still_open}
+        return summary
+
+    async def _look_up(self, summary: Summary, payment: OpenPayment) -> bool:
+        """Ask, judge and write down; tells whether the payment is open no longer."""
+        # Taken before asking: what lnd says is as old as that at least.
+        asked_at = self._now()
+        record = await self._lookup(payment.payment_hash or b"")
+        resolution = self._judge(summary, payment, record, asked_at)
+        if resolution is None:
+            return False
+        if not await self._resolve(payment, resolution):
+            summary.elsewhere += 1
+        elif resolution.state is State.SETTLED:
+            summary.settled += 1
+            summary.fees_msat += resolution.learnt.fee_msat or 0
+        else:
+            summary.not_paid += 1
+        return True
+
+    def _judge(
+        self,
+        summary: Summary,
+        payment: OpenPayment,
+        record: PaymentRecord,
+        asked_at: datetime,
+    ) -> Resolution | None:
+        if record.payment_hash != payment.payment_hash:
+            summary.contradictory += 1
+            return None
+        match record.state:
+            case PaymentState.SETTLED:
+                if (
+                    record.preimage is None
+                    or sha256(record.preimage).digest() != payment.payment_hash
+                ):
+                    summary.contradictory += 1
+                    return None
+                return Resolution(
+                    State.SETTLED,
+                    Evidence.PREIMAGE,
+                    asked_at,
+                    Learnt(fee_msat=record.fee_msat, preimage=record.preimage),
+                )
+            case PaymentState.FAILED:
+                if self._lnd_pays():
+                    return Resolution(State.NOT_PAID, Evidence.FAILED, asked_at)
+                summary.unproven += 1
+                return None
+            case PaymentState.IN_FLIGHT:
+                summary.in_flight += 1
+                return None
+            case PaymentState.UNKNOWN_TO_LND:
+                last_moment = max(payment.payable_until, payment.paying_since)
+                since_then_s = (asked_at - last_moment).total_seconds()
+                if since_then_s > self._timing.absent_after_s and self._lnd_pays():
+                    return Resolution(State.NOT_PAID, Evidence.ABSENT, asked_at)
+                summary.unproven += 1
+                return None
+
+    def _next_look(self, payment: OpenPayment) -> datetime:
+        wait = self._waits.get(payment.job_id)
+        return wait.until if wait else _AT_ONCE
+
+    def _is_due(self, payment: OpenPayment) -> bool:
+        left_s = (self._next_look(payment) - self._now()).total_seconds()
+        # A clock that was set back must not put a payment off for longer than the longest delay.
+        return left_s <= 0 or left_s > self._timing.max_delay_s
+
+    def _longest_delay_s(self, error: LndError | JournalUnavailable) -> float:
+        """Short where the cause may pass, so that lnd is soon asked once it is back."""
+        if isinstance(error, LndError) and not error.retryable:
+            return self._timing.max_delay_s
+        return 2 * self._timing.interval_s
+
+    def _put_off(self, payment: OpenPayment, longest_s: float) -> None:
+        wait = self._waits.get(payment.job_id)
+        delay_s = min(wait.delay_s * 2, longest_s) if wait else self._timing.first_delay_s
+        self._waits[payment.job_id] = _Wait(delay_s, self._now() + timedelta(seconds=delay_s))
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(self._timing.interval_s):
+                await self._woken.wait()
+        except TimeoutError:
+            return
