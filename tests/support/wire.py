@@ -63,6 +63,7 @@ class Wire:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._held = b""
+        self.was_reset = False
 
     def send(self, data: bytes) -> None:
         """Send; an end that the other side has closed already is no error here, its answer may still be read."""
@@ -110,6 +111,7 @@ class Wire:
         try:
             data = self.socket.recv(_READ)
         except ConnectionResetError:
+            self.was_reset = True
             data = b""
         self._held += data
         return bool(data)

@@ -1,0 +1,130 @@
+"""A daemon that is killed and comes back: the gateway tells the truth meanwhile, and needs no help."""
+
+import json
+import signal
+import time
+
+import pytest
+
+from tests.support.daemon import daemon
+from tests.support.gateway import gateway
+from tests.support.node_thread import eventually
+from tests.support.wire import CHAT, RESPONSES, document, get, post, request_bytes, wire
+
+
+@pytest.fixture(scope="module")
+def events_file(tmp_path_factory):
+    return tmp_path_factory.mktemp("node") / "events.jsonl"
+
+
+@pytest.fixture(scope="module")
+def node(events_file):
+    with daemon("--faults", "--events", str(events_file)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def port(node):
+    settings = {
+        "LCP_GATEWAY_LCPD_GRPC_ADDR": node.address,
+        "LCP_GATEWAY_PEERS_REFRESH_S": "0.5",
+        "LCP_GATEWAY_TIMEOUT_QUOTE_S": "1.5",
+    }
+    with gateway(embedded=False, env=settings) as running:
+        yield running.port
+
+
+@pytest.fixture(autouse=True)
+def alive(node, port):
+    if node.process is None:
+        node.start()
+    eventually(lambda: get(port, "/readyz").status == 200, timeout_s=15)
+
+
+def test_a_daemon_that_is_gone_is_told_and_one_that_is_back_is_found(node, port):
+    assert post(port, CHAT, document()).status == 200
+    node.kill()
+    for path in (CHAT, RESPONSES):
+        started = time.monotonic()
+        answer = post(port, path, document(path))
+        assert time.monotonic() - started < 4
+        assert answer.status == 502
+        assert answer.error["type"] == "server_error"
+        assert answer.verdict == "none" and answer.headers["x-should-retry"] == "true"
+    eventually(lambda: get(port, "/readyz").status == 503)
+    report = get(port, "/readyz").json
+    assert report["status"] == "unavailable"
+    assert report["daemon"] == {"reachable": False}
+    assert any("daemon" in reason for reason in report["reasons"])
+    assert get(port, "/healthz").status == 200
+    assert get(port, "/v1/models").status == 200
+    node.start()
+    started = time.monotonic()
+    eventually(lambda: get(port, "/readyz").status == 200, timeout_s=15)
+    answers = [post(port, path, document(path)).status for path in (CHAT, RESPONSES)]
+    assert answers == [200, 200]
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+def test_a_stream_whose_daemon_dies_breaks_off_and_says_that_it_was_paid(node, port, path):
+    with wire(port) as connection:
+        body = json.dumps(document(path, "fault/stream-stalls", stream=True)).encode()
+        connection.send(request_bytes("POST", path, body))
+        head = connection.read_until(b"\r\n\r\n")
+        assert b"X-Lcp-Payment: settled" in head
+        node.kill()
+        connection._held = head + connection._held
+        answer = connection.answer()
+    assert not answer.whole
+    error = json.loads(answer.blocks[-1][1])["error"]
+    assert error["lcp"]["payment"] == "settled"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_job_whose_daemon_dies_may_have_been_paid(node, port, stream):
+    with wire(port) as connection:
+        body = json.dumps(document(model="fault/execute-hangs", stream=stream)).encode()
+        connection.send(request_bytes("POST", CHAT, body))
+        eventually(lambda: get(port, "/readyz").json["jobs_in_flight"] == 1)
+        time.sleep(0.3)
+        node.kill()
+        answer = connection.answer()
+    assert answer.status == 502
+    assert answer.verdict == answer.error["lcp"]["payment"] == "unknown"
+    assert answer.headers["x-should-retry"] == "false"
+
+
+def test_a_daemon_that_hangs_is_told_and_found_again(node, port):
+    node.process.send_signal(signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        answer = post(port, CHAT, document())
+        assert answer.status == 504 and answer.verdict == "none"
+        assert time.monotonic() - started < 5
+        eventually(lambda: get(port, "/readyz").status == 503, timeout_s=10)
+        assert get(port, "/readyz").json["daemon"] == {"reachable": False}
+    finally:
+        node.process.send_signal(signal.SIGCONT)
+    eventually(lambda: get(port, "/readyz").status == 200, timeout_s=10)
+    assert post(port, CHAT, document()).status == 200
+
+
+def test_a_daemon_that_comes_back_with_another_version_is_not_paid(node, port, events_file):
+    def paid():
+        return events_file.read_text().count('"kind":"paid"')
+
+    flags, before = node.flags, paid()
+    node.kill()
+    node.flags = (*flags, "--protocol-version", "3")
+    node.start()
+    try:
+        eventually(lambda: "version 3" in " ".join(get(port, "/readyz").json["reasons"]))
+        for stream in (False, True):
+            answer = post(port, CHAT, document(stream=stream))
+            assert answer.status in {500, 502, 503}
+            assert answer.verdict == "none"
+        assert paid() == before
+    finally:
+        node.kill()
+        node.flags = flags

@@ -1,0 +1,97 @@
+"""Hundreds of clients that leave at any moment, in any manner: nothing is lost, leaked, paid twice or shouted about."""
+
+import json
+import random
+import socket
+import struct
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.support.gateway import gateway
+from tests.support.node_thread import eventually
+from tests.support.wire import CHAT, RESPONSES, document, get, post, request_bytes, wire
+
+CLIENTS = 300
+MODELS = (
+    "echo-1",
+    "echo-slow",
+    "fault/stream-slow",
+    "fault/stream-floods",
+    "fault/big-result",
+    "fault/stream-cut",
+    "fault/wrong-hash",
+    "fault/no-route",
+    "fault/execute-hangs",
+)
+
+
+@pytest.fixture(scope="module")
+def left():
+    """A gateway that they have all left."""
+    settings = {
+        "LCP_GATEWAY_NODE_FAULTS": "true",
+        "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "3",
+        "LCP_GATEWAY_HEARTBEAT_S": "0.01",
+        "LCP_GATEWAY_LOG_LEVEL": "debug",
+    }
+    with gateway(env=settings) as served:
+        with ThreadPoolExecutor(12) as pool:
+            list(pool.map(lambda number: leave(served.port, number), range(CLIENTS)))
+        eventually(lambda: get(served.port, "/readyz").json["jobs_in_flight"] == 0, timeout_s=15)
+        yield served
+
+
+def leave(port, number):
+    """Send a request or a part of one, wait a moment or none, and go: politely, half-way or with a reset."""
+    chance = random.Random(number)
+    path = chance.choice([CHAT, RESPONSES])
+    asked = document(path, chance.choice(MODELS), f"n{number}", stream=chance.random() < 0.7)
+    raw = request_bytes("POST", path, json.dumps(asked).encode())
+    if chance.random() < 0.1:
+        raw = raw[: chance.randrange(1, len(raw))]
+    manner = chance.choice(["close", "reset", "half"])
+    with wire(port) as connection:
+        connection.send(raw)
+        time.sleep(chance.choice([0, 0.002, 0.01, 0.03, 0.1]))
+        if manner == "reset":
+            at_once = struct.pack("ii", 1, 0)
+            connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        elif manner == "half":
+            connection.socket.shutdown(socket.SHUT_WR)
+
+
+def lines(served):
+    return [line for line in served.json_logs() if "total_ms" in line]
+
+
+def test_everybody_else_is_still_served(left):
+    for path in (CHAT, RESPONSES):
+        assert post(left.port, path, document(path)).status == 200
+        assert post(left.port, path, document(path, stream=True)).whole
+
+
+def test_no_job_was_accepted_twice(left):
+    accepts = Counter(event["job_id"] for event in left.events("accept"))
+    assert len(accepts) > CLIENTS // 10
+    assert set(accepts.values()) == {1}
+
+
+def test_every_payment_is_in_the_log_and_none_is_denied(left):
+    paid = {event["job_id"] for event in left.events("paid")}
+    logged = {line["job_id"]: line["payment"] for line in lines(left) if "job_id" in line}
+    assert paid <= set(logged)
+    assert all(logged[job] in {"settled", "unknown"} for job in paid)
+    assert "unknown" in logged.values() and "settled" in logged.values()
+
+
+def test_nothing_went_wrong_inside(left):
+    events = Counter((line["level"], line["event"]) for line in left.json_logs())
+    assert not [event for level, event in events if level == "error"]
+    assert {event for level, event in events if level == "warning"} <= {
+        "chat completion",
+        "response",
+    }
+    assert all(line.startswith("{") for line in left.log_lines)

@@ -1,0 +1,206 @@
+"""How the gateway starts, how it ends, and what it tells while it ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+
+from tests.support.daemon import daemon, free_address
+from tests.support.gateway import clean_environment, gateway
+from tests.support.node_thread import eventually
+from tests.support.wire import CHAT, RESPONSES, document, get, post, request_bytes, wire
+
+
+def serving(grace_s, **more):
+    settings = {
+        "LCP_GATEWAY_NODE_FAULTS": "true",
+        "LCP_GATEWAY_SHUTDOWN_GRACE_S": str(grace_s),
+        "LCP_GATEWAY_NODE_TOKENS_PER_SECOND": "20",
+        **more,
+    }
+    return gateway(env=settings)
+
+
+def start_job(connection, served, path=CHAT, **fields):
+    """Send a request, and wait until it is being worked on."""
+    accepted = len(served.events("accept"))
+    body = json.dumps(document(path, **fields)).encode()
+    connection.send(request_bytes("POST", path, body))
+    eventually(lambda: len(served.events("accept")) > accepted)
+
+
+def is_draining(port):
+    answer = get(port, "/readyz")
+    return answer.status == 503 and "shutting down" in json.dumps(answer.json["reasons"])
+
+
+def test_a_stream_that_runs_may_end_after_sigterm_and_nothing_new_may_begin():
+    with serving(20) as served, wire(served.port, 20) as connection:
+        assert get(served.port, "/readyz").status == 200
+        start_job(connection, served, stream=True, text="one two three four five six seven")
+        node_pids = served.node_pids()
+        assert node_pids
+        connection.read_until(b"\n\n")
+        served.process.send_signal(signal.SIGTERM)
+        eventually(lambda: is_draining(served.port))
+        quoted = len(served.events("quote"))
+        for path in (CHAT, RESPONSES):
+            refused = post(served.port, path, document(path))
+            assert refused.status == 503
+            assert refused.error["code"] == "shutting_down"
+            assert refused.error["type"] == "server_error"
+            assert refused.verdict == "none"
+            assert refused.headers["x-should-retry"] == "true" and refused.headers["retry-after"]
+        assert len(served.events("quote")) == quoted
+        assert get(served.port, "/healthz").status == 200
+        rest = connection.read_until(b"data: [DONE]\n\n")
+        assert b'"error"' not in rest
+        connection.read_until(b"0\r\n\r\n")
+        assert served.process.wait(10) == 0
+        eventually(lambda: not any(psutil.pid_exists(pid) for pid in node_pids))
+
+
+def test_past_the_grace_time_jobs_are_ended_and_told():
+    with (
+        serving(0.5) as served,
+        wire(served.port) as chat,
+        wire(served.port) as responses,
+        wire(served.port) as unary,
+        wire(served.port) as unbegun,
+        wire(served.port) as unquoted,
+    ):
+        start_job(chat, served, stream=True, model="fault/stream-stalls")
+        start_job(responses, served, RESPONSES, stream=True, model="fault/stream-stalls")
+        start_job(unary, served, model="fault/execute-hangs")
+        start_job(unbegun, served, model="fault/execute-hangs", stream=True)
+        body = json.dumps(document(model="fault/quote-slow")).encode()
+        unquoted.send(request_bytes("POST", CHAT, body))
+        eventually(lambda: get(served.port, "/readyz").json["jobs_in_flight"] == 5)
+        time.sleep(0.3)
+        served.process.send_signal(signal.SIGTERM)
+        for connection, name in ((chat, ""), (responses, "error")):
+            answer = connection.answer()
+            assert answer.status == 200 and not answer.whole
+            assert "[DONE]" not in answer.body.decode()
+            event, data = answer.blocks[-1]
+            assert event == name
+            error = json.loads(data)["error"]
+            assert error["code"] == "shutting_down" and error["lcp"]["payment"] == "settled"
+        for connection in (unary, unbegun):
+            answer = connection.answer()
+            assert answer.status == 503
+            assert answer.error["code"] == "shutting_down"
+            assert answer.verdict == answer.error["lcp"]["payment"] == "unknown"
+            assert answer.headers["x-should-retry"] == "false"
+        answer = unquoted.answer()
+        assert answer.status == 503 and answer.error["code"] == "shutting_down"
+        assert answer.verdict == "none" and answer.headers["x-should-retry"] == "true"
+        assert served.process.wait(10) == 0
+        assert len(served.events("cancel")) == 4
+        assert len(served.events("accept")) == len(served.events("paid")) == 4
+
+
+def test_a_second_signal_hurries():
+    with serving(60) as served, wire(served.port) as connection:
+        start_job(connection, served, stream=True, model="fault/stream-stalls")
+        served.process.send_signal(signal.SIGINT)
+        eventually(lambda: is_draining(served.port))
+        served.process.send_signal(signal.SIGTERM)
+        answer = connection.answer()
+        assert not answer.whole and "shutting_down" in answer.body.decode()
+        assert served.process.wait(10) == 0
+
+
+def test_without_jobs_it_ends_at_once_even_with_idle_connections():
+    with serving(60) as served, wire(served.port) as connection:
+        connection.send(request_bytes("GET", "/healthz"))
+        assert connection.answer().status == 200
+        started = time.monotonic()
+        assert served.stop(timeout_s=10) == 0
+        assert time.monotonic() - started < 5
+        assert connection.ended()
+
+
+def test_the_embedded_node_does_not_outlive_a_gateway_that_is_killed():
+    with serving(1) as served:
+        node_pids = served.node_pids()
+        assert len(node_pids) == 1
+        served.process.kill()
+        eventually(lambda: not psutil.pid_exists(node_pids[0]), timeout_s=10)
+
+
+def test_an_embedded_node_that_is_killed_is_started_again():
+    with serving(1, LCP_GATEWAY_PEERS_REFRESH_S="0.2") as served:
+        (node_pid,) = served.node_pids()
+        os.kill(node_pid, signal.SIGKILL)
+        eventually(lambda: get(served.port, "/readyz").status == 503)
+        eventually(lambda: get(served.port, "/readyz").status == 200, timeout_s=15)
+        assert post(served.port, CHAT, document()).status == 200
+        assert served.node_pids() not in ([], [node_pid])
+
+
+def run(*flags, **environment):
+    """Run `serve` until it gives up; give its exit code, its error text and how long it took."""
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "lcp_gateway", "serve", *flags],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=clean_environment(environment),
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr, time.monotonic() - started
+
+
+def test_without_a_daemon_it_says_so_within_seconds_and_gives_up():
+    nobody = free_address()
+    code, said, took_s = run("--http-addr", "127.0.0.1:0", "--lcpd-grpc-addr", nobody)
+    assert code == 1
+    assert nobody in said and "did not answer" in said and "--no-preflight" in said
+    assert 4 < took_s < 20
+
+
+def test_without_preflight_it_serves_as_soon_as_there_is_a_daemon():
+    address = free_address()
+    with gateway(
+        embedded=False,
+        args=["--no-preflight"],
+        env={"LCP_GATEWAY_LCPD_GRPC_ADDR": address, "LCP_GATEWAY_PEERS_REFRESH_S": "0.2"},
+    ) as served:
+        report = get(served.port, "/readyz")
+        assert report.status == 503
+        assert report.json["reasons"] and report.json["daemon"] == {"reachable": False}
+        answer = post(served.port, CHAT, document())
+        assert answer.status in {502, 503} and answer.error["type"] == "server_error"
+        assert answer.headers["x-should-retry"] == "true" and answer.verdict == "none"
+        with daemon(address=address):
+            eventually(lambda: get(served.port, "/readyz").status == 200, timeout_s=10)
+            assert post(served.port, CHAT, document()).status == 200
+
+
+def test_a_port_that_is_taken_is_a_clear_error():
+    with daemon() as node, socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, said, _ = run("--http-addr", address, "--lcpd-grpc-addr", node.address)
+        assert code == 1 and f"cannot listen on {address}" in said
+        flags = ("--http-addr", "127.0.0.1:0", "--metrics-addr", address)
+        code, said, _ = run(*flags, "--lcpd-grpc-addr", node.address)
+        assert code == 1 and f"cannot listen on {address}" in said
+
+
+def test_a_protocol_version_that_nobody_knows_is_a_clear_error():
+    with daemon("--protocol-version", "3") as node:
+        code, said, took_s = run("--http-addr", "127.0.0.1:0", "--lcpd-grpc-addr", node.address)
+    assert code == 1
+    assert "version 3" in said and "2" in said
+    assert took_s < 20

@@ -1,0 +1,171 @@
+"""After a mixed load of successes, failures and clients that leave: answers, logs and metrics agree with the wallet."""
+
+import contextlib
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.gateway import gateway
+from tests.support.node_thread import eventually
+from tests.support.wire import CHAT, RESPONSES, document, get, post, request_bytes, wire
+
+MODELS = (
+    "echo-1",
+    "echo-mini",
+    "fault/no-route",
+    "fault/already-paid",
+    "fault/fail-after-payment",
+    "fault/execute-hangs",
+    "fault/execute-code-unavailable",
+    "fault/wrong-hash",
+    "fault/result-failed",
+    "fault/no-result",
+    "fault/stream-cut",
+    "fault/stream-stalls",
+    "fault/quote-refused",
+    "fault/expired",
+    "fault/expensive",
+)
+LEFT_BEHIND = ("fault/execute-hangs", "fault/stream-stalls")
+JOBS = len(MODELS) * 4 + len(LEFT_BEHIND) * 2
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """A gateway that has been through it all; ``answers`` are what clients got that stayed to the end."""
+    settings = {
+        "LCP_GATEWAY_NODE_FAULTS": "true",
+        "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "1.5",
+        "LCP_GATEWAY_MAX_PRICE_MSAT": "10000000",
+    }
+    with gateway(env=settings) as served:
+        with ThreadPoolExecutor(16) as pool:
+            asked = [
+                pool.submit(post, served.port, path, document(path, model, stream=stream))
+                for model in MODELS
+                for path in (CHAT, RESPONSES)
+                for stream in (False, True)
+            ]
+            left = [
+                pool.submit(leave, served, path, model)
+                for model in LEFT_BEHIND
+                for path in (CHAT, RESPONSES)
+            ]
+            served.answers = [future.result() for future in asked]
+            for future in left:
+                future.result()
+        eventually(lambda: get(served.port, "/readyz").json["jobs_in_flight"] == 0)
+        eventually(lambda: len(lines(served)) == JOBS)
+        yield served
+
+
+def leave(served, path, model):
+    """Ask for a stream, wait until it has surely been accepted, and go away."""
+    body = json.dumps(document(path, model, "somebody who leaves", stream=True)).encode()
+    with wire(served.port) as connection:
+        connection.send(request_bytes("POST", path, body))
+        connection.socket.settimeout(0.8)
+        with contextlib.suppress(TimeoutError):
+            connection.read_until(b"\n\n")
+
+
+def lines(served):
+    """The log line of each request that could have bought something."""
+    return [line for line in served.json_logs() if "total_ms" in line]
+
+
+def prices(served, kind):
+    return {event["job_id"]: event["price_msat"] for event in served.events(kind)}
+
+
+def metric(served, name, **labels):
+    text = get(served.port, "/metrics").body.decode()
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == f"lcpgateway_{name}" and labels.items() <= sample.labels.items()
+    )
+
+
+def test_no_job_was_accepted_twice(loaded):
+    accepts = Counter(event["job_id"] for event in loaded.events("accept"))
+    assert accepts and set(accepts.values()) == {1}
+
+
+def test_no_answer_says_that_nothing_was_paid_when_something_was(loaded):
+    paid = prices(loaded, "paid")
+    verdicts = Counter()
+    for answer in loaded.answers:
+        verdicts[answer.verdict] += 1
+        job = answer.headers.get("x-lcp-job-id")
+        if answer.verdict == "none":
+            assert job not in paid
+        else:
+            assert answer.status == 200 or answer.headers["x-should-retry"] == "false"
+        if answer.verdict == "settled":
+            assert paid[job] == int(answer.headers["x-lcp-price-msat"])
+    assert set(verdicts) == {"none", "settled", "unknown"}
+
+
+def test_the_log_says_the_same_of_every_job(loaded):
+    paid = prices(loaded, "paid")
+    for line in lines(loaded):
+        job = line.get("job_id")
+        if line["payment"] == "none":
+            assert job not in paid
+        if line["payment"] == "settled":
+            assert paid[job] == line["price_msat"]
+    logged = {line["job_id"] for line in lines(loaded) if line["payment"] != "none"}
+    assert set(paid) <= logged
+
+
+def test_clients_that_left_are_logged_with_what_is_known_of_their_money(loaded):
+    left = [line for line in lines(loaded) if line["status"] == 499 or "went away" in str(line)]
+    assert len(left) == len(LEFT_BEHIND) * 2
+    assert {line["payment"] for line in left} == {"settled", "unknown"}
+
+
+@pytest.mark.parametrize("verdict", ["settled", "unknown"])
+def test_the_metrics_count_each_payment_once(loaded, verdict):
+    logged = [line["price_msat"] for line in lines(loaded) if line["payment"] == verdict]
+    assert metric(loaded, "payments_total", outcome=verdict) == len(logged)
+    assert metric(loaded, "payment_msat_total", outcome=verdict) == sum(logged)
+    assert metric(loaded, "model_payment_msat_total", outcome=verdict) == sum(logged)
+
+
+def test_the_metrics_and_the_wallet_agree(loaded):
+    paid = sum(prices(loaded, "paid").values())
+    settled = metric(loaded, "payment_msat_total", outcome="settled")
+    unknown = metric(loaded, "payment_msat_total", outcome="unknown")
+    assert settled <= paid <= settled + unknown
+    accepted = len(loaded.events("accept"))
+    assert metric(loaded, "payments_total") == accepted
+    assert metric(loaded, "payments_total", outcome="not_paid") == 4
+
+
+def test_what_was_paid_and_never_came_is_counted(loaded):
+    lost = [line["price_msat"] for line in lines(loaded) if line.get("state") == "undelivered"]
+    assert lost
+    assert metric(loaded, "undelivered_total") == len(lost)
+    assert metric(loaded, "undelivered_msat_total") == sum(lost)
+
+
+def test_every_quote_is_in_the_histogram_of_prices(loaded):
+    quoted = prices(loaded, "quote").values()
+    assert metric(loaded, "quote_price_msat_count") == len(quoted)
+    assert metric(loaded, "quote_price_msat_sum") == sum(quoted)
+
+
+def test_every_request_is_counted_with_its_status(loaded):
+    counted = Counter(str(answer.status) for answer in loaded.answers)
+    for status, number in counted.items():
+        if status != "200":
+            of_status = metric(loaded, "requests_total", status=status, endpoint=CHAT)
+            of_status += metric(loaded, "requests_total", status=status, endpoint=RESPONSES)
+            assert of_status == number, status
+    assert metric(loaded, "client_disconnects_total") == len(LEFT_BEHIND) * 2
+    assert metric(loaded, "jobs_in_flight") == 0

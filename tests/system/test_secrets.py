@@ -1,0 +1,166 @@
+"""Prompts, outputs and keys are in no log line, at the most talkative level and whatever goes wrong."""
+
+import json
+import secrets
+from dataclasses import replace
+from unittest import mock
+
+import grpc
+import pytest
+
+from lcp_gateway._gen.lcpd import lcpd_pb2
+from lcp_gateway.node.config import NodeConfig
+from lcp_gateway.node.sabotage import Saboteur
+from lcp_gateway.node.status import CallError
+from tests.support.gateway import gateway
+from tests.support.node_thread import threaded_node
+from tests.support.wire import CHAT, RESPONSES, document, exchange, get, post, request_bytes, wire
+
+PROMPT = "zanzibar-quokka-prompt"
+KEY = "sk-xylophone-quagga-key"
+WRONG_KEY = "sk-periwinkle-okapi-key"
+OUTPUT = "This is the echo"
+BEARER = {"Authorization": f"Bearer {KEY}"}
+BOTH = pytest.mark.parametrize("path", [CHAT, RESPONSES])
+STREAMED_OR_NOT = pytest.mark.parametrize("stream", [False, True])
+
+
+@pytest.fixture(scope="module")
+def node():
+    with threaded_node(NodeConfig(listen="127.0.0.1:0", faults=True)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def served(node):
+    settings = {
+        "LCP_GATEWAY_LCPD_GRPC_ADDR": node.address,
+        "LCP_GATEWAY_API_KEYS": KEY,
+        "LCP_GATEWAY_LOG_LEVEL": "debug",
+        "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "1",
+    }
+    with gateway(embedded=False, env=settings) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_said(served):
+    """After each test, everything that the process has written so far is searched."""
+    yield
+    last = f"after-{secrets.token_hex(4)}"
+    get(served.port, "/healthz", {"x-request-id": last})
+    served.wait_for_log(last)
+    said = served.logs + "\n".join(served.output)
+    for secret in (PROMPT, OUTPUT, KEY, WRONG_KEY):
+        assert secret not in said
+    assert "Traceback" not in said and "Unhandled" not in said
+
+
+def ask(served, path, model, **more):
+    return post(served.port, path, document(path, model, PROMPT, **more), BEARER)
+
+
+@BOTH
+@STREAMED_OR_NOT
+def test_of_a_job_that_goes_well(served, path, stream):
+    answer = ask(served, path, "echo-1", stream=stream, user=PROMPT, metadata={"key": KEY})
+    assert answer.status == 200
+    if not stream:
+        assert PROMPT in answer.body.decode() and OUTPUT in answer.body.decode()
+
+
+@BOTH
+@STREAMED_OR_NOT
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quote-refused",
+        "quote-code-invalid_argument",
+        "no-route",
+        "fail-after-payment",
+        "execute-hangs",
+        "wrong-hash",
+        "wrong-length",
+        "result-failed",
+        "no-result",
+        "stream-cut",
+        "stream-stalls",
+        "stream-binary",
+    ],
+)
+def test_of_a_job_that_fails(served, path, stream, name):
+    ask(served, path, f"fault/{name}", stream=stream)
+
+
+@BOTH
+@STREAMED_OR_NOT
+def test_of_a_provider_that_repeats_the_prompt_in_its_error(served, path, stream):
+    async def strike(self, fault):
+        raise CallError(grpc.StatusCode.UNAVAILABLE, f"cannot do this: {PROMPT}")
+
+    with mock.patch.object(Saboteur, "strike", strike):
+        answer = ask(served, path, "fault/empty-chunks", stream=stream)
+    assert answer.status == 502 and answer.verdict == "unknown"
+
+
+@BOTH
+@STREAMED_OR_NOT
+def test_of_a_provider_that_repeats_the_prompt_in_its_result(served, path, stream):
+    def finish(self, fault, finish):
+        return replace(finish, status=lcpd_pb2.Result.STATUS_FAILED, message=f"no: {PROMPT}")
+
+    with mock.patch.object(Saboteur, "finish", finish):
+        answer = ask(served, path, "fault/empty-chunks", stream=stream)
+    assert answer.status == (200 if stream else 502) and answer.verdict == "settled"
+
+
+@BOTH
+@pytest.mark.parametrize("model", ["fault/execute-hangs", "fault/stream-stalls"])
+def test_of_a_client_that_goes_away(served, node, path, model):
+    node.received.clear()
+    body = json.dumps(document(path, model, PROMPT, stream=True)).encode()
+    with wire(served.port) as connection:
+        connection.send(request_bytes("POST", path, body, BEARER))
+        if model == "fault/stream-stalls":
+            connection.read_until(b"\n\n")
+
+
+def malformed():
+    """Requests that carry the markers to places where a careless log would repeat them."""
+    bearer = {"Authorization": f"Bearer {KEY}"}
+    wrong = {"Authorization": f"Bearer {WRONG_KEY}"}
+    prompt = PROMPT.encode()
+    yield request_bytes("POST", CHAT, json.dumps(document(text=PROMPT)).encode(), wrong)
+    yield request_bytes("GET", f"/v1/{PROMPT}?api_key={WRONG_KEY}", headers=wrong)
+    for body in (
+        b'{"model":"echo-1","messages":"' + prompt + b'"}',
+        b'{"model":"echo-1","messages":[{"content":"' + prompt,
+        b'{"model":"echo-1","messages":[1],"stream":"' + prompt + b'"}',
+        b'{"model":["' + prompt + b'"],"messages":[1]}',
+        b'{"model":"echo-1","model":"echo-1","messages":["' + prompt + b'"]}',
+        prompt + b"\xff\xfe",
+        b'{"x":"' + prompt + b'","deep":' + b"[" * 60_000,
+    ):
+        yield request_bytes("POST", CHAT, body, bearer)
+        yield request_bytes("POST", RESPONSES, body, bearer)
+    yield f"POST {CHAT} HTTP/1.1\r\nHost: x\r\n{PROMPT} {WRONG_KEY}\r\n\r\n".encode()
+    yield f"{PROMPT} {CHAT}\r\n\r\n".encode()
+    yield f"POST {CHAT} HTTP/9.{PROMPT}\r\n\r\n".encode()
+    yield request_bytes("POST", CHAT, None, {**bearer, "Content-Length": f"-{WRONG_KEY}"})
+    yield request_bytes("POST", CHAT, None, {**bearer, "X-Long": PROMPT * 2_000})
+    yield request_bytes("POST", CHAT, None, {**bearer, "Transfer-Encoding": "chunked"}) + (
+        f"zz{PROMPT}\r\n{PROMPT}\r\n".encode()
+    )
+
+
+def test_of_requests_that_make_no_sense(served):
+    for raw in malformed():
+        answer = exchange(served.port, raw)
+        assert 400 <= answer.status < 500, raw[:100]
+        assert answer.error
+        assert PROMPT not in answer.body.decode() and WRONG_KEY not in answer.body.decode()
+
+
+def test_the_logs_are_there_at_all(served):
+    ask(served, CHAT, "echo-1")
+    served.wait_for_log('"event":"chat completion"')
