@@ -1,0 +1,303 @@
+"""One transaction of the journal: notes and intents of many purchases, written together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Select,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from lcp_gateway.purchase.errors import Refused
+from lcp_gateway.purchase.journal import BudgetExceeded, Learnt
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.states import TRANSITIONS, State
+from lcp_gateway.store.counters import Counter, Counters, counter_of, counters_of
+from lcp_gateway.store.entries import (
+    DuplicateIntent,
+    IntentEntry,
+    NoteEntry,
+    Outcome,
+    Problem,
+    ProblemKind,
+)
+from lcp_gateway.store.prepared import execute_in, execute_many
+from lcp_gateway.store.tables import KIND_LCP, budget_spend, purchase_states, purchases
+from lcp_gateway.store.times import to_micros
+
+
+def _lock(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[Any, ...]]:
+    (job_ids,) = parameters
+    return (
+        select(
+            purchases.c.job_id,
+            purchases.c.state,
+            purchases.c.owner,
+            purchases.c.intent_no,
+            purchases.c.key_id,
+            purchases.c.price_msat,
+            purchases.c.fee_cap_msat,
+            purchases.c.fee_msat,
+            purchases.c.result_sha256,
+            purchases.c.result_bytes,
+            purchases.c.preimage,
+            purchases.c.paying_at,
+            purchases.c.ended_at,
+        )
+        .where(purchases.c.job_id.in_(job_ids))
+        # Always in the same order, or two gateways would wait for each other.
+        .order_by(purchases.c.job_id)
+        .with_for_update()
+    )
+
+
+_INSERT = insert(purchases)
+_INSERT_STATE = insert(purchase_states)
+_MOVE = (
+    update(purchases)
+    .where(
+        purchases.c.job_id == bindparam("of_job"),
+        # The row is locked and the move was checked against the table of states; this holds even if neither did.
+        purchases.c.state == bindparam("from_state"),
+    )
+    .values(
+        state=bindparam("to_state"),
+        fee_msat=bindparam("new_fee_msat"),
+        result_sha256=bindparam("new_result_sha256"),
+        result_bytes=bindparam("new_result_bytes"),
+        preimage=bindparam("new_preimage"),
+        ended_at=bindparam("new_ended_at"),
+        updated_at=func.coalesce(bindparam("now"), purchases.c.updated_at),
+    )
+)
+
+
+@dataclass(slots=True)
+class _Row:
+    """A purchase as it was found, and as the notes of this transaction leave it."""
+
+    job_id: bytes
+    found: str
+    owner: str
+    intent_no: int
+    key_id: str
+    price_msat: int
+    fee_cap_msat: int
+    fee_msat: int | None
+    result_sha256: bytes | None
+    result_bytes: int | None
+    preimage: bytes | None
+    paying_at: int
+    ended_at: int | None
+    state: State = field(init=False)
+    updated_at: int | None = None
+
+    def __post_init__(self) -> None:
+        self.state = State(self.found)
+
+    @property
+    def counted_msat(self) -> int:
+        """What the counters hold of it."""
+        if self.state is State.NOT_PAID:
+            return 0
+        return self.price_msat + (self.fee_cap_msat if self.fee_msat is None else self.fee_msat)
+
+    def learn(self, learnt: Learnt) -> bool:
+        """Fill in what was not known; what was known stays. Tells whether anything was new."""
+        before = (self.fee_msat, self.result_sha256, self.result_bytes, self.preimage)
+        if self.fee_msat is None:
+            self.fee_msat = learnt.fee_msat
+        if self.result_sha256 is None:
+            self.result_sha256 = learnt.result_sha256
+        if self.result_bytes is None:
+            self.result_bytes = learnt.result_bytes
+        if self.preimage is None:
+            self.preimage = learnt.preimage
+        return before != (self.fee_msat, self.result_sha256, self.result_bytes, self.preimage)
+
+    def values(self) -> dict[str, object]:
+        """Give the parameters of the update."""
+        return {
+            "of_job": self.job_id,
+            "from_state": self.found,
+            "to_state": self.state.value,
+            "new_fee_msat": self.fee_msat,
+            "new_result_sha256": self.result_sha256,
+            "new_result_bytes": self.result_bytes,
+            "new_preimage": self.preimage,
+            "new_ended_at": self.ended_at,
+            "now": self.updated_at,
+        }
+
+
+class Batch:
+    """Writes notes first, then intents, so that what notes give back has room for intents.
+
+    A note never comes before the intent of its own job: the caller does not put both into one batch.
+    """
+
+    def __init__(
+        self, owner: str, notes: Sequence[NoteEntry], intents: Sequence[IntentEntry]
+    ) -> None:
+        self._owner = owner
+        self._notes = notes
+        self._intents = intents
+        self._counters = Counters()
+        self._states: list[dict[str, object]] = []
+        self._problems: list[Problem] = []
+
+    def write(self, connection: Connection) -> Outcome:
+        """Do it, in the transaction that is open."""
+        rows = self._find(connection)
+        counted = {job_id: row.counted_msat for job_id, row in rows.items()}
+        moved = self._apply_notes(rows)
+        refunds = {
+            row.job_id: (counters_of(row.key_id, row.paying_at), change)
+            for row in moved
+            if (change := row.counted_msat - counted[row.job_id])
+        }
+        times = [to_micros(entry.intent.at) for entry in self._intents]
+        reserved = [
+            counters_of(entry.intent.key_id, at)
+            for entry, at in zip(self._intents, times, strict=True)
+        ]
+        self._counters.lock(
+            connection,
+            [counter for counters in reserved for counter in counters],
+            (counter for counters, _ in refunds.values() for counter in counters),
+        )
+        for counters, change in refunds.values():
+            self._counters.add(counters, change)
+        refusals = self._take_intents(connection, rows, times, reserved)
+        if moved:
+            execute_many(connection, _MOVE, [row.values() for row in moved])
+        if self._states:
+            execute_many(connection, _INSERT_STATE, self._states)
+        self._counters.write(connection)
+        return Outcome(refusals, self._problems)
+
+    def _find(self, connection: Connection) -> dict[bytes, _Row]:
+        job_ids = {entry.job_id for entry in self._notes}
+        job_ids.update(entry.intent.quote.job_id for entry in self._intents)
+        found = execute_in(connection, _lock, sorted(job_ids))
+        return {row[0]: _Row(*row) for row in found}
+
+    def _apply_notes(self, rows: Mapping[bytes, _Row]) -> list[_Row]:
+        touched: dict[bytes, _Row] = {}
+        for note in self._notes:
+            row = rows.get(note.job_id)
+            if row is None:
+                if note.withdraws is None:
+                    self._report(note, ProblemKind.UNKNOWN_JOB, "the journal has no such purchase")
+            elif note.withdraws in {None, row.intent_no} and self._apply(note, row):
+                touched[row.job_id] = row
+        return list(touched.values())
+
+    def _apply(self, note: NoteEntry, row: _Row) -> bool:
+        if note.withdraws is not None and row.owner != self._owner:
+            return False
+        at = to_micros(note.at)
+        stays = note.state is None or note.state is row.state
+        if not stays and note.state not in TRANSITIONS[row.state].values():
+            self._report(note, ProblemKind.LATE_NOTE, f"the purchase is {row.state} already")
+            return False
+        news = row.learn(note.learnt)
+        if stays and not news:
+            self._report(note, ProblemKind.LATE_NOTE, f"nothing new: the purchase is {row.state}")
+            return False
+        if not stays and note.state is not None:
+            row.state = note.state
+            self._states.append({"job_id": row.job_id, "state": note.state.value, "at": at})
+            if not TRANSITIONS[note.state]:
+                row.ended_at = at
+        row.updated_at = at
+        return True
+
+    def _take_intents(
+        self,
+        connection: Connection,
+        known: Mapping[bytes, _Row],
+        times: Sequence[int],
+        reserved: Sequence[Sequence[Counter]],
+    ) -> list[Refused | None]:
+        taken: set[bytes] = set()
+        refusals: list[Refused | None] = []
+        written: list[dict[str, object]] = []
+        for entry, at, counters in zip(self._intents, times, reserved, strict=True):
+            quote = entry.intent.quote
+            refusal: Refused | None
+            if quote.job_id in known or quote.job_id in taken:
+                refusal = DuplicateIntent(
+                    "this quote was taken before; nothing more was paid", quote=quote
+                )
+            else:
+                refusal = self._over_budget(entry, at)
+            refusals.append(refusal)
+            if refusal is None:
+                taken.add(quote.job_id)
+                self._counters.add(counters, entry.intent.amount_msat)
+                written.append(_values(entry, self._owner, at))
+                self._states.append({"job_id": quote.job_id, "state": State.PAYING.value, "at": at})
+        if written:
+            execute_many(connection, _INSERT, written)
+        return refusals
+
+    def _over_budget(self, entry: IntentEntry, at: int) -> BudgetExceeded | None:
+        for budget in entry.budgets:
+            spent_msat = self._counters.spent_msat(counter_of(budget, at))
+            if spent_msat + entry.intent.amount_msat > budget.limit_msat:
+                return BudgetExceeded(entry.intent.quote, budget, Msat(spent_msat))
+        return None
+
+    def _report(self, note: NoteEntry, kind: ProblemKind, detail: str) -> None:
+        # What is withdrawn has no further story, and nobody waits to hear of it.
+        if note.withdraws is None:
+            self._problems.append(Problem(kind, detail, note.job_id, note.state))
+
+
+def _values(entry: IntentEntry, owner: str, at: int) -> dict[str, object]:
+    intent = entry.intent
+    quote = intent.quote
+    return {
+        "job_id": quote.job_id,
+        "payment_hash": intent.payment_hash,
+        "state": State.PAYING.value,
+        "kind": KIND_LCP,
+        "task_kind": intent.kind.value,
+        "model": intent.model,
+        "peer_id": quote.peer_id,
+        "upstream": intent.upstream,
+        "key_id": intent.key_id,
+        "request_id": intent.request_id,
+        "price_msat": quote.price_msat,
+        "fee_cap_msat": intent.fee_cap_msat,
+        "runner_up_msat": intent.runner_up_msat,
+        "terms_hash": quote.terms_hash,
+        "payment_request": quote.payment_request,
+        "protocol_version": quote.protocol_version,
+        "request_sha256": intent.request_sha256,
+        "request_bytes": intent.request_bytes,
+        "stream": intent.stream,
+        "expires_at": to_micros(quote.expires_at),
+        "paying_at": at,
+        "updated_at": at,
+        "owner": owner,
+        "intent_no": entry.number,
+    }
+
+
+def write_for_nothing(connection: Connection) -> None:
+    """Write a row and take it away again: only a real write finds out that a disk is full."""
+    row = {"scope": "probe", "period": "probe", "starts_at": 0}
+    connection.execute(insert(budget_spend).values(**row, spent_msat=0))
+    connection.execute(
+        delete(budget_spend).where(*(budget_spend.c[name] == value for name, value in row.items()))
+    )

@@ -1,0 +1,18 @@
+"""A journal that is off: chosen explicitly, by somebody who does without knowing after a crash what was paid."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from lcp_gateway.purchase.journal import Budget, Intent, Learnt
+from lcp_gateway.purchase.states import State
+from lcp_gateway.store.entries import NOTHING_NEW
+
+
+class JournalOff:
+    """A ``PurchaseJournal`` that writes nothing and keeps no budget: budgets need a journal that is on."""
+
+    async def intend(self, intent: Intent, budgets: Sequence[Budget] = ()) -> None:
+        """Let it be paid."""
+
+    def note(self, job_id: bytes, state: State, at: datetime, learnt: Learnt = NOTHING_NEW) -> None:
+        """Forget it."""

@@ -1,0 +1,108 @@
+"""A purchase as it stands in the books, and what one may ask for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import RowMapping
+
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.store.times import from_micros
+
+
+@dataclass(frozen=True, slots=True)
+class PurchaseRecord:
+    """One purchase. Hashes are 32 bytes, times aware UTC; None means not known, or not yet.
+
+    ``kind`` is ``lcp`` for what was bought from a Lightning peer. ``paying_at`` is the time of the intent.
+    """
+
+    job_id: bytes
+    payment_hash: bytes | None
+    state: State
+    kind: str
+    task_kind: TaskKind
+    model: str
+    peer_id: str
+    upstream: str
+    key_id: str
+    request_id: str
+    price_msat: Msat
+    fee_cap_msat: Msat
+    fee_msat: Msat | None
+    runner_up_msat: Msat | None
+    terms_hash: bytes
+    payment_request: str
+    protocol_version: int
+    request_sha256: bytes
+    request_bytes: int
+    stream: bool
+    result_sha256: bytes | None
+    result_bytes: int | None
+    preimage: bytes | None
+    expires_at: datetime
+    paying_at: datetime
+    ended_at: datetime | None
+    updated_at: datetime
+    owner: str
+
+    @property
+    def cost_msat(self) -> Msat:
+        """Price and fee: the real one where it is known, else what is reckoned with. Not what was paid, if nothing was."""
+        fee_msat = self.fee_cap_msat if self.fee_msat is None else self.fee_msat
+        return Msat(self.price_msat + fee_msat)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A state and when it was entered."""
+
+    state: State
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in the list of purchases: just after this one."""
+
+    paying_at: datetime
+    job_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which purchases; None does not restrict. ``since`` is included, ``until`` is not; both go by ``paying_at``."""
+
+    states: Sequence[State] | None = None
+    model: str | None = None
+    peer_id: str | None = None
+    key_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some purchases, the newest first; ``after`` asks for those that follow, and is None at the end."""
+
+    purchases: Sequence[PurchaseRecord]
+    after: Cursor | None
+
+
+def record_of(row: RowMapping) -> PurchaseRecord:
+    """Read a row of the table."""
+    values: dict[str, Any] = dict(row)
+    del values["intent_no"]
+    ended_at = values["ended_at"]
+    values.update(
+        state=State(values["state"]),
+        task_kind=TaskKind(values["task_kind"]),
+        expires_at=from_micros(values["expires_at"]),
+        paying_at=from_micros(values["paying_at"]),
+        ended_at=None if ended_at is None else from_micros(ended_at),
+        updated_at=from_micros(values["updated_at"]),
+    )
+    return PurchaseRecord(**values)

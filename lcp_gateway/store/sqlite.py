@@ -1,0 +1,205 @@
+"""SQLite: one file, a thread that writes, a thread that reads, and locks of the operating system.
+
+The driver is the standard library's, in threads of our own: for the short transactions of the journal that costs half
+to two thirds of what an asynchronous wrapper does, which hops between threads for each statement.
+"""
+
+import fcntl
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DatabaseError, DBAPIError
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
+
+from lcp_gateway.store.engine import DatabaseUnavailable, Work
+from lcp_gateway.store.liveness import OwnerLocks
+from lcp_gateway.store.migrate import is_current, migrate
+from lcp_gateway.store.thread import Worker
+
+T = TypeVar("T")
+
+_CLOSE_TIMEOUT_S = 10.0
+
+_OF_THE_WORK = (
+    sqlite3.IntegrityError,
+    sqlite3.DataError,
+    sqlite3.ProgrammingError,
+    sqlite3.InterfaceError,
+)
+"""What SQLite says of a value or a statement that it refuses."""
+
+
+class SqliteDatabase:
+    """One SQLite file in WAL mode; every commit is on the disk when it returns (``synchronous=FULL``).
+
+    Several processes may share the file on one machine. Not for network file systems, whose locks cannot be relied on.
+    """
+
+    def __init__(self, path: Path, locks: OwnerLocks, owner: str, busy_timeout_s: float) -> None:
+        self._locks = locks
+        self._owner = owner
+        self._write_engine = _engine(path, busy_timeout_s, begin="BEGIN IMMEDIATE")
+        self._read_engine = _engine(path, busy_timeout_s, begin="BEGIN")
+        self._write_connection: Connection | None = None
+        self._read_connection: Connection | None = None
+        self._writer = Worker("journal-writer")
+        self._reader = Worker("journal-reader")
+
+    @classmethod
+    async def open(cls, path: Path, *, busy_timeout_s: float) -> "SqliteDatabase":
+        """Open the file, making it and its folder where they are missing.
+
+        Raises:
+            DatabaseUnavailable: it cannot be opened.
+            TooNew: its tables are of a newer gateway.
+        """
+        owner = secrets.token_hex(8)
+        locks = OwnerLocks(path.with_name(f"{path.name}.owners"), owner)
+        database = cls(path, locks, owner, busy_timeout_s)
+        try:
+            await database._writer.run(lambda: database._prepare(path))
+        except BaseException:
+            await database.close()
+            raise
+        return database
+
+    @property
+    def owner(self) -> str:
+        """The name of this process in the journal."""
+        return self._owner
+
+    async def write(self, work: Work[T]) -> T:
+        """Do it in one durable transaction."""
+        return await self._writer.run(lambda: self._write(work))
+
+    async def read(self, work: Work[T]) -> T:
+        """Do it on one consistent view."""
+        return await self._reader.run(lambda: self._read(work))
+
+    def is_gone(self, connection: Connection, owner: str) -> bool:  # noqa: ARG002 - PostgreSQL needs the connection
+        """Tell whether the process of that name has ended."""
+        return self._locks.is_gone(owner)
+
+    def forget_gone(self) -> None:
+        """Remove the lock files of processes that have ended."""
+        self._locks.forget_gone()
+
+    async def close(self) -> None:
+        """Finish what was begun, and let go of the file."""
+        with suppress(DatabaseUnavailable):
+            await self._reader.run(self._drop_reader)
+        with suppress(DatabaseUnavailable):
+            await self._writer.run(self._drop_writer)
+        await self._reader.close(_CLOSE_TIMEOUT_S)
+        await self._writer.close(_CLOSE_TIMEOUT_S)
+        self._locks.drop()
+
+    def _prepare(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            with _alone(path.with_name(f"{path.name}.start")):
+                self._write(_migrate)
+            self._locks.hold()
+        except OSError as error:
+            raise DatabaseUnavailable(os.strerror(error.errno or 0).lower()) from error
+
+    def _write(self, work: Work[T]) -> T:
+        with _words_of_ours():
+            if self._write_connection is None:
+                self._write_connection = self._write_engine.connect()
+            try:
+                with self._write_connection.begin():
+                    return work(self._write_connection)
+            except (DatabaseError, sqlite3.DatabaseError):
+                # After a full disk or an I/O error only a new connection has no memory of it.
+                self._drop_writer()
+                raise
+
+    def _read(self, work: Work[T]) -> T:
+        with _words_of_ours():
+            if self._read_connection is None:
+                self._read_connection = self._read_engine.connect()
+            try:
+                with self._read_connection.begin():
+                    return work(self._read_connection)
+            except (DatabaseError, sqlite3.DatabaseError):
+                self._drop_reader()
+                raise
+
+    def _drop_writer(self) -> None:
+        connection, self._write_connection = self._write_connection, None
+        _close(connection)
+
+    def _drop_reader(self) -> None:
+        connection, self._read_connection = self._read_connection, None
+        _close(connection)
+
+
+def _migrate(connection: Connection) -> None:
+    if not is_current(connection):
+        migrate(connection)
+
+
+def _close(connection: Connection | None) -> None:
+    if connection is not None:
+        with suppress(DatabaseError, sqlite3.DatabaseError):
+            connection.close()
+
+
+def _engine(path: Path, busy_timeout_s: float, *, begin: str) -> Engine:
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        poolclass=NullPool,
+        connect_args={
+            "timeout": busy_timeout_s,
+            # The driver leaves transactions to us: its own begin too late to keep other processes out.
+            "isolation_level": None,
+            # One thread uses it; another may close it when the first hangs.
+            "check_same_thread": False,
+            "cached_statements": 256,
+        },
+        hide_parameters=True,
+    )
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
+        connection.execute("PRAGMA journal_mode=WAL").close()
+        connection.execute("PRAGMA synchronous=FULL").close()
+        connection.execute("PRAGMA foreign_keys=ON").close()
+
+    @event.listens_for(engine, "begin")
+    def begin_transaction(connection: Connection) -> None:
+        # By the driver itself: begun a thousand times a second.
+        connection.connection.cursor().execute(begin)
+
+    return engine
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other starting processes out: turning WAL on and making tables do not wait for one another by themselves."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _words_of_ours() -> Iterator[None]:
+    try:
+        yield
+    except (DBAPIError, sqlite3.Error) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        if isinstance(cause, _OF_THE_WORK):
+            raise
+        raise DatabaseUnavailable(str(cause)) from error

@@ -1,0 +1,45 @@
+"""A gateway reduced to its journal, for tests that kill it: intends as fast as it can and says what was written."""
+
+import asyncio
+import sys
+from datetime import UTC, datetime
+
+from lcp_gateway.purchase.journal import Budget, BudgetExceeded, Period
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.states import State
+from lcp_gateway.store.engine import open_database
+from lcp_gateway.store.journal import StoredJournal
+from tests.store.journals import intent, job, written
+
+
+async def burst(where: str, name: str, purchases: int, limit_msat: int, clients: int = 16) -> None:
+    database = await open_database(where)
+    journal = StoredJournal(database, on_problem=lambda problem: print(problem, file=sys.stderr))
+    journal.start()
+    print(f"owner {database.owner}", flush=True)
+    numbers = iter(range(purchases))
+
+    async def client() -> None:
+        for number in numbers:
+            try:
+                await journal.intend(
+                    intent(f"{name}-{number}"), [Budget(Period.HOUR, Msat(limit_msat))]
+                )
+            except BudgetExceeded:
+                print(f"refused {name}-{number}", flush=True)
+                continue
+            # Said only now: whoever reads this line may rely on the disk.
+            print(f"intended {name}-{number}", flush=True)
+            if number % 3 == 0:
+                journal.note(job(f"{name}-{number}"), State.SETTLED, datetime.now(UTC))
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    await written(journal)
+    print("done", flush=True)
+    if sys.stdin.readline():
+        await journal.close()
+        await database.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(burst(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))

@@ -1,0 +1,67 @@
+"""Intents for the journal's tests, and ways to wait for it and to look into it."""
+
+import asyncio
+import hashlib
+from datetime import UTC, datetime, timedelta
+
+from lcp_gateway.purchase.journal import Budget, Intent, Period
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.task import TaskKind
+
+NOW = datetime(2026, 11, 21, 12, 30, tzinfo=UTC)
+PEER = "02" + "ab" * 32
+NO_LIMIT = Msat(10**15)
+HOUR = Budget(Period.HOUR, NO_LIMIT)
+DAY = Budget(Period.DAY, NO_LIMIT)
+MONTH = Budget(Period.MONTH, NO_LIMIT)
+
+
+def key_budget(key_id: str, period: Period = Period.DAY, limit_msat: int = NO_LIMIT) -> Budget:
+    return Budget(period, Msat(limit_msat), key_id)
+
+
+def job(number: int | str) -> bytes:
+    return hashlib.sha256(f"job {number}".encode()).digest()
+
+
+def intent(number: int | str, *, price_msat: int = 1_000, peer_id: str = PEER, **changes) -> Intent:
+    """An intent of 1,010 msat in all, unless told otherwise."""
+    fields = {
+        "kind": TaskKind.CHAT_COMPLETIONS,
+        "model": "m",
+        "stream": False,
+        "upstream": "lcpd",
+        "request_id": f"req-{number}",
+        "key_id": "",
+        "request_sha256": b"q" * 32,
+        "request_bytes": 123,
+        "payment_hash": hashlib.sha256(job(number)).digest(),
+        "fee_cap_msat": Msat(10),
+        "runner_up_msat": None,
+        "at": NOW,
+    }
+    fields.update(changes)
+    quote = Quote(
+        peer_id=peer_id,
+        job_id=job(number),
+        price_msat=Msat(price_msat),
+        expires_at=fields["at"] + timedelta(seconds=300),
+        terms_hash=b"\x22" * 32,
+        payment_request="lnbcrt1" + "x" * 300,
+        protocol_version=2,
+    )
+    return Intent(quote=quote, **fields)
+
+
+async def written(journal, timeout_s: float = 10.0) -> None:
+    """Wait until nothing waits in the journal."""
+    async with asyncio.timeout(timeout_s):
+        while journal._notes or journal._intents:
+            await asyncio.sleep(0.001)
+
+
+async def spent(books, budget: Budget = HOUR, at: datetime = NOW) -> int:
+    """What is counted against a budget at a time."""
+    (state,) = await books.budgets([budget], at)
+    return state.spent_msat

@@ -1,0 +1,139 @@
+"""Processes that are killed, and processes that share: nothing that was promised is missing."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from lcp_gateway.purchase.states import State
+from lcp_gateway.store.engine import open_database
+from lcp_gateway.store.queries import Books
+from lcp_gateway.store.records import Filter
+from lcp_gateway.store.recovery import sweep
+from tests.store.journals import NO_LIMIT, NOW, intent, job, spent
+
+ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def gateway(where: str, name: str, purchases: int, limit_msat: int = NO_LIMIT):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.store.burst", where, name, str(purchases), str(limit_msat)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.stdin.close()
+        process.stdout.close()
+        process.wait(10)
+
+
+def read_until(process, word: str, times: int = 1) -> list[str]:
+    lines = []
+    while times:
+        line = process.stdout.readline()
+        assert line, f"ended before it said {word}: {lines[-3:]}"
+        lines.append(line.strip())
+        times -= line.startswith(word)
+    return lines
+
+
+def numbers(lines: list[str]) -> list[str]:
+    return [line.split()[1] for line in lines if line.startswith("intended")]
+
+
+@pytest.mark.parametrize("after", [1, 150])
+async def test_what_was_intended_survives_a_kill_and_becomes_unknown(where, after):
+    with gateway(where, "x", 100_000) as process:
+        lines = await asyncio.to_thread(read_until, process, "intended", after)
+        process.send_signal(signal.SIGKILL)
+        rest, _ = process.communicate(timeout=10)
+        promised = numbers(
+            lines + [line for line in rest.splitlines(keepends=True) if "\n" in line]
+        )
+    assert len(promised) >= after
+    database = await open_database(where)
+    books = Books(database)
+    swept = await sweep(database, NOW + timedelta(minutes=1))
+    missing = [number for number in promised if await books.purchase(job(number)) is None]
+    assert missing == []
+    outstanding = await books.outstanding()
+    assert outstanding.paying == 0
+    assert outstanding.unknown == swept > 0
+    # Some may have been written that nobody was told of: counted all the same, until somebody knows better.
+    purchases = await all_of(books)
+    assert {purchase.state for purchase in purchases} <= {State.UNKNOWN, State.SETTLED}
+    assert await spent(books) == 1_010 * len(purchases)
+    assert await sweep(database, NOW) == 0
+    await database.close()
+
+
+async def test_what_a_live_process_has_under_way_is_not_touched(where):
+    with gateway(where, "live", 7) as live:
+        await asyncio.to_thread(read_until, live, "done")
+        with gateway(where, "dead", 4) as dead:
+            await asyncio.to_thread(read_until, dead, "done")
+        database = await open_database(where)
+        books = Books(database)
+        assert await sweep(database, NOW) == 2
+        by_state = {purchase.state for purchase in await all_of(books)}
+        assert by_state == {State.PAYING, State.SETTLED, State.UNKNOWN}
+        assert (await books.outstanding()).paying == 4
+        for number in range(7):
+            found = await books.purchase(job(f"live-{number}"))
+            assert found.state is (State.SETTLED if number % 3 == 0 else State.PAYING)
+    # Now it is dead as well. A server takes a moment to notice that a session's other end is gone.
+    swept = 0
+    async with asyncio.timeout(10):
+        while swept < 4:
+            swept += await sweep(database, NOW)
+            await asyncio.sleep(0.05)
+    assert swept == 4
+    await database.close()
+
+
+async def test_a_process_never_sweeps_what_is_its_own(journal, database, books):
+    await journal.intend(intent(1))
+    assert await sweep(database, NOW) == 0
+    assert (await books.purchase(job(1))).state is State.PAYING
+
+
+async def test_a_process_that_ended_in_order_is_gone_as_well(where, database, books):
+    with gateway(where, "x", 3) as process:
+        await asyncio.to_thread(read_until, process, "done")
+        process.stdin.write("end\n")
+        process.stdin.flush()
+        assert await asyncio.to_thread(process.wait, 10) == 0
+    assert await sweep(database, NOW) == 2
+    assert (await books.outstanding()).unknown == 2
+
+
+async def test_two_processes_on_one_budget_for_ten_take_exactly_ten(where):
+    with gateway(where, "a", 32, 10_100) as first, gateway(where, "b", 32, 10_100) as second:
+        lines = await asyncio.gather(
+            *(asyncio.to_thread(read_until, process, "done") for process in (first, second))
+        )
+    assert len(numbers(lines[0]) + numbers(lines[1])) == 10
+    database = await open_database(where)
+    assert await spent(Books(database)) == 10_100
+    await database.close()
+
+
+async def all_of(books) -> list:
+    purchases, after = [], None
+    while True:
+        page = await books.page(Filter(), limit=1_000, after=after)
+        purchases.extend(page.purchases)
+        after = page.after
+        if after is None:
+            return purchases
