@@ -8,6 +8,7 @@ from lcp_gateway.http.edge import Edge
 from lcp_gateway.http.health import Health
 from lcp_gateway.http.inference import Inference
 from lcp_gateway.http.models import Models
+from lcp_gateway.http.receipts import Receipts
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class Routes:
     inference: Inference
     models: Models
     health: Health
+    receipts: Receipts
 
 
 def build_application(
@@ -30,6 +32,7 @@ def build_application(
     add("POST", "/v1/responses", routes.inference.responses, expect_handler=_expect)
     app.router.add_get("/v1/models", routes.models.list)
     app.router.add_get("/v1/models/{model:.+}", routes.models.get)
+    app.router.add_get("/v1/receipts/{job_id}", routes.receipts.get)
     app.router.add_get("/healthz", routes.health.healthz)
     app.router.add_get("/readyz", routes.health.readyz)
     if with_metrics:

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 
 from lcp_gateway.http.errors import ApiError
 
+# Enough of a key's SHA-256 to tell keys apart, and nothing that lets anyone in.
+_NAME_CHARS = 12
+
 
 class BearerKeys:
     """A list of keys, any of which lets a request in; an empty list lets everyone in."""
@@ -16,8 +19,8 @@ class BearerKeys:
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def check(self, authorization: str | None) -> None:
-        """Let an ``Authorization`` header pass.
+    def check(self, authorization: str | None) -> str:
+        """Let an ``Authorization`` header pass; gives the key's name, which is not the key, or "" without keys.
 
         The time taken does not tell which key came close: digests of equal length are compared, and all of them.
 
@@ -25,7 +28,7 @@ class BearerKeys:
             ApiError: 401.
         """
         if not self._digests:
-            return
+            return ""
         scheme, _, key = (authorization or "").partition(" ")
         presented = _digest(key.strip())
         found = False
@@ -39,6 +42,7 @@ class BearerKeys:
                 reason="auth",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+        return f"key_{presented.hex()[:_NAME_CHARS]}"
 
 
 def _digest(key: str) -> bytes:

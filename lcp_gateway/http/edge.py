@@ -12,14 +12,12 @@ from lcp_gateway.http.auth import BearerKeys
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, internal_error, of_http_exception
 from lcp_gateway.http.exchange import EXCHANGE, SERVER, Exchange, request_id_of
-from lcp_gateway.purchase.states import State, Verdict
+from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.telemetry.metrics import Metrics
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _BYTES_PER_TOKEN = 4
-_UNPAID = frozenset({State.QUOTED, State.REFUSED, State.EXPIRED})
-_OUTCOMES = {State.NOT_PAID: "not_paid", State.UNKNOWN: "unknown", State.PAYING: "unknown"}
 
 
 class Edge:
@@ -93,7 +91,7 @@ class Edge:
             if preflight := self._cors.preflight(request):
                 return preflight
             if request.path not in self._open_paths:
-                self._keys.check(request.headers.get("Authorization"))
+                exchange.key_id = self._keys.check(request.headers.get("Authorization"))
             return await handler(request)
         except ApiError as error:
             return self._refuse(error, exchange)
@@ -136,23 +134,12 @@ class Edge:
             exchange.stream,
             exchange.elapsed_s(),
         )
-        if exchange.purchase is not None and exchange.purchase.state not in _UNPAID:
-            self._account_payment(exchange)
         if exchange.operation:
             self._log_job(exchange, status)
         else:
             self._log.debug(
                 "request", endpoint=exchange.endpoint, status=status, problem=exchange.problem
             )
-
-    def _account_payment(self, exchange: Exchange) -> None:
-        purchase = exchange.purchase
-        assert purchase is not None  # noqa: S101 - asked by the caller
-        quote = purchase.quote
-        outcome = _OUTCOMES.get(purchase.state, "settled")
-        self._metrics.payment(outcome, quote.peer_id, exchange.model, quote.price_msat)
-        if purchase.state is State.UNDELIVERED:
-            self._metrics.undelivered(quote.peer_id, quote.price_msat)
 
     def _log_job(self, exchange: Exchange, status: int) -> None:
         fields: dict[str, object] = {
@@ -171,15 +158,21 @@ class Edge:
             fields["job_id"] = quote.job_id.hex()
             fields["price_msat"] = quote.price_msat
             fields["terms_hash"] = quote.terms_hash.hex()
-        if exchange.quote_s is not None:
-            fields["quote_ms"] = round(exchange.quote_s * 1000)
-        if exchange.execute_s is not None:
-            fields["execute_ms"] = round(exchange.execute_s * 1000)
+        answer = exchange.answer
+        if answer is not None and answer.quote_s is not None:
+            fields["quote_ms"] = round(answer.quote_s * 1000)
+        if answer is not None and answer.head is not None:
+            if answer.execute_s is not None:
+                fields["execute_ms"] = round(answer.execute_s * 1000)
             size, tokens = exchange.result_bytes, exchange.result_bytes // _BYTES_PER_TOKEN
             what = "streamed" if exchange.stream else "completion"
             fields[f"{what}_bytes"] = size
             fields[f"{what}_tokens_approx"] = tokens
             fields["total_tokens_approx"] = (exchange.request_bytes // _BYTES_PER_TOKEN) + tokens
+        if exchange.key_id:
+            fields["key_id"] = exchange.key_id
+        if exchange.joined:
+            fields["joined"] = True
         if exchange.problem:
             fields["problem"] = exchange.problem
         if exchange.problem and exchange.verdict is not Verdict.NONE:

@@ -1,5 +1,6 @@
 """The one error map: every failure becomes an answer in OpenAI's shape that says what happened to the money."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -7,15 +8,23 @@ from http import HTTPStatus
 import orjson
 from aiohttp import web
 
+from lcp_gateway.purchase.answers import AnswerGone
+from lcp_gateway.purchase.book import QuoteForAnotherBody, UnknownQuote, quote_id
+from lcp_gateway.purchase.brake import LoopDetected
 from lcp_gateway.purchase.errors import (
     PaymentFailed,
+    PeerNotTrusted,
+    PriceLimitExceeded,
     PurchaseError,
     QuoteExpired,
     Refused,
     Undelivered,
     UpstreamError,
 )
+from lcp_gateway.purchase.journal import BudgetExceeded, JournalUnavailable
+from lcp_gateway.purchase.memory import AnswerLost, KeyReused
 from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.service import Interrupted
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.routing.choice import ModelNotFound, NoProvider, RoutingError
 
@@ -72,6 +81,8 @@ class ApiError(Exception):
     retry: bool = False
     verdict: Verdict = Verdict.NONE
     quote: Quote | None = None
+    details: Mapping[str, object] = field(default_factory=dict)
+    retry_after_s: int = RETRY_AFTER_S
     reason: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
 
@@ -96,6 +107,7 @@ class ApiError(Exception):
                 "job_id": self.quote.job_id.hex(),
                 "price_msat": self.quote.price_msat,
                 "peer_id": self.quote.peer_id,
+                **self.details,
             }
         return error
 
@@ -107,7 +119,7 @@ class ApiError(Exception):
             **self.headers,
         }
         if self.retry:
-            headers.setdefault("retry-after", str(RETRY_AFTER_S))
+            headers.setdefault("retry-after", str(self.retry_after_s))
         if self.quote is not None:
             headers.update(quote_headers(self.quote))
         return web.Response(
@@ -143,6 +155,24 @@ def of_routing(error: RoutingError) -> ApiError:
     return ApiError(503, error.message, code="no_provider", retry=True, reason="no_peer")
 
 
+def of_error(error: Exception) -> ApiError | None:
+    """Give the answer for whatever came of an order, or None for what nobody foresaw."""
+    match error:
+        case RoutingError():
+            return of_routing(error)
+        case PurchaseError():
+            return of_purchase(error)
+        case AnswerGone():
+            return ApiError(
+                409,
+                "this was bought before and its answer is no longer held",
+                code="answer_gone",
+                verdict=Verdict.SETTLED,
+            )
+        case _:
+            return None
+
+
 def of_purchase(error: PurchaseError) -> ApiError:
     """A purchase that did not come to its end."""
     match error:
@@ -150,27 +180,64 @@ def of_purchase(error: PurchaseError) -> ApiError:
             return _of_quote_failure(error)
         case PaymentFailed():
             return _of_payment_failure(error)
-        case Undelivered():
-            return ApiError(
-                502,
-                error.message,
-                code="undelivered",
-                verdict=error.verdict,
-                quote=error.quote,
-            )
-        case QuoteExpired():
-            return ApiError(
-                410,
-                error.message,
-                error.code,
-                retry=True,
-                quote=error.quote,
-                reason="quote_expired",
-            )
         case Refused():
-            return ApiError(402, error.message, error.code, quote=error.quote, reason="price_limit")
+            return _of_refusal(error)
+        case Undelivered():
+            return _of(error, 502, "undelivered")
+        case AnswerLost():
+            return _of(error, 409, "answer_gone")
+        case KeyReused():
+            return _of(error, 422, "idempotency_key_reused", reason="idempotency")
+        case QuoteForAnotherBody():
+            return _of(error, 409, "quote_for_another_request", reason="quote_unknown")
+        case UnknownQuote():
+            return _of(error, 404, "quote_not_found", reason="quote_unknown")
+        case Interrupted():
+            return _of(error, 503, error.code, retry=error.verdict is Verdict.NONE)
         case _:
-            return ApiError(500, error.message, verdict=error.verdict, quote=error.quote)
+            return _of(error, 500, "internal_error")
+
+
+def _of(
+    error: PurchaseError, status: int, code: str, *, retry: bool = False, reason: str = ""
+) -> ApiError:
+    return ApiError(
+        status,
+        error.message,
+        code,
+        retry=retry,
+        verdict=error.verdict,
+        quote=error.quote,
+        reason=reason,
+    )
+
+
+def _of_refusal(error: Refused) -> ApiError:
+    details: dict[str, object] = {}
+    if error.may_pass_later and error.quote is not None:
+        details["quote_id"] = quote_id(error.quote)
+    match error:
+        case QuoteExpired():
+            answer = _of(error, 410, error.code, retry=not error.was_named, reason="quote_expired")
+        case PriceLimitExceeded():
+            details["limit_msat"] = error.limit_msat
+            answer = _of(error, 402, error.code, reason="price_limit")
+        case BudgetExceeded():
+            details["limit_msat"] = error.budget.limit_msat
+            details["spent_msat"] = error.spent_msat
+            answer = _of(error, 402, error.code, reason="budget")
+        case JournalUnavailable():
+            answer = _of(error, 503, error.code, retry=True, reason="journal")
+        case LoopDetected():
+            answer = _of(error, 429, error.code, retry=True, reason="loop")
+            answer.retry_after_s = math.ceil(error.wait_s)
+        case PeerNotTrusted():
+            answer = _of(error, 503, error.code, retry=True, reason="peer_not_trusted")
+        case _:
+            # A quote that is not what it says it is. Another try may find an honest peer, or the same one.
+            answer = _of(error, 502, error.code, reason="quote_mismatch")
+    answer.details = details
+    return answer
 
 
 def _of_quote_failure(error: UpstreamError) -> ApiError:
@@ -195,8 +262,9 @@ def _of_payment_failure(error: PaymentFailed) -> ApiError:
         STATUS_OF_GRPC.get(error.status, 500),
         error.message,
         code=code,
-        # A new quote may find a route; whatever may have been paid is never tried again.
-        retry=error.verdict is Verdict.NONE,
+        # A new quote may find a route; an invoice that the daemon refused will be no better, and whatever may have
+        # been paid is never tried again.
+        retry=error.verdict is Verdict.NONE and "invoice" not in error.message,
         verdict=error.verdict,
         quote=error.quote,
     )

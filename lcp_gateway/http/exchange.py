@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from lcp_gateway.purchase.answers import Answer
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.states import Verdict
 
@@ -27,15 +28,20 @@ class Exchange:
     request_bytes: int = 0
     result_bytes: int = 0
     counted_bytes: int = 0
-    purchase: Purchase | None = None
-    quote_s: float | None = None
-    execute_s: float | None = None
+    key_id: str = ""
+    answer: Answer | None = None
+    joined: bool = False
     problem: str = ""
+
+    @property
+    def purchase(self) -> Purchase | None:
+        """What was bought for it, or joined."""
+        return None if self.answer is None else self.answer.purchase
 
     @property
     def verdict(self) -> Verdict:
         """What can be said of the money now."""
-        return Verdict.NONE if self.purchase is None else self.purchase.verdict
+        return Verdict.NONE if self.answer is None else self.answer.verdict
 
     def elapsed_s(self) -> float:
         """Time since the request's head was read."""

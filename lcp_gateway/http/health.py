@@ -1,5 +1,7 @@
 """GET /healthz, /readyz and /metrics: alive, able to serve, and the numbers."""
 
+from collections.abc import Callable, Iterable, Mapping
+
 import orjson
 from aiohttp import web
 
@@ -12,9 +14,20 @@ class Health:
     """Serves what monitoring asks."""
 
     def __init__(
-        self, *, catalog: CatalogSource, jobs: Jobs, metrics: Metrics, stale_s: float
+        self,
+        *,
+        catalog: CatalogSource,
+        jobs: Jobs,
+        metrics: Metrics,
+        stale_s: float,
+        other_reasons: Callable[[], Iterable[str]] = tuple,
     ) -> None:
-        """A snapshot of the peers older than ``stale_s`` is no longer believed."""
+        """A snapshot of the peers older than ``stale_s`` is no longer believed.
+
+        ``other_reasons`` gives what else keeps the gateway from buying now, in words.
+        """
+        self._other_reasons = other_reasons
+        self.lnd_report: Callable[[], Mapping[str, object]] | None = None
         self._catalog = catalog
         self._stale_s = stale_s
         self._jobs = jobs
@@ -37,7 +50,8 @@ class Health:
             reasons.append("no peers are connected")
         if self._catalog.age_s > self._stale_s:
             reasons.append(f"the list of peers is {self._catalog.age_s:.0f} s old")
-        report = {
+        reasons.extend(self._other_reasons())
+        report: dict[str, object] = {
             "status": "unavailable" if reasons else "ready",
             "reasons": reasons,
             "daemon": {"reachable": problem is None},
@@ -45,6 +59,9 @@ class Health:
             "snapshot_age_s": round(self._catalog.age_s, 3),
             "jobs_in_flight": len(self._jobs),
         }
+        if self.lnd_report is not None:
+            # Told, and no reason of its own: the daemon may pay through another node, or before lnd has caught up.
+            report["lnd"] = self.lnd_report()
         return web.Response(
             status=503 if reasons else 200,
             body=orjson.dumps(report),

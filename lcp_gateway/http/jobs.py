@@ -1,37 +1,34 @@
 """The jobs under way: how many there may be, and how they end when the gateway does."""
 
 import asyncio
-from typing import Self
+from collections.abc import Callable
 
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.telemetry.metrics import Metrics
 
-# What an ended job may take to tell its client.
+# What an interrupted job may take to tell its client.
 _ABORT_S = 6.0
 
 
 class Job:
-    """One request that may pay, from before its quote until its last byte; holds its place while entered."""
+    """One request that may pay, from before its body is read until its last byte is written."""
 
-    __slots__ = ("_jobs", "_task", "aborted")
+    __slots__ = ("_jobs", "_task")
 
     def __init__(self, jobs: "Jobs") -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - handlers run in tasks
         self._jobs = jobs
         self._task = task
-        self.aborted = False
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> None:
         self._jobs.started(self)
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._jobs.ended(self)
 
-    def abort(self) -> None:
-        """End it because the gateway ends: its handler is cancelled and can tell the client why."""
-        self.aborted = True
+    def cut(self) -> None:
+        """End it without a word: nothing that it writes is being read."""
         self._task.cancel()
 
 
@@ -88,16 +85,19 @@ class Jobs:
         if not self._running:
             self._idle.set()
 
-    async def drain(self, grace_s: float) -> int:
-        """Take no new jobs, wait ``grace_s`` for those that run, then end them; gives how many were ended."""
+    async def drain(self, grace_s: float, interrupt: Callable[[], int]) -> int:
+        """Take no new jobs, wait ``grace_s`` for those that run, then have them ended; gives how many purchases were.
+
+        ``interrupt`` ends the purchases, whose requests then tell their clients why.
+        """
         self.draining = True
         await self._wait_idle(grace_s)
-        left = list(self._running)
-        for job in left:
-            job.abort()
+        interrupted = interrupt()
         self._hurry.clear()
         await self._wait_idle(_ABORT_S)
-        return len(left)
+        for job in list(self._running):
+            job.cut()
+        return interrupted
 
     def hurry(self) -> None:
         """Cut the grace time short."""

@@ -5,7 +5,7 @@ that it leaves out: the network and the terms themselves.
 """
 
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from types import MappingProxyType
 from typing import Final
@@ -13,7 +13,6 @@ from typing import Final
 from lcp_gateway.lightning.bolt11 import Invoice, InvoiceError, decode
 from lcp_gateway.lightning.terms import terms_hash
 from lcp_gateway.purchase.errors import Refused
-from lcp_gateway.purchase.guards import Guard
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.task import Task
 
@@ -70,13 +69,6 @@ class QuoteMismatch(Refused):
             quote=quote,
         )
         self.reason = reason
-
-
-OnRefused = Callable[[str, str], None]
-"""Told the peer's id and the reason (a value of ``Mismatch``) of each refusal."""
-
-QuoteCheck = Callable[[Task, Quote, datetime], Invoice]
-"""Called like a guard, and gives what it has read, so that an invoice is decoded once in a purchase."""
 
 
 def check(task: Task, quote: Quote, now: datetime, *, network: str | None = None) -> Invoice:
@@ -152,48 +144,3 @@ def mismatches(
 def mismatch_of(error: InvoiceError) -> Mismatch:
     """Tell an invoice whose signature fails from one that cannot be read at all."""
     return Mismatch.SIGNATURE if "signature does not hold" in str(error) else Mismatch.MALFORMED
-
-
-def quote_check(network: str | None, on_refused: OnRefused) -> QuoteCheck:
-    """Make a check that tells of each refusal; ``network`` is one of ``NETWORKS``, or None to take any.
-
-    Raises:
-        ValueError: the network is none of them.
-    """
-    if network is not None and network not in NETWORKS:
-        raise ValueError(f"{network!r} is no prefix of invoices; those are {sorted(NETWORKS)}")
-
-    def checked(task: Task, quote: Quote, now: datetime) -> Invoice:
-        try:
-            return check(task, quote, now, network=network)
-        except QuoteMismatch as mismatch:
-            on_refused(quote.peer_id, mismatch.reason.value)
-            raise
-
-    return checked
-
-
-def quote_guard(network: str | None, on_refused: OnRefused) -> Guard:
-    """Make a guard of ``quote_check``, for a flow that has no use for the invoice.
-
-    Raises:
-        ValueError: the network is none of ``NETWORKS``.
-    """
-    checked = quote_check(network, on_refused)
-
-    def guard(task: Task, quote: Quote, now: datetime) -> None:
-        checked(task, quote, now)
-
-    return guard
-
-
-def payment_hash_of(quote: Quote) -> bytes:
-    """Read the payment hash (32 bytes) out of a quote's invoice, for a flow that runs without ``quote_check``.
-
-    Raises:
-        QuoteMismatch: the invoice cannot be read, or its signature does not hold.
-    """
-    try:
-        return decode(quote.payment_request).payment_hash
-    except InvoiceError as error:
-        raise QuoteMismatch(mismatch_of(error), quote=quote) from None

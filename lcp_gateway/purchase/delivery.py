@@ -1,9 +1,11 @@
 """Delivery: what was paid for, checked as it flows, so that a cut or altered result never passes for a whole one."""
 
 import hashlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
+from typing import Protocol
 
 from lcp_gateway.purchase.errors import Undelivered, UpstreamError
+from lcp_gateway.purchase.journal import Learnt
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.results import Result, ResultStatus, StreamBegin, StreamEnd, StreamEvent
 from lcp_gateway.purchase.states import Event
@@ -27,6 +29,14 @@ def problem_with_bytes(
     return None
 
 
+class Move(Protocol):
+    """Moves a purchase on and has it written down."""
+
+    def __call__(self, purchase: Purchase, event: Event, learnt: Learnt = ...) -> None:
+        """Apply ``event``; ``learnt`` is what became known with it."""
+        ...
+
+
 class PaidStream:
     """A streamed result that has been paid for: its head, and its chunks checked as they flow."""
 
@@ -35,7 +45,7 @@ class PaidStream:
         purchase: Purchase,
         begin: StreamBegin,
         events: AsyncGenerator[StreamEvent, None],
-        move: Callable[[Purchase, Event], Awaitable[None]],
+        move: Move,
     ) -> None:
         self.content_type = begin.content_type
         self.content_encoding = begin.content_encoding
@@ -55,7 +65,7 @@ class PaidStream:
         length = 0
         end: StreamEnd | None = None
         terminal: Result | None = None
-        outcome = Event.FAIL_DELIVERY
+        outcome, learnt = Event.FAIL_DELIVERY, Learnt()
         try:
             async for event in self._events:
                 # bytes first: nearly every event is a chunk
@@ -72,10 +82,11 @@ class PaidStream:
             if problem := _problem_with_end(digest.digest(), length, end, terminal):
                 raise self._undelivered(problem)
             outcome = Event.DELIVER
+            learnt = Learnt(result_sha256=digest.digest(), result_bytes=length)
         except UpstreamError as error:
             raise self._undelivered(f"the stream broke off: {error.message}") from error
         finally:
-            await self._move(self._purchase, outcome)
+            self._move(self._purchase, outcome, learnt)
             await self._events.aclose()
 
     def _undelivered(self, problem: str) -> Undelivered:

@@ -46,25 +46,43 @@ class Undelivered(PurchaseError):
 
 
 class Refused(PurchaseError):
-    """A guard said no before anything was paid."""
+    """Something said no before anything was paid.
+
+    ``may_pass_later`` says that the quote itself is good, and can be taken once the limit allows it.
+    """
 
     code = "refused"
+    may_pass_later = False
 
 
 class PriceLimitExceeded(Refused):
-    """The quote asks more than the limit."""
+    """The quote asks more than the limit; ``fee_msat`` is the reckoned fee where the limit is for both together."""
 
     code = "price_limit_exceeded"
+    may_pass_later = True
 
-    def __init__(self, quote: Quote, limit_msat: int) -> None:
+    def __init__(self, quote: Quote, limit_msat: int, *, fee_msat: int | None = None) -> None:
+        asked = f"{quote.price_msat} msat"
+        if fee_msat is not None:
+            asked += f" and about {fee_msat} msat of routing fees"
         super().__init__(
-            f"the quote asks {quote.price_msat} msat, the limit is {limit_msat} msat; nothing was paid",
-            quote=quote,
+            f"the quote asks {asked}, the limit is {limit_msat} msat; nothing was paid", quote=quote
         )
+        self.price_msat = quote.price_msat
         self.limit_msat = limit_msat
 
 
 class QuoteExpired(Refused):
-    """The quote ran out before it was taken."""
+    """The quote ran out before it was taken. ``was_named`` says that the client had asked for this very quote."""
 
     code = "quote_expired"
+
+    def __init__(self, message: str, *, quote: Quote, was_named: bool = False) -> None:
+        super().__init__(message, quote=quote)
+        self.was_named = was_named
+
+
+class PeerNotTrusted(Refused):
+    """The peer has been paid for too much that it did not deliver."""
+
+    code = "peer_not_trusted"

@@ -1,7 +1,7 @@
-"""The flow of a purchase: quote, authorise, pay once, deliver, settle."""
+"""The flow of a purchase: inspect, authorise, pay once, deliver, settle."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from lcp_gateway.purchase.delivery import PaidStream, problem_with_bytes, problem_with_status
@@ -13,23 +13,19 @@ from lcp_gateway.purchase.errors import (
     UpstreamError,
 )
 from lcp_gateway.purchase.evidence import verdict_of_failure
-from lcp_gateway.purchase.guards import Guard
-from lcp_gateway.purchase.ports import Journal, Upstream
+from lcp_gateway.purchase.journal import Intent, Learnt, PurchaseJournal
+from lcp_gateway.purchase.limits import SpendingLimits
+from lcp_gateway.purchase.market import Inspection
+from lcp_gateway.purchase.ports import Exposure, Upstream
 from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.results import Result, StreamBegin
-from lcp_gateway.purchase.states import Event, State, Verdict
-from lcp_gateway.purchase.task import Task
+from lcp_gateway.purchase.states import Event, Verdict
+
+_NOTHING_LEARNT = Learnt()
 
 
-class Unwritten:
-    """A journal that writes nothing down: after a crash nobody knows what was paid."""
-
-    async def record(self, quote: Quote, task: Task, state: State) -> None:
-        """Forget it."""
-
-
-def _utc_now() -> datetime:
+def utc_now() -> datetime:
+    """Give the time, aware."""
     return datetime.now(UTC)
 
 
@@ -44,33 +40,28 @@ class Buyer:
         self,
         upstream: Upstream,
         *,
-        journal: Journal,
-        guards: Sequence[Guard],
-        quote_timeout_s: float,
+        journal: PurchaseJournal,
+        inspect: Inspection,
+        limits: SpendingLimits,
+        exposure: Exposure,
         execute_timeout_s: float,
-        now: Callable[[], datetime] = _utc_now,
+        upstream_name: str = "lcpd",
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._upstream = upstream
         self._journal = journal
-        self._guards = tuple(guards)
-        self._quote_timeout_s = quote_timeout_s
+        self._inspect = inspect
+        self._limits = limits
+        self._exposure = exposure
         self._execute_timeout_s = execute_timeout_s
+        self._upstream_name = upstream_name
         self._now = now
-
-    async def quote(self, task: Task, peer_id: str) -> Purchase:
-        """Ask a peer for its price.
-
-        Raises:
-            UpstreamError: no quote came; nothing was paid.
-        """
-        quote = await self._upstream.request_quote(task, peer_id, self._quote_timeout_s)
-        return Purchase(task, quote)
 
     async def buy(self, purchase: Purchase) -> Result:
         """Pay and wait for the whole result, checked against its hash and length.
 
         Raises:
-            Refused: a guard said no; nothing was paid.
+            Refused: something said no; nothing was paid.
             PaymentFailed: the call ended in an error; its verdict says what is known of the money.
             Undelivered: paid, and no whole and right result came.
         """
@@ -78,18 +69,23 @@ class Buyer:
         try:
             result = await self._upstream.execute(purchase.quote, self._execute_timeout_s)
         except UpstreamError as error:
-            raise await self._failed(purchase, error) from error
+            raise self._failed(purchase, error) from error
         except BaseException:
-            await self._move(purchase, Event.LOSE_SIGHT)
+            self._move(purchase, Event.LOSE_SIGHT)
             raise
-        await self._move(purchase, Event.SETTLE)
+        self._move(purchase, Event.SETTLE)
+        digest = hashlib.sha256(result.body).digest()
         problem = problem_with_status(result) or problem_with_bytes(
-            hashlib.sha256(result.body).digest(), len(result.body), result.sha256, result.length
+            digest, len(result.body), result.sha256, result.length
         )
         if problem:
-            await self._move(purchase, Event.FAIL_DELIVERY)
+            self._move(purchase, Event.FAIL_DELIVERY)
             raise Undelivered(problem, quote=purchase.quote)
-        await self._move(purchase, Event.DELIVER)
+        self._move(
+            purchase,
+            Event.DELIVER,
+            Learnt(result_sha256=digest, result_bytes=len(result.body)),
+        )
         return result
 
     async def open_stream(self, purchase: Purchase) -> PaidStream:
@@ -104,17 +100,17 @@ class Buyer:
             first = await anext(events)
         except StopAsyncIteration:
             nothing = UpstreamError("UNKNOWN", "the stream ended before it began")
-            raise await self._failed(purchase, nothing) from None
+            raise self._failed(purchase, nothing) from None
         except UpstreamError as error:
-            raise await self._failed(purchase, error) from error
+            raise self._failed(purchase, error) from error
         except BaseException:
-            await self._move(purchase, Event.LOSE_SIGHT)
+            self._move(purchase, Event.LOSE_SIGHT)
             raise
-        await self._move(purchase, Event.SETTLE)
+        self._move(purchase, Event.SETTLE)
         if not isinstance(first, StreamBegin):
             # A provider whose first word is not the head failed before it produced anything.
             await events.aclose()
-            await self._move(purchase, Event.FAIL_DELIVERY)
+            self._move(purchase, Event.FAIL_DELIVERY)
             problem = problem_with_status(first) if isinstance(first, Result) else None
             raise Undelivered(problem or "the stream has no head", quote=purchase.quote)
         return PaidStream(purchase, first, events, self._move)
@@ -128,31 +124,65 @@ class Buyer:
         await self._upstream.cancel(purchase.quote, reason, timeout_s)
 
     async def _authorise(self, purchase: Purchase) -> None:
+        """Let a purchase through to the one call that pays, once everything speaks for it and it is written down."""
+        quote, order = purchase.quote, purchase.order
         now = self._now()
+        if now >= quote.expires_at:
+            purchase.apply(Event.EXPIRE)
+            raise QuoteExpired(
+                "the quote expired before it was taken; nothing was paid", quote=quote
+            )
         try:
-            for guard in self._guards:
-                guard(purchase.task, purchase.quote, now)
-        except QuoteExpired:
-            await self._move(purchase, Event.EXPIRE)
-            raise
+            self._exposure.check(quote)
+            if purchase.payment_hash is None:
+                purchase.payment_hash = self._inspect(order, quote)
+            await self._journal.intend(
+                self._intent(purchase, now), self._limits.budgets_for(order.key_id)
+            )
         except Refused:
-            await self._move(purchase, Event.REFUSE)
+            self._exposure.ended(quote, purchase.apply(Event.REFUSE))
+            raise
+        except BaseException:
+            # Cancelled while it was being written: the intent may stand, and it is known that nothing went out.
+            purchase.apply(Event.PAY)
+            self._move(purchase, Event.FAIL_PAYMENT)
             raise
         # Written before the call goes out: after a crash the journal knows of every payment that may have happened.
-        await self._move(purchase, Event.PAY)
+        purchase.apply(Event.PAY)
+        self._exposure.paying(quote)
 
-    async def _failed(self, purchase: Purchase, error: UpstreamError) -> PaymentFailed:
+    def _intent(self, purchase: Purchase, now: datetime) -> Intent:
+        order, quote = purchase.order, purchase.quote
+        return Intent(
+            quote=quote,
+            kind=order.task.kind,
+            model=order.task.model,
+            stream=order.task.stream,
+            upstream=self._upstream_name,
+            request_id=order.request_id,
+            key_id=order.key_id,
+            request_sha256=order.body_sha256,
+            request_bytes=len(order.task.body),
+            payment_hash=purchase.payment_hash,
+            fee_cap_msat=self._limits.fee.fee_msat(quote.price_msat),
+            runner_up_msat=purchase.runner_up_msat,
+            at=now,
+        )
+
+    def _failed(self, purchase: Purchase, error: UpstreamError) -> PaymentFailed:
         verdict = verdict_of_failure(error.status, error.message)
         match verdict:
             case Verdict.NONE:
-                await self._move(purchase, Event.FAIL_PAYMENT)
+                self._move(purchase, Event.FAIL_PAYMENT)
             case Verdict.UNKNOWN:
-                await self._move(purchase, Event.LOSE_SIGHT)
+                self._move(purchase, Event.LOSE_SIGHT)
             case Verdict.SETTLED:
-                await self._move(purchase, Event.SETTLE)
-                await self._move(purchase, Event.FAIL_DELIVERY)
+                self._move(purchase, Event.SETTLE)
+                self._move(purchase, Event.FAIL_DELIVERY)
         return PaymentFailed(error, verdict, quote=purchase.quote)
 
-    async def _move(self, purchase: Purchase, event: Event) -> None:
+    def _move(self, purchase: Purchase, event: Event, learnt: Learnt = _NOTHING_LEARNT) -> None:
         state = purchase.apply(event)
-        await self._journal.record(purchase.quote, purchase.task, state)
+        self._journal.note(purchase.quote.job_id, state, self._now(), learnt)
+        if event is not Event.SETTLE:
+            self._exposure.ended(purchase.quote, state)

@@ -72,6 +72,7 @@ class BudgetExceeded(Refused):
     """The purchase would take a budget over its limit."""
 
     code = "budget_exceeded"
+    may_pass_later = True
 
     def __init__(self, quote: Quote, budget: Budget, spent_msat: Msat) -> None:
         whose = "this key's" if budget.key_id is not None else "the gateway's"
@@ -88,6 +89,7 @@ class JournalUnavailable(Refused):
     """The intent could not be made durable, so nothing may be paid."""
 
     code = "journal_unavailable"
+    may_pass_later = True
 
 
 class PurchaseJournal(Protocol):

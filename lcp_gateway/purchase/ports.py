@@ -29,9 +29,21 @@ class Upstream(Protocol):
         ...
 
 
-class Journal(Protocol):
-    """Where a purchase is written down. ``record`` returns once the state is as durable as the journal makes it."""
+class Exposure(Protocol):
+    """Who is trusted with how much, learnt from what was paid for and came."""
 
-    async def record(self, quote: Quote, task: Task, state: State) -> None:
-        """Write the state that the purchase has just entered, or is about to enter in the case of ``paying``."""
+    def check(self, quote: Quote) -> None:
+        """Let a quote pass.
+
+        Raises:
+            PeerNotTrusted: its peer has not delivered enough for this price.
+        """
+        ...
+
+    def paying(self, quote: Quote) -> None:
+        """A payment is about to go out."""
+        ...
+
+    def ended(self, quote: Quote, state: State) -> None:
+        """The purchase has come to ``state``: not_paid, unknown, delivered or undelivered."""
         ...

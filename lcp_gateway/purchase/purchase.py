@@ -1,18 +1,31 @@
-"""A purchase: one task, its quote, and where it stands."""
+"""A purchase: an order, the quote taken for it, and where it stands."""
 
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import VERDICTS, Event, State, Verdict, step
-from lcp_gateway.purchase.task import Task
 
 
 class Purchase:
-    """One task and its quote. Moves only as the state table allows."""
+    """One order and its quote. Moves only as the state table allows.
 
-    __slots__ = ("_state", "quote", "task")
+    ``payment_hash`` is that of the quote's invoice, where it was read; ``runner_up_msat`` what the next best peer asked.
+    """
 
-    def __init__(self, task: Task, quote: Quote) -> None:
-        self.task = task
+    __slots__ = ("_state", "order", "payment_hash", "quote", "runner_up_msat")
+
+    def __init__(
+        self,
+        order: Order,
+        quote: Quote,
+        *,
+        payment_hash: bytes | None = None,
+        runner_up_msat: Msat | None = None,
+    ) -> None:
+        self.order = order
         self.quote = quote
+        self.payment_hash = payment_hash
+        self.runner_up_msat = runner_up_msat
         self._state = State.QUOTED
 
     @property

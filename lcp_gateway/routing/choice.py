@@ -1,6 +1,6 @@
 """Who gets a task: a mapped peer, the default peer, a peer that advertises the model, or the first there is."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lcp_gateway.purchase.task import Task
@@ -33,8 +33,16 @@ class RoutingRules:
     allow_unlisted: bool = False
 
 
-def choose(catalog: Catalog, task: Task, rules: RoutingRules) -> Provider:
-    """Give the provider for a task.
+def candidates(
+    catalog: Catalog,
+    task: Task,
+    rules: RoutingRules,
+    available: Callable[[str], bool] = lambda _peer_id: True,
+) -> Sequence[Provider]:
+    """Give the providers for a task, the first choice first; more than one where all of them advertise the model.
+
+    ``available`` says of a peer id whether that peer is to be asked at present; a peer that the operator named is asked
+    all the same, since there is no other.
 
     Raises:
         ModelNotFound: the model may not be used or is not offered.
@@ -42,13 +50,16 @@ def choose(catalog: Catalog, task: Task, rules: RoutingRules) -> Provider:
     """
     _check_model(catalog, task, rules)
     if mapped := rules.model_peers.get(task.model):
-        return _ready(catalog, mapped, "the peer that this model is mapped to is not ready")
+        return (_ready(catalog, mapped, "the peer that this model is mapped to is not ready"),)
     if rules.default_peer_id:
-        return _ready(catalog, rules.default_peer_id, "the default peer is not ready")
+        return (_ready(catalog, rules.default_peer_id, "the default peer is not ready"),)
     if offering := catalog.offering(task.kind, task.model):
-        return offering[0]
+        found = tuple(provider for provider in offering if available(provider.peer_id))
+        if not found:
+            raise NoProvider("every peer that offers the model has failed lately; try again soon")
+        return found
     if catalog.providers:
-        return catalog.providers[0]
+        return catalog.providers[:1]
     raise NoProvider("no peers are connected")
 
 

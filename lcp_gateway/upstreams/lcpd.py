@@ -19,7 +19,6 @@ from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.routing.catalog import Provider, merge_kinds
 from lcp_gateway.upstreams.channel import LcpdAddress, open_channel
 from lcp_gateway.upstreams.grpc_errors import passes_quickly, upstream_error
-from lcp_gateway.upstreams.readahead import ReadAhead
 
 SUPPORTED_VERSIONS = frozenset({2})
 _HASH_BYTES = 32
@@ -67,7 +66,6 @@ class LcpdUpstream:
         self,
         address: LcpdAddress,
         *,
-        stream_buffer_bytes: int = 262_144,
         on_error: Callable[[str, str], None] = lambda _method, _status: None,
     ) -> None:
         """``on_error`` is told the method's and the status's name of every call that fails."""
@@ -75,7 +73,6 @@ class LcpdUpstream:
         # grpc's generated stubs are typed for the blocking channel; with an aio channel they make aio calls.
         self._stub: Any = LCPDServiceStub(self._channel)
         self._metadata = address.metadata or None
-        self._stream_buffer_bytes = stream_buffer_bytes
         self._on_error = on_error
 
     async def local_info(self, timeout_s: float) -> LocalInfo:
@@ -123,22 +120,24 @@ class LcpdUpstream:
     async def execute_stream(
         self, quote: Quote, timeout_s: float
     ) -> AsyncGenerator[StreamEvent, None]:
-        """Pay and give the result as it comes, chunks that are there already joined. Goes out once."""
+        """Pay and give the result as it comes. Goes out once."""
         request = pb.AcceptAndExecuteStreamRequest(
             peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True
         )
         call = self._stub.AcceptAndExecuteStream(
             request, timeout=timeout_s, metadata=self._metadata
         )
-        ahead = ReadAhead(call, self._stream_buffer_bytes)
         try:
-            while (event := await ahead.next()) is not None:
-                yield event if isinstance(event, bytes) else _stream_event(event)
+            # A message is read when the one before it has been taken: HTTP/2 flow control stops the daemon for us.
+            while (event := await call.read()) is not grpc.aio.EOF:
+                if event.HasField("result_chunk"):
+                    yield event.result_chunk.data
+                else:
+                    yield _stream_event(event)
         except grpc.aio.AioRpcError as error:
             raise self._failure("AcceptAndExecuteStream", error) from error
         finally:
             call.cancel()
-            await ahead.close()
 
     async def cancel(self, quote: Quote, reason: str, timeout_s: float) -> None:
         """Tell the peer that nobody waits for the job any more."""

@@ -49,6 +49,11 @@ class PeerWatch:
         return self._problem
 
     @property
+    def info(self) -> LocalInfo | None:
+        """Who the daemon is, once it has said so."""
+        return self._info
+
+    @property
     def age_s(self) -> float:
         """How old the snapshot is."""
         return time.monotonic() - self._catalog.taken_at

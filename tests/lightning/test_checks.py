@@ -17,12 +17,8 @@ from lcp_gateway.lightning.checks import (
     QuoteMismatch,
     check,
     mismatches,
-    payment_hash_of,
-    quote_check,
-    quote_guard,
 )
 from lcp_gateway.lightning.terms import terms_hash
-from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.task import Task, TaskKind
@@ -122,7 +118,6 @@ def test_a_real_daemons_quote_passes(vector):
     invoice = check(task, quote, now, network="bcrt")
 
     assert invoice.payment_hash.hex() == vector["lnd_decodes"]["payment_hash"]
-    assert payment_hash_of(quote) == invoice.payment_hash
     assert check(task, quote, now) == invoice, "without a network any will do"
 
 
@@ -293,36 +288,6 @@ def test_every_mismatch_of_an_invoice_is_found():
 
 def test_every_mismatch_has_words():
     assert set(checks.WORDS) == set(Mismatch)
-
-
-def test_the_guard_tells_of_a_refusal_and_refuses():
-    told = []
-    guard = quote_guard("bcrt", lambda peer_id, why: told.append((peer_id, why)))
-
-    guard(TASK, offered(), NOW)
-    assert told == []
-
-    with pytest.raises(Refused) as refused:
-        guard(TASK, offered(amount_msat=1), NOW)
-    assert refused.value.code == "quote_mismatch"
-    assert told == [(PEER, "amount")]
-
-
-def test_the_check_gives_the_invoice_that_it_has_read():
-    checked = quote_check(None, lambda peer_id, why: None)
-
-    assert checked(TASK, offered(), NOW).payment_hash == b"\x33" * 32
-
-
-def test_an_unknown_network_is_found_before_the_first_quote():
-    with pytest.raises(ValueError, match="regtest"):
-        quote_guard("regtest", lambda peer_id, why: None)
-
-
-@pytest.mark.parametrize("payment_request", ["", "lnbc1"])
-def test_a_payment_hash_is_read_from_a_sound_invoice_only(payment_request):
-    with pytest.raises(QuoteMismatch):
-        payment_hash_of(replace(offered(), payment_request=payment_request))
 
 
 def test_neither_prompt_nor_invoice_is_in_what_a_refusal_says():

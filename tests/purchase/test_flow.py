@@ -6,39 +6,46 @@ import pytest
 from lcp_gateway.purchase.delivery import PaidStream
 from lcp_gateway.purchase.errors import (
     PaymentFailed,
-    PriceLimitExceeded,
+    PeerNotTrusted,
     QuoteExpired,
+    Refused,
     Undelivered,
     UpstreamError,
 )
 from lcp_gateway.purchase.flow import Buyer
-from lcp_gateway.purchase.guards import not_expired, price_limit
+from lcp_gateway.purchase.journal import JournalUnavailable, Period
+from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.results import ResultStatus, StreamBegin, StreamEnd
 from lcp_gateway.purchase.states import IllegalTransition, State, Verdict
 from tests.support.purchases import (
+    HASH,
     NOW,
-    TASK,
     MemoryJournal,
     ScriptedUpstream,
+    Trusting,
+    order,
     quote,
     result,
     stream_events,
 )
 
+NO_LIMITS = SpendingLimits()
 
-def world(*, limit_msat=0, now=NOW, **script):
+
+def world(*, now=NOW, inspect=lambda _order, _quote: HASH, limits=NO_LIMITS, **script):
     upstream = ScriptedUpstream(**script)
     journal = MemoryJournal(upstream)
     buyer = Buyer(
         upstream,
         journal=journal,
-        guards=(price_limit(limit_msat), not_expired),
-        quote_timeout_s=1,
+        inspect=inspect,
+        limits=limits,
+        exposure=Trusting(),
         execute_timeout_s=1,
         now=lambda: now,
     )
-    return upstream, journal, buyer, Purchase(TASK, upstream.quoted)
+    return upstream, journal, buyer, Purchase(order(), upstream.quoted)
 
 
 async def read(stream: PaidStream) -> bytes:
@@ -63,17 +70,60 @@ async def test_a_purchase_cannot_be_bought_twice():
     assert upstream.calls == ["execute"]
 
 
-async def test_a_price_over_the_limit_is_refused_unpaid():
-    upstream, journal, buyer, purchase = world(limit_msat=4_999, outcome=result())
-    with pytest.raises(PriceLimitExceeded, match=r"5000 msat.*4999"):
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_quote_that_does_not_pass_inspection_is_refused_unpaid(streamed):
+    def refuse(_order, quote):
+        raise Refused("no", quote=quote)
+
+    upstream, journal, buyer, purchase = world(inspect=refuse, outcome=result())
+    with pytest.raises(Refused):
+        await (buyer.open_stream(purchase) if streamed else buyer.buy(purchase))
+    assert (journal.states, upstream.calls) == ([], [])
+    assert purchase.state is State.REFUSED and purchase.verdict is Verdict.NONE
+
+
+async def test_what_cannot_be_written_down_is_not_paid():
+    upstream, journal, buyer, purchase = world(outcome=result())
+    journal.refusal = JournalUnavailable("the disk is full", quote=purchase.quote)
+    with pytest.raises(JournalUnavailable):
         await buyer.buy(purchase)
-    assert (journal.states, upstream.calls) == (["refused"], [])
-    assert purchase.verdict is Verdict.NONE
+    assert upstream.calls == []
+    assert purchase.state is State.REFUSED
 
 
-async def test_a_price_at_the_limit_is_paid():
-    _, _, buyer, purchase = world(limit_msat=5_000, outcome=result())
-    assert await buyer.buy(purchase)
+async def test_who_is_cancelled_while_it_is_written_down_pays_nothing_and_says_so():
+    upstream, journal, buyer, purchase = world(outcome=result())
+    journal.refusal = asyncio.CancelledError()
+    with pytest.raises(asyncio.CancelledError):
+        await buyer.buy(purchase)
+    assert upstream.calls == []
+    assert journal.states == ["not_paid"], (
+        "the intent may stand in the journal, so it is taken back"
+    )
+
+
+async def test_a_peer_that_is_not_trusted_is_not_paid():
+    upstream, _, buyer, purchase = world(outcome=result())
+
+    class Distrusting(Trusting):
+        def check(self, quote):
+            raise PeerNotTrusted("no", quote=quote)
+
+    buyer._exposure = Distrusting()
+    with pytest.raises(PeerNotTrusted):
+        await buyer.buy(purchase)
+    assert upstream.calls == []
+
+
+async def test_the_intent_says_what_is_about_to_be_paid_and_no_more():
+    limits = SpendingLimits(budgets={Period.DAY: 9}, key_budgets={Period.HOUR: 5})
+    _, journal, buyer, purchase = world(outcome=result(), limits=limits)
+    await buyer.buy(purchase)
+    (intent,) = journal.intents
+    assert (intent.quote, intent.payment_hash, intent.model) == (purchase.quote, HASH, "m")
+    assert (intent.fee_cap_msat, intent.amount_msat) == (1_050, 6_050)
+    assert intent.request_sha256 == purchase.order.body_sha256
+    assert "messages" not in repr(intent)
 
 
 async def test_an_expired_quote_is_not_paid():
@@ -82,7 +132,8 @@ async def test_an_expired_quote_is_not_paid():
     )
     with pytest.raises(QuoteExpired):
         await buyer.buy(purchase)
-    assert (journal.states, upstream.calls) == (["expired"], [])
+    assert (journal.states, upstream.calls) == ([], [])
+    assert purchase.state is State.EXPIRED
 
 
 @pytest.mark.parametrize(

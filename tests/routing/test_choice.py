@@ -2,7 +2,7 @@ import pytest
 
 from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.routing.catalog import Catalog, Provider, empty, merge_kinds
-from lcp_gateway.routing.choice import ModelNotFound, NoProvider, RoutingRules, choose
+from lcp_gateway.routing.choice import ModelNotFound, NoProvider, RoutingRules, candidates
 
 CHAT, RESPONSES = TaskKind.CHAT_COMPLETIONS, TaskKind.RESPONSES
 ALICE, BOB, CAROL = ("02" + c * 64 for c in "abc")
@@ -25,7 +25,7 @@ SILENT = Catalog((provider(CAROL), provider(ALICE)), taken_at=0.0)
 
 def chosen(model, *, catalog=CATALOG, kind=CHAT, **rules):
     task = Task(kind, model, b"{}", stream=False)
-    return choose(catalog, task, RoutingRules(**rules)).peer_id
+    return candidates(catalog, task, RoutingRules(**rules))[0].peer_id
 
 
 def test_a_mapped_peer_comes_before_everything():
@@ -86,3 +86,23 @@ def test_every_model_is_listed_once_with_all_who_offer_it():
         "small": [ALICE, BOB],
         "big": [BOB],
     }
+
+
+def test_all_who_advertise_the_model_may_be_asked_in_turn():
+    task = Task(CHAT, "small", b"{}", stream=False)
+    found = candidates(CATALOG, task, RoutingRules())
+    assert [provider.peer_id for provider in found] == [ALICE, BOB]
+
+
+def test_a_peer_that_is_to_be_left_alone_is_not_asked():
+    task = Task(CHAT, "small", b"{}", stream=False)
+    found = candidates(CATALOG, task, RoutingRules(), lambda peer_id: peer_id != ALICE)
+    assert [provider.peer_id for provider in found] == [BOB]
+    with pytest.raises(NoProvider, match="failed lately"):
+        candidates(CATALOG, task, RoutingRules(), lambda _: False)
+
+
+def test_a_peer_that_the_operator_named_is_asked_whatever_it_did():
+    task = Task(CHAT, "small", b"{}", stream=False)
+    rules = RoutingRules(default_peer_id=BOB)
+    assert candidates(CATALOG, task, rules, lambda _: False)[0].peer_id == BOB

@@ -123,7 +123,7 @@ async def test_an_expiry_beyond_the_calendar_is_no_quote(daemon, upstream):
         await upstream.request_quote(TASK, PEER, 1)
 
 
-async def test_a_stream_comes_in_order_with_chunks_that_are_there_joined(daemon, upstream):
+async def test_a_stream_comes_in_order(daemon, upstream):
     quote = await upstream.request_quote(TASK, PEER, 1)
     end = pb.AcceptAndExecuteStreamResponse(result_end={"result_hash": b"h", "result_len": 3})
     done = pb.AcceptAndExecuteStreamResponse(result={"status": pb.Result.STATUS_OK})

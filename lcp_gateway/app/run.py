@@ -1,4 +1,4 @@
-"""The composition root: makes the parts from the settings, wires them, and runs them until told to stop."""
+"""The gateway's life: preflight, start, signals, and the end in good order."""
 
 import asyncio
 import contextlib
@@ -7,41 +7,38 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.__about__ import __version__
+from lcp_gateway.app.assembly import Gateway, assemble, lcpd_address
+from lcp_gateway.app.ledgers import (
+    LedgerError,
+    Ledgers,
+    open_ledgers,
+    remember_peers,
+    watch_books,
+)
+from lcp_gateway.app.lnd import LndWatch, open_lnd
 from lcp_gateway.config import Settings, parse_host_port
-from lcp_gateway.http.application import Routes, build_application, build_metrics_application
-from lcp_gateway.http.auth import BearerKeys
-from lcp_gateway.http.background import Background
-from lcp_gateway.http.cors import Cors
-from lcp_gateway.http.edge import Edge
-from lcp_gateway.http.health import Health
-from lcp_gateway.http.inference import Inference
 from lcp_gateway.http.jobs import Jobs
-from lcp_gateway.http.models import Models
 from lcp_gateway.http.protocol import GatewayRunner
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.flow import Buyer, Unwritten
-from lcp_gateway.purchase.guards import not_expired, price_limit
+from lcp_gateway.purchase.service import Reason
 from lcp_gateway.routing.catalog import Catalog
-from lcp_gateway.routing.choice import RoutingRules
 from lcp_gateway.telemetry.logs import configure_logging, get_logger
 from lcp_gateway.telemetry.loop import watch_loop
 from lcp_gateway.telemetry.metrics import Metrics
-from lcp_gateway.upstreams.channel import LcpdAddress, TlsFiles
-from lcp_gateway.upstreams.lcpd import SUPPORTED_VERSIONS, LcpdUpstream, UnsupportedVersion
+from lcp_gateway.upstreams.lcpd import LcpdUpstream, UnsupportedVersion
 from lcp_gateway.upstreams.peers import PeerWatch
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+if TYPE_CHECKING:
+    from lcp_gateway.lightning.lnd import Lnd
+
 _PREFLIGHT_PAUSE_S = 0.05
-# What a client has for the rest of an answer after its provider's time is over.
-_RELAY_SLACK_S = 5.0
 
 
 class StartError(Exception):
@@ -50,6 +47,8 @@ class StartError(Exception):
 
 def run(settings: Settings, *, banner: Sequence[str], loaded_warnings: Sequence[str]) -> int:
     """Run the gateway until SIGTERM or SIGINT; gives the exit code."""
+    # Nothing that start-up makes is garbage worth looking for; see where it is turned on again.
+    gc.disable()
     configure_logging(settings.log_level, settings.log_format)
     log = get_logger("gateway")
     for warning in loaded_warnings:
@@ -62,112 +61,9 @@ def run(settings: Settings, *, banner: Sequence[str], loaded_warnings: Sequence[
     return 0
 
 
-def lcpd_address(settings: Settings) -> LcpdAddress:
-    """Where the settings say that the daemon listens."""
-    tls = None
-    if settings.lcpd_tls:
-        tls = TlsFiles(
-            ca=settings.lcpd_tls_ca,
-            certificate=settings.lcpd_tls_cert,
-            key=settings.lcpd_tls_key,
-            server_name=settings.lcpd_tls_server_name or None,
-        )
-    return LcpdAddress(
-        target=settings.lcpd_grpc_addr, tls=tls, metadata=tuple(settings.lcpd_metadata.items())
-    )
-
-
-def routing_rules(settings: Settings) -> RoutingRules:
-    """What the settings say about who gets a task."""
-    return RoutingRules(
-        model_peers=settings.model_map,
-        default_peer_id=settings.default_peer_id or None,
-        allowlist=frozenset(settings.model_allowlist),
-        allow_unlisted=settings.allow_unlisted_models,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Gateway:
-    """The parts that start, stop and are asked about."""
-
-    app: web.Application
-    metrics_app: web.Application | None
-    jobs: Jobs
-    background: Background
-    upstream: LcpdUpstream
-    watch: PeerWatch
-    metrics: Metrics
-
-
-def _build(settings: Settings, log: FilteringBoundLogger) -> _Gateway:
-    metrics = Metrics()
-    metrics.build_info(__version__, ",".join(str(v) for v in sorted(SUPPORTED_VERSIONS)))
-    metrics.concurrency_limit(settings.max_concurrent_requests)
-
-    upstream = _open_upstream(settings, metrics)
-    watch = PeerWatch(
-        upstream,
-        refresh_s=settings.peers_refresh_s,
-        timeout_s=settings.timeout_quote_s,
-        on_refresh=_Refreshed(metrics, log),
-    )
-    rules = routing_rules(settings)
-    jobs = Jobs(settings.max_concurrent_requests, metrics)
-    background = Background(lambda error: log.info("cancel job failed", grpc_code=error.status))
-    buyer = Buyer(
-        upstream,
-        journal=Unwritten(),
-        guards=(price_limit(settings.max_price_msat), not_expired),
-        quote_timeout_s=settings.timeout_quote_s,
-        execute_timeout_s=settings.timeout_execute_s,
-    )
-    health = Health(catalog=watch, jobs=jobs, metrics=metrics, stale_s=settings.peers_stale_s)
-    routes = Routes(
-        inference=Inference(
-            buyer=buyer,
-            catalog=watch,
-            rules=rules,
-            jobs=jobs,
-            background=background,
-            metrics=metrics,
-            read_timeout_s=settings.request_read_timeout_s,
-            cancel_timeout_s=settings.cancel_timeout_s,
-            heartbeat_s=settings.heartbeat_s,
-            relay_limit_s=settings.timeout_execute_s + _RELAY_SLACK_S,
-        ),
-        models=Models(watch, rules),
-        health=health,
-    )
-    edge = Edge(
-        keys=BearerKeys(settings.api_keys),
-        cors=Cors(settings.cors_origins),
-        metrics=metrics,
-        log=get_logger("request"),
-        open_paths=OPEN_PATHS,
-        max_header_bytes=settings.max_header_bytes,
-    )
-    apart = bool(settings.metrics_addr)
-    return _Gateway(
-        app=build_application(
-            routes, edge, max_body_bytes=settings.max_body_bytes, with_metrics=not apart
-        ),
-        metrics_app=build_metrics_application(health) if apart else None,
-        jobs=jobs,
-        background=background,
-        upstream=upstream,
-        watch=watch,
-        metrics=metrics,
-    )
-
-
 def _open_upstream(settings: Settings, metrics: Metrics) -> LcpdUpstream:
     try:
-        return LcpdUpstream(
-            lcpd_address(settings),
-            stream_buffer_bytes=settings.stream_buffer_bytes,
-            on_error=metrics.grpc_error,
-        )
+        return LcpdUpstream(lcpd_address(settings), on_error=metrics.grpc_error)
     except OSError as error:
         raise StartError(f"a TLS file for the daemon cannot be read: {error}") from error
 
@@ -196,14 +92,45 @@ class _Refreshed:
 
 
 async def _serve(settings: Settings, banner: Sequence[str], log: FilteringBoundLogger) -> None:
-    stop = asyncio.Event()
-    gateway = _build(settings, log)
-    _on_signals(stop, gateway.jobs)
+    metrics = Metrics()
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(gateway.upstream.close)
-        if settings.preflight:
-            await _preflight(gateway, settings)
-        for work in (gateway.watch.run(), watch_loop(gateway.metrics.loop_lag)):
+        upstream = _open_upstream(settings, metrics)
+        stack.push_async_callback(upstream.close)
+        watch = PeerWatch(
+            upstream,
+            refresh_s=settings.peers_refresh_s,
+            timeout_s=settings.timeout_quote_s,
+            on_refresh=_Refreshed(metrics, log),
+        )
+        ledgers, lnd = await _prepare(stack, upstream, watch, settings, metrics, log)
+        gateway = assemble(
+            settings, upstream=upstream, watch=watch, ledgers=ledgers, metrics=metrics, log=log
+        )
+        try:
+            await remember_peers(ledgers, gateway.standings)
+        except LedgerError as error:
+            raise StartError(str(error)) from error
+        stop = asyncio.Event()
+        _on_signals(stop, gateway.jobs)
+        works = [
+            watch.run(),
+            watch_loop(metrics.loop_lag),
+            watch_books(ledgers, gateway.limits.budgets_for(""), metrics),
+        ]
+        if lnd is not None:
+            lnd_watch = LndWatch(
+                lnd,
+                ledgers,
+                daemon_node_id=lambda: watch.info.node_id if watch.info else "",
+                standings=gateway.standings,
+                interval_s=settings.reconcile_interval_s,
+                metrics=metrics,
+                log=log,
+            )
+            works.append(lnd_watch.run())
+            gateway.accounting.on_settled = lnd_watch.settled
+            gateway.health.lnd_report = lnd_watch.report
+        for work in works:
             await stack.enter_async_context(_running(work))
         port = await stack.enter_async_context(
             _listening(gateway.app, settings.http_addr, settings)
@@ -212,17 +139,45 @@ async def _serve(settings: Settings, banner: Sequence[str], log: FilteringBoundL
             await stack.enter_async_context(
                 _listening(gateway.metrics_app, settings.metrics_addr, settings)
             )
-        _greet(gateway, settings, banner, port)
+        _greet(watch.catalog, settings, banner, port)
         # What start-up made stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        gc.enable()
         await stop.wait()
-        log.info("shutting down", jobs_in_flight=len(gateway.jobs))
-        ended = await gateway.jobs.drain(settings.shutdown_grace_s)
-        if ended:
-            log.warning("jobs were ended before they were done", jobs=ended)
-        await gateway.background.close()
+        await _wind_down(gateway, settings, log)
     log.info("stopped")
+
+
+async def _prepare(
+    stack: contextlib.AsyncExitStack,
+    upstream: LcpdUpstream,
+    watch: PeerWatch,
+    settings: Settings,
+    metrics: Metrics,
+    log: FilteringBoundLogger,
+) -> "tuple[Ledgers, Lnd | None]":
+    """Find the daemon and open the journal, at the same time: each mostly waits for somebody else."""
+    opening = asyncio.create_task(stack.enter_async_context(open_ledgers(settings, metrics, log)))
+    finding = asyncio.create_task(_preflight(upstream, watch, settings))
+    await asyncio.wait([opening, finding])
+    try:
+        await finding
+        return await opening, await stack.enter_async_context(open_lnd(settings))
+    except LedgerError as error:
+        raise StartError(str(error)) from error
+
+
+async def _wind_down(gateway: Gateway, settings: Settings, log: FilteringBoundLogger) -> None:
+    log.info("shutting down", jobs_in_flight=len(gateway.jobs))
+    ended = await gateway.jobs.drain(
+        settings.shutdown_grace_s,
+        lambda: gateway.service.interrupt_all(Reason.SHUTTING_DOWN),
+    )
+    if ended:
+        log.warning("purchases were ended before they were done", purchases=ended)
+    await gateway.service.wait_idle()
+    await gateway.background.close()
 
 
 def _on_signals(stop: asyncio.Event, jobs: Jobs) -> None:
@@ -236,17 +191,19 @@ def _on_signals(stop: asyncio.Event, jobs: Jobs) -> None:
         loop.add_signal_handler(number, stopped)
 
 
-async def _preflight(gateway: _Gateway, settings: Settings) -> None:
-    """Find the daemon before the port is bound.
+async def _preflight(upstream: LcpdUpstream, watch: PeerWatch, settings: Settings) -> None:
+    """Find the daemon before the port is bound, unless that is not wanted.
 
     Raises:
         StartError: it did not answer in time, or speaks another version.
     """
+    if not settings.preflight:
+        return
     deadline = time.monotonic() + settings.preflight_timeout_s
     while True:
         left_s = max(deadline - time.monotonic(), _PREFLIGHT_PAUSE_S)
         try:
-            await gateway.upstream.local_info(left_s)
+            await upstream.local_info(left_s)
         except UnsupportedVersion as error:
             raise StartError(error.message) from error
         except UpstreamError as error:
@@ -259,7 +216,7 @@ async def _preflight(gateway: _Gateway, settings: Settings) -> None:
                 "lcpd_grpc_addr, try --embedded, or start without asking it: --no-preflight"
             ) from error
         break
-    await gateway.watch.refresh()
+    await watch.refresh()
 
 
 @contextlib.asynccontextmanager
@@ -306,8 +263,7 @@ async def _listening(app: web.Application, address: str, settings: Settings) -> 
         await runner.cleanup()
 
 
-def _greet(gateway: _Gateway, settings: Settings, banner: Sequence[str], port: int) -> None:
-    catalog = gateway.watch.catalog
+def _greet(catalog: Catalog, settings: Settings, banner: Sequence[str], port: int) -> None:
     host = parse_host_port(settings.http_addr).host or "0.0.0.0"  # noqa: S104 - says what was asked for
     host = f"[{host}]" if ":" in host else host
     listening = (

@@ -1,0 +1,6 @@
+"""The composition root: makes the parts from the settings, wires them, and runs them until told to stop."""
+
+from lcp_gateway.app.assembly import lcpd_address, routing_rules, spending_limits
+from lcp_gateway.app.run import run
+
+__all__ = ["lcpd_address", "routing_rules", "run", "spending_limits"]

@@ -1,0 +1,73 @@
+"""What is counted and logged of purchases, which may outlive the requests that asked for them."""
+
+from collections.abc import Callable
+
+from structlog.typing import FilteringBoundLogger
+
+from lcp_gateway.lightning.checks import QuoteMismatch
+from lcp_gateway.purchase.answers import Answer
+from lcp_gateway.purchase.errors import PurchaseError, Refused, UpstreamError
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.service import Observer
+from lcp_gateway.purchase.states import State
+from lcp_gateway.routing.standing import Standings
+from lcp_gateway.telemetry.metrics import Metrics
+
+_UNPAID = frozenset({State.QUOTED, State.REFUSED, State.EXPIRED})
+_OUTCOMES = {State.NOT_PAID: "not_paid", State.UNKNOWN: "unknown", State.PAYING: "unknown"}
+
+
+class Accounting(Observer):
+    """Counts purchases; logs those whose request has gone. ``on_settled`` hears of each that was paid."""
+
+    def __init__(self, metrics: Metrics, log: FilteringBoundLogger) -> None:
+        self._metrics = metrics
+        self._log = log
+        self.on_settled: Callable[[Purchase], None] | None = None
+
+    def quoted(self, answer: Answer) -> None:
+        """Count what was saved by asking around."""
+        purchase = answer.purchase
+        if purchase is not None and purchase.runner_up_msat is not None:
+            self._metrics.runner_up_saving(purchase.runner_up_msat - purchase.quote.price_msat)
+
+    def ended(self, answer: Answer) -> None:
+        """Count how a purchase ended."""
+        purchase = answer.purchase
+        if purchase is None or purchase.state in _UNPAID:
+            return
+        quote = purchase.quote
+        model = answer.order.task.model
+        if answer.execute_s is not None:
+            self._metrics.execute(quote.peer_id, model, answer.execute_s)
+        outcome = _OUTCOMES.get(purchase.state, "settled")
+        self._metrics.payment(outcome, quote.peer_id, model, quote.price_msat)
+        if outcome == "settled" and self.on_settled is not None:
+            self.on_settled(purchase)
+        if purchase.state is State.UNDELIVERED:
+            self._metrics.undelivered(quote.peer_id, quote.price_msat)
+        if answer.abandoned:
+            self._log.info(
+                "a purchase ended after its request",
+                request_id=answer.order.request_id,
+                state=purchase.state.value,
+                job_id=quote.job_id.hex(),
+                peer_id=quote.peer_id,
+                price_msat=quote.price_msat,
+            )
+
+
+class QuoteFailures:
+    """Counts peers that fell out before payment, and has them stand accordingly."""
+
+    def __init__(self, metrics: Metrics, standings: Standings) -> None:
+        self._metrics = metrics
+        self._standings = standings
+
+    def __call__(self, peer_id: str, error: PurchaseError) -> None:
+        """Note that a peer gave no quote that can be bought."""
+        self._metrics.failover("refused" if isinstance(error, Refused) else "failed")
+        # UNAVAILABLE is the daemon's absence rather than a peer's fault, and most other words blame the request.
+        hung = isinstance(error, UpstreamError) and error.status == "DEADLINE_EXCEEDED"
+        if hung or isinstance(error, QuoteMismatch):
+            self._standings.failed_to_quote(peer_id)

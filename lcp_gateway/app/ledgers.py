@@ -1,0 +1,150 @@
+"""The journal and its books, opened for as long as the gateway runs."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from structlog.typing import FilteringBoundLogger
+
+from lcp_gateway.config import Settings, journal_place
+from lcp_gateway.purchase.journal import Budget, PurchaseJournal
+from lcp_gateway.routing.standing import PeerHistory, Standings
+from lcp_gateway.store.engine import BadDatabaseUrl, Database, DatabaseUnavailable, open_database
+from lcp_gateway.store.entries import Problem, ProblemKind
+from lcp_gateway.store.journal import StoredJournal
+from lcp_gateway.store.migrate import TooNew
+from lcp_gateway.store.off import JournalOff
+from lcp_gateway.store.queries import Books
+from lcp_gateway.store.recovery import sweep
+from lcp_gateway.telemetry.metrics import Metrics
+
+_WATCH_S = 5.0
+_LOSSES_COUNT_FOR = timedelta(days=7)
+_ALL_OPEN = 10_000
+# The rest is a note that came to nothing, such as one about an intent that was taken back.
+_GRAVE = frozenset({ProblemKind.NOTE_LOST, ProblemKind.NOTE_REFUSED, ProblemKind.UNAVAILABLE})
+
+
+class LedgerError(Exception):
+    """The journal or lnd cannot be used as the settings say; the message says why."""
+
+
+@dataclass(slots=True)
+class Ledgers:
+    """What is known of past purchases. Without a journal there are no books.
+
+    ``network`` is the prefix of the invoices that lnd pays, once lnd has been asked.
+    """
+
+    journal: PurchaseJournal
+    books: Books | None = None
+    database: Database | None = None
+    stored: StoredJournal | None = None
+    network: str | None = None
+
+    def problems(self) -> Iterable[str]:
+        """Say, in words, what keeps the gateway from paying now."""
+        if self.stored is not None and self.stored.trouble is not None:
+            yield f"the journal cannot be written: {self.stored.trouble}"
+
+    async def receipt(self, job_id: bytes, key_id: str) -> Mapping[str, object] | None:
+        """Give the receipt of a job that this credential bought."""
+        if self.books is None:
+            return None
+        record = await self.books.purchase(job_id)
+        if record is None or record.key_id != key_id:
+            return None
+        # Few ask for one, so what makes it is loaded with the first.
+        from lcp_gateway.lightning.receipt import document  # noqa: PLC0415 - see above
+        from lcp_gateway.store.receipts import receipt_of  # noqa: PLC0415 - see above
+
+        return document(receipt_of(record, await self.books.steps(job_id)))
+
+
+@contextlib.asynccontextmanager
+async def open_ledgers(
+    settings: Settings, metrics: Metrics, log: FilteringBoundLogger
+) -> AsyncIterator[Ledgers]:
+    """Open the journal, bring its tables up to date, and turn what a dead gateway left paying into unknown.
+
+    Raises:
+        LedgerError: it cannot be opened.
+    """
+    place = journal_place(settings)
+    if place is None:
+        log.warning("the journal is off: after a crash nobody knows what was paid")
+        yield Ledgers(JournalOff())
+        return
+    try:
+        database = await open_database(place)
+        lost = await sweep(database, datetime.now(UTC))
+    except (DatabaseUnavailable, BadDatabaseUrl, TooNew) as error:
+        raise LedgerError(f"the journal cannot be used: {error}") from error
+    if lost:
+        log.warning("payments of a gateway that ended are now unknown", purchases=lost)
+
+    def report(problem: Problem) -> None:
+        job_id = problem.job_id.hex() if problem.job_id else ""
+        tell = log.error if problem.kind in _GRAVE else log.info
+        tell("journal", problem=problem.kind.value, detail=problem.detail, job_id=job_id)
+
+    stored = StoredJournal(database, on_problem=report, on_commit=metrics.journal_commit)
+    stored.start()
+    try:
+        yield Ledgers(stored, Books(database), database, stored)
+    finally:
+        await stored.close()
+        await database.close()
+
+
+async def remember_peers(ledgers: Ledgers, standings: Standings) -> None:
+    """Begin with what the journal knows of the peers, so that a restart forgives nobody."""
+    if ledgers.books is None:
+        return
+    try:
+        unknown: dict[str, dict[bytes, int]] = {}
+        for record in await ledgers.books.unknowns(limit=_ALL_OPEN):
+            unknown.setdefault(record.peer_id, {})[record.job_id] = record.price_msat
+        recent = {
+            peer.peer_id: peer.undelivered_msat
+            for peer in await ledgers.books.peers(since=datetime.now(UTC) - _LOSSES_COUNT_FOR)
+        }
+        standings.load(
+            PeerHistory(
+                peer.peer_id,
+                delivered_msat=peer.delivered_msat,
+                delivered_count=peer.delivered,
+                undelivered_msat=recent.get(peer.peer_id, 0),
+                unknown=unknown.get(peer.peer_id, {}),
+            )
+            for peer in await ledgers.books.peers()
+        )
+    except DatabaseUnavailable as error:
+        raise LedgerError(f"the journal cannot be read: {error}") from error
+
+
+async def watch_books(ledgers: Ledgers, budgets: Iterable[Budget], metrics: Metrics) -> None:
+    """Keep the gauges of what is open and what is left true, until cancelled."""
+    books, database, stored = ledgers.books, ledgers.database, ledgers.stored
+    if books is None or database is None or stored is None:
+        return
+    gateway_budgets = tuple(budgets)
+    while True:
+        metrics.journal_trouble(stored.trouble is not None)
+        with contextlib.suppress(DatabaseUnavailable):
+            now = datetime.now(UTC)
+            await sweep(database, now)
+            outstanding = await books.outstanding()
+            oldest = outstanding.oldest_at
+            metrics.outstanding(
+                outstanding.unknown_msat,
+                outstanding.unknown,
+                0.0 if oldest is None else (now - oldest).total_seconds(),
+            )
+            for peer in await books.peers():
+                metrics.peer_undelivered_msat(peer.peer_id, peer.undelivered_msat)
+            for state in await books.budgets(gateway_budgets, now):
+                metrics.budget(state.budget.period.value, state.budget.limit_msat, state.spent_msat)
+        await asyncio.sleep(_WATCH_S)

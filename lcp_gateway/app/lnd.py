@@ -1,0 +1,209 @@
+"""lnd, where there is one: how it is, what became of unknown payments, and what the others really cost."""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from structlog.typing import FilteringBoundLogger
+
+from lcp_gateway.app.ledgers import LedgerError, Ledgers
+from lcp_gateway.config import Settings
+from lcp_gateway.lightning.payments import LndError, PaymentState
+from lcp_gateway.lightning.reconcile import (
+    OpenPayment,
+    Reconciler,
+    Resolution,
+    Summary,
+    Timing,
+    open_payment,
+)
+from lcp_gateway.purchase.journal import JournalUnavailable, Learnt
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.states import State
+from lcp_gateway.routing.standing import Standings
+from lcp_gateway.store.engine import DatabaseUnavailable
+from lcp_gateway.store.recovery import NotUnknown, resolve
+from lcp_gateway.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from lcp_gateway.lightning.lnd import Lnd
+
+_WATCH_S = 5.0
+_ALL_OPEN = 10_000
+_MAX_TO_LEARN = 1_000
+
+
+@contextlib.asynccontextmanager
+async def open_lnd(settings: Settings) -> "AsyncIterator[Lnd | None]":
+    """Open lnd, where the settings name one.
+
+    Raises:
+        LedgerError: its files or its stubs are missing.
+    """
+    if not settings.lnd_grpc_addr:
+        yield None
+        return
+    # Imported where it is used: lnd's stubs are an optional extra.
+    from lcp_gateway.lightning.lnd import Lnd, LndAddress, LndNotInstalled  # noqa: PLC0415 - see above
+
+    if settings.lnd_tls_cert is None or settings.lnd_macaroon_file is None:
+        raise LedgerError("lnd_grpc_addr needs lnd_tls_cert and lnd_macaroon_file")
+    address = LndAddress(settings.lnd_grpc_addr, settings.lnd_tls_cert, settings.lnd_macaroon_file)
+    try:
+        lnd = Lnd(address)
+    except (LndNotInstalled, OSError) as error:
+        raise LedgerError(f"lnd cannot be used: {error}") from error
+    async with lnd:
+        yield lnd
+
+
+class LndWatch:
+    """Asks lnd how it is, and what became of unknown payments."""
+
+    def __init__(
+        self,
+        lnd: "Lnd",
+        ledgers: Ledgers,
+        *,
+        daemon_node_id: Callable[[], str],
+        standings: Standings,
+        interval_s: float,
+        metrics: Metrics,
+        log: FilteringBoundLogger,
+    ) -> None:
+        """``daemon_node_id`` is the node that pays: only its lnd can prove that a payment never was."""
+        self._lnd = lnd
+        self._ledgers = ledgers
+        self._daemon_node_id = daemon_node_id
+        self._standings = standings
+        self._interval_s = interval_s
+        self._metrics = metrics
+        self._log = log
+        self._pays = False
+        self._report: Mapping[str, object] = {"reachable": False}
+        self._to_learn: deque[tuple[bytes, bytes]] = deque(maxlen=_MAX_TO_LEARN)
+        self._more_to_learn = asyncio.Event()
+
+    def report(self) -> Mapping[str, object]:
+        """Give how lnd was when it was last asked, for whoever looks."""
+        return self._report
+
+    def settled(self, purchase: Purchase) -> None:
+        """Have the fee and the preimage of a payment looked up; what is too much is left out."""
+        if purchase.payment_hash is not None:
+            self._to_learn.append((purchase.quote.job_id, purchase.payment_hash))
+            self._more_to_learn.set()
+
+    async def run(self) -> None:
+        """Watch and reconcile until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch())
+            group.create_task(self._learn())
+            if self._ledgers.books is not None:
+                group.create_task(self._reconciler().run(self._passed, self._erred))
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                info = await self._lnd.info()
+                balance = await self._lnd.balance()
+            except LndError as error:
+                self._report = {"reachable": False, "problem": error.status}
+                self._metrics.lnd(False, False, 0, 0, 0)
+            else:
+                self._pays = info.identity == self._daemon_node_id()
+                self._ledgers.network = info.invoice_prefix
+                self._report = {
+                    "reachable": True,
+                    "synced_to_chain": info.synced_to_chain,
+                    "network": info.network,
+                    "local_msat": balance.local_msat,
+                    "channels_active": info.channels_active,
+                    "channels_inactive": info.channels_inactive,
+                    "pays": self._pays,
+                }
+                self._metrics.lnd(
+                    True,
+                    info.synced_to_chain and info.synced_to_graph,
+                    balance.local_msat,
+                    info.channels_active,
+                    info.channels_inactive,
+                )
+            await asyncio.sleep(_WATCH_S)
+
+    async def _learn(self) -> None:
+        stored = self._ledgers.stored
+        while stored is not None:
+            await self._more_to_learn.wait()
+            self._more_to_learn.clear()
+            while self._to_learn:
+                job_id, payment_hash = self._to_learn.popleft()
+                with contextlib.suppress(LndError):
+                    record = await self._lnd.payment(payment_hash)
+                    if record.state is PaymentState.SETTLED:
+                        stored.learn(
+                            job_id,
+                            datetime.now(UTC),
+                            Learnt(fee_msat=record.fee_msat, preimage=record.preimage),
+                        )
+
+    def _reconciler(self) -> Reconciler:
+        return Reconciler(
+            lookup=self._lnd.payment,
+            open_payments=self._open_payments,
+            resolve=self._resolve,
+            lnd_pays=lambda: self._pays,
+            timing=Timing(interval_s=self._interval_s),
+        )
+
+    async def _open_payments(self) -> AsyncIterator[OpenPayment]:
+        assert self._ledgers.books is not None  # noqa: S101 - the reconciler runs only with books
+        try:
+            found = await self._ledgers.books.unknowns(limit=_ALL_OPEN)
+        except DatabaseUnavailable as error:
+            raise JournalUnavailable(str(error)) from error
+        for record in found:
+            yield open_payment(
+                record.job_id, record.payment_request, record.expires_at, record.paying_at
+            )
+
+    async def _resolve(self, payment: OpenPayment, resolution: Resolution) -> bool:
+        database = self._ledgers.database
+        assert database is not None  # noqa: S101 - as above
+        try:
+            await resolve(
+                database, payment.job_id, resolution.state, resolution.at, resolution.learnt
+            )
+        except NotUnknown:
+            return False
+        except DatabaseUnavailable as error:
+            raise JournalUnavailable(str(error)) from error
+        await self._tell_standings(payment.job_id, resolution.state)
+        self._log.info(
+            "an unknown payment was resolved",
+            job_id=payment.job_id.hex(),
+            state=resolution.state.value,
+            evidence=resolution.evidence.value,
+        )
+        return True
+
+    async def _tell_standings(self, job_id: bytes, state: State) -> None:
+        assert self._ledgers.books is not None  # noqa: S101 - as above
+        with contextlib.suppress(DatabaseUnavailable):
+            if record := await self._ledgers.books.purchase(job_id):
+                self._standings.resolved(record.peer_id, job_id, record.price_msat, state)
+
+    def _passed(self, summary: Summary) -> None:
+        for _ in range(summary.settled):
+            self._metrics.reconciled(State.SETTLED.value)
+        for _ in range(summary.not_paid):
+            self._metrics.reconciled(State.NOT_PAID.value)
+        for _ in range(summary.still_open):
+            self._metrics.reconciled("still_unknown")
+
+    def _erred(self, error: Exception) -> None:
+        self._metrics.reconciled("error")
+        self._log.warning("reconciling with lnd failed", exc_info=error)

@@ -1,0 +1,30 @@
+"""The quote as an answer: what ``X-Lcp-Quote-Only`` gives."""
+
+import orjson
+from aiohttp import web
+
+from lcp_gateway.http.errors import quote_headers
+from lcp_gateway.purchase.book import HeldQuote
+from lcp_gateway.purchase.limits import FeeReckoning
+
+
+def quote_response(held: HeldQuote, fee: FeeReckoning) -> web.Response:
+    """Give a quote that can be taken with ``X-Lcp-Quote-Id``; nothing was paid."""
+    quote = held.offer.quote
+    document = {
+        "object": "lcp.quote",
+        "id": held.id,
+        "model": held.order.task.model,
+        "peer_id": quote.peer_id,
+        "job_id": quote.job_id.hex(),
+        "price_msat": quote.price_msat,
+        "max_fee_msat": fee.fee_msat(quote.price_msat),
+        "runner_up_msat": held.offer.runner_up_msat,
+        "expires_at": int(quote.expires_at.timestamp()),
+        "terms_hash": quote.terms_hash.hex(),
+    }
+    return web.Response(
+        body=orjson.dumps(document),
+        content_type="application/json",
+        headers=quote_headers(quote),
+    )

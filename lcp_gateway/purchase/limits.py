@@ -1,0 +1,66 @@
+"""What may be spent: caps on one purchase, and budgets for many."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lcp_gateway.purchase.errors import PriceLimitExceeded
+from lcp_gateway.purchase.journal import Budget, Period
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.quote import Quote
+
+_PPM = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class FeeReckoning:
+    """The routing fee that is reckoned with before lnd tells the real one: a share of the price, and a base."""
+
+    ppm: int = 10_000
+    base_msat: int = 1_000
+
+    def fee_msat(self, price_msat: int) -> Msat:
+        """Give the fee for a price, rounded up."""
+        return Msat(self.base_msat + -(-price_msat * self.ppm // _PPM))
+
+
+@dataclass(frozen=True, slots=True)
+class SpendingLimits:
+    """The operator's limits; 0 and an empty table mean none.
+
+    ``max_price_msat`` looks at the price alone; ``max_total_msat`` and the limits of models at price and fee together.
+    """
+
+    max_price_msat: int = 0
+    max_total_msat: int = 0
+    model_max_total_msat: Mapping[str, int] = field(default_factory=dict)
+    budgets: Mapping[Period, int] = field(default_factory=dict)
+    key_budgets: Mapping[Period, int] = field(default_factory=dict)
+    fee: FeeReckoning = FeeReckoning()
+
+    def check_price(self, order: Order, quote: Quote) -> None:
+        """Let a quote pass that asks no more than every cap allows.
+
+        Raises:
+            PriceLimitExceeded: it asks more.
+        """
+        if self.max_price_msat and quote.price_msat > self.max_price_msat:
+            raise PriceLimitExceeded(quote, self.max_price_msat)
+        totals = [self.max_total_msat, self.model_max_total_msat.get(order.task.model, 0)]
+        caps = [cap for cap in totals if cap]
+        if order.limit_msat is not None:
+            caps.append(order.limit_msat)
+        fee_msat = self.fee.fee_msat(quote.price_msat)
+        if caps and quote.price_msat + fee_msat > min(caps):
+            raise PriceLimitExceeded(quote, min(caps), fee_msat=fee_msat)
+
+    def budgets_for(self, key_id: str) -> Sequence[Budget]:
+        """Give the budgets that a purchase of this credential is counted in."""
+        found = [Budget(period, Msat(limit)) for period, limit in self.budgets.items() if limit]
+        if key_id:
+            found += [
+                Budget(period, Msat(limit), key_id)
+                for period, limit in self.key_budgets.items()
+                if limit
+            ]
+        return found

@@ -1,0 +1,149 @@
+"""Asking for quotes: one peer after another or several at once, until one can be bought."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lcp_gateway.purchase.errors import PriceLimitExceeded, PurchaseError, Refused, UpstreamError
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.ports import Upstream
+from lcp_gateway.purchase.quote import Quote
+
+_NOT_TAKEN = "another quote was taken"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The quote that was chosen, and the price of the next best where several were asked."""
+
+    quote: Quote
+    payment_hash: bytes | None
+    runner_up_msat: Msat | None = None
+
+
+Inspection = Callable[[Order, Quote], bytes | None]
+"""Looks at a quote and gives the payment hash of its invoice, where it reads it; raises ``Refused`` for one that may
+not be bought."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How peers are asked: so many at once, at most so many in all, and how long an answer may take.
+
+    Once one quote can be bought, others that were asked with it have ``patience_s`` left.
+    """
+
+    at_once: int = 1
+    at_most: int = 3
+    timeout_s: float = 5.0
+    patience_s: float = 0.3
+
+
+class Market:
+    """Finds the quote to buy. Everything here costs nothing and may fail over freely."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        asking: Asking,
+        *,
+        inspect: Inspection,
+        background: Callable[[Coroutine[Any, Any, None]], None],
+        cancel_timeout_s: float,
+        on_quote: Callable[[Order, Quote, float], None] = lambda _order, _quote, _duration_s: None,
+        on_failure: Callable[[str, PurchaseError], None] = lambda _peer_id, _error: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``on_quote`` hears of each quote and how many seconds it took, ``on_failure`` why a peer fell out."""
+        self._upstream = upstream
+        self._asking = asking
+        self._inspect = inspect
+        self._background = background
+        self._cancel_timeout_s = cancel_timeout_s
+        self._on_quote = on_quote
+        self._on_failure = on_failure
+        self._clock = clock
+
+    async def offer(self, order: Order, peer_ids: Sequence[str]) -> Offer:
+        """Give the cheapest acceptable quote of the first peers that have one.
+
+        Raises:
+            Refused: no quote was acceptable; carries the cheapest one that was only too dear, if any.
+            UpstreamError: no peer gave a quote.
+        """
+        failures: list[PurchaseError] = []
+        asked = peer_ids[: self._asking.at_most]
+        for start in range(0, len(asked), self._asking.at_once):
+            group = asked[start : start + self._asking.at_once]
+            offers = await self._ask(order, group, failures)
+            if offers:
+                best, *others = offers
+                self._drop(offer.quote for offer in others)
+                self._drop(error.quote for error in failures)
+                return replace(best, runner_up_msat=others[0].quote.price_msat if others else None)
+        error = _most_telling(failures)
+        # The cheapest that was too dear stays: it can still be taken by whoever raises the limit.
+        kept = error.quote if isinstance(error, PriceLimitExceeded) else None
+        self._drop(failed.quote for failed in failures if failed.quote is not kept)
+        raise error
+
+    async def _ask(
+        self, order: Order, peer_ids: Sequence[str], failures: list[PurchaseError]
+    ) -> list[Offer]:
+        """Ask some peers at once; gives the quotes that can be bought, the cheapest first."""
+        if len(peer_ids) == 1:
+            results: Sequence[Offer | PurchaseError | None] = [await self._try(order, peer_ids[0])]
+        else:
+            results = await self._ask_together(order, peer_ids)
+        offers = []
+        for peer_id, result in zip(peer_ids, results, strict=True):
+            if isinstance(result, Offer):
+                offers.append(result)
+            elif result is not None:
+                failures.append(result)
+                self._on_failure(peer_id, result)
+        return sorted(offers, key=lambda offer: offer.quote.price_msat)
+
+    async def _ask_together(
+        self, order: Order, peer_ids: Sequence[str]
+    ) -> "Sequence[Offer | PurchaseError | None]":
+        tasks = [asyncio.create_task(self._try(order, peer_id)) for peer_id in peer_ids]
+        try:
+            waiting = set(tasks)
+            while waiting and not any(_has_offer(task) for task in tasks):
+                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if waiting:
+                await asyncio.wait(waiting, timeout=self._asking.patience_s)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return [task.result() if task.done() and not task.cancelled() else None for task in tasks]
+
+    async def _try(self, order: Order, peer_id: str) -> Offer | PurchaseError:
+        started = self._clock()
+        try:
+            quote = await self._upstream.request_quote(order.task, peer_id, self._asking.timeout_s)
+            self._on_quote(order, quote, self._clock() - started)
+            return Offer(quote, self._inspect(order, quote))
+        except (UpstreamError, Refused) as error:
+            return error
+
+    def _drop(self, quotes: Iterable[Quote | None]) -> None:
+        for quote in quotes:
+            if quote is not None:
+                self._background(self._upstream.cancel(quote, _NOT_TAKEN, self._cancel_timeout_s))
+
+
+def _most_telling(failures: Sequence[PurchaseError]) -> PurchaseError:
+    too_dear = [error for error in failures if isinstance(error, PriceLimitExceeded)]
+    if too_dear:
+        return min(too_dear, key=lambda error: error.price_msat)
+    refused = [error for error in failures if isinstance(error, Refused)]
+    return (refused or failures)[-1]
+
+
+def _has_offer(task: "asyncio.Task[Offer | PurchaseError]") -> bool:
+    return task.done() and not task.cancelled() and isinstance(task.result(), Offer)

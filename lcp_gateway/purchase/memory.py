@@ -1,0 +1,171 @@
+"""Remembers answers by what may ask for them again, within a budget of bytes and a time."""
+
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lcp_gateway.purchase.answers import Answer, Pool
+from lcp_gateway.purchase.errors import PurchaseError
+from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.states import Verdict
+
+_MAX_ENTRIES = 20_000
+
+
+class KeyReused(PurchaseError):
+    """The idempotency key belongs to another request."""
+
+
+class AnswerLost(PurchaseError):
+    """It was bought before, and its answer is no longer held."""
+
+    def __init__(self, answer: Answer) -> None:
+        quote = answer.purchase.quote if answer.purchase is not None else None
+        super().__init__(
+            "this was bought before and its answer is no longer held; asking again would pay again",
+            quote=quote,
+        )
+        self.verdict = answer.verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """What tells that a request may be a repeat of another.
+
+    ``key`` is the client's idempotency key. ``is_retry`` is set where the client says that it tries again.
+    ``client_request_id`` is an id that a client keeps over its retries.
+    """
+
+    key: str | None = None
+    is_retry: bool = False
+    client_request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimits:
+    """How much is remembered and for how long: bytes in all, seconds for bytes, for keys and for unmarked repeats."""
+
+    bytes_in_all: int = 64 * 1024 * 1024
+    bytes_for_s: float = 600.0
+    keys_for_s: float = 86_400.0
+    repeats_for_s: float = 120.0
+
+
+_Name = tuple[str, str, str, bytes]
+
+
+class _Names:
+    """Answers by name, each for ``keep_s``; the oldest go first when there are too many."""
+
+    def __init__(self, keep_s: float) -> None:
+        self._keep_s = keep_s
+        self._held: OrderedDict[_Name, tuple[Answer, float]] = OrderedDict()
+
+    def get(self, name: _Name, now: float) -> Answer | None:
+        found = self._held.get(name)
+        return found[0] if found is not None and now - found[1] <= self._keep_s else None
+
+    def put(self, name: _Name, answer: Answer, now: float) -> None:
+        self._held[name] = (answer, now)
+        self._held.move_to_end(name)
+        while self._held:
+            oldest, (_, since) = next(iter(self._held.items()))
+            if len(self._held) <= _MAX_ENTRIES and now - since <= self._keep_s:
+                return
+            del self._held[oldest]
+
+
+class AnswerMemory:
+    """Finds the answer that a request asks for again."""
+
+    def __init__(
+        self,
+        limits: MemoryLimits,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        on_held: Callable[[int], None] = lambda _byte_count: None,
+    ) -> None:
+        """``on_held`` is told how many bytes are held, each time an answer ends."""
+        self._limits = limits
+        self._clock = clock
+        self._on_held = on_held
+        self._by_key = _Names(limits.keys_for_s)
+        self._by_repeat = _Names(limits.repeats_for_s)
+        # Ended answers whose bytes are held, with the time until which they are; each in order of that time.
+        self._keyed: deque[tuple[Answer, float]] = deque()
+        self._unkeyed: deque[tuple[Answer, float]] = deque()
+        self.pool = Pool(limits.bytes_in_all)
+        self.pool.make_room = self._make_room
+
+    def find(self, order: Order, repeat: Repeat) -> Answer | None:
+        """Give the answer that this request repeats, if it does.
+
+        Raises:
+            KeyReused: the idempotency key came with another body before.
+            AnswerLost: it was bought, and its bytes are gone.
+        """
+        answer = self._repeated(order, repeat)
+        if answer is None or (answer.ended and answer.verdict is Verdict.NONE):
+            return None
+        if not answer.readable and answer.error is None:
+            raise AnswerLost(answer)
+        return answer
+
+    def add(self, answer: Answer, repeat: Repeat) -> None:
+        """Remember an answer that is about to be bought; ``ended`` has to follow."""
+        now = self._clock()
+        order = answer.order
+        self._by_repeat.put(_body_name(order), answer, now)
+        if repeat.client_request_id is not None:
+            self._by_repeat.put(_client_name(order, repeat.client_request_id), answer, now)
+        if repeat.key is not None:
+            self._by_key.put(_key_name(order, repeat.key), answer, now)
+
+    def ended(self, answer: Answer, repeat: Repeat) -> None:
+        """Keep an ended answer's bytes for as long as they may be asked for."""
+        now = self._clock()
+        if repeat.key is not None:
+            self._keyed.append((answer, now + self._limits.bytes_for_s))
+        else:
+            self._unkeyed.append((answer, now + self._limits.repeats_for_s))
+        for held in (self._keyed, self._unkeyed):
+            while held and held[0][1] < now:
+                held.popleft()[0].forget()
+        self._on_held(self.pool.held_bytes)
+
+    def _make_room(self) -> None:
+        """Let go of the bytes of ended answers until the pool is within its limit, the unmarked ones first."""
+        for held in (self._unkeyed, self._keyed):
+            while held and self.pool.held_bytes > self.pool.limit_bytes:
+                held.popleft()[0].forget()
+
+    def _repeated(self, order: Order, repeat: Repeat) -> Answer | None:
+        now = self._clock()
+        if repeat.key is not None:
+            found = self._by_key.get(_key_name(order, repeat.key), now)
+            if found is not None and not _is_same(found.order, order):
+                raise KeyReused("the idempotency key was used with another request before")
+            return found
+        found = None
+        if repeat.is_retry:
+            found = self._by_repeat.get(_body_name(order), now)
+        if found is None and repeat.client_request_id is not None:
+            found = self._by_repeat.get(_client_name(order, repeat.client_request_id), now)
+        return found
+
+
+def _key_name(order: Order, key: str) -> _Name:
+    return ("key", order.key_id, key, b"")
+
+
+def _body_name(order: Order) -> _Name:
+    return ("body", order.key_id, order.task.kind.value, order.body_sha256)
+
+
+def _client_name(order: Order, client_request_id: str) -> _Name:
+    return ("client", order.key_id, client_request_id, order.body_sha256)
+
+
+def _is_same(one: Order, other: Order) -> bool:
+    return one.body_sha256 == other.body_sha256 and one.task.kind is other.task.kind

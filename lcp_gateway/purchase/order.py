@@ -1,0 +1,31 @@
+"""An order: a task with who asks for it and on what conditions."""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A task to be bought for somebody.
+
+    ``key_id`` names the credential without being one, and is empty where there is none. ``limit_msat`` is what the client
+    itself will pay at most, price and reckoned fee together; None leaves it to the gateway's own limits.
+    """
+
+    task: Task
+    request_id: str
+    key_id: str
+    body_sha256: bytes
+    limit_msat: Msat | None = None
+
+    @classmethod
+    def of(cls, task: Task, *, request_id: str, key_id: str, limit_msat: Msat | None) -> "Order":
+        """Give the order for a task; hashes its body once for all who compare bodies."""
+        return cls(task, request_id, key_id, hashlib.sha256(task.body).digest(), limit_msat)
+
+    def without_body(self) -> "Order":
+        """Give the order as it is remembered: what it was for, without what was said."""
+        return replace(self, task=replace(self.task, body=b""))

@@ -1,0 +1,281 @@
+"""Takes orders: finds a repeat or buys, in a task of its own that outlives the request which asked."""
+
+import asyncio
+import enum
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lcp_gateway.purchase.answers import Answer, Bounds, Head
+from lcp_gateway.purchase.book import HeldQuote, QuoteBook
+from lcp_gateway.purchase.brake import LoopBrake
+from lcp_gateway.purchase.errors import (
+    PaymentFailed,
+    PurchaseError,
+    Refused,
+    Undelivered,
+    UpstreamError,
+)
+from lcp_gateway.purchase.flow import Buyer
+from lcp_gateway.purchase.market import Market, Offer
+from lcp_gateway.purchase.memory import AnswerMemory, Repeat
+from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.states import State, Verdict
+from lcp_gateway.purchase.task import Task
+
+CANCEL_REASON = "request canceled"
+# Statuses after which the peer may still be working for nobody.
+_STILL_RUNNING = frozenset({"CANCELLED", "DEADLINE_EXCEEDED"})
+_PERHAPS_AT_WORK = frozenset({State.PAYING, State.UNKNOWN, State.SETTLED, State.UNDELIVERED})
+
+PeerChoice = Callable[[Task], Awaitable[Sequence[str]]]
+"""Gives the peers that may do a task, the first choice first; raises where there are none."""
+
+
+class Reason(enum.StrEnum):
+    """Why the gateway ended a purchase itself; the value is the error's code."""
+
+    NOBODY_WAITS = "nobody_waits"
+    SHUTTING_DOWN = "shutting_down"
+    ENDED = "ended"
+
+
+_WORDS = {
+    Reason.NOBODY_WAITS: "nobody waited for the answer any more",
+    Reason.SHUTTING_DOWN: "the gateway is shutting down and could not wait for this any longer",
+    Reason.ENDED: "the gateway ended the request",
+}
+
+
+class Interrupted(PurchaseError):
+    """The gateway itself ended the purchase."""
+
+    def __init__(self, reason: Reason, purchase: Purchase | None) -> None:
+        super().__init__(_WORDS[reason], quote=None if purchase is None else purchase.quote)
+        self.code = reason.value
+        self.verdict = Verdict.NONE if purchase is None else purchase.verdict
+
+
+class Observer:
+    """Hears of what happens to orders. Does nothing itself."""
+
+    def quoted(self, answer: Answer) -> None:
+        """A quote was taken for it."""
+
+    def ended(self, answer: Answer) -> None:
+        """Nothing more will come of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a paid answer that nobody waits for goes on being taken in, and how long a peer may take to be told."""
+
+    grace_s: float = 10.0
+    cancel_timeout_s: float = 2.0
+
+
+class PurchaseService:
+    """Buys what is ordered, once."""
+
+    def __init__(
+        self,
+        *,
+        market: Market,
+        buyer: Buyer,
+        peers: PeerChoice,
+        memory: AnswerMemory,
+        book: QuoteBook,
+        brake: LoopBrake,
+        bounds: Bounds,
+        patience: Patience,
+        background: Callable[[Coroutine[Any, Any, None]], None],
+        observer: Observer,
+        clock: Callable[[], float],
+    ) -> None:
+        self._market = market
+        self._buyer = buyer
+        self._peers = peers
+        self._memory = memory
+        self._book = book
+        self._brake = brake
+        self._bounds = bounds
+        self._patience = patience
+        self._background = background
+        self._observer = observer
+        self._clock = clock
+        self._running: dict[Answer, asyncio.Task[None]] = {}
+        self._leaving: dict[Answer, asyncio.TimerHandle] = {}
+        self._reasons: dict[Answer, Reason] = {}
+
+    def __len__(self) -> int:
+        """How many orders are being bought now."""
+        return len(self._running)
+
+    def find(self, order: Order, repeat: Repeat) -> Answer | None:
+        """Give the answer that a request asks for again, or None.
+
+        Raises:
+            KeyReused, AnswerLost: see ``AnswerMemory.find``.
+        """
+        return self._memory.find(order, repeat)
+
+    def start(self, order: Order, repeat: Repeat, quote_name: str | None = None) -> Answer:
+        """Begin to buy; with ``quote_name`` the quote of that id is taken.
+
+        Raises:
+            LoopDetected: the same request came too often.
+            UnknownQuote, QuoteForAnotherBody, QuoteExpired: see ``QuoteBook.take``.
+        """
+        self._brake.check(order)
+        offer = None
+        if quote_name is not None:
+            # Without its payment hash, so that it is inspected again: limits may differ from when it was shown.
+            offer = replace(self._book.take(order, quote_name), payment_hash=None)
+        answer = Answer(order, self._bounds, self._memory.pool)
+        self._memory.add(answer, repeat)
+        task = asyncio.create_task(self._run(answer, offer))
+        self._running[answer] = task
+        # A callback, since a task that is cancelled before its first step runs no code of its own.
+        task.add_done_callback(lambda _task: self._finished(answer, repeat))
+        return answer
+
+    async def quote(self, order: Order) -> HeldQuote:
+        """Get a quote that can be taken later; pays nothing.
+
+        Raises:
+            Exception: no quote could be had.
+        """
+        try:
+            offer = await self._market.offer(order, await self._peers(order.task))
+        except Refused as refusal:
+            self._hold_if_good(order, refusal)
+            raise
+        return self._hold(order, offer)
+
+    def left(self, answer: Answer) -> None:
+        """Say that a request no longer reads an answer; the last one to leave sets the end in motion."""
+        answer.listeners -= 1
+        if answer.listeners or answer.ended or answer not in self._running:
+            return
+        answer.abandoned = True
+        if answer.verdict is Verdict.NONE:
+            self.interrupt(answer, Reason.NOBODY_WAITS)
+        elif answer not in self._leaving:
+            loop = asyncio.get_running_loop()
+            self._leaving[answer] = loop.call_later(self._patience.grace_s, self._abandon, answer)
+
+    def joined(self, answer: Answer) -> None:
+        """Say that a request waits for an answer; ``left`` has to follow."""
+        answer.listeners += 1
+        answer.abandoned = False
+        if timer := self._leaving.pop(answer, None):
+            timer.cancel()
+
+    def interrupt(self, answer: Answer, reason: Reason) -> None:
+        """End an order that is being bought."""
+        if task := self._running.get(answer):
+            self._reasons[answer] = reason
+            task.cancel()
+
+    def interrupt_all(self, reason: Reason) -> int:
+        """End all orders that are being bought; gives how many."""
+        running = list(self._running)
+        for answer in running:
+            self.interrupt(answer, reason)
+        return len(running)
+
+    async def wait_idle(self) -> None:
+        """Wait for the orders that are being bought to come to their end."""
+        if self._running:
+            await asyncio.wait(self._running.values())
+
+    def _abandon(self, answer: Answer) -> None:
+        self._leaving.pop(answer, None)
+        if not answer.listeners:
+            self.interrupt(answer, Reason.NOBODY_WAITS)
+
+    async def _run(self, answer: Answer, offer: Offer | None) -> None:
+        try:
+            await self._buy(answer, offer)
+            answer.end()
+        except asyncio.CancelledError:
+            self._cancel_job(answer.purchase)
+            answer.fail(self._interrupted(answer))
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
+            self._cancel_if_at_work(answer.purchase, error)
+            self._hold_if_good(answer.order, error)
+            answer.fail(error)
+
+    def _finished(self, answer: Answer, repeat: Repeat) -> None:
+        if not answer.ended:
+            answer.fail(self._interrupted(answer))
+        del self._running[answer]
+        self._reasons.pop(answer, None)
+        if timer := self._leaving.pop(answer, None):
+            timer.cancel()
+        self._memory.ended(answer, repeat)
+        self._observer.ended(answer)
+
+    def _interrupted(self, answer: Answer) -> Interrupted:
+        return Interrupted(self._reasons.get(answer, Reason.ENDED), answer.purchase)
+
+    async def _buy(self, answer: Answer, offer: Offer | None) -> None:
+        order = answer.order
+        started = self._clock()
+        if offer is None:
+            offer = await self._market.offer(order, await self._peers(order.task))
+        answer.purchase = purchase = Purchase(
+            order,
+            offer.quote,
+            payment_hash=offer.payment_hash,
+            runner_up_msat=offer.runner_up_msat,
+        )
+        answer.quote_s = self._clock() - started
+        self._observer.quoted(answer)
+        started = self._clock()
+        try:
+            if order.task.stream:
+                await self._stream(answer, purchase)
+            else:
+                result = await self._buyer.buy(purchase)
+                answer.append(result.body)
+                answer.begin(Head(result.content_type, result.content_encoding))
+        finally:
+            answer.execute_s = self._clock() - started
+
+    async def _stream(self, answer: Answer, purchase: Purchase) -> None:
+        stream = await self._buyer.open_stream(purchase)
+        answer.begin(Head(stream.content_type, stream.content_encoding))
+        async with aclosing(stream.chunks()) as chunks:
+            async for block in chunks:
+                answer.append(block)
+                if answer.is_ahead:
+                    await answer.room()
+                elif not answer.readable and not answer.listeners:
+                    # Too large to be kept, and nobody takes it.
+                    self.interrupt(answer, Reason.NOBODY_WAITS)
+
+    def _hold_if_good(self, order: Order, error: Exception) -> None:
+        """Hold the quote of a refusal that may pass later, so that it can still be taken."""
+        if isinstance(error, Refused) and error.may_pass_later and error.quote is not None:
+            self._hold(order, Offer(error.quote, None))
+
+    def _hold(self, order: Order, offer: Offer) -> HeldQuote:
+        held = HeldQuote(order.without_body(), offer)
+        self._book.hold(held)
+        return held
+
+    def _cancel_if_at_work(self, purchase: Purchase | None, error: Exception) -> None:
+        # A deadline, or a stream that broke off before its end: the peer may still be at it.
+        broke_off = isinstance(error, Undelivered) and isinstance(error.__cause__, UpstreamError)
+        timed_out = isinstance(error, PaymentFailed) and error.status in _STILL_RUNNING
+        if broke_off or timed_out:
+            self._cancel_job(purchase)
+
+    def _cancel_job(self, purchase: Purchase | None) -> None:
+        if purchase is not None and purchase.state in _PERHAPS_AT_WORK:
+            self._background(
+                self._buyer.cancel(purchase, CANCEL_REASON, self._patience.cancel_timeout_s)
+            )

@@ -1,0 +1,98 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcp_gateway.purchase.errors import PriceLimitExceeded
+from lcp_gateway.purchase.journal import Budget, Period
+from lcp_gateway.purchase.limits import FeeReckoning, SpendingLimits
+from lcp_gateway.purchase.money import Msat
+from tests.support.purchases import quote
+from tests.support.shop import ordered
+
+# 1% and 1 sat, as reckoned with by default.
+FEE_OF_10_000 = 1_100
+
+
+def passes(limits: SpendingLimits, price_msat: int, *, asks_at_most=None) -> bool:
+    try:
+        limits.check_price(ordered(limit_msat=asks_at_most), quote(price_msat))
+    except PriceLimitExceeded:
+        return False
+    return True
+
+
+def test_the_fee_is_reckoned_as_a_share_and_a_base_rounded_up():
+    assert FeeReckoning().fee_msat(10_000) == FEE_OF_10_000
+    assert FeeReckoning().fee_msat(1) == 1_001
+    assert FeeReckoning(0, 0).fee_msat(10_000) == 0
+
+
+@given(price=st.integers(0, 10**15), ppm=st.integers(0, 10**6), base=st.integers(0, 10**9))
+def test_the_fee_is_never_reckoned_too_low(price, ppm, base):
+    fee = FeeReckoning(ppm, base).fee_msat(price)
+    assert (fee - base) * 1_000_000 >= price * ppm > (fee - base - 1) * 1_000_000
+
+
+def test_without_limits_everything_passes():
+    assert passes(SpendingLimits(), 10**17)
+
+
+def test_the_cap_on_the_price_knows_no_fee():
+    limits = SpendingLimits(max_price_msat=10_000)
+    assert passes(limits, 10_000)
+    assert not passes(limits, 10_001)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        SpendingLimits(max_total_msat=11_100),
+        SpendingLimits(model_max_total_msat={"m": 11_100}),
+        SpendingLimits(max_total_msat=11_100, model_max_total_msat={"m": 90_000}),
+        SpendingLimits(max_total_msat=90_000, model_max_total_msat={"m": 11_100}),
+    ],
+)
+def test_a_cap_on_the_total_counts_the_fee_and_the_lowest_holds(limits):
+    assert passes(limits, 10_000)
+    assert not passes(limits, 10_001)
+
+
+def test_a_cap_of_another_model_says_nothing():
+    assert passes(SpendingLimits(model_max_total_msat={"other": 1}), 10_000)
+
+
+def test_the_client_can_only_lower_the_cap():
+    limits = SpendingLimits(max_total_msat=11_100)
+    assert passes(limits, 10_000, asks_at_most=Msat(90_000))
+    assert not passes(limits, 10_001, asks_at_most=Msat(90_000))
+    assert not passes(limits, 10_000, asks_at_most=Msat(11_099))
+    assert passes(limits, 10_000, asks_at_most=Msat(11_100))
+
+
+def test_the_client_cannot_lift_the_cap_on_the_price_either():
+    limits = SpendingLimits(max_price_msat=5_000)
+    assert not passes(limits, 5_001, asks_at_most=Msat(10**9))
+
+
+def test_a_client_that_pays_nothing_at_all_gets_nothing():
+    assert not passes(SpendingLimits(), 1, asks_at_most=Msat(0))
+
+
+def test_the_refusal_says_price_limit_and_that_nothing_was_paid():
+    limits = SpendingLimits(max_total_msat=11_000)
+    with pytest.raises(PriceLimitExceeded) as caught:
+        limits.check_price(ordered(), quote(10_000))
+    error = caught.value
+    assert (error.price_msat, error.limit_msat) == (10_000, 11_000)
+    assert error.may_pass_later and error.quote.price_msat == 10_000
+    for word in ("10000 msat", "1100 msat of routing fees", "11000 msat", "nothing was paid"):
+        assert word in error.message
+
+
+def test_budgets_are_those_of_the_gateway_and_of_the_key():
+    limits = SpendingLimits(
+        budgets={Period.HOUR: 1, Period.DAY: 0, Period.MONTH: 3}, key_budgets={Period.DAY: 2}
+    )
+    whole = [Budget(Period.HOUR, Msat(1)), Budget(Period.MONTH, Msat(3))]
+    assert limits.budgets_for("") == whole
+    assert limits.budgets_for("alice") == [*whole, Budget(Period.DAY, Msat(2), "alice")]

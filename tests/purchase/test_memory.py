@@ -1,0 +1,212 @@
+import pytest
+
+from lcp_gateway.purchase.answers import Answer, Bounds, Head
+from lcp_gateway.purchase.errors import PaymentFailed, UpstreamError
+from lcp_gateway.purchase.memory import (
+    AnswerLost,
+    AnswerMemory,
+    KeyReused,
+    MemoryLimits,
+    Repeat,
+)
+from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.states import Event, Verdict
+from lcp_gateway.purchase.task import Task, TaskKind
+from tests.support.purchases import quote
+from tests.support.shop import BODY, OTHER_BODY, ordered
+
+KEY = Repeat(key="k")
+RETRY = Repeat(is_retry=True)
+FIRST = Repeat()
+CODEX = Repeat(client_request_id="c1")
+
+
+class Remembering:
+    """A memory with a clock that is set by hand."""
+
+    def __init__(self, **limits) -> None:
+        self.at = 0.0
+        self.memory = AnswerMemory(MemoryLimits(**limits), lambda: self.at)
+
+    def find(self, order, repeat):
+        return self.memory.find(order, repeat)
+
+    def bought(self, order, repeat=FIRST, body=b"answer", end=Event.DELIVER) -> Answer:
+        """An answer that was bought and ended."""
+        answer = self.running(order, repeat)
+        purchase = answer.purchase = Purchase(order, quote())
+        purchase.apply(Event.PAY)
+        if end in {Event.FAIL_PAYMENT, Event.LOSE_SIGHT}:
+            purchase.apply(end)
+            cause = UpstreamError("UNKNOWN", "no")
+            answer.fail(PaymentFailed(cause, purchase.verdict, quote=purchase.quote))
+        else:
+            purchase.apply(Event.SETTLE)
+            purchase.apply(end)
+            answer.append(body)
+            answer.begin(Head("application/json", "identity"))
+            answer.end()
+        self.memory.ended(answer, repeat)
+        return answer
+
+    def running(self, order, repeat=FIRST) -> Answer:
+        answer = Answer(order, Bounds(), self.memory.pool)
+        self.memory.add(answer, repeat)
+        return answer
+
+
+def test_nothing_is_found_of_what_nobody_asked_for():
+    assert Remembering().find(ordered(), KEY) is None
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_the_same_key_and_body_find_their_answer(ended):
+    m = Remembering()
+    answer = m.bought(ordered(), KEY) if ended else m.running(ordered(), KEY)
+    assert m.find(ordered(), KEY) is answer
+    assert m.find(ordered(), Repeat(key="other")) is None
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_key_is_for_one_body(ended):
+    m = Remembering()
+    (m.bought if ended else m.running)(ordered(), KEY)
+    with pytest.raises(KeyReused):
+        m.find(ordered(OTHER_BODY), KEY)
+
+
+def test_a_key_is_for_one_kind_of_task():
+    m = Remembering()
+    m.bought(ordered(), KEY)
+    task = Task(TaskKind.RESPONSES, "m", BODY, stream=False)
+    other = Order.of(task, request_id="r", key_id="", limit_msat=None)
+    with pytest.raises(KeyReused):
+        m.find(other, KEY)
+    assert m.find(other, RETRY) is None
+
+
+@pytest.mark.parametrize("repeat", [KEY, RETRY, CODEX])
+def test_nobody_gets_the_answer_of_another_credential(repeat):
+    m = Remembering()
+    m.bought(ordered(key_id="one"), Repeat(key="k", client_request_id="c1"))
+    assert m.find(ordered(key_id="one"), repeat) is not None
+    assert m.find(ordered(key_id="other"), repeat) is None
+    assert m.find(ordered(key_id=""), repeat) is None
+
+
+def test_a_marked_retry_finds_the_same_bytes_and_a_first_try_does_not():
+    m = Remembering()
+    answer = m.bought(ordered())
+    assert m.find(ordered(), RETRY) is answer
+    assert m.find(ordered(OTHER_BODY), RETRY) is None
+    assert m.find(ordered(), FIRST) is None, "the same question may be asked twice"
+
+
+def test_a_client_request_id_finds_the_same_bytes_only():
+    m = Remembering()
+    answer = m.bought(ordered(), CODEX)
+    assert m.find(ordered(), CODEX) is answer
+    assert m.find(ordered(OTHER_BODY), CODEX) is None, "codex keeps the id for a whole session"
+    assert m.find(ordered(), Repeat(client_request_id="c2")) is None
+
+
+def test_an_unknown_key_is_no_repeat_even_when_it_is_marked_as_a_retry():
+    """A key says more than a mark: who sends another key wants another answer."""
+    m = Remembering()
+    m.bought(ordered(), KEY)
+    assert m.find(ordered(), Repeat(key="new", is_retry=True)) is None
+
+
+def test_a_retry_finds_the_newest_of_several():
+    m = Remembering()
+    m.bought(ordered())
+    newest = m.bought(ordered())
+    assert m.find(ordered(), RETRY) is newest
+
+
+@pytest.mark.parametrize(
+    ("end", "found"),
+    [
+        (Event.FAIL_PAYMENT, False),
+        (Event.LOSE_SIGHT, True),
+        (Event.FAIL_DELIVERY, True),
+        (Event.DELIVER, True),
+    ],
+)
+@pytest.mark.parametrize("repeat", [KEY, RETRY])
+def test_only_what_was_certainly_not_paid_may_be_bought_anew(end, found, repeat):
+    m = Remembering()
+    m.bought(ordered(), KEY if repeat is KEY else FIRST, end=end)
+    assert (m.find(ordered(), repeat) is not None) is found
+
+
+def test_a_key_whose_order_was_not_paid_is_still_for_its_body():
+    m = Remembering()
+    m.bought(ordered(), KEY, end=Event.FAIL_PAYMENT)
+    with pytest.raises(KeyReused):
+        m.find(ordered(OTHER_BODY), KEY)
+
+
+def test_keys_and_marks_are_forgotten_in_their_time():
+    m = Remembering(keys_for_s=1_000, repeats_for_s=100, bytes_for_s=5_000)
+    m.bought(ordered(), Repeat(key="k", client_request_id="c1"))
+    m.at = 100
+    assert m.find(ordered(), RETRY) and m.find(ordered(), CODEX)
+    m.at = 101
+    assert m.find(ordered(), RETRY) is None and m.find(ordered(), CODEX) is None
+    m.at = 1_000
+    assert m.find(ordered(), KEY)
+    m.at = 1_001
+    assert m.find(ordered(), KEY) is None
+
+
+def test_bytes_are_held_for_their_time_and_then_the_answer_is_gone():
+    m = Remembering(bytes_for_s=10)
+    m.bought(ordered(), KEY)
+    m.at = 11
+    m.bought(ordered(OTHER_BODY), Repeat(key="other"))
+    with pytest.raises(AnswerLost) as caught:
+        m.find(ordered(), KEY)
+    assert caught.value.verdict is Verdict.SETTLED
+    assert caught.value.quote is not None
+    assert m.memory.pool.held_bytes == len(b"answer")
+
+
+def test_unmarked_answers_are_held_for_the_window_of_retries_only():
+    m = Remembering(bytes_for_s=600, repeats_for_s=120)
+    m.bought(ordered(), FIRST)
+    m.bought(ordered(OTHER_BODY), KEY)
+    m.at = 121
+    m.bought(ordered(b"third"), FIRST, body=b"")
+    assert m.memory.pool.held_bytes == len(b"answer")
+    assert m.find(ordered(OTHER_BODY), KEY).readable
+
+
+def test_past_the_budget_of_bytes_the_oldest_go_first_and_unmarked_ones_before_all():
+    m = Remembering(bytes_in_all=30)
+    keyed = m.bought(ordered(b"1"), Repeat(key="1"), body=b"x" * 10)
+    unmarked = m.bought(ordered(b"2"), body=b"x" * 10)
+    newer = m.bought(ordered(b"3"), Repeat(key="3"), body=b"x" * 10)
+    assert all(a.readable for a in (keyed, unmarked, newer))
+    fourth = m.bought(ordered(b"4"), Repeat(key="4"), body=b"x" * 10)
+    assert not unmarked.readable and keyed.readable
+    m.bought(ordered(b"5"), Repeat(key="5"), body=b"x" * 10)
+    assert not keyed.readable and newer.readable and fourth.readable
+    assert m.memory.pool.held_bytes == 30
+    with pytest.raises(AnswerLost):
+        m.find(ordered(b"1"), Repeat(key="1"))
+
+
+def test_an_error_is_found_though_it_has_no_bytes():
+    m = Remembering(bytes_in_all=1)
+    answer = m.bought(ordered(), KEY, end=Event.LOSE_SIGHT)
+    answer.forget()
+    assert m.find(ordered(), KEY) is answer
+
+
+def test_the_request_is_not_kept_with_its_answer():
+    m = Remembering()
+    m.bought(ordered(b"a secret question"), KEY)
+    (held, _) = next(iter(m.memory._by_key._held.values()))
+    assert held.order.task.body == b"" and held.purchase.order.task.body == b""

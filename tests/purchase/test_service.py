@@ -1,0 +1,529 @@
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from lcp_gateway.purchase.answers import Bounds
+from lcp_gateway.purchase.book import QuoteForAnotherBody, UnknownQuote
+from lcp_gateway.purchase.brake import LoopDetected
+from lcp_gateway.purchase.errors import (
+    PaymentFailed,
+    PriceLimitExceeded,
+    QuoteExpired,
+    Refused,
+    Undelivered,
+    UpstreamError,
+)
+from lcp_gateway.purchase.journal import Budget, BudgetExceeded, JournalUnavailable, Period
+from lcp_gateway.purchase.limits import SpendingLimits
+from lcp_gateway.purchase.memory import AnswerLost, KeyReused, MemoryLimits, Repeat
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.results import ResultStatus
+from lcp_gateway.purchase.service import CANCEL_REASON, Interrupted, Reason
+from lcp_gateway.purchase.states import Verdict
+from tests.support.purchases import result, stream_events
+from tests.support.shop import (
+    NO_REPEAT,
+    OTHER_BODY,
+    Peer,
+    PlainJournal,
+    Shop,
+    ordered,
+    settle,
+    world,
+)
+
+KEY = Repeat(key="k")
+
+
+def spawn(coroutine) -> asyncio.Task:
+    return asyncio.ensure_future(coroutine)
+
+
+async def test_an_order_is_bought_once_and_its_bytes_come_back():
+    w = world()
+    asked = spawn(w.ask(ordered()))
+    (await w.work()).deliver(b"answer")
+    assert await asked == b"answer"
+    assert w.journal.only == ["paying", "settled", "delivered"]
+    assert len(w.service) == 0
+    assert [answer.verdict for answer in w.observer.ends] == [Verdict.SETTLED]
+
+
+async def test_a_stream_comes_as_it_is_made():
+    w = world()
+    answer = w.service.start(ordered(stream=True), NO_REPEAT)
+    w.service.joined(answer)
+    work = await w.work()
+    begin, one, *end = stream_events(b"one")
+    work.put(begin, one)
+    assert (await answer.wait_head()).content_type == "text/event-stream"
+    chunks = answer.chunks()
+    assert await anext(chunks) == b"one"
+    assert not answer.ended and answer.verdict is Verdict.SETTLED
+    work.put(*end)
+    with pytest.raises(StopAsyncIteration):
+        await anext(chunks)
+    w.service.left(answer)
+    assert w.journal.only[-1] == "delivered"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_twenty_who_ask_at_once_with_one_key_share_one_payment(stream):
+    w = world()
+    asked = [spawn(w.ask(ordered(stream=stream), KEY)) for _ in range(20)]
+    work = await w.work()
+    if stream:
+        work.stream(b"one", b"two")
+    else:
+        work.deliver(b"onetwo")
+    assert await asyncio.gather(*asked) == [b"onetwo"] * 20
+    assert len(w.shop.works) == len(w.journal.intents) == 1
+
+
+async def test_who_comes_after_the_end_gets_the_answer_again():
+    w = world()
+    first = spawn(w.ask(ordered(), KEY))
+    (await w.work()).deliver()
+    assert await first == await w.ask(ordered(), KEY) == b"answer"
+    assert len(w.shop.works) == 1
+
+
+async def test_what_failed_after_payment_fails_alike_for_who_asks_again():
+    w = world()
+    first = spawn(w.ask(ordered(), KEY))
+    (await w.work()).put(UpstreamError("DEADLINE_EXCEEDED", "late"))
+    for _ in range(3):
+        with pytest.raises(PaymentFailed) as caught:
+            await (first if not first.done() else w.ask(ordered(), KEY))
+        assert caught.value.verdict is Verdict.UNKNOWN
+    assert len(w.shop.works) == 1
+
+
+async def test_what_was_certainly_not_paid_is_bought_anew():
+    w = world()
+    first = spawn(w.ask(ordered(), KEY))
+    no_route = UpstreamError(
+        "FAILED_PRECONDITION", "payment failed: FAILURE_REASON_NO_ROUTE: no route"
+    )
+    (await w.work()).put(no_route)
+    with pytest.raises(PaymentFailed) as caught:
+        await first
+    assert caught.value.verdict is Verdict.NONE
+    second = spawn(w.ask(ordered(), KEY))
+    (await w.work(1)).deliver()
+    assert await second == b"answer"
+    assert sorted(map(tuple, w.journal.states.values())) == [
+        ("paying", "not_paid"),
+        ("paying", "settled", "delivered"),
+    ]
+
+
+async def test_the_same_key_with_another_body_is_refused_while_it_runs_and_after():
+    w = world()
+    first = spawn(w.ask(ordered(), KEY))
+    await settle()
+    with pytest.raises(KeyReused):
+        await w.ask(ordered(OTHER_BODY), KEY)
+    (await w.work()).deliver()
+    await first
+    with pytest.raises(KeyReused):
+        await w.ask(ordered(OTHER_BODY), KEY)
+    assert len(w.shop.works) == 1
+
+
+async def test_the_same_key_of_another_credential_is_another_order():
+    w = world()
+    one = spawn(w.ask(ordered(key_id="one"), KEY))
+    other = spawn(w.ask(ordered(key_id="other"), KEY))
+    for at in (0, 1):
+        (await w.work(at)).deliver()
+    await asyncio.gather(one, other)
+    assert len(w.shop.works) == 2
+
+
+async def test_who_leaves_before_anything_is_paid_ends_it():
+    shop = Shop({"p1": Peer(ready=asyncio.Event())})
+    w = world(shop=shop)
+    asked = spawn(w.ask(ordered()))
+    await settle()
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    await w.service.wait_idle()
+    assert shop.works == [] and shop.cancelled == []
+    (answer,) = w.observer.ends
+    assert isinstance(answer.error, Interrupted) and answer.error.verdict is Verdict.NONE
+
+
+async def test_who_leaves_while_it_is_written_down_pays_nothing():
+    w = world(journal=PlainJournal(gate=asyncio.Event()))
+    asked = spawn(w.ask(ordered()))
+    await settle()
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    await w.service.wait_idle()
+    assert w.shop.works == []
+    assert w.journal.only == ["not_paid"]
+
+
+async def test_one_who_leaves_does_not_end_what_another_waits_for():
+    w = world()
+    leaving, staying = spawn(w.ask(ordered(), KEY)), spawn(w.ask(ordered(), KEY))
+    work = await w.work()
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    await asyncio.sleep(0.05)
+    work.deliver()
+    assert await staying == b"answer"
+
+
+async def test_when_all_leave_after_payment_it_is_taken_in_for_who_asks_again():
+    w = world(grace_s=60)
+    asked = spawn(w.ask(ordered(stream=True), KEY))
+    work = await w.work()
+    begin, one, *end = stream_events(b"one")
+    work.put(begin, one)
+    await settle()
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    again = spawn(w.ask(ordered(stream=True), KEY))
+    await settle()
+    work.put(*end)
+    assert await again == b"one"
+    assert w.shop.cancelled == [] and w.journal.only[-1] == "delivered"
+
+
+async def test_when_the_answer_ends_within_the_grace_it_is_kept_for_a_retry():
+    w = world(grace_s=60)
+    asked = spawn(w.ask(ordered()))
+    work = await w.work()
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    work.deliver()
+    await w.service.wait_idle()
+    assert w.journal.only[-1] == "delivered"
+    assert await w.ask(ordered(), Repeat(is_retry=True)) == b"answer"
+    assert len(w.shop.works) == 1
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_when_nobody_comes_back_within_the_grace_the_job_is_cancelled(begun):
+    w = world(grace_s=0.02)
+    asked = spawn(w.ask(ordered(stream=True), KEY))
+    work = await w.work()
+    if begun:
+        work.put(*stream_events(b"one")[:2])
+        await settle()
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    assert len(w.service) == 1, "it goes on"
+    await asyncio.wait_for(w.service.wait_idle(), 2)
+    await settle()
+    assert w.shop.cancelled == [("p1", CANCEL_REASON)]
+    assert work.closed
+    assert w.journal.only[-1] == ("undelivered" if begun else "unknown")
+    with pytest.raises(Interrupted) as caught:
+        await w.ask(ordered(stream=True), KEY)
+    assert caught.value.verdict is (Verdict.SETTLED if begun else Verdict.UNKNOWN)
+    assert len(w.shop.works) == 1, "what may have been paid is not bought again"
+
+
+async def test_a_cut_stream_gives_its_bytes_and_then_the_error_to_everybody():
+    w = world()
+    answer = w.service.start(ordered(stream=True), KEY)
+    w.service.joined(answer)
+    work = await w.work()
+    work.put(*stream_events(b"one")[:2], UpstreamError("UNAVAILABLE", "gone"))
+    await answer.wait_head()
+    for _ in range(2):
+        chunks = answer.chunks()
+        assert await anext(chunks) == b"one"
+        with pytest.raises(Undelivered):
+            await anext(chunks)
+    await settle()
+    assert w.shop.cancelled == [("p1", CANCEL_REASON)], "the peer may still be at it"
+    assert w.journal.only == ["paying", "settled", "undelivered"]
+
+
+async def test_a_failed_result_is_nothing_to_cancel():
+    w = world()
+    asked = spawn(w.ask(ordered()))
+    (await w.work()).put(result(status=ResultStatus.FAILED, message="broke"))
+    with pytest.raises(Undelivered, match="broke"):
+        await asked
+    await settle()
+    assert w.shop.cancelled == []
+
+
+async def test_a_deadline_is_told_to_the_peer():
+    w = world()
+    asked = spawn(w.ask(ordered()))
+    (await w.work()).put(UpstreamError("DEADLINE_EXCEEDED", "late"))
+    with pytest.raises(PaymentFailed):
+        await asked
+    await settle()
+    assert w.shop.cancelled == [("p1", CANCEL_REASON)]
+
+
+async def test_a_peer_that_cannot_be_told_harms_nobody():
+    w = world()
+
+    async def unreachable(quote, reason, timeout_s):
+        raise UpstreamError("UNAVAILABLE", "gone")
+
+    w.shop.cancel = unreachable
+    asked = spawn(w.ask(ordered()))
+    (await w.work()).put(UpstreamError("DEADLINE_EXCEEDED", "late"))
+    with pytest.raises(PaymentFailed):
+        await asked
+    await settle()
+    assert len(w.service) == 0
+
+
+async def test_a_bug_in_the_upstream_reaches_those_who_wait_and_counts_as_unknown():
+    w = world()
+    asked = spawn(w.ask(ordered(), KEY))
+    (await w.work()).put(RuntimeError("bug"))
+    with pytest.raises(RuntimeError):
+        await asked
+    assert w.journal.only == ["paying", "unknown"]
+    with pytest.raises(RuntimeError):
+        await w.ask(ordered(), KEY)
+    assert len(w.shop.works) == 1
+
+
+async def test_ending_all_ends_what_runs_and_says_what_was_paid():
+    w = world()
+    asked = [spawn(w.ask(ordered(stream=True), Repeat(key=str(at)))) for at in range(3)]
+    (await w.work(2)).put(*stream_events(b"one")[:2])
+    await settle()
+    assert w.service.interrupt_all(Reason.SHUTTING_DOWN) == 3
+    await w.service.wait_idle()
+    for one in await asyncio.gather(*asked, return_exceptions=True):
+        assert isinstance(one, Interrupted) and "shutting down" in one.message
+    ends = sorted(states[-1] for states in w.journal.states.values())
+    assert ends == ["undelivered", "unknown", "unknown"]
+    assert len(w.service) == 0
+
+
+async def test_an_order_that_is_ended_before_it_began_ends_too():
+    """The gateway may be told to stop in the very moment in which a request comes in."""
+    w = world()
+    answer = w.service.start(ordered(), KEY)
+    w.service.interrupt_all(Reason.SHUTTING_DOWN)
+    await w.service.wait_idle()
+    await settle()
+    assert answer.ended and len(w.service) == 0
+    assert w.shop.works == []
+    again = spawn(w.ask(ordered(), KEY))
+    (await w.work()).deliver()
+    assert await again == b"answer"
+
+
+async def test_a_stream_too_large_to_keep_that_nobody_takes_is_ended():
+    w = world(grace_s=60, bounds=Bounds(window_bytes=1_000, whole_bytes=10))
+    asked = spawn(w.ask(ordered(stream=True), KEY))
+    work = await w.work()
+    begin, one, two, *_ = stream_events(b"x" * 8, b"y" * 8)
+    work.put(begin, one)
+    await settle()
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    work.put(two)
+    await asyncio.wait_for(w.service.wait_idle(), 2)
+    assert w.journal.only[-1] == "undelivered"
+    await settle()
+    assert w.shop.cancelled == [("p1", CANCEL_REASON)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_large_answer_reaches_who_pays_for_it(stream):
+    w = world(bounds=Bounds(window_bytes=1_000, whole_bytes=10))
+    asked = spawn(w.ask(ordered(stream=stream), KEY))
+    work = await w.work()
+    if stream:
+        work.stream(b"x" * 8, b"y" * 8)
+    else:
+        work.deliver(b"x" * 16)
+    assert len(await asked) == 16
+    with pytest.raises(AnswerLost) as caught:
+        await w.ask(ordered(stream=stream), KEY)
+    assert caught.value.verdict is Verdict.SETTLED
+    assert len(w.shop.works) == 1
+
+
+async def test_a_slow_reader_holds_the_peer_back():
+    w = world(bounds=Bounds(window_bytes=10, whole_bytes=1_000))
+    answer = w.service.start(ordered(stream=True), NO_REPEAT)
+    w.service.joined(answer)
+    work = await w.work()
+    begin, *rest = stream_events(*[b"x" * 5] * 20)
+    work.put(begin)
+    await answer.wait_head()
+    chunks = answer.chunks()
+    first = spawn(anext(chunks))
+    await settle()
+    work.put(*rest)
+    await settle()
+    assert answer.size <= 15 and not answer.ended
+    read = await first + b"".join([block async for block in chunks])
+    assert len(read) == 100
+    w.service.left(answer)
+
+
+async def test_an_answer_that_is_gone_is_not_bought_again():
+    w = world(memory_limits=MemoryLimits(bytes_in_all=10))
+    first = spawn(w.ask(ordered(), KEY))
+    (await w.work()).deliver(b"x" * 8)
+    await first
+    other = spawn(w.ask(ordered(OTHER_BODY), Repeat(key="other")))
+    (await w.work(1)).deliver(b"y" * 8)
+    assert await other == b"y" * 8
+    with pytest.raises(AnswerLost) as caught:
+        await w.ask(ordered(), KEY)
+    assert caught.value.verdict is Verdict.SETTLED
+    assert len(w.shop.works) == 2
+
+
+# Quotes that are shown first.
+
+
+async def test_a_quote_that_was_shown_can_be_taken_once():
+    w = world()
+    held = await w.service.quote(ordered())
+    assert w.journal.intents == [] and w.shop.works == []
+    asked = spawn(w.ask(ordered(), quote_id=held.id))
+    work = await w.work()
+    work.deliver()
+    assert await asked == b"answer"
+    assert work.quote == held.offer.quote and len(w.shop.quotes) == 1
+    with pytest.raises(UnknownQuote):
+        await w.ask(ordered(), quote_id=held.id)
+    assert len(w.shop.works) == 1
+
+
+async def test_a_quote_is_for_its_own_request_and_stays_when_another_asks():
+    w = world()
+    held = await w.service.quote(ordered())
+    with pytest.raises(QuoteForAnotherBody):
+        await w.ask(ordered(OTHER_BODY), quote_id=held.id)
+    asked = spawn(w.ask(ordered(), quote_id=held.id))
+    (await w.work()).deliver()
+    assert await asked == b"answer"
+
+
+async def test_a_quote_that_has_expired_is_not_taken():
+    w = world()
+    held = await w.service.quote(ordered())
+    w.now[0] += timedelta(seconds=300)
+    with pytest.raises(QuoteExpired):
+        await w.ask(ordered(), quote_id=held.id)
+    assert w.journal.intents == []
+
+
+async def test_a_retry_of_a_taken_quote_joins_it():
+    w = world()
+    held = await w.service.quote(ordered())
+    asked = spawn(w.ask(ordered(), quote_id=held.id))
+    await w.work()
+    retry = spawn(w.ask(ordered(), Repeat(is_retry=True), quote_id=held.id))
+    await settle()
+    w.shop.works[0].deliver()
+    assert await asked == await retry == b"answer"
+    assert len(w.shop.works) == 1
+
+
+async def test_a_quote_too_dear_for_the_client_can_be_taken_without_its_limit():
+    w = world()
+    with pytest.raises(PriceLimitExceeded) as caught:
+        await w.ask(ordered(limit_msat=Msat(100)))
+    name = f"quote_{caught.value.quote.job_id.hex()}"
+    assert w.shop.cancelled == []
+    asked = spawn(w.ask(ordered(), quote_id=name))
+    (await w.work()).deliver()
+    assert await asked == b"answer" and len(w.shop.quotes) == 1
+
+
+async def test_a_quote_is_measured_again_when_it_is_taken():
+    w = world()
+    held = await w.service.quote(ordered())
+    for _ in range(2):
+        with pytest.raises(PriceLimitExceeded):
+            await w.ask(ordered(limit_msat=Msat(100)), quote_id=held.id)
+    assert w.journal.intents == []
+
+
+@pytest.mark.parametrize("refusal", ["budget", "journal"])
+async def test_a_quote_that_may_pass_later_can_be_taken_later(refusal):
+    w = world()
+    held = await w.service.quote(ordered())
+    quote = held.offer.quote
+    budget = Budget(Period.DAY, Msat(1))
+    w.journal.refusal = (
+        BudgetExceeded(quote, budget, Msat(0))
+        if refusal == "budget"
+        else JournalUnavailable("full", quote=quote)
+    )
+    with pytest.raises(Refused):
+        await w.ask(ordered(), quote_id=held.id)
+    w.journal.refusal = None
+    asked = spawn(w.ask(ordered(), quote_id=held.id))
+    (await w.work()).deliver()
+    assert await asked == b"answer" and len(w.shop.quotes) == 1
+
+
+async def test_budgets_are_asked_for_the_credential():
+    limits = SpendingLimits(budgets={Period.DAY: 100_000}, key_budgets={Period.HOUR: 50_000})
+    w = world(limits=limits)
+    asked = spawn(w.ask(ordered(key_id="alice")))
+    (await w.work()).deliver()
+    await asked
+    assert w.journal.budgets == [
+        [Budget(Period.DAY, Msat(100_000)), Budget(Period.HOUR, Msat(50_000), "alice")]
+    ]
+
+
+# The brake.
+
+
+async def test_the_brake_holds_what_comes_again_and_again_but_not_what_joins():
+    w = world(per_minute=2)
+    for at in range(2):
+        asked = spawn(w.ask(ordered(), Repeat(key=str(at))))
+        (await w.work(at)).deliver()
+        await asked
+    assert await w.ask(ordered(), Repeat(key="1")) == b"answer", "joining is free"
+    with pytest.raises(LoopDetected):
+        await w.ask(ordered(), Repeat(key="2"))
+    assert len(w.shop.works) == 2
+    w.clock[0] += 61
+    asked = spawn(w.ask(ordered(), Repeat(key="2")))
+    (await w.work(2)).deliver()
+    assert await asked == b"answer"
+
+
+async def test_the_brake_does_not_use_up_a_quote():
+    w = world(per_minute=1)
+    held = await w.service.quote(ordered())
+    asked = spawn(w.ask(ordered()))
+    (await w.work()).deliver()
+    await asked
+    with pytest.raises(LoopDetected):
+        await w.ask(ordered(), quote_id=held.id)
+    w.clock[0] += 61
+    asked = spawn(w.ask(ordered(), quote_id=held.id))
+    (await w.work(1)).deliver()
+    assert await asked == b"answer"
+
+
+async def test_the_runner_up_price_is_written_down():
+    w = world(shop=Shop({"p1": Peer(5_000), "p2": Peer(4_000)}))
+    w.service._market._asking = replace(w.service._market._asking, at_once=2)
+    asked = spawn(w.ask(ordered()))
+    work = await w.work()
+    assert work.quote.price_msat == 4_000
+    work.deliver()
+    await asked
+    (intent,) = w.journal.intents
+    assert intent.runner_up_msat == 5_000
