@@ -69,6 +69,18 @@ def short_peer(expr: str) -> str:
     return f'label_replace({expr}, "short", "$1", "peer", "(.{{1,12}}).*")'
 
 
+def shared(name: str, by: str = "", pick: str = "max") -> str:
+    """A gauge read from the journal, which is the same for all gateways on one database: picked, never summed."""
+    grouping = f" by ({by})" if by else ""
+    return f"{pick}{grouping} ({own(name)})"
+
+
+def left_share() -> str:
+    return (
+        f"{shared('budget_left_msat', 'period', 'min')} / {shared('budget_limit_msat', 'period')}"
+    )
+
+
 # -- panels -------------------------------------------------------------------------------------
 
 
@@ -193,6 +205,12 @@ def at_a_glance() -> list[stat.Panel]:
         number("Paid, not delivered", "Purchases that were paid and brought no whole result, in the time shown. The money is gone.", total("undelivered_total"), decimals=0, steps=ANY_IS_BAD),
         number("Lost to it", "What was paid for results that never came whole.", f"{total('undelivered_msat_total')} / 1000", unit=SAT, decimals=0, steps=ANY_IS_BAD),
         number("Requests", "Requests answered in the time shown.", total("requests_total", extra=WORK), decimals=0),
+        number("Open now", "What all unknown payments cost if they were made, by the journal: the sum that still waits for evidence.", f"max({own('outstanding_unknown_msat')}) / 1000", unit=SAT, decimals=0, steps=ANY_IS_BAD),
+        number("Oldest unknown", "How long the oldest unknown payment has waited for evidence. Above an hour somebody has to look.", f"max({own('oldest_unknown_age_seconds')})", unit="s", decimals=0, steps=((None, GREEN), (600, YELLOW), (3600, RED))),
+        number("Least budget left", "What is left of the budget that is nearest to its end, in its present period. No data: no budget is set.", f"min({left_share()})", unit="percentunit", decimals=0, steps=((None, RED), (0.1, YELLOW), (0.25, GREEN))),
+        number("Journal", "Whether the journal can be written. Trouble: nothing may be paid, and requests are answered 503.", f"max({own('journal_trouble')})", steps=ANY_IS_BAD, words={"0": "writes", "1": "trouble"}),
+        number("lnd answers", "Whether lnd answers. Down: unknown payments are not looked up. No data: none is configured.", f"min({own('lnd_up')})", steps=ZERO_IS_BAD, words={"0": "down", "1": "up"}),
+        number("Saved", "By how much the quotes that were taken were below the next best, in the time shown.", f"{total('runner_up_saving_msat_total')} / 1000", unit=SAT, decimals=0),
     ]  # fmt: skip
 
 
@@ -204,6 +222,39 @@ def money() -> list[timeseries.Panel]:
         lines("Payments by outcome", "Payments a second.", [(rate("payments_total", "outcome"), "{{outcome}}")], unit="reqps"),
         lines("Unknown and undelivered", "Events per minute that may have lost money. Any line above zero deserves a look.", [(f"{rate('payments_total', extra=UNKNOWN)} * 60", "unknown payments"), (f"{rate('undelivered_total')} * 60", "paid, not delivered")], unit="cpm"),
         lines("Refusals", "Requests refused before anything was paid, by reason. price_limit: peers ask more than the cap. concurrency: the gateway is full.", [(rate("refusals_total", "reason"), "{{reason}}")], unit="reqps", stacked=True),
+    ]  # fmt: skip
+
+
+def open_money() -> list[timeseries.Panel]:
+    return [
+        lines("Unknown outstanding", "What all unknown payments cost if they were made, by the journal. It falls when lnd, or somebody by hand, tells what became of them.", [(f"{shared('outstanding_unknown_msat')} / 1000", "unknown")], unit=SAT, width=6),
+        lines("Unknown purchases", "How many purchases wait for evidence.", [(shared("outstanding_unknown_purchases"), "unknown")], width=6),
+        lines("Age of the oldest unknown", "A straight climb: nothing resolves it. The dashed line is an hour.", [(shared("oldest_unknown_age_seconds"), "oldest")], unit="s", steps=((None, GREEN), (3600, RED)), width=6),
+        lines("Looking up unknown payments", "What lnd said, a second: still_unknown and error are asked again. Without lnd there is nothing here.", [(rate("reconciled_total", "result"), "{{result}}")], unit="reqps", width=6),
+        lines("Lost to each peer", "What each peer was paid for and never delivered, over all that the journal holds.", [(short_peer(f"{shared('peer_undelivered_msat', 'peer')} / 1000"), "{{short}}")], unit=SAT, width=6),
+        lines("Budget left", "What is left of each budget in its present period (calendar, UTC). Unknown payments count as spent.", [(f"{shared('budget_left_msat', 'period', 'min')} / 1000", "{{period}}"), (f"{shared('budget_limit_msat', 'period')} / 1000", "limit of the {{period}}")], unit=SAT, width=6),
+        lines("Share of the budget left", "At zero, requests are answered 402 until the period ends.", [(left_share(), "{{period}}")], unit="percentunit", steps=((None, RED), (0.1, GREEN)), width=6),
+        lines("Saved by asking around", "By how much the quotes that were taken were below the next best ones.", [(f"{rate('runner_up_saving_msat_total')} * 60 / 1000", "saved")], unit=SAT_PER_MINUTE, width=6),
+        lines("Repeats not bought again", "running: joined what was being bought. replayed: got its answer again. lost: the answer is gone, and it was refused rather than paid twice.", [(rate("joined_total", "how"), "{{how}}")], unit="reqps"),
+        lines("Peers that fell out", "Before anything was paid, so that the next peer was asked. refused: a check, a cap or the peer's standing said no. failed: no quote came.", [(rate("failovers_total", "cause"), "{{cause}}")], unit="reqps"),
+        lines("False quotes by peer", "Quotes that are not what they say they are, per minute, by what does not fit. An honest peer has none.", [(short_peer(f"{rate('quote_mismatches_total', 'peer, mismatch')} * 60 > 0"), "{{short}} {{mismatch}}")], unit="cpm"),
+    ]  # fmt: skip
+
+
+def journal() -> list[timeseries.Panel]:
+    return [
+        lines("Commit time", "How long the journal takes to make a batch durable. Each purchase waits for one commit before it pays.", quantiles("journal_commit_duration_seconds"), unit="s", width=6),
+        lines("Entries and commits", "Entries a second, and the commits that they share.", [(rate("journal_entries_total"), "entries"), (rate("journal_commit_duration_seconds_count"), "commits")], unit="ops", width=6),
+        lines("Trouble", "1 while the journal cannot be written. Nothing may be paid then.", [(own("journal_trouble"), "{{instance}}")], steps=((None, GREEN), (1, RED)), width=6),
+        lines("Answers held", "Memory that answers take up, so that a repeat gets its answer again.", [(own("answers_held_bytes"), "{{instance}}")], unit="bytes", width=6),
+    ]  # fmt: skip
+
+
+def lightning() -> list[timeseries.Panel]:
+    return [
+        lines("lnd", "1: it answers, and is synced to chain and graph.", [(own("lnd_up"), "up {{instance}}"), (own("lnd_synced"), "synced {{instance}}")]),
+        lines("Balance", "On our side of the open channels, reserves included. A line that breaks off: lnd does not answer.", [(f"{own('lnd_local_balance_msat')} / 1000", "{{instance}}")], unit=SAT),
+        lines("Channels", "Nothing can be paid through an inactive one.", [(own("lnd_channels"), "{{state}} {{instance}}")]),
     ]  # fmt: skip
 
 
@@ -303,6 +354,9 @@ def build() -> str:
     for title, panels in (
         ("At a glance", at_a_glance()),
         ("Money", money()),
+        ("Open money, budgets and choice", open_money()),
+        ("Journal and memory", journal()),
+        ("lnd", lightning()),
         ("Latency", latency()),
         ("Peers", peers()),
         ("Errors", errors()),

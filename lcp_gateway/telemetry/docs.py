@@ -5,11 +5,17 @@ from itertools import groupby
 from lcp_gateway.telemetry.labels import MAX_LABEL_LENGTH
 from lcp_gateway.telemetry.metrics import MAX_MODELS, MAX_PEERS
 from lcp_gateway.telemetry.names import (
+    CHANNEL_STATES,
+    FAILOVER_CAUSES,
     GRPC_CODES,
     GRPC_METHODS,
+    MISMATCHES,
     OUTCOMES,
+    PERIODS,
     PHASES,
     REASONS,
+    RECONCILED,
+    REPEATS,
     SPECS,
     VERDICTS,
     Spec,
@@ -17,6 +23,8 @@ from lcp_gateway.telemetry.names import (
 
 _TITLES = {
     "money": "Money",
+    "journal": "Journal and memory",
+    "lnd": "lnd",
     "latency": "Latency",
     "traffic": "Traffic",
     "peers": "Peers",
@@ -31,12 +39,14 @@ _INTRODUCTION = f"""\
 generated from the table in `lcp_gateway/telemetry/names.py`.
 
 - Amounts are whole millisatoshi (`_msat`), durations seconds, sizes bytes.
-- Labels are bounded. A model or a peer becomes a label value once it has been seen in the catalog, at most
+- Labels are bounded. A model or a peer becomes a label value once it has been seen in the catalog (a peer also when the journal names it), at most
   {MAX_MODELS} models and {MAX_PEERS} peers in the life of a process, each at most {MAX_LABEL_LENGTH} characters; everything else is
   counted as `other`. A model name that a client made up is never a label.
 - Counters of money and of errors begin at 0 when the gateway starts or a peer is first seen, so that
   `increase()` does not miss the first event. `requests_total` begins with its first request.
-- Routing fees are not part of any amount: the daemon does not tell them.
+- Amounts of payments are prices without routing fees, which the daemon does not tell. What comes from the journal
+  (budgets, `outstanding_…`, `peer_undelivered_msat`) counts the reckoned fee in, or the real one where lnd told it.
+- A gauge that has nothing to tell is absent rather than 0.
 - The usual `process_*` and `python_*` metrics of the Prometheus client library are there too.
 """
 
@@ -67,17 +77,23 @@ def _row(spec: Spec) -> str:
 
 def _label_values() -> dict[str, str]:
     return {
+        "cause": f"{_words(FAILOVER_CAUSES)}, `other`; its quote was refused, or it gave none",
         "code": f"{_words(GRPC_CODES)}, `other`",
         "endpoint": "the template of the route, such as `/v1/chat/completions`",
+        "how": f"{_words(REPEATS)}, `other`; it waits for what is being bought, got the answer again, or was told that it is gone",
         "method": f"{_words(GRPC_METHODS)}, `other`",
+        "mismatch": f"{_words(MISMATCHES)}, `other`",
         "model": "a model that a peer advertises or has advertised, or `other`",
         "outcome": f"{_words(OUTCOMES)}; what was known when the call ended",
         "payment": f"{_words(VERDICTS)}; the same word as in the header `X-Lcp-Payment`",
         "peer": "the peer's id (66 hexadecimal digits), or `other`",
+        "period": f"{_words(PERIODS)}, `other`",
         "phase": f"{_words(PHASES)}, `other`",
         "protocol": "the version of the protocol that the daemon speaks",
         "python": "the version of Python",
         "reason": f"{_words(REASONS)}, `other`",
+        "result": f"{_words(RECONCILED)}, `other`",
+        "state": f"{_words(CHANNEL_STATES)}",
         "status": "the HTTP status",
         "stream": "`true` when the client asked for a stream, else `false`",
         "version": "the version of the gateway",

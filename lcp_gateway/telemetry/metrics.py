@@ -3,22 +3,14 @@
 import asyncio
 import platform
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    GCCollector,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-)
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
+from lcp_gateway.telemetry.families import Exposed, Families
 from lcp_gateway.telemetry.labels import KnownLabels
+from lcp_gateway.telemetry.money import MoneyMetrics
 from lcp_gateway.telemetry.names import (
     BY_NAME,
     GRPC_CODES,
@@ -28,7 +20,6 @@ from lcp_gateway.telemetry.names import (
     PHASES,
     REASONS,
     VERDICTS,
-    Kind,
 )
 
 MAX_MODELS = 200
@@ -39,7 +30,7 @@ _Add = Callable[[float], None]
 _PEER_FAMILIES = ("payments_total", "payment_msat_total", "undelivered_total", "undelivered_msat_total")  # fmt: skip
 
 
-class Metrics:
+class Metrics(MoneyMetrics):
     """Counts what the gateway does, in a registry of its own.
 
     Label values are bounded: models and peers that ``set_known`` never named, and words that the table does not
@@ -58,14 +49,13 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        self._counters: dict[str, Counter] = {}
-        self._gauges: dict[str, Gauge] = {}
-        self._histograms: dict[str, Histogram] = {}
-        self._register()
-        self._clock = clock
+        families = Families(self.registry)
+        super().__init__(families, KnownLabels(MAX_PEERS), clock)
+        self._counters = families.counters
+        self._gauges = families.gauges
+        self._histograms = families.histograms
         self._snapshot_at = clock()
         self._models = KnownLabels(MAX_MODELS)
-        self._peers = KnownLabels(MAX_PEERS)
         self._endpoints: set[str] = set()
         # Bound methods of label children, by folded label values: looking one up costs far less than labels().
         self._request: dict[tuple[str, str, int, str, bool], tuple[_Add, _Add]] = {}
@@ -81,18 +71,6 @@ class Metrics:
         self._gauges["snapshot_age_seconds"].set_function(lambda: self._clock() - self._snapshot_at)
         self._start_at_zero()
 
-    def _register(self) -> None:
-        for spec in BY_NAME.values():
-            name, text, labels = spec.full_name, spec.help, spec.labels
-            if spec.kind is Kind.COUNTER:
-                self._counters[spec.name] = Counter(name, text, labels, registry=self.registry)
-            elif spec.kind is Kind.GAUGE:
-                self._gauges[spec.name] = Gauge(name, text, labels, registry=self.registry)
-            else:
-                self._histograms[spec.name] = Histogram(
-                    name, text, labels, buckets=spec.buckets, registry=self.registry
-                )
-
     def _start_at_zero(self) -> None:
         # A counter whose first sample is already 1 shows no increase: money and errors must be there from the start.
         for reason in (*REASONS, OTHER):
@@ -106,6 +84,7 @@ class Metrics:
         self._start_model_at_zero(OTHER)
 
     def _start_peer_at_zero(self, peer: str) -> None:
+        super()._start_peer_at_zero(peer)
         for name in _PEER_FAMILIES:
             counter = self._counters[name]
             if "outcome" in BY_NAME[name].labels:
@@ -122,8 +101,7 @@ class Metrics:
         """Name the models and peers of the catalog; only what was named here ever becomes a label value."""
         for model in self._models.admit(models):
             self._start_model_at_zero(model)
-        for peer in self._peers.admit(peers):
-            self._start_peer_at_zero(peer)
+        self._admit_peers(peers)
 
     # -- a request, in the order in which things happen -----------------------------------------
 
@@ -290,23 +268,8 @@ class Metrics:
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Give the body of ``/metrics`` and its content type: OpenMetrics when ``Accept`` asks for it, else text 0.0.4."""
         encode, content_type = choose_encoder(accept)
-        return encode(_WithoutCreated(self.registry)), content_type
+        return encode(Exposed(self.registry)), content_type
 
     async def expose(self, accept: str = "") -> tuple[bytes, str]:
         """Do what ``render`` does, in a thread: with hundreds of peers and models it takes long enough to hold up streams."""
         return await asyncio.to_thread(self.render, accept)
-
-
-class _WithoutCreated(Collector):
-    """A view of a registry without the ``_created`` series, which double the counters and tell nothing here.
-
-    The client library's own switch for this is a global of the process.
-    """
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-
-    def collect(self) -> Iterator[Metric]:
-        for metric in self._registry.collect():
-            metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
-            yield metric

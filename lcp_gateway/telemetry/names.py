@@ -46,6 +46,8 @@ _QUOTE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 _WORK_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)  # fmt: skip
 # From 1 sat, the least that moves on channels with a default policy, to 0.01 BTC.
 _PRICE_BUCKETS = (1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 1e7, 1e8, 1e9)
+# A commit with a full sync: under 1 ms on a good SSD, tens of milliseconds on a disk; 5 s is when an intent gives up.
+_COMMIT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 _C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
@@ -59,6 +61,26 @@ SPECS: tuple[Spec, ...] = (
     Spec("money", _C, "undelivered_msat_total", "Millisatoshi paid for results that never came whole and right.", ("peer",)),
     Spec("money", _H, "quote_price_msat", "Prices that peers asked, in millisatoshi, bought or not.", ("model",), _PRICE_BUCKETS),
     Spec("money", _C, "refusals_total", "Requests that the gateway refused before anything was paid, by reason.", ("reason",)),
+    Spec("money", _C, "quote_mismatches_total", "Quotes refused because they are not what they say they are, by what does not fit.", ("mismatch", "peer")),
+    Spec("money", _C, "runner_up_saving_msat_total", "Millisatoshi by which the quotes that were taken were below the next best ones, where several peers were asked."),
+    Spec("money", _C, "joined_total", "Requests that repeat an earlier one and were not bought again, by what was done instead.", ("how",)),
+    Spec("money", _G, "outstanding_unknown_msat", "Millisatoshi that may or may not have been paid, over all that the journal holds. Absent without a journal."),
+    Spec("money", _G, "outstanding_unknown_purchases", "Purchases of which nothing tells whether they were paid, over all that the journal holds. Absent without a journal."),
+    Spec("money", _G, "oldest_unknown_age_seconds", "Age of the oldest of them, worked out at each scrape; 0 when there is none. Absent without a journal."),
+    Spec("money", _G, "peer_undelivered_msat", "Millisatoshi paid to a peer for results that never came whole and right, over all that the journal holds.", ("peer",)),
+    Spec("money", _G, "budget_limit_msat", "The gateway's budget for a period of the calendar (UTC), in millisatoshi. Absent for periods without one.", ("period",)),
+    Spec("money", _G, "budget_left_msat", "What is left of the gateway's budget in the present period, unknown payments counted as spent.", ("period",)),
+    Spec("money", _C, "reconciled_total", "Answers to what became of an unknown payment, by what was found; still_unknown and error are asked again.", ("result",)),
+    # journal
+    Spec("journal", _H, "journal_commit_duration_seconds", "Time from the start of a write of the journal to its durable end.", (), _COMMIT_BUCKETS),
+    Spec("journal", _C, "journal_entries_total", "Entries written to the journal; many share one commit."),
+    Spec("journal", _G, "journal_trouble", "1 while the journal cannot be written, so that nothing may be paid, else 0."),
+    Spec("journal", _G, "answers_held_bytes", "Bytes of answers that are kept in memory for requests that come again."),
+    # lnd
+    Spec("lnd", _G, "lnd_up", "1 when lnd answered the last question, else 0. Absent where no lnd is configured."),
+    Spec("lnd", _G, "lnd_synced", "1 when lnd is synced to the chain and the graph, else 0. Absent while lnd does not answer."),
+    Spec("lnd", _G, "lnd_local_balance_msat", "Millisatoshi on our side of the open channels, reserves included. Absent while lnd does not answer."),
+    Spec("lnd", _G, "lnd_channels", "Open channels, active or not. Absent while lnd does not answer.", ("state",)),
     # latency
     Spec("latency", _H, "request_duration_seconds", "Time from the request's head to the last byte of its answer.", ("endpoint", "stream"), _WORK_BUCKETS),
     Spec("latency", _H, "quote_duration_seconds", "Time that a peer took to quote a price.", ("peer",), _QUOTE_BUCKETS),
@@ -75,6 +97,7 @@ SPECS: tuple[Spec, ...] = (
     Spec("peers", _G, "models", "Different models that the peers advertise, by the last snapshot."),
     Spec("peers", _G, "snapshot_age_seconds", "Age of the snapshot of peers, worked out at each scrape; since the start of the gateway as long as there is none."),
     Spec("peers", _C, "snapshots_total", "Snapshots of peers taken since the start."),
+    Spec("peers", _C, "failovers_total", "Peers that fell out of a purchase before anything was paid, so that the next was asked, by cause.", ("cause",)),
     # errors
     Spec("errors", _C, "grpc_errors_total", "Calls to the daemon that failed, by method and gRPC status code.", ("method", "code")),
     Spec("errors", _C, "client_disconnects_total", "Clients that went away before their answer was complete, by what was going on.", ("phase",)),
@@ -91,18 +114,42 @@ OTHER = "other"
 
 OUTCOMES = ("settled", "unknown", "not_paid")
 VERDICTS = ("none", "settled", "unknown")
+MISMATCHES = (
+    "amount",
+    "description_hash",
+    "expired",
+    "expiry",
+    "malformed",
+    "network",
+    "payee",
+    "protocol_version",
+    "signature",
+    "terms_hash",
+)
+FAILOVER_CAUSES = ("refused", "failed")
+REPEATS = ("running", "replayed", "lost")
+PERIODS = ("hour", "day", "month")
+RECONCILED = ("settled", "not_paid", "still_unknown", "error")
+CHANNEL_STATES = ("active", "inactive")
 PHASES = ("request", "quote", "execute", "stream")
 REASONS = (
     "auth",
     "bad_request",
+    "budget",
     "concurrency",
     "draining",
+    "idempotency",
     "invoice",
+    "journal",
+    "loop",
     "model_not_found",
     "no_peer",
     "not_found",
+    "peer_not_trusted",
     "price_limit",
     "quote_expired",
+    "quote_mismatch",
+    "quote_unknown",
     "terms",
     "too_large",
 )

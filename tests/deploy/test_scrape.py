@@ -1,26 +1,45 @@
 """A real Prometheus scrapes a real gateway, and every panel of the dashboard has something to show."""
 
+import asyncio
 import contextlib
 import http.client
 import json
 import re
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from lcp_gateway.node.config import NodeConfig
+from lcp_gateway.node.identity import derive_key
 from lcp_gateway.telemetry.names import SPECS
 from tests.support.gateway import gateway
+from tests.support.lnd_standin import LN, LndStandin
 from tests.support.prometheus import configuration, executable, prometheus
 from tests.support.promql import alert_rules, dashboard_queries
 
 pytestmark = pytest.mark.slow
 
+FEE_MSAT = 1_000
 ENVIRONMENT = {
     "LCP_GATEWAY_NODE_FAULTS": "true",
     "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "1",
     "LCP_GATEWAY_MAX_PRICE_MSAT": "1000000",
     "LCP_GATEWAY_PEERS_REFRESH_S": "1",
+    # echo-1 is sold by two peers at different prices.
+    "LCP_GATEWAY_QUOTE_FANOUT": "2",
+    "LCP_GATEWAY_RECONCILE_INTERVAL_S": "1",
+    # The same for every payment, so that the books can be checked against the counters, which leave fees out.
+    "LCP_GATEWAY_FEE_PPM": "0",
+    "LCP_GATEWAY_FEE_BASE_MSAT": str(FEE_MSAT),
+    # Large: one that is nearly spent fires an alert.
+    "LCP_GATEWAY_BUDGET_HOUR_MSAT": "1000000000",
+    "LCP_GATEWAY_BUDGET_DAY_MSAT": "2000000000",
+    "LCP_GATEWAY_BUDGET_MONTH_MSAT": "3000000000",
 }
 
 # Panels that may show nothing, or nothing above zero, when all is as it should be.
@@ -29,6 +48,8 @@ MAY_BE_ZERO = {
     "Jobs in flight (A)": "the load is over by then; its peak has a test of its own",
     "Event loop lag (A)": "a loop that is never late is what we want",
     "Event loop lag (B)": "the same",
+    "Journal (A)": "a journal that can be written is what we want",
+    "Trouble (A)": "the same",
 }
 
 GOOD = ("echo-1", "echo-mini")
@@ -41,6 +62,8 @@ FAULTS = {
     "fault/quote-code-internal": "gRPC error",
     "nobody/has-this": "model_not_found",
 }
+# Asked for once only: a few false quotes of one kind from one peer fire an alert, and must not here.
+FALSE_QUOTE = "fault/wrong-price"
 
 
 @dataclass(frozen=True)
@@ -49,18 +72,19 @@ class World:
     prometheus: object
 
 
-def ask(port, model, *, stream=False, read=True):
+def ask(port, model, *, stream=False, read=True, key=None):
     """Send one request, and read its answer or go away after the first bytes of it."""
     body = {
         "model": model,
         "stream": stream,
         "messages": [{"role": "user", "content": "hello " * 40}],
     }
+    headers = {"Content-Type": "application/json"}
+    if key is not None:
+        headers["Idempotency-Key"] = key
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
-        connection.request(
-            "POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"}
-        )
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
         answer = connection.getresponse()
         if not read:
             answer.read(1)
@@ -73,8 +97,11 @@ def ask(port, model, *, stream=False, read=True):
         connection.close()
 
 
-def load(port):
-    """Send one round of everything, good and bad, streamed and not, and one client that goes away; give its size."""
+def load(port, round_number):
+    """Send one round of everything, good and bad, streamed and not; give how many requests that were.
+
+    In each round one client asks twice with the same key, and one goes away; in the first there is a false quote.
+    """
     with ThreadPoolExecutor(8) as pool:
         answers = [
             pool.submit(ask, port, model, stream=stream)
@@ -82,7 +109,45 @@ def load(port):
             for stream in (False, True)
         ]
         answers.append(pool.submit(ask, port, "echo-slow", stream=True, read=False))
-        return len([answer.result(30) for answer in answers])
+        if round_number == 1:
+            answers.append(pool.submit(ask, port, FALSE_QUOTE))
+        # One after the other, so that the second finds the first one's answer.
+        repeats = [ask(port, "echo-mini", key=f"round {round_number}") for _ in range(2)]
+        return len([answer.result(30) for answer in answers]) + len(repeats)
+
+
+@contextmanager
+def lnd(folder: Path) -> Iterator[LndStandin]:
+    """Run the lnd of the embedded node in a thread; it is well, and has not heard of any payment."""
+    standin = LndStandin(folder, key=derive_key(NodeConfig().seed, "node"))
+    standin.balance = LN.ChannelBalanceResponse(local_balance=LN.Amount(sat=5_000, msat=5_000_000))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="lnd", daemon=True)
+    thread.start()
+
+    def run(work):
+        asyncio.run_coroutine_threadsafe(work, loop).result(20)
+
+    try:
+        run(standin.start())
+        try:
+            yield standin
+        finally:
+            run(standin.stop())
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(5)
+        loop.close()
+
+
+def with_lnd(address):
+    """Give the environment of a gateway that asks this lnd."""
+    return {
+        **ENVIRONMENT,
+        "LCP_GATEWAY_LND_GRPC_ADDR": address.target,
+        "LCP_GATEWAY_LND_TLS_CERT": str(address.tls_cert),
+        "LCP_GATEWAY_LND_MACAROON_FILE": str(address.macaroon),
+    }
 
 
 # All but the client that goes away.
@@ -94,19 +159,27 @@ def world(tmp_path_factory):
     executable()
     folder = tmp_path_factory.mktemp("prometheus")
     with (
-        gateway(env=ENVIRONMENT) as running,
+        lnd(tmp_path_factory.mktemp("lnd")) as standin,
+        gateway(env=with_lnd(standin.address)) as running,
         prometheus(configuration(f"127.0.0.1:{running.port}"), folder) as watcher,
     ):
         watcher.wait_for("up", lambda found: [value for _, value in found] == [1])
         # The first round makes the series, the second makes them grow.
+        answered = 0
         for round_number in (1, 2):
-            asked = load(running.port)
+            answered += load(running.port, round_number) - 1
             for expr, least in (
-                (ANSWERED, (asked - 1) * round_number),
+                (ANSWERED, answered),
                 ('lcpgateway_client_disconnects_total{phase="stream"}', round_number),
             ):
                 watcher.wait_for(expr, lambda found, least=least: found and found[0][1] >= least)
         watcher.wait_for("lcpgateway_event_loop_lag_seconds_count", lambda f: f[0][1] >= 2)
+        # The gateway reads its books every few seconds, and asks lnd about what it finds there.
+        for expr in (
+            "lcpgateway_outstanding_unknown_purchases == 4",
+            'lcpgateway_reconciled_total{result="still_unknown"} >= 4',
+        ):
+            watcher.wait_for(expr, bool)
         yield World(running, watcher)
 
 
@@ -154,6 +227,34 @@ def test_failures_are_counted_as_what_they_were(world):
     assert total('lcpgateway_grpc_errors_total{method="RequestQuote", code="INTERNAL"}') >= 4
     assert total("lcpgateway_undelivered_total") >= 8
     assert total('lcpgateway_requests_total{model="other"}') >= 4
+
+
+def test_the_books_say_the_same_as_the_counters(world):
+    def total(selector):
+        ((_, value),) = world.prometheus.query(f"sum({selector})")
+        return value
+
+    # The books are read every few seconds, so the last of it may not be there yet.
+    for booked, counted_msat, times in (
+        (
+            "lcpgateway_outstanding_unknown_msat",
+            'lcpgateway_payment_msat_total{outcome="unknown"}',
+            'lcpgateway_payments_total{outcome="unknown"}',
+        ),
+        (
+            "lcpgateway_peer_undelivered_msat",
+            "lcpgateway_undelivered_msat_total",
+            "lcpgateway_undelivered_total",
+        ),
+    ):
+        with_fees = f"sum({counted_msat}) + sum({times}) * {FEE_MSAT}"
+        world.prometheus.wait_for(f"sum({booked}) == {with_fees}", bool)
+    assert total('lcpgateway_joined_total{how="replayed"}') == 2
+    assert total("lcpgateway_joined_total") == 2
+    assert total('lcpgateway_quote_mismatches_total{mismatch="amount"}') == 1
+    assert total("lcpgateway_quote_mismatches_total") == 1
+    assert total('lcpgateway_reconciled_total{result!="still_unknown"}') == 0
+    assert total("lcpgateway_lnd_local_balance_msat") == 5_000_000
 
 
 def test_jobs_in_flight_rose_with_the_load_and_fell_with_its_end(world):

@@ -245,6 +245,10 @@ def busy(metrics):
     metrics.undelivered(ALICE, 1)
     metrics.loop_lag(0.001)
     metrics.snapshot(1, 1)
+    metrics.budget("day", 100, 1)
+    metrics.outstanding(1, 1, 1.0)
+    metrics.peer_undelivered_msat(ALICE, 1)
+    metrics.lnd(True, True, 1, 1, 0)
     return metrics
 
 
@@ -318,6 +322,10 @@ def test_counting_is_cheap(metrics):
         "first_byte": lambda: metrics.first_byte(CHAT, "echo-1", 0.1),
         "payment": lambda: metrics.payment("settled", ALICE, "echo-1", 57_000),
         "streamed": lambda: metrics.streamed(100),
+        "journal_commit": lambda: metrics.journal_commit(8, 0.001),
+        "runner_up_saving": lambda: metrics.runner_up_saving(100),
+        "joined": lambda: metrics.joined("running"),
+        "mismatch": lambda: metrics.mismatch(ALICE, "amount"),
     }
     for name, call in calls.items():
         best_s = min(timeit.repeat(call, number=2000, repeat=3, timer=time.process_time)) / 2000

@@ -7,12 +7,16 @@ import grpc
 
 import lcp_gateway
 from lcp_gateway._gen.lcpd import lcpd_pb2
+from lcp_gateway.lightning.checks import Mismatch
+from lcp_gateway.purchase.journal import Period
 from lcp_gateway.purchase.states import VERDICTS as VERDICT_OF_STATE
 from lcp_gateway.purchase.states import State
 from lcp_gateway.telemetry.names import (
     GRPC_CODES,
     GRPC_METHODS,
+    MISMATCHES,
     OUTCOMES,
+    PERIODS,
     PHASES,
     REASONS,
     VERDICTS,
@@ -60,6 +64,14 @@ def test_phases_of_disconnects_are_listed():
 def test_verdicts_and_outcomes_are_those_of_the_purchase():
     assert {verdict.value for verdict in VERDICT_OF_STATE.values()} == set(VERDICTS)
     assert set(OUTCOMES) <= {state.value for state in State}
+
+
+def test_mismatches_are_those_of_the_check():
+    assert set(MISMATCHES) == {mismatch.value for mismatch in Mismatch}
+
+
+def test_periods_are_those_of_the_budgets():
+    assert set(PERIODS) == {period.value for period in Period}
 
 
 def test_methods_are_those_of_the_service():
