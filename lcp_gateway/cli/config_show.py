@@ -7,25 +7,12 @@ from typing import Annotated
 import typer
 
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
+from lcp_gateway.cli.groups import command_group
 from lcp_gateway.cli.output import print_json, print_table
-from lcp_gateway.cli.program import USAGE_ERROR, complain
+from lcp_gateway.cli.program import complain
 from lcp_gateway.config import Loaded, Spec, specs, written
 
-REDACTED = "(redacted)"
-
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Look at the configuration.",
-)
-
-
-@app.callback(invoke_without_command=True)
-def _group(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-        raise typer.Exit(USAGE_ERROR)
+app = command_group("Look at the configuration.")
 
 
 @app.command()
@@ -53,9 +40,7 @@ def show(
 
 
 def _shown(loaded: Loaded, spec: Spec) -> object:
-    """Give the value, or for a secret only whether there is one."""
-    value = getattr(loaded.settings, spec.name)
-    return REDACTED if spec.secret and value else value
+    return spec.shown(getattr(loaded.settings, spec.name))
 
 
 def _as_json(loaded: Loaded) -> object:

@@ -2,24 +2,29 @@
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import typer
 
+from lcp_gateway.cli.asking import first_served
 from lcp_gateway.cli.daemon import advice, describe, once_up, opened
+from lcp_gateway.cli.doctor_money import journal_finding, lnd_findings
+from lcp_gateway.cli.finding import Finding
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
+from lcp_gateway.cli.lnd import known_network
+from lcp_gateway.cli.output import plain
 from lcp_gateway.cli.program import RUNTIME_ERROR, USAGE_ERROR, CommandFailed
+from lcp_gateway.cli.quote_checks import Checked, check_all
 from lcp_gateway.cli.serve import daemon_for
-from lcp_gateway.config import Settings
+from lcp_gateway.config import Settings, spending_cautions
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.money import format_sat
-from lcp_gateway.purchase.task import Task, TaskKind
-from lcp_gateway.routing.catalog import Catalog, Provider
-from lcp_gateway.routing.choice import RoutingError, choose
+from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.task import Task
+from lcp_gateway.routing.catalog import Catalog
 from lcp_gateway.upstreams.lcpd import LcpdUpstream, UnsupportedVersion
 
 _SHORT_ID_CHARACTERS = 16
@@ -28,20 +33,10 @@ _NAME_COLUMNS = 14
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report; ``advice`` says what to do and is empty where nothing is wrong."""
-
-    name: str
-    ok: bool
-    text: str
-    advice: str = ""
-
-
 @app.command()
 @setting_flags()
 def doctor(config: Path | None, flags: Mapping[str, object]) -> int:
-    """Check configuration, daemon, version, peers and one quote, which is not paid. Takes the flags of `serve`."""
+    """Check configuration, journal, lnd, daemon, peers and one quote, which is not paid. Takes the flags of `serve`."""
     try:
         loaded = load_or_complain(flags, config)
     except CommandFailed as error:
@@ -51,7 +46,7 @@ def doctor(config: Path | None, flags: Mapping[str, object]) -> int:
     _print(
         Finding("configuration", True, str(loaded.config_file or "no file; environment and flags"))
     )
-    for warning in loaded.warnings:
+    for warning in (*loaded.warnings, *spending_cautions(loaded.settings)):
         typer.echo(f"warn  {'':{_NAME_COLUMNS}} {warning}")
     with daemon_for(loaded.settings) as settings:
         healthy = asyncio.run(_examine(settings))
@@ -75,6 +70,9 @@ def _print(finding: Finding) -> None:
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     """Try one thing after the other and stop where the next would make no sense."""
+    yield await journal_finding(settings)
+    async for finding in lnd_findings(settings):
+        yield finding
     target = settings.lcpd_grpc_addr
     try:
         async with opened(settings) as upstream:
@@ -121,7 +119,8 @@ async def _market(upstream: LcpdUpstream, settings: Settings) -> AsyncIterator[F
             f"not ready: {_some(missing)}",
             "requests for it fail: connect the peer, or change model_map and default_peer_id",
         )
-    yield await _quote(upstream, catalog, settings)
+    async for finding in _quote(upstream, catalog, settings):
+        yield finding
 
 
 def _missing_peers(catalog: Catalog, settings: Settings) -> list[str]:
@@ -136,62 +135,58 @@ def _missing_peers(catalog: Catalog, settings: Settings) -> list[str]:
     return named
 
 
-async def _quote(upstream: LcpdUpstream, catalog: Catalog, settings: Settings) -> Finding:
+async def _quote(
+    upstream: LcpdUpstream, catalog: Catalog, settings: Settings
+) -> AsyncIterator[Finding]:
     """Ask for a price for a word or two; nothing is accepted, so nothing is paid."""
-    found = _first_task(catalog, settings)
+    found = first_served(catalog, settings)
     if found is None:
-        return Finding(
-            "quote",
-            False,
-            "no model can be asked for",
-            "see model_allowlist, model_map and default_peer_id",
-        )
-    task, provider = found
+        advised = "see model_allowlist, model_map and default_peer_id"
+        yield Finding("quote", False, "no model can be asked for", advised)
+        return
+    task, (provider, *_) = found
+    where = f"{plain(task.model)} at {_short(provider.peer_id)}"
     try:
         quote = await upstream.request_quote(task, provider.peer_id, settings.timeout_quote_s)
     except UpstreamError as error:
-        return Finding(
-            "quote",
-            False,
-            f"{task.model} at {_short(provider.peer_id)}: {error.message}",
-            advice(error, settings),
-        )
+        text = f"{where}: {plain(error.message)}"
+        yield Finding("quote", False, text, advice(error, settings))
+        return
     with contextlib.suppress(UpstreamError):
         await upstream.cancel(quote, "only a price was wanted", settings.cancel_timeout_s)
     text = (
-        f"{task.model} at {_short(provider.peer_id)} asks {format_sat(quote.price_msat)} "
+        f"{where} asks {format_sat(quote.price_msat)} "
         f"({quote.price_msat} msat) for a very short request; nothing was paid"
     )
     limit_msat = settings.max_price_msat
-    if limit_msat and quote.price_msat > limit_msat:
-        return Finding("quote", False, text, f"that is over max_price_msat ({limit_msat})")
-    return Finding("quote", True, text)
+    too_dear = bool(limit_msat) and quote.price_msat > limit_msat
+    yield Finding(
+        "quote",
+        not too_dear,
+        text,
+        f"that is over max_price_msat ({limit_msat})" if too_dear else "",
+    )
+    yield await _proof(task, quote, settings)
 
 
-def _first_task(catalog: Catalog, settings: Settings) -> tuple[Task, Provider] | None:
-    """Find the first model that the gateway would serve, by its own rules."""
-    from lcp_gateway.app import routing_rules  # noqa: PLC0415 - imports the whole gateway
+async def _proof(task: Task, quote: Quote, settings: Settings) -> Finding:
+    """Check what the quote says of itself, as the gateway does before it pays."""
+    try:
+        network = await known_network(settings)
+    except CommandFailed:
+        # Said already, of lnd.
+        network = None
+    checks = check_all(task, quote, datetime.now(UTC), network=network)
+    wrong = [check.words for check in checks if check.ok is False]
+    if wrong:
+        text = "; ".join(wrong)
+        return Finding("invoice", False, text, "the gateway refuses quotes of this peer")
+    return Finding("invoice", True, f"terms and invoice hold{_network_words(checks)}")
 
-    rules = routing_rules(settings)
-    names = [*catalog.models(), *settings.model_map, *settings.model_allowlist]
-    for model in dict.fromkeys(names):
-        for kind in TaskKind:
-            if catalog.models().get(model) and not catalog.offering(kind, model):
-                continue
-            task = Task(kind=kind, model=model, body=_tiny_request(kind, model), stream=False)
-            with contextlib.suppress(RoutingError):
-                return task, choose(catalog, task, rules)
-    return None
 
-
-def _tiny_request(kind: TaskKind, model: str) -> bytes:
-    match kind:
-        case TaskKind.CHAT_COMPLETIONS:
-            content = [{"role": "user", "content": "Hello"}]
-            request: dict[str, object] = {"model": model, "messages": content, "max_tokens": 16}
-        case TaskKind.RESPONSES:
-            request = {"model": model, "input": "Hello", "max_output_tokens": 16}
-    return json.dumps(request).encode()
+def _network_words(checks: list[Checked]) -> str:
+    open_ones = [check.words for check in checks if check.ok is None]
+    return f"; network {open_ones[0]}" if open_ones else ""
 
 
 def _short(peer_id: str) -> str:
@@ -202,4 +197,4 @@ def _short(peer_id: str) -> str:
 
 def _some(names: list[str], limit: int = 5) -> str:
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
+    return ", ".join(map(plain, names[:limit])) + rest

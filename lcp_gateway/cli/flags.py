@@ -21,14 +21,18 @@ CONFIG_OPTION = typer.Option(
 
 
 def setting_flags(
-    groups: Collection[Group] = tuple(Group),
+    groups: Collection[Group] = tuple(Group), *, also: Collection[str] = ()
 ) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Give a command ``--config`` and a flag for every setting of ``groups`` that is no secret.
+    """Give a command ``--config`` and a flag for every setting of ``groups``, and of those named ``also``, that is no secret.
 
     The command is called with ``config`` (a path or ``None``), ``flags`` (by setting, ``None`` where not given) and
     its own parameters, all by keyword.
     """
-    chosen = [spec for spec in specs().values() if spec.group in groups and spec.flag]
+    chosen = [
+        spec
+        for spec in specs().values()
+        if spec.flag and (spec.group in groups or spec.name in also)
+    ]
 
     def give(command: Callable[..., int]) -> Callable[..., int]:
         own = [

@@ -21,10 +21,22 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(heading, overflow="fold", no_wrap=not on_terminal)
     for row in rows:
         # Text, because a value may hold what rich takes for markup.
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(plain(cell)) for cell in row))
     Console(width=None if on_terminal else _PIPE_COLUMNS).print(table)
+
+
+def print_pairs(rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and values, one pair to a line, for people and for ``grep`` alike."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        sys.stdout.write(f"{name:{width}}  {plain(value)}\n")
 
 
 def print_json(value: object) -> None:
     """Print JSON for other programs."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def plain(text: str) -> str:
+    """Give a text that may come from a peer or a client without what a terminal would obey."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)

@@ -19,6 +19,10 @@ _COMMAND_MODULES: Mapping[str, str] = MappingProxyType(
         "serve": "lcp_gateway.cli.serve",
         "node": "lcp_gateway.cli.node",
         "models": "lcp_gateway.cli.models",
+        "quote": "lcp_gateway.cli.quote",
+        "receipt": "lcp_gateway.cli.receipt",
+        "purchases": "lcp_gateway.cli.purchases",
+        "spend": "lcp_gateway.cli.spend",
         "doctor": "lcp_gateway.cli.doctor",
         "config": "lcp_gateway.cli.config_show",
     }

@@ -1,9 +1,13 @@
 """Configuration: one model of settings, loaded from flags, environment and file, with the origin of each value."""
 
+from lcp_gateway.config.cautions import spending_cautions
+from lcp_gateway.config.declare import Group, Spec
 from lcp_gateway.config.docs import docs_markdown, written
 from lcp_gateway.config.forms import HostPort, parse_host_port
 from lcp_gateway.config.loading import ConfigError, Loaded, load
-from lcp_gateway.config.settings import Group, Settings, Spec, specs
+from lcp_gateway.config.money_forms import without_password
+from lcp_gateway.config.places import journal_place
+from lcp_gateway.config.settings import Settings, specs
 from lcp_gateway.config.sources import Source, SourceKind
 
 __all__ = [
@@ -16,8 +20,11 @@ __all__ = [
     "SourceKind",
     "Spec",
     "docs_markdown",
+    "journal_place",
     "load",
     "parse_host_port",
     "specs",
+    "spending_cautions",
+    "without_password",
     "written",
 ]

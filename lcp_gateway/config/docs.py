@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from lcp_gateway.config.settings import Group, Spec, specs
+from lcp_gateway.config.declare import Group, Spec
+from lcp_gateway.config.settings import specs
 
 _HEAD = """\
 # Configuration
@@ -39,6 +40,7 @@ file that only the gateway may read.
 | address | `host:port`, `:port` for all interfaces, `[::1]:port` | the same |
 | gRPC address | `host:port` or `unix:/path` | the same |
 | peer id | 66 hexadecimal digits | the same |
+| parts per million | a whole number from 0 to 1000000 | the same |
 """
 
 

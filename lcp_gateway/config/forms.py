@@ -155,7 +155,12 @@ def _parse_number(value: object) -> float:
     return number
 
 
-def _parse_text(value: object) -> str:
+def parse_text(value: object) -> str:
+    """Take a text without the blanks around it.
+
+    Raises:
+        ValueError: it is something else.
+    """
     if not isinstance(value, str):
         raise ValueError("must be text")  # noqa: TRY004 - pydantic collects ValueErrors
     return value.strip()
@@ -173,18 +178,18 @@ def _parse_switch(value: object) -> bool:
 
 
 def _parse_listen(value: object) -> str:
-    text = _parse_text(value)
+    text = parse_text(value)
     parse_host_port(text)
     return text
 
 
 def _parse_optional_listen(value: object) -> str:
-    return _parse_listen(value) if _parse_text(value) else ""
+    return _parse_listen(value) if parse_text(value) else ""
 
 
-def _parse_grpc_target(value: object) -> str:
+def parse_grpc_target(value: object) -> str:
     """Accept what gRPC dials: ``host:port``, ``unix:/path``, or a ``dns:///``, ``ipv4:``, ``ipv6:`` target."""
-    text = _parse_text(value)
+    text = parse_text(value)
     scheme, colon, rest = text.partition(":")
     if scheme == "unix" and colon:
         if not rest.removeprefix("//"):
@@ -205,21 +210,21 @@ def _parse_grpc_target(value: object) -> str:
 
 
 def _parse_optional_grpc_listen(value: object) -> str:
-    text = _parse_text(value)
+    text = parse_text(value)
     if text.startswith("unix:"):
-        return _parse_grpc_target(text)
+        return parse_grpc_target(text)
     return _parse_listen(text) if text else ""
 
 
 def _parse_peer_id(value: object) -> str:
-    text = _parse_text(value).lower()
+    text = parse_text(value).lower()
     if not _PEER_ID.fullmatch(text):
         raise ValueError("a peer id is 66 hexadecimal digits (the node's public key)")
     return text
 
 
 def _parse_optional_peer_id(value: object) -> str:
-    return _parse_peer_id(value) if _parse_text(value) else ""
+    return _parse_peer_id(value) if parse_text(value) else ""
 
 
 def _parse_list(value: object) -> tuple[str, ...]:
@@ -230,7 +235,7 @@ def _parse_list(value: object) -> tuple[str, ...]:
         items = value
     else:
         raise ValueError("must be a comma-separated list or an array of texts")  # noqa: TRY004 - as above
-    texts = [_parse_text(item) for item in items]
+    texts = [parse_text(item) for item in items]
     return tuple(dict.fromkeys(text for text in texts if text))
 
 
@@ -254,30 +259,39 @@ def _parse_origins(value: object) -> tuple[str, ...]:
     return origins
 
 
-def _pairs(value: object, *, last_equals: bool) -> list[tuple[str, str]]:
-    """Read a table, or ``key=value;key=value``; with ``last_equals`` the key may hold the sign itself."""
+def pairs(value: object, *, last_equals: bool) -> list[tuple[str, str]]:
+    """Read a table, or ``key=value;key=value``; with ``last_equals`` the key may hold the sign itself.
+
+    Raises:
+        ValueError: it is neither.
+    """
     if isinstance(value, Mapping):
-        return [(_parse_text(key), _parse_text(item)) for key, item in value.items()]
+        return [(parse_text(key), parse_text(item)) for key, item in value.items()]
     if not isinstance(value, str):
         raise ValueError('must be a table or "key=value;key=value"')  # noqa: TRY004 - as above
-    pairs = []
+    found = []
     for number, part in enumerate(filter(str.strip, value.split(";")), start=1):
         key, equals, item = part.rpartition("=") if last_equals else part.partition("=")
         if not equals or not key.strip():
             raise ValueError(f'entry number {number} is not "key=value"')
-        pairs.append((key.strip(), item.strip()))
-    return pairs
+        found.append((key.strip(), item.strip()))
+    return found
 
 
-def _unique(pairs: list[tuple[str, str]]) -> dict[str, str]:
-    if len(found := dict(pairs)) != len(pairs):
+def unique(found_pairs: list[tuple[str, str]]) -> dict[str, str]:
+    """Make a map of pairs.
+
+    Raises:
+        ValueError: a key stands there twice.
+    """
+    if len(found := dict(found_pairs)) != len(found_pairs):
         raise ValueError("a key stands there twice")
     return found
 
 
 def _parse_model_map(value: object) -> dict[str, str]:
     """A model's name may hold "=", a peer id never does."""
-    found = _unique(_pairs(value, last_equals=True))
+    found = unique(pairs(value, last_equals=True))
     if not all(found):
         raise ValueError("a model has no name")
     bad = [model for model, peer in found.items() if not _PEER_ID.fullmatch(peer.lower())]
@@ -290,7 +304,7 @@ def _parse_model_map(value: object) -> dict[str, str]:
 
 def _parse_metadata(value: object) -> dict[str, str]:
     """Values are often secrets: no message repeats one."""
-    found = _unique([(key.lower(), item) for key, item in _pairs(value, last_equals=False)])
+    found = unique([(key.lower(), item) for key, item in pairs(value, last_equals=False)])
     for number, (key, item) in enumerate(found.items(), start=1):
         if not _METADATA_KEY.fullmatch(key) or key.startswith("grpc-") or key.endswith("-bin"):
             raise ValueError(f"key number {number} is no name for plain gRPC metadata")
@@ -302,21 +316,21 @@ def _parse_metadata(value: object) -> dict[str, str]:
 def _parse_file(value: object) -> Path | None:
     if isinstance(value, Path):
         return value
-    text = _parse_text(value) if value is not None else ""
+    text = parse_text(value) if value is not None else ""
     return Path(text).expanduser() if text else None
 
 
 def _parse_level(value: object) -> str:
-    text = _parse_text(value).lower()
+    text = parse_text(value).lower()
     return "warn" if text == "warning" else text
 
 
 def _lower(value: object) -> str:
-    return _parse_text(value).lower()
+    return parse_text(value).lower()
 
 
 def _parse_backend(value: object) -> str:
-    text = _parse_text(value)
+    text = parse_text(value)
     if text == "echo":
         return text
     parts = urlsplit(text)
@@ -327,35 +341,36 @@ def _parse_backend(value: object) -> str:
     return text.rstrip("/")
 
 
-def _written(parse: Callable[[object], object]) -> BeforeValidator:
+def read_by(parse: Callable[[object], object]) -> BeforeValidator:
+    """Have a type read by a function that raises ``ValueError`` for what it cannot read."""
     return BeforeValidator(parse)
 
 
-Text = Annotated[str, Form("text", "TEXT"), _written(_parse_text)]
-Listen = Annotated[str, Form("address", "HOST:PORT"), _written(_parse_listen)]
-OptionalListen = Annotated[str, Form("address", "HOST:PORT"), _written(_parse_optional_listen)]
-GrpcTarget = Annotated[str, Form("gRPC address", "ADDRESS"), _written(_parse_grpc_target)]
+Text = Annotated[str, Form("text", "TEXT"), read_by(parse_text)]
+Listen = Annotated[str, Form("address", "HOST:PORT"), read_by(_parse_listen)]
+OptionalListen = Annotated[str, Form("address", "HOST:PORT"), read_by(_parse_optional_listen)]
+GrpcTarget = Annotated[str, Form("gRPC address", "ADDRESS"), read_by(parse_grpc_target)]
 OptionalGrpcListen = Annotated[
-    str, Form("gRPC address", "ADDRESS"), _written(_parse_optional_grpc_listen)
+    str, Form("gRPC address", "ADDRESS"), read_by(_parse_optional_grpc_listen)
 ]
-Duration = Annotated[float, Form("duration", "DURATION"), _written(parse_duration_s)]
-Size = Annotated[int, Form("size", "BYTES"), _written(parse_size_bytes)]
-Count = Annotated[int, Form("whole number", "N"), _written(parse_count)]
-Number = Annotated[float, Form("number", "N"), _written(_parse_number)]
-Switch = Annotated[bool, Form("true or false", ""), _written(_parse_switch)]
-OptionalPeerId = Annotated[str, Form("peer id", "PEER_ID"), _written(_parse_optional_peer_id)]
-Names = Annotated[tuple[str, ...], Form("list", "A,B"), _written(_parse_list)]
-BearerKeys = Annotated[tuple[str, ...], Form("list", "A,B"), _written(_parse_bearer_keys)]
-Origins = Annotated[tuple[str, ...], Form("list", "A,B"), _written(_parse_origins)]
-ModelMap = Annotated[Mapping[str, str], Form("map", "MODEL=PEER;..."), _written(_parse_model_map)]
-Metadata = Annotated[Mapping[str, str], Form("map", "KEY=VALUE;..."), _written(_parse_metadata)]
-OptionalFile = Annotated[Path | None, Form("file", "FILE"), _written(_parse_file)]
+Duration = Annotated[float, Form("duration", "DURATION"), read_by(parse_duration_s)]
+Size = Annotated[int, Form("size", "BYTES"), read_by(parse_size_bytes)]
+Count = Annotated[int, Form("whole number", "N"), read_by(parse_count)]
+Number = Annotated[float, Form("number", "N"), read_by(_parse_number)]
+Switch = Annotated[bool, Form("true or false", ""), read_by(_parse_switch)]
+OptionalPeerId = Annotated[str, Form("peer id", "PEER_ID"), read_by(_parse_optional_peer_id)]
+Names = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_list)]
+BearerKeys = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_bearer_keys)]
+Origins = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_origins)]
+ModelMap = Annotated[Mapping[str, str], Form("map", "MODEL=PEER;..."), read_by(_parse_model_map)]
+Metadata = Annotated[Mapping[str, str], Form("map", "KEY=VALUE;..."), read_by(_parse_metadata)]
+OptionalFile = Annotated[Path | None, Form("file", "FILE"), read_by(_parse_file)]
 LogLevel = Annotated[
     Literal["debug", "info", "warn", "error"],
     Form("debug, info, warn or error", "LEVEL"),
-    _written(_parse_level),
+    read_by(_parse_level),
 ]
 LogFormat = Annotated[
-    Literal["auto", "console", "json"], Form("auto, console or json", "FORMAT"), _written(_lower)
+    Literal["auto", "console", "json"], Form("auto, console or json", "FORMAT"), read_by(_lower)
 ]
-Backend = Annotated[str, Form('"echo" or a URL', "BACKEND"), _written(_parse_backend)]
+Backend = Annotated[str, Form('"echo" or a URL', "BACKEND"), read_by(_parse_backend)]

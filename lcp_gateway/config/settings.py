@@ -1,54 +1,16 @@
 """The settings: one flat model in which a setting is one entry, from its type to its place in the docs."""
 
-import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
-from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from lcp_gateway.config import forms
-
-ENVIRONMENT_PREFIX = "LCP_GATEWAY_"
-OPENAI_SERVE_PREFIX = "OPENAI_SERVE_"
-
-
-class Group(enum.StrEnum):
-    """The sections of the configuration reference, in its order."""
-
-    HTTP = "Serving HTTP"
-    DAEMON = "The daemon"
-    ROUTING = "Models, peers and prices"
-    LIMITS = "Limits and time-outs"
-    TELEMETRY = "Logs and metrics"
-    NODE = "The embedded node"
+from lcp_gateway.config.declare import OPENAI_SERVE_PREFIX, Group, Spec, setting
+from lcp_gateway.config.money import MoneySettings
 
 
-def setting(
-    default: object,
-    description: str,
-    group: Group,
-    *,
-    openai_serve: str = "",
-    secret: bool = False,
-    gt: float | None = None,
-) -> Any:
-    """Declare a setting.
-
-    ``openai_serve`` is the name after ``OPENAI_SERVE_`` that also sets it. A secret has no flag, since other users of
-    the machine can read a command line, and is never shown.
-    """
-    return Field(
-        default,
-        description=description,
-        repr=not secret,
-        gt=gt,
-        json_schema_extra={"group": group.value, "openai_serve": openai_serve, "secret": secret},
-    )
-
-
-class Settings(BaseSettings):
+class Settings(MoneySettings):
     """Everything that can be configured. Plain values, already checked; nothing is read from outside."""
 
     model_config = SettingsConfigDict(
@@ -148,12 +110,6 @@ class Settings(BaseSettings):
         Group.ROUTING,
         openai_serve="ALLOW_UNLISTED_MODELS",
     )
-    max_price_msat: forms.Count = setting(
-        0,
-        "The most that one request may cost, in millisatoshi; 0 sets no limit.",
-        Group.ROUTING,
-        openai_serve="MAX_PRICE_MSAT",
-    )
 
     timeout_quote_s: forms.Duration = setting(
         5.0, "How long a quote may take.", Group.LIMITS, openai_serve="TIMEOUT_QUOTE", gt=0
@@ -241,37 +197,8 @@ class Settings(BaseSettings):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """What is known of a setting apart from its value."""
-
-    name: str
-    default: object
-    description: str
-    group: Group
-    form: forms.Form
-    openai_serve: str
-    """The whole name of the variable, empty where there is none."""
-    secret: bool
-
-    @property
-    def environment(self) -> str:
-        """The name of its own environment variable."""
-        return ENVIRONMENT_PREFIX + self.name.upper()
-
-    @property
-    def flag(self) -> str:
-        """The long flag, empty for a secret."""
-        return "" if self.secret else "--" + self.name.replace("_", "-")
-
-    @property
-    def is_switch(self) -> bool:
-        """Whether it is on or off."""
-        return isinstance(self.default, bool)
-
-
 def specs() -> Mapping[str, Spec]:
-    """Give the spec of every setting by name, in the order of the model."""
+    """Give the spec of every setting by name, in the order of their groups."""
     found: dict[str, Spec] = {}
     for name, info in Settings.model_fields.items():
         extra = cast("dict[str, Any]", info.json_schema_extra)
@@ -284,5 +211,7 @@ def specs() -> Mapping[str, Spec]:
             form=next(item for item in info.metadata if isinstance(item, forms.Form)),
             openai_serve=OPENAI_SERVE_PREFIX + alias if alias else "",
             secret=extra["secret"],
+            may_hold_password=extra["may_hold_password"],
         )
-    return found
+    order = list(Group)
+    return dict(sorted(found.items(), key=lambda item: order.index(item[1].group)))

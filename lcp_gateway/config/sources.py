@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from lcp_gateway.config.settings import ENVIRONMENT_PREFIX, OPENAI_SERVE_PREFIX, Spec
+from lcp_gateway.config.declare import ENVIRONMENT_PREFIX, OPENAI_SERVE_PREFIX, Spec
 
 CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
 
@@ -80,6 +80,12 @@ def from_flags(
             known = (known_spec.flag for known_spec in specs.values() if known_spec.flag)
             layer.problems.append(f"{flag}: unknown flag{nearest(flag, known)}")
             continue
+        if spec.is_secret_when(value):
+            layer.problems.append(
+                f"{flag}: other users can read a password on a command line; "
+                f"give it in {spec.environment}, a file, or PGPASSFILE"
+            )
+            continue
         if value is False:
             flag = "--no-" + flag.removeprefix("--")
         layer.given[name] = Given(value, Source(SourceKind.FLAG, flag))
@@ -140,7 +146,8 @@ def from_file(path: Path, specs: Mapping[str, Spec], *, named_by: str = "") -> L
             layer.given[key] = Given(value, Source(SourceKind.FILE, f"{path}: {key}"))
         else:
             layer.problems.append(f"{path}: {key}: unknown key{nearest(key, specs)}")
-    if mode & _GROUP_AND_OTHERS_READ and any(specs[name].secret for name in layer.given):
+    secret = any(specs[name].is_secret_when(found.value) for name, found in layer.given.items())
+    if mode & _GROUP_AND_OTHERS_READ and secret:
         layer.warnings.append(f"{path} holds a secret and other users may read it: chmod 600")
     return layer
 

@@ -21,6 +21,7 @@ def clean_environment(monkeypatch, tmp_path):
         if name.startswith(("LCP_GATEWAY_", "OPENAI_SERVE_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 @dataclass

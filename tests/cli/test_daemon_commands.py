@@ -70,13 +70,16 @@ def test_models_without_a_daemon_fail_in_one_line(run, nowhere):
     assert "--embedded" in outcome.err
 
 
-def test_a_healthy_doctor_says_ok_five_times(run, at):
+def test_a_healthy_doctor_says_ok_to_everything(run, at):
     outcome = run("doctor", *at)
     assert outcome.code == 0
-    names = [line.split()[:2] for line in outcome.out.splitlines()]
+    names = [line.split()[:2] for line in outcome.out.splitlines() if not line.startswith("warn")]
     assert names == [
-        ["ok", name] for name in ("configuration", "daemon", "version", "peers", "quote")
+        ["ok", name]
+        for name in ("configuration", "journal", "daemon", "version", "peers", "quote", "invoice")
     ]
+    assert "terms and invoice hold; network bcrt, and none is set" in outcome.out
+    assert "warn                 no limit on spending is set" in outcome.out
     assert "msat) for a very short request; nothing was paid" in outcome.out
 
 
@@ -137,4 +140,6 @@ def test_the_doctor_brings_its_own_node_when_it_is_asked_to(start):
     process = start("doctor", "--embedded")
     out, err = process.communicate(timeout=30)
     assert process.returncode == 0, out + err
-    assert out.count("ok  ") == 5
+    assert out.count("ok  ") == 7
+    assert "embedded.db is made at the first start" in out
+    assert "warn" not in out

@@ -200,5 +200,8 @@ def test_without_the_flag_no_node_is_started_and_the_daemon_is_missed(start):
     out, err = process.communicate(timeout=15)
     assert process.returncode == 1
     assert out == ""
-    (line,) = err.splitlines()
+    *warnings, line = err.splitlines()
     assert line.startswith("lcp-gateway: the daemon at 127.0.0.1:9 did not answer")
+    # Real money would have been at stake.
+    assert "no limit on spending is set" in warnings[0]
+    assert "10,000 sat a payment" in warnings[1]

@@ -8,7 +8,14 @@ import pytest
 from lcp_gateway.__about__ import __version__
 from lcp_gateway.config import specs
 
-COMMANDS = ("serve", "node", "models", "doctor", "config")
+COMMANDS = (
+    "serve", "node", "models", "quote", "receipt", "purchases", "spend", "doctor", "config",
+)  # fmt: skip
+SUBCOMMANDS = {
+    "config": ("show",),
+    "receipt": ("verify", "show"),
+    "purchases": ("list", "show", "export", "resolve", "forget"),
+}
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--version", "serve"]])
@@ -23,7 +30,10 @@ def test_help_names_every_command(run):
     assert all(f"  {command} " in outcome.out for command in COMMANDS)
 
 
-@pytest.mark.parametrize(("arguments", "commands"), [([], COMMANDS), (["config"], ["show"])])
+@pytest.mark.parametrize(
+    ("arguments", "commands"),
+    [([], COMMANDS), *(([name], commands) for name, commands in SUBCOMMANDS.items())],
+)
 def test_without_a_command_the_help_is_shown_and_the_code_says_so(arguments, commands, run):
     outcome = run(*arguments)
     assert outcome.code == 2
@@ -31,7 +41,13 @@ def test_without_a_command_the_help_is_shown_and_the_code_says_so(arguments, com
     assert all(f"  {command} " in outcome.out for command in commands)
 
 
-@pytest.mark.parametrize("command", [*([name] for name in COMMANDS), ["config", "show"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *([name] for name in COMMANDS),
+        *([name, command] for name, commands in SUBCOMMANDS.items() for command in commands),
+    ],
+)
 def test_every_command_explains_itself(command, run):
     outcome = run(*command, "--help")
     assert outcome.code == 0

@@ -123,6 +123,10 @@ def test_every_setting_is_read_from_its_own_variable(name, nowhere, tmp_path):
         extra |= {
             f"LCP_GATEWAY_{other}": str(existing) for other in ("LCPD_TLS_CERT", "LCPD_TLS_KEY")
         }
+    if name.startswith("lnd_"):
+        extra |= {"LCP_GATEWAY_LND_GRPC_ADDR": "lnd:10009"} | {
+            f"LCP_GATEWAY_{other}": str(existing) for other in ("LND_TLS_CERT", "LND_MACAROON_FILE")
+        }
     loaded = load(flags={}, environ=nowhere | extra | {f"LCP_GATEWAY_{name.upper()}": text})
     assert getattr(loaded.settings, name) == expected
     assert loaded.source_of(name).kind is SourceKind.ENVIRONMENT
@@ -154,6 +158,31 @@ EXAMPLES = {
     "model_allowlist": ("gpt-5,llama", ("gpt-5", "llama")),
     "allow_unlisted_models": ("true", True),
     "max_price_msat": ("1000", 1000),
+    "journal_url": ("postgresql://u:p@h/db", "postgresql://u:p@h/db"),
+    "network": ("Signet", "tbs"),
+    "max_total_msat": ("2000", 2000),
+    "model_max_total_msat": ("a=b=5;gpt=0", {"a=b": 5, "gpt": 0}),
+    "fee_ppm": ("5000", 5000),
+    "fee_base_msat": ("0", 0),
+    "budget_hour_msat": ("1", 1),
+    "budget_day_msat": ("2", 2),
+    "budget_month_msat": ("3", 3),
+    "key_budget_hour_msat": ("4", 4),
+    "key_budget_day_msat": ("5", 5),
+    "key_budget_month_msat": ("6", 6),
+    "loop_brake_per_minute": ("30", 30),
+    "quote_attempts": ("5", 5),
+    "quote_fanout": ("3", 3),
+    "exposure_base_msat": ("0", 0),
+    "exposure_share_ppm": ("1000000", 1_000_000),
+    "breaker_failures": ("0", 0),
+    "breaker_pause_s": ("1m", 60.0),
+    "retry_window_s": ("0", 0.0),
+    "join_grace_s": ("3s", 3.0),
+    "answers_keep_s": ("1h", 3600.0),
+    "answers_max_bytes": ("8MiB", 8 * 1024 * 1024),
+    "lnd_grpc_addr": ("lnd:10009", "lnd:10009"),
+    "reconcile_interval_s": ("5m", 300.0),
     "timeout_quote_s": ("2", 2.0),
     "timeout_execute_s": ("1m30s", 90.0),
     "cancel_timeout_s": ("1s", 1.0),

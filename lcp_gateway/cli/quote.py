@@ -1,0 +1,278 @@
+"""``lcp-gateway quote``: what a request would cost, asked of the daemon itself. Nothing is paid."""
+
+import asyncio
+import contextlib
+import json as json_format
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lcp_gateway.cli.asking import first_served, made_up, providers_for
+from lcp_gateway.cli.daemon import advice, describe, once_up, opened
+from lcp_gateway.cli.flags import load_or_complain, setting_flags
+from lcp_gateway.cli.lnd import known_network
+from lcp_gateway.cli.models import KIND_WORDS
+from lcp_gateway.cli.output import plain, print_json, print_pairs
+from lcp_gateway.cli.program import RUNTIME_ERROR, USAGE_ERROR, CommandFailed, complain
+from lcp_gateway.cli.quote_checks import Checked, check_all
+from lcp_gateway.cli.serve import daemon_for
+from lcp_gateway.config import Group, Settings
+from lcp_gateway.purchase.errors import PriceLimitExceeded, UpstreamError
+from lcp_gateway.purchase.money import Msat, format_sat
+from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.routing.catalog import Catalog, Provider
+from lcp_gateway.routing.choice import RoutingError
+from lcp_gateway.upstreams.lcpd import LcpdUpstream
+
+_STDIN = "-"
+_KINDS: Mapping[str, TaskKind] = {word: kind for kind, word in KIND_WORDS.items()}
+_MARKS = {True: "ok", False: "FAILED", None: "?"}
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be quoted: bytes with what they say, or a prompt for a model that may be left open."""
+
+    kind: TaskKind | None
+    model: str | None
+    prompt: str
+    max_tokens: int
+    body: bytes | None = None
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Quoted:
+    """A quote for a task, and what is to be thought of it. ``over_limit`` is empty where no limit is in its way."""
+
+    task: Task
+    quote: Quote
+    max_fee_msat: Msat
+    checks: Sequence[Checked]
+    over_limit: str
+
+    @property
+    def may_be_bought(self) -> bool:
+        """Whether the gateway would pay it, budgets and trust in the peer apart."""
+        return not self.over_limit and all(check.ok is not False for check in self.checks)
+
+
+@app.command()
+@setting_flags(
+    (Group.DAEMON, Group.ROUTING, Group.MONEY, Group.LND, Group.NODE),
+    also=("quote_attempts", "timeout_quote_s"),
+)
+def quote(
+    config: Path | None,
+    flags: Mapping[str, object],
+    *,
+    body: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[BODYFILE]",
+            help='The request as a client would send it; "-" is standard input.',
+            show_default=False,
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="chat|responses", help="The endpoint that it is for.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="With --prompt: the model; else the first.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="A prompt in place of a file.")
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="With --prompt: how long the answer may be.")
+    ] = 512,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> int:
+    """Ask for the price of a request and check the quote. Nothing is paid; ends with 1 if it would not be bought."""
+    wanted = _wanted(body, kind, model, prompt, max_tokens)
+    loaded = load_or_complain(flags, config)
+    with daemon_for(loaded.settings) as settings:
+        quoted = asyncio.run(_ask(wanted, settings))
+    if json:
+        print_json(_as_json(quoted))
+    else:
+        _print(quoted)
+    return 0 if quoted.may_be_bought else RUNTIME_ERROR
+
+
+def _wanted(
+    body: str | None, kind: str | None, model: str | None, prompt: str | None, max_tokens: int
+) -> Wanted:
+    if kind is not None and kind not in _KINDS:
+        raise CommandFailed(f"--kind: must be {' or '.join(_KINDS)}", exit_code=USAGE_ERROR)
+    chosen = _KINDS[kind] if kind else None
+    if (body is None) is (prompt is None):
+        raise CommandFailed("give either a file (or -) or --prompt", exit_code=USAGE_ERROR)
+    if body is None:
+        return Wanted(chosen, model, prompt or "", max_tokens)
+    if model is not None:
+        raise CommandFailed("--model: the file names the model", exit_code=USAGE_ERROR)
+    return _from_body(_read(body), chosen)
+
+
+def _read(file: str) -> bytes:
+    if file == _STDIN:
+        return sys.stdin.buffer.read()
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise CommandFailed(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def _from_body(raw: bytes, kind: TaskKind | None) -> Wanted:
+    try:
+        fields = json_format.loads(raw)
+    except (ValueError, RecursionError):
+        raise CommandFailed("the request is not JSON") from None
+    model = fields.get("model") if isinstance(fields, dict) else None
+    if not isinstance(model, str) or not model:
+        raise CommandFailed("the request is no JSON object with a model")
+    if kind is None:
+        is_responses = "input" in fields and "messages" not in fields
+        kind = TaskKind.RESPONSES if is_responses else TaskKind.CHAT_COMPLETIONS
+    stream = fields.get("stream") is True
+    return Wanted(kind, model, "", 0, body=raw, stream=stream)
+
+
+async def _ask(wanted: Wanted, settings: Settings) -> Quoted:
+    try:
+        async with opened(settings) as upstream:
+            found = await once_up(settings, upstream.list_peers)
+            catalog = Catalog(providers=found, taken_at=time.monotonic())
+            task, providers = _whom(wanted, catalog, settings)
+            network = await known_network(settings)
+            return await _first_quote(upstream, task, providers, settings, network)
+    except UpstreamError as error:
+        raise CommandFailed(f"{describe(error, settings)}: {advice(error, settings)}") from None
+    except RoutingError as error:
+        raise CommandFailed(error.message) from None
+    except OSError as error:
+        raise CommandFailed(f"{error.filename or 'lcpd_tls_*'}: {error.strerror}") from None
+
+
+def _whom(wanted: Wanted, catalog: Catalog, settings: Settings) -> tuple[Task, Sequence[Provider]]:
+    if wanted.model is None:
+        kinds = (wanted.kind,) if wanted.kind else tuple(TaskKind)
+        served = first_served(
+            catalog, settings, prompt=wanted.prompt, max_tokens=wanted.max_tokens, kinds=kinds
+        )
+        if served is None:
+            raise CommandFailed("no model can be asked for: see lcp-gateway models")
+        return served
+    kind = wanted.kind or _offered_kind(catalog, wanted.model)
+    if wanted.body is None:
+        task = made_up(kind, wanted.model, wanted.prompt, wanted.max_tokens)
+    else:
+        task = Task(kind=kind, model=wanted.model, body=wanted.body, stream=wanted.stream)
+    return task, providers_for(catalog, task, settings)
+
+
+def _offered_kind(catalog: Catalog, model: str) -> TaskKind:
+    return next(
+        (kind for kind in TaskKind if catalog.offering(kind, model)), TaskKind.CHAT_COMPLETIONS
+    )
+
+
+async def _first_quote(
+    upstream: LcpdUpstream,
+    task: Task,
+    providers: Sequence[Provider],
+    settings: Settings,
+    network: str | None,
+) -> Quoted:
+    """Give the quote of the first peer that has one, and take the question back: nobody is going to pay."""
+    failure: UpstreamError | None = None
+    for provider in providers[: settings.quote_attempts]:
+        try:
+            found = await upstream.request_quote(task, provider.peer_id, settings.timeout_quote_s)
+        except UpstreamError as error:
+            complain(f"{provider.peer_id} gives no quote: {plain(error.message)} ({error.status})")
+            failure = error
+            continue
+        quoted = _judged(task, found, settings, network)
+        with contextlib.suppress(UpstreamError):
+            await upstream.cancel(found, "only a price was wanted", settings.cancel_timeout_s)
+        return quoted
+    if failure is None:
+        raise CommandFailed("there is nobody to ask")
+    raise CommandFailed("nobody gives a quote; see above") from failure
+
+
+def _judged(task: Task, found: Quote, settings: Settings, network: str | None) -> Quoted:
+    from lcp_gateway.app import spending_limits  # noqa: PLC0415 - imports the whole gateway
+
+    limits = spending_limits(settings)
+    over_limit = ""
+    try:
+        limits.check_price(Order.of(task, request_id="", key_id="", limit_msat=None), found)
+    except PriceLimitExceeded as error:
+        over_limit = str(error)
+    return Quoted(
+        task=task,
+        quote=found,
+        max_fee_msat=limits.fee.fee_msat(found.price_msat),
+        checks=check_all(task, found, datetime.now(UTC), network=network),
+        over_limit=over_limit,
+    )
+
+
+def _print(quoted: Quoted) -> None:
+    found = quoted.quote
+    total_msat = Msat(found.price_msat + quoted.max_fee_msat)
+    rows = [
+        ("model", quoted.task.model),
+        ("kind", KIND_WORDS[quoted.task.kind]),
+        ("peer", found.peer_id),
+        ("price", f"{found.price_msat} msat ({format_sat(found.price_msat)})"),
+        ("reckoned fee", f"{quoted.max_fee_msat} msat, {format_sat(total_msat)} in all"),
+        ("expires", found.expires_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")),
+        ("job", found.job_id.hex()),
+        ("terms hash", found.terms_hash.hex()),
+    ]
+    rows += [
+        (f"check {check.name}", " ".join(filter(None, (_MARKS[check.ok], check.words))))
+        for check in quoted.checks
+    ]
+    rows.append(("limits", quoted.over_limit or "ok"))
+    print_pairs(rows)
+    typer.echo(
+        "nothing was paid" if quoted.may_be_bought else "it would NOT be bought; nothing was paid"
+    )
+
+
+def _as_json(quoted: Quoted) -> object:
+    found = quoted.quote
+    return {
+        "object": "lcp.quote",
+        "model": quoted.task.model,
+        "task_kind": quoted.task.kind.value,
+        "peer_id": found.peer_id,
+        "job_id": found.job_id.hex(),
+        "price_msat": found.price_msat,
+        "max_fee_msat": quoted.max_fee_msat,
+        "expires_at": int(found.expires_at.timestamp()),
+        "terms_hash": found.terms_hash.hex(),
+        "checks": [
+            {"name": check.name, "ok": check.ok, "words": check.words} for check in quoted.checks
+        ],
+        "over_limit": quoted.over_limit or None,
+        "may_be_bought": quoted.may_be_bought,
+    }

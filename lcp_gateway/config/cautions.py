@@ -1,0 +1,123 @@
+"""The settings looked at together: what contradicts itself, what is odd, and what its user should know."""
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from lcp_gateway.config.forms import parse_host_port
+from lcp_gateway.config.money_forms import JOURNAL_OFF
+from lcp_gateway.config.settings import Settings
+from lcp_gateway.config.sources import Source
+
+DAEMON_FEE_LIMIT_SAT: Final = 10_000
+"""What lcpd-grpcd lets lnd pay for the routing of one payment, as its source has it; it cannot be configured."""
+
+_LOOPBACK_HOSTS = frozenset({"localhost", "::1"})
+_FILES = (
+    "lcpd_tls_ca",
+    "lcpd_tls_cert",
+    "lcpd_tls_key",
+    "lnd_tls_cert",
+    "lnd_macaroon_file",
+    "node_peers_file",
+)
+_CAPS = (
+    "max_price_msat",
+    "max_total_msat",
+    "budget_hour_msat",
+    "budget_day_msat",
+    "budget_month_msat",
+)
+_KEY_CAPS = ("key_budget_hour_msat", "key_budget_day_msat", "key_budget_month_msat")
+
+
+def contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+    """Find settings that are right one by one and wrong together."""
+    yield from _tls_contradictions(settings, sources)
+    yield from _lnd_contradictions(settings, sources)
+    for name in _FILES:
+        path = getattr(settings, name)
+        if path is not None and not path.is_file():
+            yield f"{sources[name]}: no such file: {path}"
+    if settings.embedded and settings.node_listen.endswith(":0"):
+        yield f"{sources['node_listen']}: the embedded node needs a port of its own, not 0"
+    if settings.peers_stale_s < settings.peers_refresh_s:
+        source = sources.get("peers_stale_s") or sources["peers_refresh_s"]
+        yield (
+            f"{source}: peers_stale_s ({settings.peers_stale_s:g} s) must not be shorter than "
+            f"peers_refresh_s ({settings.peers_refresh_s:g} s)"
+        )
+    if settings.quote_fanout > settings.quote_attempts:
+        source = sources.get("quote_fanout") or sources["quote_attempts"]
+        yield (
+            f"{source}: quote_fanout ({settings.quote_fanout}) must not be more than "
+            f"quote_attempts ({settings.quote_attempts})"
+        )
+
+
+def _tls_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+    tls = ("lcpd_tls_ca", "lcpd_tls_cert", "lcpd_tls_key", "lcpd_tls_server_name")
+    if not settings.lcpd_tls:
+        for name in tls:
+            if getattr(settings, name):
+                # Whoever names a certificate believes that the connection is encrypted.
+                yield f"{sources[name]}: has no effect while lcpd_tls is false"
+    if settings.lcpd_tls_cert and not settings.lcpd_tls_key:
+        yield f"{sources['lcpd_tls_cert']}: a client certificate needs lcpd_tls_key too"
+    if settings.lcpd_tls_key and not settings.lcpd_tls_cert:
+        yield f"{sources['lcpd_tls_key']}: a client key needs lcpd_tls_cert too"
+
+
+def _lnd_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+    for name in ("lnd_tls_cert", "lnd_macaroon_file"):
+        given = getattr(settings, name) is not None
+        if given and not settings.lnd_grpc_addr:
+            yield f"{sources[name]}: has no effect without lnd_grpc_addr"
+        if settings.lnd_grpc_addr and not given:
+            yield f"{sources['lnd_grpc_addr']}: lnd is reached with {name} only, which is not set"
+
+
+def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+    """Find what is allowed and most likely not meant."""
+    host = parse_host_port(settings.http_addr).host
+    local = host in _LOOPBACK_HOSTS or host.startswith("127.")
+    if not local and not settings.api_keys and not settings.embedded:
+        yield (
+            f"{settings.http_addr} can be reached by other machines and no api_keys are set: "
+            "whoever reaches it spends your money"
+        )
+    if settings.embedded and "lcpd_grpc_addr" in sources:
+        yield f"{sources['lcpd_grpc_addr']} has no effect: the embedded node is used"
+    if settings.journal_url == JOURNAL_OFF:
+        yield (
+            f"{sources['journal_url']}: no journal is kept: what was paid is forgotten when the gateway stops, "
+            "budgets count from its start, and no payment in doubt is ever cleared up"
+        )
+    if settings.embedded and settings.journal_url not in {"", JOURNAL_OFF}:
+        yield (
+            f"{sources['journal_url']}: the embedded node's play money is written into this journal; "
+            "keep it apart from one of real payments"
+        )
+    if settings.embedded and settings.lnd_grpc_addr:
+        yield f"{sources['lnd_grpc_addr']}: lnd knows nothing of the embedded node's payments"
+
+
+def spending_cautions(settings: Settings) -> tuple[str, ...]:
+    """Say what bounds, or does not bound, the money that can go out; nothing where no real money moves.
+
+    Apart from ``cautions``, because nobody has made a mistake: it is said at the start and by ``doctor`` only.
+    """
+    if settings.embedded:
+        return ()
+    found = []
+    # A budget of each key is a limit only where there are keys.
+    caps = _CAPS + (_KEY_CAPS if settings.api_keys else ())
+    if not any(getattr(settings, name) for name in caps):
+        found.append(
+            "no limit on spending is set: a request may cost whatever a peer asks. "
+            "See max_total_msat and budget_day_msat"
+        )
+    found.append(
+        f"the daemon pays routing fees of up to {DAEMON_FEE_LIMIT_SAT:,} sat a payment, a fixed limit of its own; "
+        f"reckoned with are {settings.fee_ppm / 10_000:g}% and {settings.fee_base_msat} msat"
+    )
+    return tuple(found)

@@ -1,0 +1,101 @@
+"""How a setting is declared: one entry that holds its type, default, words, group and other names."""
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from lcp_gateway.config.forms import Form
+from lcp_gateway.config.money_forms import without_password
+
+ENVIRONMENT_PREFIX = "LCP_GATEWAY_"
+OPENAI_SERVE_PREFIX = "OPENAI_SERVE_"
+REDACTED = "(redacted)"
+
+
+class Group(enum.StrEnum):
+    """The sections of the configuration reference, in its order."""
+
+    HTTP = "Serving HTTP"
+    DAEMON = "The daemon"
+    ROUTING = "Models and peers"
+    TRUST = "Quotes and trust in peers"
+    MONEY = "Money"
+    ANSWERS = "Answers and retries"
+    LND = "lnd"
+    LIMITS = "Limits and time-outs"
+    TELEMETRY = "Logs and metrics"
+    NODE = "The embedded node"
+
+
+def setting(
+    default: object,
+    description: str,
+    group: Group,
+    *,
+    openai_serve: str = "",
+    secret: bool = False,
+    may_hold_password: bool = False,
+    gt: float | None = None,
+) -> Any:
+    """Declare a setting.
+
+    ``openai_serve`` is the name after ``OPENAI_SERVE_`` that also sets it. A secret has no flag, since other users of
+    the machine can read a command line, and is never shown. ``may_hold_password`` is for a URL, which is shown without
+    its password.
+    """
+    return Field(
+        default,
+        description=description,
+        repr=not (secret or may_hold_password),
+        gt=gt,
+        json_schema_extra={
+            "group": group.value,
+            "openai_serve": openai_serve,
+            "secret": secret,
+            "may_hold_password": may_hold_password,
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What is known of a setting apart from its value."""
+
+    name: str
+    default: object
+    description: str
+    group: Group
+    form: Form
+    openai_serve: str
+    """The whole name of the variable, empty where there is none."""
+    secret: bool
+    may_hold_password: bool
+
+    @property
+    def environment(self) -> str:
+        """The name of its own environment variable."""
+        return ENVIRONMENT_PREFIX + self.name.upper()
+
+    @property
+    def flag(self) -> str:
+        """The long flag, empty for a secret."""
+        return "" if self.secret else "--" + self.name.replace("_", "-")
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is on or off."""
+        return isinstance(self.default, bool)
+
+    def shown(self, value: object) -> object:
+        """Give a value as it may be shown: of a secret only whether there is one."""
+        if self.secret:
+            return REDACTED if value else value
+        return (
+            without_password(value) if self.may_hold_password and isinstance(value, str) else value
+        )
+
+    def is_secret_when(self, value: object) -> bool:
+        """Tell whether this value of the setting must be kept from others."""
+        return self.secret or self.shown(value) != value

@@ -1,0 +1,34 @@
+"""Where things are kept on this machine."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from lcp_gateway.config.money_forms import JOURNAL_OFF
+from lcp_gateway.config.settings import Settings
+
+
+def journal_place(settings: Settings, environ: Mapping[str, str] = os.environ) -> Path | str | None:
+    """Give where the journal is: a file's path, a database URL, or ``None`` where none is kept.
+
+    The URL may hold a password: see ``without_password``.
+    """
+    match settings.journal_url:
+        case "":
+            name = "embedded.db" if settings.embedded else "journal.db"
+            return state_folder(environ) / name
+        case place if place == JOURNAL_OFF:
+            return None
+        case place:
+            return place if "://" in place else Path(place)
+
+
+def state_folder(environ: Mapping[str, str]) -> Path:
+    """Give the folder for what must outlive the process, by the XDG rules or those of the platform."""
+    base = environ.get("XDG_STATE_HOME", "")
+    # The XDG specification says to ignore a relative path.
+    if base and Path(base).is_absolute():
+        return Path(base) / "lcp-gateway"
+    import platformdirs  # noqa: PLC0415 - costs 20 ms, and only some need it
+
+    return platformdirs.user_state_path("lcp-gateway", appauthor=False)

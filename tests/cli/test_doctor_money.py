@@ -1,0 +1,117 @@
+"""The doctor on money: the journal, and lnd where one is configured."""
+
+import asyncio
+import threading
+
+import pytest
+
+from lcp_gateway.purchase.states import State
+from tests.support.bought import Bought, written
+from tests.support.lnd_standin import LndStandin, channel
+
+
+@pytest.fixture
+def at(node):
+    return ("--lcpd-grpc-addr", node.address)
+
+
+@pytest.fixture
+def lnd(tmp_path):
+    """A stand-in for lnd on an event loop of its own, with one channel."""
+    folder = tmp_path / "lnd"
+    folder.mkdir()
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def on_loop(work):
+        return asyncio.run_coroutine_threadsafe(work, loop).result(10)
+
+    async def begin():
+        standin = LndStandin(folder)
+        standin.channels.append(channel(50_000, reserve_sat=1_000))
+        await standin.start()
+        return standin
+
+    standin = on_loop(begin())
+    yield standin
+    on_loop(standin.stop())
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+    loop.close()
+
+
+@pytest.fixture
+def with_lnd(lnd):
+    address = lnd.address
+    return (
+        "--lnd-grpc-addr", address.target,
+        "--lnd-tls-cert", str(address.tls_cert),
+        "--lnd-macaroon-file", str(address.macaroon),
+    )  # fmt: skip
+
+
+def test_the_journal_is_opened_and_what_is_open_in_it_is_told(run, at, tmp_path):
+    where = str(tmp_path / "j.db")
+    written(where, Bought(1), Bought(2, State.UNKNOWN, price_msat=2_000))
+    outcome = run("doctor", *at, "--journal-url", where)
+    assert outcome.code == 0
+    assert f"{where}, version 0001; 1 unknown (2.010 sat)" in outcome.out
+    assert "purchases resolve" in outcome.out
+
+
+def test_a_journal_that_is_not_there_yet_is_not_made(run, at, tmp_path):
+    outcome = run("doctor", *at)
+    assert "journal.db is made at the first start" in outcome.out
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_journal_that_cannot_be_made_or_read_is_found(run, at, tmp_path):
+    taken = tmp_path / "taken"
+    taken.write_text("not a database " * 100)
+    for where in (taken, taken / "j.db"):
+        outcome = run("doctor", *at, "--journal-url", str(where))
+        assert outcome.code == 1
+        assert "fail  journal" in outcome.out
+        assert "ok    quote" in outcome.out
+
+
+def test_a_journal_that_is_off_is_said_to_be(run, at):
+    outcome = run("doctor", *at, "--journal-url", "off")
+    assert outcome.code == 0
+    assert "off: nothing is written down" in outcome.out
+    assert "no journal is kept" in outcome.out
+
+
+def test_lnd_is_asked_how_it_is_and_gives_the_network(run, at, with_lnd):
+    outcome = run("doctor", *at, *with_lnd)
+    assert outcome.code == 0, outcome.out
+    assert "ok    lnd            standin 0.20.0-beta on regtest, block 101, synced" in outcome.out
+    assert "1 active, 0 not" in outcome.out
+    assert "49,000.000 sat at most in one payment" in outcome.out
+    assert "terms and invoice hold\n" in outcome.out
+
+
+def test_an_lnd_of_another_network_is_found(run, at, with_lnd):
+    outcome = run("doctor", *at, *with_lnd, "--network", "mainnet")
+    assert outcome.code == 1
+    assert "fail  lnd network" in outcome.out
+    assert "its invoice is for another network" in outcome.out
+
+
+def test_an_lnd_that_cannot_pay_is_found(run, at, lnd, with_lnd):
+    lnd.channels.clear()
+    lnd.info.synced_to_chain = False
+    outcome = run("doctor", *at, *with_lnd)
+    assert outcome.code == 1
+    assert "fail  lnd  " in outcome.out
+    assert "open a channel" in outcome.out
+
+
+def test_an_lnd_that_does_not_answer_is_found(run, at, with_lnd):
+    nowhere = ("--lnd-grpc-addr", "127.0.0.1:1", "--preflight-timeout-s", "1s")
+    outcome = run("doctor", *at, *with_lnd, *nowhere)
+    assert outcome.code == 1
+    assert "fail  lnd  " in outcome.out
+    assert "see lnd_grpc_addr" in outcome.out
+    assert "ok    quote" in outcome.out
