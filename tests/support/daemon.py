@@ -7,10 +7,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.support.gateway import clean_environment
 
 START_TIMEOUT_S = 30.0
+ROOT = Path(__file__).parents[2]
 
 
 def free_address() -> str:
@@ -26,15 +28,17 @@ class Daemon:
 
     address: str
     flags: tuple[str, ...] = ()
+    module: str = "lcp_gateway"
     process: subprocess.Popen[str] | None = field(default=None, init=False)
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lcp_gateway", "node", "--listen", self.address, *self.flags],
+            [sys.executable, "-m", self.module, "node", "--listen", self.address, *self.flags],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=clean_environment({}),
+            cwd=ROOT,
             text=True,
         )
         late = threading.Timer(START_TIMEOUT_S, self.process.kill)
@@ -54,9 +58,9 @@ class Daemon:
 
 
 @contextmanager
-def daemon(*flags: str, address: str = "") -> Iterator[Daemon]:
-    """Run a node for the block."""
-    running = Daemon(address or free_address(), flags)
+def daemon(*flags: str, address: str = "", module: str = "lcp_gateway") -> Iterator[Daemon]:
+    """Run a node for the block; ``module`` may be another that takes the same command line."""
+    running = Daemon(address or free_address(), flags, module)
     try:
         running.start()
         yield running

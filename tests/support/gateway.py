@@ -102,6 +102,10 @@ def gateway(
             "LCP_GATEWAY_LOG_FORMAT": "json",
             "XDG_CONFIG_HOME": folder,
             "XDG_STATE_HOME": folder,
+            # Tests of failures would trip it; those of the breaker turn it on.
+            "LCP_GATEWAY_BREAKER_FAILURES": "0",
+            # Short, so that tests of clients that leave need not wait; those of joining set their own.
+            "LCP_GATEWAY_JOIN_GRACE_S": "0.2",
         }
         if embedded:
             settings["LCP_GATEWAY_NODE_EVENTS_FILE"] = str(events_file)

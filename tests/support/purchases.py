@@ -1,10 +1,12 @@
 """Stand-ins for the heart's outside: an upstream that does what it is told, and a journal that remembers."""
 
+import asyncio
 import hashlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.results import Result, ResultStatus, StreamBegin, StreamEnd
 from lcp_gateway.purchase.task import Task, TaskKind
@@ -12,6 +14,11 @@ from lcp_gateway.purchase.task import Task, TaskKind
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 PEER = "02" + "ab" * 32
 TASK = Task(TaskKind.CHAT_COMPLETIONS, "m", b'{"model":"m","messages":[1]}', stream=False)
+HASH = b"\x33" * 32
+
+
+def order(task: Task = TASK, *, key_id: str = "", limit_msat=None) -> Order:
+    return Order.of(task, request_id="req_1", key_id=key_id, limit_msat=limit_msat)
 
 
 def quote(price_msat: int = 5_000, expires_in_s: int = 300) -> Quote:
@@ -93,7 +100,33 @@ class MemoryJournal:
     upstream: ScriptedUpstream
     states: list[str] = field(default_factory=list)
     calls_at: list[tuple[str, ...]] = field(default_factory=list)
+    intents: list = field(default_factory=list)
+    refusal: BaseException | None = None
 
-    async def record(self, quote, task, state):
+    async def intend(self, intent, budgets):
+        await asyncio.sleep(0)
+        if self.refusal is not None:
+            raise self.refusal
+        self.intents.append(intent)
+        self.states.append("paying")
+        self.calls_at.append(tuple(self.upstream.calls))
+
+    def note(self, job_id, state, at, learnt=None):
         self.states.append(state.value)
         self.calls_at.append(tuple(self.upstream.calls))
+
+
+@dataclass
+class Trusting:
+    """An exposure that trusts everyone, and remembers."""
+
+    states: list = field(default_factory=list)
+
+    def check(self, quote):
+        pass
+
+    def paying(self, quote):
+        self.states.append("paying")
+
+    def ended(self, quote, state):
+        self.states.append(state.value)

@@ -129,7 +129,8 @@ def test_a_price_over_the_cap_is_402_and_nothing_is_paid(keyed, node, stream):
     assert answer.error["type"] == "insufficient_quota"
     assert answer.error["lcp"]["price_msat"] > 20_000
     assert answer.verdict == "none" and answer.headers["x-should-retry"] == "false"
-    assert len(node.received.of("RequestQuote")) == 1
+    asked = [call.peer_id for call in node.received.of("RequestQuote")]
+    assert asked == [node.peer_id("Alice"), node.peer_id("Bob")], "both who sell it, each once"
     assert not node.received.of("AcceptAndExecute") + node.received.of("AcceptAndExecuteStream")
 
 

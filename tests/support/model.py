@@ -1,0 +1,370 @@
+"""A purchase service in a world that is moved by hand: time, disk, peers, clients and the gateway's own death.
+
+Nothing happens by itself: each call of the upstream and each write of the journal waits until the world lets it go on.
+The world knows what the gateway cannot: whether a payment went through.
+"""
+
+import asyncio
+import hashlib
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+from lcp_gateway.purchase.answers import Answer, Bounds
+from lcp_gateway.purchase.book import QuoteBook
+from lcp_gateway.purchase.brake import LoopBrake
+from lcp_gateway.purchase.errors import PurchaseError
+from lcp_gateway.purchase.flow import Buyer
+from lcp_gateway.purchase.journal import JournalUnavailable
+from lcp_gateway.purchase.limits import SpendingLimits
+from lcp_gateway.purchase.market import Asking, Market
+from lcp_gateway.purchase.memory import AnswerMemory, MemoryLimits, Repeat
+from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.service import Observer, Patience, PurchaseService
+from lcp_gateway.purchase.states import TRANSITIONS, State, Verdict
+from lcp_gateway.purchase.task import Task, TaskKind
+from tests.support.purchases import HASH, NOW, Trusting, quote
+
+GRACE_S = 10.0
+KEYS_FOR_S = 200.0
+TURNS = 25
+
+
+class HandClock(asyncio.SelectorEventLoop):
+    """An event loop whose time moves only when it is told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        super().__init__()
+
+    def time(self) -> float:
+        return self.seconds
+
+    def turn(self, times: int = TURNS) -> None:
+        """Run what is ready, and what becomes ready by that."""
+        for _ in range(times):
+            self.call_soon(self.stop)
+            self.run_forever()
+
+
+class Dead(BaseException):
+    """Raised into what still runs of a process that has been killed."""
+
+
+@dataclass
+class Job:
+    """What the world knows of a job. ``evidence`` is what the gateway has been shown: none, settled or nothing."""
+
+    quote: Quote
+    life: int
+    body: bytes = b""
+    executes: int = 0
+    paid: bool | None = None
+    evidence: Verdict = Verdict.UNKNOWN
+    sent: bytearray = field(default_factory=bytearray)
+    open: asyncio.Queue | None = None
+    whole: bool = False
+
+
+class Durable:
+    """What survives of a journal: the states of each job, in order."""
+
+    def __init__(self) -> None:
+        self.states: dict[bytes, list[State]] = {}
+
+    def write(self, job_id: bytes, state: State) -> None:
+        states = self.states.setdefault(job_id, [])
+        if states and states[-1] is not state:
+            reachable = set(TRANSITIONS[states[-1]].values())
+            assert state in reachable, f"{states[-1]} became {state}"
+        if not states or states[-1] is not state:
+            states.append(state)
+
+    def sweep(self) -> None:
+        """What a start does: nobody watches a payment whose gateway has died."""
+        for states in self.states.values():
+            if states[-1] is State.PAYING:
+                states.append(State.UNKNOWN)
+
+
+class Journal:
+    """One process's journal. Intents wait for the disk; later states are durable some time after."""
+
+    def __init__(self, durable: Durable) -> None:
+        self.durable = durable
+        self.waiting: list[tuple[object, asyncio.Future]] = []
+        self.buffered: list[tuple[bytes, State]] = []
+        self.alive = True
+
+    async def intend(self, intent, budgets):
+        done = asyncio.get_running_loop().create_future()
+        self.waiting.append((intent, done))
+        await done
+
+    def note(self, job_id, state, at, learnt=None):
+        if self.alive:
+            self.buffered.append((job_id, state))
+
+    def disk(self, *, full: bool) -> None:
+        """Write everything that waits; on a full disk intents fail and the rest goes on waiting."""
+        waiting, self.waiting = self.waiting, []
+        for intent, done in waiting:
+            if full:
+                if not done.done():
+                    done.set_exception(JournalUnavailable("full", quote=intent.quote))
+                continue
+            # It may be written though nobody waits for it any more.
+            if intent.quote.job_id not in self.durable.states:
+                self.durable.write(intent.quote.job_id, State.PAYING)
+            if not done.done():
+                done.set_result(None)
+        if not full:
+            self.flush()
+
+    def flush(self) -> None:
+        intended = {intent.quote.job_id for intent, _ in self.waiting}
+        held = []
+        for job_id, state in self.buffered:
+            if job_id in intended:
+                held.append((job_id, state))
+            else:
+                if job_id not in self.durable.states:
+                    # Taken back before it was ever written: there is nothing to take back.
+                    assert state is State.NOT_PAID
+                    continue
+                self.durable.write(job_id, state)
+        self.buffered = held
+
+    def believed(self, job_id: bytes) -> State | None:
+        """The last state that anybody wrote, durable or not."""
+        for noted, state in reversed(self.buffered):
+            if noted == job_id:
+                return state
+        states = self.durable.states.get(job_id)
+        return states[-1] if states else None
+
+
+@dataclass
+class Client:
+    """A request: what it sent, and what it got."""
+
+    body: bytes
+    stream: bool
+    repeat: Repeat
+    key_id: str
+    life: int
+    quote_id: str | None = None
+    asked_at: float = 0.0
+    answer: Answer | None = None
+    got: bytearray = field(default_factory=bytearray)
+    finished: bool = False
+    error: Exception | None = None
+    joined: bool = False
+    task: asyncio.Task | None = None
+
+
+class Life:
+    """One process: a service and what it holds in memory."""
+
+    def __init__(self, universe: "Universe", number: int) -> None:
+        self.number = number
+        self.universe = universe
+        self.alive = True
+        self.journal = Journal(universe.durable)
+        self.quoting: list[asyncio.Future] = []
+        self.background: list[asyncio.Task] = []
+        self.clients: list[Client] = []
+        self.held: list[tuple[str, Client]] = []
+        loop = universe.loop
+
+        def inspect(order, quote):
+            return HASH
+
+        def spawn(coroutine):
+            self.background.append(loop.create_task(coroutine))
+
+        async def peers(task):
+            return ["p1", "p2"]
+
+        self.memory = AnswerMemory(
+            MemoryLimits(bytes_in_all=60, bytes_for_s=100, keys_for_s=KEYS_FOR_S, repeats_for_s=50),
+            loop.time,
+        )
+        self.service = PurchaseService(
+            market=Market(
+                self, Asking(at_most=2), inspect=inspect, background=spawn, cancel_timeout_s=1
+            ),
+            buyer=Buyer(
+                self,
+                journal=self.journal,
+                inspect=inspect,
+                limits=SpendingLimits(),
+                exposure=Trusting(),
+                execute_timeout_s=1,
+                now=universe.now,
+            ),
+            peers=peers,
+            memory=self.memory,
+            book=QuoteBook(universe.now),
+            brake=LoopBrake(0),
+            bounds=Bounds(window_bytes=16, whole_bytes=40),
+            patience=Patience(grace_s=GRACE_S),
+            background=spawn,
+            observer=Observer(),
+            clock=loop.time,
+        )
+
+    # The upstream as this process sees it.
+
+    async def request_quote(self, task, peer_id, timeout_s):
+        answered = self.universe.loop.create_future()
+        self.quoting.append(answered)
+        await answered
+        return self.universe.new_job(peer_id, self.number, task.body).quote
+
+    async def execute(self, quote, timeout_s):
+        events = self._executed(quote)
+        event = await events.get()
+        if isinstance(event, BaseException):
+            raise event
+        return event
+
+    async def execute_stream(self, quote, timeout_s):
+        events = self._executed(quote)
+        while (event := await events.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+
+    async def cancel(self, quote, reason, timeout_s):
+        await asyncio.sleep(0)
+
+    def _executed(self, quote) -> asyncio.Queue:
+        if not self.alive:
+            raise Dead
+        job = self.universe.jobs[quote.job_id]
+        job.executes += 1
+        assert job.executes == 1, "a job was executed twice"
+        written = self.universe.durable.states.get(quote.job_id)
+        assert written == [State.PAYING], f"executed with {written} in the journal"
+        job.open = asyncio.Queue()
+        return job.open
+
+    # What its clients do.
+
+    def begin(self, client: Client) -> None:
+        self.clients.append(client)
+        client.asked_at = self.universe.loop.seconds
+        client.task = self.universe.loop.create_task(self._serve(client))
+
+    async def _serve(self, client: Client) -> None:
+        order = Order.of(
+            _task(client.body, client.stream),
+            request_id="r",
+            key_id=client.key_id,
+            limit_msat=None,
+        )
+        try:
+            answer = self.service.find(order, client.repeat)
+            client.joined = answer is not None
+            if answer is None:
+                answer = self.service.start(order, client.repeat, client.quote_id)
+            client.answer = answer
+            self.service.joined(answer)
+            try:
+                await answer.wait_head()
+                async for block in answer.chunks():
+                    client.got += block
+                client.finished = True
+            finally:
+                self.service.left(answer)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test looks at it
+            client.error = error
+
+    def show(self, client: Client) -> None:
+        """Ask for a quote only, to be taken by ``client`` later."""
+
+        async def shown():
+            order = Order.of(
+                _task(client.body, client.stream),
+                request_id="r",
+                key_id=client.key_id,
+                limit_msat=None,
+            )
+            self.held.append(((await self.service.quote(order)).id, client))
+
+        self.background.append(self.universe.loop.create_task(shown()))
+
+    def kill(self) -> None:
+        """Die at once: nothing that still runs may write, pay or answer any more."""
+        self.alive = self.journal.alive = False
+        tasks = [client.task for client in self.clients]
+        tasks += [*self.background, *self.service._running.values()]
+        for task in tasks:
+            task.cancel()
+        self.universe.loop.turn()
+        assert all(task.done() for task in tasks)
+
+
+class Universe:
+    """Everything there is, over all lives of the gateway."""
+
+    def __init__(self) -> None:
+        self.loop = HandClock()
+        self.durable = Durable()
+        self.jobs: dict[bytes, Job] = {}
+        self._numbers = itertools.count()
+        self.life = Life(self, 0)
+        self.past: list[Life] = []
+
+    def now(self):
+        return NOW + timedelta(seconds=self.loop.seconds)
+
+    def new_job(self, peer_id: str, life: int, body: bytes) -> Job:
+        job_id = hashlib.sha256(str(next(self._numbers)).encode()).digest()
+        expires_at = self.now() + timedelta(seconds=60)
+        made = replace(quote(), peer_id=peer_id, job_id=job_id, expires_at=expires_at)
+        job = self.jobs[job_id] = Job(made, life, body)
+        return job
+
+    def working(self) -> list[Job]:
+        """The jobs of this life whose execute call is open."""
+        running = {
+            answer.purchase.quote.job_id
+            for answer in self.life.service._running
+            if answer.purchase is not None
+        }
+        return [job for id_, job in self.jobs.items() if job.open is not None and id_ in running]
+
+    def advance(self, seconds: float) -> None:
+        self.loop.seconds += seconds
+        self.loop.turn()
+
+    def restart(self) -> None:
+        self.life.kill()
+        self.past.append(self.life)
+        self.durable.sweep()
+        self.life = Life(self, self.life.number + 1)
+
+    def clients(self) -> Iterator[Client]:
+        for life in (*self.past, self.life):
+            yield from life.clients
+
+    def close(self) -> None:
+        self.life.kill()
+        self.loop.close()
+
+
+def verdict_told(client: Client) -> Verdict | None:
+    """What a client was told of the money; None while it waits, or when it is gone."""
+    if client.finished:
+        return Verdict.SETTLED
+    if isinstance(client.error, PurchaseError):
+        return client.error.verdict
+    return None
+
+
+def _task(body: bytes, stream: bool) -> Task:
+    return Task(TaskKind.CHAT_COMPLETIONS, "m", body, stream=stream)

@@ -1,0 +1,273 @@
+"""A purchase service on a scripted market: peers that quote what they are told, and one whose work is done on command."""
+
+import asyncio
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from lcp_gateway.purchase.answers import Answer, Bounds
+from lcp_gateway.purchase.book import QuoteBook
+from lcp_gateway.purchase.brake import LoopBrake
+from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.flow import Buyer
+from lcp_gateway.purchase.limits import SpendingLimits
+from lcp_gateway.purchase.market import Asking, Market
+from lcp_gateway.purchase.memory import AnswerMemory, MemoryLimits, Repeat
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.service import Observer, Patience, PurchaseService
+from lcp_gateway.purchase.task import Task, TaskKind
+from tests.support.purchases import HASH, NOW, Trusting, quote, result, stream_events
+
+BODY = b'{"model":"m","messages":[1]}'
+OTHER_BODY = b'{"model":"m","messages":[2]}'
+NO_REPEAT = Repeat()
+
+
+def ordered(
+    body: bytes = BODY, *, stream: bool = False, key_id: str = "", limit_msat=None
+) -> Order:
+    task = Task(TaskKind.CHAT_COMPLETIONS, "m", body, stream=stream)
+    return Order.of(task, request_id="req_1", key_id=key_id, limit_msat=limit_msat)
+
+
+async def settle(turns: int = 40) -> None:
+    """Let everything that can go on go on."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+@dataclass
+class Peer:
+    """What a peer says when it is asked: a price or an error, at once or when ``ready`` is set."""
+
+    price_msat: int = 5_000
+    error: Exception | None = None
+    ready: asyncio.Event | None = None
+
+
+@dataclass
+class Work:
+    """One execute call: its events come out as they are put in; an exception among them is raised."""
+
+    quote: Quote
+    queue: asyncio.Queue = field(default_factory=asyncio.Queue)
+    closed: bool = False
+
+    def put(self, *events: object) -> None:
+        for event in events:
+            self.queue.put_nowait(event)
+
+    def deliver(self, body: bytes = b"answer") -> None:
+        """Give a whole result to a call that waits for one."""
+        self.put(result(body))
+
+    def stream(self, *chunks: bytes) -> None:
+        """Give a whole stream."""
+        self.put(*stream_events(*chunks))
+
+    async def next(self) -> object:
+        event = await self.queue.get()
+        if isinstance(event, BaseException):
+            raise event
+        return event
+
+
+@dataclass
+class Shop:
+    """An upstream of several peers. Every quote is for a job of its own."""
+
+    peers: dict[str, Peer] = field(default_factory=lambda: {"p1": Peer()})
+    expires_in_s: int = 300
+    asked: list[str] = field(default_factory=list)
+    quotes: list[Quote] = field(default_factory=list)
+    works: list[Work] = field(default_factory=list)
+    cancelled: list[tuple[str, str]] = field(default_factory=list)
+
+    async def request_quote(self, task, peer_id, timeout_s):
+        self.asked.append(peer_id)
+        peer = self.peers[peer_id]
+        if peer.ready is not None:
+            await peer.ready.wait()
+        else:
+            await asyncio.sleep(0)
+        if peer.error is not None:
+            raise peer.error
+        job_id = hashlib.sha256(f"job {len(self.quotes)}".encode()).digest()
+        made = replace(quote(peer.price_msat, self.expires_in_s), peer_id=peer_id, job_id=job_id)
+        self.quotes.append(made)
+        return made
+
+    async def execute(self, quote, timeout_s):
+        return await self._work(quote).next()
+
+    async def execute_stream(self, quote, timeout_s):
+        work = self._work(quote)
+        try:
+            while (event := await work.next()) is not None:
+                yield event
+                if getattr(event, "status", None) is not None:
+                    return
+        finally:
+            work.closed = True
+
+    async def cancel(self, quote, reason, timeout_s):
+        self.cancelled.append((quote.peer_id, reason))
+
+    def _work(self, quote) -> Work:
+        work = Work(quote)
+        self.works.append(work)
+        return work
+
+
+@dataclass
+class PlainJournal:
+    """Remembers the states of each job; ``gate`` holds an intent back, ``refusal`` refuses it."""
+
+    states: dict[bytes, list[str]] = field(default_factory=dict)
+    intents: list = field(default_factory=list)
+    budgets: list = field(default_factory=list)
+    refusal: Exception | None = None
+    gate: asyncio.Event | None = None
+
+    async def intend(self, intent, budgets):
+        await (self.gate.wait() if self.gate is not None else asyncio.sleep(0))
+        if self.refusal is not None:
+            raise self.refusal
+        self.intents.append(intent)
+        self.budgets.append(list(budgets))
+        self.states.setdefault(intent.quote.job_id, []).append("paying")
+
+    def note(self, job_id, state, at, learnt=None):
+        self.states.setdefault(job_id, []).append(state.value)
+
+    @property
+    def only(self) -> list[str]:
+        """The states of the one job there is."""
+        (states,) = self.states.values()
+        return states
+
+
+class Noting(Observer):
+    """Remembers which answers ended."""
+
+    def __init__(self) -> None:
+        self.quotes: list[Answer] = []
+        self.ends: list[Answer] = []
+
+    def quoted(self, answer: Answer) -> None:
+        self.quotes.append(answer)
+
+    def ended(self, answer: Answer) -> None:
+        self.ends.append(answer)
+
+
+@dataclass
+class World:
+    """A service and everything around it. ``clock`` is the memory's and the brake's."""
+
+    service: PurchaseService
+    shop: Shop
+    journal: PlainJournal
+    memory: AnswerMemory
+    observer: Noting
+    exposure: Trusting
+    clock: list[float]
+    now: list
+    limits: SpendingLimits
+    background: set = field(default_factory=set)
+
+    async def ask(self, order: Order, repeat: Repeat = NO_REPEAT, quote_id: str | None = None):
+        """Do what a request does; gives the bytes."""
+        answer = self.service.find(order, repeat) or self.service.start(order, repeat, quote_id)
+        return await self.read(answer)
+
+    async def read(self, answer: Answer) -> bytes:
+        self.service.joined(answer)
+        try:
+            await answer.wait_head()
+            return b"".join([block async for block in answer.chunks()])
+        finally:
+            self.service.left(answer)
+
+    async def work(self, at: int = -1) -> Work:
+        """Wait for an execute call."""
+        wanted = at + 1 if at >= 0 else 1
+        for _ in range(200):
+            if len(self.shop.works) >= wanted:
+                return self.shop.works[at]
+            await asyncio.sleep(0)
+        raise AssertionError("nothing was executed")
+
+
+def world(
+    *,
+    shop: Shop | None = None,
+    journal=None,
+    asking: Asking | None = None,
+    limits: SpendingLimits | None = None,
+    memory_limits: MemoryLimits | None = None,
+    bounds: Bounds | None = None,
+    grace_s: float = 0.02,
+    per_minute: int = 0,
+    refuse=None,
+) -> World:
+    """Make a world; needs a running loop. ``refuse(order, quote)`` may raise what an inspection raises."""
+    shop = Shop() if shop is None else shop
+    journal = PlainJournal() if journal is None else journal
+    limits = SpendingLimits() if limits is None else limits
+    clock, now = [0.0], [NOW]
+    exposure, observer, running = Trusting(), Noting(), set()
+
+    def inspect(order, quote):
+        limits.check_price(order, quote)
+        if refuse is not None:
+            refuse(order, quote)
+        return HASH
+
+    def background(coroutine):
+        async def quietly():
+            with suppress(UpstreamError):
+                await coroutine
+
+        task = asyncio.ensure_future(quietly())
+        running.add(task)
+        task.add_done_callback(running.discard)
+
+    async def peers(task):
+        return list(shop.peers)
+
+    memory = AnswerMemory(memory_limits or MemoryLimits(), lambda: clock[0])
+    service = PurchaseService(
+        market=Market(
+            shop,
+            asking or Asking(),
+            inspect=inspect,
+            background=background,
+            cancel_timeout_s=1,
+        ),
+        buyer=Buyer(
+            shop,
+            journal=journal,
+            inspect=inspect,
+            limits=limits,
+            exposure=exposure,
+            execute_timeout_s=1,
+            now=lambda: now[0],
+        ),
+        peers=peers,
+        memory=memory,
+        book=QuoteBook(lambda: now[0]),
+        brake=LoopBrake(per_minute, lambda: clock[0]),
+        bounds=bounds or Bounds(),
+        patience=Patience(grace_s=grace_s),
+        background=background,
+        observer=observer,
+        clock=lambda: clock[0],
+    )
+    return World(service, shop, journal, memory, observer, exposure, clock, now, limits, running)
+
+
+def price(amount: int) -> Msat:
+    return Msat(amount)

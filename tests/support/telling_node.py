@@ -1,0 +1,21 @@
+"""Runs `lcp-gateway node` with the preimage in the detail of each `paid` event, as an lnd beside it would know it."""
+
+import sys
+
+from lcp_gateway.cli import main
+from lcp_gateway.node.events import EventKind
+from lcp_gateway.node.jobs import JobLog
+
+
+def tell_preimages() -> None:
+    record = JobLog.record
+
+    def telling(self, kind, job, detail=""):
+        record(self, kind, job, job.preimage.hex() if kind is EventKind.PAID else detail)
+
+    JobLog.record = telling
+
+
+if __name__ == "__main__":
+    tell_preimages()
+    sys.exit(main())

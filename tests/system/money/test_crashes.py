@@ -1,0 +1,325 @@
+"""kill -9 at any moment: whatever was paid is in the journal, and nothing is paid twice.
+
+`LCP_TEST_KILLS=200` is the full run, `LCP_TEST_SEED` repeats the moments of another one.
+"""
+
+import asyncio
+import hashlib
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from lcp_gateway.lightning.lnd import Lnd
+from lcp_gateway.lightning.reconcile import Reconciler, open_payment
+from lcp_gateway.node.config import NodeConfig
+from lcp_gateway.node.identity import derive_key
+from lcp_gateway.store.engine import open_database
+from lcp_gateway.store.queries import Books
+from lcp_gateway.store.recovery import resolve
+from tests.support.gateway import clean_environment, gateway
+from tests.support.journaled import (
+    PAID_STATES,
+    TestedNode,
+    counted_msat,
+    money_node,
+    on_node,
+    query,
+    spent_msat,
+    state_counts,
+    states,
+)
+from tests.support.lnd_standin import LndStandin, settled
+from tests.support.wire import CHAT, RESPONSES, Answer, document, get, post
+
+pytestmark = pytest.mark.slow
+
+KILLS = int(os.environ.get("LCP_TEST_KILLS", "12"))
+SEED = os.environ.get("LCP_TEST_SEED") or str(random.randrange(10**6))
+CLIENTS = 12
+# Most moments are under load; some are while the gateway comes up and sweeps what the last one left.
+WHILE_STARTING = 0.15
+LONGEST_RUN_S = 0.6
+LONGEST_START_S = 1.2
+# Long enough that there is always some payment under way.
+NODE = """
+[wallet]
+payment_latency_s = 0.03
+"""
+HUGE_BUDGET_MSAT = 10**15
+
+
+@dataclass
+class Load:
+    """Clients that buy without a pause, from whichever gateway is there."""
+
+    port: int = 0
+    answers: list[Answer] = field(default_factory=list)
+    cut_off: int = 0
+    up: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def buy(self, dice: random.Random) -> None:
+        while not self.over.is_set():
+            if not self.up.wait(0.1):
+                continue
+            path = dice.choice((CHAT, RESPONSES))
+            limit = {"max_tokens" if path == CHAT else "max_output_tokens": dice.randint(1, 6)}
+            model = dice.choice(("echo-1", "echo-1", "echo-mini", "echo-slow"))
+            body = document(path, model, stream=dice.random() < 0.5, **limit)
+            try:
+                self.answers.append(post(self.port, path, body))
+            except (OSError, EOFError, ValueError, IndexError):
+                self.cut_off += 1
+                time.sleep(0.02)
+
+
+@contextmanager
+def under_load(dice: random.Random) -> Iterator[Load]:
+    load = Load()
+    clients = [
+        threading.Thread(target=load.buy, args=(random.Random(dice.random()),))
+        for _ in range(CLIENTS)
+    ]
+    for client in clients:
+        client.start()
+    try:
+        yield load
+    finally:
+        load.over.set()
+        for client in clients:
+            client.join(15)
+
+
+@dataclass
+class Aftermath:
+    """What is left when the last gateway has been killed, and one more has started and stopped in good order."""
+
+    node: TestedNode
+    folder: Path
+    load: Load
+    settings: dict[str, str]
+    killed: Counter
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "lcp-gateway" / "journal.db"
+
+    def paid(self) -> dict[str, dict]:
+        return {event["job_id"]: event for event in self.node.events("paid")}
+
+
+def kill_while_starting(settings: dict[str, str], after_s: float) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lcp_gateway", "serve"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=clean_environment({"LCP_GATEWAY_HTTP_ADDR": "127.0.0.1:0", **settings}),
+    )
+    time.sleep(after_s)
+    process.kill()
+    process.wait(5)
+
+
+def kill_under_load(settings: dict[str, str], load: Load, after_s: float) -> None:
+    with gateway(embedded=False, env=settings) as running:
+        load.port = running.port
+        load.up.set()
+        time.sleep(after_s)
+        running.process.kill()
+        load.up.clear()
+        running.process.wait(5)
+
+
+@pytest.fixture(scope="module")
+def aftermath(tmp_path_factory) -> Iterator[Aftermath]:
+    folder = tmp_path_factory.mktemp("crashes")
+    dice = random.Random(SEED)
+    killed = Counter()
+    module = "tests.support.telling_node"
+    with money_node(folder, toml=NODE, module=module) as node:
+        settings = on_node(node, budget_month_msat=HUGE_BUDGET_MSAT)
+        settings["XDG_STATE_HOME"] = str(folder)
+        settings["XDG_CONFIG_HOME"] = str(folder)
+        with under_load(dice) as load:
+            for _ in range(KILLS):
+                if dice.random() < WHILE_STARTING:
+                    kill_while_starting(settings, dice.uniform(0.2, LONGEST_START_S))
+                    killed["while starting"] += 1
+                else:
+                    kill_under_load(settings, load, dice.uniform(0, LONGEST_RUN_S))
+                    killed["under load"] += 1
+        with gateway(embedded=False, env=settings) as last:
+            assert last.stop() == 0
+        left = Aftermath(node, folder, load, settings, killed)
+        print(
+            f"\nseed {SEED}; killed {dict(killed)}; answers {len(load.answers)}, cut off {load.cut_off}; "
+            f"quotes {len(node.events('quote'))}, accepts {len(node.events('accept'))}, "
+            f"paid {len(left.paid())}; journal {dict(state_counts(left.journal))}"
+        )
+        yield left
+
+
+def test_the_gateways_were_killed_in_the_middle_of_payments(aftermath):
+    assert aftermath.killed.total() == KILLS
+    lost_sight_of = state_counts(aftermath.journal)["unknown"]
+    assert lost_sight_of >= aftermath.killed["under load"] // 2
+    assert aftermath.load.cut_off
+
+
+def test_every_job_that_the_node_saw_paid_is_in_the_journal(aftermath):
+    found = states(aftermath.journal)
+    paid = aftermath.paid()
+    assert paid
+    assert [job for job in paid if job not in found] == []
+    assert {found[job] for job in paid} <= PAID_STATES
+
+
+def test_every_job_that_the_node_was_asked_to_pay_is_in_the_journal(aftermath):
+    found = states(aftermath.journal)
+    asked = [event["job_id"] for event in aftermath.node.events("accept")]
+    assert [job for job in asked if job not in found] == []
+
+
+def test_no_job_was_accepted_or_paid_twice(aftermath):
+    for kind in ("accept", "paid"):
+        times = Counter(event["job_id"] for event in aftermath.node.events(kind))
+        assert set(times.values()) == {1}, kind
+    hashes = Counter(event["payment_hash"] for event in aftermath.node.events("paid"))
+    assert set(hashes.values()) == {1}
+
+
+def test_nothing_is_left_paying_and_the_prices_are_those_that_were_paid(aftermath):
+    rows = query(
+        aftermath.journal,
+        "SELECT lower(hex(job_id)), lower(hex(payment_hash)), price_msat, state FROM purchases",
+    )
+    paid = aftermath.paid()
+    for job, payment_hash, price_msat, state in rows:
+        assert state != "paying"
+        if job in paid:
+            assert payment_hash == paid[job]["payment_hash"]
+            assert price_msat == paid[job]["price_msat"]
+        else:
+            # The gateway died between its intent and the call, or before the node had read it.
+            assert state in {"unknown", "not_paid"}
+
+
+def test_no_client_was_told_anything_else(aftermath):
+    paid, found = aftermath.paid(), states(aftermath.journal)
+    assert aftermath.load.answers
+    for answer in aftermath.load.answers:
+        verdict, job = answer.headers.get("x-lcp-payment"), answer.headers.get("x-lcp-job-id")
+        if verdict == "settled":
+            assert job in paid and found[job] in PAID_STATES
+        elif verdict == "none":
+            assert job not in paid
+
+
+def test_the_budget_counts_exactly_what_the_journal_holds(aftermath):
+    assert counted_msat(aftermath.journal) == spent_msat(aftermath.journal) > 0
+
+
+def test_the_file_is_sound(aftermath):
+    assert query(aftermath.journal, "PRAGMA integrity_check") == [("ok",)]
+    assert query(aftermath.journal, "PRAGMA foreign_key_check") == []
+
+
+async def test_with_lnd_every_unknown_resolves(aftermath, tmp_path):
+    lnd = LndStandin(tmp_path, key=derive_key(NodeConfig().seed, "node"))
+    paid = aftermath.paid()
+    for event in paid.values():
+        preimage = bytes.fromhex(event["detail"])
+        lnd.knows(settled(preimage, value_msat=event["price_msat"], fee_msat=event["fee_msat"]))
+    await lnd.start()
+    before = states(aftermath.journal)
+    unknown = {job for job, state in before.items() if state == "unknown"}
+    try:
+        await resolved_by_a_gateway(aftermath, lnd, {job for job in unknown if job in paid})
+        after = states(aftermath.journal)
+        # lnd never heard of the others. That proves something only when nobody can pay them any more.
+        never_paid = {job for job in unknown if job not in paid}
+        assert {job for job, state in after.items() if state == "unknown"} == never_paid
+        await resolved_later(aftermath.journal, lnd)
+    finally:
+        await lnd.stop()
+    after = states(aftermath.journal)
+    assert "unknown" not in after.values()
+    for job in unknown:
+        assert after[job] == ("settled" if job in paid else "not_paid")
+    assert {job: state for job, state in after.items() if job not in unknown} == {
+        job: state for job, state in before.items() if job not in unknown
+    }
+    learnt = query(
+        aftermath.journal,
+        "SELECT lower(hex(job_id)), preimage, fee_msat, payment_hash FROM purchases "
+        "WHERE preimage IS NOT NULL",
+    )
+    assert {job for job, *_ in learnt} >= unknown & set(paid)
+    for job, preimage, fee_msat, payment_hash in learnt:
+        assert hashlib.sha256(preimage).digest() == payment_hash
+        assert fee_msat == paid[job]["fee_msat"]
+    assert counted_msat(aftermath.journal) == spent_msat(aftermath.journal)
+    print(f"\nresolved by lnd: {len(unknown & set(paid))} settled, {len(never_paid)} not paid")
+
+
+async def resolved_by_a_gateway(aftermath: Aftermath, lnd: LndStandin, jobs: set[str]) -> None:
+    settings = {
+        **aftermath.settings,
+        "LCP_GATEWAY_LND_GRPC_ADDR": lnd.address.target,
+        "LCP_GATEWAY_LND_TLS_CERT": str(lnd.address.tls_cert),
+        "LCP_GATEWAY_LND_MACAROON_FILE": str(lnd.address.macaroon),
+        "LCP_GATEWAY_RECONCILE_INTERVAL_S": "1",
+    }
+
+    def wait() -> None:
+        with gateway(embedded=False, env=settings) as running:
+            deadline = time.monotonic() + 30 + KILLS / 4
+            while any(states(aftermath.journal)[job] == "unknown" for job in jobs):
+                assert time.monotonic() < deadline, running.logs[-2000:]
+                time.sleep(0.1)
+            assert get(running.port, "/readyz").json["lnd"]["pays"] is True
+            assert running.stop() == 0
+
+    await asyncio.to_thread(wait)
+
+
+async def resolved_later(journal: Path, lnd: LndStandin) -> None:
+    """Reconcile as the gateway does, once all invoices have been expired for long."""
+    database = await open_database(journal)
+
+    async def unknowns():
+        for record in await Books(database).unknowns(limit=10_000):
+            yield open_payment(
+                record.job_id, record.payment_request, record.expires_at, record.paying_at
+            )
+
+    async def write(payment, resolution) -> bool:
+        await resolve(database, payment.job_id, resolution.state, resolution.at, resolution.learnt)
+        return True
+
+    try:
+        async with Lnd(lnd.address) as client:
+            reconciler = Reconciler(
+                lookup=client.payment,
+                open_payments=unknowns,
+                resolve=write,
+                lnd_pays=lambda: True,
+                now=lambda: datetime.now(UTC) + timedelta(hours=1),
+            )
+            while (await reconciler.once()).more:
+                pass
+    finally:
+        with suppress(Exception):
+            await database.close()
