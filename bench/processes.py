@@ -86,16 +86,16 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def gateway(folder: Path, daemon: str | None) -> Iterator[Gateway]:
-    """Run the gateway over a daemon, or with its embedded node if None."""
+def gateway(folder: Path, daemon: str | None, **settings: str) -> Iterator[Gateway]:
+    """Run the gateway over a daemon, or with its embedded node if None; ``settings`` are more of its environment."""
     port = _free_port()
     where = ("--embedded",) if daemon is None else ("--lcpd-grpc-addr", daemon)
     address = f"127.0.0.1:{port}"
     started = time.perf_counter()
     with _process(
         "-m", "lcp_gateway", "serve", "--http-addr", address, *where,
-        XDG_CONFIG_HOME=str(folder), LCP_GATEWAY_LOG_FORMAT="json",
-        LCP_GATEWAY_MAX_CONCURRENT_REQUESTS="0",
+        XDG_CONFIG_HOME=str(folder), XDG_STATE_HOME=str(folder), LCP_GATEWAY_LOG_FORMAT="json",
+        LCP_GATEWAY_MAX_CONCURRENT_REQUESTS="0", **settings,
     ) as process:  # fmt: skip
         while not _is_ready(port):
             if process.poll() is not None or time.perf_counter() - started > _TIMEOUT_S:

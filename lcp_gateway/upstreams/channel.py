@@ -14,10 +14,10 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     # paid for would die with it. A daemon that is gone is noticed sooner by the refresh of the peers.
     ("grpc.keepalive_time_ms", 310_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # Reconnects start at once and slow down to one every 5 s, so that a restarted daemon is found quickly.
+    # Reconnects start at once and slow down to one every 2 s, so that a restarted daemon is found quickly.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 5_000),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
     # No retry below us: a call that may pay goes out once.
     ("grpc.enable_retries", 0),
     # Fixed, small windows: a client that stops reading must stop the daemon, not fill our memory.

@@ -1,10 +1,8 @@
 import json
-import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
-from time import process_time
 
 import pytest
 from coincurve import PrivateKey
@@ -297,17 +295,3 @@ def test_neither_prompt_nor_invoice_is_in_what_a_refusal_says():
 
     assert quote.payment_request not in str(refused.value)
     assert "messages" not in str(refused.value)
-
-
-@pytest.mark.skipif(sys.gettrace() is not None, reason="a tracer takes most of the time")
-def test_a_check_takes_little_time():
-    task, quote, now = from_vector(VECTORS["quotes"][0])
-    rounds = []
-    for _ in range(10):
-        begun = process_time()
-        for _ in range(20):
-            check(task, quote, now, network="bcrt")
-        rounds.append((process_time() - begun) / 20)
-
-    print(f"a check takes {min(rounds) * 1e6:.0f} us of CPU")
-    assert min(rounds) < 300e-6

@@ -38,6 +38,8 @@ def port(node):
 def alive(node, port):
     if node.process is None:
         node.start()
+        # Ready may still be what was true before it died: only an answer proves that the new one is found.
+        eventually(lambda: post(port, CHAT, document()).status == 200, timeout_s=20)
     eventually(lambda: get(port, "/readyz").status == 200, timeout_s=15)
 
 
@@ -119,7 +121,9 @@ def test_a_daemon_that_comes_back_with_another_version_is_not_paid(node, port, e
     node.flags = (*flags, "--protocol-version", "3")
     node.start()
     try:
-        eventually(lambda: "version 3" in " ".join(get(port, "/readyz").json["reasons"]))
+        eventually(
+            lambda: "version 3" in " ".join(get(port, "/readyz").json["reasons"]), timeout_s=20
+        )
         for stream in (False, True):
             answer = post(port, CHAT, document(stream=stream))
             assert answer.status in {500, 502, 503}
