@@ -87,9 +87,8 @@ class PeerWatch:
 
     async def _ask(self) -> None:
         try:
-            if self._problem is not None:
-                # After an absence it may be another daemon, of another version.
-                self._info = await self._upstream.local_info(self._timeout_s)
+            # Asked each time: a daemon can be exchanged for one of another version between two refreshes.
+            self._info = await self._upstream.local_info(self._timeout_s)
             providers = await self._upstream.list_peers(self._timeout_s)
         except UpstreamError as error:
             self._problem = error
