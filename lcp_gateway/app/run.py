@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from lcp_gateway.lightning.lnd import Lnd
 
 _PREFLIGHT_PAUSE_S = 0.05
+# A request makes thousands of short-lived objects and hardly a cycle among them: the collector looks less often.
+_GC_THRESHOLDS = (20_000, 20, 20)
 
 
 class StartError(Exception):
@@ -143,6 +145,7 @@ async def _serve(settings: Settings, banner: Sequence[str], log: FilteringBoundL
         # What start-up made stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
         gc.enable()
         await stop.wait()
         await _wind_down(gateway, settings, log)

@@ -46,8 +46,12 @@ def codex(running, tmp_path):
     home.mkdir()
     folder.mkdir()
 
-    def run(model="echo-1", *, tool=False):
+    def run(model="echo-1", *, tool=False, retries=False):
         [config] = examples("Codex", "toml")
+        if retries:
+            config = "".join(
+                line for line in config.splitlines(keepends=True) if "request_max_retries" not in line
+            )
         config = QUIET + pointed_at(config, running.base_url).replace("echo-1", model)
         (home / "config.toml").write_text(config + ALONE.format(view_image=str(tool).lower()))
         [lines] = examples("Codex", "sh")
@@ -97,6 +101,13 @@ def test_what_fails_after_payment_is_paid_once_with_the_documented_settings(code
     assert ran.returncode != 0
     assert "ERROR" in ran.stderr
     assert "You said: hello" not in ran.stdout
+    assert account.accepts == 1
+
+
+def test_its_retries_of_a_request_join_what_was_paid(codex, account):
+    # It retries a 502 whatever we say, with the same bytes under the same x-client-request-id.
+    ran = codex("fault/execute-code-unavailable", retries=True)
+    assert ran.returncode != 0
     assert account.accepts == 1
 
 
