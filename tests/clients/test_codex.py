@@ -50,7 +50,9 @@ def codex(running, tmp_path):
         [config] = examples("Codex", "toml")
         if retries:
             config = "".join(
-                line for line in config.splitlines(keepends=True) if "request_max_retries" not in line
+                line
+                for line in config.splitlines(keepends=True)
+                if "request_max_retries" not in line
             )
         config = QUIET + pointed_at(config, running.base_url).replace("echo-1", model)
         (home / "config.toml").write_text(config + ALONE.format(view_image=str(tool).lower()))
