@@ -1,11 +1,9 @@
 """A real Prometheus scrapes a real gateway, and every panel of the dashboard has something to show."""
 
-import asyncio
 import contextlib
 import http.client
 import json
 import re
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ from lcp_gateway.node.config import NodeConfig
 from lcp_gateway.node.identity import derive_key
 from lcp_gateway.telemetry.names import SPECS
 from tests.support.gateway import gateway
-from tests.support.lnd_standin import LN, LndStandin
+from tests.support.lnd_standin import LN, LndStandin, in_a_thread, lnd_settings
 from tests.support.prometheus import configuration, executable, prometheus
 from tests.support.promql import alert_rules, dashboard_queries
 
@@ -121,33 +119,13 @@ def lnd(folder: Path) -> Iterator[LndStandin]:
     """Run the lnd of the embedded node in a thread; it is well, and has not heard of any payment."""
     standin = LndStandin(folder, key=derive_key(NodeConfig().seed, "node"))
     standin.balance = LN.ChannelBalanceResponse(local_balance=LN.Amount(sat=5_000, msat=5_000_000))
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="lnd", daemon=True)
-    thread.start()
-
-    def run(work):
-        asyncio.run_coroutine_threadsafe(work, loop).result(20)
-
-    try:
-        run(standin.start())
-        try:
-            yield standin
-        finally:
-            run(standin.stop())
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(5)
-        loop.close()
+    with in_a_thread(standin):
+        yield standin
 
 
 def with_lnd(address):
     """Give the environment of a gateway that asks this lnd."""
-    return {
-        **ENVIRONMENT,
-        "LCP_GATEWAY_LND_GRPC_ADDR": address.target,
-        "LCP_GATEWAY_LND_TLS_CERT": str(address.tls_cert),
-        "LCP_GATEWAY_LND_MACAROON_FILE": str(address.macaroon),
-    }
+    return {**ENVIRONMENT, **lnd_settings(address)}
 
 
 # All but the client that goes away.

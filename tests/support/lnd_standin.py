@@ -7,7 +7,10 @@ import asyncio
 import hashlib
 import secrets
 import subprocess
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -310,3 +313,34 @@ class _Router:
             while payment is before:
                 await asyncio.sleep(0.01)
                 payment = lnd.payments[request.payment_hash]
+
+
+@contextmanager
+def in_a_thread(standin: LndStandin) -> Iterator[LndStandin]:
+    """Run a stand-in beside tests that have no loop of their own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="lnd", daemon=True)
+    thread.start()
+
+    def run(work):
+        asyncio.run_coroutine_threadsafe(work, loop).result(20)
+
+    try:
+        run(standin.start())
+        try:
+            yield standin
+        finally:
+            run(standin.stop())
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(5)
+        loop.close()
+
+
+def lnd_settings(address: LndAddress) -> dict[str, str]:
+    """The environment of a gateway that asks this lnd."""
+    return {
+        "LCP_GATEWAY_LND_GRPC_ADDR": address.target,
+        "LCP_GATEWAY_LND_TLS_CERT": str(address.tls_cert),
+        "LCP_GATEWAY_LND_MACAROON_FILE": str(address.macaroon),
+    }
