@@ -1,0 +1,349 @@
+"""POST /v1/completions over a model that only speaks chat: the request turned into one of chat, the answer back."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lcp_gateway.adapters.documents import dump_json, parse_json
+from lcp_gateway.adapters.members import members, rewrite
+
+_OBJECT = "text_completion"
+_MAX_LOGPROBS = 20
+_MAX_EVENT_BYTES = 4 * 1024 * 1024
+_MAX_CHOICES = 1024
+_EVENT_END = re.compile(rb"\n\r?\n")
+# A carriage return alone ends no line here.
+_LINE = re.compile(rb"[^\n]*+\n|[^\n]++")
+# As far back as an event's end can begin before bytes that have just come.
+_EVENT_END_BYTES = 3
+_DATA = b"data:"
+# How chat says that it stopped to call a tool: a completion has no such word.
+_TOOL_STOPS = ("tool_calls", "function_call")
+
+
+class NotAdaptable(ValueError):
+    """A request that chat has no form for. The message is fit for the client."""
+
+    def __init__(self, message: str, param: str, code: str = "unsupported_value") -> None:
+        """``param`` names the field; ``code`` is OpenAI's word: unsupported_value or unsupported_parameter."""
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What turning the answer back takes: the text to echo (often none), and whether log probabilities were asked for."""
+
+    echo: str = field(default="", repr=False)
+    logprobs: bool = False
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """The request in chat's form, and the plan for its answer."""
+
+    body: bytes = field(repr=False)
+    plan: Plan
+
+
+def to_chat(body: bytes, model: str | None = None) -> ChatRequest:
+    """Turn a request for a completion into one of chat; every field that means the same there keeps its bytes.
+
+    Args:
+        body: a JSON object, already looked at.
+        model: stands in place of the body's own model; None keeps that.
+
+    Raises:
+        NotAdaptable: chat cannot do what is asked.
+        ValueError: the body is not a JSON object.
+    """
+    asked = _parse_object(body)
+    if asked is None:
+        raise ValueError("not a JSON object")
+    prompt = _prompt(asked)
+    echo = _echo(asked)
+    logprobs = _logprobs(asked)
+    _check_rest(asked)
+    if echo and logprobs is not None:
+        raise NotAdaptable(
+            "this model is reached through chat, which gives no log probabilities of the prompt: "
+            "leave out logprobs or echo",
+            "logprobs",
+            "unsupported_parameter",
+        )
+    changes: dict[str, bytes | None] = dict.fromkeys(
+        ("prompt", "echo", "suffix", "best_of", "logprobs")
+    )
+    if model is not None:
+        changes["model"] = json.dumps(model).encode("ascii")
+    if logprobs is not None:
+        changes |= {"logprobs": b"true", "top_logprobs": b"%d" % logprobs}
+    changes["messages"] = b'[{"role":"user","content":' + _prompt_token(body) + b"}]"
+    plan = Plan(
+        echo=prompt if echo else "",
+        logprobs=logprobs is not None,
+        stream=asked.get("stream") is True,
+    )
+    return ChatRequest(rewrite(body, changes), plan)
+
+
+def from_chat(body: bytes, plan: Plan) -> bytes:
+    """Turn chat's whole answer into a completion; what is no answer of chat, an error for one, is given back as it is."""
+    answer = _parse_object(body)
+    choices = _choices(answer, "message")
+    if answer is None or choices is None:
+        return body
+    turned = [
+        _choice(choice, position, "message", plan)[0] for position, choice in enumerate(choices)
+    ]
+    for choice in turned:
+        choice["text"] = plan.echo + choice["text"]
+    return dump_json(answer | {"object": _OBJECT, "choices": turned})
+
+
+class FromChatStream:
+    """Turns chat's stream into one of completions, event by event; comments, errors and the end pass as they are."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._held = bytearray()
+        # How many characters each choice has had, by index: a choice that is not here has not begun.
+        self._lengths: dict[int, int] = {}
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Give the events that are now whole.
+
+        Raises:
+            ValueError: an event is longer than 4 MiB, or there are more than 1,024 choices.
+        """
+        searched = max(len(self._held) - _EVENT_END_BYTES, 0)
+        self._held += chunk
+        out: list[bytes] = []
+        start = 0
+        for end in _EVENT_END.finditer(self._held, searched):
+            out.append(self._event(bytes(self._held[start : end.end()])))
+            start = end.end()
+        # The search has to be over before the buffer may shrink.
+        del self._held[:start]
+        _check_length(len(self._held))
+        return b"".join(out)
+
+    def rest(self) -> bytes:
+        """Give what came after the last whole event, once there is no more to come."""
+        rest = bytes(self._held)
+        self._held.clear()
+        return self._event(rest)
+
+    def _event(self, event: bytes) -> bytes:
+        _check_length(len(event))
+        lines = _LINE.findall(event)
+        data = [line for line in lines if line.startswith(_DATA)]
+        if not data:
+            return event
+        chunk = _parse_object(b"\n".join(_value(line) for line in data))
+        choices = _choices(chunk, "delta")
+        if chunk is None or choices is None:
+            return event
+        turned = self._turned(choices, keep_empty=chunk.get("usage") is not None)
+        others = [line for line in lines if not line.startswith(_DATA)]
+        if choices and not turned:
+            return b"".join(others) if any(line.strip() for line in others) else b""
+        line_end = data[-1][len(data[-1].rstrip(b"\r\n")) :]
+        new = dump_json(chunk | {"object": _OBJECT, "choices": turned})
+        at = lines.index(data[0])
+        return b"".join([*lines[:at], b"data: ", new, line_end, *(others[at:])])
+
+    def _turned(self, choices: list[dict[str, Any]], *, keep_empty: bool) -> list[dict[str, Any]]:
+        """Turn an event's choices; those that say nothing, as the first of each does, are left out."""
+        turned: list[dict[str, Any]] = []
+        for position, chat in enumerate(choices):
+            index = _index(chat, position)
+            begun = index in self._lengths
+            choice, length = _choice(
+                chat, position, "delta", self._plan, self._lengths.get(index, 0)
+            )
+            self._lengths[index] = length
+            if len(self._lengths) > _MAX_CHOICES:
+                raise ValueError("the stream has more than 1,024 choices")
+            if not begun:
+                choice["text"] = self._plan.echo + choice["text"]
+            says = choice["text"] or choice["finish_reason"] or choice["logprobs"]
+            if says or keep_empty:
+                turned.append(choice)
+        return turned
+
+
+def _prompt(asked: Mapping[str, Any]) -> str:
+    prompt = asked.get("prompt")
+    if isinstance(prompt, list):
+        if prompt and all(isinstance(item, int | list) for item in prompt):
+            raise NotAdaptable(
+                "this model is reached through chat, which takes no token ids: send the prompt as text",
+                "prompt",
+            )
+        if len(prompt) > 1:
+            raise NotAdaptable(
+                "this model is reached through chat, which takes one prompt: send one request per prompt",
+                "prompt",
+            )
+        prompt = prompt[0] if prompt else None
+    if not isinstance(prompt, str):
+        raise NotAdaptable("prompt must be a string or an array of one string", "prompt")
+    return prompt
+
+
+def _prompt_token(body: bytes) -> bytes:
+    """Give the prompt as it is written in the body, with its quotes."""
+    token = b""
+    for member in members(body):
+        if member.key == "prompt":
+            # Where it stands twice, the last one counts, as for the parser.
+            token = body[member.value_start : member.value_end]
+    return token[1:-1].strip(b" \t\n\r") if token.startswith(b"[") else token
+
+
+def _echo(asked: Mapping[str, Any]) -> bool:
+    echo = asked.get("echo")
+    if echo is not None and not isinstance(echo, bool):
+        raise NotAdaptable("echo must be true or false", "echo")
+    return echo is True
+
+
+def _logprobs(asked: Mapping[str, Any]) -> int | None:
+    logprobs = asked.get("logprobs")
+    if logprobs is None:
+        return None
+    if not _is_integer(logprobs) or not 0 <= logprobs <= _MAX_LOGPROBS:
+        raise NotAdaptable(f"logprobs must be an integer from 0 to {_MAX_LOGPROBS}", "logprobs")
+    return int(logprobs)
+
+
+def _check_rest(asked: Mapping[str, Any]) -> None:
+    if asked.get("suffix") not in (None, ""):
+        raise NotAdaptable(
+            "this model is reached through chat, which has no suffix",
+            "suffix",
+            "unsupported_parameter",
+        )
+    if "messages" in asked:
+        raise NotAdaptable(
+            "a completion has a prompt and no messages", "messages", "unsupported_parameter"
+        )
+    best_of = asked.get("best_of")
+    if best_of is None:
+        return
+    n = asked.get("n")
+    if not _is_integer(best_of) or best_of not in (1, 1 if n is None else n):
+        raise NotAdaptable(
+            "this model is reached through chat, which gives every answer that it makes: "
+            "best_of must be 1 or the same as n",
+            "best_of",
+        )
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _parse_object(data: bytes) -> dict[str, Any] | None:
+    try:
+        value = parse_json(data)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _choices(answer: Mapping[str, Any] | None, part: str) -> list[dict[str, Any]] | None:
+    """Give the choices of an answer of chat, or None when it is none; ``part`` holds each choice's text."""
+    choices = None if answer is None else answer.get("choices")
+    if not isinstance(choices, list) or not all(_is_choice(choice, part) for choice in choices):
+        return None
+    return choices
+
+
+def _is_choice(choice: object, part: str) -> bool:
+    if not isinstance(choice, dict):
+        return False
+    if choice.get(part) is None:
+        # Some servers end a stream with a choice that has a finish_reason and no delta.
+        return part == "delta" and "text" not in choice
+    return isinstance(choice[part], dict)
+
+
+def _choice(
+    chat: Mapping[str, Any], position: int, part: str, plan: Plan, offset: int = 0
+) -> tuple[dict[str, Any], int]:
+    """Turn one choice; ``offset`` is how many characters it has had, and the new number comes with it."""
+    reason = chat.get("finish_reason")
+    text = _text((chat.get(part) or {}).get("content"))
+    logprobs = _legacy_logprobs(chat.get("logprobs"), offset) if plan.logprobs else None
+    choice = {
+        "index": _index(chat, position),
+        "text": text,
+        "logprobs": logprobs,
+        "finish_reason": "stop" if reason in _TOOL_STOPS else reason,
+    }
+    return choice, offset + len(text)
+
+
+def _index(chat: Mapping[str, Any], position: int) -> int:
+    index = chat.get("index")
+    return index if isinstance(index, int) else position
+
+
+def _text(content: object) -> str:
+    """Give a message's text, which some servers write as a list of parts."""
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        return "".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
+
+
+def _legacy_logprobs(logprobs: object, offset: int) -> dict[str, Any] | None:
+    """Turn chat's list of tokens into the four lists of a completion; None where there are no tokens."""
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not isinstance(content, list) or not content:
+        return None
+    tokens: list[str] = []
+    chosen: list[Any] = []
+    tops: list[dict[str, Any]] = []
+    offsets: list[int] = []
+    for entry in content:
+        if not isinstance(entry, dict) or not isinstance(entry.get("token"), str):
+            return None
+        tokens.append(entry["token"])
+        chosen.append(entry.get("logprob"))
+        tops.append(_top(entry))
+        offsets.append(offset)
+        offset += len(entry["token"])
+    return {
+        "tokens": tokens,
+        "token_logprobs": chosen,
+        "top_logprobs": tops,
+        "text_offset": offsets,
+    }
+
+
+def _top(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the likeliest tokens of one place; the token that was taken is always among them."""
+    top: dict[str, Any] = {}
+    likeliest = entry.get("top_logprobs")
+    for other in likeliest if isinstance(likeliest, list) else ():
+        if isinstance(other, dict) and isinstance(other.get("token"), str):
+            top.setdefault(other["token"], other.get("logprob"))
+    top.setdefault(entry["token"], entry.get("logprob"))
+    return top
+
+
+def _value(line: bytes) -> bytes:
+    return line[len(_DATA) :].rstrip(b"\r\n").removeprefix(b" ")
+
+
+def _check_length(length: int) -> None:
+    if length > _MAX_EVENT_BYTES:
+        raise ValueError("an event of the stream is longer than 4 MiB")

@@ -1,0 +1,30 @@
+"""Reads and writes JSON values, also such as orjson refuses: the halves of surrogate pairs."""
+
+import json
+
+import orjson
+
+
+def parse_json(data: bytes) -> object:
+    """Give the value that JSON stands for.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        # The parser's own message may hold text of the data.
+        raise ValueError("not JSON") from None
+
+
+def dump_json(value: object) -> bytes:
+    """Write a value that ``parse_json`` gave, or one made of such, in compact form."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, separators=(",", ":")).encode("ascii")

@@ -1,0 +1,107 @@
+"""Says in an answer how it was routed: as a field of its JSON, or of the first event of its stream, and as a header."""
+
+import json
+import re
+from collections.abc import Mapping
+
+from lcp_gateway.adapters.documents import parse_json
+from lcp_gateway.adapters.splice import add_fields
+
+_FIELD = "routing_info"
+_WHITE = b" \t\n\r"
+_LINE_END = re.compile(rb"[\r\n]")
+_DATA = b"data:"
+# A line longer than this is passed on as it comes, and all that follows it.
+_MAX_LINE_BYTES = 1024 * 1024
+_MAX_HEADER_CHARACTERS = 1024
+
+
+def into_result(body: bytes, info: Mapping[str, object]) -> bytes:
+    """Add ``info`` to a whole result as its last field; a result that is no JSON object is given back as it is.
+
+    Raises:
+        ValueError: ``info`` holds a number that JSON has no form for.
+    """
+    text = body.strip(_WHITE)
+    if not (text.startswith(b"{") and text.endswith(b"}")):
+        return body
+    return add_fields(body, {_FIELD: dict(info)})
+
+
+def header_value(info: Mapping[str, object]) -> str:
+    """Write ``info`` as compact JSON in printable ASCII, 1,024 characters at most.
+
+    Where it is longer, the reason is left out, then the longest of the other fields, until it fits.
+
+    Raises:
+        ValueError: ``info`` holds a number that JSON has no form for.
+    """
+    left = dict(info)
+    value = _printable(left)
+    while len(value) > _MAX_HEADER_CHARACTERS:
+        longest = max(left, key=lambda name: len(_printable(left[name])) + len(name))
+        del left["reason" if "reason" in left else longest]
+        value = _printable(left)
+    return value
+
+
+class IntoStream:
+    """Adds ``info`` to the first event of a stream of server-sent events, if its data is a JSON object in one line.
+
+    All other bytes pass in order; only those of an unfinished line are held back, and none after that event.
+    """
+
+    def __init__(self, info: Mapping[str, object]) -> None:
+        self._info = dict(info)
+        self._line = bytearray()
+        self._done = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Give the bytes that may go out now.
+
+        Raises:
+            ValueError: ``info`` holds a number that JSON has no form for.
+        """
+        if self._done:
+            return chunk
+        searched = len(self._line)
+        self._line += chunk
+        held = bytes(self._line) if _LINE_END.search(chunk) else b""
+        start = 0
+        while held and (found := _LINE_END.search(held, max(start, searched))):
+            line = held[start : found.start()]
+            if line.startswith(_DATA) or len(line) > _MAX_LINE_BYTES:
+                self._done = True
+                self._line.clear()
+                return held[:start] + self._with_info(line) + held[found.start() :]
+            start = found.end()
+        if len(self._line) - start > _MAX_LINE_BYTES:
+            return self.rest()
+        del self._line[:start]
+        return held[:start]
+
+    def rest(self) -> bytes:
+        """Give what was held back, once there is no more to come."""
+        self._done = True
+        rest = bytes(self._line)
+        self._line.clear()
+        return rest
+
+    def _with_info(self, line: bytes) -> bytes:
+        payload = line[len(_DATA) :]
+        if len(line) > _MAX_LINE_BYTES or not _is_object(payload):
+            return line
+        return _DATA + add_fields(payload, {_FIELD: self._info})
+
+
+def _is_object(payload: bytes) -> bool:
+    try:
+        return isinstance(parse_json(payload), dict)
+    except ValueError:
+        return False
+
+
+def _printable(value: object) -> str:
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    # The one control character that JSON in ASCII leaves as it is.
+    return text.replace("\x7f", "\\u007f")
