@@ -5,7 +5,9 @@ from lcp_gateway.config.declare import Group, Spec
 from lcp_gateway.config.docs import docs_markdown, written
 from lcp_gateway.config.forms import HostPort, parse_host_port
 from lcp_gateway.config.loading import ConfigError, Loaded, load
+from lcp_gateway.config.models import ModelConfig
 from lcp_gateway.config.money_forms import without_password
+from lcp_gateway.config.nodes import NodeConfig, all_nodes
 from lcp_gateway.config.places import journal_place
 from lcp_gateway.config.settings import Settings, specs
 from lcp_gateway.config.sources import Source, SourceKind
@@ -15,10 +17,13 @@ __all__ = [
     "Group",
     "HostPort",
     "Loaded",
+    "ModelConfig",
+    "NodeConfig",
     "Settings",
     "Source",
     "SourceKind",
     "Spec",
+    "all_nodes",
     "docs_markdown",
     "journal_place",
     "load",

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from typing import Final
+from urllib.parse import urlsplit
 
-from lcp_gateway.config.forms import parse_host_port
+from lcp_gateway.config.forms import NODE_PREFIX, parse_host_port
 from lcp_gateway.config.money_forms import JOURNAL_OFF
+from lcp_gateway.config.nodes import NodeConfig, all_nodes
 from lcp_gateway.config.settings import Settings
-from lcp_gateway.config.sources import Source
+from lcp_gateway.config.sources import Source, nearest, others_may_read
 
 DAEMON_FEE_LIMIT_SAT: Final = 10_000
 """What lcpd-grpcd lets lnd pay for the routing of one payment, as its source has it; it cannot be configured."""
@@ -19,6 +21,13 @@ _FILES = (
     "lnd_tls_cert",
     "lnd_macaroon_file",
     "node_peers_file",
+)
+_WEIGHTS = (
+    "routing_weight_availability",
+    "routing_weight_speed",
+    "routing_weight_delivery",
+    "routing_weight_price",
+    "routing_weight_fit",
 )
 _CAPS = (
     "max_price_msat",
@@ -34,6 +43,7 @@ def contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterato
     """Find settings that are right one by one and wrong together."""
     yield from _tls_contradictions(settings, sources)
     yield from _lnd_contradictions(settings, sources)
+    yield from _node_contradictions(settings, sources)
     for name in _FILES:
         path = getattr(settings, name)
         if path is not None and not path.is_file():
@@ -52,6 +62,9 @@ def contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterato
             f"{source}: quote_fanout ({settings.quote_fanout}) must not be more than "
             f"quote_attempts ({settings.quote_attempts})"
         )
+    if not any(getattr(settings, name) for name in _WEIGHTS):
+        source = next(sources[name] for name in _WEIGHTS if name in sources)
+        yield f"{source}: all weights are 0, which leaves nothing to choose by"
 
 
 def _tls_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
@@ -76,10 +89,32 @@ def _lnd_contradictions(settings: Settings, sources: Mapping[str, Source]) -> It
             yield f"{sources['lnd_grpc_addr']}: lnd is reached with {name} only, which is not set"
 
 
+def _node_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+    if settings.openclaw_enabled:
+        if not settings.openclaw_base_url:
+            yield f"{sources['openclaw_enabled']}: OpenClaw is reached at openclaw_base_url only, which is not set"
+        if any(node.name == settings.openclaw_node_name for node in settings.nodes):
+            source = sources.get("openclaw_node_name") or sources["openclaw_enabled"]
+            yield f"{source}: a node is called {settings.openclaw_node_name!r} already"
+    for model, provider in settings.model_map.items():
+        if problem := _unknown_node(provider, settings):
+            yield f"{sources['model_map']}: the provider of model {model!r:.80}: {problem}"
+    if problem := _unknown_node(settings.default_peer_id, settings):
+        yield f"{sources['default_peer_id']}: {problem}"
+
+
+def _unknown_node(provider: str, settings: Settings) -> str:
+    """Say that a provider is a node that is not there; empty for all others."""
+    known = [node.name for node in all_nodes(settings)]
+    name = provider.removeprefix(NODE_PREFIX)
+    if name == provider or name in known:
+        return ""
+    return f"no node is called {name!r}{nearest(name, known)}"
+
+
 def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
     """Find what is allowed and most likely not meant."""
-    host = parse_host_port(settings.http_addr).host
-    local = host in _LOOPBACK_HOSTS or host.startswith("127.")
+    local = _is_local(parse_host_port(settings.http_addr).host)
     if not local and not settings.api_keys and not settings.embedded:
         yield (
             f"{settings.http_addr} can be reached by other machines and no api_keys are set: "
@@ -99,6 +134,20 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
         )
     if settings.embedded and settings.lnd_grpc_addr:
         yield f"{sources['lnd_grpc_addr']}: lnd knows nothing of the embedded node's payments"
+    for node in all_nodes(settings):
+        yield from _node_cautions(node)
+
+
+def _node_cautions(node: NodeConfig) -> Iterator[str]:
+    url = urlsplit(node.base_url)
+    if node.api_key and url.scheme == "http" and not _is_local(url.hostname or ""):
+        yield f"the key of node {node.name} travels unencrypted: {node.base_url} is not https"
+    if node.api_key_file and others_may_read(node.api_key_file):
+        yield f"{node.api_key_file} holds a secret and other users may read it: chmod 600"
+
+
+def _is_local(host: str) -> bool:
+    return host in _LOOPBACK_HOSTS or host.startswith("127.")
 
 
 def spending_cautions(settings: Settings) -> tuple[str, ...]:

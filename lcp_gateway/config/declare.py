@@ -8,10 +8,11 @@ from pydantic import Field
 
 from lcp_gateway.config.forms import Form
 from lcp_gateway.config.money_forms import without_password
+from lcp_gateway.config.tables import REDACTED, has_secret, shown_tables
 
 ENVIRONMENT_PREFIX = "LCP_GATEWAY_"
 OPENAI_SERVE_PREFIX = "OPENAI_SERVE_"
-REDACTED = "(redacted)"
+OPENCLAW_PREFIX = "OPENCLAW_"
 
 
 class Group(enum.StrEnum):
@@ -19,7 +20,7 @@ class Group(enum.StrEnum):
 
     HTTP = "Serving HTTP"
     DAEMON = "The daemon"
-    ROUTING = "Models and peers"
+    ROUTING = "Models and providers"
     TRUST = "Quotes and trust in peers"
     MONEY = "Money"
     ANSWERS = "Answers and retries"
@@ -35,15 +36,16 @@ def setting(
     group: Group,
     *,
     openai_serve: str = "",
+    openclaw: str = "",
     secret: bool = False,
     may_hold_password: bool = False,
     gt: float | None = None,
 ) -> Any:
     """Declare a setting.
 
-    ``openai_serve`` is the name after ``OPENAI_SERVE_`` that also sets it. A secret has no flag, since other users of
-    the machine can read a command line, and is never shown. ``may_hold_password`` is for a URL, which is shown without
-    its password.
+    ``openai_serve`` is the name after ``OPENAI_SERVE_`` that also sets it, ``openclaw`` that after ``OPENCLAW_``. A
+    secret has no flag, since other users of the machine can read a command line, and is never shown.
+    ``may_hold_password`` is for a URL, which is shown without its password.
     """
     return Field(
         default,
@@ -53,6 +55,7 @@ def setting(
         json_schema_extra={
             "group": group.value,
             "openai_serve": openai_serve,
+            "openclaw": openclaw,
             "secret": secret,
             "may_hold_password": may_hold_password,
         },
@@ -70,6 +73,8 @@ class Spec:
     form: Form
     openai_serve: str
     """The whole name of the variable, empty where there is none."""
+    openclaw: str
+    """The same for a variable of the OpenClaw integration."""
     secret: bool
     may_hold_password: bool
 
@@ -80,8 +85,8 @@ class Spec:
 
     @property
     def flag(self) -> str:
-        """The long flag, empty for a secret."""
-        return "" if self.secret else "--" + self.name.replace("_", "-")
+        """The long flag, empty for a secret and for tables, which a command line cannot hold."""
+        return "" if self.secret or self.form.row else "--" + self.name.replace("_", "-")
 
     @property
     def is_switch(self) -> bool:
@@ -92,10 +97,14 @@ class Spec:
         """Give a value as it may be shown: of a secret only whether there is one."""
         if self.secret:
             return REDACTED if value else value
+        if self.form.row:
+            return shown_tables(value, self.form.row)
         return (
             without_password(value) if self.may_hold_password and isinstance(value, str) else value
         )
 
     def is_secret_when(self, value: object) -> bool:
-        """Tell whether this value of the setting must be kept from others."""
+        """Tell whether this value of the setting must be kept from others; it may be one as it was written."""
+        if self.form.row:
+            return has_secret(value, self.form.row)
         return self.secret or self.shown(value) != value

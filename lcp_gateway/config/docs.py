@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lcp_gateway.config.declare import Group, Spec
 from lcp_gateway.config.settings import specs
+from lcp_gateway.config.tables import columns
 
 _HEAD = """\
 # Configuration
@@ -16,17 +17,18 @@ Every setting has a default, and each can be given in several ways. The first of
 
 1. a flag of `lcp-gateway serve`
 2. an environment variable `LCP_GATEWAY_…`
-3. an environment variable `OPENAI_SERVE_…`, as for openai-serve, which this program replaces
+3. an environment variable `OPENAI_SERVE_…`, as for openai-serve, which this program replaces, or one of the six
+   `OPENCLAW_…` that are named below
 4. a TOML file: the one after `--config`, the one that `LCP_GATEWAY_CONFIG` names, or
    `$XDG_CONFIG_HOME/lcp-gateway/config.toml` (`~/.config` where the variable is not set)
 5. the default
 
-An empty environment variable counts as unset. Unknown keys, unknown variables that begin with one of the two prefixes,
+An empty environment variable counts as unset. Unknown keys, unknown variables that begin with one of the first two prefixes,
 and values that cannot be read are errors; all of them are reported at once. `lcp-gateway config show` prints what is in
 force and where each value came from.
 
 Secrets have no flag, because other users of a machine can read its command lines. Keep them in the environment or in a
-file that only the gateway may read.
+file that only the gateway may read. Lists and tables of tables have none either, since they would not fit into one.
 
 ## How values are written
 
@@ -39,7 +41,9 @@ file that only the gateway may read.
 | true or false | `true`, `false`, `1`, `0`, `yes`, `no`; as flags `--name` and `--no-name` | `true`, `false` |
 | address | `host:port`, `:port` for all interfaces, `[::1]:port` | the same |
 | gRPC address | `host:port` or `unix:/path` | the same |
-| peer id | 66 hexadecimal digits | the same |
+| provider | a peer's id, which is 66 hexadecimal digits, or `node:NAME` for a node of the configuration | the same |
+| list of tables | a JSON array of objects: `[{"name": "a", "base_url": "http://a"}]` | `[[setting]]`, once for each |
+| table of tables | a JSON object of objects: `{"some-model": {"type": "chat"}}` | `[setting."some-model"]`, once for each |
 | parts per million | a whole number from 0 to 1000000 | the same |
 """
 
@@ -59,13 +63,28 @@ def _entry(spec: Spec) -> str:
     switch = f", `--no-{spec.flag[2:]}`" if spec.is_switch else ""
     rows = [
         ("type", spec.form.name + (" (secret)" if spec.secret else "")),
-        ("default", f"`{written(spec.default)}`" if spec.default not in ("", None) else "none"),
+        ("default", _default(spec.default)),
         ("environment", f"`{spec.environment}`"),
         ("openai-serve", f"`{spec.openai_serve}`" if spec.openai_serve else ""),
+        ("OpenClaw", f"`{spec.openclaw}`" if spec.openclaw else ""),
         ("flag", f"`{spec.flag}`{switch}" if spec.flag else ""),
     ]
     lines = "\n".join(f"- {label}: {text}" for label, text in rows if text)
-    return f"### `{spec.name}`\n\n{spec.description}\n\n{lines}\n"
+    table = _columns(spec.form.row) if spec.form.row else ""
+    return f"### `{spec.name}`\n\n{spec.description}\n\n{lines}\n{table}"
+
+
+def _columns(row: type) -> str:
+    lines = ["", "| key | type | default | |", "| --- | --- | --- | --- |"]
+    for column in columns(row):
+        default = "required" if column.required else _default(column.default)
+        form = column.form.name + (" (secret)" if column.secret else "")
+        lines.append(f"| `{column.name}` | {form} | {default} | {column.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(value: object) -> str:
+    return f"`{written(value)}`" if value not in ("", None) else "none"
 
 
 def written(value: object) -> str:

@@ -38,17 +38,25 @@ _SIZE_UNITS: Mapping[str, int] = {
 _TRUE_WORDS = frozenset({"1", "t", "true", "y", "yes", "on"})
 _FALSE_WORDS = frozenset({"0", "f", "false", "n", "no", "off"})
 _PEER_ID = re.compile(r"[0-9a-f]{66}")
+_NODE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 _BEARER_KEY = re.compile(r"[\x21-\x7e]+")
 
+NODE_PREFIX = "node:"
+"""What stands before a node's name where a provider is named."""
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a type is called and written in the docs and in ``--help``."""
+    """How a type is called and written in the docs and in ``--help``.
+
+    ``row`` is the dataclass that each table of the value becomes, where the value is made of tables.
+    """
 
     name: str
     metavar: str
+    row: type | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +151,12 @@ def parse_count(value: object) -> int:
     return count
 
 
-def _parse_number(value: object) -> float:
+def parse_number(value: object) -> float:
+    """Read a number that is not negative.
+
+    Raises:
+        ValueError: it is something else.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError("must be a number, 0 or more")  # noqa: TRY004 - pydantic collects ValueErrors
     try:
@@ -216,19 +229,53 @@ def _parse_optional_grpc_listen(value: object) -> str:
     return _parse_listen(text) if text else ""
 
 
-def _parse_peer_id(value: object) -> str:
-    text = parse_text(value).lower()
-    if not _PEER_ID.fullmatch(text):
-        raise ValueError("a peer id is 66 hexadecimal digits (the node's public key)")
+def parse_node_name(value: object) -> str:
+    """Read the name of a node.
+
+    Raises:
+        ValueError: it is empty, too long, or holds something else than letters, digits, ".", "_" and "-".
+    """
+    text = parse_text(value)
+    if not _NODE_NAME.fullmatch(text):
+        raise ValueError('a node\'s name is 1 to 64 letters, digits, ".", "_" or "-"')
     return text
 
 
-def _parse_optional_peer_id(value: object) -> str:
-    return _parse_peer_id(value) if parse_text(value) else ""
+def parse_bearer_key(value: object) -> str:
+    """Read a key that is sent as a bearer token; it may be empty. No message repeats it.
+
+    Raises:
+        ValueError: a header cannot carry it.
+    """
+    text = parse_text(value)
+    if text and not _BEARER_KEY.fullmatch(text):
+        raise ValueError("holds a character that no header can carry")
+    return text
 
 
-def _parse_list(value: object) -> tuple[str, ...]:
-    """Split at commas, or take an array of texts; blanks and repeats are dropped."""
+def _parse_provider(value: object) -> str:
+    """Read a peer's id, or ``node:`` and a node's name."""
+    text = parse_text(value)
+    if text.startswith(NODE_PREFIX):
+        return NODE_PREFIX + parse_node_name(text.removeprefix(NODE_PREFIX))
+    if not _PEER_ID.fullmatch(text.lower()):
+        raise ValueError(
+            "a peer id is 66 hexadecimal digits (the node's public key); "
+            f'a node of the configuration is written "{NODE_PREFIX}NAME"'
+        )
+    return text.lower()
+
+
+def _parse_optional_provider(value: object) -> str:
+    return _parse_provider(value) if parse_text(value) else ""
+
+
+def parse_list(value: object) -> tuple[str, ...]:
+    """Split at commas, or take an array of texts; blanks and repeats are dropped.
+
+    Raises:
+        ValueError: it is neither.
+    """
     if isinstance(value, str):
         items: Iterable[object] = value.split(",")
     elif isinstance(value, list | tuple):
@@ -240,7 +287,7 @@ def _parse_list(value: object) -> tuple[str, ...]:
 
 
 def _parse_bearer_keys(value: object) -> tuple[str, ...]:
-    keys = _parse_list(value)
+    keys = parse_list(value)
     for number, key in enumerate(keys, start=1):
         if not _BEARER_KEY.fullmatch(key):
             # The key itself stays out of the message.
@@ -249,7 +296,7 @@ def _parse_bearer_keys(value: object) -> tuple[str, ...]:
 
 
 def _parse_origins(value: object) -> tuple[str, ...]:
-    origins = _parse_list(value)
+    origins = parse_list(value)
     for origin in origins:
         if origin == "*":
             continue
@@ -290,16 +337,17 @@ def unique(found_pairs: list[tuple[str, str]]) -> dict[str, str]:
 
 
 def _parse_model_map(value: object) -> dict[str, str]:
-    """A model's name may hold "=", a peer id never does."""
+    """A model's name may hold "=", a provider never does."""
     found = unique(pairs(value, last_equals=True))
     if not all(found):
         raise ValueError("a model has no name")
-    bad = [model for model, peer in found.items() if not _PEER_ID.fullmatch(peer.lower())]
-    if bad:
-        raise ValueError(
-            f"the peer of model {bad[0]!r:.80} is no peer id: 66 hexadecimal digits are needed"
-        )
-    return {model: peer.lower() for model, peer in found.items()}
+    providers = {}
+    for model, provider in found.items():
+        try:
+            providers[model] = _parse_provider(provider)
+        except ValueError as error:
+            raise ValueError(f"the provider of model {model!r:.80}: {error}") from None
+    return providers
 
 
 def _parse_metadata(value: object) -> dict[str, str]:
@@ -313,7 +361,12 @@ def _parse_metadata(value: object) -> dict[str, str]:
     return found
 
 
-def _parse_file(value: object) -> Path | None:
+def parse_file(value: object) -> Path | None:
+    """Read a path, with the tilde of a home folder; an empty text names none.
+
+    Raises:
+        ValueError: it is no text.
+    """
     if isinstance(value, Path):
         return value
     text = parse_text(value) if value is not None else ""
@@ -356,15 +409,19 @@ OptionalGrpcListen = Annotated[
 Duration = Annotated[float, Form("duration", "DURATION"), read_by(parse_duration_s)]
 Size = Annotated[int, Form("size", "BYTES"), read_by(parse_size_bytes)]
 Count = Annotated[int, Form("whole number", "N"), read_by(parse_count)]
-Number = Annotated[float, Form("number", "N"), read_by(_parse_number)]
+Number = Annotated[float, Form("number", "N"), read_by(parse_number)]
 Switch = Annotated[bool, Form("true or false", ""), read_by(_parse_switch)]
-OptionalPeerId = Annotated[str, Form("peer id", "PEER_ID"), read_by(_parse_optional_peer_id)]
-Names = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_list)]
+NodeName = Annotated[str, Form("node's name", "NAME"), read_by(parse_node_name)]
+BearerKey = Annotated[str, Form("text", "TEXT"), read_by(parse_bearer_key)]
+OptionalProvider = Annotated[str, Form("provider", "PROVIDER"), read_by(_parse_optional_provider)]
+Names = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(parse_list)]
 BearerKeys = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_bearer_keys)]
 Origins = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_origins)]
-ModelMap = Annotated[Mapping[str, str], Form("map", "MODEL=PEER;..."), read_by(_parse_model_map)]
+ModelMap = Annotated[
+    Mapping[str, str], Form("map", "MODEL=PROVIDER;..."), read_by(_parse_model_map)
+]
 Metadata = Annotated[Mapping[str, str], Form("map", "KEY=VALUE;..."), read_by(_parse_metadata)]
-OptionalFile = Annotated[Path | None, Form("file", "FILE"), read_by(_parse_file)]
+OptionalFile = Annotated[Path | None, Form("file", "FILE"), read_by(parse_file)]
 LogLevel = Annotated[
     Literal["debug", "info", "warn", "error"],
     Form("debug, info, warn or error", "LEVEL"),
@@ -372,5 +429,8 @@ LogLevel = Annotated[
 ]
 LogFormat = Annotated[
     Literal["auto", "console", "json"], Form("auto, console or json", "FORMAT"), read_by(_lower)
+]
+Choice = Annotated[
+    Literal["score", "order"], Form("score or order", "CHOICE"), read_by(_lower)
 ]
 Backend = Annotated[str, Form('"echo" or a URL', "BACKEND"), read_by(_parse_backend)]

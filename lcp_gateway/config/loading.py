@@ -1,5 +1,6 @@
 """Loading: the layers put over each other, checked as a whole, with every problem reported at once."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,16 @@ from lcp_gateway.config.sources import (
     from_file,
     from_flags,
     from_openai_serve,
+    from_openclaw,
+    nearest,
 )
+from lcp_gateway.config.tables import columns, place
 
 _SHOWN_CHARACTERS = 80
+# What pydantic adds to the place of a mapping's key, to tell it from its value.
+_OF_A_KEY = "[key]"
+# As far as the last "@": a key that stands in a URL where none belongs is not repeated.
+_USER_IN_URL = re.compile(r"(?<=://).*@", re.DOTALL)
 
 
 class ConfigError(Exception):
@@ -54,7 +62,7 @@ def load(
     config_path: Path | None = None,
     flag_names: Mapping[str, str] = MappingProxyType({}),
 ) -> Loaded:
-    """Read every source; a flag beats the environment, that beats openai-serve's, that the file, that the default.
+    """Read every source; a flag beats the environment, that openai-serve's and OpenClaw's, that the file, that the default.
 
     ``flags`` go by the names of the settings, with ``None`` for those that were not given; ``flag_names`` says how a
     command calls a flag that is not named after its setting.
@@ -68,6 +76,7 @@ def load(
         from_flags(flags, known, flag_names=flag_names),
         from_environment(environ, known),
         from_openai_serve(environ, known),
+        from_openclaw(environ, known),
     ]
     if path is not None:
         layers.append(from_file(path, known, named_by=named_by))
@@ -92,13 +101,35 @@ def _bad_values(
     error: ValidationError, given: Mapping[str, Given], known: Mapping[str, Spec]
 ) -> Iterator[str]:
     for detail in error.errors(include_url=False, include_input=False, include_context=False):
-        name = str(detail["loc"][0])
+        location = detail["loc"]
+        name = str(location[0])
         reason = detail["msg"].removeprefix("Value error, ")
-        spec, value = known[name], given[name].value
+        spec, value, source = known[name], given[name].value, given[name].source
+        if row := spec.form.row:
+            yield f"{source}: {_table_problem(location, detail['type'], reason, row)}"
+            continue
         shown = "" if spec.is_secret_when(value) else f" (got {_shortened(value)})"
-        yield f"{given[name].source}: {reason[:1].lower()}{reason[1:]}{shown}"
+        yield f"{source}: {_lower_first(reason)}{shown}"
+
+
+def _table_problem(location: tuple[int | str, ...], kind: str, reason: str, row: type) -> str:
+    """Say what is wrong in a setting made of tables: the place, and nothing of what stands there."""
+    if len(location) == 1:
+        return _lower_first(reason)
+    if location[-1] == _OF_A_KEY:
+        location = location[:-1]
+    elif kind == "unexpected_keyword_argument":
+        names = (column.name for column in columns(row))
+        reason = f"unknown key{nearest(str(location[-1]), names)}"
+    elif kind == "missing":
+        reason = "is missing"
+    return f"{place(location)}: {_lower_first(reason)}"
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _shortened(value: object) -> str:
-    text = repr(value)
+    text = _USER_IN_URL.sub("***@", repr(value))
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."

@@ -6,11 +6,12 @@ from typing import Any, cast
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from lcp_gateway.config import forms
-from lcp_gateway.config.declare import OPENAI_SERVE_PREFIX, Group, Spec, setting
+from lcp_gateway.config.declare import OPENAI_SERVE_PREFIX, OPENCLAW_PREFIX, Group, Spec, setting
+from lcp_gateway.config.market import MarketSettings
 from lcp_gateway.config.money import MoneySettings
 
 
-class Settings(MoneySettings):
+class Settings(MarketSettings, MoneySettings):
     """Everything that can be configured. Plain values, already checked; nothing is read from outside."""
 
     model_config = SettingsConfigDict(
@@ -84,31 +85,6 @@ class Settings(MoneySettings):
     )
     preflight_timeout_s: forms.Duration = setting(
         5.0, "How long the daemon may take to answer at the start.", Group.DAEMON, gt=0
-    )
-
-    default_peer_id: forms.OptionalPeerId = setting(
-        "",
-        "The peer for models that `model_map` does not name.",
-        Group.ROUTING,
-        openai_serve="DEFAULT_PEER_ID",
-    )
-    model_map: forms.ModelMap = setting(
-        {},
-        'Which peer serves which model: a table, or "model=peer;model=peer".',
-        Group.ROUTING,
-        openai_serve="MODEL_MAP",
-    )
-    model_allowlist: forms.Names = setting(
-        (),
-        "The only models that may be asked for. All that peers advertise when empty.",
-        Group.ROUTING,
-        openai_serve="MODEL_ALLOWLIST",
-    )
-    allow_unlisted_models: forms.Switch = setting(
-        False,
-        "Let models through that no peer advertises.",
-        Group.ROUTING,
-        openai_serve="ALLOW_UNLISTED_MODELS",
     )
 
     timeout_quote_s: forms.Duration = setting(
@@ -202,14 +178,15 @@ def specs() -> Mapping[str, Spec]:
     found: dict[str, Spec] = {}
     for name, info in Settings.model_fields.items():
         extra = cast("dict[str, Any]", info.json_schema_extra)
-        alias = extra["openai_serve"]
+        openai_serve, openclaw = extra["openai_serve"], extra["openclaw"]
         found[name] = Spec(
             name=name,
             default=info.default,
             description=info.description or "",
             group=Group(extra["group"]),
             form=next(item for item in info.metadata if isinstance(item, forms.Form)),
-            openai_serve=OPENAI_SERVE_PREFIX + alias if alias else "",
+            openai_serve=OPENAI_SERVE_PREFIX + openai_serve if openai_serve else "",
+            openclaw=OPENCLAW_PREFIX + openclaw if openclaw else "",
             secret=extra["secret"],
             may_hold_password=extra["may_hold_password"],
         )

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from lcp_gateway.config.declare import ENVIRONMENT_PREFIX, OPENAI_SERVE_PREFIX, Spec
+from lcp_gateway.config.declare import (
+    ENVIRONMENT_PREFIX,
+    OPENAI_SERVE_PREFIX,
+    OPENCLAW_PREFIX,
+    Spec,
+)
 
 CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
 
@@ -24,6 +29,7 @@ class SourceKind(enum.StrEnum):
     FLAG = "flag"
     ENVIRONMENT = "environment"
     OPENAI_SERVE = "openai-serve environment"
+    OPENCLAW = "OpenClaw environment"
     FILE = "file"
     DEFAULT = "default"
 
@@ -122,6 +128,16 @@ def from_openai_serve(environ: Mapping[str, str], specs: Mapping[str, Spec]) -> 
     return layer
 
 
+def from_openclaw(environ: Mapping[str, str], specs: Mapping[str, Spec]) -> Layer:
+    """Read the variables that take OpenClaw in as a node. Empty ones count as unset, the others are OpenClaw's own."""
+    known = {spec.openclaw: name for name, spec in specs.items() if spec.openclaw}
+    layer = Layer()
+    for variable, value in _with_prefix(environ, OPENCLAW_PREFIX):
+        if name := known.get(variable):
+            layer.given[name] = Given(value, Source(SourceKind.OPENCLAW, variable))
+    return layer
+
+
 def from_file(path: Path, specs: Mapping[str, Spec], *, named_by: str = "") -> Layer:
     """Read a TOML file whose keys are the names of the settings; ``named_by`` says who asked for it."""
     layer = Layer()
@@ -174,6 +190,14 @@ def default_file(environ: Mapping[str, str]) -> Path:
     import platformdirs  # noqa: PLC0415 - costs 20 ms, and most machines set the variable or need it once
 
     return platformdirs.user_config_path("lcp-gateway", appauthor=False) / "config.toml"
+
+
+def others_may_read(path: Path) -> bool:
+    """Tell whether users other than its owner may read a file; false where that cannot be found out."""
+    try:
+        return bool(path.stat().st_mode & _GROUP_AND_OTHERS_READ)
+    except OSError:
+        return False
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

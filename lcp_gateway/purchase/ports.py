@@ -16,11 +16,13 @@ class Upstream(Protocol):
         """Ask a peer for its price. Costs nothing and may be repeated."""
         ...
 
-    async def execute(self, quote: Quote, timeout_s: float) -> Result:
-        """Pay and wait for the whole result. Called once for a quote, never repeated."""
+    async def execute(self, quote: Quote, task: Task, timeout_s: float) -> Result:
+        """Pay and wait for the whole result. Called once for a quote, never repeated; ``task`` is what was quoted."""
         ...
 
-    def execute_stream(self, quote: Quote, timeout_s: float) -> AsyncGenerator[StreamEvent, None]:
+    def execute_stream(
+        self, quote: Quote, task: Task, timeout_s: float
+    ) -> AsyncGenerator[StreamEvent, None]:
         """Pay and give the result as it comes. Called once for a quote; closing the generator ends the call."""
         ...
 

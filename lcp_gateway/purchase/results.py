@@ -3,6 +3,8 @@
 import enum
 from dataclasses import dataclass
 
+from lcp_gateway.purchase.money import Msat
+
 
 class ResultStatus(enum.StrEnum):
     """What a provider says of its own work."""
@@ -15,7 +17,10 @@ class ResultStatus(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A result, or after a stream its terminal message (``body`` may then be empty: the chunks carried it)."""
+    """A result, or after a stream its terminal message (``body`` may then be empty: the chunks carried it).
+
+    ``charged_msat`` is what it came to, where the quote's price was only the most that it could.
+    """
 
     status: ResultStatus
     body: bytes
@@ -24,6 +29,7 @@ class Result:
     content_type: str
     content_encoding: str
     message: str
+    charged_msat: Msat | None = None
 
 
 @dataclass(frozen=True, slots=True)

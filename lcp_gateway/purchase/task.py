@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 
 class TaskKind(enum.StrEnum):
-    """The kinds of task that protocol version 2 knows; the value is the name that a terms hash covers."""
+    """The kinds of task. Protocol version 2 knows the first two, and their value is the name that a terms hash covers."""
 
     CHAT_COMPLETIONS = "openai.chat_completions.v1"
     RESPONSES = "openai.responses.v1"
+    COMPLETIONS = "openai.completions.v1"
+    EMBEDDINGS = "openai.embeddings.v1"
 
 
 @dataclass(frozen=True, slots=True)

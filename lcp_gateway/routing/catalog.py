@@ -4,14 +4,29 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.task import TaskKind
+
+NODE_PREFIX = "node:"
+"""What the provider id of a virtual node begins with; the rest is the node's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a provider's own list says of a model; 0 and nothing where it says nothing. ``created`` is Unix seconds."""
+
+    context_length: int = 0
+    created: int = 0
+    capabilities: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """A peer that is connected and ready, with the models it advertises for each kind of task.
+    """A peer that is connected and ready, or a node that answers, with the models it offers for each kind of task.
 
-    ``max_payload_bytes`` and the other limits are the peer's own words, 0 where it gave none.
+    ``peer_id`` is a peer's public key or a node's ``node:<name>``. ``max_payload_bytes`` and the other limits are the
+    provider's own words, 0 where it gave none. ``facts`` is what a node's own list says of its models. ``list_price_msat``
+    is what an ordinary request costs, where that is known before any quote.
     """
 
     peer_id: str
@@ -22,6 +37,15 @@ class Provider:
     max_stream_bytes: int = 0
     max_job_bytes: int = 0
     max_inflight_jobs: int = 0
+    source: Source = Source.LCP
+    owned_by: str = "lcp"
+    facts: Mapping[str, ModelFacts] = field(default_factory=dict)
+    list_price_msat: int | None = None
+
+    @property
+    def node_name(self) -> str:
+        """The node's name as the operator gave it; empty for a peer."""
+        return self.peer_id.removeprefix(NODE_PREFIX) if self.source is Source.NODE else ""
 
     def offers(self, kind: TaskKind, model: str) -> bool:
         """Tell whether the peer advertises ``model`` for tasks of ``kind``."""
@@ -66,6 +90,10 @@ class Catalog:
     def advertises(self, kind: TaskKind) -> bool:
         """Tell whether any provider advertises any model for ``kind``."""
         return any(known is kind for known, _ in self._by_model)
+
+    def models_for(self, kind: TaskKind) -> tuple[str, ...]:
+        """Give the names of the models that are offered for ``kind``, sorted."""
+        return tuple(sorted(model for known, model in self._by_model if known is kind))
 
     def models(self) -> dict[str, tuple[Provider, ...]]:
         """Give every advertised model once, with the providers that offer it for any kind, in the daemon's order."""

@@ -107,7 +107,7 @@ class LcpdUpstream:
         answer = await self._retried("RequestQuote", self._stub.RequestQuote, request, timeout_s)
         return _quote(peer_id, answer)
 
-    async def execute(self, quote: Quote, timeout_s: float) -> Result:
+    async def execute(self, quote: Quote, task: Task, timeout_s: float) -> Result:  # noqa: ARG002 - the daemon has kept the task since it was quoted
         """Pay and wait for the whole result. Goes out once."""
         request = pb.AcceptAndExecuteRequest(
             peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True
@@ -118,7 +118,10 @@ class LcpdUpstream:
         return _result(answer.result)
 
     async def execute_stream(
-        self, quote: Quote, timeout_s: float
+        self,
+        quote: Quote,
+        task: Task,  # noqa: ARG002 - as above
+        timeout_s: float,
     ) -> AsyncGenerator[StreamEvent, None]:
         """Pay and give the result as it comes. Goes out once."""
         request = pb.AcceptAndExecuteStreamRequest(
@@ -208,6 +211,11 @@ def _task_message(task: Task) -> pb.Task:
                 openai_responses_v1=pb.OpenAIResponsesV1TaskSpec(
                     request_json=task.body, params=pb.OpenAIResponsesV1Params(model=task.model)
                 )
+            )
+        case _:
+            # Routing finds no peer for it; a peer that an operator named for its model gets here.
+            raise UpstreamError(
+                "UNIMPLEMENTED", "Lightning peers do not take tasks of this kind; nothing was paid"
             )
 
 

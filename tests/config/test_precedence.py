@@ -2,7 +2,7 @@
 
 import pytest
 
-from lcp_gateway.config import Settings, SourceKind, load, specs
+from lcp_gateway.config import ModelConfig, NodeConfig, Settings, SourceKind, load, specs
 
 OWN = {"LCP_GATEWAY_MAX_PRICE_MSAT": "3"}
 SERVE = {"OPENAI_SERVE_MAX_PRICE_MSAT": "2"}
@@ -46,6 +46,20 @@ def test_openai_serve_beats_the_file(nowhere, file):
     assert value == 2
     assert source.kind is SourceKind.OPENAI_SERVE
     assert str(source) == "OPENAI_SERVE_MAX_PRICE_MSAT"
+
+
+def test_openclaw_beats_the_file_and_the_own_environment_beats_openclaw(nowhere, tmp_path):
+    path = tmp_path / "claw.toml"
+    path.write_text("openclaw_price = 1\n")
+    environ = nowhere | {"OPENCLAW_PRICE": "2"}
+    loaded = load(flags={}, environ=environ, config_path=path)
+    assert loaded.settings.openclaw_price == 2
+    assert loaded.source_of("openclaw_price").kind is SourceKind.OPENCLAW
+    assert str(loaded.source_of("openclaw_price")) == "OPENCLAW_PRICE"
+    environ |= {"LCP_GATEWAY_OPENCLAW_PRICE": "3"}
+    loaded = load(flags={}, environ=environ, config_path=path)
+    assert loaded.settings.openclaw_price == 3
+    assert loaded.source_of("openclaw_price").kind is SourceKind.ENVIRONMENT
 
 
 def test_the_own_environment_beats_openai_serve(nowhere, file):
@@ -127,6 +141,8 @@ def test_every_setting_is_read_from_its_own_variable(name, nowhere, tmp_path):
         extra |= {"LCP_GATEWAY_LND_GRPC_ADDR": "lnd:10009"} | {
             f"LCP_GATEWAY_{other}": str(existing) for other in ("LND_TLS_CERT", "LND_MACAROON_FILE")
         }
+    if name == "openclaw_enabled":
+        extra |= {"LCP_GATEWAY_OPENCLAW_BASE_URL": "http://claw"}
     loaded = load(flags={}, environ=nowhere | extra | {f"LCP_GATEWAY_{name.upper()}": text})
     assert getattr(loaded.settings, name) == expected
     assert loaded.source_of(name).kind is SourceKind.ENVIRONMENT
@@ -155,8 +171,31 @@ EXAMPLES = {
     "preflight_timeout_s": ("250ms", 0.25),
     "default_peer_id": (PEER.upper(), PEER),
     "model_map": (f"a=b:7={PEER.upper()};gpt={PEER}", {"a=b:7": PEER, "gpt": PEER}),
+    "explicit_choice": ("Order", "order"),
     "model_allowlist": ("gpt-5,llama", ("gpt-5", "llama")),
     "allow_unlisted_models": ("true", True),
+    "models": (
+        '{"qwen": {"type": "chat", "aliases": ["gpt-4o-mini"]}}',
+        {"qwen": ModelConfig(type="chat", aliases=("gpt-4o-mini",))},
+    ),
+    "nodes": (
+        '[{"name": "box", "base_url": "http://box:11434"}]',
+        (NodeConfig("box", "http://box:11434/v1"),),
+    ),
+    "nodes_refresh_s": ("1m", 60.0),
+    "openclaw_enabled": ("true", True),
+    "openclaw_base_url": ("http://claw:3000/", "http://claw:3000/v1"),
+    "openclaw_api_key": ("hush", "hush"),
+    "openclaw_node_name": ("Claw", "Claw"),
+    "openclaw_price": ("2.5", 2.5),
+    "openclaw_timeout": ("1m", 60.0),
+    "routing_weight_availability": ("1", 1.0),
+    "routing_weight_speed": ("0", 0.0),
+    "routing_weight_delivery": ("2", 2.0),
+    "routing_weight_price": ("0.5", 0.5),
+    "routing_weight_fit": ("3", 3.0),
+    "routing_temperature": ("0.2", 0.2),
+    "routing_half_life_s": ("10m", 600.0),
     "max_price_msat": ("1000", 1000),
     "journal_url": ("postgresql://u:p@h/db", "postgresql://u:p@h/db"),
     "network": ("Signet", "tbs"),

@@ -76,8 +76,16 @@ BAD_VALUES = {
     "HTTP_ADDR": ["8080", "host", "http://h:1", "::1:80", "h:99999", "h:-1", "a b:1", "[::1:80"],
     "LCPD_GRPC_ADDR": ["h", "h:0", ":50051", "unix:", "/run/x.sock", "http://h:1", "ftp://h"],
     "METRICS_ADDR": ["9464"],
-    "DEFAULT_PEER_ID": ["02ab", "zz" * 33, "ab" * 34],
-    "MODEL_MAP": ["gpt", "gpt=02", "=" + "ab" * 33, f"a={'ab' * 33};a={'cd' * 33}"],
+    "DEFAULT_PEER_ID": ["node:", "node:a/b", "node:box", "NODE:box", "02ab", "zz" * 33, "ab" * 34],
+    "MODEL_MAP": [
+        "gpt",
+        "gpt=02",
+        "gpt=node:",
+        "gpt=node:a b",
+        "gpt=node:box",
+        "=" + "ab" * 33,
+        f"a={'ab' * 33};a={'cd' * 33}",
+    ],
     "MAX_PRICE_MSAT": ["-1", "1.5", "many", str(2**63)],
     "JOURNAL_URL": [":memory:", "mysql://h/db", "sqlite://", "postgresql:///"],
     "NETWORK": ["bitcoin", "bc1", "main net"],
@@ -96,6 +104,17 @@ BAD_VALUES = {
     "EMBEDDED": ["maybe"],
     "CORS_ORIGINS": ["chat.example.com", "https://a.example/path", "https://a.example/"],
     "NODE_BACKEND": ["ollama", "ftp://h", "http://", "http://user:pw@h/v1"],
+    "NODES": ["x", "{}", "[1]", "3", "null", '[{"name": "a", "name": "b"}]', "[" * 100_000],
+    "MODELS": ["x", "[]", '{"a": 1}', "null", '{"a": {}, "a": {}}'],
+    "NODES_REFRESH_S": ["0", "often"],
+    "OPENCLAW_ENABLED": ["maybe", "true"],
+    "OPENCLAW_BASE_URL": ["claw", "http://", "ftp://claw", "http://sk-1@claw", "http://claw?a=b"],
+    "OPENCLAW_NODE_NAME": ["my claw", "claw/1", "x" * 65],
+    "OPENCLAW_PRICE": ["-1", "free"],
+    "OPENCLAW_TIMEOUT": ["0"],
+    "ROUTING_WEIGHT_SPEED": ["-0.1", "high"],
+    "ROUTING_TEMPERATURE": ["0", "-1"],
+    "ROUTING_HALF_LIFE_S": ["0"],
     "NODE_LISTEN": ["unix:", "nowhere"],
     "NODE_TOKENS_PER_SECOND": ["-1", "fast", "nan"],
 }
@@ -128,6 +147,10 @@ def test_a_bad_value_is_refused_and_named(name, value, problems_of):
         "log_level = 1",
         "node_tokens_per_second = true",
         "lcpd_tls_ca = 1",
+        "nodes = 3",
+        "models = 3",
+        "openclaw_price = true",
+        "openclaw_node_name = ''",
     ],
 )
 def test_a_value_of_the_wrong_type_in_the_file_is_refused(line, problems_of):
@@ -144,6 +167,11 @@ def test_a_value_of_the_wrong_type_in_the_file_is_refused(line, problems_of):
         ("LCP_GATEWAY_LCPD_METADATA", "macaroon=hidden\x01"),
         ("LCP_GATEWAY_LCPD_METADATA", "hidden-bin=1"),
         ("LCP_GATEWAY_LCPD_METADATA", "a=hidden;a=hidden"),
+        ("LCP_GATEWAY_NODES", '[{"name": "a", "api_key": "hidden"'),
+        ("OPENCLAW_API_KEY", "sk hidden"),
+        ("OPENCLAW_BASE_URL", "http://hidden@claw:3000"),
+        ("OPENCLAW_BASE_URL", "http://user:hid/den@hidden@claw"),
+        ("LCP_GATEWAY_NODE_BACKEND", "http://user:hidden@h/v1"),
     ],
 )
 def test_a_bad_secret_is_not_repeated(variable, value, problems_of):
@@ -203,6 +231,17 @@ def test_a_certificate_needs_its_key_and_files_must_exist(tmp_path, problems_of)
 def test_a_list_cannot_be_stale_before_it_is_refreshed(problems_of):
     (problem,) = problems_of({"LCP_GATEWAY_PEERS_REFRESH_S": "1m"})
     assert problem.startswith("LCP_GATEWAY_PEERS_REFRESH_S: peers_stale_s (15 s)")
+
+
+def test_a_choice_needs_something_to_go_by(problems_of):
+    names = ("AVAILABILITY", "SPEED", "DELIVERY", "PRICE", "FIT")
+    environ = {f"LCP_GATEWAY_ROUTING_WEIGHT_{name}": "0" for name in names}
+    assert problems_of(environ) == [
+        (
+            "LCP_GATEWAY_ROUTING_WEIGHT_AVAILABILITY: all weights are 0, "
+            "which leaves nothing to choose by"
+        )
+    ]
 
 
 def test_an_embedded_node_needs_a_port(problems_of):

@@ -39,7 +39,7 @@ async def upstream(daemon, failures):
 
 
 async def read(upstream, quote):
-    return [event async for event in upstream.execute_stream(quote, 5)]
+    return [event async for event in upstream.execute_stream(quote, TASK, 5)]
 
 
 async def test_the_requests_bytes_go_to_the_peer_as_they_came(daemon, upstream):
@@ -91,7 +91,7 @@ async def test_the_call_that_may_pay_goes_out_once_whatever_comes_of_it(daemon, 
     daemon.answers["AcceptAndExecute"] = [(code, "failed")]
     daemon.answers["AcceptAndExecuteStream"] = [(code, "failed")]
     with pytest.raises(UpstreamError):
-        await upstream.execute(quote, 5)
+        await upstream.execute(quote, TASK, 5)
     with pytest.raises(UpstreamError):
         await read(upstream, quote)
     assert len(daemon.requests["AcceptAndExecute"]) == 1
@@ -142,7 +142,7 @@ async def test_what_came_before_a_break_is_given_before_the_error(daemon, upstre
     daemon.answers["AcceptAndExecuteStream"] = [begin(), chunk(b"half"), AWAY]
     events = []
     with pytest.raises(UpstreamError, match="away"):
-        async for event in upstream.execute_stream(quote, 5):
+        async for event in upstream.execute_stream(quote, TASK, 5):
             events.append(event)
     assert events[-1] == b"half"
 
@@ -163,7 +163,7 @@ async def test_a_stream_that_is_left_is_cancelled_at_the_daemon(daemon, upstream
     daemon.AcceptAndExecuteStream = stream
     async with serving(daemon) as other:
         left = LcpdUpstream(LcpdAddress(other.address))
-        events = left.execute_stream(quote, 30)
+        events = left.execute_stream(quote, TASK, 30)
         await anext(events)
         await anext(events)
         await events.aclose()

@@ -1,0 +1,154 @@
+"""The model registry as the operator writes it: what is known of models, and by which names they are asked for."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Final
+
+from pydantic import AfterValidator, ConfigDict, Field
+
+from lcp_gateway.config import forms
+from lcp_gateway.config.forms import (
+    Form,
+    parse_count,
+    parse_list,
+    parse_number,
+    parse_text,
+    read_by,
+)
+from lcp_gateway.config.tables import ROW_CONFIG, tables_by_name
+
+AUTO: Final = "auto"
+"""The name that leaves the choice of the model to the gateway; ``auto:...`` names a way to choose."""
+
+MODEL_TYPES: Final = ("chat", "completion", "embedding")
+
+_CAPABILITY = re.compile(r"[a-z0-9_-]{1,32}")
+_HOTTEST = 2.0
+
+
+def _parse_type(value: object) -> str:
+    text = parse_text(value)
+    if text and text not in MODEL_TYPES:
+        raise ValueError(f"must be one of {', '.join(MODEL_TYPES)}")
+    return text
+
+
+def _parse_capabilities(value: object) -> tuple[str, ...]:
+    found = parse_list(value)
+    for number, capability in enumerate(found, start=1):
+        if not _CAPABILITY.fullmatch(capability):
+            raise ValueError(
+                f'capability number {number} is not a word of up to 32 of a-z, 0-9, "_" and "-"'
+            )
+    return found
+
+
+def _parse_temperature(value: object) -> float:
+    if (temperature := parse_number(value)) > _HOTTEST:
+        raise ValueError(f"must be a number from 0 to {_HOTTEST:g}")
+    return temperature
+
+
+def _parse_limit(value: object) -> int:
+    if not (limit := parse_count(value)):
+        raise ValueError("must be a whole number, 1 or more")
+    return limit
+
+
+def _parse_model_name(value: object) -> str:
+    text = parse_text(value)
+    if not text:
+        raise ValueError("a model has no name")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """What the operator says of a model; 0, empty and ``None`` where nothing is said.
+
+    ``params_b`` is in billions. ``capabilities`` that are given are all that the model has. Limits are for a request,
+    without the routing fee (``max_price_msat``) and with it (``max_total_msat``).
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ROW_CONFIG
+
+    type: Annotated[
+        str,
+        Form(", ".join(MODEL_TYPES[:-1]) + " or " + MODEL_TYPES[-1], "TYPE"),
+        read_by(_parse_type),
+        Field(description="What it does."),
+    ] = ""
+    context_length: Annotated[
+        forms.Count, Field(description="How many tokens request and answer may have together.")
+    ] = 0
+    dimensions: Annotated[
+        forms.Count, Field(description="How many numbers an embedding of it has.")
+    ] = 0
+    params_b: Annotated[forms.Number, Field(description="Its parameters, in billions.")] = 0.0
+    capabilities: Annotated[
+        tuple[str, ...] | None,
+        Form("list", "A,B"),
+        read_by(_parse_capabilities),
+        Field(
+            description="All that it can do: `code`, `reasoning`, `vision`, `tools`, `json_schema`, `audio`, or words "
+            "of your own. What is not in the list it cannot do."
+        ),
+    ] = None
+    owned_by: Annotated[forms.Text, Field(description="Its owner, as clients see it.")] = ""
+    aliases: Annotated[
+        forms.Names, Field(description="Other names by which clients may ask for it.")
+    ] = ()
+    max_price_msat: Annotated[
+        forms.Count,
+        Field(description="The most that a request to it may be priced at; 0 sets no limit."),
+    ] = 0
+    max_total_msat: Annotated[
+        forms.Count,
+        Field(description="The most that one may cost with its routing fee; 0 sets no limit."),
+    ] = 0
+    default_temperature: Annotated[
+        float | None,
+        Form("number from 0 to 2", "N"),
+        read_by(_parse_temperature),
+        Field(description="Written into requests that set none, which changes their bytes."),
+    ] = None
+    default_max_tokens: Annotated[
+        int | None,
+        Form("whole number", "N"),
+        read_by(_parse_limit),
+        Field(description="The same for the length of an answer."),
+    ] = None
+
+
+def _names_fit(models: Mapping[str, ModelConfig]) -> Mapping[str, ModelConfig]:
+    owner_of: dict[str, str] = {}
+    for name, model in models.items():
+        if name.startswith(AUTO + ":"):
+            raise ValueError(f"{name!r:.80} cannot be described: it is a way to choose a model")
+        if name == AUTO and model != ModelConfig(aliases=model.aliases):
+            raise ValueError(f"{AUTO} is no model: it may have nothing but aliases")
+        for alias in model.aliases:
+            if alias == name:
+                continue
+            if alias == AUTO or alias.startswith(AUTO + ":"):
+                raise ValueError(
+                    f"{alias!r:.80} cannot be an alias: it means a choice of the gateway"
+                )
+            if alias in models:
+                raise ValueError(
+                    f"{alias!r:.80} is an alias of {name!r:.80} and the name of another model"
+                )
+            if (other := owner_of.setdefault(alias, name)) != name:
+                raise ValueError(
+                    f"{alias!r:.80} is an alias of both {other!r:.80} and {name!r:.80}"
+                )
+    return models
+
+
+Models = Annotated[
+    Mapping[Annotated[str, read_by(_parse_model_name)], ModelConfig],
+    Form("table of tables", "JSON", ModelConfig),
+    read_by(tables_by_name),
+    AfterValidator(_names_fit),
+]

@@ -1,0 +1,156 @@
+"""What a model's name tells: how large it is, what it is made for, and whose it is. Guesses, for want of better."""
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+EMBEDDING: Final = "embedding"
+
+_REMEMBERED = 4_096
+# A client may make up a name as long as a body: what is remembered of names stays small.
+_READ_CHARACTERS = 256
+
+# A size begins a word ("-8b", ":8b", "_8b"): in "gemma-2-2b" the first 2 is a version, in "A22B" and "b200" a letter
+# stands before. It ends one as well, which leaves out "4bit" and "4bpw". The "e" is Gemma's "effective" size.
+_WORD_BEGINS = r"(?<![a-z0-9.])"
+_WORD_ENDS = r"(?![a-z0-9])"
+_NUMBER = r"\d{1,4}(?:\.\d{1,3})?"
+_EXPERTS = re.compile(rf"{_WORD_BEGINS}(\d{{1,3}})x({_NUMBER})b{_WORD_ENDS}")
+_BILLIONS = re.compile(rf"{_WORD_BEGINS}e?({_NUMBER})b{_WORD_ENDS}")
+# "1_6b" and "7b1" are 1.6b and 7.1b, where a name may hold no point.
+_POINTLESS = re.compile(rf"(?<=-)(\d{{1,3}})(?:_(\d)b|b(\d)){_WORD_ENDS}")
+_MILLIONS = re.compile(rf"{_WORD_BEGINS}({_NUMBER})m{_WORD_ENDS}")
+_TRILLIONS = re.compile(rf"{_WORD_BEGINS}({_NUMBER})t{_WORD_ENDS}")
+# "1m" and "4m" are lengths of context: no language model is that small.
+_FEWEST_MILLIONS = 10
+
+_CAPABILITIES: Mapping[str, re.Pattern[str]] = MappingProxyType(
+    {
+        "code": re.compile(
+            r"(?<!en)(?<!de)coder|(?<![a-z])(?:open)?code(?![a-z])|devstral"
+            r"|code(?:x|llama|qwen|gemma|gen|geex|stral|reason)"
+        ),
+        "reasoning": re.compile(
+            r"(?<![a-z0-9])(?:r1|qwq|qvq|o1|o3|o4-mini)(?![a-z0-9])"
+            r"|(?<!non-)(?<!non)reason(?:ing|er)|think(?:ing|er)(?![a-z])|gpt-oss|magistral|exaone-deep"
+        ),
+        "vision": re.compile(
+            r"(?<![a-z])vlm?\d*(?![a-z])|internvl|smolvlm|cogvlm|vision|multimodal|(?<![a-z])omni(?![a-z])"
+            r"|llava|pixtral|moondream|paligemma|molmo|idefics|qvq|minicpm-[vo](?![a-z])|glm-\d(?:\.\d)?v(?![a-z])"
+            r"|(?<![a-z])gpt-?4(?:o(?!-(?:audio|transcribe|mini-(?:audio|transcribe|tts)))|-turbo|\.1)(?![a-z0-9])"
+            r"|claude-(?:3|opus|sonnet|haiku)|gemini-[1-9]|llama-?4(?![0-9])"
+        ),
+    }
+)
+
+_EMBEDDING = re.compile(
+    r"embed|(?<![a-z])(?:bge|gte|voyage|mxbai)-|(?<![a-z0-9])e5-|all-(?:minilm|mpnet)|paraphrase-|uae-large|labse"
+)
+_NOT_EMBEDDING = re.compile(r"rerank")
+
+# The first that fits is it: those who build on others' models stand before them.
+_VENDORS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (vendor, re.compile(rf"(?<![a-z])(?:{families})"))
+    for vendor, families in (
+        ("nvidia", r"nemotron|nv-embed|nvlm"),
+        ("deepseek", r"deepseek"),
+        ("nousresearch", r"(?:nous-)?hermes"),
+        ("intfloat", r"(?:multilingual-)?e5-"),
+        ("baai", r"bge-"),
+        ("nomic", r"nomic"),
+        ("mixedbread", r"mxbai"),
+        ("snowflake", r"snowflake|arctic"),
+        ("jina", r"jina"),
+        ("voyage", r"voyage-"),
+        ("sentence-transformers", r"all-(?:minilm|mpnet)|paraphrase-"),
+        ("alibaba", r"gte-"),
+        ("eleutherai", r"gpt-?(?:j|neo)|pythia"),
+        ("mistral", r"mistral|mixtral|codestral|devstral|ministral|magistral|pixtral|voxtral"),
+        ("qwen", r"(?:code)?qwen|qwq|qvq|text-embedding-v\d"),
+        ("google", r"(?:code|embedding|pali)?gemma|gemini|text-embedding-00\d"),
+        ("bigcode", r"starcoder"),
+        ("meta", r"(?:code)?llama"),
+        ("microsoft", r"phi(?![a-z])|orca"),
+        (
+            "openai",
+            r"(?:chat)?gpt|(?<!.)o[134](?![a-z0-9])|text-embedding|whisper|davinci|babbage|codex|dall-e",
+        ),
+        ("anthropic", r"claude"),
+        ("cohere", r"command(?![a-z])|aya(?![a-z])|c4ai|embed-(?:english|multilingual)"),
+        ("ibm", r"granite"),
+        ("xai", r"grok"),
+        ("zai", r"(?:chat|code)?(?:glm|geex)"),
+        ("01-ai", r"yi(?![a-z])"),
+        ("moonshotai", r"kimi|moonlight"),
+        ("minimax", r"minimax"),
+        ("tii", r"falcon"),
+        ("ai21", r"jamba"),
+        ("allenai", r"olmo|tulu|molmo"),
+        ("databricks", r"dbrx"),
+        ("huggingface", r"smol(?:lm|vlm)|zephyr|idefics"),
+        ("stabilityai", r"stable(?:lm|-code)"),
+        ("internlm", r"intern(?:lm|vl)"),
+        ("openbmb", r"minicpm"),
+        ("perplexity", r"sonar"),
+        ("amazon", r"amazon|titan"),
+        ("liquid", r"lfm"),
+        ("baidu", r"ernie"),
+        ("tencent", r"hunyuan"),
+        ("upstage", r"solar"),
+        ("lg", r"exaone"),
+        ("moondream", r"moondream"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NameFacts:
+    """What a name tells; ``None``, empty or not in the set where it tells nothing.
+
+    ``params_b`` is in billions and counts all experts of a mixture. ``type`` is ``embedding`` or empty.
+    """
+
+    params_b: float | None
+    capabilities: frozenset[str]
+    vendor: str
+    type: str
+
+
+def read_name(model: str) -> NameFacts:
+    """Read a model's name, as providers write them: ``Qwen/Qwen2.5-Coder-14B``, ``llama3.1:8b``, ``gpt-4o``."""
+    return _read(model[:_READ_CHARACTERS])
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _read(model: str) -> NameFacts:
+    owner, _, name = model.lower().rpartition("/")
+    is_embedding = bool(_EMBEDDING.search(name)) and not _NOT_EMBEDDING.search(name)
+    return NameFacts(
+        params_b=_params_b(name),
+        capabilities=frozenset(
+            capability for capability, pattern in _CAPABILITIES.items() if pattern.search(name)
+        ),
+        vendor=next(
+            (vendor for vendor, pattern in _VENDORS if pattern.search(name)),
+            owner.rpartition("/")[2],
+        ),
+        type=EMBEDDING if is_embedding else "",
+    )
+
+
+def _params_b(name: str) -> float | None:
+    if experts := _EXPERTS.search(name):
+        return int(experts[1]) * float(experts[2]) or None
+    pointed = _POINTLESS.sub(r"\1.\2\3b", name)
+    billions = [float(found[1]) for found in _BILLIONS.finditer(pointed)]
+    if billions:
+        # Of two sizes the smaller is what a mixture uses at a time, or a draft model's.
+        return max(billions) or None
+    millions = [float(found[1]) for found in _MILLIONS.finditer(name)]
+    if millions and max(millions) >= _FEWEST_MILLIONS:
+        return max(millions) / 1_000
+    trillions = [float(found[1]) for found in _TRILLIONS.finditer(name)]
+    return max(trillions) * 1_000 or None if trillions else None

@@ -1,0 +1,177 @@
+"""What a virtual node's work costs: the most it can come to, told beforehand, and what it came to in the end."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.task import Task, TaskKind
+
+USAGE_TAIL_BYTES = 8 * 1024
+"""So much of a stream's end is kept to find its usage in."""
+
+_PER_1K = 1_000
+_MS_PER_MINUTE = 60_000
+# Ordinary text has more than two bytes to a token in every tokenizer in use, and a prompt that is given as numbers has
+# a digit and a comma to each. Text made of single symbols can have more tokens; the charge still stops at the ceiling.
+_LEAST_BYTES_PER_TOKEN = 2
+_USUAL_BYTES_PER_TOKEN = 4
+# 10,000 BTC: more than any limit allows, and what a wild max_tokens comes to still fits the journal's 64 bits.
+_MOST_MSAT = 10**15
+_USUAL_TOKENS = 500
+_USUAL_MS = 10_000
+_OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_USAGE = b'"usage"'
+_WHITE_SPACE = b" \t\r\n"
+_MAX_USAGE_BYTES = 4 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The tokens that an answer says it took."""
+
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodePrice:
+    """What a node's operator asks, in msat; all parts add up.
+
+    ``max_output_tokens`` is what is reckoned with for a request that sets no limit of its own.
+    """
+
+    per_request_msat: int = 0
+    per_1k_input_msat: int = 0
+    per_1k_output_msat: int = 0
+    per_minute_msat: int = 0
+    max_output_tokens: int = 4096
+
+    @property
+    def is_free(self) -> bool:
+        """Tell whether nothing is asked at all."""
+        return not (
+            self.per_request_msat
+            or self.per_1k_input_msat
+            or self.per_1k_output_msat
+            or self.per_minute_msat
+        )
+
+    def most_msat(self, task: Task, timeout_s: float) -> Msat:
+        """Give the most that a task can come to when it may take ``timeout_s``, rounded up.
+
+        The input is reckoned from the body's size, with one token for each two bytes: more than ordinary text has.
+        """
+        input_tokens = 0
+        if self.per_1k_input_msat:
+            input_tokens = -(-len(task.body) // _LEAST_BYTES_PER_TOKEN)
+        output_tokens = self._most_output_tokens(task) if self.per_1k_output_msat else 0
+        return self._sum(input_tokens, output_tokens, math.ceil(timeout_s * 1_000))
+
+    def charge_msat(
+        self,
+        usage: Usage | None,
+        *,
+        body_bytes: int,
+        result_bytes: int,
+        elapsed_s: float,
+        ceiling_msat: Msat,
+    ) -> Msat:
+        """Give what it came to, rounded up and never above the ceiling.
+
+        Without ``usage`` the tokens are reckoned from the bytes of the request and the result, four to a token.
+        """
+        if usage is None:
+            usage = Usage(
+                -(-body_bytes // _USUAL_BYTES_PER_TOKEN), -(-result_bytes // _USUAL_BYTES_PER_TOKEN)
+            )
+        elapsed_ms = math.ceil(max(elapsed_s, 0.0) * 1_000)
+        return min(self._sum(usage.input_tokens, usage.output_tokens, elapsed_ms), ceiling_msat)
+
+    def list_price_msat(self) -> Msat:
+        """Give what an ordinary request costs: 500 tokens in, 500 tokens out, 10 seconds."""
+        return self._sum(_USUAL_TOKENS, _USUAL_TOKENS, _USUAL_MS)
+
+    def _sum(self, input_tokens: int, output_tokens: int, time_ms: int) -> Msat:
+        """Add up in whole numbers, in parts of 1/60,000 msat, which both kinds of price divide into."""
+        tokens = input_tokens * self.per_1k_input_msat + output_tokens * self.per_1k_output_msat
+        parts = tokens * (_MS_PER_MINUTE // _PER_1K) + time_ms * self.per_minute_msat
+        return Msat(min(self.per_request_msat - (-parts // _MS_PER_MINUTE), _MOST_MSAT))
+
+    def _most_output_tokens(self, task: Task) -> int:
+        if task.kind is TaskKind.EMBEDDINGS:
+            return 0
+        document = _parse(task.body)
+        limits = [limit for name in _OUTPUT_LIMITS if (limit := _count(document.get(name)))]
+        each = max(limits, default=self.max_output_tokens)
+        if task.kind is TaskKind.RESPONSES:
+            return each
+        answers = max(_count(document.get("n")), _count(document.get("best_of")), 1)
+        prompts = _prompts(document.get("prompt")) if task.kind is TaskKind.COMPLETIONS else 1
+        return each * answers * prompts
+
+
+def usage_of(data: bytes) -> Usage | None:
+    """Find the last usage in a whole JSON result or in the end of an event stream; None where there is none.
+
+    The quotes of a string's inside are escaped, so that what a model says can not pass for the key.
+    """
+    at = data.rfind(_USAGE)
+    while at >= 0:
+        start = at + len(_USAGE)
+        value = data[start : start + _MAX_USAGE_BYTES].lstrip(_WHITE_SPACE)
+        if value.startswith(b":") and (usage := _read_usage(value[1:].lstrip(_WHITE_SPACE))):
+            return usage
+        at = data.rfind(_USAGE, 0, at)
+    return None
+
+
+def _read_usage(value: bytes) -> Usage | None:
+    if not value.startswith(b"{"):
+        return None
+    try:
+        # Latin-1 takes any bytes, and no number is changed by it.
+        found, _ = json.JSONDecoder().raw_decode(value.decode("latin-1"))
+    except (ValueError, RecursionError):
+        return None
+    tokens_in = _first_count(found, "prompt_tokens", "input_tokens")
+    tokens_out = _first_count(found, "completion_tokens", "output_tokens")
+    if tokens_in is None and tokens_out is None:
+        return None
+    return Usage(tokens_in or 0, tokens_out or 0)
+
+
+def _first_count(found: Mapping[str, Any], *names: str) -> int | None:
+    for name in names:
+        value = found.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value
+    return None
+
+
+def _parse(body: bytes) -> Mapping[str, Any]:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        # Half a surrogate pair, which other parsers take.
+        try:
+            document = json.loads(body)
+        except (ValueError, RecursionError):
+            return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _count(value: object) -> int:
+    """Give a number that may stand for a count, else 0."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _prompts(prompt: object) -> int:
+    """Count the prompts of a completions request: a list of strings or of lists has several, one of numbers is one."""
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
+        return len(prompt)
+    return 1

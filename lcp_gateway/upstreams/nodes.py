@@ -1,0 +1,230 @@
+"""Keeps watch over the virtual nodes: who is up, with which models. A node that is down leaves the catalog by itself."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from types import MappingProxyType
+from urllib.parse import urlsplit, urlunsplit
+
+from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.flow import utc_now
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.routing.catalog import ModelFacts, Provider, merge_kinds
+from lcp_gateway.upstreams.node_models import ListedModel
+from lcp_gateway.upstreams.openai_http import HttpNode, NoModelList, OpenAIHttpUpstream
+
+_RETRY_S = 1.0
+_NOT_ASKED = "the node has not been asked yet"
+_NO_LIST = "the node has no list of models; its models must be named in the configuration"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """How a node stands: ``problem`` is empty while it is up, ``models`` counts those it offers."""
+
+    up: bool
+    problem: str
+    models: int
+    since: datetime
+
+
+class NodeWatch:
+    """Asks every node for its models each ``refresh_s``, and one that is down more often at first.
+
+    One failure takes a node out: a request goes elsewhere rather than find out again.
+    """
+
+    def __init__(
+        self,
+        upstream: OpenAIHttpUpstream,
+        nodes: Sequence[HttpNode],
+        *,
+        refresh_s: float,
+        timeout_s: float,
+        describe: Callable[[str, HttpNode], frozenset[TaskKind]],
+        retry_s: float = _RETRY_S,
+        on_change: Callable[[str, bool], None] = lambda _name, _up: None,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        """``describe`` gives the kinds of task that a model takes on a node.
+
+        ``on_change`` is told a node's name and whether it is up: at first, and whenever that changes.
+        """
+        self._upstream = upstream
+        self._refresh_s = refresh_s
+        self._retry_s = min(retry_s, refresh_s)
+        self._timeout_s = timeout_s
+        self._describe = describe
+        self._on_change = on_change
+        self._now = now
+        started = now()
+        self._watched = {node.provider_id: _Watched(node, started) for node in nodes}
+        self._providers: tuple[Provider, ...] = ()
+
+    @property
+    def providers(self) -> tuple[Provider, ...]:
+        """The nodes that are up, in the configuration's order. The same object as before while nothing changed."""
+        return self._providers
+
+    @property
+    def states(self) -> Mapping[str, NodeState]:
+        """How each node stands, by its name."""
+        return MappingProxyType({w.node.name: w.state for w in self._watched.values()})
+
+    async def refresh(self) -> None:
+        """Ask every node now; callers share what is under way. Never raises for a node that is away."""
+        await asyncio.gather(*(self._probe(watched) for watched in self._watched.values()))
+
+    async def run(self) -> None:
+        """Keep asking until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for watched in self._watched.values():
+                    group.create_task(self._keep_asking(watched))
+        finally:
+            for watched in self._watched.values():
+                if watched.probing is not None:
+                    watched.probing.cancel()
+
+    def down(self, provider_id: str) -> None:
+        """Take a node out at once, since a task found nobody there; it is asked again soon."""
+        watched = self._watched.get(provider_id)
+        if watched is None:
+            return
+        watched.reports += 1
+        watched.failures = 0
+        self._take_out(watched, "no connection to the node could be made for a task")
+        watched.reported.set()
+
+    async def _keep_asking(self, watched: "_Watched") -> None:
+        while True:
+            await self._probe(watched)
+            await self._pause(watched)
+
+    async def _pause(self, watched: "_Watched") -> None:
+        """Wait until the node is to be asked again; a report in between starts the wait of one that has just gone."""
+        while True:
+            watched.reported.clear()
+            delay_s = self._refresh_s
+            if not watched.state.up:
+                # No power of more than this is needed to reach any refresh time.
+                doublings = min(max(watched.failures - 1, 0), 20)
+                delay_s = min(self._retry_s * 2**doublings, self._refresh_s)
+            try:
+                async with asyncio.timeout(delay_s):
+                    await watched.reported.wait()
+            except TimeoutError:
+                return
+
+    async def _probe(self, watched: "_Watched") -> None:
+        if watched.probing is None:
+            watched.probing = asyncio.create_task(self._ask(watched))
+        # A caller that gives up must not take the answer from the others.
+        await asyncio.shield(watched.probing)
+
+    async def _ask(self, watched: "_Watched") -> None:
+        node, reports = watched.node, watched.reports
+        listed: tuple[ListedModel, ...] = ()
+        try:
+            listed = await self._upstream.list_models(node.name, self._timeout_s)
+        except NoModelList:
+            if not node.models:
+                self._failed(watched, _NO_LIST)
+                return
+        except UpstreamError as error:
+            self._failed(watched, error.message)
+            return
+        finally:
+            watched.probing = None
+        if reports != watched.reports:
+            # It was found gone while it was asked: what it said may be older than that.
+            return
+        self._succeeded(watched, listed)
+
+    def _failed(self, watched: "_Watched", problem: str) -> None:
+        watched.failures += 1
+        self._take_out(watched, problem)
+
+    def _succeeded(self, watched: "_Watched", listed: tuple[ListedModel, ...]) -> None:
+        watched.failures = 0
+        provider = self._provider(watched, listed)
+        if provider != watched.provider:
+            watched.provider = provider
+            self._collect()
+        models = len({model for names in provider.models.values() for model in names})
+        self._set_state(watched, up=True, problem="", models=models)
+
+    def _take_out(self, watched: "_Watched", problem: str) -> None:
+        if watched.provider is not None:
+            watched.provider = None
+            self._collect()
+        self._set_state(watched, up=False, problem=problem, models=0)
+
+    def _collect(self) -> None:
+        found = (watched.provider for watched in self._watched.values())
+        self._providers = tuple(provider for provider in found if provider is not None)
+
+    def _set_state(self, watched: "_Watched", *, up: bool, problem: str, models: int) -> None:
+        before = watched.state
+        changed = up != before.up
+        watched.state = NodeState(up, problem, models, self._now() if changed else before.since)
+        if changed or not watched.told:
+            watched.told = True
+            self._on_change(watched.node.name, up)
+
+    def _provider(self, watched: "_Watched", listed: tuple[ListedModel, ...]) -> Provider:
+        node = watched.node
+        names = dict.fromkeys(node.models or (model.id for model in listed))
+        return Provider(
+            peer_id=node.provider_id,
+            address=_without_credentials(node.base_url),
+            protocol_version=0,
+            models=merge_kinds(
+                (kind, name)
+                for name in names
+                # In the enumeration's order: a set has none to keep.
+                for kind in sorted(self._describe(name, node), key=list(TaskKind).index)
+            ),
+            source=Source.NODE,
+            owned_by=node.owned_by or node.name,
+            facts=MappingProxyType(dict(watched.facts_of(m for m in listed if m.id in names))),
+            list_price_msat=node.price.list_price_msat(),
+        )
+
+
+class _Watched:
+    """One node, and what is known of it."""
+
+    def __init__(self, node: HttpNode, started: datetime) -> None:
+        self.node = node
+        self.state = NodeState(up=False, problem=_NOT_ASKED, models=0, since=started)
+        self.provider: Provider | None = None
+        self.probing: asyncio.Task[None] | None = None
+        self.reported = asyncio.Event()
+        self.reports = 0
+        self.failures = 0
+        self.told = False
+
+    def facts_of(self, listed: Iterable[ListedModel]) -> Iterable[tuple[str, ModelFacts]]:
+        """Give the facts of each model once, as it was first listed.
+
+        Some servers give the time of the asking as the time of creation; what was told before stays, or each list would
+        look like a new one.
+        """
+        known = {} if self.provider is None else self.provider.facts
+        seen = set()
+        for model in listed:
+            if model.id in seen:
+                continue
+            seen.add(model.id)
+            before = known.get(model.id)
+            created = model.created if before is None else before.created
+            yield model.id, ModelFacts(model.context_length, created, model.capabilities)
+
+
+def _without_credentials(url: str) -> str:
+    """Give the address as it may be shown."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))

@@ -1,0 +1,375 @@
+"""The adapter to virtual nodes: OpenAI-compatible HTTP servers, bought from like a peer, bytes in and bytes out."""
+
+import asyncio
+import hashlib
+import io
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+
+from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.flow import utc_now
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.quote import Quote, Source
+from lcp_gateway.purchase.results import Result, StreamBegin, StreamEvent
+from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.routing.catalog import NODE_PREFIX
+from lcp_gateway.upstreams.node_answer import NodeAnswer, read_at_most
+from lcp_gateway.upstreams.node_errors import (
+    FAILURES,
+    MAX_ERROR_BYTES,
+    broken_call,
+    found_nobody,
+    refusal,
+)
+from lcp_gateway.upstreams.node_models import ListedModel, read_list
+from lcp_gateway.upstreams.node_price import NodePrice, usage_of
+
+_PATHS = {
+    TaskKind.CHAT_COMPLETIONS: "/chat/completions",
+    TaskKind.RESPONSES: "/responses",
+    TaskKind.COMPLETIONS: "/completions",
+    TaskKind.EMBEDDINGS: "/embeddings",
+}
+_QUOTE_LASTS = timedelta(seconds=300)
+_MAX_RESULT_BYTES = 32 * 1024 * 1024
+_CONNECT_TIMEOUT_S = 5.0
+# Below the 5 s after which many servers close an idle connection: a request that meets such a close is lost.
+_KEEPALIVE_S = 4.0
+# Connections beside those of tasks, so that a busy node can still be asked whether it is there.
+_SPARE_CONNECTIONS = 2
+# aiohttp wants longer bodies as a file, so as to write them in pieces.
+_LONG_BODY_BYTES = 1024 * 1024
+_MAX_LIST_BYTES = 8 * 1024 * 1024
+_NO_LIST = frozenset(
+    {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
+)
+_FREE = NodePrice()
+
+
+@dataclass(frozen=True, slots=True)
+class HttpNode:
+    """A virtual node as the operator set it up.
+
+    ``base_url`` ends where ``/chat/completions`` begins. ``models`` is empty where the node's own list counts;
+    ``kinds`` is what its endpoints take.
+    """
+
+    name: str
+    base_url: str
+    api_key: str = field(default="", repr=False)
+    price: NodePrice = _FREE
+    timeout_s: float = 120.0
+    models: tuple[str, ...] = ()
+    owned_by: str = ""
+    kinds: frozenset[TaskKind] = frozenset({TaskKind.CHAT_COMPLETIONS, TaskKind.EMBEDDINGS})
+    max_connections: int = 64
+
+    @property
+    def provider_id(self) -> str:
+        """The id that it has in the catalog."""
+        return NODE_PREFIX + self.name
+
+
+class NoModelList(UpstreamError):
+    """The node is up, and has no list of models."""
+
+
+class OpenAIHttpUpstream:
+    """Buys from virtual nodes. Implements the heart's ``Upstream`` for the providers ``node:<name>``.
+
+    Every error is an ``UpstreamError``, and names neither an address nor a key. There is no payment to look up: what a
+    node was handed and did not refuse counts as bought, unless it is free.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[HttpNode],
+        *,
+        max_result_bytes: int = _MAX_RESULT_BYTES,
+        now: Callable[[], datetime] = utc_now,
+        clock: Callable[[], float] = time.monotonic,
+        on_down: Callable[[str], None] = lambda _provider_id: None,
+    ) -> None:
+        """``on_down`` is told the provider's id when a task found nobody there."""
+        self._links = {node.provider_id: _Link(node) for node in nodes}
+        self._max_result_bytes = max_result_bytes
+        self._now = now
+        self._clock = clock
+        self._on_down = on_down
+
+    async def request_quote(self, task: Task, peer_id: str, timeout_s: float) -> Quote:  # noqa: ARG002 - reckoned here, which takes no time
+        """Give the most that the task can come to. Nobody is asked.
+
+        Raises:
+            UpstreamError: there is no such node, or it does not take such tasks.
+        """
+        node = self._link(peer_id).node
+        if task.kind not in node.kinds:
+            raise UpstreamError("UNIMPLEMENTED", f"the node does not serve {_PATHS[task.kind]}")
+        price_msat = node.price.most_msat(task, node.timeout_s)
+        return Quote(
+            peer_id=peer_id,
+            job_id=secrets.token_bytes(32),
+            price_msat=price_msat,
+            expires_at=self._now() + _QUOTE_LASTS,
+            terms_hash=node_terms_hash(node.name, task, price_msat),
+            payment_request="",
+            protocol_version=0,
+            source=Source.NODE,
+        )
+
+    async def execute(self, quote: Quote, task: Task, timeout_s: float) -> Result:
+        """Hand the task over and wait for the whole result. Goes out once."""
+        async with self._answer(quote, task, timeout_s) as answer:
+            body = b"".join([chunk async for chunk in answer.chunks()])
+            answer.check_whole(body)
+            return answer.result(body)
+
+    async def execute_stream(
+        self, quote: Quote, task: Task, timeout_s: float
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """Hand the task over and give the result as it comes, read from the node only when asked. Goes out once."""
+        async with self._answer(quote, task, timeout_s) as answer:
+            yield StreamBegin(answer.content_type, answer.content_encoding)
+            async for chunk in answer.chunks():
+                yield chunk
+            yield answer.result(b"")
+
+    async def cancel(self, quote: Quote, reason: str, timeout_s: float) -> None:
+        """Do nothing: a quote holds nothing at the node, and a closed connection tells it all there is to tell."""
+
+    async def list_models(self, node_name: str, timeout_s: float) -> tuple[ListedModel, ...]:
+        """Ask a node for its models; those without a usable name are left out.
+
+        Raises:
+            NoModelList: it has no list.
+            UpstreamError: it did not answer, or with something else.
+        """
+        link = self._link(NODE_PREFIX + node_name)
+        sending = _Sending()
+        try:
+            async with link.session().get(
+                link.node.base_url + "/models",
+                allow_redirects=False,
+                timeout=_timeout(timeout_s),
+                trace_request_ctx=sending,
+            ) as response:
+                if response.status in _NO_LIST:
+                    raise NoModelList("UNIMPLEMENTED", "the node has no list of models")
+                if not _succeeded(response.status):
+                    text = await read_at_most(response, MAX_ERROR_BYTES)
+                    raise refusal(response.status, text, link.node.api_key)
+                body = await read_at_most(response, _MAX_LIST_BYTES + 1)
+        except FAILURES as error:
+            raise broken_call(error, evidence=Verdict.NONE) from None
+        if len(body) > _MAX_LIST_BYTES:
+            raise UpstreamError("DATA_LOSS", "the node's list of models is too long")
+        return read_list(body)
+
+    async def close(self) -> None:
+        """Close all connections; calls under way end with an error."""
+        for link in self._links.values():
+            await link.close()
+
+    def _link(self, provider_id: str) -> "_Link":
+        link = self._links.get(provider_id)
+        if link is None:
+            raise UpstreamError("NOT_FOUND", "no node of that name is configured")
+        return link
+
+    @asynccontextmanager
+    async def _answer(
+        self, quote: Quote, task: Task, timeout_s: float
+    ) -> AsyncIterator[NodeAnswer]:
+        """Send a task and give the answer's head; the connection is given back, or closed, at the end."""
+        link = self._link(quote.peer_id)
+        limit_s = min(link.node.timeout_s, timeout_s)
+        deadline = time.monotonic() + limit_s
+        async with link.place(limit_s):
+            started = self._clock()
+            # What reached the node and is lost then counts as bought.
+            lost = Verdict.NONE if quote.is_free else Verdict.SETTLED
+            left_s = max(deadline - time.monotonic(), 0.001)
+            response = await self._post(link, task, left_s, lost)
+            try:
+                yield self._checked(response, quote, task, started, lost)
+            finally:
+                # A connection whose answer was read to its end has gone back to the pool before.
+                response.close()
+
+    async def _post(
+        self, link: "_Link", task: Task, timeout_s: float, lost: Verdict
+    ) -> aiohttp.ClientResponse:
+        sending = _Sending()
+        try:
+            response = await link.session().post(
+                link.node.base_url + _PATHS[task.kind],
+                data=_payload(task.body),
+                allow_redirects=False,
+                timeout=_timeout(timeout_s),
+                trace_request_ctx=sending,
+            )
+        except FAILURES as error:
+            if found_nobody(error):
+                self._on_down(link.node.provider_id)
+            raise broken_call(error, evidence=lost, had_connection=sending.had_connection) from None
+        if _succeeded(response.status):
+            return response
+        try:
+            text = await _read_refusal(response)
+        finally:
+            response.close()
+        raise refusal(response.status, text, link.node.api_key)
+
+    def _checked(
+        self,
+        response: aiohttp.ClientResponse,
+        quote: Quote,
+        task: Task,
+        started: float,
+        lost: Verdict,
+    ) -> NodeAnswer:
+        price = self._link(quote.peer_id).node.price
+
+        def charge(end_of_result: bytes, result_bytes: int) -> Msat:
+            return price.charge_msat(
+                usage_of(end_of_result),
+                body_bytes=len(task.body),
+                # Vectors are no tokens.
+                result_bytes=0 if task.kind is TaskKind.EMBEDDINGS else result_bytes,
+                elapsed_s=self._clock() - started,
+                ceiling_msat=quote.price_msat,
+            )
+
+        return NodeAnswer(
+            response, task.kind, max_bytes=self._max_result_bytes, lost=lost, charge=charge
+        )
+
+
+def node_terms_hash(name: str, task: Task, price_msat: Msat) -> bytes:
+    """Give the hash of what a node's quote is for, so that a receipt can show it.
+
+    SHA-256 over the ASCII JSON, without white space, of ``["lcp-gateway.node.v1", name, kind, model, price_msat,
+    sha256]``, where ``sha256`` is that of the body in lower-case hex.
+    """
+    terms = [
+        "lcp-gateway.node.v1",
+        name,
+        task.kind.value,
+        task.model,
+        price_msat,
+        hashlib.sha256(task.body).hexdigest(),
+    ]
+    return hashlib.sha256(json.dumps(terms, separators=(",", ":")).encode("ascii")).digest()
+
+
+@dataclass(slots=True)
+class _Sending:
+    """Whether a request had a connection, and may therefore have reached the node."""
+
+    had_connection: bool = False
+
+
+class _Link:
+    """The connections to one node, made when they are first needed."""
+
+    def __init__(self, node: HttpNode) -> None:
+        self.node = node
+        # Waited for here and not in the connector, where the wait would count as connecting.
+        self._places = asyncio.Semaphore(node.max_connections)
+        self._session: aiohttp.ClientSession | None = None
+        self._closed = False
+
+    @asynccontextmanager
+    async def place(self, timeout_s: float) -> AsyncIterator[None]:
+        """Hold one of the node's connections for a task.
+
+        Raises:
+            UpstreamError: none became free in time.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._places.acquire()
+        except TimeoutError:
+            raise UpstreamError(
+                "RESOURCE_EXHAUSTED",
+                "all connections to the node are in use",
+                retryable=True,
+                evidence=Verdict.NONE,
+            ) from None
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def session(self) -> aiohttp.ClientSession:
+        """Give the session; it belongs to the loop of the first call."""
+        if self._closed:
+            raise UpstreamError("UNAVAILABLE", "the gateway is stopping", evidence=Verdict.NONE)
+        if self._session is None:
+            self._session = self._open()
+        return self._session
+
+    async def close(self) -> None:
+        """Close the connections, for good."""
+        self._closed = True
+        if self._session is not None:
+            await self._session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        headers = {
+            "Content-Type": "application/json",
+            # Compression would only be undone here: answers travel on as they are.
+            "Accept-Encoding": "identity",
+            "User-Agent": "lcp-gateway",
+        }
+        if self.node.api_key:
+            headers["Authorization"] = f"Bearer {self.node.api_key}"
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_create_end.append(_note_connection)
+        trace.on_connection_reuseconn.append(_note_connection)
+        return aiohttp.ClientSession(
+            headers=headers,
+            connector=aiohttp.TCPConnector(
+                limit=self.node.max_connections + _SPARE_CONNECTIONS,
+                keepalive_timeout=_KEEPALIVE_S,
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            trace_configs=[trace],
+        )
+
+
+async def _note_connection(_session: object, context: Any, _params: object) -> None:
+    context.trace_request_ctx.had_connection = True
+
+
+def _timeout(total_s: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=total_s, connect=_CONNECT_TIMEOUT_S)
+
+
+def _succeeded(status: int) -> bool:
+    return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
+
+
+def _payload(body: bytes) -> bytes | io.BytesIO:
+    return body if len(body) <= _LONG_BODY_BYTES else io.BytesIO(body)
+
+
+async def _read_refusal(response: aiohttp.ClientResponse) -> bytes:
+    """Read why it was refused. That it was is known from its head, so a text that breaks off changes nothing."""
+    try:
+        return await read_at_most(response, MAX_ERROR_BYTES)
+    except FAILURES:
+        return b""

@@ -1,0 +1,40 @@
+"""Several kinds of upstream as one: each provider is reached through its own."""
+
+from collections.abc import AsyncGenerator
+
+from lcp_gateway.purchase.ports import Upstream
+from lcp_gateway.purchase.quote import Quote, Source
+from lcp_gateway.purchase.results import Result, StreamEvent
+from lcp_gateway.purchase.task import Task
+from lcp_gateway.routing.catalog import NODE_PREFIX
+
+
+class Upstreams:
+    """Lightning peers and virtual nodes behind the heart's one ``Upstream``."""
+
+    def __init__(self, peers: Upstream, nodes: Upstream) -> None:
+        self._peers = peers
+        self._nodes = nodes
+
+    async def request_quote(self, task: Task, peer_id: str, timeout_s: float) -> Quote:
+        """Ask a provider for its price."""
+        is_node = peer_id.startswith(NODE_PREFIX)
+        upstream = self._nodes if is_node else self._peers
+        return await upstream.request_quote(task, peer_id, timeout_s)
+
+    async def execute(self, quote: Quote, task: Task, timeout_s: float) -> Result:
+        """Pay and wait for the whole result. Goes out once."""
+        return await self._of(quote).execute(quote, task, timeout_s)
+
+    def execute_stream(
+        self, quote: Quote, task: Task, timeout_s: float
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """Pay and give the result as it comes. Goes out once."""
+        return self._of(quote).execute_stream(quote, task, timeout_s)
+
+    async def cancel(self, quote: Quote, reason: str, timeout_s: float) -> None:
+        """Tell the provider that nobody waits for the job any more."""
+        await self._of(quote).cancel(quote, reason, timeout_s)
+
+    def _of(self, quote: Quote) -> Upstream:
+        return self._nodes if quote.source is Source.NODE else self._peers
