@@ -7,9 +7,12 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.lightning.checks import QuoteMismatch
 from lcp_gateway.purchase.answers import Answer
 from lcp_gateway.purchase.errors import PurchaseError, Refused, UpstreamError
+from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.quote import Quote, Source
 from lcp_gateway.purchase.service import Observer
 from lcp_gateway.purchase.states import State
+from lcp_gateway.routing.records import Records
 from lcp_gateway.routing.standing import Standings
 from lcp_gateway.telemetry.metrics import Metrics
 
@@ -37,15 +40,17 @@ class Accounting(Observer):
         if purchase is None or purchase.state in _UNPAID:
             return
         quote = purchase.quote
-        model = answer.order.task.model
+        model = purchase.order.task.model
         if answer.execute_s is not None:
             self._metrics.execute(quote.peer_id, model, answer.execute_s)
         outcome = _OUTCOMES.get(purchase.state, "settled")
-        self._metrics.payment(outcome, quote.peer_id, model, quote.price_msat)
-        if outcome == "settled" and self.on_settled is not None:
+        if quote.is_free:
+            return
+        self._metrics.payment(outcome, quote.peer_id, model, purchase.cost_msat)
+        if outcome == "settled" and quote.source is Source.LCP and self.on_settled is not None:
             self.on_settled(purchase)
         if purchase.state is State.UNDELIVERED:
-            self._metrics.undelivered(quote.peer_id, quote.price_msat)
+            self._metrics.undelivered(quote.peer_id, purchase.cost_msat)
         if answer.abandoned:
             self._log.info(
                 "a purchase ended after its request",
@@ -57,12 +62,27 @@ class Accounting(Observer):
             )
 
 
-class QuoteFailures:
-    """Counts peers that fell out before payment, and has them stand accordingly."""
+class QuoteNotes:
+    """Notes every quote."""
 
-    def __init__(self, metrics: Metrics, standings: Standings) -> None:
+    def __init__(self, metrics: Metrics, records: Records) -> None:
+        self._metrics = metrics
+        self._records = records
+
+    def __call__(self, order: Order, quote: Quote, duration_s: float) -> None:
+        """Note who asked what for a model, and how long that took."""
+        model = order.task.model
+        self._records.quoted(quote.peer_id, model, quote.price_msat)
+        self._metrics.quote(quote.peer_id, model, duration_s, quote.price_msat)
+
+
+class QuoteFailures:
+    """Counts providers that fell out before payment, and has them stand accordingly."""
+
+    def __init__(self, metrics: Metrics, standings: Standings, records: Records) -> None:
         self._metrics = metrics
         self._standings = standings
+        self._records = records
 
     def __call__(self, peer_id: str, error: PurchaseError) -> None:
         """Note that a peer gave no quote that can be bought."""
@@ -71,3 +91,4 @@ class QuoteFailures:
         hung = isinstance(error, UpstreamError) and error.status == "DEADLINE_EXCEEDED"
         if hung or isinstance(error, QuoteMismatch):
             self._standings.failed_to_quote(peer_id)
+            self._records.failed(peer_id)

@@ -1,7 +1,7 @@
 """Makes the gateway's parts from its settings and wires them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,8 +9,10 @@ from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.__about__ import __version__
-from lcp_gateway.app.accounting import Accounting, QuoteFailures
+from lcp_gateway.app.accounting import Accounting, QuoteFailures, QuoteNotes
 from lcp_gateway.app.ledgers import Ledgers
+from lcp_gateway.app.measuring import Measuring, Observers
+from lcp_gateway.app.routing import NodeParts, RoutingParts, model_limits
 from lcp_gateway.config import Settings
 from lcp_gateway.http.application import Routes, build_application, build_metrics_application
 from lcp_gateway.http.auth import BearerKeys
@@ -21,6 +23,7 @@ from lcp_gateway.http.health import Health
 from lcp_gateway.http.inference import Inference
 from lcp_gateway.http.jobs import Jobs
 from lcp_gateway.http.models import Models
+from lcp_gateway.http.ranking import Ranking
 from lcp_gateway.http.receipts import Receipts
 from lcp_gateway.lightning.checks import QuoteMismatch, check
 from lcp_gateway.purchase.answers import Bounds
@@ -32,16 +35,15 @@ from lcp_gateway.purchase.limits import FeeReckoning, SpendingLimits
 from lcp_gateway.purchase.market import Asking, Market
 from lcp_gateway.purchase.memory import AnswerMemory, MemoryLimits
 from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.ports import Upstream
+from lcp_gateway.purchase.quote import Quote, Source
 from lcp_gateway.purchase.service import Patience, PurchaseService
-from lcp_gateway.purchase.task import Task
-from lcp_gateway.routing.catalog import Catalog
-from lcp_gateway.routing.choice import RoutingError, RoutingRules, candidates
-from lcp_gateway.routing.standing import StandingRules, Standings
+from lcp_gateway.routing.query import answer
+from lcp_gateway.routing.standing import Standings
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstreams.channel import LcpdAddress, TlsFiles
-from lcp_gateway.upstreams.lcpd import SUPPORTED_VERSIONS, LcpdUpstream
+from lcp_gateway.upstreams.lcpd import SUPPORTED_VERSIONS
 from lcp_gateway.upstreams.peers import PeerWatch
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
@@ -64,22 +66,14 @@ def lcpd_address(settings: Settings) -> LcpdAddress:
     )
 
 
-def routing_rules(settings: Settings) -> RoutingRules:
-    """What the settings say about who gets a task."""
-    return RoutingRules(
-        model_peers=settings.model_map,
-        default_peer_id=settings.default_peer_id or None,
-        allowlist=frozenset(settings.model_allowlist),
-        allow_unlisted=settings.allow_unlisted_models,
-    )
-
-
 def spending_limits(settings: Settings) -> SpendingLimits:
     """What the settings say may be spent."""
+    model_max_price_msat, model_max_total_msat = model_limits(settings)
     return SpendingLimits(
         max_price_msat=settings.max_price_msat,
         max_total_msat=settings.max_total_msat,
-        model_max_total_msat=settings.model_max_total_msat,
+        model_max_total_msat=model_max_total_msat,
+        model_max_price_msat=model_max_price_msat,
         budgets={
             Period.HOUR: settings.budget_hour_msat,
             Period.DAY: settings.budget_day_msat,
@@ -127,12 +121,17 @@ class Inspector:
         self._metrics = metrics
         self._now = now
 
-    def __call__(self, order: Order, quote: Quote) -> bytes:
-        """Give the payment hash of the quote's invoice.
+    def __call__(self, order: Order, quote: Quote) -> bytes | None:
+        """Give the payment hash of the quote's invoice; a node's quote has none.
 
         Raises:
             Refused: it may not be bought.
         """
+        if quote.source is Source.NODE:
+            # The gateway itself reckoned the price, from what the operator set.
+            self._limits.check_price(order, quote)
+            self._standings.weigh(quote)
+            return None
         try:
             invoice = check(order.task, quote, self._now(), network=self._network())
         except QuoteMismatch as mismatch:
@@ -145,36 +144,13 @@ class Inspector:
         return invoice.payment_hash
 
 
-class PeerChooser:
-    """Gives the peers for a task from the catalog, and looks again in a fresh one before it gives up."""
-
-    def __init__(self, watch: PeerWatch, rules: RoutingRules, standings: Standings) -> None:
-        self._watch = watch
-        self._rules = rules
-        self._standings = standings
-
-    async def __call__(self, task: Task) -> Sequence[str]:
-        """Give peer ids, the first choice first.
-
-        Raises:
-            RoutingError: there are none.
-        """
-        try:
-            return self._choose(self._watch.catalog, task)
-        except RoutingError:
-            # Perhaps the peer or the model has just appeared.
-            return self._choose(await self._watch.refresh_if_stale(), task)
-
-    def _choose(self, catalog: Catalog, task: Task) -> Sequence[str]:
-        found = candidates(catalog, task, self._rules, self._standings.available)
-        return [provider.peer_id for provider in found]
-
-
 def assemble(
     settings: Settings,
     *,
-    upstream: LcpdUpstream,
+    upstream: Upstream,
     watch: PeerWatch,
+    nodes: NodeParts | None,
+    routing: RoutingParts,
     ledgers: Ledgers,
     metrics: Metrics,
     log: FilteringBoundLogger,
@@ -183,15 +159,7 @@ def assemble(
     metrics.build_info(__version__, ",".join(str(v) for v in sorted(SUPPORTED_VERSIONS)))
     metrics.concurrency_limit(settings.max_concurrent_requests)
     limits = spending_limits(settings)
-    rules = routing_rules(settings)
-    standings = Standings(
-        StandingRules(
-            exposure_base_msat=settings.exposure_base_msat,
-            exposure_share_ppm=settings.exposure_share_ppm,
-            breaker_failures=settings.breaker_failures,
-            breaker_pause_s=settings.breaker_pause_s,
-        )
-    )
+    standings = routing.standings
     jobs = Jobs(settings.max_concurrent_requests, metrics)
     background = Background(lambda error: log.info("cancel job failed", grpc_code=error.status))
     inspector = Inspector(
@@ -204,17 +172,18 @@ def assemble(
     service = _service(
         settings,
         upstream,
-        watch,
+        routing,
         ledgers,
         limits,
-        standings,
         inspector,
         background,
         metrics,
         accounting,
     )
     health = Health(
-        catalog=watch,
+        catalog=routing.catalogs,
+        daemon_problem=lambda: watch.problem,
+        nodes=(lambda: nodes.watch.states) if nodes is not None else dict,
         jobs=jobs,
         metrics=metrics,
         stale_s=settings.peers_stale_s,
@@ -229,8 +198,20 @@ def assemble(
             read_timeout_s=settings.request_read_timeout_s,
             heartbeat_s=settings.heartbeat_s,
             relay_limit_s=settings.timeout_execute_s + _RELAY_SLACK_S,
+            explain=routing.chooser.explain,
         ),
-        models=Models(watch, rules),
+        models=Models(
+            catalog=lambda: routing.catalogs.catalog,
+            offers=routing.chooser.offers,
+            rules=routing.rules,
+            registry=routing.registry,
+            records=routing.records,
+            is_there=lambda provider_id: bool(standings.readiness(provider_id)),
+        ),
+        ranking=Ranking(
+            lambda query: answer(query, routing.chooser.offers(), routing.auto),
+            read_timeout_s=settings.request_read_timeout_s,
+        ),
         health=health,
         receipts=Receipts(ledgers.receipt),
     )
@@ -260,16 +241,16 @@ def assemble(
 
 def _service(
     settings: Settings,
-    upstream: LcpdUpstream,
-    watch: PeerWatch,
+    upstream: Upstream,
+    routing: RoutingParts,
     ledgers: Ledgers,
     limits: SpendingLimits,
-    standings: Standings,
     inspector: Inspector,
     background: Background,
     metrics: Metrics,
     accounting: Accounting,
 ) -> PurchaseService:
+    standings = routing.standings
     memory = AnswerMemory(
         MemoryLimits(
             bytes_in_all=settings.answers_max_bytes,
@@ -289,10 +270,8 @@ def _service(
             inspect=inspector,
             background=background.start,
             cancel_timeout_s=settings.cancel_timeout_s,
-            on_quote=lambda order, quote, duration_s: metrics.quote(
-                quote.peer_id, order.task.model, duration_s, quote.price_msat
-            ),
-            on_failure=QuoteFailures(metrics, standings),
+            on_quote=QuoteNotes(metrics, routing.records),
+            on_failure=QuoteFailures(metrics, standings, routing.records),
         ),
         buyer=Buyer(
             upstream,
@@ -302,13 +281,13 @@ def _service(
             exposure=standings,
             execute_timeout_s=settings.timeout_execute_s,
         ),
-        peers=PeerChooser(watch, routing_rules(settings), standings),
+        routing=routing.chooser,
         memory=memory,
         book=QuoteBook(utc_now),
         brake=LoopBrake(settings.loop_brake_per_minute),
         bounds=Bounds(window_bytes=settings.stream_buffer_bytes),
         patience=Patience(settings.join_grace_s, settings.cancel_timeout_s),
         background=background.start,
-        observer=accounting,
+        observer=Observers([Measuring(routing.records, standings, metrics), accounting]),
         clock=time.monotonic,
     )

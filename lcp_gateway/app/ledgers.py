@@ -10,6 +10,7 @@ from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.config import Settings, journal_place
 from lcp_gateway.purchase.journal import Budget, PurchaseJournal
+from lcp_gateway.purchase.quote import Source
 from lcp_gateway.routing.standing import PeerHistory, Standings
 from lcp_gateway.store.engine import BadDatabaseUrl, Database, DatabaseUnavailable, open_database
 from lcp_gateway.store.entries import Problem, ProblemKind
@@ -54,7 +55,8 @@ class Ledgers:
         if self.books is None:
             return None
         record = await self.books.purchase(job_id)
-        if record is None or record.key_id != key_id:
+        if record is None or record.key_id != key_id or record.kind != Source.LCP:
+            # A node gives no invoice, and so nothing that a receipt could prove.
             return None
         # Few ask for one, so what makes it is loaded with the first.
         from lcp_gateway.lightning.receipt import document  # noqa: PLC0415 - see above

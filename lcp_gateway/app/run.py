@@ -23,6 +23,7 @@ from lcp_gateway.app.ledgers import (
     watch_books,
 )
 from lcp_gateway.app.lnd import LndWatch, open_lnd
+from lcp_gateway.app.routing import NodeParts, model_registry, node_parts, routing_parts
 from lcp_gateway.config import Settings, parse_host_port
 from lcp_gateway.http.jobs import Jobs
 from lcp_gateway.http.protocol import GatewayRunner
@@ -34,6 +35,7 @@ from lcp_gateway.telemetry.loop import watch_loop
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstreams.lcpd import LcpdUpstream, UnsupportedVersion
 from lcp_gateway.upstreams.peers import PeerWatch
+from lcp_gateway.upstreams.several import Upstreams
 
 if TYPE_CHECKING:
     from lcp_gateway.lightning.lnd import Lnd
@@ -104,9 +106,23 @@ async def _serve(settings: Settings, banner: Sequence[str], log: FilteringBoundL
             timeout_s=settings.timeout_quote_s,
             on_refresh=_Refreshed(metrics, log),
         )
-        ledgers, lnd = await _prepare(stack, upstream, watch, settings, metrics, log)
+        registry = model_registry(settings)
+        nodes = node_parts(settings, registry, metrics, log)
+        if nodes is not None:
+            stack.push_async_callback(nodes.upstream.close)
+        ledgers, lnd = await _prepare(stack, upstream, watch, nodes, settings, metrics, log)
+        routing = routing_parts(
+            settings, peers=watch, nodes=nodes, registry=registry, metrics=metrics, log=log
+        )
         gateway = assemble(
-            settings, upstream=upstream, watch=watch, ledgers=ledgers, metrics=metrics, log=log
+            settings,
+            upstream=upstream if nodes is None else Upstreams(upstream, nodes.upstream),
+            watch=watch,
+            nodes=nodes,
+            routing=routing,
+            ledgers=ledgers,
+            metrics=metrics,
+            log=log,
         )
         try:
             await remember_peers(ledgers, gateway.standings)
@@ -119,6 +135,8 @@ async def _serve(settings: Settings, banner: Sequence[str], log: FilteringBoundL
             watch_loop(metrics.loop_lag),
             watch_books(ledgers, gateway.limits.budgets_for(""), metrics),
         ]
+        if nodes is not None:
+            works.append(nodes.watch.run())
         if lnd is not None:
             lnd_watch = LndWatch(
                 lnd,
@@ -141,7 +159,7 @@ async def _serve(settings: Settings, banner: Sequence[str], log: FilteringBoundL
             await stack.enter_async_context(
                 _listening(gateway.metrics_app, settings.metrics_addr, settings)
             )
-        _greet(watch.catalog, settings, banner, port)
+        _greet(routing.catalogs.catalog, settings, banner, port)
         # What start-up made stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -156,14 +174,19 @@ async def _prepare(
     stack: contextlib.AsyncExitStack,
     upstream: LcpdUpstream,
     watch: PeerWatch,
+    nodes: NodeParts | None,
     settings: Settings,
     metrics: Metrics,
     log: FilteringBoundLogger,
 ) -> "tuple[Ledgers, Lnd | None]":
-    """Find the daemon and open the journal, at the same time: each mostly waits for somebody else."""
+    """Find daemon and nodes and open the journal, at the same time: each mostly waits for somebody else."""
     opening = asyncio.create_task(stack.enter_async_context(open_ledgers(settings, metrics, log)))
     finding = asyncio.create_task(_preflight(upstream, watch, settings))
-    await asyncio.wait([opening, finding])
+    together = [opening, finding]
+    if nodes is not None:
+        # A node that is away is no reason not to start: it is taken in when it comes.
+        together.append(asyncio.create_task(nodes.watch.refresh()))
+    await asyncio.wait(together)
     try:
         await finding
         return await opening, await stack.enter_async_context(open_lnd(settings))

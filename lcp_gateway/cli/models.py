@@ -1,97 +1,266 @@
-"""``lcp-gateway models``: what the peers offer right now."""
+"""``lcp-gateway models``: what peers and nodes offer right now, with the scores by which `auto` chooses."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from lcp_gateway.cli.daemon import advice, describe, once_up, opened
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
+from lcp_gateway.cli.market import NOTHING_MEASURED, Market, opened_market, untried
 from lcp_gateway.cli.output import print_json, print_table
-from lcp_gateway.cli.program import CommandFailed
+from lcp_gateway.cli.program import complain
+from lcp_gateway.cli.running import RunningGateway, running_gateway
 from lcp_gateway.cli.serve import daemon_for
-from lcp_gateway.config import Group, Settings
-from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.config import Group, Settings, all_nodes
+from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.task import TaskKind
-from lcp_gateway.routing.catalog import Provider
+from lcp_gateway.routing.auto import Scored
+from lcp_gateway.routing.catalog import NODE_PREFIX, Provider
+from lcp_gateway.routing.policy import Wish
+from lcp_gateway.routing.query import MOST, WORDS
+from lcp_gateway.routing.records import Mode
+from lcp_gateway.routing.registry import Traits, kinds_for
 
-KIND_WORDS: Mapping[TaskKind, str] = {
-    TaskKind.CHAT_COMPLETIONS: "chat",
-    TaskKind.RESPONSES: "responses",
-}
+_UNKNOWN = "?"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """A model at one peer. Peers that are not ready are known by ``model_map`` only, and then offer no kinds."""
+class Row:
+    """A model at one provider; None and nothing stand for what is not known.
+
+    ``kinds`` are words for endpoints; as a running gateway tells them, those of the model at all its providers. A
+    provider that is known by ``model_map`` only has none. ``score`` is None also where nobody would be sent there.
+    """
 
     model: str
-    kinds: tuple[TaskKind, ...]
-    peer_id: str
+    provider_id: str
     ready: bool
+    kinds: tuple[str, ...] = ()
+    params_b: float | None = None
+    context_length: int | None = None
+    capabilities: tuple[str, ...] = ()
+    price_msat: int | None = None
+    score: float | None = None
+
+    @property
+    def source(self) -> Source:
+        """What kind of provider it is."""
+        return Source.NODE if self.provider_id.startswith(NODE_PREFIX) else Source.LCP
 
 
 @app.command()
-@setting_flags((Group.DAEMON, Group.ROUTING, Group.NODE))
+@setting_flags(
+    (Group.DAEMON, Group.ROUTING, Group.NODE), also=("http_addr", "timeout_quote_s")
+)
 def models(
     config: Path | None,
     flags: Mapping[str, object],
     *,
+    direct: Annotated[
+        bool,
+        typer.Option("--direct", help="Ask daemon and nodes, also where a gateway runs."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Print the models that peers offer, and whether the peers that models are mapped to are ready."""
-    with daemon_for(load_or_complain(flags, config).settings) as settings:
-        try:
-            providers = asyncio.run(_providers(settings))
-        except UpstreamError as error:
-            raise CommandFailed(f"{describe(error, settings)}: {advice(error, settings)}") from None
-    found = offers(providers, settings.model_map)
-    if json:
-        print_json([_as_json(offer) for offer in found])
+    """Print the models of peers and nodes with their scores: as the running gateway measured, else as daemon and nodes say."""
+    loaded = load_or_complain(flags, config)
+    gateway = None if direct else running_gateway(loaded.settings)
+    if gateway is not None:
+        rows = _as_told(gateway, loaded.settings)
     else:
-        rows = [
+        with daemon_for(loaded.settings) as settings:
+            rows = asyncio.run(_as_asked(settings))
+    if json:
+        print_json([_as_json(row) for row in rows])
+    else:
+        print_table(
             (
-                offer.model,
-                ", ".join(KIND_WORDS[kind] for kind in offer.kinds) or "?",
-                offer.peer_id,
-                "yes" if offer.ready else "no",
-            )
-            for offer in found
-        ]
-        print_table(("model", "kinds", "peer", "ready"), rows)
+                "model", "kinds", "provider", "source", "params", "context", "capabilities",
+                "price", "score", "ready",
+            ),
+            map(_cells, rows),
+        )  # fmt: skip
     return 0
 
 
-def offers(providers: Sequence[Provider], model_map: Mapping[str, str]) -> tuple[Offer, ...]:
-    """List every model at every peer, sorted by model, with mapped peers that are missing as not ready."""
-    found: dict[tuple[str, str], list[TaskKind]] = {}
-    for provider in providers:
-        for kind, names in provider.models.items():
-            for name in names:
-                found.setdefault((name, provider.peer_id), []).append(kind)
-    ready = {provider.peer_id for provider in providers}
-    for name, peer_id in model_map.items():
-        found.setdefault((name, peer_id), [])
-    return tuple(
-        Offer(name, tuple(kinds), peer_id, peer_id in ready)
-        for (name, peer_id), kinds in sorted(found.items(), key=lambda item: item[0][0])
+def _as_told(gateway: RunningGateway, settings: Settings) -> Sequence[Row]:
+    rows = told_rows(gateway.models(), gateway.ranking(MOST))
+    there = {row.provider_id for row in rows}
+    down = [name for name, up in gateway.nodes_up.items() if not up]
+    complain(f"as measured by the gateway at {gateway.url}", *(f"node {n}: down" for n in down))
+    return _in_order([*rows, *_missing(rows, settings, there)])
+
+
+def told_rows(
+    listed: Iterable[Mapping[str, Any]], ranking: Iterable[Mapping[str, Any]]
+) -> Sequence[Row]:
+    """Put together the gateway's list of models and its ranking, which scores each model at its best provider only."""
+    best = {entry["model"]: entry for entry in ranking}
+    return [row for model in listed for row in _told(model, best.get(model["id"]))]
+
+
+def _told(model: Mapping[str, Any], best: Mapping[str, Any] | None) -> Iterator[Row]:
+    lcp = model["lcp"]
+    ranked = best["providers"] if best else ()
+    for provider_id in dict.fromkeys([*ranked, *lcp["providers"]]):
+        told = best if best is not None and provider_id == best["provider"] else None
+        # One that is left alone for now is there, and is not asked.
+        rests = told is not None and not told["features"]["availability"]
+        yield Row(
+            model["id"],
+            provider_id,
+            ready=bool(lcp["ready"]) and not rests,
+            kinds=tuple(lcp["endpoints"]),
+            params_b=lcp["params_b"],
+            context_length=lcp["context_length"],
+            capabilities=tuple(lcp["capabilities"]),
+            price_msat=told["price_msat"] if told else None,
+            score=told["score"] if told else None,
+        )
+
+
+async def _as_asked(settings: Settings) -> Sequence[Row]:
+    async with opened_market(settings) as market:
+        rows = asked_rows(market, settings)
+    complain(NOTHING_MEASURED)
+    there = {provider.peer_id for provider in market.catalog.providers}
+    return _in_order([*rows, *_missing(rows, settings, there)])
+
+
+def asked_rows(market: Market, settings: Settings) -> Sequence[Row]:
+    """List every model at every provider, with the scores that they have before anything is measured."""
+    routing = untried(settings, market.catalog)
+    offers = routing.chooser.offers()
+    entries = {
+        (entry.provider.peer_id, entry.model): entry
+        for found in offers.by_kind.values()
+        for entry in found
+    }
+    scores: dict[tuple[str, str], Scored] = {
+        (scored.entry.provider.peer_id, scored.entry.model): scored
+        for scored in routing.auto.rank(
+            list(entries.values()), Mode.WHOLE, Wish(), len(entries)
+        )
+    }
+    rows = []
+    for provider in market.catalog.providers:
+        for model in dict.fromkeys(name for names in provider.models.values() for name in names):
+            scored = scores.get((provider.peer_id, model))
+            rows.append(
+                _row(
+                    model,
+                    provider.peer_id,
+                    offers.traits[model],
+                    _kinds(provider, model),
+                    ready=True,
+                    price_msat=provider.list_price_msat,
+                    score=None if scored is None else round(scored.score, 4),
+                )
+            )
+    return rows
+
+
+def _missing(
+    rows: Iterable[Row], settings: Settings, there: set[str]
+) -> Iterator[Row]:
+    """Give what the settings name and nobody offers now: models of nodes that are down, and mapped ones."""
+    known = {(row.model, row.provider_id) for row in rows}
+    if any(
+        (model, NODE_PREFIX + node.name) not in known
+        for node in all_nodes(settings)
+        for model in node.models
+    ):
+        from lcp_gateway.app.routing import http_nodes, model_registry  # noqa: PLC0415 - imports the whole gateway
+
+        registry = model_registry(settings)
+        for node in http_nodes(settings):
+            for model in node.models:
+                if (model, node.provider_id) in known:
+                    continue
+                known.add((model, node.provider_id))
+                traits = registry.traits(model)
+                kinds = _words(kinds_for(traits, node.kinds))
+                price_msat = node.price.list_price_msat()
+                yield _row(
+                    model, node.provider_id, traits, kinds, ready=False, price_msat=price_msat
+                )
+    for model, provider_id in settings.model_map.items():
+        if (model, provider_id) not in known:
+            # A peer is asked for a model that is mapped to it whether it lists it or not.
+            yield Row(model, provider_id, ready=provider_id in there)
+
+
+def _row(
+    model: str,
+    provider_id: str,
+    traits: Traits,
+    kinds: tuple[str, ...],
+    *,
+    ready: bool,
+    price_msat: int | None,
+    score: float | None = None,
+) -> Row:
+    return Row(
+        model,
+        provider_id,
+        ready,
+        kinds,
+        traits.params_b,
+        traits.context_length or None,
+        tuple(sorted(traits.capabilities)),
+        price_msat,
+        score,
     )
 
 
-async def _providers(settings: Settings) -> tuple[Provider, ...]:
-    async with opened(settings) as upstream:
-        return await once_up(settings, upstream.list_peers)
+def _kinds(provider: Provider, model: str) -> tuple[str, ...]:
+    return _words(kind for kind in TaskKind if provider.offers(kind, model))
 
 
-def _as_json(offer: Offer) -> object:
+def _words(kinds: Iterable[TaskKind]) -> tuple[str, ...]:
+    found = set(kinds)
+    if TaskKind.CHAT_COMPLETIONS in found:
+        # An adapter has them done as a chat.
+        found.add(TaskKind.COMPLETIONS)
+    return tuple(word for kind, word in WORDS.items() if kind in found)
+
+
+def _in_order(rows: Iterable[Row]) -> Sequence[Row]:
+    """Sort by model, the best provider first; equals stay as they came."""
+    return sorted(rows, key=lambda row: (row.model, math.inf if row.score is None else -row.score))
+
+
+def _cells(row: Row) -> Sequence[str]:
+    return (
+        row.model,
+        ", ".join(row.kinds) or _UNKNOWN,
+        row.provider_id,
+        row.source.value,
+        _UNKNOWN if row.params_b is None else f"{row.params_b:g}B",
+        _UNKNOWN if row.context_length is None else str(row.context_length),
+        ", ".join(row.capabilities) or "-",
+        _UNKNOWN if row.price_msat is None else str(row.price_msat),
+        _UNKNOWN if row.score is None else f"{row.score:.4f}",
+        "yes" if row.ready else "no",
+    )
+
+
+def _as_json(row: Row) -> object:
     return {
-        "model": offer.model,
-        "kinds": [KIND_WORDS[kind] for kind in offer.kinds],
-        "peer_id": offer.peer_id,
-        "ready": offer.ready,
+        "model": row.model,
+        "kinds": list(row.kinds),
+        "peer_id": row.provider_id,
+        "ready": row.ready,
+        "source": row.source.value,
+        "params_b": row.params_b,
+        "context_length": row.context_length,
+        "capabilities": list(row.capabilities),
+        "price_msat": row.price_msat,
+        "score": row.score,
     }

@@ -8,6 +8,7 @@ from lcp_gateway.http.edge import Edge
 from lcp_gateway.http.health import Health
 from lcp_gateway.http.inference import Inference
 from lcp_gateway.http.models import Models
+from lcp_gateway.http.ranking import Ranking
 from lcp_gateway.http.receipts import Receipts
 
 
@@ -17,6 +18,7 @@ class Routes:
 
     inference: Inference
     models: Models
+    ranking: Ranking
     health: Health
     receipts: Receipts
 
@@ -30,6 +32,9 @@ def build_application(
     add = app.router.add_route
     add("POST", "/v1/chat/completions", routes.inference.chat_completions, expect_handler=_expect)
     add("POST", "/v1/responses", routes.inference.responses, expect_handler=_expect)
+    add("POST", "/v1/completions", routes.inference.completions, expect_handler=_expect)
+    add("POST", "/v1/embeddings", routes.inference.embeddings, expect_handler=_expect)
+    app.router.add_post("/api/models/route", routes.ranking.rank)
     app.router.add_get("/v1/models", routes.models.list)
     app.router.add_get("/v1/models/{model:.+}", routes.models.get)
     app.router.add_get("/v1/receipts/{job_id}", routes.receipts.get)

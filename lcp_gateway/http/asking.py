@@ -18,6 +18,7 @@ class Asked:
 
     repeat: Repeat
     quote_only: bool = False
+    route_only: bool = False
     quote_id: str | None = None
     limit_msat: Msat | None = None
 
@@ -28,9 +29,6 @@ def read_asked(headers: Mapping[str, str]) -> Asked:
     Raises:
         ApiError: 400, naming the header.
     """
-    quote_only = headers.get("X-Lcp-Quote-Only", "false").strip().lower()
-    if quote_only not in {"true", "false"}:
-        raise _bad("X-Lcp-Quote-Only", "must be true or false")
     key = headers.get("Idempotency-Key")
     if key is not None and not (0 < len(key) <= _MAX_KEY_CHARS and key.isprintable()):
         raise _bad("Idempotency-Key", f"must have 1 to {_MAX_KEY_CHARS} printable characters")
@@ -44,10 +42,18 @@ def read_asked(headers: Mapping[str, str]) -> Asked:
             # Codex keeps this over the retries of one request.
             client_request_id=headers.get("x-client-request-id"),
         ),
-        quote_only=quote_only == "true",
+        quote_only=_switch(headers, "X-Lcp-Quote-Only"),
+        route_only=_switch(headers, "X-Lcp-Route-Only"),
         quote_id=headers.get("X-Lcp-Quote-Id"),
         limit_msat=None if limit is None else Msat(int(limit)),
     )
+
+
+def _switch(headers: Mapping[str, str], name: str) -> bool:
+    value = headers.get(name, "false").strip().lower()
+    if value not in {"true", "false"}:
+        raise _bad(name, "must be true or false")
+    return value == "true"
 
 
 def _is_retry(count: str | None) -> bool:

@@ -5,6 +5,7 @@ from lcp_gateway.purchase.task import TaskKind
 # What makes a client stop reading and believe that it has everything.
 _MARKS = {
     TaskKind.CHAT_COMPLETIONS: (b"data: [DONE]", b"data:[DONE]"),
+    TaskKind.COMPLETIONS: (b"data: [DONE]", b"data:[DONE]"),
     TaskKind.RESPONSES: (
         b"event: response.completed",
         b"event:response.completed",

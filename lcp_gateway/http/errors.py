@@ -8,6 +8,7 @@ from http import HTTPStatus
 import orjson
 from aiohttp import web
 
+from lcp_gateway.adapters.completions import NotAdaptable
 from lcp_gateway.purchase.answers import AnswerGone
 from lcp_gateway.purchase.book import QuoteForAnotherBody, UnknownQuote, quote_id
 from lcp_gateway.purchase.brake import LoopDetected
@@ -23,7 +24,7 @@ from lcp_gateway.purchase.errors import (
 )
 from lcp_gateway.purchase.journal import BudgetExceeded, JournalUnavailable
 from lcp_gateway.purchase.memory import AnswerLost, KeyReused
-from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.quote import Quote, Source
 from lcp_gateway.purchase.service import Interrupted
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.routing.choice import ModelNotFound, NoProvider, RoutingError
@@ -64,6 +65,9 @@ _CODES_OF_GRPC = {
     "DEADLINE_EXCEEDED": "upstream_timeout",
     "UNAVAILABLE": "upstream_unavailable",
 }
+
+# What another try may cure where a node has done nothing and nothing was paid.
+_WORTH_A_RETRY = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "DATA_LOSS"})
 
 
 @dataclass(slots=True)
@@ -149,7 +153,11 @@ def of_routing(error: RoutingError) -> ApiError:
     """No provider for a task."""
     if isinstance(error, ModelNotFound):
         return ApiError(
-            404, error.message, code="model_not_found", param="model", reason="model_not_found"
+            404,
+            error.message,
+            code="model_not_available",
+            param="model",
+            reason="model_not_found",
         )
     assert isinstance(error, NoProvider)  # noqa: S101 - the tree has these two leaves
     return ApiError(503, error.message, code="no_provider", retry=True, reason="no_peer")
@@ -160,6 +168,8 @@ def of_error(error: Exception) -> ApiError | None:
     match error:
         case RoutingError():
             return of_routing(error)
+        case NotAdaptable():
+            return bad_request(error.message, error.param, error.code)
         case PurchaseError():
             return of_purchase(error)
         case AnswerGone():
@@ -244,13 +254,15 @@ def _of_quote_failure(error: UpstreamError) -> ApiError:
     return ApiError(
         STATUS_OF_GRPC.get(error.status, 500),
         error.message,
-        code=_CODES_OF_GRPC.get(error.status, "quote_failed"),
+        code=error.code or _CODES_OF_GRPC.get(error.status, "quote_failed"),
         retry=error.retryable,
         quote=error.quote,
     )
 
 
 def _of_payment_failure(error: PaymentFailed) -> ApiError:
+    if error.quote is not None and error.quote.source is Source.NODE:
+        return _of_node_failure(error)
     match error.verdict:
         case Verdict.NONE:
             code = "payment_failed"
@@ -265,6 +277,18 @@ def _of_payment_failure(error: PaymentFailed) -> ApiError:
         # A new quote may find a route; an invoice that the daemon refused will be no better, and whatever may have
         # been paid is never tried again.
         retry=error.verdict is Verdict.NONE and "invoice" not in error.message,
+        verdict=error.verdict,
+        quote=error.quote,
+    )
+
+
+def _of_node_failure(error: PaymentFailed) -> ApiError:
+    """A node that did not do it: its own word for the error, where it gave one."""
+    return ApiError(
+        STATUS_OF_GRPC.get(error.status, 500),
+        error.message,
+        code=error.code or _CODES_OF_GRPC.get(error.status, "node_failed"),
+        retry=error.verdict is Verdict.NONE and error.status in _WORTH_A_RETRY,
         verdict=error.verdict,
         quote=error.quote,
     )

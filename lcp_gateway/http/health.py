@@ -1,13 +1,30 @@
 """GET /healthz, /readyz and /metrics: alive, able to serve, and the numbers."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 import orjson
 from aiohttp import web
 
 from lcp_gateway.http.catalog_source import CatalogSource
 from lcp_gateway.http.jobs import Jobs
+from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.quote import Source
 from lcp_gateway.telemetry.metrics import Metrics
+
+
+class NodeState(Protocol):
+    """How a virtual node stands."""
+
+    @property
+    def up(self) -> bool:
+        """Tell whether it answers."""
+        ...
+
+    @property
+    def models(self) -> int:
+        """How many models it offers."""
+        ...
 
 
 class Health:
@@ -20,13 +37,19 @@ class Health:
         jobs: Jobs,
         metrics: Metrics,
         stale_s: float,
+        daemon_problem: Callable[[], UpstreamError | None],
+        nodes: Callable[[], Mapping[str, NodeState]] = dict,
         other_reasons: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         """A snapshot of the peers older than ``stale_s`` is no longer believed.
 
+        ``daemon_problem`` says why the daemon cannot be used, ``nodes`` how each virtual node stands.
+
         ``other_reasons`` gives what else keeps the gateway from buying now, in words.
         """
         self._other_reasons = other_reasons
+        self._daemon_problem = daemon_problem
+        self._nodes = nodes
         self.lnd_report: Callable[[], Mapping[str, object]] | None = None
         self._catalog = catalog
         self._stale_s = stale_s
@@ -40,13 +63,14 @@ class Health:
     async def readyz(self, _request: web.Request) -> web.Response:
         """Serve GET /readyz: 200 when a request could be bought now, else 503 with the reasons."""
         problem = self._catalog.problem
-        peers = len(self._catalog.catalog.providers)
+        providers = self._catalog.catalog.providers
+        peers = sum(provider.source is Source.LCP for provider in providers)
         reasons = []
         if self._jobs.draining:
             reasons.append("the gateway is shutting down")
         if problem is not None:
             reasons.append(f"the daemon cannot be used: {problem.status}: {problem.message}")
-        elif not peers:
+        elif not providers:
             reasons.append("no peers are connected")
         if self._catalog.age_s > self._stale_s:
             reasons.append(f"the list of peers is {self._catalog.age_s:.0f} s old")
@@ -54,11 +78,15 @@ class Health:
         report: dict[str, object] = {
             "status": "unavailable" if reasons else "ready",
             "reasons": reasons,
-            "daemon": {"reachable": problem is None},
+            "daemon": {"reachable": self._daemon_problem() is None},
             "peers": peers,
             "snapshot_age_s": round(self._catalog.age_s, 3),
             "jobs_in_flight": len(self._jobs),
         }
+        if nodes := self._nodes():
+            report["nodes"] = {
+                name: {"up": node.up, "models": node.models} for name, node in nodes.items()
+            }
         if self.lnd_report is not None:
             # Told, and no reason of its own: the daemon may pay through another node, or before lnd has caught up.
             report["lnd"] = self.lnd_report()

@@ -1,16 +1,19 @@
 """POST /v1/chat/completions and /v1/responses: a request in, an order, and what comes of it out."""
 
 import asyncio
+from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
 from lcp_gateway.http.asking import read_asked
 from lcp_gateway.http.body import read_body
+from lcp_gateway.http.documents import json_response
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, of_error, quote_headers
 from lcp_gateway.http.exchange import EXCHANGE, Exchange
 from lcp_gateway.http.jobs import Jobs
 from lcp_gateway.http.quotes import quote_response
 from lcp_gateway.http.relay import Relay, safe_header
+from lcp_gateway.http.shaping import Shaping
 from lcp_gateway.http.validation import parse_task
 from lcp_gateway.purchase.answers import Answer
 from lcp_gateway.purchase.limits import SpendingLimits
@@ -18,7 +21,6 @@ from lcp_gateway.purchase.memory import AnswerLost, Repeat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.service import PurchaseService
-from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.telemetry.metrics import Metrics
 
@@ -38,14 +40,17 @@ class Inference:
         limits: SpendingLimits,
         jobs: Jobs,
         metrics: Metrics,
+        explain: Callable[[Order], Mapping[str, object]],
         read_timeout_s: float,
         heartbeat_s: float,
         relay_limit_s: float,
     ) -> None:
+        """``explain`` says how an order would be routed, and does nothing about it."""
         self._service = service
         self._limits = limits
         self._jobs = jobs
         self._metrics = metrics
+        self._explain = explain
         self._read_timeout_s = read_timeout_s
         self._heartbeat_s = heartbeat_s
         self._relay_limit_s = relay_limit_s
@@ -57,6 +62,14 @@ class Inference:
     async def responses(self, request: web.Request) -> web.StreamResponse:
         """Serve POST /v1/responses."""
         return await self._serve(request, TaskKind.RESPONSES, "response")
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        """Serve POST /v1/completions."""
+        return await self._serve(request, TaskKind.COMPLETIONS, "completion")
+
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        """Serve POST /v1/embeddings."""
+        return await self._serve(request, TaskKind.EMBEDDINGS, "embedding")
 
     async def _serve(
         self, request: web.Request, kind: TaskKind, operation: str
@@ -75,6 +88,8 @@ class Inference:
                     key_id=exchange.key_id,
                     limit_msat=asked.limit_msat,
                 )
+                if asked.route_only:
+                    return json_response(self._explain(order))
                 if asked.quote_only:
                     held = await self._service.quote(order)
                     return quote_response(held, self._limits.fee)
@@ -84,7 +99,7 @@ class Inference:
                 else:
                     exchange.joined = True
                     self._metrics.joined("replayed" if answer.ended else "running")
-                return await self._deliver(request, exchange, answer)
+                return await self._deliver(request, exchange, order, answer)
             except asyncio.CancelledError:
                 self._note_departure(exchange)
                 raise
@@ -104,7 +119,7 @@ class Inference:
             raise
 
     async def _deliver(
-        self, request: web.Request, exchange: Exchange, answer: Answer
+        self, request: web.Request, exchange: Exchange, order: Order, answer: Answer
     ) -> web.StreamResponse:
         exchange.answer = answer
         self._service.joined(answer)
@@ -112,20 +127,20 @@ class Inference:
             head = await answer.wait_head()
             purchase = answer.purchase
             assert purchase is not None  # noqa: S101 - a head comes of a purchase
+            shaping = Shaping(order, purchase, head.content_encoding)
             if purchase.order.task.stream:
                 headers = {
                     **_result_headers(purchase, head.content_type, head.content_encoding, _EVENTS),
+                    **shaping.headers(),
                     "Cache-Control": "no-cache",
                     "X-Accel-Buffering": "no",
                 }
-                return await self._stream(request, exchange, answer, headers)
-            body = b"".join([block async for block in answer.chunks()])
+                return await self._stream(request, exchange, answer, shaping, headers)
+            body = shaping.whole(b"".join([block async for block in answer.chunks()]))
             exchange.result_bytes = len(body)
             self._metrics.first_byte(exchange.endpoint, exchange.model, exchange.elapsed_s())
-            return web.Response(
-                body=body,
-                headers=_result_headers(purchase, head.content_type, head.content_encoding, _JSON),
-            )
+            headers = _result_headers(purchase, head.content_type, head.content_encoding, _JSON)
+            return web.Response(body=body, headers={**headers, **shaping.headers()})
         finally:
             self._service.left(answer)
 
@@ -134,6 +149,7 @@ class Inference:
         request: web.Request,
         exchange: Exchange,
         answer: Answer,
+        shaping: Shaping,
         headers: dict[str, str],
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers=headers)
@@ -146,7 +162,7 @@ class Inference:
             on_bytes=lambda count: self._note_bytes(exchange, count),
         )
         try:
-            await relay.run(answer.chunks())
+            await relay.run(shaping.stream(answer.chunks()))
         except ConnectionError:
             # The write found the client gone before the cancellation did.
             raise asyncio.CancelledError from None
@@ -188,9 +204,10 @@ def _result_headers(
         "Content-Type": safe_header(content_type, otherwise),
         # A provider chooses the type of its bytes, and no browser shall guess another.
         "X-Content-Type-Options": "nosniff",
-        # Every head is that of a purchase that was paid; a stream's goes out before it is whole.
-        PAYMENT_HEADER: Verdict.SETTLED.value,
+        # Every head is that of a purchase that was paid, or that is free; a stream's goes out before it is whole.
+        PAYMENT_HEADER: purchase.verdict.value,
         **quote_headers(purchase.quote),
+        "X-Lcp-Price-Msat": str(purchase.cost_msat),
     }
     if purchase.runner_up_msat is not None:
         headers["X-Lcp-Runner-Up-Msat"] = str(purchase.runner_up_msat)

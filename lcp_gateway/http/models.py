@@ -1,58 +1,141 @@
-"""GET /v1/models and /v1/models/{id}: what the connected peers advertise."""
+"""GET /v1/models and /v1/models/{id}: what is on offer, each model once."""
+
+import time
+from collections.abc import Callable, Mapping
 
 import orjson
 from aiohttp import web
 
-from lcp_gateway.http.catalog_source import CatalogSource
+from lcp_gateway.http.documents import json_response
 from lcp_gateway.http.errors import ApiError
-from lcp_gateway.routing.catalog import Provider
+from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.routing.choice import RoutingRules
+from lcp_gateway.routing.offers import Offers
+from lcp_gateway.routing.policy import is_auto
+from lcp_gateway.routing.query import endpoints_of
+from lcp_gateway.routing.records import Records
+from lcp_gateway.routing.registry import AUTO, Registry, Traits
+
+# A list of a thousand models takes some milliseconds to write: those who ask within a second share one.
+_HELD_S = 1.0
 
 
 class Models:
     """Serves the list of models."""
 
-    def __init__(self, catalog: CatalogSource, rules: RoutingRules) -> None:
+    def __init__(
+        self,
+        *,
+        catalog: Callable[[], Catalog],
+        offers: Callable[[], Offers],
+        rules: RoutingRules,
+        registry: Registry,
+        records: Records,
+        is_there: Callable[[str], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``is_there`` tells of a provider's id whether it may be asked now."""
         self._catalog = catalog
+        self._offers = offers
         self._rules = rules
+        self._registry = registry
+        self._records = records
+        self._is_there = is_there
+        self._clock = clock
+        self._held: tuple[Catalog, float, bytes] | None = None
 
     async def list(self, _request: web.Request) -> web.Response:
         """Serve GET /v1/models."""
-        found = [_model(name, providers) for name, providers in self._usable().items()]
-        return _json({"object": "list", "data": found})
+        catalog, now = self._catalog(), self._clock()
+        held = self._held
+        if held is None or held[0] is not catalog or now - held[1] > _HELD_S:
+            there = {p.peer_id: self._is_there(p.peer_id) for p in catalog.providers}
+            offers = self._offers()
+            found = [
+                self._model(name, name, providers, offers, there)
+                for name, providers in self._usable(catalog).items()
+            ]
+            held = self._held = (catalog, now, orjson.dumps({"object": "list", "data": found}))
+        return web.Response(body=held[2], content_type="application/json")
 
     async def get(self, request: web.Request) -> web.Response:
-        """Serve GET /v1/models/{id}; ids may hold slashes, encoded or not."""
+        """Serve GET /v1/models/{id}; ids may hold slashes, encoded or not. Aliases and ``auto`` are models too."""
         name = request.match_info["model"]
-        providers = self._usable().get(name)
+        real = self._registry.resolve(name)
+        catalog = self._catalog()
+        there = {p.peer_id: self._is_there(p.peer_id) for p in catalog.providers}
+        if is_auto(real):
+            return json_response(_auto(name, there))
+        providers = self._usable(catalog).get(real)
         if providers is None:
             raise ApiError(
                 404,
-                "no connected peer offers that model",
+                "no connected provider offers that model",
                 code="model_not_found",
                 param="model",
                 reason="model_not_found",
             )
-        return _json(_model(name, providers))
+        return json_response(self._model(name, real, providers, self._offers(), there))
 
-    def _usable(self) -> dict[str, tuple[Provider, ...]]:
-        models = dict(sorted(self._catalog.catalog.models().items()))
+    def _usable(self, catalog: Catalog) -> dict[str, tuple[Provider, ...]]:
+        models = dict(sorted(catalog.models().items()))
         allowed = self._rules.allowlist
         if allowed and not self._rules.allow_unlisted:
             # Named by the operator, so usable even while nobody advertises them.
             return {name: models.get(name, ()) for name in sorted(allowed)}
         return models
 
+    def _model(
+        self,
+        shown_as: str,
+        name: str,
+        providers: tuple[Provider, ...],
+        offers: Offers,
+        there: Mapping[str, bool],
+    ) -> dict[str, object]:
+        traits = offers.traits.get(name) or self._registry.traits(name)
+        created = [p.facts[name].created for p in providers if name in p.facts]
+        ids = [provider.peer_id for provider in providers]
+        lcp: dict[str, object] = {
+            "providers": ids,
+            "endpoints": endpoints_of(offers, name),
+            "context_length": traits.context_length or None,
+            "capabilities": sorted(traits.capabilities),
+            "params_b": traits.params_b,
+            "price_msat": self._price_msat(name, providers),
+            "ready": any(there[provider_id] for provider_id in ids),
+        }
+        if traits.dimensions:
+            lcp["dimensions"] = traits.dimensions
+        if shown_as != name:
+            lcp["alias_of"] = name
+        return {
+            "id": shown_as,
+            "object": "model",
+            "created": min((at for at in created if at), default=0),
+            "owned_by": _owner(traits, providers),
+            "lcp": lcp,
+        }
 
-def _model(name: str, providers: tuple[Provider, ...]) -> dict[str, object]:
+    def _price_msat(self, name: str, providers: tuple[Provider, ...]) -> int | None:
+        """Give the lowest price that is known, or None where nobody has quoted one yet."""
+        listed = [p.list_price_msat for p in providers if p.list_price_msat is not None]
+        unlisted = tuple(p.peer_id for p in providers if p.list_price_msat is None)
+        asked = self._records.last_price_msat(name, unlisted)
+        return min([*listed, *([] if asked is None else [asked])], default=None)
+
+
+def _owner(traits: Traits, providers: tuple[Provider, ...]) -> str:
+    if traits.owned_by:
+        return traits.owned_by
+    return providers[0].owned_by if providers else "lcp"
+
+
+def _auto(name: str, there: Mapping[str, bool]) -> dict[str, object]:
     return {
         "id": name,
         "object": "model",
         "created": 0,
         "owned_by": "lcp",
-        "lcp": {"providers": [provider.peer_id for provider in providers]},
+        "lcp": {"providers": list(there), "alias_of": AUTO, "ready": any(there.values())},
     }
-
-
-def _json(document: object) -> web.Response:
-    return web.Response(body=orjson.dumps(document), content_type="application/json")

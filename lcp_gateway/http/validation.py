@@ -9,7 +9,13 @@ import orjson
 from lcp_gateway.http.errors import bad_request
 from lcp_gateway.purchase.task import Task, TaskKind
 
-_SUBJECT = {TaskKind.CHAT_COMPLETIONS: "messages", TaskKind.RESPONSES: "input"}
+_SUBJECT = {
+    TaskKind.CHAT_COMPLETIONS: "messages",
+    TaskKind.RESPONSES: "input",
+    TaskKind.COMPLETIONS: "prompt",
+    TaskKind.EMBEDDINGS: "input",
+}
+_ENCODINGS = ("float", "base64")
 # The only ways to spell a letter of "model" as an escape: \u0064 … \u006f, and the capitals \u0044 … \u004f.
 _ESCAPED_LETTERS = (b"\\u006", b"\\u004")
 
@@ -28,6 +34,9 @@ def parse_task(kind: TaskKind, body: bytes) -> Task:
     stream = document.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise bad_request("stream must be true or false", "stream", "invalid_type")
+    if kind is TaskKind.EMBEDDINGS:
+        _check_embedding(document)
+        stream = False
     return Task(kind=kind, model=model, body=body, stream=stream is True)
 
 
@@ -90,6 +99,21 @@ def _check_subject(document: Mapping[str, Any], name: str) -> None:
         raise bad_request(f"{name} must be {kinds}", name, "invalid_type")
     if not subject:
         raise bad_request(f"{name} must not be empty", name, "invalid_value")
+
+
+def _check_embedding(document: Mapping[str, Any]) -> None:
+    encoding = document.get("encoding_format")
+    if encoding is not None and encoding not in _ENCODINGS:
+        raise bad_request(
+            "encoding_format must be float or base64", "encoding_format", "invalid_value"
+        )
+    dimensions = document.get("dimensions")
+    if dimensions is None:
+        return
+    if isinstance(dimensions, bool) or not isinstance(dimensions, int):
+        raise bad_request("dimensions must be a whole number", "dimensions", "invalid_type")
+    if dimensions < 1:
+        raise bad_request("dimensions must be positive", "dimensions", "invalid_value")
 
 
 def _may_repeat_model(body: bytes) -> bool:

@@ -57,7 +57,8 @@ class AnswerGone(Exception):
 class Answer:
     """One order's answer: written by the one task that buys it, read by any number of requests from its beginning.
 
-    ``quote_s`` and ``execute_s`` say how long its quote and the call that pays took. Memory is bounded: past ``whole_bytes`` what all readers have taken is let go, and from then on nobody new can join.
+    ``quote_s`` and ``execute_s`` say how long its quote and the call that pays took, ``first_byte_s`` how long it was from
+    that call to a stream's first byte, and ``waited_s`` how much of it went by for readers that were behind. Memory is bounded: past ``whole_bytes`` what all readers have taken is let go, and from then on nobody new can join.
     """
 
     def __init__(self, order: Order, bounds: Bounds, pool: Pool) -> None:
@@ -71,6 +72,8 @@ class Answer:
         self.abandoned = False
         self.quote_s: float | None = None
         self.execute_s: float | None = None
+        self.first_byte_s: float | None = None
+        self.waited_s = 0.0
         self._bounds = bounds
         self._pool = pool
         self._blocks: list[bytes] = []
@@ -125,7 +128,7 @@ class Answer:
         self.ended = True
         self.order = self.order.without_body()
         if self.purchase is not None:
-            self.purchase.order = self.order
+            self.purchase.order = self.purchase.order.without_body()
         self._wake_readers()
 
     def fail(self, error: Exception) -> None:

@@ -82,7 +82,10 @@ class PaidStream:
             if problem := _problem_with_end(digest.digest(), length, end, terminal):
                 raise self._undelivered(problem)
             outcome = Event.DELIVER
-            learnt = Learnt(result_sha256=digest.digest(), result_bytes=length)
+            charged_msat = None if terminal is None else terminal.charged_msat
+            learnt = Learnt(
+                result_sha256=digest.digest(), result_bytes=length, charged_msat=charged_msat
+            )
         except UpstreamError as error:
             raise self._undelivered(f"the stream broke off: {error.message}") from error
         finally:

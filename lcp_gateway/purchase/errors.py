@@ -1,5 +1,6 @@
 """The errors of a purchase: a small tree, raised where known and mapped to an answer once, at the HTTP edge."""
 
+from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import Verdict
 
@@ -19,15 +20,26 @@ class UpstreamError(PurchaseError):
     """A call to an upstream failed.
 
     ``status`` is the name of the gRPC status code in words of that standard (``UNAVAILABLE``, ``RESOURCE_EXHAUSTED``,
-    …), which every adapter maps its own errors to. ``retryable`` says that another try may cure it.
+    …), which every adapter maps its own errors to. ``retryable`` says that another try may cure it. ``evidence`` is what
+    the adapter itself knows of the money after the call that may pay; None leaves it to ``evidence.verdict_of_failure``.
+    ``code`` is the provider's own word for the error, in OpenAI's sense, where it gave one.
     """
 
     def __init__(
-        self, status: str, message: str, *, retryable: bool = False, quote: Quote | None = None
+        self,
+        status: str,
+        message: str,
+        *,
+        retryable: bool = False,
+        quote: Quote | None = None,
+        evidence: Verdict | None = None,
+        code: str | None = None,
     ) -> None:
         super().__init__(message, quote=quote)
         self.status = status
         self.retryable = retryable
+        self.evidence = evidence
+        self.code = code
 
 
 class PaymentFailed(PurchaseError):
@@ -36,13 +48,17 @@ class PaymentFailed(PurchaseError):
     def __init__(self, cause: UpstreamError, verdict: Verdict, *, quote: Quote) -> None:
         super().__init__(cause.message, quote=quote)
         self.status = cause.status
+        self.code = cause.code
         self.verdict = verdict
 
 
 class Undelivered(PurchaseError):
-    """Paid, but no whole and right result came."""
+    """Paid, but no whole and right result came. From a node that is free nothing was paid."""
 
-    verdict = Verdict.SETTLED
+    def __init__(self, message: str, *, quote: Quote | None = None) -> None:
+        super().__init__(message, quote=quote)
+        is_free = quote is not None and quote.is_free
+        self.verdict = Verdict.NONE if is_free else Verdict.SETTLED
 
 
 class Refused(PurchaseError):
@@ -53,6 +69,8 @@ class Refused(PurchaseError):
 
     code = "refused"
     may_pass_later = False
+    candidate: Candidate | None = None
+    """Whose quote was refused, where it was asked for on the way."""
 
 
 class PriceLimitExceeded(Refused):

@@ -18,6 +18,7 @@ from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.market import Inspection
 from lcp_gateway.purchase.ports import Exposure, Upstream
 from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.results import Result, StreamBegin
 from lcp_gateway.purchase.states import Event, Verdict
 
@@ -45,7 +46,6 @@ class Buyer:
         limits: SpendingLimits,
         exposure: Exposure,
         execute_timeout_s: float,
-        upstream_name: str = "lcpd",
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._upstream = upstream
@@ -54,7 +54,6 @@ class Buyer:
         self._limits = limits
         self._exposure = exposure
         self._execute_timeout_s = execute_timeout_s
-        self._upstream_name = upstream_name
         self._now = now
 
     async def buy(self, purchase: Purchase) -> Result:
@@ -67,11 +66,13 @@ class Buyer:
         """
         await self._authorise(purchase)
         try:
-            result = await self._upstream.execute(purchase.quote, self._execute_timeout_s)
+            result = await self._upstream.execute(
+                purchase.quote, purchase.order.task, self._execute_timeout_s
+            )
         except UpstreamError as error:
             raise self._failed(purchase, error) from error
         except BaseException:
-            self._move(purchase, Event.LOSE_SIGHT)
+            self._lose_sight(purchase)
             raise
         self._move(purchase, Event.SETTLE)
         digest = hashlib.sha256(result.body).digest()
@@ -84,7 +85,11 @@ class Buyer:
         self._move(
             purchase,
             Event.DELIVER,
-            Learnt(result_sha256=digest, result_bytes=len(result.body)),
+            Learnt(
+                result_sha256=digest,
+                result_bytes=len(result.body),
+                charged_msat=result.charged_msat,
+            ),
         )
         return result
 
@@ -95,7 +100,9 @@ class Buyer:
             Refused, PaymentFailed, Undelivered: as in ``buy``.
         """
         await self._authorise(purchase)
-        events = self._upstream.execute_stream(purchase.quote, self._execute_timeout_s)
+        events = self._upstream.execute_stream(
+            purchase.quote, purchase.order.task, self._execute_timeout_s
+        )
         try:
             first = await anext(events)
         except StopAsyncIteration:
@@ -104,7 +111,7 @@ class Buyer:
         except UpstreamError as error:
             raise self._failed(purchase, error) from error
         except BaseException:
-            self._move(purchase, Event.LOSE_SIGHT)
+            self._lose_sight(purchase)
             raise
         self._move(purchase, Event.SETTLE)
         if not isinstance(first, StreamBegin):
@@ -136,9 +143,10 @@ class Buyer:
             self._exposure.check(quote)
             if purchase.payment_hash is None:
                 purchase.payment_hash = self._inspect(order, quote)
-            await self._journal.intend(
-                self._intent(purchase, now), self._limits.budgets_for(order.key_id)
-            )
+            if not quote.is_free:
+                await self._journal.intend(
+                    self._intent(purchase, now), self._limits.budgets_for(order.key_id)
+                )
         except Refused:
             self._exposure.ended(quote, purchase.apply(Event.REFUSE))
             raise
@@ -158,19 +166,18 @@ class Buyer:
             kind=order.task.kind,
             model=order.task.model,
             stream=order.task.stream,
-            upstream=self._upstream_name,
             request_id=order.request_id,
             key_id=order.key_id,
             request_sha256=order.body_sha256,
             request_bytes=len(order.task.body),
             payment_hash=purchase.payment_hash,
-            fee_cap_msat=self._limits.fee.fee_msat(quote.price_msat),
+            fee_cap_msat=self._limits.fee.fee_for(quote),
             runner_up_msat=purchase.runner_up_msat,
             at=now,
         )
 
     def _failed(self, purchase: Purchase, error: UpstreamError) -> PaymentFailed:
-        verdict = verdict_of_failure(error.status, error.message)
+        verdict = error.evidence or verdict_of_failure(error.status, error.message)
         match verdict:
             case Verdict.NONE:
                 self._move(purchase, Event.FAIL_PAYMENT)
@@ -179,10 +186,22 @@ class Buyer:
             case Verdict.SETTLED:
                 self._move(purchase, Event.SETTLE)
                 self._move(purchase, Event.FAIL_DELIVERY)
-        return PaymentFailed(error, verdict, quote=purchase.quote)
+        return PaymentFailed(error, purchase.verdict, quote=purchase.quote)
+
+    def _lose_sight(self, purchase: Purchase) -> None:
+        """Leave a call of which nothing more will be heard."""
+        if purchase.quote.source is Source.NODE:
+            # A node has no payment to look up later: what it was handed and did not refuse counts as bought.
+            self._move(purchase, Event.SETTLE)
+            self._move(purchase, Event.FAIL_DELIVERY)
+        else:
+            self._move(purchase, Event.LOSE_SIGHT)
 
     def _move(self, purchase: Purchase, event: Event, learnt: Learnt = _NOTHING_LEARNT) -> None:
         state = purchase.apply(event)
-        self._journal.note(purchase.quote.job_id, state, self._now(), learnt)
+        if learnt.charged_msat is not None:
+            purchase.charged_msat = learnt.charged_msat
+        if not purchase.quote.is_free:
+            self._journal.note(purchase.quote.job_id, state, self._now(), learnt)
         if event is not Event.SETTLE:
             self._exposure.ended(purchase.quote, state)

@@ -25,7 +25,6 @@ class Intent:
     kind: TaskKind
     model: str
     stream: bool
-    upstream: str
     request_id: str
     key_id: str
     request_sha256: bytes
@@ -49,6 +48,8 @@ class Learnt:
     result_bytes: int | None = None
     fee_msat: Msat | None = None
     preimage: bytes | None = None
+    charged_msat: Msat | None = None
+    """What it came to, where the quote's price was only the most that it could."""
 
 
 class Period(enum.StrEnum):

@@ -7,7 +7,7 @@ from lcp_gateway.purchase.errors import PriceLimitExceeded
 from lcp_gateway.purchase.journal import Budget, Period
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.quote import Quote, Source
 
 _PPM = 1_000_000
 
@@ -23,17 +23,23 @@ class FeeReckoning:
         """Give the fee for a price, rounded up."""
         return Msat(self.base_msat + -(-price_msat * self.ppm // _PPM))
 
+    def fee_for(self, quote: Quote) -> Msat:
+        """Give the fee for a quote; nothing is routed to a node."""
+        return Msat(0) if quote.source is Source.NODE else self.fee_msat(quote.price_msat)
+
 
 @dataclass(frozen=True, slots=True)
 class SpendingLimits:
     """The operator's limits; 0 and an empty table mean none.
 
-    ``max_price_msat`` looks at the price alone; ``max_total_msat`` and the limits of models at price and fee together.
+    ``max_price_msat`` and ``model_max_price_msat`` look at the price alone; ``max_total_msat`` and
+    ``model_max_total_msat`` at price and fee together.
     """
 
     max_price_msat: int = 0
     max_total_msat: int = 0
     model_max_total_msat: Mapping[str, int] = field(default_factory=dict)
+    model_max_price_msat: Mapping[str, int] = field(default_factory=dict)
     budgets: Mapping[Period, int] = field(default_factory=dict)
     key_budgets: Mapping[Period, int] = field(default_factory=dict)
     fee: FeeReckoning = FeeReckoning()
@@ -44,13 +50,15 @@ class SpendingLimits:
         Raises:
             PriceLimitExceeded: it asks more.
         """
-        if self.max_price_msat and quote.price_msat > self.max_price_msat:
-            raise PriceLimitExceeded(quote, self.max_price_msat)
+        model_max_msat = self.model_max_price_msat.get(order.task.model, 0)
+        for max_price_msat in (self.max_price_msat, model_max_msat):
+            if max_price_msat and quote.price_msat > max_price_msat:
+                raise PriceLimitExceeded(quote, max_price_msat)
         totals = [self.max_total_msat, self.model_max_total_msat.get(order.task.model, 0)]
         caps = [cap for cap in totals if cap]
         if order.limit_msat is not None:
             caps.append(order.limit_msat)
-        fee_msat = self.fee.fee_msat(quote.price_msat)
+        fee_msat = self.fee.fee_for(quote)
         if caps and quote.price_msat + fee_msat > min(caps):
             raise PriceLimitExceeded(quote, min(caps), fee_msat=fee_msat)
 

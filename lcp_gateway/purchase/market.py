@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import PriceLimitExceeded, PurchaseError, Refused, UpstreamError
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
@@ -17,15 +18,20 @@ _NOT_TAKEN = "another quote was taken"
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The quote that was chosen, and the price of the next best where several were asked."""
+    """The quote that was chosen, whose it is, and the price of the next best where several were asked.
 
+    ``order`` is for the task as the candidate gets it, which is what was quoted.
+    """
+
+    order: Order
+    candidate: Candidate
     quote: Quote
     payment_hash: bytes | None
     runner_up_msat: Msat | None = None
 
 
 Inspection = Callable[[Order, Quote], bytes | None]
-"""Looks at a quote and gives the payment hash of its invoice, where it reads it; raises ``Refused`` for one that may
+"""Looks at a quote and gives the payment hash of its invoice, where it has one and is read; raises ``Refused`` for one that may
 not be bought."""
 
 
@@ -67,15 +73,15 @@ class Market:
         self._on_failure = on_failure
         self._clock = clock
 
-    async def offer(self, order: Order, peer_ids: Sequence[str]) -> Offer:
-        """Give the cheapest acceptable quote of the first peers that have one.
+    async def offer(self, order: Order, candidates: Sequence[Candidate]) -> Offer:
+        """Give the cheapest acceptable quote of the first candidates that have one.
 
         Raises:
             Refused: no quote was acceptable; carries the cheapest one that was only too dear, if any.
             UpstreamError: no peer gave a quote.
         """
         failures: list[PurchaseError] = []
-        asked = peer_ids[: self._asking.at_most]
+        asked = candidates[: self._asking.at_most]
         for start in range(0, len(asked), self._asking.at_once):
             group = asked[start : start + self._asking.at_once]
             offers = await self._ask(order, group, failures)
@@ -91,26 +97,28 @@ class Market:
         raise error
 
     async def _ask(
-        self, order: Order, peer_ids: Sequence[str], failures: list[PurchaseError]
+        self, order: Order, candidates: Sequence[Candidate], failures: list[PurchaseError]
     ) -> list[Offer]:
-        """Ask some peers at once; gives the quotes that can be bought, the cheapest first."""
-        if len(peer_ids) == 1:
-            results: Sequence[Offer | PurchaseError | None] = [await self._try(order, peer_ids[0])]
+        """Ask some at once; gives the quotes that can be bought, the cheapest first."""
+        if len(candidates) == 1:
+            results: Sequence[Offer | PurchaseError | None] = [
+                await self._try(order, candidates[0])
+            ]
         else:
-            results = await self._ask_together(order, peer_ids)
+            results = await self._ask_together(order, candidates)
         offers = []
-        for peer_id, result in zip(peer_ids, results, strict=True):
+        for candidate, result in zip(candidates, results, strict=True):
             if isinstance(result, Offer):
                 offers.append(result)
             elif result is not None:
                 failures.append(result)
-                self._on_failure(peer_id, result)
+                self._on_failure(candidate.provider_id, result)
         return sorted(offers, key=lambda offer: offer.quote.price_msat)
 
     async def _ask_together(
-        self, order: Order, peer_ids: Sequence[str]
+        self, order: Order, candidates: Sequence[Candidate]
     ) -> "Sequence[Offer | PurchaseError | None]":
-        tasks = [asyncio.create_task(self._try(order, peer_id)) for peer_id in peer_ids]
+        tasks = [asyncio.create_task(self._try(order, candidate)) for candidate in candidates]
         try:
             waiting = set(tasks)
             while waiting and not any(_has_offer(task) for task in tasks):
@@ -122,13 +130,19 @@ class Market:
                 task.cancel()
         return [task.result() if task.done() and not task.cancelled() else None for task in tasks]
 
-    async def _try(self, order: Order, peer_id: str) -> Offer | PurchaseError:
+    async def _try(self, asked: Order, candidate: Candidate) -> Offer | PurchaseError:
         started = self._clock()
+        order = asked.for_task(candidate.adapt(asked.task))
         try:
-            quote = await self._upstream.request_quote(order.task, peer_id, self._asking.timeout_s)
+            quote = await self._upstream.request_quote(
+                order.task, candidate.provider_id, self._asking.timeout_s
+            )
             self._on_quote(order, quote, self._clock() - started)
-            return Offer(quote, self._inspect(order, quote))
-        except (UpstreamError, Refused) as error:
+            return Offer(order, candidate, quote, self._inspect(order, quote))
+        except UpstreamError as error:
+            return error
+        except Refused as error:
+            error.candidate = candidate
             return error
 
     def _drop(self, quotes: Iterable[Quote | None]) -> None:

@@ -106,7 +106,10 @@ class AnswerMemory:
             AnswerLost: it was bought, and its bytes are gone.
         """
         answer = self._repeated(order, repeat)
-        if answer is None or (answer.ended and answer.verdict is Verdict.NONE):
+        if answer is None:
+            return None
+        if answer.error is not None and answer.verdict is Verdict.NONE:
+            # It came to nothing and cost nothing: it is tried anew.
             return None
         if not answer.readable and answer.error is None:
             raise AnswerLost(answer)

@@ -26,6 +26,12 @@ class Order:
         """Give the order for a task; hashes its body once for all who compare bodies."""
         return cls(task, request_id, key_id, hashlib.sha256(task.body).digest(), limit_msat)
 
+    def for_task(self, task: Task) -> "Order":
+        """Give the order for the task that is really bought, which is another one where the gateway had to adapt it."""
+        if task is self.task:
+            return self
+        return replace(self, task=task, body_sha256=hashlib.sha256(task.body).digest())
+
     def without_body(self) -> "Order":
         """Give the order as it is remembered: what it was for, without what was said."""
         return replace(self, task=replace(self.task, body=b""))

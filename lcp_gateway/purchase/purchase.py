@@ -1,5 +1,6 @@
 """A purchase: an order, the quote taken for it, and where it stands."""
 
+from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.quote import Quote
@@ -7,12 +8,21 @@ from lcp_gateway.purchase.states import VERDICTS, Event, State, Verdict, step
 
 
 class Purchase:
-    """One order and its quote. Moves only as the state table allows.
+    """One order, for the task that is really bought, and its quote. Moves only as the state table allows.
 
-    ``payment_hash`` is that of the quote's invoice, where it was read; ``runner_up_msat`` what the next best peer asked.
+    ``payment_hash`` is that of the quote's invoice, where there is one and it was read; ``runner_up_msat`` what the next
+    best provider asked; ``charged_msat`` what it came to, once that is known.
     """
 
-    __slots__ = ("_state", "order", "payment_hash", "quote", "runner_up_msat")
+    __slots__ = (
+        "_state",
+        "candidate",
+        "charged_msat",
+        "order",
+        "payment_hash",
+        "quote",
+        "runner_up_msat",
+    )
 
     def __init__(
         self,
@@ -21,9 +31,12 @@ class Purchase:
         *,
         payment_hash: bytes | None = None,
         runner_up_msat: Msat | None = None,
+        candidate: Candidate | None = None,
     ) -> None:
         self.order = order
         self.quote = quote
+        self.candidate = candidate or Candidate(quote.peer_id)
+        self.charged_msat: Msat | None = None
         self.payment_hash = payment_hash
         self.runner_up_msat = runner_up_msat
         self._state = State.QUOTED
@@ -35,8 +48,13 @@ class Purchase:
 
     @property
     def verdict(self) -> Verdict:
-        """What can be said of the money now."""
-        return VERDICTS[self._state]
+        """What can be said of the money now; where nothing is asked, nothing is paid."""
+        return Verdict.NONE if self.quote.is_free else VERDICTS[self._state]
+
+    @property
+    def cost_msat(self) -> Msat:
+        """What it came to, or while that is not known, the most that it can."""
+        return self.quote.price_msat if self.charged_msat is None else self.charged_msat
 
     def apply(self, event: Event) -> State:
         """Move on; gives the new state.

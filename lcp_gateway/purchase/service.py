@@ -10,6 +10,7 @@ from typing import Any
 from lcp_gateway.purchase.answers import Answer, Bounds, Head
 from lcp_gateway.purchase.book import HeldQuote, QuoteBook
 from lcp_gateway.purchase.brake import LoopBrake
+from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import (
     PaymentFailed,
     PurchaseError,
@@ -22,16 +23,19 @@ from lcp_gateway.purchase.market import Market, Offer
 from lcp_gateway.purchase.memory import AnswerMemory, Repeat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import State, Verdict
-from lcp_gateway.purchase.task import Task
 
 CANCEL_REASON = "request canceled"
 # Statuses after which the peer may still be working for nobody.
 _STILL_RUNNING = frozenset({"CANCELLED", "DEADLINE_EXCEEDED"})
 _PERHAPS_AT_WORK = frozenset({State.PAYING, State.UNKNOWN, State.SETTLED, State.UNDELIVERED})
 
-PeerChoice = Callable[[Task], Awaitable[Sequence[str]]]
-"""Gives the peers that may do a task, the first choice first; raises where there are none."""
+# Failures of a node after which another provider may do the work, because the node itself has not.
+_WORTH_ANOTHER = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "NOT_FOUND", "DATA_LOSS"})
+
+Routing = Callable[[Order], Awaitable[Sequence[Candidate]]]
+"""Gives the candidates for an order, the first choice first; raises where there are none."""
 
 
 class Reason(enum.StrEnum):
@@ -64,6 +68,9 @@ class Observer:
     def quoted(self, answer: Answer) -> None:
         """A quote was taken for it."""
 
+    def fell_out(self, purchase: Purchase, error: PaymentFailed, *, goes_on: bool) -> None:
+        """A node did not do it and nothing was paid; ``goes_on`` says that another provider is asked now."""
+
     def ended(self, answer: Answer) -> None:
         """Nothing more will come of it."""
 
@@ -84,7 +91,7 @@ class PurchaseService:
         *,
         market: Market,
         buyer: Buyer,
-        peers: PeerChoice,
+        routing: Routing,
         memory: AnswerMemory,
         book: QuoteBook,
         brake: LoopBrake,
@@ -96,7 +103,7 @@ class PurchaseService:
     ) -> None:
         self._market = market
         self._buyer = buyer
-        self._peers = peers
+        self._routing = routing
         self._memory = memory
         self._book = book
         self._brake = brake
@@ -131,8 +138,10 @@ class PurchaseService:
         self._brake.check(order)
         offer = None
         if quote_name is not None:
+            held = self._book.take(order, quote_name)
             # Without its payment hash, so that it is inspected again: limits may differ from when it was shown.
-            offer = replace(self._book.take(order, quote_name), payment_hash=None)
+            bought = order.for_task(held.candidate.adapt(order.task))
+            offer = replace(held, order=bought, payment_hash=None)
         answer = Answer(order, self._bounds, self._memory.pool)
         self._memory.add(answer, repeat)
         task = asyncio.create_task(self._run(answer, offer))
@@ -148,9 +157,9 @@ class PurchaseService:
             Exception: no quote could be had.
         """
         try:
-            offer = await self._market.offer(order, await self._peers(order.task))
+            offer = await self._market.offer(order, await self._routing(order))
         except Refused as refusal:
-            self._hold_if_good(order, refusal)
+            self._hold_if_good(order, refusal, refusal.candidate)
             raise
         return self._hold(order, offer)
 
@@ -205,7 +214,8 @@ class PurchaseService:
             answer.fail(self._interrupted(answer))
         except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
             self._cancel_if_at_work(answer.purchase, error)
-            self._hold_if_good(answer.order, error)
+            purchase = answer.purchase
+            self._hold_if_good(answer.order, error, purchase.candidate if purchase else None)
             answer.fail(error)
 
     def _finished(self, answer: Answer, repeat: Repeat) -> None:
@@ -223,20 +233,37 @@ class PurchaseService:
 
     async def _buy(self, answer: Answer, offer: Offer | None) -> None:
         order = answer.order
+        candidates: Sequence[Candidate] = ()
         started = self._clock()
         if offer is None:
-            offer = await self._market.offer(order, await self._peers(order.task))
-        answer.purchase = purchase = Purchase(
-            order,
-            offer.quote,
-            payment_hash=offer.payment_hash,
-            runner_up_msat=offer.runner_up_msat,
-        )
-        answer.quote_s = self._clock() - started
-        self._observer.quoted(answer)
+            candidates = await self._routing(order)
+            offer = await self._market.offer(order, candidates)
+        while True:
+            answer.purchase = purchase = Purchase(
+                offer.order,
+                offer.quote,
+                payment_hash=offer.payment_hash,
+                runner_up_msat=offer.runner_up_msat,
+                candidate=offer.candidate,
+            )
+            answer.quote_s = self._clock() - started
+            self._observer.quoted(answer)
+            try:
+                await self._carry_out(answer, purchase)
+            except PaymentFailed as error:
+                candidates = _others(candidates, answer, purchase, error)
+                if purchase.quote.source is Source.NODE and error.verdict is Verdict.NONE:
+                    self._observer.fell_out(purchase, error, goes_on=bool(candidates))
+                if not candidates:
+                    raise
+                offer = await self._market.offer(order, candidates)
+            else:
+                return
+
+    async def _carry_out(self, answer: Answer, purchase: Purchase) -> None:
         started = self._clock()
         try:
-            if order.task.stream:
+            if purchase.order.task.stream:
                 await self._stream(answer, purchase)
             else:
                 result = await self._buyer.buy(purchase)
@@ -246,24 +273,31 @@ class PurchaseService:
             answer.execute_s = self._clock() - started
 
     async def _stream(self, answer: Answer, purchase: Purchase) -> None:
+        started = self._clock()
         stream = await self._buyer.open_stream(purchase)
         answer.begin(Head(stream.content_type, stream.content_encoding))
         async with aclosing(stream.chunks()) as chunks:
             async for block in chunks:
+                if answer.first_byte_s is None:
+                    answer.first_byte_s = self._clock() - started
                 answer.append(block)
                 if answer.is_ahead:
+                    waits = self._clock()
                     await answer.room()
+                    answer.waited_s += self._clock() - waits
                 elif not answer.readable and not answer.listeners:
                     # Too large to be kept, and nobody takes it.
                     self.interrupt(answer, Reason.NOBODY_WAITS)
 
-    def _hold_if_good(self, order: Order, error: Exception) -> None:
+    def _hold_if_good(self, order: Order, error: Exception, candidate: Candidate | None) -> None:
         """Hold the quote of a refusal that may pass later, so that it can still be taken."""
         if isinstance(error, Refused) and error.may_pass_later and error.quote is not None:
-            self._hold(order, Offer(error.quote, None))
+            whose = error.candidate or candidate or Candidate(error.quote.peer_id)
+            self._hold(order, Offer(order, whose, error.quote, None))
 
     def _hold(self, order: Order, offer: Offer) -> HeldQuote:
-        held = HeldQuote(order.without_body(), offer)
+        # What is held has no body: it comes again with the request that takes the quote.
+        held = HeldQuote(order.without_body(), replace(offer, order=offer.order.without_body()))
         self._book.hold(held)
         return held
 
@@ -279,3 +313,22 @@ class PurchaseService:
             self._background(
                 self._buyer.cancel(purchase, CANCEL_REASON, self._patience.cancel_timeout_s)
             )
+
+
+def _others(
+    candidates: Sequence[Candidate], answer: Answer, purchase: Purchase, error: PaymentFailed
+) -> Sequence[Candidate]:
+    """Give who else may do what a node did not do; nobody once anything was or may have been paid.
+
+    A peer's failed payment is never repeated elsewhere: only a node's refusal is known to have cost nothing.
+    """
+    failed = purchase.candidate
+    if (
+        purchase.quote.source is not Source.NODE
+        or error.verdict is not Verdict.NONE
+        or error.status not in _WORTH_ANOTHER
+        or answer.head is not None
+        or failed not in candidates
+    ):
+        return ()
+    return candidates[list(candidates).index(failed) + 1 :]

@@ -1,10 +1,15 @@
-"""Who gets a task: a mapped peer, the default peer, a peer that advertises the model, or the first there is."""
+"""Who may do a task whose model the client named: a mapped provider, the default peer, those that offer the model, or the first there is."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lcp_gateway.purchase.task import Task
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.routing.catalog import Catalog, Provider
+
+_NAMED_AT_MOST = 10
+# What Lightning peers can take: an operator may have one try a model that it does not advertise.
+_OF_PEERS = frozenset({TaskKind.CHAT_COMPLETIONS, TaskKind.RESPONSES, TaskKind.COMPLETIONS})
 
 
 class RoutingError(Exception):
@@ -16,7 +21,7 @@ class RoutingError(Exception):
 
 
 class ModelNotFound(RoutingError):
-    """The model is not on the allowlist, or nobody advertises it."""
+    """The model is not on the allowlist, or nobody offers it for this endpoint."""
 
 
 class NoProvider(RoutingError):
@@ -25,12 +30,23 @@ class NoProvider(RoutingError):
 
 @dataclass(frozen=True, slots=True)
 class RoutingRules:
-    """What the operator set: which models, and which peer for which."""
+    """What the operator set: which models, and which provider for which.
+
+    ``by_score`` has the providers of a model put in the order of their scores; else the daemon's order holds.
+    """
 
     model_peers: Mapping[str, str] = field(default_factory=dict)
     default_peer_id: str | None = None
     allowlist: frozenset[str] = frozenset()
     allow_unlisted: bool = False
+    by_score: bool = True
+
+
+def kinds_of(kind: TaskKind) -> tuple[TaskKind, ...]:
+    """Give the kinds of task as which one can be done, the first choice first: completions also as a chat."""
+    if kind is TaskKind.COMPLETIONS:
+        return (TaskKind.COMPLETIONS, TaskKind.CHAT_COMPLETIONS)
+    return (kind,)
 
 
 def candidates(
@@ -38,42 +54,83 @@ def candidates(
     task: Task,
     rules: RoutingRules,
     available: Callable[[str], bool] = lambda _peer_id: True,
+    *,
+    asked_as: str = "",
 ) -> Sequence[Provider]:
-    """Give the providers for a task, the first choice first; more than one where all of them advertise the model.
+    """Give the providers for a task, the first choice first; more than one where all of them offer the model.
 
-    ``available`` says of a peer id whether that peer is to be asked at present; a peer that the operator named is asked
-    all the same, since there is no other.
+    ``available`` says of a provider's id whether it is to be asked at present; one that the operator named is asked all
+    the same, since there is no other. ``asked_as`` is the alias under which the client asked for the model.
 
     Raises:
         ModelNotFound: the model may not be used or is not offered.
         NoProvider: nobody who may do it is ready.
     """
-    _check_model(catalog, task, rules)
+    offering = _offering(catalog, task)
+    _check_model(catalog, task, rules, asked_as, offering)
     if mapped := rules.model_peers.get(task.model):
-        return (_ready(catalog, mapped, "the peer that this model is mapped to is not ready"),)
-    if rules.default_peer_id:
-        return (_ready(catalog, rules.default_peer_id, "the default peer is not ready"),)
-    if offering := catalog.offering(task.kind, task.model):
+        return (_ready(catalog, mapped, "the provider that this model is mapped to is not ready"),)
+    if (default := rules.default_peer_id) and task.kind in _OF_PEERS:
+        # Nodes were named by the operator too: what only they offer is theirs.
+        elsewhere = any(p.source is Source.NODE for p in offering)
+        if not elsewhere or any(p.peer_id == default for p in offering):
+            return (_ready(catalog, default, "the default peer is not ready"),)
+    if offering:
         found = tuple(provider for provider in offering if available(provider.peer_id))
         if not found:
-            raise NoProvider("every peer that offers the model has failed lately; try again soon")
+            raise NoProvider("every provider of the model has failed lately; try again soon")
         return found
-    if catalog.providers:
-        return catalog.providers[:1]
+    peers = [provider for provider in catalog.providers if provider.source is Source.LCP]
+    if peers and task.kind in _OF_PEERS:
+        return peers[:1]
     raise NoProvider("no peers are connected")
 
 
-def _check_model(catalog: Catalog, task: Task, rules: RoutingRules) -> None:
+def _offering(catalog: Catalog, task: Task) -> tuple[Provider, ...]:
+    found: dict[str, Provider] = {}
+    for kind in kinds_of(task.kind):
+        for provider in catalog.offering(kind, task.model):
+            found.setdefault(provider.peer_id, provider)
+    return tuple(found.values())
+
+
+def _check_model(
+    catalog: Catalog,
+    task: Task,
+    rules: RoutingRules,
+    asked_as: str,
+    offering: Sequence[Provider],
+) -> None:
+    if task.kind is TaskKind.EMBEDDINGS and not offering:
+        raise ModelNotFound(_what_embeds(catalog))
     if rules.allow_unlisted:
         return
     if rules.allowlist:
-        if task.model not in rules.allowlist:
+        if task.model not in rules.allowlist and asked_as not in rules.allowlist:
             raise ModelNotFound("the model is not on this gateway's allowlist")
-    elif catalog.advertises(task.kind) and not catalog.offering(task.kind, task.model):
-        raise ModelNotFound("no connected peer offers the model for this endpoint")
+    elif not offering and any(catalog.advertises(kind) for kind in kinds_of(task.kind)):
+        raise ModelNotFound(
+            "no connected provider offers the model for this endpoint; see GET /v1/models, or ask for the model auto"
+        )
 
 
-def _ready(catalog: Catalog, peer_id: str, otherwise: str) -> Provider:
-    if provider := catalog.peer(peer_id):
+def _what_embeds(catalog: Catalog) -> str:
+    """Say which models embed, or what else is there."""
+    models = catalog.models_for(TaskKind.EMBEDDINGS)
+    if models:
+        return f"nobody here embeds with this model; the embedding models are: {_named(models)}"
+    others = tuple(sorted(catalog.models()))
+    if not others:
+        return "nobody here offers embeddings: no provider is connected"
+    return f"nobody here offers embeddings; there are only other models: {_named(others)}"
+
+
+def _named(models: Sequence[str]) -> str:
+    more = len(models) - _NAMED_AT_MOST
+    return ", ".join(models[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+
+
+def _ready(catalog: Catalog, provider_id: str, otherwise: str) -> Provider:
+    if provider := catalog.peer(provider_id):
         return provider
     raise NoProvider(otherwise)

@@ -9,6 +9,7 @@ from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.breaker import Breaker
+from lcp_gateway.routing.catalog import NODE_PREFIX
 
 RESERVED_S = 30.0
 """How long a price that passed the check is held while nothing is heard of its payment."""
@@ -72,6 +73,7 @@ class Standing:
 @dataclass(slots=True)
 class _Account:
     breaker: Breaker
+    limited: bool = True
     delivered_msat: int = 0
     delivered_count: int = 0
     lost_msat: int = 0
@@ -158,6 +160,21 @@ class Standings:
             if exposed_msat >= limit_msat:
                 return False
         return account.breaker.ask(now)
+
+    def readiness(self, peer_id: str) -> float:
+        """Tell how ready a peer is to be asked: 0 not now, 1 at once, a half when it is on trial. Changes nothing."""
+        account = self._accounts.get(peer_id)
+        if account is None:
+            return 1.0
+        now = self._clock()
+        if account.breaker.resting_s(now):
+            return 0.0
+        limit_msat = self._limit_msat(account, now)
+        if limit_msat is not None:
+            account.drop_lapsed(now)
+            if account.out_msat + self._lost_msat(account, now) >= limit_msat:
+                return 0.0
+        return 0.5 if account.breaker.is_on_trial(now) else 1.0
 
     def quoted(self, peer_id: str) -> None:
         """Note a good quote: earlier failures to quote are forgotten."""
@@ -255,7 +272,7 @@ class Standings:
 
     def standing(self, peer_id: str) -> Standing:
         """Give where a peer stands; changes nothing."""
-        account = self._accounts.get(peer_id) or self._new_account()
+        account = self._accounts.get(peer_id) or self._new_account(peer_id)
         now = self._clock()
         account.drop_lapsed(now)
         limit_msat = self._limit_msat(account, now)
@@ -271,7 +288,7 @@ class Standings:
 
     def _limit_msat(self, account: _Account, now: float) -> int | None:
         rules = self._rules
-        if not rules.exposure_base_msat:
+        if not (rules.exposure_base_msat and account.limited):
             return None
         outweighed_msat = LOSS_WEIGHT * self._lost_msat(account, now)
         earned_msat = max(0, account.delivered_msat - outweighed_msat)
@@ -285,8 +302,10 @@ class Standings:
     def _account(self, peer_id: str) -> _Account:
         account = self._accounts.get(peer_id)
         if account is None:
-            account = self._accounts[peer_id] = self._new_account()
+            account = self._accounts[peer_id] = self._new_account(peer_id)
         return account
 
-    def _new_account(self) -> _Account:
-        return _Account(Breaker(self._rules.breaker_failures, self._rules.breaker_pause_s))
+    def _new_account(self, peer_id: str) -> _Account:
+        breaker = Breaker(self._rules.breaker_failures, self._rules.breaker_pause_s)
+        # The operator chose the nodes, and nothing is paid to them ahead.
+        return _Account(breaker, limited=not peer_id.startswith(NODE_PREFIX))

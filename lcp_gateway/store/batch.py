@@ -19,6 +19,7 @@ from sqlalchemy import (
 from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.journal import BudgetExceeded, Learnt
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import TRANSITIONS, State
 from lcp_gateway.store.counters import Counter, Counters, counter_of, counters_of
 from lcp_gateway.store.entries import (
@@ -30,8 +31,10 @@ from lcp_gateway.store.entries import (
     ProblemKind,
 )
 from lcp_gateway.store.prepared import execute_in, execute_many
-from lcp_gateway.store.tables import KIND_LCP, budget_spend, purchase_states, purchases
+from lcp_gateway.store.tables import budget_spend, purchase_states, purchases
 from lcp_gateway.store.times import to_micros
+
+_UPSTREAMS = {Source.LCP: "lcpd", Source.NODE: "openai_http"}
 
 
 def _lock(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[Any, ...]]:
@@ -70,6 +73,7 @@ _MOVE = (
     )
     .values(
         state=bindparam("to_state"),
+        price_msat=bindparam("new_price_msat"),
         fee_msat=bindparam("new_fee_msat"),
         result_sha256=bindparam("new_result_sha256"),
         result_bytes=bindparam("new_result_bytes"),
@@ -112,7 +116,10 @@ class _Row:
 
     def learn(self, learnt: Learnt) -> bool:
         """Fill in what was not known; what was known stays. Tells whether anything was new."""
-        before = (self.fee_msat, self.result_sha256, self.result_bytes, self.preimage)
+        before = self._known
+        if learnt.charged_msat is not None:
+            # Of what may have been charged nothing is added here: a price can only turn out to be lower.
+            self.price_msat = min(self.price_msat, learnt.charged_msat)
         if self.fee_msat is None:
             self.fee_msat = learnt.fee_msat
         if self.result_sha256 is None:
@@ -121,7 +128,17 @@ class _Row:
             self.result_bytes = learnt.result_bytes
         if self.preimage is None:
             self.preimage = learnt.preimage
-        return before != (self.fee_msat, self.result_sha256, self.result_bytes, self.preimage)
+        return before != self._known
+
+    @property
+    def _known(self) -> tuple[object, ...]:
+        return (
+            self.price_msat,
+            self.fee_msat,
+            self.result_sha256,
+            self.result_bytes,
+            self.preimage,
+        )
 
     def values(self) -> dict[str, object]:
         """Give the parameters of the update."""
@@ -129,6 +146,7 @@ class _Row:
             "of_job": self.job_id,
             "from_state": self.found,
             "to_state": self.state.value,
+            "new_price_msat": self.price_msat,
             "new_fee_msat": self.fee_msat,
             "new_result_sha256": self.result_sha256,
             "new_result_bytes": self.result_bytes,
@@ -270,11 +288,11 @@ def _values(entry: IntentEntry, owner: str, at: int) -> dict[str, object]:
         "job_id": quote.job_id,
         "payment_hash": intent.payment_hash,
         "state": State.PAYING.value,
-        "kind": KIND_LCP,
+        "kind": quote.source.value,
         "task_kind": intent.kind.value,
         "model": intent.model,
         "peer_id": quote.peer_id,
-        "upstream": intent.upstream,
+        "upstream": _UPSTREAMS[quote.source],
         "key_id": intent.key_id,
         "request_id": intent.request_id,
         "price_msat": quote.price_msat,

@@ -17,7 +17,8 @@ from lcp_gateway.store.times import from_micros
 class PurchaseRecord:
     """One purchase. Hashes are 32 bytes, times aware UTC; None means not known, or not yet.
 
-    ``kind`` is ``lcp`` for what was bought from a Lightning peer. ``paying_at`` is the time of the intent.
+    ``kind`` is a value of ``Source``: ``lcp`` for what was bought from a Lightning peer, ``node`` for what a virtual node
+    did, of which there is no invoice. ``paying_at`` is the time of the intent.
     """
 
     job_id: bytes

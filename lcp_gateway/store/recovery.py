@@ -5,6 +5,7 @@ from datetime import datetime
 from sqlalchemy import Connection, bindparam, select
 
 from lcp_gateway.purchase.journal import Learnt
+from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.batch import Batch
 from lcp_gateway.store.engine import Database
@@ -15,11 +16,16 @@ _SWEEP_AT_ONCE = 500
 
 _OWNERS = select(purchases.c.owner).where(purchases.c.state == State.PAYING.value).distinct()
 _LEFT_PAYING = (
-    select(purchases.c.job_id)
+    select(purchases.c.job_id, purchases.c.kind)
     .where(purchases.c.state == State.PAYING.value, purchases.c.owner == bindparam("of_owner"))
     .order_by(purchases.c.paying_at)
     .limit(_SWEEP_AT_ONCE)
 )
+# A node has no payment to look up later: what it was handed and did not refuse counts as bought.
+_BECOMES = {
+    Source.LCP.value: (State.UNKNOWN,),
+    Source.NODE.value: (State.SETTLED, State.UNDELIVERED),
+}
 _STATE = select(purchases.c.state).where(purchases.c.job_id == bindparam("of_job"))
 
 _PATHS = {
@@ -39,7 +45,7 @@ class NotUnknown(Exception):
 
 
 async def sweep(database: Database, at: datetime) -> int:
-    """Turn what dead processes left ``paying`` into ``unknown``; gives how many.
+    """Turn what dead processes left ``paying`` into ``unknown``, or at a node ``undelivered``; gives how many.
 
     Whether a process is dead is told by its lock, which the system or the server drops with it, and never by time:
     what a live process has under way is not touched. To be called at the start and from time to time.
@@ -90,11 +96,11 @@ def _sweep_some(database: Database, connection: Connection, at: datetime) -> int
     for owner in sorted(connection.execute(_OWNERS).scalars()):
         if not database.is_gone(connection, owner):
             continue
-        left = connection.execute(_LEFT_PAYING, {"of_owner": owner}).scalars().all()
+        left = connection.execute(_LEFT_PAYING, {"of_owner": owner}).all()
         # Another sweeper may have been quicker; its notes and these are the same.
-        notes = [NoteEntry(job_id, State.UNKNOWN, at) for job_id in left]
+        notes = [NoteEntry(job_id, state, at) for job_id, kind in left for state in _BECOMES[kind]]
         if notes:
             Batch(database.owner, notes, []).write(connection)
             # One owner a transaction, and no more of it than fits into a short one.
-            return len(notes)
+            return len(left)
     return 0

@@ -23,9 +23,6 @@ from lcp_gateway.purchase.states import State
 HEAD = "0001"
 """The newest migration: what ``alembic_version`` holds when the tables are as below."""
 
-KIND_LCP = "lcp"
-"""``purchases.kind`` of what was bought from a Lightning peer."""
-
 OPEN_STATES = (State.PAYING, State.UNKNOWN)
 """States in which it is not known whether money moved."""
 
@@ -40,6 +37,7 @@ purchases = Table(
     Column("job_id", LargeBinary(32), primary_key=True),
     Column("payment_hash", LargeBinary(32), index=True),
     Column("state", Text, nullable=False),
+    # Where it was bought: a value of ``Source``.
     Column("kind", Text, nullable=False),
     Column("task_kind", Text, nullable=False),
     Column("model", Text, nullable=False),

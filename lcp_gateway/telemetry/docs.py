@@ -5,21 +5,26 @@ from itertools import groupby
 from lcp_gateway.telemetry.labels import MAX_LABEL_LENGTH
 from lcp_gateway.telemetry.metrics import MAX_MODELS, MAX_PEERS
 from lcp_gateway.telemetry.names import (
+    AUTO,
+    CHANGES,
     CHANNEL_STATES,
     FAILOVER_CAUSES,
     GRPC_CODES,
     GRPC_METHODS,
     MISMATCHES,
+    NODE_PREFIX,
     OUTCOMES,
     PERIODS,
     PHASES,
     REASONS,
     RECONCILED,
     REPEATS,
+    SOURCES,
     SPECS,
     VERDICTS,
     Spec,
 )
+from lcp_gateway.telemetry.routing import MAX_NODES
 
 _TITLES = {
     "money": "Money",
@@ -28,6 +33,7 @@ _TITLES = {
     "latency": "Latency",
     "traffic": "Traffic",
     "peers": "Peers",
+    "routing": "Routing and nodes",
     "errors": "Errors",
     "process": "Process",
 }
@@ -77,25 +83,28 @@ def _row(spec: Spec) -> str:
 
 def _label_values() -> dict[str, str]:
     return {
-        "cause": f"{_words(FAILOVER_CAUSES)}, `other`; its quote was refused, or it gave none",
+        "cause": f"{_words(FAILOVER_CAUSES)}, `other`; its quote was refused, or it gave none or, a node, no answer",
         "code": f"{_words(GRPC_CODES)}, `other`",
         "endpoint": "the template of the route, such as `/v1/chat/completions`",
         "how": f"{_words(REPEATS)}, `other`; it waits for what is being bought, got the answer again, or was told that it is gone",
         "method": f"{_words(GRPC_METHODS)}, `other`",
         "mismatch": f"{_words(MISMATCHES)}, `other`",
-        "model": "a model that a peer advertises or has advertised, or `other`",
+        "model": f"a model that a provider offers or has offered, `{AUTO}` where the request leaves the choice to the gateway, or `other`",
+        "node": f"the name of a virtual node in the configuration, at most {MAX_NODES}",
         "outcome": f"{_words(OUTCOMES)}; what was known when the call ended",
         "payment": f"{_words(VERDICTS)}; the same word as in the header `X-Lcp-Payment`",
-        "peer": "the peer's id (66 hexadecimal digits), or `other`",
+        "peer": f"the provider's id: a peer's 66 hexadecimal digits or a virtual node's `{NODE_PREFIX}NAME`; or `other`",
         "period": f"{_words(PERIODS)}, `other`",
         "phase": f"{_words(PHASES)}, `other`",
         "protocol": "the version of the protocol that the daemon speaks",
         "python": "the version of Python",
         "reason": f"{_words(REASONS)}, `other`",
         "result": f"{_words(RECONCILED)}, `other`",
+        "source": f"{_words(SOURCES)}; a Lightning peer, or a virtual node",
         "state": f"{_words(CHANNEL_STATES)}",
         "status": "the HTTP status",
         "stream": "`true` when the client asked for a stream, else `false`",
+        "to": f"{_words(CHANGES)}",
         "version": "the version of the gateway",
     }
 

@@ -12,6 +12,7 @@ from lcp_gateway.telemetry.families import Exposed, Families
 from lcp_gateway.telemetry.labels import KnownLabels
 from lcp_gateway.telemetry.money import MoneyMetrics
 from lcp_gateway.telemetry.names import (
+    AUTO,
     BY_NAME,
     GRPC_CODES,
     GRPC_METHODS,
@@ -21,16 +22,18 @@ from lcp_gateway.telemetry.names import (
     REASONS,
     VERDICTS,
 )
+from lcp_gateway.telemetry.routing import RoutingMetrics
 
 MAX_MODELS = 200
 MAX_PEERS = 200
 _MAX_ENDPOINTS = 32
+_AUTO_START = AUTO + ":"
 
 _Add = Callable[[float], None]
 _PEER_FAMILIES = ("payments_total", "payment_msat_total", "undelivered_total", "undelivered_msat_total")  # fmt: skip
 
 
-class Metrics(MoneyMetrics):
+class Metrics(MoneyMetrics, RoutingMetrics):
     """Counts what the gateway does, in a registry of its own.
 
     Label values are bounded: models and peers that ``set_known`` never named, and words that the table does not
@@ -50,12 +53,16 @@ class Metrics(MoneyMetrics):
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         families = Families(self.registry)
-        super().__init__(families, KnownLabels(MAX_PEERS), clock)
+        peers = KnownLabels(MAX_PEERS)
+        MoneyMetrics.__init__(self, families, peers, clock)
+        RoutingMetrics.__init__(self, families, peers, self._admit_peers)
         self._counters = families.counters
         self._gauges = families.gauges
         self._histograms = families.histograms
         self._snapshot_at = clock()
-        self._models = KnownLabels(MAX_MODELS)
+        # One more than the models: what a request asks for where it leaves the choice to the gateway is none of them.
+        self._models = KnownLabels(MAX_MODELS + 1)
+        self._models.admit((AUTO,))
         self._endpoints: set[str] = set()
         # Bound methods of label children, by folded label values: looking one up costs far less than labels().
         self._request: dict[tuple[str, str, int, str, bool], tuple[_Add, _Add]] = {}
@@ -85,6 +92,8 @@ class Metrics(MoneyMetrics):
 
     def _start_peer_at_zero(self, peer: str) -> None:
         super()._start_peer_at_zero(peer)
+        if peer != OTHER:
+            self._start_choices_at_zero(peer)
         for name in _PEER_FAMILIES:
             counter = self._counters[name]
             if "outcome" in BY_NAME[name].labels:
@@ -164,7 +173,7 @@ class Metrics(MoneyMetrics):
 
     def first_byte(self, endpoint: str, model: str, duration_s: float) -> None:
         """Count the first byte of an answer, timed from the request's head."""
-        key = (self._fold_endpoint(endpoint), self._models.fold(model))
+        key = (self._fold_endpoint(endpoint), self._fold_asked(model))
         latency = self._first_byte.get(key)
         if latency is None:
             latency = self._histograms["first_byte_duration_seconds"].labels(*key).observe
@@ -199,7 +208,7 @@ class Metrics(MoneyMetrics):
 
         ``endpoint`` is the template of its route, ``verdict`` what the answer says of the money.
         """
-        key = (self._fold_endpoint(endpoint), self._models.fold(model), status, verdict, stream)
+        key = (self._fold_endpoint(endpoint), self._fold_asked(model), status, verdict, stream)
         pair = self._request.get(key)
         if pair is None:
             pair = self._request_children(*key)
@@ -227,6 +236,10 @@ class Metrics(MoneyMetrics):
         if is_status and is_verdict:
             self._request[endpoint, model, status, verdict, stream] = pair
         return pair
+
+    def _fold_asked(self, model: str) -> str:
+        # ``auto:fast`` and all its sisters are one: a client makes up what comes after the colon.
+        return AUTO if model.startswith(_AUTO_START) else self._models.fold(model)
 
     def _fold_endpoint(self, endpoint: str) -> str:
         if endpoint in self._endpoints:

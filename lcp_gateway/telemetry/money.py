@@ -6,7 +6,6 @@ from lcp_gateway.telemetry.families import ABSENT, Families
 from lcp_gateway.telemetry.labels import KnownLabels
 from lcp_gateway.telemetry.names import (
     CHANNEL_STATES,
-    FAILOVER_CAUSES,
     MISMATCHES,
     OTHER,
     PERIODS,
@@ -25,7 +24,7 @@ _ABSENT_AT_FIRST = (
 
 
 class MoneyMetrics:
-    """The part of ``Metrics`` that counts the journal, budgets, repeats, the choice of peers and lnd.
+    """The part of ``Metrics`` that counts the journal, budgets, repeats, quotes and lnd.
 
     No method raises, whatever the words and numbers: counting must not stand between a client and what was paid for.
     """
@@ -42,7 +41,6 @@ class MoneyMetrics:
     def _start_money_at_zero(self) -> None:
         counters, gauges = self._families.counters, self._families.gauges
         for name, words in (
-            ("failovers_total", FAILOVER_CAUSES),
             ("joined_total", REPEATS),
             ("reconciled_total", RECONCILED),
         ):
@@ -63,10 +61,6 @@ class MoneyMetrics:
         self._families.counters["quote_mismatches_total"].labels(
             word, self._peers.fold(peer_id)
         ).inc()
-
-    def failover(self, reason: str) -> None:
-        """Count a peer that fell out before payment: its quote was ``refused``, or it ``failed`` to give one."""
-        self._count("failovers_total", reason, FAILOVER_CAUSES)
 
     def runner_up_saving(self, msat: int) -> None:
         """Count what the quote that is taken saves against the next best; one that is dearer counts as nothing."""

@@ -49,6 +49,7 @@ _PRICE_BUCKETS = (1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 1e7, 1e8, 1e
 # A commit with a full sync: under 1 ms on a good SSD, tens of milliseconds on a disk; 5 s is when an intent gives up.
 _COMMIT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+_SCORE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 _C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
 
@@ -97,7 +98,14 @@ SPECS: tuple[Spec, ...] = (
     Spec("peers", _G, "models", "Different models that the peers advertise, by the last snapshot."),
     Spec("peers", _G, "snapshot_age_seconds", "Age of the snapshot of peers, worked out at each scrape; since the start of the gateway as long as there is none."),
     Spec("peers", _C, "snapshots_total", "Snapshots of peers taken since the start."),
-    Spec("peers", _C, "failovers_total", "Peers that fell out of a purchase before anything was paid, so that the next was asked, by cause.", ("cause",)),
+    # routing
+    Spec("routing", _C, "routing_choices_total", "Decisions of auto, by the provider that was put first and its kind; another may be bought from, where that falls out or several are asked.", ("source", "peer")),
+    Spec("routing", _H, "routing_score", "Scores of the choices that were taken: 1 is the best that a provider and its model can be.", ("source",), _SCORE_BUCKETS),
+    Spec("routing", _C, "failovers_total", "Providers that fell out of a purchase before anything was paid, so that the next was asked, by cause and by what kind they are.", ("cause", "source")),
+    Spec("routing", _G, "provider_first_byte_seconds", "Time that a provider takes to the first byte, a decayed average of what was measured, for the model that was measured last. Absent until there is one.", ("source", "peer")),
+    Spec("routing", _G, "provider_tokens_per_second", "Tokens a second, reckoned from bytes, in the same manner. Absent until there is one.", ("source", "peer")),
+    Spec("routing", _G, "node_up", "1 while a virtual node answers and takes part in the choice, else 0.", ("node",)),
+    Spec("routing", _C, "node_changes_total", "Times that a virtual node went away or came back; how it was found at first is not one.", ("node", "to")),
     # errors
     Spec("errors", _C, "grpc_errors_total", "Calls to the daemon that failed, by method and gRPC status code.", ("method", "code")),
     Spec("errors", _C, "client_disconnects_total", "Clients that went away before their answer was complete, by what was going on.", ("phase",)),
@@ -126,6 +134,10 @@ MISMATCHES = (
     "signature",
     "terms_hash",
 )
+SOURCES = ("lcp", "node")
+NODE_PREFIX = "node:"
+AUTO = "auto"
+CHANGES = ("up", "down")
 FAILOVER_CAUSES = ("refused", "failed")
 REPEATS = ("running", "replayed", "lost")
 PERIODS = ("hour", "day", "month")

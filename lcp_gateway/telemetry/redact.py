@@ -12,6 +12,8 @@ MAX_FIELDS = 40
 """Fields of one line, apart from those that every line has."""
 MAX_ITEMS = 16
 """Elements of a list in one field."""
+MAX_ITEM_TEXT = 256
+"""Characters of one of them."""
 MAX_FRAMES = 6
 """Places in the code that an error names, innermost last."""
 
@@ -152,7 +154,7 @@ def _plain(value: object) -> object:
 
 def _plain_text(value: object) -> str:
     if isinstance(value, str):
-        return cut(str(value), 128)
+        return cut(str(value), MAX_ITEM_TEXT)
     if isinstance(value, bytes | bytearray | memoryview):
         return f"<{len(value)} bytes>"
     if isinstance(value, int | float):

@@ -116,5 +116,5 @@ def test_its_retries_of_a_request_join_what_was_paid(codex, account):
 def test_an_unknown_model_is_an_error_and_costs_nothing(codex, account):
     ran = codex("no-such-model")
     assert ran.returncode != 0
-    assert "no connected peer offers the model" in ran.stderr
+    assert "no connected provider offers the model" in ran.stderr
     assert account.accepts == 0

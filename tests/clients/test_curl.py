@@ -78,7 +78,7 @@ def test_a_broken_stream_makes_curl_fail(curl, account, fault):
 def test_an_error_makes_curl_fail_and_still_says_why(curl, account):
     ran = curl(0, {"echo-1": "no-such-model"})
     assert ran.returncode == HTTP_ERROR
-    assert json.loads(ran.stdout)["error"]["code"] == "model_not_found"
+    assert json.loads(ran.stdout)["error"]["code"] == "model_not_available"
     assert account.accepts == 0
 
 

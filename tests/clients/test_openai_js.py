@@ -106,7 +106,7 @@ await failing(() => client.chat.completions.create({ model: "echo-1", messages: 
     assert unknown == {
         "raised": "NotFoundError",
         "status": 404,
-        "code": "model_not_found",
+        "code": "model_not_available",
         "param": "model",
         "type": "invalid_request_error",
         "payment": "none",

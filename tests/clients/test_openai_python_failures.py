@@ -57,7 +57,7 @@ def parts(error) -> tuple:
 def test_an_unknown_model_is_not_found_and_not_asked_for_again(connect, running, tries):
     with pytest.raises(openai.NotFoundError) as caught:
         CALLS["chat"](connect(running, max_retries=3), "no-such-model")
-    assert parts(caught.value) == (404, "invalid_request_error", "model", "model_not_found")
+    assert parts(caught.value) == (404, "invalid_request_error", "model", "model_not_available")
     assert caught.value.body["message"]
     assert caught.value.request_id.startswith("req_")
     assert tries == ["0"]

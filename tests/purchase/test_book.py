@@ -5,6 +5,7 @@ import pytest
 
 from lcp_gateway.purchase import book as book_module
 from lcp_gateway.purchase.book import HeldQuote, QuoteBook, QuoteForAnotherBody, UnknownQuote
+from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import QuoteExpired
 from lcp_gateway.purchase.market import Offer
 from lcp_gateway.purchase.order import Order
@@ -20,7 +21,8 @@ class Library:
 
     def hold(self, order=None, **changes) -> HeldQuote:
         made = replace(quote(), **changes)
-        held = HeldQuote((order or ordered()).without_body(), Offer(made, HASH, None))
+        asked = (order or ordered()).without_body()
+        held = HeldQuote(asked, Offer(asked, Candidate(made.peer_id), made, HASH))
         assert self.book.hold(held) == held.id
         return held
 

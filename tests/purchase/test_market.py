@@ -38,7 +38,7 @@ class Stall:
 
     async def offer(self, order=None):
         try:
-            return await self.market.offer(order or ordered(), list(self.shop.peers))
+            return await self.market.offer(order or ordered(), self.shop.candidates())
         finally:
             await asyncio.gather(*self.background)
 

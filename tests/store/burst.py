@@ -6,13 +6,16 @@ from datetime import UTC, datetime
 
 from lcp_gateway.purchase.journal import Budget, BudgetExceeded, Period
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.engine import open_database
 from lcp_gateway.store.journal import StoredJournal
 from tests.store.journals import intent, job, written
 
 
-async def burst(where: str, name: str, purchases: int, limit_msat: int, clients: int = 16) -> None:
+async def burst(
+    where: str, name: str, purchases: int, limit_msat: int, source: str = "lcp", clients: int = 16
+) -> None:
     database = await open_database(where)
     journal = StoredJournal(database, on_problem=lambda problem: print(problem, file=sys.stderr))
     journal.start()
@@ -23,7 +26,8 @@ async def burst(where: str, name: str, purchases: int, limit_msat: int, clients:
         for number in numbers:
             try:
                 await journal.intend(
-                    intent(f"{name}-{number}"), [Budget(Period.HOUR, Msat(limit_msat))]
+                    intent(f"{name}-{number}", source=Source(source)),
+                    [Budget(Period.HOUR, Msat(limit_msat))],
                 )
             except BudgetExceeded:
                 print(f"refused {name}-{number}", flush=True)
@@ -42,4 +46,4 @@ async def burst(where: str, name: str, purchases: int, limit_msat: int, clients:
 
 
 if __name__ == "__main__":
-    asyncio.run(burst(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    asyncio.run(burst(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:]))

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from lcp_gateway.purchase.journal import Budget, Intent, Period
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.quote import Quote, Source
 from lcp_gateway.purchase.task import TaskKind
 
 NOW = datetime(2026, 11, 21, 12, 30, tzinfo=UTC)
@@ -25,13 +25,19 @@ def job(number: int | str) -> bytes:
     return hashlib.sha256(f"job {number}".encode()).digest()
 
 
-def intent(number: int | str, *, price_msat: int = 1_000, peer_id: str = PEER, **changes) -> Intent:
+def intent(
+    number: int | str,
+    *,
+    price_msat: int = 1_000,
+    peer_id: str = PEER,
+    source: Source = Source.LCP,
+    **changes,
+) -> Intent:
     """An intent of 1,010 msat in all, unless told otherwise."""
     fields = {
         "kind": TaskKind.CHAT_COMPLETIONS,
         "model": "m",
         "stream": False,
-        "upstream": "lcpd",
         "request_id": f"req-{number}",
         "key_id": "",
         "request_sha256": b"q" * 32,
@@ -50,6 +56,7 @@ def intent(number: int | str, *, price_msat: int = 1_000, peer_id: str = PEER, *
         terms_hash=b"\x22" * 32,
         payment_request="lnbcrt1" + "x" * 300,
         protocol_version=2,
+        source=source,
     )
     return Intent(quote=quote, **fields)
 

@@ -14,6 +14,7 @@ from datetime import timedelta
 from lcp_gateway.purchase.answers import Answer, Bounds
 from lcp_gateway.purchase.book import QuoteBook
 from lcp_gateway.purchase.brake import LoopBrake
+from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import PurchaseError
 from lcp_gateway.purchase.flow import Buyer
 from lcp_gateway.purchase.journal import JournalUnavailable
@@ -185,8 +186,8 @@ class Life:
         def spawn(coroutine):
             self.background.append(loop.create_task(coroutine))
 
-        async def peers(task):
-            return ["p1", "p2"]
+        async def routing(order):
+            return [Candidate("p1"), Candidate("p2")]
 
         self.memory = AnswerMemory(
             MemoryLimits(bytes_in_all=60, bytes_for_s=100, keys_for_s=KEYS_FOR_S, repeats_for_s=50),
@@ -205,7 +206,7 @@ class Life:
                 execute_timeout_s=1,
                 now=universe.now,
             ),
-            peers=peers,
+            routing=routing,
             memory=self.memory,
             book=QuoteBook(universe.now),
             brake=LoopBrake(0),
@@ -224,14 +225,14 @@ class Life:
         await answered
         return self.universe.new_job(peer_id, self.number, task.body).quote
 
-    async def execute(self, quote, timeout_s):
+    async def execute(self, quote, task, timeout_s):
         events = self._executed(quote)
         event = await events.get()
         if isinstance(event, BaseException):
             raise event
         return event
 
-    async def execute_stream(self, quote, timeout_s):
+    async def execute_stream(self, quote, task, timeout_s):
         events = self._executed(quote)
         while (event := await events.get()) is not None:
             if isinstance(event, BaseException):

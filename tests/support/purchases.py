@@ -73,13 +73,13 @@ class ScriptedUpstream:
             raise self.outcome
         return self.quoted
 
-    async def execute(self, quote, timeout_s):
+    async def execute(self, quote, task, timeout_s):
         self.calls.append("execute")
         if isinstance(self.outcome, BaseException):
             raise self.outcome
         return self.outcome
 
-    async def execute_stream(self, quote, timeout_s):
+    async def execute_stream(self, quote, task, timeout_s):
         self.calls.append("execute")
         try:
             for event in self.events:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from lcp_gateway.purchase.answers import Answer, Bounds
 from lcp_gateway.purchase.book import QuoteBook
 from lcp_gateway.purchase.brake import LoopBrake
+from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.flow import Buyer
 from lcp_gateway.purchase.limits import SpendingLimits
@@ -85,6 +86,10 @@ class Shop:
     works: list[Work] = field(default_factory=list)
     cancelled: list[tuple[str, str]] = field(default_factory=list)
 
+    def candidates(self) -> list[Candidate]:
+        """Everybody, in order."""
+        return [Candidate(name) for name in self.peers]
+
     async def request_quote(self, task, peer_id, timeout_s):
         self.asked.append(peer_id)
         peer = self.peers[peer_id]
@@ -99,10 +104,10 @@ class Shop:
         self.quotes.append(made)
         return made
 
-    async def execute(self, quote, timeout_s):
+    async def execute(self, quote, task, timeout_s):
         return await self._work(quote).next()
 
-    async def execute_stream(self, quote, timeout_s):
+    async def execute_stream(self, quote, task, timeout_s):
         work = self._work(quote)
         try:
             while (event := await work.next()) is not None:
@@ -235,8 +240,8 @@ def world(
         running.add(task)
         task.add_done_callback(running.discard)
 
-    async def peers(task):
-        return list(shop.peers)
+    async def routing(order):
+        return shop.candidates()
 
     memory = AnswerMemory(memory_limits or MemoryLimits(), lambda: clock[0])
     service = PurchaseService(
@@ -256,7 +261,7 @@ def world(
             execute_timeout_s=1,
             now=lambda: now[0],
         ),
-        peers=peers,
+        routing=routing,
         memory=memory,
         book=QuoteBook(lambda: now[0]),
         brake=LoopBrake(per_minute, lambda: clock[0]),

@@ -153,7 +153,7 @@ def test_the_first_of_two_that_advertise_it_is_chosen(plain, node):
 def test_a_model_that_nobody_advertises_is_404(plain, node):
     answer = post(plain, CHAT, document(model="sleeping"))
     assert answer.status == 404
-    assert answer.error["code"] == "model_not_found" and answer.error["param"] == "model"
+    assert answer.error["code"] == "model_not_available" and answer.error["param"] == "model"
     assert not node.received.of("RequestQuote")
 
 
@@ -189,7 +189,7 @@ def test_the_allowlist_comes_before_the_default_peer(asleep_by_default):
 
 def test_a_model_off_the_allowlist_is_404_though_advertised(listed, node):
     answer = post(listed, CHAT, document(model="shared"))
-    assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+    assert (answer.status, answer.error["code"]) == (404, "model_not_available")
     assert not node.received.of("RequestQuote")
 
 

@@ -5,7 +5,6 @@ import pytest
 from lcp_gateway.telemetry.metrics import MAX_PEERS, Metrics
 from lcp_gateway.telemetry.names import (
     BY_NAME,
-    FAILOVER_CAUSES,
     MISMATCHES,
     PREFIX,
     RECONCILED,
@@ -64,7 +63,6 @@ def test_a_false_quote_is_counted_for_its_peer_with_what_does_not_fit(metrics, v
 @pytest.mark.parametrize(
     ("count", "name", "label", "words"),
     [
-        (Metrics.failover, "failovers_total", "cause", FAILOVER_CAUSES),
         (Metrics.joined, "joined_total", "how", REPEATS),
         (Metrics.reconciled, "reconciled_total", "result", RECONCILED),
         (
@@ -74,7 +72,7 @@ def test_a_false_quote_is_counted_for_its_peer_with_what_does_not_fit(metrics, v
             MISMATCHES,
         ),
     ],
-    ids=["failover", "joined", "reconciled", "mismatch"],
+    ids=["joined", "reconciled", "mismatch"],
 )
 def test_words_are_counted_from_zero_and_unknown_ones_as_other(
     metrics, value, count, name, label, words

@@ -9,16 +9,21 @@ import lcp_gateway
 from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.lightning.checks import Mismatch
 from lcp_gateway.purchase.journal import Period
+from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import VERDICTS as VERDICT_OF_STATE
 from lcp_gateway.purchase.states import State
+from lcp_gateway.routing import catalog, registry
 from lcp_gateway.telemetry.names import (
+    AUTO,
     GRPC_CODES,
     GRPC_METHODS,
     MISMATCHES,
+    NODE_PREFIX,
     OUTCOMES,
     PERIODS,
     PHASES,
     REASONS,
+    SOURCES,
     VERDICTS,
 )
 
@@ -72,6 +77,12 @@ def test_mismatches_are_those_of_the_check():
 
 def test_periods_are_those_of_the_budgets():
     assert set(PERIODS) == {period.value for period in Period}
+
+
+def test_sources_and_names_are_those_of_the_router():
+    assert set(SOURCES) == {source.value for source in Source}
+    assert catalog.NODE_PREFIX == NODE_PREFIX
+    assert registry.AUTO == AUTO
 
 
 def test_methods_are_those_of_the_service():

@@ -1,0 +1,64 @@
+"""The peers' catalog and the nodes that are up, as one."""
+
+import asyncio
+from typing import Protocol
+
+from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.routing.catalog import Catalog, Provider
+from lcp_gateway.upstreams.peers import PeerWatch
+
+
+class Nodes(Protocol):
+    """Who watches the nodes."""
+
+    @property
+    def providers(self) -> tuple[Provider, ...]:
+        """Those that are up; the same object while nothing has changed."""
+        ...
+
+    async def refresh(self) -> None:
+        """Look at all of them now."""
+        ...
+
+
+class Catalogs:
+    """Gives one catalog of everybody. With peers alone it is the peers' own."""
+
+    def __init__(self, peers: PeerWatch, nodes: Nodes | None) -> None:
+        self._peers = peers
+        self._nodes = nodes
+        self._merged: tuple[Catalog, tuple[Provider, ...], Catalog] | None = None
+
+    @property
+    def catalog(self) -> Catalog:
+        """The last snapshot of all; the same object while nothing has changed."""
+        of_peers = self._peers.catalog
+        nodes = self._nodes.providers if self._nodes is not None else ()
+        if not nodes:
+            return of_peers
+        held = self._merged
+        if held is None or held[0] is not of_peers or held[1] is not nodes:
+            merged = Catalog((*of_peers.providers, *nodes), of_peers.taken_at)
+            held = self._merged = (of_peers, nodes, merged)
+        return held[2]
+
+    @property
+    def problem(self) -> UpstreamError | None:
+        """Why nothing can be bought from peers, or None. While a node is up, something can be bought elsewhere."""
+        if self._nodes is not None and self._nodes.providers:
+            return None
+        return self._peers.problem
+
+    @property
+    def age_s(self) -> float:
+        """How old the snapshot of the peers is; what they do does not matter while a node is up."""
+        if self._nodes is not None and self._nodes.providers:
+            return 0.0
+        return self._peers.age_s
+
+    async def refresh_if_stale(self) -> Catalog:
+        """Give a fresh snapshot, or the last one if none can be had."""
+        if self._nodes is None:
+            return await self._peers.refresh_if_stale()
+        await asyncio.gather(self._peers.refresh_if_stale(), self._nodes.refresh())
+        return self.catalog

@@ -1,0 +1,232 @@
+"""From an order to its candidates: the operator's aliases, the choice that ``auto`` stands for, the adapters."""
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+from lcp_gateway.adapters.completions import NotAdaptable
+from lcp_gateway.adapters.documents import parse_json
+from lcp_gateway.app.adapting import COMPLETIONS_AS_CHAT, adaptation
+from lcp_gateway.purchase.candidate import Candidate
+from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.routing.auto import AutoChoice, Decision, Nobody, Scored
+from lcp_gateway.routing.catalog import Catalog, Provider
+from lcp_gateway.routing.choice import (
+    ModelNotFound,
+    NoProvider,
+    RoutingError,
+    RoutingRules,
+    candidates,
+)
+from lcp_gateway.routing.explain import explanation, named_explanation
+from lcp_gateway.routing.needs import needs_of
+from lcp_gateway.routing.offers import Entry, Offers
+from lcp_gateway.routing.policy import UnknownWish, Wish, is_auto, parse_wish
+from lcp_gateway.routing.records import Mode
+from lcp_gateway.routing.registry import Registry
+
+_KNOWN_WORDS = 20
+# More than these are hardly ever asked for one request.
+_CANDIDATES = 5
+
+
+class Catalogs(Protocol):
+    """Who keeps the catalog."""
+
+    @property
+    def catalog(self) -> Catalog:
+        """The last snapshot."""
+        ...
+
+    async def refresh_if_stale(self) -> Catalog:
+        """Give a fresh snapshot, or the last one if none can be had."""
+        ...
+
+
+def mode_of(task: Task) -> Mode:
+    """Give the way in which a task is answered."""
+    if task.kind is TaskKind.EMBEDDINGS:
+        return Mode.EMBEDDING
+    return Mode.STREAM if task.stream else Mode.WHOLE
+
+
+class Chooser:
+    """Gives the candidates for an order, and looks again in a fresh catalog before it gives up."""
+
+    def __init__(
+        self,
+        catalogs: Catalogs,
+        *,
+        rules: RoutingRules,
+        registry: Registry,
+        auto: AutoChoice,
+        available: Callable[[str], bool],
+        on_decision: Callable[[Order, Decision], None] = lambda _order, _decision: None,
+        draw: Callable[[], float] = random.random,  # noqa: S311 - spreads load, and hides nothing
+    ) -> None:
+        """``available`` asks whether a provider may be asked now; ``on_decision`` hears of every choice of ``auto``."""
+        self._catalogs = catalogs
+        self._rules = rules
+        self._registry = registry
+        self._auto = auto
+        self._available = available
+        self._on_decision = on_decision
+        self._draw = draw
+        self._offers: tuple[Catalog, Offers] | None = None
+
+    async def __call__(self, order: Order) -> Sequence[Candidate]:
+        """Give the candidates, the first choice first.
+
+        Raises:
+            RoutingError: there are none.
+            NotAdaptable: the model only chats, and the request has something that no chat can do.
+        """
+        try:
+            return self._choose(self._catalogs.catalog, order)
+        except RoutingError:
+            # Perhaps the provider or the model has just appeared.
+            return self._choose(await self._catalogs.refresh_if_stale(), order)
+
+    def offers(self) -> Offers:
+        """Give what is on offer now."""
+        return self._offers_of(self._catalogs.catalog)
+
+    def explain(self, order: Order) -> Mapping[str, object]:
+        """Say how an order would be routed now, and do nothing about it.
+
+        Raises:
+            RoutingError: nobody suits.
+        """
+        catalog, task = self._catalogs.catalog, order.task
+        name = self._registry.resolve(task.model)
+        if is_auto(name):
+            return explanation(task, name, self._decide(catalog, order))
+        wanted = replace(task, model=name)
+        found = candidates(catalog, wanted, self._rules, asked_as=task.model)
+        offers = self._offers_of(catalog)
+        traits = offers.traits.get(name) or self._registry.traits(name)
+        entries = [Entry(provider, name, traits) for provider in found]
+        scored = list(self._auto.rank(entries, mode_of(task), Wish(), len(entries)))
+        if not self._rules.by_score:
+            scored.sort(key=lambda one: found.index(one.entry.provider))
+        return named_explanation(task, name, scored, by_score=self._rules.by_score)
+
+    def _choose(self, catalog: Catalog, order: Order) -> Sequence[Candidate]:
+        name = self._registry.resolve(order.task.model)
+        if is_auto(name):
+            decision = self._decide(catalog, order)
+            self._on_decision(order, decision)
+            return self._ready(
+                (scored.entry.provider, partial(self._decided, order.task, decision, scored))
+                for scored in decision.ranked
+            )
+        return self._named(catalog, order.task, name)
+
+    def _ready(
+        self, found: Iterable[tuple[Provider, Callable[[], Candidate]]]
+    ) -> Sequence[Candidate]:
+        """Make candidates of the first that may be asked now and can be adapted to."""
+        ready: list[Candidate] = []
+        problem: NotAdaptable | None = None
+        for provider, make in found:
+            if len(ready) >= _CANDIDATES:
+                break
+            if not self._available(provider.peer_id):
+                continue
+            try:
+                ready.append(make())
+            except NotAdaptable as error:
+                problem = error
+        if ready:
+            return ready
+        if problem is not None:
+            raise problem
+        raise NoProvider("every provider that suits has failed lately; try again soon")
+
+    def _decide(self, catalog: Catalog, order: Order) -> Decision:
+        task = order.task
+        offers = self._offers_of(catalog)
+        document: Any = parse_json(task.body)
+        try:
+            wish = parse_wish(self._registry.resolve(task.model), offers.capabilities)
+            return self._auto.decide(
+                offers,
+                task.kind,
+                mode_of(task),
+                wish,
+                needs_of(task.kind, document, len(task.body)),
+                self._draw(),
+            )
+        except UnknownWish as error:
+            raise ModelNotFound(
+                "after auto: only these words are known: " + ", ".join(error.known[:_KNOWN_WORDS])
+            ) from None
+        except Nobody as error:
+            if not catalog.providers:
+                raise NoProvider("no peers are connected") from None
+            if error.offered:
+                raise NoProvider(
+                    "every provider that suits has failed lately; try again soon"
+                ) from None
+            raise ModelNotFound("no model that is offered here suits this request") from None
+
+    def _decided(self, task: Task, decision: Decision, scored: Scored) -> Candidate:
+        entry = scored.entry
+        provider = entry.provider
+        where = (
+            {"source": Source.NODE.value, "node": provider.node_name}
+            if provider.source is Source.NODE
+            else {"source": Source.LCP.value, "peer": provider.peer_id}
+        )
+        return self._candidate(
+            task,
+            provider,
+            entry.model,
+            {
+                **where,
+                "model": entry.model,
+                "score": round(scored.score, 4),
+                "reason": decision.reason(scored),
+                "candidates": decision.offered,
+            },
+        )
+
+    def _named(self, catalog: Catalog, task: Task, name: str) -> Sequence[Candidate]:
+        wanted = task if name == task.model else replace(task, model=name)
+        found = candidates(catalog, wanted, self._rules, self._available, asked_as=task.model)
+        if len(found) > 1 and self._rules.by_score:
+            offers = self._offers_of(catalog)
+            entries = [Entry(provider, name, offers.traits[name]) for provider in found]
+            in_order = self._auto.order(entries, mode_of(task), self._draw())
+            found = [entry.provider for entry in in_order] or found
+        return [self._candidate(task, provider, name, None) for provider in found]
+
+    def _candidate(
+        self, task: Task, provider: Provider, model: str, routing: dict[str, object] | None
+    ) -> Candidate:
+        # A provider that offers neither was named by the operator: it gets what peers take.
+        as_chat = task.kind is TaskKind.COMPLETIONS and not provider.offers(
+            TaskKind.COMPLETIONS, model
+        )
+        adapt = adaptation(task, model, self._registry.card(model), as_chat=as_chat)
+        if as_chat:
+            # What cannot be adapted is said before anything is asked of anybody.
+            adapt(task)
+        return Candidate(provider.peer_id, adapt, COMPLETIONS_AS_CHAT if as_chat else "", routing)
+
+    def _offers_of(self, catalog: Catalog) -> Offers:
+        if self._offers is None or self._offers[0] is not catalog:
+            rules = self._rules
+            made = Offers.of(
+                catalog,
+                self._registry,
+                allowlist=frozenset() if rules.allow_unlisted else rules.allowlist,
+                model_peers=rules.model_peers,
+                default_peer_id=rules.default_peer_id,
+            )
+            self._offers = (catalog, made)
+        return self._offers[1]

@@ -1,0 +1,117 @@
+"""What the purchases tell the router: who is at work, who delivered, how fast, at what price."""
+
+from collections.abc import Sequence
+
+from lcp_gateway.app.chooser import mode_of
+from lcp_gateway.purchase.answers import Answer
+from lcp_gateway.purchase.errors import PaymentFailed
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.service import Observer
+from lcp_gateway.purchase.states import State
+from lcp_gateway.routing.records import Mode, Records
+from lcp_gateway.routing.standing import Standings
+from lcp_gateway.telemetry.metrics import Metrics
+
+# A stream's event carries about a token in about so many bytes of JSON; a whole answer's token has about four.
+_STREAM_BYTES_PER_TOKEN = 150.0
+_BYTES_PER_TOKEN = 4.0
+_LEAST_S = 0.001
+# What comes within a hundredth of a second of the first byte was there already, and tells nothing of a pace.
+_LEAST_REST_S = 0.01
+_FAILED = frozenset({State.UNDELIVERED, State.UNKNOWN, State.NOT_PAID})
+# A node's failures that are its own doing, rather than the request's.
+_NODES_OWN = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "DATA_LOSS", "RESOURCE_EXHAUSTED"})
+
+
+class Measuring(Observer):
+    """Keeps the records of speed and delivery, and the nodes' standing."""
+
+    def __init__(self, records: Records, standings: Standings, metrics: Metrics) -> None:
+        self._records = records
+        self._standings = standings
+        self._metrics = metrics
+
+    def quoted(self, answer: Answer) -> None:
+        """Note that a provider gets something to do."""
+        if answer.purchase is not None:
+            self._records.started(answer.purchase.quote.peer_id)
+
+    def fell_out(self, purchase: Purchase, error: PaymentFailed, *, goes_on: bool) -> None:
+        """Note that a node did not do it."""
+        provider_id = purchase.quote.peer_id
+        if goes_on:
+            self._records.finished(provider_id)
+            self._metrics.failover("failed")
+        if error.status in _NODES_OWN:
+            self._standings.failed_to_quote(provider_id)
+            if goes_on:
+                self._records.failed(provider_id)
+
+    def ended(self, answer: Answer) -> None:
+        """Note how it went."""
+        purchase = answer.purchase
+        if purchase is None:
+            return
+        quote, task = purchase.quote, purchase.order.task
+        self._records.finished(quote.peer_id)
+        if purchase.state is State.DELIVERED:
+            mode = mode_of(task)
+            first_byte_s, tokens_per_s = _speed(answer, mode)
+            self._records.delivered(
+                quote.peer_id,
+                task.model,
+                mode,
+                first_byte_s=first_byte_s,
+                tokens_per_s=tokens_per_s,
+            )
+            view = self._records.view(quote.peer_id, task.model, mode)
+            self._metrics.provider_speed(
+                quote.peer_id, quote.source.value, view.first_byte_s, view.tokens_per_s
+            )
+        elif purchase.state in _FAILED and not _is_requests_fault(answer, purchase):
+            self._records.failed(quote.peer_id)
+
+
+class Observers(Observer):
+    """Tells several."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def quoted(self, answer: Answer) -> None:
+        """A quote was taken for it."""
+        for observer in self._observers:
+            observer.quoted(answer)
+
+    def fell_out(self, purchase: Purchase, error: PaymentFailed, *, goes_on: bool) -> None:
+        """A node did not do it."""
+        for observer in self._observers:
+            observer.fell_out(purchase, error, goes_on=goes_on)
+
+    def ended(self, answer: Answer) -> None:
+        """Nothing more will come of it."""
+        for observer in self._observers:
+            observer.ended(answer)
+
+
+def _speed(answer: Answer, mode: Mode) -> tuple[float | None, float | None]:
+    took_s = max((answer.execute_s or 0.0) - answer.waited_s, _LEAST_S)
+    match mode:
+        case Mode.EMBEDDING:
+            return took_s, None
+        case Mode.WHOLE:
+            return None, answer.size / _BYTES_PER_TOKEN / took_s
+        case Mode.STREAM:
+            first_s = answer.first_byte_s
+            rest_s = max(took_s - (first_s or 0.0), _LEAST_REST_S)
+            return first_s, answer.size / _STREAM_BYTES_PER_TOKEN / rest_s
+
+
+def _is_requests_fault(answer: Answer, purchase: Purchase) -> bool:
+    error = answer.error
+    return (
+        purchase.quote.source is Source.NODE
+        and isinstance(error, PaymentFailed)
+        and error.status not in _NODES_OWN
+    )

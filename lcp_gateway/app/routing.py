@@ -1,0 +1,194 @@
+"""Makes the parts that choose: nodes, catalog, registry, records, standings and the chooser."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from structlog.typing import FilteringBoundLogger
+
+from lcp_gateway.app.catalogs import Catalogs
+from lcp_gateway.app.chooser import Chooser
+from lcp_gateway.config import ModelConfig, NodeConfig, Settings, all_nodes
+from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.routing.auto import AutoChoice, AutoPolicy, Decision
+from lcp_gateway.routing.choice import RoutingRules
+from lcp_gateway.routing.policy import Weights
+from lcp_gateway.routing.query import WORDS
+from lcp_gateway.routing.records import Records
+from lcp_gateway.routing.registry import ModelCard, Registry, kinds_for
+from lcp_gateway.routing.standing import StandingRules, Standings
+from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.upstreams.node_price import NodePrice
+from lcp_gateway.upstreams.nodes import NodeWatch
+from lcp_gateway.upstreams.openai_http import HttpNode, OpenAIHttpUpstream
+from lcp_gateway.upstreams.peers import PeerWatch
+
+_KIND_OF = {word: kind for kind, word in WORDS.items()}
+_MSAT_PER_SAT = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class NodeParts:
+    """The virtual nodes: how they are bought from, and who watches them."""
+
+    upstream: OpenAIHttpUpstream
+    watch: NodeWatch
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingParts:
+    """Everything that takes part in a choice."""
+
+    rules: RoutingRules
+    registry: Registry
+    records: Records
+    standings: Standings
+    catalogs: Catalogs
+    auto: AutoChoice
+    chooser: Chooser
+
+
+def routing_rules(settings: Settings) -> RoutingRules:
+    """What the settings say about who gets a task."""
+    return RoutingRules(
+        model_peers=settings.model_map,
+        default_peer_id=settings.default_peer_id or None,
+        allowlist=frozenset(settings.model_allowlist),
+        allow_unlisted=settings.allow_unlisted_models,
+        by_score=settings.explicit_choice == "score",
+    )
+
+
+def model_registry(settings: Settings) -> Registry:
+    """What the settings say about models."""
+    return Registry({name: _card(config) for name, config in settings.models.items()})
+
+
+def http_nodes(settings: Settings) -> tuple[HttpNode, ...]:
+    """The virtual nodes that the settings name."""
+    return tuple(_node(config) for config in all_nodes(settings))
+
+
+def node_parts(
+    settings: Settings, registry: Registry, metrics: Metrics, log: FilteringBoundLogger
+) -> NodeParts | None:
+    """Make what the nodes need; None where there are none. Opens nothing yet."""
+    nodes = http_nodes(settings)
+    if not nodes:
+        return None
+
+    def changed(name: str, up: bool) -> None:
+        metrics.node_up(name, up)
+        if up:
+            log.info("a node is up", node=name, models=watch.states[name].models)
+        else:
+            log.warning("a node is down", node=name, problem=watch.states[name].problem)
+
+    def describe(model: str, node: HttpNode) -> frozenset[TaskKind]:
+        return kinds_for(registry.traits(model), node.kinds)
+
+    upstream = OpenAIHttpUpstream(
+        nodes,
+        on_down=lambda provider_id: watch.down(provider_id),  # noqa: PLW0108 - the watch comes after
+    )
+    watch = NodeWatch(
+        upstream,
+        nodes,
+        refresh_s=settings.nodes_refresh_s,
+        timeout_s=settings.timeout_quote_s,
+        describe=describe,
+        on_change=changed,
+    )
+    return NodeParts(upstream, watch)
+
+
+def routing_parts(
+    settings: Settings,
+    *,
+    peers: PeerWatch,
+    nodes: NodeParts | None,
+    registry: Registry,
+    metrics: Metrics,
+    log: FilteringBoundLogger,
+) -> RoutingParts:
+    """Wire everything that takes part in a choice."""
+    rules = routing_rules(settings)
+    records = Records(half_life_s=settings.routing_half_life_s, clock=time.monotonic)
+    standings = Standings(
+        StandingRules(
+            exposure_base_msat=settings.exposure_base_msat,
+            exposure_share_ppm=settings.exposure_share_ppm,
+            breaker_failures=settings.breaker_failures,
+            breaker_pause_s=settings.breaker_pause_s,
+        )
+    )
+    catalogs = Catalogs(peers, nodes.watch if nodes is not None else None)
+    auto = AutoChoice(
+        AutoPolicy(routing_weights(settings), settings.routing_temperature),
+        records,
+        standings.readiness,
+        clock=time.monotonic,
+    )
+
+    def decided(order: Order, decision: Decision) -> None:
+        chosen = decision.chosen
+        provider = chosen.entry.provider
+        metrics.choice(provider.source.value, provider.peer_id, chosen.score)
+        log.info("routing decision", request_id=order.request_id, **decision.as_log())
+
+    chooser = Chooser(
+        catalogs,
+        rules=rules,
+        registry=registry,
+        auto=auto,
+        available=standings.available,
+        on_decision=decided,
+    )
+    return RoutingParts(rules, registry, records, standings, catalogs, auto, chooser)
+
+
+def routing_weights(settings: Settings) -> Weights:
+    """What the settings say that each property weighs."""
+    return Weights(
+        availability=settings.routing_weight_availability,
+        speed=settings.routing_weight_speed,
+        delivery=settings.routing_weight_delivery,
+        price=settings.routing_weight_price,
+        fit=settings.routing_weight_fit,
+    )
+
+
+def model_limits(settings: Settings) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """Give the caps of models: on the price alone, and on price and fee together, the lower of two for one model."""
+    prices = {name: card.max_price_msat for name, card in settings.models.items()}
+    totals = dict(settings.model_max_total_msat)
+    for name, card in settings.models.items():
+        if card.max_total_msat:
+            totals[name] = min(card.max_total_msat, totals.get(name) or card.max_total_msat)
+    return {name: limit for name, limit in prices.items() if limit}, totals
+
+
+def _card(config: ModelConfig) -> ModelCard:
+    return ModelCard(**{item.name: getattr(config, item.name) for item in fields(ModelCard)})
+
+
+def _node(config: NodeConfig) -> HttpNode:
+    price = NodePrice(
+        per_request_msat=config.price_per_request_msat,
+        per_1k_input_msat=config.price_per_1k_input_msat,
+        per_1k_output_msat=config.price_per_1k_output_msat,
+        per_minute_msat=round(config.price_per_minute_sat * _MSAT_PER_SAT),
+        max_output_tokens=config.max_output_tokens,
+    )
+    return HttpNode(
+        name=config.name,
+        base_url=config.base_url,
+        api_key=config.api_key,
+        price=price,
+        timeout_s=config.timeout_s,
+        models=config.models,
+        owned_by=config.owned_by,
+        kinds=frozenset(_KIND_OF[word] for word in config.endpoints),
+        max_connections=config.max_connections,
+    )

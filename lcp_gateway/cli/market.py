@@ -1,0 +1,163 @@
+"""Who is there to be bought from, asked of the daemon and of the nodes themselves, and what routing makes of it."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lcp_gateway.cli.daemon import advice, describe, once_up, opened
+from lcp_gateway.cli.program import CommandFailed, complain
+from lcp_gateway.config import Settings
+from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.ports import Upstream
+from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.routing.auto import AutoChoice, AutoPolicy
+from lcp_gateway.routing.catalog import Catalog, Provider
+from lcp_gateway.routing.query import WORDS
+from lcp_gateway.routing.records import Records
+from lcp_gateway.routing.registry import Registry, kinds_for
+from lcp_gateway.upstreams.lcpd import LcpdUpstream
+
+if TYPE_CHECKING:
+    from lcp_gateway.app.chooser import Chooser
+    from lcp_gateway.app.routing import NodeParts
+    from lcp_gateway.upstreams.nodes import NodeState
+    from lcp_gateway.upstreams.openai_http import HttpNode
+
+KINDS: Mapping[str, TaskKind] = {word: kind for kind, word in WORDS.items()}
+"""The kinds of task by the words that the command line has for them."""
+
+NOTHING_MEASURED = "nothing measured yet: scores are for providers nobody has tried"
+
+
+@dataclass(frozen=True, slots=True)
+class Market:
+    """Everybody who is there, and how to ask them. ``nodes`` tells by name how each node stands."""
+
+    upstream: Upstream
+    catalog: Catalog
+    nodes: "Mapping[str, NodeState]"
+
+
+@dataclass(frozen=True, slots=True)
+class Untried:
+    """Routing as a gateway has it that has just started: nothing is measured, and the best score is always chosen."""
+
+    registry: Registry
+    auto: AutoChoice
+    chooser: "Chooser"
+
+
+@contextlib.asynccontextmanager
+async def opened_market(settings: Settings) -> AsyncIterator[Market]:
+    """Ask everybody, and keep the connections for the block. Who is away is said on standard error.
+
+    Raises:
+        CommandFailed: the daemon cannot be reached and there are no nodes.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            peers = await stack.enter_async_context(opened(settings))
+        except OSError as error:
+            raise CommandFailed(
+                f"{error.filename or 'lcpd_tls_*'}: {error.strerror}"
+            ) from None
+        nodes = await stack.enter_async_context(opened_nodes(settings))
+        if nodes is None:
+            found = await _peers(peers, settings, nodes)
+            yield Market(peers, Catalog(found, time.monotonic()), {})
+            return
+        from lcp_gateway.upstreams.several import Upstreams  # noqa: PLC0415 - only where there are nodes
+
+        found, _ = await asyncio.gather(_peers(peers, settings, nodes), nodes.watch.refresh())
+        states = nodes.watch.states
+        complain(*(f"node {name}: {s.problem}" for name, s in states.items() if not s.up))
+        yield Market(
+            Upstreams(peers, nodes.upstream),
+            Catalog((*found, *nodes.watch.providers), time.monotonic()),
+            states,
+        )
+
+
+@contextlib.asynccontextmanager
+async def opened_nodes(settings: Settings) -> "AsyncIterator[NodeParts | None]":
+    """Give what the nodes of the settings are asked with, for the block; None where there are none."""
+    from lcp_gateway.app.routing import NodeParts, http_nodes, model_registry  # noqa: PLC0415 - imports the whole gateway
+    from lcp_gateway.upstreams.nodes import NodeWatch  # noqa: PLC0415 - as above
+    from lcp_gateway.upstreams.openai_http import OpenAIHttpUpstream  # noqa: PLC0415 - as above
+
+    nodes = http_nodes(settings)
+    if not nodes:
+        yield None
+        return
+    registry = model_registry(settings)
+
+    def describe_model(model: str, node: "HttpNode") -> frozenset[TaskKind]:
+        return kinds_for(registry.traits(model), node.kinds)
+
+    upstream = OpenAIHttpUpstream(nodes)
+    watch = NodeWatch(
+        upstream,
+        nodes,
+        refresh_s=settings.nodes_refresh_s,
+        timeout_s=settings.timeout_quote_s,
+        describe=describe_model,
+    )
+    try:
+        yield NodeParts(upstream, watch)
+    finally:
+        await upstream.close()
+
+
+def untried(settings: Settings, catalog: Catalog) -> Untried:
+    """Wire what takes part in a choice over a catalog that stays as it is."""
+    from lcp_gateway.app.chooser import Chooser  # noqa: PLC0415 - imports the whole gateway
+    from lcp_gateway.app.routing import model_registry, routing_rules, routing_weights  # noqa: PLC0415 - as above
+
+    registry = model_registry(settings)
+    auto = AutoChoice(
+        AutoPolicy(routing_weights(settings), settings.routing_temperature),
+        Records(half_life_s=settings.routing_half_life_s, clock=time.monotonic),
+        lambda _provider_id: 1.0,
+        clock=time.monotonic,
+    )
+    chooser = Chooser(
+        _Still(catalog),
+        rules=routing_rules(settings),
+        registry=registry,
+        auto=auto,
+        available=lambda _provider_id: True,
+        draw=lambda: 0.0,
+    )
+    return Untried(registry, auto, chooser)
+
+
+class _Still:
+    """A catalog that stays as it is."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    @property
+    def catalog(self) -> Catalog:
+        """The only snapshot."""
+        return self._catalog
+
+    async def refresh_if_stale(self) -> Catalog:
+        """Give the same again."""
+        return self._catalog
+
+
+async def _peers(
+    upstream: LcpdUpstream, settings: Settings, nodes: "NodeParts | None"
+) -> tuple[Provider, ...]:
+    try:
+        return await once_up(settings, upstream.list_peers)
+    except UpstreamError as error:
+        words = f"{describe(error, settings)}: {advice(error, settings)}"
+        if nodes is None:
+            raise CommandFailed(words) from None
+        complain(words)
+        return ()

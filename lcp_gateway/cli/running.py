@@ -1,0 +1,160 @@
+"""The gateway that runs with these settings, asked over HTTP: it knows what was measured. Nothing is bought of it."""
+
+import http.client
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from lcp_gateway.cli.output import plain
+from lcp_gateway.cli.program import CommandFailed
+from lcp_gateway.config import Settings, parse_host_port
+from lcp_gateway.purchase.task import TaskKind
+
+_FIND_TIMEOUT_S = 1.0
+_ANSWER_TIMEOUT_S = 5.0
+_MAX_ANSWER_BYTES = 64 * 2**20
+_FAILURES = (OSError, http.client.HTTPException)
+_SERVER = "lcp-gateway"
+_PATHS: Mapping[TaskKind, str] = {
+    TaskKind.CHAT_COMPLETIONS: "/v1/chat/completions",
+    TaskKind.RESPONSES: "/v1/responses",
+    TaskKind.COMPLETIONS: "/v1/completions",
+    TaskKind.EMBEDDINGS: "/v1/embeddings",
+}
+# An address to listen on that is none to call.
+_CALLED_AS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing listens here
+_ADVICE: Mapping[int, str] = {
+    HTTPStatus.UNAUTHORIZED: "; the first of api_keys is presented",
+    HTTPStatus.NOT_FOUND: "; see lcp-gateway models",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An answer over HTTP: its status, who says to have written it, and the JSON object that it is."""
+
+    status: int
+    server: str
+    document: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunningGateway:
+    """A gateway that answers. ``nodes_up`` tells of each node by its name whether it is up."""
+
+    host: str
+    port: int
+    key: str = field(repr=False)
+    nodes_up: Mapping[str, bool] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        """Where it is, for people."""
+        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    def models(self) -> Sequence[Mapping[str, Any]]:
+        """Give its list of models.
+
+        Raises:
+            CommandFailed: it did not answer, or refused.
+        """
+        return _entries(self._ask("GET", "/v1/models"))
+
+    def ranking(self, limit: int) -> Sequence[Mapping[str, Any]]:
+        """Give its models with the score of each at its best provider, the best first.
+
+        Raises:
+            CommandFailed: as in ``models``.
+        """
+        body = json.dumps({"limit": limit}).encode()
+        return _entries(self._ask("POST", "/api/models/route", body))
+
+    def explain(self, kind: TaskKind, body: bytes) -> Mapping[str, Any]:
+        """Give how it would route a request.
+
+        Raises:
+            CommandFailed: as in ``models``; also what is wrong with the request, and that nobody suits.
+        """
+        # A gateway that cannot rank does not know the header either, and would buy the answer.
+        self.ranking(1)
+        return self._ask("POST", _PATHS[kind], body, {"X-Lcp-Route-Only": "true"})
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Mapping[str, Any]:
+        sent = dict(headers or {})
+        if self.key:
+            sent["Authorization"] = f"Bearer {self.key}"
+        try:
+            asked = _call(self.host, self.port, method, path, body, sent, _ANSWER_TIMEOUT_S)
+        except _FAILURES:
+            raise CommandFailed(f"the gateway at {self.url} does not answer") from None
+        if asked.status != HTTPStatus.OK:
+            error = asked.document.get("error")
+            words = refusal(asked.status, error if isinstance(error, Mapping) else {})
+            raise CommandFailed(f"the gateway at {self.url}: {words}")
+        return asked.document
+
+
+def refusal(status: int, error: Mapping[str, Any]) -> str:
+    """Put an error of the gateway, as its answers have it, into a line."""
+    message = str(error.get("message") or "it cannot say")
+    code = " ".join(str(part) for part in (status, error.get("code")) if part)
+    return f"{plain(message)} ({plain(code)}){_ADVICE.get(status, '')}"
+
+
+def running_gateway(settings: Settings) -> RunningGateway | None:
+    """Find the gateway that listens where the settings say; None where there is none."""
+    where = parse_host_port(settings.http_addr)
+    if not where.port:
+        return None
+    host = _CALLED_AS.get(where.host, where.host)
+    try:
+        # This needs no key: none goes to something else that listens there.
+        asked = _call(host, where.port, "GET", "/readyz", None, {}, _FIND_TIMEOUT_S)
+    except _FAILURES:
+        return None
+    if not asked.server.startswith(_SERVER) or "jobs_in_flight" not in asked.document:
+        return None
+    nodes = asked.document.get("nodes") or {}
+    return RunningGateway(
+        host,
+        where.port,
+        next(iter(settings.api_keys), ""),
+        {name: bool(state["up"]) for name, state in nodes.items()},
+    )
+
+
+def _call(
+    host: str,
+    port: int,
+    method: str,
+    path: str,
+    body: bytes | None,
+    headers: Mapping[str, str],
+    timeout_s: float,
+) -> Asked:
+    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+    try:
+        connection.request(method, path, body, {"Content-Type": "application/json", **headers})
+        response = connection.getresponse()
+        text = response.read(_MAX_ANSWER_BYTES)
+        server = response.headers.get("Server", "")
+    finally:
+        connection.close()
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None
+    return Asked(response.status, server, document if isinstance(document, dict) else {})
+
+
+def _entries(document: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    found = document.get("data")
+    return found if isinstance(found, list) else []

@@ -1,0 +1,9 @@
+"""Documents of the gateway's own, as JSON answers."""
+
+import orjson
+from aiohttp import web
+
+
+def json_response(document: object) -> web.Response:
+    """Give a document as an answer."""
+    return web.Response(body=orjson.dumps(document), content_type="application/json")

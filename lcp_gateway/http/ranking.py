@@ -1,0 +1,41 @@
+"""POST /api/models/route: which models suit, ranked, with the reasons. Spends nothing."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import orjson
+from aiohttp import web
+
+from lcp_gateway.http.body import read_body
+from lcp_gateway.http.documents import json_response
+from lcp_gateway.http.errors import bad_request
+from lcp_gateway.routing.query import BadQuery, RouteQuery, read_query
+
+
+class Ranking:
+    """Serves questions to the router."""
+
+    def __init__(
+        self,
+        answer: Callable[[RouteQuery], Sequence[Mapping[str, object]]],
+        *,
+        read_timeout_s: float,
+    ) -> None:
+        self._answer = answer
+        self._read_timeout_s = read_timeout_s
+
+    async def rank(self, request: web.Request) -> web.Response:
+        """Serve POST /api/models/route; an empty body asks for the best of all."""
+        body = await read_body(request, self._read_timeout_s)
+        try:
+            document = orjson.loads(body) if body.strip() else {}
+        except orjson.JSONDecodeError as error:
+            raise bad_request(
+                f"the body is not valid JSON: {error.msg}", code="invalid_json"
+            ) from None
+        if not isinstance(document, dict):
+            raise bad_request("the body must be a JSON object", code="invalid_json")
+        try:
+            query = read_query(document)
+        except BadQuery as error:
+            raise bad_request(error.message, error.param, error.code) from None
+        return json_response({"object": "list", "data": self._answer(query)})

@@ -1,0 +1,365 @@
+"""The choice that ``auto`` stands for: every model at every provider scored, one chosen, the others in reserve."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from typing import Any, NamedTuple
+
+from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.routing.catalog import Provider
+from lcp_gateway.routing.needs import Needs
+from lcp_gateway.routing.offers import Entry, Offers
+from lcp_gateway.routing.policy import Weights, Wish
+from lcp_gateway.routing.records import Mode, Records, View
+from lcp_gateway.routing.score import (
+    Features,
+    fit_feature,
+    load_feature,
+    pick,
+    price_feature,
+    speed_feature,
+)
+
+# So many are weighed anew for every request; the others only when the list is made, once in a while.
+_SHORTLISTED = 12
+_SHORTLIST_S = 1.0
+_MAX_SHORTLISTS = 64
+_ON_TRIAL = 0.5
+_UNFIT, _UNSAID, _FIT = 2, 1, 0
+
+Availability = Callable[[str], float]
+"""Tells of a provider's id whether it may be asked now: 0 no, 1 yes, between them when it is on trial."""
+
+
+@dataclass(frozen=True, slots=True)
+class AutoPolicy:
+    """The operator's weights, and how far the choice strays from the best."""
+
+    weights: Weights = field(default_factory=Weights)
+    temperature: float = 0.05
+
+
+class Scored(NamedTuple):
+    """An entry with its score and what it is made of."""
+
+    entry: Entry
+    score: float
+    features: Features
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was chosen and of what. ``ranked`` is the order in which to ask; its first is the chosen one.
+
+    ``considered`` are those that were weighed, the best score first, ``offered`` says of how many. With the weights, the
+    temperature and ``draw`` the choice can be made again: ``considered[pick(scores, temperature, draw)]``.
+    """
+
+    ranked: tuple[Scored, ...]
+    considered: tuple[Scored, ...]
+    offered: int
+    wish: Wish
+    needs: Needs
+    weights: Weights
+    temperature: float
+    draw: float
+
+    @property
+    def chosen(self) -> Scored:
+        """The first to ask."""
+        return self.ranked[0]
+
+    def reason(self, scored: Scored) -> str:
+        """Say in words why one of the ranked is asked."""
+        features = scored.features
+        strong = [
+            word
+            for word, value in (
+                ("fastest", features.speed),
+                ("cheapest", features.price),
+                ("delivers", features.delivery),
+            )
+            if value > 0.95  # noqa: PLR2004 - as good as the best
+        ]
+        if wanted := sorted(self.needs.capabilities | self.wish.capabilities):
+            can = [word for word in wanted if scored.entry.traits.has(word)]
+            strong += [f"has {word}" for word in can]
+        place = 1 + next(at for at, one in enumerate(self.considered) if one is scored)
+        rank = "best score" if place == 1 else f"score {place}"
+        return f"{rank} of {self.offered}" + (f": {', '.join(strong)}" if strong else "")
+
+    def as_log(self) -> Mapping[str, object]:
+        """Give everything that the choice depended on, in plain values and with all their digits.
+
+        Each of ``considered`` is its features in the order of the weights, the provider's id and the model's name.
+        """
+        return {
+            "words": list(self.wish.words),
+            "needs": sorted(self.needs.capabilities | self.wish.capabilities),
+            "tokens": self.needs.tokens,
+            "weights": " ".join(map(repr, astuple(self.weights))),
+            "temperature": repr(self.temperature),
+            "draw": repr(self.draw),
+            "offered": self.offered,
+            "considered": [
+                f"{' '.join(map(repr, one.features))} {one.entry.provider.peer_id} {one.entry.model}"
+                for one in self.considered
+            ],
+        }
+
+
+@dataclass(slots=True)
+class _Shortlist:
+    entries: tuple[Entry, ...]
+    offered: int
+    made_at: float
+
+
+class Nobody(Exception):
+    """Nothing on offer does it now; ``offered`` tells whether anything on offer would, were it there."""
+
+    def __init__(self, *, offered: bool) -> None:
+        super().__init__("nobody")
+        self.offered = offered
+
+
+class AutoChoice:
+    """Decides. No I/O, one thread; ``clock`` is a monotonic clock in seconds.
+
+    Of many entries the best are found once a second, and those are weighed for every request with what is known then.
+    """
+
+    def __init__(
+        self,
+        policy: AutoPolicy,
+        records: Records,
+        availability: Availability,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._policy = policy
+        self._records = records
+        self._availability = availability
+        self._clock = clock
+        self._offers: Offers | None = None
+        self._shortlists: OrderedDict[object, _Shortlist] = OrderedDict()
+        self._weights: dict[Wish, Weights] = {}
+
+    def decide(
+        self, offers: Offers, kind: TaskKind, mode: Mode, wish: Wish, needs: Needs, draw: float
+    ) -> Decision:
+        """Choose for one request; ``draw`` is uniform in [0, 1).
+
+        Raises:
+            Nobody: nothing suits or nobody is there.
+        """
+        if offers is not self._offers:
+            self._offers = offers
+            self._shortlists.clear()
+        weights = self._weights_of(wish)
+        # Sizes are told apart by powers of two, or every request would have a list of its own.
+        room = 0 if not needs.tokens else 1 << needs.tokens.bit_length()
+        key = (kind, mode, wish, needs.capabilities, room)
+        now = self._clock()
+        found = self._shortlists.get(key)
+        if found is None or now - found.made_at > _SHORTLIST_S:
+            found = self._shortlist(offers, kind, mode, wish, needs, weights, now)
+            self._shortlists[key] = found
+            while len(self._shortlists) > _MAX_SHORTLISTS:
+                self._shortlists.popitem(last=False)
+        considered = self._weigh(found.entries, mode, wish, weights)
+        if not considered:
+            # Everybody on the list has gone within the last second.
+            found = self._shortlist(offers, kind, mode, wish, needs, weights, now)
+            self._shortlists[key] = found
+            considered = self._weigh(found.entries, mode, wish, weights)
+        if not considered:
+            raise Nobody(offered=bool(offers.by_kind[kind]))
+        return self._decision(considered, found.offered, wish, needs, weights, draw)
+
+    def order(self, entries: Sequence[Entry], mode: Mode, draw: float) -> Sequence[Entry]:
+        """Put the providers of one model that the client named in the order in which to ask them."""
+        wish = Wish()
+        weights = self._weights_of(wish)
+        considered = self._weigh(entries, mode, wish, weights)
+        if len(considered) < 2:  # noqa: PLR2004 - nothing to choose
+            return [one.entry for one in considered]
+        decision = self._decision(considered, len(considered), wish, Needs(), weights, draw)
+        return [one.entry for one in decision.ranked]
+
+    def rank(self, entries: Sequence[Entry], mode: Mode, wish: Wish, most: int) -> Sequence[Scored]:
+        """Score entries, the best first, those that are left alone now too; for those who only look."""
+        weights = self._weights_of(wish)
+        return self._weigh(entries, mode, wish, weights, resting_too=True)[:most]
+
+    def _weights_of(self, wish: Wish) -> Weights:
+        weights = self._weights.get(wish)
+        if weights is None:
+            if len(self._weights) >= _MAX_SHORTLISTS:
+                self._weights.clear()
+            weights = self._weights[wish] = wish.weights(self._policy.weights)
+        return weights
+
+    def _decision(
+        self,
+        considered: Sequence[Scored],
+        offered: int,
+        wish: Wish,
+        needs: Needs,
+        weights: Weights,
+        draw: float,
+    ) -> Decision:
+        temperature = self._policy.temperature
+        chosen = pick([one.score for one in considered], temperature, draw)
+        return Decision(
+            _in_turn(considered, chosen),
+            tuple(considered),
+            offered,
+            wish,
+            needs,
+            weights,
+            temperature,
+            draw,
+        )
+
+    def _shortlist(
+        self,
+        offers: Offers,
+        kind: TaskKind,
+        mode: Mode,
+        wish: Wish,
+        needs: Needs,
+        weights: Weights,
+        now: float,
+    ) -> _Shortlist:
+        wanted = needs.capabilities | wish.capabilities
+        suits: dict[object, int] = {}
+        there: dict[str, float] = {}
+        best = _UNFIT
+        found: list[Entry] = []
+        for entry in offers.by_kind[kind]:
+            traits = entry.traits
+            suit = suits.get(entry.model)
+            if suit is None:
+                suit = suits[entry.model] = _suits(entry, wanted, needs.tokens)
+            provider_id = entry.provider.peer_id
+            available = there.get(provider_id)
+            if available is None:
+                available = there[provider_id] = self._availability(provider_id)
+            if suit > best or not available or not _pays(entry, wish):
+                continue
+            if kind is not TaskKind.EMBEDDINGS and traits.type == "embedding":
+                continue
+            if suit < best:
+                best, found = suit, []
+            found.append(entry)
+        scored = self._weigh(found, mode, wish, weights)
+        return _Shortlist(tuple(one.entry for one in scored[:_SHORTLISTED]), len(found), now)
+
+    def _weigh(
+        self,
+        entries: Iterable[Entry],
+        mode: Mode,
+        wish: Wish,
+        weights: Weights,
+        *,
+        resting_too: bool = False,
+    ) -> list[Scored]:
+        """Score the entries whose provider may be asked, the best first; equals stay in the catalog's order."""
+        rooms: dict[str, float | None] = {}
+        found: list[tuple[Entry, View, float]] = []
+        best_s = best_msat = math.inf
+        for entry in entries:
+            provider = entry.provider
+            if provider.peer_id not in rooms:
+                rooms[provider.peer_id] = self._room(provider, resting_too=resting_too)
+            room = rooms[provider.peer_id]
+            if room is None:
+                continue
+            view = self._records.view(provider.peer_id, entry.model, mode)
+            if view.expected_s is not None and view.expected_s < best_s:
+                best_s = view.expected_s
+            price_msat = _price(entry, view)
+            if price_msat is not None and price_msat < best_msat:
+                best_msat = price_msat
+            found.append((entry, view, room))
+        least_s = None if best_s == math.inf else best_s
+        least_msat = None if best_msat == math.inf else best_msat
+        scored = []
+        for entry, view, room in found:
+            # As many digits as the log line shows, so that the choice can be made again from it.
+            features = Features(
+                round(room, 6),
+                round(speed_feature(view.expected_s, least_s), 6),
+                round(view.delivery, 6),
+                round(price_feature(_price(entry, view), least_msat), 6),
+                round(fit_feature(entry.traits.params_b, wish.size), 6),
+            )
+            scored.append(Scored(entry, features.score(weights), features, view))
+        scored.sort(key=lambda one: -one.score)
+        return scored
+
+    def _room(self, provider: Provider, *, resting_too: bool) -> float | None:
+        """Give how much room a provider has, from 0 to 1; None where it may not be asked now."""
+        available = self._availability(provider.peer_id)
+        if not available and not resting_too:
+            return None
+        in_flight = self._records.in_flight(provider.peer_id)
+        return available * load_feature(in_flight, provider.max_inflight_jobs)
+
+
+def _price(entry: Entry, view: View) -> float | None:
+    listed = entry.provider.list_price_msat
+    # A node's price list is certain, where it has one price for everything; else what was asked lately.
+    return float(listed) if listed is not None else view.price_msat
+
+
+def _pays(entry: Entry, wish: Wish) -> bool:
+    return not wish.only_free or entry.provider.list_price_msat == 0
+
+
+def _suits(entry: Entry, wanted: frozenset[str], tokens: int) -> int:
+    """Tell how sure it is that a model can do what is wanted: it can, nobody knows, or it cannot."""
+    traits = entry.traits
+    if tokens and traits.context_length and tokens > traits.context_length:
+        return _UNFIT
+    suit = _FIT
+    for capability in wanted:
+        can = traits.has(capability)
+        if can is None:
+            suit = max(suit, _UNSAID)
+        elif not can:
+            return _UNFIT
+    return suit
+
+
+def _in_turn(considered: Sequence[Scored], chosen: int) -> tuple[Scored, ...]:
+    """Give the chosen one, then the best of each other provider, then the rest."""
+    first = considered[chosen]
+    seen = {first.entry.provider.peer_id}
+    others: list[Scored] = []
+    again: list[Scored] = []
+    for one in considered:
+        if one is first:
+            continue
+        provider_id = one.entry.provider.peer_id
+        (again if provider_id in seen else others).append(one)
+        seen.add(provider_id)
+    return (first, *others, *again)
+
+
+def replay(line: Mapping[str, Any]) -> tuple[str, str]:
+    """Make a choice again from what ``Decision.as_log`` gave; gives the provider's id and the model.
+
+    Raises:
+        KeyError, ValueError: the line is not such.
+    """
+    weights = Weights(*map(float, line["weights"].split()))
+    scores, names = [], []
+    for row in line["considered"]:
+        *features, provider_id, model = row.split(" ", 6)
+        scores.append(Features(*map(float, features)).score(weights))
+        names.append((provider_id, model))
+    return names[pick(scores, float(line["temperature"]), float(line["draw"]))]

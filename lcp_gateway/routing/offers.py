@@ -1,0 +1,84 @@
+"""Everything that is on offer at one moment: each model at each provider, with what is known of the model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.routing.catalog import Catalog, Provider
+from lcp_gateway.routing.policy import is_auto
+from lcp_gateway.routing.registry import Registry, Traits
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A model at a provider."""
+
+    provider: Provider
+    model: str
+    traits: Traits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Offers:
+    """The entries by kind of task, in the catalog's order, and the traits of every model."""
+
+    by_kind: Mapping[TaskKind, tuple[Entry, ...]]
+    names: Mapping[TaskKind, frozenset[str]]
+    traits: Mapping[str, Traits]
+    capabilities: frozenset[str]
+
+    @classmethod
+    def of(
+        cls,
+        catalog: Catalog,
+        registry: Registry,
+        *,
+        allowlist: frozenset[str] = frozenset(),
+        model_peers: Mapping[str, str] = MappingProxyType({}),
+        default_peer_id: str | None = None,
+    ) -> "Offers":
+        """Read a catalog.
+
+        Where there is an allowlist only its models count. A mapped model counts at its provider only, and where there is
+        a default peer no other peer counts. Models that only chat count for completions too: an adapter can help.
+        """
+        facts: dict[str, list[Provider]] = {
+            name: list(providers) for name, providers in catalog.models().items()
+        }
+        traits = {
+            name: registry.traits(name, [p.facts[name] for p in providers if name in p.facts])
+            for name, providers in facts.items()
+        }
+        by_kind: dict[TaskKind, list[Entry]] = {kind: [] for kind in TaskKind}
+        for provider in catalog.providers:
+            for kind, models in provider.models.items():
+                for model in models:
+                    only = model_peers.get(model) or _default(provider, default_peer_id)
+                    if (only and only != provider.peer_id) or is_auto(model):
+                        continue
+                    if allowlist and model not in allowlist:
+                        continue
+                    entry = Entry(provider, model, traits[model])
+                    by_kind[kind].append(entry)
+                    if kind is TaskKind.CHAT_COMPLETIONS and not provider.offers(
+                        TaskKind.COMPLETIONS, model
+                    ):
+                        by_kind[TaskKind.COMPLETIONS].append(entry)
+        return cls(
+            MappingProxyType({kind: tuple(entries) for kind, entries in by_kind.items()}),
+            MappingProxyType(
+                {
+                    kind: frozenset(entry.model for entry in entries)
+                    for kind, entries in by_kind.items()
+                }
+            ),
+            MappingProxyType(traits),
+            frozenset().union(*(found.capabilities for found in traits.values())),
+        )
+
+
+def _default(provider: Provider, default_peer_id: str | None) -> str | None:
+    """Give the default peer where it stands in for this provider: nodes were named by the operator too."""
+    return None if provider.source is Source.NODE else default_peer_id

@@ -1,0 +1,53 @@
+"""Catalogs for tests of the choice, written in a line: providers, models, and what is said of them."""
+
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.routing.auto import AutoChoice, AutoPolicy
+from lcp_gateway.routing.catalog import Catalog, Provider
+from lcp_gateway.routing.needs import Needs
+from lcp_gateway.routing.offers import Offers
+from lcp_gateway.routing.policy import parse_wish
+from lcp_gateway.routing.records import Mode, Records
+from lcp_gateway.routing.registry import ModelCard, Registry
+
+CHAT = TaskKind.CHAT_COMPLETIONS
+
+
+def provider(peer_id, *models, kind=CHAT, **more) -> Provider:
+    """A provider of some models; an id that begins with ``node:`` is a node."""
+    source = Source.NODE if peer_id.startswith("node:") else Source.LCP
+    return Provider(peer_id, "addr", 2, {kind: tuple(models)}, source=source, **more)
+
+
+class Bench:
+    """A choice among some providers, with a clock that the test turns."""
+
+    def __init__(self, *providers, cards=None, policy=None, half_life_s=300.0, **rules) -> None:
+        self.now = 0.0
+        self.ready: dict[str, float] = {}
+        self.registry = Registry({k: ModelCard(**v) for k, v in (cards or {}).items()})
+        self.records = Records(half_life_s=half_life_s, clock=lambda: self.now)
+        self.auto = AutoChoice(
+            policy or AutoPolicy(),
+            self.records,
+            lambda provider_id: self.ready.get(provider_id, 1.0),
+            clock=lambda: self.now,
+        )
+        self.offers = Offers.of(Catalog(tuple(providers), 0.0), self.registry, **rules)
+
+    def decide(self, model="auto", *, draw=0.0, kind=CHAT, mode=Mode.WHOLE, tokens=0, needs=()):
+        wish = parse_wish(model, self.offers.capabilities)
+        return self.auto.decide(
+            self.offers, kind, mode, wish, Needs(frozenset(needs), tokens), draw
+        )
+
+    def chosen(self, model="auto", **more) -> str:
+        return self.decide(model, **more).chosen.entry.provider.peer_id
+
+    def measured(self, provider_id, model, seconds, *, price_msat=None, tokens=100) -> None:
+        """Note an answer of a hundred tokens that took so long."""
+        self.records.delivered(
+            provider_id, model, Mode.WHOLE, first_byte_s=None, tokens_per_s=tokens / seconds
+        )
+        if price_msat is not None:
+            self.records.quoted(provider_id, model, price_msat)
