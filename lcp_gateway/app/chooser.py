@@ -111,9 +111,10 @@ class Chooser:
         traits = offers.traits.get(name) or self._registry.traits(name)
         entries = [Entry(provider, name, traits) for provider in found]
         scored = list(self._auto.rank(entries, mode_of(task), Wish(), len(entries)))
-        if not self._rules.by_score:
+        by_score = self._goes_by_score(found)
+        if not by_score:
             scored.sort(key=lambda one: found.index(one.entry.provider))
-        return named_explanation(task, name, scored, by_score=self._rules.by_score)
+        return named_explanation(task, name, scored, by_score=by_score)
 
     def _choose(self, catalog: Catalog, order: Order) -> Sequence[Candidate]:
         name = self._registry.resolve(order.task.model)
@@ -198,12 +199,16 @@ class Chooser:
     def _named(self, catalog: Catalog, task: Task, name: str) -> Sequence[Candidate]:
         wanted = task if name == task.model else replace(task, model=name)
         found = candidates(catalog, wanted, self._rules, self._available, asked_as=task.model)
-        if len(found) > 1 and self._rules.by_score:
+        if len(found) > 1 and self._goes_by_score(found):
             offers = self._offers_of(catalog)
             entries = [Entry(provider, name, offers.traits[name]) for provider in found]
             in_order = self._auto.order(entries, mode_of(task), self._draw())
             found = [entry.provider for entry in in_order] or found
         return [self._candidate(task, provider, name, None) for provider in found]
+
+    def _goes_by_score(self, found: Sequence[Provider]) -> bool:
+        """Tell whether scores decide. Among peers alone the daemon's order holds, as with openai-serve, if not told otherwise."""
+        return self._rules.by_score or any(p.source is Source.NODE for p in found)
 
     def _candidate(
         self, task: Task, provider: Provider, model: str, routing: dict[str, object] | None

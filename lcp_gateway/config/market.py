@@ -37,9 +37,9 @@ class MarketSettings(BaseSettings):
     )
 
     explicit_choice: forms.Choice = setting(
-        "score",
-        "Who is asked first where several providers offer the model that a client names: by `score`, as for `auto`, or "
-        "in the daemon's `order`.",
+        "order",
+        "Who is asked first where several peers offer the model that a client names: in the daemon's `order`, as with "
+        "openai-serve, or by `score`, as for `auto`. Where a node offers it too, scores always decide.",
         Group.ROUTING,
     )
 

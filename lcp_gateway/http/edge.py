@@ -156,7 +156,11 @@ class Edge:
             fields["state"] = exchange.purchase.state.value
             fields["peer_id"] = quote.peer_id
             fields["job_id"] = quote.job_id.hex()
-            fields["price_msat"] = quote.price_msat
+            fields["price_msat"] = exchange.purchase.cost_msat
+            fields["source"] = quote.source.value
+            bought = exchange.purchase.order.task.model
+            if bought != exchange.model:
+                fields["bought_model"] = bought
             fields["terms_hash"] = quote.terms_hash.hex()
         answer = exchange.answer
         if answer is not None and answer.quote_s is not None:

@@ -10,19 +10,23 @@ from lcp_gateway.purchase.limits import FeeReckoning
 
 def quote_response(held: HeldQuote, fee: FeeReckoning) -> web.Response:
     """Give a quote that can be taken with ``X-Lcp-Quote-Id``; nothing was paid."""
-    quote = held.offer.quote
-    document = {
+    offer = held.offer
+    quote = offer.quote
+    document: dict[str, object] = {
         "object": "lcp.quote",
         "id": held.id,
-        "model": held.order.task.model,
+        "model": offer.order.task.model,
+        "source": quote.source.value,
         "peer_id": quote.peer_id,
         "job_id": quote.job_id.hex(),
         "price_msat": quote.price_msat,
-        "max_fee_msat": fee.fee_msat(quote.price_msat),
-        "runner_up_msat": held.offer.runner_up_msat,
+        "max_fee_msat": fee.fee_for(quote),
+        "runner_up_msat": offer.runner_up_msat,
         "expires_at": int(quote.expires_at.timestamp()),
         "terms_hash": quote.terms_hash.hex(),
     }
+    if offer.candidate.routing is not None:
+        document["routing_info"] = {**offer.candidate.routing, "price_msat": quote.price_msat}
     return web.Response(
         body=orjson.dumps(document),
         content_type="application/json",

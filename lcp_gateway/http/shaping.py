@@ -89,4 +89,6 @@ class Shaping:
                 yield tail
         except ValueError as error:
             # It came whole, and is beyond what the adapter can turn back.
-            raise Undelivered(f"the result cannot be adapted: {error}", quote=self._quote) from error
+            raise Undelivered(
+                f"the result cannot be adapted: {error}", quote=self._quote
+            ) from error

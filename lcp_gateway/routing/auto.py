@@ -1,9 +1,9 @@
 """The choice that ``auto`` stands for: every model at every provider scored, one chosen, the others in reserve."""
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from lcp_gateway.purchase.task import TaskKind
@@ -27,6 +27,8 @@ _SHORTLIST_S = 1.0
 _MAX_SHORTLISTS = 64
 _ON_TRIAL = 0.5
 _UNFIT, _UNSAID, _FIT = 2, 1, 0
+# As many as the log line shows of a feature, so that the choice can be made again from it.
+_DIGITS = 6
 
 Availability = Callable[[str], float]
 """Tells of a provider's id whether it may be asked now: 0 no, 1 yes, between them when it is on trial."""
@@ -269,36 +271,34 @@ class AutoChoice:
     ) -> list[Scored]:
         """Score the entries whose provider may be asked, the best first; equals stay in the catalog's order."""
         rooms: dict[str, float | None] = {}
-        found: list[tuple[Entry, View, float]] = []
-        best_s = best_msat = math.inf
+        there: list[Entry] = []
         for entry in entries:
-            provider = entry.provider
-            if provider.peer_id not in rooms:
-                rooms[provider.peer_id] = self._room(provider, resting_too=resting_too)
-            room = rooms[provider.peer_id]
-            if room is None:
-                continue
-            view = self._records.view(provider.peer_id, entry.model, mode)
-            if view.expected_s is not None and view.expected_s < best_s:
-                best_s = view.expected_s
-            price_msat = _price(entry, view)
-            if price_msat is not None and price_msat < best_msat:
-                best_msat = price_msat
-            found.append((entry, view, room))
-        least_s = None if best_s == math.inf else best_s
-        least_msat = None if best_msat == math.inf else best_msat
+            provider_id = entry.provider.peer_id
+            if provider_id not in rooms:
+                rooms[provider_id] = self._room(entry.provider, resting_too=resting_too)
+            if rooms[provider_id] is not None:
+                there.append(entry)
+        views = self._records.views([(one.provider.peer_id, one.model) for one in there], mode)
+        prices = [_price(entry, view) for entry, view in zip(there, views, strict=True)]
+        times = [view.expected_s for view in views if view.expected_s is not None]
+        best_s = min(times, default=None)
+        best_msat = min([price for price in prices if price is not None], default=None)
+        fits: dict[float | None, float] = {}
         scored = []
-        for entry, view, room in found:
-            # As many digits as the log line shows, so that the choice can be made again from it.
+        for entry, view, price_msat in zip(there, views, prices, strict=True):
+            params_b = entry.traits.params_b
+            fit = fits.get(params_b)
+            if fit is None:
+                fit = fits[params_b] = round(fit_feature(params_b, wish.size), _DIGITS)
             features = Features(
-                round(room, 6),
-                round(speed_feature(view.expected_s, least_s), 6),
-                round(view.delivery, 6),
-                round(price_feature(_price(entry, view), least_msat), 6),
-                round(fit_feature(entry.traits.params_b, wish.size), 6),
+                rooms[entry.provider.peer_id] or 0.0,
+                round(speed_feature(view.expected_s, best_s), _DIGITS),
+                round(view.delivery, _DIGITS),
+                round(price_feature(price_msat, best_msat), _DIGITS),
+                fit,
             )
             scored.append(Scored(entry, features.score(weights), features, view))
-        scored.sort(key=lambda one: -one.score)
+        scored.sort(key=attrgetter("score"), reverse=True)
         return scored
 
     def _room(self, provider: Provider, *, resting_too: bool) -> float | None:
@@ -307,7 +307,7 @@ class AutoChoice:
         if not available and not resting_too:
             return None
         in_flight = self._records.in_flight(provider.peer_id)
-        return available * load_feature(in_flight, provider.max_inflight_jobs)
+        return round(available * load_feature(in_flight, provider.max_inflight_jobs), _DIGITS)
 
 
 def _price(entry: Entry, view: View) -> float | None:

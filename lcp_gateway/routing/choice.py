@@ -32,14 +32,14 @@ class NoProvider(RoutingError):
 class RoutingRules:
     """What the operator set: which models, and which provider for which.
 
-    ``by_score`` has the providers of a model put in the order of their scores; else the daemon's order holds.
+    ``by_score`` has the peers of a model that was named asked in the order of their scores, rather than in the daemon's.
     """
 
     model_peers: Mapping[str, str] = field(default_factory=dict)
     default_peer_id: str | None = None
     allowlist: frozenset[str] = frozenset()
     allow_unlisted: bool = False
-    by_score: bool = True
+    by_score: bool = False
 
 
 def kinds_of(kind: TaskKind) -> tuple[TaskKind, ...]:

@@ -3,8 +3,9 @@
 import enum
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 _MAX_PAIRS = 10_000
 # An average listens to about the last four measurements, so that a provider that changes is soon known for it.
@@ -52,12 +53,12 @@ class Faded:
 
     def blend(self, prior: float | None, now: float) -> float | None:
         """Give the mean logarithm, drawn towards ``prior`` as it fades; None where nothing is known at all."""
-        weight = self.weight_at(now)
         if not self.weight:
             return prior
         mean = self.total / self.weight
         if prior is None:
             return mean
+        weight = self.weight_at(now)
         return (mean * weight + prior * _PRIOR_WEIGHT) / (weight + _PRIOR_WEIGHT)
 
 
@@ -83,8 +84,7 @@ class _Pair:
     views: "dict[Mode, tuple[float, View]]" = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """What is believed of a model at a provider now; None where nobody has measured anything like it.
 
     ``expected_s`` is the time that an answer of usual length would take, ``tokens_per_s`` is reckoned from bytes.
@@ -96,6 +96,14 @@ class View:
     tokens_per_s: float | None
     delivery: float
     price_msat: float | None
+
+
+class _Belief(NamedTuple):
+    """What is believed of a provider, whatever the model; the times as logarithms."""
+
+    first_byte: float | None
+    rate: float | None
+    delivery: float
 
 
 class Records:
@@ -171,61 +179,72 @@ class Records:
 
     def view(self, provider_id: str, model: str, mode: Mode) -> View:
         """Give what is believed of a model at a provider; up to a second old."""
+        return self.views(((provider_id, model),), mode)[0]
+
+    def views(self, pairs: Iterable[tuple[str, str]], mode: Mode) -> list[View]:
+        """Give what is believed of each pair of a provider's id and a model, in their order; up to a second old."""
         now = self._clock()
-        pair = self._pairs.get((provider_id, model))
-        if pair is None:
-            return self._look(provider_id, None, mode, now)
-        held = pair.views.get(mode)
-        if held is None or now - held[0] > _VIEW_S:
-            held = (now, self._look(provider_id, pair, mode, now))
-            pair.views[mode] = held
-        return held[1]
+        # What is believed of a provider is reckoned once for all its models.
+        beliefs: dict[str, _Belief] = {}
+        found = []
+        for key in pairs:
+            pair = self._pairs.get(key)
+            held = pair.views.get(mode) if pair is not None else None
+            if held is not None and now - held[0] <= _VIEW_S:
+                found.append(held[1])
+                continue
+            provider_id = key[0]
+            belief = beliefs.get(provider_id)
+            if belief is None:
+                belief = beliefs[provider_id] = self._believe(provider_id, mode, now)
+            view = self._look(pair, belief, mode, now)
+            if pair is not None:
+                pair.views[mode] = (now, view)
+            found.append(view)
+        return found
 
     def last_price_msat(self, model: str, provider_ids: "tuple[str, ...]") -> int | None:
         """Give the lowest price that was lately asked for a model by any of some providers."""
-        found = [
-            pair.price.total / pair.price.weight
-            for provider_id in provider_ids
-            if (pair := self._pairs.get((provider_id, model))) is not None and pair.price.weight
-        ]
-        return round(math.exp(min(found))) if found else None
+        least: float | None = None
+        for provider_id in provider_ids:
+            pair = self._pairs.get((provider_id, model))
+            if pair is not None and pair.price.weight:
+                price = pair.price.total / pair.price.weight
+                if least is None or price < least:
+                    least = price
+        return None if least is None else round(math.exp(least))
 
-    def _look(self, provider_id: str, pair: _Pair | None, mode: Mode, now: float) -> View:
-        provider = self._providers.get(provider_id)
-        levels = [
-            speeds
-            for speeds in (
-                self._everybody.get(mode),
-                provider.speeds.get(mode) if provider else None,
-                pair.speeds.get(mode) if pair else None,
-            )
-            if speeds is not None
-        ]
+    def _believe(self, provider_id: str, mode: Mode, now: float) -> _Belief:
         first_byte: float | None = None
         rate: float | None = None
-        for level in levels:
-            first_byte = level.first_byte.blend(first_byte, now)
-            rate = level.rate.blend(rate, now)
+        delivery = 1.0
+        provider = self._providers.get(provider_id)
+        for speed in (self._everybody.get(mode), provider.speeds.get(mode) if provider else None):
+            if speed is not None:
+                first_byte = speed.first_byte.blend(first_byte, now)
+                rate = speed.rate.blend(rate, now)
+        if provider is not None:
+            faded = self._fading(provider, now)
+            came = provider.delivered * faded + _PRIOR_DELIVERIES
+            delivery = came / (came + provider.failed * faded)
+        return _Belief(first_byte, rate, delivery)
+
+    def _look(self, pair: _Pair | None, belief: _Belief, mode: Mode, now: float) -> View:
+        first_byte, rate, delivery = belief
+        price = self._prices.blend(None, now)
+        if pair is not None:
+            price = pair.price.blend(price, now)
+            speed = pair.speeds.get(mode)
+            if speed is not None:
+                first_byte = speed.first_byte.blend(first_byte, now)
+                rate = speed.rate.blend(rate, now)
         first_byte_s = None if first_byte is None else math.exp(first_byte)
         tokens_per_s = None if rate is None else math.exp(rate)
         expected_s = first_byte_s
         if tokens_per_s is not None:
             expected_s = (first_byte_s or 0.0) + _USUAL_TOKENS / tokens_per_s
-        delivery = 1.0
-        if provider is not None:
-            faded = self._fading(provider, now)
-            came = provider.delivered * faded + _PRIOR_DELIVERIES
-            delivery = came / (came + provider.failed * faded)
-        price: float | None = self._prices.blend(None, now)
-        if pair is not None:
-            price = pair.price.blend(price, now)
-        return View(
-            expected_s,
-            first_byte_s,
-            tokens_per_s,
-            delivery,
-            None if price is None else math.exp(price),
-        )
+        price_msat = None if price is None else math.exp(price)
+        return View(expected_s, first_byte_s, tokens_per_s, delivery, price_msat)
 
     def _fade(self, provider: _Provider, now: float) -> None:
         faded = self._fading(provider, now)

@@ -171,7 +171,7 @@ EXAMPLES = {
     "preflight_timeout_s": ("250ms", 0.25),
     "default_peer_id": (PEER.upper(), PEER),
     "model_map": (f"a=b:7={PEER.upper()};gpt={PEER}", {"a=b:7": PEER, "gpt": PEER}),
-    "explicit_choice": ("Order", "order"),
+    "explicit_choice": ("Score", "score"),
     "model_allowlist": ("gpt-5,llama", ("gpt-5", "llama")),
     "allow_unlisted_models": ("true", True),
     "models": (

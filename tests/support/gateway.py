@@ -104,8 +104,6 @@ def gateway(
             "XDG_STATE_HOME": folder,
             # Tests of failures would trip it; those of the breaker turn it on.
             "LCP_GATEWAY_BREAKER_FAILURES": "0",
-            # Tests know whom they ask; those of the choice by score turn it on.
-            "LCP_GATEWAY_EXPLICIT_CHOICE": "order",
             # Short, so that tests of clients that leave need not wait; those of joining set their own.
             "LCP_GATEWAY_JOIN_GRACE_S": "0.2",
         }
