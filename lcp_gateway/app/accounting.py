@@ -12,6 +12,7 @@ from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Quote, Source
 from lcp_gateway.purchase.service import Observer
 from lcp_gateway.purchase.states import State
+from lcp_gateway.routing.catalog import NODE_PREFIX
 from lcp_gateway.routing.records import Records
 from lcp_gateway.routing.standing import Standings
 from lcp_gateway.telemetry.metrics import Metrics
@@ -86,7 +87,8 @@ class QuoteFailures:
 
     def __call__(self, peer_id: str, error: PurchaseError) -> None:
         """Note that a peer gave no quote that can be bought."""
-        self._metrics.failover("refused" if isinstance(error, Refused) else "failed")
+        source = Source.NODE if peer_id.startswith(NODE_PREFIX) else Source.LCP
+        self._metrics.failover("refused" if isinstance(error, Refused) else "failed", source.value)
         # UNAVAILABLE is the daemon's absence rather than a peer's fault, and most other words blame the request.
         hung = isinstance(error, UpstreamError) and error.status == "DEADLINE_EXCEEDED"
         if hung or isinstance(error, QuoteMismatch):

@@ -42,7 +42,7 @@ class Measuring(Observer):
         provider_id = purchase.quote.peer_id
         if goes_on:
             self._records.finished(provider_id)
-            self._metrics.failover("failed")
+            self._metrics.failover("failed", purchase.quote.source.value)
         if error.status in _NODES_OWN:
             self._standings.failed_to_quote(provider_id)
             if goes_on:

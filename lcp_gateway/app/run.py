@@ -75,9 +75,12 @@ def _open_upstream(settings: Settings, metrics: Metrics) -> LcpdUpstream:
 class _Refreshed:
     """Counts and logs what a refresh of the peers brought."""
 
-    def __init__(self, metrics: Metrics, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self, metrics: Metrics, log: FilteringBoundLogger, nodes: NodeParts | None
+    ) -> None:
         self._metrics = metrics
         self._log = log
+        self._nodes = nodes
         self._was_up: bool | None = None
 
     def __call__(self, catalog: Catalog | None) -> None:
@@ -86,7 +89,10 @@ class _Refreshed:
         if catalog is not None:
             models = catalog.models()
             self._metrics.snapshot(len(catalog.providers), len(models))
-            self._metrics.set_known(models, [p.peer_id for p in catalog.providers])
+            known = Catalog(self._nodes.watch.providers, 0.0).models() if self._nodes else {}
+            self._metrics.set_known(
+                {*models, *known}, [provider.peer_id for provider in catalog.providers]
+            )
         if up is not self._was_up and (self._was_up is not None or not up):
             if up:
                 self._log.info("the daemon is back")
@@ -100,16 +106,16 @@ async def _serve(settings: Settings, banner: Sequence[str], log: FilteringBoundL
     async with contextlib.AsyncExitStack() as stack:
         upstream = _open_upstream(settings, metrics)
         stack.push_async_callback(upstream.close)
-        watch = PeerWatch(
-            upstream,
-            refresh_s=settings.peers_refresh_s,
-            timeout_s=settings.timeout_quote_s,
-            on_refresh=_Refreshed(metrics, log),
-        )
         registry = model_registry(settings)
         nodes = node_parts(settings, registry, metrics, log)
         if nodes is not None:
             stack.push_async_callback(nodes.upstream.close)
+        watch = PeerWatch(
+            upstream,
+            refresh_s=settings.peers_refresh_s,
+            timeout_s=settings.timeout_quote_s,
+            on_refresh=_Refreshed(metrics, log, nodes),
+        )
         ledgers, lnd = await _prepare(stack, upstream, watch, nodes, settings, metrics, log)
         routing = routing_parts(
             settings, peers=watch, nodes=nodes, registry=registry, metrics=metrics, log=log

@@ -1,9 +1,13 @@
-"""Requests that commands make up themselves, and who would be asked to do them."""
+"""Requests that commands are given or make up themselves, and who would be asked to do them."""
 
 import contextlib
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from lcp_gateway.cli.program import CommandFailed
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.routing.catalog import Catalog, Provider
@@ -11,6 +15,35 @@ from lcp_gateway.routing.choice import RoutingError, candidates
 
 SHORT_PROMPT = "Hello"
 SHORT_ANSWER_TOKENS = 16
+_STDIN = "-"
+
+
+def read_request(file: str) -> tuple[bytes, Mapping[str, Any]]:
+    """Read a request from a file, or from standard input for "-"; gives its bytes and its fields.
+
+    Raises:
+        CommandFailed: it cannot be read, or is no JSON object. Nothing of it is repeated.
+    """
+    raw = _read(file)
+    try:
+        fields = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise CommandFailed("the request is not JSON") from None
+    if not isinstance(fields, dict):
+        raise CommandFailed("the request is no JSON object")
+    return raw, fields
+
+
+def kind_of(fields: Mapping[str, Any]) -> TaskKind:
+    """Tell from a request's fields which endpoint it is for."""
+    if "messages" in fields:
+        return TaskKind.CHAT_COMPLETIONS
+    if "prompt" in fields:
+        return TaskKind.COMPLETIONS
+    if "input" in fields:
+        embeds = "encoding_format" in fields or "dimensions" in fields
+        return TaskKind.EMBEDDINGS if embeds else TaskKind.RESPONSES
+    return TaskKind.CHAT_COMPLETIONS
 
 
 def made_up(kind: TaskKind, model: str, prompt: str, max_tokens: int) -> Task:
@@ -25,6 +58,10 @@ def made_up(kind: TaskKind, model: str, prompt: str, max_tokens: int) -> Task:
             }
         case TaskKind.RESPONSES:
             request = {"model": model, "input": prompt, "max_output_tokens": max_tokens}
+        case TaskKind.COMPLETIONS:
+            request = {"model": model, "prompt": prompt, "max_tokens": max_tokens}
+        case TaskKind.EMBEDDINGS:
+            request = {"model": model, "input": prompt}
     body = json.dumps(request, ensure_ascii=False).encode()
     return Task(kind=kind, model=model, body=body, stream=False)
 
@@ -58,3 +95,12 @@ def first_served(
             with contextlib.suppress(RoutingError):
                 return task, providers_for(catalog, task, settings)
     return None
+
+
+def _read(file: str) -> bytes:
+    if file == _STDIN:
+        return sys.stdin.buffer.read()
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise CommandFailed(f"{file}: cannot be read: {error.strerror}") from None

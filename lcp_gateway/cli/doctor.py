@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,19 +12,21 @@ import typer
 from lcp_gateway.cli.asking import first_served
 from lcp_gateway.cli.daemon import advice, describe, once_up, opened
 from lcp_gateway.cli.doctor_money import journal_finding, lnd_findings
+from lcp_gateway.cli.doctor_nodes import node_findings, unready
 from lcp_gateway.cli.finding import Finding
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
 from lcp_gateway.cli.lnd import known_network
+from lcp_gateway.cli.market import opened_nodes
 from lcp_gateway.cli.output import plain
 from lcp_gateway.cli.program import RUNTIME_ERROR, USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.quote_checks import Checked, check_all
 from lcp_gateway.cli.serve import daemon_for
 from lcp_gateway.config import Settings, spending_cautions
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.money import format_sat
+from lcp_gateway.purchase.money import Msat, format_sat
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.task import Task
-from lcp_gateway.routing.catalog import Catalog
+from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.upstreams.lcpd import LcpdUpstream, UnsupportedVersion
 
 _SHORT_ID_CHARACTERS = 16
@@ -36,7 +38,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command()
 @setting_flags()
 def doctor(config: Path | None, flags: Mapping[str, object]) -> int:
-    """Check configuration, journal, lnd, daemon, peers and one quote, which is not paid. Takes the flags of `serve`."""
+    """Check configuration, journal, lnd, nodes, daemon, peers and one quote, which is not paid. Takes the flags of `serve`."""
     try:
         loaded = load_or_complain(flags, config)
     except CommandFailed as error:
@@ -73,6 +75,19 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     yield await journal_finding(settings)
     async for finding in lnd_findings(settings):
         yield finding
+    nodes: tuple[Provider, ...] = ()
+    async with opened_nodes(settings) as parts:
+        if parts is not None:
+            await parts.watch.refresh()
+            nodes = parts.watch.providers
+            for finding in node_findings(settings, parts.watch.states):
+                yield finding
+    async for finding in _daemon(settings, nodes):
+        yield finding
+
+
+async def _daemon(settings: Settings, nodes: Sequence[Provider]) -> AsyncIterator[Finding]:
+    """Look at the daemon and what is to be had there; ``nodes`` are those that are up."""
     target = settings.lcpd_grpc_addr
     try:
         async with opened(settings) as upstream:
@@ -87,64 +102,73 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
                 return
             yield Finding("daemon", True, f"{target}, node {_short(info.node_id)}")
             yield Finding("version", True, f"LCP protocol version {info.protocol_version}")
-            async for finding in _market(upstream, settings):
+            async for finding in _market(upstream, settings, nodes):
                 yield finding
     except OSError as error:
         where = f" {error.filename}" if error.filename else ""
         yield Finding("daemon", False, f"cannot read{where}: {error.strerror}", "see lcpd_tls_*")
 
 
-async def _market(upstream: LcpdUpstream, settings: Settings) -> AsyncIterator[Finding]:
+async def _market(
+    upstream: LcpdUpstream, settings: Settings, nodes: Sequence[Provider]
+) -> AsyncIterator[Finding]:
     try:
         providers = await upstream.list_peers(settings.preflight_timeout_s)
     except UpstreamError as error:
         yield Finding("peers", False, describe(error, settings), advice(error, settings))
         return
-    catalog = Catalog(providers=providers, taken_at=time.monotonic())
-    names = sorted(catalog.models())
-    if not providers:
+    peers = Catalog(providers=providers, taken_at=time.monotonic())
+    names = sorted(peers.models())
+    if providers:
+        yield Finding("peers", True, f"{len(providers)} ready, {len(names)} models: {_some(names)}")
+    else:
         yield Finding(
             "peers",
             False,
             "none are connected and ready",
             "connect lnd to a peer that speaks LCP; a daemon just started may need a minute",
         )
-        return
-    yield Finding("peers", True, f"{len(providers)} ready, {len(names)} models: {_some(names)}")
-    missing = _missing_peers(catalog, settings)
+        if not nodes:
+            return
+    everybody = Catalog(providers=(*providers, *nodes), taken_at=peers.taken_at)
+    missing = unready(everybody, settings)
     if missing:
         yield Finding(
             "routing",
             False,
             f"not ready: {_some(missing)}",
-            "requests for it fail: connect the peer, or change model_map and default_peer_id",
+            "requests for it fail: connect it, or change model_map and default_peer_id",
         )
-    async for finding in _quote(upstream, catalog, settings):
+    async for finding in _price(upstream, peers, everybody, settings):
         yield finding
 
 
-def _missing_peers(catalog: Catalog, settings: Settings) -> list[str]:
-    named = [
-        f"{peer_id} for {model}"
-        for model, peer_id in settings.model_map.items()
-        if not catalog.peer(peer_id)
-    ]
-    default = settings.default_peer_id
-    if default and not catalog.peer(default):
-        named.append(f"{default} as the default peer")
-    return named
-
-
-async def _quote(
-    upstream: LcpdUpstream, catalog: Catalog, settings: Settings
+async def _price(
+    upstream: LcpdUpstream, peers: Catalog, everybody: Catalog, settings: Settings
 ) -> AsyncIterator[Finding]:
-    """Ask for a price for a word or two; nothing is accepted, so nothing is paid."""
-    found = first_served(catalog, settings)
+    """Ask a peer for a price for a word or two, which pays nothing; where only nodes serve, tell one's price list."""
+    found = first_served(peers, settings)
+    if found is not None:
+        task, (provider, *_) = found
+        async for finding in _quote(upstream, task, provider, settings):
+            yield finding
+        return
+    found = first_served(everybody, settings)
     if found is None:
         advised = "see model_allowlist, model_map and default_peer_id"
         yield Finding("quote", False, "no model can be asked for", advised)
         return
     task, (provider, *_) = found
+    asks = provider.list_price_msat
+    text = f"asks {format_sat(Msat(asks))} ({asks} msat)" if asks else "asks nothing"
+    where = f"{plain(task.model)} at {provider.peer_id}"
+    yield Finding("price list", True, f"{where} {text} for an ordinary request")
+
+
+async def _quote(
+    upstream: LcpdUpstream, task: Task, provider: Provider, settings: Settings
+) -> AsyncIterator[Finding]:
+    """Ask for a price; nothing is accepted, so nothing is paid."""
     where = f"{plain(task.model)} at {_short(provider.peer_id)}"
     try:
         quote = await upstream.request_quote(task, provider.peer_id, settings.timeout_quote_s)

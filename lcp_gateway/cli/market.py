@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lcp_gateway.cli.daemon import advice, describe, once_up, opened
 from lcp_gateway.cli.program import CommandFailed, complain
-from lcp_gateway.config import Settings
+from lcp_gateway.config import Settings, all_nodes
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.ports import Upstream
 from lcp_gateway.purchase.task import TaskKind
@@ -61,9 +61,7 @@ async def opened_market(settings: Settings) -> AsyncIterator[Market]:
         try:
             peers = await stack.enter_async_context(opened(settings))
         except OSError as error:
-            raise CommandFailed(
-                f"{error.filename or 'lcpd_tls_*'}: {error.strerror}"
-            ) from None
+            raise CommandFailed(f"{error.filename or 'lcpd_tls_*'}: {error.strerror}") from None
         nodes = await stack.enter_async_context(opened_nodes(settings))
         if nodes is None:
             found = await _peers(peers, settings, nodes)
@@ -84,15 +82,14 @@ async def opened_market(settings: Settings) -> AsyncIterator[Market]:
 @contextlib.asynccontextmanager
 async def opened_nodes(settings: Settings) -> "AsyncIterator[NodeParts | None]":
     """Give what the nodes of the settings are asked with, for the block; None where there are none."""
+    if not all_nodes(settings):
+        yield None
+        return
     from lcp_gateway.app.routing import NodeParts, http_nodes, model_registry  # noqa: PLC0415 - imports the whole gateway
     from lcp_gateway.upstreams.nodes import NodeWatch  # noqa: PLC0415 - as above
     from lcp_gateway.upstreams.openai_http import OpenAIHttpUpstream  # noqa: PLC0415 - as above
 
-    nodes = http_nodes(settings)
-    if not nodes:
-        yield None
-        return
-    registry = model_registry(settings)
+    nodes, registry = http_nodes(settings), model_registry(settings)
 
     def describe_model(model: str, node: "HttpNode") -> frozenset[TaskKind]:
         return kinds_for(registry.traits(model), node.kinds)

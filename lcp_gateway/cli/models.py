@@ -18,8 +18,10 @@ from lcp_gateway.cli.serve import daemon_for
 from lcp_gateway.config import Group, Settings, all_nodes
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.task import TaskKind
-from lcp_gateway.routing.auto import Scored
+from lcp_gateway.routing.auto import AutoChoice
 from lcp_gateway.routing.catalog import NODE_PREFIX, Provider
+from lcp_gateway.routing.model_names import EMBEDDING
+from lcp_gateway.routing.offers import Offers
 from lcp_gateway.routing.policy import Wish
 from lcp_gateway.routing.query import MOST, WORDS
 from lcp_gateway.routing.records import Mode
@@ -55,9 +57,7 @@ class Row:
 
 
 @app.command()
-@setting_flags(
-    (Group.DAEMON, Group.ROUTING, Group.NODE), also=("http_addr", "timeout_quote_s")
-)
+@setting_flags((Group.DAEMON, Group.ROUTING, Group.NODE), also=("http_addr", "timeout_quote_s"))
 def models(
     config: Path | None,
     flags: Mapping[str, object],
@@ -90,7 +90,9 @@ def models(
 
 
 def _as_told(gateway: RunningGateway, settings: Settings) -> Sequence[Row]:
-    rows = told_rows(gateway.models(), gateway.ranking(MOST))
+    # What embeds is ranked apart from what talks.
+    ranking = [*gateway.ranking(MOST), *gateway.ranking(MOST, EMBEDDING)]
+    rows = told_rows(gateway.models(), ranking)
     there = {row.provider_id for row in rows}
     down = [name for name, up in gateway.nodes_up.items() if not up]
     complain(f"as measured by the gateway at {gateway.url}", *(f"node {n}: down" for n in down))
@@ -137,21 +139,10 @@ def asked_rows(market: Market, settings: Settings) -> Sequence[Row]:
     """List every model at every provider, with the scores that they have before anything is measured."""
     routing = untried(settings, market.catalog)
     offers = routing.chooser.offers()
-    entries = {
-        (entry.provider.peer_id, entry.model): entry
-        for found in offers.by_kind.values()
-        for entry in found
-    }
-    scores: dict[tuple[str, str], Scored] = {
-        (scored.entry.provider.peer_id, scored.entry.model): scored
-        for scored in routing.auto.rank(
-            list(entries.values()), Mode.WHOLE, Wish(), len(entries)
-        )
-    }
+    scores = _scores(offers, routing.auto)
     rows = []
     for provider in market.catalog.providers:
         for model in dict.fromkeys(name for names in provider.models.values() for name in names):
-            scored = scores.get((provider.peer_id, model))
             rows.append(
                 _row(
                     model,
@@ -160,15 +151,28 @@ def asked_rows(market: Market, settings: Settings) -> Sequence[Row]:
                     _kinds(provider, model),
                     ready=True,
                     price_msat=provider.list_price_msat,
-                    score=None if scored is None else round(scored.score, 4),
+                    score=scores.get((provider.peer_id, model)),
                 )
             )
     return rows
 
 
-def _missing(
-    rows: Iterable[Row], settings: Settings, there: set[str]
-) -> Iterator[Row]:
+def _scores(offers: Offers, auto: AutoChoice) -> Mapping[tuple[str, str], float]:
+    """Give the score of each model at each provider, by the provider's id and the model's name."""
+    entries = {
+        (entry.provider.peer_id, entry.model): entry
+        for found in offers.by_kind.values()
+        for entry in found
+    }
+    scores = {}
+    for embeds in (False, True):
+        alike = [e for e in entries.values() if (e.traits.type == EMBEDDING) is embeds]
+        for one in auto.rank(alike, Mode.WHOLE, Wish(), len(alike)):
+            scores[one.entry.provider.peer_id, one.entry.model] = round(one.score, 4)
+    return scores
+
+
+def _missing(rows: Iterable[Row], settings: Settings, there: set[str]) -> Iterator[Row]:
     """Give what the settings name and nobody offers now: models of nodes that are down, and mapped ones."""
     known = {(row.model, row.provider_id) for row in rows}
     if any(

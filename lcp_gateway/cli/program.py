@@ -19,6 +19,7 @@ _COMMAND_MODULES: Mapping[str, str] = MappingProxyType(
         "serve": "lcp_gateway.cli.serve",
         "node": "lcp_gateway.cli.node",
         "models": "lcp_gateway.cli.models",
+        "route": "lcp_gateway.cli.route",
         "quote": "lcp_gateway.cli.quote",
         "receipt": "lcp_gateway.cli.receipt",
         "purchases": "lcp_gateway.cli.purchases",

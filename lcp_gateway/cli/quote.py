@@ -1,11 +1,8 @@
-"""``lcp-gateway quote``: what a request would cost, asked of the daemon itself. Nothing is paid."""
+"""``lcp-gateway quote``: what a request would cost, asked of the provider itself. Nothing is paid."""
 
 import asyncio
 import contextlib
-import json as json_format
-import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,27 +10,26 @@ from typing import Annotated
 
 import typer
 
-from lcp_gateway.cli.asking import first_served, made_up, providers_for
-from lcp_gateway.cli.daemon import advice, describe, once_up, opened
+from lcp_gateway.adapters.completions import NotAdaptable
+from lcp_gateway.cli.asking import first_served, kind_of, made_up, read_request
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
 from lcp_gateway.cli.lnd import known_network
-from lcp_gateway.cli.models import KIND_WORDS
+from lcp_gateway.cli.market import KINDS, Market, opened_market, untried
 from lcp_gateway.cli.output import plain, print_json, print_pairs
 from lcp_gateway.cli.program import RUNTIME_ERROR, USAGE_ERROR, CommandFailed, complain
 from lcp_gateway.cli.quote_checks import Checked, check_all
 from lcp_gateway.cli.serve import daemon_for
 from lcp_gateway.config import Group, Settings
+from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import PriceLimitExceeded, UpstreamError
 from lcp_gateway.purchase.money import Msat, format_sat
 from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.quote import Quote, Source
 from lcp_gateway.purchase.task import Task, TaskKind
-from lcp_gateway.routing.catalog import Catalog, Provider
+from lcp_gateway.routing.catalog import Catalog
 from lcp_gateway.routing.choice import RoutingError
-from lcp_gateway.upstreams.lcpd import LcpdUpstream
+from lcp_gateway.routing.query import WORDS
 
-_STDIN = "-"
-_KINDS: Mapping[str, TaskKind] = {word: kind for kind, word in KIND_WORDS.items()}
 _MARKS = {True: "ok", False: "FAILED", None: "?"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -53,11 +49,16 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Quoted:
-    """A quote for a task, and what is to be thought of it. ``over_limit`` is empty where no limit is in its way."""
+    """A quote for a task, and what is to be thought of it. ``over_limit`` is empty where no limit is in its way.
+
+    A node's quote is the most that the task can come to, and has nothing to check; ``list_price_msat`` is what an
+    ordinary request costs there.
+    """
 
     task: Task
     quote: Quote
     max_fee_msat: Msat
+    list_price_msat: int | None
     checks: Sequence[Checked]
     over_limit: str
 
@@ -87,7 +88,9 @@ def quote(
     kind: Annotated[
         str | None,
         typer.Option(
-            metavar="chat|responses", help="The endpoint that it is for.", show_default=False
+            metavar="chat|responses|completions|embeddings",
+            help="The endpoint that it is for.",
+            show_default=False,
         ),
     ] = None,
     model: Annotated[
@@ -116,59 +119,42 @@ def quote(
 def _wanted(
     body: str | None, kind: str | None, model: str | None, prompt: str | None, max_tokens: int
 ) -> Wanted:
-    if kind is not None and kind not in _KINDS:
-        raise CommandFailed(f"--kind: must be {' or '.join(_KINDS)}", exit_code=USAGE_ERROR)
-    chosen = _KINDS[kind] if kind else None
+    if kind is not None and kind not in KINDS:
+        raise CommandFailed(f"--kind: must be {' or '.join(KINDS)}", exit_code=USAGE_ERROR)
+    chosen = KINDS[kind] if kind else None
     if (body is None) is (prompt is None):
         raise CommandFailed("give either a file (or -) or --prompt", exit_code=USAGE_ERROR)
     if body is None:
         return Wanted(chosen, model, prompt or "", max_tokens)
     if model is not None:
         raise CommandFailed("--model: the file names the model", exit_code=USAGE_ERROR)
-    return _from_body(_read(body), chosen)
+    return _from_body(body, chosen)
 
 
-def _read(file: str) -> bytes:
-    if file == _STDIN:
-        return sys.stdin.buffer.read()
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise CommandFailed(f"{file}: cannot be read: {error.strerror}") from None
-
-
-def _from_body(raw: bytes, kind: TaskKind | None) -> Wanted:
-    try:
-        fields = json_format.loads(raw)
-    except (ValueError, RecursionError):
-        raise CommandFailed("the request is not JSON") from None
-    model = fields.get("model") if isinstance(fields, dict) else None
+def _from_body(file: str, kind: TaskKind | None) -> Wanted:
+    raw, fields = read_request(file)
+    model = fields.get("model")
     if not isinstance(model, str) or not model:
         raise CommandFailed("the request is no JSON object with a model")
-    if kind is None:
-        is_responses = "input" in fields and "messages" not in fields
-        kind = TaskKind.RESPONSES if is_responses else TaskKind.CHAT_COMPLETIONS
     stream = fields.get("stream") is True
-    return Wanted(kind, model, "", 0, body=raw, stream=stream)
+    return Wanted(kind or kind_of(fields), model, "", 0, body=raw, stream=stream)
 
 
 async def _ask(wanted: Wanted, settings: Settings) -> Quoted:
-    try:
-        async with opened(settings) as upstream:
-            found = await once_up(settings, upstream.list_peers)
-            catalog = Catalog(providers=found, taken_at=time.monotonic())
-            task, providers = _whom(wanted, catalog, settings)
-            network = await known_network(settings)
-            return await _first_quote(upstream, task, providers, settings, network)
-    except UpstreamError as error:
-        raise CommandFailed(f"{describe(error, settings)}: {advice(error, settings)}") from None
-    except RoutingError as error:
-        raise CommandFailed(error.message) from None
-    except OSError as error:
-        raise CommandFailed(f"{error.filename or 'lcpd_tls_*'}: {error.strerror}") from None
+    async with opened_market(settings) as market:
+        routing = untried(settings, market.catalog)
+        task = _task(wanted, market.catalog, settings, routing.registry.resolve)
+        order = Order.of(task, request_id="", key_id="", limit_msat=None)
+        try:
+            candidates = await routing.chooser(order)
+        except (RoutingError, NotAdaptable) as error:
+            raise CommandFailed(error.message) from None
+        return await _first_quote(market, task, candidates, settings)
 
 
-def _whom(wanted: Wanted, catalog: Catalog, settings: Settings) -> tuple[Task, Sequence[Provider]]:
+def _task(
+    wanted: Wanted, catalog: Catalog, settings: Settings, resolve: Callable[[str], str]
+) -> Task:
     if wanted.model is None:
         kinds = (wanted.kind,) if wanted.kind else tuple(TaskKind)
         served = first_served(
@@ -176,13 +162,11 @@ def _whom(wanted: Wanted, catalog: Catalog, settings: Settings) -> tuple[Task, S
         )
         if served is None:
             raise CommandFailed("no model can be asked for: see lcp-gateway models")
-        return served
-    kind = wanted.kind or _offered_kind(catalog, wanted.model)
+        return served[0]
+    kind = wanted.kind or _offered_kind(catalog, resolve(wanted.model))
     if wanted.body is None:
-        task = made_up(kind, wanted.model, wanted.prompt, wanted.max_tokens)
-    else:
-        task = Task(kind=kind, model=wanted.model, body=wanted.body, stream=wanted.stream)
-    return task, providers_for(catalog, task, settings)
+        return made_up(kind, wanted.model, wanted.prompt, wanted.max_tokens)
+    return Task(kind=kind, model=wanted.model, body=wanted.body, stream=wanted.stream)
 
 
 def _offered_kind(catalog: Catalog, model: str) -> TaskKind:
@@ -192,31 +176,29 @@ def _offered_kind(catalog: Catalog, model: str) -> TaskKind:
 
 
 async def _first_quote(
-    upstream: LcpdUpstream,
-    task: Task,
-    providers: Sequence[Provider],
-    settings: Settings,
-    network: str | None,
+    market: Market, asked: Task, candidates: Sequence[Candidate], settings: Settings
 ) -> Quoted:
-    """Give the quote of the first peer that has one, and take the question back: nobody is going to pay."""
+    """Give the quote of the first provider that has one, and take the question back: nobody is going to pay."""
     failure: UpstreamError | None = None
-    for provider in providers[: settings.quote_attempts]:
+    for candidate in candidates[: settings.quote_attempts]:
+        task, provider_id = candidate.adapt(asked), candidate.provider_id
         try:
-            found = await upstream.request_quote(task, provider.peer_id, settings.timeout_quote_s)
+            found = await market.upstream.request_quote(task, provider_id, settings.timeout_quote_s)
         except UpstreamError as error:
-            complain(f"{provider.peer_id} gives no quote: {plain(error.message)} ({error.status})")
+            complain(f"{provider_id} gives no quote: {plain(error.message)} ({error.status})")
             failure = error
             continue
-        quoted = _judged(task, found, settings, network)
         with contextlib.suppress(UpstreamError):
-            await upstream.cancel(found, "only a price was wanted", settings.cancel_timeout_s)
-        return quoted
+            await market.upstream.cancel(
+                found, "only a price was wanted", settings.cancel_timeout_s
+            )
+        return await _judged(task, found, market.catalog, settings)
     if failure is None:
         raise CommandFailed("there is nobody to ask")
     raise CommandFailed("nobody gives a quote; see above") from failure
 
 
-def _judged(task: Task, found: Quote, settings: Settings, network: str | None) -> Quoted:
+async def _judged(task: Task, found: Quote, catalog: Catalog, settings: Settings) -> Quoted:
     from lcp_gateway.app import spending_limits  # noqa: PLC0415 - imports the whole gateway
 
     limits = spending_limits(settings)
@@ -225,24 +207,27 @@ def _judged(task: Task, found: Quote, settings: Settings, network: str | None) -
         limits.check_price(Order.of(task, request_id="", key_id="", limit_msat=None), found)
     except PriceLimitExceeded as error:
         over_limit = str(error)
+    checks: Sequence[Checked] = ()
+    if found.source is Source.LCP:
+        network = await known_network(settings)
+        checks = check_all(task, found, datetime.now(UTC), network=network)
+    provider = catalog.peer(found.peer_id)
     return Quoted(
         task=task,
         quote=found,
-        max_fee_msat=limits.fee.fee_msat(found.price_msat),
-        checks=check_all(task, found, datetime.now(UTC), network=network),
+        max_fee_msat=limits.fee.fee_for(found),
+        list_price_msat=provider.list_price_msat if provider else None,
+        checks=checks,
         over_limit=over_limit,
     )
 
 
 def _print(quoted: Quoted) -> None:
     found = quoted.quote
-    total_msat = Msat(found.price_msat + quoted.max_fee_msat)
     rows = [
         ("model", quoted.task.model),
-        ("kind", KIND_WORDS[quoted.task.kind]),
-        ("peer", found.peer_id),
-        ("price", f"{found.price_msat} msat ({format_sat(found.price_msat)})"),
-        ("reckoned fee", f"{quoted.max_fee_msat} msat, {format_sat(total_msat)} in all"),
+        ("kind", WORDS[quoted.task.kind]),
+        *(_node_rows(quoted) if found.source is Source.NODE else _peer_rows(quoted)),
         ("expires", found.expires_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")),
         ("job", found.job_id.hex()),
         ("terms hash", found.terms_hash.hex()),
@@ -258,6 +243,26 @@ def _print(quoted: Quoted) -> None:
     )
 
 
+def _peer_rows(quoted: Quoted) -> list[tuple[str, str]]:
+    found = quoted.quote
+    total_msat = Msat(found.price_msat + quoted.max_fee_msat)
+    return [
+        ("peer", found.peer_id),
+        ("price", f"{found.price_msat} msat ({format_sat(found.price_msat)})"),
+        ("reckoned fee", f"{quoted.max_fee_msat} msat, {format_sat(total_msat)} in all"),
+    ]
+
+
+def _node_rows(quoted: Quoted) -> list[tuple[str, str]]:
+    found = quoted.quote
+    price = f"{found.price_msat} msat at most ({format_sat(found.price_msat)})"
+    return [
+        ("node", found.peer_id),
+        ("price", "free" if found.is_free else price),
+        ("list price", f"{quoted.list_price_msat or 0} msat for an ordinary request"),
+    ]
+
+
 def _as_json(quoted: Quoted) -> object:
     found = quoted.quote
     return {
@@ -265,9 +270,11 @@ def _as_json(quoted: Quoted) -> object:
         "model": quoted.task.model,
         "task_kind": quoted.task.kind.value,
         "peer_id": found.peer_id,
+        "source": found.source.value,
         "job_id": found.job_id.hex(),
         "price_msat": found.price_msat,
         "max_fee_msat": quoted.max_fee_msat,
+        "list_price_msat": quoted.list_price_msat,
         "expires_at": int(found.expires_at.timestamp()),
         "terms_hash": found.terms_hash.hex(),
         "checks": [

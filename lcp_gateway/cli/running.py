@@ -62,14 +62,14 @@ class RunningGateway:
         """
         return _entries(self._ask("GET", "/v1/models"))
 
-    def ranking(self, limit: int) -> Sequence[Mapping[str, Any]]:
-        """Give its models with the score of each at its best provider, the best first.
+    def ranking(self, limit: int, *capabilities: str) -> Sequence[Mapping[str, Any]]:
+        """Give its models that can do all this with the score of each at its best provider, the best first.
 
         Raises:
             CommandFailed: as in ``models``.
         """
-        body = json.dumps({"limit": limit}).encode()
-        return _entries(self._ask("POST", "/api/models/route", body))
+        query = {"limit": limit, "capabilities": capabilities}
+        return _entries(self._ask("POST", "/api/models/route", json.dumps(query).encode()))
 
     def explain(self, kind: TaskKind, body: bytes) -> Mapping[str, Any]:
         """Give how it would route a request.
