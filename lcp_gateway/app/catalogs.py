@@ -16,8 +16,8 @@ class Nodes(Protocol):
         """Those that are up; the same object while nothing has changed."""
         ...
 
-    async def refresh(self) -> None:
-        """Look at all of them now."""
+    async def refresh_if_stale(self) -> None:
+        """Look at those that were not looked at just now, without waiting long."""
         ...
 
 
@@ -60,5 +60,5 @@ class Catalogs:
         """Give a fresh snapshot, or the last one if none can be had."""
         if self._nodes is None:
             return await self._peers.refresh_if_stale()
-        await asyncio.gather(self._peers.refresh_if_stale(), self._nodes.refresh())
+        await asyncio.gather(self._peers.refresh_if_stale(), self._nodes.refresh_if_stale())
         return self.catalog

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol
 
 from lcp_gateway.adapters.completions import NotAdaptable
@@ -32,6 +33,7 @@ from lcp_gateway.routing.registry import Registry
 _KNOWN_WORDS = 20
 # More than these are hardly ever asked for one request.
 _CANDIDATES = 5
+_LOOKED_AT = 50
 
 
 class Catalogs(Protocol):
@@ -121,32 +123,12 @@ class Chooser:
         if is_auto(name):
             decision = self._decide(catalog, order)
             self._on_decision(order, decision)
-            return self._ready(
-                (scored.entry.provider, partial(self._decided, order.task, decision, scored))
+            return _those_that_fit(
+                partial(self._decided, order.task, decision, scored)
                 for scored in decision.ranked
+                if self._available(scored.entry.provider.peer_id)
             )
         return self._named(catalog, order.task, name)
-
-    def _ready(
-        self, found: Iterable[tuple[Provider, Callable[[], Candidate]]]
-    ) -> Sequence[Candidate]:
-        """Make candidates of the first that may be asked now and can be adapted to."""
-        ready: list[Candidate] = []
-        problem: NotAdaptable | None = None
-        for provider, make in found:
-            if len(ready) >= _CANDIDATES:
-                break
-            if not self._available(provider.peer_id):
-                continue
-            try:
-                ready.append(make())
-            except NotAdaptable as error:
-                problem = error
-        if ready:
-            return ready
-        if problem is not None:
-            raise problem
-        raise NoProvider("every provider that suits has failed lately; try again soon")
 
     def _decide(self, catalog: Catalog, order: Order) -> Decision:
         task = order.task
@@ -204,7 +186,9 @@ class Chooser:
             entries = [Entry(provider, name, offers.traits[name]) for provider in found]
             in_order = self._auto.order(entries, mode_of(task), self._draw())
             found = [entry.provider for entry in in_order] or found
-        return [self._candidate(task, provider, name, None) for provider in found]
+        return _those_that_fit(
+            partial(self._candidate, task, provider, name, None) for provider in found
+        )
 
     def _goes_by_score(self, found: Sequence[Provider]) -> bool:
         """Tell whether scores decide. Among peers alone the daemon's order holds, as with openai-serve, if not told otherwise."""
@@ -235,3 +219,25 @@ class Chooser:
             )
             self._offers = (catalog, made)
         return self._offers[1]
+
+
+def _those_that_fit(found: Iterable[Callable[[], Candidate]]) -> Sequence[Candidate]:
+    """Make the first candidates of those that the task can be adapted to.
+
+    Raises:
+        NotAdaptable: it can be adapted to none.
+        NoProvider: there is none.
+    """
+    fit: list[Candidate] = []
+    problem: NotAdaptable | None = None
+    for make in islice(found, _LOOKED_AT):
+        try:
+            fit.append(make())
+        except NotAdaptable as error:
+            problem = error
+        if len(fit) >= _CANDIDATES:
+            # Before the next is looked at: to ask whether a provider is available may use up its trial.
+            break
+    if fit:
+        return fit
+    raise problem or NoProvider("every provider that suits has failed lately; try again soon")

@@ -49,6 +49,10 @@ class StartError(Exception):
     """The gateway cannot start; the message says why and what to do."""
 
 
+class _DaemonAway(StartError):
+    """The daemon did not answer."""
+
+
 def run(settings: Settings, *, banner: Sequence[str], loaded_warnings: Sequence[str]) -> int:
     """Run the gateway until SIGTERM or SIGINT; gives the exit code."""
     # Nothing that start-up makes is garbage worth looking for; see where it is turned on again.
@@ -194,7 +198,12 @@ async def _prepare(
         together.append(asyncio.create_task(nodes.watch.refresh()))
     await asyncio.wait(together)
     try:
-        await finding
+        try:
+            await finding
+        except _DaemonAway as error:
+            if nodes is None or not nodes.watch.providers:
+                raise
+            log.warning("starting with nodes alone", problem=str(error))
         return await opening, await stack.enter_async_context(open_lnd(settings))
     except LedgerError as error:
         raise StartError(str(error)) from error
@@ -242,7 +251,7 @@ async def _preflight(upstream: LcpdUpstream, watch: PeerWatch, settings: Setting
             if time.monotonic() + _PREFLIGHT_PAUSE_S < deadline:
                 await asyncio.sleep(_PREFLIGHT_PAUSE_S)
                 continue
-            raise StartError(
+            raise _DaemonAway(
                 f"the daemon at {settings.lcpd_grpc_addr} did not answer within "
                 f"{settings.preflight_timeout_s:g} s ({error.status}). Start lcpd-grpcd, set "
                 "lcpd_grpc_addr, try --embedded, or start without asking it: --no-preflight"

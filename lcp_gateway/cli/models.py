@@ -19,7 +19,7 @@ from lcp_gateway.config import Group, Settings, all_nodes
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.routing.auto import AutoChoice
-from lcp_gateway.routing.catalog import NODE_PREFIX, Provider
+from lcp_gateway.routing.catalog import NODE_PREFIX
 from lcp_gateway.routing.model_names import EMBEDDING
 from lcp_gateway.routing.offers import Offers
 from lcp_gateway.routing.policy import Wish
@@ -68,7 +68,7 @@ def models(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Print the models of peers and nodes with their scores: as the running gateway measured, else as daemon and nodes say."""
+    """Print what peers and nodes offer. Scores are as the running gateway measured; without one, daemon and nodes are asked."""
     loaded = load_or_complain(flags, config)
     gateway = None if direct else running_gateway(loaded.settings)
     if gateway is not None:
@@ -82,7 +82,7 @@ def models(
         print_table(
             (
                 "model", "kinds", "provider", "source", "params", "context", "capabilities",
-                "price", "score", "ready",
+                "price_msat", "score", "ready",
             ),
             map(_cells, rows),
         )  # fmt: skip
@@ -140,21 +140,19 @@ def asked_rows(market: Market, settings: Settings) -> Sequence[Row]:
     routing = untried(settings, market.catalog)
     offers = routing.chooser.offers()
     scores = _scores(offers, routing.auto)
-    rows = []
-    for provider in market.catalog.providers:
-        for model in dict.fromkeys(name for names in provider.models.values() for name in names):
-            rows.append(
-                _row(
-                    model,
-                    provider.peer_id,
-                    offers.traits[model],
-                    _kinds(provider, model),
-                    ready=True,
-                    price_msat=provider.list_price_msat,
-                    score=scores.get((provider.peer_id, model)),
-                )
-            )
-    return rows
+    return [
+        _row(
+            model,
+            provider.peer_id,
+            offers.traits[model],
+            _words(kind for kind in TaskKind if provider.offers(kind, model)),
+            ready=True,
+            price_msat=provider.list_price_msat,
+            score=scores.get((provider.peer_id, model)),
+        )
+        for provider in market.catalog.providers
+        for model in dict.fromkeys(name for names in provider.models.values() for name in names)
+    ]
 
 
 def _scores(offers: Offers, auto: AutoChoice) -> Mapping[tuple[str, str], float]:
@@ -221,10 +219,6 @@ def _row(
         price_msat,
         score,
     )
-
-
-def _kinds(provider: Provider, model: str) -> tuple[str, ...]:
-    return _words(kind for kind in TaskKind if provider.offers(kind, model))
 
 
 def _words(kinds: Iterable[TaskKind]) -> tuple[str, ...]:

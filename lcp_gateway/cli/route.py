@@ -70,7 +70,7 @@ def route(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Explain who would get a request and why: as the running gateway says, else as daemon and nodes do. Nothing is paid."""
+    """Explain who would get a request. The running gateway is asked; without one, daemon and nodes are. Nothing is paid."""
     kind, request = _request(body, model, endpoint)
     loaded = load_or_complain(flags, config)
     gateway = None if direct else running_gateway(loaded.settings)
@@ -133,7 +133,7 @@ def _print(document: Mapping[str, Any], kind: TaskKind, request: bytes) -> None:
     chosen, candidates = document["chosen"], document["candidates"]
     names = Features._fields
     print_table(
-        ("", "provider", "model", "score", *names, "price msat", "first byte", "tokens/s"),
+        ("", "provider", "model", "score", *names, "price_msat", "first_byte", "tokens/s"),
         (_cells(one, names, is_chosen=_same(one, chosen)) for one in candidates),
     )
     if chosen is not None:
@@ -154,7 +154,7 @@ def _head(document: Mapping[str, Any], kind: TaskKind, request: bytes) -> Iterat
     weights = zip(Features._fields, decision["weights"].split(), strict=True)
     yield "weights", ", ".join(f"{name} {float(weight):.2f}" for name, weight in weights)
     considered = len(document["candidates"])
-    yield "candidates", f"{considered} of {decision['offered']}, the best"
+    yield "candidates", f"the best {considered} of {decision['offered']} that suit"
 
 
 def _needs(capabilities: Sequence[str], tokens: int) -> str:

@@ -26,7 +26,7 @@ _PATHS: Mapping[TaskKind, str] = {
 # An address to listen on that is none to call.
 _CALLED_AS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing listens here
 _ADVICE: Mapping[int, str] = {
-    HTTPStatus.UNAUTHORIZED: "; the first of api_keys is presented",
+    HTTPStatus.UNAUTHORIZED: "; what was presented is the first of api_keys",
     HTTPStatus.NOT_FOUND: "; see lcp-gateway models",
 }
 

@@ -7,8 +7,8 @@ from lcp_gateway.config.forms import HostPort, parse_host_port
 from lcp_gateway.config.loading import ConfigError, Loaded, load
 from lcp_gateway.config.models import ModelConfig
 from lcp_gateway.config.money_forms import without_password
-from lcp_gateway.config.nodes import NodeConfig, all_nodes
-from lcp_gateway.config.places import journal_place
+from lcp_gateway.config.nodes import NodeConfig
+from lcp_gateway.config.places import all_nodes, journal_place
 from lcp_gateway.config.settings import Settings, specs
 from lcp_gateway.config.sources import Source, SourceKind
 

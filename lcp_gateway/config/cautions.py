@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 
 from lcp_gateway.config.forms import NODE_PREFIX, parse_host_port
 from lcp_gateway.config.money_forms import JOURNAL_OFF
-from lcp_gateway.config.nodes import NodeConfig, all_nodes
+from lcp_gateway.config.nodes import NodeConfig
+from lcp_gateway.config.places import all_nodes
 from lcp_gateway.config.settings import Settings
 from lcp_gateway.config.sources import Source, nearest, others_may_read
 

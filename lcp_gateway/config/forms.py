@@ -430,7 +430,5 @@ LogLevel = Annotated[
 LogFormat = Annotated[
     Literal["auto", "console", "json"], Form("auto, console or json", "FORMAT"), read_by(_lower)
 ]
-Choice = Annotated[
-    Literal["score", "order"], Form("score or order", "CHOICE"), read_by(_lower)
-]
+Choice = Annotated[Literal["score", "order"], Form("score or order", "CHOICE"), read_by(_lower)]
 Backend = Annotated[str, Form('"echo" or a URL', "BACKEND"), read_by(_parse_backend)]

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
@@ -11,9 +11,6 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidatorFunctionWrapHan
 from lcp_gateway.config import forms
 from lcp_gateway.config.forms import Form, parse_list, parse_text, read_by
 from lcp_gateway.config.tables import ROW_CONFIG, list_of_tables
-
-if TYPE_CHECKING:
-    from lcp_gateway.config.settings import Settings
 
 ENDPOINTS: Final = ("chat", "responses", "completions", "embeddings")
 
@@ -164,19 +161,3 @@ Nodes = Annotated[
     AfterValidator(_names_once),
 ]
 OpenClawUrl = Annotated[str, Form("URL", "URL"), read_by(_parse_openclaw_url)]
-
-
-def all_nodes(settings: "Settings") -> tuple[NodeConfig, ...]:
-    """Give every node of the settings, OpenClaw's last where that is enabled."""
-    if not settings.openclaw_enabled:
-        return settings.nodes
-    openclaw = NodeConfig(
-        name=settings.openclaw_node_name,
-        base_url=settings.openclaw_base_url,
-        api_key=settings.openclaw_api_key,
-        price_per_minute_sat=settings.openclaw_price,
-        timeout_s=settings.openclaw_timeout,
-        owned_by=settings.openclaw_node_name,
-        endpoints=("chat",),
-    )
-    return (*settings.nodes, openclaw)

@@ -1,10 +1,11 @@
-"""Where things are kept on this machine."""
+"""What the settings amount to where several say it together: where things are kept, and which nodes there are."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from lcp_gateway.config.money_forms import JOURNAL_OFF
+from lcp_gateway.config.nodes import NodeConfig
 from lcp_gateway.config.settings import Settings
 
 
@@ -32,3 +33,19 @@ def state_folder(environ: Mapping[str, str]) -> Path:
     import platformdirs  # noqa: PLC0415 - costs 20 ms, and only some need it
 
     return platformdirs.user_state_path("lcp-gateway", appauthor=False)
+
+
+def all_nodes(settings: Settings) -> tuple[NodeConfig, ...]:
+    """Give every node of the settings, OpenClaw's last where that is enabled."""
+    if not settings.openclaw_enabled:
+        return settings.nodes
+    openclaw = NodeConfig(
+        name=settings.openclaw_node_name,
+        base_url=settings.openclaw_base_url,
+        api_key=settings.openclaw_api_key,
+        price_per_minute_sat=settings.openclaw_price,
+        timeout_s=settings.openclaw_timeout,
+        owned_by=settings.openclaw_node_name,
+        endpoints=("chat",),
+    )
+    return (*settings.nodes, openclaw)

@@ -26,7 +26,7 @@ _SHORTLISTED = 12
 _SHORTLIST_S = 1.0
 _MAX_SHORTLISTS = 64
 _ON_TRIAL = 0.5
-_UNFIT, _UNSAID, _FIT = 2, 1, 0
+_UNFIT = 1_000
 # As many as the log line shows of a feature, so that the choice can be made again from it.
 _DIGITS = 6
 
@@ -321,18 +321,18 @@ def _pays(entry: Entry, wish: Wish) -> bool:
 
 
 def _suits(entry: Entry, wanted: frozenset[str], tokens: int) -> int:
-    """Tell how sure it is that a model can do what is wanted: it can, nobody knows, or it cannot."""
+    """Tell how unsure it is that a model can do what is wanted: of how much nobody knows, or that it cannot."""
     traits = entry.traits
     if tokens and traits.context_length and tokens > traits.context_length:
         return _UNFIT
-    suit = _FIT
+    unsaid = 0
     for capability in wanted:
         can = traits.has(capability)
         if can is None:
-            suit = max(suit, _UNSAID)
+            unsaid += 1
         elif not can:
             return _UNFIT
-    return suit
+    return unsaid
 
 
 def _in_turn(considered: Sequence[Scored], chosen: int) -> tuple[Scored, ...]:

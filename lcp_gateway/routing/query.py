@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from lcp_gateway.purchase.task import TaskKind
@@ -85,15 +86,10 @@ def answer(query: RouteQuery, offers: Offers, auto: AutoChoice) -> Sequence[Mapp
     """Give the models that suit, each at its best provider, the best first."""
     entries = [entry for entry in _entries(offers) if _suits(query, entry)]
     wish = Wish((query.prefer_size,), size=query.prefer_size) if query.prefer_size else Wish()
-    found: dict[str, tuple[Scored, list[str]]] = {}
+    found: dict[str, list[Scored]] = {}
     for scored in auto.rank(entries, Mode.WHOLE, wish, len(entries)):
-        provider_id = scored.entry.provider.peer_id
-        if scored.entry.model in found:
-            found[scored.entry.model][1].append(provider_id)
-        else:
-            found[scored.entry.model] = (scored, [provider_id])
-    best = list(found.values())[: query.limit]
-    return [_document(scored, ids, offers, query) for scored, ids in best]
+        found.setdefault(scored.entry.model, []).append(scored)
+    return [_document(at, offers, query) for at in islice(found.values(), query.limit)]
 
 
 def _entries(offers: Offers) -> Iterator[Entry]:
@@ -126,9 +122,9 @@ def _suits(query: RouteQuery, entry: Entry) -> bool:
     return all(traits.has(capability) for capability in query.capabilities - {EMBEDDING})
 
 
-def _document(
-    scored: Scored, provider_ids: Sequence[str], offers: Offers, query: RouteQuery
-) -> Mapping[str, object]:
+def _document(at: Sequence[Scored], offers: Offers, query: RouteQuery) -> Mapping[str, object]:
+    """Describe a model; ``at`` is the model at each of its providers, the best first."""
+    scored = at[0]
     entry, view = scored.entry, scored.view
     traits, provider = entry.traits, entry.provider
     listed = provider.list_price_msat
@@ -140,7 +136,8 @@ def _document(
         "features": {name: round(value, 4) for name, value in scored.features._asdict().items()},
         "source": provider.source.value,
         "provider": provider.peer_id,
-        "providers": list(provider_ids),
+        "providers": [one.entry.provider.peer_id for one in at],
+        "scores": {one.entry.provider.peer_id: round(one.score, 4) for one in at},
         "endpoints": endpoints_of(offers, entry.model),
         "params_b": traits.params_b,
         "context_length": traits.context_length or None,

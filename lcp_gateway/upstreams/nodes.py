@@ -1,6 +1,8 @@
 """Keeps watch over the virtual nodes: who is up, with which models. A node that is down leaves the catalog by itself."""
 
 import asyncio
+import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +18,9 @@ from lcp_gateway.upstreams.node_models import ListedModel
 from lcp_gateway.upstreams.openai_http import HttpNode, NoModelList, OpenAIHttpUpstream
 
 _RETRY_S = 1.0
+# A request that finds nobody asks nodes anew that were asked longer ago than this, and waits so long.
+_MISS_AFTER_S = 1.0
+_MISS_PATIENCE_S = 0.5
 _NOT_ASKED = "the node has not been asked yet"
 _NO_LIST = "the node has no list of models; its models must be named in the configuration"
 
@@ -47,6 +52,7 @@ class NodeWatch:
         retry_s: float = _RETRY_S,
         on_change: Callable[[str, bool], None] = lambda _name, _up: None,
         now: Callable[[], datetime] = utc_now,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``describe`` gives the kinds of task that a model takes on a node.
 
@@ -59,6 +65,7 @@ class NodeWatch:
         self._describe = describe
         self._on_change = on_change
         self._now = now
+        self._clock = clock
         started = now()
         self._watched = {node.provider_id: _Watched(node, started) for node in nodes}
         self._providers: tuple[Provider, ...] = ()
@@ -76,6 +83,21 @@ class NodeWatch:
     async def refresh(self) -> None:
         """Ask every node now; callers share what is under way. Never raises for a node that is away."""
         await asyncio.gather(*(self._probe(watched) for watched in self._watched.values()))
+
+    async def refresh_if_stale(self) -> None:
+        """Ask the nodes that were not asked within the last second, and wait half a second for them at most.
+
+        For a request that found nobody: it should hear of a node that has just come, and not wait for one that hangs.
+        """
+        now = self._clock()
+        stale = [
+            watched
+            for watched in self._watched.values()
+            if watched.probing is not None or now - watched.asked_at >= _MISS_AFTER_S
+        ]
+        if stale:
+            probes = [asyncio.create_task(self._probe(watched)) for watched in stale]
+            await asyncio.wait(probes, timeout=_MISS_PATIENCE_S)
 
     async def run(self) -> None:
         """Keep asking until cancelled."""
@@ -101,6 +123,8 @@ class NodeWatch:
     async def _keep_asking(self, watched: "_Watched") -> None:
         while True:
             await self._probe(watched)
+            # Only these count: what others ask for must not put off the taking back.
+            watched.failures = 0 if watched.state.up else watched.failures + 1
             await self._pause(watched)
 
     async def _pause(self, watched: "_Watched") -> None:
@@ -126,15 +150,16 @@ class NodeWatch:
 
     async def _ask(self, watched: "_Watched") -> None:
         node, reports = watched.node, watched.reports
+        watched.asked_at = self._clock()
         listed: tuple[ListedModel, ...] = ()
         try:
             listed = await self._upstream.list_models(node.name, self._timeout_s)
         except NoModelList:
             if not node.models:
-                self._failed(watched, _NO_LIST)
+                self._take_out(watched, _NO_LIST)
                 return
         except UpstreamError as error:
-            self._failed(watched, error.message)
+            self._take_out(watched, error.message)
             return
         finally:
             watched.probing = None
@@ -143,12 +168,7 @@ class NodeWatch:
             return
         self._succeeded(watched, listed)
 
-    def _failed(self, watched: "_Watched", problem: str) -> None:
-        watched.failures += 1
-        self._take_out(watched, problem)
-
     def _succeeded(self, watched: "_Watched", listed: tuple[ListedModel, ...]) -> None:
-        watched.failures = 0
         provider = self._provider(watched, listed)
         if provider != watched.provider:
             watched.provider = provider
@@ -205,6 +225,7 @@ class _Watched:
         self.reported = asyncio.Event()
         self.reports = 0
         self.failures = 0
+        self.asked_at = -math.inf
         self.told = False
 
     def facts_of(self, listed: Iterable[ListedModel]) -> Iterable[tuple[str, ModelFacts]]:

@@ -18,7 +18,7 @@ TIMEOUT_S = 30
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch, tmp_path):
     for name in list(os.environ):
-        if name.startswith(("LCP_GATEWAY_", "OPENAI_SERVE_")):
+        if name.startswith(("LCP_GATEWAY_", "OPENAI_SERVE_", "OPENCLAW_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))

@@ -1,16 +1,11 @@
-"""``models`` and ``doctor`` against a real node, and against what is not one."""
+"""``doctor`` against a real node, and against what is not one."""
 
 import json
 import socket
 
 import pytest
 
-from lcp_gateway.cli.models import offers
-from lcp_gateway.purchase.task import TaskKind
-from lcp_gateway.routing.catalog import Provider
-
 ABSENT = "02" + "ab" * 32
-CHAT, RESPONSES = TaskKind.CHAT_COMPLETIONS, TaskKind.RESPONSES
 
 
 @pytest.fixture
@@ -24,50 +19,6 @@ def nowhere():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{taken.getsockname()[1]}"
-
-
-def test_models_are_listed_one_to_a_line(run, at):
-    outcome = run("models", *at)
-    assert outcome.code == 0
-    heading, *rows = outcome.out.splitlines()
-    assert heading.split() == ["model", "kinds", "peer", "ready"]
-    assert [row.split()[0] for row in rows] == ["echo-1", "echo-1", "echo-mini", "echo-slow"]
-    assert all(row.split()[-1] == "yes" for row in rows)
-
-
-def test_models_as_json(run, at):
-    listed = json.loads(run("models", "--json", *at).out)
-    assert {entry["model"] for entry in listed} == {"echo-1", "echo-mini", "echo-slow"}
-    assert all(len(entry["peer_id"]) == 66 and entry["ready"] is True for entry in listed)
-    assert listed[0]["kinds"] == ["chat", "responses"]
-
-
-def test_a_model_that_is_mapped_to_a_missing_peer_is_not_ready(run, at):
-    rows = run("models", *at, "--model-map", f"gpt-5={ABSENT}").out.splitlines()
-    assert [row.split() for row in rows if row.startswith("gpt-5")] == [
-        ["gpt-5", "?", ABSENT, "no"]
-    ]
-
-
-def test_offers_are_sorted_by_model_and_keep_the_daemons_order_of_peers():
-    providers = [
-        Provider("b", "", 2, {CHAT: ("m2", "m1")}),
-        Provider("a", "", 2, {CHAT: ("m1",), RESPONSES: ("m1",)}),
-    ]
-    assert [(o.model, o.kinds, o.peer_id, o.ready) for o in offers(providers, {"m0": "z"})] == [
-        ("m0", (), "z", False),
-        ("m1", (CHAT,), "b", True),
-        ("m1", (CHAT, RESPONSES), "a", True),
-        ("m2", (CHAT,), "b", True),
-    ]
-
-
-def test_models_without_a_daemon_fail_in_one_line(run, nowhere):
-    outcome = run("models", "--lcpd-grpc-addr", nowhere, "--preflight-timeout-s", "1s")
-    assert outcome.code == 1
-    assert outcome.err.count("\n") == 1
-    assert f"the daemon at {nowhere} does not answer (UNAVAILABLE)" in outcome.err
-    assert "--embedded" in outcome.err
 
 
 def test_a_healthy_doctor_says_ok_to_everything(run, at):

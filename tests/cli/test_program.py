@@ -9,7 +9,7 @@ from lcp_gateway.__about__ import __version__
 from lcp_gateway.config import specs
 
 COMMANDS = (
-    "serve", "node", "models", "quote", "receipt", "purchases", "spend", "doctor", "config",
+    "serve", "node", "models", "route", "quote", "receipt", "purchases", "spend", "doctor", "config",
 )  # fmt: skip
 SUBCOMMANDS = {
     "config": ("show",),

@@ -111,7 +111,7 @@ def test_a_file_that_is_no_request_is_one_line(content, run, at, tmp_path):
 def test_a_model_that_nobody_offers_is_said_to_be(run, at):
     outcome = run("quote", "--prompt", "x", "--model", "gpt-none", *at)
     assert outcome.code == 1
-    assert "no connected peer offers the model" in outcome.err
+    assert "no connected provider offers the model" in outcome.err
 
 
 def test_without_a_daemon_the_quote_fails_in_one_line(run):

@@ -159,6 +159,11 @@ def test_code_is_asked_of_models_that_can():
     assert choices(bench, 50, model="auto:code") == {"b": 50}
 
 
+def test_who_is_known_to_do_more_of_it_comes_first():
+    bench = Bench(provider("a", "llama3.1:8b"), provider("b", "Qwen2.5-Coder-14B"))
+    assert choices(bench, 50, model="auto:code", needs=("tools",)) == {"b": 50}
+
+
 def test_size_is_asked_for_by_name():
     bench = Bench(provider("a", "x-1b"), provider("b", "x-70b"))
     assert bench.chosen("auto:small") == "a"

@@ -81,7 +81,6 @@ class Bought:
             kind=TaskKind.CHAT_COMPLETIONS,
             model=self.model,
             stream=False,
-            upstream="lcpd",
             request_id=f"req-{self.number}",
             key_id=self.key_id,
             request_sha256=sha256(self.request).digest(),

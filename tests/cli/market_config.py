@@ -1,0 +1,24 @@
+"""Configuration files with nodes, for commands that look at the market."""
+
+from pathlib import Path
+
+
+def table(name: str, base_url: str, **fields) -> str:
+    """Give a table of one node; texts, numbers and lists of texts are written as TOML has them."""
+    given = {"name": name, "base_url": base_url, **fields}
+    lines = [f"{key} = {written(value)}" for key, value in given.items()]
+    return "\n".join(["[[nodes]]", *lines, ""])
+
+
+def written(value) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(map(written, value)) + "]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def config_file(folder: Path, *parts: str) -> str:
+    """Write a file that only its owner may read, as one with keys has to be, and give its path."""
+    path = folder / "market.toml"
+    path.write_text("\n".join(parts))
+    path.chmod(0o600)
+    return str(path)
