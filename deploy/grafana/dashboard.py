@@ -8,7 +8,14 @@ import sys
 from itertools import count
 from pathlib import Path
 
-from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
+from grafana_foundation_sdk.builders import (
+    common,
+    dashboard,
+    prometheus,
+    stat,
+    statetimeline,
+    timeseries,
+)
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
@@ -29,6 +36,10 @@ ZERO_IS_BAD: Steps = ((None, RED), (1, GREEN))
 Query = tuple[str, str]
 # Scrapes and probes are no work, and a readiness probe's 503 is no client's error.
 WORK = 'endpoint!~"/(metrics|healthz|readyz)"'
+# Requests that somebody is chosen for.
+BOUGHT = 'endpoint=~"/v1/(chat/completions|responses|completions|embeddings)"'
+ON_NODE, BY_AUTO = 'source="node"', 'model="auto"'
+NODES, PEERS = 'peer=~"node:.*"', 'peer!~"node:.*"'
 SETTLED, UNKNOWN = 'outcome="settled"', 'outcome="unknown"'
 
 
@@ -65,8 +76,8 @@ def quantiles(name: str, extra: str = "") -> list[Query]:
 
 
 def short_peer(expr: str) -> str:
-    """Add the label ``short``: the first digits of a peer's id, which are enough to tell peers apart."""
-    return f'label_replace({expr}, "short", "$1", "peer", "(.{{1,12}}).*")'
+    """Add the label ``short``: a node's name, or the first digits of a peer's id, which are enough to tell them apart."""
+    return f'label_replace({expr}, "short", "$1", "peer", "(node:.+|.{{1,12}}).*")'
 
 
 def shared(name: str, by: str = "", pick: str = "max") -> str:
@@ -187,6 +198,37 @@ def lines(
     return panel
 
 
+def states(
+    title: str,
+    description: str,
+    query: Query,
+    *,
+    words: dict[str, str],
+    steps: Steps,
+    width: int = 8,
+) -> statetimeline.Panel:
+    """A bar over time for each series, in the color of what was true; ``words`` are for its values."""
+    options = {
+        value: models.ValueMappingResult(text=text, index=index)
+        for index, (value, text) in enumerate(words.items())
+    }
+    return (
+        statetimeline.Panel()
+        .title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .targets(_targets([query], instant=False))
+        .unit("short")
+        .mappings([models.ValueMap(options=options)])
+        .thresholds(_thresholds(steps))
+        .color_scheme(dashboard.FieldColor().mode(models.FieldColorModeId.THRESHOLDS))
+        .merge_values(True)
+        .show_value(common_models.VisibilityMode.AUTO)
+        .height(8)
+        .span(width)
+    )
+
+
 # -- rows ---------------------------------------------------------------------------------------
 
 
@@ -194,8 +236,8 @@ def at_a_glance() -> list[stat.Panel]:
     failed = rate("requests_total", extra=f'{WORK}, status=~"5.."')
     return [
         number("Gateways up", "Instances that Prometheus can scrape. 0: nobody is served.", f"sum({scoped('up')})", steps=ZERO_IS_BAD),
-        number("Daemon", "Whether every gateway's last call to lcpd-grpcd was answered. Down: nothing can be bought, and nothing is spent.", f"min({own('daemon_up')})", steps=ZERO_IS_BAD, words={"0": "down", "1": "up"}),
-        number("Peers ready", "Providers to buy from. 0: every request is answered 503.", f"min({own('peers')})", steps=ZERO_IS_BAD),
+        number("Daemon", "Whether every gateway's last call to lcpd-grpcd was answered. Down: nothing can be bought from peers, and nothing is spent there.", f"min({own('daemon_up')})", steps=ZERO_IS_BAD, words={"0": "down", "1": "up"}),
+        number("Peers ready", "Lightning peers to buy from. 0: every request is answered 503, but for what virtual nodes serve.", f"min({own('peers')})", steps=ZERO_IS_BAD),
         number("Snapshot age", "How old the list of peers is. It is refreshed every few seconds; a growing age means that the daemon does not answer.", f"max({own('snapshot_age_seconds')})", unit="s", decimals=0, steps=((None, GREEN), (15, YELLOW), (60, RED))),
         number("Server errors", "Share of requests answered with a 5xx status, now.", f"({failed} or vector(0)) / clamp_min({rate('requests_total', extra=WORK)}, 1e-9)", unit="percentunit", decimals=1, steps=((None, GREEN), (0.02, YELLOW), (0.1, RED))),
         number("Jobs in flight", "Jobs running now.", f"sum({own('jobs_in_flight')})"),
@@ -235,9 +277,8 @@ def open_money() -> list[timeseries.Panel]:
         lines("Budget left", "What is left of each budget in its present period (calendar, UTC). Unknown payments count as spent.", [(f"{shared('budget_left_msat', 'period', 'min')} / 1000", "{{period}}"), (f"{shared('budget_limit_msat', 'period')} / 1000", "limit of the {{period}}")], unit=SAT, width=6),
         lines("Share of the budget left", "At zero, requests are answered 402 until the period ends.", [(left_share(), "{{period}}")], unit="percentunit", steps=((None, RED), (0.1, GREEN)), width=6),
         lines("Saved by asking around", "By how much the quotes that were taken were below the next best ones.", [(f"{rate('runner_up_saving_msat_total')} * 60 / 1000", "saved")], unit=SAT_PER_MINUTE, width=6),
-        lines("Repeats not bought again", "running: joined what was being bought. replayed: got its answer again. lost: the answer is gone, and it was refused rather than paid twice.", [(rate("joined_total", "how"), "{{how}}")], unit="reqps"),
-        lines("Peers that fell out", "Before anything was paid, so that the next peer was asked. refused: a check, a cap or the peer's standing said no. failed: no quote came.", [(rate("failovers_total", "cause"), "{{cause}}")], unit="reqps"),
-        lines("False quotes by peer", "Quotes that are not what they say they are, per minute, by what does not fit. An honest peer has none.", [(short_peer(f"{rate('quote_mismatches_total', 'peer, mismatch')} * 60 > 0"), "{{short}} {{mismatch}}")], unit="cpm"),
+        lines("Repeats not bought again", "running: joined what was being bought. replayed: got its answer again. lost: the answer is gone, and it was refused rather than paid twice.", [(rate("joined_total", "how"), "{{how}}")], unit="reqps", width=12),
+        lines("False quotes by peer", "Quotes that are not what they say they are, per minute, by what does not fit. An honest peer has none.", [(short_peer(f"{rate('quote_mismatches_total', 'peer, mismatch')} * 60 > 0"), "{{short}} {{mismatch}}")], unit="cpm", width=12),
     ]  # fmt: skip
 
 
@@ -279,6 +320,30 @@ def peers() -> list[timeseries.Panel]:
         lines("Settled payments by peer", "Who earns. A peer that vanishes from here is no longer chosen, or no longer ready.", [(short_peer(rate("payments_total", "peer", SETTLED)), "{{short}}")], unit="reqps", stacked=True),
         lines("Quote time by peer", "The 95th percentile by peer: is one peer slow, or all?", [(short_peer(quantile(0.95, "quote_duration_seconds", "peer")), "{{short}}")], unit="s"),
         lines("Not delivered by peer", "Who takes money and brings nothing whole, per minute.", [(short_peer(f"{rate('undelivered_total', 'peer')} * 60"), "{{short}}")], unit="cpm"),
+    ]  # fmt: skip
+
+
+def routing() -> list[stat.Panel | timeseries.Panel | statetimeline.Panel]:
+    choices = "routing_choices_total"
+    nodes_share = f"{rate(choices, extra=ON_NODE)} / clamp_min({rate(choices)}, 1e-9)"
+    spent = "payment_msat_total"
+    return [
+        number("Nodes up", "Virtual nodes that answer and take part in the choice, on the gateway that sees the fewest. No data: none is configured.", f"min(sum by (instance) ({own('node_up')}))", steps=ZERO_IS_BAD),
+        number("Nodes down", "Virtual nodes that do not answer, on the gateway that sees the most. They come back by themselves.", f"max(count by (instance) ({own('node_up')}) - sum by (instance) ({own('node_up')}))", steps=((None, GREEN), (1, YELLOW))),
+        number("Left to the gateway", "Share of the requests that name auto rather than a model, in the time shown.", f"{total('requests_total', extra=BY_AUTO)} / clamp_min({total('requests_total', extra=BOUGHT)}, 1e-9)", unit="percentunit", decimals=0),
+        number("Chosen nodes", "Share of the choices of auto that fell on a virtual node, in the time shown.", f"{total(choices, extra=ON_NODE)} / clamp_min({total(choices)}, 1e-9)", unit="percentunit", decimals=0),
+        number("Spent on nodes", "What settled purchases from virtual nodes cost, in the time shown.", f"{total(spent, extra=f'{SETTLED}, {NODES}')} / 1000", unit=SAT, decimals=0),
+        number("Spent on peers", "What settled purchases from Lightning peers cost, in the time shown, without routing fees.", f"{total(spent, extra=f'{SETTLED}, {PEERS}')} / 1000", unit=SAT, decimals=0),
+        lines("Choices by provider", "Whom auto put first, a second. A provider that vanishes from here has become slow, dear or unreliable, or is gone.", [(short_peer(f"{rate(choices, 'peer')} > 0"), "{{short}}")], unit="reqps", stacked=True),
+        lines("Choices by source", "lcp: Lightning peers. node: virtual nodes.", [(rate(choices, "source"), "{{source}}")], unit="reqps", stacked=True),
+        lines("Share of nodes", "Share of the choices of auto that fell on virtual nodes.", [(nodes_share, "nodes")], unit="percentunit"),
+        lines("Score of the choices", "The median by source; 1 is the best that there can be. Falling scores: everybody has become worse, or the good ones are gone.", [(quantile(0.5, "routing_score", "source"), "{{source}}")], unit="none"),
+        lines("Providers that fell out", "Before anything was paid, so that the next was asked. refused: a check, a cap or the peer's standing said no. failed: no quote came or, from a node, no answer.", [(rate("failovers_total", "cause, source"), "{{source}} {{cause}}")], unit="reqps"),
+        lines("Spending by source", "What settled purchases cost, peers without their routing fees.", [(f"{rate(spent, extra=f'{SETTLED}, {PEERS}')} * 60 / 1000", "lcp"), (f"{rate(spent, extra=f'{SETTLED}, {NODES}')} * 60 / 1000", "node")], unit=SAT_PER_MINUTE, stacked=True),
+        lines("First byte by provider", "Decayed average of the time to the first byte, as the choice sees it: what is slow here is chosen less.", [(short_peer(f"max by (source, peer) ({own('provider_first_byte_seconds')})"), "{{short}}")], unit="s", width=12),
+        lines("Tokens a second by provider", "Decayed average, reckoned from bytes, as the choice sees it.", [(short_peer(f"min by (source, peer) ({own('provider_tokens_per_second')})"), "{{short}}")], unit="none", width=12),
+        states("Health of the nodes", "Whether each virtual node answers. One that is down takes no part in the choice, and is asked until it is back.", (f"min by (node) ({own('node_up')})", "{{node}}"), words={"0": "down", "1": "up"}, steps=ZERO_IS_BAD, width=12),
+        lines("Nodes that come and go", "Changes per hour. A node that keeps changing serves nobody well.", [(f"{rate('node_changes_total', 'node, to')} * 3600", "{{node}} {{to}}")], width=12),
     ]  # fmt: skip
 
 
@@ -359,6 +424,7 @@ def build() -> str:
         ("lnd", lightning()),
         ("Latency", latency()),
         ("Peers", peers()),
+        ("Routing and nodes", routing()),
         ("Errors", errors()),
         ("Process", process()),
     ):

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
-from lcp_gateway.adapters.completions import NotAdaptable
+from lcp_gateway.adapters.completions import NotAdaptable, to_chat
 from lcp_gateway.adapters.documents import parse_json
 from lcp_gateway.app.adapting import COMPLETIONS_AS_CHAT, adaptation
 from lcp_gateway.purchase.candidate import Candidate
@@ -22,6 +22,7 @@ from lcp_gateway.routing.choice import (
     RoutingError,
     RoutingRules,
     candidates,
+    what_embeds,
 )
 from lcp_gateway.routing.explain import explanation, named_explanation
 from lcp_gateway.routing.needs import needs_of
@@ -67,10 +68,14 @@ class Chooser:
         registry: Registry,
         auto: AutoChoice,
         available: Callable[[str], bool],
-        on_decision: Callable[[Order, Decision], None] = lambda _order, _decision: None,
+        on_decision: Callable[[Order, Decision, Candidate], None] = lambda *_: None,
         draw: Callable[[], float] = random.random,  # noqa: S311 - spreads load, and hides nothing
     ) -> None:
-        """``available`` asks whether a provider may be asked now; ``on_decision`` hears of every choice of ``auto``."""
+        """Wire it.
+
+        ``available`` asks whether a provider may be asked now. ``on_decision`` hears of every choice of ``auto``, and of
+        the candidate that is asked first.
+        """
         self._catalogs = catalogs
         self._rules = rules
         self._registry = registry
@@ -122,18 +127,20 @@ class Chooser:
         name = self._registry.resolve(order.task.model)
         if is_auto(name):
             decision = self._decide(catalog, order)
-            self._on_decision(order, decision)
-            return _those_that_fit(
+            found = _those_that_fit(
                 partial(self._decided, order.task, decision, scored)
                 for scored in decision.ranked
                 if self._available(scored.entry.provider.peer_id)
             )
+            self._on_decision(order, decision, found[0])
+            return found
         return self._named(catalog, order.task, name)
 
     def _decide(self, catalog: Catalog, order: Order) -> Decision:
         task = order.task
         offers = self._offers_of(catalog)
         document: Any = parse_json(task.body)
+        unfit_for_chat = _why_unfit_for_chat(task)
         try:
             wish = parse_wish(self._registry.resolve(task.model), offers.capabilities)
             return self._auto.decide(
@@ -143,6 +150,7 @@ class Chooser:
                 wish,
                 needs_of(task.kind, document, len(task.body)),
                 self._draw(),
+                native=unfit_for_chat is not None,
             )
         except UnknownWish as error:
             raise ModelNotFound(
@@ -155,6 +163,10 @@ class Chooser:
                 raise NoProvider(
                     "every provider that suits has failed lately; try again soon"
                 ) from None
+            if unfit_for_chat is not None:
+                raise unfit_for_chat from None
+            if task.kind is TaskKind.EMBEDDINGS:
+                raise ModelNotFound(what_embeds(catalog)) from None
             raise ModelNotFound("no model that is offered here suits this request") from None
 
     def _decided(self, task: Task, decision: Decision, scored: Scored) -> Candidate:
@@ -219,6 +231,15 @@ class Chooser:
             )
             self._offers = (catalog, made)
         return self._offers[1]
+
+
+def _why_unfit_for_chat(task: Task) -> NotAdaptable | None:
+    if task.kind is TaskKind.COMPLETIONS:
+        try:
+            to_chat(task.body)
+        except NotAdaptable as error:
+            return error
+    return None
 
 
 def _those_that_fit(found: Iterable[Callable[[], Candidate]]) -> Sequence[Candidate]:

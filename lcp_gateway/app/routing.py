@@ -9,9 +9,12 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.app.catalogs import Catalogs
 from lcp_gateway.app.chooser import Chooser
 from lcp_gateway.config import ModelConfig, NodeConfig, Settings, all_nodes
+from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.routing.auto import AutoChoice, AutoPolicy, Decision
+from lcp_gateway.routing.catalog import NODE_PREFIX
 from lcp_gateway.routing.choice import RoutingRules
 from lcp_gateway.routing.policy import Weights
 from lcp_gateway.routing.query import WORDS
@@ -131,10 +134,9 @@ def routing_parts(
         clock=time.monotonic,
     )
 
-    def decided(order: Order, decision: Decision) -> None:
-        chosen = decision.chosen
-        provider = chosen.entry.provider
-        metrics.choice(provider.source.value, provider.peer_id, chosen.score)
+    def decided(order: Order, decision: Decision, first: Candidate) -> None:
+        source = Source.NODE if first.provider_id.startswith(NODE_PREFIX) else Source.LCP
+        metrics.choice(source.value, first.provider_id, decision.chosen.score)
         log.info("routing decision", request_id=order.request_id, **decision.as_log())
 
     chooser = Chooser(

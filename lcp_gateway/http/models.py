@@ -53,7 +53,7 @@ class Models:
             offers = self._offers()
             found = [
                 self._model(name, name, providers, offers, there)
-                for name, providers in self._usable(catalog).items()
+                for name, providers in self._usable(offers).items()
             ]
             held = self._held = (catalog, now, orjson.dumps({"object": "list", "data": found}))
         return web.Response(body=held[2], content_type="application/json")
@@ -66,7 +66,8 @@ class Models:
         there = {p.peer_id: self._is_there(p.peer_id) for p in catalog.providers}
         if is_auto(real):
             return json_response(_auto(name, there))
-        providers = self._usable(catalog).get(real)
+        offers = self._offers()
+        providers = self._usable(offers).get(real)
         if providers is None:
             raise ApiError(
                 404,
@@ -75,10 +76,10 @@ class Models:
                 param="model",
                 reason="model_not_found",
             )
-        return json_response(self._model(name, real, providers, self._offers(), there))
+        return json_response(self._model(name, real, providers, offers, there))
 
-    def _usable(self, catalog: Catalog) -> dict[str, tuple[Provider, ...]]:
-        models = dict(sorted(catalog.models().items()))
+    def _usable(self, offers: Offers) -> Mapping[str, tuple[Provider, ...]]:
+        models = offers.providers
         allowed = self._rules.allowlist
         if allowed and not self._rules.allow_unlisted:
             # Named by the operator, so usable even while nobody advertises them.

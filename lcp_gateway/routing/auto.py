@@ -20,18 +20,15 @@ from lcp_gateway.routing.score import (
     price_feature,
     speed_feature,
 )
+from lcp_gateway.routing.suiting import Availability, Question, question_of, suiting
 
 # So many are weighed anew for every request; the others only when the list is made, once in a while.
 _SHORTLISTED = 12
 _SHORTLIST_S = 1.0
 _MAX_SHORTLISTS = 64
 _ON_TRIAL = 0.5
-_UNFIT = 1_000
 # As many as the log line shows of a feature, so that the choice can be made again from it.
 _DIGITS = 6
-
-Availability = Callable[[str], float]
-"""Tells of a provider's id whether it may be asked now: 0 no, 1 yes, between them when it is on trial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +114,11 @@ class _Shortlist:
     entries: tuple[Entry, ...]
     offered: int
     made_at: float
+    anybody: bool
 
 
 class Nobody(Exception):
-    """Nothing on offer does it now; ``offered`` tells whether anything on offer would, were it there."""
+    """Nobody does it now; ``offered`` tells whether somebody would who may not be asked at present."""
 
     def __init__(self, *, offered: bool) -> None:
         super().__init__("nobody")
@@ -146,13 +144,21 @@ class AutoChoice:
         self._availability = availability
         self._clock = clock
         self._offers: Offers | None = None
-        self._shortlists: OrderedDict[object, _Shortlist] = OrderedDict()
+        self._shortlists: OrderedDict[Question, _Shortlist] = OrderedDict()
         self._weights: dict[Wish, Weights] = {}
 
     def decide(
-        self, offers: Offers, kind: TaskKind, mode: Mode, wish: Wish, needs: Needs, draw: float
+        self,
+        offers: Offers,
+        kind: TaskKind,
+        mode: Mode,
+        wish: Wish,
+        needs: Needs,
+        draw: float,
+        *,
+        native: bool = False,
     ) -> Decision:
-        """Choose for one request; ``draw`` is uniform in [0, 1).
+        """Choose for one request; ``draw`` is uniform in [0, 1), ``native`` leaves adapters out.
 
         Raises:
             Nobody: nothing suits or nobody is there.
@@ -160,25 +166,18 @@ class AutoChoice:
         if offers is not self._offers:
             self._offers = offers
             self._shortlists.clear()
+        question = question_of(kind, mode, wish, needs, native=native)
+        found = self._shortlists.get(question)
+        if found is None or self._clock() - found.made_at > _SHORTLIST_S:
+            found = self._shortlist(offers, question)
         weights = self._weights_of(wish)
-        # Sizes are told apart by powers of two, or every request would have a list of its own.
-        room = 0 if not needs.tokens else 1 << needs.tokens.bit_length()
-        key = (kind, mode, wish, needs.capabilities, room)
-        now = self._clock()
-        found = self._shortlists.get(key)
-        if found is None or now - found.made_at > _SHORTLIST_S:
-            found = self._shortlist(offers, kind, mode, wish, needs, weights, now)
-            self._shortlists[key] = found
-            while len(self._shortlists) > _MAX_SHORTLISTS:
-                self._shortlists.popitem(last=False)
         considered = self._weigh(found.entries, mode, wish, weights)
         if not considered:
             # Everybody on the list has gone within the last second.
-            found = self._shortlist(offers, kind, mode, wish, needs, weights, now)
-            self._shortlists[key] = found
+            found = self._shortlist(offers, question)
             considered = self._weigh(found.entries, mode, wish, weights)
         if not considered:
-            raise Nobody(offered=bool(offers.by_kind[kind]))
+            raise Nobody(offered=found.anybody)
         return self._decision(considered, found.offered, wish, needs, weights, draw)
 
     def order(self, entries: Sequence[Entry], mode: Mode, draw: float) -> Sequence[Entry]:
@@ -226,39 +225,17 @@ class AutoChoice:
             draw,
         )
 
-    def _shortlist(
-        self,
-        offers: Offers,
-        kind: TaskKind,
-        mode: Mode,
-        wish: Wish,
-        needs: Needs,
-        weights: Weights,
-        now: float,
-    ) -> _Shortlist:
-        wanted = needs.capabilities | wish.capabilities
-        suits: dict[object, int] = {}
-        there: dict[str, float] = {}
-        best = _UNFIT
-        found: list[Entry] = []
-        for entry in offers.by_kind[kind]:
-            traits = entry.traits
-            suit = suits.get(entry.model)
-            if suit is None:
-                suit = suits[entry.model] = _suits(entry, wanted, needs.tokens)
-            provider_id = entry.provider.peer_id
-            available = there.get(provider_id)
-            if available is None:
-                available = there[provider_id] = self._availability(provider_id)
-            if suit > best or not available or not _pays(entry, wish):
-                continue
-            if kind is not TaskKind.EMBEDDINGS and traits.type == "embedding":
-                continue
-            if suit < best:
-                best, found = suit, []
-            found.append(entry)
-        scored = self._weigh(found, mode, wish, weights)
-        return _Shortlist(tuple(one.entry for one in scored[:_SHORTLISTED]), len(found), now)
+    def _shortlist(self, offers: Offers, question: Question) -> _Shortlist:
+        entries, anybody = suiting(offers, question, self._availability)
+        weights = self._weights_of(question.wish)
+        scored = self._weigh(entries, question.mode, question.wish, weights)
+        best = tuple(one.entry for one in scored[:_SHORTLISTED])
+        found = _Shortlist(best, len(entries), self._clock(), anybody)
+        self._shortlists[question] = found
+        self._shortlists.move_to_end(question)
+        while len(self._shortlists) > _MAX_SHORTLISTS:
+            self._shortlists.popitem(last=False)
+        return found
 
     def _weigh(
         self,
@@ -314,25 +291,6 @@ def _price(entry: Entry, view: View) -> float | None:
     listed = entry.provider.list_price_msat
     # A node's price list is certain, where it has one price for everything; else what was asked lately.
     return float(listed) if listed is not None else view.price_msat
-
-
-def _pays(entry: Entry, wish: Wish) -> bool:
-    return not wish.only_free or entry.provider.list_price_msat == 0
-
-
-def _suits(entry: Entry, wanted: frozenset[str], tokens: int) -> int:
-    """Tell how unsure it is that a model can do what is wanted: of how much nobody knows, or that it cannot."""
-    traits = entry.traits
-    if tokens and traits.context_length and tokens > traits.context_length:
-        return _UNFIT
-    unsaid = 0
-    for capability in wanted:
-        can = traits.has(capability)
-        if can is None:
-            unsaid += 1
-        elif not can:
-            return _UNFIT
-    return unsaid
 
 
 def _in_turn(considered: Sequence[Scored], chosen: int) -> tuple[Scored, ...]:

@@ -72,9 +72,10 @@ def candidates(
         return (_ready(catalog, mapped, "the provider that this model is mapped to is not ready"),)
     if (default := rules.default_peer_id) and task.kind in _OF_PEERS:
         # Nodes were named by the operator too: what only they offer is theirs.
-        elsewhere = any(p.source is Source.NODE for p in offering)
-        if not elsewhere or any(p.peer_id == default for p in offering):
+        nodes = tuple(provider for provider in offering if provider.source is Source.NODE)
+        if not nodes or any(provider.peer_id == default for provider in offering):
             return (_ready(catalog, default, "the default peer is not ready"),)
+        offering = nodes
     if offering:
         found = tuple(provider for provider in offering if available(provider.peer_id))
         if not found:
@@ -102,7 +103,7 @@ def _check_model(
     offering: Sequence[Provider],
 ) -> None:
     if task.kind is TaskKind.EMBEDDINGS and not offering:
-        raise ModelNotFound(_what_embeds(catalog))
+        raise ModelNotFound(what_embeds(catalog))
     if rules.allow_unlisted:
         return
     if rules.allowlist:
@@ -114,7 +115,7 @@ def _check_model(
         )
 
 
-def _what_embeds(catalog: Catalog) -> str:
+def what_embeds(catalog: Catalog) -> str:
     """Say which models embed, or what else is there."""
     models = catalog.models_for(TaskKind.EMBEDDINGS)
     if models:

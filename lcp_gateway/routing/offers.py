@@ -22,10 +22,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Offers:
-    """The entries by kind of task, in the catalog's order, and the traits of every model."""
+    """The entries by kind of task, in the catalog's order; and every model with its providers, kinds and traits."""
 
     by_kind: Mapping[TaskKind, tuple[Entry, ...]]
-    names: Mapping[TaskKind, frozenset[str]]
+    providers: Mapping[str, tuple[Provider, ...]]
+    kinds: Mapping[str, tuple[TaskKind, ...]]
     traits: Mapping[str, Traits]
     capabilities: frozenset[str]
 
@@ -44,12 +45,10 @@ class Offers:
         Where there is an allowlist only its models count. A mapped model counts at its provider only, and where there is
         a default peer no other peer counts. Models that only chat count for completions too: an adapter can help.
         """
-        facts: dict[str, list[Provider]] = {
-            name: list(providers) for name, providers in catalog.models().items()
-        }
+        offering = dict(sorted(catalog.models().items()))
         traits = {
             name: registry.traits(name, [p.facts[name] for p in providers if name in p.facts])
-            for name, providers in facts.items()
+            for name, providers in offering.items()
         }
         by_kind: dict[TaskKind, list[Entry]] = {kind: [] for kind in TaskKind}
         for provider in catalog.providers:
@@ -66,14 +65,14 @@ class Offers:
                         TaskKind.COMPLETIONS, model
                     ):
                         by_kind[TaskKind.COMPLETIONS].append(entry)
+        kinds: dict[str, list[TaskKind]] = {}
+        for kind, entries in by_kind.items():
+            for name in dict.fromkeys(entry.model for entry in entries):
+                kinds.setdefault(name, []).append(kind)
         return cls(
             MappingProxyType({kind: tuple(entries) for kind, entries in by_kind.items()}),
-            MappingProxyType(
-                {
-                    kind: frozenset(entry.model for entry in entries)
-                    for kind, entries in by_kind.items()
-                }
-            ),
+            MappingProxyType(offering),
+            MappingProxyType({name: tuple(found) for name, found in kinds.items()}),
             MappingProxyType(traits),
             frozenset().union(*(found.capabilities for found in traits.values())),
         )

@@ -170,7 +170,7 @@ WORDS: Mapping[TaskKind, str] = {
 
 def endpoints_of(offers: Offers, model: str) -> list[str]:
     """Give the endpoints that take a model."""
-    return [word for kind, word in WORDS.items() if model in offers.names[kind]]
+    return [WORDS[kind] for kind in offers.kinds.get(model, ())]
 
 
 def _size(document: Mapping[str, Any], name: str) -> float | None:

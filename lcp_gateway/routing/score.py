@@ -26,12 +26,13 @@ class Features(NamedTuple):
 
     def score(self, weights: Weights) -> float:
         """Give the weighted sum; ``weights`` are normalised."""
+        availability, speed, delivery, price, fit = self
         return (
-            weights.availability * self.availability
-            + weights.speed * self.speed
-            + weights.delivery * self.delivery
-            + weights.price * self.price
-            + weights.fit * self.fit
+            weights.availability * availability
+            + weights.speed * speed
+            + weights.delivery * delivery
+            + weights.price * price
+            + weights.fit * fit
         )
 
 

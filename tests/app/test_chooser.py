@@ -91,7 +91,7 @@ class Choosing:
             registry=Registry({name: ModelCard(**said) for name, said in self.cards.items()}),
             auto=self.auto,
             available=self._available,
-            on_decision=lambda order, decision: self.decisions.append((order, decision)),
+            on_decision=lambda order, decision, _first: self.decisions.append((order, decision)),
             draw=lambda: self.draw,
         )
 
@@ -375,6 +375,17 @@ async def test_who_may_not_be_asked_is_no_candidate_of_auto_and_no_more_are_trie
     assert len(choosing.asked) == 5
 
 
+async def test_a_choice_that_nobody_may_be_asked_for_is_told_once_at_most():
+    choosing = among(provider("a", "m"))
+    choosing.rests("a")
+    choosing.now = 11
+    await choosing.ids(task("auto"))
+    choosing.decisions.clear()
+    with pytest.raises(NoProvider):
+        await choosing.ids(task("auto"))
+    assert len(choosing.decisions) <= 1
+
+
 async def test_a_provider_on_trial_is_given_to_one_request_at_a_time():
     choosing = among(provider("a", "m"))
     choosing.rests("a")
@@ -436,6 +447,13 @@ async def test_a_request_with_tools_goes_to_who_has_them_though_another_is_faste
     choosing.measured("b", "able", 60)
     wanted = task("auto", more=b',"tools":[{"type":"function"}]')
     assert await choosing.ids(wanted) == ["b"]
+
+
+async def test_a_longer_request_of_the_same_second_does_not_go_where_only_a_shorter_one_fits():
+    cards = {"short": {"context_length": 5_000}, "long": {"context_length": 131_072}}
+    choosing = among(provider("a", "short"), provider("b", "long"), cards=cards)
+    assert sorted(await choosing.ids(task("auto", more=b',"max_tokens":4200'))) == ["a", "b"]
+    assert await choosing.ids(task("auto", more=b',"max_tokens":8000')) == ["b"]
 
 
 async def test_a_request_that_orjson_refuses_is_read_all_the_same():

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import re
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from lcp_gateway.node.config import NodeConfig
 from lcp_gateway.node.identity import derive_key
 from lcp_gateway.telemetry.names import SPECS
 from tests.support.gateway import gateway
+from tests.support.http_node import HttpNodeThread
 from tests.support.lnd_standin import LN, LndStandin, in_a_thread, lnd_settings
 from tests.support.prometheus import configuration, executable, prometheus
 from tests.support.promql import alert_rules, dashboard_queries
@@ -38,6 +40,15 @@ ENVIRONMENT = {
     "LCP_GATEWAY_BUDGET_HOUR_MSAT": "1000000000",
     "LCP_GATEWAY_BUDGET_DAY_MSAT": "2000000000",
     "LCP_GATEWAY_BUDGET_MONTH_MSAT": "3000000000",
+    "LCP_GATEWAY_NODES_REFRESH_S": "0.5",
+    # So that auto does not choose a model that fails by design.
+    "LCP_GATEWAY_MODELS": json.dumps(
+        {
+            "echo-1": {"capabilities": ["sound"]},
+            "echo-mini": {"capabilities": ["sound"]},
+            "home-1": {"capabilities": ["sound", "home"]},
+        }
+    ),
 }
 
 # Panels that may show nothing, or nothing above zero, when all is as it should be.
@@ -51,6 +62,8 @@ MAY_BE_ZERO = {
 }
 
 GOOD = ("echo-1", "echo-mini")
+# Any model that does not fail by design, and the one that only a virtual node has, chosen and by its name.
+OF_CHOICE = ("auto:sound", "auto:home", "home-1")
 FAULTS = {
     "fault/no-route": "not_paid",
     "fault/fail-after-payment": "undelivered",
@@ -68,6 +81,7 @@ FALSE_QUOTE = "fault/wrong-price"
 class World:
     gateway: object
     prometheus: object
+    node: HttpNodeThread
 
 
 def ask(port, model, *, stream=False, read=True, key=None):
@@ -103,7 +117,7 @@ def load(port, round_number):
     with ThreadPoolExecutor(8) as pool:
         answers = [
             pool.submit(ask, port, model, stream=stream)
-            for model in (*GOOD, *FAULTS)
+            for model in (*GOOD, *OF_CHOICE, *FAULTS)
             for stream in (False, True)
         ]
         answers.append(pool.submit(ask, port, "echo-slow", stream=True, read=False))
@@ -123,9 +137,33 @@ def lnd(folder: Path) -> Iterator[LndStandin]:
         yield standin
 
 
-def with_lnd(address):
-    """Give the environment of a gateway that asks this lnd."""
-    return {**ENVIRONMENT, **lnd_settings(address)}
+def closed_port():
+    """Give a port where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def surroundings(lnd_address, node):
+    """Give the environment of a gateway that asks this lnd, and has this node and one that is never there."""
+    nodes = [
+        {"name": "home", "base_url": node.base_url, "price_per_request_msat": 2_000},
+        {"name": "away", "base_url": f"http://127.0.0.1:{closed_port()}/v1"},
+    ]
+    return {
+        **ENVIRONMENT,
+        **lnd_settings(lnd_address),
+        "LCP_GATEWAY_NODES": json.dumps(nodes),
+    }
+
+
+def go_and_come_back(node, watcher):
+    """Have the node fail its list of models until the gateway has seen it, and then be well again."""
+    for status, is_up in ((503, 0), (200, 1)):
+        node.behave(models_status=status)
+        watcher.wait_for(
+            'lcpgateway_node_up{node="home"}', lambda found, is_up=is_up: found[0][1] == is_up
+        )
 
 
 # All but the client that goes away.
@@ -138,10 +176,12 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prometheus")
     with (
         lnd(tmp_path_factory.mktemp("lnd")) as standin,
-        gateway(env=with_lnd(standin.address)) as running,
+        HttpNodeThread("home", ("home-1",)) as node,
+        gateway(env=surroundings(standin.address, node)) as running,
         prometheus(configuration(f"127.0.0.1:{running.port}"), folder) as watcher,
     ):
         watcher.wait_for("up", lambda found: [value for _, value in found] == [1])
+        watcher.wait_for('lcpgateway_node_up{node="home"} == 1', bool)
         # The first round makes the series, the second makes them grow.
         answered = 0
         for round_number in (1, 2):
@@ -151,6 +191,7 @@ def world(tmp_path_factory):
                 ('lcpgateway_client_disconnects_total{phase="stream"}', round_number),
             ):
                 watcher.wait_for(expr, lambda found, least=least: found and found[0][1] >= least)
+        go_and_come_back(node, watcher)
         watcher.wait_for("lcpgateway_event_loop_lag_seconds_count", lambda f: f[0][1] >= 2)
         # The gateway reads its books every few seconds, and asks lnd about what it finds there.
         for expr in (
@@ -158,7 +199,7 @@ def world(tmp_path_factory):
             'lcpgateway_reconciled_total{result="still_unknown"} >= 4',
         ):
             watcher.wait_for(expr, bool)
-        yield World(running, watcher)
+        yield World(running, watcher, node)
 
 
 def filled_in(expr):
@@ -187,7 +228,7 @@ def test_every_metric_of_the_table_arrives(world):
 def test_the_money_on_the_dashboard_is_the_money_that_the_node_saw(world):
     paid_msat = sum(event["price_msat"] for event in world.gateway.events("paid"))
     ((_, counted),) = world.prometheus.query(
-        'sum(lcpgateway_payment_msat_total{outcome=~"settled|unknown"})'
+        'sum(lcpgateway_payment_msat_total{outcome=~"settled|unknown", peer!~"node:.*"})'
     )
     assert paid_msat > 0
     assert counted == paid_msat
@@ -233,6 +274,43 @@ def test_the_books_say_the_same_as_the_counters(world):
     assert total("lcpgateway_quote_mismatches_total") == 1
     assert total('lcpgateway_reconciled_total{result!="still_unknown"}') == 0
     assert total("lcpgateway_lnd_local_balance_msat") == 5_000_000
+
+
+def test_what_was_bought_from_a_node_is_counted_as_its_own(world):
+    def total(selector):
+        ((_, value),) = world.prometheus.query(f"sum({selector})")
+        return value
+
+    calls = len(world.node.calls())
+    settled = 'outcome="settled", peer="node:home"'
+    assert calls >= 8
+    assert total(f"lcpgateway_payments_total{{{settled}}}") == calls
+    assert total(f"lcpgateway_payment_msat_total{{{settled}}}") == 2_000 * calls
+    assert total('lcpgateway_requests_total{model="auto", status="200"}') == 8
+    assert total("lcpgateway_routing_choices_total") == 8
+    assert total("lcpgateway_routing_score_count") == 8
+    # Of two that are asked the cheaper is taken, so that the node may be bought from where it was put second.
+    put_first = total('lcpgateway_routing_choices_total{source="node", peer="node:home"}')
+    assert 4 <= put_first <= calls - 4
+
+
+def test_a_model_that_only_a_node_has_is_known_by_its_name(world):
+    found = world.prometheus.query('sum(lcpgateway_requests_total{model="home-1"})')
+    assert [value for _, value in found] == [4]
+
+
+def test_nodes_that_go_are_told_from_nodes_that_never_came(world):
+    def by_node(name):
+        found = world.prometheus.query(name)
+        return {(labels["node"], labels.get("to")): value for labels, value in found}
+
+    assert by_node("lcpgateway_node_up") == {("home", None): 1, ("away", None): 0}
+    assert by_node("lcpgateway_node_changes_total") == {
+        ("home", "down"): 1,
+        ("home", "up"): 1,
+        ("away", "down"): 0,
+        ("away", "up"): 0,
+    }
 
 
 def test_jobs_in_flight_rose_with_the_load_and_fell_with_its_end(world):

@@ -1,8 +1,11 @@
 import json
+from dataclasses import replace
 
 import pytest
 
-from lcp_gateway.http.errors import STATUS_OF_GRPC, ApiError, of_purchase
+from lcp_gateway.adapters.completions import NotAdaptable
+from lcp_gateway.http.errors import STATUS_OF_GRPC, ApiError, of_error, of_purchase
+from lcp_gateway.purchase.answers import AnswerGone
 from lcp_gateway.purchase.errors import (
     PaymentFailed,
     PriceLimitExceeded,
@@ -10,7 +13,9 @@ from lcp_gateway.purchase.errors import (
     Undelivered,
     UpstreamError,
 )
+from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.routing.choice import ModelNotFound, NoProvider
 from tests.support.purchases import quote
 
 
@@ -71,3 +76,100 @@ def test_an_expired_quote_may_be_asked_for_again():
 
 def test_a_message_is_bounded():
     assert len(answered(ApiError(400, "x" * 5_000))[1]["message"]) == 1_000
+
+
+# -- nodes ----------------------------------------------------------------------------------------
+
+
+CURABLE = {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "DATA_LOSS"}
+
+
+def of_node(status, verdict=Verdict.NONE, *, code=None):
+    at = replace(quote(), peer_id="node:n", source=Source.NODE, payment_request="")
+    cause = UpstreamError(status, "the node said no: invoice", code=code)
+    return answered(of_purchase(PaymentFailed(cause, verdict, quote=at)))
+
+
+@pytest.mark.parametrize("grpc_status", STATUS_OF_GRPC)
+def test_a_node_that_did_nothing_may_be_asked_again_where_that_may_help(grpc_status):
+    response, body = of_node(grpc_status)
+    assert response.status == STATUS_OF_GRPC[grpc_status]
+    assert response.headers["X-Lcp-Payment"] == body["lcp"]["payment"] == "none"
+    assert response.headers["X-Lcp-Peer-Id"] == "node:n"
+    may_help = grpc_status in CURABLE
+    assert response.headers["x-should-retry"] == ("true" if may_help else "false")
+    assert ("retry-after" in response.headers) is may_help
+
+
+@pytest.mark.parametrize("grpc_status", STATUS_OF_GRPC)
+def test_a_node_that_was_paid_is_never_asked_again(grpc_status):
+    response, body = of_node(grpc_status, Verdict.SETTLED)
+    assert response.headers["X-Lcp-Payment"] == body["lcp"]["payment"] == "settled"
+    assert response.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "code"),
+    [
+        ("INVALID_ARGUMENT", "bad_field", "bad_field"),
+        ("INVALID_ARGUMENT", None, "node_failed"),
+        ("RESOURCE_EXHAUSTED", None, "rate_limit_exceeded"),
+        ("DEADLINE_EXCEEDED", None, "upstream_timeout"),
+        ("UNAVAILABLE", None, "upstream_unavailable"),
+        ("UNAVAILABLE", "model_loading", "model_loading"),
+    ],
+)
+def test_a_nodes_own_word_for_its_error_is_kept(status, said, code):
+    assert of_node(status, code=said)[1]["code"] == code
+
+
+def test_a_quote_that_failed_keeps_its_providers_word_as_well():
+    error = UpstreamError("NOT_FOUND", "words", code="model_not_found")
+    assert answered(of_purchase(error))[1]["code"] == "model_not_found"
+    assert answered(of_purchase(UpstreamError("NOT_FOUND", "words")))[1]["code"] == "quote_failed"
+
+
+def test_nothing_was_paid_to_a_free_node_that_broke_off():
+    at = replace(quote(0), peer_id="node:n", source=Source.NODE, payment_request="")
+    response, body = answered(of_purchase(Undelivered("cut", quote=at)))
+    assert (response.status, body["code"]) == (502, "undelivered")
+    assert response.headers["X-Lcp-Payment"] == "none"
+
+
+# -- routing --------------------------------------------------------------------------------------
+
+
+def test_a_model_that_is_not_there_is_404_with_the_seeds_code():
+    response, body = answered(of_error(ModelNotFound("only other models: m")))
+    assert response.status == 404
+    assert body == {
+        "message": "only other models: m",
+        "type": "invalid_request_error",
+        "param": "model",
+        "code": "model_not_available",
+    }
+    assert response.headers["x-should-retry"] == "false"
+
+
+def test_nobody_there_is_503_and_may_be_tried_again():
+    response, body = answered(of_error(NoProvider("no peers are connected")))
+    assert (response.status, body["code"], body["type"]) == (503, "no_provider", "server_error")
+    assert response.headers["x-should-retry"] == "true"
+
+
+def test_what_cannot_be_adapted_names_its_parameter():
+    error = NotAdaptable("chat has no suffix", "suffix", "unsupported_parameter")
+    response, body = answered(of_error(error))
+    assert response.status == 400
+    assert (body["param"], body["code"]) == ("suffix", "unsupported_parameter")
+    assert response.headers["X-Lcp-Payment"] == "none"
+
+
+def test_an_answer_that_is_gone_was_paid():
+    response, body = answered(of_error(AnswerGone()))
+    assert (response.status, body["code"]) == (409, "answer_gone")
+    assert response.headers["X-Lcp-Payment"] == "settled"
+
+
+def test_what_nobody_foresaw_is_no_answer():
+    assert of_error(ValueError("a bug")) is None

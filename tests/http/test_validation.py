@@ -9,6 +9,7 @@ from lcp_gateway.http.validation import parse_task
 from lcp_gateway.purchase.task import TaskKind
 
 CHAT, RESPONSES = TaskKind.CHAT_COMPLETIONS, TaskKind.RESPONSES
+COMPLETIONS, EMBEDDINGS = TaskKind.COMPLETIONS, TaskKind.EMBEDDINGS
 MESSAGES = b'"messages":[{"role":"user","content":"hi"}]'
 
 
@@ -52,6 +53,78 @@ def test_what_is_wrong_is_named(body, param):
                                   b'{"model":"m","input":[]}', b'{"model":"m","input":5}'])  # fmt: skip
 def test_a_response_needs_an_input(body):
     assert refused(body, RESPONSES).param == "input"
+
+
+@pytest.mark.parametrize("given", [b'"hi"', b'["a","b"]', b"[1,2,3]", b"[[1,2],[3]]"])
+@pytest.mark.parametrize(("kind", "name"), [(COMPLETIONS, b"prompt"), (EMBEDDINGS, b"input")])
+def test_prompts_and_inputs_are_text_or_tokens_one_or_several(kind, name, given):
+    body = b'{"model":"m", "' + name + b'":' + given + b"}"
+    task = parse_task(kind, body)
+    assert (task.kind, task.model, task.body, task.stream) == (kind, "m", body, False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "other"),
+    [(COMPLETIONS, "prompt", b'"input":"x"'), (EMBEDDINGS, "input", b'"prompt":"x"')],
+)
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        (None, "missing_required_parameter"),
+        (b"null", "missing_required_parameter"),
+        (b'""', "invalid_value"),
+        (b"[]", "invalid_value"),
+        (b"5", "invalid_type"),
+        (b"{}", "invalid_type"),
+        (b"true", "invalid_type"),
+    ],
+)
+def test_a_completion_needs_a_prompt_and_an_embedding_an_input(kind, name, other, given, code):
+    field = other if given is None else b'"' + name.encode() + b'":' + given
+    error = refused(b'{"model":"m",' + field + b"}", kind)
+    assert (error.param, error.code) == (name, code)
+
+
+def test_a_completion_may_be_streamed():
+    assert parse_task(COMPLETIONS, b'{"model":"m","prompt":"x","stream":true}').stream is True
+    assert refused(b'{"model":"m","prompt":"x","stream":"on"}', COMPLETIONS).param == "stream"
+
+
+def test_an_embedding_is_never_streamed():
+    assert parse_task(EMBEDDINGS, b'{"model":"m","input":"x","stream":true}').stream is False
+
+
+@pytest.mark.parametrize(
+    "more",
+    [b'"encoding_format":"float"', b'"encoding_format":"base64"', b'"encoding_format":null',
+     b'"dimensions":1', b'"dimensions":null', b'"user":5'],
+)  # fmt: skip
+def test_an_embedding_may_be_encoded_and_shortened(more):
+    parse_task(EMBEDDINGS, b'{"model":"m","input":"x",' + more + b"}")
+
+
+@pytest.mark.parametrize(
+    ("more", "param", "code"),
+    [
+        (b'"encoding_format":"int8"', "encoding_format", "invalid_value"),
+        (b'"encoding_format":["float"]', "encoding_format", "invalid_value"),
+        (b'"encoding_format":5', "encoding_format", "invalid_value"),
+        (b'"encoding_format":{}', "encoding_format", "invalid_value"),
+        (b'"dimensions":"256"', "dimensions", "invalid_type"),
+        (b'"dimensions":1.5', "dimensions", "invalid_type"),
+        (b'"dimensions":true', "dimensions", "invalid_type"),
+        (b'"dimensions":0', "dimensions", "invalid_value"),
+        (b'"dimensions":-3', "dimensions", "invalid_value"),
+    ],
+)
+def test_what_is_wrong_with_an_embedding_is_named(more, param, code):
+    error = refused(b'{"model":"m","input":"x",' + more + b"}", EMBEDDINGS)
+    assert (error.param, error.code) == (param, code)
+
+
+def test_what_embeddings_know_means_nothing_to_the_others():
+    body = b'{"model":"m","messages":[1],"dimensions":"x","encoding_format":5}'
+    assert parse_task(CHAT, body).body is body
 
 
 @pytest.mark.parametrize("given", [b'"hi"', b'[{"role":"user","content":"hi"}]'])
@@ -129,6 +202,6 @@ def test_any_body_with_one_model_is_taken_with_just_that_model(extra, ascii_only
     assert (task.model, task.stream, task.body) == ("chosen", True, body)
 
 
-@given(st.binary(max_size=200))
-def test_no_bytes_do_more_than_be_refused(body):
-    refused(body)
+@given(st.binary(max_size=200), st.sampled_from(list(TaskKind)))
+def test_no_bytes_do_more_than_be_refused(body, kind):
+    refused(body, kind)

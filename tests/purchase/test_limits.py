@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,6 +8,7 @@ from lcp_gateway.purchase.errors import PriceLimitExceeded
 from lcp_gateway.purchase.journal import Budget, Period
 from lcp_gateway.purchase.limits import FeeReckoning, SpendingLimits
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.quote import Quote, Source
 from tests.support.purchases import quote
 from tests.support.shop import ordered
 
@@ -14,11 +17,19 @@ FEE_OF_10_000 = 1_100
 
 
 def passes(limits: SpendingLimits, price_msat: int, *, asks_at_most=None) -> bool:
+    return takes(limits, quote(price_msat), asks_at_most=asks_at_most)
+
+
+def takes(limits: SpendingLimits, offer: Quote, *, asks_at_most=None) -> bool:
     try:
-        limits.check_price(ordered(limit_msat=asks_at_most), quote(price_msat))
+        limits.check_price(ordered(limit_msat=asks_at_most), offer)
     except PriceLimitExceeded:
         return False
     return True
+
+
+def of_node(price_msat: int) -> Quote:
+    return replace(quote(price_msat), peer_id="node:n", source=Source.NODE, payment_request="")
 
 
 def test_the_fee_is_reckoned_as_a_share_and_a_base_rounded_up():
@@ -96,3 +107,41 @@ def test_budgets_are_those_of_the_gateway_and_of_the_key():
     whole = [Budget(Period.HOUR, Msat(1)), Budget(Period.MONTH, Msat(3))]
     assert limits.budgets_for("") == whole
     assert limits.budgets_for("alice") == [*whole, Budget(Period.DAY, Msat(2), "alice")]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        SpendingLimits(model_max_price_msat={"m": 10_000}),
+        SpendingLimits(max_price_msat=10_000, model_max_price_msat={"m": 90_000}),
+        SpendingLimits(max_price_msat=90_000, model_max_price_msat={"m": 10_000}),
+    ],
+)
+def test_the_cap_on_a_models_price_knows_no_fee_and_the_lower_holds(limits):
+    assert passes(limits, 10_000)
+    assert not passes(limits, 10_001)
+
+
+def test_a_cap_on_the_price_of_another_model_says_nothing():
+    assert passes(SpendingLimits(model_max_price_msat={"other": 1}), 10_000)
+
+
+def test_the_refusal_names_the_models_own_cap():
+    limits = SpendingLimits(max_price_msat=90_000, model_max_price_msat={"m": 10_000})
+    with pytest.raises(PriceLimitExceeded) as caught:
+        limits.check_price(ordered(), quote(10_001))
+    assert caught.value.limit_msat == 10_000 and "fee" not in caught.value.message
+
+
+def test_nothing_is_routed_to_a_node_so_no_fee_is_reckoned():
+    assert FeeReckoning().fee_for(of_node(10_000)) == 0
+    assert FeeReckoning().fee_for(quote(10_000)) == FEE_OF_10_000
+    limits = SpendingLimits(max_total_msat=10_000)
+    assert takes(limits, of_node(10_000))
+    assert not takes(limits, of_node(10_001))
+    assert takes(SpendingLimits(), of_node(10_000), asks_at_most=Msat(10_000))
+
+
+def test_a_client_that_pays_nothing_gets_what_is_free():
+    assert takes(SpendingLimits(), of_node(0), asks_at_most=Msat(0))
+    assert not takes(SpendingLimits(), of_node(1), asks_at_most=Msat(0))

@@ -11,9 +11,7 @@ class Kept:
         self.records = Records(half_life_s=half_life_s, clock=lambda: self.now)
 
     def delivered(self, provider=A, model=M, rate=100.0, first_byte_s=None, mode=Mode.WHOLE):
-        self.records.delivered(
-            provider, model, mode, first_byte_s=first_byte_s, tokens_per_s=rate
-        )
+        self.records.delivered(provider, model, mode, first_byte_s=first_byte_s, tokens_per_s=rate)
 
     def rate(self, provider=A, model=M, mode=Mode.WHOLE):
         return self.records.view(provider, model, mode).tokens_per_s
