@@ -17,8 +17,6 @@ from lcp_gateway.telemetry.metrics import Metrics
 _STREAM_BYTES_PER_TOKEN = 150.0
 _BYTES_PER_TOKEN = 4.0
 _LEAST_S = 0.001
-# What comes within a hundredth of a second of the first byte was there already, and tells nothing of a pace.
-_LEAST_REST_S = 0.01
 _FAILED = frozenset({State.UNDELIVERED, State.UNKNOWN, State.NOT_PAID})
 # A node's failures that are its own doing, rather than the request's.
 _NODES_OWN = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "DATA_LOSS", "RESOURCE_EXHAUSTED"})
@@ -57,13 +55,14 @@ class Measuring(Observer):
         self._records.finished(quote.peer_id)
         if purchase.state is State.DELIVERED:
             mode = mode_of(task)
-            first_byte_s, tokens_per_s = _speed(answer, mode)
+            first_byte_s, tokens_per_s, tokens = _speed(answer, mode)
             self._records.delivered(
                 quote.peer_id,
                 task.model,
                 mode,
                 first_byte_s=first_byte_s,
                 tokens_per_s=tokens_per_s,
+                tokens=tokens,
             )
             view = self._records.view(quote.peer_id, task.model, mode)
             self._metrics.provider_speed(
@@ -95,17 +94,19 @@ class Observers(Observer):
             observer.ended(answer)
 
 
-def _speed(answer: Answer, mode: Mode) -> tuple[float | None, float | None]:
+def _speed(answer: Answer, mode: Mode) -> tuple[float | None, float | None, float | None]:
+    """Give the time of the first byte, the pace of what followed in tokens a second, and the tokens."""
     took_s = max((answer.execute_s or 0.0) - answer.waited_s, _LEAST_S)
     match mode:
         case Mode.EMBEDDING:
-            return took_s, None
+            return took_s, None, None
         case Mode.WHOLE:
-            return None, answer.size / _BYTES_PER_TOKEN / took_s
+            tokens = answer.size / _BYTES_PER_TOKEN
+            return None, tokens / took_s, tokens
         case Mode.STREAM:
-            first_s = answer.first_byte_s
-            rest_s = max(took_s - (first_s or 0.0), _LEAST_REST_S)
-            return first_s, answer.size / _STREAM_BYTES_PER_TOKEN / rest_s
+            tokens = answer.size / _STREAM_BYTES_PER_TOKEN
+            rest_s = max(took_s - (answer.first_byte_s or 0.0), _LEAST_S)
+            return answer.first_byte_s, tokens / rest_s, tokens
 
 
 def _is_requests_fault(answer: Answer, purchase: Purchase) -> bool:

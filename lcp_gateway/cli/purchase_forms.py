@@ -8,7 +8,7 @@ from lcp_gateway.store.records import PurchaseRecord
 
 HEADINGS = ("time", "state", "price msat", "fee msat", "model", "peer", "key", "job id")
 FIELDS = (
-    *("job_id", "state", "verdict", "task_kind", "model", "peer_id", "upstream", "key_id"),
+    *("job_id", "state", "verdict", "kind", "task_kind", "model", "peer_id", "upstream", "key_id"),
     *("request_id", "price_msat", "fee_cap_msat", "fee_msat", "runner_up_msat", "terms_hash"),
     *("payment_request", "payment_hash", "preimage", "protocol_version"),
     *("request_sha256", "request_bytes", "stream", "result_sha256", "result_bytes"),

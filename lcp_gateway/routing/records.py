@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 _MAX_PAIRS = 10_000
-# An average listens to about the last four measurements, so that a provider that changes is soon known for it.
-_MOST_WEIGHT = 3.0
+# An average listens to about the last two or three measurements: a provider that becomes slow is soon known for it.
+_MOST_WEIGHT = 1.5
 # What is not measured counts as half a measurement that came out like everybody's.
 _PRIOR_WEIGHT = 0.5
 _PRIOR_DELIVERIES = 2.0
+# A provider that was never measured passes for twice as fast as everybody, so that it is soon tried.
+_BENEFIT_OF_DOUBT = math.log(2.0)
 _VIEW_S = 1.0
 _LEAST_S = 0.001
 _LEAST_PER_S = 0.001
-# The answer by whose time providers are compared.
+# The answer by whose time providers are compared has as many tokens as most lately had; at first so many.
 _USUAL_TOKENS = 256.0
+_USUAL_SHARE = 0.05
 
 
 class Mode(enum.StrEnum):
@@ -109,8 +112,9 @@ class _Belief(NamedTuple):
 class Records:
     """Keeps the measurements. No I/O, one thread; ``clock`` is a monotonic clock in seconds.
 
-    A pair that was never measured is believed to be like its provider, and that like everybody: what is known fades
-    back to that, so that who was slow once is tried again some time.
+    A pair that was never measured is believed to be like its provider, and a provider that never was like everybody, but
+    twice as fast. What is known of one fades back to what is known of everybody, so that who was slow once is tried
+    again some time.
     """
 
     def __init__(self, *, half_life_s: float, clock: Callable[[], float]) -> None:
@@ -119,6 +123,7 @@ class Records:
         self._pairs: OrderedDict[tuple[str, str], _Pair] = OrderedDict()
         self._providers: dict[str, _Provider] = {}
         self._everybody: dict[Mode, _Speed] = {}
+        self._usual: dict[Mode, float] = {}
         self._prices = self._faded()
 
     # -- what is told ---------------------------------------------------------------------------
@@ -147,9 +152,14 @@ class Records:
         *,
         first_byte_s: float | None,
         tokens_per_s: float | None,
+        tokens: float | None = None,
     ) -> None:
-        """Note an answer that came whole: how long its first byte took, and the pace of what followed."""
+        """Note an answer that came whole: how long its first byte took, the pace of what followed, and its length."""
         now = self._clock()
+        if tokens is not None:
+            length = math.log(max(tokens, 1.0))
+            usual = self._usual.setdefault(mode, length)
+            self._usual[mode] = usual + _USUAL_SHARE * (length - usual)
         provider = self._provider(provider_id)
         self._fade(provider, now)
         provider.delivered += 1
@@ -219,10 +229,14 @@ class Records:
         rate: float | None = None
         delivery = 1.0
         provider = self._providers.get(provider_id)
-        for speed in (self._everybody.get(mode), provider.speeds.get(mode) if provider else None):
+        of_provider = provider.speeds.get(mode) if provider else None
+        for speed in (self._everybody.get(mode), of_provider):
             if speed is not None:
                 first_byte = speed.first_byte.blend(first_byte, now)
                 rate = speed.rate.blend(rate, now)
+        if of_provider is None:
+            first_byte = None if first_byte is None else first_byte - _BENEFIT_OF_DOUBT
+            rate = None if rate is None else rate + _BENEFIT_OF_DOUBT
         if provider is not None:
             faded = self._fading(provider, now)
             came = provider.delivered * faded + _PRIOR_DELIVERIES
@@ -242,7 +256,9 @@ class Records:
         tokens_per_s = None if rate is None else math.exp(rate)
         expected_s = first_byte_s
         if tokens_per_s is not None:
-            expected_s = (first_byte_s or 0.0) + _USUAL_TOKENS / tokens_per_s
+            usual = self._usual.get(mode)
+            tokens = _USUAL_TOKENS if usual is None else math.exp(usual)
+            expected_s = (first_byte_s or 0.0) + tokens / tokens_per_s
         price_msat = None if price is None else math.exp(price)
         return View(expected_s, first_byte_s, tokens_per_s, delivery, price_msat)
 

@@ -21,6 +21,7 @@ _RESPONSE_END = re.compile(
     rb"""\n(?:event: ?|data: ?\{\s*"type"\s*:\s*")response\.(?:completed|incomplete|failed)\b"""
 )
 _MARK_BYTES = 64
+_BYTES_PER_EVENT = 4
 _MARKED = frozenset({TaskKind.CHAT_COMPLETIONS, TaskKind.COMPLETIONS, TaskKind.RESPONSES})
 
 
@@ -36,7 +37,11 @@ class NodeAnswer:
         lost: Verdict,
         charge: Callable[[bytes, int], Msat],
     ) -> None:
-        """``lost`` is what an end without a whole result means; ``charge`` gets the end of the result and its size."""
+        """``lost`` is what an end without a whole result means.
+
+        ``charge`` gets the end of the result and the size of the text in it: of a stream an event counts as a token of
+        four bytes, for most of its bytes are the event's own.
+        """
         self.content_type = response.headers.get("Content-Type", "")
         self.content_encoding = response.headers.get("Content-Encoding", "identity")
         self._response = response
@@ -51,6 +56,7 @@ class NodeAnswer:
         is_events = (
             self.content_type.partition(";")[0].strip().lower() == "text/event-stream" and readable
         )
+        self._events: int | None = 0 if is_events else None
         self._ending = _Ending(kind) if is_events and kind in _MARKED else None
         # Without a length only the text itself can show that its end is missing.
         self._must_be_json = (
@@ -92,6 +98,7 @@ class NodeAnswer:
 
     def result(self, body: bytes) -> Result:
         """Give the result, once all of it came; ``body`` is empty where it was streamed."""
+        text_bytes = self._length if self._events is None else self._events * _BYTES_PER_EVENT
         return Result(
             status=ResultStatus.OK,
             body=body,
@@ -100,7 +107,7 @@ class NodeAnswer:
             content_type=self.content_type,
             content_encoding=self.content_encoding,
             message="",
-            charged_msat=self._charge(body or self._tail, self._length),
+            charged_msat=self._charge(body or self._tail, text_bytes),
         )
 
     def _take(self, chunk: bytes) -> None:
@@ -108,6 +115,8 @@ class NodeAnswer:
         if self._length > self._max_bytes:
             raise self._incomplete(f"the node's answer is longer than {self._max_bytes} bytes")
         self._digest.update(chunk)
+        if self._events is not None:
+            self._events += chunk.count(b"data:")
         if self._ending is not None:
             self._ending.feed(chunk)
         self._tail = (self._tail + chunk[-USAGE_TAIL_BYTES:])[-USAGE_TAIL_BYTES:]

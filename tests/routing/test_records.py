@@ -30,10 +30,12 @@ def test_the_same_measured_again_and_again_is_believed():
     assert kept.rate() == pytest.approx(50)
 
 
-def test_who_was_not_measured_passes_for_like_the_others():
+def test_who_was_not_measured_gets_the_benefit_of_the_doubt():
     kept = Kept()
-    kept.delivered(A, rate=80)
-    assert kept.rate(B) == pytest.approx(80)
+    kept.delivered(A, rate=80, first_byte_s=0.5)
+    unknown = kept.records.view(B, M, Mode.WHOLE)
+    assert unknown.tokens_per_s == pytest.approx(160)
+    assert unknown.first_byte_s == pytest.approx(0.25)
 
 
 def test_another_model_of_a_slow_provider_is_expected_to_be_slow():

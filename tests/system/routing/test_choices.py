@@ -1,0 +1,224 @@
+"""Who is chosen: speed counts, nobody is asked for what it cannot do, and the log tells enough to choose again."""
+
+import itertools
+import json
+import time
+from collections import Counter
+
+import pytest
+
+from lcp_gateway.routing.auto import replay
+from tests.support.http_node import HttpNodeThread, http_nodes
+from tests.support.wire import CHAT, RESPONSES
+from tests.system.routing.fair import ask, info_of, nodes_of, row, served_by, until
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+PIXEL = "data:image/png;base64,iVBORw0KGgo="
+
+
+def chosen_in(served, count, model="auto", **more):
+    """Ask so often; gives how often each answered."""
+    return Counter(
+        ask(served, model, f"question {number}", **more).headers["x-lcp-peer-id"]
+        for number in range(count)
+    )
+
+
+# Speed.
+
+
+@pytest.fixture
+def twins():
+    pair = [HttpNodeThread(name=name, models=("twin",)) for name in ("left", "right")]
+    with http_nodes(*pair):
+        yield pair
+
+
+@pytest.mark.parametrize(
+    ("model", "stream", "how", "fast_s"),
+    [
+        ("auto", False, "delay_s", 0.03),
+        ("auto", True, "delay_s", 0.03),
+        ("auto", True, "token_delay_s", 0.01),
+        ("twin", False, "token_delay_s", 0.01),
+    ],
+)
+def test_who_is_ten_times_slower_gets_less_than_a_tenth(twins, model, how, fast_s, stream):
+    twins[0].behave(**{how: fast_s})
+    twins[1].behave(**{how: 10 * fast_s})
+    with served_by(*map(row, twins), explicit_choice="score") as process:
+        found = chosen_in(process, 50, model, stream=stream)
+        assert found["node:right"] < 5, found
+
+
+def test_who_becomes_ten_times_slower_is_soon_left(twins):
+    for twin in twins:
+        twin.behave(token_delay_s=0.004)
+    with served_by(*map(row, twins)) as process:
+        known = Counter()
+        while known["node:right"] < 3:
+            known += chosen_in(process, 4)
+            assert known.total() < 200, known
+        twins[1].behave(token_delay_s=0.04)
+        at_first = chosen_in(process, 20)
+        then = chosen_in(process, 30)
+        assert then["node:right"] < 3, (at_first, then)
+
+
+def test_who_was_slow_is_tried_again_and_is_forgiven(twins):
+    twins[1].behave(token_delay_s=0.03)
+    with served_by(*map(row, twins), routing_half_life_s=1) as process:
+        chosen_in(process, 20, stream=True)
+        twins[1].behave(token_delay_s=0.0)
+        found = Counter()
+        deadline = time.monotonic() + 8
+        while found["node:right"] < 5 and time.monotonic() < deadline:
+            found += chosen_in(process, 2, stream=True)
+            time.sleep(0.05)
+        assert found["node:right"] >= 5
+
+
+# What a request needs.
+
+
+def tools_of(path):
+    function = {"name": "weather", "parameters": SCHEMA}
+    if path == RESPONSES:
+        return {"tools": [{"type": "function", "strict": False, **function}]}
+    return {"tools": [{"type": "function", "function": function}]}
+
+
+def image_of(path):
+    words = {"type": "text" if path == CHAT else "input_text", "text": "what is this?"}
+    if path == RESPONSES:
+        picture = {"type": "input_image", "image_url": PIXEL}
+        return {"input": [{"role": "user", "content": [words, picture]}]}
+    picture = {"type": "image_url", "image_url": {"url": PIXEL}}
+    return {"messages": [{"role": "user", "content": [words, picture]}]}
+
+
+def schema_of(path):
+    form = {"name": "place", "schema": SCHEMA, "strict": True}
+    if path == RESPONSES:
+        return {"text": {"format": {"type": "json_schema", **form}}}
+    return {"response_format": {"type": "json_schema", "json_schema": form}}
+
+
+NEEDS = {"tools": tools_of, "vision": image_of, "json_schema": schema_of}
+
+
+@pytest.fixture(scope="module")
+def talents():
+    """For each capability a slow and dear model that has that alone, beside quick and free ones that have none."""
+    nodes, models, rows = [], {}, []
+    for need in NEEDS:
+        able = HttpNodeThread(name=f"with-{need}", models=(f"able-{need}",))
+        models[f"able-{need}"] = {"capabilities": [need]}
+        nodes.append(able)
+        rows.append((able, {"price_per_request_msat": 50_000}))
+    quick = HttpNodeThread(name="quick", models=tuple(f"no-{need}" for need in NEEDS))
+    for need in NEEDS:
+        models[f"no-{need}"] = {"capabilities": []}
+    with http_nodes(*nodes, quick):
+        for able in nodes:
+            able.behave(delay_s=0.02)
+        made = [row(node, endpoints=["chat", "responses"], **more) for node, more in rows]
+        with served_by(
+            *made, row(quick, endpoints=["chat", "responses"]), models=models
+        ) as process:
+            yield process, {node.server.name: node for node in [*nodes, quick]}
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+@pytest.mark.parametrize("need", NEEDS)
+def test_nobody_is_asked_for_what_it_cannot_do_while_somebody_can(talents, path, need):
+    process, nodes = talents
+    for node in nodes.values():
+        node.requests.clear()
+    for number in range(40):
+        more = {"user": str(number), **NEEDS[need](path)}
+        answer = ask(process, "auto", path=path, stream=number % 2 == 1, **more)
+        assert answer.status == 200, answer.body
+        told = json.loads(answer.headers["x-lcp-routing"])
+        assert (told["node"], told["model"]) == (f"with-{need}", f"able-{need}")
+        assert f"has {need}" in told["reason"] and told["candidates"] == 1
+    assert not nodes["quick"].calls()
+    assert len(nodes[f"with-{need}"].calls()) == 40
+
+
+def test_a_plain_request_goes_to_whom_is_quick_and_free(talents):
+    process, _ = talents
+    assert chosen_in(process, 30)["node:quick"] >= 25
+
+
+def test_where_nobody_can_somebody_is_asked_all_the_same(twins):
+    models = {"twin": {"capabilities": []}}
+    with served_by(*map(row, twins), models=models) as process:
+        answer = ask(process, "auto", **tools_of(CHAT))
+        assert answer.status == 200 and info_of(answer)["model"] == "twin"
+
+
+def test_who_can_goes_before_who_perhaps_can_and_that_before_who_cannot():
+    nodes = [HttpNodeThread(name=name, models=(name,)) for name in ("can", "may", "cannot")]
+    models = {"can": {"capabilities": ["tools"]}, "cannot": {"capabilities": []}}
+    with (
+        http_nodes(*nodes),
+        served_by(*map(row, nodes), models=models, nodes_refresh_s=0.2) as process,
+    ):
+        assert set(chosen_in(process, 10, **tools_of(CHAT))) == {"node:can"}
+        stopped(process, nodes[0])
+        assert set(chosen_in(process, 10, **tools_of(CHAT))) == {"node:may"}
+        stopped(process, nodes[1])
+        assert set(chosen_in(process, 10, **tools_of(CHAT))) == {"node:cannot"}
+
+
+def stopped(process, node):
+    node.stop()
+    until(lambda: not nodes_of(process)[node.server.name]["up"])
+
+
+def test_a_request_that_is_too_long_goes_where_there_is_room():
+    nodes = [HttpNodeThread(name=name, models=(name,)) for name in ("short", "long")]
+    models = {"short": {"context_length": 2_000}, "long": {"context_length": 100_000}}
+    with (
+        http_nodes(*nodes),
+        served_by(
+            row(nodes[0]), row(nodes[1], price_per_request_msat=50_000), models=models
+        ) as process,
+    ):
+        assert set(chosen_in(process, 10, max_tokens=4_000)) == {"node:long"}
+        for number in range(10):
+            assert info_of(ask(process, "auto", "word " * 2_000 + str(number)))["node"] == "long"
+        assert chosen_in(process, 20)["node:short"] > 10
+
+
+# The decision can be made again.
+
+
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+def test_the_log_line_tells_enough_to_choose_again(talents, path):
+    process, _ = talents
+    names = itertools.cycle(["auto", "auto:fast", "auto:cheap+small", "auto:reliable"])
+    told = {}
+    for number in range(40):
+        request_id = f"again-{path[-5:]}-{number}"
+        answer = ask(
+            process,
+            next(names),
+            f"{number}",
+            path=path,
+            stream=number % 3 == 0,
+            headers={"x-request-id": request_id},
+        )
+        told[request_id] = info_of(answer)
+    process.wait_for_log(f"again-{path[-5:]}-39")
+    lines = {
+        line["request_id"]: line
+        for line in process.json_logs()
+        if line["event"] == "routing decision"
+    }
+    for request_id, info in told.items():
+        provider, model = replay(lines[request_id])
+        assert (provider, model) == (f"node:{info['node']}", info["model"])
+        assert lines[request_id]["offered"] == info["candidates"]
+    assert len({info["model"] for info in told.values()}) > 1
