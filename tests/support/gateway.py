@@ -67,7 +67,9 @@ class RunningGateway:
         assert self.events_file is not None
         if not self.events_file.exists():
             return []
-        found = [json.loads(line) for line in self.events_file.read_text().splitlines()]
+        # Up to the last line end: the node may be writing the line after it.
+        whole = self.events_file.read_text().rpartition("\n")[0]
+        found = [json.loads(line) for line in whole.splitlines()]
         return [event for event in found if kind is None or event["kind"] == kind]
 
     def wait_for_log(self, text: str, timeout_s: float = 10.0) -> None:
