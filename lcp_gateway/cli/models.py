@@ -102,7 +102,7 @@ def _as_told(gateway: RunningGateway, settings: Settings) -> Sequence[Row]:
 def told_rows(
     listed: Iterable[Mapping[str, Any]], ranking: Iterable[Mapping[str, Any]]
 ) -> Sequence[Row]:
-    """Put together the gateway's list of models and its ranking, which scores each model at its best provider only."""
+    """Put together the gateway's list of models and its ranking, which tells the most of each model's best provider."""
     best = {entry["model"]: entry for entry in ranking}
     return [row for model in listed for row in _told(model, best.get(model["id"]))]
 
@@ -123,7 +123,7 @@ def _told(model: Mapping[str, Any], best: Mapping[str, Any] | None) -> Iterator[
             context_length=lcp["context_length"],
             capabilities=tuple(lcp["capabilities"]),
             price_msat=told["price_msat"] if told else None,
-            score=told["score"] if told else None,
+            score=best["scores"].get(provider_id) if best else None,
         )
 
 

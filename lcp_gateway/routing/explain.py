@@ -39,9 +39,8 @@ def named_explanation(
 
 
 def _document(scored: Scored, reason: str) -> Mapping[str, object]:
-    provider, view = scored.entry.provider, scored.view
+    provider, told = scored.entry.provider, scored.view.told()
     listed = provider.list_price_msat
-    price_msat = listed if listed is not None else view.price_msat
     return {
         "source": provider.source.value,
         "provider": provider.peer_id,
@@ -49,7 +48,7 @@ def _document(scored: Scored, reason: str) -> Mapping[str, object]:
         "score": round(scored.score, 4),
         "reason": reason,
         "features": {name: round(value, 4) for name, value in scored.features._asdict().items()},
-        "price_msat": None if price_msat is None else round(price_msat),
-        "first_byte_s": view.first_byte_s,
-        "tokens_per_s": view.tokens_per_s,
+        "price_msat": told.price_msat if listed is None else listed,
+        "first_byte_s": told.first_byte_s,
+        "tokens_per_s": told.tokens_per_s,
     }

@@ -125,10 +125,9 @@ def _suits(query: RouteQuery, entry: Entry) -> bool:
 def _document(at: Sequence[Scored], offers: Offers, query: RouteQuery) -> Mapping[str, object]:
     """Describe a model; ``at`` is the model at each of its providers, the best first."""
     scored = at[0]
-    entry, view = scored.entry, scored.view
+    entry, told = scored.entry, scored.view.told()
     traits, provider = entry.traits, entry.provider
     listed = provider.list_price_msat
-    price_msat = listed if listed is not None else view.price_msat
     return {
         "model": entry.model,
         "score": round(scored.score, 4),
@@ -143,9 +142,9 @@ def _document(at: Sequence[Scored], offers: Offers, query: RouteQuery) -> Mappin
         "context_length": traits.context_length or None,
         "capabilities": sorted(traits.capabilities),
         "vendor": traits.vendor or None,
-        "price_msat": None if price_msat is None else round(price_msat),
-        "first_byte_s": view.first_byte_s,
-        "tokens_per_s": view.tokens_per_s,
+        "price_msat": told.price_msat if listed is None else listed,
+        "first_byte_s": told.first_byte_s,
+        "tokens_per_s": told.tokens_per_s,
     }
 
 

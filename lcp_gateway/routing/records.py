@@ -91,7 +91,8 @@ class View(NamedTuple):
     """What is believed of a model at a provider now; None where nobody has measured anything like it.
 
     ``expected_s`` is the time that an answer of usual length would take, ``tokens_per_s`` is reckoned from bytes.
-    ``delivery`` is the share of purchases that came, from 0 to 1.
+    ``delivery`` is the share of purchases that came, from 0 to 1. ``was_measured`` and ``was_priced`` tell whether this
+    very model at this very provider was, rather than others that it is taken to be like.
     """
 
     expected_s: float | None
@@ -99,6 +100,24 @@ class View(NamedTuple):
     tokens_per_s: float | None
     delivery: float
     price_msat: float | None
+    was_measured: bool = False
+    was_priced: bool = False
+
+    def told(self) -> "Told":
+        """Give what is known and not only believed."""
+        return Told(
+            None if self.price_msat is None or not self.was_priced else round(self.price_msat),
+            self.first_byte_s if self.was_measured else None,
+            self.tokens_per_s if self.was_measured else None,
+        )
+
+
+class Told(NamedTuple):
+    """What was measured and asked of a model at a provider, for those who look; None where nothing was."""
+
+    price_msat: int | None
+    first_byte_s: float | None
+    tokens_per_s: float | None
 
 
 class _Belief(NamedTuple):
@@ -246,10 +265,13 @@ class Records:
     def _look(self, pair: _Pair | None, belief: _Belief, mode: Mode, now: float) -> View:
         first_byte, rate, delivery = belief
         price = self._prices.blend(None, now)
+        was_measured = was_priced = False
         if pair is not None:
             price = pair.price.blend(price, now)
+            was_priced = pair.price.weight > 0
             speed = pair.speeds.get(mode)
             if speed is not None:
+                was_measured = True
                 first_byte = speed.first_byte.blend(first_byte, now)
                 rate = speed.rate.blend(rate, now)
         first_byte_s = None if first_byte is None else math.exp(first_byte)
@@ -260,7 +282,9 @@ class Records:
             tokens = _USUAL_TOKENS if usual is None else math.exp(usual)
             expected_s = (first_byte_s or 0.0) + tokens / tokens_per_s
         price_msat = None if price is None else math.exp(price)
-        return View(expected_s, first_byte_s, tokens_per_s, delivery, price_msat)
+        return View(
+            expected_s, first_byte_s, tokens_per_s, delivery, price_msat, was_measured, was_priced
+        )
 
     def _fade(self, provider: _Provider, now: float) -> None:
         faded = self._fading(provider, now)

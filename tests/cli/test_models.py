@@ -140,8 +140,7 @@ def test_a_running_gateway_is_asked_and_its_key_is_not_shown(run, box, nowhere, 
     (coder,), (embedder,) = by_model["Qwen2.5-Coder-14B"], by_model["all-minilm"]
     assert (coder["params_b"], coder["price_msat"], coder["ready"]) == (14.0, 500, True)
     assert coder["score"] and embedder["score"]
-    # The gateway tells the score at the best provider of a model, and no other is made up.
-    assert [entry["score"] is None for entry in by_model["echo-1"]] == [False, True]
+    assert all(entry["score"] for entry in by_model["echo-1"])
     (absent,) = by_model["llama3.1:8b"]
     assert (absent["peer_id"], absent["ready"], absent["score"]) == ("node:away", False, None)
     assert (refused.code, refused.out) == (1, "")
@@ -159,12 +158,12 @@ def test_what_is_measured_shows_in_the_rows_of_the_best_provider():
     }  # fmt: skip
     best = {
         "model": "m", "provider": "b", "providers": ["b", "a"], "score": 0.8, "price_msat": 9,
-        "features": {"availability": 0.0},
+        "scores": {"b": 0.8, "a": 0.3}, "features": {"availability": 0.0},
     }  # fmt: skip
     rows = told_rows([model, {**model, "id": "unranked"}], [best])
     assert [(r.model, r.provider_id, r.score, r.price_msat, r.ready) for r in rows] == [
         ("m", "b", 0.8, 9, False),
-        ("m", "a", None, None, True),
+        ("m", "a", 0.3, None, True),
         ("unranked", "a", None, None, True),
         ("unranked", "b", None, None, True),
     ]
