@@ -93,7 +93,8 @@ class PaidStream:
             await self._events.aclose()
 
     def _undelivered(self, problem: str) -> Undelivered:
-        return Undelivered(problem, quote=self._purchase.quote)
+        purchase = self._purchase
+        return Undelivered(problem, quote=purchase.quote, verdict=purchase.verdict)
 
 
 def _problem_with_end(

@@ -55,10 +55,11 @@ class PaymentFailed(PurchaseError):
 class Undelivered(PurchaseError):
     """Paid, but no whole and right result came. From a node that is free nothing was paid."""
 
-    def __init__(self, message: str, *, quote: Quote | None = None) -> None:
+    def __init__(
+        self, message: str, *, quote: Quote | None = None, verdict: Verdict = Verdict.SETTLED
+    ) -> None:
         super().__init__(message, quote=quote)
-        is_free = quote is not None and quote.is_free
-        self.verdict = Verdict.NONE if is_free else Verdict.SETTLED
+        self.verdict = verdict
 
 
 class Refused(PurchaseError):
@@ -87,6 +88,21 @@ class PriceLimitExceeded(Refused):
             f"the quote asks {asked}, the limit is {limit_msat} msat; nothing was paid", quote=quote
         )
         self.price_msat = quote.price_msat
+        self.limit_msat = limit_msat
+
+
+class ChargeLimitExceeded(Refused):
+    """A customer would be charged more than its key or its request allows."""
+
+    code = "price_limit_exceeded"
+    may_pass_later = True
+
+    def __init__(self, quote: Quote, charge_msat: int, limit_msat: int) -> None:
+        super().__init__(
+            f"this is charged at {charge_msat} msat, the limit is {limit_msat} msat; nothing was paid",
+            quote=quote,
+        )
+        self.price_msat = charge_msat
         self.limit_msat = limit_msat
 
 

@@ -81,7 +81,7 @@ class Buyer:
         )
         if problem:
             self._move(purchase, Event.FAIL_DELIVERY)
-            raise Undelivered(problem, quote=purchase.quote)
+            raise Undelivered(problem, quote=purchase.quote, verdict=purchase.verdict)
         self._move(
             purchase,
             Event.DELIVER,
@@ -119,7 +119,9 @@ class Buyer:
             await events.aclose()
             self._move(purchase, Event.FAIL_DELIVERY)
             problem = problem_with_status(first) if isinstance(first, Result) else None
-            raise Undelivered(problem or "the stream has no head", quote=purchase.quote)
+            raise Undelivered(
+                problem or "the stream has no head", quote=purchase.quote, verdict=purchase.verdict
+            )
         return PaidStream(purchase, first, events, self._move)
 
     async def cancel(self, purchase: Purchase, reason: str, timeout_s: float) -> None:
@@ -143,10 +145,10 @@ class Buyer:
             self._exposure.check(quote)
             if purchase.payment_hash is None:
                 purchase.payment_hash = self._inspect(order, quote)
-            if not quote.is_free:
-                await self._journal.intend(
-                    self._intent(purchase, now), self._limits.budgets_for(order.key_id)
-                )
+            purchase.charge = self._limits.charge_for(order, quote)
+            if not purchase.costs_nothing:
+                budgets = (*self._limits.budgets_for(order.key_id), *order.budgets)
+                await self._journal.intend(self._intent(purchase, now), budgets)
         except Refused:
             self._exposure.ended(quote, purchase.apply(Event.REFUSE))
             raise
@@ -174,6 +176,7 @@ class Buyer:
             fee_cap_msat=self._limits.fee.fee_for(quote),
             runner_up_msat=purchase.runner_up_msat,
             at=now,
+            charge=purchase.charge,
         )
 
     def _failed(self, purchase: Purchase, error: UpstreamError) -> PaymentFailed:
@@ -201,7 +204,7 @@ class Buyer:
         state = purchase.apply(event)
         if learnt.charged_msat is not None:
             purchase.charged_msat = learnt.charged_msat
-        if not purchase.quote.is_free:
+        if not purchase.costs_nothing:
             self._journal.note(purchase.quote.job_id, state, self._now(), learnt)
         if event is not Event.SETTLE:
             self._exposure.ended(purchase.quote, state)

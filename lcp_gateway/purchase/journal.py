@@ -10,7 +10,22 @@ from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.tariff import Markup
 from lcp_gateway.purchase.task import TaskKind
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a customer's account is charged for a purchase.
+
+    ``amount_msat`` is the most that it can be, and is held until more is known. Where the price turns out to be lower,
+    ``markup`` tells the charge anew. ``refund_undelivered`` gives it back where no whole result came.
+    """
+
+    account_id: str
+    amount_msat: Msat
+    markup: Markup
+    refund_undelivered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +33,8 @@ class Intent:
     """A payment that is about to be made. Holds hashes, sizes and amounts; no prompt.
 
     ``fee_cap_msat`` is the routing fee that is reckoned with until the real one is known. ``key_id`` names the
-    credential without being one, and is empty where there is none. Times are aware UTC.
+    credential without being one, and is empty where there is none. ``charge`` is None where no customer is charged.
+    Times are aware UTC.
     """
 
     quote: Quote
@@ -33,6 +49,7 @@ class Intent:
     fee_cap_msat: Msat
     runner_up_msat: Msat | None
     at: datetime
+    charge: Charge | None = None
 
     @property
     def amount_msat(self) -> Msat:
@@ -86,6 +103,22 @@ class BudgetExceeded(Refused):
         self.spent_msat = spent_msat
 
 
+class InsufficientBalance(Refused):
+    """The account has less than the charge: ``available_msat`` is its balance without what is held."""
+
+    code = "insufficient_balance"
+    may_pass_later = True
+
+    def __init__(self, quote: Quote, required_msat: Msat, available_msat: Msat) -> None:
+        super().__init__(
+            f"this is charged at {required_msat} msat, of the balance {available_msat} msat are available; "
+            "nothing was paid",
+            quote=quote,
+        )
+        self.required_msat = required_msat
+        self.available_msat = available_msat
+
+
 class JournalUnavailable(Refused):
     """The intent could not be made durable, so nothing may be paid."""
 
@@ -99,12 +132,18 @@ class PurchaseJournal(Protocol):
     async def intend(self, intent: Intent, budgets: Sequence[Budget]) -> None:
         """Reserve the amount in every budget and write the intent as ``paying``; durable when this returns.
 
+        The charge, where there is one, is held of the account's balance in the same step.
+
         Raises:
             BudgetExceeded: a budget has no room; nothing was written.
+            InsufficientBalance: the account cannot pay the charge; nothing was written.
             JournalUnavailable: it cannot be made durable; nothing is to be paid.
         """
         ...
 
     def note(self, job_id: bytes, state: State, at: datetime, learnt: Learnt = Learnt()) -> None:
-        """Write a later state soon, in order, without being waited for; ``not_paid`` gives its reservation back."""
+        """Write a later state soon, in order, without being waited for; ``not_paid`` gives its reservation back.
+
+        A charge follows: taken when ``settled``, let go of when ``not_paid``, lowered with what it came to.
+        """
         ...

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lcp_gateway.purchase.errors import PriceLimitExceeded
-from lcp_gateway.purchase.journal import Budget, Period
+from lcp_gateway.purchase.errors import ChargeLimitExceeded, PriceLimitExceeded
+from lcp_gateway.purchase.journal import Budget, Charge, Period
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.quote import Quote, Source
+from lcp_gateway.purchase.tariff import Tariff
 
 _PPM = 1_000_000
 
@@ -43,6 +44,8 @@ class SpendingLimits:
     budgets: Mapping[Period, int] = field(default_factory=dict)
     key_budgets: Mapping[Period, int] = field(default_factory=dict)
     fee: FeeReckoning = FeeReckoning()
+    tariff: Tariff = field(default_factory=Tariff)
+    refund_undelivered: bool = False
 
     def check_price(self, order: Order, quote: Quote) -> None:
         """Let a quote pass that asks no more than every cap allows.
@@ -57,13 +60,26 @@ class SpendingLimits:
         totals = [self.max_total_msat, self.model_max_total_msat.get(order.task.model, 0)]
         caps = [cap for cap in totals if cap]
         if order.limit_msat is not None:
-            caps.append(order.limit_msat)
+            if charge := self.charge_for(order, quote):
+                # A customer pays the charge, and no fees.
+                if charge.amount_msat > order.limit_msat:
+                    raise ChargeLimitExceeded(quote, charge.amount_msat, order.limit_msat)
+            else:
+                caps.append(order.limit_msat)
         fee_msat = self.fee.fee_for(quote)
         if caps and quote.price_msat + fee_msat > min(caps):
             raise PriceLimitExceeded(quote, min(caps), fee_msat=fee_msat)
 
+    def charge_for(self, order: Order, quote: Quote) -> Charge | None:
+        """Give what the customer is charged for a quote at most, or None where nobody is."""
+        if order.account_id is None:
+            return None
+        markup = self.tariff.markup_for(order.task.model)
+        amount_msat = markup.charge_msat(quote.price_msat)
+        return Charge(order.account_id, amount_msat, markup, self.refund_undelivered)
+
     def budgets_for(self, key_id: str) -> Sequence[Budget]:
-        """Give the budgets that a purchase of this credential is counted in."""
+        """Give the budgets that a purchase of this credential is counted in, besides its own."""
         found = [Budget(period, Msat(limit)) for period, limit in self.budgets.items() if limit]
         if key_id:
             found += [

@@ -75,6 +75,10 @@ class _Names:
                 return
             del self._held[oldest]
 
+    def drop(self, name: _Name, answer: Answer) -> None:
+        if (found := self._held.get(name)) is not None and found[0] is answer:
+            del self._held[name]
+
 
 class AnswerMemory:
     """Finds the answer that a request asks for again."""
@@ -124,6 +128,15 @@ class AnswerMemory:
             self._by_repeat.put(_client_name(order, repeat.client_request_id), answer, now)
         if repeat.key is not None:
             self._by_key.put(_key_name(order, repeat.key), answer, now)
+
+    def take_back(self, answer: Answer, repeat: Repeat) -> None:
+        """Forget an answer whose key turned out to be that of another request; ``ended`` has to follow all the same."""
+        order = answer.order
+        self._by_repeat.drop(_body_name(order), answer)
+        if repeat.client_request_id is not None:
+            self._by_repeat.drop(_client_name(order, repeat.client_request_id), answer)
+        if repeat.key is not None:
+            self._by_key.drop(_key_name(order, repeat.key), answer)
 
     def ended(self, answer: Answer, repeat: Repeat) -> None:
         """Keep an ended answer's bytes for as long as they may be asked for."""

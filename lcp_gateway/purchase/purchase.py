@@ -1,6 +1,7 @@
 """A purchase: an order, the quote taken for it, and where it stands."""
 
 from lcp_gateway.purchase.candidate import Candidate
+from lcp_gateway.purchase.journal import Charge
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.quote import Quote
@@ -11,12 +12,13 @@ class Purchase:
     """One order, for the task that is really bought, and its quote. Moves only as the state table allows.
 
     ``payment_hash`` is that of the quote's invoice, where there is one and it was read; ``runner_up_msat`` what the next
-    best provider asked; ``charged_msat`` what it came to, once that is known.
+    best provider asked; ``charged_msat`` what it came to, once that is known. ``charge`` is the customer's, if there is one.
     """
 
     __slots__ = (
         "_state",
         "candidate",
+        "charge",
         "charged_msat",
         "order",
         "payment_hash",
@@ -36,6 +38,7 @@ class Purchase:
         self.order = order
         self.quote = quote
         self.candidate = candidate or Candidate(quote.peer_id)
+        self.charge: Charge | None = None
         self.charged_msat: Msat | None = None
         self.payment_hash = payment_hash
         self.runner_up_msat = runner_up_msat
@@ -49,7 +52,24 @@ class Purchase:
     @property
     def verdict(self) -> Verdict:
         """What can be said of the money now; where nothing is asked, nothing is paid."""
-        return Verdict.NONE if self.quote.is_free else VERDICTS[self._state]
+        return Verdict.NONE if self.costs_nothing else VERDICTS[self._state]
+
+    @property
+    def costs_nothing(self) -> bool:
+        """Tell whether neither a provider nor a customer is to pay anything."""
+        return self.quote.is_free and (self.charge is None or self.charge.amount_msat == 0)
+
+    @property
+    def customer_msat(self) -> Msat | None:
+        """What the customer is charged as things stand, or None where there is no customer."""
+        charge = self.charge
+        if charge is None:
+            return None
+        if self._state is State.UNDELIVERED and charge.refund_undelivered:
+            return Msat(0)
+        if VERDICTS[self._state] is Verdict.NONE:
+            return Msat(0)
+        return charge.markup.charge_msat(self.cost_msat)
 
     @property
     def cost_msat(self) -> Msat:

@@ -19,11 +19,13 @@ from lcp_gateway.purchase.errors import (
     UpstreamError,
 )
 from lcp_gateway.purchase.flow import Buyer
+from lcp_gateway.purchase.journal import InsufficientBalance
 from lcp_gateway.purchase.market import Market, Offer
-from lcp_gateway.purchase.memory import AnswerMemory, Repeat
+from lcp_gateway.purchase.memory import AnswerMemory, KeyReused, Repeat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.shared import Bought, Claim, SharedAnswers
 from lcp_gateway.purchase.states import State, Verdict
 
 CANCEL_REASON = "request canceled"
@@ -44,12 +46,14 @@ class Reason(enum.StrEnum):
     NOBODY_WAITS = "nobody_waits"
     SHUTTING_DOWN = "shutting_down"
     ENDED = "ended"
+    TAKEN_OVER = "taken_over"
 
 
 _WORDS = {
     Reason.NOBODY_WAITS: "nobody waited for the answer any more",
     Reason.SHUTTING_DOWN: "the gateway is shutting down and could not wait for this any longer",
     Reason.ENDED: "the gateway ended the request",
+    Reason.TAKEN_OVER: "another gateway took the request over; nothing was paid here",
 }
 
 
@@ -67,6 +71,9 @@ class Observer:
 
     def quoted(self, answer: Answer) -> None:
         """A quote was taken for it."""
+
+    def let_go(self, purchase: Purchase) -> None:
+        """Its quote is not taken after all, and another one is."""
 
     def fell_out(self, purchase: Purchase, error: PaymentFailed, *, goes_on: bool) -> None:
         """A node did not do it and nothing was paid; ``goes_on`` says that another provider is asked now."""
@@ -100,7 +107,9 @@ class PurchaseService:
         background: Callable[[Coroutine[Any, Any, None]], None],
         observer: Observer,
         clock: Callable[[], float],
+        shared: SharedAnswers | None = None,
     ) -> None:
+        """``shared`` is what this gateway knows together with others; None where it is the only one."""
         self._market = market
         self._buyer = buyer
         self._routing = routing
@@ -112,6 +121,8 @@ class PurchaseService:
         self._background = background
         self._observer = observer
         self._clock = clock
+        self._shared = shared
+        self._elsewhere: set[Answer] = set()
         self._running: dict[Answer, asyncio.Task[None]] = {}
         self._leaving: dict[Answer, asyncio.TimerHandle] = {}
         self._reasons: dict[Answer, Reason] = {}
@@ -133,18 +144,19 @@ class PurchaseService:
 
         Raises:
             LoopDetected: the same request came too often.
-            UnknownQuote, QuoteForAnotherBody, QuoteExpired: see ``QuoteBook.take``.
+            UnknownQuote, QuoteForAnotherBody, QuoteExpired: see ``QuoteBook.take``. Where answers are shared they come
+                of the answer instead: another gateway may have taken the quote for the same request.
         """
         self._brake.check(order)
-        offer = None
-        if quote_name is not None:
-            held = self._book.take(order, quote_name)
-            # Without its payment hash, so that it is inspected again: limits may differ from when it was shown.
-            bought = order.for_task(held.candidate.adapt(order.task))
-            offer = replace(held, order=bought, payment_hash=None)
+        work: Coroutine[Any, Any, None]
         answer = Answer(order, self._bounds, self._memory.pool)
+        if self._shared is None:
+            offer = self._take(order, quote_name)
+            work = self._run(answer, lambda: self._buy(answer, offer))
+        else:
+            work = self._run_shared(self._shared, answer, repeat, quote_name)
         self._memory.add(answer, repeat)
-        task = asyncio.create_task(self._run(answer, offer))
+        task = asyncio.create_task(work)
         self._running[answer] = task
         # A callback, since a task that is cancelled before its first step runs no code of its own.
         task.add_done_callback(lambda _task: self._finished(answer, repeat))
@@ -184,7 +196,8 @@ class PurchaseService:
 
     def interrupt(self, answer: Answer, reason: Reason) -> None:
         """End an order that is being bought."""
-        if task := self._running.get(answer):
+        # One that has ended only tells the other gateways so.
+        if (task := self._running.get(answer)) and not answer.ended:
             self._reasons[answer] = reason
             task.cancel()
 
@@ -205,9 +218,41 @@ class PurchaseService:
         if not answer.listeners:
             self.interrupt(answer, Reason.NOBODY_WAITS)
 
-    async def _run(self, answer: Answer, offer: Offer | None) -> None:
+    def _take(self, order: Order, quote_name: str | None) -> Offer | None:
+        if quote_name is None:
+            return None
+        held = self._book.take(order, quote_name)
+        # Without its payment hash, so that it is inspected again: limits may differ from when it was shown.
+        bought = order.for_task(held.candidate.adapt(order.task))
+        return replace(held, order=bought, payment_hash=None)
+
+    async def _run_shared(
+        self, shared: SharedAnswers, answer: Answer, repeat: Repeat, quote_name: str | None
+    ) -> None:
+        """Buy unless another gateway does or did; whoever waits for that here waits for this answer."""
+        claim: Claim | None = None
+
+        async def obtain() -> None:
+            nonlocal claim
+            try:
+                found = await shared.claim(answer.order, repeat)
+            except KeyReused:
+                self._memory.take_back(answer, repeat)
+                raise
+            if isinstance(found, Bought):
+                self._elsewhere.add(answer)
+                found.give(answer)
+                return
+            claim = found
+            await self._buy(answer, self._take(answer.order, quote_name), claim)
+
+        await self._run(answer, obtain)
+        if claim is not None:
+            await claim.ended(answer)
+
+    async def _run(self, answer: Answer, obtain: Callable[[], Awaitable[None]]) -> None:
         try:
-            await self._buy(answer, offer)
+            await obtain()
             answer.end()
         except asyncio.CancelledError:
             self._cancel_job(answer.purchase)
@@ -226,12 +271,16 @@ class PurchaseService:
         if timer := self._leaving.pop(answer, None):
             timer.cancel()
         self._memory.ended(answer, repeat)
-        self._observer.ended(answer)
+        if answer in self._elsewhere:
+            # Counted where it was bought.
+            self._elsewhere.remove(answer)
+        else:
+            self._observer.ended(answer)
 
     def _interrupted(self, answer: Answer) -> Interrupted:
         return Interrupted(self._reasons.get(answer, Reason.ENDED), answer.purchase)
 
-    async def _buy(self, answer: Answer, offer: Offer | None) -> None:
+    async def _buy(self, answer: Answer, offer: Offer | None, claim: Claim | None = None) -> None:
         order = answer.order
         candidates: Sequence[Candidate] = ()
         started = self._clock()
@@ -248,6 +297,8 @@ class PurchaseService:
             )
             answer.quote_s = self._clock() - started
             self._observer.quoted(answer)
+            if claim is not None and not await claim.may_pay():
+                raise Interrupted(Reason.TAKEN_OVER, purchase)
             try:
                 await self._carry_out(answer, purchase)
             except PaymentFailed as error:
@@ -257,8 +308,29 @@ class PurchaseService:
                 if not candidates:
                     raise
                 offer = await self._market.offer(order, candidates)
+            except InsufficientBalance as error:
+                candidates = _after(candidates, purchase.candidate)
+                offer = await self._cheaper(order, candidates, error)
+                self._observer.let_go(purchase)
             else:
                 return
+
+    async def _cheaper(
+        self, order: Order, candidates: Sequence[Candidate], too_dear: InsufficientBalance
+    ) -> Offer:
+        """Give the next offer that asks less than the one that the customer cannot pay.
+
+        Raises:
+            InsufficientBalance: there is none; the one that was too dear is told.
+        """
+        for candidate in candidates:
+            try:
+                offer = await self._market.offer(order, [candidate])
+            except PurchaseError:
+                continue
+            if offer.quote.price_msat < (too_dear.quote.price_msat if too_dear.quote else 0):
+                return offer
+        raise too_dear
 
     async def _carry_out(self, answer: Answer, purchase: Purchase) -> None:
         started = self._clock()
@@ -328,7 +400,12 @@ def _others(
         or error.verdict is not Verdict.NONE
         or error.status not in _WORTH_ANOTHER
         or answer.head is not None
-        or failed not in candidates
     ):
         return ()
-    return candidates[list(candidates).index(failed) + 1 :]
+    return _after(candidates, failed)
+
+
+def _after(candidates: Sequence[Candidate], one: Candidate) -> Sequence[Candidate]:
+    """Give the candidates that come after one; none where it is not among them."""
+    places = [at for at, candidate in enumerate(candidates) if candidate is one]
+    return candidates[places[0] + 1 :] if places else ()

@@ -16,11 +16,14 @@ from sqlalchemy import (
     update,
 )
 
+from lcp_gateway.accounts.records import Cause
 from lcp_gateway.purchase.errors import Refused
-from lcp_gateway.purchase.journal import BudgetExceeded, Learnt
+from lcp_gateway.purchase.journal import BudgetExceeded, Charge, InsufficientBalance, Learnt
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import TRANSITIONS, State
+from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.store.balances import Balances
 from lcp_gateway.store.counters import Counter, Counters, counter_of, counters_of
 from lcp_gateway.store.entries import (
     DuplicateIntent,
@@ -31,10 +34,16 @@ from lcp_gateway.store.entries import (
     ProblemKind,
 )
 from lcp_gateway.store.prepared import execute_in, execute_many
-from lcp_gateway.store.tables import budget_spend, purchase_states, purchases
+from lcp_gateway.store.tables import OPEN_STATES, budget_spend, purchase_states, purchases
 from lcp_gateway.store.times import to_micros
 
+_NOTHING_TAKEN = frozenset({*OPEN_STATES, State.NOT_PAID})
 _UPSTREAMS = {Source.LCP: "lcpd", Source.NODE: "openai_http"}
+
+
+_NO_CHARGE: dict[str, object] = dict.fromkeys(
+    ("account_id", "charge_msat", "markup_ppm", "markup_msat", "refund_undelivered")
+)
 
 
 def _lock(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[Any, ...]]:
@@ -54,6 +63,11 @@ def _lock(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[A
             purchases.c.preimage,
             purchases.c.paying_at,
             purchases.c.ended_at,
+            purchases.c.account_id,
+            purchases.c.charge_msat,
+            purchases.c.markup_ppm,
+            purchases.c.markup_msat,
+            purchases.c.refund_undelivered,
         )
         .where(purchases.c.job_id.in_(job_ids))
         # Always in the same order, or two gateways would wait for each other.
@@ -79,6 +93,7 @@ _MOVE = (
         result_bytes=bindparam("new_result_bytes"),
         preimage=bindparam("new_preimage"),
         ended_at=bindparam("new_ended_at"),
+        charge_msat=bindparam("new_charge_msat"),
         updated_at=func.coalesce(bindparam("now"), purchases.c.updated_at),
     )
 )
@@ -101,6 +116,11 @@ class _Row:
     preimage: bytes | None
     paying_at: int
     ended_at: int | None
+    account_id: str | None
+    charge_msat: int | None
+    markup_ppm: int | None
+    markup_msat: int | None
+    refund_undelivered: bool | None
     state: State = field(init=False)
     updated_at: int | None = None
 
@@ -119,7 +139,7 @@ class _Row:
         before = self._known
         if learnt.charged_msat is not None:
             # Of what may have been charged nothing is added here: a price can only turn out to be lower.
-            self.price_msat = min(self.price_msat, learnt.charged_msat)
+            self._lower_price(learnt.charged_msat)
         if self.fee_msat is None:
             self.fee_msat = learnt.fee_msat
         if self.result_sha256 is None:
@@ -129,6 +149,28 @@ class _Row:
         if self.preimage is None:
             self.preimage = learnt.preimage
         return before != self._known
+
+    @property
+    def held_msat(self) -> int:
+        """What is held of the customer's balance for it."""
+        return (self.charge_msat or 0) if self.state in OPEN_STATES else 0
+
+    @property
+    def taken_msat(self) -> int:
+        """What the customer has paid for it in the end."""
+        if self.state in _NOTHING_TAKEN:
+            return 0
+        if self.state is State.UNDELIVERED and self.refund_undelivered:
+            return 0
+        return self.charge_msat or 0
+
+    def _lower_price(self, charged_msat: int) -> None:
+        if charged_msat >= self.price_msat:
+            return
+        self.price_msat = charged_msat
+        if self.charge_msat is not None:
+            markup = Markup(self.markup_ppm or 0, Msat(self.markup_msat or 0))
+            self.charge_msat = min(self.charge_msat, markup.charge_msat(charged_msat))
 
     @property
     def _known(self) -> tuple[object, ...]:
@@ -152,12 +194,16 @@ class _Row:
             "new_result_bytes": self.result_bytes,
             "new_preimage": self.preimage,
             "new_ended_at": self.ended_at,
+            "new_charge_msat": self.charge_msat,
             "now": self.updated_at,
         }
 
 
 class Batch:
     """Writes notes first, then intents, so that what notes give back has room for intents.
+
+    Where a customer is charged, the balance is held, taken from and given back in the same transaction, so that no
+    crash can come between the two. Where none is, nothing more is asked of the database.
 
     A note never comes before the intent of its own job: the caller does not put both into one batch.
     """
@@ -169,6 +215,7 @@ class Batch:
         self._notes = notes
         self._intents = intents
         self._counters = Counters()
+        self._balances = Balances()
         self._states: list[dict[str, object]] = []
         self._problems: list[Problem] = []
 
@@ -194,12 +241,17 @@ class Batch:
         )
         for counters, change in refunds.values():
             self._counters.add(counters, change)
+        self._balances.lock(
+            connection,
+            (charge.account_id for entry in self._intents if (charge := entry.intent.charge)),
+        )
         refusals = self._take_intents(connection, rows, times, reserved)
         if moved:
             execute_many(connection, _MOVE, [row.values() for row in moved])
         if self._states:
             execute_many(connection, _INSERT_STATE, self._states)
         self._counters.write(connection)
+        self._balances.write(connection)
         return Outcome(refusals, self._problems)
 
     def _find(self, connection: Connection) -> dict[bytes, _Row]:
@@ -227,6 +279,7 @@ class Batch:
         if not stays and note.state not in TRANSITIONS[row.state].values():
             self._report(note, ProblemKind.LATE_NOTE, f"the purchase is {row.state} already")
             return False
+        held_msat, taken_msat = row.held_msat, row.taken_msat
         news = row.learn(note.learnt)
         if stays and not news:
             self._report(note, ProblemKind.LATE_NOTE, f"nothing new: the purchase is {row.state}")
@@ -237,7 +290,26 @@ class Batch:
             if not TRANSITIONS[note.state]:
                 row.ended_at = at
         row.updated_at = at
+        if row.account_id is not None:
+            self._charge(row, row.account_id, held_msat, taken_msat, at)
         return True
+
+    def _charge(self, row: _Row, account_id: str, held_msat: int, taken_msat: int, at: int) -> None:
+        """Let the customer's money follow the purchase, from what was held and taken before."""
+        self._balances.hold(account_id, row.held_msat - held_msat)
+        job_id = row.job_id.hex()
+        if row.taken_msat > taken_msat:
+            self._balances.move(account_id, -row.taken_msat, Cause.PURCHASE, job_id, at)
+        else:
+            # A charge can be lowered more than once, and each time only to less than before: with what is left of it
+            # each refund has a name of its own.
+            self._balances.move(
+                account_id,
+                taken_msat - row.taken_msat,
+                Cause.REFUND,
+                f"{job_id}:{row.taken_msat}",
+                at,
+            )
 
     def _take_intents(
         self,
@@ -257,11 +329,13 @@ class Batch:
                     "this quote was taken before; nothing more was paid", quote=quote
                 )
             else:
-                refusal = self._over_budget(entry, at)
+                refusal = self._over_budget(entry, at) or self._over_balance(entry)
             refusals.append(refusal)
             if refusal is None:
                 taken.add(quote.job_id)
                 self._counters.add(counters, entry.intent.amount_msat)
+                if charge := entry.intent.charge:
+                    self._balances.hold(charge.account_id, charge.amount_msat)
                 written.append(_values(entry, self._owner, at))
                 self._states.append({"job_id": quote.job_id, "state": State.PAYING.value, "at": at})
         if written:
@@ -274,6 +348,15 @@ class Batch:
             if spent_msat + entry.intent.amount_msat > budget.limit_msat:
                 return BudgetExceeded(entry.intent.quote, budget, Msat(spent_msat))
         return None
+
+    def _over_balance(self, entry: IntentEntry) -> InsufficientBalance | None:
+        charge = entry.intent.charge
+        if charge is None:
+            return None
+        available_msat = self._balances.available_msat(charge.account_id)
+        if charge.amount_msat <= available_msat:
+            return None
+        return InsufficientBalance(entry.intent.quote, charge.amount_msat, available_msat)
 
     def _report(self, note: NoteEntry, kind: ProblemKind, detail: str) -> None:
         # What is withdrawn has no further story, and nobody waits to hear of it.
@@ -309,6 +392,19 @@ def _values(entry: IntentEntry, owner: str, at: int) -> dict[str, object]:
         "updated_at": at,
         "owner": owner,
         "intent_no": entry.number,
+        **_charge_values(intent.charge),
+    }
+
+
+def _charge_values(charge: Charge | None) -> dict[str, object]:
+    if charge is None:
+        return _NO_CHARGE
+    return {
+        "account_id": charge.account_id,
+        "charge_msat": charge.amount_msat,
+        "markup_ppm": charge.markup.ppm,
+        "markup_msat": charge.markup.fixed_msat,
+        "refund_undelivered": charge.refund_undelivered,
     }
 
 

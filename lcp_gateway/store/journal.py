@@ -12,6 +12,7 @@ from typing import TypeAlias
 from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.journal import Budget, Intent, JournalUnavailable, Learnt
 from lcp_gateway.purchase.states import State
+from lcp_gateway.store.balances import LARGEST_AMOUNT
 from lcp_gateway.store.batch import Batch, write_for_nothing
 from lcp_gateway.store.engine import Database, DatabaseUnavailable
 from lcp_gateway.store.entries import (
@@ -22,9 +23,6 @@ from lcp_gateway.store.entries import (
     Problem,
     ProblemKind,
 )
-
-_LARGEST_AMOUNT = 2**50
-"""11,000 bitcoin in msat: no peer can ask an amount of which a few would overflow the 64 bits of a counter."""
 
 
 @dataclass(slots=True, eq=False)
@@ -129,6 +127,7 @@ class StoredJournal:
 
         Raises:
             BudgetExceeded: a budget has no room; nothing was written.
+            InsufficientBalance: the account cannot pay the charge; nothing was written.
             DuplicateIntent: the journal has an intent for this job.
             JournalUnavailable: it cannot be made durable, or not in time; nothing is to be paid.
         """
@@ -141,8 +140,10 @@ class StoredJournal:
             raise JournalUnavailable(
                 "too much waits for the journal; nothing was paid", quote=quote
             )
-        if not 0 <= quote.price_msat < _LARGEST_AMOUNT or not (
-            0 <= intent.fee_cap_msat < _LARGEST_AMOUNT
+        charge_msat = intent.charge.amount_msat if intent.charge is not None else 0
+        if any(
+            not 0 <= amount_msat < LARGEST_AMOUNT
+            for amount_msat in (quote.price_msat, intent.fee_cap_msat, charge_msat)
         ):
             raise JournalUnavailable("an amount that nobody has; nothing was paid", quote=quote)
         self._numbers += 1

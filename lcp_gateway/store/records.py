@@ -7,10 +7,14 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
+from lcp_gateway.purchase.journal import Charge
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.tariff import Markup
 from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.store.times import from_micros
+
+_CHARGE_COLUMNS = ("account_id", "charge_msat", "markup_ppm", "markup_msat", "refund_undelivered")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +22,8 @@ class PurchaseRecord:
     """One purchase. Hashes are 32 bytes, times aware UTC; None means not known, or not yet.
 
     ``kind`` is a value of ``Source``: ``lcp`` for what was bought from a Lightning peer, ``node`` for what a virtual node
-    did, of which there is no invoice. ``paying_at`` is the time of the intent.
+    did, of which there is no invoice. ``paying_at`` is the time of the intent. ``charge`` is None where no customer was
+    charged; its amount is what is held while the purchase is open, and once it is settled, what was taken.
     """
 
     job_id: bytes
@@ -49,6 +54,16 @@ class PurchaseRecord:
     ended_at: datetime | None
     updated_at: datetime
     owner: str
+    charge: Charge | None = None
+
+    @property
+    def charged_msat(self) -> Msat:
+        """What the customer has paid for it in the end: nothing while it is open, was not paid, or was given back."""
+        if self.charge is None or self.state in {State.PAYING, State.UNKNOWN, State.NOT_PAID}:
+            return Msat(0)
+        if self.state is State.UNDELIVERED and self.charge.refund_undelivered:
+            return Msat(0)
+        return self.charge.amount_msat
 
     @property
     def cost_msat(self) -> Msat:
@@ -97,6 +112,10 @@ def record_of(row: RowMapping) -> PurchaseRecord:
     """Read a row of the table."""
     values: dict[str, Any] = dict(row)
     del values["intent_no"]
+    account_id, charge_msat, ppm, fixed_msat, refund_undelivered = map(values.pop, _CHARGE_COLUMNS)
+    charge = None
+    if account_id is not None:
+        charge = Charge(account_id, charge_msat, Markup(ppm, fixed_msat), refund_undelivered)
     ended_at = values["ended_at"]
     values.update(
         state=State(values["state"]),
@@ -105,5 +124,6 @@ def record_of(row: RowMapping) -> PurchaseRecord:
         paying_at=from_micros(values["paying_at"]),
         ended_at=None if ended_at is None else from_micros(ended_at),
         updated_at=from_micros(values["updated_at"]),
+        charge=charge,
     )
     return PurchaseRecord(**values)

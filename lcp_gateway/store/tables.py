@@ -1,12 +1,17 @@
-"""The tables: purchases, the states they went through, and what is counted against budgets.
+"""The tables: purchases, the states they went through, what is counted against budgets; and customers with their money.
 
 Amounts are millisatoshi, hashes are 32 bytes, times are microseconds since 1970 in UTC (``times``). No column can hold
-a prompt or an output.
+a prompt or an output, and none a key.
+
+A transaction that locks rows of several tables takes them in this order, or two gateways would wait for each other:
+purchases, budget_spend, accounts, the number of changes of keys, keys, topups, balances, how far settlements were
+followed; and the rows of one table in the order of their keys.
 """
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    CheckConstraint,
     Column,
     ForeignKey,
     Index,
@@ -15,18 +20,22 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    UniqueConstraint,
     text,
 )
 
 from lcp_gateway.purchase.states import State
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration: what ``alembic_version`` holds when the tables are as below."""
 
 OPEN_STATES = (State.PAYING, State.UNKNOWN)
 """States in which it is not known whether money moved."""
 
 _IS_OPEN = text("state IN ('paying', 'unknown')")
+_OPEN_TOPUP = text("state = 'open'")
+# The only kind of key that SQLite counts up by itself.
+_NUMBER = BigInteger().with_variant(Integer, "sqlite")
 
 metadata = MetaData()
 
@@ -65,6 +74,14 @@ purchases = Table(
     # The process that wrote the intent, and its own number for it: together they tell one intent from every other.
     Column("owner", Text, nullable=False),
     Column("intent_no", BigInteger, nullable=False),
+    # Whose balance is charged, and how: together null where no customer is. The row says it, not a setting, because
+    # whoever ends the purchase may be another process with other settings.
+    Column("account_id", Text),
+    # What is held while the purchase is open, and taken from when it is settled; lowered with the price.
+    Column("charge_msat", BigInteger),
+    Column("markup_ppm", BigInteger),
+    Column("markup_msat", BigInteger),
+    Column("refund_undelivered", Boolean),
     Index("ix_purchases_paying_at", "paying_at", "job_id"),
     Index(
         "ix_purchases_open", "state", "paying_at", sqlite_where=_IS_OPEN, postgresql_where=_IS_OPEN
@@ -96,3 +113,112 @@ budget_spend = Table(
     Column("spent_msat", BigInteger, nullable=False),
     sqlite_with_rowid=False,
 )
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("deleted_at", BigInteger),
+    Index("ix_accounts_created_at", "created_at", "id"),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account_id", Text, ForeignKey("accounts.id"), nullable=False, index=True),
+    Column("hash", LargeBinary(32), nullable=False, unique=True),
+    Column("prefix", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    # Lists of words as JSON.
+    Column("scopes", Text, nullable=False),
+    Column("models", Text, nullable=False),
+    Column("max_price_msat", BigInteger, nullable=False),
+    Column("requests_per_minute", BigInteger, nullable=False),
+    Column("tokens_per_minute", BigInteger, nullable=False),
+    Column("budget_hour_msat", BigInteger, nullable=False),
+    Column("budget_day_msat", BigInteger, nullable=False),
+    Column("budget_month_msat", BigInteger, nullable=False),
+    Column("concurrent_jobs", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+    # Counted over all keys: whoever has seen one number asks for what is above it.
+    Column("change", BigInteger, nullable=False, index=True),
+)
+
+balances = Table(
+    "balances",
+    metadata,
+    Column("account_id", Text, ForeignKey("accounts.id"), primary_key=True),
+    Column("balance_msat", BigInteger, nullable=False),
+    Column("held_msat", BigInteger, nullable=False),
+    # The last guard against spending what is not there.
+    CheckConstraint("held_msat >= 0", name="ck_balances_held"),
+    CheckConstraint("balance_msat >= held_msat", name="ck_balances_available"),
+)
+
+ledger_entries = Table(
+    "ledger_entries",
+    metadata,
+    Column("id", _NUMBER, primary_key=True),
+    # The entries of one movement, which sum to zero.
+    Column("tx", BigInteger, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    # 'customer:<account id>', or one of the operator's.
+    Column("book", Text, nullable=False),
+    Column("amount_msat", BigInteger, nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("cause_id", Text, nullable=False),
+    # The last guard against counting something twice.
+    UniqueConstraint("cause", "cause_id", "book", name="uq_ledger_entries_cause"),
+    Index("ix_ledger_entries_book", "book", "id"),
+)
+
+topups = Table(
+    "topups",
+    metadata,
+    Column("id", Text, primary_key=True),
+    # Not a foreign key: what is paid for with L402 makes its account when it is settled.
+    Column("account_id", Text, nullable=False),
+    Column("payment_hash", LargeBinary(32), nullable=False, unique=True),
+    Column("amount_msat", BigInteger, nullable=False),
+    Column("payment_request", Text, nullable=False),
+    Column("memo", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("settled_at", BigInteger),
+    Column("settle_index", BigInteger),
+    Column("received_msat", BigInteger),
+    Index("ix_topups_account", "account_id", "created_at", "id"),
+    Index("ix_topups_open", "expires_at", sqlite_where=_OPEN_TOPUP, postgresql_where=_OPEN_TOPUP),
+)
+
+watch_state = Table(
+    "watch_state",
+    metadata,
+    # 'settled:<node id>' for the last settlement that was followed, 'keys' for the last change of a key.
+    Column("name", Text, primary_key=True),
+    Column("position", BigInteger, nullable=False),
+)
+
+admin_log = Table(
+    "admin_log",
+    metadata,
+    Column("id", _NUMBER, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    # A JSON object.
+    Column("detail", Text, nullable=False),
+    Index("ix_admin_log_at", "at", "id"),
+)
+
+APPEND_ONLY = ("ledger_entries", "admin_log")
+"""Tables whose rows the database lets nobody change or delete."""

@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -13,11 +14,13 @@ from lcp_gateway.purchase.errors import (
     UpstreamError,
 )
 from lcp_gateway.purchase.flow import Buyer
-from lcp_gateway.purchase.journal import JournalUnavailable, Period
+from lcp_gateway.purchase.journal import Budget, InsufficientBalance, JournalUnavailable, Period
 from lcp_gateway.purchase.limits import SpendingLimits
+from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.results import ResultStatus, StreamBegin, StreamEnd
 from lcp_gateway.purchase.states import IllegalTransition, State, Verdict
+from lcp_gateway.purchase.tariff import Markup, Tariff
 from tests.support.purchases import (
     HASH,
     NOW,
@@ -249,3 +252,102 @@ async def test_a_result_with_only_a_terminal_hash_is_still_checked():
     assert await read(await buyer.open_stream(purchase)) == b"one"
     assert journal.states[-1] == "delivered"
     assert isinstance(begin, StreamBegin)
+
+
+# -- customers ------------------------------------------------------------------------------------
+
+TEN_PERCENT = Tariff(Markup(100_000))
+LATE = UpstreamError("DEADLINE_EXCEEDED", "took too long", evidence=Verdict.UNKNOWN)
+NOT_PAID = UpstreamError("UNAVAILABLE", "no route", evidence=Verdict.NONE)
+
+
+def sold(*, refund=False, tariff=TEN_PERCENT, budgets=(), **script):
+    """The world of a customer that is charged 5,500 msat for a quote of 5,000."""
+    limits = SpendingLimits(tariff=tariff, refund_undelivered=refund)
+    upstream, journal, buyer, _ = world(limits=limits, **script)
+    whose = replace(order(key_id="key_1"), account_id="acct_1", budgets=budgets)
+    return upstream, journal, buyer, Purchase(whose, upstream.quoted)
+
+
+async def test_the_intent_holds_what_the_customer_is_charged_at_most():
+    _, journal, buyer, purchase = sold(outcome=result(), refund=True)
+    assert purchase.customer_msat is None, "nothing is held before"
+    await buyer.buy(purchase)
+    charge = journal.intents[0].charge
+    assert (charge.account_id, charge.amount_msat, charge.refund_undelivered) == (
+        "acct_1",
+        5_500,
+        True,
+    )
+    assert charge.markup == Markup(100_000)
+    assert purchase.customer_msat == 5_500
+
+
+async def test_without_an_account_nobody_is_charged():
+    _, journal, buyer, purchase = world(outcome=result(), limits=SpendingLimits(tariff=TEN_PERCENT))
+    await buyer.buy(purchase)
+    assert journal.intents[0].charge is purchase.customer_msat is None
+
+
+async def test_who_has_too_little_buys_nothing_and_nothing_goes_out():
+    upstream, journal, buyer, purchase = sold(outcome=result())
+    journal.refusal = InsufficientBalance(purchase.quote, Msat(5_500), Msat(5_499))
+    with pytest.raises(InsufficientBalance):
+        await buyer.buy(purchase)
+    assert (upstream.calls, purchase.state, purchase.customer_msat) == ([], State.REFUSED, 0)
+
+
+async def test_an_answer_that_cost_less_is_charged_at_less():
+    _, _, buyer, purchase = sold(outcome=result(charged_msat=Msat(1_001)))
+    await buyer.buy(purchase)
+    assert purchase.customer_msat == 1_102, "rounded up"
+
+
+@pytest.mark.parametrize(
+    ("failure", "charged_msat"),
+    [(NOT_PAID, 0), (LATE, 5_500)],
+    ids=["nothing was paid", "nobody knows"],
+)
+async def test_a_customer_is_told_of_no_charge_for_what_was_surely_not_paid(failure, charged_msat):
+    _, _, buyer, purchase = sold(outcome=failure)
+    with pytest.raises(PaymentFailed):
+        await buyer.buy(purchase)
+    assert purchase.customer_msat == charged_msat
+
+
+@pytest.mark.parametrize(("refund", "charged_msat"), [(True, 0), (False, 5_500)])
+async def test_what_was_paid_and_did_not_come_is_charged_as_the_operator_says(refund, charged_msat):
+    _, journal, buyer, purchase = sold(outcome=result(sha256=b"\0" * 32), refund=refund)
+    with pytest.raises(Undelivered):
+        await buyer.buy(purchase)
+    assert journal.states == ["paying", "settled", "undelivered"]
+    assert purchase.customer_msat == charged_msat
+
+
+async def test_what_is_free_and_charged_is_written_down_and_may_be_refused():
+    fixed = Tariff(Markup(0, Msat(100)))
+    upstream, journal, buyer, purchase = sold(tariff=fixed, quoted=quote(0), outcome=result())
+    await buyer.buy(purchase)
+    assert journal.intents[0].charge.amount_msat == 100
+    assert journal.states == ["paying", "settled", "delivered"]
+    upstream, journal, buyer, purchase = sold(tariff=fixed, quoted=quote(0), outcome=result())
+    journal.refusal = InsufficientBalance(purchase.quote, Msat(100), Msat(0))
+    with pytest.raises(InsufficientBalance):
+        await buyer.buy(purchase)
+    assert upstream.calls == []
+
+
+async def test_an_orders_own_budgets_are_asked_beside_the_gateways():
+    own = Budget(Period.DAY, Msat(7), "key_1")
+    _, journal, buyer, purchase = sold(outcome=result(), budgets=(own,))
+    buyer._limits = replace(buyer._limits, budgets={Period.HOUR: 9})
+    asked = []
+    written = journal.intend
+
+    async def intend(intent, budgets):
+        asked.extend(budgets)
+        await written(intent, budgets)
+
+    journal.intend = intend
+    await buyer.buy(purchase)
+    assert asked == [Budget(Period.HOUR, Msat(9)), own]

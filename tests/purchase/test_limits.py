@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.purchase.errors import PriceLimitExceeded
+from lcp_gateway.purchase.errors import ChargeLimitExceeded, PriceLimitExceeded
 from lcp_gateway.purchase.journal import Budget, Period
 from lcp_gateway.purchase.limits import FeeReckoning, SpendingLimits
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Quote, Source
+from lcp_gateway.purchase.tariff import Markup, Tariff
 from tests.support.purchases import quote
 from tests.support.shop import ordered
 
@@ -145,3 +146,57 @@ def test_nothing_is_routed_to_a_node_so_no_fee_is_reckoned():
 def test_a_client_that_pays_nothing_gets_what_is_free():
     assert takes(SpendingLimits(), of_node(0), asks_at_most=Msat(0))
     assert not takes(SpendingLimits(), of_node(1), asks_at_most=Msat(0))
+
+
+# -- customers ------------------------------------------------------------------------------------
+
+SELLING = SpendingLimits(
+    tariff=Tariff(Markup(100_000), {"dear": Markup(0, Msat(9_000))}), refund_undelivered=True
+)
+
+
+def of_customer(limit_msat=None, model: str = "m"):
+    placed = ordered(limit_msat=limit_msat)
+    return replace(placed, account_id="acct_1", task=replace(placed.task, model=model))
+
+
+def test_a_customer_is_charged_the_price_and_the_models_mark_up():
+    charge = SELLING.charge_for(of_customer(), quote(10_000))
+    assert (charge.account_id, charge.amount_msat, charge.refund_undelivered) == (
+        "acct_1",
+        11_000,
+        True,
+    )
+    assert SELLING.charge_for(of_customer(model="dear"), quote(10_000)).amount_msat == 19_000
+    assert SELLING.charge_for(of_customer(model="dear"), of_node(0)).amount_msat == 9_000
+
+
+def test_nobody_but_customers_is_charged():
+    assert SELLING.charge_for(ordered(), quote(10_000)) is None
+
+
+def test_a_customers_limit_is_on_the_charge_and_knows_no_fee():
+    SELLING.check_price(of_customer(11_000), quote(10_000))
+    with pytest.raises(ChargeLimitExceeded) as caught:
+        SELLING.check_price(of_customer(10_999), quote(10_000))
+    assert (caught.value.price_msat, caught.value.limit_msat) == (11_000, 10_999)
+    assert caught.value.quote == quote(10_000) and "fee" not in caught.value.message
+
+
+def test_the_operators_own_caps_are_on_what_the_operator_pays():
+    limits = replace(SELLING, max_total_msat=11_100)
+    limits.check_price(of_customer(99_000), quote(10_000))
+    with pytest.raises(PriceLimitExceeded):
+        limits.check_price(of_customer(99_000), quote(10_001))
+
+
+@given(price=st.integers(0, 10**12), limit=st.integers(0, 10**13), ppm=st.integers(0, 10**6))
+def test_whatever_passes_is_charged_within_the_customers_limit(price, limit, ppm):
+    limits = SpendingLimits(tariff=Tariff(Markup(ppm, Msat(3))))
+    order = of_customer(Msat(limit))
+    try:
+        limits.check_price(order, quote(price))
+    except ChargeLimitExceeded:
+        assert limits.charge_for(order, quote(price)).amount_msat > limit
+    else:
+        assert limits.charge_for(order, quote(price)).amount_msat <= limit

@@ -4,17 +4,23 @@ import asyncio
 import sys
 from datetime import UTC, datetime
 
-from lcp_gateway.purchase.journal import Budget, BudgetExceeded, Period
+from lcp_gateway.purchase.journal import Budget, BudgetExceeded, InsufficientBalance, Period
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.engine import open_database
 from lcp_gateway.store.journal import StoredJournal
-from tests.store.journals import intent, job, written
+from tests.store.journals import charged, intent, job, written
 
 
 async def burst(
-    where: str, name: str, purchases: int, limit_msat: int, source: str = "lcp", clients: int = 16
+    where: str,
+    name: str,
+    purchases: int,
+    limit_msat: int,
+    source: str = "lcp",
+    account_id: str = "",
+    clients: int = 16,
 ) -> None:
     database = await open_database(where)
     journal = StoredJournal(database, on_problem=lambda problem: print(problem, file=sys.stderr))
@@ -24,12 +30,15 @@ async def burst(
 
     async def client() -> None:
         for number in numbers:
+            kind = {"source": Source(source)}
+            wanted = (
+                charged(f"{name}-{number}", account_id, **kind)
+                if account_id
+                else intent(f"{name}-{number}", **kind)
+            )
             try:
-                await journal.intend(
-                    intent(f"{name}-{number}", source=Source(source)),
-                    [Budget(Period.HOUR, Msat(limit_msat))],
-                )
-            except BudgetExceeded:
+                await journal.intend(wanted, [Budget(Period.HOUR, Msat(limit_msat))])
+            except (BudgetExceeded, InsufficientBalance):
                 print(f"refused {name}-{number}", flush=True)
                 continue
             # Said only now: whoever reads this line may rely on the disk.

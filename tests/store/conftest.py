@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.store.accounts import Accounts
 from lcp_gateway.store.engine import Database, open_database
 from lcp_gateway.store.journal import StoredJournal
+from lcp_gateway.store.ledger import Ledger
 from lcp_gateway.store.queries import Books
+from lcp_gateway.store.topups import Topups
+from tests.store.journals import NOW
 from tests.support.postgres import RunningPostgres, postgres  # noqa: F401 - a fixture
 
 
@@ -72,3 +77,33 @@ async def journal(database: Database, problems: list) -> AsyncIterator[StoredJou
 @pytest.fixture
 def books(database: Database) -> Books:
     return Books(database)
+
+
+@pytest.fixture
+def accounts(database: Database) -> Accounts:
+    return Accounts(database)
+
+
+@pytest.fixture
+def ledger(database: Database) -> Ledger:
+    return Ledger(database)
+
+
+@pytest.fixture
+def topups(database: Database) -> Topups:
+    return Topups(database)
+
+
+@pytest.fixture
+def customer(accounts: Accounts, ledger: Ledger):
+    """Make a customer with a balance; gives the account's id."""
+
+    async def make(balance_msat: int = 10_000) -> str:
+        account = await accounts.create("a customer", actor="test", at=NOW)
+        if balance_msat:
+            await ledger.adjust(
+                account.id, Msat(balance_msat), reason="to begin with", actor="test", at=NOW
+            )
+        return account.id
+
+    return make

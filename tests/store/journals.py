@@ -4,9 +4,10 @@ import asyncio
 import hashlib
 from datetime import UTC, datetime, timedelta
 
-from lcp_gateway.purchase.journal import Budget, Intent, Period
+from lcp_gateway.purchase.journal import Budget, Charge, Intent, Period
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Quote, Source
+from lcp_gateway.purchase.tariff import Markup
 from lcp_gateway.purchase.task import TaskKind
 
 NOW = datetime(2026, 11, 21, 12, 30, tzinfo=UTC)
@@ -72,3 +73,20 @@ async def spent(books, budget: Budget = HOUR, at: datetime = NOW) -> int:
     """What is counted against a budget at a time."""
     (state,) = await books.budgets([budget], at)
     return state.spent_msat
+
+
+FIVE_PERCENT = Markup(50_000)
+
+
+def charged(
+    number: int | str,
+    account_id: str,
+    *,
+    price_msat: int = 1_000,
+    markup: Markup = FIVE_PERCENT,
+    refund_undelivered: bool = False,
+    **changes,
+) -> Intent:
+    """An intent that a customer is charged for: 1,050 msat, unless told otherwise."""
+    charge = Charge(account_id, markup.charge_msat(price_msat), markup, refund_undelivered)
+    return intent(number, price_msat=price_msat, charge=charge, **changes)

@@ -21,9 +21,12 @@ ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
-def gateway(where: str, name: str, purchases: int, limit_msat: int = NO_LIMIT):
+def gateway(where: str, name: str, purchases: int, limit_msat: int = NO_LIMIT, *more: str):
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.store.burst", where, name, str(purchases), str(limit_msat)],
+        [
+            *(sys.executable, "-m", "tests.store.burst"),
+            *(where, name, str(purchases), str(limit_msat), *more),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -1,0 +1,126 @@
+"""API keys: made once, kept as hashes, and checked in memory.
+
+A key has 256 bits of chance, so that a plain SHA-256 of it is as good as a slow hash: there is nothing to guess.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, NamedTuple, NewType
+
+from lcp_gateway.accounts.caller import Caller, KeyRules
+from lcp_gateway.accounts.records import KeyRecord
+
+KEY_START: Final = "lcpg_"
+PREFIX_CHARS: Final = 10
+"""How much of a key is kept to show which one is meant."""
+
+KeyHash = NewType("KeyHash", bytes)
+"""The SHA-256 of a key's whole text."""
+
+_KEY_BYTES = 32
+# As many characters of the hash as the drop-in's list of keys names a key by.
+_NAME_CHARS = 12
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+_NEVER = datetime.max.replace(tzinfo=UTC)
+
+
+class FreshKey(NamedTuple):
+    """A key at the only time at which its text is known."""
+
+    text: str
+    hash: KeyHash
+    prefix: str
+
+    def __repr__(self) -> str:
+        return "FreshKey(…)"
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """Whom a key lets in, until when, and by which change it is known."""
+
+    caller: Caller
+    until: datetime
+    change: int
+
+
+_NOBODY = _Known(Caller("", None, KeyRules(scopes=frozenset())), _LONG_AGO, 0)
+
+
+def new_key() -> FreshKey:
+    """Make a key: its text to be shown once, its hash to be kept, and its first characters for display."""
+    text = KEY_START + secrets.token_urlsafe(_KEY_BYTES)
+    return FreshKey(text, hash_of(text), text[:PREFIX_CHARS])
+
+
+def hash_of(text: str) -> KeyHash:
+    """Give the hash of a text that may be a key; any text has one."""
+    try:
+        written = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        written = text.encode("utf-8", "backslashreplace")
+    return KeyHash(hashlib.sha256(written).digest())
+
+
+class KeyCache:
+    """Every key in memory, by its hash.
+
+    ``static_keys`` are the operator's own, from the settings: they belong to no account, are named by their hash and
+    stay whatever the store says.
+
+    A check does the same work for a key that is good, expired, revoked, unknown or no key at all: one hash, one
+    look-up, one comparison of times. Its time depends on nothing but the length of the text that was sent. What a
+    look-up could tell about neighbouring keys, it would tell of their hashes, which nobody can choose.
+    """
+
+    def __init__(
+        self, static_keys: Iterable[str] = (), static_rules: KeyRules | None = None
+    ) -> None:
+        rules = static_rules or KeyRules()
+        self._static = {
+            key_hash: _Known(
+                Caller(f"key_{key_hash.hex()[:_NAME_CHARS]}", None, rules),
+                rules.expires_at or _NEVER,
+                0,
+            )
+            for key_hash in map(hash_of, static_keys)
+        }
+        self._known = dict(self._static)
+
+    def __repr__(self) -> str:
+        return f"KeyCache({self.count} keys)"
+
+    @property
+    def count(self) -> int:
+        """How many keys are known, with those that let nobody in any more."""
+        return len(self._known)
+
+    def replace_all(self, records: Iterable[KeyRecord]) -> None:
+        """Know these keys and the static ones, and no others but those that changed after the records were read."""
+        known = {KeyHash(record.key_hash): _as_known(record) for record in records}
+        newest = max((key.change for key in known.values()), default=0)
+        known.update((key, it) for key, it in self._known.items() if it.change > newest)
+        known.update(self._static)
+        self._known = known
+
+    def apply(self, changes: Iterable[KeyRecord]) -> None:
+        """Take in keys that are new, changed or revoked, in any order and however often: the latest change counts."""
+        for record in changes:
+            key_hash = KeyHash(record.key_hash)
+            is_later = record.change >= self._known.get(key_hash, _NOBODY).change
+            if is_later and key_hash not in self._static:
+                self._known[key_hash] = _as_known(record)
+
+    def check(self, text: str, now: datetime) -> Caller | None:
+        """Give whom a key lets in at this time, or None; why not is not told."""
+        known = self._known.get(hash_of(text), _NOBODY)
+        return known.caller if now < known.until else None
+
+
+def _as_known(record: KeyRecord) -> _Known:
+    until = record.rules.expires_at or _NEVER
+    # One that is revoked stays known, so that an older record of it, read before and taken in after, changes nothing.
+    return _Known(record.caller, until if record.revoked_at is None else _LONG_AGO, record.change)

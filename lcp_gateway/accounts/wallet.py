@@ -1,0 +1,182 @@
+"""A customer's wallet: what is in it, how it is filled, what became of it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from lcp_gateway.accounts.ports import LedgerBook, Till, TopupBook
+from lcp_gateway.accounts.records import (
+    NOTHING,
+    BadAmount,
+    Balance,
+    Credit,
+    Listing,
+    Purpose,
+    Statement,
+    TooManyOpen,
+    Topup,
+    TopupState,
+)
+from lcp_gateway.purchase.money import Msat
+
+_MSAT_PER_SAT = 1_000
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class TopupRules:
+    """What may be paid in at once, how long it can be paid, and how many invoices of one account may be open."""
+
+    min_msat: int = 1_000
+    max_msat: int = 1_000_000_000
+    expiry_s: int = 3_600
+    most_open: int = 20
+
+
+class NoTill(Exception):
+    """Nobody is there who could make an invoice: the operator has set none."""
+
+
+class OutOfBounds(BadAmount):
+    """An amount below the least or above the most that can be paid in at once."""
+
+    def __init__(self, rules: TopupRules) -> None:
+        super().__init__()
+        self.args = (f"an amount must be from {rules.min_msat} to {rules.max_msat} msat",)
+
+
+class Wallet:
+    """Serves the wallets of all customers."""
+
+    def __init__(
+        self,
+        ledger: LedgerBook,
+        topups: TopupBook,
+        till: Till | None,
+        rules: TopupRules,
+        *,
+        on_credit: Callable[[Credit], None] = lambda _credit: None,
+        now: Callable[[], datetime] = _utc_now,
+    ) -> None:
+        """``on_credit`` hears of what is credited because somebody asked, before it was heard of otherwise."""
+        self._on_credit = on_credit
+        self._ledger = ledger
+        self._topups = topups
+        self._till = till
+        self._rules = rules
+        self._now = now
+
+    async def balance(self, account_id: str) -> Balance:
+        """Give what an account has."""
+        return await self._ledger.balance(account_id) or NOTHING
+
+    async def statement(self, account_id: str, *, limit: int, after: int | None) -> Statement:
+        """Give what moved an account's balance."""
+        return await self._ledger.statement(account_id, limit=limit, after=after)
+
+    async def top_up(
+        self,
+        account_id: str | None,
+        amount_msat: int,
+        memo: str = "",
+        purpose: Purpose = Purpose.TOPUP,
+    ) -> Topup:
+        """Have an invoice made that fills an account; without one, the account is made when it is paid.
+
+        Raises:
+            NoTill, InvoicesAway: there is nobody to make it.
+            OutOfBounds: it is too little or too much.
+            TooManyOpen: the account has as many unpaid ones as it may.
+            AccountError: the store does not take it.
+        """
+        if self._till is None:
+            raise NoTill
+        rules = self._rules
+        if not rules.min_msat <= amount_msat <= rules.max_msat:
+            raise OutOfBounds(rules)
+        if account_id is not None:
+            # Looked at before lnd is troubled; the store looks again.
+            open_now = await self._topups.open_count(self._now(), account_id=account_id)
+            if open_now >= rules.most_open:
+                raise TooManyOpen(rules.most_open)
+        invoice = await self._till.create(amount_msat, memo, rules.expiry_s)
+        return await self._topups.create(
+            account_id,
+            payment_hash=invoice.payment_hash,
+            amount_msat=Msat(amount_msat),
+            payment_request=invoice.payment_request,
+            expires_at=invoice.expires_at,
+            at=self._now(),
+            memo=memo,
+            purpose=purpose,
+            most_open=rules.most_open if account_id is not None else 0,
+        )
+
+    async def fill_for(self, account_id: str, missing_msat: int) -> Topup:
+        """Have an invoice made for what a customer lacks, in whole satoshi, or give one that is open for as much.
+
+        Where too many are open the oldest gives way: it can still be paid, and is credited then.
+
+        Raises:
+            the same as ``top_up``, but for ``TooManyOpen``.
+        """
+        rules = self._rules
+        amount_msat = max(math.ceil(missing_msat / _MSAT_PER_SAT) * _MSAT_PER_SAT, rules.min_msat)
+        now = self._now()
+        page = await self._topups.page(account_id, limit=rules.most_open)
+        open_ones = [
+            topup
+            for topup in page.items
+            if topup.state is TopupState.OPEN and topup.expires_at > now
+        ]
+        for topup in open_ones:
+            left_s = (topup.expires_at - now).total_seconds()
+            if topup.amount_msat == amount_msat and left_s > rules.expiry_s / 2:
+                # A client that tries again and again gets the same invoice, not a new one each time.
+                return topup
+        try:
+            return await self.top_up(account_id, amount_msat)
+        except TooManyOpen:
+            if not open_ones:
+                raise
+            await self._topups.cancel(open_ones[-1].id)
+            return await self.top_up(account_id, amount_msat)
+
+    async def topup(self, account_id: str, topup_id: str) -> Topup | None:
+        """Give a top-up of this very account. Whether an unpaid one was paid is asked, so that polling is quick."""
+        found = await self._topups.get(topup_id)
+        if found is None or found.account_id != account_id:
+            return None
+        if found.state is TopupState.SETTLED or self._till is None:
+            return found
+        return await self.look_up(found)
+
+    async def look_up(self, topup: Topup) -> Topup:
+        """Ask whether a top-up was paid, and credit it if so.
+
+        Raises:
+            InvoicesAway: there is no answer.
+        """
+        assert self._till is not None  # noqa: S101 - callers have looked
+        paid = await self._till.paid(topup.payment_hash)
+        if paid is None:
+            return topup
+        credit = await self._topups.settle(
+            topup.payment_hash,
+            Msat(paid.amount_paid_msat),
+            settle_index=paid.settle_index,
+            at=paid.settled_at,
+        )
+        if credit is None:
+            return topup
+        if credit.is_new:
+            self._on_credit(credit)
+        return credit.topup
+
+    async def topups(self, account_id: str, *, limit: int, after: str | None) -> Listing[Topup]:
+        """Give an account's top-ups, the newest first."""
+        return await self._topups.page(account_id, limit=limit, after=after)

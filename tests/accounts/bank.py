@@ -1,0 +1,195 @@
+"""A bank for tests: the real books in a SQLite file, and a till that is paid by calling it."""
+
+import asyncio
+import hashlib
+import shutil
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from lcp_gateway.accounts.ports import InvoicesAway
+from lcp_gateway.accounts.records import Credit, Topup
+from lcp_gateway.accounts.wallet import TopupRules, Wallet
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.store.accounts import Accounts
+from lcp_gateway.store.admin_log import AdminLog
+from lcp_gateway.store.engine import Database, open_database
+from lcp_gateway.store.keys import Keys
+from lcp_gateway.store.ledger import Ledger
+from lcp_gateway.store.topups import Topups
+
+NODE = "03" + "cd" * 32
+
+
+@dataclass(frozen=True)
+class Invoice:
+    payment_request: str
+    payment_hash: bytes
+    expires_at: datetime
+    preimage: bytes
+    amount_msat: int
+    memo: str
+
+
+@dataclass(frozen=True)
+class Payment:
+    payment_hash: bytes
+    amount_paid_msat: int
+    settle_index: int
+    settled_at: datetime
+
+
+@dataclass
+class StandInTill:
+    """Makes invoices out of nothing; ``pay`` pays one. ``is_away`` makes every call fail."""
+
+    invoices: dict[bytes, Invoice] = field(default_factory=dict)
+    payments: list[Payment] = field(default_factory=list)
+    is_away: bool = False
+    asked: list[str] = field(default_factory=list)
+    followed_from: list[int] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def create(self, amount_msat: int, memo: str, expiry_s: int) -> Invoice:
+        self._call("create")
+        number = len(self.invoices)
+        preimage = hashlib.sha256(b"preimage %d" % number).digest()
+        made = Invoice(
+            f"lnbcrt1test{number}",
+            hashlib.sha256(preimage).digest(),
+            datetime.now(UTC) + timedelta(seconds=expiry_s),
+            preimage,
+            amount_msat,
+            memo,
+        )
+        self.invoices[made.payment_hash] = made
+        return made
+
+    async def paid(self, payment_hash: bytes) -> Payment | None:
+        self._call("paid")
+        return next((p for p in self.payments if p.payment_hash == payment_hash), None)
+
+    async def node_id(self) -> str:
+        self._call("node_id")
+        return NODE
+
+    async def follow(self, settle_index: int) -> AsyncGenerator[Payment, None]:
+        self._call("follow")
+        self.followed_from.append(settle_index)
+        while True:
+            self.news.clear()
+            for payment in [p for p in self.payments if p.settle_index > settle_index]:
+                settle_index = payment.settle_index
+                yield payment
+            await self.news.wait()
+            if self.is_away:
+                raise InvoicesAway("the till went away")
+
+    def pay(self, payment_hash: bytes, amount_msat: int | None = None) -> bytes:
+        """Pay an invoice, with more than it asks for if told so; gives the preimage."""
+        invoice = self.invoices[payment_hash]
+        self.payments.append(
+            Payment(
+                payment_hash,
+                amount_msat or invoice.amount_msat,
+                len(self.payments) + 1,
+                datetime.now(UTC),
+            )
+        )
+        self.news.set()
+        return invoice.preimage
+
+    def go_away(self) -> None:
+        self.is_away = True
+        self.news.set()
+
+    def _call(self, what: str) -> None:
+        self.asked.append(what)
+        if self.is_away:
+            raise InvoicesAway("the till cannot be reached")
+
+
+@dataclass
+class Bank:
+    """Books on one database, the till, and what was credited."""
+
+    database: Database
+    till: StandInTill = field(default_factory=StandInTill)
+    rules: TopupRules = field(default_factory=TopupRules)
+    credits: list[Credit] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.accounts = Accounts(self.database)
+        self.keys = Keys(self.database)
+        self.ledger = Ledger(self.database)
+        self.topups = Topups(self.database)
+        self.acts = AdminLog(self.database)
+
+    def wallet(self, *, till: StandInTill | None = None, **rules) -> Wallet:
+        """Give a wallet of customers, at the bank's own till unless another is given."""
+        return Wallet(
+            self.ledger,
+            self.topups,
+            till or self.till,
+            TopupRules(**rules),
+            on_credit=self.credits.append,
+        )
+
+    def wallet_without_till(self) -> Wallet:
+        return Wallet(self.ledger, self.topups, None, TopupRules())
+
+    async def customer(self, balance_msat: int = 0, name: str = "a customer") -> str:
+        """Make an account; gives its id."""
+        now = datetime.now(UTC)
+        account = await self.accounts.create(name, actor="test", at=now)
+        if balance_msat:
+            await self.ledger.adjust(
+                account.id, Msat(balance_msat), reason="to begin with", actor="test", at=now
+            )
+        return account.id
+
+    async def available(self, account_id: str) -> int:
+        found = await self.ledger.balance(account_id)
+        return 0 if found is None else found.available_msat
+
+    async def aged(self, topup: Topup, by: timedelta) -> Topup:
+        """Make an invoice as if it had been made, and could have been paid, so much earlier."""
+        from sqlalchemy import update
+
+        from lcp_gateway.store.tables import topups
+        from lcp_gateway.store.times import to_micros
+
+        change = (
+            update(topups)
+            .where(topups.c.id == topup.id)
+            .values(
+                created_at=to_micros(topup.created_at - by),
+                expires_at=to_micros(topup.expires_at - by),
+            )
+        )
+        await self.database.write(lambda connection: connection.execute(change))
+        found = await self.topups.get(topup.id)
+        assert found is not None
+        return found
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory) -> Path:
+    """A SQLite file with its tables and nothing in them, to be copied."""
+    path = tmp_path_factory.mktemp("bank") / "journal.db"
+
+    async def make() -> None:
+        await (await open_database(str(path))).close()
+
+    asyncio.run(make())
+    return path
+
+
+@pytest.fixture
+async def bank(tmp_path: Path, migrated: Path) -> AsyncIterator[Bank]:
+    database = await open_database(str(shutil.copy(migrated, tmp_path / "journal.db")))
+    yield Bank(database)
+    await database.close()

@@ -1,0 +1,162 @@
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from lcp_gateway.accounts.caller import Caller, KeyRules
+from lcp_gateway.accounts.jobs_per_key import (
+    JobsPerKey,
+    Lease,
+    MemoryLeases,
+    RedisLeases,
+    TooManyJobs,
+)
+from lcp_gateway.accounts.replicas import LimitsAway, Outage, RedisNotInstalled, connect
+from tests.support.redis import RunningRedis, running_redis
+
+
+def caller(key_id: str = "key_1", jobs: int = 0) -> Caller:
+    return Caller(key_id, "acct_1", KeyRules(concurrent_jobs=jobs))
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RunningRedis]:
+    with running_redis() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def leases(request):
+    if request.param == "memory":
+        yield MemoryLeases()
+        return
+    kept = RedisLeases(request.getfixturevalue("redis").url)
+    await kept._redis.flushdb()
+    yield kept
+    await kept.aclose()
+
+
+async def test_a_key_runs_as_many_jobs_at_once_as_its_rules_say(leases):
+    jobs = JobsPerKey(leases)
+    who = caller(jobs=2)
+    first, second = await jobs.take(who), await jobs.take(who)
+
+    with pytest.raises(TooManyJobs, match="2 jobs") as refused:
+        await jobs.take(who)
+    assert refused.value.code == "rate_limit_exceeded"
+
+    await first.give_back()
+    third = await jobs.take(who)
+    other = await jobs.take(caller("key_2", jobs=1))
+    for lease in (second, third, other):
+        await lease.give_back()
+
+
+async def test_a_lease_counts_once_however_often_it_is_given_back(leases):
+    jobs = JobsPerKey(leases, default=2)
+    first, second = await jobs.take(caller()), await jobs.take(caller())
+
+    await first.give_back()
+    await first.give_back()
+    async with await jobs.take(caller()):
+        with pytest.raises(TooManyJobs):
+            await jobs.take(caller())
+    await second.give_back()
+
+
+async def test_an_error_or_a_cancellation_gives_the_lease_back(leases):
+    jobs = JobsPerKey(leases, default=1)
+
+    with pytest.raises(RuntimeError, match="gone"):
+        async with await jobs.take(caller()):
+            raise RuntimeError("gone")
+
+    async def run() -> None:
+        async with await jobs.take(caller()):
+            await asyncio.sleep(30)
+
+    running = asyncio.create_task(run())
+    await asyncio.sleep(0.05)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    async with await jobs.take(caller()):
+        pass
+
+
+async def test_without_a_limit_or_a_key_nothing_is_counted(leases):
+    jobs = JobsPerKey(leases)
+    held = [await jobs.take(who) for who in (None, caller()) for _ in range(20)]
+    for lease in held:
+        await lease.give_back()
+
+    limited = JobsPerKey(leases, default=1)
+    held = [await limited.take(None) for _ in range(3)]
+
+
+async def test_of_many_at_once_as_many_run_as_may(leases):
+    jobs = JobsPerKey(leases, default=5)
+
+    tried = await asyncio.gather(*(jobs.take(caller()) for _ in range(60)), return_exceptions=True)
+
+    running = [lease for lease in tried if not isinstance(lease, BaseException)]
+    assert len(running) == 5
+    assert {type(one) for one in tried} == {Lease, TooManyJobs}
+    for lease in running:
+        await lease.give_back()
+
+
+async def test_memory_keeps_nothing_of_keys_that_run_nothing():
+    leases = MemoryLeases()
+    jobs = JobsPerKey(leases, default=1)
+    for number in range(100):
+        async with await jobs.take(caller(f"key_{number}")):
+            with pytest.raises(TooManyJobs):
+                await jobs.take(caller(f"key_{number}"))
+
+    assert not leases._running
+
+
+async def test_replicas_share_the_count_and_a_dead_ones_jobs_run_out(redis):
+    dead, living = (RedisLeases(redis.url, lease_s=0.6) for _ in range(2))
+    await dead._redis.flushdb()
+    lost = await JobsPerKey(dead, default=1).take(caller())
+    jobs = JobsPerKey(living, default=1)
+
+    # Renewed beyond its length, as long as its gateway lives.
+    await asyncio.sleep(1.0)
+    with pytest.raises(TooManyJobs):
+        await jobs.take(caller())
+
+    lost._renewing.cancel()
+    await asyncio.sleep(0.7)
+    async with await jobs.take(caller()):
+        pass
+    for kept in (dead, living):
+        await kept.aclose()
+
+
+async def test_while_redis_is_away_jobs_run_uncounted_or_not_at_all():
+    reports: list[str] = []
+    with running_redis() as server:
+        kept = RedisLeases(server.url)
+        jobs = JobsPerKey(kept, default=1, outage=Outage(report=reports.append))
+        lease = await jobs.take(caller())
+        server.stop()
+
+        await lease.give_back()
+        async with await jobs.take(caller()), await jobs.take(caller()):
+            pass
+        assert len(reports) == 1
+
+        closed = JobsPerKey(kept, default=1, outage=Outage(allows=False))
+        with pytest.raises(LimitsAway):
+            await closed.take(caller())
+        await kept.aclose()
+
+
+def test_without_its_client_redis_is_refused_in_words_that_help(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "redis.asyncio", None)
+
+    with pytest.raises(RedisNotInstalled, match=r"lcp-gateway\[redis\]"):
+        connect("redis://127.0.0.1:1")

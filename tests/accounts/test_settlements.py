@@ -1,0 +1,233 @@
+"""Following what is paid in: once each, from where it was left, by one gateway at a time, whatever goes away."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import pytest
+
+from lcp_gateway.accounts import settlements
+from lcp_gateway.accounts.records import Purpose, TopupState
+from lcp_gateway.accounts.settlements import Settlements
+
+
+class DatabaseAway(Exception):
+    pass
+
+
+class Lead:
+    """Who leads is what the test says; ``problem`` is raised instead."""
+
+    def __init__(self, *, leads: bool = True) -> None:
+        self.leads = leads
+        self.problem: Exception | None = None
+
+    async def try_lead(self) -> bool:
+        if self.problem is not None:
+            raise self.problem
+        return self.leads
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(settlements, "_RETRY_S", 0.01)
+    monkeypatch.setattr(settlements, "_MOST_RETRY_S", 0.02)
+    monkeypatch.setattr(settlements, "_FOLLOWER_S", 0.01)
+
+
+async def until(condition, timeout_s: float = 5.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not (found := condition()) or (asyncio.iscoroutine(found) and not await found):
+            await asyncio.sleep(0.005)
+
+
+class Follower:
+    """Settlements that run, and what they said."""
+
+    def __init__(self, bank, lead: Lead) -> None:
+        self.bank = bank
+        self.troubles: list[str] = []
+        self.leading: list[bool] = []
+        self.settlements = Settlements(
+            bank.till,
+            bank.topups,
+            lead,
+            on_credit=bank.credits.append,
+            on_trouble=self.troubles.append,
+            on_lead=self.leading.append,
+            away=(DatabaseAway,),
+        )
+
+    @asynccontextmanager
+    async def running(self):
+        task = asyncio.create_task(self.settlements.run())
+        try:
+            yield self
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def credited(self, count: int) -> None:
+        await until(lambda: len(self.bank.credits) >= count)
+
+
+@pytest.fixture
+def lead() -> Lead:
+    return Lead()
+
+
+@pytest.fixture
+def follower(bank, lead) -> Follower:
+    return Follower(bank, lead)
+
+
+async def opened(bank, count: int) -> tuple[str, list]:
+    account_id = await bank.customer()
+    return account_id, [await bank.wallet().top_up(account_id, 1_000) for _ in range(count)]
+
+
+async def test_what_is_paid_is_credited_without_anybody_polling(bank, follower):
+    account_id, (made,) = await opened(bank, 1)
+    async with follower.running():
+        await until(lambda: bank.till.followed_from)
+        bank.till.pay(made.payment_hash)
+        await follower.credited(1)
+    assert await bank.available(account_id) == 1_000
+    assert await bank.topups.followed(await bank.till.node_id()) == 1
+
+
+async def test_what_was_paid_while_nobody_listened_is_credited_once_at_the_start(bank, follower):
+    account_id, made = await opened(bank, 3)
+    for topup in made:
+        bank.till.pay(topup.payment_hash)
+    async with follower.running():
+        await follower.credited(3)
+        await until(lambda: bank.till.followed_from)
+        await asyncio.sleep(0.05)
+    assert await bank.available(account_id) == 3_000
+    assert sorted(c.topup.id for c in bank.credits) == sorted(t.id for t in made), "each once"
+
+
+async def test_it_goes_on_from_where_it_was_left(bank, lead):
+    account_id, made = await opened(bank, 2)
+    for topup in made:
+        async with Follower(bank, lead).running() as follower:
+            bank.till.pay(topup.payment_hash)
+            await follower.credited(len(bank.till.payments))
+            done = len(bank.till.payments)
+            await until(lambda done=done: _followed(bank, done))
+    async with Follower(bank, lead).running():
+        await until(lambda: len(bank.till.followed_from) == 3)
+    assert bank.till.followed_from[-1] == 2
+    assert await bank.available(account_id) == 2_000
+
+
+async def _followed(bank, index: int) -> bool:
+    return await bank.topups.followed(await bank.till.node_id()) >= index
+
+
+async def test_what_the_node_forgot_to_tell_is_looked_up(bank, follower):
+    account_id, (made,) = await opened(bank, 1)
+    bank.till.pay(made.payment_hash)
+    await follower.settlements.catch_up()
+    await follower.settlements.catch_up()
+    assert await bank.available(account_id) == 1_000
+    assert len(bank.credits) == 1
+    assert bank.till.followed_from == []
+
+
+async def test_an_invoice_that_is_none_of_ours_is_passed_over(bank, follower):
+    account_id, (made,) = await opened(bank, 1)
+    foreign = await bank.till.create(9_000, "", 60)
+    async with follower.running():
+        await until(lambda: bank.till.followed_from)
+        bank.till.pay(foreign.payment_hash)
+        bank.till.pay(made.payment_hash)
+        await follower.credited(1)
+    assert await bank.available(account_id) == 1_000
+    assert len(bank.credits) == 1
+
+
+async def test_who_does_not_lead_asks_nobody_until_it_does(bank):
+    lead = Lead(leads=False)
+    follower = Follower(bank, lead)
+    _, (made,) = await opened(bank, 1)
+    asked = len(bank.till.asked)
+    async with follower.running():
+        bank.till.pay(made.payment_hash)
+        await asyncio.sleep(0.05)
+        assert (len(bank.till.asked), bank.credits, follower.leading) == (asked, [], [])
+        lead.leads = True
+        await follower.credited(1)
+        assert follower.leading == [True]
+
+
+async def test_who_loses_the_lead_stops_and_says_so(bank, lead, follower):
+    _, (made,) = await opened(bank, 1)
+    async with follower.running():
+        await until(lambda: bank.till.followed_from)
+        lead.leads = False
+        await until(lambda: follower.leading == [True, False])
+        bank.till.pay(made.payment_hash)
+        await asyncio.sleep(0.05)
+        assert bank.credits == []
+
+
+async def test_a_node_that_goes_away_is_followed_again_when_it_is_back(bank, follower):
+    account_id, (made,) = await opened(bank, 1)
+    async with follower.running():
+        await until(lambda: bank.till.followed_from)
+        bank.till.go_away()
+        await until(lambda: len(follower.troubles) >= 2)
+        bank.till.is_away = False
+        bank.till.pay(made.payment_hash)
+        await follower.credited(1)
+    assert await bank.available(account_id) == 1_000
+    assert len(bank.credits) == 1
+
+
+async def test_who_cannot_tell_whether_it_leads_does_not(bank, lead, follower):
+    async with follower.running():
+        await until(lambda: bank.till.followed_from)
+        lead.problem = DatabaseAway("the database is away")
+        await until(lambda: follower.leading == [True, False])
+        assert follower.troubles[0] == "the database is away"
+        lead.problem = None
+        await until(lambda: follower.leading == [True, False, True])
+    assert len(follower.troubles) >= 1
+
+
+async def test_what_ran_out_is_marked_only_when_no_payment_can_be_under_way(bank, follower):
+    _, made = await opened(bank, 3)
+    for topup, minutes in zip(made, (50, 65, 75), strict=True):
+        await bank.aged(topup, timedelta(minutes=minutes))
+    await follower.settlements.catch_up()
+    found = [(await bank.topups.get(topup.id)).state for topup in made]
+    assert found == [TopupState.OPEN, TopupState.OPEN, TopupState.EXPIRED]
+
+
+@pytest.mark.parametrize("purpose", list(Purpose))
+async def test_what_nobody_paid_for_a_day_is_forgotten(bank, follower, purpose):
+    account_id = await bank.customer() if purpose is Purpose.TOPUP else None
+    wallet = bank.wallet()
+    old, new = [await wallet.top_up(account_id, 1_000, purpose=purpose) for _ in range(2)]
+    await bank.aged(old, timedelta(hours=26))
+    await follower.settlements.catch_up()
+    assert await bank.topups.get(old.id) is None
+    assert await bank.topups.get(new.id) == new
+
+
+async def test_what_was_paid_is_kept_however_old_it_is(bank, follower):
+    account_id, (made,) = await opened(bank, 1)
+    await bank.aged(made, timedelta(days=30))
+    bank.till.pay(made.payment_hash)
+    for _ in range(2):
+        await follower.settlements.catch_up()
+    assert (await bank.topups.get(made.id)).state is TopupState.SETTLED
+    assert await bank.available(account_id) == 1_000
+
+
+async def test_a_bug_is_not_taken_for_an_absence(bank, lead, follower):
+    lead.problem = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        await asyncio.wait_for(follower.settlements.run(), 5)

@@ -1,0 +1,26 @@
+"""A gateway reduced to its leadership, for tests that kill it: says when it leads and when it no longer does."""
+
+import asyncio
+import sys
+import time
+
+from lcp_gateway.store.engine import DatabaseUnavailable, open_database
+from lcp_gateway.store.leader import Leadership
+
+
+async def lead(where: str) -> None:
+    leadership = Leadership(await open_database(where), "settlements")
+    said: object = None
+    while True:
+        try:
+            word = "leads" if await leadership.try_lead() else "follows"
+        except DatabaseUnavailable:
+            word = "away"
+        if word != said:
+            print(word, time.monotonic(), flush=True)
+            said = word
+        await asyncio.sleep(0.05)
+
+
+if __name__ == "__main__":
+    asyncio.run(lead(sys.argv[1]))
