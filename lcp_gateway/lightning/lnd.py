@@ -1,25 +1,37 @@
 """What lnd knows: itself, its channels, and above all whether an invoice was paid.
 
-Only calls that read are made here; nothing in this module can pay. The generated stubs come from lnd-grpc-client, an
-optional extra. Its client is not used: it swallows errors. The stubs are those of lnd 0.16; later states of a payment
-and reasons of a failure arrive as numbers, and are read as numbers.
+Only calls that read are made here; nothing in this module can pay.
 """
 
-import os
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
-import grpc
 import grpc.aio
 
+from lcp_gateway.lightning.lnd_channel import (
+    LndAddress,
+    call_metadata,
+    errors_as_ours,
+    open_channel,
+)
+from lcp_gateway.lightning.lnd_stubs import LndNotInstalled
+from lcp_gateway.lightning.lnd_stubs import load_stubs as _load_stubs
 from lcp_gateway.lightning.payments import FailureReason, LndError, PaymentRecord, PaymentState
 from lcp_gateway.purchase.money import MSAT_PER_SAT, Msat
+
+__all__ = [
+    "INVOICE_PREFIXES",
+    "Lnd",
+    "LndAddress",
+    "LndBalance",
+    "LndChannels",
+    "LndInfo",
+    "LndInvoice",
+    "LndNotInstalled",
+]
 
 INVOICE_PREFIXES: Final = MappingProxyType(
     {
@@ -33,37 +45,9 @@ INVOICE_PREFIXES: Final = MappingProxyType(
 )
 """The prefix of invoices on each network, by lnd's name of it."""
 
-_CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
-    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
-    # A restarted lnd is found within seconds; it takes longer than that to start.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 5_000),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-    # Also bounds how long a connection may live whose other end is gone without a word. lnd allows a ping every 5 s.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.use_local_subchannel_pool", 1),
-)
 _PAGE = 100
 _MAX_PAGES = 50
 _HASH_BYTES = 32
-_MAX_MESSAGE_CHARS = 300
-_UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
-_PASSING = frozenset(
-    {
-        "ABORTED",
-        "CANCELLED",
-        "DEADLINE_EXCEEDED",
-        "INTERNAL",
-        "RESOURCE_EXHAUSTED",
-        "UNAVAILABLE",
-        # lnd says UNKNOWN while it starts, while its wallet is locked, and to a macaroon that it does not accept.
-        "UNKNOWN",
-    }
-)
-_NOT_ALLOWED = re.compile(
-    r"permission denied|verification failed|cannot get macaroon|expected 1 macaroon"
-)
 
 # Numbers of lnrpc.Payment.PaymentStatus and lnrpc.PaymentFailureReason.
 _SUCCEEDED = 2
@@ -78,19 +62,6 @@ _FAILURE_REASONS = MappingProxyType(
         6: FailureReason.CANCELLED,
     }
 )
-
-
-class LndNotInstalled(RuntimeError):
-    """lnd is configured, and the extra that speaks to it is not installed."""
-
-
-@dataclass(frozen=True, slots=True)
-class LndAddress:
-    """Where lnd listens (``host:port``), its own TLS certificate (PEM), and a macaroon with read permissions."""
-
-    target: str
-    tls_cert: Path
-    macaroon: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,37 +124,6 @@ class LndInvoice:
     description_hash: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Stubs:
-    """The four generated modules, which have no types."""
-
-    lightning: Any
-    lightning_grpc: Any
-    router: Any
-    router_grpc: Any
-
-
-def _load_stubs() -> _Stubs:
-    name = "GRPC_SSL_CIPHER_SUITES"
-    before = os.environ.get(name)
-    try:
-        from lndgrpc.compiled import (  # type: ignore[import-untyped]  # noqa: PLC0415 - heavy, and optional
-            lightning_pb2,
-            lightning_pb2_grpc,
-            router_pb2,
-            router_pb2_grpc,
-        )
-    except ImportError as error:
-        raise LndNotInstalled("to ask lnd, install lcp-gateway[lnd]") from error
-    finally:
-        # The package narrows the ciphers of every gRPC channel in the process; lnd does not need that any more.
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
-    return _Stubs(lightning_pb2, lightning_pb2_grpc, router_pb2, router_pb2_grpc)
-
-
 class Lnd:
     """Questions to one lnd. It is dialled on the first question, and again by itself after it was away.
 
@@ -197,12 +137,8 @@ class Lnd:
     def __init__(self, address: LndAddress, *, timeout_s: float = 5.0) -> None:
         self._stubs = _load_stubs()
         self._timeout_s = timeout_s
-        self._metadata = (("macaroon", address.macaroon.read_bytes().hex()),)
-        self._channel = grpc.aio.secure_channel(
-            address.target,
-            grpc.ssl_channel_credentials(address.tls_cert.read_bytes()),
-            options=_CHANNEL_OPTIONS,
-        )
+        self._metadata = call_metadata(address)
+        self._channel = open_channel(address)
         self._lightning = self._stubs.lightning_grpc.LightningStub(self._channel)
         self._router = self._stubs.router_grpc.RouterStub(self._channel)
 
@@ -299,7 +235,7 @@ class Lnd:
         request = self._stubs.router.TrackPaymentRequest(
             payment_hash=payment_hash, no_inflight_updates=False
         )
-        async with _errors_as_ours():
+        async with errors_as_ours():
             call = self._router.TrackPaymentV2(
                 request, timeout=self._timeout_s, metadata=self._metadata
             )
@@ -332,19 +268,8 @@ class Lnd:
         )
 
     async def _ask(self, method: Callable[..., Awaitable[Any]], request: Any) -> Any:
-        async with _errors_as_ours():
+        async with errors_as_ours():
             return await method(request, timeout=self._timeout_s, metadata=self._metadata)
-
-
-@asynccontextmanager
-async def _errors_as_ours() -> AsyncIterator[None]:
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        status = error.code().name
-        text = _UNPRINTABLE.sub(" ", error.details() or "").strip()[:_MAX_MESSAGE_CHARS]
-        retryable = status in _PASSING and not _NOT_ALLOWED.search(text)
-        raise LndError(status, text or "no reason given", retryable=retryable) from error
 
 
 def _record(payment: Any) -> PaymentRecord:

@@ -60,9 +60,13 @@ class PeerConfig:
 
 @dataclass(frozen=True, slots=True)
 class WalletConfig:
-    """The wallet that pays: its balance, the cost and time of a route, and the smallest payment that finds one."""
+    """The wallet that pays: its balance, the cost and time of a route, and the smallest payment that finds one.
+
+    ``customer_balance_msat`` is what the customer of a demonstration has, who pays the node's own invoices.
+    """
 
     balance_msat: int = 10_000_000_000
+    customer_balance_msat: int = 10_000_000_000
     fee_base_msat: int = 1_000
     fee_ppm: int = 100
     payment_latency_s: float = 0.0

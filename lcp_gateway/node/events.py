@@ -18,6 +18,7 @@ class EventKind(enum.StrEnum):
     """The moments of a job that a test or a person may want to count.
 
     ``PAID`` is money leaving the wallet, ``SETTLED`` the preimage coming back, ``UNPAID`` an attempt that failed.
+    ``INVOICE`` and ``INVOICE_PAID`` belong to no job: the node asks for money, and gets it.
     """
 
     QUOTE = "quote"
@@ -27,11 +28,17 @@ class EventKind(enum.StrEnum):
     UNPAID = "unpaid"
     CANCEL = "cancel"
     RESULT = "result"
+    INVOICE = "invoice"
+    INVOICE_PAID = "invoice_paid"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One moment of a job; ids and hashes are hex, ``at`` is Unix seconds, ``detail`` says how it ended."""
+    """One moment of a job; ids and hashes are hex, ``at`` is Unix seconds, ``detail`` says how it ended.
+
+    Where there is no job, its id and model are empty, ``peer_id`` is the node's own, and ``price_msat`` what is asked
+    for or what was paid.
+    """
 
     kind: EventKind
     job_id: str

@@ -16,10 +16,13 @@ from lcp_gateway.node.config import (
     PeerConfig,
     default_peers,
 )
+from lcp_gateway.node.customer import CustomerWallet
 from lcp_gateway.node.events import EventLog
 from lcp_gateway.node.execution import Executor
 from lcp_gateway.node.faults import FaultScript
+from lcp_gateway.node.invoices import InvoiceBook
 from lcp_gateway.node.jobs import JobLog, Jobs
+from lcp_gateway.node.little_lnd import LittleLnd, LittleLndHandler
 from lcp_gateway.node.peers import Peers
 from lcp_gateway.node.quoting import Quoter
 from lcp_gateway.node.sabotage import Saboteur
@@ -47,6 +50,10 @@ class Node:
         self.events = EventLog(config.events_path)
         self._log = JobLog(self.events)
         self.wallet = Wallet(config.wallet, self._log)
+        self.invoices = InvoiceBook(config.seed, config.network, self.events)
+        self.customer = CustomerWallet(
+            config.wallet, config.network, book=self.invoices, wallet=self.wallet
+        )
         self.faults = FaultScript(by_model_name=config.faults)
         self.jobs = Jobs()
         self._backend = _make_backend(config)
@@ -89,6 +96,14 @@ class Node:
         )
         server = grpc.aio.server(options=_SERVER_OPTIONS)
         lcpd_pb2_grpc.add_LCPDServiceServicer_to_server(service, server)
+        lnd = LittleLnd(
+            config.network,
+            book=self.invoices,
+            customer=self.customer,
+            wallet=self.wallet,
+            peers=self._peers,
+        )
+        server.add_generic_rpc_handlers((LittleLndHandler(lnd),))
         try:
             port = server.add_insecure_port(config.listen)
         except RuntimeError as error:
@@ -102,9 +117,12 @@ class Node:
 
     async def stop(self, grace_s: float = 0.0) -> None:
         """Take no more calls, give running ones ``grace_s`` to end, and let go of everything."""
+        # Who waits for settlements hears the end of it, as lnd has it, and is not cut off.
+        self.invoices.close()
         if self._server is not None:
             await self._server.stop(grace_s)
             self._server = None
+        await self.customer.close()
         await self.wallet.close()
         await self._backend.close()
         self.events.close()

@@ -24,6 +24,12 @@ class Wallet:
         self.spent_msat = 0
         self.fees_msat = 0
         self.payments = 0
+        self.received_msat = 0
+
+    def receive(self, amount_msat: int) -> None:
+        """Take in what somebody paid to one of the node's invoices."""
+        self.balance_msat += amount_msat
+        self.received_msat += amount_msat
 
     async def pay(self, job: Job, *, no_route: bool = False) -> None:
         """Pay a job's invoice and wait for the preimage. The payment goes on when the caller does not wait.

@@ -5,11 +5,12 @@ Everything that it knows survives a stop, as lnd's database does; it listens on 
 
 import asyncio
 import hashlib
+import itertools
 import secrets
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +20,10 @@ import grpc.aio
 from coincurve import PrivateKey
 
 from lcp_gateway.lightning import bolt11
-from lcp_gateway.lightning.lnd import LndAddress, _load_stubs
+from lcp_gateway.lightning.lnd_channel import LndAddress
+from lcp_gateway.lightning.lnd_stubs import load_stubs
 
-STUBS = _load_stubs()
+STUBS = load_stubs()
 LN = STUBS.lightning
 ROUTER = STUBS.router
 MACAROON = b"\x02\x01\x03lnd" + b"\x07" * 40
@@ -31,6 +33,10 @@ SUCCEEDED = 2
 FAILED = 3
 INITIATED = 4
 NO_PREIMAGE = "00" * 32
+
+OPEN = 0
+SETTLED = 1
+CANCELED = 2
 
 
 def make_certificate(directory: Path) -> tuple[Path, Path]:
@@ -93,7 +99,12 @@ class Trouble:
 
 @dataclass
 class LndStandin:
-    """An lnd whose ``payments`` (oldest first), ``channels``, ``info`` and ``balance`` a test may change at any time."""
+    """An lnd whose ``payments`` (oldest first), ``channels``, ``info`` and ``balance`` a test may change at any time.
+
+    ``invoices`` are those it made, oldest first; ``forged`` replaces what goes into the next ones (arguments of
+    ``bolt11.encode``). They can be settled while nobody listens, and while it is down. ``run`` runs one of its
+    coroutines for a test without a loop, while it lives ``in_a_thread``.
+    """
 
     directory: Path
     key: PrivateKey = field(default_factory=lambda: PrivateKey(b"\x05" * 32))
@@ -101,6 +112,8 @@ class LndStandin:
     payments: dict[bytes, object] = field(default_factory=dict)
     channels: list = field(default_factory=list)
     invoices: list = field(default_factory=list)
+    forged: dict = field(default_factory=dict)
+    run: Callable[[Coroutine], object] | None = None
     trouble: Trouble = field(default_factory=Trouble)
     with_router: bool = True
     longest_page: int = 10_000
@@ -124,7 +137,7 @@ class LndStandin:
         self._macaroon = self.directory / "readonly.macaroon"
         self._macaroon.write_bytes(MACAROON)
         self._server = None
-        self._settled = asyncio.Condition()
+        self._changed = asyncio.Condition()
         self._running = False
 
     @property
@@ -153,10 +166,14 @@ class LndStandin:
     async def stop(self) -> None:
         """Go away as lnd does: subscriptions end as if they were complete, other calls are cut off."""
         self._running = False
-        async with self._settled:
-            self._settled.notify_all()
+        await self._announce()
         await self._server.stop(0.2)
         await self._server.wait_for_termination()
+
+    async def kill(self) -> None:
+        """Go away as a killed process does: whatever is open breaks off."""
+        await self._server.stop(None)
+        self._running = False
 
     async def restart(self) -> None:
         await self.stop()
@@ -168,16 +185,60 @@ class LndStandin:
         self.payments[payment_hash] = payment
         return payment_hash
 
-    async def settle(self, payment_hash: bytes) -> None:
-        """Let somebody pay one of our invoices."""
+    async def settle(self, payment_hash: bytes, *, paid_msat: int = 0) -> None:
+        """Let somebody pay one of our invoices, once."""
+        invoice = self.invoice(payment_hash)
+        if invoice.state == OPEN:
+            invoice.settle_index = 1 + max(it.settle_index for it in self.invoices)
+            invoice.settle_date = int(time.time())
+            invoice.amt_paid_msat = paid_msat or invoice.value_msat
+            invoice.state = SETTLED
+        await self._announce()
+
+    def invoice(self, payment_hash: bytes):
+        """Give one of our invoices, None if there is no such one; one that has expired is canceled by then."""
         for invoice in self.invoices:
-            if invoice.r_hash == payment_hash and not invoice.settle_index:
-                invoice.settle_index = 1 + max(it.settle_index for it in self.invoices)
-                invoice.settle_date = int(time.time())
-                invoice.amt_paid_msat = invoice.value_msat
-                invoice.state = LN.Invoice.SETTLED
-        async with self._settled:
-            self._settled.notify_all()
+            if invoice.r_hash == payment_hash:
+                if invoice.state == OPEN and time.time() >= invoice.creation_date + invoice.expiry:
+                    invoice.state = CANCELED
+                return invoice
+        return None
+
+    async def add(self, request):
+        """Make an invoice as AddInvoice does, and give it; raises ``InvoiceError`` for what cannot be written."""
+        preimage = request.r_preimage or secrets.token_bytes(32)
+        says = {
+            "key": self.key,
+            "network": "bcrt",
+            "timestamp": int(time.time()),
+            "payment_hash": hashlib.sha256(preimage).digest(),
+            "payment_secret": secrets.token_bytes(32),
+            "amount_msat": request.value_msat or request.value * 1_000 or None,
+            "description": None if request.description_hash else request.memo,
+            "description_hash": request.description_hash or None,
+            "expiry_s": request.expiry or 86_400,
+        }
+        says |= self.forged
+        key = says.pop("key")
+        invoice = LN.Invoice(
+            memo=request.memo,
+            r_preimage=preimage,
+            r_hash=hashlib.sha256(preimage).digest(),
+            value_msat=request.value_msat or request.value * 1_000,
+            creation_date=says["timestamp"],
+            payment_request=bolt11.encode(key, **says),
+            expiry=says["expiry_s"],
+            private=request.private,
+            add_index=len(self.invoices) + 1,
+            payment_addr=says["payment_secret"],
+        )
+        self.invoices.append(invoice)
+        await self._announce()
+        return invoice
+
+    async def _announce(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
     async def admit(self, name: str, context) -> None:
         """Count a call, and turn it away as lnd would if its macaroon is not ours."""
@@ -242,54 +303,82 @@ class _Lightning:
             cltv_expiry=invoice.min_final_cltv,
         )
 
+    async def WalletBalance(self, request, context):  # noqa: N802 - lnd's name
+        await self._lnd.admit("WalletBalance", context)
+        return LN.WalletBalanceResponse()
+
     async def AddInvoice(self, request, context):  # noqa: N802 - lnd's name
         await self._lnd.admit("AddInvoice", context)
-        preimage = request.r_preimage or secrets.token_bytes(32)
-        payment_hash, secret = hashlib.sha256(preimage).digest(), secrets.token_bytes(32)
-        now = int(time.time())
-        payment_request = bolt11.encode(
-            self._lnd.key,
-            network="bcrt",
-            timestamp=now,
-            payment_hash=payment_hash,
-            payment_secret=secret,
-            amount_msat=request.value_msat or request.value * 1_000 or None,
-            description=None if request.description_hash else request.memo,
-            description_hash=request.description_hash or None,
-            expiry_s=request.expiry or 3_600,
-        )
-        invoice = LN.Invoice(
-            memo=request.memo,
-            r_preimage=preimage,
-            r_hash=payment_hash,
-            value_msat=request.value_msat or request.value * 1_000,
-            creation_date=now,
-            payment_request=payment_request,
-            expiry=request.expiry or 3_600,
-            add_index=len(self._lnd.invoices) + 1,
-            payment_addr=secret,
-        )
-        self._lnd.invoices.append(invoice)
+        try:
+            invoice = await self._lnd.add(request)
+        except bolt11.InvoiceError as error:
+            await context.abort(grpc.StatusCode.UNKNOWN, str(error))
         return LN.AddInvoiceResponse(
-            r_hash=payment_hash,
-            payment_request=payment_request,
+            r_hash=invoice.r_hash,
+            payment_request=invoice.payment_request,
             add_index=invoice.add_index,
-            payment_addr=secret,
+            payment_addr=invoice.payment_addr,
         )
 
+    async def LookupInvoice(self, request, context):  # noqa: N802 - lnd's name
+        await self._lnd.admit("LookupInvoice", context)
+        if not self._lnd.invoices:
+            await context.abort(grpc.StatusCode.UNKNOWN, "there are no existing invoices")
+        invoice = self._lnd.invoice(request.r_hash)
+        if invoice is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unable to locate invoice")
+        return invoice
+
+    async def ListInvoices(self, request, context):  # noqa: N802 - lnd's name
+        await self._lnd.admit("ListInvoices", context)
+        limit = request.num_max_invoices or 100
+        offset = request.index_offset
+        if request.reversed:
+            page = [it for it in self._lnd.invoices if not offset or it.add_index < offset]
+            page = page[-limit:]
+        else:
+            page = [it for it in self._lnd.invoices if it.add_index > offset][:limit]
+        return LN.ListInvoiceResponse(
+            invoices=page,
+            first_index_offset=page[0].add_index if page else 0,
+            last_index_offset=page[-1].add_index if page else 0,
+        )
+
+    async def SendPaymentSync(self, request, context):  # noqa: N802 - lnd's name
+        """Pay an invoice of its own, if told that it may; others have no route."""
+        lnd = self._lnd
+        await lnd.admit("SendPaymentSync", context)
+        asked = bolt11.decode(request.payment_request)
+        if time.time() >= asked.expires_at:
+            await context.abort(grpc.StatusCode.UNKNOWN, "invoice expired.")
+        invoice = lnd.invoice(asked.payment_hash)
+        if invoice is None:
+            return LN.SendResponse(payment_error="no_route")
+        if not request.allow_self_payment:
+            await context.abort(grpc.StatusCode.UNKNOWN, "self-payments not allowed")
+        if invoice.state == SETTLED:
+            return LN.SendResponse(payment_error="invoice is already paid")
+        await lnd.settle(invoice.r_hash)
+        return LN.SendResponse(payment_preimage=invoice.r_preimage, payment_hash=invoice.r_hash)
+
     async def SubscribeInvoices(self, request, context):  # noqa: N802 - lnd's name
-        """Tell of settled invoices: those after the given index if there is one, and every later one."""
+        """Tell of added and of settled invoices: those after an index that is given, and every later one."""
         lnd = self._lnd
         await lnd.admit("SubscribeInvoices", context)
+        added = request.add_index or len(lnd.invoices)
         told = request.settle_index or max((it.settle_index for it in lnd.invoices), default=0)
         while lnd._running:
+            for invoice in list(itertools.islice(lnd.invoices, added, None)):
+                added = invoice.add_index
+                yield invoice
             for invoice in sorted(lnd.invoices, key=lambda it: it.settle_index):
                 if invoice.settle_index > told:
                     told = invoice.settle_index
                     yield invoice
-            async with lnd._settled:
-                if lnd._running and not any(it.settle_index > told for it in lnd.invoices):
-                    await lnd._settled.wait()
+            async with lnd._changed:
+                latest = max((it.settle_index for it in lnd.invoices), default=0)
+                if lnd._running and latest <= told and len(lnd.invoices) <= added:
+                    await lnd._changed.wait()
 
 
 class _Router:
@@ -327,9 +416,11 @@ def in_a_thread(standin: LndStandin) -> Iterator[LndStandin]:
 
     try:
         run(standin.start())
+        standin.run = run
         try:
             yield standin
         finally:
+            standin.run = None
             run(standin.stop())
     finally:
         loop.call_soon_threadsafe(loop.stop)

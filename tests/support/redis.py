@@ -1,0 +1,73 @@
+"""A real Redis of a test: nothing on disk, on loopback, ended by its process id."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+START_TIMEOUT_S = 15.0
+
+
+def binary() -> str:
+    """Give redis-server, or skip; where CI=true it has to be there."""
+    found = shutil.which("redis-server")
+    if not found and os.environ.get("CI") != "true":
+        pytest.skip("Redis is not installed (Debian's package: redis-server)")
+    assert found, "Redis must be installed where CI=true"
+    return found
+
+
+@dataclass
+class RunningRedis:
+    port: int
+    process: subprocess.Popen | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/tmp",
+        )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, "Redis ended at once"
+            with socket.socket() as probe:
+                probe.settimeout(1)
+                if not probe.connect_ex(("127.0.0.1", self.port)):
+                    probe.sendall(b"PING\r\n")
+                    if probe.recv(64).startswith(b"+PONG"):
+                        return
+            time.sleep(0.02)
+        raise AssertionError("Redis did not answer")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(10)
+            self.process = None
+
+
+@contextmanager
+def running_redis() -> Iterator[RunningRedis]:
+    """Run a Redis that forgets everything when it stops."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = RunningRedis(port)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
