@@ -11,7 +11,7 @@ from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Quote, Source
 from lcp_gateway.purchase.service import Observer
-from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.states import State, Verdict
 from lcp_gateway.routing.catalog import NODE_PREFIX
 from lcp_gateway.routing.records import Records
 from lcp_gateway.routing.standing import Standings
@@ -45,6 +45,8 @@ class Accounting(Observer):
         if answer.execute_s is not None:
             self._metrics.execute(quote.peer_id, model, answer.execute_s)
         outcome = _OUTCOMES.get(purchase.state, "settled")
+        if purchase.customer_msat and purchase.verdict is Verdict.SETTLED:
+            self._metrics.charged(purchase.customer_msat)
         if quote.is_free:
             return
         self._metrics.payment(outcome, quote.peer_id, model, purchase.cost_msat)

@@ -12,10 +12,11 @@ from lcp_gateway.__about__ import __version__
 from lcp_gateway.app.accounting import Accounting, QuoteFailures, QuoteNotes
 from lcp_gateway.app.ledgers import Ledgers
 from lcp_gateway.app.measuring import Measuring, Observers
+from lcp_gateway.app.replicas import memory_limits
 from lcp_gateway.app.routing import NodeParts, RoutingParts, model_limits
+from lcp_gateway.app.selling import SellingParts, tariff
 from lcp_gateway.config import Settings
 from lcp_gateway.http.application import Routes, build_application, build_metrics_application
-from lcp_gateway.http.auth import BearerKeys
 from lcp_gateway.http.background import Background
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.edge import Edge
@@ -33,11 +34,12 @@ from lcp_gateway.purchase.flow import Buyer, utc_now
 from lcp_gateway.purchase.journal import Period
 from lcp_gateway.purchase.limits import FeeReckoning, SpendingLimits
 from lcp_gateway.purchase.market import Asking, Market
-from lcp_gateway.purchase.memory import AnswerMemory, MemoryLimits
+from lcp_gateway.purchase.memory import AnswerMemory
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.ports import Upstream
 from lcp_gateway.purchase.quote import Quote, Source
 from lcp_gateway.purchase.service import Patience, PurchaseService
+from lcp_gateway.purchase.shared import SharedAnswers
 from lcp_gateway.routing.query import answer
 from lcp_gateway.routing.standing import Standings
 from lcp_gateway.telemetry.logs import get_logger
@@ -85,6 +87,8 @@ def spending_limits(settings: Settings) -> SpendingLimits:
             Period.MONTH: settings.key_budget_month_msat,
         },
         fee=FeeReckoning(settings.fee_ppm, settings.fee_base_msat),
+        tariff=tariff(settings),
+        refund_undelivered=settings.refund_undelivered,
     )
 
 
@@ -151,6 +155,8 @@ def assemble(
     watch: PeerWatch,
     nodes: NodeParts | None,
     routing: RoutingParts,
+    selling: SellingParts,
+    shared: SharedAnswers | None,
     ledgers: Ledgers,
     metrics: Metrics,
     log: FilteringBoundLogger,
@@ -173,6 +179,7 @@ def assemble(
         settings,
         upstream,
         routing,
+        shared,
         ledgers,
         limits,
         inspector,
@@ -198,6 +205,8 @@ def assemble(
             read_timeout_s=settings.request_read_timeout_s,
             heartbeat_s=settings.heartbeat_s,
             relay_limit_s=settings.timeout_execute_s + _RELAY_SLACK_S,
+            admission=selling.admission,
+            charging=selling.charging,
             explain=routing.chooser.explain,
         ),
         models=Models(
@@ -207,6 +216,7 @@ def assemble(
             registry=routing.registry,
             records=routing.records,
             is_there=lambda provider_id: bool(standings.readiness(provider_id)),
+            charge=limits.tariff.charge_msat if selling.wallet_routes is not None else None,
         ),
         ranking=Ranking(
             lambda query: answer(query, routing.chooser.offers(), routing.auto),
@@ -214,9 +224,11 @@ def assemble(
         ),
         health=health,
         receipts=Receipts(ledgers.receipt),
+        wallet=selling.wallet_routes,
+        admin=selling.admin_routes,
     )
     edge = Edge(
-        keys=BearerKeys(settings.api_keys),
+        door=selling.door,
         cors=Cors(settings.cors_origins),
         metrics=metrics,
         log=get_logger("request"),
@@ -243,6 +255,7 @@ def _service(
     settings: Settings,
     upstream: Upstream,
     routing: RoutingParts,
+    shared: SharedAnswers | None,
     ledgers: Ledgers,
     limits: SpendingLimits,
     inspector: Inspector,
@@ -251,14 +264,7 @@ def _service(
     accounting: Accounting,
 ) -> PurchaseService:
     standings = routing.standings
-    memory = AnswerMemory(
-        MemoryLimits(
-            bytes_in_all=settings.answers_max_bytes,
-            bytes_for_s=settings.answers_keep_s,
-            repeats_for_s=settings.retry_window_s,
-        ),
-        on_held=metrics.answers_held,
-    )
+    memory = AnswerMemory(memory_limits(settings), on_held=metrics.answers_held)
     return PurchaseService(
         market=Market(
             upstream,
@@ -290,4 +296,5 @@ def _service(
         background=background.start,
         observer=Observers([Measuring(routing.records, standings, metrics), accounting]),
         clock=time.monotonic,
+        shared=shared,
     )

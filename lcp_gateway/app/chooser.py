@@ -151,6 +151,7 @@ class Chooser:
                 needs_of(task.kind, document, len(task.body)),
                 self._draw(),
                 native=unfit_for_chat is not None,
+                only=order.models,
             )
         except UnknownWish as error:
             raise ModelNotFound(

@@ -35,6 +35,10 @@ class Measuring(Observer):
         if answer.purchase is not None:
             self._records.started(answer.purchase.quote.peer_id)
 
+    def let_go(self, purchase: Purchase) -> None:
+        """Note that a provider has nothing to do after all."""
+        self._records.finished(purchase.quote.peer_id)
+
     def fell_out(self, purchase: Purchase, error: PaymentFailed, *, goes_on: bool) -> None:
         """Note that a node did not do it."""
         provider_id = purchase.quote.peer_id
@@ -82,6 +86,11 @@ class Observers(Observer):
         """A quote was taken for it."""
         for observer in self._observers:
             observer.quoted(answer)
+
+    def let_go(self, purchase: Purchase) -> None:
+        """Its quote is not taken after all."""
+        for observer in self._observers:
+            observer.let_go(purchase)
 
     def fell_out(self, purchase: Purchase, error: PaymentFailed, *, goes_on: bool) -> None:
         """A node did not do it."""

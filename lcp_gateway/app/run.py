@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import uvloop
 from aiohttp import web
@@ -23,7 +23,9 @@ from lcp_gateway.app.ledgers import (
     watch_books,
 )
 from lcp_gateway.app.lnd import LndWatch, open_lnd
+from lcp_gateway.app.replicas import shared_answers
 from lcp_gateway.app.routing import NodeParts, model_registry, node_parts, routing_parts
+from lcp_gateway.app.selling import open_selling
 from lcp_gateway.config import Settings, parse_host_port
 from lcp_gateway.http.jobs import Jobs
 from lcp_gateway.http.protocol import GatewayRunner
@@ -39,6 +41,8 @@ from lcp_gateway.upstreams.several import Upstreams
 
 if TYPE_CHECKING:
     from lcp_gateway.lightning.lnd import Lnd
+
+T = TypeVar("T")
 
 _PREFLIGHT_PAUSE_S = 0.05
 # A request makes thousands of short-lived objects and hardly a cycle among them: the collector looks less often.
@@ -124,12 +128,19 @@ async def _serve(settings: Settings, banner: Sequence[str], log: FilteringBoundL
         routing = routing_parts(
             settings, peers=watch, nodes=nodes, registry=registry, metrics=metrics, log=log
         )
+        selling = await _open(stack, open_selling(settings, ledgers, metrics, log))
+        try:
+            shared = shared_answers(settings, ledgers, stack, metrics, log)
+        except LedgerError as error:
+            raise StartError(str(error)) from error
         gateway = assemble(
             settings,
             upstream=upstream if nodes is None else Upstreams(upstream, nodes.upstream),
             watch=watch,
             nodes=nodes,
             routing=routing,
+            selling=selling,
+            shared=shared,
             ledgers=ledgers,
             metrics=metrics,
             log=log,
@@ -147,6 +158,7 @@ async def _serve(settings: Settings, banner: Sequence[str], log: FilteringBoundL
         ]
         if nodes is not None:
             works.append(nodes.watch.run())
+        works.extend(work() for work in selling.works)
         if lnd is not None:
             lnd_watch = LndWatch(
                 lnd,
@@ -161,7 +173,7 @@ async def _serve(settings: Settings, banner: Sequence[str], log: FilteringBoundL
             gateway.accounting.on_settled = lnd_watch.settled
             gateway.health.lnd_report = lnd_watch.report
         for work in works:
-            await stack.enter_async_context(_running(work))
+            await stack.enter_async_context(_running(work, log))
         port = await stack.enter_async_context(
             _listening(gateway.app, settings.http_addr, settings)
         )
@@ -178,6 +190,20 @@ async def _serve(settings: Settings, banner: Sequence[str], log: FilteringBoundL
         await stop.wait()
         await _wind_down(gateway, settings, log)
     log.info("stopped")
+
+
+async def _open(
+    stack: contextlib.AsyncExitStack, parts: contextlib.AbstractAsyncContextManager[T]
+) -> T:
+    """Open something for as long as the gateway runs.
+
+    Raises:
+        StartError: it cannot be opened.
+    """
+    try:
+        return await stack.enter_async_context(parts)
+    except LedgerError as error:
+        raise StartError(str(error)) from error
 
 
 async def _prepare(
@@ -262,9 +288,17 @@ async def _preflight(upstream: LcpdUpstream, watch: PeerWatch, settings: Setting
 
 @contextlib.asynccontextmanager
 async def _running(
-    work: Coroutine[Any, Any, None],
+    work: Coroutine[Any, Any, None], log: FilteringBoundLogger
 ) -> AsyncIterator[None]:
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # None of them is meant to end: whatever it was, somebody must hear of it.
+            log.error(
+                "a background task ended", task=getattr(work, "__qualname__", ""), exc_info=error
+            )
+
     task = asyncio.create_task(work)
+    task.add_done_callback(ended)
     try:
         yield
     finally:

@@ -24,6 +24,9 @@ _COMMAND_MODULES: Mapping[str, str] = MappingProxyType(
         "receipt": "lcp_gateway.cli.receipt",
         "purchases": "lcp_gateway.cli.purchases",
         "spend": "lcp_gateway.cli.spend",
+        "accounts": "lcp_gateway.cli.accounts",
+        "keys": "lcp_gateway.cli.keys",
+        "wallet": "lcp_gateway.cli.wallet",
         "doctor": "lcp_gateway.cli.doctor",
         "config": "lcp_gateway.cli.config_show",
     }

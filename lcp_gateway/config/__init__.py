@@ -1,6 +1,6 @@
 """Configuration: one model of settings, loaded from flags, environment and file, with the origin of each value."""
 
-from lcp_gateway.config.cautions import spending_cautions
+from lcp_gateway.config.cautions import auth_mode, spending_cautions
 from lcp_gateway.config.declare import Group, Spec
 from lcp_gateway.config.docs import docs_markdown, written
 from lcp_gateway.config.forms import HostPort, parse_host_port
@@ -24,6 +24,7 @@ __all__ = [
     "SourceKind",
     "Spec",
     "all_nodes",
+    "auth_mode",
     "docs_markdown",
     "journal_place",
     "load",

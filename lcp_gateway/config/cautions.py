@@ -21,6 +21,7 @@ _FILES = (
     "lcpd_tls_key",
     "lnd_tls_cert",
     "lnd_macaroon_file",
+    "lnd_invoice_macaroon_file",
     "node_peers_file",
 )
 _WEIGHTS = (
@@ -42,6 +43,7 @@ _KEY_CAPS = ("key_budget_hour_msat", "key_budget_day_msat", "key_budget_month_ms
 
 def contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
     """Find settings that are right one by one and wrong together."""
+    yield from _access_contradictions(settings, sources)
     yield from _tls_contradictions(settings, sources)
     yield from _lnd_contradictions(settings, sources)
     yield from _node_contradictions(settings, sources)
@@ -113,14 +115,50 @@ def _unknown_node(provider: str, settings: Settings) -> str:
     return f"no node is called {name!r}{nearest(name, known)}"
 
 
+def auth_mode(settings: Settings) -> str:
+    """Give who is served: none (everyone), keys or accounts."""
+    return settings.auth or ("keys" if settings.api_keys else "none")
+
+
+def _access_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+    mode = auth_mode(settings)
+    local = _is_local(parse_host_port(settings.http_addr).host)
+    if mode == "none" and not local and not settings.allow_open:
+        source = sources.get("http_addr") or "http_addr"
+        yield (
+            f"{source}: {settings.http_addr} can be reached by other machines, and whoever reaches it would spend your "
+            "money: set api_keys or auth, or say allow_open"
+        )
+    if mode == "keys" and not settings.api_keys:
+        yield f"{sources['auth']}: keys are asked for, and no api_keys are set"
+    if mode == "none" and settings.api_keys:
+        yield f"{sources['api_keys']}: has no effect while auth is none"
+    if mode != "accounts":
+        for name in ("admin_key", "l402"):
+            if getattr(settings, name):
+                yield f"{sources[name]}: has no effect unless auth is accounts"
+        return
+    if settings.journal_url == JOURNAL_OFF:
+        yield f"{sources['journal_url']}: accounts are kept in the journal's database, which is off"
+    if settings.topup_min_msat > settings.topup_max_msat:
+        source = sources.get("topup_min_msat") or sources["topup_max_msat"]
+        yield f"{source}: topup_min_msat must not be more than topup_max_msat"
+    elif (
+        settings.l402
+        and not settings.topup_min_msat <= settings.l402_msat <= settings.topup_max_msat
+    ):
+        source = sources.get("l402_msat") or sources["l402"]
+        yield f"{source}: l402_msat must be from topup_min_msat to topup_max_msat"
+
+
 def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
     """Find what is allowed and most likely not meant."""
-    local = _is_local(parse_host_port(settings.http_addr).host)
-    if not local and not settings.api_keys and not settings.embedded:
+    if settings.allow_open and auth_mode(settings) == "none" and not settings.embedded:
         yield (
-            f"{settings.http_addr} can be reached by other machines and no api_keys are set: "
-            "whoever reaches it spends your money"
+            f"{sources['allow_open']}: {settings.http_addr} serves everyone: whoever reaches it spends your money"
         )
+    if auth_mode(settings) == "accounts" and not (settings.embedded or settings.lnd_grpc_addr):
+        yield "customers cannot pay in: lnd_grpc_addr is not set"
     if settings.embedded and "lcpd_grpc_addr" in sources:
         yield f"{sources['lcpd_grpc_addr']} has no effect: the embedded node is used"
     if settings.journal_url == JOURNAL_OFF:

@@ -23,6 +23,8 @@ class Group(enum.StrEnum):
     ROUTING = "Models and providers"
     TRUST = "Quotes and trust in peers"
     MONEY = "Money"
+    ACCOUNTS = "Access and accounts"
+    RATES = "Rates"
     ANSWERS = "Answers and retries"
     LND = "lnd"
     LIMITS = "Limits and time-outs"

@@ -119,6 +119,20 @@ class ModelConfig:
         read_by(_parse_limit),
         Field(description="The same for the length of an answer."),
     ] = None
+    markup_percent: Annotated[
+        float | None,
+        Form("number", "N"),
+        read_by(parse_number),
+        Field(
+            description="What customers are charged on top, instead of `markup_percent` at large."
+        ),
+    ] = None
+    markup_msat: Annotated[
+        int | None,
+        Form("whole number", "N"),
+        read_by(parse_count),
+        Field(description="The same for `markup_msat`."),
+    ] = None
 
 
 def _names_fit(models: Mapping[str, ModelConfig]) -> Mapping[str, ModelConfig]:

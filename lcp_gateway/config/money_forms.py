@@ -100,6 +100,14 @@ def _parse_optional_grpc_target(value: object) -> str:
     return parse_grpc_target(value) if parse_text(value) else ""
 
 
+def _parse_optional_redis(value: object) -> str:
+    text = parse_text(value)
+    if text and text.partition("://")[0] not in {"redis", "rediss", "unix"}:
+        raise ValueError('must be a URL such as "redis://127.0.0.1:6379/0"')
+    return text
+
+
+OptionalRedis = Annotated[str, Form("Redis URL", "URL"), read_by(_parse_optional_redis)]
 Journal = Annotated[str, Form("path, database URL or off", "PLACE"), read_by(_parse_journal)]
 Network = Annotated[str, Form("network", "NETWORK"), read_by(_parse_network)]
 ModelLimits = Annotated[

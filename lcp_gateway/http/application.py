@@ -4,12 +4,18 @@ from dataclasses import dataclass
 
 from aiohttp import hdrs, web
 
+from lcp_gateway.http.admin import AdminRoutes
+from lcp_gateway.http.door import AGENT_TOKEN
 from lcp_gateway.http.edge import Edge
 from lcp_gateway.http.health import Health
 from lcp_gateway.http.inference import Inference
 from lcp_gateway.http.models import Models
 from lcp_gateway.http.ranking import Ranking
 from lcp_gateway.http.receipts import Receipts
+from lcp_gateway.http.wallet import WalletRoutes
+
+AGENT_PREFIX = f"/api/agent/{{{AGENT_TOKEN}}}"
+"""Where tools go that can only be told an address: the key is part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +27,8 @@ class Routes:
     ranking: Ranking
     health: Health
     receipts: Receipts
+    wallet: WalletRoutes | None = None
+    admin: AdminRoutes | None = None
 
 
 def build_application(
@@ -29,15 +37,12 @@ def build_application(
     """Give the application of the main address; ``with_metrics`` puts /metrics on it too."""
     app = web.Application(middlewares=[edge.middleware()], client_max_size=max_body_bytes)
     app.on_response_prepare.append(edge.on_response_prepare)
-    add = app.router.add_route
-    add("POST", "/v1/chat/completions", routes.inference.chat_completions, expect_handler=_expect)
-    add("POST", "/v1/responses", routes.inference.responses, expect_handler=_expect)
-    add("POST", "/v1/completions", routes.inference.completions, expect_handler=_expect)
-    add("POST", "/v1/embeddings", routes.inference.embeddings, expect_handler=_expect)
-    app.router.add_post("/api/models/route", routes.ranking.rank)
-    app.router.add_get("/v1/models", routes.models.list)
-    app.router.add_get("/v1/models/{model:.+}", routes.models.get)
-    app.router.add_get("/v1/receipts/{job_id}", routes.receipts.get)
+    for prefix in ("", AGENT_PREFIX):
+        _add_openai_routes(app, routes, prefix)
+    if routes.wallet is not None:
+        _add_wallet_routes(app, routes.wallet)
+    if routes.admin is not None:
+        _add_admin_routes(app, routes.admin)
     app.router.add_get("/healthz", routes.health.healthz)
     app.router.add_get("/readyz", routes.health.readyz)
     if with_metrics:
@@ -51,6 +56,53 @@ def build_metrics_application(health: Health) -> web.Application:
     app.router.add_get("/metrics", health.metrics)
     app.router.add_get("/healthz", health.healthz)
     return app
+
+
+def _add_openai_routes(app: web.Application, routes: Routes, prefix: str) -> None:
+    """Add what clients of OpenAI use; an agent's address may leave the version out."""
+    inference = routes.inference
+    buying = {
+        "chat/completions": inference.chat_completions,
+        "responses": inference.responses,
+        "completions": inference.completions,
+        "embeddings": inference.embeddings,
+    }
+    for version in ("/v1", "") if prefix else ("/v1",):
+        base = prefix + version
+        for path, handler in buying.items():
+            app.router.add_route("POST", f"{base}/{path}", handler, expect_handler=_expect)
+        app.router.add_get(f"{base}/models", routes.models.list)
+        app.router.add_get(f"{base}/models/{{model:.+}}", routes.models.get)
+        app.router.add_get(f"{base}/receipts/{{job_id}}", routes.receipts.get)
+    app.router.add_post(f"{prefix}/api/models/route", routes.ranking.rank)
+
+
+def _add_wallet_routes(app: web.Application, wallet: WalletRoutes) -> None:
+    app.router.add_get("/api/wallet", wallet.balance)
+    app.router.add_post("/api/wallet/topups", wallet.top_up)
+    app.router.add_get("/api/wallet/topups", wallet.topups)
+    app.router.add_get("/api/wallet/topups/{id}", wallet.topup)
+    app.router.add_post("/api/wallet/topups/{id}/demo-payment", wallet.pay_for_demo)
+    app.router.add_get("/api/wallet/topups/{id}/qr.{form:svg|png}", wallet.picture)
+    app.router.add_get("/api/wallet/transactions", wallet.transactions)
+
+
+def _add_admin_routes(app: web.Application, admin: AdminRoutes) -> None:
+    base = "/api/admin"
+    app.router.add_post(f"{base}/accounts", admin.create_account)
+    app.router.add_get(f"{base}/accounts", admin.list_accounts)
+    app.router.add_get(f"{base}/accounts/{{id}}", admin.get_account)
+    app.router.add_patch(f"{base}/accounts/{{id}}", admin.rename_account)
+    app.router.add_delete(f"{base}/accounts/{{id}}", admin.delete_account)
+    app.router.add_post(f"{base}/accounts/{{id}}/adjustments", admin.adjust)
+    app.router.add_get(f"{base}/accounts/{{id}}/statement", admin.statement)
+    app.router.add_post(f"{base}/accounts/{{id}}/keys", admin.create_key)
+    app.router.add_get(f"{base}/accounts/{{id}}/keys", admin.list_keys)
+    app.router.add_get(f"{base}/keys", admin.list_keys)
+    app.router.add_get(f"{base}/keys/{{id}}", admin.get_key)
+    app.router.add_delete(f"{base}/keys/{{id}}", admin.revoke_key)
+    app.router.add_get(f"{base}/audit", admin.audit)
+    app.router.add_get(f"{base}/log", admin.log)
 
 
 async def _expect(request: web.Request) -> None:

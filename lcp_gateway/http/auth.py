@@ -30,11 +30,8 @@ class BearerKeys:
         if not self._digests:
             return ""
         scheme, _, key = (authorization or "").partition(" ")
-        presented = _digest(key.strip())
-        found = False
-        for digest in self._digests:
-            found |= hmac.compare_digest(digest, presented)
-        if not found or scheme.lower() != "bearer":
+        name = self.find(key.strip())
+        if not name or scheme.lower() != "bearer":
             raise ApiError(
                 401,
                 "a valid API key is needed: Authorization: Bearer <key>",
@@ -42,7 +39,15 @@ class BearerKeys:
                 reason="auth",
                 headers={"WWW-Authenticate": "Bearer"},
             )
-        return f"key_{presented.hex()[:_NAME_CHARS]}"
+        return name
+
+    def find(self, key: str) -> str:
+        """Give the name of a key, or "" for one that is none of these; in the same time for all."""
+        presented = _digest(key)
+        found = False
+        for digest in self._digests:
+            found |= hmac.compare_digest(digest, presented)
+        return f"key_{presented.hex()[:_NAME_CHARS]}" if found else ""
 
 
 def _digest(key: str) -> bytes:

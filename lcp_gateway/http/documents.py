@@ -4,6 +4,6 @@ import orjson
 from aiohttp import web
 
 
-def json_response(document: object) -> web.Response:
+def json_response(document: object, *, status: int = 200) -> web.Response:
     """Give a document as an answer."""
-    return web.Response(body=orjson.dumps(document), content_type="application/json")
+    return web.Response(status=status, body=orjson.dumps(document), content_type="application/json")

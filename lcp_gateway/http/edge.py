@@ -8,8 +8,8 @@ from aiohttp import web
 from structlog.contextvars import bind_contextvars
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.http.auth import BearerKeys
 from lcp_gateway.http.cors import Cors
+from lcp_gateway.http.door import AGENT_TOKEN, Door
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, internal_error, of_http_exception
 from lcp_gateway.http.exchange import EXCHANGE, SERVER, Exchange, request_id_of
 from lcp_gateway.purchase.states import Verdict
@@ -26,7 +26,7 @@ class Edge:
     def __init__(
         self,
         *,
-        keys: BearerKeys,
+        door: Door,
         cors: Cors,
         metrics: Metrics,
         log: FilteringBoundLogger,
@@ -34,7 +34,7 @@ class Edge:
         max_header_bytes: int,
     ) -> None:
         """``open_paths`` need no key."""
-        self._keys = keys
+        self._door = door
         self._cors = cors
         self._metrics = metrics
         self._log = log
@@ -69,6 +69,11 @@ class Edge:
         headers["openai-processing-ms"] = str(round(exchange.elapsed_s() * 1000))
         if PAYMENT_HEADER not in headers:
             headers[PAYMENT_HEADER] = Verdict.NONE.value
+        for name, value in exchange.headers.items():
+            headers.setdefault(name, value)
+        if AGENT_TOKEN in request.match_info:
+            # The address holds a secret, which no page may pass on.
+            headers["Referrer-Policy"] = "no-referrer"
         if cors := self._cors.headers_for(request.headers.get("Origin")):
             headers.update(cors)
 
@@ -91,7 +96,7 @@ class Edge:
             if preflight := self._cors.preflight(request):
                 return preflight
             if request.path not in self._open_paths:
-                exchange.key_id = self._keys.check(request.headers.get("Authorization"))
+                exchange.caller = await self._door.admit(request)
             return await handler(request)
         except ApiError as error:
             return self._refuse(error, exchange)

@@ -7,17 +7,23 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from lcp_gateway.accounts.caller import Caller, KeyRules
 from lcp_gateway.purchase.answers import Answer
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.states import Verdict
 
 SERVER = "lcp-gateway"
+NOBODY = Caller("", None, KeyRules(scopes=frozenset()))
+"""Whoever has not been let in yet."""
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 @dataclass(slots=True)
 class Exchange:
-    """A request and what came of it. Times are readings of a monotonic clock, in seconds."""
+    """A request and what came of it. Times are readings of a monotonic clock, in seconds.
+
+    ``headers`` go out with the answer, whatever it is.
+    """
 
     request_id: str
     started: float = field(default_factory=time.monotonic)
@@ -28,10 +34,16 @@ class Exchange:
     request_bytes: int = 0
     result_bytes: int = 0
     counted_bytes: int = 0
-    key_id: str = ""
+    caller: Caller = NOBODY
+    headers: dict[str, str] = field(default_factory=dict)
     answer: Answer | None = None
     joined: bool = False
     problem: str = ""
+
+    @property
+    def key_id(self) -> str:
+        """The name of the credential, which is not the credential; empty where there is none."""
+        return self.caller.key_id
 
     @property
     def purchase(self) -> Purchase | None:

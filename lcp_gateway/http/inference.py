@@ -5,17 +5,23 @@ from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
+from lcp_gateway.accounts.rates import Allowance
+from lcp_gateway.http.admission import Admission
 from lcp_gateway.http.asking import read_asked
 from lcp_gateway.http.body import read_body
+from lcp_gateway.http.charging import Charging
 from lcp_gateway.http.documents import json_response
-from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, of_error, quote_headers
+from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, quote_headers
 from lcp_gateway.http.exchange import EXCHANGE, Exchange
+from lcp_gateway.http.failures import of_error, of_purchase
 from lcp_gateway.http.jobs import Jobs
 from lcp_gateway.http.quotes import quote_response
 from lcp_gateway.http.relay import Relay, safe_header
 from lcp_gateway.http.shaping import Shaping
 from lcp_gateway.http.validation import parse_task
 from lcp_gateway.purchase.answers import Answer
+from lcp_gateway.purchase.errors import Refused
+from lcp_gateway.purchase.journal import InsufficientBalance
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.memory import AnswerLost, Repeat
 from lcp_gateway.purchase.order import Order
@@ -40,6 +46,8 @@ class Inference:
         limits: SpendingLimits,
         jobs: Jobs,
         metrics: Metrics,
+        admission: Admission,
+        charging: Charging,
         explain: Callable[[Order], Mapping[str, object]],
         read_timeout_s: float,
         heartbeat_s: float,
@@ -50,6 +58,8 @@ class Inference:
         self._limits = limits
         self._jobs = jobs
         self._metrics = metrics
+        self._admission = admission
+        self._charging = charging
         self._explain = explain
         self._read_timeout_s = read_timeout_s
         self._heartbeat_s = heartbeat_s
@@ -76,23 +86,30 @@ class Inference:
     ) -> web.StreamResponse:
         exchange = request[EXCHANGE]
         exchange.operation = operation
+        allowance = Allowance()
         with self._jobs.admit():
+            try:
+                lease = await self._admission.job(exchange.caller)
+            except Refused as refusal:
+                raise of_purchase(refusal) from refusal
             try:
                 asked = read_asked(request.headers)
                 task = parse_task(kind, await read_body(request, self._read_timeout_s))
                 exchange.model, exchange.stream = task.model, task.stream
                 exchange.request_bytes = len(task.body)
-                order = Order.of(
+                order = self._admission.order(
+                    exchange.caller,
                     task,
                     request_id=exchange.request_id,
-                    key_id=exchange.key_id,
                     limit_msat=asked.limit_msat,
                 )
+                allowance = await self._admission.count(exchange.caller, task)
+                exchange.headers.update(allowance.headers)
                 if asked.route_only:
                     return json_response(self._explain(order))
                 if asked.quote_only:
                     held = await self._service.quote(order)
-                    return quote_response(held, self._limits.fee)
+                    return quote_response(held, self._limits)
                 answer = self._find(order, asked.repeat)
                 if answer is None:
                     answer = self._service.start(order, asked.repeat, asked.quote_id)
@@ -105,11 +122,20 @@ class Inference:
                 raise
             except ApiError:
                 raise
+            except InsufficientBalance as error:
+                raise await self._charging.refuse(exchange, error) from error
             except Exception as error:
                 failure = of_error(error)
                 if failure is None:
                     raise
+                self._charging.say(exchange, failure)
+                await self._charging.tell(exchange)
                 raise failure from error
+            finally:
+                await lease.give_back()
+                await self._admission.settle(
+                    allowance, exchange.request_bytes, exchange.result_bytes
+                )
 
     def _find(self, order: Order, repeat: Repeat) -> Answer | None:
         try:
@@ -128,6 +154,7 @@ class Inference:
             purchase = answer.purchase
             assert purchase is not None  # noqa: S101 - a head comes of a purchase
             shaping = Shaping(order, purchase, head.content_encoding)
+            await self._charging.tell(exchange)
             if purchase.order.task.stream:
                 headers = {
                     **_result_headers(purchase, head.content_type, head.content_encoding, _EVENTS),
@@ -171,6 +198,7 @@ class Inference:
             if failure is None or not relay.begun:
                 raise
             exchange.problem = failure.code or "broken off"
+            self._charging.say(exchange, failure)
             await relay.break_off(failure)
         finally:
             self._count(exchange)

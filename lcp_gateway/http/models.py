@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import orjson
 from aiohttp import web
@@ -32,9 +33,14 @@ class Models:
         registry: Registry,
         records: Records,
         is_there: Callable[[str], bool],
+        charge: Callable[[str, int], int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``is_there`` tells of a provider's id whether it may be asked now."""
+        """``is_there`` tells of a provider's id whether it may be asked now.
+
+        ``charge`` gives what a customer is charged for a model at a price, in msat; None where there are no customers.
+        """
+        self._charge = charge
         self._catalog = catalog
         self._offers = offers
         self._rules = rules
@@ -97,7 +103,7 @@ class Models:
         traits = offers.traits.get(name) or self._registry.traits(name)
         created = [p.facts[name].created for p in providers if name in p.facts]
         ids = [provider.peer_id for provider in providers]
-        lcp: dict[str, object] = {
+        lcp: dict[str, Any] = {
             "providers": ids,
             "endpoints": endpoints_of(offers, name),
             "context_length": traits.context_length or None,
@@ -106,6 +112,10 @@ class Models:
             "price_msat": self._price_msat(name, providers),
             "ready": any(there[provider_id] for provider_id in ids),
         }
+        if self._charge is not None:
+            price_msat = lcp["price_msat"]
+            charged = None if price_msat is None else self._charge(name, price_msat)
+            lcp["charge_msat"] = charged
         if traits.dimensions:
             lcp["dimensions"] = traits.dimensions
         if shown_as != name:

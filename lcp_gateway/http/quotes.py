@@ -5,10 +5,10 @@ from aiohttp import web
 
 from lcp_gateway.http.errors import quote_headers
 from lcp_gateway.purchase.book import HeldQuote
-from lcp_gateway.purchase.limits import FeeReckoning
+from lcp_gateway.purchase.limits import SpendingLimits
 
 
-def quote_response(held: HeldQuote, fee: FeeReckoning) -> web.Response:
+def quote_response(held: HeldQuote, limits: SpendingLimits) -> web.Response:
     """Give a quote that can be taken with ``X-Lcp-Quote-Id``; nothing was paid."""
     offer = held.offer
     quote = offer.quote
@@ -20,11 +20,13 @@ def quote_response(held: HeldQuote, fee: FeeReckoning) -> web.Response:
         "peer_id": quote.peer_id,
         "job_id": quote.job_id.hex(),
         "price_msat": quote.price_msat,
-        "max_fee_msat": fee.fee_for(quote),
+        "max_fee_msat": limits.fee.fee_for(quote),
         "runner_up_msat": offer.runner_up_msat,
         "expires_at": int(quote.expires_at.timestamp()),
         "terms_hash": quote.terms_hash.hex(),
     }
+    if charge := limits.charge_for(offer.order, quote):
+        document["charge_msat"] = charge.amount_msat
     if offer.candidate.routing is not None:
         document["routing_info"] = {**offer.candidate.routing, "price_msat": quote.price_msat}
     return web.Response(

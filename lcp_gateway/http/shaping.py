@@ -39,7 +39,7 @@ class Shaping:
         if candidate.routing is not None:
             self._info = {**candidate.routing, "price_msat": purchase.cost_msat}
         self._tells_inside = self._info is not None and plain
-        self._quote = purchase.quote
+        self._purchase = purchase
 
     def headers(self) -> dict[str, str]:
         """Give the headers that say what was done."""
@@ -56,8 +56,7 @@ class Shaping:
             try:
                 body = from_chat(body, self._plan)
             except ValueError as error:
-                problem = f"the result cannot be adapted: {error}"
-                raise Undelivered(problem, quote=self._quote) from error
+                raise self._undelivered(error) from error
         if self._tells_inside and self._info is not None:
             body = into_result(body, self._info)
         return body
@@ -89,6 +88,12 @@ class Shaping:
                 yield tail
         except ValueError as error:
             # It came whole, and is beyond what the adapter can turn back.
-            raise Undelivered(
-                f"the result cannot be adapted: {error}", quote=self._quote
-            ) from error
+            raise self._undelivered(error) from error
+
+    def _undelivered(self, error: ValueError) -> Undelivered:
+        purchase = self._purchase
+        return Undelivered(
+            f"the result cannot be adapted: {error}",
+            quote=purchase.quote,
+            verdict=purchase.verdict,
+        )

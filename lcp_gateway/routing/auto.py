@@ -157,8 +157,9 @@ class AutoChoice:
         draw: float,
         *,
         native: bool = False,
+        only: frozenset[str] = frozenset(),
     ) -> Decision:
-        """Choose for one request; ``draw`` is uniform in [0, 1), ``native`` leaves adapters out.
+        """Choose for one request; ``draw`` is uniform in [0, 1), ``native`` leaves adapters out, ``only`` other models.
 
         Raises:
             Nobody: nothing suits or nobody is there.
@@ -166,7 +167,7 @@ class AutoChoice:
         if offers is not self._offers:
             self._offers = offers
             self._shortlists.clear()
-        question = question_of(kind, mode, wish, needs, native=native)
+        question = question_of(kind, mode, wish, needs, native=native, only=only)
         found = self._shortlists.get(question)
         if found is None or self._clock() - found.made_at > _SHORTLIST_S:
             found = self._shortlist(offers, question)

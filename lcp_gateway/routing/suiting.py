@@ -21,7 +21,8 @@ _STEPS = 5
 class Question(NamedTuple):
     """What a request asks of a choice, in so far as it decides who suits. Equal questions have the same answer.
 
-    ``tokens`` is rounded up. ``native`` is set where only a provider of the very endpoint will do.
+    ``tokens`` is rounded up. ``native`` is set where only a provider of the very endpoint will do,
+    ``only`` names the models that come into question, all where it is empty.
     """
 
     kind: TaskKind
@@ -30,15 +31,22 @@ class Question(NamedTuple):
     wanted: frozenset[str]
     tokens: int
     native: bool = False
+    only: frozenset[str] = frozenset()
 
 
 def question_of(
-    kind: TaskKind, mode: Mode, wish: Wish, needs: Needs, *, native: bool = False
+    kind: TaskKind,
+    mode: Mode,
+    wish: Wish,
+    needs: Needs,
+    *,
+    native: bool = False,
+    only: frozenset[str] = frozenset(),
 ) -> Question:
     """Give the question that a request amounts to."""
     step = 1 << max(0, needs.tokens.bit_length() - _STEPS)
     tokens = -(-needs.tokens // step) * step
-    return Question(kind, mode, wish, needs.capabilities | wish.capabilities, tokens, native)
+    return Question(kind, mode, wish, needs.capabilities | wish.capabilities, tokens, native, only)
 
 
 def suiting(
@@ -72,6 +80,8 @@ def suiting(
 
 def _comes_into_question(entry: Entry, question: Question) -> bool:
     kind = question.kind
+    if question.only and entry.model not in question.only:
+        return False
     if question.wish.only_free and entry.provider.list_price_msat != 0:
         return False
     if question.native and not entry.provider.offers(kind, entry.model):

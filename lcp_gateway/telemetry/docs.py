@@ -30,6 +30,7 @@ _TITLES = {
     "money": "Money",
     "journal": "Journal and memory",
     "lnd": "lnd",
+    "selling": "Customers",
     "latency": "Latency",
     "traffic": "Traffic",
     "peers": "Peers",

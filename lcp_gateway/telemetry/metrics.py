@@ -23,6 +23,7 @@ from lcp_gateway.telemetry.names import (
     VERDICTS,
 )
 from lcp_gateway.telemetry.routing import RoutingMetrics
+from lcp_gateway.telemetry.selling import SellingMetrics
 
 MAX_MODELS = 200
 MAX_PEERS = 200
@@ -33,7 +34,7 @@ _Add = Callable[[float], None]
 _PEER_FAMILIES = ("payments_total", "payment_msat_total", "undelivered_total", "undelivered_msat_total")  # fmt: skip
 
 
-class Metrics(MoneyMetrics, RoutingMetrics):
+class Metrics(MoneyMetrics, RoutingMetrics, SellingMetrics):
     """Counts what the gateway does, in a registry of its own.
 
     Label values are bounded: models and peers that ``set_known`` never named, and words that the table does not
@@ -56,6 +57,7 @@ class Metrics(MoneyMetrics, RoutingMetrics):
         peers = KnownLabels(MAX_PEERS)
         MoneyMetrics.__init__(self, families, peers, clock)
         RoutingMetrics.__init__(self, families, peers, self._admit_peers)
+        SellingMetrics.__init__(self, families)
         self._counters = families.counters
         self._gauges = families.gauges
         self._histograms = families.histograms

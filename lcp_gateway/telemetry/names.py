@@ -82,6 +82,14 @@ SPECS: tuple[Spec, ...] = (
     Spec("lnd", _G, "lnd_synced", "1 when lnd is synced to the chain and the graph, else 0. Absent while lnd does not answer."),
     Spec("lnd", _G, "lnd_local_balance_msat", "Millisatoshi on our side of the open channels, reserves included. Absent while lnd does not answer."),
     Spec("lnd", _G, "lnd_channels", "Open channels, active or not. Absent while lnd does not answer.", ("state",)),
+    # selling
+    Spec("selling", _G, "customers", "Accounts that are not deleted. Absent unless accounts are kept."),
+    Spec("selling", _G, "customers_balance_msat", "Millisatoshi that customers have together, what is held included. Absent unless accounts are kept."),
+    Spec("selling", _G, "customers_held_msat", "Millisatoshi of that which are held for purchases whose end is open."),
+    Spec("selling", _G, "settlements_leader", "1 while this gateway follows what is paid in, else 0: of several exactly one does. Absent without a till."),
+    Spec("selling", _C, "topups_total", "Top-ups that were paid and credited by this gateway."),
+    Spec("selling", _C, "topups_msat_total", "Millisatoshi of these top-ups."),
+    Spec("selling", _C, "charged_msat_total", "Millisatoshi that customers were charged for purchases that came to their end, refunds taken off."),
     # latency
     Spec("latency", _H, "request_duration_seconds", "Time from the request's head to the last byte of its answer.", ("endpoint", "stream"), _WORK_BUCKETS),
     Spec("latency", _H, "quote_duration_seconds", "Time that a peer took to quote a price.", ("peer",), _QUOTE_BUCKETS),
@@ -147,6 +155,7 @@ PHASES = ("request", "quote", "execute", "stream")
 REASONS = (
     "auth",
     "bad_request",
+    "balance",
     "budget",
     "concurrency",
     "draining",
@@ -162,6 +171,7 @@ REASONS = (
     "quote_expired",
     "quote_mismatch",
     "quote_unknown",
+    "rate_limit",
     "terms",
     "too_large",
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lcp_gateway.cli import main
+from tests.support.bought import written
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 30
@@ -93,3 +94,11 @@ def node(tmp_path_factory):
     # The end of its standard input is what ends it.
     process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0
+
+
+@pytest.fixture
+def journal(tmp_path):
+    """A journal where the settings look for it, with nothing in it."""
+    path = tmp_path / "state" / "lcp-gateway" / "journal.db"
+    written(path)
+    return path

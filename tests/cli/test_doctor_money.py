@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from lcp_gateway.purchase.states import State
+from lcp_gateway.store.tables import HEAD
 from tests.support.bought import Bought, written
 from tests.support.lnd_standin import LndStandin, channel
 
@@ -56,7 +57,7 @@ def test_the_journal_is_opened_and_what_is_open_in_it_is_told(run, at, tmp_path)
     written(where, Bought(1), Bought(2, State.UNKNOWN, price_msat=2_000))
     outcome = run("doctor", *at, "--journal-url", where)
     assert outcome.code == 0
-    assert f"{where}, version 0001; 1 unknown (2.010 sat)" in outcome.out
+    assert f"{where}, version {HEAD}; 1 unknown (2.010 sat)" in outcome.out
     assert "purchases resolve" in outcome.out
 
 

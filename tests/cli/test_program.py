@@ -9,12 +9,26 @@ from lcp_gateway.__about__ import __version__
 from lcp_gateway.config import specs
 
 COMMANDS = (
-    "serve", "node", "models", "route", "quote", "receipt", "purchases", "spend", "doctor", "config",
+    "serve", "node", "models", "route", "quote", "receipt", "purchases", "spend", "accounts", "keys", "wallet", "doctor",
+    "config",
 )  # fmt: skip
 SUBCOMMANDS = {
     "config": ("show",),
     "receipt": ("verify", "show"),
     "purchases": ("list", "show", "export", "resolve", "forget"),
+    "accounts": (
+        "create",
+        "list",
+        "show",
+        "rename",
+        "delete",
+        "adjust",
+        "statement",
+        "audit",
+        "log",
+    ),
+    "keys": ("create", "list", "show", "revoke"),
+    "wallet": ("show", "topups", "transactions", "topup", "pay"),
 }
 
 

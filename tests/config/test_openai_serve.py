@@ -8,7 +8,7 @@ PEER_A = "02" + "aa" * 32
 PEER_B = "03" + "bb" * 32
 
 VARIABLES = {
-    "OPENAI_SERVE_HTTP_ADDR": (":8081", "http_addr", ":8081"),
+    "OPENAI_SERVE_HTTP_ADDR": ("127.0.0.1:8081", "http_addr", "127.0.0.1:8081"),
     "OPENAI_SERVE_LCPD_GRPC_ADDR": ("lcpd:50051", "lcpd_grpc_addr", "lcpd:50051"),
     "OPENAI_SERVE_LOG_LEVEL": ("debug", "log_level", "debug"),
     "OPENAI_SERVE_API_KEYS": ("k1, k2", "api_keys", ("k1", "k2")),

@@ -141,6 +141,8 @@ def test_every_setting_is_read_from_its_own_variable(name, nowhere, tmp_path):
         extra |= {"LCP_GATEWAY_LND_GRPC_ADDR": "lnd:10009"} | {
             f"LCP_GATEWAY_{other}": str(existing) for other in ("LND_TLS_CERT", "LND_MACAROON_FILE")
         }
+    if name in {"admin_key", "l402", "l402_secret"}:
+        extra |= {"LCP_GATEWAY_AUTH": "accounts"}
     if name == "openclaw_enabled":
         extra |= {"LCP_GATEWAY_OPENCLAW_BASE_URL": "http://claw"}
     loaded = load(flags={}, environ=nowhere | extra | {f"LCP_GATEWAY_{name.upper()}": text})
@@ -220,6 +222,28 @@ EXAMPLES = {
     "join_grace_s": ("3s", 3.0),
     "answers_keep_s": ("1h", 3600.0),
     "answers_max_bytes": ("8MiB", 8 * 1024 * 1024),
+    "auth": ("Accounts", "accounts"),
+    "allow_open": ("true", True),
+    "admin_key": ("hush", "hush"),
+    "markup_percent": ("2.5", 2.5),
+    "markup_msat": ("100", 100),
+    "refund_undelivered": ("no", False),
+    "topup_min_msat": ("5000", 5_000),
+    "topup_max_msat": ("6000", 6_000),
+    "topup_expiry_s": ("10m", 600.0),
+    "topups_open_max": ("3", 3),
+    "l402": ("true", True),
+    "l402_msat": ("50000", 50_000),
+    "l402_expiry_s": ("24h", 86_400.0),
+    "l402_secret": ("hush", "hush"),
+    "max_requests_per_minute": ("60", 60),
+    "max_tokens_per_minute": ("100000", 100_000),
+    "account_requests_per_minute": ("1", 1),
+    "account_tokens_per_minute": ("2", 2),
+    "key_requests_per_minute": ("3", 3),
+    "key_tokens_per_minute": ("4", 4),
+    "key_concurrent_jobs": ("5", 5),
+    "redis_url": ("redis://:pw@127.0.0.1/1", "redis://:pw@127.0.0.1/1"),
     "lnd_grpc_addr": ("lnd:10009", "lnd:10009"),
     "reconcile_interval_s": ("5m", 300.0),
     "timeout_quote_s": ("2", 2.0),

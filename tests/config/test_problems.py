@@ -252,8 +252,14 @@ def test_an_embedded_node_needs_a_port(problems_of):
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
-        ({"LCP_GATEWAY_HTTP_ADDR": ":8080"}, "spends your money"),
-        ({"LCP_GATEWAY_HTTP_ADDR": "192.168.1.2:80"}, "spends your money"),
+        (
+            {"LCP_GATEWAY_HTTP_ADDR": ":8080", "LCP_GATEWAY_ALLOW_OPEN": "1"},
+            "spends your money",
+        ),
+        (
+            {"LCP_GATEWAY_AUTH": "accounts"},
+            "customers cannot pay in",
+        ),
         ({"LCP_GATEWAY_EMBEDDED": "1", "OPENAI_SERVE_LCPD_GRPC_ADDR": "h:1"}, "has no effect"),
     ],
 )
@@ -268,7 +274,12 @@ def test_what_is_allowed_but_odd_is_a_warning(environ, words, tmp_path):
         {"LCP_GATEWAY_HTTP_ADDR": "[::1]:80"},
         {"LCP_GATEWAY_HTTP_ADDR": "127.0.0.2:80"},
         {"LCP_GATEWAY_HTTP_ADDR": ":80", "LCP_GATEWAY_API_KEYS": "k"},
-        {"LCP_GATEWAY_HTTP_ADDR": ":80", "LCP_GATEWAY_EMBEDDED": "1"},
+        {
+            "LCP_GATEWAY_HTTP_ADDR": ":80",
+            "LCP_GATEWAY_EMBEDDED": "1",
+            "LCP_GATEWAY_ALLOW_OPEN": "1",
+        },
+        {"LCP_GATEWAY_AUTH": "accounts", "LCP_GATEWAY_EMBEDDED": "1"},
     ],
 )
 def test_what_is_fine_is_no_warning(environ, tmp_path):
@@ -283,3 +294,56 @@ def test_a_secret_in_a_file_that_all_may_read_is_a_warning(tmp_path):
         loaded = load(flags={}, environ={}, config_path=path)
         assert loaded.settings.api_keys == ("sk-1",)
         assert len(loaded.warnings) == expected
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"LCP_GATEWAY_HTTP_ADDR": ":8080"},
+        {"OPENAI_SERVE_HTTP_ADDR": ":8080"},
+        {"LCP_GATEWAY_HTTP_ADDR": "192.168.1.2:80", "LCP_GATEWAY_EMBEDDED": "1"},
+        {"LCP_GATEWAY_HTTP_ADDR": ":8080", "LCP_GATEWAY_AUTH": "none"},
+    ],
+)
+def test_who_can_be_reached_by_others_asks_for_keys_or_is_told_not_to(environ, problems_of):
+    (problem,) = problems_of(environ)
+    assert "allow_open" in problem and "HTTP_ADDR" in problem
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"LCP_GATEWAY_AUTH": "keys"}, "no api_keys are set"),
+        ({"LCP_GATEWAY_AUTH": "none", "LCP_GATEWAY_API_KEYS": "k"}, "while auth is none"),
+        ({"LCP_GATEWAY_ADMIN_KEY": "k"}, "unless auth is accounts"),
+        ({"LCP_GATEWAY_L402": "1"}, "unless auth is accounts"),
+        ({"LCP_GATEWAY_AUTH": "accounts", "LCP_GATEWAY_JOURNAL_URL": "off"}, "which is off"),
+        (
+            {
+                "LCP_GATEWAY_AUTH": "accounts",
+                "LCP_GATEWAY_TOPUP_MIN_MSAT": "9000",
+                "LCP_GATEWAY_TOPUP_MAX_MSAT": "8000",
+            },
+            "must not be more than",
+        ),
+        (
+            {
+                "LCP_GATEWAY_AUTH": "accounts",
+                "LCP_GATEWAY_L402": "1",
+                "LCP_GATEWAY_TOPUP_MIN_MSAT": "100001",
+            },
+            "l402_msat must be from",
+        ),
+        (
+            {
+                "LCP_GATEWAY_AUTH": "accounts",
+                "LCP_GATEWAY_L402": "1",
+                "LCP_GATEWAY_L402_MSAT": "1000000001",
+            },
+            "l402_msat must be from",
+        ),
+    ],
+)
+def test_what_contradicts_itself_about_access_is_a_problem(environ, words, problems_of):
+    (problem,) = problems_of(environ)
+    assert words in problem

@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 
 from lcp_gateway.adapters.completions import NotAdaptable
-from lcp_gateway.http.errors import STATUS_OF_GRPC, ApiError, of_error, of_purchase
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.http.failures import STATUS_OF_GRPC, of_error, of_purchase
 from lcp_gateway.purchase.answers import AnswerGone
 from lcp_gateway.purchase.errors import (
     PaymentFailed,
@@ -131,7 +132,7 @@ def test_a_quote_that_failed_keeps_its_providers_word_as_well():
 
 def test_nothing_was_paid_to_a_free_node_that_broke_off():
     at = replace(quote(0), peer_id="node:n", source=Source.NODE, payment_request="")
-    response, body = answered(of_purchase(Undelivered("cut", quote=at)))
+    response, body = answered(of_purchase(Undelivered("cut", quote=at, verdict=Verdict.NONE)))
     assert (response.status, body["code"]) == (502, "undelivered")
     assert response.headers["X-Lcp-Payment"] == "none"
 

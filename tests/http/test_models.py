@@ -22,7 +22,7 @@ NOW = 1_700_000_000
 class Listing:
     """The list of some providers' models; the test turns the clock and swaps the catalog."""
 
-    def __init__(self, *providers, cards=None, **rules) -> None:
+    def __init__(self, *providers, cards=None, charge=None, **rules) -> None:
         self.now = 0.0
         self.there: dict[str, bool] = {}
         self.readings = 0
@@ -37,6 +37,7 @@ class Listing:
             registry=self.registry,
             records=self.records,
             is_there=lambda provider_id: self.there.get(provider_id, True),
+            charge=charge,
             clock=lambda: self.now,
         )
 
@@ -254,3 +255,36 @@ async def test_every_kind_is_told_by_its_word():
         "completions",
         "embeddings",
     ]
+
+
+def with_mark_up(model, price_msat):
+    return price_msat * 2 if model == "dear" else price_msat + 7
+
+
+async def test_customers_see_what_they_are_charged_beside_the_price():
+    found = await listed(
+        provider("node:n", "dear", "m", list_price_msat=3_000),
+        provider("a", "mystery"),
+        charge=with_mark_up,
+    ).list()
+    prices = {one["id"]: (one["lcp"]["price_msat"], one["lcp"]["charge_msat"]) for one in found}
+    assert prices == {"dear": (3_000, 6_000), "m": (3_000, 3_007), "mystery": (None, None)}
+
+
+async def test_what_is_free_may_be_charged_all_the_same():
+    listing = listed(provider("node:n", "m", list_price_msat=0), charge=with_mark_up)
+    assert (await listing.one("m"))["lcp"]["charge_msat"] == 7
+
+
+async def test_an_alias_is_charged_like_its_model():
+    listing = listed(
+        provider("node:n", "dear", list_price_msat=3_000),
+        cards={"dear": {"aliases": ("nick",)}},
+        charge=with_mark_up,
+    )
+    assert (await listing.one("nick"))["lcp"]["charge_msat"] == 6_000
+
+
+async def test_where_there_are_no_customers_there_is_no_charge():
+    (one,) = await listed(provider("node:n", "m", list_price_msat=3_000)).list()
+    assert "charge_msat" not in one["lcp"]

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.routing.auto import AutoPolicy, Nobody, replay
-from lcp_gateway.routing.policy import Weights
+from lcp_gateway.routing.needs import Needs
+from lcp_gateway.routing.policy import Weights, parse_wish
 from lcp_gateway.routing.records import Mode
 from tests.routing.offering import CHAT, Bench, provider
 
@@ -267,3 +268,37 @@ def test_the_providers_of_a_named_model_are_put_in_order():
     assert [
         e.provider.peer_id for e in bench.auto.order(bench.offers.by_kind[CHAT], Mode.WHOLE, 0)
     ] == ["a"]
+
+
+# -- keys that are good for some models only ------------------------------------------------------
+
+
+def only(bench, *models, **more):
+    offers, wish = bench.offers, parse_wish("auto", bench.offers.capabilities)
+    needs = Needs(frozenset(), 0)
+    return bench.auto.decide(
+        offers, CHAT, Mode.WHOLE, wish, needs, more.get("draw", 0.0), only=frozenset(models)
+    ).chosen.entry
+
+
+@given(draw=st.floats(0, 1, exclude_max=True))
+def test_of_a_key_that_is_good_for_some_models_only_those_are_chosen(draw):
+    bench = Bench(provider("a", "m1", "m2"), provider("b", "m2", "m3"), provider("c", "m1"))
+    assert only(bench, "m2", draw=draw).model == "m2"
+    assert only(bench, "m2", "m3", draw=draw).model in {"m2", "m3"}
+
+
+def test_one_keys_models_are_not_taken_for_anothers():
+    bench = Bench(provider("a", "m1"), provider("b", "m2"))
+    for _ in range(3):
+        assert only(bench, "m1").model == "m1"
+        assert only(bench, "m2").model == "m2"
+    for _ in range(3):
+        bench.measured("a", "m1", 10)
+        bench.measured("b", "m2", 1)
+    assert (only(bench).model, only(bench, "m1").model) == ("m2", "m1")
+
+
+def test_where_nobody_offers_a_keys_models_nobody_is_chosen():
+    with pytest.raises(Nobody):
+        only(two(), "other")

@@ -148,4 +148,10 @@ def test_a_model_takes_the_tasks_of_its_type_that_the_node_serves(card, endpoint
 def test_a_card_says_what_the_configuration_can_say():
     from lcp_gateway.config.models import ModelConfig
 
-    assert dataclasses.asdict(ModelCard()) == dataclasses.asdict(ModelConfig())
+    # What customers are charged is the tariff's, and routing does not look at it.
+    of_the_tariff = {"markup_percent", "markup_msat"}
+    said = dataclasses.asdict(ModelConfig())
+    assert of_the_tariff <= said.keys()
+    assert dataclasses.asdict(ModelCard()) == {
+        name: value for name, value in said.items() if name not in of_the_tariff
+    }

@@ -251,6 +251,8 @@ def busy(metrics):
     metrics.lnd(True, True, 1, 1, 0)
     metrics.provider_speed(ALICE, "lcp", 0.1, 30.0)
     metrics.node_up("n1", True)
+    metrics.customers(1, 1, 1)
+    metrics.settlements_leader(True)
     return metrics
 
 

@@ -1,0 +1,95 @@
+"""Makes what several gateways share besides their database: the answers to repeated requests."""
+
+import contextlib
+from datetime import datetime
+
+from structlog.typing import FilteringBoundLogger
+
+from lcp_gateway.accounts.replicas import Outage, RedisNotInstalled
+from lcp_gateway.app.ledgers import LedgerError, Ledgers
+from lcp_gateway.config import Settings
+from lcp_gateway.purchase.journal import JournalUnavailable
+from lcp_gateway.purchase.memory import MemoryLimits
+from lcp_gateway.purchase.shared import SharedAnswers
+from lcp_gateway.purchase.states import State
+from lcp_gateway.store.engine import DatabaseUnavailable
+from lcp_gateway.telemetry.metrics import Metrics
+
+
+def memory_limits(settings: Settings) -> MemoryLimits:
+    """How much is remembered of answers, and for how long."""
+    return MemoryLimits(
+        bytes_in_all=settings.answers_max_bytes,
+        bytes_for_s=settings.answers_keep_s,
+        repeats_for_s=settings.retry_window_s,
+    )
+
+
+def shared_answers(
+    settings: Settings,
+    ledgers: Ledgers,
+    stack: contextlib.AsyncExitStack,
+    metrics: Metrics,
+    log: FilteringBoundLogger,
+) -> SharedAnswers | None:
+    """Give the answers that gateways share, or None where there is one gateway only: ``redis_url`` is not set.
+
+    Raises:
+        LedgerError: Redis cannot be used as the settings say.
+    """
+    if not settings.redis_url:
+        return None
+    # Imported where they are used: few gateways are several.
+    from lcp_gateway.accounts.claims import RedisClaims  # noqa: PLC0415 - see above
+    from lcp_gateway.accounts.seals import LEAST_SECRET_BYTES, Seals  # noqa: PLC0415 - see above
+    from lcp_gateway.accounts.shared_answers import LEASE_S, RedisAnswers  # noqa: PLC0415 - see above
+
+    secrets = (settings.l402_secret.encode(), settings.admin_key.encode())
+    secret = next((one for one in secrets if len(one) >= LEAST_SECRET_BYTES), None)
+    if secret is None:
+        # With nothing to hide answers with, they stay where they are.
+        log.warning(
+            "repeated requests are known only to the gateway that got the first",
+            problem="to share their answers, give all gateways the same l402_secret or admin_key, "
+            f"of {LEAST_SECRET_BYTES} characters at least",
+        )
+        return None
+    outage = Outage(report=lambda error: log.warning("Redis is away", problem=error))
+    try:
+        seals = Seals(secret)
+        claims = RedisClaims(settings.redis_url, outage, LEASE_S)
+    except (RedisNotInstalled, ValueError) as error:
+        raise LedgerError(f"Redis cannot be used: {error}") from error
+    stack.push_async_callback(claims.aclose)
+    return RedisAnswers(
+        claims,
+        seals,
+        state_of=RequestStates(ledgers),
+        limits=memory_limits(settings),
+        wait_s=settings.timeout_quote_s + settings.timeout_execute_s,
+        on_joined=metrics.joined,
+    )
+
+
+class RequestStates:
+    """Asks the journal what became of the request of a gateway that is gone."""
+
+    def __init__(self, ledgers: Ledgers) -> None:
+        self._ledgers = ledgers
+
+    async def __call__(self, key_id: str, request_id: str, since: datetime) -> State | None:
+        """Give where its purchase stands, or None where nothing was paid. Without a journal nobody knows.
+
+        Raises:
+            JournalUnavailable: it cannot be told.
+        """
+        if self._ledgers.database is None:
+            return State.UNKNOWN
+        from lcp_gateway.store.bought import state_of_request  # noqa: PLC0415 - asked of the dead only
+
+        try:
+            return await state_of_request(self._ledgers.database, key_id, request_id, since)
+        except DatabaseUnavailable as error:
+            raise JournalUnavailable(
+                f"the journal cannot be read ({error.reason}); nothing was paid here"
+            ) from error

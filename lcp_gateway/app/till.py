@@ -1,0 +1,72 @@
+"""lnd, or the embedded node that speaks like it, as the till that customers pay in at."""
+
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, TypeVar
+
+from lcp_gateway.accounts.ports import InvoicesAway, MadeInvoice, Paid
+from lcp_gateway.lightning.payments import LndError
+
+if TYPE_CHECKING:
+    from lcp_gateway.lightning.invoices import Invoices
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _PaidInvoice:
+    payment_hash: bytes
+    amount_paid_msat: int
+    settle_index: int
+    settled_at: datetime
+
+
+class LndTill:
+    """Makes invoices at an lnd, and hears of their payment."""
+
+    def __init__(self, invoices: "Invoices") -> None:
+        self._invoices = invoices
+
+    async def create(self, amount_msat: int, memo: str, expiry_s: int) -> MadeInvoice:
+        """Have an invoice made."""
+        return await _asked(self._invoices.create(amount_msat, memo, expiry_s))
+
+    async def paid(self, payment_hash: bytes) -> Paid | None:
+        """Ask whether an invoice was paid."""
+        found = await _asked(self._invoices.lookup(payment_hash))
+        if found.settled_at is None or found.amount_paid_msat is None:
+            return None
+        return _PaidInvoice(
+            payment_hash, found.amount_paid_msat, found.settle_index or 0, found.settled_at
+        )
+
+    async def node_id(self) -> str:
+        """Say whose invoices these are."""
+        return (await _asked(self._invoices.identity())).node_id
+
+    async def follow(self, settle_index: int) -> AsyncGenerator[Paid, None]:
+        """Give every invoice that is paid after that index."""
+        with _errors():
+            async with contextlib.aclosing(self._invoices.follow(settle_index)) as settled:
+                async for paid in settled:
+                    yield paid
+
+
+async def _asked(call: Awaitable[T]) -> T:
+    with _errors():
+        return await call
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    # Imported where it is used: what makes invoices is loaded by gateways that sell only.
+    from lcp_gateway.lightning.incoming import WrongInvoice  # noqa: PLC0415 - see above
+
+    try:
+        yield
+    except LndError as error:
+        raise InvoicesAway(f"lnd cannot be asked right now: {error.status}") from error
+    except WrongInvoice as error:
+        raise InvoicesAway(str(error)) from error

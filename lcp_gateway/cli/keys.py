@@ -1,0 +1,215 @@
+"""``lcp-gateway keys``: the keys of accounts, each shown once, when it is made."""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lcp_gateway.accounts.caller import KeyRules, Scope
+from lcp_gateway.accounts.records import KeyKind, KeyRecord, Listing, NewKey
+from lcp_gateway.cli.account_books import actor, opened_books
+from lcp_gateway.cli.account_forms import KEY_HEADINGS, Document, key_document, key_row
+from lcp_gateway.cli.account_options import (
+    USUAL_LIMIT,
+    AccountArgument,
+    AfterOption,
+    JsonOption,
+    KeyArgument,
+    LimitOption,
+    OptionalAccountArgument,
+)
+from lcp_gateway.cli.flags import load_or_complain, setting_flags
+from lcp_gateway.cli.groups import command_group
+from lcp_gateway.cli.journal import JOURNAL_SETTINGS, read_age
+from lcp_gateway.cli.listings import gathered, print_document, print_listing
+from lcp_gateway.cli.program import USAGE_ERROR, CommandFailed
+from lcp_gateway.purchase.money import Msat
+
+_USUAL_SCOPES = tuple(sorted(KeyRules().scopes))
+_SCOPES = ", ".join(Scope)
+
+
+def _limit(flag: str, what: str) -> object:
+    return typer.Option(flag, min=0, metavar="N", help=f"{what}; 0 sets no limit of its own.")
+
+
+app = command_group("Make and revoke the keys of accounts.")
+
+
+@app.command()
+@setting_flags(also=JOURNAL_SETTINGS, groups=())
+def create(
+    account_id: AccountArgument,
+    config: Path | None,
+    flags: Mapping[str, object],
+    *,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What it is called.")] = "key",
+    scope: Annotated[
+        list[Scope] | None,
+        typer.Option(
+            "--scope",
+            metavar="SCOPE",
+            help=f"What it may be used for: {_SCOPES}; may be repeated. {' and '.join(_USUAL_SCOPES)} if not given.",
+        ),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model", metavar="MODEL", help="Good for this model alone; may be repeated."
+        ),
+    ] = None,
+    max_price_msat: Annotated[int, _limit("--max-price-msat", "What one purchase may cost")] = 0,
+    requests_per_minute: Annotated[
+        int, _limit("--requests-per-minute", "Requests in one minute")
+    ] = 0,
+    tokens_per_minute: Annotated[int, _limit("--tokens-per-minute", "Tokens in one minute")] = 0,
+    budget_hour_msat: Annotated[
+        int, _limit("--budget-hour-msat", "What may be spent in a calendar hour (UTC)")
+    ] = 0,
+    budget_day_msat: Annotated[int, _limit("--budget-day-msat", "The same in a day")] = 0,
+    budget_month_msat: Annotated[int, _limit("--budget-month-msat", "The same in a month")] = 0,
+    concurrent_jobs: Annotated[int, _limit("--concurrent-jobs", "Jobs at one time")] = 0,
+    expires: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHEN", help='Good until then: "2027-01-31", or "30d" for days from now.'
+        ),
+    ] = None,
+    agent: Annotated[
+        bool, typer.Option("--agent", help="For a tool that takes nothing but a URL.")
+    ] = False,
+    json: JsonOption = False,
+) -> int:
+    """Make a key of an account, and print it: this once, for it is not kept."""
+    now = datetime.now(UTC)
+    rules = KeyRules(
+        scopes=frozenset(scope or _USUAL_SCOPES),
+        models=frozenset(each.strip() for each in model or ()),
+        max_price_msat=Msat(max_price_msat),
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        budget_hour_msat=Msat(budget_hour_msat),
+        budget_day_msat=Msat(budget_day_msat),
+        budget_month_msat=Msat(budget_month_msat),
+        concurrent_jobs=concurrent_jobs,
+        expires_at=_until(expires, now),
+    )
+    kind = KeyKind.AGENT if agent else KeyKind.API
+    settings = load_or_complain(flags, config).settings
+
+    async def work() -> NewKey:
+        async with opened_books(settings) as books:
+            return await books.keys.create(
+                account_id, name=name, actor=actor(), at=now, rules=rules, kind=kind
+            )
+
+    made = asyncio.run(work())
+    document: Document = {"key": made.text, **key_document(made.record)}
+    if agent:
+        document["agent_path"] = f"/api/agent/{made.text}/v1"
+    print_document(document, json=json)
+    if not json:
+        typer.echo("the key is shown now and never again: what is kept of it cannot be turned back")
+    return 0
+
+
+@app.command("list")
+@setting_flags(also=JOURNAL_SETTINGS, groups=())
+def list_keys(
+    config: Path | None,
+    flags: Mapping[str, object],
+    *,
+    account_id: OptionalAccountArgument = None,
+    limit: LimitOption = USUAL_LIMIT,
+    after: AfterOption = None,
+    json: JsonOption = False,
+) -> int:
+    """List the keys of an account, or all, the newest first."""
+    settings = load_or_complain(flags, config).settings
+
+    async def read() -> Listing[KeyRecord]:
+        async with opened_books(settings) as books:
+            if account_id is not None:
+                await books.account(account_id)
+            return await gathered(
+                lambda most, following: books.keys.page(account_id, limit=most, after=following),
+                limit,
+                after,
+            )
+
+    found, now = asyncio.run(read()), datetime.now(UTC)
+    print_listing(found, KEY_HEADINGS, lambda record: key_row(record, now), key_document, json=json)
+    return 0
+
+
+@app.command()
+@setting_flags(also=JOURNAL_SETTINGS, groups=())
+def show(
+    key_id: KeyArgument,
+    config: Path | None,
+    flags: Mapping[str, object],
+    *,
+    json: JsonOption = False,
+) -> int:
+    """Print what a key may do: everything that is known of it."""
+    settings = load_or_complain(flags, config).settings
+
+    async def read() -> KeyRecord | None:
+        async with opened_books(settings) as books:
+            return await books.keys.get(key_id)
+
+    _print(asyncio.run(read()), json=json)
+    return 0
+
+
+@app.command()
+@setting_flags(also=JOURNAL_SETTINGS, groups=())
+def revoke(
+    key_id: KeyArgument,
+    config: Path | None,
+    flags: Mapping[str, object],
+    *,
+    json: JsonOption = False,
+) -> int:
+    """Let a key in no more, for good. Gateways that run know of it within a second."""
+    settings = load_or_complain(flags, config).settings
+
+    async def work() -> KeyRecord | None:
+        async with opened_books(settings) as books:
+            return await books.keys.revoke(key_id, actor=actor(), at=datetime.now(UTC))
+
+    _print(asyncio.run(work()), json=json)
+    return 0
+
+
+def _print(record: KeyRecord | None, *, json: bool) -> None:
+    if record is None:
+        raise CommandFailed("there is no such key")
+    print_document(key_document(record), json=json)
+
+
+def _until(text: str | None, now: datetime) -> datetime | None:
+    """Read a date or a time (UTC where it names no zone), or an age, which is counted on from ``now``.
+
+    Raises:
+        CommandFailed: it is none of these, or is over.
+    """
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text.strip())
+        at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError):
+        try:
+            at = now + read_age(text)
+        except (CommandFailed, OverflowError):
+            raise CommandFailed(
+                f'--expires: {text!r:.40} is no time: write "2027-01-31", "2027-01-31T12:00Z" or "30d"',
+                exit_code=USAGE_ERROR,
+            ) from None
+    if at <= now:
+        raise CommandFailed("--expires: this time is over", exit_code=USAGE_ERROR)
+    return at

@@ -1,0 +1,99 @@
+"""What a request must pass before anything is asked of anybody: the key's models, rates, jobs and price cap."""
+
+import asyncio
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lcp_gateway.accounts.caller import Caller
+from lcp_gateway.accounts.jobs_per_key import JobsPerKey, Lease
+from lcp_gateway.accounts.rates import Allowance
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.purchase.journal import Budget, Period
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.task import Task
+from lcp_gateway.routing.policy import is_auto
+
+if TYPE_CHECKING:
+    from lcp_gateway.accounts.rate_limits import RateLimits
+
+T = TypeVar("T")
+
+_BYTES_PER_TOKEN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Lets orders through as their caller may place them."""
+
+    rates: "RateLimits | None"
+    jobs: JobsPerKey
+    asks_redis: bool = False
+
+    async def job(self, caller: Caller) -> Lease:
+        """Count a job of a key; give the lease back at its end.
+
+        Raises:
+            TooManyJobs, LimitsAway: see ``JobsPerKey.take``.
+        """
+        return await self._kept_from_cancelling(self.jobs.take(caller if caller.key_id else None))
+
+    async def count(self, caller: Caller, task: Task) -> Allowance:
+        """Count a request against every rate that holds for it, by the size of its body.
+
+        Raises:
+            RateLimited, LimitsAway: see ``RateLimits.check``.
+        """
+        if self.rates is None:
+            return Allowance()
+        tokens = max(1, len(task.body) // _BYTES_PER_TOKEN)
+        check = self.rates.check(caller if caller.key_id else None, tokens)
+        return await self._kept_from_cancelling(check)
+
+    async def settle(self, allowance: Allowance, request_bytes: int, result_bytes: int) -> None:
+        """Count the answer too, now that its size is known."""
+        if self.rates is not None and allowance.counted:
+            await self.rates.settle(allowance, (request_bytes + result_bytes) // _BYTES_PER_TOKEN)
+
+    async def _kept_from_cancelling(self, call: Coroutine[Any, Any, T]) -> T:
+        """Await a call of which the client of Redis could swallow the cancellation: who has gone must not be served."""
+        return await (asyncio.shield(call) if self.asks_redis else call)
+
+    def order(
+        self, caller: Caller, task: Task, *, request_id: str, limit_msat: Msat | None
+    ) -> Order:
+        """Give the order that a caller may place.
+
+        Raises:
+            ApiError: 403 for a model that its key is not good for.
+        """
+        rules = caller.rules
+        if rules.models and task.model not in rules.models and not is_auto(task.model):
+            raise ApiError(
+                403,
+                "this key is not good for that model",
+                code="model_not_allowed",
+                param="model",
+                reason="auth",
+            )
+        caps = [cap for cap in (limit_msat, rules.max_price_msat or None) if cap is not None]
+        return Order.of(
+            task,
+            request_id=request_id,
+            key_id=caller.key_id,
+            limit_msat=min(caps, default=None),
+            account_id=caller.account_id,
+            budgets=_budgets(caller),
+            models=rules.models,
+        )
+
+
+def _budgets(caller: Caller) -> tuple[Budget, ...]:
+    rules = caller.rules
+    limits: Mapping[Period, Msat] = {
+        Period.HOUR: rules.budget_hour_msat,
+        Period.DAY: rules.budget_day_msat,
+        Period.MONTH: rules.budget_month_msat,
+    }
+    return tuple(Budget(period, limit, caller.key_id) for period, limit in limits.items() if limit)

@@ -1,0 +1,72 @@
+"""What a customer is told of its money: the charge, the balance, and the invoice that would let it go on."""
+
+from structlog.typing import FilteringBoundLogger
+
+from lcp_gateway.accounts.ports import InvoicesAway
+from lcp_gateway.accounts.records import AccountError
+from lcp_gateway.accounts.wallet import NoTill, Wallet
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.http.exchange import Exchange
+from lcp_gateway.http.failures import of_purchase
+from lcp_gateway.purchase.journal import InsufficientBalance
+from lcp_gateway.purchase.states import State
+
+CHARGED_HEADER = "X-Lcp-Charged-Msat"
+BALANCE_HEADER = "X-Lcp-Balance-Msat"
+
+
+class Charging:
+    """Tells customers. Where there are no accounts it has nothing to tell."""
+
+    def __init__(self, wallet: Wallet | None, log: FilteringBoundLogger) -> None:
+        self._wallet = wallet
+        self._log = log
+
+    async def tell(self, exchange: Exchange) -> None:
+        """Put the charge and what is left into the headers of an answer that is about to go out."""
+        account_id, purchase = exchange.caller.account_id, exchange.purchase
+        if self._wallet is None or account_id is None:
+            return
+        if purchase is not None and purchase.customer_msat is not None:
+            exchange.headers[CHARGED_HEADER] = str(purchase.customer_msat)
+            if purchase.state is State.UNDELIVERED and purchase.customer_msat == 0:
+                # What is given back is on its way: a balance without it would only mislead.
+                return
+        try:
+            balance = await self._wallet.balance(account_id)
+        except Exception as error:  # noqa: BLE001 - an answer that is paid must not fail for want of a figure
+            self._log.warning("a balance cannot be read", error=type(error).__name__)
+            return
+        exchange.headers[BALANCE_HEADER] = str(balance.available_msat)
+
+    @staticmethod
+    def say(exchange: Exchange, failure: ApiError) -> None:
+        """Say in an error what the customer is charged all the same: nothing, where it is given back."""
+        purchase = exchange.purchase
+        if purchase is not None and purchase.customer_msat is not None:
+            failure.details = {**failure.details, "charged_msat": purchase.customer_msat}
+
+    async def refuse(self, exchange: Exchange, error: InsufficientBalance) -> ApiError:
+        """Give the answer for a balance that is too low, with an invoice for what is missing."""
+        refusal = of_purchase(error)
+        account_id = exchange.caller.account_id
+        if self._wallet is None or account_id is None:
+            return refusal
+        missing_msat = error.required_msat - error.available_msat
+        try:
+            topup = await self._wallet.fill_for(account_id, missing_msat)
+        except (NoTill, InvoicesAway, AccountError):
+            return refusal
+        except Exception as problem:  # noqa: BLE001 - the refusal stands whatever became of the invoice
+            self._log.warning("a top-up cannot be made", error=type(problem).__name__)
+            return refusal
+        refusal.details = {
+            **refusal.details,
+            "topup": {
+                "id": topup.id,
+                "amount_msat": topup.amount_msat,
+                "payment_request": topup.payment_request,
+                "expires_at": int(topup.expires_at.timestamp()),
+            },
+        }
+        return refusal

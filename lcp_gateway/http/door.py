@@ -1,0 +1,142 @@
+"""Who is let in: everyone, whoever has one of the static keys, or customers with keys of their own."""
+
+import hmac
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Protocol
+
+from aiohttp import web
+
+from lcp_gateway.accounts.caller import Caller, KeyRules, Scope
+from lcp_gateway.http.auth import BearerKeys
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.purchase.states import Verdict
+
+AGENT_TOKEN = "agent_token"  # noqa: S105 - the name of a part of a path
+"""What the part of the path is called that holds an agent's token."""
+
+_ADMIN_PATHS = "/api/admin/"
+_WALLET_PATHS = ("/api/wallet",)
+_METRICS = "/metrics"
+EVERYONE = Caller("", None, KeyRules(scopes=frozenset({Scope.INFERENCE})))
+_ADMINISTRATOR = Caller("admin", None, KeyRules(scopes=frozenset({Scope.ADMIN})))
+
+
+class Door(Protocol):
+    """Lets callers in."""
+
+    async def admit(self, request: web.Request) -> Caller:
+        """Tell who sends a request.
+
+        Raises:
+            ApiError: 401, or 403 for a key that is not good for this.
+        """
+        ...
+
+
+class OpenDoor:
+    """Serves everyone."""
+
+    async def admit(self, request: web.Request) -> Caller:  # noqa: ARG002 - the protocol's signature
+        """Let it in."""
+        return EVERYONE
+
+
+class KeyDoor:
+    """Serves who has one of the static keys."""
+
+    def __init__(self, keys: BearerKeys) -> None:
+        self._keys = keys
+
+    async def admit(self, request: web.Request) -> Caller:
+        """Let a key pass."""
+        key_id = self._keys.check(request.headers.get("Authorization"))
+        return Caller(key_id, None, EVERYONE.rules)
+
+
+class AccountDoor:
+    """Serves customers, the operator's static keys, and the administrator; to the last only what is the administrator's."""
+
+    def __init__(
+        self,
+        *,
+        find: Callable[[str], Caller | None],
+        admin_key: str,
+        l402: "L402Door | None" = None,
+    ) -> None:
+        """``find`` looks a key up, in the same time whatever it finds."""
+        self._find = find
+        self._admin_digest = _digest(admin_key) if admin_key else None
+        self._l402 = l402
+
+    async def admit(self, request: web.Request) -> Caller:
+        """Let a key, an agent's token or an L402 token pass that is good for the path."""
+        scope = scope_of(request.path)
+        caller = await self._caller(request)
+        if caller is None:
+            anonymous = AGENT_TOKEN not in request.match_info and not request.headers.get(
+                "Authorization"
+            )
+            is_buying = request.method == "POST" and scope is Scope.INFERENCE
+            if anonymous and is_buying and self._l402 is not None:
+                raise await self._l402.challenge()
+            raise _unknown()
+        if request.path == _METRICS:
+            # They tell of all customers: nothing for one of them.
+            if caller.account_id is not None:
+                raise _not_good_for("metrics")
+            return caller
+        if scope not in caller.rules.scopes:
+            raise _not_good_for(scope.value)
+        return caller
+
+    async def _caller(self, request: web.Request) -> Caller | None:
+        if token := request.match_info.get(AGENT_TOKEN):
+            return self._find(token)
+        authorization = request.headers.get("Authorization", "")
+        scheme, _, credential = authorization.partition(" ")
+        if self._l402 is not None and scheme.lower() in {"l402", "lsat"}:
+            return await self._l402.admit(authorization)
+        key = credential.strip() if scheme.lower() == "bearer" else ""
+        found = self._find(key)
+        if self._admin_digest is not None and hmac.compare_digest(self._admin_digest, _digest(key)):
+            return _ADMINISTRATOR
+        return found
+
+
+class L402Door(Protocol):
+    """Lets in whoever has paid at the door."""
+
+    async def admit(self, authorization: str) -> Caller | None:
+        """Tell whose token it is, or None where it proves nothing."""
+        ...
+
+    async def challenge(self) -> ApiError:
+        """Give the answer that asks to be paid."""
+        ...
+
+
+def scope_of(path: str) -> Scope:
+    """Give what a key must be good for to use a path."""
+    if path.startswith(_ADMIN_PATHS):
+        return Scope.ADMIN
+    return Scope.WALLET if path.startswith(_WALLET_PATHS) else Scope.INFERENCE
+
+
+def _not_good_for(what: str) -> ApiError:
+    return ApiError(403, f"this key is not good for {what}", code="missing_scope", reason="auth")
+
+
+def _unknown() -> ApiError:
+    return ApiError(
+        401,
+        "a valid API key is needed: Authorization: Bearer <key>",
+        code="invalid_api_key",
+        reason="auth",
+        verdict=Verdict.NONE,
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def _digest(key: str) -> bytes:
+    return sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,167 @@
+"""The one error map: every failure of an order becomes an answer."""
+
+from collections.abc import Mapping
+
+from lcp_gateway.adapters.completions import NotAdaptable
+from lcp_gateway.http.errors import ApiError, bad_request
+from lcp_gateway.http.refusals import of_refusal
+from lcp_gateway.purchase.answers import AnswerGone
+from lcp_gateway.purchase.book import QuoteForAnotherBody, UnknownQuote
+from lcp_gateway.purchase.errors import (
+    PaymentFailed,
+    PurchaseError,
+    Refused,
+    Undelivered,
+    UpstreamError,
+)
+from lcp_gateway.purchase.memory import AnswerLost, KeyReused
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.service import Interrupted
+from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.routing.choice import ModelNotFound, NoProvider, RoutingError
+
+# As openai-serve maps them, so that clients written for it see no change.
+STATUS_OF_GRPC: Mapping[str, int] = {
+    "CANCELLED": 408,
+    "UNKNOWN": 500,
+    "INTERNAL": 500,
+    "DATA_LOSS": 500,
+    "INVALID_ARGUMENT": 400,
+    "NOT_FOUND": 400,
+    "FAILED_PRECONDITION": 400,
+    "OUT_OF_RANGE": 400,
+    "ALREADY_EXISTS": 409,
+    "ABORTED": 409,
+    "PERMISSION_DENIED": 403,
+    "UNAUTHENTICATED": 401,
+    "RESOURCE_EXHAUSTED": 429,
+    "UNIMPLEMENTED": 501,
+    "UNAVAILABLE": 502,
+    "DEADLINE_EXCEEDED": 504,
+}
+
+_CODES_OF_GRPC = {
+    "RESOURCE_EXHAUSTED": "rate_limit_exceeded",
+    "DEADLINE_EXCEEDED": "upstream_timeout",
+    "UNAVAILABLE": "upstream_unavailable",
+}
+
+# What another try may cure where a node has done nothing and nothing was paid.
+_WORTH_A_RETRY = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "DATA_LOSS"})
+
+
+def of_routing(error: RoutingError) -> ApiError:
+    """No provider for a task."""
+    if isinstance(error, ModelNotFound):
+        return ApiError(
+            404,
+            error.message,
+            code="model_not_available",
+            param="model",
+            reason="model_not_found",
+        )
+    assert isinstance(error, NoProvider)  # noqa: S101 - the tree has these two leaves
+    return ApiError(503, error.message, code="no_provider", retry=True, reason="no_peer")
+
+
+def of_error(error: Exception) -> ApiError | None:
+    """Give the answer for whatever came of an order, or None for what nobody foresaw."""
+    match error:
+        case RoutingError():
+            return of_routing(error)
+        case NotAdaptable():
+            return bad_request(error.message, error.param, error.code)
+        case PurchaseError():
+            return of_purchase(error)
+        case AnswerGone():
+            return ApiError(
+                409,
+                "this was bought before and its answer is no longer held",
+                code="answer_gone",
+                verdict=Verdict.SETTLED,
+            )
+        case _:
+            return None
+
+
+def of_purchase(error: PurchaseError) -> ApiError:
+    """A purchase that did not come to its end."""
+    match error:
+        case UpstreamError():
+            return _of_quote_failure(error)
+        case PaymentFailed():
+            return _of_payment_failure(error)
+        case Refused():
+            return of_refusal(error)
+        case Undelivered():
+            return _of(error, 502, "undelivered")
+        case AnswerLost():
+            return _of(error, 409, "answer_gone")
+        case KeyReused():
+            return _of(error, 422, "idempotency_key_reused", reason="idempotency")
+        case QuoteForAnotherBody():
+            return _of(error, 409, "quote_for_another_request", reason="quote_unknown")
+        case UnknownQuote():
+            return _of(error, 404, "quote_not_found", reason="quote_unknown")
+        case Interrupted():
+            return _of(error, 503, error.code, retry=error.verdict is Verdict.NONE)
+        case _:
+            return _of(error, 500, "internal_error")
+
+
+def _of(
+    error: PurchaseError, status: int, code: str, *, retry: bool = False, reason: str = ""
+) -> ApiError:
+    return ApiError(
+        status,
+        error.message,
+        code,
+        retry=retry,
+        verdict=error.verdict,
+        quote=error.quote,
+        reason=reason,
+    )
+
+
+def _of_quote_failure(error: UpstreamError) -> ApiError:
+    return ApiError(
+        STATUS_OF_GRPC.get(error.status, 500),
+        error.message,
+        code=error.code or _CODES_OF_GRPC.get(error.status, "quote_failed"),
+        retry=error.retryable,
+        quote=error.quote,
+    )
+
+
+def _of_payment_failure(error: PaymentFailed) -> ApiError:
+    if error.quote is not None and error.quote.source is Source.NODE:
+        return _of_node_failure(error)
+    match error.verdict:
+        case Verdict.NONE:
+            code = "payment_failed"
+        case Verdict.UNKNOWN:
+            code = "payment_unknown"
+        case Verdict.SETTLED:
+            code = "undelivered"
+    return ApiError(
+        STATUS_OF_GRPC.get(error.status, 500),
+        error.message,
+        code=code,
+        # A new quote may find a route; an invoice that the daemon refused will be no better, and whatever may have
+        # been paid is never tried again.
+        retry=error.verdict is Verdict.NONE and "invoice" not in error.message,
+        verdict=error.verdict,
+        quote=error.quote,
+    )
+
+
+def _of_node_failure(error: PaymentFailed) -> ApiError:
+    """A node that did not do it: its own word for the error, where it gave one."""
+    return ApiError(
+        STATUS_OF_GRPC.get(error.status, 500),
+        error.message,
+        code=error.code or _CODES_OF_GRPC.get(error.status, "node_failed"),
+        retry=error.verdict is Verdict.NONE and error.status in _WORTH_A_RETRY,
+        verdict=error.verdict,
+        quote=error.quote,
+    )

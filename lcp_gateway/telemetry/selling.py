@@ -1,0 +1,37 @@
+"""The metrics of a gateway that sells: what customers have, what they paid in, what they were charged."""
+
+from lcp_gateway.telemetry.families import ABSENT, Families
+
+
+class SellingMetrics:
+    """The part of ``Metrics`` that counts accounts. No method raises."""
+
+    def __init__(self, families: Families) -> None:
+        self._selling = families
+        for name in (
+            "customers",
+            "customers_balance_msat",
+            "customers_held_msat",
+            "settlements_leader",
+        ):
+            families.gauges[name].set(ABSENT)
+
+    def customers(self, accounts: int, balance_msat: int, held_msat: int) -> None:
+        """Note what all customers have together."""
+        gauges = self._selling.gauges
+        gauges["customers"].set(accounts)
+        gauges["customers_balance_msat"].set(balance_msat)
+        gauges["customers_held_msat"].set(held_msat)
+
+    def topup(self, received_msat: int) -> None:
+        """Count a top-up that was credited."""
+        self._selling.counters["topups_total"].inc()
+        self._selling.counters["topups_msat_total"].inc(received_msat)
+
+    def charged(self, msat: int) -> None:
+        """Count what a customer was charged for a purchase that came to its end."""
+        self._selling.counters["charged_msat_total"].inc(msat)
+
+    def settlements_leader(self, leads: bool) -> None:
+        """Note whether this gateway follows the settlements."""
+        self._selling.gauges["settlements_leader"].set(1 if leads else 0)

@@ -1,0 +1,74 @@
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+
+from lcp_gateway.accounts.shared_answers import RedisAnswers
+from lcp_gateway.app.ledgers import LedgerError, Ledgers
+from lcp_gateway.app.replicas import RequestStates, shared_answers
+from lcp_gateway.config import Settings
+from lcp_gateway.purchase.journal import JournalUnavailable
+from lcp_gateway.purchase.states import State
+from lcp_gateway.store.engine import DatabaseUnavailable
+from lcp_gateway.store.off import JournalOff
+
+NOW = datetime(2026, 11, 21, 12, 30, tzinfo=UTC)
+SECRET = "a-secret-of-this-deployment"
+
+
+class Log:
+    def __init__(self) -> None:
+        self.warnings: list = []
+
+    def warning(self, *said, **more) -> None:
+        self.warnings.append((said, more))
+
+
+async def shared(**settings):
+    log = Log()
+    async with AsyncExitStack() as stack:
+        made = shared_answers(
+            Settings(**settings),
+            Ledgers(JournalOff()),
+            stack,
+            SimpleNamespace(joined=print),
+            log,
+        )
+    return made, log.warnings
+
+
+async def test_one_gateway_shares_nothing():
+    assert await shared(admin_key=SECRET) == (None, [])
+
+
+@pytest.mark.parametrize("name", ["l402_secret", "admin_key"])
+async def test_several_with_a_redis_and_a_secret_share_their_answers(name):
+    made, warnings = await shared(redis_url="redis://127.0.0.1:1/0", **{name: SECRET})
+    assert isinstance(made, RedisAnswers) and warnings == []
+
+
+@pytest.mark.parametrize("key", ["", "short"])
+async def test_without_a_secret_that_is_one_they_do_not_and_say_so(key):
+    made, warnings = await shared(redis_url="redis://127.0.0.1:1/0", admin_key=key)
+    assert made is None and len(warnings) == 1
+    assert "short" not in str(warnings)
+
+
+async def test_a_redis_whose_client_is_not_there_is_said_at_the_start(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "redis.asyncio", None)
+    with pytest.raises(LedgerError, match="redis"):
+        await shared(redis_url="redis://127.0.0.1:1/0", admin_key=SECRET)
+
+
+async def test_without_a_journal_nobody_knows_what_a_dead_gateway_paid():
+    assert await RequestStates(Ledgers(JournalOff()))("k", "r", NOW) is State.UNKNOWN
+
+
+async def test_a_journal_that_cannot_be_read_lets_nothing_be_bought():
+    class Away:
+        async def read(self, work):
+            raise DatabaseUnavailable("the database cannot be reached")
+
+    with pytest.raises(JournalUnavailable, match="cannot be reached"):
+        await RequestStates(SimpleNamespace(database=Away()))("k", "r", NOW)

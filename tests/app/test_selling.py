@@ -1,0 +1,241 @@
+"""What the settings make of selling: who is let in, what is charged, what is counted, and what cannot be had."""
+
+import asyncio
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+import structlog
+
+from lcp_gateway.accounts.caller import KeyRules
+from lcp_gateway.accounts.keys import KeyCache
+from lcp_gateway.app import selling
+from lcp_gateway.app.ledgers import LedgerError, Ledgers
+from lcp_gateway.app.selling import KeyKeeper, open_selling, tariff
+from lcp_gateway.config import Settings, load
+from lcp_gateway.http.door import AccountDoor, KeyDoor, OpenDoor
+from lcp_gateway.store.engine import DatabaseUnavailable
+from lcp_gateway.store.off import JournalOff
+from lcp_gateway.telemetry.metrics import Metrics
+from tests.accounts.bank import bank, migrated  # noqa: F401 - fixtures
+
+LOG = structlog.get_logger()
+NOW = datetime.now(UTC)
+
+
+def opened(settings: Settings, database=None):
+    return open_selling(settings, Ledgers(JournalOff(), database=database), Metrics(), LOG)
+
+
+# -- prices ---------------------------------------------------------------------------------------
+
+
+def priced(tmp_path, toml: str):
+    path = tmp_path / "config.toml"
+    path.write_text(toml)
+    return tariff(load(flags={}, environ={}, config_path=path).settings)
+
+
+def test_without_a_mark_up_customers_are_charged_the_price():
+    assert tariff(Settings()).charge_msat("m", 1_234) == 1_234
+
+
+def test_percent_and_msat_are_added(tmp_path):
+    found = priced(tmp_path, "markup_percent = 2.5\nmarkup_msat = 10")
+    assert found.charge_msat("m", 1_000) == 1_035
+    assert found.charge_msat("m", 0) == 10
+    assert found.charge_msat("m", 1) == 12, "rounded up"
+
+
+def test_a_model_has_a_mark_up_of_its_own_and_takes_the_rest_from_the_general_one(tmp_path):
+    found = priced(
+        tmp_path,
+        """
+        markup_percent = 10
+        markup_msat = 7
+        [models.dear]
+        markup_percent = 100
+        [models.fixed]
+        markup_msat = 500
+        [models.free]
+        markup_percent = 0
+        markup_msat = 0
+        [models.plain]
+        context_length = 4096
+        """,
+    )
+    charges = {name: found.charge_msat(name, 1_000) for name in ("dear", "fixed", "free", "plain")}
+    assert charges == {"dear": 2_007, "fixed": 1_600, "free": 1_000, "plain": 1_107}
+
+
+# -- modes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "door"),
+    [
+        (Settings(), OpenDoor),
+        (Settings(api_keys=("k",)), KeyDoor),
+        (Settings(auth="keys", api_keys=("k",)), KeyDoor),
+    ],
+)
+async def test_without_accounts_there_is_a_door_and_nothing_to_administer(settings, door):
+    async with opened(settings) as parts:
+        assert isinstance(parts.door, door)
+        assert (parts.wallet_routes, parts.admin_routes, parts.works) == (None, None, ())
+        assert parts.admission.rates is None
+
+
+async def test_with_accounts_there_is_all_of_it(bank):  # noqa: F811 - the fixture
+    async with opened(Settings(auth="accounts", admin_key="boss"), bank.database) as parts:
+        assert isinstance(parts.door, AccountDoor)
+        assert None not in (parts.wallet_routes, parts.admin_routes, parts.admission.rates)
+        assert len(parts.works) == 2, "nobody is followed without lnd"
+
+
+async def test_accounts_without_a_journal_are_refused():
+    with pytest.raises(LedgerError, match="need a journal"):
+        async with opened(Settings(auth="accounts")):
+            pass
+
+
+@pytest.mark.parametrize(
+    "limit", ["max_requests_per_minute", "max_tokens_per_minute", "key_requests_per_minute"]
+)
+async def test_limits_hold_without_accounts_too(limit):
+    async with opened(Settings(**{limit: 5})) as parts:
+        assert parts.admission.rates is not None
+
+
+async def test_static_keys_open_beside_those_of_accounts(bank):  # noqa: F811 - the fixture
+    made = await bank.keys.create(
+        await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules()
+    )
+    settings = Settings(auth="accounts", api_keys=("mine",))
+    async with opened(settings, bank.database) as parts:
+        find = parts.door._find
+        assert find("mine").account_id is None
+        assert find(made.text).account_id == made.record.account_id
+        assert find("neither") is None
+
+
+async def test_keys_that_cannot_be_read_keep_the_gateway_from_starting(bank, monkeypatch):  # noqa: F811 - the fixture
+    async def away(*_):
+        raise DatabaseUnavailable("the database is away")
+
+    monkeypatch.setattr("lcp_gateway.store.keys.Keys.load_all", away)
+    with pytest.raises(LedgerError, match="the keys cannot be read: the database is away"):
+        async with opened(Settings(auth="accounts"), bank.database):
+            pass
+
+
+# -- keys, kept in memory -------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def keeper(bank):  # noqa: F811 - the fixture
+    keeper = KeyKeeper(bank.keys, KeyCache(), LOG)
+    await keeper.load()
+    return keeper
+
+
+async def test_a_key_that_another_gateway_made_or_revoked_is_known_a_moment_later(
+    bank,  # noqa: F811 - the fixture
+    keeper,
+    monkeypatch,
+):
+    monkeypatch.setattr(selling, "_KEYS_EVERY_S", 0.01)
+    running = asyncio.create_task(keeper.run())
+    made = await bank.keys.create(
+        await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules()
+    )
+    try:
+        async with asyncio.timeout(5):
+            while keeper.find(made.text) is None:
+                await asyncio.sleep(0.005)
+            await bank.keys.revoke(made.record.id, actor="t", at=NOW)
+            while keeper.find(made.text) is not None:
+                await asyncio.sleep(0.005)
+    finally:
+        running.cancel()
+
+
+async def test_while_the_database_is_away_the_keys_of_before_let_in_and_it_is_said_once(
+    bank,  # noqa: F811 - the fixture
+    keeper,
+    monkeypatch,
+):
+    monkeypatch.setattr(selling, "_KEYS_EVERY_S", 0.005)
+    made = await bank.keys.create(
+        await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules()
+    )
+    await keeper.refresh()
+    tries = []
+
+    async def away(*_):
+        tries.append(1)
+        raise DatabaseUnavailable("the database is away")
+
+    monkeypatch.setattr(bank.keys, "changed_since", away, raising=False)
+    with structlog.testing.capture_logs() as logs:
+        keeper._log = structlog.get_logger()
+        running = asyncio.create_task(keeper.run())
+        async with asyncio.timeout(5):
+            while len(tries) < 4:
+                await asyncio.sleep(0.005)
+        running.cancel()
+    assert keeper.find(made.text) is not None
+    assert [line["problem"] for line in logs] == ["the database is away"]
+
+
+# -- the secret of L402 ---------------------------------------------------------------------------
+
+
+def place(monkeypatch, where) -> None:
+    monkeypatch.setattr(selling, "journal_place", lambda _settings: where)
+
+
+def test_a_secret_is_made_once_and_only_its_owner_may_read_it(tmp_path, monkeypatch):
+    place(monkeypatch, tmp_path / "journal.db")
+    first = selling._l402_secret(Settings())
+    assert len(first) == 32 and selling._l402_secret(Settings()) == first
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_secret_of_the_settings_is_used_and_nothing_is_written(tmp_path, monkeypatch):
+    place(monkeypatch, tmp_path / "journal.db")
+    long, short = "s" * 40, "hush"
+    assert selling._l402_secret(Settings(l402_secret=long)) == long.encode()
+    assert len(selling._l402_secret(Settings(l402_secret=short))) == 32
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_gateways_on_a_database_server_must_be_told_their_secret(monkeypatch):
+    place(monkeypatch, "postgresql://db/x")
+    with pytest.raises(LedgerError, match="l402_secret"):
+        selling._l402_secret(Settings())
+
+
+def test_a_file_that_was_not_written_whole_is_no_secret(tmp_path, monkeypatch):
+    place(monkeypatch, tmp_path / "journal.db")
+    (tmp_path / "journal.l402").write_bytes(b"half")
+    with pytest.raises(LedgerError, match="holds no secret"):
+        selling._l402_secret(Settings())
+
+
+# -- what is credited -----------------------------------------------------------------------------
+
+
+def test_what_is_credited_is_counted_and_logged_without_the_invoice():
+    counted = []
+    topup = SimpleNamespace(
+        id="top_1", account_id="acct_1", received_msat=2_500, payment_request="lnbc1secret"
+    )
+    with structlog.testing.capture_logs() as logs:
+        tell = selling._credited(SimpleNamespace(topup=counted.append), structlog.get_logger())
+        tell(SimpleNamespace(topup=topup, is_new=True))
+    assert counted == [2_500]
+    (line,) = logs
+    assert (line["topup_id"], line["amount_msat"]) == ("top_1", 2_500)
+    assert "lnbc1secret" not in str(line)

@@ -1,0 +1,41 @@
+"""What the tests of accounts, keys and wallets share: an empty journal, and the program's JSON."""
+
+import asyncio
+import json
+from datetime import UTC, datetime
+
+from lcp_gateway.purchase.journal import Learnt
+from lcp_gateway.store.engine import open_database
+from lcp_gateway.store.journal import StoredJournal
+from tests.store.journals import charged, job
+
+
+def said(outcome):
+    """What a command printed as JSON."""
+    assert outcome.code == 0, outcome.err
+    return json.loads(outcome.out)
+
+
+def new_account(run, name="Ada", balance_msat=0):
+    """Make an account with an amount on it; gives its id."""
+    account_id = said(run("accounts", "create", name, "--json"))["id"]
+    if balance_msat:
+        outcome = run("accounts", "adjust", account_id, str(balance_msat), "--reason", "start")
+        assert outcome.code == 0, outcome.err
+    return account_id
+
+
+def bought(where, account_id, number, *states):
+    """Charge a purchase of 1,050 msat to an account, and have it go through these states after ``paying``."""
+
+    async def write():
+        database = await open_database(where)
+        journal = StoredJournal(database, on_problem=print)
+        journal.start()
+        await journal.intend(charged(number, account_id))
+        for state in states:
+            journal.note(job(number), state, datetime.now(UTC), Learnt())
+        await journal.close()
+        await database.close()
+
+    asyncio.run(write())

@@ -1,0 +1,1 @@
+from tests.accounts.bank import bank, migrated  # noqa: F401 - fixtures

@@ -1,0 +1,112 @@
+"""The front of a gateway that keeps accounts: real doors, routes and books, and behind them a handler that buys nothing."""
+
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from lcp_gateway.accounts.caller import KeyRules
+from lcp_gateway.accounts.keys import KeyCache
+from lcp_gateway.accounts.l402 import Issuer
+from lcp_gateway.app.selling import KeyKeeper
+from lcp_gateway.http.admin import AdminRoutes
+from lcp_gateway.http.application import Routes, build_application
+from lcp_gateway.http.cors import Cors
+from lcp_gateway.http.door import EVERYONE, AccountDoor
+from lcp_gateway.http.edge import Edge
+from lcp_gateway.http.exchange import EXCHANGE
+from lcp_gateway.http.l402 import L402Routes
+from lcp_gateway.http.wallet import WalletRoutes
+from lcp_gateway.telemetry.logs import get_logger
+from lcp_gateway.telemetry.metrics import Metrics
+
+ADMIN_KEY = "boss-of-it-all"
+STATIC_KEY = "the-operators-own"
+SECRET = b"s" * 32
+
+
+async def who(request: web.Request) -> web.Response:
+    """Say who was let in."""
+    caller = request[EXCHANGE].caller
+    return web.json_response({"key_id": caller.key_id, "account_id": caller.account_id})
+
+
+class Front:
+    """A client of such a gateway."""
+
+    def __init__(self, bank, client: TestClient, l402: L402Routes) -> None:
+        self.bank = bank
+        self.client = client
+        self.l402 = l402
+
+    async def ask(self, method: str, path: str, key: str | None = ADMIN_KEY, **more):
+        """Ask; gives the answer with its status, its headers and, where it has one, its JSON document."""
+        headers = dict(more.pop("headers", {}))
+        if key is not None:
+            headers.setdefault("Authorization", f"Bearer {key}")
+        async with self.client.request(method, path, headers=headers, **more) as response:
+            body = await response.read()
+            is_json = response.content_type == "application/json"
+            return SimpleNamespace(
+                status=response.status,
+                headers=response.headers,
+                body=body,
+                document=await response.json() if is_json else None,
+                code=(await response.json()).get("error", {}).get("code") if is_json else None,
+            )
+
+    async def key(self, account_id: str, **rules) -> str:
+        """Make a key; gives its text."""
+        made = await self.bank.keys.create(
+            account_id, name="k", actor="test", at=datetime.now(UTC), rules=KeyRules(**rules)
+        )
+        await self.refresh()
+        return made.text
+
+
+@asynccontextmanager
+async def front(bank, *, with_l402: bool = True, l402_msat: int = 50_000, **rules):
+    log = get_logger("test")
+    keeper = KeyKeeper(bank.keys, KeyCache([STATIC_KEY], EVERYONE.rules), log)
+    await keeper.load()
+    wallet = bank.wallet(**rules)
+    l402 = L402Routes(
+        wallet,
+        bank.topups,
+        Issuer(SECRET),
+        amount_msat=l402_msat,
+        lasts=timedelta(days=1),
+    )
+    names = ("chat_completions", "responses", "completions", "embeddings")
+    reading = SimpleNamespace(list=who, get=who, rank=who, healthz=who, readyz=who, metrics=who)
+    routes = Routes(
+        inference=SimpleNamespace(**dict.fromkeys(names, who)),
+        models=reading,
+        ranking=reading,
+        health=reading,
+        receipts=reading,
+        wallet=WalletRoutes(wallet, read_timeout_s=5),
+        admin=AdminRoutes(
+            accounts=bank.accounts,
+            keys=bank.keys,
+            ledger=bank.ledger,
+            acts=bank.acts,
+            on_key_change=keeper.refresh,
+            read_timeout_s=5,
+        ),
+    )
+    edge = Edge(
+        door=AccountDoor(find=keeper.find, admin_key=ADMIN_KEY, l402=l402 if with_l402 else None),
+        cors=Cors([]),
+        metrics=Metrics(),
+        log=log,
+        open_paths=frozenset({"/healthz"}),
+        max_header_bytes=16_384,
+    )
+    app = build_application(routes, edge, max_body_bytes=65_536, with_metrics=True)
+    async with TestClient(TestServer(app)) as client:
+        found = Front(bank, client, l402)
+        found.refresh = keeper.refresh
+        yield found

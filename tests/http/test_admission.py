@@ -1,0 +1,152 @@
+"""What a request must pass: the key's models, rates, jobs, price cap and budgets, in the order that it places."""
+
+import pytest
+
+from lcp_gateway.accounts.caller import Caller, KeyRules
+from lcp_gateway.accounts.jobs_per_key import JobsPerKey, MemoryLeases, TooManyJobs
+from lcp_gateway.accounts.rate_limits import RateLimits
+from lcp_gateway.accounts.rates import Kind, LimitedBy, RateLimited, Rates
+from lcp_gateway.accounts.windows import MemoryWindows
+from lcp_gateway.http.admission import Admission
+from lcp_gateway.http.door import EVERYONE
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.purchase.journal import Budget, Period
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.task import Task, TaskKind
+
+
+def caller(**rules) -> Caller:
+    return Caller("key_1", "acct_1", KeyRules(**rules))
+
+
+def task(model: str = "m", size: int = 400) -> Task:
+    return Task(TaskKind.CHAT_COMPLETIONS, model, b"x" * size, stream=False)
+
+
+def admission(*, jobs: int = 0, limits: RateLimits | None = None) -> Admission:
+    return Admission(limits, JobsPerKey(MemoryLeases(), default=jobs))
+
+
+def placed(who: Caller, model: str = "m", limit_msat=None):
+    return admission().order(who, task(model), request_id="r", limit_msat=limit_msat)
+
+
+# -- orders ---------------------------------------------------------------------------------------
+
+
+def test_an_order_says_whose_it_is_and_who_is_charged():
+    order = placed(caller())
+    assert (order.key_id, order.account_id, order.request_id) == ("key_1", "acct_1", "r")
+    assert (order.limit_msat, order.budgets, order.models) == (None, (), frozenset())
+
+
+def test_where_everyone_comes_in_nobody_is_charged():
+    order = placed(EVERYONE)
+    assert (order.key_id, order.account_id) == ("", None)
+
+
+@pytest.mark.parametrize(
+    ("of_key", "of_client", "expected"),
+    [(0, None, None), (500, None, 500), (0, 300, 300), (500, 300, 300), (300, 500, 300), (5, 0, 0)],
+)
+def test_the_lower_of_the_keys_cap_and_the_clients_holds(of_key, of_client, expected):
+    who = caller(max_price_msat=Msat(of_key))
+    assert placed(who, limit_msat=of_client).limit_msat == expected
+
+
+def test_a_keys_budgets_are_counted_for_that_key():
+    order = placed(caller(budget_hour_msat=Msat(5), budget_month_msat=Msat(9)))
+    assert order.budgets == (
+        Budget(Period.HOUR, Msat(5), "key_1"),
+        Budget(Period.MONTH, Msat(9), "key_1"),
+    )
+
+
+@pytest.mark.parametrize("model", ["m", "auto", "auto:cheap"])
+def test_a_key_buys_the_models_that_it_is_good_for_and_auto_among_them(model):
+    order = placed(caller(models=frozenset({"m", "n"})), model)
+    assert order.models == {"m", "n"}
+
+
+@pytest.mark.parametrize("model", ["other", "M", "m ", "automatic"])
+def test_a_key_buys_no_other_model(model):
+    with pytest.raises(ApiError) as caught:
+        placed(caller(models=frozenset({"m"})), model)
+    error = caught.value
+    assert (error.status, error.code, error.param) == (403, "model_not_allowed", "model")
+    assert not error.retry
+
+
+# -- jobs -----------------------------------------------------------------------------------------
+
+
+async def test_a_key_has_so_many_jobs_at_once_and_the_place_is_free_when_one_ends():
+    gate, who = admission(), caller(concurrent_jobs=2)
+    first, _second = await gate.job(who), await gate.job(who)
+    with pytest.raises(TooManyJobs):
+        await gate.job(who)
+    await first.give_back()
+    await gate.job(who)
+
+
+async def test_the_jobs_of_those_who_need_no_key_are_not_counted():
+    gate = admission(jobs=1)
+    for _ in range(3):
+        await gate.job(EVERYONE)
+
+
+# -- rates ----------------------------------------------------------------------------------------
+
+
+def limited(clock, **rates) -> Admission:
+    return admission(limits=RateLimits(MemoryWindows(clock), **rates))
+
+
+@pytest.fixture
+def clock():
+    return lambda: 600_000.0
+
+
+async def test_without_limits_nothing_is_counted():
+    gate = admission()
+    allowance = await gate.count(caller(), task())
+    assert (allowance.tokens, allowance.headers) == (0, {})
+    await gate.settle(allowance, 400, 400)
+
+
+async def test_a_request_counts_as_the_tokens_of_its_body_and_its_answer_is_counted_after(clock):
+    gate = limited(clock, key=Rates(tokens_per_minute=250))
+    first = await gate.count(caller(), task(size=400))
+    assert first.headers["x-ratelimit-remaining-tokens"] == "150"
+    await gate.settle(first, 400, 400)
+    second = await gate.count(caller(), task(size=4))
+    assert second.headers["x-ratelimit-remaining-tokens"] == "49"
+
+
+async def test_the_emptiest_body_is_a_token(clock):
+    gate = limited(clock, key=Rates(tokens_per_minute=10))
+    found = await gate.count(caller(), task(size=0))
+    assert found.headers["x-ratelimit-remaining-tokens"] == "9"
+
+
+async def test_the_whole_gateways_limit_holds_for_those_without_a_key_too(clock):
+    gate = limited(clock, gateway=Rates(requests_per_minute=2))
+    for _ in range(2):
+        await gate.count(EVERYONE, task())
+    with pytest.raises(RateLimited) as caught:
+        await gate.count(EVERYONE, task())
+    assert (caught.value.limited_by, caught.value.kind) == (LimitedBy.GATEWAY, Kind.REQUESTS)
+
+
+async def test_those_without_a_key_are_not_one_key_together(clock):
+    gate = limited(clock, key=Rates(requests_per_minute=1))
+    for _ in range(3):
+        await gate.count(EVERYONE, task())
+
+
+async def test_what_an_answer_took_stands_in_the_way_of_the_next_request(clock):
+    gate = limited(clock, key=Rates(tokens_per_minute=150))
+    allowance = await gate.count(caller(), task(size=400))
+    await gate.settle(allowance, 400, 4_000)
+    with pytest.raises(RateLimited):
+        await gate.count(caller(), task(size=4))

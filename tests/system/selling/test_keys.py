@@ -1,0 +1,326 @@
+"""What a key may and may not, as its holder finds out; and that a refusal tells nothing else."""
+
+import json
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.support.node_thread import eventually
+from tests.support.wire import CHAT, Answer, document, get, post, request_bytes, wire
+from tests.system.selling.seller import (
+    ADMIN_KEY,
+    MARKUP,
+    STATIC_KEY,
+    bearer,
+    charged,
+    is_401,
+    price,
+    shop,
+)
+
+A_LOT = 10_000_000
+MOST_OPEN = 4
+NEVER_MADE = "lcpg_" + "A" * 43
+
+
+@pytest.fixture(scope="module")
+def served():
+    with shop(topups_open_max=MOST_OPEN) as running:
+        yield running
+        running.office.is_in_order()
+
+
+@pytest.fixture(scope="module")
+def account(served):
+    """An account that every test may give keys of its own."""
+    return served.office.account(A_LOT)
+
+
+@pytest.fixture
+def with_key(served, account):
+    """Give a customer with a key that has these rules."""
+
+    def make(**rules: object):
+        made = served.office.key(account, **rules)
+        found = served.office.customer()
+        return type(found)(found.port, account, made["key"])
+
+    return make
+
+
+@pytest.fixture
+def costs_nothing(served):
+    """Nothing is quoted and nothing is bought in this test's block."""
+
+    def seen() -> int:
+        return len(served.running.events())
+
+    return seen
+
+
+def test_scopes_are_what_a_key_is_good_for(served, with_key):
+    paths = {
+        "inference": "/v1/models",
+        "wallet": "/api/wallet",
+        "admin": "/api/admin/accounts",
+    }
+    for scope in paths:
+        holder = with_key(scopes=[scope])
+        for wanted, path in paths.items():
+            answer = holder.get(path)
+            if wanted == scope:
+                assert answer.status == 200, answer.body
+            else:
+                assert answer.status == 403 and answer.error["code"] == "missing_scope"
+    buyer = with_key(scopes=["wallet"]).ask()
+    assert buyer.status == 403 and buyer.verdict == "none"
+    assert with_key(scopes=["inference"]).ask().status == 200
+    # The usual key is no administrator's.
+    assert with_key().get("/api/admin/accounts").status == 403
+    assert get(served.port, "/v1/models", bearer(ADMIN_KEY)).status == 403
+
+
+def test_a_scope_is_needed_on_every_path_to_the_same_thing(with_key):
+    holder = with_key(scopes=["wallet"])
+    for path in (f"/api/agent/{holder.key}{CHAT}", f"/api/agent/{holder.key}/chat/completions"):
+        assert post(holder.port, path, document()).status == 403
+    for path in ("//api/wallet", "/api//wallet", "/API/wallet", "/api/wallet/../admin/accounts"):
+        assert holder.get(path).status in {400, 403, 404}
+    with_admin = with_key(scopes=["inference"])
+    for path in ("/api/admin/../admin/accounts", "/api%2Fadmin/accounts", "/api/%61dmin/accounts"):
+        assert with_admin.get(path).status in {400, 403, 404}
+
+
+def test_a_revoked_key_is_out_at_once(served, account):
+    made = served.office.key(account)
+    headers = bearer(made["key"])
+    assert get(served.port, "/v1/models", headers).status == 200
+    assert served.office.delete(f"keys/{made['id']}").status == 200
+    assert is_401(get(served.port, "/v1/models", headers))
+    assert is_401(get(served.port, f"/api/agent/{made['key']}/v1/models"))
+    assert is_401(post(served.port, CHAT, document(), headers))
+    # Once more does no harm, and tells nothing new.
+    assert served.office.delete(f"keys/{made['id']}").status == 200
+
+
+def test_a_key_is_out_when_its_time_is_over(served, account):
+    soon = datetime.now(UTC) + timedelta(seconds=2)
+    made = served.office.key(account, expires_at=int(soon.timestamp()))
+    headers = bearer(made["key"])
+    assert get(served.port, "/v1/models", headers).status == 200
+    eventually(lambda: is_401(get(served.port, "/v1/models", headers)))
+    assert datetime.now(UTC) >= soon.replace(microsecond=0)
+
+
+def test_a_key_with_models_is_good_for_these(with_key, costs_nothing):
+    holder = with_key(models=["echo-mini"])
+    before = costs_nothing()
+    refused = holder.ask("echo-1")
+    assert refused.status == 403 and refused.error["code"] == "model_not_allowed"
+    assert refused.verdict == "none" and costs_nothing() == before
+    assert holder.ask("echo-mini").status == 200
+    for _ in range(5):
+        answer = holder.ask("auto")
+        assert answer.status == 200 and answer.json["model"] == "echo-mini"
+
+
+def test_a_price_cap_is_kept(served, with_key):
+    free = with_key()
+    quote = free.quote()
+    before = len(served.settled())
+    for cap, status in ((quote["price_msat"] - 1, 402), (10 * quote["price_msat"], 200)):
+        answer = with_key(max_price_msat=cap).ask()
+        assert answer.status == status, answer.body
+    assert len(served.settled()) == before + 1
+
+
+@pytest.mark.parametrize("period", ["hour", "day", "month"])
+def test_a_budget_is_kept(served, with_key, period):
+    quote = with_key().quote()
+    cost = quote["price_msat"] + quote["max_fee_msat"]
+    limit = 3 * MARKUP.charge_msat(quote["price_msat"]) + 3 * quote["max_fee_msat"]
+    holder = with_key(**{f"budget_{period}_msat": limit})
+    before = len(served.settled())
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: holder.ask(), range(12)))
+    bought = [answer for answer in answers if answer.status == 200]
+    refused = [answer for answer in answers if answer.status != 200]
+    assert {answer.error["code"] for answer in refused} == {"budget_exceeded"}
+    assert {answer.status for answer in refused} == {402}
+    assert len(served.settled()) - before == len(bought) == limit // cost
+
+
+def test_requests_a_minute_are_counted_and_told(with_key, costs_nothing):
+    holder = with_key(requests_per_minute=3)
+    answers = [holder.ask() for _ in range(3)]
+    assert [answer.status for answer in answers] == [200] * 3
+    left = [answer.headers["x-ratelimit-remaining-requests"] for answer in answers]
+    assert left == ["2", "1", "0"]
+    assert answers[0].headers["x-ratelimit-limit-requests"] == "3"
+    assert answers[0].headers["x-ratelimit-reset-requests"]
+    before = costs_nothing()
+    for path in (CHAT, f"/api/agent/{holder.key}{CHAT}"):
+        refused = post(holder.port, path, document(), holder.headers)
+        assert refused.status == 429 and refused.verdict == "none"
+        assert refused.error["type"] in {"rate_limit_error", "requests"}, refused.error
+        assert 1 <= int(refused.headers["retry-after"]) <= 120
+        assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+    # Before anything is quoted.
+    assert costs_nothing() == before
+    # Another key of the same account has a limit of its own.
+    assert with_key(requests_per_minute=3).ask().status == 200
+
+
+def test_tokens_a_minute_are_counted_and_told(with_key, costs_nothing):
+    holder = with_key(tokens_per_minute=400)
+    first = holder.ask(text="hello " * 20)
+    assert first.status == 200 and first.headers["x-ratelimit-limit-tokens"] == "400"
+    assert 0 < int(first.headers["x-ratelimit-remaining-tokens"]) < 400
+    before = costs_nothing()
+    refused = holder.ask(text="hello " * 250)
+    assert refused.status == 429 and costs_nothing() == before
+    assert int(refused.headers["retry-after"]) >= 1
+    too_long = holder.ask(text="hello " * 500)
+    assert too_long.status == 429 and costs_nothing() == before
+    # It never fits, so a client must not try again.
+    assert too_long.headers["x-should-retry"] == "false"
+
+
+def test_jobs_at_one_time_are_bounded(with_key):
+    holder = with_key(concurrent_jobs=2)
+    slow = {**document(CHAT, "echo-slow", "one two three four five six"), "stream": True}
+    with ThreadPoolExecutor(6) as pool:
+        asked = [
+            pool.submit(post, holder.port, CHAT, {**slow, "user": str(number)}, holder.headers, 20)
+            for number in range(6)
+        ]
+        answers = [one.result() for one in asked]
+    statuses = sorted(answer.status for answer in answers)
+    assert statuses == [200, 200, 429, 429, 429, 429]
+    assert all(answer.verdict == "none" for answer in answers if answer.status == 429)
+    # They are given back, for those who left as well.
+    raw = request_bytes("POST", CHAT, json.dumps(slow).encode(), holder.headers)
+    for _ in range(2):
+        with wire(holder.port) as connection:
+            connection.send(raw)
+            connection.read_until(b"\n\n")
+    eventually(lambda: holder.ask().status == 200)
+
+
+def test_a_static_key_is_the_operators_own(served):
+    eventually(lambda: served.office.is_in_order()["held_msat"] == 0)
+    before = served.office.is_in_order()["entries"]
+    answer = post(served.port, CHAT, document(), bearer(STATIC_KEY))
+    assert answer.status == 200
+    assert not {"x-lcp-charged-msat", "x-lcp-balance-msat"} & set(answer.headers)
+    assert served.office.is_in_order()["entries"] == before
+    assert get(served.port, "/api/admin/accounts", bearer(STATIC_KEY)).status == 403
+    assert get(served.port, "/api/wallet", bearer(STATIC_KEY)).status == 403
+
+
+def test_what_is_charged_is_told_in_quotes_and_answers(served):
+    holder = served.office.customer(A_LOT)
+    quote = holder.quote()
+    assert quote["charge_msat"] == MARKUP.charge_msat(quote["price_msat"])
+    answer = holder.ask()
+    assert charged(answer) == MARKUP.charge_msat(price(answer)) == quote["charge_msat"]
+    assert int(answer.headers["x-lcp-balance-msat"]) == A_LOT - charged(answer)
+    assert holder.balance()["available_msat"] == A_LOT - charged(answer)
+    # What is held is captured a moment later.
+    holder.eventually_has(balance_msat=A_LOT - charged(answer), held_msat=0)
+
+
+def test_a_402_has_an_invoice_however_many_went_unpaid(served):
+    """Requests that differ lack different amounts, and a customer is bound in how many invoices may be open."""
+    holder = served.office.customer()
+    for number in range(MOST_OPEN + 3):
+        refused = holder.ask(max_tokens=200 + 100 * number)
+        assert refused.status == 402
+        told = refused.error["lcp"]
+        assert "topup" in told, f"none after {number}"
+        assert told["topup"]["amount_msat"] >= told["required_msat"] - told["balance_msat"]
+    # The same once more is the same invoice.
+    again = holder.ask(max_tokens=200 + 100 * number).error["lcp"]
+    assert again["topup"] == told["topup"]
+    served.pay(told["topup"]["payment_request"])
+    holder.eventually_has(balance_msat=told["topup"]["amount_msat"])
+    assert holder.ask(max_tokens=200 + 100 * number).status == 200
+
+
+def test_everything_an_administrator_does_is_written_down(served):
+    account = served.office.account(7_000)
+    made = served.office.key(account)
+    served.office.delete(f"keys/{made['id']}")
+    acts = served.office.get("log?limit=100").json["data"]
+    ours = [act for act in acts if act["target"] in {account, made["id"]} or account in str(act)]
+    assert len(ours) >= 4
+    assert made["key"] not in str(acts) and ADMIN_KEY not in str(acts)
+
+
+# -- what a refusal tells ------------------------------------------------------------------------
+
+VARYING = {"date", "x-request-id", "openai-processing-ms"}
+
+
+@pytest.fixture(scope="module")
+def wrong(served, account):
+    """Keys that let nobody in, by what is wrong with them."""
+    revoked = served.office.key(account)
+    served.office.delete(f"keys/{revoked['id']}")
+    at = datetime.now(UTC) + timedelta(seconds=1)
+    expired = served.office.key(account, expires_at=int(at.timestamp()) + 1)
+    good = served.office.key(account)["key"]
+    eventually(lambda: is_401(get(served.port, "/v1/models", bearer(expired["key"]))))
+    return {
+        "revoked": revoked["key"],
+        "expired": expired["key"],
+        "never made": NEVER_MADE,
+        "nearly a good one": good[:-1] + ("A" if good[-1] != "A" else "B"),
+        "the prefix of a good one": good[:10],
+        "garbage": "%ff\u00e9 ;--",
+        "nothing": "",
+        "long": "x" * 4_000,
+    }
+
+
+def told(answer: Answer) -> tuple:
+    fields = [(name.lower(), value) for name, value in answer.fields]
+    return (answer.status, sorted(it for it in fields if it[0] not in VARYING), answer.body)
+
+
+def test_where_nobody_can_pay_at_the_door_who_has_no_key_is_asked_for_one(served):
+    answer = post(served.port, CHAT, document())
+    assert is_401(answer) and answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/api/wallet", "/api/admin/accounts", "/metrics"])
+def test_all_who_are_not_let_in_are_told_the_same(served, wrong, path):
+    answers = {name: told(get(served.port, path, bearer(key))) for name, key in wrong.items()}
+    assert answers["never made"][0] == 401
+    assert len(set(map(str, answers.values()))) == 1, answers
+    assert told(get(served.port, path)) == answers["never made"]
+
+
+def test_agents_that_are_not_let_in_are_told_the_same(served, wrong):
+    names = ("revoked", "expired", "never made", "nearly a good one")
+    answers = [told(get(served.port, f"/api/agent/{wrong[name]}/v1/models")) for name in names]
+    assert answers[0][0] == 401 and len(set(map(str, answers))) == 1
+
+
+def test_the_time_of_a_refusal_does_not_tell_whether_there_is_such_a_key(served, wrong):
+    """Loose: what differed by a look-up in a database or by a slow hash would be seen."""
+    names = ("revoked", "expired", "never made", "nearly a good one")
+    raw = {name: request_bytes("GET", "/v1/models", None, bearer(wrong[name])) for name in names}
+    took: dict[str, list[float]] = {name: [] for name in names}
+    with wire(served.port) as connection:
+        for _ in range(300):
+            for name in names:
+                begun = time.perf_counter()
+                connection.send(raw[name])
+                assert connection.answer().status == 401
+                took[name].append(time.perf_counter() - begun)
+    medians = {name: statistics.median(times) for name, times in took.items()}
+    assert max(medians.values()) - min(medians.values()) < 0.25 * min(medians.values()), medians

@@ -1,0 +1,230 @@
+"""Two hundred clients spend one balance through three gateways, of which one is killed and one is started anew."""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from tests.support.gateway import RunningGateway, gateway
+from tests.support.journaled import money_node, on_node
+from tests.support.node_thread import eventually
+from tests.support.redis import running_redis
+from tests.support.wire import CHAT, document, get, post
+from tests.system.selling.seller import MARKUP, Office, bearer, selling
+
+CLIENTS = 200
+# What is asked costs the same each time, so that how many go through is known.
+BODY = document(CHAT, "echo-1", "hello", max_tokens=8)
+ROOM, LATER = 400, 100
+NODE = """
+[wallet]
+payment_latency_s = 0.05
+"""
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    with money_node(tmp_path_factory.mktemp("node"), toml=NODE) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def redis():
+    with running_redis() as running:
+        yield running
+
+
+class Clients:
+    """Ask again and again through whichever gateway is there, until told to stop; and what they were told."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self.ports: list[int] = []
+        self.keys = keys
+        self.stop = threading.Event()
+        self.statuses: Counter = Counter()
+        self.charged_msat = 0
+        self.sold_at: Counter = Counter()
+        self.odd: list[tuple[int, bytes]] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, number: int) -> None:
+        turn = number
+        while not self.stop.is_set():
+            port = self.ports[turn % len(self.ports)]
+            turn += 1
+            try:
+                answer = post(port, CHAT, BODY, bearer(self.keys[number % len(self.keys)]), 20)
+            except (OSError, EOFError, ValueError, IndexError):
+                # Nobody is there, or was killed while it answered.
+                with self._lock:
+                    self.statuses["gone"] += 1
+                time.sleep(0.05)
+                continue
+            with self._lock:
+                self.statuses[answer.status] += 1
+                if answer.status == 200:
+                    self.sold_at[port] += 1
+                    self.charged_msat += int(answer.headers["x-lcp-charged-msat"])
+                elif answer.status not in {402, 503}:
+                    self.odd.append((answer.status, answer.body[:300]))
+            if answer.status == 402:
+                # There is no more, but somebody else's hold may yet be released.
+                time.sleep(0.2)
+
+
+class Watch:
+    """Looks at a balance in the database all the while, and remembers the least."""
+
+    def __init__(self, postgres, database: str) -> None:
+        self._postgres, self._database = postgres, database
+        self.least_msat = self.least_free_msat = 1 << 62
+        self.looks = 0
+        self.stop = threading.Event()
+
+    def __call__(self) -> None:
+        asked = "SELECT min(balance_msat), min(balance_msat - held_msat) FROM balances"
+        while not self.stop.is_set():
+            balance, free = self._postgres.sql(asked, self._database).split("|")
+            self.least_msat = min(self.least_msat, int(balance))
+            self.least_free_msat = min(self.least_free_msat, int(free))
+            self.looks += 1
+            time.sleep(0.1)
+
+
+@dataclass
+class Three:
+    """Three gateways on one database."""
+
+    url: str
+    running: list[RunningGateway]
+    start: Callable[[], RunningGateway]
+
+    @property
+    def database(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    @property
+    def office(self) -> Office:
+        """The administrator goes where nothing is going to happen."""
+        return Office(self.running[0].port)
+
+    @property
+    def ports(self) -> list[int]:
+        return [each.port for each in self.running]
+
+
+@pytest.fixture
+def three(node, redis, postgres):
+    with postgres.fresh_database() as url, ExitStack() as stack:
+        settings = {
+            **on_node(node, journal_url=url, redis_url=redis.url, l402_secret="s" * 40),
+            **selling(),
+        }
+
+        def start() -> RunningGateway:
+            return stack.enter_context(gateway(embedded=False, env=settings))
+
+        yield Three(url, [start() for _ in range(3)], start)
+
+
+def keys_of(three: Three, account_id: str) -> list[str]:
+    """Make keys, and wait until every gateway has heard of them."""
+    keys = [three.office.key(account_id)["key"] for _ in range(4)]
+    for port in three.ports:
+        eventually(lambda at=port: get(at, "/api/wallet", bearer(keys[-1])).status == 200)
+    return keys
+
+
+def kill_one_and_restart_another(three: Three, clients: Clients, seen, more) -> int:
+    """Give how often the node was paid when the one was killed; ``more`` puts money in, for the restarted one to sell."""
+    eventually(lambda: seen.count("paid") >= ROOM // 5, 20)
+    stays, dies, pauses = three.running
+    dies.process.kill()
+    dies.process.wait(5)
+    killed_at = seen.count("paid")
+    clients.ports[:] = [stays.port, pauses.port]
+    pauses.stop()
+    clients.ports[:] = [stays.port]
+    anew = three.start()
+    clients.ports[:] = [stays.port, anew.port]
+    more()
+    eventually(lambda: clients.sold_at[anew.port] > 0, 20)
+    return killed_at
+
+
+@pytest.mark.slow
+def test_200_clients_spend_one_balance_on_three_gateways_and_no_more(node, three, postgres):
+    seen = node.mark()
+    office = three.office
+    account_id = office.account()
+    keys = keys_of(three, account_id)
+    quoting = {**bearer(keys[0]), "X-Lcp-Quote-Only": "true"}
+    charge = post(three.ports[0], CHAT, BODY, quoting).json["charge_msat"]
+    # One msat less than room for one more.
+    office.adjust(account_id, (ROOM - LATER) * charge + charge - 1)
+    clients, watch = Clients(keys), Watch(postgres, three.database)
+    clients.ports[:] = three.ports
+    with ThreadPoolExecutor(CLIENTS + 1) as pool:
+        watching = pool.submit(watch)
+        asking = [pool.submit(clients, number) for number in range(CLIENTS)]
+        try:
+            killed_at = kill_one_and_restart_another(
+                three, clients, seen, lambda: office.adjust(account_id, LATER * charge)
+            )
+            eventually(lambda: clients.statuses[402] > CLIENTS, 30)
+            # What was held for a request that came to nothing is free again, and spent by somebody else.
+            eventually(lambda: office.balance(account_id)["available_msat"] < charge, 20)
+        finally:
+            clients.stop.set()
+            for one in asking:
+                one.result(30)
+            watch.stop.set()
+            watching.result(30)
+    assert not clients.odd, clients.odd[:5]
+    assert killed_at < ROOM - LATER, "it was killed when all was over"
+    assert watch.looks > 5
+    assert watch.least_msat >= 0 and watch.least_free_msat >= 0
+    unknown, taken = books_agree(three, node, seen, postgres, account_id, charge)
+    # It was spent to the last that was possible.
+    assert taken + unknown == ROOM, clients.statuses
+    # What clients were told was charged is no more than what was: those cut off heard of nothing.
+    assert clients.charged_msat <= (taken + unknown) * charge
+    assert clients.statuses[200] >= ROOM - CLIENTS
+
+
+def books_agree(three: Three, node, seen, postgres, account_id: str, charge: int):
+    """Compare the books with what the node was paid; gives how many purchases are unknown and how many are charged."""
+
+    def in_state(*states: str) -> set[str]:
+        listed = ", ".join(f"'{state}'" for state in states)
+        asked = (
+            "SELECT coalesce(json_agg(encode(job_id, 'hex')), '[]') FROM purchases "
+            f"WHERE state IN ({listed})"
+        )
+        return set(json.loads(postgres.sql(asked, three.database)))
+
+    # What the dead one left behind is swept into unknown by those who live.
+    eventually(lambda: not in_state("paying", "settled"), 40)
+    charges = postgres.sql("SELECT DISTINCT charge_msat FROM purchases", three.database)
+    assert charges == str(charge)
+    taken, unknown = in_state("delivered"), in_state("unknown")
+    given_back = in_state("undelivered")
+    paid = seen.jobs("paid")
+    assert len(paid) == len(set(paid)), "something was paid twice"
+    # Everything that the node was paid for is charged, held, or given back and said so; nothing else is.
+    assert taken | given_back <= set(paid) <= taken | given_back | unknown
+
+    told = three.office.is_in_order()
+    balance = three.office.balance(account_id)
+    assert balance["held_msat"] == len(unknown) * charge
+    assert balance["balance_msat"] == (ROOM + 1) * charge - 1 - len(taken) * charge
+    assert told["books"]["revenue"] == len(taken) * charge
+    of_the_node = [event for event in node.events("paid") if event["job_id"] in taken]
+    assert sum(MARKUP.charge_msat(it["price_msat"]) for it in of_the_node) == len(taken) * charge
+    return len(unknown), len(taken)

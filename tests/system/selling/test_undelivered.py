@@ -1,0 +1,197 @@
+"""What went wrong after it was paid, or may have been: what customers are charged for it, hold for it, and get back."""
+
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from tests.support.gateway import clean_environment, gateway
+from tests.support.journaled import money_node, on_node, states
+from tests.support.node_thread import eventually
+from tests.system.selling.seller import MARKUP, Customer, Office, charged, selling
+
+FILLED = 1_000_000
+# Paid for, and nothing that could be handed on; the last two can only be found out when the head has gone out.
+UNDELIVERED = ["wrong-hash", "wrong-length", "result-failed", "no-result"]
+CUT = ["stream-cut", "stream-cut-silently"]
+UNPAID = ["no-route", "quote-refused", "wrong-price", "expired"]
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    with money_node(tmp_path_factory.mktemp("node"), faults=True) as running:
+        yield running
+
+
+@pytest.fixture
+def seen(node):
+    return node.mark()
+
+
+@contextmanager
+def open_shop(node, journal, **settings):
+    env = {**on_node(node, journal_url=journal), **selling(**{"timeout_execute_s": 1, **settings})}
+    with gateway(embedded=False, env=env) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory):
+    return tmp_path_factory.mktemp("journal") / "journal.db"
+
+
+@pytest.fixture(scope="module")
+def refunding(node, journal):
+    with open_shop(node, journal) as running:
+        yield running
+        Office(running.port).is_in_order()
+
+
+@pytest.fixture(scope="module")
+def keeping(node, tmp_path_factory):
+    journal = tmp_path_factory.mktemp("keeping") / "journal.db"
+    with open_shop(node, journal, refund_undelivered="false") as running:
+        yield running
+        Office(running.port).is_in_order()
+
+
+@pytest.fixture
+def customer(refunding):
+    return Office(refunding.port).customer(FILLED)
+
+
+def settles(customer: Customer, *moves: tuple[str, int], held_msat: int = 0) -> None:
+    """Wait until a statement says this and nothing else."""
+    expected = [("adjustment", FILLED), *moves]
+    eventually(lambda: customer.moved() == expected, 8)
+    balance = sum(amount for _, amount in expected)
+    told = {
+        "balance_msat": balance,
+        "held_msat": held_msat,
+        "available_msat": balance - held_msat,
+    }
+    eventually(lambda: customer.balance() == told, 8)
+    customer.office.is_in_order()
+
+
+def charge_of(node, job_id: str) -> int:
+    (paid,) = [event for event in node.events("paid") if event["job_id"] == job_id]
+    return MARKUP.charge_msat(paid["price_msat"])
+
+
+@pytest.mark.parametrize("fault", UNDELIVERED)
+def test_what_was_not_delivered_is_given_back(customer, node, fault):
+    answer = customer.ask(f"fault/{fault}")
+    assert answer.status >= 500 and answer.error["code"] == "undelivered"
+    assert answer.verdict == "settled" and answer.headers["x-should-retry"] == "false"
+    charge = charge_of(node, answer.headers["x-lcp-job-id"])
+    assert charged(answer) == 0
+    settles(customer, ("purchase", -charge), ("refund", charge))
+
+
+def test_no_balance_is_told_while_a_refund_is_on_its_way(customer):
+    answer = customer.ask("fault/wrong-hash")
+    assert charged(answer) == 0
+    assert "x-lcp-balance-msat" not in answer.headers
+    eventually(lambda: customer.balance()["available_msat"] == FILLED, 8)
+
+
+@pytest.mark.parametrize("fault", UNDELIVERED)
+def test_where_the_operator_does_not_refund_it_is_charged_and_said(keeping, node, fault):
+    customer = Office(keeping.port).customer(FILLED)
+    answer = customer.ask(f"fault/{fault}")
+    assert answer.error["code"] == "undelivered" and answer.verdict == "settled"
+    charge = charge_of(node, answer.headers["x-lcp-job-id"])
+    assert charged(answer) == charge
+    assert int(answer.headers["x-lcp-balance-msat"]) == FILLED - charge
+    settles(customer, ("purchase", -charge))
+
+
+@pytest.mark.parametrize("fault", CUT)
+@pytest.mark.parametrize("refunds", [True, False])
+def test_a_stream_that_is_cut_counts_as_not_delivered(refunding, keeping, node, fault, refunds):
+    served = refunding if refunds else keeping
+    customer = Office(served.port).customer(FILLED)
+    answer = customer.ask(f"fault/{fault}", "one two three four five", stream=True, max_tokens=50)
+    assert not answer.whole or answer.blocks[-1][1] != "[DONE]"
+    charge = charge_of(node, answer.headers["x-lcp-job-id"])
+    back = [("refund", charge)] if refunds else []
+    settles(customer, ("purchase", -charge), *back)
+
+
+@pytest.mark.parametrize("fault", UNPAID)
+def test_what_was_not_paid_is_not_charged(customer, seen, fault):
+    answer = customer.ask(f"fault/{fault}")
+    assert answer.status >= 400 and answer.verdict == "none"
+    assert answer.headers.get("x-lcp-charged-msat", "0") == "0"
+    settles(customer)
+    assert not seen.jobs("paid")
+
+
+@pytest.mark.parametrize(
+    ("fault", "evidence"),
+    [("execute-code-unavailable", "settled"), ("execute-hangs", "not_paid")],
+)
+def test_what_is_unknown_is_held_until_somebody_says_what_became_of_it(
+    customer, node, journal, fault, evidence
+):
+    answer = customer.ask(f"fault/{fault}")
+    assert answer.verdict == "unknown" and answer.error["code"] == "payment_unknown"
+    assert answer.headers["x-should-retry"] == "false"
+    job_id = answer.headers["x-lcp-job-id"]
+    charge = charge_of(node, job_id)
+    settles(customer, held_msat=charge)
+    assert int(answer.headers["x-lcp-balance-msat"]) == FILLED - charge
+    # What is held cannot be taken away.
+    over = {"amount_msat": -(FILLED - charge + 1), "reason": "of a test"}
+    refused = customer.office.post(f"accounts/{customer.account_id}/adjustments", over)
+    assert refused.status == 409 and refused.error["code"] == "insufficient_balance"
+    eventually(lambda: states(journal)[job_id] == "unknown")
+
+    said = resolve(journal, job_id, evidence)
+    assert said.returncode == 0, said.stderr
+    settles(customer, *([("purchase", -charge)] if evidence == "settled" else []))
+    # Once and for all.
+    assert resolve(journal, job_id, evidence).returncode != 0
+    settles(customer, *([("purchase", -charge)] if evidence == "settled" else []))
+
+
+def resolve(journal, job_id: str, evidence: str) -> subprocess.CompletedProcess:
+    command = ["purchases", "resolve", job_id, evidence, "--why", "of a test", "--yes"]
+    return subprocess.run(
+        [sys.executable, "-m", "lcp_gateway", *command],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=clean_environment({"LCP_GATEWAY_JOURNAL_URL": str(journal)}),
+    )
+
+
+def test_a_gateway_killed_while_it_pays_leaves_the_hold_and_another_keeps_it(node, seen, tmp_path):
+    """The one that sweeps has another mark-up: what was agreed on counts."""
+    journal = tmp_path / "journal.db"
+    with open_shop(node, journal, timeout_execute_s=20) as running:
+        customer = Office(running.port).customer(FILLED)
+        charge = customer.quote("fault/execute-hangs")["charge_msat"]
+
+        def ask() -> None:
+            with suppress(OSError, EOFError):
+                customer.ask("fault/execute-hangs")
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        eventually(lambda: seen.count("paid") == 1)
+        customer.eventually_has(held_msat=charge, balance_msat=FILLED)
+        running.process.kill()
+        running.process.wait(5)
+        asking.join(10)
+    (job_id,) = seen.jobs("paid")
+    with open_shop(node, journal, markup_percent="300", refund_undelivered="false") as running:
+        there = Customer(running.port, customer.account_id, customer.key)
+        eventually(lambda: states(journal)[job_id] == "unknown", 8)
+        settles(there, held_msat=charge)
+        assert resolve(journal, job_id, "settled").returncode == 0
+        settles(there, ("purchase", -charge))
