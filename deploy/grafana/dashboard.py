@@ -299,6 +299,24 @@ def lightning() -> list[timeseries.Panel]:
     ]  # fmt: skip
 
 
+def customers() -> list[stat.Panel | timeseries.Panel]:
+    balances, funds = shared("customers_balance_msat"), shared("lnd_local_balance_msat")
+    charged, paid = "charged_msat_total", "payment_msat_total"
+    return [
+        number("Customers", "Accounts that are not deleted. No data: this gateway keeps no accounts.", shared("customers")),
+        number("Customers have", "What customers have together, what is held included: you owe it them.", f"{balances} / 1000", unit=SAT, decimals=0),
+        number("Covered", "What lnd has on its side of the channels, as a share of what customers have. Below 100 % not everybody can be served. No data: no lnd is configured.", f"{funds} / clamp_min({balances}, 1)", unit="percentunit", decimals=0, steps=((None, RED), (1, YELLOW), (1.25, GREEN))),
+        number("Paid in", "Top-ups that were credited in the time shown.", f"{total('topups_msat_total')} / 1000", unit=SAT, decimals=0),
+        number("Margin", "What customers were charged, less what all settled payments cost, in the time shown; routing fees and the operator's own requests are not taken out.", f"({total(charged)} - {total(paid, extra=SETTLED)}) / 1000", unit=SAT, decimals=0),
+        number("Settlements followed", "How many gateways follow what is paid in: exactly one should. 0: top-ups are not credited by themselves.", f"sum({own('settlements_leader')})", steps=((None, RED), (1, GREEN), (2, YELLOW))),
+        lines("Balances and funds", "What customers have and what of it is held for purchases whose end is open, against what lnd has on its side of the channels.", [(f"{balances} / 1000", "balances"), (f"{shared('customers_held_msat')} / 1000", "held"), (f"{funds} / 1000", "funds")], unit=SAT),
+        lines("Paid in by customers", "What was credited, and how many top-ups that were, a minute.", [(f"{rate('topups_msat_total')} * 60 / 1000", "paid in"), (f"{rate('topups_total')} * 60", "top-ups")], unit=SAT_PER_MINUTE),
+        lines("Charged and paid", "What customers are charged, and what settled payments cost. Where the lines meet, nothing is earned.", [(f"{rate(charged)} * 60 / 1000", "charged"), (f"{rate(paid, extra=SETTLED)} * 60 / 1000", "paid")], unit=SAT_PER_MINUTE),
+        lines("Refused customers", "balance: 402, with an invoice for what is missing. rate_limit: 429, too many requests or tokens a minute. concurrency: 429, too many at once. auth: no key, or none that is good for it.", [(rate("refusals_total", "reason", 'reason=~"balance|rate_limit|concurrency|auth"'), "{{reason}}")], unit="reqps", width=12),
+        lines("Who follows the settlements", "1 on the gateway that does. It moves when that one ends.", [(own("settlements_leader"), "{{instance}}")], width=12),
+    ]  # fmt: skip
+
+
 def latency() -> list[timeseries.Panel]:
     quote_limit: Steps = ((None, GREEN), (5, RED))
     work_limit: Steps = ((None, GREEN), (120, RED))
@@ -427,6 +445,8 @@ def build() -> str:
         ("Routing and nodes", routing()),
         ("Errors", errors()),
         ("Process", process()),
+        # Behind the others, whose ids stay as they were.
+        ("Customers", customers()),
     ):
         # Fixed ids, so that a link to a panel goes on working.
         board.with_row(dashboard.Row(title).id(next(ids)))

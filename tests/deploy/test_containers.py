@@ -11,6 +11,7 @@ from tests.support.compose import COMPOSE, DOCKERFILE, resolved, services
 from tests.support.promql import ROOT
 
 GATEWAYS = {name for name, service in services().items() if "build" in service}
+OPERATORS = ("gateway-operator-1", "gateway-operator-2")
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +23,8 @@ def test_there_is_a_gateway_for_each_profile():
     assert {name: tuple(services()[name]["profiles"]) for name in GATEWAYS} == {
         "gateway-embedded": ("embedded",),
         "gateway-lcpd": ("lcpd",),
+        "gateway-operator-1": ("operator",),
+        "gateway-operator-2": ("operator",),
     }
 
 
@@ -55,11 +58,14 @@ def test_a_gateway_is_given_only_settings_that_exist(name, known_variables):
 
 
 @pytest.mark.parametrize("name", sorted(GATEWAYS))
-def test_a_gateway_starts_with_the_settings_it_is_given(name):
+def test_a_gateway_starts_with_the_settings_it_is_given(name, tmp_path):
     from lcp_gateway.config import load
 
+    for secret in services()[name].get("secrets", ()):
+        (tmp_path / secret).write_text("a secret")
     environment = {
-        key: resolved(str(value)) for key, value in services()[name]["environment"].items()
+        key: resolved(str(value)).replace("/run/secrets", str(tmp_path))
+        for key, value in services()[name]["environment"].items()
     }
     flags = {"embedded": True} if "--embedded" in services()[name]["command"] else {}
     loaded = load(flags=flags, environ=environment, config_path=None)
@@ -75,6 +81,78 @@ def test_a_gateway_cannot_write_or_gain_rights(name):
     assert service["security_opt"] == ["no-new-privileges:true"]
 
 
+@pytest.mark.parametrize("name", ["gateway-embedded", "gateway-lcpd"])
+def test_what_was_paid_outlives_the_container(name):
+    from lcp_gateway.config.places import journal_place
+    from lcp_gateway.config.settings import Settings
+
+    (mount,) = services()[name]["volumes"]
+    place = mount.split(":")[1]
+    image = DOCKERFILE.read_text()
+    (state_home,) = re.findall(r"XDG_STATE_HOME=(\S+)", image)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", state_home)
+        assert str(journal_place(Settings()).parent) == place
+    # A new volume takes its owner from the image.
+    (user,) = re.findall(r"^USER (\d+):", image, re.MULTILINE)
+    assert re.search(rf"install -d .*-o {user} .*{place}$", image, re.MULTILINE)
+
+
+def test_an_image_that_is_told_nothing_serves_nobody(dockerfile):
+    assert "ALLOW_OPEN" not in "\n".join(dockerfile)
+    for name in GATEWAYS:
+        environment = services()[name]["environment"]
+        is_open = environment.get("LCP_GATEWAY_ALLOW_OPEN") == "true"
+        assert is_open is (environment.get("LCP_GATEWAY_AUTH") != "accounts")
+
+
+def test_both_gateways_of_an_operator_are_told_the_same_but_for_their_ports():
+    first, second = (services()[name]["environment"] for name in OPERATORS)
+    differ = {name for name in first | second if first.get(name) != second.get(name)}
+    assert differ == {"LCP_GATEWAY_HTTP_ADDR", "LCP_GATEWAY_METRICS_ADDR"}
+
+
+def test_an_operators_secrets_are_in_no_file_that_is_committed():
+    for name in OPERATORS:
+        environment = services()[name]["environment"]
+        assert environment["LCP_GATEWAY_ADMIN_KEY"] == "${LCP_GATEWAY_ADMIN_KEY:-}"
+        assert ":${POSTGRES_PASSWORD:-}@postgres/" in environment["LCP_GATEWAY_JOURNAL_URL"]
+        assert ":${REDIS_PASSWORD:-}@redis:" in environment["LCP_GATEWAY_REDIS_URL"]
+    secrets = yaml.safe_load(COMPOSE.read_text())["secrets"]
+    assert set(secrets) == set(services()[OPERATORS[0]]["secrets"])
+    ignored = (ROOT / "deploy/operator/.gitignore").read_text().splitlines()
+    assert "*" in ignored
+    assert all(secret["file"].startswith("./deploy/operator/") for secret in secrets.values())
+
+
+@pytest.mark.parametrize("name", ["postgres", "redis"])
+def test_what_the_gateways_share_is_reached_from_within_only(name):
+    assert "ports" not in services()[name]
+    for gateway in OPERATORS:
+        assert services()[gateway]["depends_on"][name] == {"condition": "service_healthy"}
+
+
+def test_a_redis_without_a_password_does_not_start(tmp_path):
+    """The very command of the file."""
+    import os
+    import subprocess
+
+    program = services()["redis"]["command"]
+    assert program[:2] == ["sh", "-c"]
+    script = program[2].replace("$$", "$").replace("redis-server -", "cat")
+    for password, code in (("", 2), ("s3cret", 0)):
+        done = subprocess.run(
+            ["sh", "-c", script],
+            env={"PATH": os.environ["PATH"], "REDIS_PASSWORD": password},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert (done.returncode != 0) is (code != 0), done.stderr
+        assert (f"requirepass {password}\n" in done.stdout) is (code == 0)
+
+
 def test_a_gateway_has_more_time_to_stop_than_its_jobs():
     grace_s = specs()["shutdown_grace_s"].default
     for name in GATEWAYS:
@@ -82,10 +160,11 @@ def test_a_gateway_has_more_time_to_stop_than_its_jobs():
 
 
 def test_the_daemon_that_asks_nobody_who_they_are_is_reached_over_loopback_only():
-    gateway = services()["gateway-lcpd"]
-    assert gateway["network_mode"] == "service:lcpd"
-    assert gateway["environment"]["LCP_GATEWAY_LCPD_GRPC_ADDR"].startswith("127.0.0.1:")
-    assert "ports" not in gateway
+    for name in ("gateway-lcpd", *OPERATORS):
+        gateway = services()[name]
+        assert gateway["network_mode"] == "service:lcpd"
+        assert gateway["environment"]["LCP_GATEWAY_LCPD_GRPC_ADDR"].startswith("127.0.0.1:")
+        assert "ports" not in gateway
     assert all("50051" not in port for port in services()["lcpd"]["ports"])
 
 
@@ -97,9 +176,38 @@ def test_prometheus_scrapes_the_name_that_both_gateways_answer_to():
     for name in ("gateway-embedded", "lcpd"):
         service = services()[name]
         assert host in service["networks"]["default"]["aliases"]
-        assert service["ports"] == [f"127.0.0.1:{port}:{port}"]
-    for name in GATEWAYS:
+        assert f"127.0.0.1:{port}:{port}" in service["ports"]
+    for name in GATEWAYS - {"gateway-operator-2"}:
         assert services()[name]["environment"]["LCP_GATEWAY_HTTP_ADDR"] == f":{port}"
+
+
+def test_an_operators_prometheus_scrapes_both_gateways_where_no_key_is_asked_for():
+    config = yaml.safe_load((ROOT / "deploy/prometheus/operator.yml").read_text())
+    usual = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    (job,) = [job for job in config["scrape_configs"] if job["job_name"] == "lcp-gateway"]
+    ((*targets,),) = [targets["targets"] for targets in job["static_configs"]]
+    environments = [services()[name]["environment"] for name in OPERATORS]
+    assert targets == [f"gateway{given['LCP_GATEWAY_METRICS_ADDR']}" for given in environments]
+    published = services()["lcpd"]["ports"]
+    for given in environments:
+        port = given["LCP_GATEWAY_HTTP_ADDR"].removeprefix(":")
+        assert f"127.0.0.1:{port}:{port}" in published
+        assert not any(given["LCP_GATEWAY_METRICS_ADDR"] in mapping for mapping in published)
+    assert {**config, "scrape_configs": 0} == {**usual, "scrape_configs": 0}
+    mounts = [mount.split(":")[0] for mount in services()["prometheus-operator"]["volumes"]]
+    assert "./deploy/prometheus/operator.yml" in mounts
+
+
+def test_each_profile_has_one_prometheus_of_the_name_that_grafana_asks():
+    for profile in ("embedded", "lcpd", "operator"):
+        found = [
+            name
+            for name, service in services().items()
+            if "/prom/" in f"/{resolved(service['image'])}" and profile in service["profiles"]
+        ]
+        (name,) = found
+        aliases = services()[name].get("networks", {}).get("default", {}).get("aliases", [])
+        assert "prometheus" in {name, *aliases}
 
 
 @pytest.mark.parametrize("name", services())
@@ -231,7 +339,12 @@ def test_the_health_check_tells_an_answer_from_an_error(tmp_path):
         def log_message(self, *_):
             pass
 
-    (check,) = {services()[name]["healthcheck"]["test"][3] for name in GATEWAYS}
+    for name in GATEWAYS:
+        port = services()[name]["environment"]["LCP_GATEWAY_HTTP_ADDR"]
+        assert f"{port}/healthz" in services()[name]["healthcheck"]["test"][3]
+    (check,) = {
+        services()[name]["healthcheck"]["test"][3].replace("8081", "8080") for name in GATEWAYS
+    }
     assert check in DOCKERFILE.read_text()
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()

@@ -35,6 +35,7 @@ def promtool():
     [
         ("check", "rules", "alerts.yml"),
         ("check", "config", "prometheus.yml"),
+        ("check", "config", "operator.yml"),
         ("test", "rules", "alerts_test.yml"),
     ],
     ids=" ".join,

@@ -25,6 +25,8 @@ from tests.support.promql import alert_rules, dashboard_queries
 pytestmark = pytest.mark.slow
 
 FEE_MSAT = 1_000
+OPERATOR, ADMIN = "sk-operator", "sk-admin"
+TOPUP_MSAT = 100_000
 ENVIRONMENT = {
     "LCP_GATEWAY_NODE_FAULTS": "true",
     "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "1",
@@ -41,6 +43,11 @@ ENVIRONMENT = {
     "LCP_GATEWAY_BUDGET_DAY_MSAT": "2000000000",
     "LCP_GATEWAY_BUDGET_MONTH_MSAT": "3000000000",
     "LCP_GATEWAY_NODES_REFRESH_S": "0.5",
+    # A gateway that sells: the operator's own key is not charged, and is the one that Prometheus comes with.
+    "LCP_GATEWAY_AUTH": "accounts",
+    "LCP_GATEWAY_API_KEYS": OPERATOR,
+    "LCP_GATEWAY_ADMIN_KEY": ADMIN,
+    "LCP_GATEWAY_MARKUP_PERCENT": "10",
     # So that auto does not choose a model that fails by design.
     "LCP_GATEWAY_MODELS": json.dumps(
         {
@@ -59,6 +66,8 @@ MAY_BE_ZERO = {
     "Event loop lag (B)": "the same",
     "Journal (A)": "a journal that can be written is what we want",
     "Trouble (A)": "the same",
+    "Margin (A)": "the operator's own requests cost more than customers are charged",
+    "Balances and funds (B)": "nothing is held once the load is over",
 }
 
 GOOD = ("echo-1", "echo-mini")
@@ -84,14 +93,14 @@ class World:
     node: HttpNodeThread
 
 
-def ask(port, model, *, stream=False, read=True, key=None):
+def ask(port, model, *, stream=False, read=True, key=None, credential=OPERATOR):
     """Send one request, and read its answer or go away after the first bytes of it."""
     body = {
         "model": model,
         "stream": stream,
         "messages": [{"role": "user", "content": "hello " * 40}],
     }
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {credential}"}
     if key is not None:
         headers["Idempotency-Key"] = key
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
@@ -107,6 +116,38 @@ def ask(port, model, *, stream=False, read=True, key=None):
         return answer.status
     finally:
         connection.close()
+
+
+def call(port, method, path, fields, credential=ADMIN):
+    """Send one JSON document to the wallet or the administration, and give the one that comes back."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {credential}"}
+        connection.request(method, path, json.dumps(fields), headers)
+        answer = connection.getresponse()
+        assert answer.status == 201, answer.read()
+        return json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def customer(port, **rules):
+    """Make an account, and give the key of it."""
+    account = call(port, "POST", "/api/admin/accounts", {"name": "alice"})
+    fields = {"name": "laptop", **rules}
+    return call(port, "POST", f"/api/admin/accounts/{account['id']}/keys", fields)["key"]
+
+
+def sell(port, standin, watcher):
+    """Have a customer pay in, buy and be too quick, and one with nothing ask; give how many requests that were."""
+    paying, poor = customer(port, requests_per_minute=1), customer(port)
+    topup = call(port, "POST", "/api/wallet/topups", {"amount_msat": TOPUP_MSAT}, paying)
+    standin.run(standin.settle(bytes.fromhex(topup["payment_hash"])))
+    # Credited without anybody asking for it.
+    watcher.wait_for("lcpgateway_topups_total", lambda found: found and found[0][1] >= 1)
+    statuses = [ask(port, "echo-mini", credential=key) for key in (paying, paying, poor)]
+    assert statuses == [200, 429, 402]
+    return len(statuses)
 
 
 def load(port, round_number):
@@ -135,6 +176,13 @@ def lnd(folder: Path) -> Iterator[LndStandin]:
     standin.balance = LN.ChannelBalanceResponse(local_balance=LN.Amount(sat=5_000, msat=5_000_000))
     with in_a_thread(standin):
         yield standin
+
+
+def scrape_key(folder):
+    """Write the operator's key down where Prometheus reads it."""
+    file = folder / "key"
+    file.write_text(OPERATOR)
+    return file
 
 
 def closed_port():
@@ -178,7 +226,9 @@ def world(tmp_path_factory):
         lnd(tmp_path_factory.mktemp("lnd")) as standin,
         HttpNodeThread("home", ("home-1",)) as node,
         gateway(env=surroundings(standin.address, node)) as running,
-        prometheus(configuration(f"127.0.0.1:{running.port}"), folder) as watcher,
+        prometheus(
+            configuration(f"127.0.0.1:{running.port}", key_file=scrape_key(folder)), folder
+        ) as watcher,
     ):
         watcher.wait_for("up", lambda found: [value for _, value in found] == [1])
         watcher.wait_for('lcpgateway_node_up{node="home"} == 1', bool)
@@ -186,6 +236,7 @@ def world(tmp_path_factory):
         answered = 0
         for round_number in (1, 2):
             answered += load(running.port, round_number) - 1
+            answered += sell(running.port, standin, watcher)
             for expr, least in (
                 (ANSWERED, answered),
                 ('lcpgateway_client_disconnects_total{phase="stream"}', round_number),
@@ -297,6 +348,25 @@ def test_what_was_bought_from_a_node_is_counted_as_its_own(world):
 def test_a_model_that_only_a_node_has_is_known_by_its_name(world):
     found = world.prometheus.query('sum(lcpgateway_requests_total{model="home-1"})')
     assert [value for _, value in found] == [4]
+
+
+def test_what_customers_have_is_what_they_paid_in_less_what_they_were_charged(world):
+    def total(name):
+        ((_, value),) = world.prometheus.query(f"sum(lcpgateway_{name})")
+        return value
+
+    assert total("topups_total") == 2
+    assert total("topups_msat_total") == 2 * TOPUP_MSAT
+    charged_msat = total("charged_msat_total")
+    assert charged_msat > 0
+    left_msat = 2 * TOPUP_MSAT - charged_msat
+    # Read from the books every few seconds.
+    world.prometheus.wait_for(f"sum(lcpgateway_customers_balance_msat) == {left_msat}", bool)
+    assert total("customers") == 4
+    assert total("customers_held_msat") == 0
+    assert total("settlements_leader") == 1
+    assert total('refusals_total{reason="rate_limit"}') == 2
+    assert total('refusals_total{reason="balance"}') == 2
 
 
 def test_nodes_that_go_are_told_from_nodes_that_never_came(world):

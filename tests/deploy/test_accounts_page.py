@@ -1,0 +1,79 @@
+"""The examples of docs/accounts.md do what the page says, one after the other as a reader runs them."""
+
+import re
+import shlex
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.gateway import clean_environment, gateway
+from tests.support.promql import ROOT
+
+PAGE = (ROOT / "docs" / "accounts.md").read_text()
+SERVE, *OTHERS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def free_address():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What all the examples print, against a gateway that is started as the first of them says."""
+    node = free_address()
+    settings = dict(re.findall(r"(LCP_GATEWAY_\w+)=(\S+)", SERVE))
+    settings["LCP_GATEWAY_NODE_LISTEN"] = node
+    with gateway(env=settings) as running:
+        script = (
+            "\n".join(OTHERS)
+            .replace("http://127.0.0.1:8080", running.base_url)
+            .replace("127.0.0.1:50051", node)
+        )
+        # Whatever environment the tests run in.
+        python = shlex.quote(sys.executable)
+        script = re.sub(r"\.venv/bin/lcp-gateway", f"{python} -m lcp_gateway", script)
+        script = re.sub(r"(?<!/)\.venv/bin/python", python, script)
+        home = tmp_path_factory.mktemp("home")
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=ROOT,
+            env=clean_environment({"HOME": str(home), "XDG_STATE_HOME": str(home)}),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield done.stdout
+
+
+def test_the_customer_has_what_it_paid_in(told):
+    assert "no real money moved" in told
+    assert (
+        '{"object":"lcp.wallet","balance_msat":10000,"held_msat":0,"available_msat":10000}' in told
+    )
+
+
+def test_what_is_charged_is_what_the_page_says(told):
+    for header in ("X-Lcp-Price-Msat", "X-Lcp-Charged-Msat", "X-Lcp-Balance-Msat"):
+        (shown,) = re.findall(rf"^{header}: (\d+)$", PAGE, re.MULTILINE)
+        assert f"{header}: {shown}" in told
+
+
+def test_the_key_with_limits_has_them(told):
+    assert '"models":["echo-mini"]' in told
+    assert '"requests_per_minute":2' in told and '"budget_day_msat":100000' in told
+
+
+def test_who_paid_at_the_door_is_served_and_charged(told):
+    assert told.count("HTTP/1.1 200 OK") == 2
+    assert '"balance_msat":98236,"held_msat":0,"available_msat":98236' in told
+
+
+def test_the_books_agree_in_the_end(told):
+    assert "adj_goodwill-1" in told
+    assert '"ok":true,"problems":[]' in told
