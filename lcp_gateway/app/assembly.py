@@ -42,6 +42,7 @@ from lcp_gateway.purchase.service import Patience, PurchaseService
 from lcp_gateway.purchase.shared import SharedAnswers
 from lcp_gateway.routing.query import answer
 from lcp_gateway.routing.standing import Standings
+from lcp_gateway.store.engine import DatabaseUnavailable
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstreams.channel import LcpdAddress, TlsFiles
@@ -234,6 +235,7 @@ def assemble(
         log=get_logger("request"),
         open_paths=OPEN_PATHS,
         max_header_bytes=settings.max_header_bytes,
+        away=(DatabaseUnavailable,),
     )
     apart = bool(settings.metrics_addr)
     return Gateway(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from lcp_gateway.accounts.replicas import Outage, RedisNotInstalled
 from lcp_gateway.accounts.settlements import Settlements
 from lcp_gateway.accounts.wallet import TopupRules, Wallet
 from lcp_gateway.app.ledgers import LedgerError, Ledgers
+from lcp_gateway.app.routing import model_registry
 from lcp_gateway.app.till import LndTill
 from lcp_gateway.config import Settings, auth_mode, journal_place
 from lcp_gateway.http.admin import AdminRoutes
@@ -282,7 +284,12 @@ async def _admission(
         stack.push_async_callback(leases.aclose)
     jobs = JobsPerKey(leases, default=settings.key_concurrent_jobs, outage=outage)
     rates = _rate_limits(settings, stack, outage)
-    return Admission(rates, jobs, asks_redis=bool(settings.redis_url))
+    return Admission(
+        rates,
+        jobs,
+        asks_redis=bool(settings.redis_url),
+        resolve=model_registry(settings).resolve,
+    )
 
 
 def _rate_limits(
@@ -316,7 +323,7 @@ async def _watch_solvency(ledger: Any, metrics: Metrics) -> None:
 def _l402_secret(settings: Settings) -> bytes:
     """Give the secret that tokens are made with; the first time it is made, and kept beside the journal."""
     if settings.l402_secret:
-        return settings.l402_secret.encode().ljust(_SECRET_BYTES, b"\0")
+        return hashlib.sha256(settings.l402_secret.encode()).digest()
     place = journal_place(settings)
     if not isinstance(place, Path):
         raise LedgerError(

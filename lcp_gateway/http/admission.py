@@ -1,7 +1,7 @@
 """What a request must pass before anything is asked of anybody: the key's models, rates, jobs and price cap."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +30,8 @@ class Admission:
     rates: "RateLimits | None"
     jobs: JobsPerKey
     asks_redis: bool = False
+    resolve: Callable[[str], str] = str
+    """Gives the real name behind an alias."""
 
     async def job(self, caller: Caller) -> Lease:
         """Count a job of a key; give the lease back at its end.
@@ -69,7 +71,9 @@ class Admission:
             ApiError: 403 for a model that its key is not good for.
         """
         rules = caller.rules
-        if rules.models and task.model not in rules.models and not is_auto(task.model):
+        good_for = rules.models | {self.resolve(name) for name in rules.models}
+        wanted = {task.model, self.resolve(task.model)}
+        if rules.models and not wanted & good_for and not any(map(is_auto, wanted)):
             raise ApiError(
                 403,
                 "this key is not good for that model",
@@ -85,7 +89,7 @@ class Admission:
             limit_msat=min(caps, default=None),
             account_id=caller.account_id,
             budgets=_budgets(caller),
-            models=rules.models,
+            models=good_for,
         )
 
 

@@ -32,8 +32,10 @@ class Edge:
         log: FilteringBoundLogger,
         open_paths: frozenset[str],
         max_header_bytes: int,
+        away: tuple[type[Exception], ...] = (),
     ) -> None:
-        """``open_paths`` need no key."""
+        """``open_paths`` need no key. ``away`` are the errors of a database that cannot be reached."""
+        self._away = away
         self._door = door
         self._cors = cors
         self._metrics = metrics
@@ -105,6 +107,8 @@ class Edge:
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - a bug must still become an answer that says what was paid
+            if isinstance(error, self._away):
+                return self._refuse(_away(exchange), exchange)
             self._log.error("unexpected error", exc_info=error)
             quote = exchange.purchase.quote if exchange.purchase else None
             return self._refuse(internal_error(exchange.verdict, quote), exchange)
@@ -189,3 +193,16 @@ class Edge:
             self._log.warning(exchange.operation, **fields)
         else:
             self._log.info(exchange.operation, **fields)
+
+
+def _away(exchange: Exchange) -> ApiError:
+    quote = exchange.purchase.quote if exchange.purchase else None
+    return ApiError(
+        503,
+        "the gateway's books cannot be read right now",
+        code="journal_unavailable",
+        retry=exchange.verdict is Verdict.NONE,
+        verdict=exchange.verdict,
+        quote=quote,
+        reason="journal",
+    )

@@ -19,6 +19,7 @@ from lcp_gateway.http.edge import Edge
 from lcp_gateway.http.exchange import EXCHANGE
 from lcp_gateway.http.l402 import L402Routes
 from lcp_gateway.http.wallet import WalletRoutes
+from lcp_gateway.store.engine import DatabaseUnavailable
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 
@@ -104,6 +105,7 @@ async def front(bank, *, with_l402: bool = True, l402_msat: int = 50_000, **rule
         log=log,
         open_paths=frozenset({"/healthz"}),
         max_header_bytes=16_384,
+        away=(DatabaseUnavailable,),
     )
     app = build_application(routes, edge, max_body_bytes=65_536, with_metrics=True)
     async with TestClient(TestServer(app)) as client:

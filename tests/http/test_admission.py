@@ -150,3 +150,17 @@ async def test_what_an_answer_took_stands_in_the_way_of_the_next_request(clock):
     await gate.settle(allowance, 400, 4_000)
     with pytest.raises(RateLimited):
         await gate.count(caller(), task(size=4))
+
+
+@pytest.mark.parametrize("listed", ["gpt-4o-mini", "real"])
+@pytest.mark.parametrize("asked", ["gpt-4o-mini", "real"])
+def test_an_alias_and_its_model_are_the_same_to_a_key(listed, asked):
+    names = {"gpt-4o-mini": "real"}
+    door = Admission(
+        None, JobsPerKey(MemoryLeases(), default=0), resolve=lambda name: names.get(name, name)
+    )
+    who = caller(models=frozenset({listed}))
+    order = door.order(who, task(asked), request_id="r", limit_msat=None)
+    assert "real" in order.models
+    with pytest.raises(ApiError):
+        door.order(who, task("other"), request_id="r", limit_msat=None)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lcp_gateway.store.engine import DatabaseUnavailable
 from tests.http.front import STATIC_KEY, front
 
 WALLET = "/api/wallet"
@@ -188,3 +189,16 @@ async def test_a_till_that_is_away_is_said_and_another_try_is_worth_it(gateway, 
 async def test_a_key_of_no_account_has_no_wallet(gateway):
     found = await gateway.ask("GET", WALLET, STATIC_KEY)
     assert found.status == 403
+
+
+async def test_books_that_cannot_be_read_are_said_to_be_away_and_worth_another_try(
+    gateway, customer, monkeypatch
+):
+    async def away(_account_id):
+        raise DatabaseUnavailable("gone")
+
+    monkeypatch.setattr(gateway.bank.ledger, "balance", away)
+    found = await gateway.ask("GET", WALLET, customer[1])
+    assert (found.status, found.code) == (503, "journal_unavailable")
+    assert found.headers["x-should-retry"] == "true" and found.headers["retry-after"]
+    assert found.headers["X-Lcp-Payment"] == "none"
