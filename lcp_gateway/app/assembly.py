@@ -294,7 +294,7 @@ def _service(
         book=QuoteBook(utc_now),
         brake=LoopBrake(settings.loop_brake_per_minute),
         bounds=Bounds(window_bytes=settings.stream_buffer_bytes),
-        patience=Patience(settings.join_grace_s, settings.cancel_timeout_s),
+        patience=Patience(settings.join_grace_s, settings.cancel_timeout_s, settings.timeout_s),
         background=background.start,
         observer=Observers([Measuring(routing.records, standings, metrics), accounting]),
         clock=time.monotonic,

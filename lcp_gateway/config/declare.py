@@ -26,9 +26,11 @@ class Group(enum.StrEnum):
     ACCOUNTS = "Access and accounts"
     RATES = "Rates"
     ANSWERS = "Answers and retries"
+    STORED = "Stored responses and completions"
     LND = "lnd"
     LIMITS = "Limits and time-outs"
-    TELEMETRY = "Logs and metrics"
+    TELEMETRY = "Logs, metrics and traces"
+    BACKGROUND = "Running in the background"
     NODE = "The embedded node"
 
 

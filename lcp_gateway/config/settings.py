@@ -9,10 +9,11 @@ from lcp_gateway.config import forms
 from lcp_gateway.config.declare import OPENAI_SERVE_PREFIX, OPENCLAW_PREFIX, Group, Spec, setting
 from lcp_gateway.config.market import MarketSettings
 from lcp_gateway.config.money import MoneySettings
+from lcp_gateway.config.operation import OperationSettings
 from lcp_gateway.config.selling import SellingSettings
 
 
-class Settings(MarketSettings, SellingSettings, MoneySettings):
+class Settings(OperationSettings, MarketSettings, SellingSettings, MoneySettings):
     """Everything that can be configured. Plain values, already checked; nothing is read from outside."""
 
     model_config = SettingsConfigDict(

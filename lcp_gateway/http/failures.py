@@ -16,7 +16,7 @@ from lcp_gateway.purchase.errors import (
 )
 from lcp_gateway.purchase.memory import AnswerLost, KeyReused
 from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.service import Interrupted
+from lcp_gateway.purchase.service import Interrupted, Reason
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.routing.choice import ModelNotFound, NoProvider, RoutingError
 
@@ -104,7 +104,8 @@ def of_purchase(error: PurchaseError) -> ApiError:
         case UnknownQuote():
             return _of(error, 404, "quote_not_found", reason="quote_unknown")
         case Interrupted():
-            return _of(error, 503, error.code, retry=error.verdict is Verdict.NONE)
+            status = 504 if error.code == Reason.TIMED_OUT.value else 503
+            return _of(error, status, error.code, retry=error.verdict is Verdict.NONE)
         case _:
             return _of(error, 500, "internal_error")
 

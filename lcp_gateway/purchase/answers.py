@@ -58,7 +58,9 @@ class Answer:
     """One order's answer: written by the one task that buys it, read by any number of requests from its beginning.
 
     ``quote_s`` and ``execute_s`` say how long its quote and the call that pays took, ``first_byte_s`` how long it was from
-    that call to a stream's first byte, and ``waited_s`` how much of it went by for readers that were behind. Memory is bounded: past ``whole_bytes`` what all readers have taken is let go, and from then on nobody new can join.
+    that call to a stream's first byte, and ``waited_s`` how much of it went by for readers that were behind. ``kept`` says
+    that it is wanted also while nobody reads it. Memory is bounded: past ``whole_bytes`` what all readers have taken is
+    let go, and from then on nobody new can join.
     """
 
     def __init__(self, order: Order, bounds: Bounds, pool: Pool) -> None:
@@ -70,6 +72,7 @@ class Answer:
         self.size = 0
         self.listeners = 0
         self.abandoned = False
+        self.kept = False
         self.quote_s: float | None = None
         self.execute_s: float | None = None
         self.first_byte_s: float | None = None
@@ -83,6 +86,7 @@ class Answer:
         self._taken: dict[object, int] = {}
         self._waiting: list[asyncio.Future[None]] = []
         self._producer: asyncio.Future[None] | None = None
+        self._on_end: list[Callable[[Answer], None]] = []
 
     @property
     def verdict(self) -> Verdict:
@@ -93,6 +97,23 @@ class Answer:
     def readable(self) -> bool:
         """Tell whether somebody new can still read it from its beginning."""
         return self._whole
+
+    def blocks(self) -> tuple[bytes, ...]:
+        """Give what has come so far, without copying it.
+
+        Raises:
+            AnswerGone: the beginning is no longer held.
+        """
+        if not self._whole:
+            raise AnswerGone
+        return tuple(self._blocks)
+
+    def when_ended(self, hear: "Callable[[Answer], None]") -> None:
+        """Have somebody told of the end, whatever it is; at once if it has been. What they raise is not caught."""
+        if self.ended:
+            hear(self)
+        else:
+            self._on_end.append(hear)
 
     # The producer's side.
 
@@ -105,7 +126,9 @@ class Answer:
         """Add bytes."""
         self._blocks.append(block)
         self.size += len(block)
-        if not self._pool.take(len(block)) or self.size > self._bounds.whole_bytes:
+        fits = self._pool.take(len(block))
+        # What is kept for somebody who comes later is not let go for want of room: it may be paid for already.
+        if not (fits or self.kept) or self.size > self._bounds.whole_bytes:
             self._whole = False
             self._trim()
         self._wake_readers()
@@ -129,6 +152,9 @@ class Answer:
         self.order = self.order.without_body()
         if self.purchase is not None:
             self.purchase.order = self.purchase.order.without_body()
+        heard, self._on_end = self._on_end, []
+        for hear in heard:
+            hear(self)
         self._wake_readers()
 
     def fail(self, error: Exception) -> None:

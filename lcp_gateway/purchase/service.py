@@ -47,6 +47,8 @@ class Reason(enum.StrEnum):
     SHUTTING_DOWN = "shutting_down"
     ENDED = "ended"
     TAKEN_OVER = "taken_over"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
 
 
 _WORDS = {
@@ -54,6 +56,8 @@ _WORDS = {
     Reason.SHUTTING_DOWN: "the gateway is shutting down and could not wait for this any longer",
     Reason.ENDED: "the gateway ended the request",
     Reason.TAKEN_OVER: "another gateway took the request over; nothing was paid here",
+    Reason.TIMED_OUT: "the purchase took longer than this gateway allows",
+    Reason.CANCELLED: "the client cancelled it",
 }
 
 
@@ -84,10 +88,14 @@ class Observer:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a paid answer that nobody waits for goes on being taken in, and how long a peer may take to be told."""
+    """How long a paid answer that nobody waits for goes on being taken in, and how long a peer may take to be told.
+
+    ``limit_s`` is what a purchase may take in all; 0 sets no limit.
+    """
 
     grace_s: float = 10.0
     cancel_timeout_s: float = 2.0
+    limit_s: float = 0.0
 
 
 class PurchaseService:
@@ -160,6 +168,10 @@ class PurchaseService:
         self._running[answer] = task
         # A callback, since a task that is cancelled before its first step runs no code of its own.
         task.add_done_callback(lambda _task: self._finished(answer, repeat))
+        if limit_s := self._patience.limit_s:
+            loop = asyncio.get_running_loop()
+            late = loop.call_later(limit_s, self.interrupt, answer, Reason.TIMED_OUT)
+            answer.when_ended(lambda _answer: late.cancel())
         return answer
 
     async def quote(self, order: Order) -> HeldQuote:
@@ -178,7 +190,7 @@ class PurchaseService:
     def left(self, answer: Answer) -> None:
         """Say that a request no longer reads an answer; the last one to leave sets the end in motion."""
         answer.listeners -= 1
-        if answer.listeners or answer.ended or answer not in self._running:
+        if answer.listeners or answer.kept or answer.ended or answer not in self._running:
             return
         answer.abandoned = True
         if answer.verdict is Verdict.NONE:

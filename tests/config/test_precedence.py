@@ -141,6 +141,8 @@ def test_every_setting_is_read_from_its_own_variable(name, nowhere, tmp_path):
         extra |= {"LCP_GATEWAY_LND_GRPC_ADDR": "lnd:10009"} | {
             f"LCP_GATEWAY_{other}": str(existing) for other in ("LND_TLS_CERT", "LND_MACAROON_FILE")
         }
+    if name in {"http_tls_cert", "http_tls_key"}:
+        extra |= {f"LCP_GATEWAY_HTTP_TLS_{other}": str(existing) for other in ("CERT", "KEY")}
     if name in {"admin_key", "l402", "l402_secret"}:
         extra |= {"LCP_GATEWAY_AUTH": "accounts"}
     if name == "openclaw_enabled":
@@ -171,7 +173,9 @@ EXAMPLES = {
     "peers_stale_s": ("1m", 60.0),
     "preflight": ("0", False),
     "preflight_timeout_s": ("250ms", 0.25),
+    "trusted_proxies": ("10.0.0.7, fd00::/8", ("10.0.0.7/32", "fd00::/8")),
     "default_peer_id": (PEER.upper(), PEER),
+    "default_model": (" gpt-5 ", "gpt-5"),
     "model_map": (f"a=b:7={PEER.upper()};gpt={PEER}", {"a=b:7": PEER, "gpt": PEER}),
     "explicit_choice": ("Score", "score"),
     "model_allowlist": ("gpt-5,llama", ("gpt-5", "llama")),
@@ -246,8 +250,12 @@ EXAMPLES = {
     "redis_url": ("redis://:pw@127.0.0.1/1", "redis://:pw@127.0.0.1/1"),
     "lnd_grpc_addr": ("lnd:10009", "lnd:10009"),
     "reconcile_interval_s": ("5m", 300.0),
+    "max_stored_items": ("0", 0),
+    "max_stored_bytes": ("1MiB", 2**20),
+    "stored_for_s": ("1h", 3600.0),
     "timeout_quote_s": ("2", 2.0),
     "timeout_execute_s": ("1m30s", 90.0),
+    "timeout_s": ("5m", 300.0),
     "cancel_timeout_s": ("1s", 1.0),
     "max_body_bytes": ("2MiB", 2 * 1024 * 1024),
     "max_header_bytes": ("64KiB", 64 * 1024),
@@ -260,6 +268,14 @@ EXAMPLES = {
     "log_level": ("WARNING", "warn"),
     "log_format": ("json", "json"),
     "metrics_addr": ("127.0.0.1:9464", "127.0.0.1:9464"),
+    "verbose": ("true", True),
+    "otlp_endpoint": ("http://otel:4318/", "http://otel:4318"),
+    "otlp_headers": ("Authorization=Bearer x", {"authorization": "Bearer x"}),
+    "trace_ratio": ("0.1", 0.1),
+    "log_max_bytes": ("1MB", 10**6),
+    "log_keep": ("0", 0),
+    "start_timeout_s": ("5s", 5.0),
+    "stop_timeout_s": ("1m", 60.0),
     "embedded": ("true", True),
     "node_listen": (":50052", ":50052"),
     "node_backend": ("http://127.0.0.1:11434/v1/", "http://127.0.0.1:11434/v1"),
