@@ -1,4 +1,4 @@
-"""Reads and writes JSON values, also such as orjson refuses: the halves of surrogate pairs."""
+"""What bodies are: JSON values, also such as orjson refuses (the halves of surrogate pairs), and streams of events."""
 
 import json
 
@@ -28,3 +28,8 @@ def dump_json(value: object) -> bytes:
         return orjson.dumps(value)
     except TypeError:
         return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def is_event_stream(content_type: str) -> bool:
+    """Tell whether a content type is server-sent events."""
+    return content_type.partition(";")[0].strip().lower() == "text/event-stream"

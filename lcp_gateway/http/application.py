@@ -9,9 +9,12 @@ from lcp_gateway.http.door import AGENT_TOKEN
 from lcp_gateway.http.edge import Edge
 from lcp_gateway.http.health import Health
 from lcp_gateway.http.inference import Inference
+from lcp_gateway.http.input_tokens import InputTokens
 from lcp_gateway.http.models import Models
 from lcp_gateway.http.ranking import Ranking
 from lcp_gateway.http.receipts import Receipts
+from lcp_gateway.http.stored_chats import StoredChats
+from lcp_gateway.http.stored_responses import StoredResponses
 from lcp_gateway.http.wallet import WalletRoutes
 
 AGENT_PREFIX = f"/api/agent/{{{AGENT_TOKEN}}}"
@@ -27,6 +30,9 @@ class Routes:
     ranking: Ranking
     health: Health
     receipts: Receipts
+    input_tokens: InputTokens
+    stored_responses: StoredResponses
+    stored_chats: StoredChats
     wallet: WalletRoutes | None = None
     admin: AdminRoutes | None = None
 
@@ -71,10 +77,26 @@ def _add_openai_routes(app: web.Application, routes: Routes, prefix: str) -> Non
         base = prefix + version
         for path, handler in buying.items():
             app.router.add_route("POST", f"{base}/{path}", handler, expect_handler=_expect)
+        _add_stored_routes(app, routes, base)
         app.router.add_get(f"{base}/models", routes.models.list)
         app.router.add_get(f"{base}/models/{{model:.+}}", routes.models.get)
         app.router.add_get(f"{base}/receipts/{{job_id}}", routes.receipts.get)
     app.router.add_post(f"{prefix}/api/models/route", routes.ranking.rank)
+
+
+def _add_stored_routes(app: web.Application, routes: Routes, base: str) -> None:
+    router, responses, chats = app.router, routes.stored_responses, routes.stored_chats
+    # Before the routes of an id, which this would be.
+    router.add_post(f"{base}/responses/input_tokens", routes.input_tokens.count)
+    router.add_get(f"{base}/responses/{{response_id}}", responses.get)
+    router.add_delete(f"{base}/responses/{{response_id}}", responses.delete)
+    router.add_post(f"{base}/responses/{{response_id}}/cancel", responses.cancel)
+    router.add_get(f"{base}/responses/{{response_id}}/input_items", responses.input_items)
+    router.add_get(f"{base}/chat/completions", chats.list)
+    router.add_get(f"{base}/chat/completions/{{completion_id}}", chats.get)
+    router.add_post(f"{base}/chat/completions/{{completion_id}}", chats.update)
+    router.add_delete(f"{base}/chat/completions/{{completion_id}}", chats.delete)
+    router.add_get(f"{base}/chat/completions/{{completion_id}}/messages", chats.messages)
 
 
 def _add_wallet_routes(app: web.Application, wallet: WalletRoutes) -> None:

@@ -18,6 +18,8 @@ AGENT_TOKEN = "agent_token"  # noqa: S105 - the name of a part of a path
 _ADMIN_PATHS = "/api/admin/"
 _WALLET_PATHS = ("/api/wallet",)
 _METRICS = "/metrics"
+# What can be paid for at the door: what is stored belongs to somebody who has a credential already.
+_BUYING_PATHS = ("/chat/completions", "/responses", "/completions", "/embeddings", "/models/route")
 EVERYONE = Caller("", None, KeyRules(scopes=frozenset({Scope.INFERENCE})))
 _ADMINISTRATOR = Caller("admin", None, KeyRules(scopes=frozenset({Scope.ADMIN})))
 
@@ -77,7 +79,7 @@ class AccountDoor:
             anonymous = AGENT_TOKEN not in request.match_info and not request.headers.get(
                 "Authorization"
             )
-            is_buying = request.method == "POST" and scope is Scope.INFERENCE
+            is_buying = request.method == "POST" and request.path.endswith(_BUYING_PATHS)
             if anonymous and is_buying and self._l402 is not None:
                 raise await self._l402.challenge()
             raise _unknown()

@@ -105,7 +105,9 @@ def of_purchase(error: PurchaseError) -> ApiError:
             return _of(error, 404, "quote_not_found", reason="quote_unknown")
         case Interrupted():
             status = 504 if error.code == Reason.TIMED_OUT.value else 503
-            return _of(error, status, error.code, retry=error.verdict is Verdict.NONE)
+            # What was cancelled is not wanted any more: a client that tried again by itself would buy it after all.
+            is_worth_it = error.verdict is Verdict.NONE and error.code != Reason.CANCELLED.value
+            return _of(error, status, error.code, retry=is_worth_it)
         case _:
             return _of(error, 500, "internal_error")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any, Self
 
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.telemetry.metrics import Metrics
@@ -13,19 +14,28 @@ _ABORT_S = 6.0
 class Job:
     """One request that may pay, from before its body is read until its last byte is written."""
 
-    __slots__ = ("_jobs", "_task")
+    __slots__ = ("_handed_over", "_jobs", "_task")
 
     def __init__(self, jobs: "Jobs") -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - handlers run in tasks
         self._jobs = jobs
-        self._task = task
+        self._task: asyncio.Task[Any] = task
+        self._handed_over = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._jobs.started(self)
+        return self
 
     def __exit__(self, *_: object) -> None:
-        self._jobs.ended(self)
+        if not self._handed_over:
+            self._jobs.ended(self)
+
+    def hand_over(self, task: "asyncio.Task[Any]") -> None:
+        """Let it last as long as another task, and no longer as the request that it began with."""
+        self._task = task
+        self._handed_over = True
+        task.add_done_callback(lambda _task: self._jobs.ended(self))
 
     def cut(self) -> None:
         """End it without a word: nothing that it writes is being read."""
@@ -43,6 +53,10 @@ class Jobs:
         self._idle.set()
         self._hurry = asyncio.Event()
         self.draining = False
+
+    def use(self, limit: int) -> None:
+        """Admit up to another number; those that run are not ended."""
+        self._limit = limit
 
     def __len__(self) -> int:
         return len(self._running)

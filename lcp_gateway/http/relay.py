@@ -10,6 +10,7 @@ from contextlib import aclosing
 import orjson
 from aiohttp import HttpVersion11, web
 
+from lcp_gateway.adapters.documents import is_event_stream
 from lcp_gateway.http.endings import EndingHold
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.purchase.task import TaskKind
@@ -19,11 +20,6 @@ _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 # How long an answer that was broken off may take to leave before the connection is torn down.
 _FLUSH_S = 5.0
 _SAFE_HEADER = re.compile(r"[\x20-\x7e]{1,256}")
-
-
-def is_event_stream(content_type: str) -> bool:
-    """Tell whether a content type is server-sent events."""
-    return content_type.partition(";")[0].strip().lower() == "text/event-stream"
 
 
 def safe_header(value: str, otherwise: str) -> str:
@@ -44,14 +40,16 @@ class Relay:
         heartbeat_s: float,
         limit_s: float,
         on_bytes: Callable[[int], None],
+        on_head: Callable[[], None] = lambda: None,
     ) -> None:
-        """``on_bytes`` is told how many of the result's bytes have just come."""
+        """``on_bytes`` is told how many of the result's bytes have just come, ``on_head`` that the head goes out now."""
         self._request = request
         self._response = response
         self._kind = kind
         self._heartbeat_s = heartbeat_s
         self._limit_s = limit_s
         self._on_bytes = on_bytes
+        self._on_head = on_head
         self._sse = is_event_stream(response.content_type)
 
     @property
@@ -104,16 +102,19 @@ class Relay:
         # The whole result came and it is the right one: only now may the client see that it ends.
         if hold is not None:
             await self._write(hold.rest())
-        if not self._response.prepared:
-            await self._response.prepare(self._request)
+        await self._prepare()
         await self._response.write_eof()
 
     async def _write(self, data: bytes) -> None:
         if not data:
             return
-        if not self._response.prepared:
-            await self._response.prepare(self._request)
+        await self._prepare()
         await self._response.write(data)
+
+    async def _prepare(self) -> None:
+        if not self._response.prepared:
+            self._on_head()
+            await self._response.prepare(self._request)
 
     async def _with_heartbeats(
         self, chunks: AsyncGenerator[bytes, None]

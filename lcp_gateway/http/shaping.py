@@ -1,7 +1,7 @@
 """What is done to a result on its way to the client: nothing, unless the client asked the gateway itself for something."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Protocol
 
 from lcp_gateway.adapters.completions import FromChatStream, from_chat, to_chat
@@ -9,6 +9,9 @@ from lcp_gateway.adapters.routing_info import IntoStream, header_value, into_res
 from lcp_gateway.purchase.errors import Undelivered
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.stored.given_ids import GivenId
+from lcp_gateway.stored.recordings import response_id
+from lcp_gateway.stored.replay import with_changes
 
 ADAPTER_HEADER = "X-Lcp-Adapter"
 ROUTING_HEADER = "X-Lcp-Routing"
@@ -29,8 +32,18 @@ class Step(Protocol):
 class Shaping:
     """What the answer to one order needs: the way back through an adapter, and the word on the routing."""
 
-    def __init__(self, order: Order, purchase: Purchase, content_encoding: str) -> None:
-        """``order`` is as the client sent it: it tells what a result has to be turned back into."""
+    def __init__(
+        self,
+        order: Order,
+        purchase: Purchase,
+        content_encoding: str,
+        *,
+        given_id: str = "",
+    ) -> None:
+        """``order`` is as the client sent it: it tells what a result has to be turned back into.
+
+        ``given_id`` is the id of a result that has none.
+        """
         candidate = purchase.candidate
         plain = content_encoding.strip().lower() in {"", "identity"}
         self._adapter = candidate.adapter
@@ -40,6 +53,7 @@ class Shaping:
             self._info = {**candidate.routing, "price_msat": purchase.cost_msat}
         self._tells_inside = self._info is not None and plain
         self._purchase = purchase
+        self._given_id = given_id if plain else ""
 
     def headers(self) -> dict[str, str]:
         """Give the headers that say what was done."""
@@ -57,6 +71,10 @@ class Shaping:
                 body = from_chat(body, self._plan)
             except ValueError as error:
                 raise self._undelivered(error) from error
+        if self._given_id and response_id((body,), stream=False) is None:
+            # What is no JSON object has no place for an id, and is not stored either.
+            with suppress(ValueError):
+                body = with_changes(body, {"id": self._given_id})
         if self._tells_inside and self._info is not None:
             body = into_result(body, self._info)
         return body
@@ -66,6 +84,8 @@ class Shaping:
         steps: list[Step] = []
         if self._plan is not None:
             steps.append(FromChatStream(self._plan))
+        if self._given_id:
+            steps.append(GivenId(self._given_id))
         if self._tells_inside and self._info is not None:
             steps.append(IntoStream(self._info))
         return self._through(chunks, steps) if steps else chunks

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
+from lcp_gateway.adapters.members import rewrite
 from lcp_gateway.http.errors import bad_request
 from lcp_gateway.purchase.task import Task, TaskKind
 
@@ -20,16 +22,36 @@ _ENCODINGS = ("float", "base64")
 _ESCAPED_LETTERS = (b"\\u006", b"\\u004")
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request that makes sense: its task, and the JSON object that its body is."""
+
+    task: Task
+    document: Mapping[str, Any] = field(repr=False)
+
+
 def parse_task(kind: TaskKind, body: bytes) -> Task:
     """Give the task that a body asks for; the body itself is kept as it is.
 
     Raises:
         ApiError: 400, naming the parameter.
     """
-    document = _parse_object(body)
-    model = _model(document)
+    return parse_request(kind, body).task
+
+
+def parse_request(kind: TaskKind, body: bytes, default_model: str = "") -> Request:
+    """Give the task with what its body says. ``default_model`` is put into a body that names none, which else stays as it is.
+
+    Raises:
+        ApiError: 400, naming the parameter.
+    """
+    document = parse_object(body)
     if _may_repeat_model(body) and _top_level_keys(body).count("model") > 1:
         raise bad_request("the body names model more than once", "model", "duplicate_parameter")
+    if default_model and document.get("model") is None and kind is not TaskKind.EMBEDDINGS:
+        body = rewrite(body, {"model": json.dumps(default_model).encode("ascii")})
+        document = {**document, "model": default_model}
+    model = _model(document)
     _check_subject(document, _SUBJECT[kind])
     stream = document.get("stream")
     if stream is not None and not isinstance(stream, bool):
@@ -37,10 +59,15 @@ def parse_task(kind: TaskKind, body: bytes) -> Task:
     if kind is TaskKind.EMBEDDINGS:
         _check_embedding(document)
         stream = False
-    return Task(kind=kind, model=model, body=body, stream=stream is True)
+    return Request(Task(kind=kind, model=model, body=body, stream=stream is True), document)
 
 
-def _parse_object(body: bytes) -> Mapping[str, Any]:
+def parse_object(body: bytes) -> Mapping[str, Any]:
+    """Give the JSON object that a body is.
+
+    Raises:
+        ApiError: 400; it is none.
+    """
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:

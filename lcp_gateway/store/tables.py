@@ -1,4 +1,4 @@
-"""The tables: purchases, the states they went through, what is counted against budgets; and customers with their money.
+"""The tables: purchases, the states they went through, what is counted against budgets; customers with their money; and jobs in the background.
 
 Amounts are millisatoshi, hashes are 32 bytes, times are microseconds since 1970 in UTC (``times``). No column can hold
 a prompt or an output, and none a key.
@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 from lcp_gateway.purchase.states import State
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration: what ``alembic_version`` holds when the tables are as below."""
 
 OPEN_STATES = (State.PAYING, State.UNKNOWN)
@@ -218,6 +218,19 @@ admin_log = Table(
     # A JSON object.
     Column("detail", Text, nullable=False),
     Index("ix_admin_log_at", "at", "id"),
+)
+
+background_jobs = Table(
+    "background_jobs",
+    metadata,
+    # What the client polls, and the request id of the purchase; nothing of what was asked.
+    Column("id", Text, primary_key=True),
+    Column("key_id", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    # The process that works on it: a row of one that has ended tells of a job that was cut.
+    Column("owner", Text, nullable=False),
+    Index("ix_background_jobs_created_at", "created_at"),
 )
 
 APPEND_ONLY = ("ledger_entries", "admin_log")

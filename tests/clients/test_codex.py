@@ -1,5 +1,6 @@
 """The Codex command line: headless, in a home of its own, with nothing to talk to but the gateway."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -7,7 +8,9 @@ import subprocess
 import pytest
 
 from tests.support.documented import examples, pointed_at
+from tests.support.http_node import HttpNodeThread
 from tests.support.tools import require_js_package, require_tool
+from tests.system.routing.fair import row, served_by
 
 TIMEOUT_S = 60
 # What makes Codex look for updates, report its use, or fetch its plug-ins from their repository.
@@ -46,7 +49,7 @@ def codex(running, tmp_path):
     home.mkdir()
     folder.mkdir()
 
-    def run(model="echo-1", *, tool=False, retries=False):
+    def run(model="echo-1", *, tool=False, retries=False, at=running, resume_with=""):
         [config] = examples("Codex", "toml")
         if retries:
             config = "".join(
@@ -54,13 +57,15 @@ def codex(running, tmp_path):
                 for line in config.splitlines(keepends=True)
                 if "request_max_retries" not in line
             )
-        config = QUIET + pointed_at(config, running.base_url).replace("echo-1", model)
+        config = QUIET + pointed_at(config, at.base_url).replace("echo-1", model)
         (home / "config.toml").write_text(config + ALONE.format(view_image=str(tool).lower()))
         [lines] = examples("Codex", "sh")
         export, command = lines.splitlines()
         name, _, value = export.removeprefix("export ").partition("=")
         program, *arguments = shlex.split(command)
         assert program == "codex"
+        if resume_with:
+            arguments = [*arguments[:-1], "resume", "--last", resume_with]
         return subprocess.run(
             [package.parents[1] / ".bin" / "codex", *arguments],
             stdin=subprocess.DEVNULL,
@@ -118,3 +123,31 @@ def test_an_unknown_model_is_an_error_and_costs_nothing(codex, account):
     assert ran.returncode != 0
     assert "no connected provider offers the model" in ran.stderr
     assert account.accepts == 0
+
+
+def test_a_second_turn_of_a_session_is_bought_once_and_sees_the_first(codex):
+    node = HttpNodeThread("one", ("m",))
+    with node, served_by(row(node, endpoints=["responses"])) as served:
+        first = codex("m", at=served)
+        second = codex("m", at=served, resume_with="and now?")
+        assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+        assert first.stdout.strip() == "one says: hello"
+        assert second.stdout.strip() == "one says: and now?"
+        asked = [json.loads(call.body) for call in node.calls()]
+    assert len(asked) == 2
+    # It says all of it again, the answer included, and asks for nothing to be kept.
+    assert all(one["store"] is False and "previous_response_id" not in one for one in asked)
+    told = [one["input"] for one in asked]
+    assert told[1][: len(told[0])] == told[0]
+    said = [item["content"][0]["text"] for item in told[1][len(told[0]) :]]
+    assert said[0] == "one says: hello" and said[-1] == "and now?"
+
+
+def test_a_session_on_paid_peers_buys_each_turn_once(codex, account):
+    assert codex().stdout.strip() == "This is the echo node. You said: hello"
+    ran = codex(resume_with="and now?")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == "This is the echo node. You said: and now?"
+    assert account.accepts == account.payments == 2
+    before, after = (event["price_msat"] for event in account.seen("accept"))
+    assert after > before

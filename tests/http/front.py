@@ -10,7 +10,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from lcp_gateway.accounts.caller import KeyRules
 from lcp_gateway.accounts.keys import KeyCache
 from lcp_gateway.accounts.l402 import Issuer
-from lcp_gateway.app.selling import KeyKeeper
+from lcp_gateway.app.keys import KeyKeeper
 from lcp_gateway.http.admin import AdminRoutes
 from lcp_gateway.http.application import Routes, build_application
 from lcp_gateway.http.cors import Cors
@@ -19,7 +19,7 @@ from lcp_gateway.http.edge import Edge
 from lcp_gateway.http.exchange import EXCHANGE
 from lcp_gateway.http.l402 import L402Routes
 from lcp_gateway.http.wallet import WalletRoutes
-from lcp_gateway.store.engine import DatabaseUnavailable
+from lcp_gateway.store.database import DatabaseUnavailable
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 
@@ -82,12 +82,17 @@ async def front(bank, *, with_l402: bool = True, l402_msat: int = 50_000, **rule
     )
     names = ("chat_completions", "responses", "completions", "embeddings")
     reading = SimpleNamespace(list=who, get=who, rank=who, healthz=who, readyz=who, metrics=who)
+    of_stored = ("get", "delete", "cancel", "input_items", "list", "update", "messages", "count")
+    stored = SimpleNamespace(**dict.fromkeys(of_stored, who))
     routes = Routes(
         inference=SimpleNamespace(**dict.fromkeys(names, who)),
         models=reading,
         ranking=reading,
         health=reading,
         receipts=reading,
+        stored_responses=stored,
+        stored_chats=stored,
+        input_tokens=stored,
         wallet=WalletRoutes(wallet, read_timeout_s=5),
         admin=AdminRoutes(
             accounts=bank.accounts,

@@ -24,7 +24,7 @@ def task(model: str = "m", size: int = 400) -> Task:
 
 
 def admission(*, jobs: int = 0, limits: RateLimits | None = None) -> Admission:
-    return Admission(limits, JobsPerKey(MemoryLeases(), default=jobs))
+    return Admission(limits, JobsPerKey(MemoryLeases(), default=jobs), lambda name: name)
 
 
 def placed(who: Caller, model: str = "m", limit_msat=None):

@@ -14,10 +14,12 @@ from lcp_gateway.purchase.errors import (
     Undelivered,
     UpstreamError,
 )
+from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.purchase.service import Interrupted, Reason
+from lcp_gateway.purchase.states import Event, Verdict
 from lcp_gateway.routing.choice import ModelNotFound, NoProvider
-from tests.support.purchases import quote
+from tests.support.purchases import order, quote
 
 
 def answered(error: ApiError):
@@ -174,3 +176,29 @@ def test_an_answer_that_is_gone_was_paid():
 
 def test_what_nobody_foresaw_is_no_answer():
     assert of_error(ValueError("a bug")) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "retry"),
+    [
+        (Reason.TIMED_OUT, 504, True),
+        (Reason.SHUTTING_DOWN, 503, True),
+        (Reason.TAKEN_OVER, 503, True),
+        # It is not wanted any more: who tried again by itself would buy it after all.
+        (Reason.CANCELLED, 503, False),
+    ],
+)
+def test_what_the_gateway_ended_may_be_tried_again_only_where_it_cost_nothing_and_is_wanted(
+    reason, status, retry
+):
+    found = of_error(Interrupted(reason, None))
+    assert (found.status, found.code, found.retry, found.verdict) == (
+        status,
+        reason.value,
+        retry,
+        Verdict.NONE,
+    )
+    purchase = Purchase(order(), quote())
+    purchase.apply(Event.PAY)
+    paying = of_error(Interrupted(reason, purchase))
+    assert (paying.status, paying.retry, paying.verdict) == (status, False, Verdict.UNKNOWN)

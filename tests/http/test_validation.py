@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcp_gateway.http.errors import ApiError
-from lcp_gateway.http.validation import parse_task
+from lcp_gateway.http.validation import parse_object, parse_request, parse_task
 from lcp_gateway.purchase.task import TaskKind
 
 CHAT, RESPONSES = TaskKind.CHAT_COMPLETIONS, TaskKind.RESPONSES
@@ -205,3 +205,79 @@ def test_any_body_with_one_model_is_taken_with_just_that_model(extra, ascii_only
 @given(st.binary(max_size=200), st.sampled_from(list(TaskKind)))
 def test_no_bytes_do_more_than_be_refused(body, kind):
     refused(body, kind)
+
+
+# -- a model for those who name none ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [CHAT, RESPONSES, COMPLETIONS])
+@pytest.mark.parametrize("named", [b"", b'"model":null,', b'"mod\\u0065l" : null ,'])
+def test_a_body_that_names_no_model_gets_the_default(kind, named):
+    subject = {CHAT: MESSAGES, RESPONSES: b'"input":"x"', COMPLETIONS: b'"prompt":"x"'}[kind]
+    request = parse_request(kind, b"{" + named + subject + b',"n":1.0E0}', "house")
+    assert request.task.model == request.document["model"] == "house"
+    sent = json.loads(request.task.body)
+    assert sent.pop("model") == "house" and "model" not in sent
+    assert subject in request.task.body and b'"n":1.0E0' in request.task.body
+
+
+@pytest.mark.parametrize("default", ["", "house"])
+def test_a_body_that_names_its_model_stays_as_it_came(default):
+    body = b' { "model" : "m" ,' + MESSAGES + b"} "
+    request = parse_request(CHAT, body, default)
+    assert request.task.body is body and request.task.model == "m"
+
+
+def test_without_a_default_a_model_has_to_be_named():
+    assert refused(b"{" + MESSAGES + b"}").code == "missing_required_parameter"
+
+
+def test_an_embedding_names_its_own_model():
+    # Vectors of another model than the client thinks of would be worth nothing to it.
+    with pytest.raises(ApiError) as caught:
+        parse_request(EMBEDDINGS, b'{"input":"x"}', "house")
+    assert caught.value.code == "missing_required_parameter"
+
+
+@pytest.mark.parametrize("default", ["", "house"])
+@pytest.mark.parametrize(
+    "twice",
+    [b'"model":"m","model":null', b'"model":null,"model":"m"', b'"model":null,"model":null'],
+)
+def test_a_model_named_twice_is_refused_also_where_one_of_them_is_none(default, twice):
+    with pytest.raises(ApiError) as caught:
+        parse_request(CHAT, b"{" + twice + b"," + MESSAGES + b"}", default)
+    assert caught.value.code == "duplicate_parameter"
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b'{"Model":"m",' + MESSAGES + b"}", "invalid_key"),
+        (b'{"model":7,' + MESSAGES + b"}", "invalid_type"),
+        (b'{"model":"",' + MESSAGES + b"}", "invalid_value"),
+        (b'{"model":false,' + MESSAGES + b"}", "invalid_type"),
+    ],
+)
+def test_the_default_mends_nothing_that_is_wrong(body, code):
+    with pytest.raises(ApiError) as caught:
+        parse_request(CHAT, body, "house")
+    assert caught.value.code == code
+
+
+def test_a_default_of_any_letters_is_written_as_json():
+    body = parse_request(CHAT, b"{" + MESSAGES + b"}", 'h"\\é😀').task.body
+    assert json.loads(body)["model"] == 'h"\\é😀'
+
+
+def test_what_a_body_says_comes_with_its_task_and_is_in_no_repr():
+    request = parse_request(RESPONSES, b'{"model":"m","input":"SECRET","store":false}')
+    assert request.document["store"] is False
+    assert "SECRET" not in repr(request)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"null", b'"text"', b"{", b'{"a":NaN}', b"\xff"])
+def test_what_is_no_object_is_refused_and_its_text_is_not_told(body):
+    with pytest.raises(ApiError) as caught:
+        parse_object(body)
+    assert caught.value.code == "invalid_json"

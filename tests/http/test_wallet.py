@@ -2,7 +2,7 @@
 
 import pytest
 
-from lcp_gateway.store.engine import DatabaseUnavailable
+from lcp_gateway.store.database import DatabaseUnavailable
 from tests.http.front import STATIC_KEY, front
 
 WALLET = "/api/wallet"

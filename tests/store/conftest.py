@@ -7,7 +7,8 @@ import pytest
 
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.store.accounts import Accounts
-from lcp_gateway.store.engine import Database, open_database
+from lcp_gateway.store.database import Database
+from lcp_gateway.store.engine import open_database
 from lcp_gateway.store.journal import StoredJournal
 from lcp_gateway.store.ledger import Ledger
 from lcp_gateway.store.queries import Books

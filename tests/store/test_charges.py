@@ -115,6 +115,9 @@ PAID = (Cause.PURCHASE, -1_050)
         ([State.SETTLED, State.UNDELIVERED], {}, False, 0, [PAID]),
         ([State.SETTLED, State.UNDELIVERED], {}, True, 0, [PAID, 1_050]),
         ([State.SETTLED, State.UNDELIVERED], {"charged_msat": 400}, True, 0, [PAID, 1_050]),
+        # The client did not want the rest.
+        ([State.SETTLED, State.UNDELIVERED], {"keeps_charge": True}, True, 0, [PAID]),
+        ([State.SETTLED, State.UNDELIVERED], {"keeps_charge": True}, False, 0, [PAID]),
     ],
 )
 async def test_the_balance_follows_the_states(

@@ -12,7 +12,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
-from lcp_gateway.store.engine import BadDatabaseUrl, DatabaseUnavailable, open_database
+from lcp_gateway.store.database import DatabaseUnavailable
+from lcp_gateway.store.engine import BadDatabaseUrl, open_database
 from lcp_gateway.store.liveness import OwnerLocks
 from lcp_gateway.store.migrate import TooNew
 from lcp_gateway.store.tables import HEAD, metadata

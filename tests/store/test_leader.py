@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lcp_gateway.store.engine import DatabaseUnavailable, open_database
+from lcp_gateway.store.database import DatabaseUnavailable
+from lcp_gateway.store.engine import open_database
 from lcp_gateway.store.leader import Leadership
 from tests.support.postgres import running_postgres
 

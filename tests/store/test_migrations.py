@@ -15,12 +15,13 @@ from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.states import State
 from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.store.accounts import Accounts
+from lcp_gateway.store.background import BackgroundBook
 from lcp_gateway.store.engine import open_database
 from lcp_gateway.store.journal import StoredJournal
 from lcp_gateway.store.ledger import Ledger
 from lcp_gateway.store.queries import Books
 from lcp_gateway.store.recovery import resolve, sweep
-from lcp_gateway.store.tables import metadata
+from lcp_gateway.store.tables import HEAD, metadata
 from tests.store.journals import HOUR, NOW, charged, intent, job, spent, written
 
 AT = int(NOW.timestamp() * 1_000_000)
@@ -115,4 +116,69 @@ async def test_an_older_database_serves_accounts_at_once(old_where):
     await database.close()
     again = await open_database(old_where)
     assert (await Books(again).purchase(job(7))).charged_msat == 1_050
+    await again.close()
+
+
+# -- from the tables before jobs in the background ----------------------------------------------------
+
+
+def revision_of(connection):
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def make_second(connection):
+    """Make the tables of revision 0002 with an account, its money and a purchase that is charged to it."""
+    make_old(connection)
+    config = Config()
+    config.set_main_option("script_location", "lcp_gateway.store:migrations")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "0002")
+    connection.execute(
+        text(
+            "UPDATE purchases SET account_id='acct_1', charge_msat=1050, markup_ppm=50000, markup_msat=0,"
+            " refund_undelivered=false WHERE state='delivered'"
+        )
+    )
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def second_where(request, tmp_path):
+    if request.param == "sqlite":
+        path = tmp_path / "second.db"
+        engine = create_engine(f"sqlite:///{path}")
+        with engine.begin() as connection:
+            make_second(connection)
+        engine.dispose()
+        yield str(path)
+    else:
+        with request.getfixturevalue("postgres").fresh_database() as url:
+            async with begun(url) as connection:
+                await connection.run_sync(make_second)
+            yield url
+
+
+async def test_a_gateway_that_knew_no_jobs_in_the_background_gets_their_table(second_where):
+    database = await open_database(second_where)
+    assert await database.read(revision_of) == HEAD
+    differences = await database.read(
+        lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)
+    )
+    assert differences == []
+    book = BackgroundBook(database)
+    await book.note("resp_bg_1", key_id="", model="m", at=NOW)
+    assert (await book.find("resp_bg_1", "")).money == {"payment": "none"}
+    await database.close()
+
+
+async def test_purchases_and_their_charges_stay_as_they_were(second_where):
+    database = await open_database(second_where)
+    books = Books(database)
+    paying, delivered = [await books.purchase(job(number)) for number in range(2)]
+    assert (paying.state, delivered.state) == (State.PAYING, State.DELIVERED)
+    assert paying.charge is None
+    assert (delivered.charge.account_id, delivered.charge.amount_msat) == ("acct_1", 1_050)
+    assert await spent(books, HOUR) == 2_020
+    await database.close()
+    again = await open_database(second_where)
+    assert (await Books(again).purchase(job(1))).charge is not None
     await again.close()

@@ -8,7 +8,8 @@ import pytest
 
 from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.states import State
-from lcp_gateway.store.engine import DatabaseUnavailable, open_database
+from lcp_gateway.store.database import DatabaseUnavailable
+from lcp_gateway.store.engine import open_database
 from lcp_gateway.store.entries import ProblemKind
 from lcp_gateway.store.journal import JournalLimits, StoredJournal
 from lcp_gateway.store.queries import Books

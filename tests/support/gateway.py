@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 START_TIMEOUT_S = 30.0
-_LISTENING = re.compile(r"listening on http://\S+?:(\d+) ")
+_LISTENING = re.compile(r"listening on https?://\S+?:(\d+) ")
 
 
 def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:

@@ -30,6 +30,7 @@ from tests.support.purchases import HASH, NOW, Trusting, quote
 
 GRACE_S = 10.0
 KEYS_FOR_S = 200.0
+LIMIT_S = 150.0
 TURNS = 25
 
 
@@ -39,6 +40,7 @@ class HandClock(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self.seconds = 0.0
         super().__init__()
+        self.set_exception_handler(_all_but_bugs)
 
     def time(self) -> float:
         return self.seconds
@@ -48,6 +50,10 @@ class HandClock(asyncio.SelectorEventLoop):
         for _ in range(times):
             self.call_soon(self.stop)
             self.run_forever()
+
+
+class Bug(Exception):
+    """What a listener raises that is not what it should be."""
 
 
 class Dead(BaseException):
@@ -164,6 +170,8 @@ class Client:
     error: Exception | None = None
     joined: bool = False
     task: asyncio.Task | None = None
+    kept: bool = False
+    stored: bytes | None = None
 
 
 class Life:
@@ -178,6 +186,7 @@ class Life:
         self.background: list[asyncio.Task] = []
         self.clients: list[Client] = []
         self.held: list[tuple[str, Client]] = []
+        self.leases = 0
         loop = universe.loop
 
         def inspect(order, quote):
@@ -211,7 +220,7 @@ class Life:
             book=QuoteBook(universe.now),
             brake=LoopBrake(0),
             bounds=Bounds(window_bytes=16, whole_bytes=40),
-            patience=Patience(grace_s=GRACE_S),
+            patience=Patience(grace_s=GRACE_S, limit_s=LIMIT_S),
             background=spawn,
             observer=Observer(),
             clock=loop.time,
@@ -267,12 +276,19 @@ class Life:
             key_id=client.key_id,
             limit_msat=None,
         )
+        self.leases += 1
+        is_handed_over = False
         try:
             answer = self.service.find(order, client.repeat)
             client.joined = answer is not None
             if answer is None:
                 answer = self.service.start(order, client.repeat, client.quote_id)
             client.answer = answer
+            if client.kept:
+                # It is answered at once, and its place is held until the end of what it began.
+                is_handed_over = True
+                self._keep(answer, client)
+                return
             self.service.joined(answer)
             try:
                 await answer.wait_head()
@@ -283,6 +299,22 @@ class Life:
                 self.service.left(answer)
         except Exception as error:  # noqa: BLE001 - whatever it is, the test looks at it
             client.error = error
+        finally:
+            if not is_handed_over:
+                self.leases -= 1
+
+    def _keep(self, answer: Answer, client: Client) -> None:
+        def fail(_answer: Answer) -> None:
+            raise Bug
+
+        def ended(_answer: Answer) -> None:
+            self.leases -= 1
+            if answer.error is None and answer.readable:
+                client.stored = b"".join(answer.blocks())
+
+        answer.kept_for = client
+        for hear in (fail, ended, fail):
+            answer.when_ended(hear)
 
     def show(self, client: Client) -> None:
         """Ask for a quote only, to be taken by ``client`` later."""
@@ -365,6 +397,11 @@ def verdict_told(client: Client) -> Verdict | None:
     if isinstance(client.error, PurchaseError):
         return client.error.verdict
     return None
+
+
+def _all_but_bugs(loop: asyncio.AbstractEventLoop, context: dict) -> None:
+    if not isinstance(context.get("exception"), Bug):
+        loop.default_exception_handler(context)
 
 
 def _task(body: bytes, stream: bool) -> Task:

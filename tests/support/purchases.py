@@ -130,3 +130,6 @@ class Trusting:
 
     def ended(self, quote, state):
         self.states.append(state.value)
+
+    def left(self, quote):
+        self.states.append("left")

@@ -215,6 +215,7 @@ def world(
     memory_limits: MemoryLimits | None = None,
     bounds: Bounds | None = None,
     grace_s: float = 0.02,
+    limit_s: float = 0.0,
     per_minute: int = 0,
     refuse=None,
 ) -> World:
@@ -266,7 +267,7 @@ def world(
         book=QuoteBook(lambda: now[0]),
         brake=LoopBrake(per_minute, lambda: clock[0]),
         bounds=bounds or Bounds(),
-        patience=Patience(grace_s=grace_s),
+        patience=Patience(grace_s=grace_s, limit_s=limit_s),
         background=background,
         observer=observer,
         clock=lambda: clock[0],

@@ -1,0 +1,134 @@
+"""Makes the parts that keep what clients come back for."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from structlog.typing import FilteringBoundLogger
+
+from lcp_gateway.app.ledgers import Ledgers
+from lcp_gateway.app.routing import RoutingParts
+from lcp_gateway.config import Settings
+from lcp_gateway.http.admission import Admission
+from lcp_gateway.http.background_jobs import BackgroundJobs
+from lcp_gateway.http.input_tokens import InputTokens
+from lcp_gateway.http.jobs import Jobs
+from lcp_gateway.http.stateful import Stateful
+from lcp_gateway.http.stored_chats import StoredChats
+from lcp_gateway.http.stored_responses import StoredResponses
+from lcp_gateway.purchase.service import PurchaseService
+from lcp_gateway.store.background import BackgroundBook
+from lcp_gateway.stored.estimate import estimate_input_tokens
+from lcp_gateway.stored.items import Item
+from lcp_gateway.stored.keeping import Keeper
+from lcp_gateway.stored.store import Store, StoreLimits
+from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.upstreams.node_tokens import TokenCounter
+
+_PURGE_EVERY_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What lasts of what is stored: the store itself, what puts answers into it, and the jobs that run for it."""
+
+    store: Store[Item]
+    keeper: Keeper
+    background: BackgroundJobs
+
+
+@dataclass(frozen=True, slots=True)
+class StatefulParts:
+    """What reads requests for the store, and what serves what is stored; as one configuration says it."""
+
+    stateful: Stateful
+    input_tokens: InputTokens
+    responses: StoredResponses
+    chats: StoredChats
+
+
+def store_limits(settings: Settings) -> StoreLimits:
+    """What the settings say may be stored."""
+    return StoreLimits(settings.max_stored_items, settings.max_stored_bytes, settings.stored_for_s)
+
+
+def open_kept(
+    settings: Settings,
+    *,
+    service: PurchaseService,
+    ledgers: Ledgers,
+    jobs: Jobs,
+    metrics: Metrics,
+    log: FilteringBoundLogger,
+) -> Kept:
+    """Make what lasts."""
+    store: Store[Item] = Store(
+        store_limits(settings),
+        clock=time.monotonic,
+        on_change=metrics.stored,
+        on_removed=lambda why: metrics.stored_removed(why.value),
+    )
+    keeper = Keeper(store, now=time.time, on_lost=metrics.not_stored)
+    background = BackgroundJobs(
+        service=service,
+        store=store,
+        keeper=keeper,
+        book=BackgroundBook(ledgers.database) if ledgers.database is not None else None,
+        is_ending=lambda: jobs.draining,
+        on_change=metrics.background_jobs,
+        log=log,
+    )
+    return Kept(store, keeper, background)
+
+
+async def purge(store: Store[Item]) -> None:
+    """Let go what is too old also when nobody comes, until cancelled."""
+    while True:
+        await asyncio.sleep(_PURGE_EVERY_S)
+        store.purge()
+
+
+def stateful_parts(
+    settings: Settings,
+    kept: Kept,
+    *,
+    routing: RoutingParts,
+    admission: Admission,
+    counter: TokenCounter,
+    relay_limit_s: float,
+) -> StatefulParts:
+    """Wire what a configuration makes of it."""
+    registry, offers = routing.registry, routing.chooser.offers
+
+    def context_tokens(model: str) -> int:
+        traits = offers().traits.get(registry.resolve(model))
+        return traits.context_length if traits is not None else 0
+
+    stateful = Stateful(
+        kept.store,
+        kept.keeper,
+        max_body_bytes=settings.max_body_bytes,
+        context_tokens=context_tokens,
+        estimate=estimate_input_tokens,
+    )
+    return StatefulParts(
+        stateful=stateful,
+        input_tokens=InputTokens(
+            ask=counter.count_at,
+            offers=offers,
+            resolve=registry.resolve,
+            admission=admission,
+            expand=stateful.expand,
+            estimate=estimate_input_tokens,
+            default_model=settings.default_model,
+            read_timeout_s=settings.request_read_timeout_s,
+            ask_timeout_s=settings.timeout_quote_s,
+        ),
+        responses=StoredResponses(
+            kept.store,
+            kept.background,
+            heartbeat_s=settings.heartbeat_s,
+            relay_limit_s=relay_limit_s,
+        ),
+        chats=StoredChats(kept.store, read_timeout_s=settings.request_read_timeout_s),
+    )

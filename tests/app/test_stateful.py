@@ -1,0 +1,71 @@
+import asyncio
+
+import pytest
+
+from lcp_gateway.app.ledgers import Ledgers
+from lcp_gateway.app.stateful import open_kept, purge, store_limits
+from lcp_gateway.config import Settings
+from lcp_gateway.http.jobs import Jobs
+from lcp_gateway.store.off import JournalOff
+from lcp_gateway.stored.items import Item, Kind
+from lcp_gateway.stored.store import StoreLimits
+from lcp_gateway.telemetry.logs import get_logger
+from lcp_gateway.telemetry.metrics import Metrics
+from tests.support.shop import world
+
+
+def kept(**settings):
+    metrics = Metrics()
+    made = open_kept(
+        Settings(**settings),
+        service=world().service,
+        ledgers=Ledgers(JournalOff()),
+        jobs=Jobs(0, metrics),
+        metrics=metrics,
+        log=get_logger("test"),
+    )
+    return made, metrics
+
+
+def item(number):
+    return Item(Kind.RESPONSE, f"resp_{number}", 7, "m", (b"{}",), stream=False)
+
+
+def value(metrics, name, **labels):
+    return metrics.registry.get_sample_value(f"lcpgateway_{name}", labels)
+
+
+def test_the_settings_say_how_much_is_stored():
+    settings = Settings(max_stored_items=3, max_stored_bytes=70_000, stored_for_s=60)
+    assert store_limits(settings) == StoreLimits(3, 70_000, 60)
+    assert store_limits(Settings()) == StoreLimits(1_000, 67_108_864, 86_400)
+
+
+async def test_what_is_stored_and_what_goes_is_counted():
+    made, metrics = kept(max_stored_items=2)
+    for number in range(3):
+        made.store.put("key_1", item(number))
+    assert value(metrics, "stored_items") == 2
+    assert value(metrics, "stored_bytes") == made.store.held_bytes
+    assert value(metrics, "stored_removed_total", why="count") == 1
+
+
+async def test_without_a_journal_jobs_in_the_background_are_not_written_down():
+    made, _ = kept()
+    assert await made.background.left("key_1", "resp_bg_1") is None
+    assert not await made.background.forget("key_1", "resp_bg_1")
+
+
+async def test_what_is_too_old_goes_also_when_nobody_comes(monkeypatch):
+    monkeypatch.setattr("lcp_gateway.app.stateful._PURGE_EVERY_S", 0.01)
+    made, metrics = kept(stored_for_s=1)
+    made.store.put("key_1", item(1))
+    made.store.use(StoreLimits(10, 10**6, 0.02))
+    working = asyncio.ensure_future(purge(made.store))
+    async with asyncio.timeout(5):
+        while len(made.store):
+            await asyncio.sleep(0.005)
+    assert value(metrics, "stored_items") == 0
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working

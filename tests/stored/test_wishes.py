@@ -1,0 +1,106 @@
+import pytest
+
+from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.stored.wishes import NOTHING, BadWish, Wishes, read_metadata, read_wishes
+
+RESPONSE, CHAT = TaskKind.RESPONSES, TaskKind.CHAT_COMPLETIONS
+
+
+def refused(kind, document):
+    with pytest.raises(BadWish) as caught:
+        read_wishes(kind, document)
+    return caught.value.param, caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("document", "store", "insists"),
+    [({}, True, False), ({"store": None}, True, False), ({"store": True}, True, True), ({"store": False}, False, False)],
+)  # fmt: skip
+def test_a_response_is_stored_unless_it_says_no(document, store, insists):
+    wishes = read_wishes(RESPONSE, document)
+    assert (wishes.store, wishes.insists) == (store, insists)
+
+
+@pytest.mark.parametrize("document", [{}, {"store": None}, {"store": False}])
+def test_a_chat_completion_is_not_stored_unless_it_says_yes(document):
+    assert read_wishes(CHAT, {**document, "metadata": {"a": 1}}) is NOTHING
+
+
+def test_a_chat_completion_that_says_yes_is_stored_with_its_metadata():
+    wishes = read_wishes(CHAT, {"store": True, "metadata": {"run": "7"}})
+    assert wishes == Wishes(store=True, insists=True, metadata={"run": "7"})
+
+
+@pytest.mark.parametrize("kind", [TaskKind.COMPLETIONS, TaskKind.EMBEDDINGS])
+def test_other_routes_have_no_wishes_whatever_they_say(kind):
+    document = {"store": "perhaps", "background": True, "previous_response_id": 7}
+    assert read_wishes(kind, document) is NOTHING
+
+
+def test_who_asks_for_an_earlier_response_or_the_background_insists_on_an_id():
+    chained = read_wishes(RESPONSE, {"previous_response_id": "resp_1"})
+    assert (chained.previous_response_id, chained.insists) == ("resp_1", True)
+    later = read_wishes(RESPONSE, {"background": True})
+    assert (later.background, later.store, later.insists) == (True, True, True)
+
+
+def test_a_chained_response_may_itself_not_be_stored():
+    wishes = read_wishes(RESPONSE, {"previous_response_id": "resp_1", "store": False})
+    assert not wishes.store and wishes.previous_response_id == "resp_1"
+
+
+@pytest.mark.parametrize("background", [None, False])
+def test_a_response_that_is_not_for_the_background_need_not_be_stored(background):
+    assert not read_wishes(RESPONSE, {"background": background, "store": False}).background
+
+
+@pytest.mark.parametrize(
+    ("kind", "document", "expected"),
+    [
+        (RESPONSE, {"store": "true"}, ("store", "invalid_type")),
+        (RESPONSE, {"store": 0}, ("store", "invalid_type")),
+        (CHAT, {"store": []}, ("store", "invalid_type")),
+        (RESPONSE, {"background": 1}, ("background", "invalid_type")),
+        (RESPONSE, {"background": True, "store": False}, ("background", "invalid_value")),
+        (RESPONSE, {"previous_response_id": 7}, ("previous_response_id", "invalid_type")),
+        (RESPONSE, {"previous_response_id": ""}, ("previous_response_id", "invalid_value")),
+        (RESPONSE, {"previous_response_id": "r" * 257}, ("previous_response_id", "invalid_value")),
+        (
+            RESPONSE,
+            {"previous_response_id": "r", "conversation": "conv_1"},
+            ("previous_response_id", "invalid_value"),
+        ),
+        (CHAT, {"store": True, "metadata": []}, ("metadata", "invalid_type")),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_names_its_field(kind, document, expected):
+    assert refused(kind, document) == expected
+
+
+def test_a_conversation_of_the_providers_own_is_none_of_the_gateways_business():
+    assert read_wishes(RESPONSE, {"conversation": "conv_1"}).previous_response_id is None
+
+
+@pytest.mark.parametrize("document", [{}, {"metadata": None}, {"metadata": {}}])
+def test_no_metadata_is_no_pairs(document):
+    assert read_metadata(document) == {}
+
+
+def test_metadata_may_be_as_large_as_openai_lets_it_be():
+    pairs = {f"{place:064d}": "v" * 512 for place in range(16)}
+    assert read_metadata({"metadata": pairs}) == pairs
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    ["text", 7, [["a", "b"]], {"a": 1}, {"a": None}, {"a": {"b": "c"}}, {"k" * 65: "v"}, {"k": "v" * 513},
+     {str(place): "" for place in range(17)}],
+)  # fmt: skip
+def test_metadata_that_openai_would_not_take_is_refused(metadata):
+    with pytest.raises(BadWish) as caught:
+        read_metadata({"metadata": metadata})
+    assert caught.value.param == "metadata"
+
+
+def test_metadata_is_in_no_repr():
+    assert "secret" not in repr(Wishes(metadata={"secret": "secret"}))

@@ -1,0 +1,189 @@
+"""A machine for gateways in the background: folders of its own, commands as a user types them, and a look at what is left."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from tests.support.gateway import clean_environment
+
+TIMEOUT_S = 60
+_MARK = "BACKGROUND_TEST_MARK"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command ended with. ``said`` is everything that it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        return self.out + self.err
+
+
+@dataclass
+class Machine:
+    folder: Path
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folder / "state" / "lcp-gateway" / "run"
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config" / "lcp-gateway" / "config.toml"
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        return clean_environment(
+            {
+                "XDG_STATE_HOME": str(self.folder / "state"),
+                "XDG_CONFIG_HOME": str(self.folder / "config"),
+                "TMPDIR": str(self.folder),
+                _MARK: self.mark,
+                **extra,
+            }
+        )
+
+    def launch(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+        """Begin a command, and do not wait for it."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "lcp_gateway", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment(**variables),
+            cwd=self.folder,
+        )
+
+    def run(self, *arguments: str, **variables: str) -> Outcome:
+        return ended(self.launch(*arguments, **variables))
+
+    def start(self, port: int, *arguments: str, **variables: str) -> Outcome:
+        """Start a gateway with an embedded node."""
+        address = ("--http-addr", f"127.0.0.1:{port}")
+        return self.run("start", "--embedded", *address, *arguments, **variables)
+
+    def status(self, port: int) -> tuple[int, dict]:
+        outcome = self.run("status", "--json", "--http-addr", f"127.0.0.1:{port}")
+        return outcome.code, json.loads(outcome.out)
+
+    def pid_file(self, port: int) -> Path:
+        return self.run_folder / f"gateway-127.0.0.1-{port}.pid"
+
+    def log_file(self, port: int) -> Path:
+        return self.run_folder / f"gateway-127.0.0.1-{port}.log"
+
+    def pid(self, port: int) -> int:
+        return json.loads(self.pid_file(port).read_text())["process"]["pid"]
+
+    def files(self) -> set[str]:
+        """The files of gateways, apart from the logs."""
+        if not self.run_folder.exists():
+            return set()
+        return {path.name for path in self.run_folder.iterdir() if ".log" not in path.name}
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of this machine that still runs: commands, gateways and nodes."""
+        return [process for process in psutil.process_iter() if _carries(process, self.mark)]
+
+    def wait_empty(self, timeout_s: float = 10.0) -> list[psutil.Process]:
+        """Wait until nothing runs any more, and give what still does."""
+        deadline = time.monotonic() + timeout_s
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return left
+
+
+@contextmanager
+def machine(folder: Path) -> Iterator[Machine]:
+    """Give a machine. That nothing is left running on it at the end is part of every test."""
+    made = Machine(folder)
+    try:
+        yield made
+        left = [(process.pid, process.cmdline()) for process in made.wait_empty()]
+        assert not left, f"left behind: {left}"
+    finally:
+        for process in made.processes():
+            process.send_signal(signal.SIGKILL)
+
+
+def ended(process: subprocess.Popen[str]) -> Outcome:
+    try:
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    return Outcome(process.returncode, out, err)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def answers(port: int) -> bool:
+    """Tell whether a gateway answers at a port."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as response:
+            return response.status == 200
+    except OSError:
+        return False
+
+
+def post_chat(port: int, words: str) -> dict:
+    """Buy an answer of the first model."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=10) as response:
+        model = json.load(response)["data"][0]["id"]
+    body = {"model": model, "messages": [{"role": "user", "content": words}]}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.load(response)
+
+
+def wait_for_answer(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while not answers(port):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def kill(pid: int) -> None:
+    """End a process as a machine without memory does, and wait until it is gone."""
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _carries(process: psutil.Process, mark: str) -> bool:
+    try:
+        return (
+            process.pid != os.getpid()
+            and process.status() != psutil.STATUS_ZOMBIE
+            and process.environ().get(_MARK) == mark
+        )
+    except psutil.Error:
+        return False

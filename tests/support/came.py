@@ -1,0 +1,61 @@
+"""Answers that have come, or came to nothing, without anybody who buys them."""
+
+import asyncio
+
+from lcp_gateway.purchase.answers import Answer, Bounds, Head, Pool
+from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.states import Event
+from lcp_gateway.purchase.task import Task, TaskKind
+from tests.support.purchases import quote
+
+JSON = "application/json"
+EVENTS = "text/event-stream; charset=utf-8"
+PAID = (Event.PAY, Event.SETTLE, Event.DELIVER)
+
+
+def order_of(
+    body: bytes = b'{"model":"m","input":"hi"}',
+    *,
+    kind: TaskKind = TaskKind.RESPONSES,
+    stream: bool = False,
+    key_id: str = "key_1",
+) -> Order:
+    task = Task(kind, "m", body, stream=stream)
+    return Order.of(task, request_id="req_1", key_id=key_id, limit_msat=None)
+
+
+def begun(order: Order | None = None, *events: Event, bounds: Bounds | None = None) -> Answer:
+    """Give an answer of which nothing has come; ``events`` are what happened to its purchase, if it has one."""
+    answer = Answer(order or order_of(), bounds or Bounds(), Pool(10**9))
+    if events:
+        answer.purchase = Purchase(answer.order, quote())
+        for event in events:
+            answer.purchase.apply(event)
+    return answer
+
+
+def came(
+    *blocks: bytes,
+    content_type: str = JSON,
+    encoding: str = "identity",
+    order: Order | None = None,
+    bounds: Bounds | None = None,
+) -> Answer:
+    """Give an answer that has come whole."""
+    answer = begun(order, *PAID, bounds=bounds)
+    answer.begin(Head(content_type, encoding))
+    for block in blocks:
+        answer.append(block)
+    answer.end()
+    return answer
+
+
+class Complaints:
+    """What the running event loop is told of errors that nobody caught."""
+
+    def __init__(self) -> None:
+        self.heard: list[dict] = []
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _loop, context: self.heard.append(context)
+        )

@@ -1,0 +1,130 @@
+"""Two keys at one gateway: what one has, the other cannot tell from what nobody has."""
+
+import pytest
+
+from tests.support.gateway import gateway
+from tests.support.stored import begun, cancel, chat, delete, ended, respond, retrieve
+from tests.support.wire import CHAT, RESPONSES, get, post
+
+KEYS = ("sk-the-first-of-the-test", "sk-the-second-of-the-test")
+MINE, THEIRS = ({"Authorization": f"Bearer {key}"} for key in KEYS)
+
+
+@pytest.fixture(scope="module")
+def port():
+    settings = {"LCP_GATEWAY_API_KEYS": ",".join(KEYS), "LCP_GATEWAY_NODE_FAULTS": "true"}
+    with gateway(env=settings) as running:
+        yield running.port
+
+
+def on_a_response(port, response_id, headers):
+    """Every way to get at a response."""
+    return {
+        "get": retrieve(port, response_id, headers=headers),
+        "stream": retrieve(port, response_id, "?stream=true", headers=headers),
+        "resume": retrieve(port, response_id, "?stream=true&starting_after=1", headers=headers),
+        "items": get(port, f"{RESPONSES}/{response_id}/input_items", headers),
+        "chain": respond(port, previous_response_id=response_id, headers=headers),
+        "chain in the background": respond(
+            port, previous_response_id=response_id, background=True, headers=headers
+        ),
+        "chain, streamed": respond(
+            port, previous_response_id=response_id, stream=True, headers=headers
+        ),
+        "quote": respond(
+            port,
+            previous_response_id=response_id,
+            headers={**headers, "X-Lcp-Quote-Only": "true"},
+        ),
+        "cancel": cancel(port, response_id, headers=headers),
+        "delete": delete(port, f"{RESPONSES}/{response_id}", headers=headers),
+    }
+
+
+def on_a_chat(port, chat_id, headers):
+    """Every way to get at a stored chat."""
+    path = f"{CHAT}/{chat_id}"
+    return {
+        "get": get(port, path, headers),
+        "messages": get(port, f"{path}/messages", headers),
+        "update": post(port, path, {"metadata": {"a": "b"}}, headers),
+        "update with nonsense": post(port, path, b"no json", headers),
+        "delete": delete(port, path, headers=headers),
+    }
+
+
+def alike(found, nobodys):
+    """Check that two sets of answers differ in nothing but what differs between any two."""
+    assert found.keys() == nobodys.keys()
+    for name, answer in found.items():
+        other = nobodys[name]
+        assert answer.status == other.status == 404, name
+        assert answer.body == other.body, name
+        own = {"x-request-id", "date", "openai-processing-ms"}
+        assert {k: v for k, v in answer.headers.items() if k not in own} == {
+            k: v for k, v in other.headers.items() if k not in own
+        }, name
+        assert answer.verdict == "none" or name in {"get", "stream"}, name
+
+
+def test_anothers_response_is_like_one_that_nobody_has(port):
+    made = respond(port, headers=MINE).json["id"]
+    alike(
+        on_a_response(port, made, THEIRS),
+        on_a_response(port, "resp_" + "0" * (len(made) - 5), THEIRS),
+    )
+    # And nothing came of the other's attempts.
+    assert retrieve(port, made, headers=MINE).status == 200
+
+
+def test_anothers_background_response_is_like_one_that_nobody_has(port):
+    made = begun(port, "word " * 40, model="echo-slow", headers=MINE)
+    nobodys = on_a_response(port, "resp_bg_" + "0" * 48, THEIRS)
+    alike(on_a_response(port, made, THEIRS), nobodys)
+    assert retrieve(port, made, headers=MINE).json["status"] in {"queued", "in_progress"}
+    assert cancel(port, made, headers=MINE).json["status"] == "cancelled"
+    alike(on_a_response(port, made, THEIRS), nobodys)
+    assert delete(port, f"{RESPONSES}/{made}", headers=MINE).status == 200
+
+
+def test_anothers_chat_is_like_one_that_nobody_has(port):
+    made = chat(port, headers=MINE).json["id"]
+    alike(on_a_chat(port, made, THEIRS), on_a_chat(port, "chatcmpl-nobodys", THEIRS))
+    assert get(port, f"{CHAT}/{made}", MINE).json["metadata"] == {}
+    assert made in [one["id"] for one in get(port, CHAT, MINE).json["data"]]
+    assert get(port, CHAT, THEIRS).json["data"] == []
+
+
+def test_anothers_chat_is_no_place_to_turn_a_page_at(port):
+    made = chat(port, headers=MINE).json["id"]
+    theirs = get(port, f"{CHAT}?after={made}", THEIRS)
+    nobodys = get(port, f"{CHAT}?after=chatcmpl-nobodys", THEIRS)
+    assert (theirs.status, theirs.body) == (nobodys.status, nobodys.body)
+
+
+def test_the_same_idempotency_key_of_two_credentials_is_two_jobs(port):
+    key = {"Idempotency-Key": "the-same"}
+    mine = begun(port, headers={**MINE, **key})
+    theirs = begun(port, headers={**THEIRS, **key})
+    assert mine != theirs
+    assert ended(port, mine, headers=MINE).json["status"] == "completed"
+    assert ended(port, theirs, headers=THEIRS).json["status"] == "completed"
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer sk-wrong"}])
+def test_without_a_key_nothing_is_told(port, headers):
+    made = respond(port, headers=MINE).json["id"]
+    stored = chat(port, headers=MINE).json["id"]
+    answers = [
+        retrieve(port, made, headers=headers),
+        delete(port, f"{RESPONSES}/{made}", headers=headers),
+        cancel(port, made, headers=headers),
+        get(port, f"{RESPONSES}/{made}/input_items", headers),
+        get(port, CHAT, headers),
+        get(port, f"{CHAT}/{stored}", headers),
+        post(port, f"{CHAT}/{stored}", {"metadata": {}}, headers),
+        delete(port, f"{CHAT}/{stored}", headers=headers),
+        get(port, f"{CHAT}/{stored}/messages", headers),
+    ]
+    assert {answer.status for answer in answers} == {401}
+    assert retrieve(port, made, headers=MINE).status == 200

@@ -1,0 +1,302 @@
+"""A gateway that ends while it works in the background: what the next one says of it, and of the money."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.support.gateway import RunningGateway, gateway
+from tests.support.journaled import TestedNode, money_node, on_node
+from tests.support.node_thread import eventually
+from tests.support.stored import (
+    begun,
+    cancel,
+    delete,
+    ended,
+    input_items,
+    last_response,
+    respond,
+    retrieve,
+    wait_for,
+)
+from tests.support.wire import RESPONSES, document, get, request_bytes, wire
+
+NODE = """
+[wallet]
+payment_latency_s = {latency_s}
+
+[[peers]]
+alias = "Alice"
+[[peers.models]]
+name = "echo-1"
+
+[[peers]]
+alias = "Bob"
+quote_latency_s = 20.0
+[[peers.models]]
+name = "slow-quote"
+
+[[peers]]
+alias = "Carol"
+[[peers.models]]
+name = "echo-slow"
+tokens_per_second = 10.0
+"""
+pytestmark = pytest.mark.slow
+
+LONG = "word " * 200
+KEYS = ("sk-mine-of-the-test", "sk-theirs-of-the-test")
+MINE, THEIRS = ({"Authorization": f"Bearer {key}"} for key in KEYS)
+
+
+@pytest.fixture(scope="module")
+def slow_paying(tmp_path_factory):
+    with money_node(tmp_path_factory.mktemp("slow"), toml=NODE.format(latency_s=1.0)) as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def quick_paying(tmp_path_factory):
+    with money_node(tmp_path_factory.mktemp("quick"), toml=NODE.format(latency_s=0.0)) as node:
+        yield node
+
+
+@contextmanager
+def serving(node: TestedNode, folder, **settings: object) -> Iterator[RunningGateway]:
+    """Run a gateway whose journal stays in the folder."""
+    settings = {"api_keys": ",".join(KEYS), "shutdown_grace_s": 0.3, **settings}
+    env = on_node(node, **settings) | {
+        "XDG_STATE_HOME": str(folder),
+        "XDG_CONFIG_HOME": str(folder),
+    }
+    with gateway(embedded=False, env=env) as running:
+        yield running
+
+
+def killed(running: RunningGateway) -> None:
+    running.process.kill()
+    running.process.wait(5)
+
+
+def terminated(running: RunningGateway) -> None:
+    assert running.stop(signal.SIGTERM) == 0
+
+
+ENDINGS = pytest.mark.parametrize("end", [killed, terminated])
+
+
+def is_lost(port: int, response_id: str, payment: str) -> dict:
+    """Check everything that is told of a job that was cut; gives the document."""
+    found = retrieve(port, response_id, headers=MINE)
+    assert found.status == 200, found.body
+    told = found.json
+    assert (told["id"], told["object"], told["status"]) == (response_id, "response", "failed")
+    assert told["background"] is True and told["output"] == []
+    assert told["error"]["code"] and told["error"]["message"]
+    assert told["lcp"]["payment"] == found.verdict == payment
+    streamed = retrieve(port, response_id, "?stream=true", headers=MINE)
+    assert streamed.blocks[-1][0] == "response.failed"
+    assert last_response(streamed) == told
+    later = retrieve(port, response_id, "?stream=true&starting_after=40", headers=MINE)
+    assert last_response(later) == told
+    assert cancel(port, response_id, headers=MINE).json == told
+    # To another key it is nothing.
+    assert retrieve(port, response_id, headers=THEIRS).status == 404
+    assert cancel(port, response_id, headers=THEIRS).status == 404
+    assert delete(port, f"{RESPONSES}/{response_id}", headers=THEIRS).status == 404
+    assert retrieve(port, response_id, headers=MINE).status == 200
+    return told
+
+
+def is_deleted(port: int, response_id: str) -> None:
+    assert delete(port, f"{RESPONSES}/{response_id}", headers=MINE).status == 200
+    assert retrieve(port, response_id, headers=MINE).status == 404
+    assert delete(port, f"{RESPONSES}/{response_id}", headers=MINE).status == 404
+
+
+@ENDINGS
+def test_while_it_waits_for_a_quote(quick_paying, tmp_path, end):
+    seen = quick_paying.mark()
+    with serving(quick_paying, tmp_path) as running:
+        response_id = begun(running.port, model="slow-quote", headers=MINE)
+        time.sleep(0.2)
+        end(running)
+    with serving(quick_paying, tmp_path) as running:
+        told = is_lost(running.port, response_id, "none")
+        assert told["lcp"] == {"payment": "none"}
+        is_deleted(running.port, response_id)
+    assert seen.count("accept") == seen.count("paid") == 0
+
+
+@ENDINGS
+def test_while_it_pays(slow_paying, tmp_path, end):
+    seen = slow_paying.mark()
+    with serving(slow_paying, tmp_path, shutdown_grace_s=0.1) as running:
+        response_id = begun(running.port, headers=MINE)
+        eventually(lambda: seen.count("accept") == 1)
+        assert retrieve(running.port, response_id, headers=MINE).json["status"] == "in_progress"
+        end(running)
+    with serving(slow_paying, tmp_path) as running:
+        told = is_lost(running.port, response_id, "unknown")
+        assert told["lcp"]["job_id"] == seen.jobs("accept")[0]
+        assert told["lcp"]["price_msat"] > 0
+        is_deleted(running.port, response_id)
+    assert seen.count("accept") == 1
+
+
+@ENDINGS
+def test_while_it_streams(quick_paying, tmp_path, end):
+    """The journal knows that a stream that has begun is paid."""
+    seen = quick_paying.mark()
+    with serving(quick_paying, tmp_path) as running:
+        response_id = streaming(running, LONG)
+        end(running)
+    with serving(quick_paying, tmp_path) as running:
+        told = is_lost(running.port, response_id, "settled")
+        assert told["lcp"]["job_id"] == seen.jobs("paid")[0]
+        assert told["lcp"]["state"] in {"settled", "undelivered"}
+        is_deleted(running.port, response_id)
+    assert seen.count("accept") == seen.count("paid") == 1
+
+
+def streaming(running: RunningGateway, text: str) -> str:
+    """Begin a stream in the background, and leave it; gives its id."""
+    body = document(RESPONSES, "echo-slow", text, background=True, stream=True)
+    with wire(running.port) as connection:
+        connection.send(request_bytes("POST", RESPONSES, json.dumps(body).encode(), MINE))
+        head = connection.read_until(b"output_text.delta").decode()
+    return "resp_bg_" + head.split("resp_bg_")[1].split('"')[0]
+
+
+@ENDINGS
+def test_when_it_is_done_it_is_gone_with_the_memory(quick_paying, tmp_path, end):
+    """What was kept in memory only is not told as a failure: it was delivered, or could have been."""
+    with serving(quick_paying, tmp_path) as running:
+        response_id = begun(running.port, headers=MINE)
+        assert ended(running.port, response_id, headers=MINE).json["status"] == "completed"
+        # The row goes when the job has ended, a moment later.
+        time.sleep(0.3)
+        end(running)
+    with serving(quick_paying, tmp_path) as running:
+        found = retrieve(running.port, response_id, headers=MINE)
+        assert (found.status, found.error["code"]) == (404, "response_not_found")
+
+
+def test_what_was_cancelled_before_is_not_told_as_a_failure_afterwards(quick_paying, tmp_path):
+    with serving(quick_paying, tmp_path) as running:
+        response_id = begun(running.port, model="slow-quote", headers=MINE)
+        assert cancel(running.port, response_id, headers=MINE).json["status"] == "cancelled"
+        time.sleep(0.3)
+        killed(running)
+    with serving(quick_paying, tmp_path) as running:
+        assert retrieve(running.port, response_id, headers=MINE).status == 404
+
+
+def test_a_gateway_that_ends_waits_for_its_jobs(quick_paying, tmp_path):
+    """SIGTERM: within the grace time a job goes on and can be polled. Its result goes with the gateway's memory."""
+    seen = quick_paying.mark()
+    with serving(quick_paying, tmp_path, shutdown_grace_s=10) as running:
+        response_id = begun(running.port, "a b c d e f", model="echo-slow", headers=MINE)
+        wait_for(running.port, response_id, lambda it: it["status"] == "in_progress", headers=MINE)
+        running.process.send_signal(signal.SIGTERM)
+        eventually(lambda: get(running.port, "/readyz").status == 503)
+        refused = respond(running.port, background=True, headers=MINE)
+        assert (refused.status, refused.error["code"]) == (503, "shutting_down")
+        found = retrieve(running.port, response_id, headers=MINE)
+        assert found.json["status"] == "in_progress"
+        assert running.process.wait(10) == 0
+        running.wait_for_log("background job ended")
+        [end] = [line for line in running.json_logs() if line["event"] == "background job ended"]
+        assert (end["status"], end["payment"]) == ("completed", "settled")
+    assert seen.count("accept") == seen.count("paid") == 1
+    with serving(quick_paying, tmp_path) as running:
+        assert is_lost(running.port, response_id, "settled")["lcp"]["state"] == "delivered"
+
+
+def test_past_the_grace_time_a_job_is_ended(quick_paying, tmp_path):
+    with serving(quick_paying, tmp_path, shutdown_grace_s=0.3) as running:
+        begun(running.port, LONG, model="echo-slow", headers=MINE)
+        job = begun(running.port, model="slow-quote", headers=MINE)
+        begin = time.monotonic()
+        assert running.stop(signal.SIGTERM) == 0
+        assert time.monotonic() - begin < 8
+        ends = [line for line in running.json_logs() if line["event"] == "background job ended"]
+        assert {end["status"] for end in ends} == {"failed"} and len(ends) == 2
+        assert {end["payment"] for end in ends if end["response_id"] == job} == {"none"}
+
+
+def test_a_gateway_that_ends_finishes_a_stream_that_is_followed(quick_paying, tmp_path):
+    with serving(quick_paying, tmp_path, shutdown_grace_s=10) as running:
+        response_id = streaming(running, "a b c d e")
+        running.process.send_signal(signal.SIGTERM)
+        followed = retrieve(running.port, response_id, "?stream=true", headers=MINE)
+        assert followed.whole
+        assert last_response(followed)["status"] == "completed"
+        assert running.process.wait(10) == 0
+
+
+def test_without_a_journal_nothing_is_known_after_a_restart(quick_paying, tmp_path):
+    with serving(quick_paying, tmp_path, journal_url="off") as running:
+        response_id = begun(running.port, model="slow-quote", headers=MINE)
+        assert retrieve(running.port, response_id, headers=MINE).json["status"] == "queued"
+        killed(running)
+    with serving(quick_paying, tmp_path, journal_url="off") as running:
+        assert retrieve(running.port, response_id, headers=MINE).status == 404
+
+
+def test_many_jobs_at_once_are_each_told_of(slow_paying, tmp_path):
+    seen = slow_paying.mark()
+    with serving(slow_paying, tmp_path) as running:
+        jobs = [begun(running.port, f"n{n}", headers=MINE) for n in range(20)]
+        time.sleep(0.5)
+        killed(running)
+    with serving(slow_paying, tmp_path) as running:
+        told = [retrieve(running.port, job, headers=MINE).json for job in jobs]
+    assert {one["status"] for one in told} == {"failed"}
+    accepted = set(seen.jobs("accept"))
+    assert len(accepted) == seen.count("accept")
+    for one in told:
+        payment = one["lcp"]["payment"]
+        assert payment in {"none", "unknown"}
+        # Whatever the node was asked to pay, nobody is told that it cost nothing.
+        if payment == "none":
+            assert "job_id" not in one["lcp"]
+    unknown = {one["lcp"]["job_id"] for one in told if one["lcp"]["payment"] == "unknown"}
+    assert accepted <= unknown
+
+
+def test_what_was_said_is_not_in_the_state_folder(quick_paying, tmp_path):
+    marker = "zanzibar-quokka"
+    with serving(quick_paying, tmp_path) as running:
+        begun(running.port, marker, model="slow-quote", headers=MINE, metadata={"m": marker})
+        ended(running.port, begun(running.port, marker, headers=MINE), headers=MINE)
+        items = begun(running.port, f"{marker} {LONG}", model="echo-slow", headers=MINE)
+        assert input_items(running.port, items, headers=MINE)
+        killed(running)
+        assert marker not in running.logs
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            assert marker.encode() not in file.read_bytes(), file
+
+
+def test_a_reload_keeps_what_is_stored_and_what_runs(quick_paying, tmp_path):
+    with serving(quick_paying, tmp_path) as running:
+        port = running.port
+        stored = respond(port, headers=MINE).json["id"]
+        job = begun(port, "a b c d e f g h", model="echo-slow", headers=MINE)
+        followed = streaming(running, "a b c d e f g h")
+        running.process.send_signal(signal.SIGHUP)
+        running.wait_for_log("configuration reloaded")
+        assert retrieve(port, stored, headers=MINE).status == 200
+        chained = respond(port, "more", previous_response_id=stored, headers=MINE)
+        assert chained.status == 200
+        assert retrieve(port, job, headers=MINE).json["status"] == "in_progress"
+        for one in (job, followed):
+            assert ended(port, one, headers=MINE).json["status"] == "completed"
+        eventually(lambda: get(port, "/readyz").json["jobs_in_flight"] == 0)
+        assert (
+            cancel(port, begun(port, model="slow-quote", headers=MINE), headers=MINE).status == 200
+        )
