@@ -12,7 +12,10 @@ from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.door import AGENT_TOKEN, Door
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, internal_error, of_http_exception
 from lcp_gateway.http.exchange import EXCHANGE, SERVER, Exchange, request_id_of
+from lcp_gateway.http.forwarded import shown
+from lcp_gateway.http.tracing import NOT_TRACED, finish
 from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.purchase.tracing import NO_SPAN, NO_TRACING, RequestSpan, Tracing
 from lcp_gateway.telemetry.metrics import Metrics
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -33,9 +36,11 @@ class Edge:
         open_paths: frozenset[str],
         max_header_bytes: int,
         away: tuple[type[Exception], ...] = (),
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         """``open_paths`` need no key. ``away`` are the errors of a database that cannot be reached."""
         self._away = away
+        self._tracing = tracing
         self._door = door
         self._cors = cors
         self._metrics = metrics
@@ -52,10 +57,19 @@ class Edge:
             resource = request.match_info.route.resource
             if resource is not None:
                 exchange.endpoint = resource.canonical
+            exchange.client = shown(request.remote)
             request[EXCHANGE] = exchange
             # Each request runs in a task, and so in a context, of its own: nothing has to be unbound.
             bind_contextvars(request_id=exchange.request_id)
-            return await self._answer(request, handler, exchange)
+            if exchange.endpoint in NOT_TRACED:
+                return await self._answer(request, handler, exchange, NO_SPAN)
+            headers = request.headers
+            with self._tracing.request(
+                headers.getall("traceparent", ()), headers.getall("tracestate", ())
+            ) as span:
+                if span.trace_id:
+                    bind_contextvars(trace_id=span.trace_id)
+                return await self._answer(request, handler, exchange, span)
 
         return edge
 
@@ -80,7 +94,7 @@ class Edge:
             headers.update(cors)
 
     async def _answer(
-        self, request: web.Request, handler: Handler, exchange: Exchange
+        self, request: web.Request, handler: Handler, exchange: Exchange, span: RequestSpan
     ) -> web.StreamResponse:
         status = 499  # as nginx logs a client that went away before its answer
         try:
@@ -88,6 +102,7 @@ class Edge:
             status = response.status
             return response
         finally:
+            finish(span, request, exchange, status)
             self._account(exchange, status)
 
     async def _guarded(
@@ -182,12 +197,13 @@ class Edge:
             fields[f"{what}_bytes"] = size
             fields[f"{what}_tokens_approx"] = tokens
             fields["total_tokens_approx"] = (exchange.request_bytes // _BYTES_PER_TOKEN) + tokens
-        if exchange.key_id:
-            fields["key_id"] = exchange.key_id
-        if exchange.joined:
-            fields["joined"] = True
-        if exchange.problem:
-            fields["problem"] = exchange.problem
+        said = {
+            "key_id": exchange.key_id,
+            "client": exchange.client,
+            "joined": exchange.joined,
+            "problem": exchange.problem,
+        }
+        fields.update((name, value) for name, value in said.items() if value)
         if exchange.problem and exchange.verdict is not Verdict.NONE:
             # Money has left, or may have, and no whole answer came of it.
             self._log.warning(exchange.operation, **fields)

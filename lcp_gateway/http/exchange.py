@@ -22,7 +22,7 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 class Exchange:
     """A request and what came of it. Times are readings of a monotonic clock, in seconds.
 
-    ``headers`` go out with the answer, whatever it is.
+    ``headers`` go out with the answer, whatever it is. ``client`` is where it comes from, empty for this very machine.
     """
 
     request_id: str
@@ -35,6 +35,7 @@ class Exchange:
     result_bytes: int = 0
     counted_bytes: int = 0
     caller: Caller = NOBODY
+    client: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     answer: Answer | None = None
     joined: bool = False

@@ -58,9 +58,9 @@ class Answer:
     """One order's answer: written by the one task that buys it, read by any number of requests from its beginning.
 
     ``quote_s`` and ``execute_s`` say how long its quote and the call that pays took, ``first_byte_s`` how long it was from
-    that call to a stream's first byte, and ``waited_s`` how much of it went by for readers that were behind. ``kept`` says
-    that it is wanted also while nobody reads it. Memory is bounded: past ``whole_bytes`` what all readers have taken is
-    let go, and from then on nobody new can join.
+    that call to a stream's first byte, and ``waited_s`` how much of it went by for readers that were behind. ``kept_for`` is
+    whoever wants it also while nobody reads it, ``given_id`` the id by which a result goes that has none. Memory is
+    bounded: past ``whole_bytes`` what all readers have taken is let go, and from then on nobody new can join.
     """
 
     def __init__(self, order: Order, bounds: Bounds, pool: Pool) -> None:
@@ -72,7 +72,8 @@ class Answer:
         self.size = 0
         self.listeners = 0
         self.abandoned = False
-        self.kept = False
+        self.kept_for: object | None = None
+        self.given_id = ""
         self.quote_s: float | None = None
         self.execute_s: float | None = None
         self.first_byte_s: float | None = None
@@ -94,6 +95,11 @@ class Answer:
         return Verdict.NONE if self.purchase is None else self.purchase.verdict
 
     @property
+    def kept(self) -> bool:
+        """Tell whether it is wanted also while nobody reads it."""
+        return self.kept_for is not None
+
+    @property
     def readable(self) -> bool:
         """Tell whether somebody new can still read it from its beginning."""
         return self._whole
@@ -109,9 +115,12 @@ class Answer:
         return tuple(self._blocks)
 
     def when_ended(self, hear: "Callable[[Answer], None]") -> None:
-        """Have somebody told of the end, whatever it is; at once if it has been. What they raise is not caught."""
+        """Have somebody told of the end, whatever it is; at once if it has been.
+
+        What they raise is reported to the event loop and changes nothing: what was bought stays bought.
+        """
         if self.ended:
-            hear(self)
+            self._tell(hear)
         else:
             self._on_end.append(hear)
 
@@ -154,7 +163,7 @@ class Answer:
             self.purchase.order = self.purchase.order.without_body()
         heard, self._on_end = self._on_end, []
         for hear in heard:
-            hear(self)
+            self._tell(hear)
         self._wake_readers()
 
     def fail(self, error: Exception) -> None:
@@ -235,6 +244,13 @@ class Answer:
             self._pool.give_back(gone_bytes)
             del self._blocks[:gone]
             self._let_go = read
+
+    def _tell(self, hear: "Callable[[Answer], None]") -> None:
+        try:
+            hear(self)
+        except Exception as error:  # noqa: BLE001 - whatever it is, a paid answer must not become a failure by it
+            context = {"message": "a listener failed at an answer's end", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
 
     async def _change(self) -> None:
         future = asyncio.get_running_loop().create_future()

@@ -31,6 +31,14 @@ class LoopBrake:
         self._clock = clock
         self._seen: OrderedDict[tuple[str, bytes], deque[float]] = OrderedDict()
 
+    def use(self, per_minute: int) -> None:
+        """Let another number pass; what came lately still counts."""
+        if per_minute == self._per_minute:
+            return
+        self._per_minute = per_minute
+        for name, times in self._seen.items():
+            self._seen[name] = deque(times, maxlen=per_minute)
+
     def check(self, order: Order) -> None:
         """Count an order.
 

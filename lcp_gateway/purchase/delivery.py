@@ -63,6 +63,7 @@ class PaidStream:
         """
         digest = hashlib.sha256()
         length = 0
+        purchase = self._purchase
         end: StreamEnd | None = None
         terminal: Result | None = None
         outcome, learnt = Event.FAIL_DELIVERY, Learnt()
@@ -72,6 +73,7 @@ class PaidStream:
                 if isinstance(event, bytes) and end is None:
                     digest.update(event)
                     length += len(event)
+                    purchase.has_begun = True
                     yield event
                 elif isinstance(event, StreamEnd) and end is None:
                     end = event
@@ -89,7 +91,7 @@ class PaidStream:
         except UpstreamError as error:
             raise self._undelivered(f"the stream broke off: {error.message}") from error
         finally:
-            self._move(self._purchase, outcome, learnt)
+            self._move(purchase, outcome, learnt)
             await self._events.aclose()
 
     def _undelivered(self, problem: str) -> Undelivered:

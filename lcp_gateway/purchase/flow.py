@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from lcp_gateway.purchase.delivery import PaidStream, problem_with_bytes, problem_with_status
@@ -21,8 +22,10 @@ from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.results import Result, StreamBegin
 from lcp_gateway.purchase.states import Event, Verdict
+from lcp_gateway.purchase.tracing import NO_TRACING, Step, Tracing, paid_facts
 
 _NOTHING_LEARNT = Learnt()
+_ABANDONED = Learnt(keeps_charge=True)
 
 
 def utc_now() -> datetime:
@@ -47,6 +50,7 @@ class Buyer:
         exposure: Exposure,
         execute_timeout_s: float,
         now: Callable[[], datetime] = utc_now,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._upstream = upstream
         self._journal = journal
@@ -55,6 +59,7 @@ class Buyer:
         self._exposure = exposure
         self._execute_timeout_s = execute_timeout_s
         self._now = now
+        self._tracing = tracing
 
     async def buy(self, purchase: Purchase) -> Result:
         """Pay and wait for the whole result, checked against its hash and length.
@@ -64,6 +69,33 @@ class Buyer:
             PaymentFailed: the call ended in an error; its verdict says what is known of the money.
             Undelivered: paid, and no whole and right result came.
         """
+        with self._tracing.span(Step.PAY) as span:
+            try:
+                return await self._buy(purchase)
+            finally:
+                span.note(paid_facts, purchase)
+
+    async def open_stream(self, purchase: Purchase) -> PaidStream:
+        """Pay and wait for the head of the streamed result.
+
+        Raises:
+            Refused, PaymentFailed, Undelivered: as in ``buy``.
+        """
+        with self._tracing.span(Step.PAY) as span:
+            try:
+                return await self._open_stream(purchase)
+            finally:
+                span.note(paid_facts, purchase)
+
+    async def cancel(self, purchase: Purchase, reason: str, timeout_s: float) -> None:
+        """Tell the peer that nobody waits any more. A payment is not undone.
+
+        Raises:
+            UpstreamError: it could not be told.
+        """
+        await self._upstream.cancel(purchase.quote, reason, timeout_s)
+
+    async def _buy(self, purchase: Purchase) -> Result:
         await self._authorise(purchase)
         try:
             result = await self._upstream.execute(
@@ -93,12 +125,7 @@ class Buyer:
         )
         return result
 
-    async def open_stream(self, purchase: Purchase) -> PaidStream:
-        """Pay and wait for the head of the streamed result.
-
-        Raises:
-            Refused, PaymentFailed, Undelivered: as in ``buy``.
-        """
+    async def _open_stream(self, purchase: Purchase) -> PaidStream:
         await self._authorise(purchase)
         events = self._upstream.execute_stream(
             purchase.quote, purchase.order.task, self._execute_timeout_s
@@ -124,14 +151,6 @@ class Buyer:
             )
         return PaidStream(purchase, first, events, self._move)
 
-    async def cancel(self, purchase: Purchase, reason: str, timeout_s: float) -> None:
-        """Tell the peer that nobody waits any more. A payment is not undone.
-
-        Raises:
-            UpstreamError: it could not be told.
-        """
-        await self._upstream.cancel(purchase.quote, reason, timeout_s)
-
     async def _authorise(self, purchase: Purchase) -> None:
         """Let a purchase through to the one call that pays, once everything speaks for it and it is written down."""
         quote, order = purchase.quote, purchase.order
@@ -145,6 +164,8 @@ class Buyer:
             self._exposure.check(quote)
             if purchase.payment_hash is None:
                 purchase.payment_hash = self._inspect(order, quote)
+            # Again, and with what is written down now: the limits may have been changed since the quote was looked at.
+            self._limits.check_price(order, quote)
             purchase.charge = self._limits.charge_for(order, quote)
             if not purchase.costs_nothing:
                 budgets = (*self._limits.budgets_for(order.key_id), *order.budgets)
@@ -201,10 +222,17 @@ class Buyer:
             self._move(purchase, Event.LOSE_SIGHT)
 
     def _move(self, purchase: Purchase, event: Event, learnt: Learnt = _NOTHING_LEARNT) -> None:
+        if event is Event.FAIL_DELIVERY and purchase.abandoned:
+            event, learnt = Event.ABANDON, _ABANDONED
+            if purchase.charge is not None:
+                purchase.charge = replace(purchase.charge, refund_undelivered=False)
         state = purchase.apply(event)
         if learnt.charged_msat is not None:
             purchase.charged_msat = learnt.charged_msat
         if not purchase.costs_nothing:
             self._journal.note(purchase.quote.job_id, state, self._now(), learnt)
-        if event is not Event.SETTLE:
+        if event is Event.ABANDON and (purchase.has_begun or not purchase.order.task.stream):
+            # Its provider was at it. One that took the money and sent nothing is not excused by a client that gave up.
+            self._exposure.left(purchase.quote)
+        elif event is not Event.SETTLE:
             self._exposure.ended(purchase.quote, state)

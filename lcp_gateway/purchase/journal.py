@@ -67,6 +67,8 @@ class Learnt:
     preimage: bytes | None = None
     charged_msat: Msat | None = None
     """What it came to, where the quote's price was only the most that it could."""
+    keeps_charge: bool = False
+    """The charge is not given back, since it was the client that did not want the rest."""
 
 
 class Period(enum.StrEnum):

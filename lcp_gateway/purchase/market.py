@@ -12,6 +12,14 @@ from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.ports import Upstream
 from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.tracing import (
+    NO_TRACING,
+    Step,
+    Tracing,
+    asked_facts,
+    error_type,
+    quote_facts,
+)
 
 _NOT_TAKEN = "another quote was taken"
 
@@ -62,6 +70,7 @@ class Market:
         on_quote: Callable[[Order, Quote, float], None] = lambda _order, _quote, _duration_s: None,
         on_failure: Callable[[str, PurchaseError], None] = lambda _peer_id, _error: None,
         clock: Callable[[], float] = time.monotonic,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         """``on_quote`` hears of each quote and how many seconds it took, ``on_failure`` why a peer fell out."""
         self._upstream = upstream
@@ -72,6 +81,7 @@ class Market:
         self._on_quote = on_quote
         self._on_failure = on_failure
         self._clock = clock
+        self._tracing = tracing
 
     async def offer(self, order: Order, candidates: Sequence[Candidate]) -> Offer:
         """Give the cheapest acceptable quote of the first candidates that have one.
@@ -87,14 +97,20 @@ class Market:
             offers = await self._ask(order, group, failures)
             if offers:
                 best, *others = offers
-                self._drop(offer.quote for offer in others)
-                self._drop(error.quote for error in failures)
+                self.drop(offer.quote for offer in others)
+                self.drop(error.quote for error in failures)
                 return replace(best, runner_up_msat=others[0].quote.price_msat if others else None)
         error = _most_telling(failures)
         # The cheapest that was too dear stays: it can still be taken by whoever raises the limit.
         kept = error.quote if isinstance(error, PriceLimitExceeded) else None
-        self._drop(failed.quote for failed in failures if failed.quote is not kept)
+        self.drop(failed.quote for failed in failures if failed.quote is not kept)
         raise error
+
+    def drop(self, quotes: Iterable[Quote | None]) -> None:
+        """Tell those who gave quotes that nobody takes them. Nothing is waited for."""
+        for quote in quotes:
+            if quote is not None:
+                self._background(self._upstream.cancel(quote, _NOT_TAKEN, self._cancel_timeout_s))
 
     async def _ask(
         self, order: Order, candidates: Sequence[Candidate], failures: list[PurchaseError]
@@ -133,22 +149,22 @@ class Market:
     async def _try(self, asked: Order, candidate: Candidate) -> Offer | PurchaseError:
         started = self._clock()
         order = asked.for_task(candidate.adapt(asked.task))
-        try:
-            quote = await self._upstream.request_quote(
-                order.task, candidate.provider_id, self._asking.timeout_s
-            )
-            self._on_quote(order, quote, self._clock() - started)
-            return Offer(order, candidate, quote, self._inspect(order, quote))
-        except UpstreamError as error:
-            return error
-        except Refused as error:
-            error.candidate = candidate
-            return error
-
-    def _drop(self, quotes: Iterable[Quote | None]) -> None:
-        for quote in quotes:
-            if quote is not None:
-                self._background(self._upstream.cancel(quote, _NOT_TAKEN, self._cancel_timeout_s))
+        with self._tracing.span(Step.QUOTE) as span:
+            span.note(asked_facts, candidate, order.task)
+            try:
+                quote = await self._upstream.request_quote(
+                    order.task, candidate.provider_id, self._asking.timeout_s
+                )
+                span.note(quote_facts, quote)
+                self._on_quote(order, quote, self._clock() - started)
+                return Offer(order, candidate, quote, self._inspect(order, quote))
+            except UpstreamError as error:
+                span.failed(error_type(error))
+                return error
+            except Refused as error:
+                span.failed(error_type(error))
+                error.candidate = candidate
+                return error
 
 
 def _most_telling(failures: Sequence[PurchaseError]) -> PurchaseError:

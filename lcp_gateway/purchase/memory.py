@@ -27,6 +27,7 @@ class AnswerLost(PurchaseError):
             quote=quote,
         )
         self.verdict = answer.verdict
+        self.answer = answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +60,19 @@ class _Names:
     """Answers by name, each for ``keep_s``; the oldest go first when there are too many."""
 
     def __init__(self, keep_s: float) -> None:
-        self._keep_s = keep_s
+        self.keep_s = keep_s
         self._held: OrderedDict[_Name, tuple[Answer, float]] = OrderedDict()
 
     def get(self, name: _Name, now: float) -> Answer | None:
         found = self._held.get(name)
-        return found[0] if found is not None and now - found[1] <= self._keep_s else None
+        return found[0] if found is not None and now - found[1] <= self.keep_s else None
 
     def put(self, name: _Name, answer: Answer, now: float) -> None:
         self._held[name] = (answer, now)
         self._held.move_to_end(name)
         while self._held:
             oldest, (_, since) = next(iter(self._held.items()))
-            if len(self._held) <= _MAX_ENTRIES and now - since <= self._keep_s:
+            if len(self._held) <= _MAX_ENTRIES and now - since <= self.keep_s:
                 return
             del self._held[oldest]
 
@@ -101,6 +102,14 @@ class AnswerMemory:
         self._unkeyed: deque[tuple[Answer, float]] = deque()
         self.pool = Pool(limits.bytes_in_all)
         self.pool.make_room = self._make_room
+
+    def use(self, limits: MemoryLimits) -> None:
+        """Go by other limits. What is too much for them is let go at once; answers that are held keep their times."""
+        self._limits = limits
+        self._by_key.keep_s = limits.keys_for_s
+        self._by_repeat.keep_s = limits.repeats_for_s
+        self.pool.limit_bytes = limits.bytes_in_all
+        self._make_room()
 
     def find(self, order: Order, repeat: Repeat) -> Answer | None:
         """Give the answer that this request repeats, if it does.
@@ -148,6 +157,8 @@ class AnswerMemory:
         for held in (self._keyed, self._unkeyed):
             while held and held[0][1] < now:
                 held.popleft()[0].forget()
+        # One that was kept for somebody may have grown past the limit while it could not be let go.
+        self._make_room()
         self._on_held(self.pool.held_bytes)
 
     def _make_room(self) -> None:

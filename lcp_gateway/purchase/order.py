@@ -49,6 +49,13 @@ class Order:
             return self
         return replace(self, task=task, body_sha256=hashlib.sha256(task.body).digest())
 
+    def carrying(self, task: Task) -> "Order":
+        """Give the order with what its request amounts to, where the gateway had to complete that.
+
+        It is still told from others by what the client sent.
+        """
+        return self if task is self.task else replace(self, task=task)
+
     def without_body(self) -> "Order":
         """Give the order as it is remembered: what it was for, without what was said."""
         return replace(self, task=replace(self.task, body=b""))

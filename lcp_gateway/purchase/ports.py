@@ -49,3 +49,7 @@ class Exposure(Protocol):
     def ended(self, quote: Quote, state: State) -> None:
         """The purchase has come to ``state``: not_paid, unknown, delivered or undelivered."""
         ...
+
+    def left(self, quote: Quote) -> None:
+        """The purchase ended undelivered because nobody wanted the rest: its provider neither delivered nor failed to."""
+        ...

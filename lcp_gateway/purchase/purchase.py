@@ -13,13 +13,16 @@ class Purchase:
 
     ``payment_hash`` is that of the quote's invoice, where there is one and it was read; ``runner_up_msat`` what the next
     best provider asked; ``charged_msat`` what it came to, once that is known. ``charge`` is the customer's, if there is one.
+    ``has_begun`` says that something of a streamed result came, ``abandoned`` that its client wants nothing more of it.
     """
 
     __slots__ = (
         "_state",
+        "abandoned",
         "candidate",
         "charge",
         "charged_msat",
+        "has_begun",
         "order",
         "payment_hash",
         "quote",
@@ -38,6 +41,8 @@ class Purchase:
         self.order = order
         self.quote = quote
         self.candidate = candidate or Candidate(quote.peer_id)
+        self.has_begun = False
+        self.abandoned = False
         self.charge: Charge | None = None
         self.charged_msat: Msat | None = None
         self.payment_hash = payment_hash

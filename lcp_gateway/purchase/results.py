@@ -1,7 +1,7 @@
 """What comes back for a task: a whole result, or the events of a stream."""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lcp_gateway.purchase.money import Msat
 
@@ -23,7 +23,7 @@ class Result:
     """
 
     status: ResultStatus
-    body: bytes
+    body: bytes = field(repr=False)
     sha256: bytes
     length: int
     content_type: str

@@ -38,6 +38,8 @@ class Event(enum.StrEnum):
     """The whole result arrived, and its hash and length are right."""
     FAIL_DELIVERY = "fail_delivery"
     """Paid, and no whole result will come."""
+    ABANDON = "abandon"
+    """Paid, and the client did not want the rest of its result."""
 
 
 TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
@@ -59,6 +61,7 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
         State.SETTLED: {
             Event.DELIVER: State.DELIVERED,
             Event.FAIL_DELIVERY: State.UNDELIVERED,
+            Event.ABANDON: State.UNDELIVERED,
         },
         State.REFUSED: {},
         State.EXPIRED: {},

@@ -1,7 +1,7 @@
 """A task: what the client wants computed, as the bytes it sent."""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 class TaskKind(enum.StrEnum):
@@ -22,5 +22,5 @@ class Task:
 
     kind: TaskKind
     model: str
-    body: bytes
+    body: bytes = field(repr=False)
     stream: bool

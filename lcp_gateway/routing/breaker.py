@@ -25,6 +25,13 @@ class Breaker:
     _trial_until: float | None = None
     _trial_job: bytes | None = None
 
+    def use(self, failures: int, pause_s: float) -> None:
+        """Go by other rules; what was counted stays, and a pause that has begun lasts as long as it was to."""
+        self.failures, self.pause_s = failures, pause_s
+        if not failures:
+            self._resting_until = None
+            self._end_trial()
+
     def resting_s(self, now: float) -> float:
         """Give how long the peer is still left alone; 0 when it is not."""
         return max(0.0, self._resting_until - now) if self._resting_until is not None else 0.0

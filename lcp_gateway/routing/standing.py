@@ -141,6 +141,15 @@ class Standings:
             if history.failures:
                 account.breaker.failed_to_deliver(now, history.failures)
 
+    def use(self, rules: StandingRules) -> None:
+        """Go by other rules from now on; what is known of everybody stays."""
+        now = self._clock()
+        for account in self._accounts.values():
+            # What the old rules have forgiven by now stays forgiven.
+            account.lost_msat, account.lost_at = self._lost_msat(account, now), now
+            account.breaker.use(rules.breaker_failures, rules.breaker_pause_s)
+        self._rules = rules
+
     # -- before a quote -------------------------------------------------------------------------
 
     def available(self, peer_id: str) -> bool:
@@ -239,6 +248,12 @@ class Standings:
     def ended(self, quote: Quote, state: State) -> None:
         """Note what a purchase has come to; see ``resolved``."""
         self.resolved(quote.peer_id, quote.job_id, quote.price_msat, state)
+
+    def left(self, quote: Quote) -> None:
+        """Give back what was held of a purchase whose client wanted no more of it; nobody gains or loses by it."""
+        account = self._account(quote.peer_id)
+        account.take(quote.job_id)
+        account.breaker.ended(quote.job_id)
 
     def resolved(self, peer_id: str, job_id: bytes, price_msat: int, state: State) -> None:
         """Note what a purchase has come to, once for each state; also for what became of an unknown.

@@ -16,6 +16,7 @@ from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.results import Result, ResultStatus, StreamBegin, StreamEnd, StreamEvent
 from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
 from lcp_gateway.routing.catalog import Provider, merge_kinds
 from lcp_gateway.upstreams.channel import LcpdAddress, open_channel
 from lcp_gateway.upstreams.grpc_errors import passes_quickly, upstream_error
@@ -67,13 +68,16 @@ class LcpdUpstream:
         address: LcpdAddress,
         *,
         on_error: Callable[[str, str], None] = lambda _method, _status: None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         """``on_error`` is told the method's and the status's name of every call that fails."""
         self._channel = open_channel(address)
         # grpc's generated stubs are typed for the blocking channel; with an aio channel they make aio calls.
         self._stub: Any = LCPDServiceStub(self._channel)
-        self._metadata = address.metadata or None
+        self._metadata = address.metadata
+        self._own_names = frozenset(name.lower() for name, _ in address.metadata)
         self._on_error = on_error
+        self._tracing = tracing
 
     async def local_info(self, timeout_s: float) -> LocalInfo:
         """Ask the daemon who it is.
@@ -128,7 +132,7 @@ class LcpdUpstream:
             peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True
         )
         call = self._stub.AcceptAndExecuteStream(
-            request, timeout=timeout_s, metadata=self._metadata
+            request, timeout=timeout_s, metadata=self._present_metadata()
         )
         try:
             # A message is read when the one before it has been taken: HTTP/2 flow control stops the daemon for us.
@@ -153,6 +157,11 @@ class LcpdUpstream:
         """Close the channel; calls under way are cancelled."""
         await self._channel.close()
 
+    def _present_metadata(self) -> tuple[tuple[str, str], ...] | None:
+        """Give the operator's metadata and where the call is traced, which a daemon that does not trace lets be."""
+        traced = self._tracing.headers().items()
+        return (*self._metadata, *(p for p in traced if p[0] not in self._own_names)) or None
+
     async def _once(
         self,
         method: str,
@@ -161,7 +170,7 @@ class LcpdUpstream:
         timeout_s: float,
     ) -> _T:
         try:
-            return await call(request, timeout=timeout_s, metadata=self._metadata)
+            return await call(request, timeout=timeout_s, metadata=self._present_metadata())
         except grpc.aio.AioRpcError as error:
             raise self._failure(method, error) from error
 

@@ -8,10 +8,8 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from http import HTTPStatus
-from typing import Any
 
 import aiohttp
 
@@ -22,6 +20,7 @@ from lcp_gateway.purchase.quote import Quote, Source
 from lcp_gateway.purchase.results import Result, StreamBegin, StreamEvent
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
 from lcp_gateway.routing.catalog import NODE_PREFIX
 from lcp_gateway.upstreams.node_answer import NodeAnswer, read_at_most
 from lcp_gateway.upstreams.node_errors import (
@@ -31,8 +30,9 @@ from lcp_gateway.upstreams.node_errors import (
     found_nobody,
     refusal,
 )
+from lcp_gateway.upstreams.node_link import HttpNode, Link, Sending
 from lcp_gateway.upstreams.node_models import ListedModel, read_list
-from lcp_gateway.upstreams.node_price import NodePrice, usage_of
+from lcp_gateway.upstreams.node_price import usage_of
 
 _PATHS = {
     TaskKind.CHAT_COMPLETIONS: "/chat/completions",
@@ -43,41 +43,12 @@ _PATHS = {
 _QUOTE_LASTS = timedelta(seconds=300)
 _MAX_RESULT_BYTES = 32 * 1024 * 1024
 _CONNECT_TIMEOUT_S = 5.0
-# Below the 5 s after which many servers close an idle connection: a request that meets such a close is lost.
-_KEEPALIVE_S = 4.0
-# Connections beside those of tasks, so that a busy node can still be asked whether it is there.
-_SPARE_CONNECTIONS = 2
 # aiohttp wants longer bodies as a file, so as to write them in pieces.
 _LONG_BODY_BYTES = 1024 * 1024
 _MAX_LIST_BYTES = 8 * 1024 * 1024
 _NO_LIST = frozenset(
     {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
 )
-_FREE = NodePrice()
-
-
-@dataclass(frozen=True, slots=True)
-class HttpNode:
-    """A virtual node as the operator set it up.
-
-    ``base_url`` ends where ``/chat/completions`` begins. ``models`` is empty where the node's own list counts;
-    ``kinds`` is what its endpoints take.
-    """
-
-    name: str
-    base_url: str
-    api_key: str = field(default="", repr=False)
-    price: NodePrice = _FREE
-    timeout_s: float = 120.0
-    models: tuple[str, ...] = ()
-    owned_by: str = ""
-    kinds: frozenset[TaskKind] = frozenset({TaskKind.CHAT_COMPLETIONS, TaskKind.EMBEDDINGS})
-    max_connections: int = 64
-
-    @property
-    def provider_id(self) -> str:
-        """The id that it has in the catalog."""
-        return NODE_PREFIX + self.name
 
 
 class NoModelList(UpstreamError):
@@ -99,13 +70,31 @@ class OpenAIHttpUpstream:
         now: Callable[[], datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
         on_down: Callable[[str], None] = lambda _provider_id: None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         """``on_down`` is told the provider's id when a task found nobody there."""
-        self._links = {node.provider_id: _Link(node) for node in nodes}
+        self._links = {node.provider_id: Link(node) for node in nodes}
+        self._leaving: dict[Link, asyncio.Task[None]] = {}
         self._max_result_bytes = max_result_bytes
         self._now = now
         self._clock = clock
         self._on_down = on_down
+        self._tracing = tracing
+
+    def use(self, nodes: Sequence[HttpNode]) -> None:
+        """Buy from these nodes from now on.
+
+        One that is as before keeps its connections. Tasks that another has been handed end as they would have, and then
+        its connections are closed.
+        """
+        links = {}
+        for node in nodes:
+            held = self._links.get(node.provider_id)
+            links[node.provider_id] = Link(node) if held is None or held.node != node else held
+        gone = [link for name, link in self._links.items() if links.get(name) is not link]
+        self._links = links
+        for link in gone:
+            self._leaving[link] = asyncio.create_task(self._let_go(link))
 
     async def request_quote(self, task: Task, peer_id: str, timeout_s: float) -> Quote:  # noqa: ARG002 - reckoned here, which takes no time
         """Give the most that the task can come to. Nobody is asked.
@@ -156,14 +145,17 @@ class OpenAIHttpUpstream:
             UpstreamError: it did not answer, or with something else.
         """
         link = self._link(NODE_PREFIX + node_name)
-        sending = _Sending()
+        sending = Sending()
         try:
-            async with link.session().get(
-                link.node.base_url + "/models",
-                allow_redirects=False,
-                timeout=_timeout(timeout_s),
-                trace_request_ctx=sending,
-            ) as response:
+            async with (
+                link.used(),
+                link.session().get(
+                    link.node.base_url + "/models",
+                    allow_redirects=False,
+                    timeout=_timeout(timeout_s),
+                    trace_request_ctx=sending,
+                ) as response,
+            ):
                 if response.status in _NO_LIST:
                     raise NoModelList("UNIMPLEMENTED", "the node has no list of models")
                 if not _succeeded(response.status):
@@ -178,13 +170,21 @@ class OpenAIHttpUpstream:
 
     async def close(self) -> None:
         """Close all connections; calls under way end with an error."""
-        for link in self._links.values():
+        for leaving in self._leaving.values():
+            leaving.cancel()
+        for link in [*self._links.values(), *self._leaving]:
             await link.close()
 
-    def _link(self, provider_id: str) -> "_Link":
+    async def _let_go(self, link: Link) -> None:
+        await link.close_when_idle()
+        del self._leaving[link]
+
+    def _link(self, provider_id: str) -> Link:
         link = self._links.get(provider_id)
         if link is None:
-            raise UpstreamError("NOT_FOUND", "no node of that name is configured")
+            raise UpstreamError(
+                "NOT_FOUND", "no node of that name is configured", evidence=Verdict.NONE
+            )
         return link
 
     @asynccontextmanager
@@ -202,19 +202,20 @@ class OpenAIHttpUpstream:
             left_s = max(deadline - time.monotonic(), 0.001)
             response = await self._post(link, task, left_s, lost)
             try:
-                yield self._checked(response, quote, task, started, lost)
+                yield self._checked(response, link.node, quote, task, started, lost)
             finally:
                 # A connection whose answer was read to its end has gone back to the pool before.
                 response.close()
 
     async def _post(
-        self, link: "_Link", task: Task, timeout_s: float, lost: Verdict
+        self, link: Link, task: Task, timeout_s: float, lost: Verdict
     ) -> aiohttp.ClientResponse:
-        sending = _Sending()
+        sending = Sending()
         try:
             response = await link.session().post(
                 link.node.base_url + _PATHS[task.kind],
                 data=_payload(task.body),
+                headers=self._tracing.headers(),
                 allow_redirects=False,
                 timeout=_timeout(timeout_s),
                 trace_request_ctx=sending,
@@ -234,15 +235,14 @@ class OpenAIHttpUpstream:
     def _checked(
         self,
         response: aiohttp.ClientResponse,
+        node: HttpNode,
         quote: Quote,
         task: Task,
         started: float,
         lost: Verdict,
     ) -> NodeAnswer:
-        price = self._link(quote.peer_id).node.price
-
         def charge(end_of_result: bytes, result_bytes: int) -> Msat:
-            return price.charge_msat(
+            return node.price.charge_msat(
                 usage_of(end_of_result),
                 body_bytes=len(task.body),
                 # Vectors are no tokens.
@@ -271,88 +271,6 @@ def node_terms_hash(name: str, task: Task, price_msat: Msat) -> bytes:
         hashlib.sha256(task.body).hexdigest(),
     ]
     return hashlib.sha256(json.dumps(terms, separators=(",", ":")).encode("ascii")).digest()
-
-
-@dataclass(slots=True)
-class _Sending:
-    """Whether a request had a connection, and may therefore have reached the node."""
-
-    had_connection: bool = False
-
-
-class _Link:
-    """The connections to one node, made when they are first needed."""
-
-    def __init__(self, node: HttpNode) -> None:
-        self.node = node
-        # Waited for here and not in the connector, where the wait would count as connecting.
-        self._places = asyncio.Semaphore(node.max_connections)
-        self._session: aiohttp.ClientSession | None = None
-        self._closed = False
-
-    @asynccontextmanager
-    async def place(self, timeout_s: float) -> AsyncIterator[None]:
-        """Hold one of the node's connections for a task.
-
-        Raises:
-            UpstreamError: none became free in time.
-        """
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._places.acquire()
-        except TimeoutError:
-            raise UpstreamError(
-                "RESOURCE_EXHAUSTED",
-                "all connections to the node are in use",
-                retryable=True,
-                evidence=Verdict.NONE,
-            ) from None
-        try:
-            yield
-        finally:
-            self._places.release()
-
-    def session(self) -> aiohttp.ClientSession:
-        """Give the session; it belongs to the loop of the first call."""
-        if self._closed:
-            raise UpstreamError("UNAVAILABLE", "the gateway is stopping", evidence=Verdict.NONE)
-        if self._session is None:
-            self._session = self._open()
-        return self._session
-
-    async def close(self) -> None:
-        """Close the connections, for good."""
-        self._closed = True
-        if self._session is not None:
-            await self._session.close()
-
-    def _open(self) -> aiohttp.ClientSession:
-        headers = {
-            "Content-Type": "application/json",
-            # Compression would only be undone here: answers travel on as they are.
-            "Accept-Encoding": "identity",
-            "User-Agent": "lcp-gateway",
-        }
-        if self.node.api_key:
-            headers["Authorization"] = f"Bearer {self.node.api_key}"
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_create_end.append(_note_connection)
-        trace.on_connection_reuseconn.append(_note_connection)
-        return aiohttp.ClientSession(
-            headers=headers,
-            connector=aiohttp.TCPConnector(
-                limit=self.node.max_connections + _SPARE_CONNECTIONS,
-                keepalive_timeout=_KEEPALIVE_S,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            trace_configs=[trace],
-        )
-
-
-async def _note_connection(_session: object, context: Any, _params: object) -> None:
-    context.trace_request_ctx.had_connection = True
 
 
 def _timeout(total_s: float) -> aiohttp.ClientTimeout:

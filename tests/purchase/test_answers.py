@@ -320,3 +320,107 @@ async def _interleave(steps, *, fails: bool, whole: int) -> None:
         assert pool.held_bytes == len(sent)
         source.forget()
     assert pool.held_bytes == 0
+
+
+# -- kept for somebody who comes later --------------------------------------------------------------
+
+
+async def test_what_has_come_can_be_had_without_a_copy():
+    source, block = answer(), b"a block"
+    assert source.blocks() == ()
+    source.append(block)
+    source.append(b"more")
+    assert source.blocks() == (block, b"more")
+    assert source.blocks()[0] is block
+
+
+async def test_the_blocks_of_what_was_let_go_cannot_be_had():
+    source = answer(whole=5)
+    source.append(b"too large")
+    with pytest.raises(AnswerGone):
+        source.blocks()
+    forgotten = answer()
+    forgotten.append(b"one")
+    forgotten.end()
+    forgotten.forget()
+    with pytest.raises(AnswerGone):
+        forgotten.blocks()
+
+
+async def test_what_is_kept_stays_whole_where_there_is_no_room():
+    pool = Pool(5)
+    kept, other = answer(pool=pool), answer(pool=pool)
+    kept.kept_for = object()
+    for source in (kept, other):
+        source.append(b"longer than that")
+    assert (kept.kept, kept.readable) == (True, True)
+    assert (other.kept, other.readable) == (False, False)
+    assert kept.blocks() == (b"longer than that",)
+
+
+async def test_what_is_kept_is_bounded_all_the_same():
+    kept = answer(whole=10)
+    kept.kept_for = object()
+    for _ in range(5):
+        kept.append(b"four")
+    assert not kept.readable
+    assert kept._pool.held_bytes == 0
+
+
+async def test_a_kept_answer_that_has_ended_gives_its_bytes_back_as_any_other():
+    pool = Pool(5)
+    kept = answer(pool=pool)
+    kept.kept_for = object()
+    kept.append(b"longer than that")
+    kept.end()
+    kept.forget()
+    assert pool.held_bytes == 0
+
+
+async def test_those_who_asked_are_told_of_the_end_once_whatever_it_is():
+    for fails in (False, True):
+        source, heard = answer(), []
+        source.when_ended(heard.append)
+        source.append(b"x")
+        assert heard == []
+        source.fail(ValueError("no")) if fails else source.end()
+        # A second end is that of an answer which was given whole by another gateway.
+        source.end()
+        assert heard == [source]
+        source.when_ended(heard.append)
+        assert heard == [source, source]
+
+
+async def test_whoever_is_told_of_the_end_finds_it_there():
+    source, seen = answer(), []
+    source.when_ended(lambda it: seen.append((it.ended, it.error, it.order.task.body, it.blocks())))
+    source.append(b"x")
+    source.end()
+    assert seen == [(True, None, b"", (b"x",))]
+
+
+async def test_a_listener_that_fails_harms_neither_the_answer_nor_the_others():
+    source, heard, reported = answer(), [], []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: reported.append(context["exception"]))
+
+    def fail(_answer):
+        raise RuntimeError("a bug")
+
+    for hear in (fail, heard.append, fail):
+        source.when_ended(hear)
+    reading = asyncio.create_task(read_all(source))
+    await settle()
+    source.append(b"paid")
+    source.end()
+    assert await reading == b"paid"
+    assert (source.error, heard) == (None, [source])
+    source.when_ended(fail)
+    assert [str(error) for error in reported] == ["a bug"] * 3
+
+
+async def test_those_who_are_told_may_ask_to_be_told_again():
+    source, heard = answer(), []
+    source.when_ended(lambda it: it.when_ended(heard.append))
+    source.end()
+    assert heard == [source]

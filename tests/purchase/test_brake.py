@@ -83,3 +83,16 @@ def test_in_no_minute_do_more_pass_than_allowed(per_minute, gaps):
             passed.append(road.at)
     for start in passed:
         assert sum(start <= at < start + 60.0 for at in passed) <= per_minute
+
+
+def test_another_number_counts_what_came_lately():
+    road = Road(3)
+    assert all(road.passes() for _ in range(3))
+    road.brake.use(5)
+    assert [road.passes() for _ in range(3)] == [True, True, False]
+    road.brake.use(2)
+    assert not road.passes()
+    road.brake.use(0)
+    assert road.passes()
+    road.brake.use(1)
+    assert [road.passes() for _ in range(2)] == [True, False]

@@ -8,6 +8,7 @@ from lcp_gateway.purchase.delivery import PaidStream
 from lcp_gateway.purchase.errors import (
     PaymentFailed,
     PeerNotTrusted,
+    PriceLimitExceeded,
     QuoteExpired,
     Refused,
     Undelivered,
@@ -24,6 +25,7 @@ from lcp_gateway.purchase.tariff import Markup, Tariff
 from tests.support.purchases import (
     HASH,
     NOW,
+    TASK,
     MemoryJournal,
     ScriptedUpstream,
     Trusting,
@@ -231,6 +233,35 @@ async def test_a_reader_that_stops_early_ends_the_call_and_the_purchase_as_undel
     assert upstream.closed
 
 
+def streamed_to_a_customer(*events):
+    _, journal, buyer, purchase = sold(events=events, refund=True)
+    purchase.order = order(replace(TASK, stream=True), key_id="key_1")
+    purchase.order = replace(purchase.order, account_id="acct_1")
+    return journal, buyer, purchase
+
+
+async def test_a_client_that_leaves_in_the_middle_pays_and_its_provider_is_not_blamed():
+    journal, buyer, purchase = streamed_to_a_customer(*stream_events(b"one", b"two"))
+    chunks = (await buyer.open_stream(purchase)).chunks()
+    await anext(chunks)
+    purchase.abandoned = True
+    await chunks.aclose()
+    assert journal.states[-1] == "undelivered"
+    assert buyer._exposure.states[-1] == "left"
+    assert purchase.customer_msat == 5_500, "who leaves gets nothing back"
+
+
+async def test_a_provider_that_sent_nothing_is_not_excused_by_a_client_that_gave_up():
+    begin, *_ = stream_events(b"one")
+    gone = UpstreamError("CANCELLED", "closed")
+    _, buyer, purchase = streamed_to_a_customer(begin, gone)
+    stream = await buyer.open_stream(purchase)
+    purchase.abandoned = True
+    with pytest.raises(Undelivered):
+        await read(stream)
+    assert buyer._exposure.states[-1] == "undelivered"
+
+
 async def test_a_stream_without_a_head_is_undelivered():
     _, journal, buyer, purchase = world(events=[result(status=ResultStatus.FAILED, message="no")])
     with pytest.raises(Undelivered, match="no"):
@@ -351,3 +382,14 @@ async def test_an_orders_own_budgets_are_asked_beside_the_gateways():
     journal.intend = intend
     await buyer.buy(purchase)
     assert asked == [Budget(Period.HOUR, Msat(9)), own]
+
+
+async def test_a_limit_that_was_set_after_the_quote_was_looked_at_holds_before_it_is_paid():
+    upstream, journal, buyer, purchase = world(
+        outcome=result(), limits=SpendingLimits(max_price_msat=1)
+    )
+    purchase.payment_hash = HASH  # as it is after the inspection by the limits of before
+    with pytest.raises(PriceLimitExceeded):
+        await buyer.buy(purchase)
+    assert (upstream.calls, journal.states) == ([], [])
+    assert purchase.state is State.REFUSED

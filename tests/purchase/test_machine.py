@@ -79,13 +79,14 @@ class Money(RuleBasedStateMachine):
         key_id=st.sampled_from(("", "alice")),
         session=st.sampled_from((None, "s")),
         stream=st.booleans(),
+        kept=st.sampled_from([False, False, True]),
     )
-    def somebody_asks(self, body, key, retry, key_id, session, stream) -> None:
+    def somebody_asks(self, body, key, retry, key_id, session, stream, kept) -> None:
         # Whether it is streamed stands in the body.
         repeat = Repeat(key=key, is_retry=retry, client_request_id=session)
         life = self.world.life
         whole = body + (b" stream" if stream else b"")
-        life.begin(Client(whole, stream, repeat, key_id, life.number))
+        life.begin(Client(whole, stream, repeat, key_id, life.number, kept=kept))
         self.world.loop.turn()
 
     @rule(
@@ -93,11 +94,14 @@ class Money(RuleBasedStateMachine):
         repeat=st.sampled_from(REPEATS),
         stream=st.booleans(),
         clients=st.integers(1, 3),
+        kept=st.sampled_from([False, False, True]),
     )
-    def a_payment_gets_under_way(self, body, repeat, stream, clients) -> None:
+    def a_payment_gets_under_way(self, body, repeat, stream, clients, kept) -> None:
         """What usually happens, in one step, so that much can come after it."""
-        for _ in range(clients):
-            self.somebody_asks(body, repeat.key, repeat.is_retry, "", None, stream)
+        for at in range(clients):
+            # Only the first may want it kept: the others join, and may leave again.
+            is_kept = kept and at == 0
+            self.somebody_asks(body, repeat.key, repeat.is_retry, "", None, stream, is_kept)
         self._quotes_come()
         self.the_disk_is_written(full=False)
 
@@ -141,6 +145,14 @@ class Money(RuleBasedStateMachine):
     def a_client_goes_away(self, pick) -> None:
         waiting = self._waiting()
         waiting[pick % len(waiting)].task.cancel()
+        self.world.loop.turn()
+
+    @precondition(lambda self: len(self.world.life.service))
+    @rule(pick=picks, times=st.integers(1, 2))
+    def a_job_is_cancelled(self, pick, times) -> None:
+        running = list(self.world.life.service._running)
+        for _ in range(times):
+            self.world.life.service.interrupt(running[pick % len(running)], Reason.CANCELLED)
         self.world.loop.turn()
 
     # The world.
@@ -213,11 +225,12 @@ class Money(RuleBasedStateMachine):
         repeat=st.sampled_from(REPEATS),
         stream=st.booleans(),
         data=st.sampled_from([b"short", b"l" * 30, b"larger than what is kept" * 2]),
+        kept=st.booleans(),
     )
-    def somebody_buys(self, body, repeat, stream, data) -> None:
+    def somebody_buys(self, body, repeat, stream, data, kept) -> None:
         """All goes well, so that much can come after it."""
         before = set(self.world.jobs)
-        self.a_payment_gets_under_way(body, repeat, stream, 1)
+        self.a_payment_gets_under_way(body, repeat, stream, 1, kept)
         working = self.world.working()
         for at, job in enumerate(working):
             if job.quote.job_id not in before:
@@ -258,6 +271,7 @@ class Money(RuleBasedStateMachine):
         self._nothing_that_was_paid_is_called_not_paid()
         self._a_key_pays_once()
         self._clients_were_told_the_truth()
+        self._what_is_stored_came_whole()
         self._memory_is_bounded()
 
     def _every_executed_job_is_in_the_journal(self) -> None:
@@ -323,6 +337,13 @@ class Money(RuleBasedStateMachine):
             if not isinstance(client.error, KeyReused):
                 assert purchase.order.body_sha256 == client.answer.order.body_sha256
                 assert job.body == client.body, "somebody got the answer to another request"
+
+    def _what_is_stored_came_whole(self) -> None:
+        for client in self.world.clients():
+            if client.stored is not None:
+                job = self.world.jobs[client.answer.purchase.quote.job_id]
+                assert job.whole and client.stored == bytes(job.sent)
+                assert job.body == client.body
 
     def _memory_is_bounded(self) -> None:
         pool = self.world.life.memory.pool
@@ -391,6 +412,7 @@ class Money(RuleBasedStateMachine):
         world.life.journal.disk(full=False)
         assert len(world.life.service) == 0
         assert not self._waiting()
+        assert world.life.leases == 0, "a place was not given back"
         for client in world.life.clients:
             answer = client.answer
             assert answer is None or answer.ended

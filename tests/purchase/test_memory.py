@@ -210,3 +210,42 @@ def test_the_request_is_not_kept_with_its_answer():
     m.bought(ordered(b"a secret question"), KEY)
     (held, _) = next(iter(m.memory._by_key._held.values()))
     assert held.order.task.body == b"" and held.purchase.order.task.body == b""
+
+
+def test_what_was_kept_beyond_the_limit_is_let_go_once_it_has_ended():
+    m = Remembering(bytes_in_all=10)
+    kept = []
+    for name in ("a", "b"):
+        answer = m.running(ordered(), Repeat(key=name))
+        answer.kept_for = object()
+        answer.append(b"12345678")
+        kept.append(answer)
+    assert m.memory.pool.held_bytes == 16
+    for name, answer in zip(("a", "b"), kept, strict=True):
+        answer.end()
+        m.memory.ended(answer, Repeat(key=name))
+    assert m.memory.pool.held_bytes == 8
+    assert [answer.readable for answer in kept] == [False, True]
+
+
+# -- other limits ---------------------------------------------------------------------------------
+
+
+def test_a_smaller_memory_lets_go_at_once_of_what_is_too_much():
+    held = Remembering(bytes_in_all=100)
+    held.bought(ordered(body=BODY), KEY, b"x" * 60)
+    held.bought(ordered(body=OTHER_BODY), FIRST, b"y" * 30)
+    held.memory.use(MemoryLimits(bytes_in_all=70))
+    assert held.memory.pool.held_bytes == 60, "the one that nobody named goes first"
+    held.memory.use(MemoryLimits(bytes_in_all=10))
+    assert held.memory.pool.held_bytes == 0
+
+
+def test_other_times_hold_for_what_is_asked_from_now_on():
+    held = Remembering(repeats_for_s=100)
+    held.bought(ordered())
+    held.at = 50
+    held.memory.use(MemoryLimits(repeats_for_s=10))
+    assert held.find(ordered(), RETRY) is None
+    held.memory.use(MemoryLimits(repeats_for_s=100))
+    assert held.find(ordered(), RETRY) is not None

@@ -93,7 +93,6 @@ async def test_what_another_bought_is_given_and_neither_bought_nor_counted_here(
     await settle()
     assert await w.ask(ordered(), KEY) == b"theirs"
     assert not w.shop.asked and not w.journal.intents and not w.observer.ends
-    assert w.service._elsewhere == set()
 
 
 async def test_what_failed_elsewhere_fails_alike_and_no_peer_is_told_to_stop():

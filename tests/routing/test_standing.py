@@ -106,6 +106,17 @@ def test_an_unknown_that_turns_out_to_be_paid_is_lost(standings):
     assert room(standings) == 6_000
 
 
+def test_clients_that_leave_neither_cost_a_peer_its_trust_nor_trip_its_breaker(standings):
+    for _ in range(10):
+        left = asks(1_000)
+        standings.check(left)
+        standings.paying(left)
+        standings.left(left)
+    standing = standings.standing(PEER)
+    assert (standing.out_msat, standing.undelivered_msat, standing.resting_s) == (0, 0, 0)
+    assert room(standings) == 10_000
+
+
 def test_what_passed_the_check_counts_before_it_is_paid(standings):
     first = asks(6_000)
     standings.check(first)
@@ -332,7 +343,7 @@ def test_a_standing_is_the_same_after_a_restart_as_before(clock):
 
 def test_it_is_the_exposure_that_the_heart_asks_for(standings):
     exposure: Exposure = standings
-    assert all(callable(getattr(exposure, name)) for name in ("check", "paying", "ended"))
+    assert all(callable(getattr(exposure, name)) for name in ("check", "paying", "ended", "left"))
 
 
 # -- whatever happens ---------------------------------------------------------------------------
@@ -481,3 +492,46 @@ def test_amounts_stay_whole(standings):
         isinstance(msat, int)
         for msat in (standing.out_msat, standing.undelivered_msat, standing.limit_msat)
     )
+
+
+# -- other rules ----------------------------------------------------------------------------------
+
+
+def test_other_rules_hold_for_all_at_once_and_what_is_known_stays(standings):
+    buy(standings, 4_000, State.DELIVERED)
+    buy(standings, 6_000, State.UNKNOWN)
+    before = room(standings)
+    standings.use(replace(RULES, exposure_base_msat=20_000))
+    assert room(standings) == before + 10_000
+    assert standings.standing(PEER).out_msat == 6_000
+    standings.use(replace(RULES, exposure_base_msat=5_000))
+    assert refuses(standings, 1)
+
+
+def test_what_the_rules_of_before_forgave_stays_forgiven(standings, clock):
+    buy(standings, 8_000, State.UNDELIVERED)
+    clock.now += DAY_S / 2
+    assert standings.standing(PEER).undelivered_msat == 3_000
+    standings.use(replace(RULES, exposure_base_msat=1_000))
+    assert standings.standing(PEER).undelivered_msat == 3_000
+    clock.now += DAY_S
+    assert standings.standing(PEER).undelivered_msat == 2_000
+
+
+def test_a_breaker_that_is_turned_off_lets_everybody_go(standings):
+    for _ in range(3):
+        standings.failed_to_quote(PEER)
+    assert not standings.available(PEER)
+    standings.use(replace(RULES, breaker_pause_s=1.0))
+    assert not standings.available(PEER), "a pause lasts as long as it was to"
+    standings.use(replace(RULES, breaker_failures=0))
+    assert standings.available(PEER)
+
+
+def test_a_breaker_that_is_set_lower_opens_with_the_next_failure(standings):
+    for _ in range(2):
+        standings.failed_to_quote(PEER)
+    standings.use(replace(RULES, breaker_failures=1))
+    assert standings.available(PEER)
+    standings.failed_to_quote(PEER)
+    assert not standings.available(PEER)

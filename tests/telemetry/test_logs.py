@@ -13,7 +13,13 @@ import pytest
 import structlog
 
 from lcp_gateway.telemetry import redact
-from lcp_gateway.telemetry.logs import configure_logging, get_logger, request_context
+from lcp_gateway.telemetry.logs import (
+    configure_logging,
+    get_logger,
+    request_context,
+    set_log_level,
+    tell,
+)
 
 SECRET = "the quick brown fox"
 
@@ -362,3 +368,59 @@ def test_a_line_is_cheap(tmp_path):
             best_s = min(timeit.repeat(one, number=1000, repeat=3, timer=time.process_time)) / 1000
     print(f"{best_s * 1e6:.1f} us a line")
     assert best_s < 150e-6
+
+
+def test_the_level_changes_for_loggers_that_were_used_before(lines):
+    log, other = get_logger("used"), get_logger("not used yet")
+    log.debug("no")
+    log.info("yes")
+    set_log_level("debug")
+    log.debug("yes")
+    other.debug("yes")
+    set_log_level("error")
+    for write in (log.debug, log.info, log.warning, log.warn, log.msg, other.info):
+        write("no")
+    log.error("yes")
+    bound = log.bind(a=1)
+    set_log_level("warn")
+    bound.info("no")
+    bound.warning("yes")
+    assert [line["event"] for line in lines()] == ["yes"] * 5
+
+
+def test_what_the_operator_waits_for_is_told_at_any_level(lines):
+    set_log_level("error")
+    log = get_logger("x")
+    log.info("no")
+    tell(log, "yes", names=["a"])
+    (line,) = lines()
+    assert (line["event"], line["level"], line["names"], line["logger"]) == (
+        "yes",
+        "info",
+        ["a"],
+        "x",
+    )
+
+
+def test_the_level_of_other_libraries_changes_too(lines):
+    foreign = logging.getLogger("somebody.else")
+    foreign.warning("yes")
+    set_log_level("error")
+    foreign.warning("no")
+    foreign.error("yes")
+    assert [line["event"] for line in lines()] == ["yes", "yes"]
+
+
+def test_a_level_that_nobody_knows_changes_nothing(lines):
+    with pytest.raises(ValueError, match="unknown log level"):
+        set_log_level("loud")
+    get_logger("x").info("still")
+    assert len(lines()) == 1
+
+
+def test_a_line_below_the_level_costs_as_little_after_a_change(lines):
+    log = get_logger("x")
+    set_log_level("debug")
+    set_log_level("info")
+    log.debug("no")
+    assert type(log.bind()).debug.__name__ == "_nop"

@@ -1,0 +1,54 @@
+"""Opens the traces that the settings ask for. Without a collector nothing of OpenTelemetry is imported."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from structlog.typing import FilteringBoundLogger
+
+from lcp_gateway.__about__ import __version__
+from lcp_gateway.config import Settings
+from lcp_gateway.purchase.tracing import NO_TRACING, Tracing, error_type
+from lcp_gateway.telemetry.metrics import Metrics
+
+
+class NoTraces(Exception):
+    """Traces are asked for and cannot be had."""
+
+
+@asynccontextmanager
+async def open_tracing(
+    settings: Settings, metrics: Metrics, log: FilteringBoundLogger
+) -> AsyncIterator[Tracing]:
+    """Trace for the block, at whose end what was traced goes out.
+
+    Raises:
+        NoTraces: the extra is missing, or a variable of OpenTelemetry's own makes no sense.
+    """
+    if not settings.otlp_endpoint:
+        yield NO_TRACING
+        return
+    try:
+        from lcp_gateway.telemetry.trace_export import Flow, TraceExport  # noqa: PLC0415 - an optional extra
+        from lcp_gateway.telemetry.tracing import OtelTracing  # noqa: PLC0415 - as above
+
+        export = TraceExport(
+            settings.otlp_endpoint,
+            headers=settings.otlp_headers,
+            ratio=settings.trace_ratio,
+            version=__version__,
+            flow=Flow(on_exported=metrics.spans_exported, on_lost=metrics.spans_lost, log=log),
+        )
+    except ImportError as error:
+        raise NoTraces(
+            "otlp_endpoint needs the extra: pip install 'lcp-gateway[tracing]'"
+        ) from error
+    except ValueError as error:
+        raise NoTraces(
+            f"traces cannot be made as the environment says (OTEL_…): {error}"
+        ) from error
+    tracing = OtelTracing(export.tracer, error_type)
+    metrics.exemplar = tracing.exemplar
+    try:
+        yield tracing
+    finally:
+        await export.close()

@@ -1,0 +1,40 @@
+"""Purchases that the gateway itself ends: why, and the error that says so."""
+
+import enum
+
+from lcp_gateway.purchase.errors import PurchaseError
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.states import Verdict
+
+
+class Reason(enum.StrEnum):
+    """Why the gateway ended a purchase itself; the value is the error's code."""
+
+    NOBODY_WAITS = "nobody_waits"
+    SHUTTING_DOWN = "shutting_down"
+    ENDED = "ended"
+    TAKEN_OVER = "taken_over"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+
+
+# It is neither the provider's failure nor the operator's that nothing more comes.
+CLIENTS_WISH = frozenset({Reason.NOBODY_WAITS, Reason.CANCELLED})
+
+_WORDS = {
+    Reason.NOBODY_WAITS: "nobody waited for the answer any more",
+    Reason.SHUTTING_DOWN: "the gateway is shutting down and could not wait for this any longer",
+    Reason.ENDED: "the gateway ended the request",
+    Reason.TAKEN_OVER: "another gateway took the request over; nothing was paid here",
+    Reason.TIMED_OUT: "the purchase took longer than this gateway allows",
+    Reason.CANCELLED: "the client cancelled it",
+}
+
+
+class Interrupted(PurchaseError):
+    """The gateway itself ended the purchase."""
+
+    def __init__(self, reason: Reason, purchase: Purchase | None) -> None:
+        super().__init__(_WORDS[reason], quote=None if purchase is None else purchase.quote)
+        self.code = reason.value
+        self.verdict = Verdict.NONE if purchase is None else purchase.verdict

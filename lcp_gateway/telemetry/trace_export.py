@@ -1,0 +1,181 @@
+"""The way of spans to a collector: a thread of its own, a queue that has an end, and few words about what goes wrong."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from structlog.typing import FilteringBoundLogger
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
+SCOPE: Final = "lcp_gateway"
+"""The name of what makes the spans."""
+_PATH: Final = "/v1/traces"
+_QUEUE_SPANS: Final = 4096
+# Small enough that the event loop hardly notices the thread that writes one out.
+_BATCH_SPANS: Final = 128
+_FLUSH_S: Final = 5.0
+# A collector that is away is not waited for.
+_FLUSH_AWAY_S: Final = 0.5
+_WORD_EVERY_S: Final = 60.0
+
+
+class Flow:
+    """Counts what becomes of spans, and says so in the log when they are lost: a line a minute at most.
+
+    ``on_exported`` and ``on_lost`` hear of how many spans, from any thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_exported: Callable[[int], None],
+        on_lost: Callable[[int], None],
+        log: FilteringBoundLogger,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._on_exported = on_exported
+        self._on_lost = on_lost
+        self._log = log
+        self._clock = clock
+        # Each written by one thread: those that are put into the queue and left out of it, those taken out and lost.
+        self._queued = 0
+        self._dropped = 0
+        self._taken = 0
+        self._failed = 0
+        self._told = 0
+        self._spoke_at = -_WORD_EVERY_S
+        self.is_away = False
+
+    def admit(self) -> bool:
+        """Let one more span into the queue, while there is room."""
+        if self._queued - self._taken >= _QUEUE_SPANS:
+            self._dropped += 1
+            self._on_lost(1)
+            return False
+        self._queued += 1
+        return True
+
+    def took(self, spans: int) -> None:
+        """Note that spans were taken out of the queue."""
+        self._taken += spans
+
+    def ended(self, spans: int, *, well: bool) -> None:
+        """Note how a batch ended."""
+        if well:
+            self._on_exported(spans)
+        else:
+            self._on_lost(spans)
+            self._failed += spans
+        self.is_away = not well
+        lost = self._failed + self._dropped
+        if lost == self._told or self._clock() - self._spoke_at < _WORD_EVERY_S:
+            return
+        self._log.warning(
+            "traces are lost",
+            problem="the collector takes spans again" if well else "the collector takes no spans",
+            spans=lost - self._told,
+        )
+        self._spoke_at, self._told = self._clock(), lost
+
+
+class _Told(SpanExporter):
+    """An exporter whose every batch is counted."""
+
+    def __init__(self, exporter: SpanExporter, flow: Flow) -> None:
+        self._exporter = exporter
+        self._flow = flow
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self._flow.took(len(spans))
+        result = SpanExportResult.FAILURE
+        try:
+            result = self._exporter.export(spans)
+        finally:
+            self._flow.ended(len(spans), well=result is SpanExportResult.SUCCESS)
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+
+class _Bounded(BatchSpanProcessor):
+    """A queue that turns spans away when it is full, and never waits."""
+
+    def __init__(self, exporter: SpanExporter, flow: Flow) -> None:
+        super().__init__(
+            _Told(exporter, flow), max_queue_size=_QUEUE_SPANS, max_export_batch_size=_BATCH_SPANS
+        )
+        self._flow = flow
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.context.trace_flags.sampled and self._flow.admit():
+            super().on_end(span)
+
+
+class TraceExport:
+    """Where spans go: ``endpoint`` is a collector's base URL, or that of its traces."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        headers: Mapping[str, str],
+        ratio: float,
+        version: str,
+        flow: Flow,
+    ) -> None:
+        """``ratio`` is the share of requests that are traced, unless they come with a trace.
+
+        Raises:
+            ValueError: a variable of OpenTelemetry's own (``OTEL_…``) makes no sense.
+        """
+        url = endpoint if endpoint.endswith(_PATH) else endpoint + _PATH
+        exporter = OTLPSpanExporter(url, headers=dict(headers))
+        self._flow = flow
+        self._exporter = exporter
+        self._provider = TracerProvider(
+            sampler=ParentBased(TraceIdRatioBased(ratio)),
+            resource=_resource(version),
+            shutdown_on_exit=False,
+        )
+        self._provider.add_span_processor(_Bounded(exporter, flow))
+        self.tracer: Tracer = self._provider.get_tracer(SCOPE, version)
+        # All that is worth a line is told by the flow; what the libraries would add is one for each try.
+        logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+
+    async def close(self) -> None:
+        """Send what is still there, for so long as that may take, and no longer."""
+        closed = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def close() -> None:
+            self._provider.shutdown()
+            # Once nobody waits any more the loop may be gone.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(closed.set)
+
+        # Not a thread of the loop's pool, which would be waited for.
+        threading.Thread(target=close, name="close-traces", daemon=True).start()
+        try:
+            async with asyncio.timeout(_FLUSH_AWAY_S if self._flow.is_away else _FLUSH_S):
+                await closed.wait()
+        except TimeoutError:
+            # Whatever is being tried again is given up.
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _resource(version: str) -> Resource:
+    """Say who traces; what OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say comes first."""
+    said = OTELResourceDetector().detect().attributes
+    return Resource.create({"service.name": "lcp-gateway", "service.version": version, **said})

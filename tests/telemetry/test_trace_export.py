@@ -1,0 +1,179 @@
+import asyncio
+import time
+
+import pytest
+from structlog.testing import capture_logs
+
+from lcp_gateway.purchase.tracing import Step, error_type
+from lcp_gateway.telemetry import trace_export
+from lcp_gateway.telemetry.logs import get_logger
+from lcp_gateway.telemetry.trace_export import Flow, TraceExport
+from lcp_gateway.telemetry.tracing import OtelTracing
+from tests.support.otlp_collector import collector
+
+LIMIT = trace_export._QUEUE_SPANS
+
+
+class Counts:
+    """A flow on a clock that only the test turns."""
+
+    def __init__(self):
+        self.now, self.exported, self.lost = 0.0, 0, 0
+        self.flow = Flow(
+            on_exported=self._exported,
+            on_lost=self._lost,
+            log=get_logger("test"),
+            clock=lambda: self.now,
+        )
+
+    def _exported(self, count):
+        self.exported += count
+
+    def _lost(self, count):
+        self.lost += count
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
+
+
+def export_to(endpoint: str, counts: Counts, **changes) -> TraceExport:
+    wanted = {"headers": {}, "ratio": 1.0, "version": "1.2.3", "flow": counts.flow, **changes}
+    return TraceExport(endpoint, **wanted)
+
+
+def trace_one(export: TraceExport) -> None:
+    tracing = OtelTracing(export.tracer, error_type)
+    with tracing.request([], []) as root:
+        root.name("root")
+        with tracing.span(Step.PAY):
+            pass
+
+
+def test_an_hour_without_a_collector_is_a_line_a_minute():
+    counts = Counts()
+    with capture_logs() as lines:
+        for _ in range(720):
+            counts.flow.ended(10, well=False)
+            counts.now += 5
+    assert len(lines) == 60
+    assert {line["problem"] for line in lines} == {"the collector takes no spans"}
+    # What came after the last line is told in the next one.
+    assert sum(line["spans"] for line in lines) == 7_200 - 11 * 10
+    assert counts.lost == 7_200 and counts.exported == 0
+
+
+def test_a_collector_that_comes_and_goes_does_not_fill_the_log():
+    counts = Counts()
+    with capture_logs() as lines:
+        for turn in range(600):
+            counts.flow.ended(1, well=bool(turn % 2))
+            counts.now += 1
+    assert 9 <= len(lines) <= 10
+
+
+def test_a_collector_that_is_well_is_not_worth_a_line():
+    counts = Counts()
+    with capture_logs() as lines:
+        for _ in range(100):
+            counts.flow.ended(10, well=True)
+            counts.now += 5
+    assert lines == [] and counts.exported == 1_000
+
+
+def test_a_full_queue_turns_spans_away():
+    counts = Counts()
+    assert all(counts.flow.admit() for _ in range(LIMIT))
+    assert not counts.flow.admit()
+    counts.flow.took(2)
+    assert [counts.flow.admit() for _ in range(3)] == [True, True, False]
+    assert counts.lost == 2
+
+
+async def test_spans_come_with_who_sent_them(soon, monkeypatch):
+    monkeypatch.setenv(
+        "OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test,service.version=9"
+    )
+    counts = Counts()
+    with collector() as seen:
+        export = export_to(seen.endpoint, counts, headers={"X-Key": "k"})
+        trace_one(export)
+        trace = await asyncio.to_thread(seen.wait_for, ["root", "pay"])
+        await export.close()
+    assert trace.is_whole
+    resource = trace.root.resource
+    assert resource["service.name"] == "lcp-gateway"
+    # The operator's word comes first.
+    assert (resource["service.version"], resource["deployment.environment.name"]) == ("9", "test")
+    assert seen.headers[0]["x-key"] == "k" and seen.paths == ["/v1/traces"]
+    assert counts.exported == 2 and counts.lost == 0
+
+
+async def test_the_name_of_the_service_may_be_another(soon, monkeypatch):
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "till")
+    with collector() as seen:
+        export = export_to(f"{seen.endpoint}/v1/traces", Counts())
+        trace_one(export)
+        await export.close()
+    assert seen.spans[0].resource["service.name"] == "till"
+    assert seen.paths == ["/v1/traces"]
+
+
+async def test_what_waits_at_the_end_still_goes_out():
+    with collector() as seen:
+        export = export_to(seen.endpoint, Counts())
+        for _ in range(300):
+            trace_one(export)
+        await export.close()
+        assert len(seen.spans) == 600
+
+
+@pytest.mark.parametrize("status", [500, 503, 400, 302])
+async def test_a_collector_that_refuses_costs_spans_and_nothing_else(
+    soon, status, caplog, monkeypatch
+):
+    monkeypatch.setattr(trace_export, "_FLUSH_S", 0.5)
+    counts = Counts()
+    with collector() as seen, capture_logs() as lines:
+        seen.status = status
+        export = export_to(seen.endpoint, counts)
+        trace_one(export)
+        await asyncio.sleep(0.2)
+        began = time.monotonic()
+        await export.close()
+        assert time.monotonic() - began < 1.5
+    assert seen.spans == [] and not caplog.records
+    assert len(lines) <= 1
+
+
+async def test_the_end_waits_for_a_slow_collector_only_so_long(monkeypatch):
+    monkeypatch.setattr(trace_export, "_FLUSH_S", 0.3)
+    with collector() as seen:
+        seen.delay_s = 3.0
+        export = export_to(seen.endpoint, Counts())
+        trace_one(export)
+        began = time.monotonic()
+        await export.close()
+        assert 0.25 < time.monotonic() - began < 1.0
+
+
+async def test_a_collector_that_is_gone_delays_nobody(soon, monkeypatch):
+    monkeypatch.setattr(trace_export, "_FLUSH_S", 0.3)
+    with collector() as gone:
+        pass
+    counts = Counts()
+    export = export_to(gone.endpoint, counts)
+    began = time.monotonic()
+    for _ in range(LIMIT):
+        trace_one(export)
+    assert counts.lost >= LIMIT - 3 * trace_export._BATCH_SPANS
+    # About 4,000 requests in the time that one batch is tried again.
+    assert time.monotonic() - began < 5
+    await export.close()
+
+
+def test_a_variable_of_opentelemetry_that_makes_no_sense_is_told(monkeypatch):
+    monkeypatch.setenv("OTEL_LINK_ATTRIBUTE_COUNT_LIMIT", "many")
+    with pytest.raises(ValueError, match="OTEL_LINK_ATTRIBUTE_COUNT_LIMIT"):
+        export_to("http://127.0.0.1:1", Counts())
