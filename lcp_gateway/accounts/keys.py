@@ -71,15 +71,30 @@ class KeyCache:
     ``static_keys`` are the operator's own, from the settings: they belong to no account, are named by their hash and
     stay whatever the store says.
 
-    A check does the same work for a key that is good, expired, revoked, unknown or no key at all: one hash, one
-    look-up, one comparison of times. Its time depends on nothing but the length of the text that was sent. What a
+    A check does the same work for a key that is good, expired, revoked, unknown or no key at all: one hash, two
+    look-ups, one comparison of times. Its time depends on nothing but the length of the text that was sent. What a
     look-up could tell about neighbouring keys, it would tell of their hashes, which nobody can choose.
     """
 
     def __init__(
         self, static_keys: Iterable[str] = (), static_rules: KeyRules | None = None
     ) -> None:
-        rules = static_rules or KeyRules()
+        self._static_rules = static_rules or KeyRules()
+        self._static: dict[KeyHash, _Known] = {}
+        self._stored: dict[KeyHash, _Known] = {}
+        self.use_static(static_keys)
+
+    def __repr__(self) -> str:
+        return f"KeyCache({self.count} keys)"
+
+    @property
+    def count(self) -> int:
+        """How many keys are known, with those that let nobody in any more."""
+        return len(self._static.keys() | self._stored.keys())
+
+    def use_static(self, static_keys: Iterable[str]) -> None:
+        """Let these static keys in, and none of those before them."""
+        rules = self._static_rules
         self._static = {
             key_hash: _Known(
                 Caller(f"key_{key_hash.hex()[:_NAME_CHARS]}", None, rules),
@@ -88,35 +103,26 @@ class KeyCache:
             )
             for key_hash in map(hash_of, static_keys)
         }
-        self._known = dict(self._static)
-
-    def __repr__(self) -> str:
-        return f"KeyCache({self.count} keys)"
-
-    @property
-    def count(self) -> int:
-        """How many keys are known, with those that let nobody in any more."""
-        return len(self._known)
 
     def replace_all(self, records: Iterable[KeyRecord]) -> None:
         """Know these keys and the static ones, and no others but those that changed after the records were read."""
         known = {KeyHash(record.key_hash): _as_known(record) for record in records}
         newest = max((key.change for key in known.values()), default=0)
-        known.update((key, it) for key, it in self._known.items() if it.change > newest)
-        known.update(self._static)
-        self._known = known
+        known.update((key, it) for key, it in self._stored.items() if it.change > newest)
+        self._stored = known
 
     def apply(self, changes: Iterable[KeyRecord]) -> None:
         """Take in keys that are new, changed or revoked, in any order and however often: the latest change counts."""
         for record in changes:
             key_hash = KeyHash(record.key_hash)
-            is_later = record.change >= self._known.get(key_hash, _NOBODY).change
-            if is_later and key_hash not in self._static:
-                self._known[key_hash] = _as_known(record)
+            if record.change >= self._stored.get(key_hash, _NOBODY).change:
+                self._stored[key_hash] = _as_known(record)
 
     def check(self, text: str, now: datetime) -> Caller | None:
         """Give whom a key lets in at this time, or None; why not is not told."""
-        known = self._known.get(hash_of(text), _NOBODY)
+        key_hash = hash_of(text)
+        stored = self._stored.get(key_hash, _NOBODY)
+        known = self._static.get(key_hash, stored)
         return known.caller if now < known.until else None
 
 

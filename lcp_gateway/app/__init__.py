@@ -1,6 +1,7 @@
 """The composition root: makes the parts from the settings, wires them, and runs them until told to stop."""
 
-from lcp_gateway.app.assembly import lcpd_address, spending_limits
+from lcp_gateway.app.assembly import lcpd_address
+from lcp_gateway.app.buying import spending_limits
 from lcp_gateway.app.routing import routing_rules
 from lcp_gateway.app.run import run
 

@@ -2,17 +2,19 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.config import Settings, journal_place
-from lcp_gateway.purchase.journal import Budget, PurchaseJournal
+from lcp_gateway.purchase.journal import Budget, Period, PurchaseJournal
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.routing.standing import PeerHistory, Standings
-from lcp_gateway.store.engine import BadDatabaseUrl, Database, DatabaseUnavailable, open_database
+from lcp_gateway.store.background import BackgroundBook
+from lcp_gateway.store.database import Database, DatabaseUnavailable
+from lcp_gateway.store.engine import BadDatabaseUrl, open_database
 from lcp_gateway.store.entries import Problem, ProblemKind
 from lcp_gateway.store.journal import StoredJournal
 from lcp_gateway.store.migrate import TooNew
@@ -81,7 +83,10 @@ async def open_ledgers(
         return
     try:
         database = await open_database(place)
-        lost = await sweep(database, datetime.now(UTC))
+        now = datetime.now(UTC)
+        lost = await sweep(database, now)
+        # Nobody asks for these any more: what they came to would not be stored either.
+        await BackgroundBook(database).forget_older(now - timedelta(seconds=settings.stored_for_s))
     except (DatabaseUnavailable, BadDatabaseUrl, TooNew) as error:
         raise LedgerError(f"the journal cannot be used: {error}") from error
     if lost:
@@ -127,12 +132,13 @@ async def remember_peers(ledgers: Ledgers, standings: Standings) -> None:
         raise LedgerError(f"the journal cannot be read: {error}") from error
 
 
-async def watch_books(ledgers: Ledgers, budgets: Iterable[Budget], metrics: Metrics) -> None:
-    """Keep the gauges of what is open and what is left true, until cancelled."""
+async def watch_books(
+    ledgers: Ledgers, budgets: Callable[[], Iterable[Budget]], metrics: Metrics
+) -> None:
+    """Keep the gauges of what is open and what is left of the budgets true, until cancelled."""
     books, database, stored = ledgers.books, ledgers.database, ledgers.stored
     if books is None or database is None or stored is None:
         return
-    gateway_budgets = tuple(budgets)
     while True:
         metrics.journal_trouble(stored.trouble is not None)
         with contextlib.suppress(DatabaseUnavailable):
@@ -147,6 +153,10 @@ async def watch_books(ledgers: Ledgers, budgets: Iterable[Budget], metrics: Metr
             )
             for peer in await books.peers():
                 metrics.peer_undelivered_msat(peer.peer_id, peer.undelivered_msat)
-            for state in await books.budgets(gateway_budgets, now):
+            found = await books.budgets(tuple(budgets()), now)
+            for state in found:
                 metrics.budget(state.budget.period.value, state.budget.limit_msat, state.spent_msat)
+            for period in set(Period).difference(state.budget.period for state in found):
+                # There may have been one, before the settings were changed.
+                metrics.budget(period.value, 0, 0)
         await asyncio.sleep(_WATCH_S)

@@ -24,7 +24,7 @@ from lcp_gateway.purchase.journal import JournalUnavailable, Learnt
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.standing import Standings
-from lcp_gateway.store.engine import DatabaseUnavailable
+from lcp_gateway.store.database import DatabaseUnavailable
 from lcp_gateway.store.recovery import NotUnknown, resolve
 from lcp_gateway.telemetry.metrics import Metrics
 

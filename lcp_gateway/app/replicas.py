@@ -1,7 +1,7 @@
 """Makes what several gateways share besides their database: the answers to repeated requests."""
 
-import contextlib
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
@@ -12,8 +12,11 @@ from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.memory import MemoryLimits
 from lcp_gateway.purchase.shared import SharedAnswers
 from lcp_gateway.purchase.states import State
-from lcp_gateway.store.engine import DatabaseUnavailable
+from lcp_gateway.store.database import DatabaseUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from lcp_gateway.accounts.claims import RedisClaims
 
 
 def memory_limits(settings: Settings) -> MemoryLimits:
@@ -25,50 +28,68 @@ def memory_limits(settings: Settings) -> MemoryLimits:
     )
 
 
-def shared_answers(
-    settings: Settings,
-    ledgers: Ledgers,
-    stack: contextlib.AsyncExitStack,
-    metrics: Metrics,
-    log: FilteringBoundLogger,
-) -> SharedAnswers | None:
-    """Give the answers that gateways share, or None where there is one gateway only: ``redis_url`` is not set.
+class Sharing:
+    """What several gateways share besides their database; nothing where there is one gateway only."""
 
-    Raises:
-        LedgerError: Redis cannot be used as the settings say.
-    """
-    if not settings.redis_url:
-        return None
-    # Imported where they are used: few gateways are several.
-    from lcp_gateway.accounts.claims import RedisClaims  # noqa: PLC0415 - see above
-    from lcp_gateway.accounts.seals import LEAST_SECRET_BYTES, Seals  # noqa: PLC0415 - see above
-    from lcp_gateway.accounts.shared_answers import LEASE_S, RedisAnswers  # noqa: PLC0415 - see above
+    def __init__(
+        self, redis_url: str, ledgers: Ledgers, metrics: Metrics, log: FilteringBoundLogger
+    ) -> None:
+        self._redis_url = redis_url
+        self._ledgers = ledgers
+        self._metrics = metrics
+        self._log = log
+        self._claims: RedisClaims | None = None
 
-    secrets = (settings.l402_secret.encode(), settings.admin_key.encode())
-    secret = next((one for one in secrets if len(one) >= LEAST_SECRET_BYTES), None)
-    if secret is None:
-        # With nothing to hide answers with, they stay where they are.
-        log.warning(
-            "repeated requests are known only to the gateway that got the first",
-            problem="to share their answers, give all gateways the same l402_secret or admin_key, "
-            f"of {LEAST_SECRET_BYTES} characters at least",
+    def answers(self, settings: Settings) -> SharedAnswers | None:
+        """Give the answers that gateways share, or None: ``redis_url`` is not set, or there is nothing to seal them with.
+
+        Raises:
+            LedgerError: Redis cannot be used as the settings say.
+        """
+        if not self._redis_url:
+            return None
+        # Imported where they are used: few gateways are several.
+        from lcp_gateway.accounts.seals import LEAST_SECRET_BYTES, Seals  # noqa: PLC0415 - see above
+        from lcp_gateway.accounts.shared_answers import RedisAnswers  # noqa: PLC0415 - see above
+
+        secrets = (settings.l402_secret.encode(), settings.admin_key.encode())
+        secret = next((one for one in secrets if len(one) >= LEAST_SECRET_BYTES), None)
+        if secret is None:
+            # With nothing to hide answers with, they stay where they are.
+            self._log.warning(
+                "repeated requests are known only to the gateway that got the first",
+                problem="to share their answers, give all gateways the same l402_secret or admin_key, "
+                f"of {LEAST_SECRET_BYTES} characters at least",
+            )
+            return None
+        try:
+            seals = Seals(secret)
+            claims = self._connect()
+        except (RedisNotInstalled, ValueError) as error:
+            raise LedgerError(f"Redis cannot be used: {error}") from error
+        return RedisAnswers(
+            claims,
+            seals,
+            state_of=RequestStates(self._ledgers),
+            limits=memory_limits(settings),
+            wait_s=settings.timeout_quote_s + settings.timeout_execute_s,
+            on_joined=self._metrics.joined,
         )
-        return None
-    outage = Outage(report=lambda error: log.warning("Redis is away", problem=error))
-    try:
-        seals = Seals(secret)
-        claims = RedisClaims(settings.redis_url, outage, LEASE_S)
-    except (RedisNotInstalled, ValueError) as error:
-        raise LedgerError(f"Redis cannot be used: {error}") from error
-    stack.push_async_callback(claims.aclose)
-    return RedisAnswers(
-        claims,
-        seals,
-        state_of=RequestStates(ledgers),
-        limits=memory_limits(settings),
-        wait_s=settings.timeout_quote_s + settings.timeout_execute_s,
-        on_joined=metrics.joined,
-    )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._claims is not None:
+            await self._claims.aclose()
+
+    def _connect(self) -> "RedisClaims":
+        from lcp_gateway.accounts.claims import RedisClaims  # noqa: PLC0415 - as above
+        from lcp_gateway.accounts.shared_answers import LEASE_S  # noqa: PLC0415 - as above
+
+        if self._claims is None:
+            log = self._log
+            outage = Outage(report=lambda error: log.warning("Redis is away", problem=error))
+            self._claims = RedisClaims(self._redis_url, outage, LEASE_S)
+        return self._claims
 
 
 class RequestStates:

@@ -1,7 +1,7 @@
-"""Makes the parts that choose: nodes, catalog, registry, records, standings and the chooser."""
+"""Makes the parts that choose: the nodes, which last, and what a configuration says of models, providers and weights."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 from structlog.typing import FilteringBoundLogger
@@ -13,6 +13,7 @@ from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.tracing import Tracing
 from lcp_gateway.routing.auto import AutoChoice, AutoPolicy, Decision
 from lcp_gateway.routing.catalog import NODE_PREFIX
 from lcp_gateway.routing.choice import RoutingRules
@@ -22,10 +23,11 @@ from lcp_gateway.routing.records import Records
 from lcp_gateway.routing.registry import ModelCard, Registry, kinds_for
 from lcp_gateway.routing.standing import StandingRules, Standings
 from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.upstreams.node_link import HttpNode
 from lcp_gateway.upstreams.node_price import NodePrice
+from lcp_gateway.upstreams.node_tokens import TokenCounter
 from lcp_gateway.upstreams.nodes import NodeWatch
-from lcp_gateway.upstreams.openai_http import HttpNode, OpenAIHttpUpstream
-from lcp_gateway.upstreams.peers import PeerWatch
+from lcp_gateway.upstreams.openai_http import OpenAIHttpUpstream
 
 _KIND_OF = {word: kind for kind, word in WORDS.items()}
 _MSAT_PER_SAT = 1_000
@@ -33,21 +35,31 @@ _MSAT_PER_SAT = 1_000
 
 @dataclass(frozen=True, slots=True)
 class NodeParts:
-    """The virtual nodes: how they are bought from, and who watches them."""
+    """The virtual nodes: how they are bought from, who watches them, and who has them count tokens."""
 
     upstream: OpenAIHttpUpstream
     watch: NodeWatch
+    counter: TokenCounter
+
+    def use(self, settings: Settings, registry: Registry) -> None:
+        """Take the nodes of other settings; those that are described as before stay as they are."""
+        nodes = http_nodes(settings)
+        self.upstream.use(nodes)
+        self.counter.use(nodes)
+        self.watch.use(
+            nodes,
+            refresh_s=settings.nodes_refresh_s,
+            timeout_s=settings.timeout_quote_s,
+            describe=_describe(registry),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingParts:
-    """Everything that takes part in a choice."""
+    """How a configuration chooses."""
 
     rules: RoutingRules
     registry: Registry
-    records: Records
-    standings: Standings
-    catalogs: Catalogs
     auto: AutoChoice
     chooser: Chooser
 
@@ -73,13 +85,21 @@ def http_nodes(settings: Settings) -> tuple[HttpNode, ...]:
     return tuple(_node(config) for config in all_nodes(settings))
 
 
+def standing_rules(settings: Settings) -> StandingRules:
+    """What the settings say about trust in providers."""
+    return StandingRules(
+        exposure_base_msat=settings.exposure_base_msat,
+        exposure_share_ppm=settings.exposure_share_ppm,
+        breaker_failures=settings.breaker_failures,
+        breaker_pause_s=settings.breaker_pause_s,
+    )
+
+
 def node_parts(
-    settings: Settings, registry: Registry, metrics: Metrics, log: FilteringBoundLogger
-) -> NodeParts | None:
-    """Make what the nodes need; None where there are none. Opens nothing yet."""
+    settings: Settings, metrics: Metrics, tracing: Tracing, log: FilteringBoundLogger
+) -> NodeParts:
+    """Make what the nodes need, also where there are none yet. Opens nothing."""
     nodes = http_nodes(settings)
-    if not nodes:
-        return None
 
     def changed(name: str, up: bool) -> None:
         metrics.node_up(name, up)
@@ -88,45 +108,38 @@ def node_parts(
         else:
             log.warning("a node is down", node=name, problem=watch.states[name].problem)
 
-    def describe(model: str, node: HttpNode) -> frozenset[TaskKind]:
-        return kinds_for(registry.traits(model), node.kinds)
+    def gone(name: str) -> None:
+        metrics.node_gone(name)
+        log.info("a node was taken out", node=name)
 
     upstream = OpenAIHttpUpstream(
         nodes,
         on_down=lambda provider_id: watch.down(provider_id),  # noqa: PLW0108 - the watch comes after
+        tracing=tracing,
     )
     watch = NodeWatch(
         upstream,
         nodes,
         refresh_s=settings.nodes_refresh_s,
         timeout_s=settings.timeout_quote_s,
-        describe=describe,
+        describe=_describe(model_registry(settings)),
         on_change=changed,
+        on_gone=gone,
     )
-    return NodeParts(upstream, watch)
+    return NodeParts(upstream, watch, TokenCounter(nodes))
 
 
 def routing_parts(
     settings: Settings,
     *,
-    peers: PeerWatch,
-    nodes: NodeParts | None,
-    registry: Registry,
+    catalogs: Catalogs,
+    records: Records,
+    standings: Standings,
     metrics: Metrics,
     log: FilteringBoundLogger,
 ) -> RoutingParts:
-    """Wire everything that takes part in a choice."""
-    rules = routing_rules(settings)
-    records = Records(half_life_s=settings.routing_half_life_s, clock=time.monotonic)
-    standings = Standings(
-        StandingRules(
-            exposure_base_msat=settings.exposure_base_msat,
-            exposure_share_ppm=settings.exposure_share_ppm,
-            breaker_failures=settings.breaker_failures,
-            breaker_pause_s=settings.breaker_pause_s,
-        )
-    )
-    catalogs = Catalogs(peers, nodes.watch if nodes is not None else None)
+    """Wire what makes the choice."""
+    rules, registry = routing_rules(settings), model_registry(settings)
     auto = AutoChoice(
         AutoPolicy(routing_weights(settings), settings.routing_temperature),
         records,
@@ -147,7 +160,7 @@ def routing_parts(
         available=standings.available,
         on_decision=decided,
     )
-    return RoutingParts(rules, registry, records, standings, catalogs, auto, chooser)
+    return RoutingParts(rules, registry, auto, chooser)
 
 
 def routing_weights(settings: Settings) -> Weights:
@@ -169,6 +182,13 @@ def model_limits(settings: Settings) -> tuple[Mapping[str, int], Mapping[str, in
         if card.max_total_msat:
             totals[name] = min(card.max_total_msat, totals.get(name) or card.max_total_msat)
     return {name: limit for name, limit in prices.items() if limit}, totals
+
+
+def _describe(registry: Registry) -> Callable[[str, HttpNode], frozenset[TaskKind]]:
+    def describe(model: str, node: HttpNode) -> frozenset[TaskKind]:
+        return kinds_for(registry.traits(model), node.kinds)
+
+    return describe
 
 
 def _card(config: ModelConfig) -> ModelCard:

@@ -7,6 +7,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from lcp_gateway.accounts.ports import InvoicesAway, MadeInvoice, Paid
+from lcp_gateway.app.ledgers import LedgerError
+from lcp_gateway.config import Settings
 from lcp_gateway.lightning.payments import LndError
 
 if TYPE_CHECKING:
@@ -21,6 +23,32 @@ class _PaidInvoice:
     amount_paid_msat: int
     settle_index: int
     settled_at: datetime
+
+
+async def open_till(settings: Settings, stack: contextlib.AsyncExitStack) -> "LndTill | None":
+    """Open the till that the settings name, for as long as the stack; None where they name none.
+
+    Raises:
+        LedgerError: it cannot be opened.
+    """
+    if not (settings.embedded or settings.lnd_grpc_addr):
+        return None
+    from lcp_gateway.lightning.invoices import Invoices  # noqa: PLC0415 - few gateways sell
+    from lcp_gateway.lightning.lnd_channel import LndAddress  # noqa: PLC0415 - as above
+    from lcp_gateway.lightning.lnd_stubs import LndNotInstalled  # noqa: PLC0415 - as above
+
+    if settings.lnd_grpc_addr:
+        macaroon = settings.lnd_invoice_macaroon_file or settings.lnd_macaroon_file
+        address = LndAddress(settings.lnd_grpc_addr, settings.lnd_tls_cert, macaroon)
+    else:
+        # The embedded node speaks lnd's language too.
+        address = LndAddress(settings.lcpd_grpc_addr)
+    try:
+        return LndTill(
+            await stack.enter_async_context(Invoices(address, network=settings.network or None))
+        )
+    except (LndNotInstalled, OSError) as error:
+        raise LedgerError(f"lnd cannot be used for top-ups: {error}") from error
 
 
 class LndTill:

@@ -2,13 +2,15 @@
 
 import http.client
 import json
+import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
+from lcp_gateway.cli.outcome import CommandFailed
 from lcp_gateway.cli.output import plain
-from lcp_gateway.cli.program import CommandFailed
 from lcp_gateway.config import Settings, parse_host_port
 from lcp_gateway.purchase.task import TaskKind
 
@@ -23,6 +25,7 @@ _PATHS: Mapping[TaskKind, str] = {
     TaskKind.COMPLETIONS: "/v1/completions",
     TaskKind.EMBEDDINGS: "/v1/embeddings",
 }
+_LOOPBACK = frozenset({"localhost", "::1"})
 # An address to listen on that is none to call.
 _CALLED_AS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing listens here
 _ADVICE: Mapping[int, str] = {
@@ -41,18 +44,49 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class RunningGateway:
-    """A gateway that answers. ``nodes_up`` tells of each node by its name whether it is up."""
+class Address:
+    """Where a gateway is called, over https where it has a ``certificate``."""
 
     host: str
     port: int
+    certificate: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """Give the address for people."""
+        scheme = "http" if self.certificate is None else "https"
+        return f"{scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+    def connect(self, timeout_s: float) -> http.client.HTTPConnection:
+        """Give a connection that is not open yet.
+
+        Raises:
+            OSError: the certificate cannot be read.
+        """
+        if self.certificate is None:
+            return http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
+        context = ssl.create_default_context()
+        if self.host in _LOOPBACK or self.host.startswith("127."):
+            # No certificate is made out to this address, and what is sent to it does not leave the machine.
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        else:
+            context.load_verify_locations(self.certificate)
+        return http.client.HTTPSConnection(self.host, self.port, timeout=timeout_s, context=context)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningGateway:
+    """A gateway that answers. ``nodes_up`` tells of each node by its name whether it is up."""
+
+    address: Address
     key: str = field(repr=False)
     nodes_up: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
         """Where it is, for people."""
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        return self.address.url
 
     def models(self) -> Sequence[Mapping[str, Any]]:
         """Give its list of models.
@@ -92,7 +126,7 @@ class RunningGateway:
         if self.key:
             sent["Authorization"] = f"Bearer {self.key}"
         try:
-            asked = _call(self.host, self.port, method, path, body, sent, _ANSWER_TIMEOUT_S)
+            asked = call(self.address, method, path, body, sent, _ANSWER_TIMEOUT_S)
         except _FAILURES:
             raise CommandFailed(f"the gateway at {self.url} does not answer") from None
         if asked.status != HTTPStatus.OK:
@@ -111,36 +145,44 @@ def refusal(status: int, error: Mapping[str, Any]) -> str:
 
 def running_gateway(settings: Settings) -> RunningGateway | None:
     """Find the gateway that listens where the settings say; None where there is none."""
-    where = parse_host_port(settings.http_addr)
-    if not where.port:
+    address = address_of(settings)
+    if not address.port:
         return None
-    host = _CALLED_AS.get(where.host, where.host)
     try:
         # This needs no key: none goes to something else that listens there.
-        asked = _call(host, where.port, "GET", "/readyz", None, {}, _FIND_TIMEOUT_S)
+        asked = call(address, "GET", "/readyz", None, {}, _FIND_TIMEOUT_S)
     except _FAILURES:
         return None
     if not asked.server.startswith(_SERVER) or "jobs_in_flight" not in asked.document:
         return None
     nodes = asked.document.get("nodes") or {}
     return RunningGateway(
-        host,
-        where.port,
+        address,
         next(iter(settings.api_keys), ""),
         {name: bool(state["up"]) for name, state in nodes.items()},
     )
 
 
-def _call(
-    host: str,
-    port: int,
+def address_of(settings: Settings) -> Address:
+    """Give where a gateway with these settings is called from this machine; the port is 0 where nobody knows it."""
+    where = parse_host_port(settings.http_addr)
+    return Address(_CALLED_AS.get(where.host, where.host), where.port, settings.http_tls_cert)
+
+
+def call(
+    address: Address,
     method: str,
     path: str,
     body: bytes | None,
     headers: Mapping[str, str],
     timeout_s: float,
 ) -> Asked:
-    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+    """Ask a gateway, or whatever listens there.
+
+    Raises:
+        OSError, http.client.HTTPException: there was no answer.
+    """
+    connection = address.connect(timeout_s)
     try:
         connection.request(method, path, body, {"Content-Type": "application/json", **headers})
         response = connection.getresponse()

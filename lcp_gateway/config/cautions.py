@@ -16,6 +16,8 @@ DAEMON_FEE_LIMIT_SAT: Final = 10_000
 
 _LOOPBACK_HOSTS = frozenset({"localhost", "::1"})
 _FILES = (
+    "http_tls_cert",
+    "http_tls_key",
     "lcpd_tls_ca",
     "lcpd_tls_cert",
     "lcpd_tls_key",
@@ -45,6 +47,7 @@ def contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterato
     """Find settings that are right one by one and wrong together."""
     yield from _access_contradictions(settings, sources)
     yield from _tls_contradictions(settings, sources)
+    yield from _https_contradictions(settings, sources)
     yield from _lnd_contradictions(settings, sources)
     yield from _node_contradictions(settings, sources)
     for name in _FILES:
@@ -81,6 +84,11 @@ def _tls_contradictions(settings: Settings, sources: Mapping[str, Source]) -> It
         yield f"{sources['lcpd_tls_cert']}: a client certificate needs lcpd_tls_key too"
     if settings.lcpd_tls_key and not settings.lcpd_tls_cert:
         yield f"{sources['lcpd_tls_key']}: a client key needs lcpd_tls_cert too"
+
+
+def _https_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+    if settings.http_tls_key and not settings.http_tls_cert:
+        yield f"{sources['http_tls_key']}: a key without a certificate: set http_tls_cert too"
 
 
 def _lnd_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
@@ -159,6 +167,7 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
         )
     if auth_mode(settings) == "accounts" and not (settings.embedded or settings.lnd_grpc_addr):
         yield "customers cannot pay in: lnd_grpc_addr is not set"
+    yield from _https_cautions(settings)
     if settings.embedded and "lcpd_grpc_addr" in sources:
         yield f"{sources['lcpd_grpc_addr']} has no effect: the embedded node is used"
     if settings.journal_url == JOURNAL_OFF:
@@ -175,6 +184,19 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
         yield f"{sources['lnd_grpc_addr']}: lnd knows nothing of the embedded node's payments"
     for node in all_nodes(settings):
         yield from _node_cautions(node)
+
+
+def _https_cautions(settings: Settings) -> Iterator[str]:
+    key = settings.http_tls_key or settings.http_tls_cert
+    if key and others_may_read(key):
+        yield f"{key} holds the certificate's key and other users may read it: chmod 600"
+    local = _is_local(parse_host_port(settings.http_addr).host)
+    plain = settings.http_tls_cert is None and not settings.trusted_proxies
+    if auth_mode(settings) != "none" and plain and not local:
+        yield (
+            f"{settings.http_addr} can be reached by other machines, and keys travel to it unencrypted: set http_tls_cert, "
+            "or trusted_proxies where a proxy in front of it speaks https"
+        )
 
 
 def _node_cautions(node: NodeConfig) -> Iterator[str]:

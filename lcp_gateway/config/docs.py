@@ -27,6 +27,10 @@ An empty environment variable counts as unset. Unknown keys, unknown variables t
 and values that cannot be read are errors; all of them are reported at once. `lcp-gateway config show` prints what is in
 force and where each value came from.
 
+`lcp-gateway config generate` writes a file with every setting, its default and its meaning, commented out. `lcp-gateway config
+check [FILE]` tells what is wrong with a file, together with the environment as `serve` would take it, or alone with
+`--no-environment` where the file is for another machine; it says what it looked at.
+
 Secrets have no flag, because other users of a machine can read its command lines. Keep them in the environment or in a
 file that only the gateway may read. Lists and tables of tables have none either, since they would not fit into one.
 
@@ -95,7 +99,7 @@ def written(value: object) -> str:
         case bool():
             return str(value).lower()
         case float():
-            return f"{value:g}"
+            return str(int(value)) if value.is_integer() else f"{value:g}"
         case int():
             return str(value)
         case Mapping():

@@ -1,7 +1,7 @@
 """Loading: the layers put over each other, checked as a whole, with every problem reported at once."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from lcp_gateway.config.sources import (
     DEFAULT_SOURCE,
     Given,
     Source,
+    SourceKind,
     file_to_read,
     from_environment,
     from_file,
@@ -53,6 +54,21 @@ class Loaded:
     def source_of(self, name: str) -> Source:
         """Tell where the value of a setting came from."""
         return self._sources.get(name, DEFAULT_SOURCE)
+
+    def keeping(self, before: Settings, names: Collection[str]) -> Settings:
+        """Give the settings with the values that some of them had before.
+
+        Raises:
+            ConfigError: these do not go together with the others.
+        """
+        if not names:
+            return self.settings
+        settings = self.settings.model_copy(update={name: getattr(before, name) for name in names})
+        kept = {name: Source(SourceKind.DEFAULT, f"{name} as it was") for name in specs()}
+        if problems := list(contradictions(settings, {**kept, **self._sources})):
+            listed = ", ".join(sorted(names))
+            raise ConfigError([*problems, f"what needs a restart stays as it was: {listed}"])
+        return settings
 
 
 def load(

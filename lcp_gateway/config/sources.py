@@ -178,7 +178,12 @@ def file_to_read(environ: Mapping[str, str], chosen: Path | None) -> tuple[Path 
     if named := environ.get(CONFIG_VARIABLE):
         return Path(named).expanduser(), CONFIG_VARIABLE
     usual = default_file(environ)
-    return (usual if usual.exists() else None), ""
+    try:
+        is_there = usual.exists()
+    except OSError:
+        # In a folder that cannot be entered: whoever reads it says so.
+        is_there = True
+    return (usual if is_there else None), ""
 
 
 def default_file(environ: Mapping[str, str]) -> Path:

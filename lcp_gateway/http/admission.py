@@ -25,13 +25,12 @@ _BYTES_PER_TOKEN = 4
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Lets orders through as their caller may place them."""
+    """Lets orders through as their caller may place them. ``resolve`` gives the real name behind an alias."""
 
     rates: "RateLimits | None"
     jobs: JobsPerKey
+    resolve: Callable[[str], str]
     asks_redis: bool = False
-    resolve: Callable[[str], str] = str
-    """Gives the real name behind an alias."""
 
     async def job(self, caller: Caller) -> Lease:
         """Count a job of a key; give the lease back at its end.
@@ -71,16 +70,8 @@ class Admission:
             ApiError: 403 for a model that its key is not good for.
         """
         rules = caller.rules
-        good_for = rules.models | {self.resolve(name) for name in rules.models}
-        wanted = {task.model, self.resolve(task.model)}
-        if rules.models and not wanted & good_for and not any(map(is_auto, wanted)):
-            raise ApiError(
-                403,
-                "this key is not good for that model",
-                code="model_not_allowed",
-                param="model",
-                reason="auth",
-            )
+        # Most keys are good for all models.
+        good_for = self._good_for(rules.models, task.model) if rules.models else rules.models
         caps = [cap for cap in (limit_msat, rules.max_price_msat or None) if cap is not None]
         return Order.of(
             task,
@@ -91,6 +82,24 @@ class Admission:
             budgets=_budgets(caller),
             models=good_for,
         )
+
+    def _good_for(self, models: frozenset[str], asked: str) -> frozenset[str]:
+        """Give the models that a key is good for, by all their names.
+
+        Raises:
+            ApiError: the one that is asked for is not among them.
+        """
+        good_for = models | {self.resolve(name) for name in models}
+        wanted = {asked, self.resolve(asked)}
+        if not wanted & good_for and not any(map(is_auto, wanted)):
+            raise ApiError(
+                403,
+                "this key is not good for that model",
+                code="model_not_allowed",
+                param="model",
+                reason="auth",
+            )
+        return good_for
 
 
 def _budgets(caller: Caller) -> tuple[Budget, ...]:

@@ -40,17 +40,19 @@ class Health:
         daemon_problem: Callable[[], UpstreamError | None],
         nodes: Callable[[], Mapping[str, NodeState]] = dict,
         other_reasons: Callable[[], Iterable[str]] = tuple,
+        lnd_report: Callable[[], Mapping[str, object]] | None = None,
     ) -> None:
         """A snapshot of the peers older than ``stale_s`` is no longer believed.
 
         ``daemon_problem`` says why the daemon cannot be used, ``nodes`` how each virtual node stands.
 
-        ``other_reasons`` gives what else keeps the gateway from buying now, in words.
+        ``other_reasons`` gives what else keeps the gateway from buying now, in words. ``lnd_report`` says how lnd is, where
+        there is one.
         """
         self._other_reasons = other_reasons
         self._daemon_problem = daemon_problem
         self._nodes = nodes
-        self.lnd_report: Callable[[], Mapping[str, object]] | None = None
+        self._lnd_report = lnd_report
         self._catalog = catalog
         self._stale_s = stale_s
         self._jobs = jobs
@@ -87,9 +89,9 @@ class Health:
             report["nodes"] = {
                 name: {"up": node.up, "models": node.models} for name, node in nodes.items()
             }
-        if self.lnd_report is not None:
+        if self._lnd_report is not None:
             # Told, and no reason of its own: the daemon may pay through another node, or before lnd has caught up.
-            report["lnd"] = self.lnd_report()
+            report["lnd"] = self._lnd_report()
         return web.Response(
             status=503 if reasons else 200,
             body=orjson.dumps(report),

@@ -1,14 +1,18 @@
 """The connection level: what never becomes a request still gets an answer in OpenAI's shape, and slow heads an end."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from lcp_gateway.http.errors import ApiError, of_http_exception
 from lcp_gateway.http.exchange import SERVER, request_id_of
+from lcp_gateway.http.forwarded import Proxies
+
+HTTP_VERSION: Final = "http/1.1"
+"""What is spoken, by the name that TLS has for it."""
 
 
 class GatewayProtocol(web.RequestHandler):
@@ -137,41 +141,68 @@ def _raw(error: ApiError) -> bytes:
 
 
 class GatewayServer(web.Server):
-    """Makes a ``GatewayProtocol`` for each connection."""
+    """Makes a ``GatewayProtocol`` for each connection, and gives each request to the application of the moment."""
 
-    def __init__(self, *args: Any, protocol_options: dict[str, Any], **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._protocol_options = protocol_options
+    def __init__(
+        self, application: web.Server, protocol_options: Mapping[str, Any], proxies: Proxies
+    ) -> None:
+        super().__init__(self._answer, request_factory=self._request, handler_cancellation=True)
+        self.use(application, protocol_options, proxies)
 
     def __call__(self) -> web.RequestHandler:
         """Give the protocol for a new connection."""
         return GatewayProtocol(self, loop=self._loop, **self._protocol_options)
 
+    def use(
+        self, application: web.Server, protocol_options: Mapping[str, Any], proxies: Proxies
+    ) -> None:
+        """Give the requests that come from now on to this application, and make connections with these options.
 
-class GatewayRunner(web.AppRunner):
-    """Runs the application behind a ``GatewayServer``."""
-
-    __slots__ = ("_protocol_options",)
-
-    def __init__(self, app: web.Application, *, protocol_options: dict[str, Any]) -> None:
-        # The application drains its jobs before it is cleaned up, so nothing is left to wait for here.
-        super().__init__(app, shutdown_timeout=1.0)
+        Requests under way end in the application that they came to. ``proxies`` are those that are believed.
+        """
+        self._application = application
         self._protocol_options = protocol_options
+        self._proxies = proxies
 
-    async def _make_server(self) -> web.Server:
-        server = await super()._make_server()
-        inner = server.request_handler
+    def _request(self, *parts: Any) -> web.BaseRequest:
+        return self._proxies.seen_through(self._application.request_factory(*parts))
 
-        async def answer(request: web.BaseRequest) -> web.StreamResponse:
-            try:
-                return await inner(request)
-            except web.HTTPException as error:
-                # Raised outside the middlewares: an Expect header that cannot be met.
-                return of_http_exception(error).response()
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await self._application.request_handler(request)
+        except web.HTTPException as error:
+            # Raised outside the middlewares: an Expect header that cannot be met.
+            return of_http_exception(error).response()
 
-        return GatewayServer(
-            answer,
-            request_factory=server.request_factory,
-            handler_cancellation=True,
-            protocol_options=self._protocol_options,
+
+async def ready(app: web.Application) -> web.Server:
+    """Give an application in the form in which requests can be given to it."""
+    runner = web.AppRunner(app)
+    await runner.setup()
+    assert runner.server is not None  # noqa: S101 - it is what the setup makes
+    return runner.server
+
+
+class GatewaySite(web.TCPSite):
+    """An address that is listened on. A handshake that takes longer than ``handshake_timeout_s`` is cut off."""
+
+    __slots__ = ("_handshake_timeout_s",)
+
+    def __init__(
+        self, runner: web.ServerRunner, *, handshake_timeout_s: float, **options: Any
+    ) -> None:
+        super().__init__(runner, **options)
+        self._handshake_timeout_s = handshake_timeout_s
+
+    async def start(self) -> None:
+        """Listen; as aiohttp does, which lets a handshake take a minute."""
+        await web.BaseSite.start(self)
+        assert self._runner.server is not None  # noqa: S101 - the runner was set up
+        self._server = await asyncio.get_running_loop().create_server(
+            self._runner.server,
+            self._host,
+            self._port,
+            ssl=self._ssl_context,
+            backlog=self._backlog,
+            ssl_handshake_timeout=self._handshake_timeout_s if self._ssl_context else None,
         )

@@ -19,7 +19,7 @@ from lcp_gateway.accounts.records import Account, Balance, Listing, NoSuchAccoun
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.store import ids, positions
 from lcp_gateway.store.admin_log import write_act
-from lcp_gateway.store.engine import Database
+from lcp_gateway.store.database import Database
 from lcp_gateway.store.tables import accounts, balances, keys, topups
 from lcp_gateway.store.times import from_micros, to_micros
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import Connection, insert, select
 
 from lcp_gateway.accounts.records import AdminAct, Listing
-from lcp_gateway.store.engine import Database
+from lcp_gateway.store.database import Database
 from lcp_gateway.store.tables import admin_log
 from lcp_gateway.store.times import from_micros, to_micros
 

@@ -94,6 +94,7 @@ _MOVE = (
         preimage=bindparam("new_preimage"),
         ended_at=bindparam("new_ended_at"),
         charge_msat=bindparam("new_charge_msat"),
+        refund_undelivered=bindparam("new_refund_undelivered"),
         updated_at=func.coalesce(bindparam("now"), purchases.c.updated_at),
     )
 )
@@ -148,6 +149,8 @@ class _Row:
             self.result_bytes = learnt.result_bytes
         if self.preimage is None:
             self.preimage = learnt.preimage
+        if learnt.keeps_charge and self.refund_undelivered:
+            self.refund_undelivered = False
         return before != self._known
 
     @property
@@ -180,6 +183,7 @@ class _Row:
             self.result_sha256,
             self.result_bytes,
             self.preimage,
+            self.refund_undelivered,
         )
 
     def values(self) -> dict[str, object]:
@@ -195,6 +199,7 @@ class _Row:
             "new_preimage": self.preimage,
             "new_ended_at": self.ended_at,
             "new_charge_msat": self.charge_msat,
+            "new_refund_undelivered": self.refund_undelivered,
             "now": self.updated_at,
         }
 

@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import Connection, select
 
 from lcp_gateway.purchase.states import State
-from lcp_gateway.store.engine import Database
+from lcp_gateway.store.database import Database
 from lcp_gateway.store.tables import purchases
 from lcp_gateway.store.times import to_micros
 

@@ -14,7 +14,7 @@ from lcp_gateway.purchase.journal import Budget, Intent, JournalUnavailable, Lea
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.balances import LARGEST_AMOUNT
 from lcp_gateway.store.batch import Batch, write_for_nothing
-from lcp_gateway.store.engine import Database, DatabaseUnavailable
+from lcp_gateway.store.database import Database, DatabaseUnavailable
 from lcp_gateway.store.entries import (
     NOTHING_NEW,
     IntentEntry,

@@ -34,7 +34,7 @@ from lcp_gateway.store import ids, positions
 from lcp_gateway.store.accounts import check_lives
 from lcp_gateway.store.admin_log import write_act
 from lcp_gateway.store.balances import LARGEST_AMOUNT
-from lcp_gateway.store.engine import Database
+from lcp_gateway.store.database import Database
 from lcp_gateway.store.tables import keys
 from lcp_gateway.store.times import from_micros, to_micros
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from lcp_gateway.store.engine import Database, DatabaseUnavailable
+from lcp_gateway.store.database import Database, DatabaseUnavailable
 
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ from lcp_gateway.store import ids
 from lcp_gateway.store.admin_log import write_act
 from lcp_gateway.store.audit import audit, totals
 from lcp_gateway.store.balances import LARGEST_AMOUNT, Balances, book_of
-from lcp_gateway.store.engine import Database
+from lcp_gateway.store.database import Database
 from lcp_gateway.store.tables import balances, ledger_entries
 from lcp_gateway.store.times import from_micros, to_micros
 

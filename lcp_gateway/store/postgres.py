@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from lcp_gateway.store.engine import DatabaseUnavailable, Work
+from lcp_gateway.store.database import DatabaseUnavailable, Work
 from lcp_gateway.store.migrate import is_current, migrate
 
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from lcp_gateway.purchase.journal import Budget, Period
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.counters import counter_of
-from lcp_gateway.store.engine import Database
+from lcp_gateway.store.database import Database
 from lcp_gateway.store.records import Cursor, Filter, Page, PurchaseRecord, Step, record_of
 from lcp_gateway.store.tables import OPEN_STATES, budget_spend, purchase_states, purchases
 from lcp_gateway.store.times import (

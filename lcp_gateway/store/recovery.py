@@ -8,7 +8,7 @@ from lcp_gateway.purchase.journal import Learnt
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.batch import Batch
-from lcp_gateway.store.engine import Database
+from lcp_gateway.store.database import Database
 from lcp_gateway.store.entries import NOTHING_NEW, NoteEntry
 from lcp_gateway.store.tables import purchases
 

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, select
 
-from lcp_gateway.store.engine import Database
+from lcp_gateway.store.database import Database
 from lcp_gateway.store.tables import OPEN_STATES, budget_spend, purchases
 from lcp_gateway.store.times import LONGEST_PERIOD, to_micros
 

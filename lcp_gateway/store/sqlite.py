@@ -18,7 +18,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DatabaseError, DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-from lcp_gateway.store.engine import DatabaseUnavailable, Work
+from lcp_gateway.store.database import DatabaseUnavailable, Work
 from lcp_gateway.store.liveness import OwnerLocks
 from lcp_gateway.store.migrate import is_current, migrate
 from lcp_gateway.store.thread import Worker

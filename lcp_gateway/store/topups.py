@@ -33,7 +33,7 @@ from lcp_gateway.purchase.money import Msat
 from lcp_gateway.store import ids, positions
 from lcp_gateway.store.accounts import check_lives, is_there, make_account
 from lcp_gateway.store.balances import LARGEST_AMOUNT, Balances
-from lcp_gateway.store.engine import Database
+from lcp_gateway.store.database import Database
 from lcp_gateway.store.tables import topups
 from lcp_gateway.store.times import from_micros, to_micros
 

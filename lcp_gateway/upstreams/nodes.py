@@ -1,10 +1,8 @@
 """Keeps watch over the virtual nodes: who is up, with which models. A node that is down leaves the catalog by itself."""
 
 import asyncio
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from urllib.parse import urlsplit, urlunsplit
@@ -13,26 +11,17 @@ from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.flow import utc_now
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.task import TaskKind
-from lcp_gateway.routing.catalog import ModelFacts, Provider, merge_kinds
+from lcp_gateway.routing.catalog import Provider, merge_kinds
+from lcp_gateway.upstreams.node_link import HttpNode
 from lcp_gateway.upstreams.node_models import ListedModel
-from lcp_gateway.upstreams.openai_http import HttpNode, NoModelList, OpenAIHttpUpstream
+from lcp_gateway.upstreams.openai_http import NoModelList, OpenAIHttpUpstream
+from lcp_gateway.upstreams.watched import NodeState, Watched
 
 _RETRY_S = 1.0
 # A request that finds nobody asks nodes anew that were asked longer ago than this, and waits so long.
 _MISS_AFTER_S = 1.0
 _MISS_PATIENCE_S = 0.5
-_NOT_ASKED = "the node has not been asked yet"
 _NO_LIST = "the node has no list of models; its models must be named in the configuration"
-
-
-@dataclass(frozen=True, slots=True)
-class NodeState:
-    """How a node stands: ``problem`` is empty while it is up, ``models`` counts those it offers."""
-
-    up: bool
-    problem: str
-    models: int
-    since: datetime
 
 
 class NodeWatch:
@@ -51,24 +40,62 @@ class NodeWatch:
         describe: Callable[[str, HttpNode], frozenset[TaskKind]],
         retry_s: float = _RETRY_S,
         on_change: Callable[[str, bool], None] = lambda _name, _up: None,
+        on_gone: Callable[[str], None] = lambda _name: None,
         now: Callable[[], datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``describe`` gives the kinds of task that a model takes on a node.
 
-        ``on_change`` is told a node's name and whether it is up: at first, and whenever that changes.
+        ``on_change`` is told a node's name and whether it is up: at first, and whenever that changes. ``on_gone`` is told
+        the name of one that is no longer watched.
         """
         self._upstream = upstream
         self._refresh_s = refresh_s
-        self._retry_s = min(retry_s, refresh_s)
+        self._retry_s = retry_s
         self._timeout_s = timeout_s
         self._describe = describe
         self._on_change = on_change
+        self._on_gone = on_gone
         self._now = now
         self._clock = clock
         started = now()
-        self._watched = {node.provider_id: _Watched(node, started) for node in nodes}
+        self._watched = {node.provider_id: Watched(node, started) for node in nodes}
         self._providers: tuple[Provider, ...] = ()
+        self._exchanged = asyncio.Event()
+
+    def use(
+        self,
+        nodes: Sequence[HttpNode],
+        *,
+        refresh_s: float,
+        timeout_s: float,
+        describe: Callable[[str, HttpNode], frozenset[TaskKind]],
+    ) -> None:
+        """Watch these nodes from now on; the upstream must know them already.
+
+        One that is as before stays as it was found. One that is described otherwise is believed to be as it was, until
+        it has been asked, which is at once.
+        """
+        self._refresh_s, self._timeout_s, self._describe = refresh_s, timeout_s, describe
+        before = self._watched
+        self._watched = {}
+        for node in nodes:
+            found = before.get(node.provider_id)
+            if found is None:
+                found = Watched(node, self._now())
+            elif found.node != node:
+                found = found.described_as(node)
+            self._watched[node.provider_id] = found
+            if found.listed is not None:
+                found.provider = self._provider(found, found.listed)
+        self._collect()
+        for name, watched in before.items():
+            if name not in self._watched:
+                self._on_gone(watched.node.name)
+        for watched in self._watched.values():
+            # Whoever waits for the next time to ask reckons it anew.
+            watched.reported.set()
+        self._exchanged.set()
 
     @property
     def providers(self) -> tuple[Provider, ...]:
@@ -101,10 +128,18 @@ class NodeWatch:
 
     async def run(self) -> None:
         """Keep asking until cancelled."""
+        asking: dict[Watched, asyncio.Task[None]] = {}
         try:
             async with asyncio.TaskGroup() as group:
-                for watched in self._watched.values():
-                    group.create_task(self._keep_asking(watched))
+                while True:
+                    self._exchanged.clear()
+                    watched_now = tuple(self._watched.values())
+                    for watched in set(asking).difference(watched_now):
+                        asking.pop(watched).cancel()
+                    for watched in watched_now:
+                        if watched not in asking:
+                            asking[watched] = group.create_task(self._keep_asking(watched))
+                    await self._exchanged.wait()
         finally:
             for watched in self._watched.values():
                 if watched.probing is not None:
@@ -120,14 +155,14 @@ class NodeWatch:
         self._take_out(watched, "no connection to the node could be made for a task")
         watched.reported.set()
 
-    async def _keep_asking(self, watched: "_Watched") -> None:
+    async def _keep_asking(self, watched: Watched) -> None:
         while True:
             await self._probe(watched)
             # Only these count: what others ask for must not put off the taking back.
             watched.failures = 0 if watched.state.up else watched.failures + 1
             await self._pause(watched)
 
-    async def _pause(self, watched: "_Watched") -> None:
+    async def _pause(self, watched: Watched) -> None:
         """Wait until the node is to be asked again; a report in between starts the wait of one that has just gone."""
         while True:
             watched.reported.clear()
@@ -142,33 +177,36 @@ class NodeWatch:
             except TimeoutError:
                 return
 
-    async def _probe(self, watched: "_Watched") -> None:
+    async def _probe(self, watched: Watched) -> None:
         if watched.probing is None:
             watched.probing = asyncio.create_task(self._ask(watched))
         # A caller that gives up must not take the answer from the others.
         await asyncio.shield(watched.probing)
 
-    async def _ask(self, watched: "_Watched") -> None:
+    async def _ask(self, watched: Watched) -> None:
         node, reports = watched.node, watched.reports
         watched.asked_at = self._clock()
         listed: tuple[ListedModel, ...] = ()
+        problem = ""
         try:
             listed = await self._upstream.list_models(node.name, self._timeout_s)
         except NoModelList:
-            if not node.models:
-                self._take_out(watched, _NO_LIST)
-                return
+            problem = "" if node.models else _NO_LIST
         except UpstreamError as error:
-            self._take_out(watched, error.message)
-            return
+            problem = error.message
         finally:
             watched.probing = None
-        if reports != watched.reports:
-            # It was found gone while it was asked: what it said may be older than that.
+        if self._watched.get(node.provider_id) is not watched:
+            # It was given up, or described otherwise, while it was asked.
             return
-        self._succeeded(watched, listed)
+        if problem:
+            self._take_out(watched, problem)
+        elif reports == watched.reports:
+            # Else it was found gone while it was asked: what it said may be older than that.
+            self._succeeded(watched, listed)
 
-    def _succeeded(self, watched: "_Watched", listed: tuple[ListedModel, ...]) -> None:
+    def _succeeded(self, watched: Watched, listed: tuple[ListedModel, ...]) -> None:
+        watched.listed = listed
         provider = self._provider(watched, listed)
         if provider != watched.provider:
             watched.provider = provider
@@ -176,7 +214,8 @@ class NodeWatch:
         models = len({model for names in provider.models.values() for model in names})
         self._set_state(watched, up=True, problem="", models=models)
 
-    def _take_out(self, watched: "_Watched", problem: str) -> None:
+    def _take_out(self, watched: Watched, problem: str) -> None:
+        watched.listed = None
         if watched.provider is not None:
             watched.provider = None
             self._collect()
@@ -186,7 +225,7 @@ class NodeWatch:
         found = (watched.provider for watched in self._watched.values())
         self._providers = tuple(provider for provider in found if provider is not None)
 
-    def _set_state(self, watched: "_Watched", *, up: bool, problem: str, models: int) -> None:
+    def _set_state(self, watched: Watched, *, up: bool, problem: str, models: int) -> None:
         before = watched.state
         changed = up != before.up
         watched.state = NodeState(up, problem, models, self._now() if changed else before.since)
@@ -194,7 +233,7 @@ class NodeWatch:
             watched.told = True
             self._on_change(watched.node.name, up)
 
-    def _provider(self, watched: "_Watched", listed: tuple[ListedModel, ...]) -> Provider:
+    def _provider(self, watched: Watched, listed: tuple[ListedModel, ...]) -> Provider:
         node = watched.node
         names = dict.fromkeys(node.models or (model.id for model in listed))
         return Provider(
@@ -212,37 +251,6 @@ class NodeWatch:
             facts=MappingProxyType(dict(watched.facts_of(m for m in listed if m.id in names))),
             list_price_msat=node.price.list_price_msat(),
         )
-
-
-class _Watched:
-    """One node, and what is known of it."""
-
-    def __init__(self, node: HttpNode, started: datetime) -> None:
-        self.node = node
-        self.state = NodeState(up=False, problem=_NOT_ASKED, models=0, since=started)
-        self.provider: Provider | None = None
-        self.probing: asyncio.Task[None] | None = None
-        self.reported = asyncio.Event()
-        self.reports = 0
-        self.failures = 0
-        self.asked_at = -math.inf
-        self.told = False
-
-    def facts_of(self, listed: Iterable[ListedModel]) -> Iterable[tuple[str, ModelFacts]]:
-        """Give the facts of each model once, as it was first listed.
-
-        Some servers give the time of the asking as the time of creation; what was told before stays, or each list would
-        look like a new one.
-        """
-        known = {} if self.provider is None else self.provider.facts
-        seen = set()
-        for model in listed:
-            if model.id in seen:
-                continue
-            seen.add(model.id)
-            before = known.get(model.id)
-            created = model.created if before is None else before.created
-            yield model.id, ModelFacts(model.context_length, created, model.capabilities)
 
 
 def _without_credentials(url: str) -> str:

@@ -38,6 +38,11 @@ class PeerWatch:
         )
         self._refreshing: asyncio.Task[None] | None = None
 
+    def use(self, *, refresh_s: float, timeout_s: float) -> None:
+        """Ask as often as this from the next time on, and wait so long."""
+        self._refresh_s = refresh_s
+        self._timeout_s = timeout_s
+
     @property
     def catalog(self) -> Catalog:
         """The last snapshot; it stays while the daemon is away."""

@@ -16,7 +16,8 @@ from lcp_gateway.accounts.wallet import TopupRules, Wallet
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.store.accounts import Accounts
 from lcp_gateway.store.admin_log import AdminLog
-from lcp_gateway.store.engine import Database, open_database
+from lcp_gateway.store.database import Database
+from lcp_gateway.store.engine import open_database
 from lcp_gateway.store.keys import Keys
 from lcp_gateway.store.ledger import Ledger
 from lcp_gateway.store.topups import Topups

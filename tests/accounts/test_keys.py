@@ -206,3 +206,20 @@ def test_a_hundred_thousand_keys_are_checked_fast_and_a_refusal_takes_as_long_as
     assert max(best_s.values()) < 50e-6
     # The machine is shared, so the bound is loose: what is looked for is a step that one of them leaves out.
     assert max(best_s.values()) < 1.5 * min(best_s.values())
+
+
+def test_other_static_keys_take_the_place_of_those_of_before():
+    cache = KeyCache(["old"])
+    cache.use_static(["new"])
+    assert cache.check("old", NOW) is None
+    assert cache.check("new", NOW) is not None
+    assert cache.count == 1
+
+
+def test_a_key_of_the_store_that_was_static_too_is_known_when_it_is_static_no_more():
+    made = new_key()
+    cache = KeyCache([made.text])
+    cache.apply([record(made.hash)])
+    assert cache.check(made.text, NOW).account_id is None
+    cache.use_static([])
+    assert cache.check(made.text, NOW).account_id is not None

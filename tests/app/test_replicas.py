@@ -1,4 +1,4 @@
-from contextlib import AsyncExitStack
+from contextlib import aclosing
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -6,11 +6,11 @@ import pytest
 
 from lcp_gateway.accounts.shared_answers import RedisAnswers
 from lcp_gateway.app.ledgers import LedgerError, Ledgers
-from lcp_gateway.app.replicas import RequestStates, shared_answers
+from lcp_gateway.app.replicas import RequestStates, Sharing
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.states import State
-from lcp_gateway.store.engine import DatabaseUnavailable
+from lcp_gateway.store.database import DatabaseUnavailable
 from lcp_gateway.store.off import JournalOff
 
 NOW = datetime(2026, 11, 21, 12, 30, tzinfo=UTC)
@@ -27,14 +27,10 @@ class Log:
 
 async def shared(**settings):
     log = Log()
-    async with AsyncExitStack() as stack:
-        made = shared_answers(
-            Settings(**settings),
-            Ledgers(JournalOff()),
-            stack,
-            SimpleNamespace(joined=print),
-            log,
-        )
+    chosen = Settings(**settings)
+    sharing = Sharing(chosen.redis_url, Ledgers(JournalOff()), SimpleNamespace(joined=print), log)
+    async with aclosing(SimpleNamespace(aclose=sharing.close)):
+        made = sharing.answers(chosen)
     return made, log.warnings
 
 

@@ -1,6 +1,7 @@
 """What the settings make of selling: who is let in, what is charged, what is counted, and what cannot be had."""
 
 import asyncio
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -8,13 +9,20 @@ import pytest
 import structlog
 
 from lcp_gateway.accounts.caller import KeyRules
+from lcp_gateway.accounts.jobs_per_key import TooManyJobs
 from lcp_gateway.accounts.keys import KeyCache
-from lcp_gateway.app import selling
+from lcp_gateway.app import keys as app_keys
+from lcp_gateway.app import l402
+from lcp_gateway.app.customers import tell_credit
+from lcp_gateway.app.keys import KeyKeeper
+from lcp_gateway.app.l402 import l402_secret
 from lcp_gateway.app.ledgers import LedgerError, Ledgers
-from lcp_gateway.app.selling import KeyKeeper, open_selling, tariff
+from lcp_gateway.app.prices import tariff
+from lcp_gateway.app.routing import model_registry
+from lcp_gateway.app.selling import open_shop
 from lcp_gateway.config import Settings, load
 from lcp_gateway.http.door import AccountDoor, KeyDoor, OpenDoor
-from lcp_gateway.store.engine import DatabaseUnavailable
+from lcp_gateway.store.database import DatabaseUnavailable
 from lcp_gateway.store.off import JournalOff
 from lcp_gateway.telemetry.metrics import Metrics
 from tests.accounts.bank import bank, migrated  # noqa: F401 - fixtures
@@ -23,8 +31,18 @@ LOG = structlog.get_logger()
 NOW = datetime.now(UTC)
 
 
-def opened(settings: Settings, database=None):
-    return open_selling(settings, Ledgers(JournalOff(), database=database), Metrics(), LOG)
+def shop(settings: Settings, database=None):
+    return open_shop(settings, Ledgers(JournalOff(), database=database), Metrics(), LOG)
+
+
+def parts_of(opened, settings: Settings):
+    return opened.parts(settings, model_registry(settings))
+
+
+@asynccontextmanager
+async def opened(settings: Settings, database=None):
+    async with shop(settings, database) as it:
+        yield parts_of(it, settings)
 
 
 # -- prices ---------------------------------------------------------------------------------------
@@ -82,15 +100,17 @@ def test_a_model_has_a_mark_up_of_its_own_and_takes_the_rest_from_the_general_on
 async def test_without_accounts_there_is_a_door_and_nothing_to_administer(settings, door):
     async with opened(settings) as parts:
         assert isinstance(parts.door, door)
-        assert (parts.wallet_routes, parts.admin_routes, parts.works) == (None, None, ())
+        assert (parts.wallet_routes, parts.admin_routes) == (None, None)
         assert parts.admission.rates is None
 
 
 async def test_with_accounts_there_is_all_of_it(bank):  # noqa: F811 - the fixture
-    async with opened(Settings(auth="accounts", admin_key="boss"), bank.database) as parts:
+    settings = Settings(auth="accounts", admin_key="boss")
+    async with shop(settings, bank.database) as it:
+        parts = parts_of(it, settings)
         assert isinstance(parts.door, AccountDoor)
         assert None not in (parts.wallet_routes, parts.admin_routes, parts.admission.rates)
-        assert len(parts.works) == 2, "nobody is followed without lnd"
+        assert len(it.works) == 2, "nobody is followed without lnd"
 
 
 async def test_accounts_without_a_journal_are_refused():
@@ -129,6 +149,37 @@ async def test_keys_that_cannot_be_read_keep_the_gateway_from_starting(bank, mon
             pass
 
 
+# -- other settings ---------------------------------------------------------------------------------
+
+
+async def test_other_static_keys_are_let_in_and_those_of_before_are_not(bank):  # noqa: F811 - the fixture
+    made = await bank.keys.create(
+        await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules()
+    )
+    before, after = (
+        Settings(auth="accounts", api_keys=(key,), admin_key=key) for key in ("old", "new")
+    )
+    async with shop(before, bank.database) as it:
+        parts = parts_of(it, after)
+        find = parts.door._find
+        assert find("old") is not None, "nothing has changed before it is said"
+        it.use(after)
+        assert find("old") is None
+        assert find("new") is not None
+        assert find(made.text) is not None
+
+
+async def test_what_runs_counts_against_a_limit_that_is_set_later():
+    none, one = Settings(key_concurrent_jobs=2), Settings(key_concurrent_jobs=1)
+    caller = SimpleNamespace(key_id="k", rules=KeyRules())
+    async with shop(none) as it:
+        lease = await parts_of(it, none).admission.job(caller)
+        with pytest.raises(TooManyJobs):
+            await parts_of(it, one).admission.job(caller)
+        await lease.give_back()
+        await parts_of(it, one).admission.job(caller)
+
+
 # -- keys, kept in memory -------------------------------------------------------------------------
 
 
@@ -144,7 +195,7 @@ async def test_a_key_that_another_gateway_made_or_revoked_is_known_a_moment_late
     keeper,
     monkeypatch,
 ):
-    monkeypatch.setattr(selling, "_KEYS_EVERY_S", 0.01)
+    monkeypatch.setattr(app_keys, "_KEYS_EVERY_S", 0.01)
     running = asyncio.create_task(keeper.run())
     made = await bank.keys.create(
         await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules()
@@ -165,7 +216,7 @@ async def test_while_the_database_is_away_the_keys_of_before_let_in_and_it_is_sa
     keeper,
     monkeypatch,
 ):
-    monkeypatch.setattr(selling, "_KEYS_EVERY_S", 0.005)
+    monkeypatch.setattr(app_keys, "_KEYS_EVERY_S", 0.005)
     made = await bank.keys.create(
         await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules()
     )
@@ -192,36 +243,36 @@ async def test_while_the_database_is_away_the_keys_of_before_let_in_and_it_is_sa
 
 
 def place(monkeypatch, where) -> None:
-    monkeypatch.setattr(selling, "journal_place", lambda _settings: where)
+    monkeypatch.setattr(l402, "journal_place", lambda _settings: where)
 
 
 def test_a_secret_is_made_once_and_only_its_owner_may_read_it(tmp_path, monkeypatch):
     place(monkeypatch, tmp_path / "journal.db")
-    first = selling._l402_secret(Settings())
-    assert len(first) == 32 and selling._l402_secret(Settings()) == first
+    first = l402_secret(Settings())
+    assert len(first) == 32 and l402_secret(Settings()) == first
     (file,) = tmp_path.iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_secret_of_the_settings_is_used_and_nothing_is_written(tmp_path, monkeypatch):
     place(monkeypatch, tmp_path / "journal.db")
-    long, short = (selling._l402_secret(Settings(l402_secret=text)) for text in ("s" * 40, "hush"))
+    long, short = (l402_secret(Settings(l402_secret=text)) for text in ("s" * 40, "hush"))
     assert len(long) == len(short) == 32 and long != short
-    assert long == selling._l402_secret(Settings(l402_secret="s" * 40))
+    assert long == l402_secret(Settings(l402_secret="s" * 40))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_gateways_on_a_database_server_must_be_told_their_secret(monkeypatch):
     place(monkeypatch, "postgresql://db/x")
     with pytest.raises(LedgerError, match="l402_secret"):
-        selling._l402_secret(Settings())
+        l402_secret(Settings())
 
 
 def test_a_file_that_was_not_written_whole_is_no_secret(tmp_path, monkeypatch):
     place(monkeypatch, tmp_path / "journal.db")
     (tmp_path / "journal.l402").write_bytes(b"half")
     with pytest.raises(LedgerError, match="holds no secret"):
-        selling._l402_secret(Settings())
+        l402_secret(Settings())
 
 
 # -- what is credited -----------------------------------------------------------------------------
@@ -233,7 +284,7 @@ def test_what_is_credited_is_counted_and_logged_without_the_invoice():
         id="top_1", account_id="acct_1", received_msat=2_500, payment_request="lnbc1secret"
     )
     with structlog.testing.capture_logs() as logs:
-        tell = selling._credited(SimpleNamespace(topup=counted.append), structlog.get_logger())
+        tell = tell_credit(SimpleNamespace(topup=counted.append), structlog.get_logger())
         tell(SimpleNamespace(topup=topup, is_new=True))
     assert counted == [2_500]
     (line,) = logs

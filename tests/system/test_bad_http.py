@@ -46,7 +46,7 @@ def test_an_unknown_route_is_404(port, path):
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("GET", CHAT, "POST"),
+        ("GET", RESPONSES, "POST"),
         ("PUT", CHAT, "POST"),
         ("DELETE", RESPONSES, "POST"),
         ("OPTIONS", CHAT, "POST"),

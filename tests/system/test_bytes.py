@@ -58,7 +58,7 @@ HOSTILE = {
     b'"n5":0.1000000000000000055511151231257827,"n6":-0.0e-0}',
     "characters": '{"model":"echo-1","messages":[{"content":"\u2028\ufeff\U0001f600\u0301e\u0301\x7f"}],'
     '"input":"\u202e"}'.encode(),
-    "unknown fields": b'{"model":"echo-1","messages":[{"x":null}],"input":"x","store":{},"":"","\\u0000":0}',
+    "unknown fields": b'{"model":"echo-1","messages":[{"x":null}],"input":"x","stored":{},"":"","\\u0000":0}',
 }
 
 

@@ -240,11 +240,14 @@ async def test_a_slow_node_holds_up_no_other():
     await ended(running)
 
 
-async def test_without_nodes_there_is_nothing_to_do():
-    watch, _ = watch_of(Lists())
+async def test_without_nodes_there_is_nothing_to_do_until_there_are_some():
+    lists = Lists()
+    watch, _ = watch_of(lists)
     await watch.refresh()
-    await watch.run()
-    assert watch.providers == ()
+    running = asyncio.create_task(watch.run())
+    await asyncio.sleep(0.01)
+    assert (watch.providers, lists.asked, running.done()) == ((), [], False)
+    await ended(running)
 
 
 # With real servers.

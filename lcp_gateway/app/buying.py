@@ -1,0 +1,146 @@
+"""Makes what buys, as one configuration says it: limits, the inspection of quotes, the market and the buyer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from lcp_gateway.app.accounting import QuoteFailures, QuoteNotes
+from lcp_gateway.app.lasting import Lasting
+from lcp_gateway.app.prices import tariff
+from lcp_gateway.app.routing import model_limits
+from lcp_gateway.config import Settings
+from lcp_gateway.lightning.checks import QuoteMismatch, check
+from lcp_gateway.purchase.answers import Bounds
+from lcp_gateway.purchase.flow import Buyer, utc_now
+from lcp_gateway.purchase.journal import Period
+from lcp_gateway.purchase.limits import FeeReckoning, SpendingLimits
+from lcp_gateway.purchase.market import Asking, Market
+from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.quote import Quote, Source
+from lcp_gateway.purchase.service import Patience
+from lcp_gateway.purchase.shared import SharedAnswers
+from lcp_gateway.routing.standing import Standings
+from lcp_gateway.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class BuyingParts:
+    """How a configuration buys."""
+
+    limits: SpendingLimits
+    market: Market
+    buyer: Buyer
+    bounds: Bounds
+    patience: Patience
+    shared: SharedAnswers | None
+
+
+def spending_limits(settings: Settings) -> SpendingLimits:
+    """What the settings say may be spent."""
+    model_max_price_msat, model_max_total_msat = model_limits(settings)
+    return SpendingLimits(
+        max_price_msat=settings.max_price_msat,
+        max_total_msat=settings.max_total_msat,
+        model_max_total_msat=model_max_total_msat,
+        model_max_price_msat=model_max_price_msat,
+        budgets={
+            Period.HOUR: settings.budget_hour_msat,
+            Period.DAY: settings.budget_day_msat,
+            Period.MONTH: settings.budget_month_msat,
+        },
+        key_budgets={
+            Period.HOUR: settings.key_budget_hour_msat,
+            Period.DAY: settings.key_budget_day_msat,
+            Period.MONTH: settings.key_budget_month_msat,
+        },
+        fee=FeeReckoning(settings.fee_ppm, settings.fee_base_msat),
+        tariff=tariff(settings),
+        refund_undelivered=settings.refund_undelivered,
+    )
+
+
+class Inspector:
+    """Looks at a quote before it may be bought: is it what it says, within the limits, and its peer trusted with it?"""
+
+    def __init__(
+        self,
+        *,
+        limits: SpendingLimits,
+        standings: Standings,
+        network: Callable[[], str | None],
+        metrics: Metrics,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._limits = limits
+        self._standings = standings
+        self._network = network
+        self._metrics = metrics
+        self._now = now
+
+    def __call__(self, order: Order, quote: Quote) -> bytes | None:
+        """Give the payment hash of the quote's invoice; a node's quote has none.
+
+        Raises:
+            Refused: it may not be bought.
+        """
+        if quote.source is Source.NODE:
+            # The gateway itself reckoned the price, from what the operator set.
+            self._limits.check_price(order, quote)
+            self._standings.weigh(quote)
+            return None
+        try:
+            invoice = check(order.task, quote, self._now(), network=self._network())
+        except QuoteMismatch as mismatch:
+            self._metrics.mismatch(quote.peer_id, mismatch.reason.value)
+            raise
+        self._standings.quoted(quote.peer_id)
+        self._limits.check_price(order, quote)
+        # Weighed, not held: most quotes are asked for and not taken. The flow holds it before it pays.
+        self._standings.weigh(quote)
+        return invoice.payment_hash
+
+
+def buying_parts(settings: Settings, lasting: Lasting) -> BuyingParts:
+    """Wire them.
+
+    Raises:
+        LedgerError: something that the settings ask for cannot be had.
+    """
+    opened = lasting.opened
+    metrics, standings = opened.metrics, opened.standings
+    limits = spending_limits(settings)
+    inspector = Inspector(
+        limits=limits,
+        standings=standings,
+        network=lambda: settings.network or opened.ledgers.network,
+        metrics=metrics,
+    )
+    return BuyingParts(
+        limits=limits,
+        market=Market(
+            opened.upstream,
+            Asking(
+                at_once=settings.quote_fanout,
+                at_most=settings.quote_attempts,
+                timeout_s=settings.timeout_quote_s,
+            ),
+            inspect=inspector,
+            background=lasting.background.start,
+            cancel_timeout_s=settings.cancel_timeout_s,
+            on_quote=QuoteNotes(metrics, lasting.records),
+            on_failure=QuoteFailures(metrics, standings, lasting.records),
+            tracing=opened.tracing,
+        ),
+        buyer=Buyer(
+            opened.upstream,
+            journal=opened.ledgers.journal,
+            inspect=inspector,
+            limits=limits,
+            exposure=standings,
+            execute_timeout_s=settings.timeout_execute_s,
+            tracing=opened.tracing,
+        ),
+        bounds=Bounds(window_bytes=settings.stream_buffer_bytes),
+        patience=Patience(settings.join_grace_s, settings.cancel_timeout_s, settings.timeout_s),
+        shared=opened.sharing.answers(settings),
+    )

@@ -1,0 +1,70 @@
+"""What lasts while settings change: connections, books, what was measured and remembered, what is under way."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from lcp_gateway.app.accounting import Accounting
+from lcp_gateway.app.catalogs import Catalogs
+from lcp_gateway.app.ledgers import Ledgers
+from lcp_gateway.app.replicas import Sharing, memory_limits
+from lcp_gateway.app.routing import NodeParts, standing_rules
+from lcp_gateway.app.selling import Shop
+from lcp_gateway.config import Settings
+from lcp_gateway.http.background import Background
+from lcp_gateway.http.jobs import Jobs
+from lcp_gateway.purchase.brake import LoopBrake
+from lcp_gateway.purchase.memory import AnswerMemory
+from lcp_gateway.purchase.ports import Upstream
+from lcp_gateway.purchase.tracing import Tracing
+from lcp_gateway.routing.records import Records
+from lcp_gateway.routing.registry import Registry
+from lcp_gateway.routing.standing import Standings
+from lcp_gateway.telemetry.logs import get_logger
+from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.upstreams.peers import PeerWatch
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What is opened for as long as the gateway runs. ``lnd_report`` says how lnd is; None where there is none."""
+
+    metrics: Metrics
+    upstream: Upstream
+    peers: PeerWatch
+    nodes: NodeParts
+    ledgers: Ledgers
+    shop: Shop
+    sharing: Sharing
+    standings: Standings
+    accounting: Accounting
+    tracing: Tracing
+    lnd_report: Callable[[], Mapping[str, object]] | None = None
+
+
+class Lasting:
+    """All that has a state. Other settings are taken in by ``use``, which cannot fail."""
+
+    def __init__(self, settings: Settings, opened: Opened) -> None:
+        metrics = opened.metrics
+        self.opened = opened
+        self.catalogs = Catalogs(opened.peers, opened.nodes.watch)
+        self.records = Records(half_life_s=settings.routing_half_life_s, clock=time.monotonic)
+        self.jobs = Jobs(settings.max_concurrent_requests, metrics)
+        log = get_logger("gateway")
+        self.background = Background(
+            lambda error: log.info("cancel job failed", grpc_code=error.status)
+        )
+        self.memory = AnswerMemory(memory_limits(settings), on_held=metrics.answers_held)
+        self.brake = LoopBrake(settings.loop_brake_per_minute)
+
+    def use(self, settings: Settings, registry: Registry) -> None:
+        """Go by other settings from now on; nothing that is under way ends for it."""
+        opened = self.opened
+        opened.peers.use(refresh_s=settings.peers_refresh_s, timeout_s=settings.timeout_quote_s)
+        opened.nodes.use(settings, registry)
+        opened.shop.use(settings)
+        opened.standings.use(standing_rules(settings))
+        self.jobs.use(settings.max_concurrent_requests)
+        self.memory.use(memory_limits(settings))
+        self.brake.use(settings.loop_brake_per_minute)

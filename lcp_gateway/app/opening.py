@@ -1,0 +1,203 @@
+"""Opens what lasts: the daemon, the nodes, the books, lnd and the shop; and finds those who have to be there."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
+
+from structlog.typing import FilteringBoundLogger
+
+from lcp_gateway.app.accounting import Accounting
+from lcp_gateway.app.assembly import lcpd_address
+from lcp_gateway.app.customers import Work
+from lcp_gateway.app.lasting import Opened
+from lcp_gateway.app.ledgers import LedgerError, Ledgers, open_ledgers
+from lcp_gateway.app.lnd import LndWatch, open_lnd
+from lcp_gateway.app.replicas import Sharing
+from lcp_gateway.app.routing import NodeParts, node_parts, standing_rules
+from lcp_gateway.app.selling import open_shop
+from lcp_gateway.app.tracing import NoTraces, open_tracing
+from lcp_gateway.config import Settings
+from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.tracing import Tracing
+from lcp_gateway.routing.catalog import Catalog
+from lcp_gateway.routing.standing import Standings
+from lcp_gateway.telemetry.logs import get_logger
+from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.upstreams.lcpd import LcpdUpstream, UnsupportedVersion
+from lcp_gateway.upstreams.peers import PeerWatch
+from lcp_gateway.upstreams.several import Upstreams
+
+if TYPE_CHECKING:
+    from lcp_gateway.lightning.lnd import Lnd
+
+T = TypeVar("T")
+
+_PREFLIGHT_PAUSE_S = 0.05
+
+
+class StartError(Exception):
+    """The gateway cannot start; the message says why and what to do."""
+
+
+class _DaemonAway(StartError):
+    """The daemon did not answer."""
+
+
+async def open_parts(
+    settings: Settings,
+    stack: contextlib.AsyncExitStack,
+    metrics: Metrics,
+    log: FilteringBoundLogger,
+) -> tuple[Opened, list[Work]]:
+    """Open everything for as long as the stack; gives it with what has to run beside the requests.
+
+    Raises:
+        StartError: something that must be there is not.
+    """
+    tracing = await _enter(stack, open_tracing(settings, metrics, get_logger("tracing")))
+    daemon = _open_daemon(settings, metrics, tracing)
+    stack.push_async_callback(daemon.close)
+    nodes = node_parts(settings, metrics, tracing, log)
+    stack.push_async_callback(nodes.upstream.close)
+    stack.push_async_callback(nodes.counter.close)
+    peers = PeerWatch(
+        daemon,
+        refresh_s=settings.peers_refresh_s,
+        timeout_s=settings.timeout_quote_s,
+        on_refresh=_Refreshed(metrics, log, nodes),
+    )
+    ledgers, lnd = await _prepare(stack, daemon, peers, nodes, settings, metrics, log)
+    shop = await _enter(stack, open_shop(settings, ledgers, metrics, log))
+    sharing = Sharing(settings.redis_url, ledgers, metrics, log)
+    stack.push_async_callback(sharing.close)
+    standings = Standings(standing_rules(settings))
+    accounting = Accounting(metrics, get_logger("purchase"))
+    works: list[Work] = [peers.run, nodes.watch.run, *shop.works]
+    lnd_report = None
+    if lnd is not None:
+        lnd_watch = LndWatch(
+            lnd,
+            ledgers,
+            daemon_node_id=lambda: peers.info.node_id if peers.info else "",
+            standings=standings,
+            interval_s=settings.reconcile_interval_s,
+            metrics=metrics,
+            log=log,
+        )
+        works.append(lnd_watch.run)
+        accounting.on_settled = lnd_watch.settled
+        lnd_report = lnd_watch.report
+    opened = Opened(
+        metrics=metrics,
+        upstream=Upstreams(daemon, nodes.upstream),
+        peers=peers,
+        nodes=nodes,
+        ledgers=ledgers,
+        shop=shop,
+        sharing=sharing,
+        standings=standings,
+        accounting=accounting,
+        tracing=tracing,
+        lnd_report=lnd_report,
+    )
+    return opened, works
+
+
+def _open_daemon(settings: Settings, metrics: Metrics, tracing: Tracing) -> LcpdUpstream:
+    try:
+        return LcpdUpstream(lcpd_address(settings), on_error=metrics.grpc_error, tracing=tracing)
+    except OSError as error:
+        raise StartError(f"a TLS file for the daemon cannot be read: {error}") from error
+
+
+async def _enter(
+    stack: contextlib.AsyncExitStack, parts: contextlib.AbstractAsyncContextManager[T]
+) -> T:
+    try:
+        return await stack.enter_async_context(parts)
+    except (LedgerError, NoTraces) as error:
+        raise StartError(str(error)) from error
+
+
+async def _prepare(
+    stack: contextlib.AsyncExitStack,
+    daemon: LcpdUpstream,
+    peers: PeerWatch,
+    nodes: NodeParts,
+    settings: Settings,
+    metrics: Metrics,
+    log: FilteringBoundLogger,
+) -> "tuple[Ledgers, Lnd | None]":
+    """Find daemon and nodes and open the journal, at the same time: each mostly waits for somebody else."""
+    opening = asyncio.create_task(stack.enter_async_context(open_ledgers(settings, metrics, log)))
+    finding = asyncio.create_task(_preflight(daemon, peers, settings))
+    # A node that is away is no reason not to start: it is taken in when it comes.
+    looking = asyncio.create_task(nodes.watch.refresh())
+    await asyncio.wait([opening, finding, looking])
+    try:
+        try:
+            await finding
+        except _DaemonAway as error:
+            if not nodes.watch.providers:
+                raise
+            log.warning("starting with nodes alone", problem=str(error))
+        return await opening, await stack.enter_async_context(open_lnd(settings))
+    except LedgerError as error:
+        raise StartError(str(error)) from error
+
+
+async def _preflight(daemon: LcpdUpstream, peers: PeerWatch, settings: Settings) -> None:
+    """Find the daemon before the port is bound, unless that is not wanted.
+
+    Raises:
+        StartError: it did not answer in time, or speaks another version.
+    """
+    if not settings.preflight:
+        return
+    deadline = time.monotonic() + settings.preflight_timeout_s
+    while True:
+        left_s = max(deadline - time.monotonic(), _PREFLIGHT_PAUSE_S)
+        try:
+            await daemon.local_info(left_s)
+        except UnsupportedVersion as error:
+            raise StartError(error.message) from error
+        except UpstreamError as error:
+            if time.monotonic() + _PREFLIGHT_PAUSE_S < deadline:
+                await asyncio.sleep(_PREFLIGHT_PAUSE_S)
+                continue
+            raise _DaemonAway(
+                f"the daemon at {settings.lcpd_grpc_addr} did not answer within "
+                f"{settings.preflight_timeout_s:g} s ({error.status}). Start lcpd-grpcd, set "
+                "lcpd_grpc_addr, try --embedded, or start without asking it: --no-preflight"
+            ) from error
+        break
+    await peers.refresh()
+
+
+class _Refreshed:
+    """Counts and logs what a refresh of the peers brought."""
+
+    def __init__(self, metrics: Metrics, log: FilteringBoundLogger, nodes: NodeParts) -> None:
+        self._metrics = metrics
+        self._log = log
+        self._nodes = nodes
+        self._was_up: bool | None = None
+
+    def __call__(self, catalog: Catalog | None) -> None:
+        up = catalog is not None
+        self._metrics.daemon_up(up)
+        if catalog is not None:
+            models = catalog.models()
+            self._metrics.snapshot(len(catalog.providers), len(models))
+            of_nodes: Mapping[str, object] = Catalog(self._nodes.watch.providers, 0.0).models()
+            self._metrics.set_known(
+                {*models, *of_nodes}, [provider.peer_id for provider in catalog.providers]
+            )
+        if up is not self._was_up and (self._was_up is not None or not up):
+            if up:
+                self._log.info("the daemon is back")
+            else:
+                self._log.warning("the daemon cannot be used")
+        self._was_up = up

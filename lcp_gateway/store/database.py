@@ -1,0 +1,62 @@
+"""A database as the rest of the store sees it: one writer, some readers, and a sign of life of each process."""
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from sqlalchemy import Connection
+
+T = TypeVar("T")
+
+Work = Callable[[Connection], T]
+"""What is done in one transaction: plain synchronous SQLAlchemy, which both kinds of database run."""
+
+
+class DatabaseUnavailable(Exception):
+    """Nothing can be read or written at present; another try may find it well again.
+
+    ``reason`` is fit for a client: no path, address, name or value. ``unsure`` says that the transaction may be
+    durable all the same, because contact was lost while it was being committed.
+    """
+
+    def __init__(self, reason: str, *, unsure: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.unsure = unsure
+
+
+class Database(Protocol):
+    """An open database, its tables up to date."""
+
+    @property
+    def owner(self) -> str:
+        """The name of this process in the journal: 16 hexadecimal digits, never used twice."""
+        ...
+
+    async def write(self, work: Work[T]) -> T:
+        """Do it in one transaction that is durable when this returns. One at a time, in the order of the calls.
+
+        Raises:
+            DatabaseUnavailable: it cannot be made durable. Every other error is that of the work itself; in both
+                cases nothing of it remains, but for what ``unsure`` says.
+        """
+        ...
+
+    async def read(self, work: Work[T]) -> T:
+        """Do it on one consistent view, beside what is being written.
+
+        Raises:
+            DatabaseUnavailable: nothing can be read.
+        """
+        ...
+
+    def is_gone(self, connection: Connection, owner: str) -> bool:
+        """Tell, within a ``write``, whether the process of that name has ended. Goes by a lock, not by the time."""
+        ...
+
+    def forget_gone(self) -> None:
+        """Clear away what dead processes left beside the database."""
+        ...
+
+    async def close(self) -> None:
+        """End the work under way and let go of the database."""
+        ...

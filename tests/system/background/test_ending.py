@@ -1,0 +1,74 @@
+"""However a gateway in the background ends, the machine is clean afterwards."""
+
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+
+from tests.support.background import ended, kill, post_chat, wait_for_answer
+
+
+def test_two_stops_at_once_ask_the_gateway_once(machine, port):
+    assert machine.start(port, "--node-tokens-per-second", "20").code == 0
+    answer = []
+
+    client = threading.Thread(target=lambda: answer.append(post_chat(port, "word " * 40)))
+    client.start()
+    deadline = time.monotonic() + 10
+    while machine.status(port)[1]["jobs_in_flight"] != 1:
+        assert time.monotonic() < deadline
+    # A second SIGTERM would have the gateway hurry, and cut what is paid for.
+    stops = [machine.launch("stop") for _ in range(2)]
+    outcomes = [ended(one) for one in stops]
+    client.join()
+    assert [one.code for one in outcomes] == [0, 0], outcomes
+    assert answer[0]["choices"][0]["finish_reason"] == "stop"
+    assert machine.files() == set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_start_that_is_interrupted_leaves_nothing_behind(machine, port, number):
+    waiting = machine.launch(
+        "start", "--no-preflight", "--lcpd-grpc-addr", "127.0.0.1:9",
+        "--http-addr", f"127.0.0.1:{port}",
+    )  # fmt: skip
+    wait_for_answer(port)
+    waiting.send_signal(number)
+    assert ended(waiting).code != 0
+    assert machine.wait_empty() == []
+    assert machine.files() == set()
+
+
+def test_one_that_was_killed_is_dead_and_the_next_start_says_so(machine, port):
+    assert machine.start(port).code == 0
+    pid = machine.pid(port)
+    kill(pid)
+    # Its node leaves by itself.
+    assert machine.wait_empty() == []
+    code, told = machine.status(port)
+    assert (code, told["state"], told["pid"]) == (1, "dead", None)
+    assert str(pid) in told["problem"]
+    refused = machine.run("reload")
+    assert refused.code == 1
+    assert "stale" in refused.err
+    again = machine.start(port)
+    assert again.code == 0
+    assert "removed a stale PID file" in again.err
+    assert machine.pid(port) != pid
+    machine.run("stop")
+
+
+def test_one_that_hangs_is_killed_with_its_node(machine, port):
+    assert machine.start(port).code == 0
+    gateway = psutil.Process(machine.pid(port))
+    stuck = [gateway, *gateway.children()]
+    assert len(stuck) == 2
+    for process in reversed(stuck):
+        process.suspend()
+    stopped = machine.run("stop", "--stop-timeout-s", "1.5")
+    assert stopped.code == 0
+    assert "was killed" in stopped.err
+    assert machine.wait_empty() == []
+    assert machine.files() == set()

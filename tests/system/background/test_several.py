@@ -1,0 +1,57 @@
+"""Several gateways on one machine, and several commands at one time."""
+
+import json
+
+from tests.support.background import answers, ended, free_port, wait_for_answer
+
+
+def test_of_two_starts_at_once_one_wins_and_the_other_says_so(machine, port):
+    arguments = ("start", "--embedded", "--http-addr", f"127.0.0.1:{port}")
+    outcomes = [ended(one) for one in [machine.launch(*arguments) for _ in range(2)]]
+    assert [one.code for one in outcomes] == [0, 0], outcomes
+    said = sorted(one.out for one in outcomes)
+    assert sum("Started" in text for text in said) == 1
+    assert sum("runs already" in text for text in said) == 1
+    serving = [one for one in machine.processes() if "serve" in one.cmdline()]
+    assert [one.pid for one in serving] == [machine.pid(port)]
+    machine.run("stop")
+
+
+def test_several_are_told_apart_and_never_guessed(machine, port):
+    second = free_port()
+    assert machine.start(port).code == 0
+    assert machine.start(second).code == 0
+    for command in ("stop", "restart", "reload", "logs"):
+        refused = machine.run(command)
+        assert refused.code == 1
+        assert "there are several gateways" in refused.err
+        assert f":{port} (PID {machine.pid(port)}" in refused.err
+        assert f":{second} (PID {machine.pid(second)}" in refused.err
+    for arguments in (("--all",), ()):
+        listed = machine.run("status", "--json", *arguments)
+        assert listed.code == 0
+        assert {one["pid"] for one in json.loads(listed.out)} == {
+            machine.pid(port),
+            machine.pid(second),
+        }
+    elsewhere = machine.run("stop", "--http-addr", f"127.0.0.1:{free_port()}")
+    assert elsewhere.code == 0
+    assert elsewhere.err.count("running: ") == 2
+    assert machine.run("stop", "--http-addr", f"127.0.0.1:{second}").code == 0
+    # One alone is meant also where nothing names it.
+    assert f":{port}" in machine.run("stop").out
+
+
+def test_one_in_the_foreground_is_seen_and_left_alone(machine, port):
+    address = f"127.0.0.1:{port}"
+    foreground = machine.launch("--embedded", "--http-addr", address)
+    wait_for_answer(port)
+    code, told = machine.status(port)
+    assert (code, told["state"], told["ready"]) == (0, "running in the foreground", True)
+    for command in (("start", "--embedded"), ("stop",)):
+        refused = machine.run(*command, "--http-addr", address)
+        assert refused.code == 1
+        assert f"http://{address}" in refused.err
+    assert answers(port)
+    foreground.terminate()
+    assert ended(foreground).code == 0

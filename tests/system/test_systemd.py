@@ -1,0 +1,81 @@
+"""A gateway under systemd says when it is ready, that it lives, when it reloads, and when it ends; its node says nothing."""
+
+import contextlib
+import signal
+import socket
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.gateway import gateway
+
+TIMEOUT_S = 15
+
+
+@pytest.fixture
+def manager(tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as found:
+        found.bind(str(tmp_path / "notify"))
+        found.settimeout(TIMEOUT_S)
+        yield found
+
+
+def heard(manager, wanted):
+    """Every message up to the first that says ``wanted``."""
+    messages = []
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        messages.append(manager.recv(4096).decode())
+        if wanted in messages[-1].splitlines():
+            return messages
+    raise AssertionError(messages)
+
+
+def test_systemd_hears_of_the_gateways_whole_life(manager):
+    settings = {"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "200000"}
+    with gateway(env=settings) as running:
+        heard(manager, "READY=1")
+        heard(manager, "WATCHDOG=1")
+        running.process.send_signal(signal.SIGHUP)
+        reloading, *_ = heard(manager, "READY=1")[-2:]
+        assert "RELOADING=1\nMONOTONIC_USEC=" in reloading
+        assert running.stop() == 0
+        heard(manager, "STOPPING=1")
+
+
+def test_the_node_cannot_speak_for_the_gateway(manager):
+    settings = {"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "900000000"}
+    with gateway(env=settings) as running:
+        heard(manager, "READY=1")
+        (node,) = running.node_pids()
+        environment = psutil.Process(node).environ()
+        assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} & set(environment)
+
+
+def test_a_gateway_that_hangs_gives_no_sign_of_life(manager):
+    settings = {"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "400000"}
+    with gateway(env=settings) as running:
+        heard(manager, "WATCHDOG=1")
+        running.process.send_signal(signal.SIGSTOP)
+        try:
+            manager.settimeout(1)
+            with contextlib.suppress(TimeoutError):
+                # What was on its way when it stopped.
+                manager.recv(4096)
+            with pytest.raises(TimeoutError):
+                manager.recv(4096)
+        finally:
+            running.process.send_signal(signal.SIGCONT)
+
+
+def test_a_manager_that_is_gone_is_no_reason_to_fail(manager, tmp_path):
+    settings = {"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "100000"}
+    with gateway(env=settings) as running:
+        heard(manager, "READY=1")
+        Path(tmp_path / "notify").unlink()
+        time.sleep(0.5)
+        assert running.process.poll() is None
+        assert running.stop() == 0
+        assert "error" not in {line.get("level") for line in running.json_logs()}
