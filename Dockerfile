@@ -33,9 +33,10 @@ ENV PATH="/opt/lcp-gateway/bin:${PATH}" \
 # mount a volume there, or it goes with the container.
 USER 10001:10001
 EXPOSE 8080
-# Liveness only: /readyz turns 503 when the daemon is away, which a restart of this container would not cure.
-HEALTHCHECK --interval=15s --timeout=3s --start-period=10s --retries=3 \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
+# Liveness only: /readyz turns 503 when the daemon is away, which a restart of this container would not cure. It finds the
+# address, and whether it is HTTPS, in the variables above.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=20s --retries=3 \
+    CMD ["python", "-m", "lcp_gateway.cli.probe"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["lcp-gateway"]
 CMD ["serve"]

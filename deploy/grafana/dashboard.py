@@ -375,6 +375,16 @@ def errors() -> list[timeseries.Panel]:
     ]  # fmt: skip
 
 
+def stored() -> list[timeseries.Panel]:
+    return [
+        lines("Stored for clients", "Responses and chat completions that clients can come back for.", [(own("stored_items"), "{{instance}}")]),
+        lines("Memory of what is stored", "At most max_stored_bytes; the oldest go first.", [(own("stored_bytes"), "{{instance}}")], unit="bytes"),
+        lines("Stored items that went", "Not deleted by their client: too many of a credential, too many bytes in all, or too old. And answers that could not be stored at all.", [(rate("stored_removed_total", "why"), "{{why}}"), (rate("not_stored_total"), "not stored")], unit="cps"),
+        lines("Background jobs", "Those that run, and those that ended, by how. A failed one may have been paid: see its payment in the log.", [(own("background_jobs_running"), "running on {{instance}}"), (rate("background_jobs_total", "ended_as"), "{{ended_as}} a second")]),
+        lines("Spans", "Spans of traces that the collector took, and that were lost: it did not take them, or too many waited.", [(rate("trace_spans_exported_total"), "exported"), (rate("trace_spans_lost_total"), "lost")], unit="cps"),
+    ]  # fmt: skip
+
+
 def process() -> list[timeseries.Panel]:
     return [
         lines("Jobs in flight", "Against the limit, where there is one. At the limit new requests are answered 429.", [(own("jobs_in_flight"), "{{instance}}"), (f"{own('jobs_limit')} > 0", "limit of {{instance}}")]),
@@ -447,6 +457,7 @@ def build() -> str:
         ("Process", process()),
         # Behind the others, whose ids stay as they were.
         ("Customers", customers()),
+        ("Stored items, background and traces", stored()),
     ):
         # Fixed ids, so that a link to a panel goes on working.
         board.with_row(dashboard.Row(title).id(next(ids)))

@@ -2,26 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
-from lcp_gateway.cli.groups import command_group
+from lcp_gateway.cli.options import JsonOption
+from lcp_gateway.cli.outcome import complain
 from lcp_gateway.cli.output import print_json, print_table
-from lcp_gateway.cli.program import complain
 from lcp_gateway.config import Loaded, Spec, specs, written
 
-app = command_group("Look at the configuration.")
 
-
-@app.command()
 @setting_flags()
 def show(
     config: Path | None,
     flags: Mapping[str, object],
     *,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: JsonOption = False,
 ) -> int:
     """Print every setting in force and where it came from. Takes the flags of `serve`."""
     loaded = load_or_complain(flags, config)

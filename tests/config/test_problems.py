@@ -273,7 +273,11 @@ def test_what_is_allowed_but_odd_is_a_warning(environ, words, tmp_path):
     [
         {"LCP_GATEWAY_HTTP_ADDR": "[::1]:80"},
         {"LCP_GATEWAY_HTTP_ADDR": "127.0.0.2:80"},
-        {"LCP_GATEWAY_HTTP_ADDR": ":80", "LCP_GATEWAY_API_KEYS": "k"},
+        {
+            "LCP_GATEWAY_HTTP_ADDR": ":80",
+            "LCP_GATEWAY_API_KEYS": "k",
+            "LCP_GATEWAY_TRUSTED_PROXIES": "10.0.0.7",
+        },
         {
             "LCP_GATEWAY_HTTP_ADDR": ":80",
             "LCP_GATEWAY_EMBEDDED": "1",

@@ -19,6 +19,7 @@ from lcp_gateway.telemetry.names import SPECS
 from tests.support.gateway import gateway
 from tests.support.http_node import HttpNodeThread
 from tests.support.lnd_standin import LN, LndStandin, in_a_thread, lnd_settings
+from tests.support.otlp_collector import collector
 from tests.support.prometheus import configuration, executable, prometheus
 from tests.support.promql import alert_rules, dashboard_queries
 
@@ -68,6 +69,9 @@ MAY_BE_ZERO = {
     "Trouble (A)": "the same",
     "Margin (A)": "the operator's own requests cost more than customers are charged",
     "Balances and funds (B)": "nothing is held once the load is over",
+    "Stored items that went (B)": "what was to be stored could be",
+    "Background jobs (A)": "they are over by then",
+    "Spans (B)": "the collector takes what it is sent",
 }
 
 GOOD = ("echo-1", "echo-mini")
@@ -169,6 +173,17 @@ def load(port, round_number):
         return len([answer.result(30) for answer in answers]) + len(repeats)
 
 
+def leave_to_the_background(port):
+    """Begin two jobs, of which the second takes the place of the first in what is stored."""
+    for number in range(2):
+        fields = {"model": "echo-mini", "input": f"hello {number}", "background": True}
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {OPERATOR}"}
+        connection.request("POST", "/v1/responses", json.dumps(fields), headers)
+        assert json.loads(connection.getresponse().read())["status"] == "queued"
+        connection.close()
+
+
 @contextmanager
 def lnd(folder: Path) -> Iterator[LndStandin]:
     """Run the lnd of the embedded node in a thread; it is well, and has not heard of any payment."""
@@ -192,8 +207,11 @@ def closed_port():
         return probe.getsockname()[1]
 
 
-def surroundings(lnd_address, node):
-    """Give the environment of a gateway that asks this lnd, and has this node and one that is never there."""
+def surroundings(lnd_address, node, traces):
+    """Give the environment of a gateway that asks this lnd, and has this node and one that is never there.
+
+    Its traces go to the collector, and it stores one item of a credential.
+    """
     nodes = [
         {"name": "home", "base_url": node.base_url, "price_per_request_msat": 2_000},
         {"name": "away", "base_url": f"http://127.0.0.1:{closed_port()}/v1"},
@@ -202,6 +220,8 @@ def surroundings(lnd_address, node):
         **ENVIRONMENT,
         **lnd_settings(lnd_address),
         "LCP_GATEWAY_NODES": json.dumps(nodes),
+        "LCP_GATEWAY_OTLP_ENDPOINT": traces.endpoint,
+        "LCP_GATEWAY_MAX_STORED_ITEMS": "1",
     }
 
 
@@ -225,7 +245,8 @@ def world(tmp_path_factory):
     with (
         lnd(tmp_path_factory.mktemp("lnd")) as standin,
         HttpNodeThread("home", ("home-1",)) as node,
-        gateway(env=surroundings(standin.address, node)) as running,
+        collector() as traces,
+        gateway(env=surroundings(standin.address, node, traces)) as running,
         prometheus(
             configuration(f"127.0.0.1:{running.port}", key_file=scrape_key(folder)), folder
         ) as watcher,
@@ -237,9 +258,11 @@ def world(tmp_path_factory):
         for round_number in (1, 2):
             answered += load(running.port, round_number) - 1
             answered += sell(running.port, standin, watcher)
+            leave_to_the_background(running.port)
             for expr, least in (
                 (ANSWERED, answered),
                 ('lcpgateway_client_disconnects_total{phase="stream"}', round_number),
+                ('lcpgateway_background_jobs_total{ended_as="completed"}', 2 * round_number),
             ):
                 watcher.wait_for(expr, lambda found, least=least: found and found[0][1] >= least)
         go_and_come_back(node, watcher)

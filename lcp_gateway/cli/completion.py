@@ -1,0 +1,77 @@
+"""``lcp-gateway completion``: a script by which a shell completes our commands and flags, and what answers it."""
+
+import enum
+import os
+import sys
+from pathlib import PurePath
+from typing import Annotated, Any
+
+import typer
+from typer.completion import (  # type: ignore[attr-defined]  # where typer documents them, though it marks no export
+    completion_init,
+    get_completion_script,
+)
+
+from lcp_gateway.cli.outcome import (
+    COMPLETION_VARIABLE,
+    PROGRAM,
+    RUNTIME_ERROR,
+    USAGE_ERROR,
+    CommandFailed,
+)
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+class Shell(enum.StrEnum):
+    """The shells that are known."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+
+
+@app.command()
+def completion(
+    shell: Annotated[
+        Shell | None,
+        typer.Argument(metavar="SHELL", help="Yours when left out.", show_default=False),
+    ] = None,
+) -> int:
+    """Print a script that makes a shell complete commands and flags with the Tab key.
+
+    For bash and zsh: eval "$(lcp-gateway completion bash)" in ~/.bashrc or ~/.zshrc, there after compinit.
+    For fish: lcp-gateway completion fish > ~/.config/fish/completions/lcp-gateway.fish
+    """
+    script = get_completion_script(
+        prog_name=PROGRAM, complete_var=COMPLETION_VARIABLE, shell=shell or _own_shell()
+    )
+    sys.stdout.write(script + "\n")
+    return 0
+
+
+def _own_shell() -> Shell:
+    name = PurePath(os.environ.get("SHELL", "")).name
+    try:
+        return Shell(name)
+    except ValueError:
+        raise CommandFailed(
+            f"say for which shell: {', '.join(Shell)}", exit_code=USAGE_ERROR
+        ) from None
+
+
+def answer(command: Any) -> int:
+    """Tell the shell how the line that it holds may go on; ``command`` is the program's own.
+
+    Whatever goes wrong is kept from the person who is typing.
+    """
+    completion_init()
+    try:
+        command.main(
+            args=[], prog_name=PROGRAM, complete_var=COMPLETION_VARIABLE, standalone_mode=False
+        )
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else RUNTIME_ERROR
+    except Exception:  # noqa: BLE001 - a traceback between prompt and cursor helps nobody
+        return RUNTIME_ERROR
+    return 0

@@ -1,0 +1,97 @@
+"""The generated file says of every setting what the program takes it for, and stays right when uncommented."""
+
+import re
+import tomllib
+
+import pytest
+
+from lcp_gateway.config import Group, load, specs
+from lcp_gateway.config.generate import COLUMNS, sample_file
+from lcp_gateway.config.tables import columns
+
+TEXT = sample_file()
+PLAIN = [spec for spec in specs().values() if not spec.form.row]
+TABLES = [spec for spec in specs().values() if spec.form.row]
+SETTING = re.compile(r"^#(?=[\w\[])", re.MULTILINE)
+
+
+def loaded(tmp_path, text):
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    path.chmod(0o600)
+    return load(flags={}, environ={}, config_path=path)
+
+
+def test_as_it_is_it_changes_nothing(tmp_path):
+    assert tomllib.loads(TEXT) == {}
+    found = loaded(tmp_path, TEXT)
+    assert (
+        found.settings == load(flags={}, environ={}, config_path=tmp_path / "config.toml").settings
+    )
+    assert not found.warnings
+
+
+def test_every_setting_stands_in_it_once_in_the_order_of_the_reference():
+    assert re.findall(r"^#(\w+) = ", TEXT.split("=== Tables ===")[0], re.MULTILINE) == [
+        spec.name for spec in PLAIN
+    ]
+    for spec in TABLES:
+        assert len(re.findall(rf"^#\[+{spec.name}[\].]", TEXT, re.MULTILINE)) == 1
+
+
+def test_the_groups_are_those_of_the_reference():
+    titles = re.findall(r"^# === (.+?) =+$", TEXT, re.MULTILINE)
+    assert titles == [*Group, "Tables"]
+
+
+@pytest.mark.parametrize("spec", specs().values(), ids=lambda spec: spec.name)
+def test_a_setting_has_its_words_its_type_and_its_other_names(spec):
+    prose = " ".join(TEXT.replace("\n#", "").split())
+    assert " ".join(spec.description.split()) in prose
+    names = [spec.environment, *filter(None, (spec.openai_serve, spec.openclaw))]
+    assert f"Type: {spec.form.name}. Environment: {', '.join(names)}." in prose
+
+
+@pytest.mark.parametrize("spec", [spec for spec in PLAIN if spec.secret], ids=lambda s: s.name)
+def test_a_secret_is_called_one(spec):
+    (before,) = re.findall(rf"((?:^# .*\n)+)#{spec.name} = ", TEXT, re.MULTILINE)
+    assert "A secret:" in before
+
+
+@pytest.mark.parametrize("spec", PLAIN, ids=lambda spec: spec.name)
+def test_a_setting_that_is_uncommented_has_its_default(spec, tmp_path):
+    found = loaded(
+        tmp_path, re.sub(rf"^#({spec.name} = )", r"\1", TEXT, count=1, flags=re.MULTILINE)
+    )
+    assert getattr(found.settings, spec.name) == spec.default
+    assert found.source_of(spec.name).where.endswith(f"config.toml: {spec.name}")
+    assert not found.warnings
+
+
+def test_all_of_it_uncommented_is_a_configuration_with_the_examples(tmp_path):
+    found = loaded(tmp_path, SETTING.sub("", TEXT))
+    for spec in PLAIN:
+        assert getattr(found.settings, spec.name) == spec.default
+    assert [node.name for node in found.settings.nodes] == ["ollama"]
+    assert list(found.settings.models) == ["some-model"]
+    assert not found.warnings
+
+
+@pytest.mark.parametrize("spec", TABLES, ids=lambda spec: spec.name)
+def test_every_field_of_a_table_is_in_its_example_and_may_stand_alone(spec, tmp_path):
+    (block,) = re.findall(rf"^(#\[+{spec.name}[\].](?:.+\n)+)", TEXT, re.MULTILINE)
+    head, *rest = block.splitlines()
+    fields = {line[1:].split(" = ")[0]: line for line in rest if re.match(r"#\w", line)}
+    assert list(fields) == [column.name for column in columns(spec.form.row)]
+    needed = [fields[column.name][1:] for column in columns(spec.form.row) if column.required]
+    for name, line in fields.items():
+        kept = [one for one in needed if not one.startswith(f"{name} =")]
+        loaded(tmp_path, "\n".join([head[1:], *kept, line[1:]]))
+
+
+def test_prose_fits_into_a_terminal():
+    settings = {line for line in TEXT.splitlines() if SETTING.match(line)}
+    assert all(len(line) <= COLUMNS for line in TEXT.splitlines() if line not in settings)
+    assert all(
+        line == "#" or line.startswith("# ") for line in set(TEXT.splitlines()) - settings - {""}
+    )
