@@ -14,7 +14,7 @@ from lcp_gateway.accounts.records import (
     NoSuchAccount,
 )
 from lcp_gateway.cli.journal import opened_journal
-from lcp_gateway.cli.program import RUNTIME_ERROR, USAGE_ERROR, CommandFailed
+from lcp_gateway.cli.outcome import RUNTIME_ERROR, USAGE_ERROR, CommandFailed
 from lcp_gateway.config import Settings
 from lcp_gateway.store.accounts import Accounts
 from lcp_gateway.store.admin_log import AdminLog

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from lcp_gateway.cli.program import USAGE_ERROR, CommandFailed
+from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed
 
 USUAL_LIMIT = 50
 _LAST_NUMBER = 2**63 - 1
@@ -36,4 +36,3 @@ AfterNumberOption = Annotated[
         "--after", min=0, max=_LAST_NUMBER, metavar="ID", help="Those that follow this one."
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

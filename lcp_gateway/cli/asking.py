@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lcp_gateway.cli.program import CommandFailed
+from lcp_gateway.cli.outcome import CommandFailed
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.routing.catalog import Catalog, Provider

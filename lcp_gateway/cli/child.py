@@ -1,11 +1,15 @@
 """The embedded node's process: started by ``serve --embedded``, and over when its parent is."""
 
+import contextlib
 import os
 import sys
+from pathlib import Path
 
 from lcp_gateway.cli.node_options import NodeOptions
 
 KEY_VARIABLE = "LCP_GATEWAY_NODE_BACKEND_API_KEY"
+FOLDER_PREFIX = "lcp-gateway-"
+"""What the names of the folders begin with that are made for a private socket."""
 CONFIG_ERROR = 2
 RUNTIME_ERROR = 1
 
@@ -18,8 +22,9 @@ def main() -> int:
 
     try:
         key = os.environ.get(KEY_VARIABLE, "")
-        config = NodeOptions.from_json(sys.argv[1], backend_api_key=key).node_config()
-        run_forever(config, exit_with_stdin=True)
+        options = NodeOptions.from_json(sys.argv[1], backend_api_key=key)
+        run_forever(options.node_config(), exit_with_stdin=True)
+        _tidy(options.listen)
     except ConfigError as error:
         sys.stderr.write(f"lcp-gateway: node: {error}\n")
         return CONFIG_ERROR
@@ -27,6 +32,15 @@ def main() -> int:
         sys.stderr.write(f"lcp-gateway: node: {error}\n")
         return RUNTIME_ERROR
     return 0
+
+
+def _tidy(listen: str) -> None:
+    """Remove the folder of a private socket: a gateway that was killed cannot. Takes nothing but an empty folder."""
+    scheme, _, socket = listen.partition(":")
+    folder = Path(socket).parent
+    if scheme == "unix" and folder.name.startswith(FOLDER_PREFIX):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from lcp_gateway.cli.program import USAGE_ERROR, CommandFailed
+from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed
 
 
 def confirm(question: str, *, yes: bool) -> None:

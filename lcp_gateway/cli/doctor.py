@@ -17,8 +17,8 @@ from lcp_gateway.cli.finding import Finding
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
 from lcp_gateway.cli.lnd import known_network
 from lcp_gateway.cli.market import opened_nodes
+from lcp_gateway.cli.outcome import RUNTIME_ERROR, USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.output import plain
-from lcp_gateway.cli.program import RUNTIME_ERROR, USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.quote_checks import Checked, check_all
 from lcp_gateway.cli.serve import daemon_for
 from lcp_gateway.config import Settings, spending_cautions

@@ -7,12 +7,12 @@ from pathlib import Path
 from lcp_gateway.cli.finding import Finding
 from lcp_gateway.cli.journal import journal_file, opened_journal
 from lcp_gateway.cli.lnd import opened_lnd
+from lcp_gateway.cli.outcome import CommandFailed
 from lcp_gateway.cli.output import plain
-from lcp_gateway.cli.program import CommandFailed
 from lcp_gateway.config import Settings, journal_place, without_password
 from lcp_gateway.lightning.payments import LndError
 from lcp_gateway.purchase.money import format_sat
-from lcp_gateway.store.engine import DatabaseUnavailable
+from lcp_gateway.store.database import DatabaseUnavailable
 from lcp_gateway.store.queries import Books
 from lcp_gateway.store.tables import HEAD
 

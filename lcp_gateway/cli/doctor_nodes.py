@@ -6,7 +6,7 @@ from lcp_gateway.cli.finding import Finding
 from lcp_gateway.cli.output import plain
 from lcp_gateway.config import NodeConfig, Settings, all_nodes
 from lcp_gateway.routing.catalog import Catalog
-from lcp_gateway.upstreams.nodes import NodeState
+from lcp_gateway.upstreams.watched import NodeState
 
 
 def node_findings(settings: Settings, states: Mapping[str, NodeState]) -> Iterator[Finding]:

@@ -15,12 +15,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from lcp_gateway.cli.child import CONFIG_ERROR, KEY_VARIABLE
+from lcp_gateway.cli.child import CONFIG_ERROR, FOLDER_PREFIX, KEY_VARIABLE
 from lcp_gateway.cli.node_options import NodeOptions
 
 NO_REAL_MONEY = (
     "embedded node: its Lightning is simulated and its answers are a stand-in. No real money moves."
 )
+
+# What the smallest of the systems takes for a socket's path, and one less for its end.
+_MAX_SOCKET_BYTES = 103
+# What systemd tells the gateway, and nobody else: a child that held the socket could speak for it.
+_OF_SYSTEMD = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,7 @@ class EmbeddedNode:
     ) -> None:
         self._folder: Path | None = None
         if not options.listen:
-            self._folder = Path(tempfile.mkdtemp(prefix="lcp-gateway-"))
+            self._folder = _private_folder()
             options = dataclasses.replace(options, listen=f"unix:{self._folder / 'node.sock'}")
         self._options = options
         self._tell = tell
@@ -100,12 +105,16 @@ class EmbeddedNode:
 
     def _start_child(self) -> None:
         environment = dict(os.environ)
-        environment.pop(KEY_VARIABLE, None)
+        for name in (KEY_VARIABLE, *_OF_SYSTEMD):
+            environment.pop(name, None)
         if self._options.backend_api_key:
             environment[KEY_VARIABLE] = self._options.backend_api_key
         with self._guard:
             if self._stopping.is_set():
                 return
+            if self._folder is not None:
+                # A node that ended well took it with it.
+                self._folder.mkdir(mode=0o700, exist_ok=True)
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [sys.executable, "-m", "lcp_gateway.cli.child", self._options.to_json()],
                 stdin=subprocess.PIPE,
@@ -140,6 +149,15 @@ class EmbeddedNode:
             except OSError as error:
                 self._tell(f"the embedded node cannot be started again: {error.strerror}")
                 return
+
+
+def _private_folder() -> Path:
+    """Make a folder for a socket: where temporary files go, unless that has a longer name than a socket may have."""
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+    if len(str(folder / "node.sock").encode()) <= _MAX_SOCKET_BYTES:
+        return folder
+    folder.rmdir()
+    return Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir="/tmp"))
 
 
 def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lcp_gateway.cli.program import USAGE_ERROR, CommandFailed
+from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed
 from lcp_gateway.config import ConfigError, Group, Loaded, Spec, load, specs
 
 CONFIG_OPTION = typer.Option(
@@ -77,7 +77,7 @@ def _config_parameter() -> inspect.Parameter:
 
 
 def _parameter(spec: Spec) -> inspect.Parameter:
-    described = spec.description.replace("[", "\\[")
+    described = spec.description
     if spec.is_switch:
         flag = f"{spec.flag}/--no-{spec.flag.removeprefix('--')}"
         option = typer.Option(flag, help=described, show_default=False)

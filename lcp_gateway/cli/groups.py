@@ -2,7 +2,7 @@
 
 import typer
 
-from lcp_gateway.cli.program import USAGE_ERROR
+from lcp_gateway.cli.outcome import USAGE_ERROR
 
 
 def command_group(purpose: str) -> typer.Typer:

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from lcp_gateway.cli.program import USAGE_ERROR, CommandFailed
+from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed
 from lcp_gateway.config import Settings, journal_place, without_password
-from lcp_gateway.store.engine import BadDatabaseUrl, Database, DatabaseUnavailable, open_database
+from lcp_gateway.store.database import Database, DatabaseUnavailable
+from lcp_gateway.store.engine import BadDatabaseUrl, open_database
 from lcp_gateway.store.migrate import TooNew
 
 JOURNAL_SETTINGS = ("journal_url", "embedded")

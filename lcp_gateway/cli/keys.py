@@ -1,31 +1,28 @@
 """``lcp-gateway keys``: the keys of accounts, each shown once, when it is made."""
 
-import asyncio
-from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lcp_gateway.accounts.caller import KeyRules, Scope
-from lcp_gateway.accounts.records import KeyKind, KeyRecord, Listing, NewKey
-from lcp_gateway.cli.account_books import actor, opened_books
+from lcp_gateway.accounts.records import KeyKind, KeyRecord
+from lcp_gateway.cli.account_books import AccountBooks, actor
 from lcp_gateway.cli.account_forms import KEY_HEADINGS, Document, key_document, key_row
 from lcp_gateway.cli.account_options import (
     USUAL_LIMIT,
     AccountArgument,
     AfterOption,
-    JsonOption,
     KeyArgument,
     LimitOption,
     OptionalAccountArgument,
 )
-from lcp_gateway.cli.flags import load_or_complain, setting_flags
 from lcp_gateway.cli.groups import command_group
-from lcp_gateway.cli.journal import JOURNAL_SETTINGS, read_age
+from lcp_gateway.cli.journal import read_age
 from lcp_gateway.cli.listings import gathered, print_document, print_listing
-from lcp_gateway.cli.program import USAGE_ERROR, CommandFailed
+from lcp_gateway.cli.on_books import on_books
+from lcp_gateway.cli.options import JsonOption, a_text, texts
+from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed
 from lcp_gateway.purchase.money import Msat
 
 _USUAL_SCOPES = tuple(sorted(KeyRules().scopes))
@@ -40,13 +37,14 @@ app = command_group("Make and revoke the keys of accounts.")
 
 
 @app.command()
-@setting_flags(also=JOURNAL_SETTINGS, groups=())
-def create(
+@on_books()
+async def create(
+    books: AccountBooks,
     account_id: AccountArgument,
-    config: Path | None,
-    flags: Mapping[str, object],
     *,
-    name: Annotated[str, typer.Option("--name", metavar="NAME", help="What it is called.")] = "key",
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="What it is called.", callback=a_text)
+    ] = "key",
     scope: Annotated[
         list[Scope] | None,
         typer.Option(
@@ -58,7 +56,10 @@ def create(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            "--model", metavar="MODEL", help="Good for this model alone; may be repeated."
+            "--model",
+            metavar="MODEL",
+            help="Good for this model alone; may be repeated.",
+            callback=texts,
         ),
     ] = None,
     max_price_msat: Annotated[int, _limit("--max-price-msat", "What one purchase may cost")] = 0,
@@ -98,15 +99,9 @@ def create(
         expires_at=_until(expires, now),
     )
     kind = KeyKind.AGENT if agent else KeyKind.API
-    settings = load_or_complain(flags, config).settings
-
-    async def work() -> NewKey:
-        async with opened_books(settings) as books:
-            return await books.keys.create(
-                account_id, name=name, actor=actor(), at=now, rules=rules, kind=kind
-            )
-
-    made = asyncio.run(work())
+    made = await books.keys.create(
+        account_id, name=name, actor=actor(), at=now, rules=rules, kind=kind
+    )
     document: Document = {"key": made.text, **key_document(made.record)}
     if agent:
         document["agent_path"] = f"/api/agent/{made.text}/v1"
@@ -117,10 +112,9 @@ def create(
 
 
 @app.command("list")
-@setting_flags(also=JOURNAL_SETTINGS, groups=())
-def list_keys(
-    config: Path | None,
-    flags: Mapping[str, object],
+@on_books()
+async def list_keys(
+    books: AccountBooks,
     *,
     account_id: OptionalAccountArgument = None,
     limit: LimitOption = USUAL_LIMIT,
@@ -128,60 +122,31 @@ def list_keys(
     json: JsonOption = False,
 ) -> int:
     """List the keys of an account, or all, the newest first."""
-    settings = load_or_complain(flags, config).settings
-
-    async def read() -> Listing[KeyRecord]:
-        async with opened_books(settings) as books:
-            if account_id is not None:
-                await books.account(account_id)
-            return await gathered(
-                lambda most, following: books.keys.page(account_id, limit=most, after=following),
-                limit,
-                after,
-            )
-
-    found, now = asyncio.run(read()), datetime.now(UTC)
+    if account_id is not None:
+        await books.account(account_id)
+    found = await gathered(
+        lambda most, following: books.keys.page(account_id, limit=most, after=following),
+        limit,
+        after,
+    )
+    now = datetime.now(UTC)
     print_listing(found, KEY_HEADINGS, lambda record: key_row(record, now), key_document, json=json)
     return 0
 
 
 @app.command()
-@setting_flags(also=JOURNAL_SETTINGS, groups=())
-def show(
-    key_id: KeyArgument,
-    config: Path | None,
-    flags: Mapping[str, object],
-    *,
-    json: JsonOption = False,
-) -> int:
+@on_books()
+async def show(books: AccountBooks, key_id: KeyArgument, *, json: JsonOption = False) -> int:
     """Print what a key may do: everything that is known of it."""
-    settings = load_or_complain(flags, config).settings
-
-    async def read() -> KeyRecord | None:
-        async with opened_books(settings) as books:
-            return await books.keys.get(key_id)
-
-    _print(asyncio.run(read()), json=json)
+    _print(await books.keys.get(key_id), json=json)
     return 0
 
 
 @app.command()
-@setting_flags(also=JOURNAL_SETTINGS, groups=())
-def revoke(
-    key_id: KeyArgument,
-    config: Path | None,
-    flags: Mapping[str, object],
-    *,
-    json: JsonOption = False,
-) -> int:
+@on_books()
+async def revoke(books: AccountBooks, key_id: KeyArgument, *, json: JsonOption = False) -> int:
     """Let a key in no more, for good. Gateways that run know of it within a second."""
-    settings = load_or_complain(flags, config).settings
-
-    async def work() -> KeyRecord | None:
-        async with opened_books(settings) as books:
-            return await books.keys.revoke(key_id, actor=actor(), at=datetime.now(UTC))
-
-    _print(asyncio.run(work()), json=json)
+    _print(await books.keys.revoke(key_id, actor=actor(), at=datetime.now(UTC)), json=json)
     return 0
 
 

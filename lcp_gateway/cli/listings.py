@@ -5,8 +5,8 @@ from typing import TypeVar
 
 from lcp_gateway.accounts.records import Listing
 from lcp_gateway.cli.account_forms import pairs
+from lcp_gateway.cli.outcome import complain
 from lcp_gateway.cli.output import print_json, print_pairs, print_table
-from lcp_gateway.cli.program import complain
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from lcp_gateway.cli.program import CommandFailed, complain
+from lcp_gateway.cli.outcome import CommandFailed, complain
 from lcp_gateway.config import Settings
 from lcp_gateway.lightning.payments import LndError
 

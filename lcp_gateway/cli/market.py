@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lcp_gateway.cli.daemon import advice, describe, once_up, opened
-from lcp_gateway.cli.program import CommandFailed, complain
+from lcp_gateway.cli.outcome import CommandFailed, complain
 from lcp_gateway.config import Settings, all_nodes
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.ports import Upstream
@@ -23,8 +23,8 @@ from lcp_gateway.upstreams.lcpd import LcpdUpstream
 if TYPE_CHECKING:
     from lcp_gateway.app.chooser import Chooser
     from lcp_gateway.app.routing import NodeParts
-    from lcp_gateway.upstreams.nodes import NodeState
-    from lcp_gateway.upstreams.openai_http import HttpNode
+    from lcp_gateway.upstreams.node_link import HttpNode
+    from lcp_gateway.upstreams.watched import NodeState
 
 KINDS: Mapping[str, TaskKind] = {word: kind for kind, word in WORDS.items()}
 """The kinds of task by the words that the command line has for them."""
@@ -86,6 +86,7 @@ async def opened_nodes(settings: Settings) -> "AsyncIterator[NodeParts | None]":
         yield None
         return
     from lcp_gateway.app.routing import NodeParts, http_nodes, model_registry  # noqa: PLC0415 - imports the whole gateway
+    from lcp_gateway.upstreams.node_tokens import TokenCounter  # noqa: PLC0415 - as above
     from lcp_gateway.upstreams.nodes import NodeWatch  # noqa: PLC0415 - as above
     from lcp_gateway.upstreams.openai_http import OpenAIHttpUpstream  # noqa: PLC0415 - as above
 
@@ -103,7 +104,7 @@ async def opened_nodes(settings: Settings) -> "AsyncIterator[NodeParts | None]":
         describe=describe_model,
     )
     try:
-        yield NodeParts(upstream, watch)
+        yield NodeParts(upstream, watch, TokenCounter())
     finally:
         await upstream.close()
 

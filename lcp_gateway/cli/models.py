@@ -11,8 +11,9 @@ import typer
 
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
 from lcp_gateway.cli.market import NOTHING_MEASURED, Market, opened_market, untried
+from lcp_gateway.cli.options import JsonOption
+from lcp_gateway.cli.outcome import complain
 from lcp_gateway.cli.output import print_json, print_table
-from lcp_gateway.cli.program import complain
 from lcp_gateway.cli.running import RunningGateway, running_gateway
 from lcp_gateway.cli.serve import daemon_for
 from lcp_gateway.config import Group, Settings, all_nodes
@@ -66,7 +67,7 @@ def models(
         bool,
         typer.Option("--direct", help="Ask daemon and nodes, also where a gateway runs."),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: JsonOption = False,
 ) -> int:
     """Print what peers and nodes offer. Scores are as the running gateway measured; without one, daemon and nodes are asked."""
     loaded = load_or_complain(flags, config)

@@ -8,7 +8,7 @@ import typer
 
 from lcp_gateway.cli.flags import CONFIG_OPTION, load_or_complain
 from lcp_gateway.cli.node_options import STANDALONE_LISTEN
-from lcp_gateway.cli.program import USAGE_ERROR, CommandFailed
+from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.serve import node_options
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

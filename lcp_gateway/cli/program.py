@@ -1,8 +1,10 @@
 """The program: which commands there are, and how what goes wrong is said and turned into an exit code."""
 
 import importlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any
 
@@ -10,13 +12,23 @@ import typer
 import typer.core
 import typer.main
 
-PROGRAM = "lcp-gateway"
-USAGE_ERROR = 2
-RUNTIME_ERROR = 1
+from lcp_gateway.cli.outcome import (
+    COMPLETION_VARIABLE,
+    PROGRAM,
+    RUNTIME_ERROR,
+    CommandFailed,
+    complain,
+)
 
 _COMMAND_MODULES: Mapping[str, str] = MappingProxyType(
     {
         "serve": "lcp_gateway.cli.serve",
+        "start": "lcp_gateway.cli.start",
+        "stop": "lcp_gateway.cli.stop",
+        "restart": "lcp_gateway.cli.restart",
+        "reload": "lcp_gateway.cli.reload",
+        "status": "lcp_gateway.cli.status",
+        "logs": "lcp_gateway.cli.logs",
         "node": "lcp_gateway.cli.node",
         "models": "lcp_gateway.cli.models",
         "route": "lcp_gateway.cli.route",
@@ -28,22 +40,27 @@ _COMMAND_MODULES: Mapping[str, str] = MappingProxyType(
         "keys": "lcp_gateway.cli.keys",
         "wallet": "lcp_gateway.cli.wallet",
         "doctor": "lcp_gateway.cli.doctor",
-        "config": "lcp_gateway.cli.config_show",
+        "config": "lcp_gateway.cli.config_commands",
+        "completion": "lcp_gateway.cli.completion",
     }
 )
 
-
-class CommandFailed(Exception):
-    """A command cannot do what it was asked to; each line says why, in words for the person who typed it."""
-
-    def __init__(self, *lines: str, exit_code: int = RUNTIME_ERROR) -> None:
-        super().__init__("; ".join(lines))
-        self.lines = lines
-        self.exit_code = exit_code
+_USUAL_COMMAND = "serve"
+"""What is run by a command line that names no command."""
+_OWN_FLAGS = frozenset({"--help", "--version"})
 
 
 class _LazyGroup(typer.core.TyperGroup):
     """Imports a command's module when that command is asked for: most of start-up time is imports."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take a command line that names no command for that of ``serve``."""
+        first = args[0] if args else ""
+        # Somebody at the Tab key has not written the command yet.
+        unfinished = not args and ctx.resilient_parsing
+        if (not args or first.startswith("-")) and first not in _OWN_FLAGS and not unfinished:
+            args = [_USUAL_COMMAND, *args]
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature is typer's
         return list(_COMMAND_MODULES)
@@ -56,6 +73,24 @@ class _LazyGroup(typer.core.TyperGroup):
         command.name = cmd_name
         return command
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Give the commands by name without loading what is behind them: somebody waits at the Tab key."""
+        if incomplete.startswith("-"):
+            usual = self.get_command(ctx, _USUAL_COMMAND).shell_complete(ctx, incomplete)
+            known = {item.value for item in usual}
+            own = super().shell_complete(ctx, incomplete)
+            return [item for item in own if item.value not in known] + usual
+        return [_Name(name) for name in _COMMAND_MODULES if name.startswith(incomplete)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """A completion as typer takes it; its own class for it is private."""
+
+    value: str
+    type: str = "plain"
+    help: str = ""
+
 
 app = typer.Typer(
     name=PROGRAM,
@@ -63,13 +98,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Point any OpenAI client at it: it buys the answer over the Lightning Network.",
+    help="Point any OpenAI client at it: it buys the answer over the Lightning Network. Without a command it serves.",
 )
 
 
 @app.callback(invoke_without_command=True)
 def _top(
-    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
@@ -77,14 +111,15 @@ def _top(
 
         typer.echo(f"{PROGRAM} {__version__}")
         raise typer.Exit
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-        raise typer.Exit(USAGE_ERROR)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and give the exit code. What can be expected to fail ends in a line, not in a traceback."""
     command = typer.main.get_command(app)
+    if os.environ.get(COMPLETION_VARIABLE):
+        from lcp_gateway.cli.completion import answer  # noqa: PLC0415 - only a shell asks
+
+        return answer(command)
     args = list(sys.argv[1:] if arguments is None else arguments)
     try:
         result = command.main(args=args, prog_name=PROGRAM, standalone_mode=False)
@@ -100,9 +135,3 @@ def run(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output went away, as `| head` does.
         return RUNTIME_ERROR
     return result if isinstance(result, int) else 0
-
-
-def complain(*lines: str) -> None:
-    """Write lines to standard error under the program's name."""
-    for line in lines:
-        sys.stderr.write(f"{PROGRAM}: {line}\n")

@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from lcp_gateway.cli.confirming import confirm
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
 from lcp_gateway.cli.groups import command_group
 from lcp_gateway.cli.journal import (
@@ -19,11 +20,12 @@ from lcp_gateway.cli.journal import (
     opened_journal,
     read_age,
     read_job_id,
-    read_time,
     written_time,
 )
+from lcp_gateway.cli.options import JsonOption, YesOption, a_text
+from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed, complain
 from lcp_gateway.cli.output import plain, print_json, print_pairs, print_table
-from lcp_gateway.cli.program import USAGE_ERROR, CommandFailed, complain
+from lcp_gateway.cli.purchase_filter import purchase_filter
 from lcp_gateway.cli.purchase_forms import (
     FIELDS,
     HEADINGS,
@@ -43,22 +45,6 @@ from lcp_gateway.store.retention import Forgotten, forget
 _PAGE = 500
 _LONGEST_WHY = 500
 
-StateOption = Annotated[
-    list[State] | None,
-    typer.Option("--state", metavar="STATE", help="In this state; may be repeated."),
-]
-ModelOption = Annotated[str | None, typer.Option("--model", metavar="MODEL", help="Of this model.")]
-PeerOption = Annotated[
-    str | None, typer.Option("--peer", metavar="PEER_ID", help="From this peer.")
-]
-KeyOption = Annotated[str | None, typer.Option("--key", metavar="KEY_ID", help="With this key.")]
-SinceOption = Annotated[
-    str | None,
-    typer.Option("--since", metavar="WHEN", help='Not before: "2026-01-31", or "7d" for days ago.'),
-]
-UntilOption = Annotated[str | None, typer.Option("--until", metavar="WHEN", help="Before.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 JobArgument = Annotated[str, typer.Argument(metavar="JOB_ID", show_default=False)]
 
 _T = TypeVar("_T")
@@ -82,21 +68,16 @@ class Evidence(enum.StrEnum):
 
 @app.command("list")
 @setting_flags(also=JOURNAL_SETTINGS, groups=())
+@purchase_filter
 def list_purchases(
+    which: Filter,
     config: Path | None,
     flags: Mapping[str, object],
     *,
-    state: StateOption = None,
-    model: ModelOption = None,
-    peer: PeerOption = None,
-    key: KeyOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 50,
     json: JsonOption = False,
 ) -> int:
     """List purchases, the newest first. A fee in brackets is reckoned, not known."""
-    which = _filter(state, model, peer, key, since, until)
     settings = load_or_complain(flags, config).settings
 
     async def read() -> tuple[list[PurchaseRecord], bool]:
@@ -139,22 +120,17 @@ def show(
 
 @app.command()
 @setting_flags(also=JOURNAL_SETTINGS, groups=())
+@purchase_filter
 def export(
+    which: Filter,
     config: Path | None,
     flags: Mapping[str, object],
     *,
     form: Annotated[
         ExportFormat, typer.Option("--format", help="What to write.")
     ] = ExportFormat.JSONL,
-    state: StateOption = None,
-    model: ModelOption = None,
-    peer: PeerOption = None,
-    key: KeyOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
 ) -> int:
     """Write purchases to standard output, the newest first, as JSON Lines or CSV."""
-    which = _filter(state, model, peer, key, since, until)
     settings = load_or_complain(flags, config).settings
     write: Callable[[PurchaseRecord], object] = _json_line
     if form is ExportFormat.CSV:
@@ -179,7 +155,10 @@ def resolve_purchase(
     config: Path | None,
     flags: Mapping[str, object],
     *,
-    why: Annotated[str, typer.Option(metavar="TEXT", help="How you know.", show_default=False)],
+    why: Annotated[
+        str,
+        typer.Option(metavar="TEXT", help="How you know.", show_default=False, callback=a_text),
+    ],
     yes: YesOption = False,
 ) -> int:
     """Say what became of a purchase that is unknown, when you have found out where the gateway cannot."""
@@ -197,7 +176,7 @@ def resolve_purchase(
         f"{record.price_msat} msat, payment hash "
         f"{record.payment_hash.hex() if record.payment_hash else 'not known'}"
     )
-    _confirm(f"Enter it as {evidence}, for good?", yes=yes)
+    confirm(f"Enter it as {evidence}, for good?", yes=yes)
     now = datetime.now(UTC)
     resolution = Resolution(wanted, State(evidence.value), why.strip(), now)
     kept = write_down(resolution)
@@ -232,7 +211,7 @@ def forget_purchases(
         before = datetime.now(UTC) - age
     except OverflowError:
         raise CommandFailed("--older-than: nothing is that old", exit_code=USAGE_ERROR) from None
-    _confirm(f"Delete all that ended before {written_time(before)}, for good?", yes=yes)
+    confirm(f"Delete all that ended before {written_time(before)}, for good?", yes=yes)
 
     async def delete() -> Forgotten:
         async with opened_journal(settings) as database:
@@ -255,25 +234,6 @@ async def one_purchase(settings: Settings, job_id: bytes) -> tuple[PurchaseRecor
         if record is None:
             raise CommandFailed("the journal has no purchase of this job id")
         return record, list(await books.steps(job_id))
-
-
-def _filter(
-    states: list[State] | None,
-    model: str | None,
-    peer: str | None,
-    key: str | None,
-    since: str | None,
-    until: str | None,
-) -> Filter:
-    now = datetime.now(UTC)
-    return Filter(
-        states=states or None,
-        model=model,
-        peer_id=peer.lower() if peer else None,
-        key_id=key,
-        since=read_time(since, now),
-        until=read_time(until, now),
-    )
 
 
 async def _records(books: Books, which: Filter) -> AsyncIterator[PurchaseRecord]:
@@ -301,11 +261,3 @@ def _json_line(record: PurchaseRecord) -> object:
 
 def _csv_line(writerow: Callable[[list[str]], object]) -> Callable[[PurchaseRecord], object]:
     return lambda record: writerow(csv_cells(record))
-
-
-def _confirm(question: str, *, yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise CommandFailed("nobody is there to confirm it: add --yes", exit_code=USAGE_ERROR)
-    typer.confirm(question, abort=True)

@@ -14,10 +14,12 @@ from lcp_gateway.adapters.completions import NotAdaptable
 from lcp_gateway.cli.asking import first_served, kind_of, made_up, read_request
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
 from lcp_gateway.cli.lnd import known_network
-from lcp_gateway.cli.market import KINDS, Market, opened_market, untried
+from lcp_gateway.cli.market import Market, opened_market, untried
+from lcp_gateway.cli.options import JsonOption, a_text
+from lcp_gateway.cli.outcome import RUNTIME_ERROR, USAGE_ERROR, CommandFailed, complain
 from lcp_gateway.cli.output import plain, print_json, print_pairs
-from lcp_gateway.cli.program import RUNTIME_ERROR, USAGE_ERROR, CommandFailed, complain
 from lcp_gateway.cli.quote_checks import Checked, check_all
+from lcp_gateway.cli.request_options import BodyArgument, KindOption, read_kind
 from lcp_gateway.cli.serve import daemon_for
 from lcp_gateway.config import Group, Settings
 from lcp_gateway.purchase.candidate import Candidate
@@ -77,32 +79,22 @@ def quote(
     config: Path | None,
     flags: Mapping[str, object],
     *,
-    body: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[BODYFILE]",
-            help='The request as a client would send it; "-" is standard input.',
-            show_default=False,
-        ),
-    ] = None,
-    kind: Annotated[
+    body: BodyArgument = None,
+    kind: KindOption = None,
+    model: Annotated[
         str | None,
         typer.Option(
-            metavar="chat|responses|completions|embeddings",
-            help="The endpoint that it is for.",
-            show_default=False,
+            metavar="MODEL", help="With --prompt: the model; else the first.", callback=a_text
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="With --prompt: the model; else the first.")
-    ] = None,
     prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="A prompt in place of a file.")
+        str | None,
+        typer.Option(metavar="TEXT", help="A prompt in place of a file.", callback=a_text),
     ] = None,
     max_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="With --prompt: how long the answer may be.")
     ] = 512,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: JsonOption = False,
 ) -> int:
     """Ask for the price of a request and check the quote. Nothing is paid; ends with 1 if it would not be bought."""
     wanted = _wanted(body, kind, model, prompt, max_tokens)
@@ -119,9 +111,7 @@ def quote(
 def _wanted(
     body: str | None, kind: str | None, model: str | None, prompt: str | None, max_tokens: int
 ) -> Wanted:
-    if kind is not None and kind not in KINDS:
-        raise CommandFailed(f"--kind: must be {' or '.join(KINDS)}", exit_code=USAGE_ERROR)
-    chosen = KINDS[kind] if kind else None
+    chosen = read_kind("--kind", kind)
     if (body is None) is (prompt is None):
         raise CommandFailed("give either a file (or -) or --prompt", exit_code=USAGE_ERROR)
     if body is None:

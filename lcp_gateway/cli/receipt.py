@@ -11,8 +11,9 @@ import typer
 
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
 from lcp_gateway.cli.groups import command_group
+from lcp_gateway.cli.options import JsonOption
+from lcp_gateway.cli.outcome import RUNTIME_ERROR, CommandFailed
 from lcp_gateway.cli.output import plain, print_json
-from lcp_gateway.cli.program import RUNTIME_ERROR, CommandFailed
 
 _STDIN = "-"
 _LARGEST_RECEIPT_BYTES = 1_000_000
@@ -32,7 +33,7 @@ def verify(
     result: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The result's bytes, to check them too.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: JsonOption = False,
 ) -> int:
     """Recompute all of a receipt that can be recomputed. Offline; ends with 1 when something does not hold."""
     from lcp_gateway.lightning.receipt import holds  # noqa: PLC0415 - `show` needs none of it

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from lcp_gateway.cli.program import CommandFailed
+from lcp_gateway.cli.outcome import CommandFailed
 from lcp_gateway.config.places import state_folder
 from lcp_gateway.purchase.states import State
 

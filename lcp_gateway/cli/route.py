@@ -18,9 +18,11 @@ from lcp_gateway.cli.asking import (
     read_request,
 )
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
-from lcp_gateway.cli.market import KINDS, NOTHING_MEASURED, opened_market, untried
+from lcp_gateway.cli.market import NOTHING_MEASURED, opened_market, untried
+from lcp_gateway.cli.options import JsonOption, a_text
+from lcp_gateway.cli.outcome import CommandFailed, complain
 from lcp_gateway.cli.output import print_json, print_pairs, print_table
-from lcp_gateway.cli.program import USAGE_ERROR, CommandFailed, complain
+from lcp_gateway.cli.request_options import BodyOrShortArgument, EndpointOption, read_kind
 from lcp_gateway.cli.running import refusal, running_gateway
 from lcp_gateway.cli.serve import daemon_for
 from lcp_gateway.config import Group, Settings
@@ -44,31 +46,22 @@ def route(
     config: Path | None,
     flags: Mapping[str, object],
     *,
-    body: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[BODYFILE]",
-            help='The request as a client would send it; "-" is standard input. A short one when left out.',
-            show_default=False,
-        ),
-    ] = None,
+    body: BodyOrShortArgument = None,
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="The model in place of the request's own.", show_default=False
+            metavar="MODEL",
+            help="The model in place of the request's own.",
+            show_default=False,
+            callback=a_text,
         ),
     ] = None,
-    endpoint: Annotated[
-        str | None,
-        typer.Option(
-            metavar="|".join(KINDS), help="The endpoint that it is for.", show_default=False
-        ),
-    ] = None,
+    endpoint: EndpointOption = None,
     direct: Annotated[
         bool,
         typer.Option("--direct", help="Ask daemon and nodes, also where a gateway runs."),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: JsonOption = False,
 ) -> int:
     """Explain who would get a request. The running gateway is asked; without one, daemon and nodes are. Nothing is paid."""
     kind, request = _request(body, model, endpoint)
@@ -89,9 +82,7 @@ def route(
 
 
 def _request(body: str | None, model: str | None, endpoint: str | None) -> tuple[TaskKind, bytes]:
-    if endpoint is not None and endpoint not in KINDS:
-        raise CommandFailed(f"--endpoint: must be {' or '.join(KINDS)}", exit_code=USAGE_ERROR)
-    kind = KINDS[endpoint] if endpoint else None
+    kind = read_kind("--endpoint", endpoint)
     if body is None:
         task = made_up(
             kind or TaskKind.CHAT_COMPLETIONS, model or AUTO, SHORT_PROMPT, SHORT_ANSWER_TOKENS

@@ -9,10 +9,13 @@ from types import FrameType, TracebackType
 
 import typer
 
+from lcp_gateway.cli.background import is_background, living_in_background
 from lcp_gateway.cli.embedded import NO_REAL_MONEY, EmbeddedNode
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
 from lcp_gateway.cli.node_options import NodeOptions
-from lcp_gateway.cli.program import USAGE_ERROR, CommandFailed
+from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed
+from lcp_gateway.cli.rereading import reading_anew
+from lcp_gateway.cli.verbose import log_settings
 from lcp_gateway.config import Settings, spending_cautions
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -22,15 +25,27 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @setting_flags()
 def serve(config: Path | None, flags: Mapping[str, object]) -> int:
     """Run the gateway until it is told to stop."""
+    # It means that the settings are to be read anew: until somebody can, it must not end us.
+    signal.signal(signal.SIGHUP, lambda *_: None)
+    background = is_background()
     loaded = load_or_complain(flags, config)
-    with daemon_for(loaded.settings) as settings:
+    with contextlib.ExitStack() as stack:
+        if background:
+            stack.enter_context(living_in_background(loaded.settings))
+        settings = stack.enter_context(daemon_for(loaded.settings))
         # Imported after the node's process was started, so that both load at the same time.
         _load_structlog_without_rich()
         from lcp_gateway.app import run  # noqa: PLC0415 - see above
 
+        log_settings(loaded)
         banner = [NO_REAL_MONEY] if settings.embedded else []
         warnings = [*loaded.warnings, *spending_cautions(settings)]
-        return run(settings, banner=banner, loaded_warnings=warnings)
+        return run(
+            settings,
+            banner=banner,
+            loaded_warnings=warnings,
+            read_settings=reading_anew(settings, flags, config),
+        )
 
 
 @contextlib.contextmanager
@@ -44,7 +59,7 @@ def daemon_for(settings: Settings) -> Iterator[Settings]:
         yield settings
         return
     options = node_options(settings)
-    _check(options)
+    check_node(settings)
     leaver = _Leaver()
     before = signal.signal(signal.SIGTERM, leaver)
     try:
@@ -78,12 +93,18 @@ def node_options(settings: Settings, *, listen: str = "", protocol_version: int 
     )
 
 
-def _check(options: NodeOptions) -> None:
-    """Say what is wrong with the node's description here, where it is one line and not a silent daemon."""
+def check_node(settings: Settings) -> None:
+    """Say what is wrong with an embedded node's description here, where it is one line and not a silent daemon.
+
+    Raises:
+        CommandFailed: something is.
+    """
+    if not settings.embedded:
+        return
     from lcp_gateway.node.config import ConfigError  # noqa: PLC0415 - needed for an embedded node only
 
     try:
-        options.node_config()
+        node_options(settings).node_config()
     except ConfigError as error:
         raise CommandFailed(f"node: {error}", exit_code=USAGE_ERROR) from None
 

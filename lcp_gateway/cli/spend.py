@@ -12,8 +12,9 @@ import typer
 
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
 from lcp_gateway.cli.journal import JOURNAL_SETTINGS, opened_journal, read_time
+from lcp_gateway.cli.options import JsonOption
+from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.output import print_json, print_table
-from lcp_gateway.cli.program import USAGE_ERROR, CommandFailed
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.journal import Period
 from lcp_gateway.purchase.money import Msat, format_sat
@@ -74,7 +75,7 @@ def spend(
         typer.Option("--since", metavar="WHEN", help='Such as "2026-01-31", or "7d" for days ago.'),
     ] = None,
     until: Annotated[str | None, typer.Option("--until", metavar="WHEN", help="Before.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json: JsonOption = False,
 ) -> int:
     """Print what was spent, routing fees included: the real ones where they are known, else those reckoned with."""
     time, others = _ways(by or [], period)

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
-from lcp_gateway.cli.program import CommandFailed
+from lcp_gateway.cli.outcome import CommandFailed
 from lcp_gateway.config import Settings
 
 if TYPE_CHECKING:

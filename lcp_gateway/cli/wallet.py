@@ -11,12 +11,11 @@ from typing import Annotated
 import typer
 
 from lcp_gateway.accounts.ports import InvoicesAway
-from lcp_gateway.accounts.records import Listing, NoSuchAccount, Topup, check_text
+from lcp_gateway.accounts.records import NoSuchAccount, Topup, check_text
 from lcp_gateway.accounts.wallet import TopupRules, Wallet
-from lcp_gateway.cli.account_books import AccountBooks, actor, opened_books
+from lcp_gateway.cli.account_books import AccountBooks, actor
 from lcp_gateway.cli.account_forms import (
     TOPUP_HEADINGS,
-    Document,
     amount,
     balance_document,
     topup_document,
@@ -27,15 +26,15 @@ from lcp_gateway.cli.account_options import (
     AccountArgument,
     AfterNumberOption,
     AfterOption,
-    JsonOption,
     LimitOption,
 )
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
 from lcp_gateway.cli.groups import command_group
-from lcp_gateway.cli.journal import JOURNAL_SETTINGS
 from lcp_gateway.cli.listings import gathered, print_document, print_listing
+from lcp_gateway.cli.on_books import on_books
+from lcp_gateway.cli.options import JsonOption, a_text
+from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.output import print_json
-from lcp_gateway.cli.program import USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.statements import print_statement
 from lcp_gateway.cli.till import OWN_NODE_SETTINGS, TILL_SETTINGS, opened_till, own_node
 from lcp_gateway.config import Settings
@@ -51,96 +50,74 @@ app = command_group("Look into the wallets of accounts, and fill them.")
 
 
 @app.command()
-@setting_flags(also=JOURNAL_SETTINGS, groups=())
-def show(
-    account_id: AccountArgument,
-    config: Path | None,
-    flags: Mapping[str, object],
-    *,
-    json: JsonOption = False,
+@on_books()
+async def show(
+    books: AccountBooks, account_id: AccountArgument, *, json: JsonOption = False
 ) -> int:
     """Print what an account has, how much of it open purchases hold, and how many of its invoices can be paid."""
-    settings = load_or_complain(flags, config).settings
-
-    async def read() -> Document:
-        async with opened_books(settings) as books:
-            account = await books.account(account_id)
-            payable = await books.topups.open_count(datetime.now(UTC), account_id=account_id)
-        return {
-            "account_id": account_id,
-            **balance_document(account.balance),
-            "open_topups": payable,
-        }
-
-    print_document(asyncio.run(read()), json=json)
+    account = await books.account(account_id)
+    payable = await books.topups.open_count(datetime.now(UTC), account_id=account_id)
+    document = {
+        "account_id": account_id,
+        **balance_document(account.balance),
+        "open_topups": payable,
+    }
+    print_document(document, json=json)
     return 0
 
 
 @app.command()
-@setting_flags(also=JOURNAL_SETTINGS, groups=())
-def topups(
+@on_books()
+async def topups(
+    books: AccountBooks,
     account_id: AccountArgument,
-    config: Path | None,
-    flags: Mapping[str, object],
     *,
     limit: LimitOption = USUAL_LIMIT,
     after: AfterOption = None,
     json: JsonOption = False,
 ) -> int:
     """List the top-ups of an account, the newest first."""
-    settings = load_or_complain(flags, config).settings
-
-    async def read() -> Listing[Topup]:
-        async with opened_books(settings) as books:
-            await books.account(account_id)
-            return await gathered(
-                lambda most, following: books.topups.page(account_id, limit=most, after=following),
-                limit,
-                after,
-            )
-
-    print_listing(asyncio.run(read()), TOPUP_HEADINGS, topup_row, topup_document, json=json)
+    await books.account(account_id)
+    found = await gathered(
+        lambda most, following: books.topups.page(account_id, limit=most, after=following),
+        limit,
+        after,
+    )
+    print_listing(found, TOPUP_HEADINGS, topup_row, topup_document, json=json)
     return 0
 
 
 @app.command()
-@setting_flags(also=JOURNAL_SETTINGS, groups=())
-def transactions(
+@on_books()
+async def transactions(
+    books: AccountBooks,
     account_id: AccountArgument,
-    config: Path | None,
-    flags: Mapping[str, object],
     *,
     limit: LimitOption = USUAL_LIMIT,
     after: AfterNumberOption = None,
     json: JsonOption = False,
 ) -> int:
     """List what moved an account's balance, the newest first."""
-    settings = load_or_complain(flags, config).settings
-    print_statement(settings, account_id, limit=limit, after=after, json=json)
+    await print_statement(books, account_id, limit=limit, after=after, json=json)
     return 0
 
 
 @app.command()
-@setting_flags(also=(*JOURNAL_SETTINGS, *TILL_SETTINGS), groups=())
-def topup(
+@on_books(also=TILL_SETTINGS)
+async def topup(
+    books: AccountBooks,
+    settings: Settings,
     account_id: AccountArgument,
     amount_sat: Annotated[int, typer.Argument(metavar="AMOUNT_SAT", min=1, show_default=False)],
-    config: Path | None,
-    flags: Mapping[str, object],
     *,
     memo: Annotated[
-        str, typer.Option(metavar="TEXT", help="Whoever sees the invoice can read it.")
+        str,
+        typer.Option(metavar="TEXT", help="Whoever sees the invoice can read it.", callback=a_text),
     ] = "",
     json: JsonOption = False,
 ) -> int:
     """Have an invoice made that fills an account. A gateway that runs credits it when it is paid."""
-    settings = load_or_complain(flags, config).settings
-
-    async def work() -> Topup:
-        async with opened_books(settings) as books:
-            return await _top_up(settings, books, account_id, amount_sat, memo)
-
-    made = asyncio.run(work())
+    made = await _top_up(settings, books, account_id, amount_sat, memo)
     print_document(topup_document(made), json=json)
     if sys.stdout.isatty() and not json:
         _draw(made.payment_request)

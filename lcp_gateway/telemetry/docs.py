@@ -6,6 +6,7 @@ from lcp_gateway.telemetry.labels import MAX_LABEL_LENGTH
 from lcp_gateway.telemetry.metrics import MAX_MODELS, MAX_PEERS
 from lcp_gateway.telemetry.names import (
     AUTO,
+    BACKGROUND_STATUSES,
     CHANGES,
     CHANNEL_STATES,
     FAILOVER_CAUSES,
@@ -18,6 +19,7 @@ from lcp_gateway.telemetry.names import (
     PHASES,
     REASONS,
     RECONCILED,
+    REMOVED,
     REPEATS,
     SOURCES,
     SPECS,
@@ -35,6 +37,7 @@ _TITLES = {
     "traffic": "Traffic",
     "peers": "Peers",
     "routing": "Routing and nodes",
+    "stored": "Stored items and background jobs",
     "errors": "Errors",
     "process": "Process",
 }
@@ -87,6 +90,7 @@ def _label_values() -> dict[str, str]:
         "cause": f"{_words(FAILOVER_CAUSES)}, `other`; its quote was refused, or it gave none or, a node, no answer",
         "code": f"{_words(GRPC_CODES)}, `other`",
         "endpoint": "the template of the route, such as `/v1/chat/completions`",
+        "ended_as": f"{_words(BACKGROUND_STATUSES)}, `other`",
         "how": f"{_words(REPEATS)}, `other`; it waits for what is being bought, got the answer again, or was told that it is gone",
         "method": f"{_words(GRPC_METHODS)}, `other`",
         "mismatch": f"{_words(MISMATCHES)}, `other`",
@@ -100,6 +104,7 @@ def _label_values() -> dict[str, str]:
         "protocol": "the version of the protocol that the daemon speaks",
         "python": "the version of Python",
         "reason": f"{_words(REASONS)}, `other`",
+        "why": f"{_words(REMOVED)}: more than its credential may have, more bytes than all may, older than is kept; `other`",
         "result": f"{_words(RECONCILED)}, `other`",
         "source": f"{_words(SOURCES)}; a Lightning peer, or a virtual node",
         "state": f"{_words(CHANNEL_STATES)}",

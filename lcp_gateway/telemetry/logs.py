@@ -38,10 +38,7 @@ def configure_logging(level: str, fmt: LogFormat, *, stream: TextIO | None = Non
     Raises:
         ValueError: the level or the format has an unknown name.
     """
-    try:
-        threshold = _LEVELS[level.lower()]
-    except KeyError:
-        raise ValueError(f"unknown log level {level!r}: {', '.join(_LEVELS)}") from None
+    threshold = _threshold(level)
     if fmt not in {"auto", "console", "json"}:
         raise ValueError(f"unknown log format {fmt!r}: auto, console, json")
     target = stream if stream is not None else sys.stderr
@@ -60,10 +57,21 @@ def configure_logging(level: str, fmt: LogFormat, *, stream: TextIO | None = Non
     ]
     structlog.configure(
         processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        wrapper_class=_at_level(type("Logger", (_filtering(threshold),), {}), threshold),
         logger_factory=lambda *names: _LineWriter(file, *names),
         cache_logger_on_first_use=True,
     )
+    _route_standard_library(max(threshold, logging.WARNING))
+
+
+def set_log_level(level: str) -> None:
+    """Let lines from another level upward out, of every logger that was made since ``configure_logging``.
+
+    Raises:
+        ValueError: the level has an unknown name.
+    """
+    threshold = _threshold(level)
+    _at_level(structlog.get_config()["wrapper_class"], threshold)
     _route_standard_library(max(threshold, logging.WARNING))
 
 
@@ -72,9 +80,37 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return cast("FilteringBoundLogger", structlog.get_logger(name))
 
 
+def tell(log: FilteringBoundLogger, event: str, **fields: object) -> None:
+    """Write a line of level info whatever the level in force: the operator has just asked for it, and waits."""
+    cast("Any", log.bind())._proxy_to_logger("info", event, **fields)  # noqa: SLF001 - what its own methods call
+
+
 def request_context(request_id: str) -> AbstractContextManager[None]:
     """Put the request's id on every line logged inside the ``with`` block, by whatever task it starts."""
     return bound_contextvars(request_id=request_id)
+
+
+def _threshold(level: str) -> int:
+    try:
+        return _LEVELS[level.lower()]
+    except KeyError:
+        raise ValueError(f"unknown log level {level!r}: {', '.join(_LEVELS)}") from None
+
+
+def _filtering(threshold: int) -> "type[FilteringBoundLogger]":
+    return structlog.make_filtering_bound_logger(threshold)
+
+
+def _at_level(loggers: type[Any], threshold: int) -> type[Any]:
+    """Give a class of loggers the methods of a level, for all its loggers at once: below it they do nothing at all.
+
+    structlog makes a class for each level and every logger keeps the one that it was first used with, which spares the
+    requests a look at the level with every line that is not written.
+    """
+    for name, method in vars(_filtering(threshold)).items():
+        if not name.startswith("__"):
+            setattr(loggers, name, method)
+    return loggers
 
 
 class _LineWriter:

@@ -24,17 +24,21 @@ from lcp_gateway.telemetry.names import (
 )
 from lcp_gateway.telemetry.routing import RoutingMetrics
 from lcp_gateway.telemetry.selling import SellingMetrics
+from lcp_gateway.telemetry.spans import SpanMetrics
+from lcp_gateway.telemetry.stored import StoredMetrics
 
 MAX_MODELS = 200
 MAX_PEERS = 200
-_MAX_ENDPOINTS = 32
+# Every route there is, with and without an agent's token.
+_MAX_ENDPOINTS = 96
 _AUTO_START = AUTO + ":"
 
 _Add = Callable[[float], None]
+_Observe = Callable[[float, dict[str, str] | None], None]
 _PEER_FAMILIES = ("payments_total", "payment_msat_total", "undelivered_total", "undelivered_msat_total")  # fmt: skip
 
 
-class Metrics(MoneyMetrics, RoutingMetrics, SellingMetrics):
+class Metrics(MoneyMetrics, RoutingMetrics, SellingMetrics, SpanMetrics, StoredMetrics):
     """Counts what the gateway does, in a registry of its own.
 
     Label values are bounded: models and peers that ``set_known`` never named, and words that the table does not
@@ -58,6 +62,8 @@ class Metrics(MoneyMetrics, RoutingMetrics, SellingMetrics):
         MoneyMetrics.__init__(self, families, peers, clock)
         RoutingMetrics.__init__(self, families, peers, self._admit_peers)
         SellingMetrics.__init__(self, families)
+        SpanMetrics.__init__(self, families)
+        StoredMetrics.__init__(self, families)
         self._counters = families.counters
         self._gauges = families.gauges
         self._histograms = families.histograms
@@ -67,11 +73,11 @@ class Metrics(MoneyMetrics, RoutingMetrics, SellingMetrics):
         self._models.admit((AUTO,))
         self._endpoints: set[str] = set()
         # Bound methods of label children, by folded label values: looking one up costs far less than labels().
-        self._request: dict[tuple[str, str, int, str, bool], tuple[_Add, _Add]] = {}
-        self._first_byte: dict[tuple[str, str], _Add] = {}
-        self._quote_latency: dict[str, _Add] = {}
+        self._request: dict[tuple[str, str, int, str, bool], tuple[_Add, _Observe]] = {}
+        self._first_byte: dict[tuple[str, str], _Observe] = {}
+        self._quote_latency: dict[str, _Observe] = {}
         self._price: dict[str, _Add] = {}
-        self._execute: dict[str, _Add] = {}
+        self._execute: dict[str, _Observe] = {}
         self._payment: dict[tuple[str, str], tuple[_Add, _Add]] = {}
         self._model_payment: dict[tuple[str, str], _Add] = {}
         self._streamed: _Add = self._counters["streamed_bytes_total"].inc
@@ -139,7 +145,7 @@ class Metrics(MoneyMetrics, RoutingMetrics, SellingMetrics):
         if price is None:
             price = self._histograms["quote_price_msat"].labels(model).observe
             self._price[model] = price
-        latency(duration_s)
+        latency(duration_s, self.exemplar())
         price(price_msat)
 
     def payment(self, outcome: str, peer_id: str, model: str, price_msat: int) -> None:
@@ -171,7 +177,7 @@ class Metrics(MoneyMetrics, RoutingMetrics, SellingMetrics):
         if latency is None:
             latency = self._histograms["execute_duration_seconds"].labels(peer).observe
             self._execute[peer] = latency
-        latency(duration_s)
+        latency(duration_s, self.exemplar())
 
     def first_byte(self, endpoint: str, model: str, duration_s: float) -> None:
         """Count the first byte of an answer, timed from the request's head."""
@@ -180,7 +186,7 @@ class Metrics(MoneyMetrics, RoutingMetrics, SellingMetrics):
         if latency is None:
             latency = self._histograms["first_byte_duration_seconds"].labels(*key).observe
             self._first_byte[key] = latency
-        latency(duration_s)
+        latency(duration_s, self.exemplar())
 
     def streamed(self, byte_count: int) -> None:
         """Count bytes of a result that were written to a client."""
@@ -215,11 +221,11 @@ class Metrics(MoneyMetrics, RoutingMetrics, SellingMetrics):
         if pair is None:
             pair = self._request_children(*key)
         pair[0](1)
-        pair[1](duration_s)
+        pair[1](duration_s, self.exemplar())
 
     def _request_children(
         self, endpoint: str, model: str, status: int, verdict: str, stream: bool
-    ) -> tuple[_Add, _Add]:
+    ) -> tuple[_Add, _Observe]:
         is_status = 100 <= status <= 599  # noqa: PLR2004 - the range of HTTP status codes
         is_verdict = verdict in VERDICTS
         streamed = "true" if stream else "false"

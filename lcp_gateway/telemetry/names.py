@@ -114,11 +114,20 @@ SPECS: tuple[Spec, ...] = (
     Spec("routing", _G, "provider_tokens_per_second", "Tokens a second, reckoned from bytes, in the same manner. Absent until there is one.", ("source", "peer")),
     Spec("routing", _G, "node_up", "1 while a virtual node answers and takes part in the choice, else 0.", ("node",)),
     Spec("routing", _C, "node_changes_total", "Times that a virtual node went away or came back; how it was found at first is not one.", ("node", "to")),
+    # stored items
+    Spec("stored", _G, "stored_items", "Responses and chat completions that are stored for clients.", ()),
+    Spec("stored", _G, "stored_bytes", "Memory that they are reckoned to take.", ()),
+    Spec("stored", _C, "stored_removed_total", "Stored items that went without having been deleted: too many of a credential, too many bytes in all, or too old.", ("why",)),
+    Spec("stored", _C, "not_stored_total", "Answers that were to be stored and could not be: too large, no longer held at their end, compressed, or without an id.", ()),
+    Spec("stored", _G, "background_jobs_running", "Responses that are worked on in the background.", ()),
+    Spec("stored", _C, "background_jobs_total", "Those that came to their end, by their last status.", ("ended_as",)),
     # errors
     Spec("errors", _C, "grpc_errors_total", "Calls to the daemon that failed, by method and gRPC status code.", ("method", "code")),
     Spec("errors", _C, "client_disconnects_total", "Clients that went away before their answer was complete, by what was going on.", ("phase",)),
     # process
     Spec("process", _H, "event_loop_lag_seconds", "How much later than asked the event loop ran a timer.", (), _LAG_BUCKETS),
+    Spec("process", _C, "trace_spans_exported_total", "Spans of traces that the collector took."),
+    Spec("process", _C, "trace_spans_lost_total", "Spans of traces that were lost: the collector did not take them, or too many waited for it."),
     Spec("process", _G, "build_info", "Always 1; the labels tell what is running.", ("version", "python", "protocol")),
 )  # fmt: skip
 """To add a metric, add a row here and one method to ``Metrics``; docs and checks of the dashboard follow by themselves."""
@@ -151,6 +160,8 @@ REPEATS = ("running", "replayed", "lost")
 PERIODS = ("hour", "day", "month")
 RECONCILED = ("settled", "not_paid", "still_unknown", "error")
 CHANNEL_STATES = ("active", "inactive")
+REMOVED = ("count", "bytes", "age")
+BACKGROUND_STATUSES = ("completed", "failed", "cancelled")
 PHASES = ("request", "quote", "execute", "stream")
 REASONS = (
     "auth",

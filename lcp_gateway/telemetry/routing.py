@@ -99,6 +99,11 @@ class RoutingMetrics:
         self._node_is_up[name] = up
         self._routing.gauges["node_up"].labels(name).set(1 if up else 0)
 
+    def node_gone(self, name: str) -> None:
+        """Note that a node is no longer watched: its health is nobody's, and its counts stay."""
+        if self._node_is_up.pop(name, None) is not None:
+            self._routing.gauges["node_up"].remove(name)
+
 
 def _source(word: str) -> str:
     return word if word in SOURCES else OTHER

@@ -9,7 +9,7 @@ from lcp_gateway.__about__ import __version__
 from lcp_gateway.config import specs
 
 COMMANDS = (
-    "serve", "node", "models", "route", "quote", "receipt", "purchases", "spend", "accounts", "keys", "wallet", "doctor",
+    "serve", "start", "stop", "restart", "reload", "status", "logs", "node", "models", "route", "quote", "receipt", "purchases", "spend", "accounts", "keys", "wallet", "doctor",
     "config",
 )  # fmt: skip
 SUBCOMMANDS = {
@@ -46,13 +46,29 @@ def test_help_names_every_command(run):
 
 @pytest.mark.parametrize(
     ("arguments", "commands"),
-    [([], COMMANDS), *(([name], commands) for name, commands in SUBCOMMANDS.items())],
+    [([name], commands) for name, commands in SUBCOMMANDS.items()],
 )
 def test_without_a_command_the_help_is_shown_and_the_code_says_so(arguments, commands, run):
     outcome = run(*arguments)
     assert outcome.code == 2
     assert outcome.err == ""
     assert all(f"  {command} " in outcome.out for command in commands)
+
+
+def test_a_line_without_a_command_is_one_for_serve(run):
+    outcome = run("--timeout-quote-s", "soon")
+    assert outcome.code == 2
+    assert "--timeout-quote-s: must be a duration" in outcome.err
+    assert run("--embedded", "--help").out == run("serve", "--help").out
+
+
+def test_alone_it_serves(run, monkeypatch):
+    monkeypatch.setenv("LCP_GATEWAY_PREFLIGHT_TIMEOUT_S", "0.1")
+    monkeypatch.setenv("LCP_GATEWAY_LCPD_GRPC_ADDR", "127.0.0.1:9")
+    outcome = run()
+    # Nobody has a daemon here: that is what serve says then.
+    assert outcome.code == 1
+    assert "the daemon at 127.0.0.1:9 did not answer" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -68,7 +84,9 @@ def test_every_command_explains_itself(command, run):
     assert outcome.out.startswith("Usage: lcp-gateway")
 
 
-@pytest.mark.parametrize("command", [["serve"], ["doctor"], ["config", "show"]])
+@pytest.mark.parametrize(
+    "command", [["serve"], ["start"], ["restart"], ["doctor"], ["config", "show"]]
+)
 def test_every_setting_but_the_secrets_has_a_flag(command, run):
     shown = run(*command, "--help").out.split()
     for spec in specs().values():

@@ -1,0 +1,205 @@
+"""The gateways that run in the background on this machine: where their files are, and which of them is meant."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lcp_gateway.cli.locking import StillLocked, locked
+from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed, complain
+from lcp_gateway.cli.pid_file import EMPTY, Condition, PidFile, read_pid_file
+from lcp_gateway.cli.some_settings import SomeSettings, some_settings
+from lcp_gateway.config import Settings, parse_host_port
+from lcp_gateway.config.places import state_folder
+
+INSTANCE_SETTINGS = ("http_addr", "state_dir", "pid_file")
+"""The settings that say which gateway is meant."""
+
+_NAMING = ("http_addr", "pid_file")
+_READ = frozenset(
+    {*INSTANCE_SETTINGS, "log_file", "http_tls_cert", "start_timeout_s", "stop_timeout_s"}
+)
+_PID_SUFFIX, _LOG_SUFFIX = ".pid", ".log"
+_STEM = "gateway-"
+_PRIVATE_FOLDER = 0o700
+_ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - a part of a file's name
+# Longer than a command takes for its own time-outs.
+_LOCK_MARGIN_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where the files of one gateway are, as absolute paths."""
+
+    pid_file: Path
+    log_file: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Which gateway somebody asks for, by flags, environment and file.
+
+    ``found`` are the settings that say so. ``flags`` are all that were given.
+    """
+
+    found: SomeSettings
+    flags: Mapping[str, object]
+
+    @property
+    def settings(self) -> Settings:
+        """The settings; those that have nothing to do with it are the default ones."""
+        return self.found.settings
+
+    @property
+    def problems(self) -> Sequence[str]:
+        """What of the configuration cannot be used."""
+        return self.found.problems
+
+    def complain_of_problems(self) -> None:
+        """Say what is wrong with the configuration, where something is."""
+        complain(*self.problems)
+
+    def fail_for_problems(self) -> None:
+        """Give up where the configuration cannot be used: what was looked for may be somewhere else.
+
+        Raises:
+            CommandFailed: it cannot.
+        """
+        if self.problems:
+            raise CommandFailed(*self.problems, exit_code=USAGE_ERROR)
+
+
+def files_of(settings: Settings, environ: Mapping[str, str] = os.environ) -> Files:
+    """Give where the files of a gateway with these settings are."""
+    where = parse_host_port(settings.http_addr)
+    host = "".join(
+        character if character.isascii() and (character.isalnum() or character in ".-") else "_"
+        for character in (where.host or _ALL_INTERFACES).lower()
+    )
+    stem = f"{_STEM}{host}-{where.port}"
+    folder = run_folder(settings, environ)
+    return Files(
+        pid_file=(settings.pid_file or folder / f"{stem}{_PID_SUFFIX}").absolute(),
+        log_file=(settings.log_file or folder / f"{stem}{_LOG_SUFFIX}").absolute(),
+    )
+
+
+def run_folder(settings: Settings, environ: Mapping[str, str] = os.environ) -> Path:
+    """Give the folder of PID files and logs."""
+    return (settings.state_dir or state_folder(environ) / "run").absolute()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, for their owner alone.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(_PRIVATE_FOLDER, exist_ok=True)
+
+
+def ask(flags: Mapping[str, object], config: Path | None) -> Question:
+    """Read what says which gateway is meant, and how long to wait for it.
+
+    Raises:
+        CommandFailed: a flag cannot be used.
+    """
+    try:
+        found = some_settings(_READ, flags=flags, environ=os.environ, config=config)
+    except ValueError as error:
+        raise CommandFailed(str(error), exit_code=USAGE_ERROR) from None
+    return Question(found, flags)
+
+
+def all_instances(settings: Settings) -> Sequence[PidFile]:
+    """Give every PID file of the folder, and the one that the settings name."""
+    paths = {files_of(settings).pid_file}
+    with contextlib.suppress(OSError):
+        paths.update(run_folder(settings).glob(f"{_STEM}*{_PID_SUFFIX}"))
+    found = (read_pid_file(path) for path in sorted(paths))
+    return [one for one in found if one is not None]
+
+
+def meant(question: Question) -> PidFile | None:
+    """Find the gateway that is meant: the one that is named, else the only one; ``None`` where there is none.
+
+    Raises:
+        CommandFailed: there are several, and nothing says which.
+    """
+    named = read_pid_file(files_of(question.settings).pid_file)
+    configured = not question.found.given.isdisjoint(_NAMING)
+    if is_named_by_flag(question) or (named is not None and configured):
+        return named
+    found = all_instances(question.settings)
+    running = [one for one in found if one.running is not None]
+    candidates = running or found
+    if len(candidates) > 1:
+        raise CommandFailed(
+            "there are several gateways: name one with --http-addr or --pid-file",
+            *map(in_a_line, candidates),
+        )
+    return candidates[0] if candidates else None
+
+
+def is_named_by_flag(question: Question) -> bool:
+    """Tell whether a flag says which gateway is meant."""
+    return any(question.flags.get(name) is not None for name in _NAMING)
+
+
+def others(question: Question) -> Sequence[str]:
+    """Give the gateways that run, for somebody who asked for one that does not."""
+    return [f"running: {in_a_line(one)}" for one in all_instances(question.settings) if one.running]
+
+
+def in_a_line(found: PidFile) -> str:
+    """Put what is known of a PID file into a line."""
+    if (record := found.running) is not None:
+        return f"{record.url} (PID {record.process.pid}, {found.path})"
+    return f"{found.path}: {found.problem}"
+
+
+def remove_left_over(found: PidFile) -> None:
+    """Remove a PID file that no gateway stands behind, and say so.
+
+    Raises:
+        CommandFailed: it cannot be removed, or may be something else that ``pid_file`` names by mistake.
+    """
+    usual = found.path.name.startswith(_STEM) and found.path.suffix == _PID_SUFFIX
+    if found.record is None and found.problem != EMPTY and not usual:
+        raise CommandFailed(
+            f"{found.path} is there and no PID file of lcp-gateway: remove it, or choose another --pid-file"
+        )
+    try:
+        found.path.unlink(missing_ok=True)
+    except OSError as error:
+        raise CommandFailed(
+            f"{found.path}: {found.problem}, and it cannot be removed: {error.strerror}"
+        ) from None
+    kind = "another user's" if found.condition is Condition.FOREIGN else "a stale"
+    complain(f"removed {kind} PID file, {found.path}: {found.problem}")
+
+
+@contextlib.contextmanager
+def holding(pid_file: Path, settings: Settings) -> Iterator[None]:
+    """Keep other commands from this gateway for the block.
+
+    Raises:
+        CommandFailed: one of them takes too long, or there can be no lock.
+    """
+    lock = pid_file.with_name(f"{pid_file.name}.lock")
+    timeout_s = settings.start_timeout_s + settings.stop_timeout_s + _LOCK_MARGIN_S
+    with contextlib.ExitStack() as stack:
+        try:
+            make_folder(lock.parent)
+            waiting = "waiting for another command that starts or stops this gateway"
+            stack.enter_context(locked(lock, timeout_s, lambda: complain(waiting)))
+        except StillLocked:
+            raise CommandFailed(
+                "another command still starts or stops this gateway: try again later"
+            ) from None
+        except OSError as error:
+            raise CommandFailed(f"{lock}: cannot be written: {error.strerror}") from None
+        yield
