@@ -75,7 +75,7 @@ async def test_a_job_is_answered_at_once_polled_and_found_with_its_result(front)
     assert (done.payment, done.headers["X-Lcp-Price-Msat"]) == ("settled", "5000")
     assert (await front.get("/v1/responses/resp_own")).status == 404
     assert front.book.rows == {}
-    assert front.metric("background_jobs_total", status="completed") == 1
+    assert front.metric("background_jobs_total", ended_as="completed") == 1
     assert front.metric("background_jobs_running") == 0
 
 
@@ -168,6 +168,44 @@ async def test_who_repeats_a_job_that_has_ended_gets_its_result_and_pays_nothing
         "settled",
         1,
     )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_repeats_a_job_whose_bytes_are_gone_gets_what_is_stored(front, stream):
+    began = asyncio.ensure_future(front.create(background=True, stream=stream, headers=KEY))
+    work = await front.work()
+    work.stream(*events(text="done")) if stream else work.deliver(response(text="done"))
+    first = await began
+    await front.idle()
+    for answer, _ in front.world.memory._by_key._held.values():
+        answer.forget()
+    again = await front.create(background=True, stream=stream, headers=KEY)
+    assert (again.status, front.payments) == (200, 1)
+    if stream:
+        assert again.body == first.body
+    else:
+        assert again.document["status"] == "completed"
+
+
+async def test_a_stream_begins_before_its_provider_does():
+    async with keeping_front(shop=slow_shop()) as front:
+        asked = asyncio.ensure_future(
+            front.client.post(
+                "/v1/responses",
+                json={"model": "m", "input": "hi", "background": True, "stream": True},
+                headers={"Authorization": "Bearer alice"},
+            )
+        )
+        answer = await asyncio.wait_for(asked, 5)
+        async with asyncio.timeout(5):
+            event = await answer.content.readuntil(b"\n\n")
+        document = json.loads(event.partition(b"data: ")[2])
+        job_id = document["response"]["id"]
+        assert (document["type"], document["response"]["status"]) == ("response.created", "queued")
+        assert (document["sequence_number"], list(front.book.rows)) == (0, [job_id])
+        answer.close()
+        await front.ask("POST", f"/v1/responses/{job_id}/cancel")
+        await front.idle()
 
 
 async def test_a_retry_that_says_so_joins_the_job_without_a_key(front):
@@ -296,7 +334,7 @@ async def test_however_a_job_ends_its_place_comes_back(how):
         await front.idle()
         expected = {"result": "completed", "cancelled": "cancelled"}.get(how, "failed")
         assert await status(front, job_id) == expected
-        assert front.metric("background_jobs_total", status=expected) == 1
+        assert front.metric("background_jobs_total", ended_as=expected) == 1
         got = asyncio.ensure_future(front.create())
         (await front.work(1)).deliver(response("resp_2"))
         assert (await got).status == 200

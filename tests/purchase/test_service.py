@@ -573,7 +573,7 @@ async def test_a_kept_answer_larger_than_what_is_held_ends_when_nobody_takes_it(
     work = await w.work()
     work.put(*stream_events(b"x" * 15, b"y" * 15)[:3])
     await w.service.wait_idle()
-    assert answer.error.code == Reason.NOBODY_WAITS.value
+    assert answer.error.code == Reason.ENDED.value
     assert answer.verdict is Verdict.SETTLED
     assert w.memory.pool.held_bytes == 0
 

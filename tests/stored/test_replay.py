@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from lcp_gateway.stored.events import EventReader
 from lcp_gateway.stored.recordings import response_document
-from lcp_gateway.stored.replay import EventChanges, as_events, is_readable, with_changes
+from lcp_gateway.stored.replay import EventChanges, as_events, is_readable, opening, with_changes
 from tests.adapters.cuts import SIZES, cut, passed
 from tests.adapters.raw_json import VALUES
 
@@ -108,6 +108,45 @@ def test_events_without_numbers_get_them_and_get_the_same_ones_each_time():
         b'event: x\ndata: {"type": "x","n": 3,"sequence_number":3}\n\ndata: [DONE]\n\n'
     )
     assert read(changed(stream, starting_after=1)) == read(numbered)[2:]
+
+
+# A stream whose client got an event before those of the provider
+
+
+def opened(stream, after=-1):
+    """What a client gets that comes back after an event."""
+    first = opening(json.dumps(response(status="queued")).encode()) if after < 0 else b""
+    return read(first + changed(stream, starting_after=after, is_open=True))
+
+
+def test_the_event_that_opens_a_stream_takes_the_place_of_its_first():
+    found = opened(STREAM)
+    assert [event["sequence_number"] for event in found] == [0, 1, 2]
+    assert [event["type"] for event in found] == [
+        "response.created",
+        "response.output_text.delta",
+        "response.completed",
+    ]
+    assert found[0]["response"]["status"] == "queued"
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        STREAM,
+        sse("response.in_progress", {"sequence_number": 0}) + sse("x", {"sequence_number": 1}),
+        sse("response.created", {}) + sse("x", {}) + sse("y", {}),
+        sse("x", {}) + sse("y", {}),
+        sse("response.created", {"sequence_number": 7}) + sse("x", {"sequence_number": 8}),
+    ],
+    ids=["its own", "without its beginning", "without numbers", "with neither", "odd numbers"],
+)
+def test_an_opened_streams_numbers_grow_and_are_the_same_each_time(stream):
+    whole = opened(stream)
+    numbers = [event["sequence_number"] for event in whole]
+    assert numbers == sorted(set(numbers)) and numbers[0] == 0
+    for place, number in enumerate(numbers):
+        assert opened(stream, number) == whole[place + 1 :]
 
 
 def test_numbers_go_on_from_those_that_came():
