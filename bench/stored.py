@@ -105,7 +105,13 @@ class Round:
 async def _asking(gateway: Gateway, clients: int, tally: Tally, *, store: bool):
     """Have clients ask for one stream after another."""
     body = json.dumps(
-        {"model": MODEL, "input": "hello you", "stream": True, "store": store}
+        # As most clients ask, who say nothing of it: that is to store.
+        {
+            "model": MODEL,
+            "input": "hello you",
+            "stream": True,
+            **({} if store else {"store": False}),
+        }
     ).encode()
     head = (
         f"POST /v1/responses HTTP/1.1\r\nHost: {gateway.address}\r\n"

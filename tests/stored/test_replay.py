@@ -409,7 +409,7 @@ def test_what_is_no_object_is_refused(document):
 ODD = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["content", "summary", "text", "type", "id", "annotations", "refusal", "arguments"]), inner),
+    | st.dictionaries(st.sampled_from(["content", "summary", "text", "type", "id", "annotations", "refusal", "arguments"]), inner, max_size=3),
     max_leaves=10,
 )  # fmt: skip
 ITEMS = st.builds(

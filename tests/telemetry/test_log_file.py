@@ -108,7 +108,7 @@ def test_no_line_is_lost_by_those_who_write_meanwhile(tmp_path, stream):
             thread.join()
     files = [*reversed(rotated(tmp_path / "x.log")), tmp_path / "x.log"]
     found = "".join(path.read_text() for path in files).splitlines()
-    assert len(files) > 2
+    assert len(files) > 1
     for writer in range(writers):
         mine = [line for line in found if line.startswith(f"{writer} ")]
         assert mine == [f"{writer} {number}" for number in range(lines)]
