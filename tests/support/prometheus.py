@@ -81,7 +81,7 @@ def configuration(target: str, *, key_file: Path | None = None) -> dict:
 
 
 @contextmanager
-def prometheus(config: dict, folder: Path) -> Iterator[RunningPrometheus]:
+def prometheus(config: dict, folder: Path, *flags: str) -> Iterator[RunningPrometheus]:
     path = folder / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
     with socket.socket() as probe:
@@ -95,6 +95,7 @@ def prometheus(config: dict, folder: Path) -> Iterator[RunningPrometheus]:
                 f"--config.file={path}",
                 f"--storage.tsdb.path={folder / 'data'}",
                 f"--web.listen-address={address}",
+                *flags,
             ],
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -24,6 +24,28 @@ ENDED = {"completed", "failed", "cancelled", "incomplete"}
 MODEL = "m"
 
 
+def slow_peers(quote_latency_s: float) -> str:
+    """Describe three peers: Alice is quick; Bob thinks so long about what it costs; Carol says ten words a second."""
+    return f"""
+[[peers]]
+alias = "Alice"
+[[peers.models]]
+name = "echo-1"
+
+[[peers]]
+alias = "Bob"
+quote_latency_s = {quote_latency_s}
+[[peers.models]]
+name = "slow-quote"
+
+[[peers]]
+alias = "Carol"
+[[peers.models]]
+name = "echo-slow"
+tokens_per_second = 10.0
+"""
+
+
 def respond(port: int, text: str = "hello", *, headers=None, model="echo-1", **more) -> Answer:
     """Ask for a response."""
     return post(port, RESPONSES, document(RESPONSES, model, text, **more), headers, 30)

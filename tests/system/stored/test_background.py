@@ -21,6 +21,7 @@ from tests.support.stored import (
     numbers,
     respond,
     retrieve,
+    slow_peers,
     wait_for,
 )
 from tests.support.wire import RESPONSES, document, get, post, request_bytes, wire
@@ -28,32 +29,13 @@ from tests.support.wire import RESPONSES, document, get, post, request_bytes, wi
 pytestmark = pytest.mark.slow
 
 ECHO = "This is the echo node. You said: "
-# Alice is quick; Bob thinks long about what it costs; Carol says ten words a second.
-PEERS = """
-[[peers]]
-alias = "Alice"
-[[peers.models]]
-name = "echo-1"
-
-[[peers]]
-alias = "Bob"
-quote_latency_s = 1.5
-[[peers.models]]
-name = "slow-quote"
-
-[[peers]]
-alias = "Carol"
-[[peers.models]]
-name = "echo-slow"
-tokens_per_second = 10.0
-"""
 LONG = "word " * 60
 
 
 @contextmanager
 def serving(folder, **settings: object) -> Iterator[RunningGateway]:
     peers = folder / "peers.toml"
-    peers.write_text(PEERS)
+    peers.write_text(slow_peers(1.5))
     settings = {"node_peers_file": peers, "node_faults": "true", **settings}
     env = {f"LCP_GATEWAY_{name.upper()}": str(value) for name, value in settings.items()}
     with gateway(env=env) as running:

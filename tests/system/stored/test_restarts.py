@@ -20,47 +20,33 @@ from tests.support.stored import (
     last_response,
     respond,
     retrieve,
+    slow_peers,
     wait_for,
 )
 from tests.support.wire import RESPONSES, document, get, request_bytes, wire
 
-NODE = """
-[wallet]
-payment_latency_s = {latency_s}
-
-[[peers]]
-alias = "Alice"
-[[peers.models]]
-name = "echo-1"
-
-[[peers]]
-alias = "Bob"
-quote_latency_s = 20.0
-[[peers.models]]
-name = "slow-quote"
-
-[[peers]]
-alias = "Carol"
-[[peers.models]]
-name = "echo-slow"
-tokens_per_second = 10.0
-"""
 pytestmark = pytest.mark.slow
 
 LONG = "word " * 200
+
+
+def node_of(payment_latency_s: float) -> str:
+    return f"[wallet]\npayment_latency_s = {payment_latency_s}\n{slow_peers(20.0)}"
+
+
 KEYS = ("sk-mine-of-the-test", "sk-theirs-of-the-test")
 MINE, THEIRS = ({"Authorization": f"Bearer {key}"} for key in KEYS)
 
 
 @pytest.fixture(scope="module")
 def slow_paying(tmp_path_factory):
-    with money_node(tmp_path_factory.mktemp("slow"), toml=NODE.format(latency_s=1.0)) as node:
+    with money_node(tmp_path_factory.mktemp("slow"), toml=node_of(1.0)) as node:
         yield node
 
 
 @pytest.fixture(scope="module")
 def quick_paying(tmp_path_factory):
-    with money_node(tmp_path_factory.mktemp("quick"), toml=NODE.format(latency_s=0.0)) as node:
+    with money_node(tmp_path_factory.mktemp("quick"), toml=node_of(0.0)) as node:
         yield node
 
 

@@ -19,30 +19,13 @@ from tests.support.stored import (
     input_items,
     respond,
     retrieve,
+    slow_peers,
     wait_for,
 )
 from tests.support.wire import CHAT, RESPONSES, document, get, post
 from tests.system.selling.seller import MARKUP, Customer, Office, Shop, charged, is_401, selling
 
 FILLED = 10_000_000
-PEERS = """
-[[peers]]
-alias = "Alice"
-[[peers.models]]
-name = "echo-1"
-
-[[peers]]
-alias = "Bob"
-quote_latency_s = 20.0
-[[peers.models]]
-name = "slow-quote"
-
-[[peers]]
-alias = "Carol"
-[[peers.models]]
-name = "echo-slow"
-tokens_per_second = 10.0
-"""
 LONG = "word " * 60
 CHALLENGE = re.compile(r'L402 macaroon="([^"]+)", ?invoice="([^"]+)"')
 
@@ -50,7 +33,7 @@ CHALLENGE = re.compile(r'L402 macaroon="([^"]+)", ?invoice="([^"]+)"')
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     peers = tmp_path_factory.mktemp("node") / "peers.toml"
-    peers.write_text(PEERS)
+    peers.write_text(slow_peers(20.0))
     node = free_address()
     env = selling(
         node_listen=node,
@@ -226,7 +209,9 @@ def test_a_token_that_was_paid_at_the_door_opens_its_own_store(shop):
 
 
 def test_a_gateway_that_is_killed_while_it_pays_holds_the_charge_and_says_so(tmp_path):
-    with money_node(tmp_path, toml="[wallet]\npayment_latency_s = 1.0\n" + PEERS) as node:
+    with money_node(
+        tmp_path, toml="[wallet]\npayment_latency_s = 1.0\n" + slow_peers(20.0)
+    ) as node:
         env = on_node(node, journal_url=tmp_path / "journal.db") | selling()
         with gateway(embedded=False, env=env) as running:
             customer = Office(running.port).customer(FILLED)
