@@ -131,6 +131,8 @@ def test_retrieving_and_chaining_are_free_and_not_free(customer):
         max_output_tokens=8,
     )
     assert charged(second) > charged(first)
+    # What was delivered is written down right after the answer.
+    customer.eventually_has(held_msat=0)
     before = customer.balance()
     retrieve(customer.port, first.json["id"], headers=customer.headers)
     assert input_items(customer.port, second.json["id"], headers=customer.headers)
