@@ -347,12 +347,14 @@ class PurchaseService:
         answer.begin(Head(stream.content_type, stream.content_encoding))
         with self._tracing.span(Step.STREAM) as span:
             try:
-                await self._take_in(answer, stream, started)
+                await self._take_in(answer, purchase, stream, started)
             finally:
                 span.note(outcome_facts, purchase)
                 span.note(stream_facts, answer)
 
-    async def _take_in(self, answer: Answer, stream: PaidStream, started: float) -> None:
+    async def _take_in(
+        self, answer: Answer, purchase: Purchase, stream: PaidStream, started: float
+    ) -> None:
         async with aclosing(stream.chunks()) as chunks:
             async for block in chunks:
                 if answer.first_byte_s is None:
@@ -362,7 +364,10 @@ class PurchaseService:
                     waits = self._clock()
                     await answer.room()
                     answer.waited_s += self._clock() - waits
-                elif not answer.readable and not answer.listeners:
+                if answer.waited_s:
+                    # If its time runs out now, it is for readers that let it stand: it is their doing, and not free.
+                    purchase.abandoned = 2 * answer.waited_s > self._clock() - started
+                if not answer.readable and not answer.listeners:
                     # Too large to be kept, and nobody takes it. Whoever left it to us did not leave.
                     self.interrupt(answer, Reason.ENDED if answer.kept else Reason.NOBODY_WAITS)
 

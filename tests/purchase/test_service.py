@@ -372,6 +372,32 @@ async def test_a_slow_reader_holds_the_peer_back():
     w.service.left(answer)
 
 
+@pytest.mark.parametrize(("stands_s", "seen"), [(80.0, "left"), (10.0, "undelivered")])
+async def test_a_stream_whose_time_runs_out_for_its_reader_is_its_readers_doing(stands_s, seen):
+    w = world(bounds=Bounds(window_bytes=10, whole_bytes=1_000))
+    answer = w.service.start(ordered(stream=True), NO_REPEAT)
+    w.service.joined(answer)
+    work = await w.work()
+    begin, *rest = stream_events(*[b"x" * 20] * 3)
+    work.put(begin)
+    await answer.wait_head()
+    chunks = answer.chunks()
+    reading = spawn(anext(chunks))
+    await settle()
+    # It took some time to come, and then stands still for so long.
+    w.clock[0] += 30
+    work.put(rest[0], rest[1])
+    await reading
+    await settle()
+    w.clock[0] += stands_s
+    work.put(UpstreamError("DEADLINE_EXCEEDED", "too late"))
+    with pytest.raises(Undelivered):
+        async for _ in chunks:
+            pass
+    assert w.exposure.states[-1] == seen
+    w.service.left(answer)
+
+
 async def test_an_answer_that_is_gone_is_not_bought_again():
     w = world(memory_limits=MemoryLimits(bytes_in_all=10))
     first = spawn(w.ask(ordered(), KEY))
