@@ -54,7 +54,7 @@ class Accounting(Observer):
             self.on_settled(purchase)
         if purchase.state is State.UNDELIVERED:
             self._metrics.undelivered(quote.peer_id, purchase.cost_msat)
-        if answer.abandoned:
+        if answer.outlives_requests:
             self._log.info(
                 "a purchase ended after its request",
                 request_id=answer.order.request_id,

@@ -72,10 +72,11 @@ class Measuring(Observer):
             self._metrics.provider_speed(
                 quote.peer_id, quote.source.value, view.first_byte_s, view.tokens_per_s
             )
-        elif purchase.abandoned:
-            # Whoever wanted it went away: that says nothing of its provider.
-            pass
-        elif purchase.state in _FAILED and not _is_requests_fault(answer, purchase):
+        elif (
+            purchase.state in _FAILED
+            and purchase.blames_provider
+            and not _is_requests_fault(answer, purchase)
+        ):
             self._records.failed(quote.peer_id)
 
 

@@ -58,9 +58,10 @@ class Answer:
     """One order's answer: written by the one task that buys it, read by any number of requests from its beginning.
 
     ``quote_s`` and ``execute_s`` say how long its quote and the call that pays took, ``first_byte_s`` how long it was from
-    that call to a stream's first byte, and ``waited_s`` how much of it went by for readers that were behind. ``kept_for`` is
-    whoever wants it also while nobody reads it, ``given_id`` the id by which a result goes that has none. Memory is
-    bounded: past ``whole_bytes`` what all readers have taken is let go, and from then on nobody new can join.
+    that call to a stream's first byte, and ``waited_s`` how much of it went by for readers that were behind, to which adds
+    what goes by since ``waits_since``. ``outlives_requests`` says that its last listener has left. ``kept_for`` is whoever
+    wants it also while nobody reads it, ``given_id`` the id by which a result goes that has none. Memory is bounded: past
+    ``whole_bytes`` what all readers have taken is let go, and from then on nobody new can join.
     """
 
     def __init__(self, order: Order, bounds: Bounds, pool: Pool) -> None:
@@ -71,13 +72,14 @@ class Answer:
         self.ended = False
         self.size = 0
         self.listeners = 0
-        self.abandoned = False
+        self.outlives_requests = False
         self.kept_for: object | None = None
         self.given_id = ""
         self.quote_s: float | None = None
         self.execute_s: float | None = None
         self.first_byte_s: float | None = None
         self.waited_s = 0.0
+        self.waits_since: float | None = None
         self._bounds = bounds
         self._pool = pool
         self._blocks: list[bytes] = []

@@ -1,14 +1,15 @@
 """Delivery: what was paid for, checked as it flows, so that a cut or altered result never passes for a whole one."""
 
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 from lcp_gateway.purchase.errors import Undelivered, UpstreamError
 from lcp_gateway.purchase.journal import Learnt
+from lcp_gateway.purchase.outcome import EndedBy, Ending, Judge, Received
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.results import Result, ResultStatus, StreamBegin, StreamEnd, StreamEvent
-from lcp_gateway.purchase.states import Event
 
 
 def problem_with_status(result: Result) -> str | None:
@@ -29,12 +30,21 @@ def problem_with_bytes(
     return None
 
 
-class Move(Protocol):
-    """Moves a purchase on and has it written down."""
+class End(Protocol):
+    """Ends a paid purchase and has it written down."""
 
-    def __call__(self, purchase: Purchase, event: Event, learnt: Learnt = ...) -> None:
-        """Apply ``event``; ``learnt`` is what became known with it."""
+    def __call__(self, purchase: Purchase, ending: Ending, learnt: Learnt = ...) -> None:
+        """Apply what follows from ``ending``; ``learnt`` is what became known with it."""
         ...
+
+
+def ending_of_error(purchase: Purchase, received: Received, error: BaseException) -> Ending:
+    """Return the ending of a paid purchase whose call ended in an error before everything had come."""
+    if not isinstance(error, UpstreamError):
+        return Ending(purchase.interrupted_by or EndedBy.GATEWAY, received)
+    # Only the end of its time can be its readers' doing; every other error is the provider's own.
+    late = error.status == "DEADLINE_EXCEEDED" and purchase.held_up_by_readers()
+    return Ending(EndedBy.CLIENT if late else EndedBy.PROVIDER, received)
 
 
 class PaidStream:
@@ -45,65 +55,106 @@ class PaidStream:
         purchase: Purchase,
         begin: StreamBegin,
         events: AsyncGenerator[StreamEvent, None],
-        move: Move,
+        end: End,
+        judge: Judge,
     ) -> None:
         self.content_type = begin.content_type
         self.content_encoding = begin.content_encoding
         self._purchase = purchase
         self._events = events
-        self._move = move
+        self._end = end
+        self._judge = judge
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Give the result's bytes as they come. Iterate once; close it when you stop early.
 
-        Ends normally only when the whole result came and its status, length and hash are right.
+        Ends normally only when the whole result came, its status, length and hash are right, and it is a result.
 
         Raises:
             Undelivered: the stream was cut, or something about it is wrong.
         """
         digest = hashlib.sha256()
         length = 0
-        purchase = self._purchase
-        end: StreamEnd | None = None
-        terminal: Result | None = None
-        outcome, learnt = Event.FAIL_DELIVERY, Learnt()
+        feed = self._judge.feed
+        ends: list[StreamEvent] = []
+        ending, learnt = Ending(EndedBy.PROVIDER, Received.WHOLE), Learnt()
         try:
             async for event in self._events:
                 # bytes first: nearly every event is a chunk
-                if isinstance(event, bytes) and end is None:
+                if isinstance(event, bytes) and not ends:
                     digest.update(event)
+                    feed(event)
                     length += len(event)
-                    purchase.has_begun = True
                     yield event
-                elif isinstance(event, StreamEnd) and end is None:
-                    end = event
-                elif isinstance(event, Result) and terminal is None:
-                    terminal = event
                 else:
-                    raise self._undelivered("the stream's events are out of order")
-            if problem := _problem_with_end(digest.digest(), length, end, terminal):
-                raise self._undelivered(problem)
-            outcome = Event.DELIVER
-            charged_msat = None if terminal is None else terminal.charged_msat
-            learnt = Learnt(
-                result_sha256=digest.digest(), result_bytes=length, charged_msat=charged_msat
-            )
+                    ends.append(event)
+                    self._check_order(ends)
+            learnt = self._check(digest.digest(), length, ends)
+        except Undelivered as error:
+            ending = Ending(EndedBy.PROVIDER, error.received)
+            raise
         except UpstreamError as error:
-            raise self._undelivered(f"the stream broke off: {error.message}") from error
+            ending = ending_of_error(self._purchase, _begun(length), error)
+            problem = f"the stream broke off: {error.message}"
+            raise self._undelivered(problem, ending.received) from error
+        except BaseException as error:
+            ending = ending_of_error(self._purchase, _begun(length), error)
+            raise
         finally:
-            self._move(purchase, outcome, learnt)
+            self._end(self._purchase, ending, learnt)
             await self._events.aclose()
 
-    def _undelivered(self, problem: str) -> Undelivered:
+    def _check_order(self, ends: Sequence[StreamEvent]) -> None:
+        """Allow what may follow the last chunk: the stream's end, the result, or both in this order, once each."""
+        kinds = tuple(map(type, ends))
+        if kinds not in {(StreamEnd,), (Result,), (StreamEnd, Result), (Result, StreamEnd)}:
+            raise self._undelivered("the stream's events are out of order", Received.ALTERED)
+
+    def _check(self, sha256: bytes, length: int, ends: Sequence[StreamEvent]) -> Learnt:
+        """Return what became known with a whole result.
+
+        Raises:
+            Undelivered: it is none.
+        """
+        end = next((event for event in ends if isinstance(event, StreamEnd)), None)
+        terminal = next((event for event in ends if isinstance(event, Result)), None)
+        if terminal is None:
+            problem = "the stream ended without the provider's word that it is complete"
+            raise self._undelivered(problem, _begun(length))
+        if problem_found := _problem_with_end(sha256, length, end, terminal):
+            raise self._undelivered(problem_found, Received.ALTERED)
+        received = self._judge.received()
+        if received is not Received.WHOLE:
+            raise self._undelivered(PROBLEMS[received], received)
+        return Learnt(result_sha256=sha256, result_bytes=length, charged_msat=terminal.charged_msat)
+
+    def _undelivered(self, problem: str, received: Received) -> Undelivered:
         purchase = self._purchase
-        return Undelivered(problem, quote=purchase.quote, verdict=purchase.verdict)
+        return Undelivered(
+            problem, quote=purchase.quote, verdict=purchase.verdict, received=received
+        )
+
+
+PROBLEMS: Mapping[Received, str] = MappingProxyType(
+    {
+        Received.NOTHING: "the provider sent nothing",
+        Received.PART: "the result ends before its end",
+        Received.ALTERED: "the result is not what its provider says it is",
+        Received.UNKNOWN: "it cannot be known what the provider sent",
+        Received.ERROR: "the provider sent an error in place of a result",
+        Received.EMPTY: "the provider's result is empty, or not of the kind that was asked for",
+    }
+)
+"""What is said of a result whose hash and length are right, and which is none."""
+
+
+def _begun(length: int) -> Received:
+    return Received.PART if length else Received.NOTHING
 
 
 def _problem_with_end(
-    sha256: bytes, length: int, end: StreamEnd | None, terminal: Result | None
+    sha256: bytes, length: int, end: StreamEnd | None, terminal: Result
 ) -> str | None:
-    if terminal is None:
-        return "the stream ended without the provider's word that it is complete"
     if problem := problem_with_status(terminal):
         return problem
     if end is None:

@@ -1,6 +1,7 @@
 """The errors of a purchase: a small tree, raised where known and mapped to an answer once, at the HTTP edge."""
 
 from lcp_gateway.purchase.candidate import Candidate
+from lcp_gateway.purchase.outcome import Received
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import Verdict
 
@@ -53,13 +54,19 @@ class PaymentFailed(PurchaseError):
 
 
 class Undelivered(PurchaseError):
-    """Paid, but no whole and right result came. From a node that is free nothing was paid."""
+    """Paid, but no whole and right result came; ``received`` is what did. From a node that is free nothing was paid."""
 
     def __init__(
-        self, message: str, *, quote: Quote | None = None, verdict: Verdict = Verdict.SETTLED
+        self,
+        message: str,
+        *,
+        quote: Quote | None = None,
+        verdict: Verdict = Verdict.SETTLED,
+        received: Received = Received.PART,
     ) -> None:
         super().__init__(message, quote=quote)
         self.verdict = verdict
+        self.received = received
 
 
 class Refused(PurchaseError):

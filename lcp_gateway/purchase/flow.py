@@ -5,7 +5,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from lcp_gateway.purchase.delivery import PaidStream, problem_with_bytes, problem_with_status
+from lcp_gateway.purchase.delivery import (
+    PROBLEMS,
+    PaidStream,
+    ending_of_error,
+    problem_with_bytes,
+    problem_with_status,
+)
 from lcp_gateway.purchase.errors import (
     PaymentFailed,
     QuoteExpired,
@@ -17,6 +23,13 @@ from lcp_gateway.purchase.evidence import verdict_of_failure
 from lcp_gateway.purchase.journal import Intent, Learnt, PurchaseJournal
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.market import Inspection
+from lcp_gateway.purchase.outcome import (
+    EndedBy,
+    Ending,
+    Judgement,
+    Received,
+    no_judgement,
+)
 from lcp_gateway.purchase.ports import Exposure, Upstream
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Source
@@ -25,7 +38,6 @@ from lcp_gateway.purchase.states import Event, Verdict
 from lcp_gateway.purchase.tracing import NO_TRACING, Step, Tracing, paid_facts
 
 _NOTHING_LEARNT = Learnt()
-_ABANDONED = Learnt(keeps_charge=True)
 
 
 def utc_now() -> datetime:
@@ -49,15 +61,18 @@ class Buyer:
         limits: SpendingLimits,
         exposure: Exposure,
         execute_timeout_s: float,
+        judgement: Judgement = no_judgement,
         now: Callable[[], datetime] = utc_now,
         tracing: Tracing = NO_TRACING,
     ) -> None:
+        """``judgement`` tells whether the bytes of a result, whose hash and length are right, are one."""
         self._upstream = upstream
         self._journal = journal
         self._inspect = inspect
         self._limits = limits
         self._exposure = exposure
         self._execute_timeout_s = execute_timeout_s
+        self._judgement = judgement
         self._now = now
         self._tracing = tracing
 
@@ -103,20 +118,26 @@ class Buyer:
             )
         except UpstreamError as error:
             raise self._failed(purchase, error) from error
-        except BaseException:
-            self._lose_sight(purchase)
+        except BaseException as error:
+            self._lose_sight(purchase, Received.PART, error)
             raise
         self._move(purchase, Event.SETTLE)
         digest = hashlib.sha256(result.body).digest()
         problem = problem_with_status(result) or problem_with_bytes(
             digest, len(result.body), result.sha256, result.length
         )
-        if problem:
-            self._move(purchase, Event.FAIL_DELIVERY)
-            raise Undelivered(problem, quote=purchase.quote, verdict=purchase.verdict)
-        self._move(
+        received = Received.ALTERED if problem else self._judge(purchase, result)
+        if received is not Received.WHOLE:
+            self._end(purchase, Ending(EndedBy.PROVIDER, received))
+            raise Undelivered(
+                problem or PROBLEMS[received],
+                quote=purchase.quote,
+                verdict=purchase.verdict,
+                received=received,
+            )
+        self._end(
             purchase,
-            Event.DELIVER,
+            Ending(EndedBy.PROVIDER, received),
             Learnt(
                 result_sha256=digest,
                 result_bytes=len(result.body),
@@ -137,19 +158,28 @@ class Buyer:
             raise self._failed(purchase, nothing) from None
         except UpstreamError as error:
             raise self._failed(purchase, error) from error
-        except BaseException:
-            self._lose_sight(purchase)
+        except BaseException as error:
+            self._lose_sight(purchase, Received.NOTHING, error)
             raise
         self._move(purchase, Event.SETTLE)
         if not isinstance(first, StreamBegin):
             # A provider whose first word is not the head failed before it produced anything.
             await events.aclose()
-            self._move(purchase, Event.FAIL_DELIVERY)
+            self._end(purchase, Ending(EndedBy.PROVIDER, Received.NOTHING))
             problem = problem_with_status(first) if isinstance(first, Result) else None
             raise Undelivered(
-                problem or "the stream has no head", quote=purchase.quote, verdict=purchase.verdict
+                problem or "the stream has no head",
+                quote=purchase.quote,
+                verdict=purchase.verdict,
+                received=Received.NOTHING,
             )
-        return PaidStream(purchase, first, events, self._move)
+        judge = self._judgement(purchase.order.task, first.content_type, first.content_encoding)
+        return PaidStream(purchase, first, events, self._end, judge)
+
+    def _judge(self, purchase: Purchase, result: Result) -> Received:
+        judge = self._judgement(purchase.order.task, result.content_type, result.content_encoding)
+        judge.feed(result.body)
+        return judge.received()
 
     async def _authorise(self, purchase: Purchase) -> None:
         """Let a purchase through to the one call that pays, once everything speaks for it and it is written down."""
@@ -209,30 +239,38 @@ class Buyer:
                 self._move(purchase, Event.LOSE_SIGHT)
             case Verdict.SETTLED:
                 self._move(purchase, Event.SETTLE)
-                self._move(purchase, Event.FAIL_DELIVERY)
+                self._end(purchase, ending_of_error(purchase, Received.NOTHING, error))
         return PaymentFailed(error, purchase.verdict, quote=purchase.quote)
 
-    def _lose_sight(self, purchase: Purchase) -> None:
+    def _lose_sight(self, purchase: Purchase, received: Received, error: BaseException) -> None:
         """Leave a call of which nothing more will be heard."""
         if purchase.quote.source is Source.NODE:
             # A node has no payment to look up later: what it was handed and did not refuse counts as bought.
             self._move(purchase, Event.SETTLE)
-            self._move(purchase, Event.FAIL_DELIVERY)
+            self._end(purchase, ending_of_error(purchase, received, error))
         else:
             self._move(purchase, Event.LOSE_SIGHT)
 
-    def _move(self, purchase: Purchase, event: Event, learnt: Learnt = _NOTHING_LEARNT) -> None:
-        if event is Event.FAIL_DELIVERY and purchase.abandoned:
-            event, learnt = Event.ABANDON, _ABANDONED
-            if purchase.charge is not None:
-                purchase.charge = replace(purchase.charge, refund_undelivered=False)
+    def _end(self, purchase: Purchase, ending: Ending, learnt: Learnt = _NOTHING_LEARNT) -> None:
+        """End a paid purchase: the table of endings decides about charge and blame."""
+        ruling = purchase.end(ending)
+        if ruling.event is not Event.DELIVER:
+            learnt = replace(learnt, ending=ending)
+        self._note(purchase, learnt)
+        if ruling.blames_provider or ruling.event is Event.DELIVER:
+            self._exposure.ended(purchase.quote, purchase.state)
+        else:
+            self._exposure.left(purchase.quote)
+
+    def _move(self, purchase: Purchase, event: Event) -> None:
+        """Move a purchase on while it is not settled, or to settled."""
         state = purchase.apply(event)
+        self._note(purchase, _NOTHING_LEARNT)
+        if event is not Event.SETTLE:
+            self._exposure.ended(purchase.quote, state)
+
+    def _note(self, purchase: Purchase, learnt: Learnt) -> None:
         if learnt.charged_msat is not None:
             purchase.charged_msat = learnt.charged_msat
         if not purchase.costs_nothing:
-            self._journal.note(purchase.quote.job_id, state, self._now(), learnt)
-        if event is Event.ABANDON and (purchase.has_begun or not purchase.order.task.stream):
-            # Its provider was at it. One that took the money and sent nothing is not excused by a client that gave up.
-            self._exposure.left(purchase.quote)
-        elif event is not Event.SETTLE:
-            self._exposure.ended(purchase.quote, state)
+            self._journal.note(purchase.quote.job_id, purchase.state, self._now(), learnt)

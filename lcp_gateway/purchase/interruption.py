@@ -3,6 +3,7 @@
 import enum
 
 from lcp_gateway.purchase.errors import PurchaseError
+from lcp_gateway.purchase.outcome import EndedBy
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.states import Verdict
 
@@ -18,8 +19,13 @@ class Reason(enum.StrEnum):
     CANCELLED = "cancelled"
 
 
-# It is neither the provider's failure nor the operator's that nothing more comes.
-CLIENTS_WISH = frozenset({Reason.NOBODY_WAITS, Reason.CANCELLED})
+_ENDED_BY = {
+    Reason.NOBODY_WAITS: EndedBy.CLIENT,
+    Reason.SHUTTING_DOWN: EndedBy.GATEWAY,
+    Reason.ENDED: EndedBy.GATEWAY,
+    Reason.TAKEN_OVER: EndedBy.GATEWAY,
+    Reason.CANCELLED: EndedBy.CLIENT,
+}
 
 _WORDS = {
     Reason.NOBODY_WAITS: "nobody waited for the answer any more",
@@ -29,6 +35,13 @@ _WORDS = {
     Reason.TIMED_OUT: "the purchase took longer than this gateway allows",
     Reason.CANCELLED: "the client cancelled it",
 }
+
+
+def party_of(reason: Reason, purchase: Purchase) -> EndedBy:
+    """Return the party that an interruption is due to; the end of the time is its readers' doing or its provider's."""
+    if reason is Reason.TIMED_OUT:
+        return EndedBy.CLIENT if purchase.held_up_by_readers() else EndedBy.PROVIDER
+    return _ENDED_BY[reason]
 
 
 class Interrupted(PurchaseError):

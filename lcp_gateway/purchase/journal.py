@@ -8,6 +8,7 @@ from typing import Protocol
 
 from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.outcome import Ending
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import State
 from lcp_gateway.purchase.tariff import Markup
@@ -67,8 +68,8 @@ class Learnt:
     preimage: bytes | None = None
     charged_msat: Msat | None = None
     """What it came to, where the quote's price was only the most that it could."""
-    keeps_charge: bool = False
-    """The charge is not given back, since it was the client that did not want the rest."""
+    ending: Ending | None = None
+    """How a paid purchase ended, with which its charge is kept or given back."""
 
 
 class Period(enum.StrEnum):

@@ -1,11 +1,20 @@
 """A purchase: an order, the quote taken for it, and where it stands."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.journal import Charge
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.outcome import EndedBy, Ending, Ruling
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import VERDICTS, Event, State, Verdict, step
+
+
+def not_held_up() -> bool:
+    """Answer for a purchase that waits for no reader."""
+    return False
 
 
 class Purchase:
@@ -13,16 +22,20 @@ class Purchase:
 
     ``payment_hash`` is that of the quote's invoice, where there is one and it was read; ``runner_up_msat`` what the next
     best provider asked; ``charged_msat`` what it came to, once that is known. ``charge`` is the customer's, if there is one.
-    ``has_begun`` says that something of a streamed result came, ``abandoned`` that its client wants nothing more of it.
+
+    ``interrupted_by`` is the party for which the gateway is ending it before its time, None while it is not.
+    ``held_up_by_readers`` tells whether most of its time went by waiting for its readers. ``ending`` is how it ended,
+    once it was paid and nothing more will come.
     """
 
     __slots__ = (
         "_state",
-        "abandoned",
         "candidate",
         "charge",
         "charged_msat",
-        "has_begun",
+        "ending",
+        "held_up_by_readers",
+        "interrupted_by",
         "order",
         "payment_hash",
         "quote",
@@ -41,8 +54,9 @@ class Purchase:
         self.order = order
         self.quote = quote
         self.candidate = candidate or Candidate(quote.peer_id)
-        self.has_begun = False
-        self.abandoned = False
+        self.interrupted_by: EndedBy | None = None
+        self.held_up_by_readers: Callable[[], bool] = not_held_up
+        self.ending: Ending | None = None
         self.charge: Charge | None = None
         self.charged_msat: Msat | None = None
         self.payment_hash = payment_hash
@@ -80,6 +94,26 @@ class Purchase:
     def cost_msat(self) -> Msat:
         """What it came to, or while that is not known, the most that it can."""
         return self.quote.price_msat if self.charged_msat is None else self.charged_msat
+
+    @property
+    def blames_provider(self) -> bool:
+        """Whether the provider answers for what did not come of it."""
+        if self.ending is not None:
+            return self.ending.ruling.blames_provider
+        return self.interrupted_by is not EndedBy.CLIENT
+
+    def end(self, ending: Ending) -> Ruling:
+        """Move a paid purchase to its end as the table of endings says; return what follows from it.
+
+        Raises:
+            IllegalTransition: it is not paid, or has ended before.
+        """
+        ruling = ending.ruling
+        self.apply(ruling.event)
+        self.ending = ending
+        if ruling.keeps_charge and self.charge is not None:
+            self.charge = replace(self.charge, refund_undelivered=False)
+        return ruling
 
     def apply(self, event: Event) -> State:
         """Move on; gives the new state.

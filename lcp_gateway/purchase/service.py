@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,12 +22,12 @@ from lcp_gateway.purchase.errors import (
 from lcp_gateway.purchase.fallback import after, cheaper, others
 from lcp_gateway.purchase.flow import Buyer
 from lcp_gateway.purchase.holding import Holding
-from lcp_gateway.purchase.interruption import CLIENTS_WISH, Interrupted, Reason
+from lcp_gateway.purchase.interruption import Interrupted, Reason, party_of
 from lcp_gateway.purchase.journal import InsufficientBalance
 from lcp_gateway.purchase.market import Market, Offer
 from lcp_gateway.purchase.memory import AnswerMemory, Repeat
 from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.purchase import Purchase, not_held_up
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.shared import Claim, SharedAnswers
 from lcp_gateway.purchase.sharing import Sharing
@@ -208,7 +209,7 @@ class PurchaseService:
         answer.listeners -= 1
         if answer.listeners or answer.kept or answer.ended or answer not in self._running:
             return
-        answer.abandoned = True
+        answer.outlives_requests = True
         if answer.verdict is Verdict.NONE:
             self.interrupt(answer, Reason.NOBODY_WAITS)
         elif answer not in self._leaving:
@@ -218,7 +219,7 @@ class PurchaseService:
     def joined(self, answer: Answer) -> None:
         """Say that a request waits for an answer; ``left`` has to follow."""
         answer.listeners += 1
-        answer.abandoned = False
+        answer.outlives_requests = False
         if timer := self._leaving.pop(answer, None):
             timer.cancel()
 
@@ -227,8 +228,8 @@ class PurchaseService:
         # One that has ended only tells the other gateways so.
         if (task := self._running.get(answer)) and not answer.ended:
             self._reasons[answer] = reason
-            if answer.purchase is not None and reason in CLIENTS_WISH:
-                answer.purchase.abandoned = True
+            if (purchase := answer.purchase) is not None:
+                purchase.interrupted_by = party_of(reason, purchase)
             task.cancel()
 
     def interrupt_all(self, reason: Reason) -> int:
@@ -355,21 +356,32 @@ class PurchaseService:
     async def _take_in(
         self, answer: Answer, purchase: Purchase, stream: PaidStream, started: float
     ) -> None:
+        purchase.held_up_by_readers = partial(self._is_held_up, answer, started)
+        try:
+            await self._take_chunks(answer, stream, started)
+        finally:
+            # Asked no more, and else a circle of the two.
+            purchase.held_up_by_readers = not_held_up
+
+    async def _take_chunks(self, answer: Answer, stream: PaidStream, started: float) -> None:
         async with aclosing(stream.chunks()) as chunks:
             async for block in chunks:
                 if answer.first_byte_s is None:
                     answer.first_byte_s = self._clock() - started
                 answer.append(block)
                 if answer.is_ahead:
-                    waits = self._clock()
+                    waits = answer.waits_since = self._clock()
                     await answer.room()
+                    answer.waits_since = None
                     answer.waited_s += self._clock() - waits
-                if answer.waited_s:
-                    # If its time runs out now, it is for readers that let it stand: it is their doing, and not free.
-                    purchase.abandoned = 2 * answer.waited_s > self._clock() - started
                 if not answer.readable and not answer.listeners:
                     # Too large to be kept, and nobody takes it. Whoever left it to us did not leave.
                     self.interrupt(answer, Reason.ENDED if answer.kept else Reason.NOBODY_WAITS)
+
+    def _is_held_up(self, answer: Answer, started: float) -> bool:
+        now = self._clock()
+        waits_s = 0.0 if answer.waits_since is None else now - answer.waits_since
+        return 2 * (answer.waited_s + waits_s) > now - started
 
     def _cancel_if_at_work(self, purchase: Purchase | None, error: Exception) -> None:
         # A deadline, or a stream that broke off before its end: the peer may still be at it.

@@ -149,7 +149,11 @@ class _Row:
             self.result_bytes = learnt.result_bytes
         if self.preimage is None:
             self.preimage = learnt.preimage
-        if learnt.keeps_charge and self.refund_undelivered:
+        if (
+            learnt.ending is not None
+            and learnt.ending.ruling.keeps_charge
+            and self.refund_undelivered
+        ):
             self.refund_undelivered = False
         return before != self._known
 

@@ -18,6 +18,7 @@ from lcp_gateway.purchase.flow import Buyer
 from lcp_gateway.purchase.journal import Budget, InsufficientBalance, JournalUnavailable, Period
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.outcome import EndedBy
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.results import ResultStatus, StreamBegin, StreamEnd
 from lcp_gateway.purchase.states import IllegalTransition, State, Verdict
@@ -244,7 +245,7 @@ async def test_a_client_that_leaves_in_the_middle_pays_and_its_provider_is_not_b
     journal, buyer, purchase = streamed_to_a_customer(*stream_events(b"one", b"two"))
     chunks = (await buyer.open_stream(purchase)).chunks()
     await anext(chunks)
-    purchase.abandoned = True
+    purchase.interrupted_by = EndedBy.CLIENT
     await chunks.aclose()
     assert journal.states[-1] == "undelivered"
     assert buyer._exposure.states[-1] == "left"
@@ -256,7 +257,7 @@ async def test_a_provider_that_sent_nothing_is_not_excused_by_a_client_that_gave
     gone = UpstreamError("CANCELLED", "closed")
     _, buyer, purchase = streamed_to_a_customer(begin, gone)
     stream = await buyer.open_stream(purchase)
-    purchase.abandoned = True
+    purchase.interrupted_by = EndedBy.CLIENT
     with pytest.raises(Undelivered):
         await read(stream)
     assert buyer._exposure.states[-1] == "undelivered"

@@ -586,7 +586,7 @@ async def test_a_second_request_joins_what_is_kept_and_may_leave_again():
     await settle()
     joined.cancel()
     await asyncio.sleep(0.01)
-    assert not answer.ended and answer.listeners == 0 and not answer.abandoned
+    assert not answer.ended and answer.listeners == 0 and not answer.outlives_requests
     work.put(*end)
     assert await w.ask(ordered(stream=True), KEY) == b"one"
     assert len(w.shop.works) == 1

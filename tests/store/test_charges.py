@@ -17,6 +17,7 @@ from lcp_gateway.purchase.journal import (
     Period,
 )
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.outcome import EndedBy, Ending, Received
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import State
 from lcp_gateway.purchase.tariff import Markup
@@ -116,8 +117,20 @@ PAID = (Cause.PURCHASE, -1_050)
         ([State.SETTLED, State.UNDELIVERED], {}, True, 0, [PAID, 1_050]),
         ([State.SETTLED, State.UNDELIVERED], {"charged_msat": 400}, True, 0, [PAID, 1_050]),
         # The client did not want the rest.
-        ([State.SETTLED, State.UNDELIVERED], {"keeps_charge": True}, True, 0, [PAID]),
-        ([State.SETTLED, State.UNDELIVERED], {"keeps_charge": True}, False, 0, [PAID]),
+        (
+            [State.SETTLED, State.UNDELIVERED],
+            {"ending": Ending(EndedBy.CLIENT, Received.PART)},
+            True,
+            0,
+            [PAID],
+        ),
+        (
+            [State.SETTLED, State.UNDELIVERED],
+            {"ending": Ending(EndedBy.CLIENT, Received.PART)},
+            False,
+            0,
+            [PAID],
+        ),
     ],
 )
 async def test_the_balance_follows_the_states(

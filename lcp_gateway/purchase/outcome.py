@@ -1,0 +1,143 @@
+"""The end of a paid purchase: one table of what ended it and what came, which decides about charge and blame.
+
+The code executes the table, and docs/money.md prints it. Nothing else decides whether a customer is charged for a
+purchase that was paid, or whether its provider is blamed.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
+
+from lcp_gateway.purchase.states import Event
+from lcp_gateway.purchase.task import Task
+
+
+class EndedBy(enum.StrEnum):
+    """The party that ended a purchase. The value is stored, and printed by ``purchases show``."""
+
+    PROVIDER = "provider"
+    """It finished, failed, or took longer than it may."""
+    CLIENT = "client"
+    """It left, cancelled, or did not read until the time was over."""
+    GATEWAY = "gateway"
+    """It is shutting down, or has no room for the result."""
+    OPERATOR = "operator"
+    """The gateway was killed or crashed, or a person resolved the purchase."""
+    UNKNOWN = "unknown"
+    """The connection was lost while the call ran, and later evidence showed that it was paid."""
+
+
+class Received(enum.StrEnum):
+    """What came for the payment. The value is stored, and printed by ``purchases show``."""
+
+    NOTHING = "nothing"
+    """Not one byte of a streamed result, or an error in place of a result."""
+    PART = "part"
+    """The beginning of a streamed result; or a result in one piece is still awaited."""
+    ALTERED = "altered"
+    """All of it, and its hash, length or status is wrong."""
+    ERROR = "error"
+    """All of it, hash and length are right, and it holds an error instead of a result."""
+    EMPTY = "empty"
+    """All of it, hash and length are right, and it is empty or not of the kind that was asked for."""
+    WHOLE = "whole"
+    """The whole result, and everything about it is right."""
+    UNKNOWN = "unknown"
+    """It cannot be known, and counts as nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What follows from an end.
+
+    ``keeps_charge`` says that the customer pays; otherwise the charge is given back as ``refund_undelivered`` and the
+    limits of refunds say. ``blames_provider`` says that the purchase counts as lost to its provider.
+    """
+
+    event: Event
+    keeps_charge: bool
+    blames_provider: bool
+
+
+_DELIVERED = Ruling(Event.DELIVER, keeps_charge=True, blames_provider=False)
+_FAILED = Ruling(Event.FAIL_DELIVERY, keeps_charge=False, blames_provider=True)
+# The client wanted no more of what its provider was sending.
+_LEFT = Ruling(Event.ABANDON, keeps_charge=True, blames_provider=False)
+# The client gave up, and its provider had taken the money and sent nothing.
+_LEFT_WITH_NOTHING = Ruling(Event.ABANDON, keeps_charge=True, blames_provider=True)
+
+_ALWAYS_FAILED = dict.fromkeys(EndedBy, _FAILED)
+
+RULINGS: Mapping[Received, Mapping[EndedBy, Ruling]] = MappingProxyType(
+    {
+        Received.NOTHING: _ALWAYS_FAILED | {EndedBy.CLIENT: _LEFT_WITH_NOTHING},
+        Received.PART: _ALWAYS_FAILED | {EndedBy.CLIENT: _LEFT},
+        # A lie is its provider's, however slow the reader was and whatever the client did meanwhile.
+        Received.ALTERED: _ALWAYS_FAILED,
+        Received.ERROR: _ALWAYS_FAILED,
+        Received.EMPTY: _ALWAYS_FAILED,
+        Received.WHOLE: dict.fromkeys(EndedBy, _DELIVERED),
+        # In doubt the customer is not charged.
+        Received.UNKNOWN: _ALWAYS_FAILED,
+    }
+)
+
+
+class Ending(NamedTuple):
+    """How a paid purchase ended."""
+
+    ended_by: EndedBy
+    received: Received
+
+    @property
+    def ruling(self) -> Ruling:
+        """What follows from it."""
+        return RULINGS[self.received][self.ended_by]
+
+
+LOST_BY_CRASH = Ending(EndedBy.OPERATOR, Received.UNKNOWN)
+"""Paid by a process that is gone: what its client got before cannot be known."""
+FOUND_PAID = Ending(EndedBy.UNKNOWN, Received.NOTHING)
+"""Found to be paid after the call had ended without an answer."""
+
+
+class Judge(Protocol):
+    """Reads the bytes of one result as they come and says what they hold. Never raises and never holds them up."""
+
+    def feed(self, chunk: bytes) -> None:
+        """Read the next bytes."""
+        ...
+
+    def received(self) -> Received:
+        """Say what came, once hash, length and status are known to be right: ``WHOLE``, or what is wrong with it."""
+        ...
+
+
+class Judgement(Protocol):
+    """Makes the judge of a result."""
+
+    def __call__(self, task: Task, content_type: str, content_encoding: str) -> Judge:
+        """Return a judge for the result of ``task`` that comes with this content type and encoding."""
+        ...
+
+
+class _Satisfied:
+    """Takes every result for whole."""
+
+    __slots__ = ()
+
+    def feed(self, chunk: bytes) -> None:
+        pass
+
+    def received(self) -> Received:
+        return Received.WHOLE
+
+
+_SATISFIED = _Satisfied()
+
+
+def no_judgement(task: Task, content_type: str, content_encoding: str) -> Judge:  # noqa: ARG001 - it takes every result alike
+    """Take every result whose hash, length and status are right for whole."""
+    return _SATISFIED

@@ -1,0 +1,349 @@
+"""Each row of the table of endings, as the running gateway reaches it."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lcp_gateway.purchase.answers import Bounds
+from lcp_gateway.purchase.errors import PurchaseError, UpstreamError
+from lcp_gateway.purchase.flow import Buyer
+from lcp_gateway.purchase.limits import SpendingLimits
+from lcp_gateway.purchase.outcome import (
+    FOUND_PAID,
+    LOST_BY_CRASH,
+    RULINGS,
+    EndedBy,
+    Ending,
+    Received,
+    no_judgement,
+)
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.results import ResultStatus, StreamEnd
+from lcp_gateway.purchase.service import Reason
+from lcp_gateway.purchase.states import TRANSITIONS, Event, State
+from tests.support.purchases import (
+    HASH,
+    NOW,
+    TASK,
+    MemoryJournal,
+    ScriptedUpstream,
+    Trusting,
+    order,
+    quote,
+    result,
+    stream_events,
+)
+from tests.support.shop import NO_REPEAT, ordered, settle, world
+
+PAGE = Path(__file__).parents[2] / "docs" / "money.md"
+REFUND = SpendingLimits(refund_undelivered=True)
+STREAM = replace(TASK, stream=True)
+
+
+def test_every_ending_has_a_ruling():
+    assert set(RULINGS) == set(Received)
+    assert all(set(row) == set(EndedBy) for row in RULINGS.values())
+
+
+def test_the_documented_table_is_the_one_that_is_executed():
+    printed = PAGE.read_text().split("<!-- endings:begin -->")[1].split("<!-- endings:end -->")[0]
+    rows = [
+        tuple(cell.strip() for cell in line.strip("| ").split("|"))
+        for line in printed.strip().splitlines()[2:]
+    ]
+    documented = {
+        (received, ended_by): (event.strip("`"), charge, blamed)
+        for received, ended_by, event, charge, blamed in (row[:5] for row in rows)
+    }
+    executed = {
+        (received.value, ended_by.value): (
+            ruling.event.value,
+            "kept" if ruling.keeps_charge else "given back",
+            "yes" if ruling.blames_provider else "no",
+        )
+        for received, row in RULINGS.items()
+        for ended_by, ruling in row.items()
+    }
+    assert documented == executed
+
+
+def test_only_a_whole_result_is_delivered_and_only_it_clears_its_provider_of_everything():
+    for received, row in RULINGS.items():
+        for ruling in row.values():
+            whole = received is Received.WHOLE
+            assert (ruling.event is Event.DELIVER) is whole
+            assert TRANSITIONS[State.SETTLED][ruling.event] is (
+                State.DELIVERED if whole else State.UNDELIVERED
+            )
+
+
+def test_only_a_client_that_leaves_before_the_end_pays_for_what_it_did_not_get():
+    """A5: a lie is its provider's, however slow the reader."""
+    kept = {
+        Ending(ended_by, received)
+        for received, row in RULINGS.items()
+        for ended_by, ruling in row.items()
+        if ruling.keeps_charge and received is not Received.WHOLE
+    }
+    assert kept == {
+        Ending(EndedBy.CLIENT, Received.NOTHING),
+        Ending(EndedBy.CLIENT, Received.PART),
+    }
+
+
+@pytest.mark.parametrize("ending", [LOST_BY_CRASH, FOUND_PAID])
+def test_what_is_found_out_later_is_decided_for_the_customer(ending):
+    assert not ending.ruling.keeps_charge and ending.ruling.blames_provider
+
+
+# What a provider does to a result, and what that is.
+
+
+class Fixed:
+    """A judge that has its mind made up."""
+
+    def __init__(self, received):
+        self.said = received
+        self.read = b""
+
+    def feed(self, chunk):
+        self.read += chunk
+
+    def received(self):
+        return self.said
+
+
+def bought(*, judge=None, source=Source.LCP, stream=False, **script):
+    upstream = ScriptedUpstream(quoted=replace(quote(), source=source), **script)
+    exposure = Trusting()
+    buyer = Buyer(
+        upstream,
+        journal=MemoryJournal(upstream),
+        inspect=lambda _order, _quote: HASH,
+        limits=REFUND,
+        exposure=exposure,
+        execute_timeout_s=1,
+        judgement=no_judgement if judge is None else lambda *_what: judge,
+        now=lambda: NOW,
+    )
+    wanted = replace(order(STREAM if stream else TASK), account_id="acct_1")
+    return buyer, exposure, Purchase(wanted, upstream.quoted)
+
+
+async def end_of(buyer, purchase, *, then=None):
+    """Buy to the end, and give how it ended; ``then`` comes over a stream after its first chunk."""
+    try:
+        if not purchase.order.task.stream:
+            await buyer.buy(purchase)
+        else:
+            stream = await buyer.open_stream(purchase)
+            async for _ in stream.chunks():
+                if then is not None:
+                    then(purchase)
+    except PurchaseError:
+        pass
+    return purchase.ending
+
+
+WRONG_HASH = {"sha256": b"\0" * 32}
+FAILED = {"status": ResultStatus.FAILED}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "received"),
+    [
+        (result(), Received.WHOLE),
+        (result(**WRONG_HASH), Received.ALTERED),
+        (result(length=1), Received.ALTERED),
+        (result(**FAILED), Received.ALTERED),
+        (UpstreamError("UNAVAILABLE", "lcp_error code=10: broke"), Received.NOTHING),
+    ],
+)
+async def test_what_a_provider_sends_in_one_piece(outcome, received):
+    buyer, exposure, purchase = bought(outcome=outcome)
+    assert await end_of(buyer, purchase) == Ending(EndedBy.PROVIDER, received)
+    assert exposure.states[-1] == ("delivered" if received is Received.WHOLE else "undelivered")
+    assert bool(purchase.customer_msat) is (received is Received.WHOLE)
+
+
+def cut(events, at):
+    return [*events[:at], UpstreamError("UNAVAILABLE", "cut")]
+
+
+GOOD = stream_events(b"one", b"two")
+
+
+@pytest.mark.parametrize(
+    ("events", "received"),
+    [
+        (GOOD, Received.WHOLE),
+        ([*GOOD[:3], StreamEnd(b"\0" * 32, 6), GOOD[4]], Received.ALTERED),
+        ([*GOOD[:3], StreamEnd(GOOD[3].sha256, 5), GOOD[4]], Received.ALTERED),
+        (stream_events(b"one", b"two", **FAILED), Received.ALTERED),
+        ([*GOOD[:4], b"more", GOOD[4]], Received.ALTERED),
+        (cut(GOOD, 2), Received.PART),
+        (GOOD[:3], Received.PART),
+        (cut(GOOD, 1), Received.NOTHING),
+        (GOOD[:1], Received.NOTHING),
+        ([result(**FAILED)], Received.NOTHING),
+    ],
+)
+@pytest.mark.parametrize("slow", [False, True])
+async def test_what_a_provider_streams_is_its_doing_however_slow_the_reader(events, received, slow):
+    """A5: lies to a slow reader were charged to it, and never counted against the provider."""
+    buyer, exposure, purchase = bought(events=events, stream=True)
+    purchase.held_up_by_readers = lambda: slow
+    assert await end_of(buyer, purchase) == Ending(EndedBy.PROVIDER, received)
+    assert exposure.states[-1] == ("delivered" if received is Received.WHOLE else "undelivered")
+    assert bool(purchase.customer_msat) is (received is Received.WHOLE)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_the_end_of_the_time_is_the_doing_of_readers_that_held_the_stream_up(slow):
+    late = UpstreamError("DEADLINE_EXCEEDED", "late")
+    buyer, exposure, purchase = bought(events=[*GOOD[:2], late], stream=True)
+    purchase.held_up_by_readers = lambda: slow
+    party = EndedBy.CLIENT if slow else EndedBy.PROVIDER
+    assert await end_of(buyer, purchase) == Ending(party, Received.PART)
+    assert exposure.states[-1] == ("left" if slow else "undelivered")
+    assert bool(purchase.customer_msat) is slow
+
+
+@pytest.mark.parametrize("received", [r for r in Received if r is not Received.UNKNOWN])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_judge_of_its_bytes_has_a_say_in_what_came(received, stream):
+    judge = Fixed(received)
+    buyer, exposure, purchase = bought(
+        judge=judge, stream=stream, outcome=result(b"onetwo"), events=GOOD
+    )
+    assert await end_of(buyer, purchase) == Ending(EndedBy.PROVIDER, received)
+    assert judge.read == b"onetwo"
+    assert exposure.states[-1] == ("delivered" if received is Received.WHOLE else "undelivered")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_judge_cannot_make_a_wrong_hash_right(stream):
+    events = [*GOOD[:3], StreamEnd(b"\0" * 32, 6), GOOD[4]]
+    buyer, _, purchase = bought(
+        judge=Fixed(Received.WHOLE), stream=stream, outcome=result(**WRONG_HASH), events=events
+    )
+    assert (await end_of(buyer, purchase)).received is Received.ALTERED
+
+
+@pytest.mark.parametrize("party", [EndedBy.CLIENT, EndedBy.GATEWAY, EndedBy.PROVIDER])
+async def test_a_lie_is_found_while_somebody_else_was_ending_it(party):
+    events = [*GOOD[:3], StreamEnd(b"\0" * 32, 6), GOOD[4]]
+    buyer, exposure, purchase = bought(events=events, stream=True)
+
+    def interrupted(purchase):
+        purchase.interrupted_by = party
+
+    ending = await end_of(buyer, purchase, then=interrupted)
+    assert ending == Ending(EndedBy.PROVIDER, Received.ALTERED)
+    assert exposure.states[-1] == "undelivered" and purchase.customer_msat == 0
+
+
+# What the service ends before its time.
+
+
+async def interrupted(reason, *, begun, stream=True, source=Source.LCP):
+    w = world()
+    answer = w.service.start(ordered(stream=stream), NO_REPEAT)
+    work = await w.work()
+    if source is Source.NODE:
+        answer.purchase.quote = replace(answer.purchase.quote, source=source)
+    if stream:
+        work.put(*GOOD[: 2 if begun else 1])
+        await answer.wait_head()
+        await settle()
+    w.service.interrupt(answer, reason)
+    await w.service.wait_idle()
+    return answer.purchase, w.exposure.states[-1]
+
+
+@pytest.mark.parametrize("reason", [Reason.SHUTTING_DOWN, Reason.ENDED])
+@pytest.mark.parametrize("begun", [False, True])
+async def test_what_the_gateway_ends_is_given_back(reason, begun):
+    """E, purchase/service ``interrupt``: what the gateway ends passed for the client's wish, and no test noticed."""
+    purchase, seen = await interrupted(reason, begun=begun)
+    assert purchase.ending.ended_by is EndedBy.GATEWAY
+    assert (purchase.state, seen) == (State.UNDELIVERED, "undelivered")
+    assert not purchase.ending.ruling.keeps_charge
+
+
+async def test_what_takes_too_long_is_its_providers_doing():
+    """E, as above, for the end of the time."""
+    purchase, seen = await interrupted(Reason.TIMED_OUT, begun=True)
+    assert purchase.ending == Ending(EndedBy.PROVIDER, Received.PART)
+    assert (purchase.state, seen) == (State.UNDELIVERED, "undelivered")
+
+
+@pytest.mark.parametrize("reason", [Reason.CANCELLED, Reason.NOBODY_WAITS])
+@pytest.mark.parametrize(("begun", "seen"), [(True, "left"), (False, "undelivered")])
+async def test_what_the_client_ends_it_pays_for(reason, begun, seen):
+    purchase, heard = await interrupted(reason, begun=begun)
+    received = Received.PART if begun else Received.NOTHING
+    assert purchase.ending == Ending(EndedBy.CLIENT, received)
+    assert purchase.ending.ruling.keeps_charge and heard == seen
+
+
+@pytest.mark.parametrize(
+    ("reason", "stream", "ending"),
+    [
+        (Reason.CANCELLED, False, Ending(EndedBy.CLIENT, Received.PART)),
+        (Reason.SHUTTING_DOWN, False, Ending(EndedBy.GATEWAY, Received.PART)),
+        (Reason.TIMED_OUT, False, Ending(EndedBy.PROVIDER, Received.PART)),
+    ],
+)
+async def test_a_node_that_was_at_work_is_paid_whatever_ends_it(reason, stream, ending):
+    purchase, _ = await interrupted(reason, begun=False, stream=stream, source=Source.NODE)
+    assert purchase.ending == ending
+
+
+async def test_readers_that_hold_a_stream_up_until_its_time_is_over_pay_for_it():
+    w = world(bounds=Bounds(window_bytes=2, whole_bytes=1_000), limit_s=0.05)
+    answer = w.service.start(ordered(stream=True), NO_REPEAT)
+    w.service.joined(answer)
+    reader = answer.chunks()
+    work = await w.work()
+    work.put(GOOD[0])
+    await answer.wait_head()
+    first = asyncio.ensure_future(anext(reader))
+    await settle()
+    work.put(GOOD[1])
+    assert await first == b"one"
+    # The reader takes nothing more, and all the time from now on goes by for it.
+    await settle()
+    w.clock[0] += 60
+    await asyncio.wait_for(w.service.wait_idle(), 5)
+    assert answer.purchase.ending == Ending(EndedBy.CLIENT, Received.PART)
+    await reader.aclose()
+
+
+async def test_a_provider_that_stalls_after_its_reader_did_is_not_excused_by_it():
+    """A5: the reader's waiting was judged at the last block, and excused whatever came after it."""
+    w = world(bounds=Bounds(window_bytes=2, whole_bytes=1_000))
+    answer = w.service.start(ordered(stream=True), NO_REPEAT)
+    w.service.joined(answer)
+    reader = answer.chunks()
+    work = await w.work()
+    work.put(GOOD[0])
+    await answer.wait_head()
+    first = asyncio.ensure_future(anext(reader))
+    await settle()
+    work.put(GOOD[1])
+    assert await first == b"one"
+    await settle()
+    w.clock[0] += 10
+    following = asyncio.ensure_future(anext(reader))
+    await settle()
+    # It reads again, and now the provider sends nothing for longer than that.
+    w.clock[0] += 60
+    work.put(UpstreamError("DEADLINE_EXCEEDED", "late"))
+    with pytest.raises(PurchaseError):
+        await following
+    assert answer.purchase.ending == Ending(EndedBy.PROVIDER, Received.PART)
+    w.service.left(answer)
