@@ -2,9 +2,7 @@
 
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.tariff import Markup, Tariff
-
-_PPM_PER_PERCENT = 10_000
+from lcp_gateway.purchase.tariff import PPM_PER_PERCENT, Markup, Tariff
 
 
 def tariff(settings: Settings) -> Tariff:
@@ -22,4 +20,4 @@ def tariff(settings: Settings) -> Tariff:
 
 
 def _markup(percent: float, fixed_msat: int) -> Markup:
-    return Markup(round(percent * _PPM_PER_PERCENT), Msat(fixed_msat))
+    return Markup(round(percent * PPM_PER_PERCENT), Msat(fixed_msat))

@@ -10,6 +10,9 @@ from lcp_gateway.config.nodes import NodeConfig
 from lcp_gateway.config.places import all_nodes
 from lcp_gateway.config.settings import Settings
 from lcp_gateway.config.sources import Source, nearest, others_may_read
+from lcp_gateway.purchase.evidence import MIN_HTLC_MSAT
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.tariff import PPM_PER_PERCENT, Markup, loss_range
 
 DAEMON_FEE_LIMIT_SAT: Final = 10_000
 """What lcpd-grpcd lets lnd pay for the routing of one payment, as its source has it; it cannot be configured."""
@@ -167,6 +170,7 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
         )
     if auth_mode(settings) == "accounts" and not (settings.embedded or settings.lnd_grpc_addr):
         yield "customers cannot pay in: lnd_grpc_addr is not set"
+    yield from _markup_cautions(settings)
     yield from _https_cautions(settings)
     if settings.embedded and "lcpd_grpc_addr" in sources:
         yield f"{sources['lcpd_grpc_addr']} has no effect: the embedded node is used"
@@ -184,6 +188,41 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
         yield f"{sources['lnd_grpc_addr']}: lnd knows nothing of the embedded node's payments"
     for node in all_nodes(settings):
         yield from _node_cautions(node)
+
+
+def _markup_cautions(settings: Settings) -> Iterator[str]:
+    """Find mark-ups that do not cover the estimated routing fee, by which an operator loses with each purchase."""
+    if auth_mode(settings) != "accounts" or settings.embedded:
+        return
+    marked_up = {"": (settings.markup_percent, settings.markup_msat)}
+    for name, model in settings.models.items():
+        if model.markup_percent is not None or model.markup_msat is not None:
+            marked_up[name] = (
+                settings.markup_percent if model.markup_percent is None else model.markup_percent,
+                settings.markup_msat if model.markup_msat is None else model.markup_msat,
+            )
+    if not settings.lnd_grpc_addr and not any(map(any, marked_up.values())):
+        # Nothing is sold yet: customers cannot pay in, which is a warning of its own.
+        return
+    for name, (percent, fixed_msat) in marked_up.items():
+        markup = Markup(round(percent * PPM_PER_PERCENT), Msat(fixed_msat))
+        losses = loss_range(markup, settings.fee_ppm, settings.fee_base_msat)
+        if losses is None or (losses.below_msat is not None and losses.below_msat <= MIN_HTLC_MSAT):
+            # Nothing can be paid at such a price.
+            continue
+        if losses.below_msat is not None:
+            where = f"at prices below {losses.below_msat:,} msat"
+        elif losses.from_msat:
+            where = f"at prices over {losses.from_msat:,} msat"
+        else:
+            where = "at any price"
+        of_model = f" of model {name!r:.80}" if name else ""
+        yield (
+            f"the mark-up{of_model} ({percent:g}% and {fixed_msat:,} msat) does not cover the estimated routing fee "
+            f"({settings.fee_ppm / PPM_PER_PERCENT:g}% and {settings.fee_base_msat:,} msat) {where}: each such purchase "
+            "from a Lightning peer is a loss. Raise markup_msat to fee_base_msat and markup_percent to fee_ppm / 10,000, "
+            "or lower the estimate where lnd's fees are lower"
+        )
 
 
 def _https_cautions(settings: Settings) -> Iterator[str]:
@@ -228,6 +267,6 @@ def spending_cautions(settings: Settings) -> tuple[str, ...]:
         )
     found.append(
         f"the daemon pays routing fees of up to {DAEMON_FEE_LIMIT_SAT:,} sat a payment, a fixed limit of its own; "
-        f"reckoned with are {settings.fee_ppm / 10_000:g}% and {settings.fee_base_msat} msat"
+        f"reckoned with are {settings.fee_ppm / PPM_PER_PERCENT:g}% and {settings.fee_base_msat} msat"
     )
     return tuple(found)

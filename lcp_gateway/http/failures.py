@@ -14,6 +14,7 @@ from lcp_gateway.purchase.errors import (
     Undelivered,
     UpstreamError,
 )
+from lcp_gateway.purchase.evidence import MIN_HTLC_MSAT, EvidenceRow, evidence_of_failure
 from lcp_gateway.purchase.memory import AnswerLost, KeyReused
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.service import Interrupted, Reason
@@ -146,16 +147,48 @@ def _of_payment_failure(error: PaymentFailed) -> ApiError:
             code = "payment_unknown"
         case Verdict.SETTLED:
             code = "undelivered"
+    row = evidence_of_failure(error.status, error.message)
+    worth_a_retry = row is None or (row.worth_a_retry and not _is_below_min_htlc(error, row))
     return ApiError(
         STATUS_OF_GRPC.get(error.status, 500),
-        error.message,
+        _sentence(error, row),
         code=code,
-        # A new quote may find a route; an invoice that the daemon refused will be no better, and whatever may have
-        # been paid is never tried again.
-        retry=error.verdict is Verdict.NONE and "invoice" not in error.message,
+        # Whatever may have been paid is never tried again.
+        retry=error.verdict is Verdict.NONE and worth_a_retry,
         verdict=error.verdict,
         quote=error.quote,
+        details={} if row is None else {"payment_failure": row.name},
     )
+
+
+def _sentence(error: PaymentFailed, row: EvidenceRow | None) -> str:
+    """Say what happened to the payment; the daemon's own text, which holds addresses, is for its log."""
+    if error.verdict is Verdict.UNKNOWN:
+        return (
+            f"the call that pays ended ({error.status}) without telling whether it paid; "
+            "it counts as spent until lnd tells"
+        )
+    if row is None:
+        return error.message
+    if row.verdict is Verdict.SETTLED:
+        # Out of this call a peer's error is the peer's own text, and no address of ours.
+        return f"{row.says}: {error.message}" if row.name == "peer_error" else row.says
+    if _is_below_min_htlc(error, row):
+        return (
+            f"{row.says}: the price is {_price_msat(error)} msat, and most channels carry nothing below "
+            f"{MIN_HTLC_MSAT:,} msat; ask for more output (max_tokens, max_output_tokens) so that the price is "
+            f"{MIN_HTLC_MSAT:,} msat or more; nothing was paid"
+        )
+    return f"{row.says} ({_price_msat(error)} msat); nothing was paid"
+
+
+def _is_below_min_htlc(error: PaymentFailed, row: EvidenceRow) -> bool:
+    """Return whether the payment was too small for a channel of default policy, which the next one would be too."""
+    return row.name == "no_route" and _price_msat(error) < MIN_HTLC_MSAT
+
+
+def _price_msat(error: PaymentFailed) -> int:
+    return error.quote.price_msat if error.quote is not None else 0
 
 
 def _of_node_failure(error: PaymentFailed) -> ApiError:

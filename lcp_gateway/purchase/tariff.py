@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from lcp_gateway.purchase.money import Msat
 
+PPM_PER_PERCENT: Final = 10_000
 _PPM = 1_000_000
 _NOTHING = Msat(0)
 
@@ -30,6 +32,30 @@ class Markup:
 
 
 NO_MARKUP = Markup()
+
+
+@dataclass(frozen=True, slots=True)
+class LossRange:
+    """The prices at which a mark-up does not cover the estimated routing fee; ``below_msat`` is None for no end."""
+
+    from_msat: int
+    below_msat: int | None
+
+
+def loss_range(markup: Markup, fee_ppm: int, fee_base_msat: int) -> LossRange | None:
+    """Return the prices at which an operator pays more for the route than the mark-up brings; None where there are none.
+
+    The mark-up brings ``fixed_msat + ppm * price``, the route costs ``fee_base_msat + fee_ppm * price``: two lines,
+    which cross at ``(fee_base_msat - fixed_msat) / (ppm - fee_ppm)`` where they do.
+    """
+    missing_msat = fee_base_msat - markup.fixed_msat
+    gained_ppm = markup.ppm - fee_ppm
+    if missing_msat <= 0 and gained_ppm >= 0:
+        return None
+    if missing_msat >= 0 and gained_ppm <= 0:
+        return LossRange(0, None)
+    crossing_msat = -(-missing_msat * _PPM // gained_ppm)
+    return LossRange(0, crossing_msat) if gained_ppm > 0 else LossRange(crossing_msat, None)
 
 
 @dataclass(frozen=True, slots=True)

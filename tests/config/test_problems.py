@@ -290,6 +290,57 @@ def test_what_is_fine_is_no_warning(environ, tmp_path):
     assert load(flags={}, environ={"XDG_CONFIG_HOME": str(tmp_path), **environ}).warnings == ()
 
 
+FEES = {"LCP_GATEWAY_AUTH": "accounts", "LCP_GATEWAY_MARKUP_PERCENT": "10"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        (
+            {},
+            "(10% and 0 msat) does not cover the estimated routing fee (1% and 1,000 msat) at pri",
+        ),
+        ({}, "at prices below 11,112 msat"),
+        ({"LCP_GATEWAY_MARKUP_PERCENT": "1"}, "at any price"),
+        (
+            {"LCP_GATEWAY_MARKUP_PERCENT": "0", "LCP_GATEWAY_MARKUP_MSAT": "2000"},
+            "at prices over 100,000 msat",
+        ),
+        ({"LCP_GATEWAY_FEE_BASE_MSAT": "5000"}, "below 55,556 msat"),
+    ],
+)
+def test_a_markup_that_does_not_cover_the_estimated_fee_is_warned_about(environ, words, tmp_path):
+    """A21: 10 % of a small price is less than the one satoshi that a public hop takes."""
+    found = load(flags={}, environ={"XDG_CONFIG_HOME": str(tmp_path), **FEES, **environ})
+    (warning,) = (it for it in found.warnings if "mark-up" in it)
+    assert words in warning and "markup_msat" in warning
+
+
+def test_the_markup_of_a_model_is_looked_at_by_itself(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(
+        'auth = "accounts"\nmarkup_percent = 10\nmarkup_msat = 1000\n'
+        "[models.small]\nmarkup_msat = 0\n[models.large]\nmarkup_percent = 30\n"
+    )
+    found = load(flags={}, environ={}, config_path=path).warnings
+    (warning,) = (it for it in found if "mark-up" in it)
+    assert "of model 'small' (10% and 0 msat)" in warning
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"LCP_GATEWAY_MARKUP_MSAT": "1000"},
+        {"LCP_GATEWAY_FEE_BASE_MSAT": "80", "LCP_GATEWAY_FEE_PPM": "100"},
+        {"LCP_GATEWAY_AUTH": "none"},
+        {"LCP_GATEWAY_EMBEDDED": "1"},
+    ],
+)
+def test_a_markup_that_covers_the_fee_or_sells_nothing_is_no_warning(environ, tmp_path):
+    found = load(flags={}, environ={"XDG_CONFIG_HOME": str(tmp_path), **FEES, **environ})
+    assert not [it for it in found.warnings if "mark-up" in it]
+
+
 def test_a_secret_in_a_file_that_all_may_read_is_a_warning(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text('api_keys = ["sk-1"]\n')

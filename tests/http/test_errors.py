@@ -14,6 +14,7 @@ from lcp_gateway.purchase.errors import (
     Undelivered,
     UpstreamError,
 )
+from lcp_gateway.purchase.evidence import verdict_of_failure
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.service import Interrupted, Reason
@@ -53,6 +54,79 @@ def test_after_accept_only_what_was_not_paid_may_be_retried(grpc_status, verdict
         "price_msat": 5_000,
         "peer_id": quote().peer_id,
     }
+
+
+NO_ROUTE = "payment failed: FAILURE_REASON_NO_ROUTE"
+LND_STOPPED = (
+    "DecodePayReq: rpc error: code = Unavailable desc = connection error: desc = "
+    '"transport: Error while dialing: dial tcp 127.0.0.1:10009: connect: connection refused"'
+)
+
+
+def of_daemon(status, text, *, price_msat=5_000):
+    """What a client is told where the call that pays ended like this."""
+    cause, at = UpstreamError(status, text), replace(quote(), price_msat=price_msat)
+    return answered(of_purchase(PaymentFailed(cause, verdict_of_failure(status, text), quote=at)))
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "says", "retry"),
+    [
+        ("FAILED_PRECONDITION", NO_ROUTE, "no route to the peer (5000 msat)", "true"),
+        (
+            "FAILED_PRECONDITION",
+            "payment failed: FAILURE_REASON_INSUFFICIENT_BALANCE",
+            "hold too little for this price (5000 msat)",
+            "false",
+        ),
+        ("FAILED_PRECONDITION", "payment failed: FAILURE_REASON_TIMEOUT", "in time", "true"),
+        ("FAILED_PRECONDITION", "payment failed: FAILURE_REASON_ERROR", "gave the", "true"),
+        ("UNAVAILABLE", LND_STOPPED, "no answer from its lnd", "true"),
+        ("NOT_FOUND", "job not found", "does not know this job", "true"),
+        ("FAILED_PRECONDITION", "invoice amount does not match price_msat", "invoice", "false"),
+    ],
+)
+def test_what_was_not_paid_is_told_in_a_sentence_without_the_daemons_own_text(
+    status, text, says, retry
+):
+    """A18, A19: both were "unknown", and the client read gRPC's text with the address of lnd."""
+    response, body = of_daemon(status, text)
+    assert response.headers["X-Lcp-Payment"] == body["lcp"]["payment"] == "none"
+    assert response.headers["x-should-retry"] == retry
+    assert body["code"] == "payment_failed"
+    assert says in body["message"] and body["message"].endswith("nothing was paid")
+    assert text not in body["message"] and "127.0.0.1" not in body["message"]
+
+
+@pytest.mark.parametrize(
+    ("price_msat", "retry"), [(1, "false"), (999, "false"), (1_000, "true"), (5_000, "true")]
+)
+def test_a_price_that_channels_do_not_carry_is_not_asked_for_again_and_the_client_told_why(
+    price_msat, retry
+):
+    """A20: below 1,000 msat the SDK asked four times, in vain."""
+    response, body = of_daemon("FAILED_PRECONDITION", NO_ROUTE, price_msat=price_msat)
+    assert response.headers["X-Lcp-Payment"] == "none"
+    assert response.headers["x-should-retry"] == retry
+    assert body["lcp"]["payment_failure"] == "no_route"
+    assert ("max_tokens" in body["message"]) is (retry == "false")
+    assert f"{price_msat} msat" in body["message"]
+
+
+def test_a_payment_in_doubt_is_told_without_the_daemons_own_text():
+    response, body = of_daemon("UNAVAILABLE", "ipv4:127.0.0.1:50051: connection reset by peer")
+    assert (body["code"], body["lcp"]["payment"]) == ("payment_unknown", "unknown")
+    assert response.headers["x-should-retry"] == "false"
+    assert "127.0.0.1" not in body["message"] and "UNAVAILABLE" in body["message"]
+
+
+def test_what_a_paid_peer_says_of_its_error_is_passed_on():
+    response, body = of_daemon("RESOURCE_EXHAUSTED", "lcp_error code=7: backend unavailable")
+    assert response.headers["X-Lcp-Payment"] == "settled"
+    assert response.headers["x-should-retry"] == "false"
+    assert body["message"] == (
+        "the peer was paid and answered with an error: lcp_error code=7: backend unavailable"
+    )
 
 
 def test_paid_and_undelivered_is_a_bad_gateway_that_is_not_retried():

@@ -249,6 +249,21 @@ def test_fields_that_do_not_add_up_are_refused(change, complaint):
         decode(rewrite(make(), change))
 
 
+@pytest.mark.parametrize("both_ways_round", [False, True])
+def test_a_description_and_its_hash_together_are_refused(both_ways_round):
+    """E: each alone is fine, so only their being together can be what is refused."""
+    hashed, plain = field(23, bech32.from_bytes(b"\x22" * 32)), field(13, bech32.from_bytes(b"tea"))
+    # Without the hash that ``make`` writes, which comes right after the payment's.
+    bare = rewrite(make(), lambda symbols: symbols[: 7 + 55] + symbols[7 + 55 + 55 :])
+    assert decode(rewrite(bare, lambda symbols: symbols + plain)).description == "tea"
+    assert decode(rewrite(bare, lambda symbols: symbols + hashed)).description_hash == b"\x22" * 32
+    both = plain + hashed if both_ways_round else hashed + plain
+    with pytest.raises(InvoiceError, match="not both"):
+        decode(rewrite(bare, lambda symbols: symbols + both))
+    with pytest.raises(InvoiceError, match="not both"):
+        decode(bare)
+
+
 def test_a_number_too_long_to_mean_anything_is_refused():
     # The rest is in order, so only the expiry can be what is refused.
     bare = rewrite(make(), lambda symbols: symbols[: 7 + 55 + 55])

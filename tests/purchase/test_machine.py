@@ -42,7 +42,7 @@ FAILURES = (
     ("FAILED_PRECONDITION", "payment failed: FAILURE_REASON_NO_ROUTE: no route", False),
     ("FAILED_PRECONDITION", "decode invoice: not an invoice", False),
     ("NOT_FOUND", "job not found", False),
-    ("FAILED_PRECONDITION", "payment failed: FAILURE_REASON_TIMEOUT", None),
+    ("FAILED_PRECONDITION", "payment failed: no final payment status", None),
     ("UNAVAILABLE", "pay: invoice is already paid", True),
     ("RESOURCE_EXHAUSTED", "lcp_error code=7: busy", True),
     ("UNAVAILABLE", "lcp_error code=10: broke", True),

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lcp_gateway.purchase.limits import FeeReckoning
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.tariff import Markup, Tariff
+from lcp_gateway.purchase.tariff import LossRange, Markup, Tariff, loss_range
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,41 @@ def test_a_model_can_have_a_markup_of_its_own():
     assert tariff.charge_msat("dear", 1_000) == 2_000
     assert tariff.charge_msat("other", 1_000) == 1_100
     assert Tariff().charge_msat("any", 1_000) == 1_000
+
+
+@pytest.mark.parametrize(
+    ("ppm", "fixed_msat", "losses"),
+    [
+        # A21: 10 % on 2,839 msat are 284 msat, and the route takes 1,029.
+        (100_000, 0, LossRange(0, 11_112)),
+        (100_000, 1_000, None),
+        (10_000, 1_000, None),
+        (10_000, 999, LossRange(0, None)),
+        (0, 0, LossRange(0, None)),
+        (0, 5_000, LossRange(400_000, None)),
+        (0, 1_000, LossRange(0, None)),
+    ],
+)
+def test_where_a_markup_does_not_cover_the_estimated_fee_is_known(ppm, fixed_msat, losses):
+    assert loss_range(Markup(ppm, Msat(fixed_msat)), 10_000, 1_000) == losses
+
+
+@given(
+    st.integers(0, 300_000),
+    st.integers(0, 5_000),
+    st.integers(0, 300_000),
+    st.integers(0, 5_000),
+    st.integers(1, 10**9),
+)
+def test_outside_of_that_range_no_purchase_is_a_loss_but_for_what_is_rounded(
+    ppm, fixed_msat, fee_ppm, fee_base_msat, price_msat
+):
+    markup = Markup(ppm, Msat(fixed_msat))
+    losses = loss_range(markup, fee_ppm, fee_base_msat)
+    fee_msat = FeeReckoning(fee_ppm, fee_base_msat).fee_msat(price_msat)
+    gain_msat = markup.charge_msat(price_msat) - price_msat - fee_msat
+    inside = losses is not None and (
+        losses.from_msat <= price_msat
+        and (losses.below_msat is None or price_msat < losses.below_msat)
+    )
+    assert gain_msat <= 1 if inside else gain_msat >= -1

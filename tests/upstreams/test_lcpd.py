@@ -85,6 +85,57 @@ async def test_asking_again_ends_with_the_time_for_it(daemon, upstream):
             await upstream.request_quote(TASK, PEER, 0.3)
 
 
+class _SlowToRefuse(Daemon):
+    """Refuses after a while, and remembers how long each call was willing to wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.left_s = []
+
+    async def RequestQuote(self, request, context):  # noqa: N802 - gRPC's name
+        self.left_s.append(context.time_remaining())
+        await asyncio.sleep(0.3)
+        await context.abort(*AWAY)
+
+
+async def test_all_tries_share_one_time_out():
+    """E: a try that had the whole time-out to itself was noticed by no test."""
+    async with serving(_SlowToRefuse()) as daemon:
+        upstream = LcpdUpstream(LcpdAddress(daemon.address))
+        with pytest.raises(UpstreamError):
+            await upstream.request_quote(TASK, PEER, 2)
+        await upstream.close()
+    first, *later = daemon.left_s
+    assert later and first <= 2
+    # Each had what those before it left, of which every one took 0.3 s.
+    for tries, left_s in enumerate(later, 1):
+        assert left_s <= 2 - 0.3 * tries
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "lcp_error code=6: payload too large",
+        "quote_request is too large",
+        "request_json is larger than max_job_bytes",
+    ],
+)
+async def test_what_is_too_large_for_a_peer_is_not_worth_another_try(daemon, upstream, text):
+    """E: it stays too large, however often it is asked."""
+    daemon.answers["RequestQuote"] = [(grpc.StatusCode.RESOURCE_EXHAUSTED, text)]
+    with pytest.raises(UpstreamError) as caught:
+        await upstream.request_quote(TASK, PEER, 5)
+    assert not caught.value.retryable
+    assert len(daemon.requests["RequestQuote"]) == 1
+
+
+async def test_a_peer_that_is_busy_may_be_asked_again_later(daemon, upstream):
+    daemon.answers["RequestQuote"] = [(grpc.StatusCode.RESOURCE_EXHAUSTED, "lcp_error code=7: x")]
+    with pytest.raises(UpstreamError) as caught:
+        await upstream.request_quote(TASK, PEER, 5)
+    assert caught.value.retryable
+
+
 @pytest.mark.parametrize("code", [c for c in grpc.StatusCode if c.name != "OK"])
 async def test_the_call_that_may_pay_goes_out_once_whatever_comes_of_it(daemon, upstream, code):
     quote = await upstream.request_quote(TASK, PEER, 1)
