@@ -47,7 +47,7 @@ def _file(environ: Mapping[str, str]) -> Mapping[str, object]:
         return {}
     # The gateway that runs may have an older file in force than one that is being written.
     try:
-        return tomllib.loads(Path(named).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(named).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return {}
 

@@ -27,12 +27,16 @@ An empty environment variable counts as unset. Unknown keys, unknown variables t
 and values that cannot be read are errors; all of them are reported at once. `lcp-gateway config show` prints what is in
 force and where each value came from.
 
+The variables that Kubernetes and `docker --link` make for a service called `lcp-gateway` or `openai-serve` (`LCP_GATEWAY_PORT=tcp://…`,
+`LCP_GATEWAY_SERVICE_HOST`, `LCP_GATEWAY_PORT_8080_TCP_ADDR` and their like) set nothing and are no errors.
+
 `lcp-gateway config generate` writes a file with every setting, its default and its meaning, commented out. `lcp-gateway config
 check [FILE]` tells what is wrong with a file, together with the environment as `serve` would take it, or alone with
 `--no-environment` where the file is for another machine; it says what it looked at.
 
 Secrets have no flag, because other users of a machine can read its command lines. Keep them in the environment or in a
-file that only the gateway may read. Lists and tables of tables have none either, since they would not fit into one.
+file that only the gateway may read. A secret in quotes or brackets is an error (`docker run --env-file` keeps the quotes of
+`LCP_GATEWAY_API_KEYS="k1"` as part of the value); blanks and line ends around it are dropped. Lists and tables of tables have none either, since they would not fit into one.
 
 ## How values are written
 

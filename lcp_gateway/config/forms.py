@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator
 
+from lcp_gateway.config.quotes import refuse_json_list, refuse_quotes
+
 MAX_PORT = 65_535
 
 _DURATION_UNITS_S: Mapping[str, float] = {
@@ -245,9 +247,9 @@ def parse_bearer_key(value: object) -> str:
     """Read a key that is sent as a bearer token; it may be empty. No message repeats it.
 
     Raises:
-        ValueError: a header cannot carry it.
+        ValueError: a header cannot carry it, or it came with quotes or brackets.
     """
-    text = parse_text(value)
+    text = refuse_quotes(parse_text(value))
     if text and not _BEARER_KEY.fullmatch(text):
         raise ValueError("holds a character that no header can carry")
     return text
@@ -287,8 +289,13 @@ def parse_list(value: object) -> tuple[str, ...]:
 
 
 def _parse_bearer_keys(value: object) -> tuple[str, ...]:
+    refuse_json_list(value)
     keys = parse_list(value)
     for number, key in enumerate(keys, start=1):
+        try:
+            refuse_quotes(key)
+        except ValueError as error:
+            raise ValueError(f"key number {number} {error}") from None
         if not _BEARER_KEY.fullmatch(key):
             # The key itself stays out of the message.
             raise ValueError(f"key number {number} holds a character that no header can carry")
@@ -352,12 +359,18 @@ def _parse_model_map(value: object) -> dict[str, str]:
 
 def _parse_metadata(value: object) -> dict[str, str]:
     """Values are often secrets: no message repeats one."""
+    if isinstance(value, str):
+        refuse_quotes(value.strip())
     found = unique([(key.lower(), item) for key, item in pairs(value, last_equals=False)])
     for number, (key, item) in enumerate(found.items(), start=1):
         if not _METADATA_KEY.fullmatch(key) or key.startswith("grpc-") or key.endswith("-bin"):
             raise ValueError(f"key number {number} is no name for plain gRPC metadata")
         if not _HEADER_VALUE.fullmatch(item):
             raise ValueError(f"value number {number} holds a character that no header can carry")
+        try:
+            refuse_quotes(item)
+        except ValueError as error:
+            raise ValueError(f"value number {number} {error}") from None
     return found
 
 

@@ -15,6 +15,7 @@ from lcp_gateway.config.forms import (
     read_by,
     unique,
 )
+from lcp_gateway.config.quotes import refuse_quotes
 
 JOURNAL_OFF: Final = "off"
 """How it is said that no journal is kept."""
@@ -49,7 +50,7 @@ def without_password(text: str) -> str:
 
 
 def _parse_journal(value: object) -> str:
-    text = str(value) if isinstance(value, Path) else parse_text(value)
+    text = str(value) if isinstance(value, Path) else refuse_quotes(parse_text(value))
     if text.lower() == JOURNAL_OFF:
         return JOURNAL_OFF
     scheme, mark, rest = text.partition("://")
@@ -101,7 +102,7 @@ def _parse_optional_grpc_target(value: object) -> str:
 
 
 def _parse_optional_redis(value: object) -> str:
-    text = parse_text(value)
+    text = refuse_quotes(parse_text(value))
     if text and text.partition("://")[0] not in {"redis", "rediss", "unix"}:
         raise ValueError('must be a URL such as "redis://127.0.0.1:6379/0"')
     return text

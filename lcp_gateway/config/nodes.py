@@ -132,7 +132,7 @@ def _read_node(value: object, handler: ValidatorFunctionWrapHandler) -> NodeConf
 
 def _first_line(path: Path) -> str:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             line = file.readline(_KEY_CHARACTERS)
     except UnicodeDecodeError:
         raise ValueError(f"api_key_file: {path} is not UTF-8 text") from None

@@ -156,7 +156,7 @@ class Settings(OperationSettings, MarketSettings, SellingSettings, MoneySettings
         "What computes: `echo`, or the base URL of an OpenAI-compatible server.",
         Group.NODE,
     )
-    node_backend_api_key: forms.Text = setting(
+    node_backend_api_key: forms.BearerKey = setting(
         "", "The key that the backend asks for.", Group.NODE, secret=True
     )
     node_peers_file: forms.OptionalFile = setting(

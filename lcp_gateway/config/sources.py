@@ -14,6 +14,7 @@ from lcp_gateway.config.declare import (
     OPENCLAW_PREFIX,
     Spec,
 )
+from lcp_gateway.config.service_links import is_service_link
 
 CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
 
@@ -142,7 +143,8 @@ def from_file(path: Path, specs: Mapping[str, Spec], *, named_by: str = "") -> L
     """Read a TOML file whose keys are the names of the settings; ``named_by`` says who asked for it."""
     layer = Layer()
     try:
-        text = path.read_text(encoding="utf-8")
+        # Some editors put a byte order mark first, which TOML does not know.
+        text = path.read_text(encoding="utf-8-sig")
         mode = path.stat().st_mode
     except UnicodeDecodeError:
         layer.problems.append(f"{path}: the file is not UTF-8 text")
@@ -216,5 +218,7 @@ def _with_prefix(environ: Mapping[str, str], prefix: str) -> list[tuple[str, str
     return sorted(
         (variable, value)
         for variable, value in environ.items()
-        if variable.startswith(prefix) and value.strip()
+        if variable.startswith(prefix)
+        and value.strip()
+        and not is_service_link(variable, environ, prefix)
     )

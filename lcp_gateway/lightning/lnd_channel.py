@@ -1,5 +1,6 @@
 """The connection to an lnd: where it is, how it is dialled, and its errors in the gateway's words."""
 
+import codecs
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -72,7 +73,7 @@ def open_channel(address: LndAddress) -> grpc.aio.Channel:
         return grpc.aio.insecure_channel(address.target, options=_OPTIONS)
     return grpc.aio.secure_channel(
         address.target,
-        grpc.ssl_channel_credentials(address.tls_cert.read_bytes()),
+        grpc.ssl_channel_credentials(address.tls_cert.read_bytes().removeprefix(codecs.BOM_UTF8)),
         options=(*_OPTIONS, *_KEEPALIVE),
     )
 

@@ -133,7 +133,7 @@ class NodeConfig:
             ConfigError: the file cannot be read, or a key is unknown, missing or has a wrong value; it names the key.
         """
         try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
+            document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -1,5 +1,6 @@
 """The gRPC channel to a daemon: address forms, TLS, metadata, keepalive and reconnecting."""
 
+import codecs
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,4 +67,5 @@ def open_channel(address: LcpdAddress) -> grpc.aio.Channel:
 
 
 def _read(path: Path | None) -> bytes | None:
-    return None if path is None else path.read_bytes()
+    # OpenSSL takes no byte order mark.
+    return None if path is None else path.read_bytes().removeprefix(codecs.BOM_UTF8)
