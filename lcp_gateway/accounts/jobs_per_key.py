@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol, Self
 from lcp_gateway.accounts.caller import Caller
 from lcp_gateway.accounts.replicas import KEY_PREFIX, Outage, connect
 from lcp_gateway.purchase.errors import Refused
+from lcp_gateway.purchase.ports import StartTask, start_unsupervised
 
 _LEASE_S: Final = 60.0
 _MS_PER_S = 1_000
@@ -125,13 +126,20 @@ class RedisLeases:
 class Lease:
     """A job that may run; it is counted until it is given back, once, at the end of the ``async with``."""
 
-    def __init__(self, leases: Leases | None, key_id: str, lease_id: str) -> None:
+    def __init__(
+        self,
+        leases: Leases | None,
+        key_id: str,
+        lease_id: str,
+        start_task: StartTask = start_unsupervised,
+    ) -> None:
         self._leases = leases
         self._key_id = key_id
         self._lease_id = lease_id
         self._renewing: asyncio.Task[None] | None = None
         if leases is not None and leases.lease_s is not None:
-            self._renewing = asyncio.create_task(self._renew(leases, leases.lease_s / 3))
+            every_s = leases.lease_s / 3
+            self._renewing = start_task(lambda: self._renew(leases, every_s))
 
     async def __aenter__(self) -> Self:
         return self
@@ -169,8 +177,17 @@ class JobsPerKey:
     reported.
     """
 
-    def __init__(self, leases: Leases, *, default: int = 0, outage: Outage | None = None) -> None:
+    def __init__(
+        self,
+        leases: Leases,
+        *,
+        default: int = 0,
+        outage: Outage | None = None,
+        start_task: StartTask = start_unsupervised,
+    ) -> None:
+        """``start_task`` starts what renews a lease for as long as its job runs."""
         self._leases = leases
+        self._start_task = start_task
         self._default = default
         self._outage = outage or Outage()
 
@@ -189,7 +206,7 @@ class JobsPerKey:
             try:
                 if not await self._leases.take(caller.key_id, lease_id, limit):
                     raise TooManyJobs(limit)
-                return Lease(self._leases, caller.key_id, lease_id)
+                return Lease(self._leases, caller.key_id, lease_id, self._start_task)
             except _away() as error:
                 self._outage.begin(error)
         self._outage.let_pass()

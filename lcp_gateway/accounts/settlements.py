@@ -1,13 +1,13 @@
 """Follows what is paid in, so that nobody has to poll: every settlement is credited once, after a crash too."""
 
 import asyncio
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 from lcp_gateway.accounts.ports import InvoicesAway, Till, TopupBook
-from lcp_gateway.accounts.records import Credit
+from lcp_gateway.accounts.records import Credit, Topup
 from lcp_gateway.purchase.money import Msat
 
 _RETRY_S = 1.0
@@ -30,8 +30,9 @@ class Leadership(Protocol):
 class Settlements:
     """Follows a node's settlements from where it was left, while this gateway leads.
 
-    What was paid while nobody listened comes first, by its index; what the node forgot to tell is looked up invoice by
-    invoice, at the start and from time to time.
+    What was paid while no gateway listened comes first, by its index; what the node forgot to tell is looked up invoice
+    by invoice, at the start and from time to time. Three tasks do it, ``lead``, ``follow`` and ``look_up``: an error in
+    one of them ends none of the others.
     """
 
     def __init__(
@@ -53,71 +54,104 @@ class Settlements:
         self._on_trouble = on_trouble
         self._on_lead = on_lead
         self._away: tuple[type[Exception], ...] = (InvoicesAway, *away)
-        self._leads = False
+        self._leading, self._lost = asyncio.Event(), asyncio.Event()
+        self._lost.set()
 
-    async def run(self) -> None:
-        """Follow until cancelled."""
+    async def lead(self) -> None:
+        """Take the lead when no other gateway has it, and notice when it is lost, until cancelled."""
         pause_s = _RETRY_S
-        while True:
-            try:
-                if await self._may_lead():
-                    await self._lead()
-                pause_s = _RETRY_S
-                await asyncio.sleep(_FOLLOWER_S)
-            except self._away as error:
-                # Whoever cannot tell whether it leads does not.
-                self._note_lead(leads=False)
-                self._on_trouble(str(error))
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, _MOST_RETRY_S)
+        try:
+            while True:
+                try:
+                    self._note_lead(leads=await self._leadership.try_lead())
+                    pause_s = _RETRY_S
+                    await asyncio.sleep(_FOLLOWER_S)
+                except self._away as error:
+                    # A gateway that cannot tell whether it leads does not.
+                    self._note_lead(leads=False)
+                    self._on_trouble(str(error))
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(pause_s * 2, _MOST_RETRY_S)
+        finally:
+            # Nor does one that no longer looks.
+            self._note_lead(leads=False)
+
+    async def follow(self) -> None:
+        """Credit what the node says was paid, while this gateway leads, until cancelled."""
+        await self._while_leading(self._follow, _FOLLOWER_S)
+
+    async def look_up(self) -> None:
+        """Look open top-ups up at the start and from time to time, while this gateway leads, until cancelled."""
+        await self._while_leading(self.catch_up, _LOOK_UP_S)
 
     async def catch_up(self) -> None:
         """Look every open top-up up; what was paid is credited."""
+        failed: Exception | None = None
         for topup in await self._topups.open_ones():
-            paid = await self._till.paid(topup.payment_hash)
-            if paid is None:
-                continue
-            credit = await self._topups.settle(
-                paid.payment_hash,
-                Msat(paid.amount_paid_msat),
-                settle_index=paid.settle_index,
-                at=paid.settled_at,
-            )
-            self._tell(credit)
+            try:
+                await self._look_up(topup)
+            except self._away:
+                raise
+            except Exception as error:  # noqa: BLE001 - raised below, after the others had their turn
+                failed = failed or error
         now = datetime.now(UTC)
         await self._topups.expire(now - _EXPIRED_FOR)
         await self._topups.forget_unpaid(now - _FORGOTTEN_AFTER)
+        if failed is not None:
+            raise failed
 
-    async def _may_lead(self) -> bool:
-        leads = await self._leadership.try_lead()
-        self._note_lead(leads=leads)
-        return leads
+    async def _look_up(self, topup: Topup) -> None:
+        paid = await self._till.paid(topup.payment_hash)
+        if paid is None:
+            return
+        credit = await self._topups.settle(
+            paid.payment_hash,
+            Msat(paid.amount_paid_msat),
+            settle_index=paid.settle_index,
+            at=paid.settled_at,
+        )
+        self._tell(credit)
 
     def _note_lead(self, *, leads: bool) -> None:
-        if leads is not self._leads:
-            self._leads = leads
+        if leads is not self._leading.is_set():
+            begun, ended = (self._leading, self._lost) if leads else (self._lost, self._leading)
+            ended.clear()
+            begun.set()
             self._on_lead(leads)
 
-    async def _lead(self) -> None:
-        """Follow while this gateway leads; ends when it no longer does."""
-        node_id = await self._till.node_id()
-        await self.catch_up()
-        following = asyncio.create_task(self._follow(node_id))
-        try:
-            looked_up = asyncio.get_running_loop().time()
-            while await self._may_lead():
-                done, _ = await asyncio.wait({following}, timeout=_FOLLOWER_S)
-                if done:
-                    following.result()
-                now = asyncio.get_running_loop().time()
-                if now - looked_up >= _LOOK_UP_S:
-                    looked_up = now
-                    await self.catch_up()
-        finally:
-            following.cancel()
-            await asyncio.wait({following})
+    async def _while_leading(
+        self, work: Callable[[], Coroutine[Any, Any, None]], every_s: float
+    ) -> None:
+        """Do a work while this gateway leads, and again after ``every_s``; after an absence in growing intervals."""
+        pause_s = _RETRY_S
+        while True:
+            await self._leading.wait()
+            try:
+                await self._unless_lost(work)
+                wait_s, pause_s = every_s, _RETRY_S
+            except self._away as error:
+                self._on_trouble(str(error))
+                wait_s, pause_s = pause_s, min(pause_s * 2, _MOST_RETRY_S)
+            # A lead that is lost and taken again begins with the work.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._lost.wait()
 
-    async def _follow(self, node_id: str) -> None:
+    async def _unless_lost(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do a work, and cancel it as soon as the lead is lost."""
+        working = asyncio.create_task(work())
+        lost = asyncio.create_task(self._lost.wait())
+        try:
+            await asyncio.wait({working, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+        finally:
+            for task in (working, lost):
+                task.cancel()
+            await asyncio.wait({working, lost})
+
+    async def _follow(self) -> None:
+        node_id = await self._till.node_id()
         start = await self._topups.followed(node_id)
         async with aclosing(self._till.follow(start)) as settlements:
             async for paid in settlements:

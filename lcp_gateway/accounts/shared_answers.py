@@ -23,6 +23,7 @@ from lcp_gateway.accounts.shared_facts import Facts, pack
 from lcp_gateway.purchase.answers import Answer
 from lcp_gateway.purchase.memory import KeyReused, MemoryLimits, Repeat
 from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.ports import StartTask, start_unsupervised
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.shared import Bought, Claim, LostElsewhere
 from lcp_gateway.purchase.states import VERDICTS, State, Verdict
@@ -62,8 +63,11 @@ class RedisAnswers:
         wait_s: float,
         most_bytes: int = MOST_BYTES,
         on_joined: Callable[[str], None] = lambda _how: None,
+        start_task: StartTask = start_unsupervised,
     ) -> None:
+        """``start_task`` starts what renews a claim until it has ended."""
         self._claims = claims
+        self._start_task = start_task
         self._seals = seals
         self._state_of = state_of
         self._limits = limits
@@ -112,7 +116,7 @@ class RedisAnswers:
     def _claimed(self, stand: Stand, repeat: Repeat) -> Claim:
         limits = self._limits
         keep_s = limits.bytes_for_s if repeat.key is not None else limits.repeats_for_s
-        return _Claim(self._claims, self._seals, stand, keep_s, self._most_bytes)
+        return _Claim(self._claims, self._seals, stand, keep_s, self._most_bytes, self._start_task)
 
     def _stand(self, order: Order, repeat: Repeat) -> Stand:
         names = self._names(order, repeat)
@@ -208,14 +212,20 @@ class _Claim:
     """
 
     def __init__(
-        self, claims: RedisClaims, seals: Seals, stand: Stand, keep_s: float, most_bytes: int
+        self,
+        claims: RedisClaims,
+        seals: Seals,
+        stand: Stand,
+        keep_s: float,
+        most_bytes: int,
+        start_task: StartTask,
     ) -> None:
         self._claims = claims
         self._seals = seals
         self._stand = stand
         self._keep_s = keep_s
         self._most_bytes = most_bytes
-        self._renewing = asyncio.create_task(self._keep_renewing())
+        self._renewing = start_task(self._keep_renewing, may_return=lambda: stand.is_lost)
 
     async def may_pay(self) -> bool:
         """Tell whether nobody else may pay; asks where the claim was not renewed lately."""

@@ -192,7 +192,8 @@ class Gateway:
             jobs=self.lasting.jobs,
             metrics=opened.metrics,
             stale_s=settings.peers_stale_s,
-            other_reasons=opened.ledgers.problems,
+            other_reasons=lambda: (*opened.ledgers.problems(), *opened.tasks.reasons()),
+            tasks=opened.tasks.report,
             lnd_report=opened.lnd_report,
         )
 

@@ -10,6 +10,7 @@ from lcp_gateway.accounts.replicas import Outage, RedisNotInstalled
 from lcp_gateway.app.ledgers import LedgerError
 from lcp_gateway.config import Settings, auth_mode
 from lcp_gateway.http.admission import Admission
+from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.routing.registry import Registry
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ class Counting:
         LedgerError: Redis cannot be used as the settings say.
     """
 
-    def __init__(self, redis_url: str, log: FilteringBoundLogger) -> None:
+    def __init__(self, redis_url: str, start_task: StartTask, log: FilteringBoundLogger) -> None:
+        """``start_task`` starts what renews the lease of a running job."""
+        self._start_task = start_task
         self._redis_url = redis_url
         self._outage = Outage(report=lambda error: log.warning("Redis is away", problem=error))
         self._windows: MemoryWindows | RedisWindows | None = None
@@ -40,7 +43,12 @@ class Counting:
         """Give the limits of the settings."""
         return Admission(
             self._rate_limits(settings),
-            JobsPerKey(self._leases, default=settings.key_concurrent_jobs, outage=self._outage),
+            JobsPerKey(
+                self._leases,
+                default=settings.key_concurrent_jobs,
+                outage=self._outage,
+                start_task=self._start_task,
+            ),
             registry.resolve,
             asks_redis=bool(self._redis_url),
         )

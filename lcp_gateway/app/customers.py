@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
@@ -12,6 +11,7 @@ from lcp_gateway.accounts.keys import KeyCache
 from lcp_gateway.accounts.ports import AccountBook, ActBook, KeyBook, LedgerBook, Till, TopupBook
 from lcp_gateway.accounts.records import Credit
 from lcp_gateway.accounts.settlements import Settlements
+from lcp_gateway.app.background_tasks import BackgroundTask
 from lcp_gateway.app.keys import KeyKeeper
 from lcp_gateway.app.ledgers import LedgerError, Ledgers
 from lcp_gateway.app.till import open_till
@@ -19,9 +19,6 @@ from lcp_gateway.config import Settings
 from lcp_gateway.http.door import EVERYONE
 from lcp_gateway.store.database import Database, DatabaseUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
-
-Work = Callable[[], Coroutine[Any, Any, None]]
-"""Something that runs beside the requests until it is cancelled."""
 
 _SOLVENCY_EVERY_S = 5.0
 
@@ -41,7 +38,7 @@ class Customers:
     keeper: KeyKeeper
     till: Till | None
     credited: Callable[[Credit], None]
-    works: tuple[Work, ...]
+    tasks: tuple[BackgroundTask, ...]
 
 
 @contextlib.asynccontextmanager
@@ -70,11 +67,19 @@ async def open_customers(
     except DatabaseUnavailable as error:
         raise LedgerError(f"the keys cannot be read: {error}") from error
     credited = tell_credit(metrics, log)
-    works: list[Work] = [keeper.run, lambda: _watch_solvency(ledger, metrics)]
+    tasks = [
+        BackgroundTask("keys", keeper.run),
+        BackgroundTask("solvency", lambda: _watch_solvency(ledger, metrics)),
+    ]
     async with contextlib.AsyncExitStack() as stack:
         till = await open_till(settings, stack)
         if till is not None:
-            works.append(_settlements(till, topups, database, stack, credited, metrics, log).run)
+            settlements = _settlements(till, topups, database, stack, credited, metrics, log)
+            tasks += [
+                BackgroundTask("settlements_lead", settlements.lead),
+                BackgroundTask("settlements", settlements.follow),
+                BackgroundTask("topups", settlements.look_up),
+            ]
         yield Customers(
             accounts=Accounts(database),
             keys=keys,
@@ -84,7 +89,7 @@ async def open_customers(
             keeper=keeper,
             till=till,
             credited=credited,
-            works=tuple(works),
+            tasks=tuple(tasks),
         )
 
 

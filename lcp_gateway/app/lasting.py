@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lcp_gateway.app.accounting import Accounting
+from lcp_gateway.app.background_tasks import BackgroundTasks
 from lcp_gateway.app.catalogs import Catalogs
 from lcp_gateway.app.ledgers import Ledgers
 from lcp_gateway.app.replicas import Sharing, memory_limits
@@ -39,6 +40,7 @@ class Opened:
     standings: Standings
     accounting: Accounting
     tracing: Tracing
+    tasks: BackgroundTasks
     lnd_report: Callable[[], Mapping[str, object]] | None = None
 
 
@@ -53,7 +55,8 @@ class Lasting:
         self.jobs = Jobs(settings.max_concurrent_requests, metrics)
         log = get_logger("gateway")
         self.background = Background(
-            lambda error: log.info("cancel job failed", grpc_code=error.status)
+            lambda error: log.info("cancel job failed", grpc_code=error.status),
+            lambda error: log.error("work after a request failed", exc_info=error),
         )
         self.memory = AnswerMemory(memory_limits(settings), on_held=metrics.answers_held)
         self.brake = LoopBrake(settings.loop_brake_per_minute)

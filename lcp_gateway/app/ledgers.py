@@ -8,8 +8,10 @@ from datetime import UTC, datetime, timedelta
 
 from structlog.typing import FilteringBoundLogger
 
+from lcp_gateway.app.background_tasks import BackgroundTask
 from lcp_gateway.config import Settings, journal_place
 from lcp_gateway.purchase.journal import Budget, Period, PurchaseJournal
+from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.routing.standing import PeerHistory, Standings
 from lcp_gateway.store.background import BackgroundBook
@@ -69,9 +71,11 @@ class Ledgers:
 
 @contextlib.asynccontextmanager
 async def open_ledgers(
-    settings: Settings, metrics: Metrics, log: FilteringBoundLogger
+    settings: Settings, metrics: Metrics, start_task: StartTask, log: FilteringBoundLogger
 ) -> AsyncIterator[Ledgers]:
     """Open the journal, bring its tables up to date, and turn what a dead gateway left paying into unknown.
+
+    ``start_task`` starts the task that writes it.
 
     Raises:
         LedgerError: it cannot be opened.
@@ -98,7 +102,7 @@ async def open_ledgers(
         tell("journal", problem=problem.kind.value, detail=problem.detail, job_id=job_id)
 
     stored = StoredJournal(database, on_problem=report, on_commit=metrics.journal_commit)
-    stored.start()
+    stored.start(start_task)
     try:
         yield Ledgers(stored, Books(database), database, stored)
     finally:
@@ -132,18 +136,36 @@ async def remember_peers(ledgers: Ledgers, standings: Standings) -> None:
         raise LedgerError(f"the journal cannot be read: {error}") from error
 
 
-async def watch_books(
+def book_tasks(
     ledgers: Ledgers, budgets: Callable[[], Iterable[Budget]], metrics: Metrics
-) -> None:
-    """Keep the gauges of what is open and what is left of the budgets true, until cancelled."""
+) -> Iterable[BackgroundTask]:
+    """Yield what has to run for the journal, where there is one."""
     books, database, stored = ledgers.books, ledgers.database, ledgers.stored
     if books is None or database is None or stored is None:
         return
+    yield BackgroundTask("sweep", lambda: _sweep(database))
+    yield BackgroundTask("books", lambda: _watch_books(books, stored, budgets, metrics))
+
+
+async def _sweep(database: Database) -> None:
+    """Turn what gateways that ended left paying into unknown, until cancelled."""
+    while True:
+        with contextlib.suppress(DatabaseUnavailable):
+            await sweep(database, datetime.now(UTC))
+        await asyncio.sleep(_WATCH_S)
+
+
+async def _watch_books(
+    books: Books,
+    stored: StoredJournal,
+    budgets: Callable[[], Iterable[Budget]],
+    metrics: Metrics,
+) -> None:
+    """Keep the gauges of what is open and what is left of the budgets true, until cancelled."""
     while True:
         metrics.journal_trouble(stored.trouble is not None)
         with contextlib.suppress(DatabaseUnavailable):
             now = datetime.now(UTC)
-            await sweep(database, now)
             outstanding = await books.outstanding()
             oldest = outstanding.oldest_at
             metrics.outstanding(

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
+from lcp_gateway.app.background_tasks import BackgroundTask
 from lcp_gateway.app.ledgers import LedgerError, Ledgers
 from lcp_gateway.config import Settings
 from lcp_gateway.lightning.payments import LndError, PaymentState
@@ -97,13 +98,14 @@ class LndWatch:
             self._to_learn.append((purchase.quote.job_id, purchase.payment_hash))
             self._more_to_learn.set()
 
-    async def run(self) -> None:
-        """Watch and reconcile until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._watch())
-            group.create_task(self._learn())
-            if self._ledgers.books is not None:
-                group.create_task(self._reconciler().run(self._passed, self._erred))
+    def tasks(self) -> Iterable[BackgroundTask]:
+        """Yield what has to run beside the requests. None of them ends with another."""
+        yield BackgroundTask("lnd", self._watch)
+        if self._ledgers.stored is not None:
+            yield BackgroundTask("learning", self._learn)
+        if self._ledgers.books is not None:
+            reconciler = self._reconciler()
+            yield BackgroundTask("reconciler", lambda: reconciler.run(self._passed, self._erred))
 
     async def _watch(self) -> None:
         while True:
@@ -111,8 +113,11 @@ class LndWatch:
                 info = await self._lnd.info()
                 balance = await self._lnd.balance()
             except LndError as error:
-                self._report = {"reachable": False, "problem": error.status}
-                self._metrics.lnd(False, False, 0, 0, 0)
+                self._unreachable(error.status)
+            except Exception as error:
+                # An answer that cannot be understood: what was known before is not to be believed any longer.
+                self._unreachable(type(error).__name__)
+                raise
             else:
                 self._pays = info.identity == self._daemon_node_id()
                 self._ledgers.network = info.invoice_prefix
@@ -133,6 +138,10 @@ class LndWatch:
                     info.channels_inactive,
                 )
             await asyncio.sleep(_WATCH_S)
+
+    def _unreachable(self, problem: str) -> None:
+        self._report = {"reachable": False, "problem": problem}
+        self._metrics.lnd(False, False, 0, 0, 0)
 
     async def _learn(self) -> None:
         stored = self._ledgers.stored

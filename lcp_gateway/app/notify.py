@@ -60,12 +60,17 @@ class Notifier:
         """Say in a line how things are; it is what ``systemctl status`` shows."""
         self._send(*_status(text))
 
+    @property
+    def has_watchdog(self) -> bool:
+        """Whether the manager waits for signs of life."""
+        return bool(self.address and self.watchdog_s)
+
     async def watch(self, is_well: Callable[[], bool]) -> None:
         """Give signs of life twice as often as they are asked for, as long as the event loop turns and ``is_well``.
 
-        Ends at once where nobody waits for them.
+        Returns at once where the manager waits for none.
         """
-        if not self.address or not self.watchdog_s:
+        if not self.has_watchdog:
             return
         while True:
             if is_well():

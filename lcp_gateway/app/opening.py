@@ -10,7 +10,7 @@ from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.app.accounting import Accounting
 from lcp_gateway.app.assembly import lcpd_address
-from lcp_gateway.app.customers import Work
+from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
 from lcp_gateway.app.lasting import Opened
 from lcp_gateway.app.ledgers import LedgerError, Ledgers, open_ledgers
 from lcp_gateway.app.lnd import LndWatch, open_lnd
@@ -49,9 +49,10 @@ async def open_parts(
     settings: Settings,
     stack: contextlib.AsyncExitStack,
     metrics: Metrics,
+    tasks: BackgroundTasks,
     log: FilteringBoundLogger,
-) -> tuple[Opened, list[Work]]:
-    """Open everything for as long as the stack; gives it with what has to run beside the requests.
+) -> tuple[Opened, list[BackgroundTask]]:
+    """Open everything for as long as the stack; return it with what has to run beside the requests.
 
     Raises:
         StartError: something that must be there is not.
@@ -59,7 +60,7 @@ async def open_parts(
     tracing = await _enter(stack, open_tracing(settings, metrics, get_logger("tracing")))
     daemon = _open_daemon(settings, metrics, tracing)
     stack.push_async_callback(daemon.close)
-    nodes = node_parts(settings, metrics, tracing, log)
+    nodes = node_parts(settings, metrics, tracing, tasks.starter("nodes"), log)
     stack.push_async_callback(nodes.upstream.close)
     stack.push_async_callback(nodes.counter.close)
     peers = PeerWatch(
@@ -68,13 +69,17 @@ async def open_parts(
         timeout_s=settings.timeout_quote_s,
         on_refresh=_Refreshed(metrics, log, nodes),
     )
-    ledgers, lnd = await _prepare(stack, daemon, peers, nodes, settings, metrics, log)
-    shop = await _enter(stack, open_shop(settings, ledgers, metrics, log))
-    sharing = Sharing(settings.redis_url, ledgers, metrics, log)
+    ledgers, lnd = await _prepare(stack, daemon, peers, nodes, settings, metrics, tasks, log)
+    shop = await _enter(stack, open_shop(settings, ledgers, metrics, tasks, log))
+    sharing = Sharing(settings.redis_url, ledgers, metrics, tasks.starter("claims"), log)
     stack.push_async_callback(sharing.close)
     standings = Standings(standing_rules(settings))
     accounting = Accounting(metrics, get_logger("purchase"))
-    works: list[Work] = [peers.run, nodes.watch.run, *shop.works]
+    lasting = [
+        BackgroundTask("peers", peers.run),
+        BackgroundTask("nodes", nodes.watch.run),
+        *shop.tasks,
+    ]
     lnd_report = None
     if lnd is not None:
         lnd_watch = LndWatch(
@@ -86,7 +91,7 @@ async def open_parts(
             metrics=metrics,
             log=log,
         )
-        works.append(lnd_watch.run)
+        lasting += lnd_watch.tasks()
         accounting.on_settled = lnd_watch.settled
         lnd_report = lnd_watch.report
     opened = Opened(
@@ -100,9 +105,10 @@ async def open_parts(
         standings=standings,
         accounting=accounting,
         tracing=tracing,
+        tasks=tasks,
         lnd_report=lnd_report,
     )
-    return opened, works
+    return opened, lasting
 
 
 def _open_daemon(settings: Settings, metrics: Metrics, tracing: Tracing) -> LcpdUpstream:
@@ -128,10 +134,12 @@ async def _prepare(
     nodes: NodeParts,
     settings: Settings,
     metrics: Metrics,
+    tasks: BackgroundTasks,
     log: FilteringBoundLogger,
 ) -> "tuple[Ledgers, Lnd | None]":
     """Find daemon and nodes and open the journal, at the same time: each mostly waits for somebody else."""
-    opening = asyncio.create_task(stack.enter_async_context(open_ledgers(settings, metrics, log)))
+    ledgers = open_ledgers(settings, metrics, tasks.starter("journal"), log)
+    opening = asyncio.create_task(stack.enter_async_context(ledgers))
     finding = asyncio.create_task(_preflight(daemon, peers, settings))
     # A node that is away is no reason not to start: it is taken in when it comes.
     looking = asyncio.create_task(nodes.watch.refresh())

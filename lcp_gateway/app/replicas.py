@@ -10,6 +10,7 @@ from lcp_gateway.app.ledgers import LedgerError, Ledgers
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.memory import MemoryLimits
+from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.purchase.shared import SharedAnswers
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database import DatabaseUnavailable
@@ -32,8 +33,15 @@ class Sharing:
     """What several gateways share besides their database; nothing where there is one gateway only."""
 
     def __init__(
-        self, redis_url: str, ledgers: Ledgers, metrics: Metrics, log: FilteringBoundLogger
+        self,
+        redis_url: str,
+        ledgers: Ledgers,
+        metrics: Metrics,
+        start_task: StartTask,
+        log: FilteringBoundLogger,
     ) -> None:
+        """``start_task`` starts what renews a claim."""
+        self._start_task = start_task
         self._redis_url = redis_url
         self._ledgers = ledgers
         self._metrics = metrics
@@ -74,6 +82,7 @@ class Sharing:
             limits=memory_limits(settings),
             wait_s=settings.timeout_quote_s + settings.timeout_execute_s,
             on_joined=self._metrics.joined,
+            start_task=self._start_task,
         )
 
     async def close(self) -> None:

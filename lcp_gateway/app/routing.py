@@ -11,6 +11,7 @@ from lcp_gateway.app.chooser import Chooser
 from lcp_gateway.config import ModelConfig, NodeConfig, Settings, all_nodes
 from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.purchase.tracing import Tracing
@@ -96,7 +97,11 @@ def standing_rules(settings: Settings) -> StandingRules:
 
 
 def node_parts(
-    settings: Settings, metrics: Metrics, tracing: Tracing, log: FilteringBoundLogger
+    settings: Settings,
+    metrics: Metrics,
+    tracing: Tracing,
+    start_task: StartTask,
+    log: FilteringBoundLogger,
 ) -> NodeParts:
     """Make what the nodes need, also where there are none yet. Opens nothing."""
     nodes = http_nodes(settings)
@@ -125,6 +130,7 @@ def node_parts(
         describe=_describe(model_registry(settings)),
         on_change=changed,
         on_gone=gone,
+        start_task=start_task,
     )
     return NodeParts(upstream, watch, TokenCounter(nodes))
 

@@ -6,16 +6,16 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import uvloop
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.__about__ import __version__
 from lcp_gateway.app.assembly import Gateway
+from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
 from lcp_gateway.app.lasting import Lasting
-from lcp_gateway.app.ledgers import LedgerError, remember_peers, watch_books
+from lcp_gateway.app.ledgers import LedgerError, book_tasks, remember_peers
 from lcp_gateway.app.listening import CannotListen
 from lcp_gateway.app.notify import Notifier
 from lcp_gateway.app.opening import StartError, open_parts
@@ -71,21 +71,23 @@ async def _serve(
     stop, reload_wanted = asyncio.Event(), asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_hang_ups(stop, reload_wanted))
-        opened, works = await open_parts(settings, stack, metrics, log)
+        tasks = BackgroundTasks(log, on_restart=metrics.task_restarted)
+        opened, lasting = await open_parts(settings, stack, metrics, tasks, log)
         try:
             gateway = Gateway(settings, Lasting(settings, opened))
             await remember_peers(opened.ledgers, opened.standings)
         except LedgerError as error:
             raise StartError(str(error)) from error
         _on_stop(stop, gateway)
-        works += [
-            lambda: watch_loop(metrics.loop_lag),
-            lambda: watch_books(opened.ledgers, gateway.budgets, metrics),
-            lambda: purge(gateway.kept.store),
-            lambda: notifier.watch(lambda: True),
+        lasting += [
+            BackgroundTask("loop", lambda: watch_loop(metrics.loop_lag)),
+            *book_tasks(opened.ledgers, gateway.budgets, metrics),
+            BackgroundTask("purge", lambda: purge(gateway.kept.store)),
         ]
-        for work in works:
-            await stack.enter_async_context(_running(work(), log))
+        if notifier.has_watchdog:
+            lasting.append(BackgroundTask("watchdog", lambda: notifier.watch(lambda: True)))
+        for task in lasting:
+            await stack.enter_async_context(tasks.running(task))
         serving = await stack.enter_async_context(open_serving(settings, gateway))
         reload = Reload(
             settings,
@@ -102,7 +104,7 @@ async def _serve(
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
         gc.enable()
-        async with _running(reload.run(), log):
+        async with tasks.running(BackgroundTask("reload", reload.run)):
             await stop.wait()
         notifier.stopping()
         await _wind_down(gateway, reload.settings, log)
@@ -154,26 +156,6 @@ def _hang_ups(stop: asyncio.Event, reload_wanted: asyncio.Event) -> Iterator[Non
         yield
     finally:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-
-@contextlib.asynccontextmanager
-async def _running(
-    work: Coroutine[Any, Any, None], log: FilteringBoundLogger
-) -> AsyncIterator[None]:
-    def ended(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # None of them is meant to end: whatever it was, somebody must hear of it.
-            log.error(
-                "a background task ended", task=getattr(work, "__qualname__", ""), exc_info=error
-            )
-
-    task = asyncio.create_task(work)
-    task.add_done_callback(ended)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 def _greet(gateway: Gateway, serving: Serving, settings: Settings, banner: Sequence[str]) -> None:

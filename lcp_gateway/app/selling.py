@@ -9,8 +9,9 @@ from functools import partial
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.accounts.wallet import TopupRules, Wallet
+from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
 from lcp_gateway.app.counting import Counting
-from lcp_gateway.app.customers import Customers, Work, open_customers
+from lcp_gateway.app.customers import Customers, open_customers
 from lcp_gateway.app.l402 import l402_secret
 from lcp_gateway.app.ledgers import LedgerError, Ledgers
 from lcp_gateway.config import Settings, auth_mode
@@ -46,9 +47,9 @@ class Shop:
         self._log = log
 
     @property
-    def works(self) -> tuple[Work, ...]:
+    def tasks(self) -> tuple[BackgroundTask, ...]:
         """What has to run beside the requests."""
-        return () if self._customers is None else self._customers.works
+        return () if self._customers is None else self._customers.tasks
 
     def parts(self, settings: Settings, registry: Registry) -> SellingParts:
         """Make the parts. Settings of another kind of access than the shop was opened for need another shop.
@@ -113,7 +114,11 @@ class Shop:
 
 @contextlib.asynccontextmanager
 async def open_shop(
-    settings: Settings, ledgers: Ledgers, metrics: Metrics, log: FilteringBoundLogger
+    settings: Settings,
+    ledgers: Ledgers,
+    metrics: Metrics,
+    tasks: BackgroundTasks,
+    log: FilteringBoundLogger,
 ) -> AsyncIterator[Shop]:
     """Open what lasts.
 
@@ -121,7 +126,7 @@ async def open_shop(
         LedgerError: something that the settings ask for cannot be had.
     """
     async with contextlib.AsyncExitStack() as stack:
-        counting = Counting(settings.redis_url, log)
+        counting = Counting(settings.redis_url, tasks.starter("leases"), log)
         stack.push_async_callback(counting.close)
         customers = None
         if auth_mode(settings) == "accounts":

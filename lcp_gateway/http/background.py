@@ -12,9 +12,15 @@ _MAX_UNDER_WAY = 1_000
 class Background:
     """Runs short tasks, bounded in number; each bounds its own time."""
 
-    def __init__(self, on_error: Callable[[UpstreamError], None]) -> None:
+    def __init__(
+        self,
+        on_error: Callable[[UpstreamError], None],
+        on_unexpected: Callable[[Exception], None] = lambda _error: None,
+    ) -> None:
+        """``on_unexpected`` hears of every error that is not the provider's."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._on_error = on_error
+        self._on_unexpected = on_unexpected
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Start it, unless too many are under way already."""
@@ -35,3 +41,5 @@ class Background:
             await work
         except UpstreamError as error:
             self._on_error(error)
+        except Exception as error:  # noqa: BLE001 - no caller waits for it: it must not be lost
+            self._on_unexpected(error)

@@ -40,6 +40,7 @@ class Health:
         daemon_problem: Callable[[], UpstreamError | None],
         nodes: Callable[[], Mapping[str, NodeState]] = dict,
         other_reasons: Callable[[], Iterable[str]] = tuple,
+        tasks: Callable[[], Mapping[str, object]] = dict,
         lnd_report: Callable[[], Mapping[str, object]] | None = None,
     ) -> None:
         """A snapshot of the peers older than ``stale_s`` is no longer believed.
@@ -47,8 +48,9 @@ class Health:
         ``daemon_problem`` says why the daemon cannot be used, ``nodes`` how each virtual node stands.
 
         ``other_reasons`` gives what else keeps the gateway from buying now, in words. ``lnd_report`` says how lnd is, where
-        there is one.
+        there is one, and ``tasks`` how each background task is.
         """
+        self._tasks = tasks
         self._other_reasons = other_reasons
         self._daemon_problem = daemon_problem
         self._nodes = nodes
@@ -85,6 +87,8 @@ class Health:
             "snapshot_age_s": round(self._catalog.age_s, 3),
             "jobs_in_flight": len(self._jobs),
         }
+        if tasks := self._tasks():
+            report["tasks"] = tasks
         if nodes := self._nodes():
             report["nodes"] = {
                 name: {"up": node.up, "models": node.models} for name, node in nodes.items()

@@ -1,7 +1,8 @@
 """What the heart needs of the outside, as protocols that other rooms implement."""
 
-from collections.abc import AsyncGenerator
-from typing import Protocol
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, Protocol
 
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.results import Result, StreamEvent
@@ -53,3 +54,25 @@ class Exposure(Protocol):
     def left(self, quote: Quote) -> None:
         """The purchase ended undelivered because nobody wanted the rest: its provider neither delivered nor failed to."""
         ...
+
+
+class StartTask(Protocol):
+    """Starts a task that lasts. In the gateway it is supervised: logged and restarted where it ends by itself."""
+
+    def __call__(
+        self, run: Callable[[], Coroutine[Any, Any, None]], *, may_return: Callable[[], bool] = ...
+    ) -> asyncio.Task[None]:
+        """Start it; cancelling the result ends it.
+
+        ``run`` is called again for each restart. ``may_return`` says, once it has returned, whether it was meant to.
+        """
+        ...
+
+
+def start_unsupervised(
+    run: Callable[[], Coroutine[Any, Any, None]],
+    *,
+    may_return: Callable[[], bool] = bool,  # noqa: ARG001 - the protocol's signature
+) -> asyncio.Task[None]:
+    """Start a task that nothing watches: for commands and tests, which hear of its error when they await it."""
+    return asyncio.create_task(run())

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.journal import Budget, Intent, JournalUnavailable, Learnt
+from lcp_gateway.purchase.ports import StartTask, start_unsupervised
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.balances import LARGEST_AMOUNT
 from lcp_gateway.store.batch import Batch, write_for_nothing
@@ -101,9 +102,9 @@ class StoredJournal:
         """Why the journal cannot be written at present; None where the last try went well."""
         return self._trouble
 
-    def start(self) -> None:
-        """Begin to write, on the running event loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="journal")
+    def start(self, start_task: StartTask = start_unsupervised) -> None:
+        """Begin to write, on the running event loop. The task returns once the journal is closed."""
+        self._task = start_task(self._run, may_return=lambda: self._closing)
 
     async def close(self) -> None:
         """Write what waits, within bounds. What cannot be written is reported, note by note."""

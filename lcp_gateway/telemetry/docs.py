@@ -23,6 +23,7 @@ from lcp_gateway.telemetry.names import (
     REPEATS,
     SOURCES,
     SPECS,
+    TASKS,
     VERDICTS,
     Spec,
 )
@@ -110,6 +111,7 @@ def _label_values() -> dict[str, str]:
         "state": f"{_words(CHANNEL_STATES)}",
         "status": "the HTTP status",
         "stream": "`true` when the client asked for a stream, else `false`",
+        "task": f"{_words(TASKS)}, `other`",
         "to": f"{_words(CHANGES)}",
         "version": "the version of the gateway",
     }

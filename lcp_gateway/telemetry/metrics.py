@@ -20,6 +20,7 @@ from lcp_gateway.telemetry.names import (
     OUTCOMES,
     PHASES,
     REASONS,
+    TASKS,
     VERDICTS,
 )
 from lcp_gateway.telemetry.routing import RoutingMetrics
@@ -90,6 +91,8 @@ class Metrics(MoneyMetrics, RoutingMetrics, SellingMetrics, SpanMetrics, StoredM
         # A counter whose first sample is already 1 shows no increase: money and errors must be there from the start.
         for reason in (*REASONS, OTHER):
             self._counters["refusals_total"].labels(reason)
+        for task in (*TASKS, OTHER):
+            self._counters["task_restarts_total"].labels(task)
         for phase in (*PHASES, OTHER):
             self._counters["client_disconnects_total"].labels(phase)
         for method in GRPC_METHODS:
@@ -279,6 +282,11 @@ class Metrics(MoneyMetrics, RoutingMetrics, SellingMetrics, SpanMetrics, StoredM
         gauge = self._gauges["build_info"]
         gauge.clear()
         gauge.labels(version, platform.python_version(), protocol).set(1)
+
+    def task_restarted(self, task: str) -> None:
+        """Count a background task that ended and is started again."""
+        label = task if task in TASKS else OTHER
+        self._counters["task_restarts_total"].labels(label).inc()
 
     def loop_lag(self, lag_s: float) -> None:
         """Count how much later than asked the event loop ran a timer."""

@@ -4,11 +4,13 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from types import MappingProxyType
 from urllib.parse import urlsplit, urlunsplit
 
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.flow import utc_now
+from lcp_gateway.purchase.ports import StartTask, start_unsupervised
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.routing.catalog import Provider, merge_kinds
@@ -43,12 +45,14 @@ class NodeWatch:
         on_gone: Callable[[str], None] = lambda _name: None,
         now: Callable[[], datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
+        start_task: StartTask = start_unsupervised,
     ) -> None:
         """``describe`` gives the kinds of task that a model takes on a node.
 
         ``on_change`` is told a node's name and whether it is up: at first, and whenever that changes. ``on_gone`` is told
-        the name of one that is no longer watched.
+        the name of one that is no longer watched. ``start_task`` starts what keeps asking each of them.
         """
+        self._start_task = start_task
         self._upstream = upstream
         self._refresh_s = refresh_s
         self._retry_s = retry_s
@@ -130,17 +134,21 @@ class NodeWatch:
         """Keep asking until cancelled."""
         asking: dict[Watched, asyncio.Task[None]] = {}
         try:
-            async with asyncio.TaskGroup() as group:
-                while True:
-                    self._exchanged.clear()
-                    watched_now = tuple(self._watched.values())
-                    for watched in set(asking).difference(watched_now):
-                        asking.pop(watched).cancel()
-                    for watched in watched_now:
-                        if watched not in asking:
-                            asking[watched] = group.create_task(self._keep_asking(watched))
-                    await self._exchanged.wait()
+            while True:
+                self._exchanged.clear()
+                watched_now = tuple(self._watched.values())
+                for watched in set(asking).difference(watched_now):
+                    asking.pop(watched).cancel()
+                for watched in watched_now:
+                    if watched not in asking:
+                        # One for each: an error about one node must not keep the others from being asked.
+                        asking[watched] = self._start_task(partial(self._keep_asking, watched))
+                await self._exchanged.wait()
         finally:
+            for task in asking.values():
+                task.cancel()
+            if asking:
+                await asyncio.wait(asking.values())
             for watched in self._watched.values():
                 if watched.probing is not None:
                     watched.probing.cancel()
@@ -194,6 +202,10 @@ class NodeWatch:
             problem = "" if node.models else _NO_LIST
         except UpstreamError as error:
             problem = error.message
+        except Exception:
+            if self._watched.get(node.provider_id) is watched:
+                self._take_out(watched, "its answer could not be understood; see the gateway's log")
+            raise
         finally:
             watched.probing = None
         if self._watched.get(node.provider_id) is not watched:

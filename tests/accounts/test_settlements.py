@@ -60,12 +60,14 @@ class Follower:
 
     @asynccontextmanager
     async def running(self):
-        task = asyncio.create_task(self.settlements.run())
+        works = (self.settlements.lead, self.settlements.follow, self.settlements.look_up)
+        tasks = {asyncio.create_task(work()) for work in works}
         try:
             yield self
         finally:
-            task.cancel()
-            await asyncio.wait({task})
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     async def credited(self, count: int) -> None:
         await until(lambda: len(self.bank.credits) >= count)
@@ -230,4 +232,49 @@ async def test_what_was_paid_is_kept_however_old_it_is(bank, follower):
 async def test_a_bug_is_not_taken_for_an_absence(bank, lead, follower):
     lead.problem = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):
-        await asyncio.wait_for(follower.settlements.run(), 5)
+        await asyncio.wait_for(follower.settlements.lead(), 5)
+    assert True not in follower.leading
+
+
+async def test_a_lead_that_is_no_longer_looked_at_is_given_up(bank, lead, follower):
+    """A2: the tasks are apart, and what follows must not go on without the one that knows whether it may."""
+    async with follower.running():
+        await until(lambda: bank.till.followed_from)
+        lead.problem = ZeroDivisionError()
+        await until(lambda: follower.leading == [True, False])
+
+
+async def test_an_error_while_following_keeps_no_top_up_from_being_looked_up(
+    bank, follower, monkeypatch
+):
+    """A2: one error in one of them ended all that credits customers, for good."""
+    monkeypatch.setattr(settlements, "_LOOK_UP_S", 0.01)
+
+    async def broken(settle_index):
+        raise OverflowError("a date that is none")
+        yield
+
+    bank.till.follow = broken
+    account_id, (made,) = await opened(bank, 1)
+    async with follower.running():
+        bank.till.pay(made.payment_hash)
+        await follower.credited(1)
+    assert await bank.available(account_id) == 1_000
+
+
+async def test_a_top_up_that_cannot_be_looked_up_keeps_no_other_from_it(bank, follower):
+    """A2: one bad record must not keep the customers after it from their money."""
+    account_id, made = await opened(bank, 3)
+    for topup in made:
+        bank.till.pay(topup.payment_hash)
+    ask = bank.till.paid
+
+    async def paid(payment_hash):
+        if payment_hash == made[0].payment_hash:
+            raise OverflowError("a date that is none")
+        return await ask(payment_hash)
+
+    bank.till.paid = paid
+    with pytest.raises(OverflowError):
+        await follower.settlements.catch_up()
+    assert await bank.available(account_id) == 2_000

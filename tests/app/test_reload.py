@@ -8,6 +8,7 @@ import pytest
 import structlog
 
 from lcp_gateway.app.assembly import Gateway
+from lcp_gateway.app.background_tasks import BackgroundTasks
 from lcp_gateway.app.lasting import Lasting
 from lcp_gateway.app.ledgers import LedgerError
 from lcp_gateway.app.opening import open_parts
@@ -67,7 +68,8 @@ READ: set[str] = set()
 async def serving_of(settings):
     """Serve as the program does, without a daemon."""
     async with AsyncExitStack() as stack:
-        opened, _ = await open_parts(settings, stack, Metrics(), structlog.get_logger())
+        log = structlog.get_logger()
+        opened, _ = await open_parts(settings, stack, Metrics(), BackgroundTasks(log), log)
         gateway = Gateway(settings, Lasting(settings, opened))
         yield gateway, await stack.enter_async_context(open_serving(settings, gateway))
 

@@ -9,6 +9,7 @@ from lcp_gateway.app.ledgers import LedgerError, Ledgers
 from lcp_gateway.app.replicas import RequestStates, Sharing
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.journal import JournalUnavailable
+from lcp_gateway.purchase.ports import start_unsupervised
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database import DatabaseUnavailable
 from lcp_gateway.store.off import JournalOff
@@ -28,7 +29,13 @@ class Log:
 async def shared(**settings):
     log = Log()
     chosen = Settings(**settings)
-    sharing = Sharing(chosen.redis_url, Ledgers(JournalOff()), SimpleNamespace(joined=print), log)
+    sharing = Sharing(
+        chosen.redis_url,
+        Ledgers(JournalOff()),
+        SimpleNamespace(joined=print),
+        start_unsupervised,
+        log,
+    )
     async with aclosing(SimpleNamespace(aclose=sharing.close)):
         made = sharing.answers(chosen)
     return made, log.warnings

@@ -13,6 +13,7 @@ from lcp_gateway.accounts.jobs_per_key import TooManyJobs
 from lcp_gateway.accounts.keys import KeyCache
 from lcp_gateway.app import keys as app_keys
 from lcp_gateway.app import l402
+from lcp_gateway.app.background_tasks import BackgroundTasks
 from lcp_gateway.app.customers import tell_credit
 from lcp_gateway.app.keys import KeyKeeper
 from lcp_gateway.app.l402 import l402_secret
@@ -32,7 +33,8 @@ NOW = datetime.now(UTC)
 
 
 def shop(settings: Settings, database=None):
-    return open_shop(settings, Ledgers(JournalOff(), database=database), Metrics(), LOG)
+    ledgers = Ledgers(JournalOff(), database=database)
+    return open_shop(settings, ledgers, Metrics(), BackgroundTasks(LOG), LOG)
 
 
 def parts_of(opened, settings: Settings):
@@ -110,7 +112,7 @@ async def test_with_accounts_there_is_all_of_it(bank):  # noqa: F811 - the fixtu
         parts = parts_of(it, settings)
         assert isinstance(parts.door, AccountDoor)
         assert None not in (parts.wallet_routes, parts.admin_routes, parts.admission.rates)
-        assert len(it.works) == 2, "nobody is followed without lnd"
+        assert [task.name for task in it.tasks] == ["keys", "solvency"], "no lnd, so none to follow"
 
 
 async def test_accounts_without_a_journal_are_refused():

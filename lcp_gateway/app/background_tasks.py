@@ -1,0 +1,186 @@
+"""The supervisor of every task that lasts as long as the gateway.
+
+A task that ends, by an error or because it returned, is logged with its cause, counted, named in ``/readyz`` while it
+is down, and started again after a pause that grows with each failure.
+"""
+
+import asyncio
+import contextlib
+import functools
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from structlog.typing import FilteringBoundLogger
+
+from lcp_gateway.purchase.ports import StartTask
+from lcp_gateway.telemetry.names import TASKS
+
+Run = Callable[[], Coroutine[Any, Any, None]]
+"""The body of a task; called again for each restart."""
+
+NEEDED: Final = frozenset({"journal", "keys", "nodes", "peers"})
+"""The tasks without which the gateway must not or cannot sell: while one is down, ``/readyz`` is 503."""
+
+
+class BackgroundTask(NamedTuple):
+    """A task to be run beside the requests. ``name`` is one of ``TASKS``."""
+
+    name: str
+    run: Run
+
+
+class TaskReturned(Exception):
+    """A task that is meant to last came to its end without an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """The pauses before restarts: from ``first_s``, doubled for each failure in a row, to ``most_s``.
+
+    A task that was just restarted is still called down for ``steady_s``, so that one which fails again at once does not
+    seem well in between; after ``reset_s`` without an error the pauses begin from the first again.
+    """
+
+    first_s: float = 0.25
+    most_s: float = 15.0
+    steady_s: float = 2.0
+    reset_s: float = 60.0
+
+
+@dataclass(slots=True, eq=False)
+class _Instance:
+    """One supervised run of a task; a task of that name may run several times, once for each node for example."""
+
+    name: str
+    run: Run
+    may_return: Callable[[], bool]
+    failures: int = 0
+    problem: str = ""
+    started_at: float = 0.0
+    is_running: bool = False
+
+
+class BackgroundTasks:
+    """Runs the gateway's lasting tasks. To be used on one event loop.
+
+    ``on_restart`` is called with the task's name each time that one ends and is to be started again. ``clock`` is a
+    monotonic clock in seconds; ``sleep`` and ``chance`` (0 to 1) are asyncio's and random's, unless a test has its own.
+    """
+
+    def __init__(
+        self,
+        log: FilteringBoundLogger,
+        *,
+        on_restart: Callable[[str], None] = lambda _name: None,
+        backoff: Backoff = Backoff(),
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        chance: Callable[[], float] = random.random,  # noqa: S311 - spreads restarts, keeps no secret
+    ) -> None:
+        self._log = log
+        self._on_restart = on_restart
+        self._backoff = backoff
+        self._clock = clock
+        self._sleep = sleep
+        self._chance = chance
+        self._instances: set[_Instance] = set()
+        self._restarts: dict[str, int] = {}
+
+    def start(
+        self, name: str, run: Run, *, may_return: Callable[[], bool] = bool
+    ) -> asyncio.Task[None]:
+        """Start a task; cancelling what this returns ends it.
+
+        ``may_return`` says, when it has returned, whether it was meant to: a writer that is being closed, for example.
+        """
+        if name not in TASKS:
+            raise ValueError(f"{name} is not in the table of tasks")
+        self._restarts.setdefault(name, 0)
+        instance = _Instance(name, run, may_return)
+        self._instances.add(instance)
+        task = asyncio.create_task(self._supervise(instance), name=name)
+        # A callback, since a task that is cancelled before its first step runs no code of its own.
+        task.add_done_callback(lambda _task: self._instances.discard(instance))
+        return task
+
+    def starter(self, name: str) -> StartTask:
+        """Return what starts tasks of this name, for parts that start them as they need."""
+        return functools.partial(self.start, name)
+
+    @contextlib.asynccontextmanager
+    async def running(self, task: BackgroundTask) -> AsyncIterator[None]:
+        """Run a task for the block, and wait for its end."""
+        started = self.start(task.name, task.run)
+        try:
+            yield
+        finally:
+            started.cancel()
+            await asyncio.wait([started])
+
+    def report(self) -> Mapping[str, object]:
+        """Return the state of each task that was started, by its name, for ``/readyz``."""
+        down = self._down()
+        return {
+            name: {"up": name not in down, "restarts": restarts}
+            | ({"problem": down[name]} if name in down else {})
+            for name, restarts in sorted(self._restarts.items())
+        }
+
+    def reasons(self) -> Iterable[str]:
+        """Yield why the gateway must not sell now: a task that it needs is down."""
+        for name, problem in sorted(self._down().items()):
+            if name in NEEDED:
+                yield f"the background task {name} is down: {problem}"
+
+    def _down(self) -> Mapping[str, str]:
+        now = self._clock()
+        return {
+            instance.name: instance.problem
+            for instance in self._instances
+            if instance.problem
+            and not (instance.is_running and now - instance.started_at >= self._backoff.steady_s)
+        }
+
+    async def _supervise(self, instance: _Instance) -> None:
+        while True:
+            instance.started_at = self._clock()
+            instance.is_running = True
+            try:
+                await instance.run()
+                if instance.may_return():
+                    return
+                raise TaskReturned("the task returned although it is meant to last")  # noqa: TRY301 - as any other error
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # Nothing cancelled this task: something that it awaited was cancelled.
+                await self._failed(instance, error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the task has to go on
+                await self._failed(instance, error)
+
+    async def _failed(self, instance: _Instance, error: BaseException) -> None:
+        backoff = self._backoff
+        instance.is_running = False
+        if self._clock() - instance.started_at >= backoff.reset_s:
+            instance.failures = 0
+        # No power of more than this is needed to reach any longest pause.
+        pause_s = min(backoff.first_s * 2 ** min(instance.failures, 20), backoff.most_s)
+        # Between a half and the whole, so that replicas which failed together do not come back together.
+        pause_s *= 0.5 + self._chance() / 2
+        instance.failures += 1
+        # The kind of error only: `/readyz` needs no key, and an error's text may quote values. The log has it all.
+        instance.problem = type(error).__name__
+        self._restarts[instance.name] += 1
+        self._on_restart(instance.name)
+        self._log.error(
+            "a background task ended and will be restarted",
+            task=instance.name,
+            failures_in_a_row=instance.failures,
+            restart_in_s=round(pause_s, 3),
+            exc_info=error,
+        )
+        await self._sleep(pause_s)

@@ -1,0 +1,261 @@
+"""The supervisor: a task that ends is logged, counted, named while it is down, and started again."""
+
+import ast
+import asyncio
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+import lcp_gateway
+from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks, Backoff
+from lcp_gateway.telemetry.logs import get_logger
+from lcp_gateway.telemetry.names import TASKS
+
+BACKOFF = Backoff(first_s=1.0, most_s=8.0, steady_s=2.0, reset_s=60.0)
+
+
+class Time:
+    """A clock that only sleeping moves, and that a test moves on; each pause is kept."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+        self.pauses: list[float] = []
+        self.chance = 1.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+class Work:
+    """A task whose runs end as ``ends`` says, one after the other; after them it lasts."""
+
+    def __init__(self, time: Time, *ends) -> None:
+        self._time = time
+        self._ends = list(ends)
+        self.runs = 0
+        self.lasts = asyncio.Event()
+
+    async def __call__(self) -> None:
+        self.runs += 1
+        if not self._ends:
+            self.lasts.set()
+            await asyncio.Event().wait()
+        end = self._ends.pop(0)
+        if isinstance(end, tuple):
+            seconds, end = end
+            self._time.now += seconds
+        await asyncio.sleep(0)
+        if end is not None:
+            raise end
+
+
+@pytest.fixture
+def time():
+    return Time()
+
+
+@pytest.fixture
+def restarts():
+    return []
+
+
+@pytest.fixture
+def tasks(time, restarts):
+    return BackgroundTasks(
+        get_logger("test"),
+        on_restart=restarts.append,
+        backoff=BACKOFF,
+        clock=lambda: time.now,
+        sleep=time.sleep,
+        chance=lambda: time.chance,
+    )
+
+
+async def lasting(work: Work) -> None:
+    async with asyncio.timeout(5):
+        await work.lasts.wait()
+
+
+async def test_an_error_is_logged_with_its_cause_counted_and_the_task_goes_on(
+    tasks, time, restarts
+):
+    """A1: an error that was not foreseen ended the refresh of the keys for good."""
+    cause = OverflowError("a date that is none")
+    work = Work(time, cause)
+    with capture_logs() as logs:
+        async with tasks.running(BackgroundTask("keys", work)):
+            await lasting(work)
+    assert work.runs == 2
+    assert restarts == ["keys"]
+    (line,) = logs
+    assert line["log_level"] == "error" and line["task"] == "keys"
+    assert line["exc_info"] is cause
+
+
+async def test_a_task_that_returns_although_it_is_meant_to_last_has_failed(tasks, time, restarts):
+    work = Work(time, None)
+    with capture_logs() as logs:
+        async with tasks.running(BackgroundTask("books", work)):
+            await lasting(work)
+    assert restarts == ["books"] and logs[0]["log_level"] == "error"
+
+
+async def test_a_task_that_is_cancelled_from_within_has_failed_too(tasks, time, restarts):
+    work = Work(time, asyncio.CancelledError())
+    async with tasks.running(BackgroundTask("lnd", work)):
+        await lasting(work)
+    assert restarts == ["lnd"]
+
+
+async def test_an_error_in_one_task_ends_no_other(tasks, time, restarts):
+    """A2: the reconciler ended with what learns fees, since one group held both."""
+    ended = []
+
+    async def reconciler():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("reconciler")
+
+    learning = Work(time, ValueError(), ValueError())
+    async with (
+        tasks.running(BackgroundTask("reconciler", reconciler)),
+        tasks.running(BackgroundTask("learning", learning)),
+    ):
+        await lasting(learning)
+        assert restarts == ["learning"] * 2 and ended == []
+    assert ended == ["reconciler"]
+
+
+async def test_pauses_grow_with_each_failure_up_to_the_longest(tasks, time):
+    work = Work(time, *[ValueError()] * 6)
+    async with tasks.running(BackgroundTask("peers", work)):
+        await lasting(work)
+    assert time.pauses == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+
+
+async def test_chance_shortens_a_pause_by_a_half_at_most(tasks, time):
+    """So that replicas which lost the same database do not come back all at once."""
+    time.chance = 0.0
+    work = Work(time, ValueError(), ValueError())
+    async with tasks.running(BackgroundTask("peers", work)):
+        await lasting(work)
+    assert time.pauses == [0.5, 1.0]
+
+
+async def test_after_a_run_that_was_long_enough_pauses_begin_from_the_first_again(tasks, time):
+    work = Work(time, ValueError(), ValueError(), (59.0, ValueError()), (60.0, ValueError()))
+    async with tasks.running(BackgroundTask("peers", work)):
+        await lasting(work)
+    assert time.pauses == [1.0, 2.0, 4.0, 1.0]
+
+
+async def test_a_task_is_named_while_it_is_down_and_until_it_has_run_for_a_while(tasks, time):
+    seen = []
+
+    async def sleep(seconds: float) -> None:
+        seen.append((tasks.report()["keys"], list(tasks.reasons())))
+        await time.sleep(seconds)
+
+    tasks._sleep = sleep
+    work = Work(time, ValueError("with a secret in it"))
+    async with tasks.running(BackgroundTask("keys", work)):
+        assert tasks.report() == {"keys": {"up": True, "restarts": 0}}
+        await lasting(work)
+        down = {"up": False, "restarts": 1, "problem": "ValueError"}
+        because = ["the background task keys is down: ValueError"]
+        assert seen == [(down, because)]
+        time.now += BACKOFF.steady_s - 0.1
+        assert (tasks.report()["keys"], list(tasks.reasons())) == (down, because)
+        time.now += 0.1
+        assert tasks.report() == {"keys": {"up": True, "restarts": 1}}
+        assert list(tasks.reasons()) == []
+
+
+async def test_a_task_without_which_the_gateway_sells_all_the_same_is_told_and_no_reason(
+    tasks, time
+):
+    work = Work(time, ValueError())
+    async with tasks.running(BackgroundTask("loop", work)):
+        await lasting(work)
+        assert tasks.report()["loop"]["up"] is False
+        assert list(tasks.reasons()) == []
+
+
+async def test_of_several_tasks_of_a_name_each_is_restarted_by_itself(tasks, time, restarts):
+    broken, sound = Work(time, ValueError()), Work(time)
+    started = [tasks.starter("nodes")(work) for work in (broken, sound)]
+    await lasting(broken)
+    assert (broken.runs, sound.runs) == (2, 1)
+    assert tasks.report()["nodes"] == {"up": False, "restarts": 1, "problem": "ValueError"}
+    started[0].cancel()
+    await asyncio.wait([started[0]])
+    assert tasks.report()["nodes"]["up"] is True, "one that is no longer wanted is not down"
+    started[1].cancel()
+    await asyncio.wait([started[1]])
+
+
+async def test_a_task_that_is_told_to_end_may_return(tasks, time, restarts):
+    work = Work(time, None)
+    await asyncio.wait_for(tasks.start("journal", work, may_return=lambda: True), 5)
+    assert restarts == [] and work.runs == 1
+
+
+async def test_a_name_that_the_metrics_do_not_know_is_refused(tasks):
+    with pytest.raises(ValueError, match="table of tasks"):
+        tasks.start("made-up", Work(Time()))
+
+
+SHORT = {
+    "accounts/claims.py": "asks Redis once; who asks waits for it",
+    "accounts/settlements.py": "what a supervised task does while this gateway leads; it waits for both",
+    "app/background_tasks.py": "the supervisor itself",
+    "app/opening.py": "the start waits for them",
+    "http/background.py": "bounded work after a request, its errors logged",
+    "http/background_jobs.py": "as long as a job, or one row to be deleted",
+    "http/jobs.py": "the end waits for them",
+    "http/relay.py": "as long as its stream, which waits for it",
+    "purchase/market.py": "quotes; who asks waits for them",
+    "purchase/ports.py": "the way to start a task without a supervisor, for commands and tests",
+    "purchase/service.py": "a purchase; its end is taken note of",
+    "upstreams/nodes.py": "a question to a node; who asks waits for it",
+    "upstreams/openai_http.py": "a connection that is left; bounded by its time-out",
+    "upstreams/peers.py": "a question to the daemon; who asks waits for it",
+}
+"""The modules that start a task of their own, and why it need not be supervised: none of these lasts."""
+
+
+def _starts_tasks(tree: ast.AST) -> bool:
+    names = {"create_task", "ensure_future", "TaskGroup"}
+    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return any(isinstance(call, ast.Attribute) and call.attr in names for call in calls)
+
+
+def test_no_module_starts_a_lasting_task_past_the_supervisor():
+    """A1, A2: eight tasks ended silently. A new module that starts one has to say here why it is none of these."""
+    root = Path(lcp_gateway.__file__).parent
+    found = {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        if _starts_tasks(ast.parse(path.read_text()))
+    }
+    # The node is a program of its own, which simulates.
+    assert {name for name in found if not name.startswith("node/")} == set(SHORT)
+
+
+def test_each_task_of_the_table_is_started_somewhere():
+    root = Path(lcp_gateway.__file__).parent / "app"
+    started = {
+        node.args[0].value
+        for path in root.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and (getattr(node.func, "id", "") or getattr(node.func, "attr", ""))
+        in {"BackgroundTask", "starter", "start"}
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+    }
+    assert started == set(TASKS)
