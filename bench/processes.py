@@ -156,6 +156,6 @@ def _free_port() -> int:
 
 def _is_ready(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as probe:
-        probe.sendall(b"GET /readyz HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")
+        probe.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         return probe.recv(64).startswith(b"HTTP/1.1 200")
     return False

@@ -13,8 +13,9 @@ from lcp_gateway.app.measuring import Measuring, Observers
 from lcp_gateway.app.routing import RoutingParts, routing_parts
 from lcp_gateway.app.selling import SellingParts
 from lcp_gateway.app.stateful import open_kept, stateful_parts, store_limits
-from lcp_gateway.config import Settings
+from lcp_gateway.config import Settings, known_hosts
 from lcp_gateway.http.application import Routes, build_application, build_metrics_application
+from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.delivering import Delivering
 from lcp_gateway.http.edge import Edge
@@ -162,9 +163,12 @@ class Gateway:
     def _applications(self, parts: Parts) -> Made:
         settings, opened = parts.settings, self.lasting.opened
         health = self._health(settings)
+        cors = Cors(settings.cors_origins)
+        guard = BrowserGuard(cors, known_hosts(settings), log=get_logger("request"))
         edge = Edge(
             door=parts.selling.door,
-            cors=Cors(settings.cors_origins),
+            cors=cors,
+            guard=guard,
             metrics=opened.metrics,
             log=get_logger("request"),
             open_paths=OPEN_PATHS,
@@ -180,7 +184,7 @@ class Gateway:
                 max_body_bytes=settings.max_body_bytes,
                 with_metrics=not settings.metrics_addr,
             ),
-            metrics_app=build_metrics_application(health),
+            metrics_app=build_metrics_application(health, guard),
         )
 
     def _health(self, settings: Settings) -> Health:

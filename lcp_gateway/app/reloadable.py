@@ -8,6 +8,7 @@ from lcp_gateway.config import Settings
 RELOADED: Final = frozenset(
     {
         "api_keys",
+        "allowed_hosts",
         "cors_origins",
         "http_tls_cert",
         "http_tls_key",

@@ -8,7 +8,7 @@ from lcp_gateway.config.loading import ConfigError, Loaded, load
 from lcp_gateway.config.models import ModelConfig
 from lcp_gateway.config.money_forms import without_password
 from lcp_gateway.config.nodes import NodeConfig
-from lcp_gateway.config.places import all_nodes, journal_place
+from lcp_gateway.config.places import all_nodes, journal_place, known_hosts
 from lcp_gateway.config.settings import Settings, specs
 from lcp_gateway.config.sources import Source, SourceKind
 
@@ -27,6 +27,7 @@ __all__ = [
     "auth_mode",
     "docs_markdown",
     "journal_place",
+    "known_hosts",
     "load",
     "parse_host_port",
     "specs",

@@ -165,9 +165,13 @@ def _access_contradictions(settings: Settings, sources: Mapping[str, Source]) ->
 def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
     """Find what is allowed and most likely not meant."""
     if settings.allow_open and auth_mode(settings) == "none" and not settings.embedded:
-        yield (
-            f"{sources['allow_open']}: {settings.http_addr} serves everyone: whoever reaches it spends your money"
+        by_name = (
+            "" if settings.allowed_hosts else ". By a name it is reached once allowed_hosts has it"
         )
+        yield (
+            f"{sources['allow_open']}: {settings.http_addr} serves everyone: whoever reaches it spends your money{by_name}"
+        )
+    yield from _page_cautions(settings, sources)
     if auth_mode(settings) == "accounts" and not (settings.embedded or settings.lnd_grpc_addr):
         yield "customers cannot pay in: lnd_grpc_addr is not set"
     yield from _markup_cautions(settings)
@@ -222,6 +226,22 @@ def _markup_cautions(settings: Settings) -> Iterator[str]:
             f"({settings.fee_ppm / PPM_PER_PERCENT:g}% and {settings.fee_base_msat:,} msat) {where}: each such purchase "
             "from a Lightning peer is a loss. Raise markup_msat to fee_base_msat and markup_percent to fee_ppm / 10,000, "
             "or lower the estimate where lnd's fees are lower"
+        )
+
+
+def _page_cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+    """Find what lets web pages spend."""
+    if auth_mode(settings) != "none":
+        return
+    if "*" in settings.cors_origins:
+        yield (
+            f"{sources['cors_origins']}: every web page that a user of this gateway opens may spend your money: name the "
+            "origins, or set api_keys"
+        )
+    if "*" in settings.allowed_hosts:
+        yield (
+            f"{sources['allowed_hosts']}: a web page whose name is made to lead to this address may spend your money: name "
+            "the hosts, or set api_keys"
         )
 
 

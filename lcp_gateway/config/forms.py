@@ -305,11 +305,20 @@ def _parse_bearer_keys(value: object) -> tuple[str, ...]:
 def _parse_origins(value: object) -> tuple[str, ...]:
     origins = parse_list(value)
     for origin in origins:
-        if origin == "*":
+        if origin in {"*", "null"}:
             continue
         parts = urlsplit(origin)
-        if parts.scheme not in {"http", "https"} or f"{parts.scheme}://{parts.netloc}" != origin:
-            raise ValueError('an origin is "*" or written as "https://chat.example.com"')
+        is_site = parts.scheme in {"http", "https"}
+        if (
+            not parts.scheme
+            or origin.lower() != f"{parts.scheme}://{parts.netloc}".lower()
+            or (is_site and (not parts.netloc or "*" in parts.netloc))
+            or ("*" in parts.netloc and parts.netloc != "*")
+        ):
+            raise ValueError(
+                'an origin is "*", or written as "https://chat.example.com", or for programs built on a browser as '
+                '"app://obsidian.md" or "vscode-webview://*"'
+            )
     return origins
 
 

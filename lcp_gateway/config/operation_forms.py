@@ -1,6 +1,7 @@
 """The forms of values that only the settings of the program's life have."""
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -13,6 +14,8 @@ from lcp_gateway.config.forms import (
     parse_text,
     read_by,
 )
+
+_HOST_NAME = re.compile(r"(\*\.)?[^\s:/\\@,*\[\]]+")
 
 
 def _parse_networks(value: object) -> tuple[str, ...]:
@@ -40,12 +43,25 @@ def _parse_optional_http_url(value: object) -> str:
     return text.rstrip("/")
 
 
+def _parse_hosts(value: object) -> tuple[str, ...]:
+    """Take names, without scheme and port; in lower case and without the dot of the root."""
+    found = []
+    for text in parse_list(value):
+        if text != "*" and not _HOST_NAME.fullmatch(text):
+            raise ValueError(
+                'must be names such as "gateway" or "*.example.com", without a scheme and a port, or "*"'
+            )
+        found.append(text.lower().removesuffix("."))
+    return tuple(dict.fromkeys(found))
+
+
 def _parse_ratio(value: object) -> float:
     if (ratio := parse_number(value)) > 1:
         raise ValueError("must be from 0 to 1")
     return ratio
 
 
+Hosts = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_hosts)]
 Networks = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_networks)]
 OptionalFolder = Annotated[Path | None, Form("folder", "FOLDER"), read_by(parse_file)]
 OptionalHttpUrl = Annotated[str, Form("URL", "URL"), read_by(_parse_optional_http_url)]

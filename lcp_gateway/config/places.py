@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from lcp_gateway.config.forms import parse_host_port
 from lcp_gateway.config.money_forms import JOURNAL_OFF
 from lcp_gateway.config.nodes import NodeConfig
 from lcp_gateway.config.settings import Settings
@@ -33,6 +34,19 @@ def state_folder(environ: Mapping[str, str]) -> Path:
     import platformdirs  # noqa: PLC0415 - costs 20 ms, and only some need it
 
     return platformdirs.user_state_path("lcp-gateway", appauthor=False)
+
+
+def known_hosts(settings: Settings) -> tuple[str, ...]:
+    """Give the names by which callers without a credential may reach the gateway.
+
+    Those of the settings, and a name that it listens on, which the operator chose.
+    """
+    listening = [
+        parse_host_port(address).host
+        for address in (settings.http_addr, settings.metrics_addr)
+        if address
+    ]
+    return (*settings.allowed_hosts, *filter(None, listening))
 
 
 def all_nodes(settings: Settings) -> tuple[NodeConfig, ...]:

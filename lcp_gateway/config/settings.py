@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from lcp_gateway.config import forms
+from lcp_gateway.config import forms, operation_forms
 from lcp_gateway.config.declare import OPENAI_SERVE_PREFIX, OPENCLAW_PREFIX, Group, Spec, setting
 from lcp_gateway.config.market import MarketSettings
 from lcp_gateway.config.money import MoneySettings
@@ -45,8 +45,18 @@ class Settings(OperationSettings, MarketSettings, SellingSettings, MoneySettings
         openai_serve="API_KEYS",
         secret=True,
     )
+    allowed_hosts: operation_forms.Hosts = setting(
+        (),
+        'Names by which callers without a credential may reach the gateway, beside IP addresses and localhost: "gateway", '
+        '"*.example.com" for all names below it, "*" for any. A request that comes under another name is refused with '
+        "421, since a web page can have its own name lead to this address.",
+        Group.HTTP,
+    )
     cors_origins: forms.Origins = setting(
-        (), 'Origins whose pages may call the gateway; "*" allows all. Off when empty.', Group.HTTP
+        (),
+        'Origins whose pages may call the gateway; "*" allows all. Off when empty. Programs built on a browser have '
+        'origins of their own: "app://obsidian.md", "vscode-webview://*", "chrome-extension://<id>", "file://", "null".',
+        Group.HTTP,
     )
 
     lcpd_grpc_addr: forms.GrpcTarget = setting(

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from aiohttp import hdrs, web
 
 from lcp_gateway.http.admin import AdminRoutes
+from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.door import AGENT_TOKEN
 from lcp_gateway.http.edge import Edge
+from lcp_gateway.http.errors import PAGE_HEADERS, ApiError
 from lcp_gateway.http.health import Health
 from lcp_gateway.http.inference import Inference
 from lcp_gateway.http.input_tokens import InputTokens
@@ -56,10 +58,22 @@ def build_application(
     return app
 
 
-def build_metrics_application(health: Health) -> web.Application:
-    """Give the application of the metrics' own address, which asks for no key."""
+def build_metrics_application(health: Health, guard: BrowserGuard) -> web.Application:
+    """Give the application of the metrics' own address, which asks for no key, and is no place for web pages either."""
+
+    async def metrics(request: web.Request) -> web.Response:
+        try:
+            guard.check(request)
+        except ApiError as error:
+            return health.refused(error)
+        return await health.metrics(request)
+
+    async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(PAGE_HEADERS)
+
     app = web.Application()
-    app.router.add_get("/metrics", health.metrics)
+    app.on_response_prepare.append(add_headers)
+    app.router.add_get("/metrics", metrics)
     app.router.add_get("/healthz", health.healthz)
     return app
 

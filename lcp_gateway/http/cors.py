@@ -15,11 +15,26 @@ _EXPOSED = (
 _MAX_AGE_S = 600
 
 
+_ANY_HOST = "://*"
+
+
 class Cors:
-    """The origins that may call; ``*`` means any."""
+    """The origins that may call; ``*`` means any, ``app://*`` any of a scheme that only programs have."""
 
     def __init__(self, origins: Iterable[str]) -> None:
-        self._origins = frozenset(origins)
+        self._origins = frozenset(origin.lower() for origin in origins)
+        self._schemes = frozenset(
+            origin.removesuffix(_ANY_HOST) for origin in self._origins if origin.endswith(_ANY_HOST)
+        )
+
+    def allows(self, origin: str) -> bool:
+        """Tell whether pages of an origin may call."""
+        origins = self._origins
+        if not origins:
+            return False
+        if "*" in origins or (origin := origin.lower()) in origins:
+            return True
+        return origin.partition("://")[0] in self._schemes
 
     def headers_for(self, origin: str | None) -> dict[str, str]:
         """Give the headers that let ``origin`` read an answer; none for one that may not."""
@@ -30,7 +45,7 @@ class Cors:
                 "Access-Control-Allow-Origin": "*",
                 "Access-Control-Expose-Headers": _EXPOSED,
             }
-        if origin in self._origins:
+        if self.allows(origin):
             return {
                 "Access-Control-Allow-Origin": origin,
                 "Access-Control-Expose-Headers": _EXPOSED,
@@ -45,11 +60,12 @@ class Cors:
         if "Access-Control-Allow-Origin" not in self.headers_for(request.headers.get("Origin")):
             return None
         asked = request.headers.get("Access-Control-Request-Headers", "authorization, content-type")
-        return web.Response(
-            status=204,
-            headers={
-                "Access-Control-Allow-Methods": _ALLOW_METHODS,
-                "Access-Control-Allow-Headers": asked,
-                "Access-Control-Max-Age": str(_MAX_AGE_S),
-            },
-        )
+        headers = {
+            "Access-Control-Allow-Methods": _ALLOW_METHODS,
+            "Access-Control-Allow-Headers": asked,
+            "Access-Control-Max-Age": str(_MAX_AGE_S),
+        }
+        if request.headers.get("Access-Control-Request-Private-Network") == "true":
+            # A page on the internet asks for an address of a private network.
+            headers["Access-Control-Allow-Private-Network"] = "true"
+        return web.Response(status=204, headers=headers)

@@ -8,9 +8,16 @@ from aiohttp import web
 from structlog.contextvars import bind_contextvars
 from structlog.typing import FilteringBoundLogger
 
+from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.door import AGENT_TOKEN, Door
-from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, internal_error, of_http_exception
+from lcp_gateway.http.errors import (
+    PAGE_HEADERS,
+    PAYMENT_HEADER,
+    ApiError,
+    internal_error,
+    of_http_exception,
+)
 from lcp_gateway.http.exchange import EXCHANGE, SERVER, Exchange, request_id_of
 from lcp_gateway.http.forwarded import shown
 from lcp_gateway.http.tracing import NOT_TRACED, finish
@@ -21,6 +28,7 @@ from lcp_gateway.telemetry.metrics import Metrics
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _BYTES_PER_TOKEN = 4
+_API = "/api/"
 
 
 class Edge:
@@ -31,6 +39,7 @@ class Edge:
         *,
         door: Door,
         cors: Cors,
+        guard: BrowserGuard,
         metrics: Metrics,
         log: FilteringBoundLogger,
         open_paths: frozenset[str],
@@ -38,11 +47,12 @@ class Edge:
         away: tuple[type[Exception], ...] = (),
         tracing: Tracing = NO_TRACING,
     ) -> None:
-        """``open_paths`` need no key. ``away`` are the errors of a database that cannot be reached."""
+        """``open_paths`` need no key, ``guard`` checks who comes without one. ``away`` are the errors of a database that cannot be reached."""
         self._away = away
         self._tracing = tracing
         self._door = door
         self._cors = cors
+        self._guard = guard
         self._metrics = metrics
         self._log = log
         self._open_paths = open_paths
@@ -90,8 +100,14 @@ class Edge:
         if AGENT_TOKEN in request.match_info:
             # The address holds a secret, which no page may pass on.
             headers["Referrer-Policy"] = "no-referrer"
+        for name, value in PAGE_HEADERS.items():
+            headers.setdefault(name, value)
+        if request.path.startswith(_API):
+            headers["Cache-Control"] = "no-store"
         if cors := self._cors.headers_for(request.headers.get("Origin")):
             headers.update(cors)
+            if "Access-Control-Allow-Origin" in cors:
+                headers["Cross-Origin-Resource-Policy"] = "cross-origin"
 
     async def _answer(
         self, request: web.Request, handler: Handler, exchange: Exchange, span: RequestSpan
@@ -112,8 +128,12 @@ class Edge:
             self._check_headers(request)
             if preflight := self._cors.preflight(request):
                 return preflight
-            if request.path not in self._open_paths:
+            if request.path in self._open_paths:
+                exchange.may_read_details = self._guard.passes(request)
+            else:
                 exchange.caller = await self._door.admit(request)
+                if not exchange.caller.key_id:
+                    self._guard.check(request)
             return await handler(request)
         except ApiError as error:
             return self._refuse(error, exchange)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from types import MappingProxyType
 
 import orjson
 from aiohttp import web
@@ -11,6 +12,15 @@ from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import Verdict
 
 PAYMENT_HEADER = "X-Lcp-Payment"
+PAGE_HEADERS = MappingProxyType(
+    {
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "Cross-Origin-Resource-Policy": "same-origin",
+    }
+)
+"""What keeps a web page from framing an answer, embedding it, or taking it for something that it is not."""
 RETRY_AFTER_S = 1
 _MAX_MESSAGE_CHARS = 1_000
 

@@ -23,6 +23,7 @@ class Exchange:
     """A request and what came of it. Times are readings of a monotonic clock, in seconds.
 
     ``headers`` go out with the answer, whatever it is. ``client`` is where it comes from, empty for this very machine.
+    ``may_read_details`` is false for a caller that a web page may have sent, of an answer that everyone gets.
     """
 
     request_id: str
@@ -36,6 +37,7 @@ class Exchange:
     counted_bytes: int = 0
     caller: Caller = NOBODY
     client: str = ""
+    may_read_details: bool = True
     headers: dict[str, str] = field(default_factory=dict)
     answer: Answer | None = None
     joined: bool = False

@@ -8,6 +8,7 @@ from aiohttp import web
 
 _FOR: Final = "X-Forwarded-For"
 _PROTO: Final = "X-Forwarded-Proto"
+_HOST: Final = "X-Forwarded-Host"
 _SCHEMES = frozenset({"http", "https"})
 # No chain of proxies is longer; a header that is was made to keep us busy.
 _MOST_HOPS = 32
@@ -23,18 +24,21 @@ class Proxies:
         self._networks = tuple(ipaddress.ip_network(network) for network in networks)
 
     def seen_through(self, request: web.BaseRequest) -> web.BaseRequest:
-        """Give a request whose ``remote`` and ``scheme`` are the client's; as it is where it comes from no such proxy."""
+        """Give a request whose ``remote``, ``scheme`` and ``host`` are those that the client saw.
+
+        It is left as it is where it comes from no such proxy.
+        """
         if not self._networks or request.remote is None:
             return request
         peer = read_address(request.remote)
         if peer is None or not self._trusts(peer):
             return request
         client = self.client(peer, request.headers.getall(_FOR, ()))
-        said = ",".join(request.headers.getall(_PROTO, ()))
-        # The last is that of the proxy that is nearest to us.
-        scheme = said.rpartition(",")[2].strip().lower()
+        scheme = _last(request, _PROTO).lower()
         return request.clone(
-            remote=str(client), scheme=scheme if scheme in _SCHEMES else request.scheme
+            remote=str(client),
+            scheme=scheme if scheme in _SCHEMES else request.scheme,
+            host=_last(request, _HOST) or request.host,
         )
 
     def client(self, peer: _Address, forwarded: Sequence[str]) -> _Address:
@@ -55,6 +59,11 @@ class Proxies:
 
     def _trusts(self, address: _Address) -> bool:
         return any(address in network for network in self._networks)
+
+
+def _last(request: web.BaseRequest, header: str) -> str:
+    """Give the last value of a list in a header, which is that of the proxy nearest to us."""
+    return ",".join(request.headers.getall(header, ())).rpartition(",")[2].strip()
 
 
 def read_address(text: str) -> _Address | None:

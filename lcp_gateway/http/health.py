@@ -7,6 +7,8 @@ import orjson
 from aiohttp import web
 
 from lcp_gateway.http.catalog_source import CatalogSource
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.http.exchange import EXCHANGE
 from lcp_gateway.http.jobs import Jobs
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.quote import Source
@@ -64,8 +66,11 @@ class Health:
         """Serve GET /healthz: the process is alive."""
         return web.Response(body=b'{"status":"ok"}', content_type="application/json")
 
-    async def readyz(self, _request: web.Request) -> web.Response:
-        """Serve GET /readyz: 200 when a request could be bought now, else 503 with the reasons."""
+    async def readyz(self, request: web.Request) -> web.Response:
+        """Serve GET /readyz: 200 when a request could be bought now, else 503 with the reasons.
+
+        A load balancer reaches it by any name and needs the status only; the details are not for a page of another name.
+        """
         problem = self._catalog.problem
         providers = self._catalog.catalog.providers
         peers = sum(provider.source is Source.LCP for provider in providers)
@@ -96,12 +101,19 @@ class Health:
         if self._lnd_report is not None:
             # Told, and no reason of its own: the daemon may pay through another node, or before lnd has caught up.
             report["lnd"] = self._lnd_report()
+        if not request[EXCHANGE].may_read_details:
+            report = {"status": report["status"]}
         return web.Response(
             status=503 if reasons else 200,
             body=orjson.dumps(report),
             content_type="application/json",
             headers={"Cache-Control": "no-store"},
         )
+
+    def refused(self, error: ApiError) -> web.Response:
+        """Give the answer that refuses a request for the metrics, and count it."""
+        self._metrics.refusal(error.reason)
+        return error.response()
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Serve GET /metrics in the format that the scraper asks for."""

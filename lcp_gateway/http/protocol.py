@@ -7,7 +7,7 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
-from lcp_gateway.http.errors import ApiError, of_http_exception
+from lcp_gateway.http.errors import PAGE_HEADERS, ApiError, of_http_exception
 from lcp_gateway.http.exchange import SERVER, request_id_of
 from lcp_gateway.http.forwarded import Proxies
 
@@ -123,6 +123,9 @@ def _with_our_headers(error: ApiError) -> web.Response:
     response = error.response()
     response.headers["Server"] = SERVER
     response.headers["x-request-id"] = request_id_of(None)
+    # What it was meant for is not known; it could have been for /api.
+    response.headers["Cache-Control"] = "no-store"
+    response.headers.update(PAGE_HEADERS)
     return response
 
 

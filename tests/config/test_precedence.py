@@ -164,6 +164,7 @@ PEER = "02" + "ab" * 32
 EXAMPLES = {
     "http_addr": ("[::1]:9000", "[::1]:9000"),
     "api_keys": ("one, two,,one", ("one", "two")),
+    "allowed_hosts": ("Gateway., *.Example.com", ("gateway", "*.example.com")),
     "cors_origins": ("*", ("*",)),
     "lcpd_grpc_addr": ("unix:/run/lcpd.sock", "unix:/run/lcpd.sock"),
     "lcpd_tls": ("yes", True),

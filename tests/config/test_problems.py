@@ -102,7 +102,17 @@ BAD_VALUES = {
     "LOG_LEVEL": ["trace"],
     "LOG_FORMAT": ["xml"],
     "EMBEDDED": ["maybe"],
-    "CORS_ORIGINS": ["chat.example.com", "https://a.example/path", "https://a.example/"],
+    "ALLOWED_HOSTS": ["http://gateway", "gateway:8080", "a/b", "a*b", "*.", "a b"],
+    "CORS_ORIGINS": [
+        "chat.example.com",
+        "https://a.example/path",
+        "https://a.example/",
+        "https://*",
+        "https://*.example.com",
+        "http://",
+        "app://a*",
+        "app:x",
+    ],
     "NODE_BACKEND": ["ollama", "ftp://h", "http://", "http://user:pw@h/v1"],
     "NODES": ["x", "{}", "[1]", "3", "null", '[{"name": "a", "name": "b"}]', "[" * 100_000],
     "MODELS": ["x", "[]", '{"a": 1}', "null", '{"a": {}, "a": {}}'],
@@ -254,8 +264,10 @@ def test_an_embedded_node_needs_a_port(problems_of):
     [
         (
             {"LCP_GATEWAY_HTTP_ADDR": ":8080", "LCP_GATEWAY_ALLOW_OPEN": "1"},
-            "spends your money",
+            "spends your money. By a name it is reached once allowed_hosts has it",
         ),
+        ({"LCP_GATEWAY_CORS_ORIGINS": "*"}, "every web page"),
+        ({"LCP_GATEWAY_ALLOWED_HOSTS": "a,*"}, "a web page whose name"),
         (
             {"LCP_GATEWAY_AUTH": "accounts"},
             "customers cannot pay in",

@@ -13,6 +13,7 @@ from lcp_gateway.accounts.l402 import Issuer
 from lcp_gateway.app.keys import KeyKeeper
 from lcp_gateway.http.admin import AdminRoutes
 from lcp_gateway.http.application import Routes, build_application
+from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.door import EVERYONE, AccountDoor
 from lcp_gateway.http.edge import Edge
@@ -106,6 +107,7 @@ async def front(bank, *, with_l402: bool = True, l402_msat: int = 50_000, **rule
     edge = Edge(
         door=AccountDoor(find=keeper.find, admin_key=ADMIN_KEY, l402=l402 if with_l402 else None),
         cors=Cors([]),
+        guard=BrowserGuard(Cors([])),
         metrics=Metrics(),
         log=log,
         open_paths=frozenset({"/healthz"}),

@@ -15,6 +15,7 @@ from lcp_gateway.accounts.jobs_per_key import JobsPerKey, MemoryLeases
 from lcp_gateway.http.admission import Admission
 from lcp_gateway.http.application import Routes, build_application
 from lcp_gateway.http.background_jobs import BackgroundJobs
+from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.charging import Charging
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.delivering import Delivering
@@ -288,6 +289,7 @@ async def keeping_front(
     edge = Edge(
         door=KeyDoor(),
         cors=Cors([]),
+        guard=BrowserGuard(Cors([])),
         metrics=metrics,
         log=log,
         open_paths=frozenset(),

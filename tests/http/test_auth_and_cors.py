@@ -50,6 +50,41 @@ def test_a_preflight_is_answered_for_a_named_origin_only():
     assert Cors(["https://b.example"]).preflight(request) is None
 
 
+def test_a_preflight_that_asks_for_a_private_network_is_answered_for_a_named_origin_only():
+    asked = {
+        "Origin": "https://a.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Private-Network": "true",
+    }
+    request = make_mocked_request("OPTIONS", "/v1/responses", headers=asked)
+    answer = Cors(["https://a.example"]).preflight(request)
+    assert answer.headers["Access-Control-Allow-Private-Network"] == "true"
+    del asked["Access-Control-Request-Private-Network"]
+    request = make_mocked_request("OPTIONS", "/v1/responses", headers=asked)
+    answer = Cors(["https://a.example"]).preflight(request)
+    assert "Access-Control-Allow-Private-Network" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("named", "origin", "allowed"),
+    [
+        ("*", "https://any.example", True),
+        ("*", "null", True),
+        ("https://Chat.Example", "https://chat.example", True),
+        ("vscode-webview://*", "vscode-webview://1a2b", True),
+        ("vscode-webview://*", "vscode-webviewer://1a2b", False),
+        ("app://a", "app://b", False),
+        ("null", "null", True),
+        ("https://a.example", "null", False),
+        ("https://a.example", "", False),
+    ],
+)
+def test_an_origin_is_allowed_as_a_whole_or_by_the_scheme_of_a_program(named, origin, allowed):
+    cors = Cors([named])
+    assert cors.allows(origin) is allowed
+    assert ("Access-Control-Allow-Origin" in cors.headers_for(origin)) is allowed
+
+
 @pytest.mark.parametrize("sane", ["abc", "req_1", "a" * 128, "7f3c-11:x/y"])
 def test_a_sane_request_id_is_kept(sane):
     assert request_id_of(sane) == sane

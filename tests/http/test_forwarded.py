@@ -122,3 +122,20 @@ def test_what_is_read_is_an_address_or_nothing(text):
 )
 def test_who_asks_from_this_machine_is_not_told_in_the_log(remote, in_the_log):
     assert shown(remote) == in_the_log
+
+
+@pytest.mark.parametrize(
+    ("peer", "said", "host"),
+    [
+        ("10.0.0.1", ["ai.example"], "ai.example"),
+        ("10.0.0.1", ["evil.example, ai.example:8443"], "ai.example:8443"),
+        ("10.0.0.1", ["evil.example", "ai.example"], "ai.example"),
+        ("10.0.0.1", [], "inside"),
+        ("10.0.0.1", [""], "inside"),
+        ("203.0.113.5", ["evil.example"], "inside"),
+    ],
+)
+def test_the_host_that_the_client_saw_is_the_nearest_proxys_word(peer, said, host):
+    headers = CIMultiDict([("Host", "inside"), *(("X-Forwarded-Host", text) for text in said)])
+    request = make_mocked_request("GET", "/", headers=headers)
+    assert PROXIES.seen_through(request.clone(remote=peer)).host == host

@@ -16,7 +16,7 @@ def request_bytes(model, text):
         {"model": model, "stream": True, "messages": [{"role": "user", "content": text}]}
     )
     return (
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     ).encode()
 

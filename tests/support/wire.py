@@ -154,7 +154,7 @@ def request_bytes(
     method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
 ) -> bytes:
     """Write a request; a body gets its Content-Length."""
-    fields = {"Host": "gateway.invalid", **(headers or {})}
+    fields = {"Host": "localhost", **(headers or {})}
     if body is not None:
         fields.setdefault("Content-Type", "application/json")
         fields.setdefault("Content-Length", str(len(body)))

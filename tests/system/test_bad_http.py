@@ -20,7 +20,7 @@ from tests.support.wire import (
 
 HEAD_LIMIT = 32 * 1024
 BODY = json.dumps(document()).encode()
-HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
+HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +175,9 @@ NO_HTTP = {
     "another protocol": b"SSH-2.0-OpenSSH_9.6\r\n\r\n",
     "binary": bytes(range(1, 128)) + b"\r\n\r\n",
     "a version that is none": b"GET / HTTP/9.9.9\r\n\r\n",
-    "a header without a name": b"GET / HTTP/1.1\r\nHost: x\r\n: y\r\n\r\n",
+    "a header without a name": b"GET / HTTP/1.1\r\nHost: localhost\r\n: y\r\n\r\n",
     "a header with a space before its colon": b"GET / HTTP/1.1\r\nHost : x\r\n\r\n",
-    "a bare line feed in a value": b"GET / HTTP/1.1\r\nHost: x\r\nX: a\x00b\r\n\r\n",
+    "a bare line feed in a value": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\x00b\r\n\r\n",
 }
 
 

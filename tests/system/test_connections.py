@@ -11,7 +11,7 @@ from tests.support.wire import CHAT, document, exchange, get, is_refused, post, 
 
 TIMEOUT_S = 1.0
 BODY = json.dumps(document()).encode()
-HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
+HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
 
 
 @pytest.fixture(scope="module")

@@ -143,7 +143,7 @@ def malformed():
     ):
         yield request_bytes("POST", CHAT, body, bearer)
         yield request_bytes("POST", RESPONSES, body, bearer)
-    yield f"POST {CHAT} HTTP/1.1\r\nHost: x\r\n{PROMPT} {WRONG_KEY}\r\n\r\n".encode()
+    yield f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n{PROMPT} {WRONG_KEY}\r\n\r\n".encode()
     yield f"{PROMPT} {CHAT}\r\n\r\n".encode()
     yield f"POST {CHAT} HTTP/9.{PROMPT}\r\n\r\n".encode()
     yield request_bytes("POST", CHAT, None, {**bearer, "Content-Length": f"-{WRONG_KEY}"})
