@@ -10,6 +10,7 @@ from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.outcome import Ending
 from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import State
 from lcp_gateway.purchase.tariff import Markup
 from lcp_gateway.purchase.task import TaskKind
@@ -35,7 +36,7 @@ class Intent:
 
     ``fee_cap_msat`` is the routing fee that is reckoned with until the real one is known. ``key_id`` names the
     credential without being one, and is empty where there is none. ``charge`` is None where no customer is charged.
-    Times are aware UTC.
+    ``repeat`` is what a repeat of the request is recognised by, None where none is to be. Times are aware UTC.
     """
 
     quote: Quote
@@ -51,6 +52,7 @@ class Intent:
     runner_up_msat: Msat | None
     at: datetime
     charge: Charge | None = None
+    repeat: RepeatIdentity | None = None
 
     @property
     def amount_msat(self) -> Msat:
@@ -129,6 +131,42 @@ class JournalUnavailable(Refused):
     may_pass_later = True
 
 
+@dataclass(frozen=True, slots=True)
+class EarlierPurchase:
+    """A purchase that the journal has, as a repeat of its request needs to know it.
+
+    ``repeat_body`` is None for one that was made before repeats were recorded.
+    """
+
+    quote: Quote
+    state: State
+    key_id: str
+    request_id: str
+    repeat_body: bytes | None
+
+
+class DuplicateIntent(Refused):
+    """The journal knows this job already: whatever became of it, it is not paid again.
+
+    The job may be paid for and running, so its quote must not be cancelled.
+    """
+
+    code = "duplicate_purchase"
+
+
+class RequestRepeated(Refused):
+    """The journal has a purchase of the same request, or under the same repeat key, that is not known to be unpaid.
+
+    ``earlier`` is that purchase; the quote of this one was not taken.
+    """
+
+    code = "request_repeated"
+
+    def __init__(self, quote: Quote | None, earlier: EarlierPurchase) -> None:
+        super().__init__("this request was bought before; nothing more was paid", quote=quote)
+        self.earlier = earlier
+
+
 class PurchaseJournal(Protocol):
     """Where purchases are written down."""
 
@@ -140,7 +178,17 @@ class PurchaseJournal(Protocol):
         Raises:
             BudgetExceeded: a budget has no room; nothing was written.
             InsufficientBalance: the account cannot pay the charge; nothing was written.
+            DuplicateIntent: the journal has an intent for this job.
+            RequestRepeated: the journal has a purchase of the same request; nothing was written.
             JournalUnavailable: it cannot be made durable; nothing is to be paid.
+        """
+        ...
+
+    async def find(self, job_id: bytes) -> EarlierPurchase | None:
+        """Return the purchase of a job, or None where the journal has none.
+
+        Raises:
+            JournalUnavailable: the journal cannot be read.
         """
         ...
 

@@ -18,15 +18,22 @@ from sqlalchemy import (
 
 from lcp_gateway.accounts.records import Cause
 from lcp_gateway.purchase.errors import Refused
-from lcp_gateway.purchase.journal import BudgetExceeded, Charge, InsufficientBalance, Learnt
+from lcp_gateway.purchase.journal import (
+    BudgetExceeded,
+    Charge,
+    DuplicateIntent,
+    InsufficientBalance,
+    Learnt,
+    RequestRepeated,
+)
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import TRANSITIONS, State
 from lcp_gateway.purchase.tariff import Markup
 from lcp_gateway.store.balances import Balances
 from lcp_gateway.store.counters import Counter, Counters, counter_of, counters_of
 from lcp_gateway.store.entries import (
-    DuplicateIntent,
     IntentEntry,
     NoteEntry,
     Outcome,
@@ -34,6 +41,7 @@ from lcp_gateway.store.entries import (
     ProblemKind,
 )
 from lcp_gateway.store.prepared import execute_in, execute_many
+from lcp_gateway.store.repeats import Repeats, release_keys
 from lcp_gateway.store.tables import OPEN_STATES, budget_spend, purchase_states, purchases
 from lcp_gateway.store.times import to_micros
 
@@ -44,6 +52,7 @@ _UPSTREAMS = {Source.LCP: "lcpd", Source.NODE: "openai_http"}
 _NO_CHARGE: dict[str, object] = dict.fromkeys(
     ("account_id", "charge_msat", "markup_ppm", "markup_msat", "refund_undelivered")
 )
+_NO_REPEAT: dict[str, object] = dict.fromkeys(("repeat_key", "repeat_body", "repeat_until"))
 
 
 def _lock(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[Any, ...]]:
@@ -225,6 +234,7 @@ class Batch:
         self._intents = intents
         self._counters = Counters()
         self._balances = Balances()
+        self._repeats = Repeats(owner)
         self._states: list[dict[str, object]] = []
         self._problems: list[Problem] = []
 
@@ -254,9 +264,15 @@ class Batch:
             connection,
             (charge.account_id for entry in self._intents if (charge := entry.intent.charge)),
         )
-        refusals = self._take_intents(connection, rows, times, reserved)
         if moved:
             execute_many(connection, _MOVE, [row.values() for row in moved])
+            # Before the intents are written: one of them may be the next try of what was not paid.
+            if unpaid := sorted(row.job_id for row in moved if row.state is State.NOT_PAID):
+                release_keys(connection, unpaid)
+        self._repeats.look_up(
+            connection, [repeat for entry in self._intents if (repeat := entry.intent.repeat)]
+        )
+        refusals = self._take_intents(connection, rows, times, reserved)
         if self._states:
             execute_many(connection, _INSERT_STATE, self._states)
         self._counters.write(connection)
@@ -338,18 +354,29 @@ class Batch:
                     "this quote was taken before; nothing more was paid", quote=quote
                 )
             else:
-                refusal = self._over_budget(entry, at) or self._over_balance(entry)
+                refusal = (
+                    self._repeated(entry, at)
+                    or self._over_budget(entry, at)
+                    or self._over_balance(entry)
+                )
             refusals.append(refusal)
             if refusal is None:
                 taken.add(quote.job_id)
+                self._repeats.take(entry.intent)
                 self._counters.add(counters, entry.intent.amount_msat)
                 if charge := entry.intent.charge:
                     self._balances.hold(charge.account_id, charge.amount_msat)
                 written.append(_values(entry, self._owner, at))
                 self._states.append({"job_id": quote.job_id, "state": State.PAYING.value, "at": at})
         if written:
+            self._repeats.release(connection)
             execute_many(connection, _INSERT, written)
         return refusals
+
+    def _repeated(self, entry: IntentEntry, at: int) -> RequestRepeated | None:
+        repeat = entry.intent.repeat
+        earlier = None if repeat is None else self._repeats.earlier(repeat, at)
+        return None if earlier is None else RequestRepeated(entry.intent.quote, earlier)
 
     def _over_budget(self, entry: IntentEntry, at: int) -> BudgetExceeded | None:
         for budget in entry.budgets:
@@ -402,6 +429,7 @@ def _values(entry: IntentEntry, owner: str, at: int) -> dict[str, object]:
         "owner": owner,
         "intent_no": entry.number,
         **_charge_values(intent.charge),
+        **_repeat_values(intent.repeat),
     }
 
 
@@ -414,6 +442,16 @@ def _charge_values(charge: Charge | None) -> dict[str, object]:
         "markup_ppm": charge.markup.ppm,
         "markup_msat": charge.markup.fixed_msat,
         "refund_undelivered": charge.refund_undelivered,
+    }
+
+
+def _repeat_values(repeat: RepeatIdentity | None) -> dict[str, object]:
+    if repeat is None:
+        return _NO_REPEAT
+    return {
+        "repeat_key": repeat.key,
+        "repeat_body": repeat.body,
+        "repeat_until": None if repeat.until is None else to_micros(repeat.until),
     }
 
 

@@ -12,12 +12,6 @@ from lcp_gateway.purchase.states import State
 NOTHING_NEW = Learnt()
 
 
-class DuplicateIntent(Refused):
-    """The journal knows this job already: whatever became of it, it is not paid again."""
-
-    code = "duplicate_purchase"
-
-
 @dataclass(frozen=True, slots=True)
 class IntentEntry:
     """An intent to write. ``number`` tells it from every other of the same process."""

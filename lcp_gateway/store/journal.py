@@ -9,8 +9,16 @@ from datetime import datetime
 from time import monotonic
 from typing import TypeAlias
 
+from sqlalchemy.exc import IntegrityError
+
 from lcp_gateway.purchase.errors import Refused
-from lcp_gateway.purchase.journal import Budget, Intent, JournalUnavailable, Learnt
+from lcp_gateway.purchase.journal import (
+    Budget,
+    EarlierPurchase,
+    Intent,
+    JournalUnavailable,
+    Learnt,
+)
 from lcp_gateway.purchase.ports import StartTask, start_unsupervised
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.balances import LARGEST_AMOUNT
@@ -24,15 +32,17 @@ from lcp_gateway.store.entries import (
     Problem,
     ProblemKind,
 )
+from lcp_gateway.store.repeats import find_job
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """An intent whose caller waits. ``since`` is by the monotonic clock."""
+    """An intent whose caller waits. ``since`` is by the monotonic clock; ``collided`` says that its repeat key was taken."""
 
     entry: IntentEntry
     done: asyncio.Future[None]
     since: float
+    collided: bool = False
 
 
 _Item: TypeAlias = _Waiting | NoteEntry
@@ -130,6 +140,7 @@ class StoredJournal:
             BudgetExceeded: a budget has no room; nothing was written.
             InsufficientBalance: the account cannot pay the charge; nothing was written.
             DuplicateIntent: the journal has an intent for this job.
+            RequestRepeated: the journal has a purchase of the same request.
             JournalUnavailable: it cannot be made durable, or not in time; nothing is to be paid.
         """
         quote = intent.quote
@@ -158,6 +169,17 @@ class StoredJournal:
         self._wake.set()
         # A caller that leaves cancels the future; the writer sees that and takes the intent back.
         await done
+
+    async def find(self, job_id: bytes) -> EarlierPurchase | None:
+        """Return the purchase of a job, or None where the journal has none.
+
+        Raises:
+            JournalUnavailable: the journal cannot be read.
+        """
+        try:
+            return await self._database.read(lambda connection: find_job(connection, job_id))
+        except DatabaseUnavailable as error:
+            raise JournalUnavailable(f"the journal cannot be read ({error.reason})") from error
 
     def note(self, job_id: bytes, state: State, at: datetime, learnt: Learnt = NOTHING_NEW) -> None:
         """Write a later state soon, in order; ``not_paid`` gives its reservation back."""
@@ -282,6 +304,12 @@ class StoredJournal:
         if len(notes) + len(intents) > 1:
             self._queue.extendleft(reversed([*notes, *intents]))
             self._singly = len(notes) + len(intents)
+            return
+        if intents and isinstance(error, IntegrityError) and not intents[0].collided:
+            # Another process wrote an intent for the same request at the same time: now it is found.
+            intents[0].collided = True
+            self._queue.extendleft(intents)
+            self._singly = 1
             return
         # The kind of error only: its text may quote the values.
         reason = f"the journal refused the entry ({type(error).__name__})"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from lcp_gateway.purchase.journal import Budget, Intent, Learnt
+from lcp_gateway.purchase.journal import Budget, EarlierPurchase, Intent, Learnt
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.entries import NOTHING_NEW
 
@@ -13,6 +13,10 @@ class JournalOff:
 
     async def intend(self, intent: Intent, budgets: Sequence[Budget] = ()) -> None:
         """Let it be paid."""
+
+    async def find(self, job_id: bytes) -> EarlierPurchase | None:  # noqa: ARG002 - the protocol's signature
+        """Return None: nothing is known."""
+        return None
 
     def note(self, job_id: bytes, state: State, at: datetime, learnt: Learnt = NOTHING_NEW) -> None:
         """Forget it."""

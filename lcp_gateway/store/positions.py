@@ -7,6 +7,8 @@ from lcp_gateway.store.tables import watch_state
 
 KEYS = "keys"
 """The last change of a key."""
+REPEAT_KEYS = "repeat_keys"
+"""The time of the last purchase whose repeat key was looked at and removed if it was too old."""
 
 _MAKE = {
     "sqlite": sqlite.insert(watch_state).on_conflict_do_nothing(),

@@ -14,6 +14,8 @@ from lcp_gateway.purchase.tariff import Markup
 from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.store.times import from_micros
 
+_NOT_SHOWN = ("intent_no", "repeat_key", "repeat_body", "repeat_until")
+"""Columns that serve the journal itself."""
 _CHARGE_COLUMNS = ("account_id", "charge_msat", "markup_ppm", "markup_msat", "refund_undelivered")
 
 
@@ -111,7 +113,8 @@ class Page:
 def record_of(row: RowMapping) -> PurchaseRecord:
     """Read a row of the table."""
     values: dict[str, Any] = dict(row)
-    del values["intent_no"]
+    for name in _NOT_SHOWN:
+        del values[name]
     account_id, charge_msat, ppm, fixed_msat, refund_undelivered = map(values.pop, _CHARGE_COLUMNS)
     charge = None
     if account_id is not None:

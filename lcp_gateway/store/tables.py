@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 from lcp_gateway.purchase.states import State
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration: what ``alembic_version`` holds when the tables are as below."""
 
 OPEN_STATES = (State.PAYING, State.UNKNOWN)
@@ -34,6 +34,7 @@ OPEN_STATES = (State.PAYING, State.UNKNOWN)
 
 _IS_OPEN = text("state IN ('paying', 'unknown')")
 _OPEN_TOPUP = text("state = 'open'")
+_HAS_REPEAT_KEY = text("repeat_key IS NOT NULL")
 # The only kind of key that SQLite counts up by itself.
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")
 
@@ -82,7 +83,20 @@ purchases = Table(
     Column("markup_ppm", BigInteger),
     Column("markup_msat", BigInteger),
     Column("refund_undelivered", Boolean),
-    Index("ix_purchases_paying_at", "paying_at", "job_id"),
+    # What a repeat of the request is recognised by: see ``purchase/repeat_identity``. The key is a keyed hash, unique
+    # until ``repeat_until``, and null again once the purchase is known not to be paid.
+    Column("repeat_key", LargeBinary(32)),
+    Column("repeat_body", LargeBinary(32)),
+    Column("repeat_until", BigInteger),
+    Index(
+        "uq_purchases_repeat_key",
+        "repeat_key",
+        unique=True,
+        sqlite_where=_HAS_REPEAT_KEY,
+        postgresql_where=_HAS_REPEAT_KEY,
+    ),
+    # With the body's hash, so that the first try of a retry is found without reading the rows.
+    Index("ix_purchases_paying_at", "paying_at", "job_id", "repeat_body"),
     Index(
         "ix_purchases_open", "state", "paying_at", sqlite_where=_IS_OPEN, postgresql_where=_IS_OPEN
     ),
@@ -231,6 +245,16 @@ background_jobs = Table(
     # The process that works on it: a row of one that has ended tells of a job that was cut.
     Column("owner", Text, nullable=False),
     Index("ix_background_jobs_created_at", "created_at"),
+)
+
+journal_identity = Table(
+    "journal_identity",
+    metadata,
+    # 'id': 16 random bytes that tell this journal from every other. 'secret': what repeat keys are hashed with, where
+    # it cannot be kept in a file beside the journal.
+    Column("name", Text, primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 APPEND_ONLY = ("ledger_entries", "admin_log")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from lcp_gateway.purchase.journal import Budget, Charge, Intent, Period
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Quote, Source
+from lcp_gateway.purchase.repeat_identity import RepeatHashes
 from lcp_gateway.purchase.tariff import Markup
 from lcp_gateway.purchase.task import TaskKind
 
@@ -90,3 +91,31 @@ def charged(
     """An intent that a customer is charged for: 1,050 msat, unless told otherwise."""
     charge = Charge(account_id, markup.charge_msat(price_msat), markup, refund_undelivered)
     return intent(number, price_msat=price_msat, charge=charge, **changes)
+
+
+HASHES = RepeatHashes(b"s" * 32)
+
+
+def keyed(
+    number: int | str,
+    key: str | None,
+    *,
+    body: bytes = b"b" * 32,
+    client_request_id: str | None = None,
+    retries: bool = False,
+    **changes,
+) -> Intent:
+    """An intent for a request with an Idempotency-Key; with ``retries`` a retry whose first try came elsewhere."""
+    at, key_id = changes.get("at", NOW), changes.get("key_id", "")
+    repeat = HASHES.identity(
+        key_id=key_id,
+        kind=TaskKind.CHAT_COMPLETIONS,
+        body_sha256=body,
+        now=at,
+        key=key,
+        key_for_s=86_400,
+        client_request_id=client_request_id,
+        retry_for_s=120,
+        looks_for_first_try=retries,
+    )
+    return intent(number, repeat=repeat, **changes)

@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from lcp_gateway.purchase.journal import Budget, BudgetExceeded, Learnt, Period
+from lcp_gateway.purchase.journal import Budget, BudgetExceeded, DuplicateIntent, Learnt, Period
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.states import TRANSITIONS, State
 from lcp_gateway.store.batch import Batch
 from lcp_gateway.store.engine import open_database
-from lcp_gateway.store.entries import DuplicateIntent, IntentEntry
+from lcp_gateway.store.entries import IntentEntry
 from lcp_gateway.store.journal import StoredJournal
 from lcp_gateway.store.records import Filter
 from tests.store.journals import DAY, HOUR, MONTH, NOW, intent, job, key_budget, spent, written

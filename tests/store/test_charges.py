@@ -11,6 +11,7 @@ from lcp_gateway.purchase.journal import (
     Budget,
     BudgetExceeded,
     Charge,
+    DuplicateIntent,
     InsufficientBalance,
     JournalUnavailable,
     Learnt,
@@ -24,7 +25,7 @@ from lcp_gateway.purchase.tariff import Markup
 from lcp_gateway.store import balances as balances_module
 from lcp_gateway.store.batch import Batch
 from lcp_gateway.store.engine import open_database
-from lcp_gateway.store.entries import DuplicateIntent, IntentEntry, ProblemKind
+from lcp_gateway.store.entries import IntentEntry, ProblemKind
 from lcp_gateway.store.journal import StoredJournal
 from lcp_gateway.store.recovery import resolve, sweep
 from tests.store.journals import NOW, charged, intent, job, spent, written

@@ -5,10 +5,10 @@ from datetime import timedelta
 
 import pytest
 
-from lcp_gateway.purchase.journal import JournalUnavailable, Learnt
+from lcp_gateway.purchase.journal import DuplicateIntent, JournalUnavailable, Learnt
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.engine import open_database
-from lcp_gateway.store.entries import DuplicateIntent, ProblemKind
+from lcp_gateway.store.entries import ProblemKind
 from lcp_gateway.store.journal import StoredJournal
 from lcp_gateway.store.off import JournalOff
 from lcp_gateway.store.queries import Books

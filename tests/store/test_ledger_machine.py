@@ -9,14 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lcp_gateway.accounts.records import Balance, BalanceTooLow, IdReused
-from lcp_gateway.purchase.journal import InsufficientBalance, Learnt
+from lcp_gateway.purchase.journal import DuplicateIntent, InsufficientBalance, Learnt
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import TRANSITIONS, State
 from lcp_gateway.purchase.tariff import Markup
 from lcp_gateway.store.accounts import Accounts
 from lcp_gateway.store.engine import open_database
-from lcp_gateway.store.entries import DuplicateIntent
 from lcp_gateway.store.journal import StoredJournal
 from lcp_gateway.store.ledger import Ledger
 from lcp_gateway.store.queries import Books

@@ -10,7 +10,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from lcp_gateway.purchase.journal import Period
+from lcp_gateway.purchase.journal import Period, RequestRepeated
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.states import State
 from lcp_gateway.purchase.task import TaskKind
@@ -22,7 +22,7 @@ from lcp_gateway.store.ledger import Ledger
 from lcp_gateway.store.queries import Books
 from lcp_gateway.store.recovery import resolve, sweep
 from lcp_gateway.store.tables import HEAD, metadata
-from tests.store.journals import HOUR, NOW, charged, intent, job, spent, written
+from tests.store.journals import HOUR, NOW, charged, intent, job, keyed, spent, written
 
 AT = int(NOW.timestamp() * 1_000_000)
 OLD_COLUMNS = (
@@ -126,13 +126,17 @@ def revision_of(connection):
     return MigrationContext.configure(connection).get_current_revision()
 
 
-def make_second(connection):
-    """Make the tables of revision 0002 with an account, its money and a purchase that is charged to it."""
-    make_old(connection)
+def upgrade_to(connection, revision):
     config = Config()
     config.set_main_option("script_location", "lcp_gateway.store:migrations")
     config.attributes["connection"] = connection
-    command.upgrade(config, "0002")
+    command.upgrade(config, revision)
+
+
+def make_second(connection):
+    """Make the tables of revision 0002 with an account, its money and a purchase that is charged to it."""
+    make_old(connection)
+    upgrade_to(connection, "0002")
     connection.execute(
         text(
             "UPDATE purchases SET account_id='acct_1', charge_msat=1050, markup_ppm=50000, markup_msat=0,"
@@ -182,3 +186,74 @@ async def test_purchases_and_their_charges_stay_as_they_were(second_where):
     again = await open_database(second_where)
     assert (await Books(again).purchase(job(1))).charge is not None
     await again.close()
+
+
+# -- from the tables before repeats were recognised in the journal ------------------------------------
+
+
+def make_third(connection):
+    make_second(connection)
+    upgrade_to(connection, "0003")
+    connection.execute(
+        text("INSERT INTO background_jobs VALUES ('resp_bg_1', '', 'm', :at, 'abcdabcdabcdabcd')"),
+        {"at": AT},
+    )
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def third_where(request, tmp_path):
+    if request.param == "sqlite":
+        path = tmp_path / "third.db"
+        engine = create_engine(f"sqlite:///{path}")
+        with engine.begin() as connection:
+            make_third(connection)
+        engine.dispose()
+        yield str(path)
+    else:
+        with request.getfixturevalue("postgres").fresh_database() as url:
+            async with begun(url) as connection:
+                await connection.run_sync(make_third)
+            yield url
+
+
+async def test_a_gateway_that_forgot_repeats_at_a_restart_learns_to_recognise_them(third_where):
+    database = await open_database(third_where)
+    assert await database.read(revision_of) == HEAD
+    differences = await database.read(
+        lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)
+    )
+    assert differences == []
+    books = Books(database)
+    assert [(await books.purchase(job(number))).state for number in range(2)] == [
+        State.PAYING,
+        State.DELIVERED,
+    ]
+    assert (await BackgroundBook(database).find("resp_bg_1", "")) is not None
+    journal = StoredJournal(database, on_problem=print)
+    journal.start()
+    await journal.intend(keyed(7, "order 17"))
+    with pytest.raises(RequestRepeated) as repeated:
+        await journal.intend(keyed(8, "order 17"))
+    assert repeated.value.earlier.quote.job_id == job(7)
+    # What was bought before the migration is the first try of no retry.
+    await journal.intend(keyed(9, None, retries=True))
+    await journal.close()
+    await database.close()
+
+
+async def test_a_journal_gets_an_identity_of_its_own_once(third_where, tmp_path):
+    database = await open_database(third_where)
+    first = await database.read(identity_of)
+    await database.close()
+    again = await open_database(third_where)
+    assert await again.read(identity_of) == first
+    await again.close()
+    other = await open_database(tmp_path / "other.db")
+    assert await other.read(identity_of) != first
+    await other.close()
+
+
+def identity_of(connection):
+    return connection.execute(
+        text("SELECT value FROM journal_identity WHERE name = 'id'")
+    ).scalar_one()
