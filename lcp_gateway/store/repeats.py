@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import (
     BindParameter,
+    ColumnElement,
     Connection,
     Select,
     bindparam,
@@ -31,7 +32,7 @@ LONGEST_S: Final = 86_400.0
 """How long a repeat key counts at most."""
 
 # In the text of a statement whose parameters are lists.
-_NOT_PAID = literal_column(f"'{State.NOT_PAID.value}'")
+_NOT_PAID: ColumnElement[str] = literal_column(f"'{State.NOT_PAID.value}'")
 
 _COLUMNS = (
     purchases.c.job_id,
