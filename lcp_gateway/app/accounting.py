@@ -13,6 +13,7 @@ from lcp_gateway.purchase.quote import Quote, Source
 from lcp_gateway.purchase.service import Observer
 from lcp_gateway.purchase.states import State, Verdict
 from lcp_gateway.routing.catalog import NODE_PREFIX
+from lcp_gateway.routing.prices import size_of
 from lcp_gateway.routing.records import Records
 from lcp_gateway.routing.standing import Standings
 from lcp_gateway.telemetry.metrics import Metrics
@@ -75,7 +76,7 @@ class QuoteNotes:
     def __call__(self, order: Order, quote: Quote, duration_s: float) -> None:
         """Note who asked what for a model, and how long that took."""
         model = order.task.model
-        self._records.quoted(quote.peer_id, model, quote.price_msat)
+        self._records.quoted(quote.peer_id, model, quote.price_msat, size_of(order.task))
         self._metrics.quote(quote.peer_id, model, duration_s, quote.price_msat)
 
 

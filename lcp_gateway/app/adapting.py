@@ -69,4 +69,7 @@ def _with_defaults(card: ModelCard, task: Task) -> Task:
         fields["temperature"] = card.default_temperature
     if card.default_max_tokens is not None and not any(name in document for name in limits):
         fields[limits[0]] = card.default_max_tokens
-    return replace(task, body=add_fields(task.body, fields)) if fields else task
+    if not fields:
+        return task
+    limit = task.output_tokens or (card.default_max_tokens or 0)
+    return replace(task, body=add_fields(task.body, fields), output_tokens=limit)

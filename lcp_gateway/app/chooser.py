@@ -14,7 +14,7 @@ from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.task import Task, TaskKind
-from lcp_gateway.routing.auto import AutoChoice, Decision, Nobody, Scored
+from lcp_gateway.routing.auto import AutoChoice, Decision, Nobody
 from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.routing.choice import (
     ModelNotFound,
@@ -24,12 +24,15 @@ from lcp_gateway.routing.choice import (
     candidates,
     what_embeds,
 )
+from lcp_gateway.routing.comparison import QuoteComparison
 from lcp_gateway.routing.explain import explanation, named_explanation
 from lcp_gateway.routing.needs import needs_of
 from lcp_gateway.routing.offers import Entry, Offers
 from lcp_gateway.routing.policy import UnknownWish, Wish, is_auto, parse_wish
+from lcp_gateway.routing.prices import size_of
 from lcp_gateway.routing.records import Mode
 from lcp_gateway.routing.registry import Registry
+from lcp_gateway.routing.weighing import Scored
 
 _KNOWN_WORDS = 20
 # More than these are hardly ever asked for one request.
@@ -68,13 +71,14 @@ class Chooser:
         registry: Registry,
         auto: AutoChoice,
         available: Callable[[str], bool],
-        on_decision: Callable[[Order, Decision, Candidate], None] = lambda *_: None,
+        on_decision: Callable[[Order, Decision], None] = lambda *_: None,
+        on_choice: Callable[[Order, Scored, Mapping[str, int]], None] = lambda *_: None,
         draw: Callable[[], float] = random.random,  # noqa: S311 - spreads load, and hides nothing
     ) -> None:
         """Wire it.
 
-        ``available`` asks whether a provider may be asked now. ``on_decision`` hears of every choice of ``auto``, and of
-        the candidate that is asked first.
+        ``available`` asks whether a provider may be asked now. ``on_decision`` hears of every choice of ``auto``,
+        ``on_choice`` of what became of it once quotes were there: which one is taken, and who asked what, in msat.
         """
         self._catalogs = catalogs
         self._rules = rules
@@ -82,6 +86,7 @@ class Chooser:
         self._auto = auto
         self._available = available
         self._on_decision = on_decision
+        self._on_choice = on_choice
         self._draw = draw
         self._offers: tuple[Catalog, Offers] | None = None
 
@@ -117,7 +122,7 @@ class Chooser:
         offers = self._offers_of(catalog)
         traits = offers.traits.get(name) or self._registry.traits(name)
         entries = [Entry(provider, name, traits) for provider in found]
-        scored = list(self._auto.rank(entries, mode_of(task), Wish(), len(entries)))
+        scored = list(self._auto.rank(entries, mode_of(task), Wish(), len(entries), size_of(task)))
         by_score = self._goes_by_score(found)
         if not by_score:
             scored.sort(key=lambda one: found.index(one.entry.provider))
@@ -127,12 +132,13 @@ class Chooser:
         name = self._registry.resolve(order.task.model)
         if is_auto(name):
             decision = self._decide(catalog, order)
+            comparison = _AutoComparison(order, decision, self._on_choice)
             found = _those_that_fit(
-                partial(self._decided, order.task, decision, scored)
+                partial(self._decided, order.task, decision, comparison, scored)
                 for scored in decision.ranked
                 if self._available(scored.entry.provider.peer_id)
             )
-            self._on_decision(order, decision, found[0])
+            self._on_decision(order, decision)
             return found
         return self._named(catalog, order.task, name)
 
@@ -150,6 +156,7 @@ class Chooser:
                 wish,
                 needs_of(task.kind, document, len(task.body)),
                 self._draw(),
+                size=size_of(task),
                 native=unfit_for_chat is not None,
                 only=order.models,
             )
@@ -170,25 +177,16 @@ class Chooser:
                 raise ModelNotFound(what_embeds(catalog)) from None
             raise ModelNotFound("no model that is offered here suits this request") from None
 
-    def _decided(self, task: Task, decision: Decision, scored: Scored) -> Candidate:
+    def _decided(
+        self, task: Task, decision: Decision, comparison: "_AutoComparison", scored: Scored
+    ) -> Candidate:
         entry = scored.entry
-        provider = entry.provider
-        where = (
-            {"source": Source.NODE.value, "node": provider.node_name}
-            if provider.source is Source.NODE
-            else {"source": Source.LCP.value, "peer": provider.peer_id}
-        )
-        return self._candidate(
-            task,
-            provider,
-            entry.model,
-            {
-                **where,
-                "model": entry.model,
-                "score": round(scored.score, 4),
-                "reason": decision.reason(scored),
-                "candidates": decision.offered,
-            },
+        candidate = self._candidate(task, entry.provider, entry.model)
+        return replace(
+            candidate,
+            routing=_told(decision, scored, decision.considered),
+            comparison=comparison,
+            place=decision.place(scored),
         )
 
     def _named(self, catalog: Catalog, task: Task, name: str) -> Sequence[Candidate]:
@@ -197,19 +195,26 @@ class Chooser:
         if len(found) > 1 and self._goes_by_score(found):
             offers = self._offers_of(catalog)
             entries = [Entry(provider, name, offers.traits[name]) for provider in found]
-            in_order = self._auto.order(entries, mode_of(task), self._draw())
-            found = [entry.provider for entry in in_order] or found
-        return _those_that_fit(
-            partial(self._candidate, task, provider, name, None) for provider in found
-        )
+            decision = self._auto.order(entries, mode_of(task), self._draw(), size_of(task))
+            if decision is not None:
+                comparison = _NamedComparison(decision.considered, decision.weights)
+                return _those_that_fit(
+                    partial(self._ordered, task, decision, comparison, scored)
+                    for scored in decision.ranked
+                )
+        return _those_that_fit(partial(self._candidate, task, provider, name) for provider in found)
+
+    def _ordered(
+        self, task: Task, decision: Decision, comparison: "_NamedComparison", scored: Scored
+    ) -> Candidate:
+        candidate = self._candidate(task, scored.entry.provider, scored.entry.model)
+        return replace(candidate, comparison=comparison, place=decision.place(scored))
 
     def _goes_by_score(self, found: Sequence[Provider]) -> bool:
         """Tell whether scores decide. Among peers alone the daemon's order holds, as with openai-serve, if not told otherwise."""
         return self._rules.by_score or any(p.source is Source.NODE for p in found)
 
-    def _candidate(
-        self, task: Task, provider: Provider, model: str, routing: dict[str, object] | None
-    ) -> Candidate:
+    def _candidate(self, task: Task, provider: Provider, model: str) -> Candidate:
         # A provider that offers neither was named by the operator: it gets what peers take.
         as_chat = task.kind is TaskKind.COMPLETIONS and not provider.offers(
             TaskKind.COMPLETIONS, model
@@ -218,7 +223,7 @@ class Chooser:
         if as_chat:
             # What cannot be adapted is said before anything is asked of anybody.
             adapt(task)
-        return Candidate(provider.peer_id, adapt, COMPLETIONS_AS_CHAT if as_chat else "", routing)
+        return Candidate(provider.peer_id, adapt, COMPLETIONS_AS_CHAT if as_chat else "")
 
     def _offers_of(self, catalog: Catalog) -> Offers:
         if self._offers is None or self._offers[0] is not catalog:
@@ -232,6 +237,60 @@ class Chooser:
             )
             self._offers = (catalog, made)
         return self._offers[1]
+
+
+class _NamedComparison(QuoteComparison):
+    """Compares the quotes of a named model's providers. The client is told nothing: it made the choice itself."""
+
+    def taken(
+        self,
+        place: int,  # noqa: ARG002 - the protocol's
+        asked: Mapping[int, int],  # noqa: ARG002 - as above
+    ) -> Mapping[str, object] | None:
+        """Return nothing to tell."""
+        return None
+
+
+class _AutoComparison(QuoteComparison):
+    """Compares the quotes of ``auto``'s candidates, and says what became of the choice."""
+
+    def __init__(
+        self,
+        order: Order,
+        decision: Decision,
+        on_choice: Callable[[Order, Scored, Mapping[str, int]], None],
+    ) -> None:
+        super().__init__(decision.considered, decision.weights)
+        self._order = order.without_body()
+        self._decision = decision
+        self._on_choice = on_choice
+
+    def taken(self, place: int, asked: Mapping[int, int]) -> Mapping[str, object] | None:
+        """Return what the client is told: by the prices that were asked."""
+        considered = self._decision.considered
+        weighed = self.weighed(asked)
+        by_provider = {
+            considered[at].entry.provider.peer_id: price_msat for at, price_msat in asked.items()
+        }
+        self._on_choice(self._order, weighed[place], by_provider)
+        return _told(self._decision, weighed[place], weighed)
+
+
+def _told(decision: Decision, scored: Scored, among: Sequence[Scored]) -> dict[str, object]:
+    """Return what the client is told of a choice."""
+    provider = scored.entry.provider
+    where = (
+        {"source": Source.NODE.value, "node": provider.node_name}
+        if provider.source is Source.NODE
+        else {"source": Source.LCP.value, "peer": provider.peer_id}
+    )
+    return {
+        **where,
+        "model": scored.entry.model,
+        "score": round(scored.score, 4),
+        "reason": decision.reason(scored, among),
+        "candidates": decision.offered,
+    }
 
 
 def _why_unfit_for_chat(task: Task) -> NotAdaptable | None:

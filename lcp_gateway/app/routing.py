@@ -9,20 +9,18 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.app.catalogs import Catalogs
 from lcp_gateway.app.chooser import Chooser
 from lcp_gateway.config import ModelConfig, NodeConfig, Settings, all_nodes
-from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.ports import StartTask
-from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.purchase.tracing import Tracing
 from lcp_gateway.routing.auto import AutoChoice, AutoPolicy, Decision
-from lcp_gateway.routing.catalog import NODE_PREFIX
 from lcp_gateway.routing.choice import RoutingRules
 from lcp_gateway.routing.policy import Weights
 from lcp_gateway.routing.query import WORDS
 from lcp_gateway.routing.records import Records
 from lcp_gateway.routing.registry import ModelCard, Registry, kinds_for
 from lcp_gateway.routing.standing import StandingRules, Standings
+from lcp_gateway.routing.weighing import Scored
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstreams.node_link import HttpNode
 from lcp_gateway.upstreams.node_price import NodePrice
@@ -153,10 +151,20 @@ def routing_parts(
         clock=time.monotonic,
     )
 
-    def decided(order: Order, decision: Decision, first: Candidate) -> None:
-        source = Source.NODE if first.provider_id.startswith(NODE_PREFIX) else Source.LCP
-        metrics.choice(source.value, first.provider_id, decision.chosen.score)
+    def decided(order: Order, decision: Decision) -> None:
         log.info("routing decision", request_id=order.request_id, **decision.as_log())
+
+    def chosen(order: Order, scored: Scored, asked: Mapping[str, int]) -> None:
+        provider = scored.entry.provider
+        metrics.choice(provider.source.value, provider.peer_id, scored.score)
+        if len(asked) > 1:
+            log.info(
+                "quotes compared",
+                request_id=order.request_id,
+                provider=provider.peer_id,
+                model=scored.entry.model,
+                asked=[f"{msat} {provider_id}" for provider_id, msat in asked.items()],
+            )
 
     chooser = Chooser(
         catalogs,
@@ -165,6 +173,7 @@ def routing_parts(
         auto=auto,
         available=standings.available,
         on_decision=decided,
+        on_choice=chosen,
     )
     return RoutingParts(rules, registry, auto, chooser)
 

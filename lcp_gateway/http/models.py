@@ -129,9 +129,9 @@ class Models:
         }
 
     def _price_msat(self, name: str, providers: tuple[Provider, ...]) -> int | None:
-        """Give the lowest price that is known, or None where nobody has quoted one yet."""
+        """Return the lowest known price of an ordinary request, None where no provider has quoted one yet."""
         listed = [p.list_price_msat for p in providers if p.list_price_msat is not None]
-        unlisted = tuple(p.peer_id for p in providers if p.list_price_msat is None)
+        unlisted = (p.peer_id for p in providers if p.list_price_msat is None)
         asked = self._records.last_price_msat(name, unlisted)
         return min([*listed, *([] if asked is None else [asked])], default=None)
 

@@ -9,7 +9,7 @@ import orjson
 
 from lcp_gateway.adapters.members import rewrite
 from lcp_gateway.http.errors import bad_request
-from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.task import Task, TaskKind, output_limit
 
 _SUBJECT = {
     TaskKind.CHAT_COMPLETIONS: "messages",
@@ -59,7 +59,8 @@ def parse_request(kind: TaskKind, body: bytes, default_model: str = "") -> Reque
     if kind is TaskKind.EMBEDDINGS:
         _check_embedding(document)
         stream = False
-    return Request(Task(kind=kind, model=model, body=body, stream=stream is True), document)
+    task = Task(kind, model, body, stream is True, output_limit(document))
+    return Request(task, document)
 
 
 def parse_object(body: bytes) -> Mapping[str, Any]:

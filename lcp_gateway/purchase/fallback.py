@@ -1,6 +1,7 @@
 """Who else may do what one provider did not do, and who does it for less."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lcp_gateway.purchase.answers import Answer
 from lcp_gateway.purchase.candidate import Candidate
@@ -17,9 +18,9 @@ _WORTH_ANOTHER = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "NOT_FOUND", "D
 
 
 def others(
-    candidates: Sequence[Candidate], answer: Answer, purchase: Purchase, error: PaymentFailed
+    rest: Sequence[Candidate], answer: Answer, purchase: Purchase, error: PaymentFailed
 ) -> Sequence[Candidate]:
-    """Give who else may do what a node did not do; nobody once anything was or may have been paid.
+    """Give those of the rest that may do what a node did not do: none once anything was or may have been paid.
 
     A peer's failed payment is never repeated elsewhere: only a node's refusal is known to have cost nothing.
     """
@@ -30,13 +31,7 @@ def others(
         or answer.head is not None
     ):
         return ()
-    return after(candidates, purchase.candidate)
-
-
-def after(candidates: Sequence[Candidate], one: Candidate) -> Sequence[Candidate]:
-    """Give the candidates that come after one; none where it is not among them."""
-    places = [at for at, candidate in enumerate(candidates) if candidate is one]
-    return candidates[places[0] + 1 :] if places else ()
+    return rest
 
 
 async def cheaper(
@@ -49,7 +44,7 @@ async def cheaper(
     Raises:
         InsufficientBalance: there is none; the one that was too dear is told.
     """
-    for candidate in candidates:
+    for number, candidate in enumerate(candidates, 1):
         try:
             offer = await market.offer(order, [candidate])
         except PurchaseError as error:
@@ -58,6 +53,6 @@ async def cheaper(
                 market.drop([error.quote])
             continue
         if offer.quote.price_msat < (too_dear.quote.price_msat if too_dear.quote else 0):
-            return offer
+            return replace(offer, rest=tuple(candidates[number:]))
         market.drop([offer.quote])
     raise too_dear

@@ -31,7 +31,9 @@ class Holding:
 
     def hold(self, order: Order, offer: Offer) -> HeldQuote:
         """Hold a quote for an order."""
-        held = HeldQuote(order.without_body(), replace(offer, order=offer.order.without_body()))
+        held = HeldQuote(
+            order.without_body(), replace(offer, order=offer.order.without_body(), rest=())
+        )
         self._book.hold(held)
         return held
 

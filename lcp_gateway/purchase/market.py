@@ -28,7 +28,8 @@ _NOT_TAKEN = "another quote was taken"
 class Offer:
     """The quote that was chosen, whose it is, and the price of the next best where several were asked.
 
-    ``order`` is for the task as the candidate gets it, which is what was quoted.
+    ``order`` is for the task as the candidate gets it, which is what was quoted. ``rest`` are the candidates that may still
+    do it, in their order: those that were not asked, and those whose quotes were not taken.
     """
 
     order: Order
@@ -36,6 +37,7 @@ class Offer:
     quote: Quote
     payment_hash: bytes | None
     runner_up_msat: Msat | None = None
+    rest: tuple[Candidate, ...] = ()
 
 
 Inspection = Callable[[Order, Quote], bytes | None]
@@ -84,27 +86,59 @@ class Market:
         self._tracing = tracing
 
     async def offer(self, order: Order, candidates: Sequence[Candidate]) -> Offer:
-        """Give the cheapest acceptable quote of the first candidates that have one.
+        """Give the best acceptable quote of the first candidates that have one.
+
+        Where several are asked at once the cheapest is the best; else the first is, unless the gateway chose it and its
+        quote is a surprise: then it is compared with the quotes of others.
 
         Raises:
             Refused: no quote was acceptable; carries the cheapest one that was only too dear, if any.
             UpstreamError: no peer gave a quote.
         """
         failures: list[PurchaseError] = []
-        asked = candidates[: self._asking.at_most]
-        for start in range(0, len(asked), self._asking.at_once):
-            group = asked[start : start + self._asking.at_once]
+        left, calls = [*candidates], self._asking.at_most
+        while left and calls > 0:
+            group = left[: min(self._asking.at_once, calls)]
+            del left[: len(group)]
+            calls -= len(group)
             offers = await self._ask(order, group, failures)
             if offers:
+                offers = await self._compare(order, offers, left, calls, failures)
                 best, *others = offers
                 self.drop(offer.quote for offer in others)
                 self.drop(error.quote for error in failures)
-                return replace(best, runner_up_msat=others[0].quote.price_msat if others else None)
+                return _taken(best, others, left)
         error = _most_telling(failures)
         # The cheapest that was too dear stays: it can still be taken by whoever raises the limit.
         kept = error.quote if isinstance(error, PriceLimitExceeded) else None
         self.drop(failed.quote for failed in failures if failed.quote is not kept)
         raise error
+
+    async def _compare(
+        self,
+        order: Order,
+        offers: list[Offer],
+        left: list[Candidate],
+        calls: int,
+        failures: list[PurchaseError],
+    ) -> list[Offer]:
+        """Ask more candidates where a quote was not what the choice was made by; gives the best offer first."""
+        comparison = offers[0].candidate.comparison
+        if comparison is None:
+            return offers
+        while True:
+            asked = _asked(offers)
+            place = comparison.next(asked, [one.place for one in left], peers_too=calls > 0)
+            candidate = next((one for one in left if one.place == place), None)
+            if candidate is None:
+                break
+            left.remove(candidate)
+            calls -= 1
+            offers += await self._ask(order, [candidate], failures)
+        if self._asking.at_once > 1:
+            return sorted(offers, key=_price)
+        best = comparison.best(asked)
+        return sorted(offers, key=lambda offer: (offer.candidate.place != best, _price(offer)))
 
     def drop(self, quotes: Iterable[Quote | None]) -> None:
         """Tell those who gave quotes that nobody takes them. Nothing is waited for."""
@@ -129,7 +163,7 @@ class Market:
             elif result is not None:
                 failures.append(result)
                 self._on_failure(candidate.provider_id, result)
-        return sorted(offers, key=lambda offer: offer.quote.price_msat)
+        return sorted(offers, key=_price)
 
     async def _ask_together(
         self, order: Order, candidates: Sequence[Candidate]
@@ -165,6 +199,31 @@ class Market:
                 span.failed(error_type(error))
                 error.candidate = candidate
                 return error
+
+
+def _taken(best: Offer, others: Sequence[Offer], left: Sequence[Candidate]) -> Offer:
+    """Give the offer to buy as it compares with the others that were made."""
+    candidate = best.candidate
+    if candidate.comparison is not None:
+        told = candidate.comparison.taken(candidate.place, _asked([best, *others]))
+        # The comparison is over, and what it was made of need not be kept as long as the purchase.
+        candidate = replace(candidate, routing=told, comparison=None)
+    # One that asked less and was not taken for other reasons is no saving.
+    dearer = [price for price in map(_price, others) if price >= best.quote.price_msat]
+    return replace(
+        best,
+        candidate=candidate,
+        runner_up_msat=min(dearer, default=None),
+        rest=(*(offer.candidate for offer in others), *left),
+    )
+
+
+def _asked(offers: Sequence[Offer]) -> dict[int, Msat]:
+    return {offer.candidate.place: offer.quote.price_msat for offer in offers}
+
+
+def _price(offer: Offer) -> Msat:
+    return offer.quote.price_msat
 
 
 def _most_telling(failures: Sequence[PurchaseError]) -> PurchaseError:

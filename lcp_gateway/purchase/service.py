@@ -19,7 +19,7 @@ from lcp_gateway.purchase.errors import (
     Undelivered,
     UpstreamError,
 )
-from lcp_gateway.purchase.fallback import after, cheaper, others
+from lcp_gateway.purchase.fallback import cheaper, others
 from lcp_gateway.purchase.flow import Buyer
 from lcp_gateway.purchase.holding import Holding
 from lcp_gateway.purchase.interruption import Interrupted, Reason, party_of
@@ -290,11 +290,9 @@ class PurchaseService:
 
     async def _buy(self, answer: Answer, offer: Offer | None, claim: Claim | None = None) -> None:
         order = answer.order
-        candidates: Sequence[Candidate] = ()
         started = self._clock()
         if offer is None:
-            candidates = await self._route(order)
-            offer = await self._market.offer(order, candidates)
+            offer = await self._market.offer(order, await self._route(order))
         while True:
             answer.purchase = purchase = Purchase(
                 offer.order,
@@ -310,15 +308,14 @@ class PurchaseService:
             try:
                 await self._carry_out(answer, purchase)
             except PaymentFailed as error:
-                candidates = others(candidates, answer, purchase, error)
+                candidates = others(offer.rest, answer, purchase, error)
                 if purchase.quote.source is Source.NODE and error.verdict is Verdict.NONE:
                     self._observer.fell_out(purchase, error, goes_on=bool(candidates))
                 if not candidates:
                     raise
                 offer = await self._market.offer(order, candidates)
             except InsufficientBalance as error:
-                candidates = after(candidates, purchase.candidate)
-                offer = await cheaper(self._market, order, candidates, error)
+                offer = await cheaper(self._market, order, offer.rest, error)
                 self._market.drop([purchase.quote])
                 self._observer.let_go(purchase)
             else:

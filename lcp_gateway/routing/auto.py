@@ -4,31 +4,26 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.routing.catalog import Provider
+from lcp_gateway.routing.comparison import QuoteComparison
 from lcp_gateway.routing.needs import Needs
 from lcp_gateway.routing.offers import Entry, Offers
 from lcp_gateway.routing.policy import Weights, Wish
-from lcp_gateway.routing.records import Mode, Records, View
-from lcp_gateway.routing.score import (
-    Features,
-    fit_feature,
-    load_feature,
-    pick,
-    price_feature,
-    speed_feature,
-)
+from lcp_gateway.routing.prices import ORDINARY, Price, Size
+from lcp_gateway.routing.records import Mode, Records
+from lcp_gateway.routing.score import Features, fit_feature, load_feature, pick
 from lcp_gateway.routing.suiting import Availability, Question, question_of, suiting
+from lcp_gateway.routing.weighing import DIGITS, Row, Scored, weigh
 
 # So many are weighed anew for every request; the others only when the list is made, once in a while.
 _SHORTLISTED = 12
 _SHORTLIST_S = 1.0
 _MAX_SHORTLISTS = 64
 _ON_TRIAL = 0.5
-# As many as the log line shows of a feature, so that the choice can be made again from it.
-_DIGITS = 6
+_UNKNOWN = "?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +34,12 @@ class AutoPolicy:
     temperature: float = 0.05
 
 
-class Scored(NamedTuple):
-    """An entry with its score and what it is made of."""
-
-    entry: Entry
-    score: float
-    features: Features
-    view: View
-
-
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What was chosen and of what. ``ranked`` is the order in which to ask; its first is the chosen one.
 
     ``considered`` are those that were weighed, the best score first, ``offered`` says of how many. With the weights, the
-    temperature and ``draw`` the choice can be made again: ``considered[pick(scores, temperature, draw)]``.
+    temperature and ``draw`` the choice can be made again: ``considered[pick(scores, temperature, draw, prices)]``.
     """
 
     ranked: tuple[Scored, ...]
@@ -70,29 +56,28 @@ class Decision:
         """The first to ask."""
         return self.ranked[0]
 
-    def reason(self, scored: Scored) -> str:
-        """Say in words why one of the ranked is asked."""
-        features = scored.features
-        strong = [
-            word
-            for word, value in (
-                ("fastest", features.speed),
-                ("cheapest", features.price),
-                ("delivers", features.delivery),
-            )
-            if value > 0.95  # noqa: PLR2004 - as good as the best
-        ]
+    def reason(self, scored: Scored, among: Sequence[Scored] | None = None) -> str:
+        """Say in words why one of those considered is asked; ``among`` are all of them as their quotes leave them."""
+        merits = list(scored.merits)
         if wanted := sorted(self.needs.capabilities | self.wish.capabilities):
-            can = [word for word in wanted if scored.entry.traits.has(word)]
-            strong += [f"has {word}" for word in can]
-        place = 1 + next(at for at, one in enumerate(self.considered) if one is scored)
+            merits += [f"has {word}" for word in wanted if scored.entry.traits.has(word)]
+        place = 1 + sum(one.score > scored.score for one in among or self.considered)
         rank = "best score" if place == 1 else f"score {place}"
-        return f"{rank} of {self.offered}" + (f": {', '.join(strong)}" if strong else "")
+        return f"{rank} of {self.offered}" + (f": {', '.join(merits)}" if merits else "")
+
+    def comparison(self) -> QuoteComparison:
+        """Return what compares the candidates by their quotes; they go by their places in ``considered``."""
+        return QuoteComparison(self.considered, self.weights)
+
+    def place(self, scored: Scored) -> int:
+        """Return the place of one of those considered."""
+        return next(at for at, one in enumerate(self.considered) if one is scored)
 
     def as_log(self) -> Mapping[str, object]:
         """Give everything that the choice depended on, in plain values and with all their digits.
 
-        Each of ``considered`` is its features in the order of the weights, the provider's id and the model's name.
+        Each of ``considered`` is its features in the order of the weights, the price where it is known (in msat, else a
+        question mark), the provider's id and the model's name.
         """
         return {
             "words": list(self.wish.words),
@@ -103,7 +88,8 @@ class Decision:
             "draw": repr(self.draw),
             "offered": self.offered,
             "considered": [
-                f"{' '.join(map(repr, one.features))} {one.entry.provider.peer_id} {one.entry.model}"
+                f"{' '.join(map(repr, one.features))} {_shown(one.known_msat)} "
+                f"{one.entry.provider.peer_id} {one.entry.model}"
                 for one in self.considered
             ],
         }
@@ -156,10 +142,13 @@ class AutoChoice:
         needs: Needs,
         draw: float,
         *,
+        size: Size = ORDINARY,
         native: bool = False,
         only: frozenset[str] = frozenset(),
     ) -> Decision:
         """Choose for one request; ``draw`` is uniform in [0, 1), ``native`` leaves adapters out, ``only`` other models.
+
+        Prices are those of a request of ``size``.
 
         Raises:
             Nobody: nothing suits or nobody is there.
@@ -170,31 +159,34 @@ class AutoChoice:
         question = question_of(kind, mode, wish, needs, native=native, only=only)
         found = self._shortlists.get(question)
         if found is None or self._clock() - found.made_at > _SHORTLIST_S:
-            found = self._shortlist(offers, question)
+            found = self._shortlist(offers, question, size)
         weights = self._weights_of(wish)
-        considered = self._weigh(found.entries, mode, wish, weights)
+        considered = self._weigh(found.entries, mode, wish, weights, size)
         if not considered:
             # Everybody on the list has gone within the last second.
-            found = self._shortlist(offers, question)
-            considered = self._weigh(found.entries, mode, wish, weights)
+            found = self._shortlist(offers, question, size)
+            considered = self._weigh(found.entries, mode, wish, weights, size)
         if not considered:
             raise Nobody(offered=found.anybody)
         return self._decision(considered, found.offered, wish, needs, weights, draw)
 
-    def order(self, entries: Sequence[Entry], mode: Mode, draw: float) -> Sequence[Entry]:
-        """Put the providers of one model that the client named in the order in which to ask them."""
+    def order(
+        self, entries: Sequence[Entry], mode: Mode, draw: float, size: Size = ORDINARY
+    ) -> Decision | None:
+        """Put the providers of one model that the client named in order; None where none of them may be asked now."""
         wish = Wish()
         weights = self._weights_of(wish)
-        considered = self._weigh(entries, mode, wish, weights)
-        if len(considered) < 2:  # noqa: PLR2004 - nothing to choose
-            return [one.entry for one in considered]
-        decision = self._decision(considered, len(considered), wish, Needs(), weights, draw)
-        return [one.entry for one in decision.ranked]
+        considered = self._weigh(entries, mode, wish, weights, size)
+        if not considered:
+            return None
+        return self._decision(considered, len(considered), wish, Needs(), weights, draw)
 
-    def rank(self, entries: Sequence[Entry], mode: Mode, wish: Wish, most: int) -> Sequence[Scored]:
-        """Score entries, the best first, those that are left alone now too; for those who only look."""
+    def rank(
+        self, entries: Sequence[Entry], mode: Mode, wish: Wish, most: int, size: Size = ORDINARY
+    ) -> Sequence[Scored]:
+        """Score entries, the best first, those that are left alone now too; for display."""
         weights = self._weights_of(wish)
-        return self._weigh(entries, mode, wish, weights, resting_too=True)[:most]
+        return self._weigh(entries, mode, wish, weights, size, resting_too=True)[:most]
 
     def _weights_of(self, wish: Wish) -> Weights:
         weights = self._weights.get(wish)
@@ -214,7 +206,8 @@ class AutoChoice:
         draw: float,
     ) -> Decision:
         temperature = self._policy.temperature
-        chosen = pick([one.score for one in considered], temperature, draw)
+        scores, prices = [one.score for one in considered], [one.known_msat for one in considered]
+        chosen = pick(scores, temperature, draw, prices)
         return Decision(
             _in_turn(considered, chosen),
             tuple(considered),
@@ -226,11 +219,11 @@ class AutoChoice:
             draw,
         )
 
-    def _shortlist(self, offers: Offers, question: Question) -> _Shortlist:
+    def _shortlist(self, offers: Offers, question: Question, size: Size) -> _Shortlist:
         entries, anybody = suiting(offers, question, self._availability)
         weights = self._weights_of(question.wish)
-        scored = self._weigh(entries, question.mode, question.wish, weights)
-        best = tuple(one.entry for one in scored[:_SHORTLISTED])
+        scored = self._weigh(entries, question.mode, question.wish, weights, size)
+        best = _shortlisted(scored)
         found = _Shortlist(best, len(entries), self._clock(), anybody)
         self._shortlists[question] = found
         self._shortlists.move_to_end(question)
@@ -244,6 +237,7 @@ class AutoChoice:
         mode: Mode,
         wish: Wish,
         weights: Weights,
+        size: Size,
         *,
         resting_too: bool = False,
     ) -> list[Scored]:
@@ -256,26 +250,20 @@ class AutoChoice:
                 rooms[provider_id] = self._room(entry.provider, resting_too=resting_too)
             if rooms[provider_id] is not None:
                 there.append(entry)
-        views = self._records.views([(one.provider.peer_id, one.model) for one in there], mode)
-        prices = [_price(entry, view) for entry, view in zip(there, views, strict=True)]
-        times = [view.expected_s for view in views if view.expected_s is not None]
-        best_s = min(times, default=None)
-        best_msat = min([price for price in prices if price is not None], default=None)
+        pairs = [(one.provider.peer_id, one.model) for one in there]
+        views, prices = self._records.views(pairs, mode), self._records.prices(pairs, size)
         fits: dict[float | None, float] = {}
-        scored = []
-        for entry, view, price_msat in zip(there, views, prices, strict=True):
+        rows = []
+        for entry, view, price in zip(there, views, prices, strict=True):
             params_b = entry.traits.params_b
             fit = fits.get(params_b)
             if fit is None:
-                fit = fits[params_b] = round(fit_feature(params_b, wish.size), _DIGITS)
-            features = Features(
-                rooms[entry.provider.peer_id] or 0.0,
-                round(speed_feature(view.expected_s, best_s), _DIGITS),
-                round(view.delivery, _DIGITS),
-                round(price_feature(price_msat, best_msat), _DIGITS),
-                fit,
-            )
-            scored.append(Scored(entry, features.score(weights), features, view))
+                fit = fits[params_b] = round(fit_feature(params_b, wish.size), DIGITS)
+            listed = listed_msat(entry.provider, size)
+            # A node's price list is certain, a peer's price what it asked for requests of such a size.
+            sure = price if listed is None else Price(listed, is_known=True)
+            rows.append(Row(entry, rooms[entry.provider.peer_id] or 0.0, fit, view, sure))
+        scored = weigh(rows, weights)
         scored.sort(key=attrgetter("score"), reverse=True)
         return scored
 
@@ -285,28 +273,57 @@ class AutoChoice:
         if not available and not resting_too:
             return None
         in_flight = self._records.in_flight(provider.peer_id)
-        return round(available * load_feature(in_flight, provider.max_inflight_jobs), _DIGITS)
+        return round(available * load_feature(in_flight, provider.max_inflight_jobs), DIGITS)
 
 
-def _price(entry: Entry, view: View) -> float | None:
-    listed = entry.provider.list_price_msat
-    # A node's price list is certain, where it has one price for everything; else what was asked lately.
-    return float(listed) if listed is not None else view.price_msat
+def listed_msat(provider: Provider, size: Size) -> float | None:
+    """Return what a node's price list says of a request; None for a peer, which has none."""
+    if provider.price_list is not None and size is not ORDINARY:
+        return provider.price_list.most_msat(*size)
+    return None if provider.list_price_msat is None else float(provider.list_price_msat)
+
+
+def _shortlisted(scored: Sequence[Scored]) -> tuple[Entry, ...]:
+    """Return the best, and the best of the cheapest, with which a surprising quote has to be compared."""
+    best = [one.entry for one in scored[:_SHORTLISTED]]
+    known = [one for one in scored if one.known_msat is not None]
+    if known:
+        cheapest = min(known, key=lambda one: one.known_msat or 0.0).entry
+        if all(entry is not cheapest for entry in best):
+            best.append(cheapest)
+    return tuple(best)
 
 
 def _in_turn(considered: Sequence[Scored], chosen: int) -> tuple[Scored, ...]:
-    """Give the chosen one, then the best of each other provider, then the rest."""
+    """Return the chosen one, then the best of each other provider, then the rest.
+
+    Where the price of the chosen one is not known, the best of those whose price is comes next: its quote is compared
+    with that one.
+    """
     first = considered[chosen]
     seen = {first.entry.provider.peer_id}
+    next_ones: list[Scored] = []
+    if first.known_msat is None:
+        known = (
+            one
+            for one in considered
+            if one.known_msat is not None and one.entry.provider.peer_id not in seen
+        )
+        next_ones = [one for one in (next(known, None),) if one is not None]
+        seen.update(one.entry.provider.peer_id for one in next_ones)
     others: list[Scored] = []
     again: list[Scored] = []
     for one in considered:
-        if one is first:
+        if one is first or one in next_ones:
             continue
         provider_id = one.entry.provider.peer_id
         (again if provider_id in seen else others).append(one)
         seen.add(provider_id)
-    return (first, *others, *again)
+    return (first, *next_ones, *others, *again)
+
+
+def _shown(msat: float | None) -> str:
+    return _UNKNOWN if msat is None else repr(round(msat, 3))
 
 
 def replay(line: Mapping[str, Any]) -> tuple[str, str]:
@@ -316,9 +333,10 @@ def replay(line: Mapping[str, Any]) -> tuple[str, str]:
         KeyError, ValueError: the line is not such.
     """
     weights = Weights(*map(float, line["weights"].split()))
-    scores, names = [], []
+    scores, prices, names = [], [], []
     for row in line["considered"]:
-        *features, provider_id, model = row.split(" ", 6)
+        *features, price, provider_id, model = row.split(" ", 7)
         scores.append(Features(*map(float, features)).score(weights))
+        prices.append(None if price == _UNKNOWN else float(price))
         names.append((provider_id, model))
-    return names[pick(scores, float(line["temperature"]), float(line["draw"]))]
+    return names[pick(scores, float(line["temperature"]), float(line["draw"]), prices)]

@@ -21,12 +21,27 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class PriceList:
+    """The most that a node's work costs, by the size of a request, in msat."""
+
+    per_request: float = 0.0
+    per_input_byte: float = 0.0
+    per_output_token: float = 0.0
+    usual_output_tokens: int = 0
+
+    def most_msat(self, input_bytes: int, output_tokens: int) -> float:
+        """Return the price of a request; one that sets no limit to its output has the usual one."""
+        output = output_tokens or self.usual_output_tokens
+        return self.per_request + self.per_input_byte * input_bytes + self.per_output_token * output
+
+
+@dataclass(frozen=True, slots=True)
 class Provider:
     """A peer that is connected and ready, or a node that answers, with the models it offers for each kind of task.
 
     ``peer_id`` is a peer's public key or a node's ``node:<name>``. ``max_payload_bytes`` and the other limits are the
     provider's own words, 0 where it gave none. ``facts`` is what a node's own list says of its models. ``list_price_msat``
-    is what an ordinary request costs, where that is known before any quote.
+    is what an ordinary request costs, where that is known before any quote, and ``price_list`` what others do.
     """
 
     peer_id: str
@@ -41,6 +56,7 @@ class Provider:
     owned_by: str = "lcp"
     facts: Mapping[str, ModelFacts] = field(default_factory=dict)
     list_price_msat: int | None = None
+    price_list: PriceList | None = None
 
     @property
     def node_name(self) -> str:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from lcp_gateway.purchase.task import Task
-from lcp_gateway.routing.auto import Decision, Scored
+from lcp_gateway.routing.auto import Decision
+from lcp_gateway.routing.weighing import Scored
 
 
 def explanation(task: Task, name: str, decision: Decision) -> Mapping[str, object]:
@@ -40,7 +41,7 @@ def named_explanation(
 
 def _document(scored: Scored, reason: str) -> Mapping[str, object]:
     provider, told = scored.entry.provider, scored.view.told()
-    listed = provider.list_price_msat
+    known_msat = scored.known_msat
     return {
         "source": provider.source.value,
         "provider": provider.peer_id,
@@ -48,7 +49,7 @@ def _document(scored: Scored, reason: str) -> Mapping[str, object]:
         "score": round(scored.score, 4),
         "reason": reason,
         "features": {name: round(value, 4) for name, value in scored.features._asdict().items()},
-        "price_msat": told.price_msat if listed is None else listed,
+        "price_msat": None if known_msat is None else round(known_msat),
         "first_byte_s": told.first_byte_s,
         "tokens_per_s": told.tokens_per_s,
     }

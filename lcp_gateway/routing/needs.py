@@ -4,13 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.task import TaskKind, output_limit
 
 _BYTES_PER_TOKEN = 4
 # About what models count for an image, whatever the size of its encoding.
 _TOKENS_PER_IMAGE = 1_000
 _LONG_TEXT = 256
-_OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _IMAGES = frozenset({"image_url", "input_image", "image"})
 _AUDIO = frozenset({"input_audio", "audio"})
 
@@ -37,12 +36,7 @@ def needs_of(kind: TaskKind, document: Mapping[str, Any], body_bytes: int) -> Ne
         if type_ in _IMAGES or type_ in _AUDIO:
             found.add("vision" if type_ in _IMAGES else "audio")
             tokens += _TOKENS_PER_IMAGE - _encoded_bytes(part) // _BYTES_PER_TOKEN
-    for name in _OUTPUT_LIMITS:
-        limit = document.get(name)
-        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
-            tokens += limit
-            break
-    return Needs(frozenset(found), max(0, tokens))
+    return Needs(frozenset(found), max(0, tokens + output_limit(document)))
 
 
 def _asks_for_schema(kind: TaskKind, document: Mapping[str, Any]) -> bool:

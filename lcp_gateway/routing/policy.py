@@ -8,6 +8,7 @@ from types import MappingProxyType
 from lcp_gateway.routing.registry import AUTO
 
 _EMPHASIS = 4.0
+_DIGITS = 12
 _WORD = re.compile(r"[a-z0-9_-]{1,32}")
 
 EMPHASES: Mapping[str, str] = MappingProxyType(
@@ -48,7 +49,8 @@ class Weights:
         """
         values = [getattr(self, item.name) for item in fields(self)]
         total = sum(values)
-        return Weights(*(value / total for value in values))
+        # Rounded, so that the log line says 0.15 and not 0.15000000000000002.
+        return Weights(*(round(value / total, _DIGITS) for value in values))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,12 @@ from itertools import islice
 from typing import Any
 
 from lcp_gateway.purchase.task import TaskKind
-from lcp_gateway.routing.auto import AutoChoice, Scored
+from lcp_gateway.routing.auto import AutoChoice
 from lcp_gateway.routing.model_names import EMBEDDING
 from lcp_gateway.routing.offers import Entry, Offers
 from lcp_gateway.routing.policy import SIZES, Wish
 from lcp_gateway.routing.records import Mode
+from lcp_gateway.routing.weighing import Scored
 
 MOST = 1_000
 _USUAL = 5
@@ -127,7 +128,7 @@ def _document(at: Sequence[Scored], offers: Offers, query: RouteQuery) -> Mappin
     scored = at[0]
     entry, told = scored.entry, scored.view.told()
     traits, provider = entry.traits, entry.provider
-    listed = provider.list_price_msat
+    known_msat = scored.known_msat
     return {
         "model": entry.model,
         "score": round(scored.score, 4),
@@ -142,7 +143,7 @@ def _document(at: Sequence[Scored], offers: Offers, query: RouteQuery) -> Mappin
         "context_length": traits.context_length or None,
         "capabilities": sorted(traits.capabilities),
         "vendor": traits.vendor or None,
-        "price_msat": told.price_msat if listed is None else listed,
+        "price_msat": None if known_msat is None else round(known_msat),
         "first_byte_s": told.first_byte_s,
         "tokens_per_s": told.tokens_per_s,
     }

@@ -7,14 +7,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from lcp_gateway.routing.averages import Faded
+from lcp_gateway.routing.catalog import NODE_PREFIX
+from lcp_gateway.routing.prices import ORDINARY, UNKNOWN, Price, Rates, Size, price_msat
+
 _MAX_PAIRS = 10_000
-# An average listens to about the last two or three measurements: a provider that becomes slow is soon known for it.
-_MOST_WEIGHT = 1.5
-# What is not measured counts as half a measurement that came out like everybody's.
-_PRIOR_WEIGHT = 0.5
 _PRIOR_DELIVERIES = 2.0
-# A provider that was never measured passes for twice as fast as everybody, so that it is soon tried.
-_BENEFIT_OF_DOUBT = math.log(2.0)
 _VIEW_S = 1.0
 _LEAST_S = 0.001
 _LEAST_PER_S = 0.001
@@ -29,40 +27,6 @@ class Mode(enum.StrEnum):
     STREAM = "stream"
     WHOLE = "whole"
     EMBEDDING = "embedding"
-
-
-@dataclass(slots=True)
-class Faded:
-    """An average of logarithms: times and prices differ by factors. Its weight halves every ``half_life_s``."""
-
-    half_life_s: float
-    total: float = 0.0
-    weight: float = 0.0
-    at: float = 0.0
-
-    def add(self, value: float, now: float) -> None:
-        """Take in a measurement, which must be positive."""
-        kept = min(self.weight_at(now), _MOST_WEIGHT)
-        mean = self.total / self.weight if self.weight else 0.0
-        self.total = mean * kept + math.log(value)
-        self.weight = kept + 1.0
-        self.at = now
-
-    def weight_at(self, now: float) -> float:
-        """Give how much it still counts."""
-        if not self.weight:
-            return 0.0
-        return self.weight * math.exp2(-max(0.0, now - self.at) / self.half_life_s)
-
-    def blend(self, prior: float | None, now: float) -> float | None:
-        """Give the mean logarithm, drawn towards ``prior`` as it fades; None where nothing is known at all."""
-        if not self.weight:
-            return prior
-        mean = self.total / self.weight
-        if prior is None:
-            return mean
-        weight = self.weight_at(now)
-        return (mean * weight + prior * _PRIOR_WEIGHT) / (weight + _PRIOR_WEIGHT)
 
 
 @dataclass(slots=True)
@@ -83,39 +47,39 @@ class _Provider:
 @dataclass(slots=True)
 class _Pair:
     speeds: dict[Mode, _Speed]
-    price: Faded
+    rates: Rates
+    asked: Faded
     views: "dict[Mode, tuple[float, View]]" = field(default_factory=dict)
 
 
 class View(NamedTuple):
-    """What is believed of a model at a provider now; None where nobody has measured anything like it.
+    """What is believed of a model at a provider now; None where nothing like it was measured.
 
-    ``expected_s`` is the time that an answer of usual length would take, ``tokens_per_s`` is reckoned from bytes.
-    ``delivery`` is the share of purchases that came, from 0 to 1. ``was_measured`` and ``was_priced`` tell whether this
-    very model at this very provider was, rather than others that it is taken to be like.
+    ``expected_s`` is the time that an answer of usual length would take, ``tokens_per_s`` is estimated from bytes.
+    ``delivery`` is the share of purchases that came, from 0 to 1. ``was_measured`` tells whether this very model at this
+    very provider was, rather than others that it is taken to be like; ``is_untried`` that no model of the provider was,
+    and ``has_delivered`` that the provider ever did.
     """
 
     expected_s: float | None
     first_byte_s: float | None
     tokens_per_s: float | None
     delivery: float
-    price_msat: float | None
     was_measured: bool = False
-    was_priced: bool = False
+    is_untried: bool = True
+    has_delivered: bool = False
 
     def told(self) -> "Told":
-        """Give what is known and not only believed."""
+        """Return what was measured and is not only believed."""
         return Told(
-            None if self.price_msat is None or not self.was_priced else round(self.price_msat),
             self.first_byte_s if self.was_measured else None,
             self.tokens_per_s if self.was_measured else None,
         )
 
 
 class Told(NamedTuple):
-    """What was measured and asked of a model at a provider, for those who look; None where nothing was."""
+    """What was measured of a model at a provider, for display; None where nothing was."""
 
-    price_msat: int | None
     first_byte_s: float | None
     tokens_per_s: float | None
 
@@ -126,14 +90,15 @@ class _Belief(NamedTuple):
     first_byte: float | None
     rate: float | None
     delivery: float
+    is_untried: bool
+    has_delivered: bool
 
 
 class Records:
     """Keeps the measurements. No I/O, one thread; ``clock`` is a monotonic clock in seconds.
 
-    A pair that was never measured is believed to be like its provider, and a provider that never was like everybody, but
-    twice as fast. What is known of one fades back to what is known of everybody, so that who was slow once is tried
-    again some time.
+    A pair that was never measured is believed to be like its provider, and a provider that never was like all others.
+    What is known of one fades back to what is known of all, so that one that was slow once is tried again some time.
     """
 
     def __init__(self, *, half_life_s: float, clock: Callable[[], float]) -> None:
@@ -143,16 +108,19 @@ class Records:
         self._providers: dict[str, _Provider] = {}
         self._everybody: dict[Mode, _Speed] = {}
         self._usual: dict[Mode, float] = {}
-        self._prices = self._faded()
+        # What peers ask; nodes have price lists, and a free one says nothing about the others.
+        self._rates = Rates.empty(half_life_s)
 
     # -- what is told ---------------------------------------------------------------------------
 
-    def quoted(self, provider_id: str, model: str, price_msat: int) -> None:
-        """Note what was asked; nothing counts as a thousandth of a satoshi."""
+    def quoted(self, provider_id: str, model: str, price_msat: int, size: Size = ORDINARY) -> None:
+        """Record what was asked for a request of a size."""
         now = self._clock()
-        price = max(float(price_msat), 1.0)
-        self._pair(provider_id, model).price.add(price, now)
-        self._prices.add(price, now)
+        pair = self._pair(provider_id, model)
+        pair.rates.add(size, price_msat, now)
+        pair.asked.add(max(float(price_msat), 1.0), now)
+        if not provider_id.startswith(NODE_PREFIX):
+            self._rates.add(size, price_msat, now)
 
     def started(self, provider_id: str) -> None:
         """Note that a provider has got something to do; ``finished`` has to follow."""
@@ -232,13 +200,32 @@ class Records:
             found.append(view)
         return found
 
-    def last_price_msat(self, model: str, provider_ids: "tuple[str, ...]") -> int | None:
-        """Give the lowest price that was lately asked for a model by any of some providers."""
+    def price(self, provider_id: str, model: str, size: Size = ORDINARY) -> Price:
+        """Return what a request of a size is expected to cost."""
+        return self.prices(((provider_id, model),), size)[0]
+
+    def prices(self, pairs: Iterable[tuple[str, str]], size: Size) -> list[Price]:
+        """Return what each pair of a provider's id and a model is expected to ask for a request of a size."""
+        now = self._clock()
+        prior = self._rates.blend(size, None, now)
+        unpriced = UNKNOWN if prior is None else Price(price_msat(prior, size))
+        found = []
+        for key in pairs:
+            pair = self._pairs.get(key)
+            if pair is None or not pair.rates:
+                found.append(unpriced)
+            else:
+                rate = pair.rates.blend(size, prior, now)
+                found.append(Price(price_msat(rate, size), is_known=True))
+        return found
+
+    def last_price_msat(self, model: str, provider_ids: Iterable[str]) -> int | None:
+        """Return the lowest price that was lately asked for a model by any of some providers, whatever the size was."""
         least: float | None = None
         for provider_id in provider_ids:
             pair = self._pairs.get((provider_id, model))
-            if pair is not None and pair.price.weight:
-                price = pair.price.total / pair.price.weight
+            if pair is not None and pair.asked.weight:
+                price = pair.asked.total / pair.asked.weight
                 if least is None or price < least:
                     least = price
         return None if least is None else round(math.exp(least))
@@ -253,22 +240,17 @@ class Records:
             if speed is not None:
                 first_byte = speed.first_byte.blend(first_byte, now)
                 rate = speed.rate.blend(rate, now)
-        if of_provider is None:
-            first_byte = None if first_byte is None else first_byte - _BENEFIT_OF_DOUBT
-            rate = None if rate is None else rate + _BENEFIT_OF_DOUBT
         if provider is not None:
             faded = self._fading(provider, now)
             came = provider.delivered * faded + _PRIOR_DELIVERIES
             delivery = came / (came + provider.failed * faded)
-        return _Belief(first_byte, rate, delivery)
+        has_delivered = provider is not None and provider.delivered > 0
+        return _Belief(first_byte, rate, delivery, of_provider is None, has_delivered)
 
     def _look(self, pair: _Pair | None, belief: _Belief, mode: Mode, now: float) -> View:
-        first_byte, rate, delivery = belief
-        price = self._prices.blend(None, now)
-        was_measured = was_priced = False
+        first_byte, rate = belief.first_byte, belief.rate
+        was_measured = False
         if pair is not None:
-            price = pair.price.blend(price, now)
-            was_priced = pair.price.weight > 0
             speed = pair.speeds.get(mode)
             if speed is not None:
                 was_measured = True
@@ -281,9 +263,14 @@ class Records:
             usual = self._usual.get(mode)
             tokens = _USUAL_TOKENS if usual is None else math.exp(usual)
             expected_s = (first_byte_s or 0.0) + tokens / tokens_per_s
-        price_msat = None if price is None else math.exp(price)
         return View(
-            expected_s, first_byte_s, tokens_per_s, delivery, price_msat, was_measured, was_priced
+            expected_s,
+            first_byte_s,
+            tokens_per_s,
+            belief.delivery,
+            was_measured,
+            belief.is_untried,
+            belief.has_delivered,
         )
 
     def _fade(self, provider: _Provider, now: float) -> None:
@@ -302,7 +289,7 @@ class Records:
         key = (provider_id, model)
         pair = self._pairs.get(key)
         if pair is None:
-            pair = self._pairs[key] = _Pair({}, self._faded())
+            pair = self._pairs[key] = _Pair({}, Rates.empty(self._half_life_s), self._faded())
             while len(self._pairs) > _MAX_PAIRS:
                 self._pairs.popitem(last=False)
         return pair

@@ -13,6 +13,9 @@ _BALANCED_SPREAD = 1.2
 _SMALL_PARAMS_B = 4.0
 _LARGE_PARAMS_B = 40.0
 _UNKNOWN_FIT = 0.5
+_UNKNOWN_PRICE = 0.5
+# A draw may spend so many times what the best candidate costs, and nothing beside one that is free.
+_MOST_TIMES_THE_PRICE = 2.0
 
 
 class Features(NamedTuple):
@@ -36,17 +39,29 @@ class Features(NamedTuple):
         )
 
 
+def trial_time(expected_s: float, price_msat: float | None, best_msat: float | None) -> float:
+    """Return the time that a provider which was never measured is taken to need, given what all others need.
+
+    One that is as cheap as any passes for twice as fast, so that it is soon tried. The dearer it is, the less: a trial
+    costs money then, and what costs something beside what is free passes for twice as slow.
+    """
+    share = 1.0
+    if price_msat is not None and best_msat is not None and price_msat > best_msat:
+        share = best_msat / price_msat
+    return expected_s * math.exp2(1.0 - 2.0 * share)
+
+
 def speed_feature(expected_s: float | None, best_s: float | None) -> float:
-    """Compare a time with the shortest one; who was never measured, nor anybody like it, passes for the best."""
+    """Compare a time with the shortest one; where nothing like it was ever measured, all are equally fast."""
     if expected_s is None or best_s is None:
         return 1.0
     return best_s / expected_s
 
 
 def price_feature(price_msat: float | None, best_msat: float | None) -> float:
-    """Compare a price with the lowest one; an unknown price passes for the lowest."""
+    """Compare a price with the lowest one; an unknown price is neither low nor high."""
     if price_msat is None or best_msat is None:
-        return 1.0
+        return _UNKNOWN_PRICE
     return (best_msat + _PRICE_FLOOR_MSAT) / (price_msat + _PRICE_FLOOR_MSAT)
 
 
@@ -69,18 +84,40 @@ def fit_feature(params_b: float | None, size: str) -> float:
     return math.exp(-distance * distance / 2.0)
 
 
-def pick(scores: Sequence[float], temperature: float, draw: float) -> int:
+def affordable(prices: Sequence[float | None], best: int) -> list[bool]:
+    """Tell of each candidate whether it may be drawn instead of the best; an unknown price is seen before it is paid."""
+    limit = prices[best]
+    if limit is None:
+        return [True] * len(prices)
+    return [
+        price is None or price <= limit * _MOST_TIMES_THE_PRICE or at == best
+        for at, price in enumerate(prices)
+    ]
+
+
+def pick(
+    scores: Sequence[float],
+    temperature: float,
+    draw: float,
+    prices: Sequence[float | None] | None = None,
+) -> int:
     """Choose an index: the best most of the time, another the more often the nearer its score is.
 
-    The share of each is its softmax, ``exp((score - best) / temperature)`` over the sum of all. ``draw`` is uniform in
-    [0, 1); the same draw gives the same choice. Raises ValueError for no scores.
+    The share of each is its softmax, ``exp((score - best) / temperature)`` over the sum of all, but of those alone that
+    cost at most twice what the best costs where ``prices`` are known. ``draw`` is uniform in [0, 1); the same draw gives
+    the same choice. Raises ValueError for no scores.
     """
     best = max(scores)
-    shares = [math.exp((score - best) / temperature) for score in scores]
+    first = scores.index(best)
+    may = [True] * len(scores) if prices is None else affordable(prices, first)
+    shares = [
+        math.exp((score - best) / temperature) if allowed else 0.0
+        for score, allowed in zip(scores, may, strict=True)
+    ]
     left = draw * sum(shares)
     for index, share in enumerate(shares):
         left -= share
         if left < 0.0:
             return index
     # What rounding left over belongs to the best.
-    return scores.index(best)
+    return first

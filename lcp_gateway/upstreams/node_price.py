@@ -10,6 +10,7 @@ import orjson
 
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.routing.catalog import PriceList
 
 USAGE_TAIL_BYTES = 8 * 1024
 """So much of a stream's end is kept to find its usage in."""
@@ -95,6 +96,16 @@ class NodePrice:
     def list_price_msat(self) -> Msat:
         """Give what an ordinary request costs: 500 tokens in, 500 tokens out, 10 seconds."""
         return self._sum(_USUAL_TOKENS, _USUAL_TOKENS, _USUAL_MS)
+
+    def by_size(self, timeout_s: float) -> PriceList:
+        """Return what ``most_msat`` comes to by the size of a chat, for those who compare before they ask."""
+        return PriceList(
+            per_request=self.per_request_msat
+            + timeout_s * 1_000 * self.per_minute_msat / _MS_PER_MINUTE,
+            per_input_byte=self.per_1k_input_msat / _PER_1K / _LEAST_BYTES_PER_TOKEN,
+            per_output_token=self.per_1k_output_msat / _PER_1K,
+            usual_output_tokens=self.max_output_tokens,
+        )
 
     def _sum(self, input_tokens: int, output_tokens: int, time_ms: int) -> Msat:
         """Add up in whole numbers, in parts of 1/60,000 msat, which both kinds of price divide into."""

@@ -262,6 +262,7 @@ class NodeWatch:
             owned_by=node.owned_by or node.name,
             facts=MappingProxyType(dict(watched.facts_of(m for m in listed if m.id in names))),
             list_price_msat=node.price.list_price_msat(),
+            price_list=node.price.by_size(node.timeout_s),
         )
 
 

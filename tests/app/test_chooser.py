@@ -91,7 +91,7 @@ class Choosing:
             registry=Registry({name: ModelCard(**said) for name, said in self.cards.items()}),
             auto=self.auto,
             available=self._available,
-            on_decision=lambda order, decision, _first: self.decisions.append((order, decision)),
+            on_decision=lambda order, decision: self.decisions.append((order, decision)),
             draw=lambda: self.draw,
         )
 

@@ -7,6 +7,7 @@ from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.routing.needs import Needs
 from lcp_gateway.routing.offers import Offers
 from lcp_gateway.routing.policy import parse_wish
+from lcp_gateway.routing.prices import ORDINARY
 from lcp_gateway.routing.records import Mode, Records
 from lcp_gateway.routing.registry import ModelCard, Registry
 
@@ -35,10 +36,20 @@ class Bench:
         )
         self.offers = Offers.of(Catalog(tuple(providers), 0.0), self.registry, **rules)
 
-    def decide(self, model="auto", *, draw=0.0, kind=CHAT, mode=Mode.WHOLE, tokens=0, needs=()):
+    def decide(
+        self,
+        model="auto",
+        *,
+        draw=0.0,
+        kind=CHAT,
+        mode=Mode.WHOLE,
+        tokens=0,
+        needs=(),
+        size=ORDINARY,
+    ):
         wish = parse_wish(model, self.offers.capabilities)
         return self.auto.decide(
-            self.offers, kind, mode, wish, Needs(frozenset(needs), tokens), draw
+            self.offers, kind, mode, wish, Needs(frozenset(needs), tokens), draw, size=size
         )
 
     def chosen(self, model="auto", **more) -> str:

@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 
 from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.routing.auto import AutoPolicy, Nobody, replay
+from lcp_gateway.routing.catalog import PriceList
 from lcp_gateway.routing.needs import Needs
 from lcp_gateway.routing.policy import Weights, parse_wish
+from lcp_gateway.routing.prices import Size
 from lcp_gateway.routing.records import Mode
 from tests.routing.offering import CHAT, Bench, provider
 
@@ -263,11 +265,82 @@ def test_the_providers_of_a_named_model_are_put_in_order():
         bench.measured("a", "m", 9)
         bench.measured("b", "m", 1)
     ordered = bench.auto.order(bench.offers.by_kind[CHAT], Mode.WHOLE, 0.0)
-    assert [entry.provider.peer_id for entry in ordered] == ["b", "a"]
+    assert [one.entry.provider.peer_id for one in ordered.ranked] == ["b", "a"]
     bench.ready["b"] = 0.0
-    assert [
-        e.provider.peer_id for e in bench.auto.order(bench.offers.by_kind[CHAT], Mode.WHOLE, 0)
-    ] == ["a"]
+    ordered = bench.auto.order(bench.offers.by_kind[CHAT], Mode.WHOLE, 0)
+    assert [one.entry.provider.peer_id for one in ordered.ranked] == ["a"]
+    bench.ready["a"] = 0.0
+    assert bench.auto.order(bench.offers.by_kind[CHAT], Mode.WHOLE, 0) is None
+
+
+# -- prices that are not known, and prices by size (D1, D2) ----------------------------------------
+
+
+def test_a_reason_claims_nothing_that_is_not_known():
+    bench = two()
+    assert bench.decide().reason(bench.decide().chosen) == "best score of 2: not yet measured"
+    for _ in range(3):
+        bench.measured("a", "m", 1, price_msat=2_000)
+        bench.measured("b", "m", 5, price_msat=1_000)
+    decision = bench.decide("auto:fast")
+    assert decision.reason(decision.chosen) == "best score of 2: fastest, delivers"
+    other = next(one for one in decision.considered if one is not decision.chosen)
+    assert decision.reason(other) == "score 2 of 2: cheapest, delivers"
+
+
+@given(st.floats(0, 1, exclude_max=True), st.integers(1, 100_000))
+def test_beside_a_free_node_no_draw_chooses_a_peer_whose_price_is_known(draw, price_msat):
+    bench = Bench(
+        provider("a", "x-14b"), provider("b", "x-8b"), provider("node:n", "m", list_price_msat=0)
+    )
+    for _ in range(3):
+        bench.measured("node:n", "m", 3)
+    bench.records.quoted("a", "x-14b", price_msat)
+    bench.records.quoted("b", "x-8b", price_msat * 2)
+    assert bench.chosen(draw=draw) == "node:n"
+
+
+def test_where_the_price_of_the_chosen_one_is_not_known_the_best_that_is_known_comes_next():
+    bench = Bench(
+        provider("a", "m1-14b", "m2-14b"),
+        provider("b", "m-14b"),
+        provider("node:n", "m-1b", list_price_msat=0),
+    )
+    for draw in (0.99, 0.5):
+        ranked = [one.entry.provider.peer_id for one in bench.decide(draw=draw).ranked]
+        assert ranked[0] == "node:n" or ranked[1] == "node:n", ranked
+
+
+def test_the_cheapest_is_weighed_however_many_score_better():
+    peers = [provider(f"p{n}", "x-14b") for n in range(20)]
+    bench = Bench(*peers, provider("node:n", "m-1b", list_price_msat=0))
+    bench.ready["node:n"] = 0.5
+    considered = {one.entry.provider.peer_id for one in bench.decide("auto:fast").considered}
+    assert "node:n" in considered and len(considered) <= 13
+
+
+def test_prices_are_compared_for_the_size_of_this_request():
+    bench = two()
+    small, large = Size(100, 50), Size(100, 8_000)
+    for _ in range(3):
+        bench.measured("a", "m", 1)
+        bench.measured("b", "m", 1)
+        bench.records.quoted("a", "m", 80_000, large)
+        bench.records.quoted("b", "m", 1_500, small)
+    # By the token b asks three times as much.
+    for size in (small, large):
+        assert bench.chosen("auto:cheap", size=size) == "a"
+
+
+def test_a_nodes_price_list_is_read_for_the_size_of_the_request():
+    by_output = PriceList(per_output_token=1.0, usual_output_tokens=4_096)
+    bench = Bench(
+        provider("node:a", "m", list_price_msat=500, price_list=by_output),
+        provider("node:b", "m", list_price_msat=900, price_list=PriceList(per_request=900)),
+    )
+    assert bench.chosen("auto:cheap", size=Size(10, 50)) == "node:a"
+    assert bench.chosen("auto:cheap", size=Size(10, 9_000)) == "node:b"
+    assert bench.chosen("auto:cheap", size=Size(10)) == "node:b"
 
 
 # -- keys that are good for some models only ------------------------------------------------------

@@ -1,5 +1,6 @@
 import pytest
 
+from lcp_gateway.routing.prices import Size
 from lcp_gateway.routing.records import Mode, Records
 
 A, B, M = "a", "b", "m"
@@ -20,7 +21,8 @@ class Kept:
 def test_nothing_is_believed_of_who_was_never_measured():
     view = Kept().records.view(A, M, Mode.STREAM)
     assert (view.expected_s, view.first_byte_s, view.tokens_per_s) == (None, None, None)
-    assert view.delivery == 1 and view.price_msat is None
+    assert view.delivery == 1 and view.is_untried and not view.has_delivered
+    assert Kept().records.price(A, M) == (None, False)
 
 
 def test_the_same_measured_again_and_again_is_believed():
@@ -30,12 +32,13 @@ def test_the_same_measured_again_and_again_is_believed():
     assert kept.rate() == pytest.approx(50)
 
 
-def test_who_was_not_measured_gets_the_benefit_of_the_doubt():
+def test_a_provider_that_was_not_measured_is_believed_to_be_like_all_others_and_known_as_untried():
     kept = Kept()
     kept.delivered(A, rate=80, first_byte_s=0.5)
-    unknown = kept.records.view(B, M, Mode.WHOLE)
-    assert unknown.tokens_per_s == pytest.approx(160)
-    assert unknown.first_byte_s == pytest.approx(0.25)
+    unknown, known = (kept.records.view(one, M, Mode.WHOLE) for one in (B, A))
+    assert unknown.tokens_per_s == pytest.approx(80) and unknown.is_untried
+    assert unknown.first_byte_s == pytest.approx(0.5) and not unknown.has_delivered
+    assert known.was_measured and known.has_delivered and not known.is_untried
 
 
 def test_another_model_of_a_slow_provider_is_expected_to_be_slow():
@@ -97,7 +100,45 @@ def test_prices_are_averaged_and_the_lowest_is_told():
     assert kept.records.last_price_msat(M, (A, B)) == 1_000
     assert kept.records.last_price_msat(M, ()) is None
     assert kept.records.last_price_msat("other", (A, B)) is None
-    assert 1_000 < kept.records.view("c", M, Mode.WHOLE).price_msat < 4_000
+    guess = kept.records.price("c", M)
+    assert 1_000 < guess.msat < 4_000 and not guess.is_known
+
+
+def test_a_price_is_expected_by_the_size_of_the_request():
+    """D2: what was asked for a large answer says nothing against a small one."""
+    kept = Kept()
+    kept.records.quoted(A, M, 80_000, Size(100, 8_000))
+    kept.records.quoted(B, M, 1_000, Size(100, 50))
+    small = Size(100, 50)
+    assert kept.records.price(A, M, small).msat < kept.records.price(B, M, small).msat
+    large = Size(100, 8_000)
+    assert kept.records.price(A, M, large).msat < kept.records.price(B, M, large).msat
+
+
+def test_a_price_that_was_asked_for_this_very_size_goes_before_one_by_the_token():
+    kept = Kept()
+    small, large = Size(0, 50), Size(0, 8_000)
+    for _ in range(4):
+        kept.records.quoted(A, M, 1_050, small)
+        kept.records.quoted(A, M, 9_000, large)
+    assert kept.records.price(A, M, small).msat == pytest.approx(1_050, rel=0.4)
+    assert kept.records.price(A, M, large).msat == pytest.approx(9_000, rel=0.4)
+
+
+def test_a_free_node_does_not_make_peers_look_cheap():
+    """D1: what a node asks is on its price list, and no measure of peers."""
+    kept = Kept()
+    kept.records.quoted("node:n", M, 0)
+    assert kept.records.price(B, M).msat is None
+    kept.records.quoted(A, M, 20_000)
+    assert kept.records.price(B, M).msat == pytest.approx(20_000)
+
+
+def test_sizes_that_are_told_apart_are_bounded():
+    kept = Kept()
+    for power in range(80):
+        kept.records.quoted(A, M, 10**12, Size(0, 2**power))
+    assert len(kept.records._pairs[A, M].rates.by_class) <= 17
 
 
 def test_work_in_flight_never_goes_below_nothing():

@@ -222,3 +222,19 @@ def test_the_log_line_tells_enough_to_choose_again(talents, path):
         assert (provider, model) == (f"node:{info['node']}", info["model"])
         assert lines[request_id]["offered"] == info["candidates"]
     assert len({info["model"] for info in told.values()}) > 1
+
+
+# A free node beside peers.
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_beside_a_free_node_fifty_of_fifty_first_requests_cost_nothing(stream):
+    """D1: on a fresh start most of them paid a peer, as "fastest, cheapest, delivers"."""
+    node = HttpNodeThread(name="free", models=("tiny-1b",))
+    with http_nodes(node), served_by(row(node), embedded=True) as process:
+        for number in range(50):
+            answer = ask(process, "auto", f"question {number}", stream=stream)
+            info = info_of(answer)
+            assert (info["price_msat"], info["source"]) == (0, "node"), (number, info)
+            assert answer.headers["x-lcp-payment"] == "none"
+            assert ("not yet measured" in info["reason"]) is (number == 0), (number, info)

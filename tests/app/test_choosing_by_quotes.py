@@ -1,0 +1,193 @@
+"""The choice together with the quotes that it brings: a quote costs nothing, so that no surprise in one is paid."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.market import Asking, Market
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.routing.prices import size_of
+from lcp_gateway.routing.records import Mode
+from tests.app.test_chooser import Choosing, order, task
+from tests.routing.offering import provider
+from tests.support.shop import Peer, Shop
+
+
+class Counters(Shop):
+    """Peers and nodes at a price; a node's quote says that it is a node's."""
+
+    async def request_quote(self, task, peer_id, timeout_s):
+        quote = await super().request_quote(task, peer_id, timeout_s)
+        if peer_id.startswith("node:"):
+            object.__setattr__(quote, "source", Source.NODE)
+        return quote
+
+
+class Bazaar:
+    """Providers, the choice among them, and what each asks; nothing is paid."""
+
+    def __init__(self, *providers, asking=None, cards=None, **prices) -> None:
+        self.choosing = Choosing(providers, cards or {})
+        self.shop = Counters({one.peer_id: Peer(_price(one, prices)) for one in providers})
+        self.background: list = []
+        self.market = Market(
+            self.shop,
+            asking or Asking(),
+            inspect=lambda _order, _quote: b"",
+            background=lambda coroutine: self.background.append(asyncio.ensure_future(coroutine)),
+            cancel_timeout_s=1,
+            on_quote=self._quoted,
+        )
+
+    def _quoted(self, order, quote, _duration_s):
+        self.choosing.records.quoted(
+            quote.peer_id, order.task.model, quote.price_msat, size_of(order.task)
+        )
+
+    async def offer(self, model="auto", draw=0.0):
+        self.choosing.draw = draw
+        wanted = order(task(model))
+        try:
+            return await self.market.offer(wanted, await self.choosing.chooser(wanted))
+        finally:
+            await asyncio.gather(*self.background)
+
+    async def buy(self, draw=0.0, seconds=1.0, model="auto"):
+        """Take an offer and have it delivered."""
+        offer = await self.offer(model, draw)
+        self.choosing.records.delivered(
+            offer.quote.peer_id,
+            offer.order.task.model,
+            Mode.WHOLE,
+            first_byte_s=None,
+            tokens_per_s=100 / seconds,
+        )
+        self.choosing.now += 0.5
+        return offer
+
+    @property
+    def cancelled(self) -> list[str]:
+        return sorted(peer for peer, _ in self.shop.cancelled)
+
+
+def _price(one, prices) -> int:
+    return prices.get(one.peer_id.removeprefix("node:"), one.list_price_msat or 0)
+
+
+def free(name="node:n", model="small-1b", **more):
+    return provider(name, model, list_price_msat=0, **more)
+
+
+PEERS = tuple(provider(name, "best-14b") for name in ("a", "b", "c", "d", "e", "f", "g"))
+PRICES = dict(zip("abcdefg", range(17_901, 68_084, 7_169), strict=False))
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1, 8])
+async def test_beside_a_free_node_fifty_of_fifty_first_requests_cost_nothing(seconds):
+    """D1: whatever the draws are, and though every peer's model fits better."""
+    for seed in range(10):
+        bazaar = Bazaar(*PEERS, free(), **PRICES)
+        for number in range(50):
+            offer = await bazaar.buy(draw=(seed * 0.37 + number * 0.618034) % 1, seconds=seconds)
+            assert offer.quote.price_msat == 0, (seed, number, offer.candidate.routing)
+
+
+@pytest.mark.parametrize("price_msat", [1, 300, 900, 17_901])
+async def test_a_free_node_beside_a_peer_wins_however_little_the_peer_asks(price_msat):
+    for number in range(50):
+        bazaar = Bazaar(provider("a", "best-14b"), free(), a=price_msat)
+        offer = await bazaar.offer(draw=number / 50)
+        assert offer.candidate.provider_id == "node:n"
+
+
+async def test_a_named_model_that_a_free_node_offers_too_costs_nothing_at_first():
+    """D1: who named a model of several providers leaves the choice among them to the gateway too."""
+    for number in range(20):
+        bazaar = Bazaar(provider("a", "m"), free(model="m"), a=5_000)
+        offer = await bazaar.offer("m", draw=number / 20)
+        assert offer.candidate.provider_id == "node:n" and offer.candidate.routing is None
+
+
+async def test_the_first_price_of_a_peer_is_not_paid_before_another_one_is_seen():
+    bazaar = Bazaar(provider("a", "m"), provider("b", "m"), a=68_084, b=17_901)
+    offer = await bazaar.offer()
+    assert bazaar.shop.asked == ["a", "b"]
+    assert offer.candidate.provider_id == "b" and offer.runner_up_msat == 68_084
+    assert bazaar.cancelled == ["a"]
+    assert [one.provider_id for one in offer.rest] == ["a"]
+
+
+async def test_what_is_told_of_the_choice_is_true_of_the_one_that_is_taken():
+    bazaar = Bazaar(provider("a", "m"), provider("b", "m"), a=68_084, b=17_901)
+    offer = await bazaar.offer()
+    assert offer.candidate.routing["peer"] == "b"
+    assert offer.candidate.routing["reason"] == "best score of 2: cheapest, not yet measured"
+    assert offer.candidate.comparison is None
+
+
+async def test_a_quote_as_expected_is_taken_without_asking_anybody_else():
+    bazaar = Bazaar(provider("a", "m"), provider("b", "m"), a=5_000, b=5_000)
+    await bazaar.buy()
+    await bazaar.buy()
+    bazaar.shop.asked.clear()
+    for number in range(20):
+        await bazaar.buy(draw=number / 20)
+    assert len(bazaar.shop.asked) == 20
+    assert len(set(bazaar.shop.asked)) == 2
+
+
+async def test_a_price_that_has_risen_is_compared_before_it_is_paid():
+    bazaar = Bazaar(provider("a", "m"), provider("b", "m"), a=5_000, b=6_000)
+    for number in range(8):
+        await bazaar.buy(draw=number / 8)
+    bazaar.shop.peers["a"].price_msat = Msat(50_000)
+    bazaar.shop.asked.clear()
+    offer = await bazaar.offer(draw=0.0)
+    assert bazaar.shop.asked == ["a", "b"] and offer.candidate.provider_id == "b"
+
+
+async def test_the_number_of_calls_to_peers_keeps_its_limit_and_a_node_needs_none():
+    one_call = Asking(at_most=1)
+    bazaar = Bazaar(provider("a", "m"), provider("b", "m"), asking=one_call, a=9_000, b=1_000)
+    assert (await bazaar.offer()).candidate.provider_id == "a"
+    bazaar = Bazaar(provider("a", "best-14b"), free(), asking=one_call, a=9_000)
+    for number in range(10):
+        assert (await bazaar.offer(draw=number / 10)).candidate.provider_id == "node:n"
+
+
+async def test_one_that_fails_in_the_comparison_leaves_the_quote_that_is_there():
+    bazaar = Bazaar(provider("a", "m"), provider("b", "m"), a=9_000)
+    bazaar.shop.peers["b"].error = UpstreamError("UNAVAILABLE", "gone")
+    offer = await bazaar.offer()
+    assert offer.candidate.provider_id == "a" and offer.rest == ()
+
+
+async def test_peers_of_like_prices_are_all_tried():
+    """The choice still explores: the first prices are seen, and none is left out for being unknown."""
+    bazaar = Bazaar(*(provider(name, "m") for name in "abcd"), a=5_000, b=5_200, c=4_900, d=5_100)
+    seen = Counter()
+    for number in range(40):
+        seen[(await bazaar.buy(draw=(number * 0.618034) % 1)).quote.peer_id] += 1
+    assert set(seen) == set("abcd"), seen
+
+
+async def test_a_peer_that_was_measured_to_be_better_is_bought_beside_a_free_node():
+    bazaar = Bazaar(provider("a", "best-14b"), free(), a=1_500)
+    for _ in range(3):
+        await bazaar.buy(seconds=20)
+        await bazaar.buy(seconds=0.5, model="best-14b")
+    taken = Counter([(await bazaar.offer("auto:fast", n / 20)).quote.peer_id for n in range(20)])
+    assert taken["a"] > 15, taken
+
+
+async def test_the_same_draws_and_quotes_lead_to_the_same_choices():
+    async def run() -> list[str]:
+        bazaar = Bazaar(*PEERS, **PRICES)
+        return [
+            (await bazaar.buy(draw=(number * 0.618034) % 1)).quote.peer_id for number in range(30)
+        ]
+
+    assert await run() == await run()
