@@ -3,11 +3,11 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lcp_gateway.accounts.replicas import KEY_PREFIX, Outage, connect
+from lcp_gateway.accounts.replicas import KEY_PREFIX, Outage, ShieldedCalls, connect
 
 _ID_BYTES: Final = 16
 _CLAIMS: Final = f"{KEY_PREFIX}:claim:".encode()
@@ -167,7 +167,7 @@ class RedisClaims:
         self._renew: Any = self._redis.register_script(_RENEW)
         self._end: Any = self._redis.register_script(_END)
         self._release: Any = self._redis.register_script(_RELEASE)
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._calls = ShieldedCalls()
 
     async def take(self, stand: Stand, dead: bytes) -> Found | None:
         """Make a claim, unless there is one already, which is given; ``dead`` is one that ran out and does not count.
@@ -190,7 +190,7 @@ class RedisClaims:
             found = await asyncio.shield(asking)
         except asyncio.CancelledError:
             # It will have been made, and nobody would end it.
-            self._start(self.release(stand))
+            self._calls.start(self.release(stand))
             raise
         if found:
             return Found(*found)
@@ -266,8 +266,7 @@ class RedisClaims:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._calls.close()
         await self._pool.disconnect()
 
     def _ask(
@@ -292,13 +291,7 @@ class RedisClaims:
                 self._outage.begin(error)
                 raise ClaimsAway from error
 
-        return self._start(ask())
-
-    def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        return self._calls.start(ask())
 
 
 def _keys(names: Sequence[bytes]) -> Sequence[bytes]:

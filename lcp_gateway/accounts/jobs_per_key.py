@@ -13,6 +13,8 @@ from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.ports import StartTask, start_unsupervised
 
 _LEASE_S: Final = 60.0
+# Longer than Redis's time-out, tried twice; whatever takes longer is not a renewal under way.
+_RENEWAL_S: Final = 2.0
 _MS_PER_S = 1_000
 _ID_BYTES = 12
 
@@ -136,10 +138,13 @@ class Lease:
         self._leases = leases
         self._key_id = key_id
         self._lease_id = lease_id
+        self._has_ended = asyncio.Event()
         self._renewing: asyncio.Task[None] | None = None
         if leases is not None and leases.lease_s is not None:
             every_s = leases.lease_s / 3
-            self._renewing = start_task(lambda: self._renew(leases, every_s))
+            self._renewing = start_task(
+                lambda: self._renew(leases, every_s), may_return=self._has_ended.is_set
+            )
 
     async def __aenter__(self) -> Self:
         return self
@@ -158,16 +163,25 @@ class Lease:
         if leases is None:
             return
         if self._renewing is not None:
-            self._renewing.cancel()
+            # Not cancelled: a renewal under way could swallow that and go on, or be written after the lease's end.
+            self._has_ended.set()
+            _, unfinished = await asyncio.wait([self._renewing], timeout=_RENEWAL_S)
+            for renewing in unfinished:
+                renewing.cancel()
         with contextlib.suppress(*_away()):
             await leases.give_back(self._key_id, self._lease_id)
 
     async def _renew(self, leases: Leases, every_s: float) -> None:
-        while True:
-            await asyncio.sleep(every_s)
+        while not await self._ends_within(every_s):
             # One that was missed is made up for by the next; two fit into a lease.
             with contextlib.suppress(*_away()):
                 await leases.renew(self._key_id, self._lease_id)
+
+    async def _ends_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._has_ended.wait()
+        return self._has_ended.is_set()
 
 
 class JobsPerKey:
@@ -209,6 +223,9 @@ class JobsPerKey:
                 return Lease(self._leases, caller.key_id, lease_id, self._start_task)
             except _away() as error:
                 self._outage.begin(error)
+                self._outage.let_pass()
+                # It may have been counted all the same, and only the answer was lost: it is renewed and given back.
+                return Lease(self._leases, caller.key_id, lease_id, self._start_task)
         self._outage.let_pass()
         return Lease(None, "", "")
 

@@ -1,13 +1,16 @@
 """What several gateways share for their limits: one Redis, and what happens while it is away."""
 
+import asyncio
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from lcp_gateway.purchase.errors import Refused
 
 if TYPE_CHECKING:
     from redis.asyncio import BlockingConnectionPool
+
+T = TypeVar("T")
 
 _MAX_CONNECTIONS = 64
 # Redis answers within a millisecond; one that takes this long is as good as gone.
@@ -101,3 +104,47 @@ class Outage:
         """
         if not self._allows:
             raise LimitsAway(_PAUSE_S)
+
+
+class ShieldedCalls:
+    """Calls of Redis that run to their end when the task that awaits them is cancelled.
+
+    The client of Redis takes a cancellation for a lost connection: it could swallow it, and what was asked for may have
+    happened. So each call is a task of its own, and what it took for a caller that is gone is given back.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(
+        self,
+        call: Coroutine[Any, Any, T],
+        give_back: Callable[[T], Awaitable[None]] | None = None,
+    ) -> T:
+        """Await a call. Where the caller is cancelled meanwhile, ``give_back`` gets the result as soon as it is there."""
+        task = self.start(call)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if give_back is not None:
+                self.start(_give_back(task, give_back))
+            raise
+
+    def start(self, call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin a call, which ``close`` waits for."""
+        task = asyncio.create_task(call)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Wait for the calls under way; each has a time-out of its own."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+async def _give_back(task: asyncio.Task[T], give_back: Callable[[T], Awaitable[None]]) -> None:
+    await asyncio.wait([task])
+    # A call that failed took nothing.
+    if not task.cancelled() and task.exception() is None:
+        await give_back(task.result())

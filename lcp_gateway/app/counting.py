@@ -6,7 +6,7 @@ from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.accounts.jobs_per_key import JobsPerKey, Leases, MemoryLeases, RedisLeases
 from lcp_gateway.accounts.rates import Rates
-from lcp_gateway.accounts.replicas import Outage, RedisNotInstalled
+from lcp_gateway.accounts.replicas import Outage, RedisNotInstalled, ShieldedCalls
 from lcp_gateway.app.ledgers import LedgerError
 from lcp_gateway.config import Settings, auth_mode
 from lcp_gateway.http.admission import Admission
@@ -37,6 +37,7 @@ class Counting:
                 self._redis_leases = RedisLeases(redis_url)
             except (RedisNotInstalled, ValueError) as error:
                 raise LedgerError(f"Redis cannot be used: {error}") from error
+        self._shielded = ShieldedCalls() if redis_url else None
         self._leases: Leases = self._redis_leases or MemoryLeases()
 
     def admission(self, settings: Settings, registry: Registry) -> Admission:
@@ -50,11 +51,13 @@ class Counting:
                 start_task=self._start_task,
             ),
             registry.resolve,
-            asks_redis=bool(self._redis_url),
+            shielded=self._shielded,
         )
 
     async def close(self) -> None:
         """Close the connections."""
+        if self._shielded is not None:
+            await self._shielded.close()
         # Imported with them: they are there only if it is.
         if self._redis_leases is not None:
             await self._redis_leases.aclose()

@@ -1,6 +1,5 @@
 """What a request must pass before anything is asked of anybody: the key's models, rates, jobs and price cap."""
 
-import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lcp_gateway.accounts.caller import Caller
 from lcp_gateway.accounts.jobs_per_key import JobsPerKey, Lease
 from lcp_gateway.accounts.rates import Allowance
+from lcp_gateway.accounts.replicas import ShieldedCalls
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.purchase.journal import Budget, Period
 from lcp_gateway.purchase.money import Msat
@@ -25,12 +25,16 @@ _BYTES_PER_TOKEN = 4
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """Lets orders through as their caller may place them. ``resolve`` gives the real name behind an alias."""
+    """Lets orders through as their caller may place them. ``resolve`` gives the real name behind an alias.
+
+    ``shielded`` runs what is asked of a Redis, where one counts: a caller that leaves during such a call is not served,
+    and leaves nothing taken.
+    """
 
     rates: "RateLimits | None"
     jobs: JobsPerKey
     resolve: Callable[[str], str]
-    asks_redis: bool = False
+    shielded: ShieldedCalls | None = None
 
     async def job(self, caller: Caller) -> Lease:
         """Count a job of a key; give the lease back at its end.
@@ -38,7 +42,8 @@ class Admission:
         Raises:
             TooManyJobs, LimitsAway: see ``JobsPerKey.take``.
         """
-        return await self._kept_from_cancelling(self.jobs.take(caller if caller.key_id else None))
+        take = self.jobs.take(caller if caller.key_id else None)
+        return await (take if self.shielded is None else self.shielded.run(take, Lease.give_back))
 
     async def count(self, caller: Caller, task: Task) -> Allowance:
         """Count a request against every rate that holds for it, by the size of its body.
@@ -49,17 +54,27 @@ class Admission:
         if self.rates is None:
             return Allowance()
         tokens = max(1, len(task.body) // _BYTES_PER_TOKEN)
-        check = self.rates.check(caller if caller.key_id else None, tokens)
-        return await self._kept_from_cancelling(check)
+        # A request that came is counted, also when its client left meanwhile.
+        return await self._to_its_end(self.rates.check(caller if caller.key_id else None, tokens))
+
+    async def release(
+        self, lease: Lease, allowance: Allowance, request_bytes: int, result_bytes: int
+    ) -> None:
+        """End a job: give its lease back and count its answer, whose size is known now."""
+
+        async def end() -> None:
+            await lease.give_back()
+            await self.settle(allowance, request_bytes, result_bytes)
+
+        await self._to_its_end(end())
 
     async def settle(self, allowance: Allowance, request_bytes: int, result_bytes: int) -> None:
         """Count the answer too, now that its size is known."""
         if self.rates is not None and allowance.counted:
             await self.rates.settle(allowance, (request_bytes + result_bytes) // _BYTES_PER_TOKEN)
 
-    async def _kept_from_cancelling(self, call: Coroutine[Any, Any, T]) -> T:
-        """Await a call of which the client of Redis could swallow the cancellation: who has gone must not be served."""
-        return await (asyncio.shield(call) if self.asks_redis else call)
+    async def _to_its_end(self, call: Coroutine[Any, Any, T]) -> T:
+        return await (call if self.shielded is None else self.shielded.run(call))
 
     def order(
         self, caller: Caller, task: Task, *, request_id: str, limit_msat: Msat | None

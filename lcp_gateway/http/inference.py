@@ -233,5 +233,6 @@ class _Place:
     async def _give_back(self, answer: Answer | None) -> None:
         exchange = self._exchange
         result_bytes = exchange.result_bytes if answer is None else answer.size
-        await self._lease.give_back()
-        await self._admission.settle(self.allowance, exchange.request_bytes, result_bytes)
+        await self._admission.release(
+            self._lease, self.allowance, exchange.request_bytes, result_bytes
+        )

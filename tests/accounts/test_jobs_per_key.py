@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,13 @@ from lcp_gateway.accounts.jobs_per_key import (
     RedisLeases,
     TooManyJobs,
 )
-from lcp_gateway.accounts.replicas import LimitsAway, Outage, RedisNotInstalled, connect
+from lcp_gateway.accounts.replicas import (
+    LimitsAway,
+    Outage,
+    RedisNotInstalled,
+    ShieldedCalls,
+    connect,
+)
 from tests.support.redis import RunningRedis, running_redis
 
 
@@ -134,6 +141,63 @@ async def test_replicas_share_the_count_and_a_dead_ones_jobs_run_out(redis):
         pass
     for kept in (dead, living):
         await kept.aclose()
+
+
+async def test_a_job_that_ends_during_its_renewal_is_not_renewed_after_its_end(redis):
+    kept = RedisLeases(redis.url, lease_s=0.3)
+    await kept._redis.flushdb()
+    lease = await JobsPerKey(kept, default=1).take(caller())
+    script, under_way = kept._renew, asyncio.Event()
+
+    async def slow(*arguments: object) -> None:
+        under_way.set()
+        # As Redis's client may, it goes on although it is cancelled.
+        for _ in range(2):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.1)
+        await script(*arguments)
+
+    kept._renew = slow
+    await under_way.wait()
+    await lease.give_back()
+    await asyncio.sleep(0.25)
+    assert await kept._redis.zcard("lcp-gateway:jobs:key_1") == 0
+    await kept.aclose()
+
+
+async def test_a_lease_whose_answer_was_lost_is_given_back_at_the_end_of_its_job(redis):
+    kept = RedisLeases(redis.url)
+    await kept._redis.flushdb()
+    take = kept._take
+
+    async def lost(*arguments: object) -> None:
+        await take(*arguments)
+        raise TimeoutError
+
+    kept._take = lost
+    async with await JobsPerKey(kept, default=1).take(caller()):
+        assert await kept._redis.zcard("lcp-gateway:jobs:key_1") == 1
+    assert await kept._redis.zcard("lcp-gateway:jobs:key_1") == 0
+    await kept.aclose()
+
+
+async def test_a_client_that_leaves_during_the_journey_to_redis_leaves_no_lease(redis):
+    """A12."""
+    kept = RedisLeases(redis.url)
+    await kept._redis.flushdb()
+    calls = ShieldedCalls()
+    jobs = JobsPerKey(kept, default=1)
+    await kept._redis.client_pause(200)
+    taking = asyncio.create_task(calls.run(jobs.take(caller()), Lease.give_back))
+    await asyncio.sleep(0.05)
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    await calls.close()
+    assert await kept._redis.zcard("lcp-gateway:jobs:key_1") == 0
+    async with await jobs.take(caller()):
+        pass
+    await kept.aclose()
 
 
 async def test_while_redis_is_away_jobs_run_uncounted_or_not_at_all():

@@ -484,8 +484,7 @@ async def test_who_leaves_while_the_claim_is_made_leaves_nothing_behind(replica)
         asked.cancel()
         await asyncio.wait({asked})
         await one.service.wait_idle()
-        if one.claims._tasks:
-            await asyncio.wait(one.claims._tasks)
+        await one.claims._calls.close()
         one.shop.works.clear()
     held = await everything(one)
     # What may have been paid stays known; every other claim is let go of.

@@ -1,11 +1,15 @@
 """What a request must pass: the key's models, rates, jobs, price cap and budgets, in the order that it places."""
 
+import asyncio
+from contextlib import suppress
+
 import pytest
 
 from lcp_gateway.accounts.caller import Caller, KeyRules
 from lcp_gateway.accounts.jobs_per_key import JobsPerKey, MemoryLeases, TooManyJobs
 from lcp_gateway.accounts.rate_limits import RateLimits
-from lcp_gateway.accounts.rates import Kind, LimitedBy, RateLimited, Rates
+from lcp_gateway.accounts.rates import Allowance, Kind, LimitedBy, RateLimited, Rates
+from lcp_gateway.accounts.replicas import ShieldedCalls
 from lcp_gateway.accounts.windows import MemoryWindows
 from lcp_gateway.http.admission import Admission
 from lcp_gateway.http.door import EVERYONE
@@ -93,6 +97,117 @@ async def test_the_jobs_of_those_who_need_no_key_are_not_counted():
     gate = admission(jobs=1)
     for _ in range(3):
         await gate.job(EVERYONE)
+
+
+# -- clients that leave while Redis is asked --------------------------------------------------------
+
+
+class SlowLeases(MemoryLeases):
+    """Counts in a Redis that answers when the test says so; its client swallows a cancellation, as redis-py's may."""
+
+    lease_s = 0.03
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = asyncio.Event()
+        self.asked = asyncio.Event()
+        self.renewed = 0
+
+    async def _answer(self) -> None:
+        self.asked.set()
+        while not self.answers.is_set():
+            with suppress(asyncio.CancelledError):
+                await self.answers.wait()
+
+    async def take(self, key_id, lease_id, limit):
+        await self._answer()
+        return await super().take(key_id, lease_id, limit)
+
+    async def renew(self, key_id, lease_id):
+        self.renewed += 1
+
+    async def give_back(self, key_id, lease_id):
+        await self._answer()
+        await super().give_back(key_id, lease_id)
+
+
+@pytest.fixture
+def slow():
+    return SlowLeases()
+
+
+@pytest.fixture
+def calls():
+    return ShieldedCalls()
+
+
+def of_redis(slow, calls, limits=None) -> Admission:
+    return Admission(limits, JobsPerKey(slow, default=1), lambda name: name, shielded=calls)
+
+
+async def left_during(slow, work) -> None:
+    """Cancel work as soon as it asks Redis, and let Redis answer."""
+    task = asyncio.create_task(work)
+    await slow.asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    slow.answers.set()
+
+
+async def test_a_client_that_leaves_while_its_job_is_counted_leaves_no_lease(slow, calls):
+    """A12: the lease was taken all the same and renewed for ever, so that the key was locked out."""
+    gate = of_redis(slow, calls)
+    await left_during(slow, gate.job(caller()))
+    await calls.close()
+    renewed = slow.renewed
+    async with await gate.job(caller()):
+        pass
+    await asyncio.sleep(2 * slow.lease_s)
+    assert slow.renewed == renewed, "nothing is renewed for a job that never ran"
+
+
+async def test_a_client_that_leaves_while_too_many_run_is_no_error_later(slow, calls):
+    gate = of_redis(slow, calls)
+    slow._running["key_1"] = 1
+    await left_during(slow, gate.job(caller()))
+    await calls.close()
+    assert slow._running == {"key_1": 1}
+
+
+async def test_a_client_that_leaves_at_the_very_end_of_its_job_leaves_no_lease(slow, calls):
+    gate = of_redis(slow, calls)
+    slow.answers.set()
+    lease = await gate.job(caller())
+    slow.answers.clear()
+    slow.asked.clear()
+    await left_during(slow, gate.release(lease, Allowance(), 4, 4))
+    await calls.close()
+    assert not slow._running
+
+
+class SlowRates:
+    """Rates that are counted when the test says so, by a client that swallows a cancellation."""
+
+    def __init__(self, slow: SlowLeases) -> None:
+        self._slow = slow
+        self.checked = 0
+
+    async def check(self, who, tokens):
+        await self._slow._answer()
+        self.checked += 1
+        return Allowance(tokens)
+
+
+async def test_a_client_that_leaves_while_its_rates_are_checked_is_not_served_and_is_counted(
+    slow, calls
+):
+    """A12."""
+    rates = SlowRates(slow)
+    gate = of_redis(slow, calls, rates)
+    await left_during(slow, gate.count(caller(), task()))
+    await calls.close()
+    assert rates.checked == 1
 
 
 # -- rates ----------------------------------------------------------------------------------------
