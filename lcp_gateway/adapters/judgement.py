@@ -1,0 +1,435 @@
+"""What a result holds: read from its bytes alone, streamed or not, without changing one of them.
+
+An answer that is whole is whole, however its connection ends. An error is an error, whatever HTTP status, hash or end mark
+came with it. What cannot be read, because it is compressed, is left to its hash and its framing.
+"""
+
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+from lcp_gateway.adapters.documents import parse_json
+from lcp_gateway.adapters.sse import MAX_EVENT_BYTES, Event, EventReader, read_fields
+
+
+class Form(enum.StrEnum):
+    """The forms of a result. The value is that of the kind of task which has it."""
+
+    CHAT = "openai.chat_completions.v1"
+    RESPONSES = "openai.responses.v1"
+    COMPLETIONS = "openai.completions.v1"
+    EMBEDDINGS = "openai.embeddings.v1"
+
+
+class Judgement(enum.StrEnum):
+    """What a result is."""
+
+    WHOLE = "whole"
+    ERROR = "error"
+    """An error in place of a result, or in the middle of one."""
+    EMPTY = "empty"
+    """Nothing, white space, or a result without anything in it."""
+    WRONG_KIND = "wrong_kind"
+    """Something else than was asked for, a page in HTML for example."""
+    CUT = "cut"
+    """The beginning of a result."""
+
+
+MAX_AFTER_END_BYTES = 256 * 1024
+"""More than this after the end mark is not waited for."""
+
+_DONE = b"[DONE]"
+_COMPLETE = frozenset({"response.completed", "response.incomplete"})
+# A response that failed is not what was bought; nor is one that its provider cancelled, which its client did not ask for.
+_FAILED = frozenset({"response.failed", "response.cancelled", "error"})
+_FAILED_STATUSES = frozenset({"failed", "cancelled"})
+_UNFINISHED_STATUSES = frozenset({"queued", "in_progress"})
+_ERROR = "error"
+
+# The bytes of an event that ends a stream, or is an error, hold one of these. No other event has to be parsed.
+_CHAT_MARKS = (_DONE, b"error")
+_RESPONSES_MARKS = (_DONE, b"complete", b"fail", b"cancel", b"error")
+_FINISH = b'"finish_reason"'
+_NULLS = (b":null", b": null")
+_TOKENS = b'_tokens"'
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_SPACE = b" \t\r\n"
+_BOM = b"\xef\xbb\xbf"
+_DOCUMENT_STARTS = (b"{", b"[", b"<")
+# The list that a whole result has, by its form.
+_LISTS = {
+    Form.CHAT: "choices",
+    Form.COMPLETIONS: "choices",
+    Form.RESPONSES: "output",
+    Form.EMBEDDINGS: "data",
+}
+# A larger document is not parsed: it would hold up everything else, and no error is as long as that.
+_MAX_PARSED_BYTES = 1024 * 1024
+_USAGE_DEPTH = 3
+
+
+def is_readable(content_encoding: str) -> bool:
+    """Return whether the bytes of a result can be read: a compressed one is not unpacked."""
+    return content_encoding.strip().lower() in {"", "identity"}
+
+
+def judge_document(form: Form, body: bytes) -> Judgement:
+    """Judge a result that is one document."""
+    text = body.removeprefix(_BOM).strip(_SPACE)
+    if not text:
+        return Judgement.EMPTY
+    if len(text) > _MAX_PARSED_BYTES:
+        return _judge_long(form, text)
+    try:
+        document = parse_json(text)
+    except ValueError:
+        return Judgement.CUT if text.startswith((b"{", b"[")) else Judgement.WRONG_KIND
+    if not isinstance(document, dict):
+        return Judgement.WRONG_KIND
+    if _holds_error(document):
+        return Judgement.ERROR
+    if form is Form.RESPONSES:
+        return _judge_response(document)
+    return _judge_list(form, document.get(_LISTS[form]))
+
+
+class StreamJudge:
+    """Reads a stream as it comes.
+
+    ``free_bytes`` is how many of its bytes may be shown to a client now. A client that sees the end mark believes that it
+    has everything, so the end mark and what follows it wait until the result is known to be right; so does the beginning
+    of an event that has not come to its end. ``is_complete`` says that nothing more is to come, after an end mark or an
+    error; ``shows_error`` that the provider's own error is among the free bytes.
+    """
+
+    __slots__ = (
+        "_after_end_bytes",
+        "_document",
+        "_ended",
+        "_failed",
+        "_finished",
+        "_form",
+        "_has_content",
+        "_has_data",
+        "_has_junk",
+        "_holds",
+        "_is_events",
+        "_marks",
+        "_read_bytes",
+        "_readable",
+        "_reader",
+        "_request",
+        "_seen_bytes",
+        "_usage_event",
+        "_wants_usage",
+        "free_bytes",
+        "is_complete",
+        "shows_error",
+    )
+
+    def __init__(
+        self,
+        form: Form,
+        *,
+        request: bytes = b"",
+        content_encoding: str = "",
+        wants_usage: bool = False,
+    ) -> None:
+        """``request`` is the body of the request: it says how many choices there are to be."""
+        self._form = form
+        self._request = request
+        self._readable = is_readable(content_encoding)
+        self._wants_usage = wants_usage
+        self._marks = _RESPONSES_MARKS if form is Form.RESPONSES else _CHAT_MARKS
+        if wants_usage:
+            self._marks = (*self._marks, _TOKENS)
+        self._reader = EventReader()
+        self._document = bytearray()
+        self._is_events: bool | None = None
+        self._has_content = False
+        self._has_data = False
+        self._has_junk = False
+        self._holds = False
+        self._finished: set[int] = set()
+        self._ended = False
+        self._failed = False
+        self._seen_bytes = 0
+        self._read_bytes = 0
+        self._after_end_bytes = 0
+        self._usage_event: Event | None = None
+        self.free_bytes = 0
+        self.is_complete = False
+        self.shows_error = False
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether so much came after the end that no more is to be waited for."""
+        return self._after_end_bytes > MAX_AFTER_END_BYTES
+
+    def feed(self, chunk: bytes) -> None:
+        """Read the next bytes."""
+        self._seen_bytes += len(chunk)
+        if (
+            self._has_content
+            and chunk.endswith(_EVENT_ENDS)
+            and not self.is_complete
+            and not self._holds
+            and not self._matters(chunk)
+        ):
+            # Whole events, of which none ends or fails anything: nearly every chunk.
+            self._read_bytes = self.free_bytes = self._seen_bytes
+        elif not self._readable:
+            self.free_bytes = self._seen_bytes
+        elif self.is_complete:
+            self._after_end_bytes += len(chunk)
+        elif self._is_events:
+            self._read(chunk)
+        else:
+            self._begin(chunk)
+
+    def end(self, *, is_tidy: bool = True) -> Judgement:
+        """Judge it, now that no more comes. ``is_tidy`` says that its framing shows that nothing is missing."""
+        if not self._readable:
+            return Judgement.WHOLE
+        if self._is_events is None:
+            return Judgement.EMPTY
+        if not self._is_events:
+            if self._seen_bytes > MAX_EVENT_BYTES:
+                return Judgement.WRONG_KIND
+            return judge_document(self._form, bytes(self._document))
+        if not self.is_complete:
+            self._look_at_rest()
+        if self._failed:
+            return Judgement.ERROR
+        if self._reader.had_overlong:
+            # It was shown to the client, and it cannot be told what it was.
+            return Judgement.CUT
+        if self._ended or (is_tidy and self._all_finished()):
+            return Judgement.WHOLE if self._has_content else Judgement.EMPTY
+        if self._has_content:
+            return Judgement.CUT
+        return Judgement.WRONG_KIND if self._has_data or self._has_junk else Judgement.EMPTY
+
+    def usage(self) -> Mapping[str, Any] | None:
+        """Return the last usage that it told, None where it told none."""
+        if self._usage_event is not None:
+            return usage_in(_object(self._usage_event.data))
+        return usage_in(_object(bytes(self._document))) if self._document else None
+
+    def _matters(self, raw: bytes) -> bool:
+        """Return whether some event in ``raw`` may end the stream, fail, or tell the usage."""
+        for mark in self._marks:
+            if mark in raw:
+                return True
+        return _finishes(raw)
+
+    def _begin(self, chunk: bytes) -> None:
+        """Find out from the first bytes whether these are events, or a document in place of them."""
+        self._document += chunk
+        if self._is_events is None:
+            text = self._document.removeprefix(_BOM).lstrip(_SPACE)
+            if not text:
+                return
+            self._is_events = not text.startswith(_DOCUMENT_STARTS)
+            if self._is_events:
+                first = bytes(self._document)
+                self._document.clear()
+                self._read(first)
+                return
+        if self._seen_bytes > MAX_EVENT_BYTES:
+            self.free_bytes = self._seen_bytes
+            self._document.clear()
+
+    def _read(self, chunk: bytes) -> None:
+        for event in self._reader.feed(chunk):
+            if self.is_complete:
+                self._after_end_bytes += len(event.raw)
+                continue
+            self._look(event)
+            if self._may_show():
+                self._read_bytes += len(event.raw)
+        self.free_bytes = self._read_bytes
+        self._holds = self._reader.holds
+
+    def _may_show(self) -> bool:
+        """Return whether the event that was read last may go out at once: each but the end mark."""
+        return not self.is_complete or self.shows_error
+
+    def _look(self, event: Event) -> None:
+        raw = event.raw
+        if self._has_content and not self._matters(raw):
+            return
+        if not event.has_data:
+            self._has_junk |= not (event.is_whole and _is_silent(raw))
+            return
+        if event.data.strip().startswith(_DONE):
+            # Every client stops here, also one that waits for the end of a response.
+            self.is_complete = True
+            self._ended = self._form is not Form.RESPONSES
+            return
+        self._has_data = True
+        if self._wants_usage and _TOKENS in raw:
+            self._usage_event = event
+            if self._has_content and not self._may_end(raw):
+                return
+        value = _object(event.data) or {}
+        if self._form is Form.RESPONSES:
+            self._look_at_response(event.name, value)
+        else:
+            self._look_at_chunk(event.name, value)
+
+    def _may_end(self, raw: bytes) -> bool:
+        return _finishes(raw) or any(mark in raw for mark in self._marks if mark != _TOKENS)
+
+    def _look_at_chunk(self, name: str, chunk: Mapping[str, Any]) -> None:
+        if name == _ERROR or _holds_error(chunk):
+            self._fail()
+            return
+        choices = chunk.get("choices")
+        if not isinstance(choices, list):
+            return
+        if not self._has_content:
+            self._has_content = _has_choice(self._form, choices)
+        for position, choice in enumerate(choices):
+            if _choice_failed(choice):
+                self._fail()
+            elif isinstance(choice, dict) and choice.get("finish_reason") is not None:
+                index = choice.get("index")
+                self._finished.add(index if isinstance(index, int) else position)
+
+    def _look_at_response(self, name: str, value: Mapping[str, Any]) -> None:
+        kind = value.get("type")
+        kinds = {name, kind if isinstance(kind, str) else ""}
+        response = value.get("response")
+        self._has_content |= any(each.startswith("response.") for each in kinds)
+        if kinds & _COMPLETE:
+            self._ended = self.is_complete = True
+            # Where it says that it failed, its client is not to take it for completed by its name.
+            self._failed = isinstance(response, dict) and _response_failed(response)
+        elif kinds & _FAILED or value.get("error"):
+            self._fail()
+
+    def _look_at_rest(self) -> None:
+        """Look at a last line without an end: by the specification no event, but this mark cannot be one that was cut."""
+        for rest in self._reader.rest():
+            self._has_junk |= not _is_silent(rest.raw)
+            data = read_fields(rest.raw).data
+            if self._form is not Form.RESPONSES and data is not None and data.strip() == _DONE:
+                self._ended = True
+
+    def _fail(self) -> None:
+        self._failed = self.is_complete = self.shows_error = True
+
+    def _all_finished(self) -> bool:
+        return bool(self._finished) and len(self._finished) >= _choices_asked(self._request)
+
+
+def usage_in(
+    document: Mapping[str, Any] | None, depth: int = _USAGE_DEPTH
+) -> Mapping[str, Any] | None:
+    """Return the usage in a result or in an event of one; some servers put it into an object of their own."""
+    if document is None:
+        return None
+    usage = document.get("usage")
+    if isinstance(usage, dict) and any(name.endswith("_tokens") for name in usage):
+        return usage
+    if depth:
+        for value in document.values():
+            if isinstance(value, dict) and (found := usage_in(value, depth - 1)) is not None:
+                return found
+    return None
+
+
+def _judge_long(form: Form, text: bytes) -> Judgement:
+    if not text.startswith(b"{"):
+        return Judgement.WRONG_KIND
+    if not text.endswith(b"}"):
+        return Judgement.CUT
+    return Judgement.WHOLE if b'"%b"' % _LISTS[form].encode() in text else Judgement.WRONG_KIND
+
+
+def _judge_list(form: Form, found: object) -> Judgement:
+    if not isinstance(found, list):
+        return Judgement.WRONG_KIND
+    if not found:
+        return Judgement.EMPTY
+    if form is Form.EMBEDDINGS:
+        return Judgement.WHOLE
+    if any(map(_choice_failed, found)):
+        return Judgement.ERROR
+    return Judgement.WHOLE if _has_choice(form, found) else Judgement.WRONG_KIND
+
+
+def _judge_response(document: Mapping[str, Any]) -> Judgement:
+    status, output = document.get("status"), document.get("output")
+    if _response_failed(document):
+        return Judgement.ERROR
+    if status in _UNFINISHED_STATUSES:
+        return Judgement.CUT
+    if isinstance(output, list) and (output or status == "incomplete"):
+        return Judgement.WHOLE
+    if isinstance(output, list) or document.get("object") == "response":
+        return Judgement.EMPTY
+    return Judgement.WRONG_KIND
+
+
+def _response_failed(response: Mapping[str, Any]) -> bool:
+    return bool(response.get("error")) or response.get("status") in _FAILED_STATUSES
+
+
+def _holds_error(document: Mapping[str, Any]) -> bool:
+    return bool(document.get("error")) or _ERROR in (document.get("object"), document.get("type"))
+
+
+def _choice_failed(choice: object) -> bool:
+    return isinstance(choice, dict) and (
+        choice.get("finish_reason") == _ERROR or bool(choice.get("error"))
+    )
+
+
+def _has_choice(form: Form, choices: list[Any]) -> bool:
+    """Return whether there is an answer among some choices, an empty one too; some servers only say that they filtered it."""
+    if form is Form.COMPLETIONS:
+        wanted: tuple[str, ...] = ("text", "message", "finish_reason")
+    else:
+        wanted = ("message", "delta", "finish_reason")
+    return any(
+        isinstance(choice, dict) and any(choice.get(name) is not None for name in wanted)
+        for choice in choices
+    )
+
+
+def _finishes(raw: bytes) -> bool:
+    """Return whether some choice in an event, or in several, may be finished."""
+    at = raw.find(_FINISH)
+    while at >= 0:
+        at += len(_FINISH)
+        if not raw.startswith(_NULLS, at):
+            return True
+        at = raw.find(_FINISH, at)
+    return False
+
+
+def _is_silent(raw: bytes) -> bool:
+    """Return whether there are only comments and empty lines."""
+    return all(not line or line.startswith(b":") for line in raw.splitlines())
+
+
+def _object(data: bytes) -> dict[str, Any] | None:
+    try:
+        value = parse_json(data)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _choices_asked(request: bytes) -> int:
+    """Return how many choices a request asks for, one where it does not say."""
+    asked = _object(request) or {}
+    prompts = asked.get("prompt")
+    several = 1
+    if isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list):
+        several = len(prompts)
+    n = asked.get("n")
+    each = n if isinstance(n, int) and not isinstance(n, bool) else 1
+    return max(each, 1) * several

@@ -1,0 +1,220 @@
+"""The one reader of server-sent events, by the WHATWG specification: incremental, bounded, each event with its own bytes.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
+
+Everything in the gateway that looks into a stream reads it through this: the judgement of results, the adapters, stored
+responses, usage. The bytes themselves are never changed here: the raw bytes of all events together are the stream.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+MAX_EVENT_BYTES = 8 * 1024 * 1024
+"""Bytes of a longer event are passed on as they come, and are never read."""
+
+_BOM = b"\xef\xbb\xbf"
+# An event ends with an empty line; empty lines before its first line belong to it. The repeats are possessive, or the two
+# halves of one \r\n could pass for two line ends. It begins with a line end, which is found much faster than anything else.
+_END = re.compile(rb"(?:\n(?<=[^\r\n]\n)|\r(?<=[^\r\n]\r)\n?+)(?:\n|\r\n?+)")
+# As far back as an event's end can begin before bytes that have just come.
+_END_BYTES = 4
+_EVENT_ENDS = (b"\n\n", b"\n\r", b"\r\r", b"\n\r\n", b"\r\r\n")
+_LINE_ENDS = b"\r\n"
+
+
+class Fields(NamedTuple):
+    """The fields of one event. ``data`` is None where there is no data line: such an event is not dispatched."""
+
+    name: str
+    data: bytes | None
+    id: str | None
+    retry: int | None
+
+
+_NO_FIELDS = Fields("", None, None, None)
+
+
+class Event:
+    """One event: all of its bytes, and its fields, which are read when they are first asked for.
+
+    Comments alone make an event too, without data. What is not a whole event (the unterminated rest of a stream, or a
+    piece of an event above the bound) has bytes and no fields.
+    """
+
+    __slots__ = ("_at_start", "_fields", "is_whole", "raw")
+
+    def __init__(self, raw: bytes, *, is_whole: bool = True, at_start: bool = False) -> None:
+        """``at_start`` says that the stream begins with it, where a byte order mark is no part of its first line."""
+        self.raw = raw
+        self.is_whole = is_whole
+        self._at_start = at_start
+        self._fields: Fields | None = None
+
+    def __repr__(self) -> str:
+        """Show its size: its data may hold what a model said."""
+        return f"Event({len(self.raw)} bytes)"
+
+    def __eq__(self, other: object) -> bool:
+        """Compare bytes and standing."""
+        return (
+            isinstance(other, Event) and self.raw == other.raw and self.is_whole == other.is_whole
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def fields(self) -> Fields:
+        """All fields."""
+        if self._fields is None:
+            self._fields = read_fields(self.text) if self.is_whole else _NO_FIELDS
+        return self._fields
+
+    @property
+    def name(self) -> str:
+        """Its type; empty where no ``event`` line gives one."""
+        return self.fields.name
+
+    @property
+    def data(self) -> bytes:
+        """Its data lines joined by line feeds; empty where there are none."""
+        return self.fields.data or b""
+
+    @property
+    def has_data(self) -> bool:
+        """Whether a client is told of it at all."""
+        return self.fields.data is not None
+
+    @property
+    def text(self) -> bytes:
+        """Its bytes without the stream's byte order mark."""
+        return self.raw.removeprefix(_BOM) if self._at_start else self.raw
+
+    def with_data(self, data: bytes) -> bytes:
+        """Return its bytes with other data, written where its first data line is; of an event without data, its bytes."""
+        mark = self.raw[: len(self.raw) - len(self.text)]
+        lines = self.text.splitlines(keepends=True)
+        places = [place for place, line in enumerate(lines) if _is_data(line)]
+        if not self.is_whole or not places:
+            return self.raw
+        first = lines[places[0]]
+        end = first[len(first.rstrip(_LINE_ENDS)) :]
+        colon = first.find(b":") + 1
+        start = first[:colon] if colon else b"data:"
+        if not colon or first.startswith(b" ", colon):
+            start += b" "
+        written = [start + line + end for line in data.splitlines() or [b""]]
+        dropped = set(places[1:])
+        kept = [line for place, line in enumerate(lines) if place not in dropped]
+        return mark + b"".join([*kept[: places[0]], *written, *kept[places[0] + 1 :]])
+
+
+class EventReader:
+    """Cuts a stream into its events, however it comes in chunks. It holds on to the bytes of one event.
+
+    An event longer than ``max_event_bytes`` comes in pieces that are no whole events, and ``had_overlong`` tells of it.
+    """
+
+    __slots__ = ("_begun", "_held", "_in_overlong", "_max_event_bytes", "had_overlong")
+
+    def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
+        self._max_event_bytes = max_event_bytes
+        self._held = bytearray()
+        self._begun = False
+        self._in_overlong = False
+        self.had_overlong = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether the beginning of an event is held, or a piece of one above the bound has been passed on."""
+        return bool(self._held) or self._in_overlong
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """Return the events that are now whole."""
+        if (
+            not self._held
+            and self._begun
+            and not self._in_overlong
+            and chunk.find(b"\n\n") == len(chunk) - 2
+            and b"\r" not in chunk
+            and not chunk.startswith(b"\n")
+            and 1 < len(chunk) <= self._max_event_bytes
+        ):
+            # One whole event: nearly every chunk.
+            return [Event(chunk)]
+        held = self._held
+        searched = max(len(held) - _END_BYTES, 0)
+        held += chunk
+        events: list[Event] = []
+        start = 0
+        for match in _END.finditer(held, searched):
+            end = match.end()
+            events.append(self._event(bytes(held[start:end])))
+            start = end
+        # The search has run out, so the buffer may shrink.
+        del held[:start]
+        if len(held) > self._max_event_bytes:
+            self._in_overlong = self.had_overlong = True
+        if self._in_overlong and len(held) > _END_BYTES:
+            events.append(Event(bytes(held[:-_END_BYTES]), is_whole=False))
+            del held[:-_END_BYTES]
+        return events
+
+    def rest(self) -> list[Event]:
+        """Return what follows the last whole event, once there is no more to come. By the specification it is no event."""
+        raw = bytes(self._held)
+        self._held.clear()
+        return [Event(raw, is_whole=False)] if raw else []
+
+    def _event(self, raw: bytes) -> Event:
+        at_start, self._begun = not self._begun, True
+        if self._in_overlong or len(raw) > self._max_event_bytes:
+            self._in_overlong, self.had_overlong = False, True
+            return Event(raw, is_whole=False)
+        return Event(raw, at_start=at_start)
+
+
+def read_fields(text: bytes) -> Fields:
+    """Read the lines of one event, of which the last needs no end."""
+    name = b""
+    event_id: str | None = None
+    retry: int | None = None
+    data: list[bytes] = []
+    for line in text.splitlines():
+        key, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if key == b"data":
+            data.append(value)
+        elif key == b"event":
+            name = value
+        elif key == b"id":
+            if b"\0" not in value:
+                event_id = value.decode("utf-8", "replace")
+        elif key == b"retry" and value.isdigit():
+            # More digits than any time has are no reason to read them all.
+            retry = int(value[:18])
+    joined = b"\n".join(data) if data else None
+    return Fields(name.decode("utf-8", "replace"), joined, event_id, retry)
+
+
+def ends_event(tail: bytes) -> bool:
+    """Return whether a stream that ends with ``tail`` (four bytes do) is between two events."""
+    return tail.endswith(_EVENT_ENDS)
+
+
+def telling_events(blocks: Iterable[bytes]) -> Iterator[Event]:
+    """Return the whole events of a stream whose data may be a JSON object; comments and marks are passed over."""
+    reader = EventReader()
+    for block in blocks:
+        for event in reader.feed(block):
+            if may_tell(event):
+                yield event
+
+
+def may_tell(event: Event) -> bool:
+    """Return whether an event's data may be a JSON object. A look that costs nothing: a stream can be all comments."""
+    return event.is_whole and b"{" in event.raw
+
+
+def _is_data(line: bytes) -> bool:
+    return line.startswith(b"data") and line[4:].strip(_LINE_ENDS)[:1] in (b"", b":")
