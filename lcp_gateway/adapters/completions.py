@@ -1,24 +1,18 @@
 """POST /v1/completions over a model that only speaks chat: the request turned into one of chat, the answer back."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lcp_gateway.adapters.documents import dump_json, parse_json
 from lcp_gateway.adapters.members import members, rewrite
+from lcp_gateway.adapters.sse import Event, EventReader
 
 _OBJECT = "text_completion"
 _MAX_LOGPROBS = 20
 _MAX_EVENT_BYTES = 4 * 1024 * 1024
 _MAX_CHOICES = 1024
-_EVENT_END = re.compile(rb"\n\r?\n")
-# A carriage return alone ends no line here.
-_LINE = re.compile(rb"[^\n]*+\n|[^\n]++")
-# As far back as an event's end can begin before bytes that have just come.
-_EVENT_END_BYTES = 3
-_DATA = b"data:"
 # How chat says that it stopped to call a tool: a completion has no such word.
 _TOOL_STOPS = ("tool_calls", "function_call")
 
@@ -111,7 +105,7 @@ class FromChatStream:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._held = bytearray()
+        self._reader = EventReader(_MAX_EVENT_BYTES)
         # How many characters each choice has had, by index: a choice that is not here has not begun.
         self._lengths: dict[int, int] = {}
 
@@ -121,42 +115,23 @@ class FromChatStream:
         Raises:
             ValueError: an event is longer than 4 MiB, or there are more than 1,024 choices.
         """
-        searched = max(len(self._held) - _EVENT_END_BYTES, 0)
-        self._held += chunk
-        out: list[bytes] = []
-        start = 0
-        for end in _EVENT_END.finditer(self._held, searched):
-            out.append(self._event(bytes(self._held[start : end.end()])))
-            start = end.end()
-        # The search has to be over before the buffer may shrink.
-        del self._held[:start]
-        _check_length(len(self._held))
-        return b"".join(out)
+        return b"".join([self._event(event) for event in self._reader.feed(chunk)])
 
     def rest(self) -> bytes:
         """Give what came after the last whole event, once there is no more to come."""
-        rest = bytes(self._held)
-        self._held.clear()
-        return self._event(rest)
+        return b"".join([event.raw for event in self._reader.rest()])
 
-    def _event(self, event: bytes) -> bytes:
-        _check_length(len(event))
-        lines = _LINE.findall(event)
-        data = [line for line in lines if line.startswith(_DATA)]
-        if not data:
-            return event
-        chunk = _parse_object(b"\n".join(_value(line) for line in data))
+    def _event(self, event: Event) -> bytes:
+        if not event.is_whole:
+            raise ValueError("an event of the stream is longer than 4 MiB")
+        chunk = _parse_object(event.data) if event.has_data else None
         choices = _choices(chunk, "delta")
         if chunk is None or choices is None:
-            return event
+            return event.raw
         turned = self._turned(choices, keep_empty=chunk.get("usage") is not None)
-        others = [line for line in lines if not line.startswith(_DATA)]
         if choices and not turned:
-            return b"".join(others) if any(line.strip() for line in others) else b""
-        line_end = data[-1][len(data[-1].rstrip(b"\r\n")) :]
-        new = dump_json(chunk | {"object": _OBJECT, "choices": turned})
-        at = lines.index(data[0])
-        return b"".join([*lines[:at], b"data: ", new, line_end, *(others[at:])])
+            return event.without_data()
+        return event.with_data(dump_json(chunk | {"object": _OBJECT, "choices": turned}))
 
     def _turned(self, choices: list[dict[str, Any]], *, keep_empty: bool) -> list[dict[str, Any]]:
         """Turn an event's choices; those that say nothing, as the first of each does, are left out."""
@@ -338,12 +313,3 @@ def _top(entry: Mapping[str, Any]) -> dict[str, Any]:
             top.setdefault(other["token"], other.get("logprob"))
     top.setdefault(entry["token"], entry.get("logprob"))
     return top
-
-
-def _value(line: bytes) -> bytes:
-    return line[len(_DATA) :].rstrip(b"\r\n").removeprefix(b" ")
-
-
-def _check_length(length: int) -> None:
-    if length > _MAX_EVENT_BYTES:
-        raise ValueError("an event of the stream is longer than 4 MiB")

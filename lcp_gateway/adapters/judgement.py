@@ -50,6 +50,7 @@ _ERROR = "error"
 _CHAT_MARKS = (_DONE, b"error")
 _RESPONSES_MARKS = (_DONE, b"complete", b"fail", b"cancel", b"error")
 _FINISH = b'"finish_reason"'
+_FINISH_BYTES = len(_FINISH)
 _NULLS = (b":null", b": null")
 _TOKENS = b'_tokens"'
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
@@ -112,14 +113,12 @@ class StreamJudge:
         "_has_content",
         "_has_data",
         "_has_junk",
-        "_holds",
         "_is_events",
+        "_is_quiet",
         "_marks",
-        "_read_bytes",
         "_readable",
         "_reader",
         "_request",
-        "_seen_bytes",
         "_usage_event",
         "_wants_usage",
         "free_bytes",
@@ -146,15 +145,13 @@ class StreamJudge:
         self._reader = EventReader()
         self._document = bytearray()
         self._is_events: bool | None = None
+        self._is_quiet = False
         self._has_content = False
         self._has_data = False
         self._has_junk = False
-        self._holds = False
         self._finished: set[int] = set()
         self._ended = False
         self._failed = False
-        self._seen_bytes = 0
-        self._read_bytes = 0
         self._after_end_bytes = 0
         self._usage_event: Event | None = None
         self.free_bytes = 0
@@ -168,18 +165,21 @@ class StreamJudge:
 
     def feed(self, chunk: bytes) -> None:
         """Read the next bytes."""
-        self._seen_bytes += len(chunk)
-        if (
-            self._has_content
-            and chunk.endswith(_EVENT_ENDS)
-            and not self.is_complete
-            and not self._holds
-            and not self._matters(chunk)
-        ):
-            # Whole events, of which none ends or fails anything: nearly every chunk.
-            self._read_bytes = self.free_bytes = self._seen_bytes
-        elif not self._readable:
-            self.free_bytes = self._seen_bytes
+        if self._is_quiet and chunk.endswith(_EVENT_ENDS):
+            for mark in self._marks:
+                if mark in chunk:
+                    break
+            else:
+                at = chunk.find(_FINISH)
+                if at < 0 or (
+                    chunk.startswith(_NULLS, at + _FINISH_BYTES)
+                    and chunk.find(_FINISH, at + _FINISH_BYTES) < 0
+                ):
+                    # Whole events, of which none ends or fails anything: nearly every chunk.
+                    self.free_bytes += len(chunk)
+                    return
+        if not self._readable:
+            self.free_bytes += len(chunk)
         elif self.is_complete:
             self._after_end_bytes += len(chunk)
         elif self._is_events:
@@ -194,7 +194,8 @@ class StreamJudge:
         if self._is_events is None:
             return Judgement.EMPTY
         if not self._is_events:
-            if self._seen_bytes > MAX_EVENT_BYTES:
+            if self.free_bytes:
+                # Too long to be looked at, and shown for want of room.
                 return Judgement.WRONG_KIND
             return judge_document(self._form, bytes(self._document))
         if not self.is_complete:
@@ -236,8 +237,8 @@ class StreamJudge:
                 self._document.clear()
                 self._read(first)
                 return
-        if self._seen_bytes > MAX_EVENT_BYTES:
-            self.free_bytes = self._seen_bytes
+        if self.free_bytes or len(self._document) > MAX_EVENT_BYTES:
+            self.free_bytes += len(self._document)
             self._document.clear()
 
     def _read(self, chunk: bytes) -> None:
@@ -247,9 +248,8 @@ class StreamJudge:
                 continue
             self._look(event)
             if self._may_show():
-                self._read_bytes += len(event.raw)
-        self.free_bytes = self._read_bytes
-        self._holds = self._reader.holds
+                self.free_bytes += len(event.raw)
+        self._is_quiet = self._has_content and not self.is_complete and not self._reader.holds
 
     def _may_show(self) -> bool:
         """Return whether the event that was read last may go out at once: each but the end mark."""

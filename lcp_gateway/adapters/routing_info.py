@@ -1,18 +1,16 @@
 """Says in an answer how it was routed: as a field of its JSON, or of the first event of its stream, and as a header."""
 
 import json
-import re
 from collections.abc import Mapping
 
 from lcp_gateway.adapters.documents import parse_json
 from lcp_gateway.adapters.splice import add_fields
+from lcp_gateway.adapters.sse import Event, EventReader
 
 _FIELD = "routing_info"
 _WHITE = b" \t\n\r"
-_LINE_END = re.compile(rb"[\r\n]")
-_DATA = b"data:"
-# A line longer than this is passed on as it comes, and all that follows it.
-_MAX_LINE_BYTES = 1024 * 1024
+# An event longer than this is passed on as it comes, and all that follows it.
+_MAX_EVENT_BYTES = 1024 * 1024
 _MAX_HEADER_CHARACTERS = 1024
 
 
@@ -46,14 +44,14 @@ def header_value(info: Mapping[str, object]) -> str:
 
 
 class IntoStream:
-    """Adds ``info`` to the first event of a stream of server-sent events, if its data is a JSON object in one line.
+    """Adds ``info`` to the first event of a stream of server-sent events that has data, if that is a JSON object.
 
-    All other bytes pass in order; only those of an unfinished line are held back, and none after that event.
+    All other bytes pass in order; only those of an unfinished event are held back, and none after that event.
     """
 
     def __init__(self, info: Mapping[str, object]) -> None:
         self._info = dict(info)
-        self._line = bytearray()
+        self._reader = EventReader(_MAX_EVENT_BYTES)
         self._done = False
 
     def feed(self, chunk: bytes) -> bytes:
@@ -64,34 +62,24 @@ class IntoStream:
         """
         if self._done:
             return chunk
-        searched = len(self._line)
-        self._line += chunk
-        held = bytes(self._line) if _LINE_END.search(chunk) else b""
-        start = 0
-        while held and (found := _LINE_END.search(held, max(start, searched))):
-            line = held[start : found.start()]
-            if line.startswith(_DATA) or len(line) > _MAX_LINE_BYTES:
-                self._done = True
-                self._line.clear()
-                return held[:start] + self._with_info(line) + held[found.start() :]
-            start = found.end()
-        if len(self._line) - start > _MAX_LINE_BYTES:
-            return self.rest()
-        del self._line[:start]
-        return held[:start]
+        passed = b"".join([self._passed(event) for event in self._reader.feed(chunk)])
+        return passed + self.rest() if self._has_found() else passed
 
     def rest(self) -> bytes:
         """Give what was held back, once there is no more to come."""
         self._done = True
-        rest = bytes(self._line)
-        self._line.clear()
-        return rest
+        return b"".join([event.raw for event in self._reader.rest()])
 
-    def _with_info(self, line: bytes) -> bytes:
-        payload = line[len(_DATA) :]
-        if len(line) > _MAX_LINE_BYTES or not _is_object(payload):
-            return line
-        return _DATA + add_fields(payload, {_FIELD: self._info})
+    def _has_found(self) -> bool:
+        return self._done
+
+    def _passed(self, event: Event) -> bytes:
+        if self._done or (event.is_whole and not event.has_data):
+            return event.raw
+        self._done = True
+        if not _is_object(event.data):
+            return event.raw
+        return event.with_data(add_fields(event.data, {_FIELD: self._info}))
 
 
 def _is_object(payload: bytes) -> bool:

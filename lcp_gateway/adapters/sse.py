@@ -108,6 +108,12 @@ class Event:
         kept = [line for place, line in enumerate(lines) if place not in dropped]
         return mark + b"".join([*kept[: places[0]], *written, *kept[places[0] + 1 :]])
 
+    def without_data(self) -> bytes:
+        """Return its bytes without its data lines: nothing, where only its empty line is left."""
+        lines = self.text.splitlines(keepends=True)
+        left = [line for line in lines if not _is_data(line)]
+        return b"".join(left) if any(line.strip() for line in left) else b""
+
 
 class EventReader:
     """Cuts a stream into its events, however it comes in chunks. It holds on to the bytes of one event.

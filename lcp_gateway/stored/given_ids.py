@@ -3,7 +3,7 @@
 from typing import Any
 
 from lcp_gateway.adapters.members import rewrite
-from lcp_gateway.stored.events import EventReader, may_tell, read_event
+from lcp_gateway.adapters.sse import Event, EventReader, may_tell
 from lcp_gateway.stored.recordings import response_id
 from lcp_gateway.stored.replay import with_changes
 from lcp_gateway.stored.slices import member_of, object_of, write
@@ -29,7 +29,7 @@ class GivenId:
             return chunk
         passed = []
         for start in range(0, len(chunk), _STEP_BYTES):
-            passed.append(self._passed(self._reader.cut(chunk[start : start + _STEP_BYTES])))
+            passed.append(self._passed(self._reader.feed(chunk[start : start + _STEP_BYTES])))
             if self._passes_all():
                 passed.append(chunk[start + _STEP_BYTES :])
                 break
@@ -37,32 +37,31 @@ class GivenId:
 
     def rest(self) -> bytes:
         """Give what came after the last whole event, once there is no more to come."""
-        return self._passed(self._reader.end())
+        return self._rest()
 
     def _passes_all(self) -> bool:
         return self._is_wanted is False
 
-    def _passed(self, raws: list[bytes]) -> bytes:
-        passed = b"".join([self._changed(raw) for raw in raws])
-        if self._passes_all():
-            # From now on nothing is held back.
-            passed += b"".join(self._reader.end())
-        return passed
+    def _passed(self, events: list[Event]) -> bytes:
+        passed = b"".join([self._changed(event) for event in events])
+        # Once all passes nothing is held back.
+        return passed + self._rest() if self._passes_all() else passed
 
-    def _changed(self, raw: bytes) -> bytes:
-        if self._passes_all() or not may_tell(raw):
-            return raw
-        event = read_event(raw)
+    def _rest(self) -> bytes:
+        return b"".join([event.raw for event in self._reader.rest()])
+
+    def _changed(self, event: Event) -> bytes:
+        if self._passes_all() or not may_tell(event):
+            return event.raw
         value = object_of(event.data)
         if value is None or not _has_place(value):
-            return raw
+            return event.raw
         if self._is_wanted is None:
-            self._is_wanted = response_id((raw,), stream=True) is None
+            self._is_wanted = response_id((event.text,), stream=True) is None
             if not self._is_wanted:
-                return raw
+                return event.raw
         data = _with_id(event.data, value, self._given_id)
-        changed = event.with_data(data) if data is not None else None
-        return raw if changed is None else changed
+        return event.raw if data is None else event.with_data(data)
 
 
 def _has_place(value: dict[str, Any]) -> bool:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lcp_gateway.adapters.members import rewrite
+from lcp_gateway.adapters.sse import Event, EventReader, telling_events
 from lcp_gateway.stored.assembly import ChatAssembly
-from lcp_gateway.stored.events import Event, EventReader, read_event, telling_events
 from lcp_gateway.stored.slices import elements, member_of, object_of, write
 
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
@@ -118,14 +118,13 @@ def _first_events(blocks: Iterable[bytes]) -> Iterable[Event]:
     for block in blocks:
         for start in range(0, len(block), _STEP_BYTES):
             step = block[start : start + _STEP_BYTES]
-            for event in map(read_event, reader.cut(step)):
+            for event in reader.feed(step):
                 if event.data:
                     limit = _ID_BYTES
                 yield event
             read_bytes += len(step)
             if read_bytes >= limit:
                 return
-    yield from reader.rest()
 
 
 def _kind(event: Event, value: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from lcp_gateway.adapters.documents import is_event_stream
 from lcp_gateway.adapters.members import rewrite
-from lcp_gateway.stored.events import EventReader, may_tell, read_event
+from lcp_gateway.adapters.sse import Event, EventReader, may_tell
 from lcp_gateway.stored.item_events import EventWriter, pieces, write_item
 from lcp_gateway.stored.slices import elements, member_of, object_of, write
 
@@ -49,7 +49,7 @@ class EventChanges:
     """Passes a response's stream on with some changes, which are the same whenever it is passed on again.
 
     Response objects in it get other members; events without a number get one; events up to a number are left out. All else
-    passes as it came, also what cannot be read and events whose data is on several lines. It holds on to one event.
+    passes as it came, also what cannot be read. It holds on to one event.
     """
 
     def __init__(
@@ -74,19 +74,18 @@ class EventChanges:
 
     def feed(self, chunk: bytes) -> bytes:
         """Give the events that are now whole."""
-        return b"".join([self._passed(raw) for raw in self._reader.cut(chunk)])
+        return b"".join([self._passed(event) for event in self._reader.feed(chunk)])
 
     def rest(self) -> bytes:
         """Give what came after the last whole event, once there is no more to come."""
-        return b"".join([self._passed(raw) for raw in self._reader.end()])
+        return b"".join([event.raw for event in self._reader.rest()])
 
-    def _passed(self, raw: bytes) -> bytes:
-        if not may_tell(raw):
-            return raw
-        event = read_event(raw)
+    def _passed(self, event: Event) -> bytes:
+        if not may_tell(event):
+            return event.raw
         value = object_of(event.data)
         if value is None:
-            return raw
+            return event.raw
         if self._expects_created:
             self._expects_created = False
             if (value.get("type") or event.name) == _CREATED:
@@ -102,10 +101,7 @@ class EventChanges:
             response = member_of(event.data, "response")
             if response is not None:
                 changes["response"] = with_changes(response, self._changes)
-        if not changes:
-            return raw
-        changed = event.with_data(rewrite(event.data, changes))
-        return raw if changed is None else changed
+        return event.with_data(rewrite(event.data, changes)) if changes else event.raw
 
     def _numbered(self, value: Mapping[str, Any]) -> tuple[int, bool]:
         """Give an event's number, its own or the one after the last, and whether it is new."""

@@ -373,10 +373,16 @@ def test_other_events_pass_as_they_are(event):
     assert passed(FromChatStream(Plan(echo="E")), [event]) == event
 
 
-def test_a_last_event_without_its_empty_line_is_turned_too():
-    out = passed(FromChatStream(PLAIN), [sse(chunk(delta(content="a")))[:-2]])
-    assert out.endswith(b"}")
-    assert texts(out) == {0: "a"}
+@pytest.mark.parametrize("end", [b"\r", b"\n", b"\r\n"])
+def test_each_line_end_that_events_may_have_is_read(end):
+    """B1: a stream whose lines end with CR alone reached the client in chat's form."""
+    stream = sse(chunk(delta(content="a")), chunk(delta(content="b"))).replace(b"\n", end)
+    assert texts(passed(FromChatStream(PLAIN), [stream]).replace(end, b"\n")) == {0: "ab"}
+
+
+def test_what_is_no_whole_event_at_the_end_passes_as_it_is():
+    rest = sse(chunk(delta(content="a")))[:-2]
+    assert passed(FromChatStream(PLAIN), [rest]) == rest
     assert passed(FromChatStream(PLAIN), [b'data: {"cut']) == b'data: {"cut'
 
 

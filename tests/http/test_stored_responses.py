@@ -9,8 +9,8 @@ import pytest
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from lcp_gateway.adapters.sse import EventReader
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.stored.events import EventReader
 from tests.http.keeping_front import BOB, events, keeping_front, response
 from tests.support.purchases import stream_events
 from tests.support.shop import Peer, Shop

@@ -81,7 +81,7 @@ def test_the_first_event_that_carries_an_id_counts():
     stream = b": hello\n\n" + sse(event("keepalive"), b"[DONE]", b"{", {"id": "one"}, {"id": "two"})
     assert response_id(cut(stream, [3] * 200), True) == "one"
     assert response_id([sse({"id": "a b"}, {"id": "two"})], True) is None
-    assert response_id([sse({"id": "last"}).rstrip()], True) == "last"
+    assert response_id([sse({"id": "unfinished"}).rstrip()], True) is None
 
 
 def test_an_id_is_not_looked_for_far_into_a_stream():
@@ -127,9 +127,10 @@ def test_a_responses_type_may_stand_in_the_events_name_only():
     assert response_document((stream,), True) == b'{"id":"r","output":[1]}'
 
 
-def test_an_end_without_an_empty_line_after_it_counts():
+def test_an_end_without_an_empty_line_after_it_is_no_event():
     stream = streamed(event("response.completed", response={"output": [1]})).rstrip()
-    assert response_document((stream,), True) == b'{"output": [1]}'
+    with pytest.raises(ValueError, match="no finished response"):
+        response_document((stream,), True)
 
 
 def test_of_several_ends_the_last_counts():
@@ -485,9 +486,9 @@ PIECE = sse(chunk(delta(content="hello "), system_fingerprint="fp"))
     [
         (response_document, DELTA * (8 * MIB // len(DELTA))
          + sse(item_done(0, message("x")), event("response.completed", response=response()))),
-        (response_document, streamed(event("response.completed", response=response(message("x" * 8 * MIB))))),
+        (response_document, streamed(event("response.completed", response=response(message("x" * 7 * MIB))))),
         (chat_document, PIECE * (8 * MIB // len(PIECE))),
-        (chat_document, sse(chunk(delta(content="x" * 8 * MIB)))),
+        (chat_document, sse(chunk(delta(content="x" * 7 * MIB)))),
         (chat_document, b": note\n\n" * MIB + PIECE),
     ],
     ids=["deltas", "one item", "chunks", "one chunk", "comments"],

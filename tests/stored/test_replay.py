@@ -10,7 +10,7 @@ from openai.lib.streaming.responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from lcp_gateway.stored.events import EventReader
+from lcp_gateway.adapters.sse import EventReader
 from lcp_gateway.stored.recordings import response_document
 from lcp_gateway.stored.replay import EventChanges, as_events, is_readable, opening, with_changes
 from tests.adapters.cuts import SIZES, cut, passed
@@ -159,7 +159,6 @@ def test_numbers_go_on_from_those_that_came():
 @pytest.mark.parametrize(
     "odd",
     [
-        b'data: {"response":{"id":\ndata: "a"},"sequence_number":7}\n\n',
         b"data: [DONE]\n\n",
         b'data: {"response":{"id":"cut\n\n',
         b'data: [{"response":{}}]\n\n',
@@ -174,9 +173,16 @@ def test_what_is_no_response_passes_as_it_came(odd):
     assert changed(odd) == odd
 
 
-def test_a_last_event_without_an_empty_line_is_changed_too():
+def test_a_response_on_several_lines_is_changed_on_them():
+    odd = b'data: {"response":{"id":\ndata: "a"},"sequence_number":7}\n\n'
+    (value,) = read(changed(odd))
+    assert value == {"response": OURS, "sequence_number": 7}
+
+
+def test_what_is_no_whole_event_at_the_end_passes_as_it_came():
     step = EventChanges(OURS)
-    assert step.feed(STREAM[:-2]) + step.rest() == changed(STREAM)[:-2]
+    rest = STREAM[STREAM.rindex(b"\n\n", 0, -2) + 2 : -2]
+    assert step.feed(STREAM[:-2]) + step.rest() == changed(STREAM[: -len(rest) - 2]) + rest
 
 
 @given(
