@@ -4,6 +4,7 @@ Only calls that read are made here; nothing in this module can pay.
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType, TracebackType
@@ -19,7 +20,13 @@ from lcp_gateway.lightning.lnd_channel import (
 )
 from lcp_gateway.lightning.lnd_stubs import LndNotInstalled
 from lcp_gateway.lightning.lnd_stubs import load_stubs as _load_stubs
-from lcp_gateway.lightning.payments import FailureReason, LndError, PaymentRecord, PaymentState
+from lcp_gateway.lightning.payments import (
+    FailureReason,
+    LndError,
+    PaymentPage,
+    PaymentRecord,
+    PaymentState,
+)
 from lcp_gateway.purchase.money import MSAT_PER_SAT, Msat
 
 __all__ = [
@@ -216,6 +223,14 @@ class Lnd:
                 return await self._listed(payment_hash)
             raise
 
+    async def payments_after(self, index: int, limit: int) -> PaymentPage:
+        """Ask for the payments with a larger index, oldest first. Needs ``offchain:read``."""
+        return await self._page(index_offset=index, max_payments=limit, reversed=False)
+
+    async def payments_before(self, index: int, limit: int) -> PaymentPage:
+        """Ask for the last payments with a smaller index, of all for 0; oldest first. Needs ``offchain:read``."""
+        return await self._page(index_offset=index, max_payments=limit, reversed=True)
+
     async def decode(self, payment_request: str) -> LndInvoice:
         """Ask what lnd reads in an invoice. Needs ``offchain:read``."""
         request = self._stubs.lightning.PayReqString(pay_req=payment_request)
@@ -267,6 +282,18 @@ class Lnd:
             retryable=False,
         )
 
+    async def _page(self, **which: int) -> PaymentPage:
+        request = self._stubs.lightning.ListPaymentsRequest(include_incomplete=True, **which)
+        answer = await self._ask(self._lightning.ListPayments, request)
+        payments = []
+        for payment in answer.payments:
+            # One that makes no sense here, such as another program's of a kind of its own, must not hide the others.
+            with suppress(LndError):
+                payments.append((payment.payment_index, _record(payment)))
+        return PaymentPage(
+            payments, len(answer.payments), answer.first_index_offset, answer.last_index_offset
+        )
+
     async def _ask(self, method: Callable[..., Awaitable[Any]], request: Any) -> Any:
         async with errors_as_ours():
             return await method(request, timeout=self._timeout_s, metadata=self._metadata)
@@ -274,11 +301,7 @@ class Lnd:
 
 def _record(payment: Any) -> PaymentRecord:
     payment_hash = _bytes32(payment.payment_hash)
-    created_at = (
-        datetime.fromtimestamp(payment.creation_time_ns // 1_000_000_000, UTC)
-        if payment.creation_time_ns > 0
-        else None
-    )
+    created_at = _time(payment.creation_time_ns)
     amount_msat = Msat(payment.value_msat)
     if payment.status == _SUCCEEDED:
         return PaymentRecord(
@@ -301,6 +324,16 @@ def _record(payment: Any) -> PaymentRecord:
     return PaymentRecord(
         payment_hash, PaymentState.IN_FLIGHT, amount_msat=amount_msat, created_at=created_at
     )
+
+
+def _time(nanoseconds: int) -> datetime | None:
+    """Return the time of an answer; None for none, and for one that is on no calendar."""
+    if nanoseconds <= 0:
+        return None
+    try:
+        return datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
 
 
 def _bytes32(text: str) -> bytes:

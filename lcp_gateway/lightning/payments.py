@@ -1,8 +1,10 @@
 """What a Lightning node can say of a payment, in types that need no node to be imported."""
 
 import enum
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
 from lcp_gateway.purchase.money import Msat
 
@@ -45,6 +47,32 @@ class PaymentRecord:
     preimage: bytes | None = field(default=None, repr=False)
     failure: FailureReason | None = None
     created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentPage:
+    """A part of lnd's list of payments, oldest first: each with its index, by which the list is read on.
+
+    ``count`` is how many lnd sent; one of those that cannot be read is not among ``payments``.
+    """
+
+    payments: Sequence[tuple[int, PaymentRecord]]
+    count: int
+    first_index: int
+    last_index: int
+
+    def records(self) -> Iterator[PaymentRecord]:
+        """Yield the payments without their indices."""
+        return (record for _, record in self.payments)
+
+
+class NodeInfo(Protocol):
+    """Who a node is; ``identity`` is its public key, 66 hex digits."""
+
+    @property
+    def identity(self) -> str:
+        """The node's public key."""
+        ...
 
 
 class LndError(Exception):

@@ -1,4 +1,4 @@
-"""How far something has come: numbers that only grow, one row for each."""
+"""How far something has come: numbers that grow, one row for each."""
 
 from sqlalchemy import Connection, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -27,12 +27,18 @@ _ADVANCE = (
     )
     .values(position=bindparam("to_number"))
 )
+_RESTART = update(watch_state).where(watch_state.c.name == bindparam("of_name")).values(position=0)
 _GET = select(watch_state.c.position).where(watch_state.c.name == bindparam("of_name"))
 
 
 def settlements_of(node_id: str) -> str:
     """Give the name under which it is kept how far the settlements of a node were followed."""
     return f"settled:{node_id}"
+
+
+def payments_of(node_id: str) -> str:
+    """Return the name under which it is kept how far the payments of a node were read."""
+    return f"payments:{node_id}"
 
 
 def get(connection: Connection, name: str) -> int:
@@ -51,6 +57,11 @@ def advance(connection: Connection, name: str, number: int) -> None:
     """Say that it has come so far; never goes back."""
     _make(connection, name)
     connection.execute(_ADVANCE, {"of_name": name, "to_number": number})
+
+
+def restart(connection: Connection, name: str) -> None:
+    """Begin anew: what is counted there counts from the beginning again."""
+    connection.execute(_RESTART, {"of_name": name})
 
 
 def _make(connection: Connection, name: str) -> None:

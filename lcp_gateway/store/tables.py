@@ -33,6 +33,11 @@ OPEN_STATES = (State.PAYING, State.UNKNOWN)
 """States in which it is not known whether money moved."""
 
 _IS_OPEN = text("state IN ('paying', 'unknown')")
+HAS_NO_FEE = text(
+    "kind = 'lcp' AND fee_msat IS NULL AND payment_hash IS NOT NULL"
+    " AND state IN ('settled', 'delivered', 'undelivered')"
+)
+"""What holds of a purchase that was paid and whose fee lnd has not told yet; as the index has it, so that it is used."""
 _OPEN_TOPUP = text("state = 'open'")
 _HAS_REPEAT_KEY = text("repeat_key IS NOT NULL")
 # The only kind of key that SQLite counts up by itself.
@@ -99,6 +104,13 @@ purchases = Table(
     Index("ix_purchases_paying_at", "paying_at", "job_id", "repeat_body"),
     Index(
         "ix_purchases_open", "state", "paying_at", sqlite_where=_IS_OPEN, postgresql_where=_IS_OPEN
+    ),
+    Index(
+        "ix_purchases_no_fee",
+        "updated_at",
+        "job_id",
+        sqlite_where=HAS_NO_FEE,
+        postgresql_where=HAS_NO_FEE,
     ),
 )
 
@@ -216,7 +228,8 @@ topups = Table(
 watch_state = Table(
     "watch_state",
     metadata,
-    # 'settled:<node id>' for the last settlement that was followed, 'keys' for the last change of a key.
+    # 'settled:<node id>' for the last settlement that was followed, 'payments:<node id>' for the last payment whose fee
+    # was learnt, 'keys' for the last change of a key.
     Column("name", Text, primary_key=True),
     Column("position", BigInteger, nullable=False),
 )
