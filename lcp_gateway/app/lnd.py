@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
@@ -12,7 +10,8 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.app.background_tasks import BackgroundTask
 from lcp_gateway.app.ledgers import LedgerError, Ledgers
 from lcp_gateway.config import Settings
-from lcp_gateway.lightning.payments import LndError, PaymentState
+from lcp_gateway.lightning.payment_learner import LearningSummary, PaymentLearner
+from lcp_gateway.lightning.payments import LndError
 from lcp_gateway.lightning.reconcile import (
     OpenPayment,
     Reconciler,
@@ -21,11 +20,12 @@ from lcp_gateway.lightning.reconcile import (
     Timing,
     open_payment,
 )
-from lcp_gateway.purchase.journal import JournalUnavailable, Learnt
+from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.standing import Standings
 from lcp_gateway.store.database import DatabaseUnavailable
+from lcp_gateway.store.payment_details import PaymentDetails
 from lcp_gateway.store.recovery import NotUnknown, resolve
 from lcp_gateway.telemetry.metrics import Metrics
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 _WATCH_S = 5.0
 _ALL_OPEN = 10_000
-_MAX_TO_LEARN = 1_000
 
 
 @contextlib.asynccontextmanager
@@ -85,24 +84,30 @@ class LndWatch:
         self._log = log
         self._pays = False
         self._report: Mapping[str, object] = {"reachable": False}
-        self._to_learn: deque[tuple[bytes, bytes]] = deque(maxlen=_MAX_TO_LEARN)
-        self._more_to_learn = asyncio.Event()
+        self._learning_fails = False
+        self._learner: PaymentLearner | None = None
+        if ledgers.database is not None:
+            self._learner = PaymentLearner(
+                lnd,
+                PaymentDetails(ledgers.database),
+                on_pass=self._learning_passed,
+                on_error=self._learning_failed,
+            )
 
     def report(self) -> Mapping[str, object]:
         """Give how lnd was when it was last asked, for whoever looks."""
         return self._report
 
     def settled(self, purchase: Purchase) -> None:
-        """Have the fee and the preimage of a payment looked up; what is too much is left out."""
-        if purchase.payment_hash is not None:
-            self._to_learn.append((purchase.quote.job_id, purchase.payment_hash))
-            self._more_to_learn.set()
+        """Have the fees and preimages of what was paid learnt soon, beside the purchases."""
+        if self._learner is not None and purchase.payment_hash is not None:
+            self._learner.settled()
 
     def tasks(self) -> Iterable[BackgroundTask]:
         """Yield what has to run beside the requests. None of them ends with another."""
         yield BackgroundTask("lnd", self._watch)
-        if self._ledgers.stored is not None:
-            yield BackgroundTask("learning", self._learn)
+        if self._learner is not None:
+            yield BackgroundTask("learning", self._learner.run)
         if self._ledgers.books is not None:
             reconciler = self._reconciler()
             yield BackgroundTask("reconciler", lambda: reconciler.run(self._passed, self._erred))
@@ -143,21 +148,17 @@ class LndWatch:
         self._report = {"reachable": False, "problem": problem}
         self._metrics.lnd(False, False, 0, 0, 0)
 
-    async def _learn(self) -> None:
-        stored = self._ledgers.stored
-        while stored is not None:
-            await self._more_to_learn.wait()
-            self._more_to_learn.clear()
-            while self._to_learn:
-                job_id, payment_hash = self._to_learn.popleft()
-                with contextlib.suppress(LndError):
-                    record = await self._lnd.payment(payment_hash)
-                    if record.state is PaymentState.SETTLED:
-                        stored.learn(
-                            job_id,
-                            datetime.now(UTC),
-                            Learnt(fee_msat=record.fee_msat, preimage=record.preimage),
-                        )
+    def _learning_failed(self, error: Exception) -> None:
+        if not self._learning_fails:
+            self._log.warning("fees and preimages cannot be learnt from lnd", exc_info=error)
+        self._learning_fails = True
+
+    def _learning_passed(self, summary: LearningSummary) -> None:
+        self._learning_fails = False
+        if summary.learnt:
+            self._log.debug(
+                "fees were learnt", purchases=summary.learnt, looked_up=summary.looked_up
+            )
 
     def _reconciler(self) -> Reconciler:
         return Reconciler(

@@ -33,6 +33,7 @@ _MAX_PAGES = 50
 _MAX_CATCH_UP_PAGES = 5_000
 _CLOCK_MARGIN = timedelta(hours=1)
 _LOOKED_AT = 200
+_MAX_DOUBLINGS = 10
 _LARGEST_FEE_MSAT = 1 << 53
 
 
@@ -135,9 +136,13 @@ class LearningTimes:
 
 @dataclass(slots=True)
 class LearningSummary:
-    """What one pass brought: ``learnt`` purchases, of which ``looked_up`` one by one; ``pages`` were read."""
+    """What one pass brought: ``learnt`` purchases, of which ``looked_up`` one by one; ``pages`` were read.
+
+    ``is_waiting`` says that a purchase of late is still missing.
+    """
 
     learnt: int = 0
+    is_waiting: bool = False
     looked_up: int = 0
     pages: int = 0
 
@@ -181,14 +186,22 @@ class PaymentLearner:
 
     async def run(self) -> None:
         """Make passes until cancelled."""
+        failures = 0
         while True:
             self._settled.clear()
             try:
-                self._on_pass(await self.once())
+                summary = await self.once()
             except (LndError, JournalUnavailable) as error:
                 self._on_error(error)
+                # lnd is found again soon after a restart, and asked seldom while it is away for long.
+                pause_s = min(self._times.idle_s, self._times.settling_s * 2.0**failures)
+                failures = min(failures + 1, _MAX_DOUBLINGS)
+            else:
+                self._on_pass(summary)
+                failures = 0
+                pause_s = self._times.settling_s if summary.is_waiting else self._times.idle_s
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._times.idle_s):
+                async with asyncio.timeout(pause_s):
                     await self._settled.wait()
             await asyncio.sleep(self._times.gather_s)
 
@@ -324,6 +337,7 @@ class PaymentLearner:
         for it in due:
             self._looked_up[it.job_id] = clock
         await self._look_up(summary, due)
+        summary.is_waiting = bool(await self._book.missing(recent_since, now, after=b"", limit=1))
         await self._look_up(summary, await self._next_of_round(recent_since, times.at_once))
 
     async def _next_of_round(self, until: datetime, limit: int) -> Sequence[MissingDetails]:

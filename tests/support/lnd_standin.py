@@ -275,15 +275,23 @@ class _Lightning:
 
     async def ListPayments(self, request, context):  # noqa: N802 - lnd's name
         await self._lnd.admit("ListPayments", context)
-        assert request.reversed and request.include_incomplete and request.max_payments
+        assert request.include_incomplete and request.max_payments
+        limit = min(request.max_payments, self._lnd.longest_page)
         known = list(enumerate(self._lnd.payments.values(), 1))
-        older = [it for it in known if not request.index_offset or it[0] < request.index_offset]
-        page = older[-min(request.max_payments, self._lnd.longest_page) :]
-        return LN.ListPaymentsResponse(
-            payments=[payment for _, payment in page],
+        if request.reversed:
+            older = [it for it in known if not request.index_offset or it[0] < request.index_offset]
+            page = older[-limit:]
+        else:
+            page = [it for it in known if it[0] > request.index_offset][:limit]
+        answer = LN.ListPaymentsResponse(
             first_index_offset=page[0][0] if page else 0,
             last_index_offset=page[-1][0] if page else 0,
         )
+        for index, payment in page:
+            listed = answer.payments.add()
+            listed.CopyFrom(payment)
+            listed.payment_index = index
+        return answer
 
     async def DecodePayReq(self, request, context):  # noqa: N802 - lnd's name
         await self._lnd.admit("DecodePayReq", context)

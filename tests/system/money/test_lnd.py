@@ -19,11 +19,17 @@ class WhatTheNodePaid(dict):
         self.node = node
 
     def get(self, payment_hash, default=None):
-        for event in self.node.events("paid"):
-            if event["payment_hash"] == payment_hash.hex():
-                preimage = bytes.fromhex(event["detail"])
-                return settled(preimage, value_msat=event["price_msat"], fee_msat=event["fee_msat"])
-        return default
+        return next((it for it in self.values() if it.payment_hash == payment_hash.hex()), default)
+
+    def values(self):
+        return [
+            settled(
+                bytes.fromhex(event["detail"]),
+                value_msat=event["price_msat"],
+                fee_msat=event["fee_msat"],
+            )
+            for event in self.node.events("paid")
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +40,17 @@ def node(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def served(node, tmp_path_factory):
+def lnd(node, tmp_path_factory):
     standin = LndStandin(tmp_path_factory.mktemp("lnd"), key=derive_key(NodeConfig().seed, "node"))
     standin.payments = WhatTheNodePaid(node)
+    with in_a_thread(standin):
+        yield standin
+
+
+@pytest.fixture(scope="module")
+def served(node, lnd):
     settings = on_node(node, timeout_execute_s=1, reconcile_interval_s=0.5)
-    with (
-        in_a_thread(standin),
-        gateway(embedded=False, env={**settings, **lnd_settings(standin.address)}) as running,
-    ):
+    with gateway(embedded=False, env={**settings, **lnd_settings(lnd.address)}) as running:
         yield running
 
 
@@ -56,6 +65,28 @@ def test_the_real_fee_and_the_preimage_of_a_purchase_are_learnt(served, node):
     told = receipt(served, job_id)
     assert told["preimage"] == paid["detail"]
     assert told["fee_msat"] == paid["fee_msat"]
+
+
+def test_a_purchase_that_settled_while_lnd_was_away_is_not_forgotten(served, node, lnd):
+    """A16: the question was lost, and the fee never learnt."""
+    lnd.run(lnd.stop())
+    try:
+        job_id = post(served.port, CHAT, chat()).headers["x-lcp-job-id"]
+        eventually(lambda: not get(served.port, "/readyz").json["lnd"]["reachable"], timeout_s=15)
+    finally:
+        lnd.run(lnd.start())
+    eventually(lambda: receipt(served, job_id)["fee_msat"] is not None, timeout_s=50)
+    (paid,) = [event for event in node.events("paid") if event["job_id"] == job_id]
+    assert receipt(served, job_id)["preimage"] == paid["detail"]
+
+
+def test_purchases_are_no_questions_to_lnd_of_their_own(served, lnd):
+    eventually(lambda: "TrackPaymentV2" not in lnd.calls[-20:], timeout_s=20)
+    lnd.calls.clear()
+    jobs = [post(served.port, CHAT, chat()).headers["x-lcp-job-id"] for _ in range(10)]
+    eventually(lambda: all(receipt(served, it)["preimage"] for it in jobs), timeout_s=15)
+    assert lnd.calls.count("TrackPaymentV2") == 0
+    assert 1 <= lnd.calls.count("ListPayments") <= 6
 
 
 def test_an_unknown_payment_is_resolved(served):
