@@ -58,7 +58,7 @@ class Payments(Protocol):
     """lnd, asked about payments. Each call raises ``LndError`` when there is no answer."""
 
     async def info(self) -> NodeInfo:
-        """Return who lnd is."""
+        """Return the identity of lnd."""
         ...
 
     async def payment(self, payment_hash: bytes) -> PaymentRecord:

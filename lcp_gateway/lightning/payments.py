@@ -67,7 +67,7 @@ class PaymentPage:
 
 
 class NodeInfo(Protocol):
-    """Who a node is; ``identity`` is its public key, 66 hex digits."""
+    """The identity of a node; ``identity`` is its public key, 66 hex digits."""
 
     @property
     def identity(self) -> str:

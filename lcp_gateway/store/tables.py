@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 from lcp_gateway.purchase.states import State
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest migration: what ``alembic_version`` holds when the tables are as below."""
 
 OPEN_STATES = (State.PAYING, State.UNKNOWN)
