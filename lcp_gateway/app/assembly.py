@@ -13,7 +13,7 @@ from lcp_gateway.app.measuring import Measuring, Observers
 from lcp_gateway.app.routing import RoutingParts, routing_parts
 from lcp_gateway.app.selling import SellingParts
 from lcp_gateway.app.stateful import open_kept, stateful_parts, store_limits
-from lcp_gateway.config import Settings, known_hosts
+from lcp_gateway.config import Settings, known_hosts, may_use_proxy
 from lcp_gateway.http.application import Routes, build_application, build_metrics_application
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.cors import Cors
@@ -50,7 +50,10 @@ def lcpd_address(settings: Settings) -> LcpdAddress:
             server_name=settings.lcpd_tls_server_name or None,
         )
     return LcpdAddress(
-        target=settings.lcpd_grpc_addr, tls=tls, metadata=tuple(settings.lcpd_metadata.items())
+        target=settings.lcpd_grpc_addr,
+        tls=tls,
+        metadata=tuple(settings.lcpd_metadata.items()),
+        proxy=may_use_proxy(settings, settings.lcpd_grpc_addr),
     )
 
 

@@ -9,7 +9,7 @@ from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.app.background_tasks import BackgroundTask
 from lcp_gateway.app.ledgers import LedgerError, Ledgers
-from lcp_gateway.config import Settings
+from lcp_gateway.config import Settings, may_use_proxy
 from lcp_gateway.lightning.payment_learner import LearningSummary, PaymentLearner
 from lcp_gateway.lightning.payments import LndError
 from lcp_gateway.lightning.reconcile import (
@@ -51,7 +51,12 @@ async def open_lnd(settings: Settings) -> "AsyncIterator[Lnd | None]":
 
     if settings.lnd_tls_cert is None or settings.lnd_macaroon_file is None:
         raise LedgerError("lnd_grpc_addr needs lnd_tls_cert and lnd_macaroon_file")
-    address = LndAddress(settings.lnd_grpc_addr, settings.lnd_tls_cert, settings.lnd_macaroon_file)
+    address = LndAddress(
+        settings.lnd_grpc_addr,
+        settings.lnd_tls_cert,
+        settings.lnd_macaroon_file,
+        may_use_proxy(settings, settings.lnd_grpc_addr),
+    )
     try:
         lnd = Lnd(address)
     except (LndNotInstalled, OSError) as error:

@@ -111,6 +111,7 @@ NEEDS_RESTART: Final = MappingProxyType(
         "lcpd_tls_key": "as lcpd_grpc_addr",
         "lcpd_tls_server_name": "as lcpd_grpc_addr",
         "lcpd_metadata": "as lcpd_grpc_addr",
+        "proxy_from_environment": "connections are open",
         "preflight": "it is for the start",
         "preflight_timeout_s": "it is for the start",
         "routing_half_life_s": "what was measured fades by it",

@@ -8,7 +8,7 @@ from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.app.catalogs import Catalogs
 from lcp_gateway.app.chooser import Chooser
-from lcp_gateway.config import ModelConfig, NodeConfig, Settings, all_nodes
+from lcp_gateway.config import ModelConfig, NodeConfig, Settings, all_nodes, may_use_proxy
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.purchase.task import TaskKind
@@ -81,7 +81,7 @@ def model_registry(settings: Settings) -> Registry:
 
 def http_nodes(settings: Settings) -> tuple[HttpNode, ...]:
     """The virtual nodes that the settings name."""
-    return tuple(_node(config) for config in all_nodes(settings))
+    return tuple(_node(config, settings) for config in all_nodes(settings))
 
 
 def standing_rules(settings: Settings) -> StandingRules:
@@ -210,7 +210,7 @@ def _card(config: ModelConfig) -> ModelCard:
     return ModelCard(**{item.name: getattr(config, item.name) for item in fields(ModelCard)})
 
 
-def _node(config: NodeConfig) -> HttpNode:
+def _node(config: NodeConfig, settings: Settings) -> HttpNode:
     price = NodePrice(
         per_request_msat=config.price_per_request_msat,
         per_1k_input_msat=config.price_per_1k_input_msat,
@@ -228,4 +228,5 @@ def _node(config: NodeConfig) -> HttpNode:
         owned_by=config.owned_by,
         kinds=frozenset(_KIND_OF[word] for word in config.endpoints),
         max_connections=config.max_connections,
+        proxy=may_use_proxy(settings, config.base_url),
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from lcp_gateway.accounts.ports import InvoicesAway, MadeInvoice, Paid
 from lcp_gateway.app.ledgers import LedgerError
-from lcp_gateway.config import Settings
+from lcp_gateway.config import Settings, may_use_proxy
 from lcp_gateway.lightning.payments import LndError
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ async def open_till(settings: Settings, stack: contextlib.AsyncExitStack) -> "Ln
 
     if settings.lnd_grpc_addr:
         macaroon = settings.lnd_invoice_macaroon_file or settings.lnd_macaroon_file
-        address = LndAddress(settings.lnd_grpc_addr, settings.lnd_tls_cert, macaroon)
+        proxy = may_use_proxy(settings, settings.lnd_grpc_addr)
+        address = LndAddress(settings.lnd_grpc_addr, settings.lnd_tls_cert, macaroon, proxy)
     else:
         # The embedded node speaks lnd's language too.
         address = LndAddress(settings.lcpd_grpc_addr)

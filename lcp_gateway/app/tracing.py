@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.__about__ import __version__
-from lcp_gateway.config import Settings
+from lcp_gateway.config import Settings, may_use_proxy
 from lcp_gateway.purchase.tracing import NO_TRACING, Tracing, error_type
 from lcp_gateway.telemetry.metrics import Metrics
 
@@ -36,6 +36,7 @@ async def open_tracing(
             headers=settings.otlp_headers,
             ratio=settings.trace_ratio,
             version=__version__,
+            proxy=may_use_proxy(settings, settings.otlp_endpoint),
             flow=Flow(on_exported=metrics.spans_exported, on_lost=metrics.spans_lost, log=log),
         )
     except ImportError as error:

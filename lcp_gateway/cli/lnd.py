@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from lcp_gateway.cli.outcome import CommandFailed, complain
-from lcp_gateway.config import Settings
+from lcp_gateway.config import Settings, may_use_proxy
 from lcp_gateway.lightning.payments import LndError
 
 if TYPE_CHECKING:
@@ -27,7 +27,12 @@ async def opened_lnd(settings: Settings) -> AsyncIterator["Lnd | None"]:
 
     try:
         lnd = Lnd(
-            LndAddress(settings.lnd_grpc_addr, cert, macaroon),
+            LndAddress(
+                settings.lnd_grpc_addr,
+                cert,
+                macaroon,
+                may_use_proxy(settings, settings.lnd_grpc_addr),
+            ),
             timeout_s=settings.preflight_timeout_s,
         )
     except LndNotInstalled as error:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from lcp_gateway.cli.outcome import CommandFailed
-from lcp_gateway.config import Settings
+from lcp_gateway.config import Settings, may_use_proxy
 
 if TYPE_CHECKING:
     from lcp_gateway.app.till import LndTill
@@ -16,7 +16,7 @@ OWN_NODE_SETTINGS = ("embedded", "node_listen", "lcpd_grpc_addr", "lcpd_tls")
 
 TILL_SETTINGS = (
     *("lnd_grpc_addr", "lnd_tls_cert", "lnd_macaroon_file", "lnd_invoice_macaroon_file"),
-    *("network", "node_listen", "preflight_timeout_s"),
+    *("proxy_from_environment", "network", "node_listen", "preflight_timeout_s"),
     *("topup_min_msat", "topup_max_msat", "topup_expiry_s", "topups_open_max"),
 )
 """The settings that say who makes invoices, and which."""
@@ -70,7 +70,8 @@ def _address(settings: Settings) -> "LndAddress":
 
     if settings.lnd_grpc_addr:
         macaroon = settings.lnd_invoice_macaroon_file or settings.lnd_macaroon_file
-        return LndAddress(settings.lnd_grpc_addr, settings.lnd_tls_cert, macaroon)
+        proxy = may_use_proxy(settings, settings.lnd_grpc_addr)
+        return LndAddress(settings.lnd_grpc_addr, settings.lnd_tls_cert, macaroon, proxy)
     if settings.embedded:
         return LndAddress(own_node(settings))
     raise CommandFailed(

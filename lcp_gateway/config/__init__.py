@@ -9,6 +9,7 @@ from lcp_gateway.config.models import ModelConfig
 from lcp_gateway.config.money_forms import without_password
 from lcp_gateway.config.nodes import NodeConfig
 from lcp_gateway.config.places import all_nodes, journal_place, known_hosts
+from lcp_gateway.config.proxies import may_use_proxy
 from lcp_gateway.config.settings import Settings, specs
 from lcp_gateway.config.sources import Source, SourceKind
 
@@ -29,6 +30,7 @@ __all__ = [
     "journal_place",
     "known_hosts",
     "load",
+    "may_use_proxy",
     "parse_host_port",
     "specs",
     "spending_cautions",

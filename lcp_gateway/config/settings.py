@@ -86,6 +86,13 @@ class Settings(OperationSettings, MarketSettings, SellingSettings, MoneySettings
         Group.DAEMON,
         secret=True,
     )
+    proxy_from_environment: forms.Switch = setting(
+        False,
+        "Reach the daemon, lnd, nodes and the collector through the proxy that `http_proxy`, `https_proxy`, `grpc_proxy` "
+        "and `no_proxy` name. Loopback addresses and unix sockets are reached directly all the same. Without it these "
+        "variables are ignored.",
+        Group.DAEMON,
+    )
     peers_refresh_s: forms.Duration = setting(
         5.0, "How often the list of peers is read anew.", Group.DAEMON, gt=0
     )

@@ -55,6 +55,8 @@ class LndAddress:
     target: str
     tls_cert: Path | None = None
     macaroon: Path | None = None
+    proxy: bool = False
+    """Whether the proxy that the environment names may be used."""
 
     def __post_init__(self) -> None:
         """Keep a macaroon from being sent in the clear."""
@@ -68,13 +70,14 @@ def open_channel(address: LndAddress) -> grpc.aio.Channel:
     Raises:
         OSError: the certificate cannot be read.
     """
+    options = (*_OPTIONS, ("grpc.enable_http_proxy", int(address.proxy)))
     if address.tls_cert is None:
         # No keepalive: our own node, as every gRPC server by default, hangs up on who pings a quiet stream each minute.
-        return grpc.aio.insecure_channel(address.target, options=_OPTIONS)
+        return grpc.aio.insecure_channel(address.target, options=options)
     return grpc.aio.secure_channel(
         address.target,
         grpc.ssl_channel_credentials(address.tls_cert.read_bytes().removeprefix(codecs.BOM_UTF8)),
-        options=(*_OPTIONS, *_KEEPALIVE),
+        options=(*options, *_KEEPALIVE),
     )
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+import requests
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -134,14 +135,19 @@ class TraceExport:
         ratio: float,
         version: str,
         flow: Flow,
+        proxy: bool = False,
     ) -> None:
         """``ratio`` is the share of requests that are traced, unless they come with a trace.
+
+        ``proxy`` says whether the proxy that the environment names may be used.
 
         Raises:
             ValueError: a variable of OpenTelemetry's own (``OTEL_…``) makes no sense.
         """
         url = endpoint if endpoint.endswith(_PATH) else endpoint + _PATH
-        exporter = OTLPSpanExporter(url, headers=dict(headers))
+        session = requests.Session()
+        session.trust_env = proxy
+        exporter = OTLPSpanExporter(url, headers=dict(headers), session=session)
         self._flow = flow
         self._exporter = exporter
         self._provider = TracerProvider(

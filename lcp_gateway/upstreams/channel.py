@@ -45,6 +45,8 @@ class LcpdAddress:
     target: str
     tls: TlsFiles | None = None
     metadata: tuple[tuple[str, str], ...] = ()
+    proxy: bool = False
+    """Whether the proxy that the environment names may be used; prompts and macaroons pass it."""
 
 
 def open_channel(address: LcpdAddress) -> grpc.aio.Channel:
@@ -53,7 +55,7 @@ def open_channel(address: LcpdAddress) -> grpc.aio.Channel:
     Raises:
         OSError: a TLS file cannot be read.
     """
-    options = list(_OPTIONS)
+    options = [*_OPTIONS, ("grpc.enable_http_proxy", int(address.proxy))]
     if address.tls is None:
         return grpc.aio.insecure_channel(address.target, options=options)
     if address.tls.server_name:

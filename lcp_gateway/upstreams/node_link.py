@@ -38,6 +38,8 @@ class HttpNode:
     owned_by: str = ""
     kinds: frozenset[TaskKind] = frozenset({TaskKind.CHAT_COMPLETIONS, TaskKind.EMBEDDINGS})
     max_connections: int = 64
+    proxy: bool = False
+    """Whether the proxy that the environment names may be used."""
 
     @property
     def provider_id(self) -> str:
@@ -144,7 +146,7 @@ class Link:
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            trust_env=False,
+            trust_env=self.node.proxy,
             trace_configs=[trace],
         )
 

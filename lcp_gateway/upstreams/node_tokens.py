@@ -41,7 +41,8 @@ class TokenCounter:
         self._nodes: dict[str, HttpNode] = {}
         self._clock = clock
         self._cannot: dict[tuple[str, str], float] = {}
-        self._session: aiohttp.ClientSession | None = None
+        # By whether the environment's proxy may be used.
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
         self._closed = False
         self.use(nodes)
 
@@ -60,7 +61,7 @@ class TokenCounter:
         if self._closed or self._is_known_not_to(node):
             return None
         try:
-            async with self._open_session().post(
+            async with self._open_session(proxy=node.proxy).post(
                 node.base_url + _PATH,
                 data=body if len(body) <= _LONG_BODY_BYTES else io.BytesIO(body),
                 headers={"Authorization": f"Bearer {node.api_key}"} if node.api_key else {},
@@ -83,8 +84,8 @@ class TokenCounter:
     async def close(self) -> None:
         """Close all connections, for good."""
         self._closed = True
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
     def _is_known_not_to(self, node: HttpNode) -> bool:
         until = self._cannot.get((node.name, node.base_url))
@@ -96,10 +97,10 @@ class TokenCounter:
             return
         self._cannot[node.name, node.base_url] = self._clock() + _REMEMBERED_S
 
-    def _open_session(self) -> aiohttp.ClientSession:
+    def _open_session(self, *, proxy: bool) -> aiohttp.ClientSession:
         """Give the session; it belongs to the loop of the first call."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
+        if proxy not in self._sessions:
+            self._sessions[proxy] = aiohttp.ClientSession(
                 headers={
                     "Content-Type": "application/json",
                     "Accept-Encoding": "identity",
@@ -112,9 +113,9 @@ class TokenCounter:
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
-                trust_env=False,
+                trust_env=proxy,
             )
-        return self._session
+        return self._sessions[proxy]
 
 
 def _read(answer: bytes) -> int | None:
