@@ -160,6 +160,7 @@ def _error(error: Exception) -> Mapping[str, object]:
                 "message": error.message,
                 "status": error.status,
                 "code": error.code,
+                "is_away": error.is_away,
             }
         case Undelivered():
             return {"kind": "undelivered", "message": error.message}
@@ -173,7 +174,11 @@ def _error_of(facts: Mapping[str, Any], purchase: Purchase) -> PurchaseError:
     quote, verdict = purchase.quote, purchase.verdict
     match facts["kind"]:
         case "payment_failed":
-            cause = UpstreamError(facts["status"], facts["message"], code=facts["code"])
+            # A gateway of an earlier version does not say whether anything was reached.
+            away = facts.get("is_away", False)
+            cause = UpstreamError(
+                facts["status"], facts["message"], code=facts["code"], is_away=away
+            )
             return PaymentFailed(cause, verdict, quote=quote)
         case "undelivered":
             return Undelivered(facts["message"], quote=quote, verdict=verdict)

@@ -128,12 +128,27 @@ def _of(
 
 
 def _of_quote_failure(error: UpstreamError) -> ApiError:
+    if error.is_away:
+        return _no_provider_reached(error)
     return ApiError(
         STATUS_OF_GRPC.get(error.status, 500),
         error.message,
         code=error.code or _CODES_OF_GRPC.get(error.status, "quote_failed"),
         retry=error.retryable,
         quote=error.quote,
+    )
+
+
+def _no_provider_reached(error: UpstreamError | PaymentFailed) -> ApiError:
+    """Every candidate was tried, and the last could not even be reached: the same as no provider at all."""
+    return ApiError(
+        503,
+        f"no provider can be reached: {error.message}; nothing was paid",
+        code="no_provider",
+        retry=True,
+        verdict=Verdict.NONE,
+        quote=error.quote,
+        reason="no_peer",
     )
 
 
@@ -193,6 +208,8 @@ def _price_msat(error: PaymentFailed) -> int:
 
 def _of_node_failure(error: PaymentFailed) -> ApiError:
     """A node that did not do it: its own word for the error, where it gave one."""
+    if error.is_away and error.verdict is Verdict.NONE:
+        return _no_provider_reached(error)
     return ApiError(
         STATUS_OF_GRPC.get(error.status, 500),
         error.message,

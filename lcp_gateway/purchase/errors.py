@@ -23,7 +23,8 @@ class UpstreamError(PurchaseError):
     ``status`` is the name of the gRPC status code in words of that standard (``UNAVAILABLE``, ``RESOURCE_EXHAUSTED``,
     …), which every adapter maps its own errors to. ``retryable`` says that another try may cure it. ``evidence`` is what
     the adapter itself knows of the money after the call that may pay; None leaves it to ``evidence.verdict_of_failure``.
-    ``code`` is the provider's own word for the error, in OpenAI's sense, where it gave one.
+    ``code`` is the provider's own word for the error, in OpenAI's sense, where it gave one. ``is_away`` says that nothing
+    was reached that could have answered.
     """
 
     def __init__(
@@ -35,9 +36,11 @@ class UpstreamError(PurchaseError):
         quote: Quote | None = None,
         evidence: Verdict | None = None,
         code: str | None = None,
+        is_away: bool = False,
     ) -> None:
         super().__init__(message, quote=quote)
         self.status = status
+        self.is_away = is_away
         self.retryable = retryable
         self.evidence = evidence
         self.code = code
@@ -49,6 +52,7 @@ class PaymentFailed(PurchaseError):
     def __init__(self, cause: UpstreamError, verdict: Verdict, *, quote: Quote) -> None:
         super().__init__(cause.message, quote=quote)
         self.status = cause.status
+        self.is_away = cause.is_away
         self.code = cause.code
         self.verdict = verdict
 

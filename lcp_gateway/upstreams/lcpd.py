@@ -117,7 +117,7 @@ class LcpdUpstream:
             peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True
         )
         answer = await self._once(
-            "AcceptAndExecute", self._stub.AcceptAndExecute, request, timeout_s
+            "AcceptAndExecute", self._stub.AcceptAndExecute, request, timeout_s, for_client=False
         )
         return _result(answer.result)
 
@@ -134,15 +134,18 @@ class LcpdUpstream:
         call = self._stub.AcceptAndExecuteStream(
             request, timeout=timeout_s, metadata=self._present_metadata()
         )
+        begun = False
         try:
             # A message is read when the one before it has been taken: HTTP/2 flow control stops the daemon for us.
             while (event := await call.read()) is not grpc.aio.EOF:
+                # What ends the call before it is evidence of the payment; after it the text is for the client.
+                begun = True
                 if event.HasField("result_chunk"):
                     yield event.result_chunk.data
                 else:
                     yield _stream_event(event)
         except grpc.aio.AioRpcError as error:
-            raise self._failure("AcceptAndExecuteStream", error) from error
+            raise self._failure("AcceptAndExecuteStream", error, for_client=begun) from error
         finally:
             call.cancel()
 
@@ -168,11 +171,13 @@ class LcpdUpstream:
         call: Callable[..., Awaitable[_T]],
         request: object,
         timeout_s: float,
+        *,
+        for_client: bool = True,
     ) -> _T:
         try:
             return await call(request, timeout=timeout_s, metadata=self._present_metadata())
         except grpc.aio.AioRpcError as error:
-            raise self._failure(method, error) from error
+            raise self._failure(method, error, for_client=for_client) from error
 
     async def _retried(
         self,
@@ -201,9 +206,11 @@ class LcpdUpstream:
                 return await self._once(method, call, request, left_s)
         raise AssertionError("tenacity ends by returning or raising")
 
-    def _failure(self, method: str, error: grpc.aio.AioRpcError) -> UpstreamError:
+    def _failure(
+        self, method: str, error: grpc.aio.AioRpcError, *, for_client: bool
+    ) -> UpstreamError:
         self._on_error(method, error.code().name)
-        return upstream_error(error)
+        return upstream_error(error, for_client=for_client)
 
 
 def _task_message(task: Task) -> pb.Task:

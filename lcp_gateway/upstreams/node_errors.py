@@ -100,7 +100,11 @@ def broken_call(
         case _:
             message = "the connection to the node was lost"
     return UpstreamError(
-        status, message, retryable=True, evidence=evidence if had_connection else Verdict.NONE
+        status,
+        message,
+        retryable=True,
+        evidence=evidence if had_connection else Verdict.NONE,
+        is_away=found_nobody(error),
     )
 
 

@@ -21,7 +21,7 @@ class SeenByProxy:
     def variables(self) -> Mapping[str, str]:
         """An environment that names this proxy in every way, and exempts nothing from it."""
         url = f"http://127.0.0.1:{self.port}"
-        named = {name: url for name in NAMES}
+        named = dict.fromkeys(NAMES, url)
         named |= {name.upper(): url for name in NAMES}
         return {**named, "no_proxy": "", "NO_PROXY": "", "no_grpc_proxy": ""}
 

@@ -12,6 +12,13 @@ from tests.support.node_thread import eventually
 from tests.support.wire import CHAT, RESPONSES, document, get, post, request_bytes, wire
 
 
+def names_no_address(message, node):
+    """C6: what gRPC says of a connection ("ipv4:127.0.0.1:50051: …") is no sentence for a client."""
+    host, _, its_port = node.address.rpartition(":")
+    raw = [host, its_port, "ipv4:", "errno", "last error", "recvmsg", "Socket closed"]
+    return bool(message) and not [part for part in raw if part in message]
+
+
 @pytest.fixture(scope="module")
 def events_file(tmp_path_factory):
     return tmp_path_factory.mktemp("node") / "events.jsonl"
@@ -50,11 +57,13 @@ def test_a_daemon_that_is_gone_is_told_and_one_that_is_back_is_found(node, port)
         started = time.monotonic()
         answer = post(port, path, document(path))
         assert time.monotonic() - started < 4
-        assert answer.status == 502
+        assert (answer.status, answer.error["code"]) == (503, "no_provider")
         assert answer.error["type"] == "server_error"
+        assert names_no_address(answer.error["message"], node)
         assert answer.verdict == "none" and answer.headers["x-should-retry"] == "true"
     eventually(lambda: get(port, "/readyz").status == 503)
     report = get(port, "/readyz").json
+    assert names_no_address(" ".join(report["reasons"]), node)
     assert report["status"] == "unavailable"
     assert report["daemon"] == {"reachable": False}
     assert any("daemon" in reason for reason in report["reasons"])
@@ -80,6 +89,7 @@ def test_a_stream_whose_daemon_dies_breaks_off_and_says_that_it_was_paid(node, p
         answer = connection.answer()
     assert not answer.whole
     error = json.loads(answer.blocks[-1][1])["error"]
+    assert names_no_address(error["message"], node)
     assert error["lcp"]["payment"] == "settled"
 
 
@@ -93,6 +103,7 @@ def test_a_job_whose_daemon_dies_may_have_been_paid(node, port, stream):
         node.kill()
         answer = connection.answer()
     assert answer.status == 502
+    assert names_no_address(answer.error["message"], node)
     assert answer.verdict == answer.error["lcp"]["payment"] == "unknown"
     assert answer.headers["x-should-retry"] == "false"
 
