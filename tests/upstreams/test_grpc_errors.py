@@ -8,8 +8,7 @@ from lcp_gateway.http.failures import of_purchase
 from lcp_gateway.upstreams.grpc_errors import DAEMON_AWAY, upstream_error
 
 AWAY = [
-    "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:50051: Failed to connect to remote "
-    "host: connect: Connection refused (111)",
+    "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:50051: Connection refused (111)",
     "connections to all backends failing; last error: UNKNOWN: unix:/run/lcpd.sock: No such file or directory",
     "Socket closed",
     "recvmsg:Connection reset by peer",

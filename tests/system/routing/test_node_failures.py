@@ -281,7 +281,8 @@ def test_a_stream_that_takes_too_long_is_cut(nodes, served, who, path):
 def test_nodes_that_are_not_there(nodes, served, bought, stream):
     for who in OWN_MODEL:
         nodes[who].stop()
-    failure = Failure({}, 502, "upstream_unavailable")
+    # C6: no provider is left.
+    failure = Failure({}, 503, "no_provider")
     for who, price_msat in {"free": 0, "dear": PRICE_MSAT}.items():
         answer = ask(served, OWN_MODEL[who], PROMPT, stream=stream)
         is_error(answer, failure, who, price_msat=price_msat)
