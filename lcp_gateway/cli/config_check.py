@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from lcp_gateway.cli.flags import CONFIG_OPTION
 from lcp_gateway.cli.outcome import RUNTIME_ERROR, USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.output import plain
 from lcp_gateway.config import ConfigError, load, specs
@@ -26,6 +27,7 @@ def check(
         typer.Argument(metavar="FILE", help="The usual one when left out.", show_default=False),
     ] = None,
     *,
+    config: Annotated[Path | None, CONFIG_OPTION] = None,
     no_environment: Annotated[
         bool,
         typer.Option("--no-environment", help="Look at the file alone, as for another machine."),
@@ -35,7 +37,11 @@ def check(
 
     Ends with 1 when something is, and with 2 when there is a file and it cannot be read.
     """
-    path, _ = file_to_read(os.environ, file)
+    if file is not None and config is not None and file != config:
+        raise CommandFailed(
+            f"{file} and --config {config}: name one file to look at", exit_code=USAGE_ERROR
+        )
+    path, _ = file_to_read(os.environ, file or config)
     environ: Mapping[str, str] = {} if no_environment else os.environ
     if path is not None:
         _readable(path)

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from lcp_gateway.cli.options import a_text
 from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed
-from lcp_gateway.config import ConfigError, Group, Loaded, Spec, load, specs
+from lcp_gateway.config import ConfigError, Group, Loaded, Spec, load, parse_host_port, specs
 
 CONFIG_OPTION = typer.Option(
     "--config",
@@ -40,14 +41,23 @@ def setting_flags(
             for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
             if name not in {"config", "flags"}
         ]
+        takes_address = any(spec.name == "http_addr" for spec in chosen)
 
-        def with_flags(**values: object) -> int:
+        def with_flags(**values: Any) -> int:
             flags = {spec.name: values.pop(spec.name) for spec in chosen}
+            if takes_address:
+                host, port = values.pop("host"), values.pop("port")
+                if host is not None or port is not None:
+                    flags["http_addr"] = _address(
+                        host, port, flags["http_addr"], values.get("config")
+                    )
             return command(flags=flags, **values)
 
         with_flags.__doc__ = command.__doc__
         with_flags.__name__ = command.__name__
         parameters = [*own, _config_parameter(), *map(_parameter, chosen)]
+        if takes_address:
+            parameters += _ADDRESS_PARAMETERS
         # typer reads the signature to learn the options.
         with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return with_flags
@@ -70,6 +80,32 @@ def load_or_complain(
         return load(flags=flags, environ=os.environ, config_path=config, flag_names=flag_names)
     except ConfigError as error:
         raise CommandFailed(*error.problems, exit_code=USAGE_ERROR) from None
+
+
+def _address(host: str | None, port: int | None, typed: str | None, config: Path | None) -> str:
+    """Put the address together: what neither flag says stays as it is configured.
+
+    Raises:
+        CommandFailed: the whole address was given too, or the flags make no address.
+    """
+    if typed is not None:
+        raise CommandFailed(
+            "--http-addr says host and port already: leave --host and --port out",
+            exit_code=USAGE_ERROR,
+        )
+    from lcp_gateway.cli.some_settings import some_settings  # noqa: PLC0415 - only these flags need it
+
+    known = some_settings({"http_addr"}, flags={}, environ=os.environ, config=config)
+    configured = parse_host_port(known.settings.http_addr)
+    name = configured.host if host is None else host.strip().removeprefix("[").removesuffix("]")
+    written = f"[{name}]" if ":" in name else name
+    address = f"{written}:{configured.port if port is None else port}"
+    try:
+        parse_host_port(address)
+    except ValueError as error:
+        flag = "--port" if host is None else "--host"
+        raise CommandFailed(f"{flag}: {error}", exit_code=USAGE_ERROR) from None
+    return address
 
 
 def _config_parameter() -> inspect.Parameter:
@@ -95,3 +131,32 @@ def _keyword(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )
+
+
+_ADDRESS_PARAMETERS = [
+    _keyword(
+        "host",
+        Annotated[
+            str | None,
+            typer.Option(
+                metavar="HOST",
+                help="The host of `http_addr` alone: an address of this machine, or 0.0.0.0 for all.",
+                show_default=False,
+                callback=a_text,
+            ),
+        ],
+    ),
+    _keyword(
+        "port",
+        Annotated[
+            int | None,
+            typer.Option(
+                metavar="PORT",
+                min=0,
+                max=65_535,
+                help="The port of `http_addr` alone.",
+                show_default=False,
+            ),
+        ],
+    ),
+]

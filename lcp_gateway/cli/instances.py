@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lcp_gateway.cli.locking import StillLocked, locked
 from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed, complain
-from lcp_gateway.cli.pid_file import EMPTY, Condition, PidFile, read_pid_file
+from lcp_gateway.cli.pid_file import EMPTY, Condition, PidFile, Record, read_pid_file
 from lcp_gateway.cli.some_settings import SomeSettings, some_settings
 from lcp_gateway.config import Settings, parse_host_port
 from lcp_gateway.config.places import state_folder
@@ -20,10 +20,12 @@ _NAMING = ("http_addr", "pid_file")
 _READ = frozenset(
     {*INSTANCE_SETTINGS, "log_file", "http_tls_cert", "start_timeout_s", "stop_timeout_s"}
 )
-_PID_SUFFIX, _LOG_SUFFIX = ".pid", ".log"
+_PID_SUFFIX, _LOG_SUFFIX, _LAST_SUFFIX = ".pid", ".log", ".last"
 _STEM = "gateway-"
 _PRIVATE_FOLDER = 0o700
 _ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - a part of a file's name
+_SEVERAL = "there are several gateways: name one with --http-addr, --port or --pid-file"
+_EVERYWHERE = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - nothing listens here
 # Longer than a command takes for its own time-outs.
 _LOCK_MARGIN_S = 15.0
 
@@ -90,6 +92,38 @@ def run_folder(settings: Settings, environ: Mapping[str, str] = os.environ) -> P
     return (settings.state_dir or state_folder(environ) / "run").absolute()
 
 
+def last_start_file(pid_file: Path) -> Path:
+    """Give the file that says how the gateway of a PID file was started last; it stays when the gateway ends."""
+    return pid_file.with_name(f"{pid_file.name}{_LAST_SUFFIX}")
+
+
+def last_start(question: Question) -> Record | None:
+    """Find how a gateway that does not run was started last: the one that is named, else the only one that ever was.
+
+    Raises:
+        CommandFailed: several were, and nothing says which is meant.
+    """
+    named = _record_of_start(last_start_file(files_of(question.settings).pid_file))
+    if is_named_by_flag(question) or (named and not question.found.given.isdisjoint(_NAMING)):
+        return named
+    paths = sorted(run_folder(question.settings).glob(f"{_STEM}*{_PID_SUFFIX}{_LAST_SUFFIX}"))
+    records = [record for path in paths if (record := _record_of_start(path)) is not None]
+    if len(records) > 1:
+        raise CommandFailed(
+            "several gateways were started here, and none runs: name one with --http-addr, --port or --pid-file",
+            *(
+                f"{record.url}, last started {record.since:%Y-%m-%d %H:%M} UTC"
+                for record in records
+            ),
+        )
+    return records[0] if records else named
+
+
+def _record_of_start(path: Path) -> Record | None:
+    found = read_pid_file(path)
+    return None if found is None or found.condition is Condition.FOREIGN else found.record
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder, and those above it, for their owner alone.
 
@@ -131,17 +165,37 @@ def meant(question: Question) -> PidFile | None:
     """
     named = read_pid_file(files_of(question.settings).pid_file)
     configured = not question.found.given.isdisjoint(_NAMING)
+    if named is None and configured and "pid_file" not in question.found.given:
+        # `localhost:8080` names the gateway that was started as 127.0.0.1:8080 just as well.
+        there = [one for one in all_instances(question.settings) if _listens_at(one, question)]
+        named = _the_only(there)
     if is_named_by_flag(question) or (named is not None and configured):
         return named
-    found = all_instances(question.settings)
-    running = [one for one in found if one.running is not None]
-    candidates = running or found
+    return _the_only(all_instances(question.settings))
+
+
+def _the_only(found: Sequence[PidFile]) -> PidFile | None:
+    candidates = [one for one in found if one.running is not None] or found
     if len(candidates) > 1:
-        raise CommandFailed(
-            "there are several gateways: name one with --http-addr or --pid-file",
-            *map(in_a_line, candidates),
-        )
+        raise CommandFailed(_SEVERAL, *map(in_a_line, candidates))
     return candidates[0] if candidates else None
+
+
+def _listens_at(one: PidFile, question: Question) -> bool:
+    """Tell whether a gateway can be reached at the address that is asked for."""
+    if one.record is None:
+        return False
+    asked, there = parse_host_port(question.settings.http_addr), parse_host_port(one.record.address)
+    return asked.port == there.port and _same_host(asked.host.lower(), there.host.lower())
+
+
+def _same_host(one: str, other: str) -> bool:
+    return one == other or not {one, other}.isdisjoint(_EVERYWHERE) or _local(one) == _local(other)
+
+
+def _local(host: str) -> str:
+    is_loopback = host in {"localhost", "::1"} or host.startswith("127.")
+    return "localhost" if is_loopback else host
 
 
 def is_named_by_flag(question: Question) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed
+from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed, complain
 from lcp_gateway.config import Settings, journal_place, without_password
 from lcp_gateway.store.database import Database, DatabaseUnavailable
 from lcp_gateway.store.engine import BadDatabaseUrl, open_database
@@ -25,6 +25,20 @@ _AGE_UNITS = {
     "d": timedelta(days=1),
     "w": timedelta(weeks=1),
 }
+
+
+def read_only_settings(settings: Settings) -> Settings:
+    """Give settings whose journal is to be read: that of the embedded node where no other gateway has run, which is said."""
+    if settings.embedded or settings.journal_url:
+        return settings
+    embedded = settings.model_copy(update={"embedded": True})
+    place, other = journal_place(settings), journal_place(embedded)
+    if not isinstance(place, Path) or not isinstance(other, Path):
+        return settings
+    if place.exists() or not other.exists():
+        return settings
+    complain(f"only the embedded node has run here: this is its journal, of play money ({other})")
+    return embedded
 
 
 @contextlib.asynccontextmanager
@@ -67,7 +81,7 @@ def _check_file(path: Path) -> None:
     except FileNotFoundError:
         raise CommandFailed(
             f"there is no journal at {path}: no gateway with these settings has run yet "
-            "(see journal_url; with --embedded it is another file)"
+            "(see journal_url; with --embedded, as ./scripts/serve has it, it is another file)"
         ) from None
     except OSError as error:
         raise CommandFailed(f"{path}: cannot be read: {error.strerror}") from None

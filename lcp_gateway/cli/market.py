@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lcp_gateway.cli.daemon import advice, describe, once_up, opened
 from lcp_gateway.cli.outcome import CommandFailed, complain
-from lcp_gateway.config import Settings, all_nodes
+from lcp_gateway.config import Settings, all_nodes, specs
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.ports import Upstream
 from lcp_gateway.purchase.task import TaskKind
@@ -48,6 +48,24 @@ class Untried:
     registry: Registry
     auto: AutoChoice
     chooser: "Chooser"
+
+
+def names_market(flags: Mapping[str, object]) -> bool:
+    """Tell whether flags name a daemon, nodes or rules, and no gateway, so that they and not a gateway are to be asked."""
+    return flags.get("http_addr") is None and bool(_for_direct(flags))
+
+
+def complain_of_unused(flags: Mapping[str, object]) -> None:
+    """Say which flags a running gateway, which was named, has not been told of."""
+    if unused := _for_direct(flags):
+        names = ", ".join(specs()[name].flag for name in unused)
+        complain(
+            f"the running gateway has settings of its own: not used here: {names} (see --direct)"
+        )
+
+
+def _for_direct(flags: Mapping[str, object]) -> list[str]:
+    return [name for name, value in flags.items() if value is not None and name != "http_addr"]
 
 
 @contextlib.asynccontextmanager

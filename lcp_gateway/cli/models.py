@@ -10,7 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
-from lcp_gateway.cli.market import NOTHING_MEASURED, Market, opened_market, untried
+from lcp_gateway.cli.market import (
+    NOTHING_MEASURED,
+    Market,
+    complain_of_unused,
+    names_market,
+    opened_market,
+    untried,
+)
 from lcp_gateway.cli.options import JsonOption
 from lcp_gateway.cli.outcome import complain
 from lcp_gateway.cli.output import print_json, print_table
@@ -65,14 +72,18 @@ def models(
     *,
     direct: Annotated[
         bool,
-        typer.Option("--direct", help="Ask daemon and nodes, also where a gateway runs."),
+        typer.Option(
+            "--direct",
+            help="Ask daemon and nodes, also where a gateway runs; any other flag for them does so too.",
+        ),
     ] = False,
     json: JsonOption = False,
 ) -> int:
     """Print what peers and nodes offer. Scores are as the running gateway measured; without one, daemon and nodes are asked."""
     loaded = load_or_complain(flags, config)
-    gateway = None if direct else running_gateway(loaded.settings)
+    gateway = None if direct or names_market(flags) else running_gateway(loaded.settings)
     if gateway is not None:
+        complain_of_unused(flags)
         rows = _as_told(gateway, loaded.settings)
     else:
         with daemon_for(loaded.settings) as settings:

@@ -31,32 +31,56 @@ def node(
     listen: Annotated[
         str | None,
         typer.Option(
-            metavar="ADDRESS", help=f"host:port or unix:/path; {STANDALONE_LISTEN} if not given."
+            "--listen",
+            "--node-listen",
+            metavar="ADDRESS",
+            help=f"host:port or unix:/path; {STANDALONE_LISTEN} if not given.",
         ),
     ] = None,
     backend: Annotated[
         str | None,
         typer.Option(
-            metavar="BACKEND", help="`echo`, or a base URL of an OpenAI-compatible server."
+            "--backend",
+            "--node-backend",
+            metavar="BACKEND",
+            help="`echo`, or a base URL of an OpenAI-compatible server.",
         ),
     ] = None,
     peers: Annotated[
-        str | None, typer.Option(metavar="FILE", help="TOML file that describes the peers.")
+        str | None,
+        typer.Option(
+            "--peers",
+            "--node-peers-file",
+            metavar="FILE",
+            help="TOML file that describes the peers.",
+        ),
     ] = None,
     faults: Annotated[
         bool | None,
         typer.Option(
             "--faults/--no-faults",
+            "--node-faults/--no-node-faults",
             help="Add a peer whose models misbehave in scripted ways.",
             show_default=False,
         ),
     ] = None,
     events: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="File to append each event to, as JSON lines."),
+        typer.Option(
+            "--events",
+            "--node-events-file",
+            metavar="FILE",
+            help="File to append each event to, as JSON lines.",
+        ),
     ] = None,
     tokens_per_second: Annotated[
-        str | None, typer.Option(metavar="N", help="Pace of models that set none.")
+        str | None,
+        typer.Option(
+            "--tokens-per-second",
+            "--node-tokens-per-second",
+            metavar="N",
+            help="Pace of models that set none.",
+        ),
     ] = None,
     protocol_version: Annotated[
         int, typer.Option(min=0, metavar="N", hidden=True, help="Version to claim; 0 is the usual.")

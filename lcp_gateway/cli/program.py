@@ -113,6 +113,21 @@ def _top(
         raise typer.Exit
 
 
+def _secret_flag(option: str) -> str:
+    """Say what to do instead of a flag that would hold a secret; empty for any other unknown flag."""
+    from lcp_gateway.config import specs  # noqa: PLC0415 - only a mistake needs it
+
+    asked = option.removeprefix("--").partition("=")[0].replace("-", "_")
+    names = [name for name, spec in specs().items() if spec.secret and name in {asked, f"{asked}s"}]
+    if not names:
+        return ""
+    spec = specs()[names[0]]
+    return (
+        f"{option}: a secret has no flag, since every user of this machine can read a command line (ps): set "
+        f"{spec.environment} in the environment, or {spec.name} in a configuration file that only you can read"
+    )
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and give the exit code. What can be expected to fail ends in a line, not in a traceback."""
     command = typer.main.get_command(app)
@@ -127,6 +142,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         complain(*error.lines)
         return error.exit_code
     except typer.TyperException as error:
+        if secret := _secret_flag(getattr(error, "option_name", "") or ""):
+            complain(secret)
+            return error.exit_code
         complain(" ".join(error.format_message().split()) + f" (see {PROGRAM} --help)")
         return error.exit_code
     except typer.Abort:

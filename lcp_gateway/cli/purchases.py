@@ -20,6 +20,7 @@ from lcp_gateway.cli.journal import (
     opened_journal,
     read_age,
     read_job_id,
+    read_only_settings,
     written_time,
 )
 from lcp_gateway.cli.options import JsonOption, YesOption, a_text
@@ -78,7 +79,7 @@ def list_purchases(
     json: JsonOption = False,
 ) -> int:
     """List purchases, the newest first. A fee in brackets is reckoned, not known."""
-    settings = load_or_complain(flags, config).settings
+    settings = read_only_settings(load_or_complain(flags, config).settings)
 
     async def read() -> tuple[list[PurchaseRecord], bool]:
         async with opened_journal(settings) as database:
@@ -107,7 +108,9 @@ def show(
 ) -> int:
     """Print everything that is known of one purchase."""
     wanted = read_job_id(job_id)
-    record, steps = asyncio.run(one_purchase(load_or_complain(flags, config).settings, wanted))
+    record, steps = asyncio.run(
+        one_purchase(read_only_settings(load_or_complain(flags, config).settings), wanted)
+    )
     times = {step.state.value: written_time(step.at) for step in steps}
     fields = fields_of(record)
     if json:
@@ -131,7 +134,7 @@ def export(
     ] = ExportFormat.JSONL,
 ) -> int:
     """Write purchases to standard output, the newest first, as JSON Lines or CSV."""
-    settings = load_or_complain(flags, config).settings
+    settings = read_only_settings(load_or_complain(flags, config).settings)
     write: Callable[[PurchaseRecord], object] = _json_line
     if form is ExportFormat.CSV:
         table = csv.writer(sys.stdout, lineterminator="\n")

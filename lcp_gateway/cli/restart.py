@@ -8,10 +8,11 @@ from pathlib import Path
 import typer
 
 from lcp_gateway.cli.flags import setting_flags
-from lcp_gateway.cli.instances import ask, holding, meant
+from lcp_gateway.cli.instances import ask, holding, last_start, meant
 from lcp_gateway.cli.outcome import CommandFailed, complain
 from lcp_gateway.cli.pid_file import Condition, Record, read_pid_file
 from lcp_gateway.cli.start import Plan, carry_out, make_plan, typed_flags
+from lcp_gateway.cli.starting import arguments
 from lcp_gateway.cli.stop import stop_found
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -20,9 +21,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 @app.command()
 @setting_flags()
 def restart(config: Path | None, flags: Mapping[str, object]) -> int:
-    """Stop and start it, with the flags it was started with and those given here over them."""
-    found = meant(ask(flags, config))
-    record = found.record if found is not None else None
+    """Stop and start it, with the flags it was started with last and those given here over them."""
+    question = ask(flags, config)
+    found = meant(question)
+    record = found.record if found is not None else last_start(question)
     if found is not None and found.condition is Condition.FOREIGN:
         raise CommandFailed(f"{found.path}: {found.problem}: that gateway is not yours to restart")
     plan = _plan(flags, config, record)
@@ -36,8 +38,17 @@ def restart(config: Path | None, flags: Mapping[str, object]) -> int:
         if now is not None and now.running is not None:
             stop_found(now, plan.settings)
         else:
-            complain("it was not running")
+            complain(f"it was not running{_as_before(record)}")
         return carry_out(plan)
+
+
+def _as_before(record: Record | None) -> str:
+    if record is None:
+        return ""
+    flags = " ".join(arguments(record.flags, record.config))
+    return f": it is started as on {record.since:%Y-%m-%d at %H:%M} UTC" + (
+        f", with {flags}" if flags else ", without flags"
+    )
 
 
 def _plan(flags: Mapping[str, object], config: Path | None, record: Record | None) -> Plan:

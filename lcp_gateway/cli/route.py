@@ -18,7 +18,13 @@ from lcp_gateway.cli.asking import (
     read_request,
 )
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
-from lcp_gateway.cli.market import NOTHING_MEASURED, opened_market, untried
+from lcp_gateway.cli.market import (
+    NOTHING_MEASURED,
+    complain_of_unused,
+    names_market,
+    opened_market,
+    untried,
+)
 from lcp_gateway.cli.options import JsonOption, a_text
 from lcp_gateway.cli.outcome import CommandFailed, complain
 from lcp_gateway.cli.output import print_json, print_pairs, print_table
@@ -59,15 +65,19 @@ def route(
     endpoint: EndpointOption = None,
     direct: Annotated[
         bool,
-        typer.Option("--direct", help="Ask daemon and nodes, also where a gateway runs."),
+        typer.Option(
+            "--direct",
+            help="Ask daemon and nodes, also where a gateway runs; any other flag for them does so too.",
+        ),
     ] = False,
     json: JsonOption = False,
 ) -> int:
     """Explain who would get a request. The running gateway is asked; without one, daemon and nodes are. Nothing is paid."""
     kind, request = _request(body, model, endpoint)
     loaded = load_or_complain(flags, config)
-    gateway = None if direct else running_gateway(loaded.settings)
+    gateway = None if direct or names_market(flags) else running_gateway(loaded.settings)
     if gateway is not None:
+        complain_of_unused(flags)
         document = gateway.explain(kind, request)
         complain(f"as measured by the gateway at {gateway.url}")
     else:

@@ -25,11 +25,11 @@ _PATHS: Mapping[TaskKind, str] = {
     TaskKind.COMPLETIONS: "/v1/completions",
     TaskKind.EMBEDDINGS: "/v1/embeddings",
 }
+_SET_A_KEY = "set LCP_GATEWAY_API_KEYS or LCP_GATEWAY_ADMIN_KEY to one that it knows, or ask daemon and nodes with --direct"
 _LOOPBACK = frozenset({"localhost", "::1"})
 # An address to listen on that is none to call.
 _CALLED_AS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing listens here
 _ADVICE: Mapping[int, str] = {
-    HTTPStatus.UNAUTHORIZED: "; what was presented is the first of api_keys",
     HTTPStatus.NOT_FOUND: "; see lcp-gateway models",
 }
 
@@ -77,10 +77,11 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class RunningGateway:
-    """A gateway that answers. ``nodes_up`` tells of each node by its name whether it is up."""
+    """A gateway that answers. ``presented`` says which key it is asked with, ``nodes_up`` of each node by its name whether it is up."""
 
     address: Address
     key: str = field(repr=False)
+    presented: str = "no key"
     nodes_up: Mapping[str, bool] = field(default_factory=dict)
 
     @property
@@ -132,6 +133,8 @@ class RunningGateway:
         if asked.status != HTTPStatus.OK:
             error = asked.document.get("error")
             words = refusal(asked.status, error if isinstance(error, Mapping) else {})
+            if asked.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+                words += f"; presented was {self.presented}: {_SET_A_KEY}"
             raise CommandFailed(f"the gateway at {self.url}: {words}")
         return asked.document
 
@@ -156,11 +159,22 @@ def running_gateway(settings: Settings) -> RunningGateway | None:
     if not asked.server.startswith(_SERVER) or "jobs_in_flight" not in asked.document:
         return None
     nodes = asked.document.get("nodes") or {}
+    key, presented = _key_of(settings)
     return RunningGateway(
         address,
-        next(iter(settings.api_keys), ""),
+        key,
+        presented,
         {name: bool(state["up"]) for name, state in nodes.items()},
     )
+
+
+def _key_of(settings: Settings) -> tuple[str, str]:
+    """Give the key to ask with, and say which one it is."""
+    if settings.api_keys:
+        return settings.api_keys[0], "the first of api_keys"
+    if settings.admin_key:
+        return settings.admin_key, "admin_key"
+    return "", "no key"
 
 
 def address_of(settings: Settings) -> Address:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
-from lcp_gateway.cli.journal import JOURNAL_SETTINGS, opened_journal, read_time
+from lcp_gateway.cli.journal import JOURNAL_SETTINGS, opened_journal, read_only_settings, read_time
 from lcp_gateway.cli.options import JsonOption
 from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.output import print_json, print_table
@@ -81,7 +81,7 @@ def spend(
     time, others = _ways(by or [], period)
     now = datetime.now(UTC)
     which = Filter(since=read_time(since, now), until=read_time(until, now))
-    settings = load_or_complain(flags, config).settings
+    settings = read_only_settings(load_or_complain(flags, config).settings)
     found = asyncio.run(_read(settings, time or Period.MONTH, which))
     names = ([time.value] if time else []) + [way.value for way in others]
     sums = add_up(found, time, others)

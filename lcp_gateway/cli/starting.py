@@ -1,5 +1,6 @@
 """Starts a gateway in the background, and waits until it is ready or is not going to be."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import lcp_gateway
 from lcp_gateway.__about__ import __version__
 from lcp_gateway.cli.background import marked
 from lcp_gateway.cli.ending import end
-from lcp_gateway.cli.instances import Files, make_folder
+from lcp_gateway.cli.instances import Files, last_start_file, make_folder
 from lcp_gateway.cli.log_tail import Follower
 from lcp_gateway.cli.pid_file import Record, remove_pid_file, write_pid_file
 from lcp_gateway.cli.processes import Process, find_process
@@ -71,14 +72,19 @@ def start_process(launch: Launch) -> tuple[Process, Readiness]:
         # One that has ended already is nobody: what is waited for below says so.
         process = find_process(child.pid) or Process(child.pid, "")
         try:
-            write_pid_file(launch.files.pid_file, _record(launch, process))
-            return process, _wait(child, log, launch)
+            record = _record(launch, process)
+            write_pid_file(launch.files.pid_file, record)
+            readiness = _wait(child, log, launch)
         except BaseException:
             # Its end is waited for by us: who is not waited for stays in the table of processes.
             end(process, _END_WITHIN_S, lambda: None)
             remove_pid_file(launch.files.pid_file, process)
             child.wait()
             raise
+    with contextlib.suppress(OSError):
+        # It stays when the gateway is stopped, for a later restart; without it that takes no flags over.
+        write_pid_file(last_start_file(launch.files.pid_file), record)
+    return process, readiness
 
 
 def arguments(flags: Mapping[str, str | bool], config: Path | None) -> list[str]:

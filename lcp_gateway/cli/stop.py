@@ -15,6 +15,7 @@ from lcp_gateway.cli.instances import (
     meant,
     others,
     remove_left_over,
+    run_folder,
 )
 from lcp_gateway.cli.outcome import CommandFailed, complain
 from lcp_gateway.cli.pid_file import Condition, PidFile, read_pid_file, remove_pid_file
@@ -78,7 +79,8 @@ def _nothing_to_stop(question: Question) -> int:
     url = url_of(question.settings)
     if ask_readiness(url) is not None:
         raise CommandFailed(
-            f"the gateway that answers at {url} was not started by lcp-gateway start: end it where it runs"
+            f"a gateway answers at {url}, and there is no PID file of it in {run_folder(question.settings)}: end it where "
+            "it runs, or name its --pid-file or --state-dir"
         )
     complain(*others(question))
     return _say_stopped()

@@ -9,6 +9,7 @@ from lcp_gateway.purchase.memory import Repeat
 from lcp_gateway.purchase.money import Msat
 
 _MAX_KEY_CHARS = 255
+_ROUTE_ONLY = "X-Lcp-Route-Only"
 _DIGITS = re.compile(r"[0-9]{1,18}")
 
 
@@ -43,10 +44,19 @@ def read_asked(headers: Mapping[str, str]) -> Asked:
             client_request_id=headers.get("x-client-request-id"),
         ),
         quote_only=_switch(headers, "X-Lcp-Quote-Only"),
-        route_only=_switch(headers, "X-Lcp-Route-Only"),
+        route_only=is_route_only(headers),
         quote_id=headers.get("X-Lcp-Quote-Id"),
         limit_msat=None if limit is None else Msat(int(limit)),
     )
+
+
+def is_route_only(headers: Mapping[str, str]) -> bool:
+    """Tell whether a request only asks how it would be routed.
+
+    Raises:
+        ApiError: 400; the header cannot be read.
+    """
+    return _switch(headers, _ROUTE_ONLY)
 
 
 def _switch(headers: Mapping[str, str], name: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Protocol
 from aiohttp import web
 
 from lcp_gateway.accounts.caller import Caller, KeyRules, Scope
+from lcp_gateway.http.asking import is_route_only
 from lcp_gateway.http.auth import BearerKeys
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.purchase.states import Verdict
@@ -18,6 +19,7 @@ AGENT_TOKEN = "agent_token"  # noqa: S105 - the name of a part of a path
 _ADMIN_PATHS = "/api/admin/"
 _WALLET_PATHS = ("/api/wallet",)
 _METRICS = "/metrics"
+_MODELS, _RANKING = "/v1/models", "/api/models/route"
 # What can be paid for at the door: what is stored belongs to somebody who has a credential already.
 _BUYING_PATHS = ("/chat/completions", "/responses", "/completions", "/embeddings", "/models/route")
 EVERYONE = Caller("", None, KeyRules(scopes=frozenset({Scope.INFERENCE})))
@@ -88,6 +90,8 @@ class AccountDoor:
             if caller.account_id is not None:
                 raise _not_good_for("metrics")
             return caller
+        if caller is _ADMINISTRATOR and _only_looks(request):
+            return caller
         if scope not in caller.rules.scopes:
             raise _not_good_for(scope.value)
         return caller
@@ -123,6 +127,27 @@ def scope_of(path: str) -> Scope:
     if path.startswith(_ADMIN_PATHS):
         return Scope.ADMIN
     return Scope.WALLET if path.startswith(_WALLET_PATHS) else Scope.INFERENCE
+
+
+def _only_looks(request: web.Request) -> bool:
+    """Tell whether a request reads what is on offer, or asks how it would be routed, and can buy nothing."""
+    if request.method == "GET":
+        return request.path == _MODELS or request.path.startswith(f"{_MODELS}/")
+    if request.method != "POST":
+        return False
+    if request.path == _RANKING:
+        return True
+    return request.path.endswith(_BUYING_PATHS) and is_route_only(request.headers)
+
+
+def check_may_buy(caller: Caller) -> None:
+    """Let a caller pass that may buy answers: one that may only look does not come further.
+
+    Raises:
+        ApiError: 403.
+    """
+    if Scope.INFERENCE not in caller.rules.scopes:
+        raise _not_good_for(Scope.INFERENCE.value)
 
 
 def _not_good_for(what: str) -> ApiError:

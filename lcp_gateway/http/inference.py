@@ -14,6 +14,7 @@ from lcp_gateway.http.body import read_body
 from lcp_gateway.http.charging import Charging
 from lcp_gateway.http.delivering import Delivering
 from lcp_gateway.http.documents import json_response
+from lcp_gateway.http.door import check_may_buy
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.exchange import EXCHANGE, Exchange
 from lcp_gateway.http.failures import of_error, of_purchase
@@ -120,6 +121,8 @@ class Inference:
         self, request: web.Request, exchange: Exchange, kind: TaskKind, place: "_Place"
     ) -> web.StreamResponse:
         asked = read_asked(request.headers)
+        if not asked.route_only:
+            check_may_buy(exchange.caller)
         body = await read_body(request, self._read_timeout_s)
         parsed = parse_request(kind, body, self._default_model)
         task = parsed.task

@@ -313,3 +313,28 @@ def test_a_server_that_cannot_be_reached_is_named_without_its_password(run, monk
     assert outcome.code == 1
     assert "postgresql://u:***@127.0.0.1:1/db cannot be used" in outcome.err
     assert "hush" not in outcome.err + outcome.out
+
+
+READING = [
+    ["purchases", "list"], ["purchases", "export"], ["purchases", "show", ONE.job_id.hex()],
+    ["receipt", "show", ONE.job_id.hex()], ["spend"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", READING)
+def test_where_only_the_embedded_node_has_run_its_journal_is_read(command, run, tmp_path):
+    """D4: after ``./scripts/serve`` there was "no journal"."""
+    folder = tmp_path / "state" / "lcp-gateway"
+    written(folder / "embedded.db", ONE)
+    outcome = run(*command)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == run(*command, "--embedded").out
+    assert "only the embedded node has run here" in outcome.err and "play money" in outcome.err
+    written(folder / "journal.db", TWO)
+    assert "only the embedded node" not in run(*command).err
+
+
+def test_what_changes_books_never_guesses_which(run, tmp_path):
+    written(tmp_path / "state" / "lcp-gateway" / "embedded.db", TWO)
+    outcome = run("purchases", "resolve", TWO.job_id.hex(), "settled", "--why", "x", "--yes")
+    assert outcome.code == 1 and "with --embedded, as ./scripts/serve has it" in outcome.err

@@ -94,3 +94,16 @@ def test_no_secret_is_repeated(run, file):
     )
     outcome = run("config", "check", str(file))
     assert outcome.code == 1 and SECRET not in outcome.out + outcome.err
+
+
+def test_the_file_may_be_named_as_for_every_other_command(run, tmp_path):
+    """D4: ``--config`` was no option."""
+    file, other = tmp_path / "a.toml", tmp_path / "b.toml"
+    file.write_text("http_addr = ':x'\n")
+    other.write_text("")
+    assert (
+        run("config", "check", "--config", str(file)).out == run("config", "check", str(file)).out
+    )
+    assert run("config", "check", "--config", str(file)).code == 1
+    outcome = run("config", "check", str(other), "--config", str(file))
+    assert outcome.code == 2 and "name one file" in outcome.err

@@ -148,6 +148,37 @@ def test_a_running_gateway_is_asked_and_its_key_is_not_shown(run, box, nowhere, 
     assert refused.err.count("\n") == 1
 
 
+def test_a_daemon_that_a_flag_names_is_asked_though_a_gateway_runs_on_the_usual_address(
+    run, nowhere, monkeypatch
+):
+    """D4: the flag was ignored."""
+    with gateway() as running:
+        monkeypatch.setenv("LCP_GATEWAY_HTTP_ADDR", f"127.0.0.1:{running.port}")
+        assert "as measured by the gateway" in run("models").err
+        outcome = run("models", "--lcpd-grpc-addr", nowhere)
+        assert f"the daemon at {nowhere} does not answer" in outcome.err
+        named = run("models", "--port", str(running.port), "--lcpd-grpc-addr", nowhere)
+        assert "not used here: --lcpd-grpc-addr" in named.err and named.code == 0
+
+
+@pytest.mark.parametrize("command", ["models", "route"])
+def test_with_accounts_the_administrators_key_is_enough_to_look(run, command, monkeypatch):
+    """D4: it was refused, and the hint named another key."""
+    accounts = {"LCP_GATEWAY_AUTH": "accounts", "LCP_GATEWAY_ADMIN_KEY": "boss-of-it-all"}
+    with gateway(env=accounts) as running:
+        where = ("--port", str(running.port))
+        refused = run(command, *where)
+        assert refused.code == 1 and "presented was no key: set" in refused.err
+        assert "LCP_GATEWAY_ADMIN_KEY" in refused.err
+        monkeypatch.setenv("LCP_GATEWAY_ADMIN_KEY", "another-boss-than-that")
+        assert "presented was admin_key" in run(command, *where).err
+        monkeypatch.setenv("LCP_GATEWAY_ADMIN_KEY", accounts["LCP_GATEWAY_ADMIN_KEY"])
+        outcome = run(command, *where)
+        assert outcome.code == 0, outcome.err
+        assert "echo-1" in outcome.out
+        assert running.events() == []
+
+
 def test_what_is_measured_shows_in_the_rows_of_the_best_provider():
     model = {
         "id": "m",

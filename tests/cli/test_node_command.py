@@ -73,3 +73,11 @@ def test_a_backend_that_is_not_there_is_one_line(start, tmp_path):
     assert process.returncode == 1
     assert err.startswith("lcp-gateway: node: ")
     assert "Traceback" not in err
+
+
+def test_it_takes_the_flags_of_serve_too(start, run, tmp_path):
+    """D4: ``--node-listen`` was no option."""
+    process = start("node", "--node-listen", f"unix:{tmp_path}/n.sock", "--node-faults")
+    assert process.stdout.readline().startswith(f"node ready on unix:{tmp_path}/n.sock")
+    for flag in ("--node-backend", "--node-peers-file", "--node-tokens-per-second"):
+        assert run("node", flag, "/none").code == 2

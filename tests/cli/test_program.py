@@ -1,5 +1,6 @@
 """The program as a whole: help, version, and errors that are lines and not tracebacks."""
 
+import json
 import subprocess
 import sys
 
@@ -155,3 +156,48 @@ def test_the_node_of_the_gateway_starts_without_what_only_the_gateway_needs():
 def test_serving_starts_without_rich_and_reads_flags_before_the_server_is_imported():
     loaded = modules_after("import lcp_gateway.cli.serve")
     assert loaded.isdisjoint({"rich", "aiohttp", "grpc", "prometheus_client"})
+
+
+@pytest.mark.parametrize("flag", ["--api-key", "--api-keys", "--admin-key"])
+def test_a_secret_on_the_command_line_is_refused_with_a_place_for_it(run, flag):
+    """D4: in words, and without repeating it."""
+    for written in ([flag, "sk-my-secret"], [f"{flag}=sk-my-secret"]):
+        outcome = run("serve", *written)
+        assert outcome.code == 2 and "LCP_GATEWAY_A" in outcome.err
+        assert "a secret has no flag" in outcome.err and "sk-my-secret" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "address"),
+    [
+        (["--port", "9000"], "127.0.0.1:9000"),
+        (["--host", "localhost"], "localhost:8080"),
+        (["--host", "0.0.0.0", "--port", "1"], "0.0.0.0:1"),
+        (["--host", "::1"], "[::1]:8080"),
+        (["--host", "[::1]", "--port", "2"], "[::1]:2"),
+    ],
+)
+def test_host_and_port_are_parts_of_the_address(run, arguments, address):
+    """D4."""
+    shown = json.loads(run("config", "show", "--json", *arguments).out)["settings"]["http_addr"]
+    assert shown["value"] == address
+
+
+def test_the_other_part_of_the_address_stays_as_it_is_configured(run, monkeypatch):
+    monkeypatch.setenv("LCP_GATEWAY_HTTP_ADDR", "127.0.0.7:7000")
+    shown = json.loads(run("config", "show", "--json", "--port", "1").out)["settings"]
+    assert shown["http_addr"]["value"] == "127.0.0.7:1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--port", "70000"], "--port"),
+        (["--port", "x"], "--port"),
+        (["--host", "a b"], "--host"),
+        (["--port", "1", "--http-addr", ":1"], "says host and port already"),
+    ],
+)
+def test_what_is_no_address_is_wrong_use(run, arguments, words):
+    outcome = run("config", "show", *arguments)
+    assert outcome.code == 2 and words in outcome.err and outcome.err.count("\n") == 1

@@ -51,6 +51,33 @@ def test_a_path_asks_for_a_scope(path, scope):
     assert scope_of(path) is scope
 
 
+async def test_the_administrators_key_looks_at_what_is_on_offer_and_buys_nothing(bank):
+    """D4."""
+    route_only = {"X-Lcp-Route-Only": "true"}
+    async with front(bank) as gateway:
+        for method, path, headers in (
+            ("GET", "/v1/models", {}),
+            ("GET", "/v1/models/m", {}),
+            ("POST", "/api/models/route", {}),
+            ("POST", CHAT, route_only),
+            ("POST", "/v1/responses", {"x-lcp-route-only": " TRUE "}),
+        ):
+            found = await gateway.ask(method, path, ADMIN_KEY, headers=headers)
+            assert found.status == 200, (method, path)
+        for method, path, headers in (
+            ("POST", CHAT, {}),
+            ("POST", CHAT, {"X-Lcp-Route-Only": "false"}),
+            ("POST", CHAT, {"X-Lcp-Quote-Only": "true"}),
+            ("POST", "/v1/responses/resp_1/cancel", route_only),
+            ("POST", "/v1/chat/completions/chatcmpl_1", route_only),
+            ("GET", "/v1/responses/resp_1", route_only),
+            ("GET", "/v1/chat/completions", {}),
+            ("GET", "/api/wallet", {}),
+        ):
+            found = await gateway.ask(method, path, ADMIN_KEY, headers=headers)
+            assert (found.status, found.code) == (403, "missing_scope"), (method, path)
+
+
 async def test_a_customers_key_lets_in_for_its_account(bank):
     account_id = await bank.customer()
     async with front(bank) as gateway:

@@ -40,6 +40,27 @@ def test_a_restart_of_a_stopped_one_starts_it(machine, port):
     machine.run("stop")
 
 
+def test_a_restart_after_a_stop_starts_it_as_it_was_started(machine, port):
+    """D4: ``--embedded`` was lost, and a gateway for real money was started."""
+    assert machine.start(port, "--log-level", "debug").code == 0
+    flags = flags_of(machine, port)
+    assert machine.run("stop").code == 0
+    assert machine.run("status").code == 3
+    again = machine.run("restart")
+    assert again.code == 0, again.said
+    assert "it was not running: it is started as on" in again.err and "--embedded" in again.err
+    assert flags_of(machine, port) == flags
+    assert machine.run("stop").code == 0
+    # Several were, and none is named.
+    second = free_port()
+    assert machine.start(second).code == 0
+    assert machine.run("stop").code == 0
+    refused = machine.run("restart")
+    assert refused.code == 1 and refused.err.count("last started") == 2
+    assert machine.run("restart", "--http-addr", f"127.0.0.1:{second}").code == 0
+    assert machine.run("stop").code == 0
+
+
 def test_a_restart_into_a_configuration_that_cannot_be_used_changes_nothing(machine, port):
     assert machine.start(port).code == 0
     pid = machine.pid(port)

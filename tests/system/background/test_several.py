@@ -55,3 +55,24 @@ def test_one_in_the_foreground_is_seen_and_left_alone(machine, port):
     assert answers(port)
     foreground.terminate()
     assert ended(foreground).code == 0
+
+
+def test_one_is_found_by_its_port_under_every_name_of_this_machine(machine, port):
+    """D3: under another name it was said to be in the foreground, or not started by ``start``."""
+    assert machine.start(port).code == 0
+    for address in (f"localhost:{port}", f":{port}", f"127.0.0.1:{port}", f"[::1]:{port}"):
+        found = machine.run("status", "--json", "--http-addr", address)
+        assert (found.code, json.loads(found.out)["state"]) == (0, "running"), address
+    assert (
+        json.loads(machine.run("status", "--json", "--port", str(port)).out)["state"] == "running"
+    )
+    assert machine.run("logs", "--http-addr", f"localhost:{port}").code == 0
+    assert machine.run("reload", "--http-addr", f":{port}").code == 0
+    other = machine.run("status", "--json", "--http-addr", f"192.0.2.1:{port}")
+    assert json.loads(other.out)["state"] == "stopped"
+    before = machine.pid(port)
+    again = machine.run("restart", LCP_GATEWAY_HTTP_ADDR=f"localhost:{port}")
+    assert again.code == 0, again.said
+    assert machine.pid(port) != before
+    stopped = machine.run("stop", "--http-addr", f"localhost:{port}")
+    assert f"Stopped lcp-gateway at http://127.0.0.1:{port}" in stopped.out
