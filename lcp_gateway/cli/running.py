@@ -25,7 +25,10 @@ _PATHS: Mapping[TaskKind, str] = {
     TaskKind.COMPLETIONS: "/v1/completions",
     TaskKind.EMBEDDINGS: "/v1/embeddings",
 }
-_SET_A_KEY = "set LCP_GATEWAY_API_KEYS or LCP_GATEWAY_ADMIN_KEY to one that it knows, or ask daemon and nodes with --direct"
+_SET_A_KEY = (
+    "give the settings that it has (--config, or LCP_GATEWAY_API_KEYS, or LCP_GATEWAY_AUTH=accounts with "
+    "LCP_GATEWAY_ADMIN_KEY), or ask daemon and nodes themselves with --direct"
+)
 _LOOPBACK = frozenset({"localhost", "::1"})
 # An address to listen on that is none to call.
 _CALLED_AS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing listens here

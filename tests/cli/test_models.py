@@ -168,8 +168,9 @@ def test_with_accounts_the_administrators_key_is_enough_to_look(run, command, mo
     with gateway(env=accounts) as running:
         where = ("--port", str(running.port))
         refused = run(command, *where)
-        assert refused.code == 1 and "presented was no key: set" in refused.err
+        assert refused.code == 1 and "presented was no key: give" in refused.err
         assert "LCP_GATEWAY_ADMIN_KEY" in refused.err
+        monkeypatch.setenv("LCP_GATEWAY_AUTH", "accounts")
         monkeypatch.setenv("LCP_GATEWAY_ADMIN_KEY", "another-boss-than-that")
         assert "presented was admin_key" in run(command, *where).err
         monkeypatch.setenv("LCP_GATEWAY_ADMIN_KEY", accounts["LCP_GATEWAY_ADMIN_KEY"])

@@ -172,7 +172,7 @@ def test_a_secret_on_the_command_line_is_refused_with_a_place_for_it(run, flag):
     [
         (["--port", "9000"], "127.0.0.1:9000"),
         (["--host", "localhost"], "localhost:8080"),
-        (["--host", "0.0.0.0", "--port", "1"], "0.0.0.0:1"),
+        (["--host", "0.0.0.0", "--port", "1", "--allow-open"], "0.0.0.0:1"),
         (["--host", "::1"], "[::1]:8080"),
         (["--host", "[::1]", "--port", "2"], "[::1]:2"),
     ],
