@@ -313,6 +313,7 @@ def customers() -> list[stat.Panel | timeseries.Panel]:
         lines("Paid in by customers", "What was credited, and how many top-ups that were, a minute.", [(f"{rate('topups_msat_total')} * 60 / 1000", "paid in"), (f"{rate('topups_total')} * 60", "top-ups")], unit=SAT_PER_MINUTE),
         lines("Charged and paid", "What customers are charged, and what settled payments cost. Where the lines meet, nothing is earned.", [(f"{rate(charged)} * 60 / 1000", "charged"), (f"{rate(paid, extra=SETTLED)} * 60 / 1000", "paid")], unit=SAT_PER_MINUTE),
         lines("Refused customers", "balance: 402, with an invoice for what is missing. rate_limit: 429, too many requests or tokens a minute. concurrency: 429, too many at once. auth: no key, or none that is good for it.", [(rate("refusals_total", "reason", 'reason=~"balance|rate_limit|concurrency|auth"'), "{{reason}}")], unit="reqps", width=12),
+        lines("Age of the keys", "How long ago the keys of accounts were read. Past keys_stale_s (5 s by default) none is accepted, and customers are answered 503.", [(own("keys_age_seconds"), "{{instance}}"), (f"{own('keys_stale')} > 0", "stale on {{instance}}")], unit="s", width=12, steps=((None, GREEN), (5, RED))),
         lines("Who follows the settlements", "1 on the gateway that does. It moves when that one ends.", [(own("settlements_leader"), "{{instance}}")], width=12),
     ]  # fmt: skip
 

@@ -27,6 +27,17 @@ _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
+class KeysStale(Exception):
+    """The keys were read from the store too long ago: one of them may have been revoked since."""
+
+    def __init__(self, age_s: float, bound_s: float) -> None:
+        super().__init__(
+            f"the keys of accounts were last read {age_s:.0f} s ago, and are accepted for {bound_s:g} s"
+        )
+        self.age_s = age_s
+        self.bound_s = bound_s
+
+
 class FreshKey(NamedTuple):
     """A key at the only time at which its text is known."""
 
@@ -104,11 +115,16 @@ class KeyCache:
             for key_hash in map(hash_of, static_keys)
         }
 
-    def replace_all(self, records: Iterable[KeyRecord]) -> None:
-        """Know these keys and the static ones, and no others but those that changed after the records were read."""
+    def replace_all(self, records: Iterable[KeyRecord], upto: int | None = None) -> None:
+        """Know these keys and the static ones, and no others but those that changed after the records were read.
+
+        ``upto`` is the last change that the records hold. With it nothing else stays known, not even what seems to have
+        changed later: the store was read whole, and has the word.
+        """
         known = {KeyHash(record.key_hash): _as_known(record) for record in records}
-        newest = max((key.change for key in known.values()), default=0)
-        known.update((key, it) for key, it in self._stored.items() if it.change > newest)
+        if upto is None:
+            newest = max((key.change for key in known.values()), default=0)
+            known.update((key, it) for key, it in self._stored.items() if it.change > newest)
         self._stored = known
 
     def apply(self, changes: Iterable[KeyRecord]) -> None:

@@ -199,7 +199,11 @@ class Gateway:
             jobs=self.lasting.jobs,
             metrics=opened.metrics,
             stale_s=settings.peers_stale_s,
-            other_reasons=lambda: (*opened.ledgers.problems(), *opened.tasks.reasons()),
+            other_reasons=lambda: (
+                *opened.ledgers.problems(),
+                *opened.shop.problems(),
+                *opened.tasks.reasons(),
+            ),
             tasks=opened.tasks.report,
             lnd_report=opened.lnd_report,
         )

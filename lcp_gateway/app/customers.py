@@ -61,11 +61,13 @@ async def open_customers(
     if database is None:
         raise LedgerError("accounts need a journal")
     topups, keys, ledger = Topups(database), Keys(database), Ledger(database)
-    keeper = KeyKeeper(keys, KeyCache(settings.api_keys, EVERYONE.rules), log)
+    cache = KeyCache(settings.api_keys, EVERYONE.rules)
+    keeper = KeyKeeper(keys, cache, log, stale_s=settings.keys_stale_s)
     try:
         await keeper.load()
     except DatabaseUnavailable as error:
         raise LedgerError(f"the keys cannot be read: {error}") from error
+    metrics.watch_keys(lambda: keeper.age_s, lambda: keeper.is_stale)
     credited = tell_credit(metrics, log)
     tasks = [
         BackgroundTask("keys", keeper.run),

@@ -56,6 +56,7 @@ RELOADED: Final = frozenset(
         "loop_brake_per_minute",
         "allow_open",
         "admin_key",
+        "keys_stale_s",
         "markup_percent",
         "markup_msat",
         "refund_undelivered",

@@ -1,7 +1,7 @@
 """Makes what the settings say of access: who is let in, what a request must pass, what customers are told."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -51,6 +51,10 @@ class Shop:
         """What has to run beside the requests."""
         return () if self._customers is None else self._customers.tasks
 
+    def problems(self) -> Iterable[str]:
+        """Yield why no customer can buy now."""
+        return () if self._customers is None else self._customers.keeper.problems()
+
     def parts(self, settings: Settings, registry: Registry) -> SellingParts:
         """Make the parts. Settings of another kind of access than the shop was opened for need another shop.
 
@@ -67,9 +71,9 @@ class Shop:
         return SellingParts(KeyDoor(BearerKeys(settings.api_keys)), admission, charging)
 
     def use(self, settings: Settings) -> None:
-        """Let the static keys of the settings in from now on, beside those of customers."""
+        """Accept the static keys of the settings from now on, beside those of customers."""
         if self._customers is not None:
-            self._customers.keeper.use(settings.api_keys)
+            self._customers.keeper.use(settings.api_keys, settings.keys_stale_s)
 
     def _for_customers(
         self, settings: Settings, customers: Customers, admission: Admission
@@ -91,7 +95,12 @@ class Shop:
         if settings.l402 and customers.till is not None:
             l402 = _l402_door(settings, customers, wallet, admission)
         return SellingParts(
-            door=AccountDoor(find=customers.keeper.find, admin_key=settings.admin_key, l402=l402),
+            door=AccountDoor(
+                find=customers.keeper.find,
+                check_fresh=customers.keeper.check,
+                admin_key=settings.admin_key,
+                l402=l402,
+            ),
             admission=admission,
             charging=Charging(wallet, self._log),
             wallet_routes=WalletRoutes(

@@ -36,6 +36,13 @@ class SellingSettings(BaseSettings):
         Group.ACCOUNTS,
         secret=True,
     )
+    keys_stale_s: forms.Duration = setting(
+        5.0,
+        "How long the keys of accounts are accepted after they were last read from the database, which happens every "
+        "second. Past it they are answered 503 and buy nothing: one may have been revoked.",
+        Group.ACCOUNTS,
+        gt=2,
+    )
     markup_percent: forms.Number = setting(
         0.0,
         "What customers are charged on top of a price, as a share of it; rounded up. Routing fees are yours.",

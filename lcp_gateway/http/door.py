@@ -8,6 +8,7 @@ from typing import Protocol
 from aiohttp import web
 
 from lcp_gateway.accounts.caller import Caller, KeyRules, Scope
+from lcp_gateway.accounts.keys import KeysStale
 from lcp_gateway.http.asking import is_route_only
 from lcp_gateway.http.auth import BearerKeys
 from lcp_gateway.http.errors import ApiError
@@ -66,17 +67,26 @@ class AccountDoor:
         *,
         find: Callable[[str], Caller | None],
         admin_key: str,
+        check_fresh: Callable[[], None] = lambda: None,
         l402: "L402Door | None" = None,
     ) -> None:
-        """``find`` looks a key up, in the same time whatever it finds."""
+        """``find`` looks a key up, in the same time whatever it finds.
+
+        It raises ``KeysStale`` for every key whose standing is in the store, while that cannot be known; ``check_fresh``
+        does so for other credentials of accounts. The operator's own keys are in the settings, and need no store.
+        """
         self._find = find
+        self._check_fresh = check_fresh
         self._admin_digest = _digest(admin_key) if admin_key else None
         self._l402 = l402
 
     async def admit(self, request: web.Request) -> Caller:
         """Let a key, an agent's token or an L402 token pass that is good for the path."""
         scope = scope_of(request.path)
-        caller = await self._caller(request)
+        try:
+            caller = await self._caller(request)
+        except KeysStale as stale:
+            raise _stale(stale) from stale
         if caller is None:
             anonymous = AGENT_TOKEN not in request.match_info and not request.headers.get(
                 "Authorization"
@@ -102,12 +112,13 @@ class AccountDoor:
         authorization = request.headers.get("Authorization", "")
         scheme, _, credential = authorization.partition(" ")
         if self._l402 is not None and scheme.lower() in {"l402", "lsat"}:
+            self._check_fresh()
             return await self._l402.admit(authorization)
         key = credential.strip() if scheme.lower() == "bearer" else ""
-        found = self._find(key)
         if self._admin_digest is not None and hmac.compare_digest(self._admin_digest, _digest(key)):
             return _ADMINISTRATOR
-        return found
+        # No key at all is none whatever the store says.
+        return self._find(key) if key else None
 
 
 class L402Door(Protocol):
@@ -152,6 +163,16 @@ def check_may_buy(caller: Caller) -> None:
 
 def _not_good_for(what: str) -> ApiError:
     return ApiError(403, f"this key is not good for {what}", code="missing_scope", reason="auth")
+
+
+def _stale(stale: KeysStale) -> ApiError:
+    return ApiError(
+        503,
+        f"this key cannot be checked right now: {stale}; nothing was paid, try again",
+        code="keys_unavailable",
+        retry=True,
+        reason="keys",
+    )
 
 
 def _unknown() -> ApiError:

@@ -18,7 +18,12 @@ from lcp_gateway.purchase.errors import (
     QuoteExpired,
     Refused,
 )
-from lcp_gateway.purchase.journal import BudgetExceeded, InsufficientBalance, JournalUnavailable
+from lcp_gateway.purchase.journal import (
+    BudgetExceeded,
+    InsufficientBalance,
+    JournalUnavailable,
+    KeyRevoked,
+)
 
 _Answer = tuple[int, str, bool, dict[str, object]]
 """Status, reason for the metric, whether another try may help, and details."""
@@ -94,6 +99,7 @@ _ANSWERS: Mapping[type, Callable[[Any], _Answer]] = MappingProxyType(
         ChargeLimitExceeded: _charge,
         InsufficientBalance: _balance,
         BudgetExceeded: _budget,
+        KeyRevoked: lambda _error: (401, "auth", False, {}),
         RateLimited: lambda error: (429, "rate_limit", error.may_pass_later, {}),
         TooManyJobs: lambda _error: (429, "concurrency", True, {}),
         LimitsAway: lambda _error: (503, "rate_limit", True, {}),

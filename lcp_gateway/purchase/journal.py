@@ -124,6 +124,12 @@ class InsufficientBalance(Refused):
         self.available_msat = available_msat
 
 
+class KeyRevoked(Refused):
+    """The key was revoked after it was let in, and before its intent was written."""
+
+    code = "invalid_api_key"
+
+
 class JournalUnavailable(Refused):
     """The intent could not be made durable, so nothing may be paid."""
 
@@ -177,6 +183,7 @@ class PurchaseJournal(Protocol):
 
         Raises:
             BudgetExceeded: a budget has no room; nothing was written.
+            KeyRevoked: the key of the account was revoked; nothing was written.
             InsufficientBalance: the account cannot pay the charge; nothing was written.
             DuplicateIntent: the journal has an intent for this job.
             RequestRepeated: the journal has a purchase of the same request; nothing was written.

@@ -23,6 +23,7 @@ from lcp_gateway.purchase.journal import (
     Charge,
     DuplicateIntent,
     InsufficientBalance,
+    KeyRevoked,
     Learnt,
     RequestRepeated,
 )
@@ -42,6 +43,7 @@ from lcp_gateway.store.entries import (
 )
 from lcp_gateway.store.prepared import execute_in, execute_many
 from lcp_gateway.store.repeats import Repeats, release_keys
+from lcp_gateway.store.revocations import revoked_of
 from lcp_gateway.store.tables import OPEN_STATES, budget_spend, purchase_states, purchases
 from lcp_gateway.store.times import to_micros
 
@@ -236,6 +238,7 @@ class Batch:
         self._balances = Balances()
         self._repeats = Repeats(owner)
         self._states: list[dict[str, object]] = []
+        self._revoked_keys: frozenset[str] = frozenset()
         self._problems: list[Problem] = []
 
     def write(self, connection: Connection) -> Outcome:
@@ -272,6 +275,9 @@ class Batch:
         self._repeats.look_up(
             connection, [repeat for entry in self._intents if (repeat := entry.intent.repeat)]
         )
+        # The operator's static keys have no account, and are charged nothing.
+        charged = {entry.intent.key_id for entry in self._intents if entry.intent.charge}
+        self._revoked_keys = revoked_of(connection, charged)
         refusals = self._take_intents(connection, rows, times, reserved)
         if self._states:
             execute_many(connection, _INSERT_STATE, self._states)
@@ -356,6 +362,7 @@ class Batch:
             else:
                 refusal = (
                     self._repeated(entry, at)
+                    or self._of_revoked_key(entry)
                     or self._over_budget(entry, at)
                     or self._over_balance(entry)
                 )
@@ -377,6 +384,14 @@ class Batch:
         repeat = entry.intent.repeat
         earlier = None if repeat is None else self._repeats.earlier(repeat, at)
         return None if earlier is None else RequestRepeated(entry.intent.quote, earlier)
+
+    def _of_revoked_key(self, entry: IntentEntry) -> KeyRevoked | None:
+        if entry.intent.key_id not in self._revoked_keys:
+            return None
+        return KeyRevoked(
+            "this key was revoked while its request was worked on; nothing was paid",
+            quote=entry.intent.quote,
+        )
 
     def _over_budget(self, entry: IntentEntry, at: int) -> BudgetExceeded | None:
         for budget in entry.budgets:

@@ -49,6 +49,16 @@ class Database(Protocol):
         """
         ...
 
+    async def read_reserved(self, work: Work[T]) -> T:
+        """As ``read``, beside everything else: on a connection that no other read can hold, and within seconds.
+
+        For the few reads that the gateway's safety hangs on, such as that of keys which were revoked.
+
+        Raises:
+            DatabaseUnavailable: nothing can be read, or not in time.
+        """
+        ...
+
     def is_gone(self, connection: Connection, owner: str) -> bool:
         """Tell, within a ``write``, whether the process of that name has ended. Goes by a lock, not by the time."""
         ...

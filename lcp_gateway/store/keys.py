@@ -164,7 +164,8 @@ class Keys:
             upto = positions.get(connection, positions.KEYS)
             return KeyChanges(_all(connection, query), upto)
 
-        return await self._database.read(work)
+        # A revoked key must be known as one however many others read.
+        return await self._database.read_reserved(work)
 
 
 def _check(rules: KeyRules) -> None:

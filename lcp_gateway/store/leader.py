@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from lcp_gateway.store.database import Database, DatabaseUnavailable
+from lcp_gateway.store.postgres import as_unavailable
 
 T = TypeVar("T")
 
@@ -177,13 +178,12 @@ class _SessionLock:
                 self.is_held = bool(
                     (await self._session.execute(_TAKE, {"key": self._key})).scalar_one()
                 )
-        except (SQLAlchemyError, OSError) as error:
+        except BaseException as error:
+            # Also where it was cancelled in the middle: nothing tells whether the lock was given.
             await self.drop()
+            if as_unavailable(error) is None:
+                raise
             raise DatabaseUnavailable("the database cannot be asked who leads") from error
-        except BaseException:
-            # Cancelled in the middle: nobody knows whether the lock was given.
-            await self.drop()
-            raise
         return self.is_held
 
     async def has(self) -> bool:
@@ -193,11 +193,10 @@ class _SessionLock:
             async with asyncio.timeout(_ANSWER_S):
                 found = await self._session.execute(_HAS, {"key": self._key})
                 self.is_held = bool(found.scalar_one())
-        except (SQLAlchemyError, OSError):
-            self.is_held = False
-        except BaseException:
+        except BaseException as error:
             await self.drop()
-            raise
+            if as_unavailable(error) is None:
+                raise
         if not self.is_held:
             await self.drop()
         return self.is_held

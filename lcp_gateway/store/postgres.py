@@ -1,14 +1,15 @@
-"""PostgreSQL through asyncpg: one session that writes and shows that this process lives, a few that read."""
+"""PostgreSQL through asyncpg: a session that writes and shows that this process lives, a few that read, one that reads what is urgent."""
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from sqlalchemy import BigInteger, Connection, bindparam, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, ResourceClosedError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -33,7 +34,12 @@ _DURABLE = text(
 _OF_THE_WORK = ("22", "23", "42")
 """Classes of SQLSTATE that speak of the work itself: data, constraints, statements."""
 
+_OF_THE_DRIVER = "asyncpg"
+"""The package whose own errors SQLAlchemy does not always wrap, such as those of a server that takes no connection now."""
+
 _READERS = 3
+_RESERVED_READ_S = 3.0
+_SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
 
 
 class PostgresDatabase:
@@ -67,8 +73,10 @@ class PostgresDatabase:
             connect_args={**arguments, "command_timeout": 60.0},
             hide_parameters=True,
         )
-        self._writer: AsyncConnection | None = None
+        self._writer = _Session(self._write_engine, self._sign_of_life)
+        self._reserved = _Session(self._write_engine)
         self._one_at_a_time = asyncio.Lock()
+        self._one_reserved = asyncio.Lock()
 
     @classmethod
     async def open(
@@ -102,28 +110,46 @@ class PostgresDatabase:
             committing = False
             try:
                 async with asyncio.timeout(self._write_timeout_s):
-                    connection = await self._connected()
+                    connection = await self._writer.connected()
                     transaction = await connection.begin()
                     result = await connection.run_sync(work)
                     committing = True
                     await transaction.commit()
                     return result
             except BaseException as error:
-                await self._clean_up(error)
-                unavailable = _unavailable(error, unsure=committing)
+                await self._writer.clean_up(error, self._write_timeout_s)
+                unavailable = as_unavailable(error, unsure=committing)
                 if unavailable is None:
                     raise
                 raise unavailable from error
 
     async def read(self, work: Work[T]) -> T:
         """Do it on one consistent view."""
-        async with (
-            _words_of_ours(),
-            self._read_engine.connect() as connection,
-            connection.begin(),
-        ):
-            await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
-            return await connection.run_sync(work)
+        with _one_error():
+            connection = await self._read_engine.connect()
+            try:
+                await connection.execute(_SNAPSHOT)
+                return await connection.run_sync(work)
+            except BaseException as error:
+                if not isinstance(error, Exception) or as_unavailable(error) is not None:
+                    # Left in the middle, or broken: asking it to roll back could take as long as the read itself.
+                    await _end(connection)
+                raise
+            finally:
+                await connection.close()
+
+    async def read_reserved(self, work: Work[T]) -> T:
+        """Do it on one consistent view, in a session of its own."""
+        with _one_error():
+            async with asyncio.timeout(_RESERVED_READ_S), self._one_reserved:
+                try:
+                    connection = await self._reserved.connected()
+                    async with connection.begin():
+                        await connection.execute(_SNAPSHOT)
+                        return await connection.run_sync(work)
+                except BaseException as error:
+                    await self._reserved.clean_up(error, _RESERVED_READ_S)
+                    raise
 
     def is_gone(self, connection: Connection, owner: str) -> bool:
         """Tell whether the process of that name has ended: nobody holds its lock. Lets go of it at the commit."""
@@ -137,17 +163,16 @@ class PostgresDatabase:
     async def close(self) -> None:
         """Let go of every session."""
         async with self._one_at_a_time:
-            await self._drop_writer()
+            await self._writer.drop()
+        async with self._one_reserved:
+            await self._reserved.drop()
         for engine in (self._write_engine, self._read_engine):
             await _dispose(engine)
 
-    async def _connected(self) -> AsyncConnection:
-        if self._writer is None:
-            self._writer = await self._write_engine.connect()
-            await self._writer.execute(_HOLD, {"key": _lock_key(self._owner)})
-            await self._writer.execute(_DURABLE)
-            await self._writer.commit()
-        return self._writer
+    async def _sign_of_life(self, connection: AsyncConnection) -> None:
+        await connection.execute(_HOLD, {"key": _lock_key(self._owner)})
+        await connection.execute(_DURABLE)
+        await connection.commit()
 
     async def _migrate(self) -> None:
         def one_after_the_other(connection: Connection) -> None:
@@ -156,28 +181,52 @@ class PostgresDatabase:
             connection.execute(_START, {"key": _START_KEY})
             migrate(connection)
 
-        async with _words_of_ours(), self._read_engine.begin() as connection:
-            await connection.run_sync(one_after_the_other)
+        with _one_error():
+            async with self._read_engine.begin() as connection:
+                await connection.run_sync(one_after_the_other)
 
-    async def _clean_up(self, error: BaseException) -> None:
-        """Roll back where the session is whole; after anything else than an error of the work, take a new one."""
-        if self._writer is None:
+
+class _Session:
+    """A connection of its own, opened when it is needed and replaced after anything that leaves it in doubt."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        prepare: Callable[[AsyncConnection], Awaitable[None]] | None = None,
+    ) -> None:
+        """``prepare`` is awaited with each new connection."""
+        self._engine = engine
+        self._prepare = prepare
+        self._connection: AsyncConnection | None = None
+
+    async def connected(self) -> AsyncConnection:
+        """Return the connection."""
+        if self._connection is None:
+            self._connection = await self._engine.connect()
+            if self._prepare is not None:
+                await self._prepare(self._connection)
+        return self._connection
+
+    async def clean_up(self, error: BaseException, timeout_s: float) -> None:
+        """Roll back where the session is whole; after anything else than an error of the work, drop it."""
+        if self._connection is None:
             return
-        if _unavailable(error, unsure=False) is None and isinstance(error, Exception):
+        if as_unavailable(error) is None and isinstance(error, Exception):
             try:
-                async with asyncio.timeout(self._write_timeout_s):
-                    await self._writer.rollback()
-            except (SQLAlchemyError, OSError):
-                await self._drop_writer()
+                async with asyncio.timeout(timeout_s):
+                    await self._connection.rollback()
+            except Exception as problem:
+                await self.drop()
+                if as_unavailable(problem) is None:
+                    raise
         else:
-            await self._drop_writer()
+            await self.drop()
 
-    async def _drop_writer(self) -> None:
-        connection, self._writer = self._writer, None
+    async def drop(self) -> None:
+        """Close the connection, whatever state it is in, and with it end its locks."""
+        connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(SQLAlchemyError, OSError):
-                # Ends the session at once, whatever state it is in, and its locks with it.
-                await connection.invalidate()
+            await _end(connection)
             with suppress(SQLAlchemyError, OSError):
                 await connection.close()
 
@@ -187,30 +236,59 @@ def _lock_key(owner: str) -> int:
     return int.from_bytes(bytes.fromhex(owner), signed=True)
 
 
-def _unavailable(error: BaseException, *, unsure: bool) -> DatabaseUnavailable | None:
-    """Give what an error means for the store; None where it is one of the work itself."""
+def as_unavailable(error: BaseException, *, unsure: bool = False) -> DatabaseUnavailable | None:
+    """Return what an error means for the store; None where it is one of the work itself.
+
+    The one place that knows how PostgreSQL, its driver and SQLAlchemy's pool say "not now".
+    """
+    reason = _reason(error)
+    return None if reason is None else DatabaseUnavailable(reason, unsure=unsure)
+
+
+def _reason(error: BaseException) -> str | None:
+    if isinstance(error, PoolTimeoutError):
+        return "every connection of the database is busy"
+    if isinstance(error, PendingRollbackError | ResourceClosedError):
+        # Something went on with a connection after it was lost.
+        return "the connection was lost"
     if isinstance(error, DBAPIError):
-        state: str | None = getattr(error.orig, "sqlstate", None)
-        if not error.connection_invalidated and (state is None or state[:2] in _OF_THE_WORK):
-            return None
-        reason = f"SQLSTATE {state}" if state else "the connection was lost"
-        return DatabaseUnavailable(reason, unsure=unsure)
+        if error.connection_invalidated:
+            return "the connection was lost"
+        return _reason_of_driver(error.orig)
     if isinstance(error, TimeoutError):
-        return DatabaseUnavailable("the database does not answer in time", unsure=unsure)
-    if isinstance(error, OSError):
-        return DatabaseUnavailable("the database cannot be reached", unsure=unsure)
+        return "the database does not answer in time"
+    if isinstance(error, OSError | EOFError):
+        return "the database cannot be reached"
+    if type(error).__module__.partition(".")[0] == _OF_THE_DRIVER:
+        return _reason_of_driver(error)
     return None
 
 
-@asynccontextmanager
-async def _words_of_ours() -> AsyncIterator[None]:
+def _reason_of_driver(error: BaseException | None) -> str | None:
+    state: str | None = getattr(error, "sqlstate", None)
+    if state is None:
+        # The driver's own: the connection is closed, or no longer in step with the server.
+        return "the connection was lost"
+    if state[:2] in _OF_THE_WORK:
+        return None
+    return f"SQLSTATE {state}"
+
+
+@contextmanager
+def _one_error() -> Iterator[None]:
     try:
         yield
-    except (SQLAlchemyError, OSError) as error:
-        unavailable = _unavailable(error, unsure=False)
+    except Exception as error:
+        unavailable = as_unavailable(error)
         if unavailable is None:
             raise
         raise unavailable from error
+
+
+async def _end(connection: AsyncConnection) -> None:
+    """End a session at once; what it was doing is left to the server."""
+    with suppress(SQLAlchemyError, OSError):
+        await connection.invalidate()
 
 
 async def _dispose(engine: AsyncEngine) -> None:

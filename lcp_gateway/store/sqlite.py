@@ -1,9 +1,10 @@
-"""SQLite: one file, a thread that writes, a thread that reads, and locks of the operating system.
+"""SQLite: one file, a thread that writes, two that read, and locks of the operating system.
 
 The driver is the standard library's, in threads of our own: for the short transactions of the journal that costs half
 to two thirds of what an asynchronous wrapper does, which hops between threads for each statement.
 """
 
+import asyncio
 import fcntl
 import os
 import secrets
@@ -26,6 +27,7 @@ from lcp_gateway.store.thread import Worker
 T = TypeVar("T")
 
 _CLOSE_TIMEOUT_S = 10.0
+_RESERVED_READ_S = 3.0
 
 _OF_THE_WORK = (
     sqlite3.IntegrityError,
@@ -48,9 +50,11 @@ class SqliteDatabase:
         self._write_engine = _engine(path, busy_timeout_s, begin="BEGIN IMMEDIATE")
         self._read_engine = _engine(path, busy_timeout_s, begin="BEGIN")
         self._write_connection: Connection | None = None
-        self._read_connection: Connection | None = None
+        self._readers = (_Reader(self._read_engine), _Reader(self._read_engine))
         self._writer = Worker("journal-writer")
         self._reader = Worker("journal-reader")
+        # Started by the first who needs it: commands do not.
+        self._reserved_reader: Worker | None = None
 
     @classmethod
     async def open(cls, path: Path, *, busy_timeout_s: float) -> "SqliteDatabase":
@@ -81,7 +85,18 @@ class SqliteDatabase:
 
     async def read(self, work: Work[T]) -> T:
         """Do it on one consistent view."""
-        return await self._reader.run(lambda: self._read(work))
+        return await self._reader.run(lambda: self._readers[0].read(work), unless_left=True)
+
+    async def read_reserved(self, work: Work[T]) -> T:
+        """Do it on one consistent view, in a thread and on a connection of its own."""
+        if self._reserved_reader is None:
+            self._reserved_reader = Worker("journal-reserved-reader")
+        read = self._reserved_reader.run(lambda: self._readers[1].read(work), unless_left=True)
+        try:
+            async with asyncio.timeout(_RESERVED_READ_S):
+                return await read
+        except TimeoutError as error:
+            raise DatabaseUnavailable("the database does not answer in time") from error
 
     def is_gone(self, connection: Connection, owner: str) -> bool:  # noqa: ARG002 - PostgreSQL needs the connection
         """Tell whether the process of that name has ended."""
@@ -93,11 +108,15 @@ class SqliteDatabase:
 
     async def close(self) -> None:
         """Finish what was begun, and let go of the file."""
-        with suppress(DatabaseUnavailable):
-            await self._reader.run(self._drop_reader)
+        for worker, reader in zip(
+            (self._reader, self._reserved_reader), self._readers, strict=True
+        ):
+            if worker is not None:
+                with suppress(DatabaseUnavailable):
+                    await worker.run(reader.drop)
+                await worker.close(_CLOSE_TIMEOUT_S)
         with suppress(DatabaseUnavailable):
             await self._writer.run(self._drop_writer)
-        await self._reader.close(_CLOSE_TIMEOUT_S)
         await self._writer.close(_CLOSE_TIMEOUT_S)
         self._locks.drop()
 
@@ -112,7 +131,7 @@ class SqliteDatabase:
             raise DatabaseUnavailable(os.strerror(error.errno or 0).lower()) from error
 
     def _write(self, work: Work[T]) -> T:
-        with _words_of_ours():
+        with _one_error():
             if self._write_connection is None:
                 self._write_connection = self._write_engine.connect()
             try:
@@ -123,23 +142,31 @@ class SqliteDatabase:
                 self._drop_writer()
                 raise
 
-    def _read(self, work: Work[T]) -> T:
-        with _words_of_ours():
-            if self._read_connection is None:
-                self._read_connection = self._read_engine.connect()
-            try:
-                with self._read_connection.begin():
-                    return work(self._read_connection)
-            except (DatabaseError, sqlite3.DatabaseError):
-                self._drop_reader()
-                raise
-
     def _drop_writer(self) -> None:
         connection, self._write_connection = self._write_connection, None
         _close(connection)
 
-    def _drop_reader(self) -> None:
-        connection, self._read_connection = self._read_connection, None
+
+class _Reader:
+    """A connection that one thread reads through."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: Connection | None = None
+
+    def read(self, work: Work[T]) -> T:
+        with _one_error():
+            if self._connection is None:
+                self._connection = self._engine.connect()
+            try:
+                with self._connection.begin():
+                    return work(self._connection)
+            except (DatabaseError, sqlite3.DatabaseError):
+                self.drop()
+                raise
+
+    def drop(self) -> None:
+        connection, self._connection = self._connection, None
         _close(connection)
 
 
@@ -195,9 +222,12 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _words_of_ours() -> Iterator[None]:
+def _one_error() -> Iterator[None]:
+    """Turn every way in which SQLite and the disk say "not now" into one error."""
     try:
         yield
+    except OSError as error:
+        raise DatabaseUnavailable(os.strerror(error.errno or 0).lower()) from error
     except (DBAPIError, sqlite3.Error) as error:
         cause = error.orig if isinstance(error, DBAPIError) else error
         if isinstance(cause, _OF_THE_WORK):

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_Job = tuple[Callable[[], Any], asyncio.AbstractEventLoop, asyncio.Future[Any]]
+_Job = tuple[Callable[[], Any], asyncio.AbstractEventLoop, asyncio.Future[Any], bool]
 
 
 class Worker:
@@ -20,11 +20,14 @@ class Worker:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Do it in the thread; gives what it gives and raises what it raises. A caller that leaves does not stop it."""
+    async def run(self, work: Callable[[], T], *, unless_left: bool = False) -> T:
+        """Do it in the thread; return what it returns and raise what it raises.
+
+        A caller that leaves does not stop it, unless ``unless_left`` is set: then a work that has not begun is left out.
+        """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
-        self._jobs.put((work, loop, done))
+        self._jobs.put((work, loop, done, unless_left))
         return await done
 
     async def close(self, timeout_s: float) -> None:
@@ -34,7 +37,9 @@ class Worker:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            work, loop, done = job
+            work, loop, done, unless_left = job
+            if unless_left and done.cancelled():
+                continue
             try:
                 result = work()
             except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the caller

@@ -1,5 +1,7 @@
 """The metrics of a gateway that sells: what customers have, what they paid in, what they were charged."""
 
+from collections.abc import Callable
+
 from lcp_gateway.telemetry.families import ABSENT, Families
 
 
@@ -12,6 +14,8 @@ class SellingMetrics:
             "customers",
             "customers_balance_msat",
             "customers_held_msat",
+            "keys_age_seconds",
+            "keys_stale",
             "settlements_leader",
         ):
             families.gauges[name].set(ABSENT)
@@ -22,6 +26,12 @@ class SellingMetrics:
         gauges["customers"].set(accounts)
         gauges["customers_balance_msat"].set(balance_msat)
         gauges["customers_held_msat"].set(held_msat)
+
+    def watch_keys(self, age_s: Callable[[], float], is_stale: Callable[[], bool]) -> None:
+        """Have these asked at each scrape."""
+        gauges = self._selling.gauges
+        gauges["keys_age_seconds"].set_function(age_s)
+        gauges["keys_stale"].set_function(is_stale)
 
     def topup(self, received_msat: int) -> None:
         """Count a top-up that was credited."""

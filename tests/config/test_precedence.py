@@ -236,6 +236,7 @@ EXAMPLES = {
     "refund_undelivered": ("no", False),
     "topup_min_msat": ("5000", 5_000),
     "topup_max_msat": ("6000", 6_000),
+    "keys_stale_s": ("7s", 7.0),
     "topup_expiry_s": ("10m", 600.0),
     "topups_open_max": ("3", 3),
     "l402": ("true", True),

@@ -71,7 +71,7 @@ class Front:
 @asynccontextmanager
 async def front(bank, *, with_l402: bool = True, l402_msat: int = 50_000, **rules):
     log = get_logger("test")
-    keeper = KeyKeeper(bank.keys, KeyCache([STATIC_KEY], EVERYONE.rules), log)
+    keeper = KeyKeeper(bank.keys, KeyCache([STATIC_KEY], EVERYONE.rules), log, stale_s=60.0)
     await keeper.load()
     wallet = bank.wallet(**rules)
     l402 = L402Routes(
@@ -105,7 +105,12 @@ async def front(bank, *, with_l402: bool = True, l402_msat: int = 50_000, **rule
         ),
     )
     edge = Edge(
-        door=AccountDoor(find=keeper.find, admin_key=ADMIN_KEY, l402=l402 if with_l402 else None),
+        door=AccountDoor(
+            find=keeper.find,
+            check_fresh=keeper.check,
+            admin_key=ADMIN_KEY,
+            l402=l402 if with_l402 else None,
+        ),
         cors=Cors([]),
         guard=BrowserGuard(Cors([])),
         metrics=Metrics(),
@@ -118,4 +123,5 @@ async def front(bank, *, with_l402: bool = True, l402_msat: int = 50_000, **rule
     async with TestClient(TestServer(app)) as client:
         found = Front(bank, client, l402)
         found.refresh = keeper.refresh
+        found.keeper = keeper
         yield found

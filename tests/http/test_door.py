@@ -206,3 +206,84 @@ async def test_a_spelling_of_a_path_does_not_change_what_it_asks_for(bank):
 async def test_open_paths_ask_for_nothing(bank):
     async with front(bank) as gateway:
         assert (await gateway.ask("GET", "/healthz", None)).status == 200
+
+
+# -- keys that cannot be checked now ---------------------------------------------------------------
+
+
+def grow_old(gateway) -> None:
+    """Let the list of keys be older than it may be."""
+    clock = gateway.keeper._clock
+    gateway.keeper._clock = lambda: clock() + 61.0
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", CHAT),
+        ("POST", "/v1/responses"),
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/embeddings"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/responses/resp_1"),
+        ("GET", "/v1/chat/completions"),
+        ("GET", "/v1/receipts/00"),
+        ("POST", "/api/models/route"),
+        ("GET", "/api/wallet"),
+        ("POST", "/api/wallet/topups"),
+    ],
+)
+async def test_while_the_list_of_keys_is_too_old_no_key_of_an_account_is_accepted(
+    bank, method, path
+):
+    """A1: a key that was revoked while the database could not be read went on buying."""
+    account_id = await bank.customer()
+    async with front(bank) as gateway:
+        key = await gateway.key(account_id)
+        grow_old(gateway)
+        for text in (key, "lcpg_made-up"):
+            found = await gateway.ask(method, path, text)
+            assert (found.status, found.code) == (503, "keys_unavailable"), path
+            assert found.document["error"]["type"] == "server_error"
+            assert found.headers["x-should-retry"] == "true"
+            assert found.headers["retry-after"] == "1"
+            assert found.headers["X-Lcp-Payment"] == "none"
+
+
+async def test_an_agents_address_and_an_l402_token_are_not_accepted_either(bank):
+    account_id = await bank.customer()
+    async with front(bank) as gateway:
+        key = await gateway.key(account_id)
+        challenge = await gateway.ask("POST", CHAT, None)
+        assert challenge.status == 402
+        macaroon = challenge.headers["WWW-Authenticate"].split('"')[1]
+        grow_old(gateway)
+        agent = await gateway.ask("POST", f"/api/agent/{key}/v1/chat/completions", None)
+        token = {"Authorization": f"L402 {macaroon}:{'00' * 32}"}
+        l402 = await gateway.ask("POST", CHAT, None, headers=token)
+        assert [found.code for found in (agent, l402)] == ["keys_unavailable"] * 2
+
+
+async def test_the_operators_own_keys_are_in_the_settings_and_go_on_being_accepted(bank):
+    async with front(bank) as gateway:
+        grow_old(gateway)
+        assert (await gateway.ask("POST", CHAT, STATIC_KEY)).status == 200
+        assert (await gateway.ask("GET", "/api/admin/accounts", ADMIN_KEY)).status == 200
+
+
+async def test_without_a_key_it_is_401_whatever_the_list(bank):
+    async with front(bank, with_l402=False) as gateway:
+        grow_old(gateway)
+        found = await gateway.ask("POST", CHAT, None)
+        assert (found.status, found.code) == (401, "invalid_api_key")
+        assert (await gateway.ask("GET", "/healthz", None)).status == 200
+
+
+async def test_once_the_list_was_read_again_keys_are_accepted(bank):
+    account_id = await bank.customer()
+    async with front(bank) as gateway:
+        key = await gateway.key(account_id)
+        grow_old(gateway)
+        assert (await gateway.ask("POST", CHAT, key)).status == 503
+        await gateway.refresh()
+        assert (await gateway.ask("POST", CHAT, key)).status == 200

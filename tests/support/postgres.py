@@ -10,10 +10,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 START_TIMEOUT_S = 30.0
@@ -89,6 +90,24 @@ class RunningPostgres:
                 self.process.kill()
                 self.process.wait(5)
             self.process = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop every process of the server for the block: connections stay, and nothing is answered."""
+        assert self.process is not None
+        main = psutil.Process(self.process.pid)
+        # The one that starts the others first, so that no new one comes after the list was made.
+        main.suspend()
+        stopped = [main, *main.children(recursive=True)]
+        for process in stopped[1:]:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        try:
+            yield
+        finally:
+            for process in reversed(stopped):
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     def sql(self, statement: str, database: str = "postgres") -> str:
         done = subprocess.run(

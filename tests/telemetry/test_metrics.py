@@ -253,6 +253,7 @@ def busy(metrics):
     metrics.node_up("n1", True)
     metrics.customers(1, 1, 1)
     metrics.settlements_leader(True)
+    metrics.watch_keys(lambda: 0.5, lambda: False)
     return metrics
 
 
