@@ -154,6 +154,14 @@ class TopupBook(Protocol):
         """Give the one that this payment pays."""
         ...
 
+    async def of_living_account(self, payment_hash: bytes) -> Topup | None:
+        """Give the one that this payment pays, unless its account was deleted."""
+        ...
+
+    async def make_room(self, at: datetime, *, purpose: Purpose, most_open: int) -> int:
+        """Give up the oldest unpaid ones of a purpose, so that one more fits under the bound."""
+        ...
+
     async def page(
         self, account_id: str, *, limit: int = ..., after: str | None = ...
     ) -> Listing[Topup]:

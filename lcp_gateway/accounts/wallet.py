@@ -84,8 +84,11 @@ class Wallet:
         amount_msat: int,
         memo: str = "",
         purpose: Purpose = Purpose.TOPUP,
+        expiry_s: int | None = None,
     ) -> Topup:
         """Have an invoice made that fills an account; without one, the account is made when it is paid.
+
+        ``expiry_s`` shortens the time in which it can be paid.
 
         Raises:
             NoTill, InvoicesAway: there is nobody to make it.
@@ -103,7 +106,8 @@ class Wallet:
             open_now = await self._topups.open_count(self._now(), account_id=account_id)
             if open_now >= rules.most_open:
                 raise TooManyOpen(rules.most_open)
-        invoice = await self._till.create(amount_msat, memo, rules.expiry_s)
+        lasts_s = rules.expiry_s if expiry_s is None else min(expiry_s, rules.expiry_s)
+        invoice = await self._till.create(amount_msat, memo, lasts_s)
         return await self._topups.create(
             account_id,
             payment_hash=invoice.payment_hash,

@@ -67,6 +67,7 @@ RELOADED: Final = frozenset(
         "l402",
         "l402_msat",
         "l402_expiry_s",
+        "l402_invoices_per_minute",
         "max_requests_per_minute",
         "max_tokens_per_minute",
         "account_requests_per_minute",

@@ -8,17 +8,20 @@ from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
+from lcp_gateway.accounts.address_limits import AddressLimits
 from lcp_gateway.accounts.wallet import TopupRules, Wallet
 from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
 from lcp_gateway.app.counting import Counting
 from lcp_gateway.app.customers import Customers, open_customers
 from lcp_gateway.app.l402 import l402_secret
 from lcp_gateway.app.ledgers import LedgerError, Ledgers
-from lcp_gateway.config import Settings, auth_mode
+from lcp_gateway.config import Settings, auth_mode, known_hosts
 from lcp_gateway.http.admin import AdminRoutes
 from lcp_gateway.http.admission import Admission
 from lcp_gateway.http.auth import BearerKeys
+from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.charging import Charging
+from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.door import AccountDoor, Door, KeyDoor, L402Door, OpenDoor
 from lcp_gateway.http.wallet import WalletRoutes
 from lcp_gateway.routing.registry import Registry
@@ -45,6 +48,7 @@ class Shop:
         self._counting = counting
         self._customers = customers
         self._log = log
+        self._l402_limits = AddressLimits()
 
     @property
     def tasks(self) -> tuple[BackgroundTask, ...]:
@@ -93,7 +97,7 @@ class Shop:
         )
         l402 = None
         if settings.l402 and customers.till is not None:
-            l402 = _l402_door(settings, customers, wallet, admission)
+            l402 = _l402_door(settings, customers, wallet, self._l402_limits)
         return SellingParts(
             door=AccountDoor(
                 find=customers.keeper.find,
@@ -146,7 +150,7 @@ async def open_shop(
 
 
 def _l402_door(
-    settings: Settings, customers: Customers, wallet: Wallet, admission: Admission
+    settings: Settings, customers: Customers, wallet: Wallet, limits: AddressLimits
 ) -> L402Door:
     from lcp_gateway.accounts.l402 import Issuer  # noqa: PLC0415 - few gateways sell like this
     from lcp_gateway.http.l402 import L402Routes  # noqa: PLC0415 - as above
@@ -161,7 +165,9 @@ def _l402_door(
         issuer,
         amount_msat=settings.l402_msat,
         lasts=timedelta(seconds=settings.l402_expiry_s),
-        rates=admission.rates,
+        guard=BrowserGuard(Cors(settings.cors_origins), known_hosts(settings)),
+        limits=limits,
+        per_minute=settings.l402_invoices_per_minute,
     )
 
 

@@ -172,6 +172,12 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
             f"{sources['allow_open']}: {settings.http_addr} serves everyone: whoever reaches it spends your money{by_name}"
         )
     yield from _page_cautions(settings, sources)
+    is_behind_proxy = _is_local(parse_host_port(settings.http_addr).host) and not settings.embedded
+    if settings.l402 and is_behind_proxy and not settings.trusted_proxies:
+        yield (
+            f"{sources['l402']}: on {settings.http_addr} all clients come through a proxy and seem to have one address, so "
+            "that they share l402_invoices_per_minute: set trusted_proxies"
+        )
     if auth_mode(settings) == "accounts" and not (settings.embedded or settings.lnd_grpc_addr):
         yield "customers cannot pay in: lnd_grpc_addr is not set"
     yield from _markup_cautions(settings)

@@ -82,6 +82,12 @@ class SellingSettings(BaseSettings):
     l402_expiry_s: forms.Duration = setting(
         30 * 86_400.0, "How long such a token is good.", Group.ACCOUNTS, gt=0
     )
+    l402_invoices_per_minute: forms.Count = setting(
+        10,
+        "How many invoices clients without a key may ask for from one address (of IPv6: one /64).",
+        Group.ACCOUNTS,
+        gt=0,
+    )
     l402_secret: forms.BearerKey = setting(
         "",
         "The secret that tokens are made with, the same for all replicas. When empty: made once, and kept in a file "

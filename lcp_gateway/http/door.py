@@ -21,8 +21,10 @@ _ADMIN_PATHS = "/api/admin/"
 _WALLET_PATHS = ("/api/wallet",)
 _METRICS = "/metrics"
 _MODELS, _RANKING = "/v1/models", "/api/models/route"
-# What can be paid for at the door: what is stored belongs to somebody who has a credential already.
-_BUYING_PATHS = ("/chat/completions", "/responses", "/completions", "/embeddings", "/models/route")
+# The routes that can be paid for at the door: what is stored belongs to somebody who has a credential already.
+_BUYING_PATHS = frozenset(
+    {"/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/embeddings", _RANKING}
+)
 EVERYONE = Caller("", None, KeyRules(scopes=frozenset({Scope.INFERENCE})))
 _ADMINISTRATOR = Caller("admin", None, KeyRules(scopes=frozenset({Scope.ADMIN})))
 
@@ -91,9 +93,8 @@ class AccountDoor:
             anonymous = AGENT_TOKEN not in request.match_info and not request.headers.get(
                 "Authorization"
             )
-            is_buying = request.method == "POST" and request.path.endswith(_BUYING_PATHS)
-            if anonymous and is_buying and self._l402 is not None:
-                raise await self._l402.challenge()
+            if anonymous and self._l402 is not None and _would_buy(request):
+                raise await self._l402.challenge(request)
             raise _unknown()
         if request.path == _METRICS:
             # They tell of all customers: nothing for one of them.
@@ -128,7 +129,7 @@ class L402Door(Protocol):
         """Tell whose token it is, or None where it proves nothing."""
         ...
 
-    async def challenge(self) -> ApiError:
+    async def challenge(self, request: web.BaseRequest) -> ApiError:
         """Give the answer that asks to be paid."""
         ...
 
@@ -148,7 +149,7 @@ def _only_looks(request: web.Request) -> bool:
         return False
     if request.path == _RANKING:
         return True
-    return request.path.endswith(_BUYING_PATHS) and is_route_only(request.headers)
+    return request.path in _BUYING_PATHS and is_route_only(request.headers)
 
 
 def check_may_buy(caller: Caller) -> None:
@@ -159,6 +160,11 @@ def check_may_buy(caller: Caller) -> None:
     """
     if Scope.INFERENCE not in caller.rules.scopes:
         raise _not_good_for(Scope.INFERENCE.value)
+
+
+def _would_buy(request: web.Request) -> bool:
+    """Tell whether a request goes to a route that buys, by the method that it takes."""
+    return request.method == "POST" and request.path in _BUYING_PATHS
 
 
 def _not_good_for(what: str) -> ApiError:

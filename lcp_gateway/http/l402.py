@@ -1,24 +1,27 @@
 """L402: whoever has no key pays at the door, and comes back with the proof."""
 
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
+from aiohttp import web
+
+from lcp_gateway.accounts.address_limits import AddressLimits
 from lcp_gateway.accounts.caller import Caller, KeyRules
 from lcp_gateway.accounts.l402 import Issuer, L402Error, challenge_header, parse_authorization
 from lcp_gateway.accounts.ports import InvoicesAway, TopupBook
 from lcp_gateway.accounts.records import AccountError, Purpose, TopupState
 from lcp_gateway.accounts.wallet import NoTill, Wallet
+from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.errors import ApiError
-from lcp_gateway.http.refusals import of_refusal
-from lcp_gateway.purchase.errors import Refused
 
-if TYPE_CHECKING:
-    from lcp_gateway.accounts.rate_limits import RateLimits
-
-# Whoever has no key can have invoices made: no more than the node and the database bear.
+# Unpaid invoices of strangers that the books follow. Past it the oldest gives way: it can still be paid, and is credited.
 _MOST_OPEN = 1_000
-_RETRY_AFTER_S = 60
+# A client pays at once or asks again; a shorter life than that of a customer's top-up keeps lnd's list short.
+_INVOICE_EXPIRY_S = 900
+# What lnd and the database can bear of strangers from many networks together.
+_MOST_A_MINUTE_IN_ALL = 1_200
+_IN_ALL = "all"
 
 
 def _utc_now() -> datetime:
@@ -36,37 +39,44 @@ class L402Routes:
         *,
         amount_msat: int,
         lasts: timedelta,
-        rates: "RateLimits | None" = None,
+        guard: BrowserGuard,
+        limits: AddressLimits,
+        per_minute: int,
         now: Callable[[], datetime] = _utc_now,
     ) -> None:
+        """``per_minute`` bounds the invoices that ``limits`` lets the clients of one address have."""
         self._wallet = wallet
         self._topups = topups
         self._issuer = issuer
         self._amount_msat = amount_msat
         self._lasts = lasts
-        self._rates = rates
+        self._guard = guard
+        self._limits = limits
+        self._per_minute = per_minute
         self._now = now
 
-    async def challenge(self) -> ApiError:
-        """Give the answer that asks to be paid: 402 with an invoice, and the macaroon that it will make good."""
-        if self._rates is not None:
-            # Strangers count in the whole gateway's rates, before anything is made for them.
-            try:
-                await self._rates.check(None, 1)
-            except Refused as refusal:
-                return of_refusal(refusal)
-        open_now = await self._topups.open_count(self._now(), purpose=Purpose.L402)
-        if open_now >= _MOST_OPEN:
-            return ApiError(
-                429,
-                "too many invoices of others are unpaid; try again later",
-                code="too_many_open_topups",
-                retry=True,
-                retry_after_s=_RETRY_AFTER_S,
-            )
+    async def challenge(self, request: web.BaseRequest) -> ApiError:
+        """Give the answer that asks to be paid: 402 with an invoice, and the macaroon that it will make good.
+
+        A stranger's flood counts against the stranger's address, and against nobody's rates.
+
+        Raises:
+            ApiError: 403 for a web page of another origin, which could make its visitors ask.
+        """
+        self._guard.check_origin(request)
+        wait_s = self._limits.take(request.remote, self._per_minute)
+        if not wait_s:
+            wait_s = self._limits.take(_IN_ALL, _MOST_A_MINUTE_IN_ALL)
+        if wait_s:
+            return _too_many(self._per_minute, wait_s)
+        await self._topups.make_room(self._now(), purpose=Purpose.L402, most_open=_MOST_OPEN)
         try:
             topup = await self._wallet.top_up(
-                None, self._amount_msat, "access", purpose=Purpose.L402
+                None,
+                self._amount_msat,
+                "access",
+                purpose=Purpose.L402,
+                expiry_s=_INVOICE_EXPIRY_S,
             )
         except (NoTill, InvoicesAway, AccountError):
             return ApiError(
@@ -96,7 +106,8 @@ class L402Routes:
             token = self._issuer.verify(credentials.macaroon, credentials.preimage, self._now())
         except L402Error:
             return None
-        topup = await self._topups.by_payment_hash(token.payment_hash)
+        # Asked each time, so that a token ends with its account, on all gateways.
+        topup = await self._topups.of_living_account(token.payment_hash)
         if topup is None or topup.account_id != token.account_id:
             return None
         if topup.state is not TopupState.SETTLED:
@@ -108,3 +119,15 @@ class L402Routes:
             if topup.state is not TopupState.SETTLED:
                 return None
         return Caller(f"l402_{token.payment_hash.hex()[:16]}", token.account_id, KeyRules())
+
+
+def _too_many(per_minute: int, wait_s: float) -> ApiError:
+    return ApiError(
+        429,
+        f"too many L402 invoices were asked for from this address, which may have {per_minute} a minute "
+        "(l402_invoices_per_minute): pay one that you have, or try again later",
+        code="rate_limit_exceeded",
+        retry=True,
+        retry_after_s=max(1, math.ceil(wait_s)),
+        reason="rate_limit",
+    )

@@ -34,7 +34,7 @@ from lcp_gateway.store import ids, positions
 from lcp_gateway.store.accounts import check_lives, is_there, make_account
 from lcp_gateway.store.balances import LARGEST_AMOUNT, Balances
 from lcp_gateway.store.database import Database
-from lcp_gateway.store.tables import topups
+from lcp_gateway.store.tables import accounts, topups
 from lcp_gateway.store.times import from_micros, to_micros
 
 _MOST = 1_000
@@ -135,6 +135,18 @@ class Topups:
         found = await self._topups(select(topups).where(topups.c.payment_hash == payment_hash))
         return found[0] if found else None
 
+    async def of_living_account(self, payment_hash: bytes) -> Topup | None:
+        """Give the top-up whose invoice has this hash; None also where its account was deleted.
+
+        An account that is made when the invoice is paid may not be there yet.
+        """
+        found = await self._topups(
+            select(topups)
+            .join_from(topups, accounts, accounts.c.id == topups.c.account_id, isouter=True)
+            .where(topups.c.payment_hash == payment_hash, accounts.c.deleted_at.is_(None))
+        )
+        return found[0] if found else None
+
     async def page(
         self, account_id: str, *, limit: int = 100, after: str | None = None
     ) -> Listing[Topup]:
@@ -215,6 +227,35 @@ class Topups:
         return await self._database.write(
             lambda connection: connection.execute(_END, values).rowcount > 0
         )
+
+    async def make_room(self, at: datetime, *, purpose: Purpose, most_open: int) -> int:
+        """Give up the oldest unpaid top-ups of a purpose, so that fewer than a bound are left; gives how many.
+
+        They can still be paid, and are credited then.
+        """
+        now = to_micros(at)
+        count = await self.open_count(at, purpose=purpose)
+        if count < most_open:
+            return 0
+        oldest = (
+            select(topups.c.id)
+            .where(
+                topups.c.state == TopupState.OPEN.value,
+                topups.c.expires_at > now,
+                topups.c.purpose == purpose.value,
+            )
+            .order_by(topups.c.created_at, topups.c.id)
+            .limit(count - most_open + 1)
+        )
+
+        def work(connection: Connection) -> int:
+            given_up = connection.execute(oldest).scalars().all()
+            for topup_id in given_up:
+                values = {"of_topup": topup_id, "to_state": TopupState.CANCELED.value}
+                connection.execute(_END, values)
+            return len(given_up)
+
+        return await self._database.write(work)
 
     async def expire(self, before: datetime) -> int:
         """Mark what is unpaid and ran out before a time; gives how many.

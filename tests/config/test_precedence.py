@@ -242,6 +242,7 @@ EXAMPLES = {
     "l402": ("true", True),
     "l402_msat": ("50000", 50_000),
     "l402_expiry_s": ("24h", 86_400.0),
+    "l402_invoices_per_minute": ("3", 3),
     "l402_secret": ("hush", "hush"),
     "max_requests_per_minute": ("60", 60),
     "max_tokens_per_minute": ("100000", 100_000),

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from lcp_gateway.accounts.address_limits import AddressLimits
 from lcp_gateway.accounts.caller import KeyRules
 from lcp_gateway.accounts.keys import KeyCache
 from lcp_gateway.accounts.l402 import Issuer
@@ -27,6 +28,7 @@ from lcp_gateway.telemetry.metrics import Metrics
 ADMIN_KEY = "boss-of-it-all"
 STATIC_KEY = "the-operators-own"
 SECRET = b"s" * 32
+PAGE = "https://page.example"
 
 
 async def who(request: web.Request) -> web.Response:
@@ -69,7 +71,9 @@ class Front:
 
 
 @asynccontextmanager
-async def front(bank, *, with_l402: bool = True, l402_msat: int = 50_000, **rules):
+async def front(
+    bank, *, with_l402: bool = True, l402_msat: int = 50_000, l402_per_minute: int = 100, **rules
+):
     log = get_logger("test")
     keeper = KeyKeeper(bank.keys, KeyCache([STATIC_KEY], EVERYONE.rules), log, stale_s=60.0)
     await keeper.load()
@@ -80,6 +84,9 @@ async def front(bank, *, with_l402: bool = True, l402_msat: int = 50_000, **rule
         Issuer(SECRET),
         amount_msat=l402_msat,
         lasts=timedelta(days=1),
+        guard=BrowserGuard(Cors([PAGE])),
+        limits=AddressLimits(),
+        per_minute=l402_per_minute,
     )
     names = ("chat_completions", "responses", "completions", "embeddings")
     reading = SimpleNamespace(list=who, get=who, rank=who, healthz=who, readyz=who, metrics=who)

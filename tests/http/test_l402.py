@@ -6,14 +6,16 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
+from yarl import URL
 
 from lcp_gateway.accounts.l402 import Issuer, parse
 from lcp_gateway.accounts.rate_limits import RateLimits
 from lcp_gateway.accounts.rates import Rates
-from lcp_gateway.accounts.records import Purpose
+from lcp_gateway.accounts.records import Purpose, TopupState
 from lcp_gateway.accounts.windows import MemoryWindows
 from lcp_gateway.http import l402 as door
-from tests.http.front import SECRET, front
+from tests.http.front import PAGE, SECRET, front
 
 CHAT = "/v1/chat/completions"
 CHALLENGE = re.compile(r'L402 macaroon="([A-Za-z0-9+/=]+)", invoice="([a-z0-9]+)"')
@@ -173,41 +175,109 @@ async def test_while_the_node_cannot_be_asked_nobody_new_is_let_in_and_who_was_s
     assert (await come(gateway, unpaid[0], unpaid[1].preimage)).status == 200
 
 
-async def test_only_so_many_invoices_at_the_door_are_open_and_top_ups_are_not_counted(
+async def test_where_too_many_are_unpaid_the_oldest_gives_way_and_can_still_be_paid(
     gateway, monkeypatch
 ):
+    """A9: the pool was full for an hour, and everybody else was sent away with 429."""
     monkeypatch.setattr(door, "_MOST_OPEN", 3)
     bank = gateway.bank
     account_id = await bank.customer()
-    await bank.wallet().top_up(account_id, 1_000)
-    open_ones = [await challenged(gateway) for _ in range(3)]
-    asked = len(bank.till.asked)
-    for _ in range(2):
-        found = await gateway.ask("POST", CHAT, None)
-        assert (found.status, found.code) == (429, "too_many_open_topups")
-        assert int(found.headers["retry-after"]) >= 1
-    assert len(bank.till.asked) == asked, "lnd is not troubled"
-    macaroon, invoice = open_ones[0]
-    bank.till.pay(invoice.payment_hash)
-    assert (await come(gateway, macaroon, invoice.preimage)).status == 200
-    await challenged(gateway)
+    topup = await bank.wallet().top_up(account_id, 1_000)
+    open_ones = [await challenged(gateway) for _ in range(5)]
     assert await bank.topups.open_count(datetime.now(UTC), purpose=Purpose.L402) == 3
+    states = [(await bank.topups.by_payment_hash(i.payment_hash)).state for _, i in open_ones]
+    assert states == [TopupState.CANCELED] * 2 + [TopupState.OPEN] * 3
+    assert (await bank.topups.get(topup.id)).state is TopupState.OPEN, "top-ups are not touched"
+    for macaroon, invoice in (open_ones[0], open_ones[4]):
+        bank.till.pay(invoice.payment_hash)
+        assert (await come(gateway, macaroon, invoice.preimage)).status == 200
 
 
-async def test_an_invoice_at_the_door_that_ran_out_makes_room(gateway, monkeypatch):
-    monkeypatch.setattr(door, "_MOST_OPEN", 1)
+async def test_an_invoice_at_the_door_can_be_paid_for_a_quarter_of_an_hour(gateway):
     _, invoice = await challenged(gateway)
-    assert (await gateway.ask("POST", CHAT, None)).status == 429
-    topup = await gateway.bank.topups.by_payment_hash(invoice.payment_hash)
-    await gateway.bank.aged(topup, timedelta(hours=2))
-    await challenged(gateway)
+    left = invoice.expires_at - datetime.now(UTC)
+    assert timedelta(minutes=14) < left <= timedelta(minutes=15)
 
 
-async def test_strangers_count_in_the_whole_gateways_rates(gateway):
-    gateway.l402._rates = RateLimits(MemoryWindows(), gateway=Rates(requests_per_minute=2))
-    for _ in range(2):
-        await challenged(gateway)
-    found = await gateway.ask("POST", CHAT, None)
-    assert (found.status, found.code) == (429, "rate_limit_exceeded")
-    assert int(found.headers["retry-after"]) >= 1
-    assert len(gateway.bank.till.invoices) == 2
+async def test_a_stranger_who_asks_too_often_waits_and_nobody_else_does(bank):
+    """A9: a stranger's thousand invoices kept everybody else away."""
+    async with front(bank, l402_per_minute=3) as gateway:
+        answers = [await gateway.l402.challenge(from_address("203.0.113.5")) for _ in range(20)]
+        assert [error.status for error in answers] == [402] * 3 + [429] * 17
+        assert {error.code for error in answers[3:]} == {"rate_limit_exceeded"}
+        assert all(error.retry and 1 <= error.retry_after_s <= 20 for error in answers[3:])
+        assert len(bank.till.invoices) == 3, "lnd is not troubled"
+        for address in ("203.0.113.6", "2001:db8::1", "::1", None):
+            assert (await gateway.l402.challenge(from_address(address))).status == 402
+        key = await gateway.key(await bank.customer(1_000))
+        assert (await gateway.ask("POST", CHAT, key)).status == 200
+
+
+async def test_a_strangers_flood_uses_up_no_rate_of_the_whole_gateway(bank):
+    """A9: strangers counted in the gateway's requests a minute, and customers were refused."""
+    rates = RateLimits(MemoryWindows(), gateway=Rates(requests_per_minute=2))
+    async with front(bank) as gateway:
+        gateway.l402._rates = rates
+        for _ in range(5):
+            await challenged(gateway)
+        await rates.check(None, 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/no/such/path/completions"),
+        ("POST", "/v1/chat/completions/"),
+        ("POST", "/v1/chat/completions/chatcmpl_1"),
+        ("POST", "/v1/responses/resp_1/completions"),
+        ("POST", "/v1/responses/resp_1/cancel"),
+        ("POST", "/responses"),
+        ("POST", "/api/agent/x/v1/responses"),
+        ("GET", CHAT),
+        ("PUT", CHAT),
+        ("DELETE", "/v1/responses"),
+        ("OPTIONS", CHAT),
+    ],
+)
+async def test_only_the_routes_that_buy_make_an_invoice(gateway, method, path):
+    """A9, and part E: the challenge on GET."""
+    found = await gateway.ask(method, URL(path, encoded=True), None)
+    assert found.status == 401
+    assert found.headers["WWW-Authenticate"] == "Bearer"
+    assert gateway.bank.till.invoices == {}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}],
+)
+async def test_a_page_of_another_origin_makes_its_visitors_ask_for_no_invoice(gateway, headers):
+    found = await gateway.ask("POST", CHAT, None, headers=headers)
+    assert found.status == 403
+    assert gateway.bank.till.invoices == {}
+    allowed = await gateway.ask("POST", CHAT, None, headers={"Origin": PAGE})
+    assert allowed.status == 402
+
+
+async def test_a_token_ends_with_its_account_at_once_and_on_every_gateway(bank):
+    """A7: the token of a deleted account bought 41 more times."""
+    async with front(bank) as one, front(bank) as other:
+        macaroon, invoice = await challenged(one)
+        bank.till.pay(invoice.payment_hash)
+        for gateway in (one, other):
+            found = await come(gateway, macaroon, invoice.preimage)
+            assert found.status == 200
+        account_id = found.document["account_id"]
+        assert (await one.ask("DELETE", f"/api/admin/accounts/{account_id}")).status in {200, 204}
+        narrowed = parse(macaroon).with_caveat("expires_at", "99999999999").to_text()
+        for gateway in (one, other):
+            for token in (macaroon, narrowed):
+                for method, path in (("POST", CHAT), ("GET", "/api/wallet"), ("GET", "/v1/models")):
+                    found = await come(gateway, token, invoice.preimage, method=method, path=path)
+                    assert (found.status, found.code) == (401, "invalid_api_key")
+        assert await bank.available(account_id) == 50_000, "what is left stays"
+
+
+def from_address(address):
+    request = make_mocked_request("POST", CHAT, headers={"Host": "localhost"})
+    return request.clone(remote=address) if address else request

@@ -1,6 +1,7 @@
 """Top-ups: each is credited once, whatever is replayed, late or lost."""
 
 import asyncio
+from datetime import timedelta
 
 import pytest
 
@@ -169,6 +170,36 @@ async def test_an_account_for_l402_is_made_when_it_is_paid(topups, accounts, led
     assert (account.name, account.balance.balance_msat) == ("L402", 1_000)
     assert await accounts.get(unpaid.account_id) is None
     assert (await ledger.audit()).ok
+
+
+async def test_the_top_up_of_a_deleted_account_is_nobodys(topups, accounts):
+    await asked(topups, None, 1, purpose=Purpose.L402)
+    assert await topups.of_living_account(hash_of(9)) is None
+    unpaid = await topups.of_living_account(hash_of(1))
+    await topups.settle(hash_of(1), Msat(1_000), settle_index=1, at=NOW)
+    paid = await topups.of_living_account(hash_of(1))
+    assert (unpaid.state, paid.state) == (TopupState.OPEN, TopupState.SETTLED)
+    await accounts.delete(paid.account_id, actor="test", at=NOW)
+    assert await topups.of_living_account(hash_of(1)) is None
+    assert (await topups.by_payment_hash(hash_of(1))).state is TopupState.SETTLED
+
+
+async def test_room_is_made_by_giving_up_the_oldest_unpaid_of_a_purpose(topups, customer):
+    account_id = await customer(0)
+    of_customer = await asked(topups, account_id, 1, at=NOW - HOUR / 2)
+    made = [
+        await asked(topups, None, number, purpose=Purpose.L402, at=NOW + timedelta(seconds=number))
+        for number in range(2, 8)
+    ]
+    await topups.settle(hash_of(2), Msat(1), settle_index=1, at=NOW)
+    now = NOW + timedelta(seconds=10)
+    assert await topups.make_room(now, purpose=Purpose.L402, most_open=6) == 0
+    assert await topups.make_room(now, purpose=Purpose.L402, most_open=4) == 2
+    assert await topups.make_room(now, purpose=Purpose.L402, most_open=4) == 0
+    states = [(await topups.get(topup.id)).state.value for topup in (of_customer, *made)]
+    assert states == ["open", "settled", "canceled", "canceled", "open", "open", "open"]
+    credit = await topups.settle(hash_of(3), Msat(7), settle_index=2, at=now)
+    assert credit.is_new and credit.topup.state is TopupState.SETTLED
 
 
 async def test_what_makes_no_sense_is_refused(topups, customer):

@@ -285,7 +285,7 @@ def test_a_token_outlives_a_gateway_and_is_worth_nothing_at_another(served, tmp_
 
 def test_strangers_cannot_have_invoices_made_without_end():
     """Each costs lnd a row for good, and nobody had to show anything for it."""
-    with shop(l402="true", max_requests_per_minute=3) as running:
+    with shop(l402="true", l402_invoices_per_minute=3) as running:
         answers = [post(running.port, CHAT, BODY) for _ in range(12)]
         assert [answer.status for answer in answers[:3]] == [402] * 3
         assert len(running.running.events("invoice")) <= 3

@@ -1,0 +1,84 @@
+"""How often clients of one address may have something made for them that they do not pay for: a bucket for each network.
+
+An address of IPv6 means little, since every customer of a provider has at least a /64 and many a /48. A client counts in
+both; the wider network may have a few times as much.
+"""
+
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+HOST_BITS_V6: Final = 64
+SITE_BITS_V6: Final = 48
+SITE_FACTOR: Final = 8
+"""How many times the bound of an address the network of a whole site has."""
+
+_MOST_BUCKETS = 20_000
+_S_PER_MINUTE = 60.0
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """What is left of a bound, and when that was reckoned."""
+
+    left: float
+    at: float
+
+
+class AddressLimits:
+    """Counts by address. A bucket begins full and fills within a minute; the ones that were not used longest are dropped."""
+
+    def __init__(
+        self, *, most_buckets: int = _MOST_BUCKETS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._most = most_buckets
+        self._clock = clock
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, address: str | None, per_minute: int) -> float:
+        """Count one for an address; return 0, or the seconds until one fits, and then nothing is counted."""
+        bounds = [
+            (self._bucket(network, bound), bound)
+            for network, bound in _networks(address, per_minute)
+        ]
+        wait_s = max((1 - bucket.left) * _S_PER_MINUTE / bound for bucket, bound in bounds)
+        if wait_s > 0:
+            return wait_s
+        for bucket, _ in bounds:
+            bucket.left -= 1
+        return 0.0
+
+    def _bucket(self, network: str, per_minute: int) -> _Bucket:
+        now = self._clock()
+        bucket = self._buckets.get(network)
+        if bucket is None:
+            while len(self._buckets) >= self._most:
+                self._buckets.popitem(last=False)
+            bucket = self._buckets[network] = _Bucket(per_minute, now)
+        self._buckets.move_to_end(network)
+        filled = bucket.left + (now - bucket.at) * per_minute / _S_PER_MINUTE
+        bucket.left, bucket.at = min(filled, per_minute), now
+        return bucket
+
+
+def _networks(address: str | None, per_minute: int) -> list[tuple[str, int]]:
+    """Give the networks in which an address counts, with the bound of each; what is no address is one like any other."""
+    try:
+        ip = ipaddress.ip_address(address or "")
+    except ValueError:
+        return [(address or "", per_minute)]
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            return [(str(ip.ipv4_mapped), per_minute)]
+        value = int(ip)
+        return [
+            (f"{value >> (128 - HOST_BITS_V6):x}/{HOST_BITS_V6}", per_minute),
+            (f"{value >> (128 - SITE_BITS_V6):x}/{SITE_BITS_V6}", per_minute * SITE_FACTOR),
+        ]
+    return [(str(ip), per_minute)]
