@@ -393,6 +393,7 @@ def process() -> list[timeseries.Panel]:
         lines("Memory", "Resident memory. It must not follow the length of streams.", [(scoped("process_resident_memory_bytes"), "{{instance}}")], unit="bytes"),
         lines("Event loop lag", "How late the event loop runs what is due. Above 100 ms everything waits.", [(quantile(q, "event_loop_lag_seconds"), f"p{q * 100:.0f}") for q in (0.5, 0.99)], unit="s", steps=((None, GREEN), (0.1, RED))),
         lines("Background tasks restarted", "Tasks that ended by an error and were started again: each has its cause in the log, and is named in /readyz while it is down.", [(rate("task_restarts_total", "task"), "{{task}}")], unit="cps", steps=((None, GREEN), (0.0001, RED))),
+        lines("Log lines lost", "Lines that were dropped because what they go to was not read, or could not be written.", [(rate("log_lines_lost_total", "instance"), "{{instance}}")], unit="cps", steps=((None, GREEN), (0.0001, RED))),
         lines("Open files", "Sockets and files, against the limit of the process.", [(scoped("process_open_fds"), "{{instance}}"), (scoped("process_max_fds"), "limit of {{instance}}")]),
         lines("Versions", "What runs where, over time: did it begin with a new version?", [(f"sum by (version, python, protocol) ({own('build_info')})", "{{version}} · Python {{python}} · protocol {{protocol}}")], stacked=True),
     ]  # fmt: skip

@@ -40,10 +40,12 @@ def run(
     banner: Sequence[str],
     loaded_warnings: Sequence[str],
     read_settings: Callable[[], Loaded],
+    lost_log_lines: Callable[[], int] = lambda: 0,
 ) -> int:
     """Run the gateway until SIGTERM or SIGINT; gives the exit code.
 
     ``read_settings`` gives the settings as they are when it is called, at each SIGHUP, or raises ``ConfigError``.
+    ``lost_log_lines`` tells how many lines for standard output and error were lost so far.
     """
     # Nothing that start-up makes is garbage worth looking for; see where it is turned on again.
     gc.disable()
@@ -53,7 +55,7 @@ def run(
         log.warning(warning)
     notifier = Notifier.from_environ(os.environ)
     try:
-        uvloop.run(_serve(settings, banner, read_settings, notifier, log))
+        uvloop.run(_serve(settings, banner, read_settings, lost_log_lines, notifier, log))
     except (StartError, CannotListen, BadCertificate) as error:
         sys.stderr.write(f"lcp-gateway: {error}\n")
         return 1
@@ -64,10 +66,16 @@ async def _serve(
     settings: Settings,
     banner: Sequence[str],
     read_settings: Callable[[], Loaded],
+    lost_log_lines: Callable[[], int],
     notifier: Notifier,
     log: FilteringBoundLogger,
 ) -> None:
     metrics = Metrics()
+
+    def note_pulse(lag_s: float) -> None:
+        metrics.loop_lag(lag_s)
+        metrics.log_lines_lost(lost_log_lines())
+
     stop, reload_wanted = asyncio.Event(), asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_hang_ups(stop, reload_wanted))
@@ -80,7 +88,7 @@ async def _serve(
             raise StartError(str(error)) from error
         _on_stop(stop, gateway)
         lasting += [
-            BackgroundTask("loop", lambda: watch_loop(metrics.loop_lag)),
+            BackgroundTask("loop", lambda: watch_loop(note_pulse)),
             *book_tasks(opened.ledgers, gateway.budgets, metrics),
             BackgroundTask("purge", lambda: purge(gateway.kept.store)),
         ]

@@ -32,9 +32,13 @@ def serve(config: Path | None, flags: Mapping[str, object]) -> int:
     with contextlib.ExitStack() as stack:
         if background:
             stack.enter_context(living_in_background(loaded.settings))
+        _load_structlog_without_rich()
+        from lcp_gateway.telemetry.log_queue import queued_standard_streams  # noqa: PLC0415 - loads structlog
+
+        # Before the node is started, which writes to the same standard error.
+        streams = stack.enter_context(queued_standard_streams())
         settings = stack.enter_context(daemon_for(loaded.settings))
         # Imported after the node's process was started, so that both load at the same time.
-        _load_structlog_without_rich()
         from lcp_gateway.app import run  # noqa: PLC0415 - see above
 
         log_settings(loaded)
@@ -45,6 +49,7 @@ def serve(config: Path | None, flags: Mapping[str, object]) -> int:
             banner=banner,
             loaded_warnings=warnings,
             read_settings=reading_anew(settings, flags, config),
+            lost_log_lines=streams.lost_lines,
         )
 
 

@@ -69,6 +69,7 @@ class Metrics(MoneyMetrics, RoutingMetrics, SellingMetrics, SpanMetrics, StoredM
         self._gauges = families.gauges
         self._histograms = families.histograms
         self._snapshot_at = clock()
+        self._log_lines_lost = 0
         # One more than the models: what a request asks for where it leaves the choice to the gateway is none of them.
         self._models = KnownLabels(MAX_MODELS + 1)
         self._models.admit((AUTO,))
@@ -287,6 +288,11 @@ class Metrics(MoneyMetrics, RoutingMetrics, SellingMetrics, SpanMetrics, StoredM
         """Count a background task that ended and is started again."""
         label = task if task in TASKS else OTHER
         self._counters["task_restarts_total"].labels(label).inc()
+
+    def log_lines_lost(self, in_all: int) -> None:
+        """Count the log lines that were lost since the start, of which some may have been counted before."""
+        self._counters["log_lines_lost_total"].inc(in_all - self._log_lines_lost)
+        self._log_lines_lost = in_all
 
     def loop_lag(self, lag_s: float) -> None:
         """Count how much later than asked the event loop ran a timer."""

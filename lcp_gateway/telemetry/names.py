@@ -128,6 +128,7 @@ SPECS: tuple[Spec, ...] = (
     Spec("errors", _C, "client_disconnects_total", "Clients that went away before their answer was complete, by what was going on.", ("phase",)),
     # process
     Spec("process", _C, "task_restarts_total", "Background tasks that ended and were started again, by task. None is meant to end: each has its cause in the log.", ("task",)),
+    Spec("process", _C, "log_lines_lost_total", "Lines for standard output and error that were dropped, because what they go to was not read or could not be written."),
     Spec("process", _H, "event_loop_lag_seconds", "How much later than asked the event loop ran a timer.", (), _LAG_BUCKETS),
     Spec("process", _C, "trace_spans_exported_total", "Spans of traces that the collector took."),
     Spec("process", _C, "trace_spans_lost_total", "Spans of traces that were lost: the collector did not take them, or too many waited for it."),
