@@ -130,6 +130,7 @@ def buying_parts(settings: Settings, lasting: Lasting) -> BuyingParts:
             on_quote=QuoteNotes(metrics, lasting.records),
             on_failure=QuoteFailures(metrics, standings, lasting.records),
             tracing=opened.tracing,
+            paid_jobs=lasting.paid_jobs,
         ),
         buyer=Buyer(
             opened.upstream,
@@ -139,8 +140,14 @@ def buying_parts(settings: Settings, lasting: Lasting) -> BuyingParts:
             exposure=standings,
             execute_timeout_s=settings.timeout_execute_s,
             tracing=opened.tracing,
+            paid_jobs=lasting.paid_jobs,
         ),
         bounds=Bounds(window_bytes=settings.stream_buffer_bytes),
-        patience=Patience(settings.join_grace_s, settings.cancel_timeout_s, settings.timeout_s),
+        patience=Patience(
+            settings.join_grace_s,
+            settings.cancel_timeout_s,
+            settings.timeout_s,
+            settings.timeout_quote_s + settings.timeout_execute_s,
+        ),
         shared=opened.sharing.answers(settings),
     )

@@ -16,7 +16,9 @@ from lcp_gateway.http.background import Background
 from lcp_gateway.http.jobs import Jobs
 from lcp_gateway.purchase.brake import LoopBrake
 from lcp_gateway.purchase.memory import AnswerMemory
+from lcp_gateway.purchase.paid_jobs import PaidJobs
 from lcp_gateway.purchase.ports import Upstream
+from lcp_gateway.purchase.repeat_identity import RepeatHashes
 from lcp_gateway.purchase.tracing import Tracing
 from lcp_gateway.routing.records import Records
 from lcp_gateway.routing.registry import Registry
@@ -58,7 +60,12 @@ class Lasting:
             lambda error: log.info("cancel job failed", grpc_code=error.status),
             lambda error: log.error("work after a request failed", exc_info=error),
         )
-        self.memory = AnswerMemory(memory_limits(settings), on_held=metrics.answers_held)
+        self.memory = AnswerMemory(
+            memory_limits(settings),
+            on_held=metrics.answers_held,
+            hashes=RepeatHashes(opened.ledgers.repeat_secret),
+        )
+        self.paid_jobs = PaidJobs()
         self.brake = LoopBrake(settings.loop_brake_per_minute)
 
     def use(self, settings: Settings, registry: Registry) -> None:

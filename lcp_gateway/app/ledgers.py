@@ -49,10 +49,21 @@ class Ledgers:
     stored: StoredJournal | None = None
     network: str | None = None
 
+    @property
+    def trouble(self) -> str | None:
+        """Why the journal cannot be written, or is not the one that was opened; None where all is well."""
+        found = None if self.stored is None else self.stored.trouble
+        return found or (None if self.database is None else self.database.trouble)
+
+    @property
+    def repeat_secret(self) -> bytes:
+        """What repeat keys are hashed with."""
+        return b"" if self.database is None else self.database.secret
+
     def problems(self) -> Iterable[str]:
         """Say, in words, what keeps the gateway from paying now."""
-        if self.stored is not None and self.stored.trouble is not None:
-            yield f"the journal cannot be written: {self.stored.trouble}"
+        if self.trouble is not None:
+            yield f"the journal cannot be used: {self.trouble}"
 
     async def receipt(self, job_id: bytes, key_id: str) -> Mapping[str, object] | None:
         """Give the receipt of a job that this credential bought."""

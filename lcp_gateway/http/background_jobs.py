@@ -15,6 +15,8 @@ from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, internal_error
 from lcp_gateway.http.failures import of_error
 from lcp_gateway.http.result_headers import purchase_headers
 from lcp_gateway.purchase.answers import Answer
+from lcp_gateway.purchase.earlier import refusal_of
+from lcp_gateway.purchase.journal import RequestRepeated
 from lcp_gateway.purchase.memory import AnswerLost, Repeat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.service import PurchaseService, Reason
@@ -103,10 +105,10 @@ class BackgroundJobs:
         # Read before anything is bought: from then on nothing may fail.
         shown, inputs = shown_of(request), plan.inputs()
         try:
+            if quote_name is not None:
+                await self._service.check_quote(order, quote_name)
             if self._book is not None:
-                await self._book.note(
-                    response_id, key_id=order.key_id, model=order.task.model, at=now
-                )
+                await self._note(self._book, response_id, order, repeat, now)
             # Looked up again: the same request may have come while this one was written down.
             answer = self._service.find(order, repeat)
             if answer is not None and (earlier := self.of(answer)) is not None:
@@ -141,6 +143,23 @@ class BackgroundJobs:
         answer.when_ended(lambda _answer: self._ended(job, fixed))
         self._on_change(len(self._running), "")
         return job
+
+    async def _note(
+        self, book: Book, response_id: str, order: Order, repeat: Repeat, now: datetime
+    ) -> None:
+        """Write a job down, unless its request was bought before by another process or before a restart.
+
+        Raises:
+            KeyReused, AnswerLost: it was, or another request was under the same key.
+            JournalUnavailable: it cannot be written.
+        """
+        identity = self._service.identity(order, repeat)
+        try:
+            await book.note(
+                response_id, key_id=order.key_id, model=order.task.model, at=now, repeat=identity
+            )
+        except RequestRepeated as repeated:
+            raise refusal_of(repeated.earlier, identity) from None
 
     @contextlib.contextmanager
     def reading(self, job: BackgroundJob) -> Iterator[None]:

@@ -18,6 +18,7 @@ from lcp_gateway.purchase.evidence import MIN_HTLC_MSAT, EvidenceRow, evidence_o
 from lcp_gateway.purchase.memory import AnswerLost, KeyReused
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.service import Interrupted, Reason
+from lcp_gateway.purchase.shared import LostElsewhere
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.routing.choice import ModelNotFound, NoProvider, RoutingError
 
@@ -116,6 +117,7 @@ def of_purchase(error: PurchaseError) -> ApiError:
 def _of(
     error: PurchaseError, status: int, code: str, *, retry: bool = False, reason: str = ""
 ) -> ApiError:
+    request_id = error.request_id if isinstance(error, LostElsewhere) else ""
     return ApiError(
         status,
         error.message,
@@ -123,6 +125,7 @@ def _of(
         retry=retry,
         verdict=error.verdict,
         quote=error.quote,
+        details={"request_id": request_id} if request_id else {},
         reason=reason,
     )
 

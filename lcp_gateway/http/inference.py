@@ -142,6 +142,9 @@ class Inference:
         if wishes.background:
             return await self._in_background(request, exchange, parsed, order, asked, place)
         answer = self._find(order, asked.repeat)
+        if answer is None and asked.quote_id is not None:
+            await self._check_quote(order, asked.quote_id)
+            answer = self._find(order, asked.repeat)
         if answer is None:
             answer = self._start(exchange, order, wishes, asked)
         else:
@@ -151,6 +154,13 @@ class Inference:
     def _find(self, order: Order, repeat: Repeat) -> Answer | None:
         try:
             return self._service.find(order, repeat)
+        except AnswerLost:
+            self._metrics.joined("lost")
+            raise
+
+    async def _check_quote(self, order: Order, quote_id: str) -> None:
+        try:
+            await self._service.check_quote(order, quote_id)
         except AnswerLost:
             self._metrics.joined("lost")
             raise

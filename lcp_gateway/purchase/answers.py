@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import Verdict
 
 
@@ -60,7 +61,8 @@ class Answer:
     ``quote_s`` and ``execute_s`` say how long its quote and the call that pays took, ``first_byte_s`` how long it was from
     that call to a stream's first byte, and ``waited_s`` how much of it went by for readers that were behind, to which adds
     what goes by since ``waits_since``. ``outlives_requests`` says that its last listener has left. ``kept_for`` is whoever
-    wants it also while nobody reads it, ``given_id`` the id by which a result goes that has none. Memory is bounded: past
+    wants it also while nobody reads it, ``given_id`` the id by which a result goes that has none,
+    ``repeat`` what the journal recognises a repeat of its request by. Memory is bounded: past
     ``whole_bytes`` what all readers have taken is let go, and from then on nobody new can join.
     """
 
@@ -74,6 +76,7 @@ class Answer:
         self.listeners = 0
         self.outlives_requests = False
         self.kept_for: object | None = None
+        self.repeat: RepeatIdentity | None = None
         self.given_id = ""
         self.quote_s: float | None = None
         self.execute_s: float | None = None

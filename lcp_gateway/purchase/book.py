@@ -11,6 +11,8 @@ from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.quote import Quote
 
 _MAX_QUOTES = 10_000
+_JOB_ID_BYTES = 32
+NO_SUCH_QUOTE = "there is no such quote, or it has been taken"
 
 
 class UnknownQuote(PurchaseError):
@@ -39,6 +41,16 @@ def quote_id(quote: Quote) -> str:
     return f"quote_{quote.job_id.hex()}"
 
 
+def job_of(name: str) -> bytes | None:
+    """Return the job of a quote's name; None for what is none."""
+    prefix, _, digits = name.partition("_")
+    try:
+        job_id = bytes.fromhex(digits)
+    except ValueError:
+        return None
+    return job_id if prefix == "quote" and len(job_id) == _JOB_ID_BYTES else None
+
+
 class QuoteBook:
     """Holds quotes until they are taken or run out."""
 
@@ -53,6 +65,11 @@ class QuoteBook:
             self._held.popitem(last=False)
         return held.id
 
+    def has(self, order: Order, name: str) -> bool:
+        """Return whether a quote is held that was shown to this credential."""
+        held = self._held.get(name)
+        return held is not None and held.order.key_id == order.key_id
+
     def take(self, order: Order, name: str) -> Offer:
         """Give the offer of that id and forget it: nobody else can take it.
 
@@ -63,7 +80,7 @@ class QuoteBook:
         """
         held = self._held.get(name)
         if held is None or held.order.key_id != order.key_id:
-            raise UnknownQuote("there is no such quote, or it has been taken")
+            raise UnknownQuote(NO_SUCH_QUOTE)
         quote = held.offer.quote
         if self._now() >= quote.expires_at:
             del self._held[name]

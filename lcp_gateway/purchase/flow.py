@@ -20,7 +20,7 @@ from lcp_gateway.purchase.errors import (
     UpstreamError,
 )
 from lcp_gateway.purchase.evidence import verdict_of_failure
-from lcp_gateway.purchase.journal import Intent, Learnt, PurchaseJournal
+from lcp_gateway.purchase.journal import EarlierPurchase, Intent, Learnt, PurchaseJournal
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.market import Inspection
 from lcp_gateway.purchase.outcome import (
@@ -30,6 +30,7 @@ from lcp_gateway.purchase.outcome import (
     Received,
     no_judgement,
 )
+from lcp_gateway.purchase.paid_jobs import PaidJobs
 from lcp_gateway.purchase.ports import Exposure, Upstream
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Source
@@ -64,8 +65,13 @@ class Buyer:
         judgement: Judgement = no_judgement,
         now: Callable[[], datetime] = utc_now,
         tracing: Tracing = NO_TRACING,
+        paid_jobs: PaidJobs | None = None,
     ) -> None:
-        """``judgement`` tells whether the bytes of a result, whose hash and length are right, are one."""
+        """``judgement`` tells whether the bytes of a result, whose hash and length are right, are one.
+
+        ``paid_jobs`` gets to know every job before it is paid for.
+        """
+        self._paid_jobs = PaidJobs() if paid_jobs is None else paid_jobs
         self._upstream = upstream
         self._journal = journal
         self._inspect = inspect
@@ -101,6 +107,14 @@ class Buyer:
                 return await self._open_stream(purchase)
             finally:
                 span.note(paid_facts, purchase)
+
+    async def find(self, job_id: bytes) -> EarlierPurchase | None:
+        """Return the purchase of a job as the journal has it, whoever made it; None where it has none.
+
+        Raises:
+            JournalUnavailable: the journal cannot be read.
+        """
+        return await self._journal.find(job_id)
 
     async def cancel(self, purchase: Purchase, reason: str, timeout_s: float) -> None:
         """Tell the peer that nobody waits any more. A payment is not undone.
@@ -210,6 +224,14 @@ class Buyer:
             raise
         # Written before the call goes out: after a crash the journal knows of every payment that may have happened.
         purchase.apply(Event.PAY)
+        if self._now() >= quote.expires_at:
+            # The journal may have taken seconds. Its intent is taken back, with all that it reserved.
+            self._move(purchase, Event.FAIL_PAYMENT)
+            raise QuoteExpired(
+                "the quote expired while the purchase was being written down; nothing was paid",
+                quote=quote,
+            )
+        self._paid_jobs.add(quote.job_id)
         self._exposure.paying(quote)
 
     def _intent(self, purchase: Purchase, now: datetime) -> Intent:
@@ -228,6 +250,7 @@ class Buyer:
             runner_up_msat=purchase.runner_up_msat,
             at=now,
             charge=purchase.charge,
+            repeat=purchase.repeat,
         )
 
     def _failed(self, purchase: Purchase, error: UpstreamError) -> PaymentFailed:

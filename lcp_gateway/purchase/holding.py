@@ -29,6 +29,10 @@ class Holding:
         bought = order.for_task(held.candidate.adapt(order.task))
         return replace(held, order=bought, payment_hash=None)
 
+    def has(self, order: Order, quote_name: str) -> bool:
+        """Return whether a quote of that name is held for the credential of an order."""
+        return self._book.has(order, quote_name)
+
     def hold(self, order: Order, offer: Offer) -> HeldQuote:
         """Hold a quote for an order."""
         held = HeldQuote(

@@ -10,6 +10,7 @@ from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import PriceLimitExceeded, PurchaseError, Refused, UpstreamError
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.paid_jobs import PaidJobs
 from lcp_gateway.purchase.ports import Upstream
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.tracing import (
@@ -73,8 +74,13 @@ class Market:
         on_failure: Callable[[str, PurchaseError], None] = lambda _peer_id, _error: None,
         clock: Callable[[], float] = time.monotonic,
         tracing: Tracing = NO_TRACING,
+        paid_jobs: PaidJobs | None = None,
     ) -> None:
-        """``on_quote`` hears of each quote and how many seconds it took, ``on_failure`` why a peer fell out."""
+        """``on_quote`` hears of each quote and how many seconds it took, ``on_failure`` why a peer fell out.
+
+        ``paid_jobs`` are never cancelled, whatever quote names them again.
+        """
+        self._paid_jobs = PaidJobs() if paid_jobs is None else paid_jobs
         self._upstream = upstream
         self._asking = asking
         self._inspect = inspect
@@ -143,7 +149,7 @@ class Market:
     def drop(self, quotes: Iterable[Quote | None]) -> None:
         """Tell those who gave quotes that nobody takes them. Nothing is waited for."""
         for quote in quotes:
-            if quote is not None:
+            if quote is not None and quote.job_id not in self._paid_jobs:
                 self._background(self._upstream.cancel(quote, _NOT_TAKEN, self._cancel_timeout_s))
 
     async def _ask(

@@ -9,6 +9,7 @@ from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.outcome import EndedBy, Ending, Ruling
 from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import VERDICTS, Event, State, Verdict, step
 
 
@@ -39,6 +40,7 @@ class Purchase:
         "order",
         "payment_hash",
         "quote",
+        "repeat",
         "runner_up_msat",
     )
 
@@ -50,6 +52,7 @@ class Purchase:
         payment_hash: bytes | None = None,
         runner_up_msat: Msat | None = None,
         candidate: Candidate | None = None,
+        repeat: RepeatIdentity | None = None,
     ) -> None:
         self.order = order
         self.quote = quote
@@ -61,6 +64,7 @@ class Purchase:
         self.charged_msat: Msat | None = None
         self.payment_hash = payment_hash
         self.runner_up_msat = runner_up_msat
+        self.repeat = repeat
         self._state = State.QUOTED
 
     @property

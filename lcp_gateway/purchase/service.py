@@ -9,12 +9,14 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from lcp_gateway.purchase.answers import Answer, Bounds, Head
-from lcp_gateway.purchase.book import HeldQuote, QuoteBook
+from lcp_gateway.purchase.book import NO_SUCH_QUOTE, HeldQuote, QuoteBook, UnknownQuote, job_of
 from lcp_gateway.purchase.brake import LoopBrake
 from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.delivery import PaidStream
+from lcp_gateway.purchase.earlier import wait_until_unpaid, what_was_bought_with
 from lcp_gateway.purchase.errors import (
     PaymentFailed,
+    PurchaseError,
     Refused,
     Undelivered,
     UpstreamError,
@@ -23,12 +25,17 @@ from lcp_gateway.purchase.fallback import cheaper, others
 from lcp_gateway.purchase.flow import Buyer
 from lcp_gateway.purchase.holding import Holding
 from lcp_gateway.purchase.interruption import Interrupted, Reason, party_of
-from lcp_gateway.purchase.journal import InsufficientBalance
+from lcp_gateway.purchase.journal import (
+    DuplicateIntent,
+    InsufficientBalance,
+    RequestRepeated,
+)
 from lcp_gateway.purchase.market import Market, Offer
-from lcp_gateway.purchase.memory import AnswerMemory, Repeat
+from lcp_gateway.purchase.memory import AnswerMemory, KeyReused, Repeat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Purchase, not_held_up
 from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.shared import Claim, SharedAnswers
 from lcp_gateway.purchase.sharing import Sharing
 from lcp_gateway.purchase.states import State, Verdict
@@ -80,12 +87,14 @@ class Observer:
 class Patience:
     """How long a paid answer that nobody waits for goes on being taken in, and how long a peer may take to be told.
 
-    ``limit_s`` is what a purchase may take in all; 0 sets no limit.
+    ``limit_s`` is what a purchase may take in all; 0 sets no limit. ``elsewhere_s`` is how long a repeat waits for what
+    another process is buying.
     """
 
     grace_s: float = 10.0
     cancel_timeout_s: float = 2.0
     limit_s: float = 0.0
+    elsewhere_s: float = 60.0
 
 
 class PurchaseService:
@@ -161,6 +170,20 @@ class PurchaseService:
             self._tracing.link(origin)
         return answer
 
+    async def check_quote(self, order: Order, quote_name: str) -> None:
+        """Let a quote pass that is held, before it is taken by ``start``; where answers are shared that is done there.
+
+        Raises:
+            UnknownQuote: it is not held here.
+            AnswerLost: it was taken before, by another process or before a restart.
+        """
+        if self._shared is None and not self._holding.has(order, quote_name):
+            raise await self._explain(order, quote_name, UnknownQuote(NO_SUCH_QUOTE)) from None
+
+    def identity(self, order: Order, repeat: Repeat) -> RepeatIdentity:
+        """Return what the journal recognises a repeat of an order by; before ``start``."""
+        return self._memory.identity(order, repeat)
+
     def start(self, order: Order, repeat: Repeat, quote_name: str | None = None) -> Answer:
         """Begin to buy; with ``quote_name`` the quote of that id is taken.
 
@@ -172,6 +195,7 @@ class PurchaseService:
         self._brake.check(order)
         sharing: Sharing | None = None
         answer = Answer(order, self._bounds, self._memory.pool)
+        answer.repeat = self._memory.identity(order, repeat)
         if self._shared is None:
             offer = self._holding.take(order, quote_name)
             work = self._run(answer, lambda: self._buy(answer, offer))
@@ -179,6 +203,8 @@ class PurchaseService:
             sharing = Sharing(self._shared, self._memory, answer, repeat)
             work = self._run_shared(sharing, answer, quote_name)
         self._memory.add(answer, repeat)
+        if repeat.key is not None:
+            answer.when_ended(lambda _answer: self._take_back_if_reused(answer, repeat))
         if (origin := self._tracing.origin()) is not None:
             self._origins[answer] = origin
         task = asyncio.create_task(work)
@@ -253,7 +279,11 @@ class PurchaseService:
         """Buy unless another gateway does or did; whoever waits for that here waits for this answer."""
 
         async def buy(claim: Claim) -> None:
-            await self._buy(answer, self._holding.take(answer.order, quote_name), claim)
+            try:
+                offer = self._holding.take(answer.order, quote_name)
+            except UnknownQuote as error:
+                raise await self._explain(answer.order, quote_name, error) from None
+            await self._buy(answer, offer, claim)
 
         await self._run(answer, lambda: sharing.obtain(buy))
         await sharing.ended()
@@ -269,9 +299,16 @@ class PurchaseService:
             self._cancel_if_at_work(answer.purchase, error)
             purchase = answer.purchase
             held = self._holding.hold_if_good(answer.order, error, purchase)
-            if purchase is not None and purchase.state is State.REFUSED and not held:
+            # The job of a duplicate may be one that is paid for and running.
+            is_dropped = not held and not isinstance(error, DuplicateIntent)
+            if purchase is not None and purchase.state is State.REFUSED and is_dropped:
                 self._market.drop([purchase.quote])
             answer.fail(error)
+
+    def _take_back_if_reused(self, answer: Answer, repeat: Repeat) -> None:
+        """Forget an answer whose key turned out to be that of another request, before its error is seen."""
+        if isinstance(answer.error, KeyReused):
+            self._memory.take_back(answer, repeat)
 
     def _finished(self, answer: Answer, repeat: Repeat, sharing: Sharing | None) -> None:
         if not answer.ended:
@@ -288,6 +325,17 @@ class PurchaseService:
     def _interrupted(self, answer: Answer) -> Interrupted:
         return Interrupted(self._reasons.get(answer, Reason.ENDED), answer.purchase)
 
+    async def _explain(
+        self, order: Order, quote_name: str | None, error: UnknownQuote
+    ) -> PurchaseError:
+        """Return what became of a quote that is not held: another process, or this one before a restart, may have taken it."""
+        job_id = job_of(quote_name or "")
+        if job_id is None:
+            return error
+        identity = self._memory.identity(order, Repeat())
+        bought = await what_was_bought_with(job_id, order.key_id, identity, self._buyer.find)
+        return bought or error
+
     async def _buy(self, answer: Answer, offer: Offer | None, claim: Claim | None = None) -> None:
         order = answer.order
         started = self._clock()
@@ -300,6 +348,7 @@ class PurchaseService:
                 payment_hash=offer.payment_hash,
                 runner_up_msat=offer.runner_up_msat,
                 candidate=offer.candidate,
+                repeat=answer.repeat,
             )
             answer.quote_s = self._clock() - started
             self._observer.quoted(answer)
@@ -314,6 +363,12 @@ class PurchaseService:
                 if not candidates:
                     raise
                 offer = await self._market.offer(order, candidates)
+            except RequestRepeated as error:
+                # Its own quote stays good meanwhile: it is taken once the other purchase has come to nothing.
+                await wait_until_unpaid(
+                    error.earlier, answer.repeat, self._buyer.find, self._patience.elsewhere_s
+                )
+                self._observer.let_go(purchase)
             except InsufficientBalance as error:
                 offer = await cheaper(self._market, order, offer.rest, error)
                 self._market.drop([purchase.quote])

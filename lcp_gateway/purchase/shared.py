@@ -15,6 +15,9 @@ from lcp_gateway.purchase.states import Verdict
 class LostElsewhere(AnswerLost):
     """Another gateway bought it, or may have, and its answer cannot be had here."""
 
+    request_id = ""
+    """The request that bought it, where that is known: what a job in the background is polled by."""
+
     def __init__(self, message: str, *, verdict: Verdict, quote: Quote | None = None) -> None:
         PurchaseError.__init__(self, message, quote=quote)
         self.verdict = verdict

@@ -6,10 +6,12 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select
 
-from lcp_gateway.purchase.journal import JournalUnavailable
+from lcp_gateway.purchase.journal import JournalUnavailable, RequestRepeated
+from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import VERDICTS, Verdict
 from lcp_gateway.store.database import Database, DatabaseUnavailable
 from lcp_gateway.store.records import PurchaseRecord, record_of
+from lcp_gateway.store.repeats import find_earlier
 from lcp_gateway.store.tables import background_jobs, purchases
 from lcp_gateway.store.times import from_micros, to_micros
 
@@ -64,10 +66,19 @@ class BackgroundBook:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def note(self, job_id: str, *, key_id: str, model: str, at: datetime) -> None:
+    async def note(
+        self,
+        job_id: str,
+        *,
+        key_id: str,
+        model: str,
+        at: datetime,
+        repeat: RepeatIdentity | None = None,
+    ) -> None:
         """Write a job down before its client is told of it.
 
         Raises:
+            RequestRepeated: the journal has a purchase of the same request; nothing was written.
             JournalUnavailable: it cannot be written.
         """
         row = {
@@ -77,10 +88,15 @@ class BackgroundBook:
             "created_at": to_micros(at),
             "owner": self._database.owner,
         }
+
+        def work(connection: Connection) -> None:
+            owner = self._database.owner
+            if repeat and (found := find_earlier(connection, repeat, owner=owner, at=at)):
+                raise RequestRepeated(None, found)
+            connection.execute(insert(background_jobs), row)
+
         try:
-            await self._database.write(
-                lambda connection: connection.execute(insert(background_jobs), row).rowcount
-            )
+            await self._database.write(work)
         except DatabaseUnavailable as error:
             raise JournalUnavailable(
                 f"the journal cannot be written: {error.reason}; nothing was paid"

@@ -32,6 +32,21 @@ class Database(Protocol):
         """The name of this process in the journal: 16 hexadecimal digits, never used twice."""
         ...
 
+    @property
+    def secret(self) -> bytes:
+        """What repeat keys are hashed with, the same for all processes on this database."""
+        ...
+
+    @property
+    def trouble(self) -> str | None:
+        """Why this is not the database that was opened, as last seen; None where it is."""
+        ...
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another journal was kept here before, which no operator has given up yet."""
+        ...
+
     async def write(self, work: Work[T]) -> T:
         """Do it in one transaction that is durable when this returns. One at a time, in the order of the calls.
 

@@ -8,12 +8,20 @@ from typing import TypeVar
 
 from sqlalchemy import BigInteger, Connection, bindparam, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError, PendingRollbackError, ResourceClosedError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DBAPIError,
+    NoResultFound,
+    PendingRollbackError,
+    ProgrammingError,
+    ResourceClosedError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from lcp_gateway.store.database import DatabaseUnavailable, Work
+from lcp_gateway.store.identity import journal_id, repeat_secret
 from lcp_gateway.store.migrate import is_current, migrate
 
 T = TypeVar("T")
@@ -40,6 +48,9 @@ _OF_THE_DRIVER = "asyncpg"
 _READERS = 3
 _RESERVED_READ_S = 3.0
 _SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+_IS_OURS = "lcp_gateway.is_ours"
+"""What is noted on a session that was found to lead to the journal that was opened."""
+_ANOTHER = "another database answers at its address"
 
 
 class PostgresDatabase:
@@ -74,7 +85,10 @@ class PostgresDatabase:
             hide_parameters=True,
         )
         self._writer = _Session(self._write_engine, self._sign_of_life)
-        self._reserved = _Session(self._write_engine)
+        self._reserved = _Session(self._write_engine, self._check_session)
+        self._journal_id: bytes | None = None
+        self._secret = b""
+        self._trouble: str | None = None
         self._one_at_a_time = asyncio.Lock()
         self._one_reserved = asyncio.Lock()
 
@@ -94,6 +108,8 @@ class PostgresDatabase:
                 await database._migrate()
             # Takes the sign of life before anything is written under this process's name.
             await database.write(lambda _connection: None)
+            database._secret = await database.read(repeat_secret)
+            database._journal_id = await database.read(journal_id)
         except BaseException:
             await database.close()
             raise
@@ -103,6 +119,21 @@ class PostgresDatabase:
     def owner(self) -> str:
         """The name of this process in the journal."""
         return self._owner
+
+    @property
+    def secret(self) -> bytes:
+        """What repeat keys are hashed with: kept in the database, since all gateways need the same."""
+        return self._secret
+
+    @property
+    def trouble(self) -> str | None:
+        """Why what answers at the address is not the database that was opened, as last seen."""
+        return self._trouble
+
+    @property
+    def replaced(self) -> bool:
+        """Whether another journal was here before: no gateway keeps record of that outside of the database."""
+        return False
 
     async def write(self, work: Work[T]) -> T:
         """Do it in one durable transaction."""
@@ -129,6 +160,9 @@ class PostgresDatabase:
             connection = await self._read_engine.connect()
             try:
                 await connection.execute(_SNAPSHOT)
+                if _IS_OURS not in connection.info:
+                    await self._check_identity(connection)
+                    connection.info[_IS_OURS] = True
                 return await connection.run_sync(work)
             except BaseException as error:
                 if not isinstance(error, Exception) or as_unavailable(error) is not None:
@@ -170,9 +204,30 @@ class PostgresDatabase:
             await _dispose(engine)
 
     async def _sign_of_life(self, connection: AsyncConnection) -> None:
+        await self._check_identity(connection)
         await connection.execute(_HOLD, {"key": _lock_key(self._owner)})
         await connection.execute(_DURABLE)
         await connection.commit()
+
+    async def _check_session(self, connection: AsyncConnection) -> None:
+        await self._check_identity(connection)
+        await connection.commit()
+
+    async def _check_identity(self, connection: AsyncConnection) -> None:
+        """Compare the journal that a new session finds with the one that was opened.
+
+        Raises:
+            DatabaseUnavailable: it is another one.
+        """
+        if self._journal_id is None:
+            return
+        try:
+            found = await connection.run_sync(journal_id)
+        except (ProgrammingError, NoResultFound):
+            found = b""
+        self._trouble = None if found == self._journal_id else _ANOTHER
+        if self._trouble is not None:
+            raise DatabaseUnavailable(self._trouble)
 
     async def _migrate(self) -> None:
         def one_after_the_other(connection: Connection) -> None:
@@ -190,9 +245,7 @@ class _Session:
     """A connection of its own, opened when it is needed and replaced after anything that leaves it in doubt."""
 
     def __init__(
-        self,
-        engine: AsyncEngine,
-        prepare: Callable[[AsyncConnection], Awaitable[None]] | None = None,
+        self, engine: AsyncEngine, prepare: Callable[[AsyncConnection], Awaitable[None]]
     ) -> None:
         """``prepare`` is awaited with each new connection."""
         self._engine = engine
@@ -203,8 +256,12 @@ class _Session:
         """Return the connection."""
         if self._connection is None:
             self._connection = await self._engine.connect()
-            if self._prepare is not None:
+            try:
                 await self._prepare(self._connection)
+            except DatabaseUnavailable:
+                # It leads to another database.
+                await self.drop()
+                raise
         return self._connection
 
     async def clean_up(self, error: BaseException, timeout_s: float) -> None:

@@ -20,6 +20,8 @@ from sqlalchemy.exc import DatabaseError, DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from lcp_gateway.store.database import DatabaseUnavailable, Work
+from lcp_gateway.store.identity import journal_id
+from lcp_gateway.store.journal_file import Beside, JournalFile, id_that_was_here, read_secret
 from lcp_gateway.store.liveness import OwnerLocks
 from lcp_gateway.store.migrate import is_current, migrate
 from lcp_gateway.store.thread import Worker
@@ -49,8 +51,16 @@ class SqliteDatabase:
         self._owner = owner
         self._write_engine = _engine(path, busy_timeout_s, begin="BEGIN IMMEDIATE")
         self._read_engine = _engine(path, busy_timeout_s, begin="BEGIN")
+        self._file = JournalFile(path)
+        self._secret = b""
+        self._replaced = False
         self._write_connection: Connection | None = None
-        self._readers = (_Reader(self._read_engine), _Reader(self._read_engine))
+        # What its connection has open beside the file.
+        self._written: Beside | None = None
+        self._readers = (
+            _Reader(self._read_engine, self._file),
+            _Reader(self._read_engine, self._file),
+        )
         self._writer = Worker("journal-writer")
         self._reader = Worker("journal-reader")
         # Started by the first who needs it: commands do not.
@@ -78,6 +88,21 @@ class SqliteDatabase:
     def owner(self) -> str:
         """The name of this process in the journal."""
         return self._owner
+
+    @property
+    def secret(self) -> bytes:
+        """What repeat keys are hashed with: kept in a file beside the journal."""
+        return self._secret
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the file is not the one that was opened, as last seen."""
+        return self._file.trouble
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the file beside the journal names another journal."""
+        return self._replaced
 
     async def write(self, work: Work[T]) -> T:
         """Do it in one durable transaction."""
@@ -125,17 +150,24 @@ class SqliteDatabase:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             with _alone(path.with_name(f"{path.name}.start")):
-                self._write(_migrate)
+                identity = self._write(_migrated)
+                self._file.opened()
+                self._written = self._file.beside()
+                self._secret = read_secret(path)
+                self._replaced = id_that_was_here(path, identity) != identity
             self._locks.hold()
         except OSError as error:
             raise DatabaseUnavailable(os.strerror(error.errno or 0).lower()) from error
 
     def _write(self, work: Work[T]) -> T:
+        self._file.check(self._written)
         with _one_error():
             if self._write_connection is None:
                 self._write_connection = self._write_engine.connect()
             try:
                 with self._write_connection.begin():
+                    if self._written is None:
+                        self._written = self._file.beside()
                     return work(self._write_connection)
             except (DatabaseError, sqlite3.DatabaseError):
                 # After a full disk or an I/O error only a new connection has no memory of it.
@@ -144,35 +176,46 @@ class SqliteDatabase:
 
     def _drop_writer(self) -> None:
         connection, self._write_connection = self._write_connection, None
+        self._written = None
         _close(connection)
 
 
 class _Reader:
     """A connection that one thread reads through."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, file: JournalFile) -> None:
         self._engine = engine
+        self._file = file
         self._connection: Connection | None = None
+        # What it has open beside the file.
+        self._beside: Beside | None = None
 
     def read(self, work: Work[T]) -> T:
+        self._file.check(self._beside)
         with _one_error():
             if self._connection is None:
                 self._connection = self._engine.connect()
             try:
                 with self._connection.begin():
-                    return work(self._connection)
+                    result = work(self._connection)
+                    if self._beside is None:
+                        # The first statement opened it, not the connection.
+                        self._beside = self._file.beside()
+                    return result
             except (DatabaseError, sqlite3.DatabaseError):
                 self.drop()
                 raise
 
     def drop(self) -> None:
         connection, self._connection = self._connection, None
+        self._beside = None
         _close(connection)
 
 
-def _migrate(connection: Connection) -> None:
+def _migrated(connection: Connection) -> bytes:
     if not is_current(connection):
         migrate(connection)
+    return journal_id(connection)
 
 
 def _close(connection: Connection | None) -> None:

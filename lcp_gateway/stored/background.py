@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from lcp_gateway.adapters.documents import dump_json
 from lcp_gateway.purchase.answers import Answer
+from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import State
 
 _ECHOED = (
@@ -61,8 +62,20 @@ class Left(Protocol):
 class Book(Protocol):
     """Where running jobs are written down, so that a restart does not forget them."""
 
-    async def note(self, job_id: str, *, key_id: str, model: str, at: datetime) -> None:
-        """Write a job down; durable when this returns."""
+    async def note(
+        self,
+        job_id: str,
+        *,
+        key_id: str,
+        model: str,
+        at: datetime,
+        repeat: RepeatIdentity | None = None,
+    ) -> None:
+        """Write a job down; durable when this returns.
+
+        Raises:
+            RequestRepeated: its request was bought before; nothing was written.
+        """
         ...
 
     async def forget(self, job_id: str) -> None:

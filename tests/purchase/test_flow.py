@@ -142,6 +142,21 @@ async def test_an_expired_quote_is_not_paid():
     assert purchase.state is State.EXPIRED
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_quote_that_expires_while_it_is_written_down_is_not_paid(stream):
+    """A17: expiry was looked at before the journal's commit, which may take seconds, and not again before the call."""
+    upstream, journal, buyer, purchase = world(outcome=result(), events=stream_events(b"x"))
+    times = iter([NOW, NOW + timedelta(seconds=300)])
+    buyer._now = lambda: next(times, NOW + timedelta(seconds=301))
+    with pytest.raises(QuoteExpired, match="nothing was paid") as expired:
+        await (buyer.open_stream if stream else buyer.buy)(purchase)
+    assert upstream.calls == []
+    # The intent is taken back, and with it the customer's hold, the budgets' share and the repeat key.
+    assert journal.states == ["paying", "not_paid"]
+    assert (purchase.state, expired.value.verdict) == (State.NOT_PAID, Verdict.NONE)
+    assert buyer._exposure.states == ["not_paid"]
+
+
 @pytest.mark.parametrize(
     ("failure", "states", "verdict"),
     [

@@ -15,14 +15,23 @@ from lcp_gateway.purchase.errors import (
     Undelivered,
     UpstreamError,
 )
-from lcp_gateway.purchase.journal import Budget, BudgetExceeded, JournalUnavailable, Period
+from lcp_gateway.purchase.journal import (
+    Budget,
+    BudgetExceeded,
+    DuplicateIntent,
+    EarlierPurchase,
+    JournalUnavailable,
+    Period,
+    RequestRepeated,
+)
 from lcp_gateway.purchase.limits import SpendingLimits
+from lcp_gateway.purchase.market import Asking
 from lcp_gateway.purchase.memory import AnswerLost, KeyReused, MemoryLimits, Repeat
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.results import ResultStatus
 from lcp_gateway.purchase.service import CANCEL_REASON, Interrupted, Reason
-from lcp_gateway.purchase.states import Verdict
-from tests.support.purchases import result, stream_events
+from lcp_gateway.purchase.states import State, Verdict
+from tests.support.purchases import quote, result, stream_events
 from tests.support.shop import (
     NO_REPEAT,
     OTHER_BODY,
@@ -732,3 +741,154 @@ async def test_a_listener_that_fails_does_not_make_a_failure_of_what_was_deliver
     assert await w.ask(ordered(), KEY) == b"answer"
     assert (answer.error, len(w.shop.works), len(reported)) == (None, 1, 1)
     assert w.journal.only[-1] == "delivered"
+
+
+# What was bought elsewhere, as the journal tells.
+
+
+def bought_elsewhere(w, state, *, body=None, key_id="", number=99):
+    """Let the journal have a purchase of another process for the same request; it refuses the next intent for it."""
+    identity = w.memory.identity(ordered() if body is None else ordered(body), KEY)
+    job_id = bytes([number]) * 32
+    earlier = EarlierPurchase(
+        replace(quote(), job_id=job_id), state, key_id, "req_elsewhere", identity.body
+    )
+    w.journal.elsewhere[job_id] = earlier
+    w.journal.refusal = RequestRepeated(quote(), earlier)
+    return earlier
+
+
+@pytest.mark.parametrize(
+    ("state", "verdict"),
+    [
+        (State.SETTLED, Verdict.SETTLED),
+        (State.DELIVERED, Verdict.SETTLED),
+        (State.UNDELIVERED, Verdict.SETTLED),
+        (State.UNKNOWN, Verdict.UNKNOWN),
+    ],
+)
+async def test_what_another_process_bought_is_not_bought_again(state, verdict):
+    w = world()
+    earlier = bought_elsewhere(w, state)
+    with pytest.raises(AnswerLost) as lost:
+        await w.ask(ordered(), KEY)
+    assert lost.value.verdict is verdict
+    assert (lost.value.quote, lost.value.request_id) == (earlier.quote, "req_elsewhere")
+    assert w.shop.works == []
+    # The quote that was asked for meanwhile is given back; it is another job than the one that was paid.
+    await asyncio.sleep(0)
+    assert len(w.shop.cancelled) == 1
+
+
+async def test_another_request_under_a_key_of_another_process_is_refused_and_does_no_harm():
+    w = world()
+    bought_elsewhere(w, State.DELIVERED)
+    with pytest.raises(KeyReused):
+        await w.ask(ordered(OTHER_BODY), KEY)
+    with pytest.raises(AnswerLost):
+        await w.ask(ordered(), KEY)
+
+
+async def test_what_another_process_is_paying_is_waited_for():
+    w = world()
+    earlier = bought_elsewhere(w, State.PAYING)
+    asked = spawn(w.ask(ordered(), KEY))
+    await asyncio.sleep(0.05)
+    assert not asked.done()
+    w.journal.elsewhere[earlier.quote.job_id] = replace(earlier, state=State.DELIVERED)
+    with pytest.raises(AnswerLost) as lost:
+        await asked
+    assert lost.value.verdict is Verdict.SETTLED
+
+
+async def test_what_another_process_could_not_pay_is_bought_with_the_quote_that_is_there():
+    w = world()
+    earlier = bought_elsewhere(w, State.PAYING)
+    asked = spawn(w.ask(ordered(), KEY))
+    await asyncio.sleep(0.03)
+    w.journal.refusal = None
+    w.journal.elsewhere[earlier.quote.job_id] = replace(earlier, state=State.NOT_PAID)
+    work = await asyncio.wait_for(_first_work(w), 2)
+    work.deliver()
+    assert await asked == b"answer"
+    assert len(w.shop.quotes) == 1 and w.shop.cancelled == []
+    assert w.journal.only == ["paying", "settled", "delivered"]
+
+
+async def _first_work(w):
+    while not w.shop.works:
+        await asyncio.sleep(0.005)
+    return w.shop.works[0]
+
+
+async def test_what_another_process_pays_for_ever_is_not_waited_for_for_ever():
+    w = world(elsewhere_s=0.05)
+    bought_elsewhere(w, State.PAYING)
+    with pytest.raises(AnswerLost) as lost:
+        await asyncio.wait_for(w.ask(ordered(), KEY), 2)
+    assert lost.value.verdict is Verdict.UNKNOWN
+
+
+async def test_a_quote_that_another_process_took_says_what_was_bought_with_it():
+    w = world()
+    held = await w.service.quote(ordered())
+    earlier = bought_elsewhere(w, State.DELIVERED)
+    name = f"quote_{earlier.quote.job_id.hex()}"
+    with pytest.raises(AnswerLost) as lost:
+        await w.service.check_quote(ordered(), name)
+    assert lost.value.verdict is Verdict.SETTLED
+    # Nothing is told to another credential or of another request, and nothing of what was not paid.
+    for order in (ordered(key_id="other"), ordered(OTHER_BODY)):
+        with pytest.raises(UnknownQuote):
+            await w.service.check_quote(order, name)
+    w.journal.elsewhere[earlier.quote.job_id] = replace(earlier, state=State.NOT_PAID)
+    for unknown in (name, "quote_" + "ab" * 32, "quote_zz", "something"):
+        with pytest.raises(UnknownQuote):
+            await w.service.check_quote(ordered(), unknown)
+    await w.service.check_quote(ordered(), held.id)
+
+
+async def test_a_retry_looks_for_its_first_try_elsewhere_only_if_it_was_not_here():
+    w = world()
+    retry = Repeat(is_retry=True)
+    assert w.memory.identity(ordered(), retry).first_try_since is not None
+    asked = spawn(w.ask(ordered()))
+    (await w.work()).deliver()
+    await asked
+    assert w.memory.identity(ordered(), retry).first_try_since is None
+    assert w.memory.identity(ordered(OTHER_BODY), NO_REPEAT).first_try_since is None
+
+
+# A peer that gives the id of a job that is paid for and running to another quote.
+
+
+async def test_a_duplicate_never_cancels_the_job_that_is_paid_and_running():
+    """A13: its quote was given back as not taken, with the id of the running job."""
+    w = world()
+    first = spawn(w.ask(ordered()))
+    work = await w.work()
+    w.journal.refusal = DuplicateIntent("this quote was taken before", quote=work.quote)
+    w.shop.same_job = work.quote.job_id
+    with pytest.raises(DuplicateIntent):
+        await w.ask(ordered(OTHER_BODY))
+    await asyncio.sleep(0.01)
+    assert w.shop.cancelled == []
+    work.deliver()
+    assert await first == b"answer"
+
+
+async def test_a_quote_that_is_not_taken_never_cancels_a_job_that_was_paid_for():
+    """A13: the quote may also be too dear, or lose against another one."""
+    limits = SpendingLimits(max_price_msat=5_000)
+    w = world(limits=limits, asking=Asking(at_once=2, at_most=2))
+    first = spawn(w.ask(ordered()))
+    work = await w.work()
+    w.shop.same_job = work.quote.job_id
+    w.shop.peers["p1"].price_msat = 6_000
+    w.shop.peers |= {"p2": Peer(4_000), "p3": Peer(4_500)}
+    other = spawn(w.ask(ordered(OTHER_BODY)))
+    await asyncio.sleep(0.01)
+    assert w.shop.cancelled == []
+    work.deliver()
+    assert await first == b"answer"
+    other.cancel()

@@ -111,6 +111,9 @@ class MemoryJournal:
         self.states.append("paying")
         self.calls_at.append(tuple(self.upstream.calls))
 
+    async def find(self, job_id):
+        return None
+
     def note(self, job_id, state, at, learnt=None):
         self.states.append(state.value)
         self.calls_at.append(tuple(self.upstream.calls))

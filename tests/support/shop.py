@@ -11,11 +11,13 @@ from lcp_gateway.purchase.brake import LoopBrake
 from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.flow import Buyer
+from lcp_gateway.purchase.journal import EarlierPurchase
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.market import Asking, Market
 from lcp_gateway.purchase.memory import AnswerMemory, MemoryLimits, Repeat
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.paid_jobs import PaidJobs
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.service import Observer, Patience, PurchaseService
 from lcp_gateway.purchase.task import Task, TaskKind
@@ -77,7 +79,7 @@ class Work:
 
 @dataclass
 class Shop:
-    """An upstream of several peers. Every quote is for a job of its own."""
+    """An upstream of several peers. Every quote is for a job of its own, unless ``same_job`` is that of all."""
 
     peers: dict[str, Peer] = field(default_factory=lambda: {"p1": Peer()})
     expires_in_s: int = 300
@@ -85,6 +87,7 @@ class Shop:
     quotes: list[Quote] = field(default_factory=list)
     works: list[Work] = field(default_factory=list)
     cancelled: list[tuple[str, str]] = field(default_factory=list)
+    same_job: bytes | None = None
 
     def candidates(self) -> list[Candidate]:
         """Everybody, in order."""
@@ -99,7 +102,7 @@ class Shop:
             await asyncio.sleep(0)
         if peer.error is not None:
             raise peer.error
-        job_id = hashlib.sha256(f"job {len(self.quotes)}".encode()).digest()
+        job_id = self.same_job or hashlib.sha256(f"job {len(self.quotes)}".encode()).digest()
         made = replace(quote(peer.price_msat, self.expires_in_s), peer_id=peer_id, job_id=job_id)
         self.quotes.append(made)
         return made
@@ -128,13 +131,20 @@ class Shop:
 
 @dataclass
 class PlainJournal:
-    """Remembers the states of each job; ``gate`` holds an intent back, ``refusal`` refuses it."""
+    """Remembers the states of each job; ``gate`` holds an intent back, ``refusal`` refuses it.
+
+    ``elsewhere`` holds what other processes bought.
+    """
 
     states: dict[bytes, list[str]] = field(default_factory=dict)
     intents: list = field(default_factory=list)
     budgets: list = field(default_factory=list)
     refusal: Exception | None = None
     gate: asyncio.Event | None = None
+    elsewhere: dict[bytes, EarlierPurchase] = field(default_factory=dict)
+
+    async def find(self, job_id):
+        return self.elsewhere.get(job_id)
 
     async def intend(self, intent, budgets):
         await (self.gate.wait() if self.gate is not None else asyncio.sleep(0))
@@ -216,6 +226,7 @@ def world(
     bounds: Bounds | None = None,
     grace_s: float = 0.02,
     limit_s: float = 0.0,
+    elsewhere_s: float = 1.0,
     per_minute: int = 0,
     refuse=None,
 ) -> World:
@@ -223,7 +234,7 @@ def world(
     shop = Shop() if shop is None else shop
     journal = PlainJournal() if journal is None else journal
     limits = SpendingLimits() if limits is None else limits
-    clock, now = [0.0], [NOW]
+    clock, now, paid_jobs = [0.0], [NOW], PaidJobs()
     exposure, observer, running = Trusting(), Noting(), set()
 
     def inspect(order, quote):
@@ -252,6 +263,7 @@ def world(
             inspect=inspect,
             background=background,
             cancel_timeout_s=1,
+            paid_jobs=paid_jobs,
         ),
         buyer=Buyer(
             shop,
@@ -261,13 +273,14 @@ def world(
             exposure=exposure,
             execute_timeout_s=1,
             now=lambda: now[0],
+            paid_jobs=paid_jobs,
         ),
         routing=routing,
         memory=memory,
         book=QuoteBook(lambda: now[0]),
         brake=LoopBrake(per_minute, lambda: clock[0]),
         bounds=bounds or Bounds(),
-        patience=Patience(grace_s=grace_s, limit_s=limit_s),
+        patience=Patience(grace_s=grace_s, limit_s=limit_s, elsewhere_s=elsewhere_s),
         background=background,
         observer=observer,
         clock=lambda: clock[0],

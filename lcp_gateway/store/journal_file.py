@@ -1,0 +1,164 @@
+"""The file of a SQLite journal: whether it is still the one that was opened, and what is kept beside it.
+
+SQLite goes on reading and writing a file that was deleted, moved away or replaced, since it has it open: what it writes
+there is gone with the process, and other processes and the next start see another journal. So the path is compared with
+what was opened, before each transaction: a system call or two, in the thread that does the transaction.
+"""
+
+import os
+import secrets
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from lcp_gateway.store.database import DatabaseUnavailable
+
+ID_SUFFIX: Final = ".identity"
+"""Ends the name of the file that holds the id of the journal that this place had first."""
+SECRET_SUFFIX: Final = ".secret"  # noqa: S105 - the end of a file's name
+"""Ends the name of the file that holds the secret that repeat keys are hashed with."""
+
+_SECRET_BYTES = 32
+_WRITABLE = 0o222
+# The folder and the index of the write-ahead log are looked at as often as this.
+_SELDOM_S = 1.0
+
+_Inode: TypeAlias = tuple[int, int]
+
+Beside: TypeAlias = tuple[_Inode | None, _Inode | None]
+"""The write-ahead log and its index as one connection has them open; None for what was not there."""
+
+
+class JournalFile:
+    """The file, as it was when it was opened.
+
+    ``trouble`` says why it cannot be used, by the last check; None where it can.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = os.fspath(path)
+        self._log = f"{self._path}-wal"
+        self._index = f"{self._path}-shm"
+        self._folder = os.fspath(path.parent)
+        self._opened: _Inode | None = None
+        self._opened_folder: _Inode | None = None
+        self._look_again_at = 0.0
+        self.trouble: str | None = None
+
+    def opened(self) -> None:
+        """Remember what is there as what is open.
+
+        Raises:
+            OSError: it is not there.
+        """
+        file, folder = _stat(self._path), _stat(self._folder)
+        self._opened = (file.st_dev, file.st_ino)
+        self._opened_folder = (folder.st_dev, folder.st_ino)
+
+    def beside(self) -> Beside:
+        """Return what a connection that was just made has open beside the file."""
+        return _inode(self._log), _inode(self._index)
+
+    def check(self, beside: Beside | None) -> None:
+        """Compare what is at the path with what was opened, and with what a connection has open beside it.
+
+        Raises:
+            DatabaseUnavailable: it is not the journal that was opened, or may not be written any more.
+        """
+        if self._opened is None:
+            return
+        self.trouble = self._find_trouble(self._opened, beside)
+        if self.trouble is not None:
+            raise DatabaseUnavailable(self.trouble)
+
+    def _find_trouble(self, opened: _Inode, beside: Beside | None) -> str | None:
+        try:
+            found = _stat(self._path)
+        except OSError:
+            return "its file was deleted or moved"
+        if (found.st_dev, found.st_ino) != opened:
+            return "its file was replaced by another one"
+        if not found.st_mode & _WRITABLE:
+            return "its file was made read-only"
+        if beside is None:
+            return None
+        log, index = beside
+        if log is not None and _inode(self._log) != log:
+            return "its write-ahead log was deleted or replaced"
+        now = time.monotonic()
+        # What was in trouble is looked at as a whole until it is well again.
+        if now < self._look_again_at and self.trouble is None:
+            return None
+        self._look_again_at = now + _SELDOM_S
+        if index is not None and _inode(self._index) != index:
+            return "the index of its write-ahead log was deleted or replaced"
+        return self._find_trouble_of_folder()
+
+    def _find_trouble_of_folder(self) -> str | None:
+        try:
+            folder = _stat(self._folder)
+        except OSError:
+            return "its folder was deleted or moved"
+        if (folder.st_dev, folder.st_ino) != self._opened_folder:
+            return "its folder was replaced by another one"
+        if not folder.st_mode & _WRITABLE:
+            return "its folder was made read-only"
+        return None
+
+
+def read_secret(path: Path) -> bytes:
+    """Return the secret beside a journal; the first time it is made. The caller keeps other processes out.
+
+    Raises:
+        OSError: it can be neither read nor made.
+    """
+    file = path.with_name(path.name + SECRET_SUFFIX)
+    with suppress(FileNotFoundError):
+        if len(secret := file.read_bytes()) == _SECRET_BYTES:
+            return secret
+    secret = secrets.token_bytes(_SECRET_BYTES)
+    _write_whole(file, secret, like=path)
+    return secret
+
+
+def id_that_was_here(path: Path, journal_id: bytes) -> bytes:
+    """Return the id of the journal that this path had first, which is ``journal_id`` where there was none before.
+
+    Another one than the present journal's means that the file was replaced while no gateway ran; it is returned until an
+    operator deletes the file with the id.
+
+    Raises:
+        OSError: it can be neither read nor written.
+    """
+    file = path.with_name(path.name + ID_SUFFIX)
+    with suppress(FileNotFoundError, ValueError):
+        return bytes.fromhex(file.read_text("ascii"))
+    _write_whole(file, f"{journal_id.hex()}\n".encode(), like=path)
+    return journal_id
+
+
+def _write_whole(file: Path, content: bytes, *, like: Path) -> None:
+    """Write a file that appears at once and whole, with the owner of another: an administrator may be the first here."""
+    unseen = file.with_name(f"{file.name}.new")
+    with os.fdopen(os.open(unseen, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+        with suppress(PermissionError):
+            owner = like.stat()
+            os.fchown(stream.fileno(), owner.st_uid, owner.st_gid)
+    unseen.rename(file)
+
+
+def _stat(path: str) -> os.stat_result:
+    # Before every transaction: a path object would take several times as long as the call.
+    return os.stat(path)  # noqa: PTH116 - see above
+
+
+def _inode(path: str) -> _Inode | None:
+    try:
+        found = _stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
