@@ -23,11 +23,14 @@ from lcp_gateway.store.migrate import TooNew
 from lcp_gateway.store.off import JournalOff
 from lcp_gateway.store.queries import Books
 from lcp_gateway.store.recovery import sweep
+from lcp_gateway.store.repeats import forget_repeat_keys
 from lcp_gateway.telemetry.metrics import Metrics
 
 _WATCH_S = 5.0
 _LOSSES_COUNT_FOR = timedelta(days=7)
 _ALL_OPEN = 10_000
+# So many short transactions in a row, at most: others want to write too.
+_MOST_CHUNKS = 10
 # The rest is a note that came to nothing, such as one about an intent that was taken back.
 _GRAVE = frozenset({ProblemKind.NOTE_LOST, ProblemKind.NOTE_REFUSED, ProblemKind.UNAVAILABLE})
 
@@ -159,10 +162,14 @@ def book_tasks(
 
 
 async def _sweep(database: Database) -> None:
-    """Turn what gateways that ended left paying into unknown, until cancelled."""
+    """Turn what gateways that ended left paying into unknown, and remove old repeat keys, until cancelled."""
     while True:
         with contextlib.suppress(DatabaseUnavailable):
-            await sweep(database, datetime.now(UTC))
+            now = datetime.now(UTC)
+            await sweep(database, now)
+            for _ in range(_MOST_CHUNKS):
+                if not await forget_repeat_keys(database, now):
+                    break
         await asyncio.sleep(_WATCH_S)
 
 
