@@ -11,7 +11,8 @@ import typer
 
 from lcp_gateway.cli.asking import first_served
 from lcp_gateway.cli.daemon import advice, describe, once_up, opened
-from lcp_gateway.cli.doctor_money import journal_finding, lnd_findings
+from lcp_gateway.cli.doctor_lnd import identity_finding, lnd_findings
+from lcp_gateway.cli.doctor_money import journal_finding
 from lcp_gateway.cli.doctor_nodes import node_findings, unready
 from lcp_gateway.cli.finding import Finding
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
@@ -66,8 +67,8 @@ async def _examine(settings: Settings) -> bool:
 def _print(finding: Finding) -> None:
     mark = typer.style("ok  ", fg="green") if finding.ok else typer.style("fail", fg="red")
     typer.echo(f"{mark}  {finding.name:{_NAME_COLUMNS}} {finding.text}")
-    if finding.advice:
-        typer.echo(f"      {'':{_NAME_COLUMNS}} {finding.advice}")
+    for line in finding.advice.splitlines():
+        typer.echo(f"      {'':{_NAME_COLUMNS}} {line}")
 
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
@@ -102,6 +103,8 @@ async def _daemon(settings: Settings, nodes: Sequence[Provider]) -> AsyncIterato
                 return
             yield Finding("daemon", True, f"{target}, node {_short(info.node_id)}")
             yield Finding("version", True, f"LCP protocol version {info.protocol_version}")
+            if finding := await identity_finding(settings, info.node_id):
+                yield finding
             async for finding in _market(upstream, settings, nodes):
                 yield finding
     except OSError as error:
@@ -196,9 +199,9 @@ async def _quote(
 async def _proof(task: Task, quote: Quote, settings: Settings) -> Finding:
     """Check what the quote says of itself, as the gateway does before it pays."""
     try:
-        network = await known_network(settings)
+        # What is wrong with lnd was said already.
+        network = await known_network(settings, warns=False)
     except CommandFailed:
-        # Said already, of lnd.
         network = None
     checks = check_all(task, quote, datetime.now(UTC), network=network)
     wrong = [check.words for check in checks if check.ok is False]

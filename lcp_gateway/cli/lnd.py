@@ -43,8 +43,11 @@ async def opened_lnd(settings: Settings) -> AsyncIterator["Lnd | None"]:
         yield lnd
 
 
-async def known_network(settings: Settings) -> str | None:
-    """Give the prefix of the invoices that may be paid: as the settings have it, else as lnd says; ``None`` for any."""
+async def known_network(settings: Settings, *, warns: bool = True) -> str | None:
+    """Return the prefix of the invoices that may be paid: as the settings have it, else as lnd says; ``None`` for any.
+
+    ``warns`` has it complain of an lnd that does not answer.
+    """
     if settings.network:
         return settings.network
     async with opened_lnd(settings) as lnd:
@@ -53,5 +56,8 @@ async def known_network(settings: Settings) -> str | None:
         try:
             return (await lnd.info()).invoice_prefix
         except LndError as error:
-            complain(f"warning: the network cannot be asked of lnd: {error}")
+            if warns:
+                complain(
+                    f"warning: lnd does not tell its network ({error.status}): see lcp-gateway doctor"
+                )
             return None

@@ -11,7 +11,7 @@ from lcp_gateway.config.nodes import NodeConfig
 from lcp_gateway.config.places import all_nodes, journal_place, known_hosts
 from lcp_gateway.config.proxies import may_use_proxy
 from lcp_gateway.config.settings import Settings, specs
-from lcp_gateway.config.sources import Source, SourceKind
+from lcp_gateway.config.sources import Source, SourceKind, others_may_read
 
 __all__ = [
     "ConfigError",
@@ -31,6 +31,7 @@ __all__ = [
     "known_hosts",
     "load",
     "may_use_proxy",
+    "others_may_read",
     "parse_host_port",
     "specs",
     "spending_cautions",

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -40,8 +40,12 @@ _PASSING = frozenset(
         "UNKNOWN",
     }
 )
+NOT_READY: Final = re.compile(
+    r"wallet locked|wallet not created|starting up|not yet ready", re.IGNORECASE
+)
+"""lnd's words while it starts or waits for its wallet to be unlocked: it has looked at no macaroon yet."""
 _NOT_ALLOWED = re.compile(
-    r"permission denied|verification failed|cannot get macaroon|expected 1 macaroon"
+    r"permission denied|verification failed|cannot get macaroon|expected 1 macaroon|data format of binary-encoded macaroon"
 )
 
 

@@ -78,10 +78,12 @@ class NodeInfo(Protocol):
 class LndError(Exception):
     """A question to lnd had no answer.
 
-    ``status`` is the name of a gRPC status code, ``retryable`` says that asking again later may help.
+    ``status`` is the name of a gRPC status code, ``message`` lnd's or gRPC's text, ``retryable`` says that asking again
+    later may help.
     """
 
     def __init__(self, status: str, message: str, *, retryable: bool) -> None:
         super().__init__(f"lnd: {status}: {message}")
         self.status = status
+        self.message = message
         self.retryable = retryable

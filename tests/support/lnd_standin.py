@@ -136,6 +136,8 @@ class LndStandin:
         self._certificate, self._tls_key = make_certificate(self.directory)
         self._macaroon = self.directory / "readonly.macaroon"
         self._macaroon.write_bytes(MACAROON)
+        # What each macaroon allows; None for every call but that which asks what one allows.
+        self._baked = {MACAROON.hex(): None}
         self._server = None
         self._changed = asyncio.Condition()
         self._running = False
@@ -143,6 +145,15 @@ class LndStandin:
     @property
     def address(self) -> LndAddress:
         return LndAddress(f"127.0.0.1:{self.port}", self._certificate, self._macaroon)
+
+    def bake(self, name: str, *calls: str) -> Path:
+        """Make a macaroon that allows these calls only; gives its file."""
+        content = MACAROON + name.encode()
+        self._baked[content.hex()] = frozenset(calls)
+        path = self.directory / f"{name}.macaroon"
+        path.write_bytes(content)
+        path.chmod(0o600)
+        return path
 
     async def start(self) -> None:
         """Listen, on the port of the last time if there was one."""
@@ -246,11 +257,14 @@ class LndStandin:
         given = [value for key, value in context.invocation_metadata() if key == "macaroon"]
         if len(given) != 1:
             await context.abort(grpc.StatusCode.UNKNOWN, f"expected 1 macaroon, got {len(given)}")
-        if given != [MACAROON.hex()]:
+        if given[0] not in self._baked:
             await context.abort(
                 grpc.StatusCode.UNKNOWN,
                 "verification failed: signature mismatch after caveat verification",
             )
+        allows = self._baked[given[0]]
+        if allows is not None and name not in allows:
+            await context.abort(grpc.StatusCode.UNKNOWN, "permission denied")
         if self.trouble.delay_s:
             await asyncio.sleep(self.trouble.delay_s)
         if self.trouble.status:
@@ -311,12 +325,24 @@ class _Lightning:
             cltv_expiry=invoice.min_final_cltv,
         )
 
+    async def CheckMacaroonPermissions(self, request, context):  # noqa: N802 - lnd's name
+        """Tell whether a macaroon allows something, to one that may ask; one that may ask may do all."""
+        await self._lnd.admit("CheckMacaroonPermissions", context)
+        allows = self._lnd._baked.get(request.macaroon.hex(), frozenset())
+        if allows is None or "CheckMacaroonPermissions" not in allows:
+            await context.abort(grpc.StatusCode.UNKNOWN, "permission denied")
+        return LN.CheckMacPermResponse(valid=True)
+
     async def WalletBalance(self, request, context):  # noqa: N802 - lnd's name
         await self._lnd.admit("WalletBalance", context)
         return LN.WalletBalanceResponse()
 
     async def AddInvoice(self, request, context):  # noqa: N802 - lnd's name
         await self._lnd.admit("AddInvoice", context)
+        if request.value and request.value_msat:
+            await context.abort(
+                grpc.StatusCode.UNKNOWN, "sat and msat arguments are mutually exclusive"
+            )
         try:
             invoice = await self._lnd.add(request)
         except bolt11.InvoiceError as error:
