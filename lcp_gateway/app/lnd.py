@@ -88,6 +88,7 @@ class LndWatch:
         self._metrics = metrics
         self._log = log
         self._pays = False
+        self._is_warned = False
         self._report: Mapping[str, object] = {"reachable": False}
         self._learning_fails = False
         self._learner: PaymentLearner | None = None
@@ -129,7 +130,7 @@ class LndWatch:
                 self._unreachable(type(error).__name__)
                 raise
             else:
-                self._pays = info.identity == self._daemon_node_id()
+                self._compare(info.identity, self._daemon_node_id())
                 self._ledgers.network = info.invoice_prefix
                 self._report = {
                     "reachable": True,
@@ -148,6 +149,18 @@ class LndWatch:
                     info.channels_inactive,
                 )
             await asyncio.sleep(_WATCH_S)
+
+    def _compare(self, node_id: str, daemon_node_id: str) -> None:
+        """Note whether this is the lnd that pays, and warn once of one that is not."""
+        self._pays = node_id == daemon_node_id
+        if not self._pays and daemon_node_id and not self._is_warned:
+            self._log.warning(
+                "lnd_grpc_addr is not the lnd that the daemon pays with: no fee can be learnt there, "
+                "and no unknown payment proven not to be paid",
+                lnd_node_id=node_id,
+                daemon_node_id=daemon_node_id,
+            )
+        self._is_warned = not self._pays and bool(daemon_node_id)
 
     def _unreachable(self, problem: str) -> None:
         self._report = {"reachable": False, "problem": problem}

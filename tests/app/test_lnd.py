@@ -1,0 +1,87 @@
+"""What the gateway says of its lnd while it runs."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+from structlog.testing import CapturingLogger
+
+from lcp_gateway.app import lnd as lnd_module
+from lcp_gateway.app.ledgers import Ledgers
+from lcp_gateway.app.lnd import LndWatch
+from lcp_gateway.lightning.lnd import LndBalance, LndInfo
+from lcp_gateway.lightning.payments import LndError
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.routing.standing import StandingRules, Standings
+from lcp_gateway.store.off import JournalOff
+from lcp_gateway.telemetry.metrics import Metrics
+
+DAEMON = "02" + "aa" * 32
+OTHER = "03" + "bb" * 32
+
+
+class Node:
+    """An lnd that answers as it is told, one answer for each question; the last one for ever."""
+
+    def __init__(self, *identities):
+        self.identities = list(identities)
+        self.asked = 0
+
+    async def info(self):
+        self.asked += 1
+        identity = self.identities.pop(0) if len(self.identities) > 1 else self.identities[0]
+        if identity is None:
+            raise LndError("UNAVAILABLE", "away", retryable=True)
+        return LndInfo(identity, "a", "0.20", "regtest", True, True, 1, 1, 1, 0, 0)
+
+    async def balance(self):
+        return LndBalance(Msat(1), Msat(1), Msat(0), Msat(0))
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(lnd_module, "_WATCH_S", 0.0)
+
+
+async def watched(node, *, questions, daemon=lambda: DAEMON):
+    """Watch until lnd was asked so often; gives the watch and what it logged."""
+    log = CapturingLogger()
+    watch = LndWatch(
+        node,
+        Ledgers(JournalOff()),
+        daemon_node_id=daemon,
+        standings=Standings(StandingRules()),
+        interval_s=30,
+        metrics=Metrics(),
+        log=log,
+    )
+    (task,) = watch.tasks()
+    running = asyncio.create_task(task.run())
+    async with asyncio.timeout(5):
+        while node.asked < questions:
+            await asyncio.sleep(0)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    return watch, [call for call in log.calls if call.method_name == "warning"]
+
+
+async def test_an_lnd_of_another_node_is_warned_about_once_each_time_that_it_becomes_one():
+    watch, warnings = await watched(Node(OTHER), questions=5)
+    assert watch.report()["pays"] is False
+    assert len(warnings) == 1
+    assert warnings[0].kwargs == {"lnd_node_id": OTHER, "daemon_node_id": DAEMON}
+    _, warnings = await watched(Node(OTHER, OTHER, DAEMON, OTHER, OTHER), questions=6)
+    assert len(warnings) == 2
+
+
+async def test_the_lnd_that_pays_and_one_that_is_away_are_no_warning():
+    watch, warnings = await watched(Node(DAEMON), questions=3)
+    assert watch.report()["pays"] is True and not warnings
+    watch, warnings = await watched(Node(None), questions=3)
+    assert watch.report() == {"reachable": False, "problem": "UNAVAILABLE"} and not warnings
+
+
+async def test_while_the_daemon_is_not_known_nothing_is_said_of_the_node():
+    watch, warnings = await watched(Node(OTHER), questions=3, daemon=lambda: "")
+    assert watch.report()["pays"] is False and not warnings
