@@ -10,7 +10,7 @@ from lcp_gateway.cli.finding import Finding
 from lcp_gateway.cli.lnd import opened_lnd
 from lcp_gateway.cli.outcome import CommandFailed
 from lcp_gateway.cli.output import plain
-from lcp_gateway.config import Settings, auth_mode, others_may_read
+from lcp_gateway.config import Settings, auth_mode, may_use_proxy, others_may_read
 from lcp_gateway.lightning.lnd_channel import NOT_READY, LndAddress
 from lcp_gateway.lightning.payments import LndError
 from lcp_gateway.purchase.money import format_sat
@@ -100,7 +100,12 @@ async def _permission_finding(
     name = "lnd macaroon"
     try:
         probe = MacaroonProbe(
-            LndAddress(settings.lnd_grpc_addr, settings.lnd_tls_cert, macaroon),
+            LndAddress(
+                settings.lnd_grpc_addr,
+                settings.lnd_tls_cert,
+                macaroon,
+                may_use_proxy(settings, settings.lnd_grpc_addr),
+            ),
             timeout_s=settings.preflight_timeout_s,
         )
     except OSError as error:
