@@ -114,6 +114,7 @@ class Gateway:
             ledgers=opened.ledgers,
             jobs=lasting.jobs,
             metrics=metrics,
+            api_limits=opened.shop.api_limits,
             log=get_logger("stored"),
         )
         self.made = self._applications(parts)
@@ -186,6 +187,7 @@ class Gateway:
                 edge,
                 max_body_bytes=settings.max_body_bytes,
                 with_metrics=not settings.metrics_addr,
+                api_limits=opened.shop.api_limits,
             ),
             metrics_app=build_metrics_application(health, guard),
         )

@@ -57,6 +57,8 @@ RELOADED: Final = frozenset(
         "allow_open",
         "admin_key",
         "keys_stale_s",
+        "api_concurrent",
+        "api_concurrent_per_caller",
         "markup_percent",
         "markup_msat",
         "refund_undelivered",

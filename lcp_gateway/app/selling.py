@@ -18,6 +18,7 @@ from lcp_gateway.app.ledgers import LedgerError, Ledgers
 from lcp_gateway.config import Settings, auth_mode, known_hosts
 from lcp_gateway.http.admin import AdminRoutes
 from lcp_gateway.http.admission import Admission
+from lcp_gateway.http.api_limits import ApiLimits
 from lcp_gateway.http.auth import BearerKeys
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.charging import Charging
@@ -43,12 +44,18 @@ class Shop:
     """What lasts of access while settings change: the customers' books, if there are any, and what was counted."""
 
     def __init__(
-        self, counting: Counting, customers: Customers | None, log: FilteringBoundLogger
+        self,
+        counting: Counting,
+        customers: Customers | None,
+        api_limits: ApiLimits,
+        log: FilteringBoundLogger,
     ) -> None:
         self._counting = counting
         self._customers = customers
         self._log = log
         self._l402_limits = AddressLimits()
+        self.api_limits = api_limits
+        """What bounds the requests of one caller, and of all, that ask the database and buy nothing."""
 
     @property
     def tasks(self) -> tuple[BackgroundTask, ...]:
@@ -76,6 +83,7 @@ class Shop:
 
     def use(self, settings: Settings) -> None:
         """Accept the static keys of the settings from now on, beside those of customers."""
+        self.api_limits.use(settings.api_concurrent_per_caller, settings.api_concurrent)
         if self._customers is not None:
             self._customers.keeper.use(settings.api_keys, settings.keys_stale_s)
 
@@ -97,7 +105,7 @@ class Shop:
         )
         l402 = None
         if settings.l402 and customers.till is not None:
-            l402 = _l402_door(settings, customers, wallet, self._l402_limits)
+            l402 = _l402_door(settings, customers, wallet, self._l402_limits, self.api_limits)
         return SellingParts(
             door=AccountDoor(
                 find=customers.keeper.find,
@@ -106,10 +114,11 @@ class Shop:
                 l402=l402,
             ),
             admission=admission,
-            charging=Charging(wallet, self._log),
+            charging=Charging(wallet, self._log, self.api_limits),
             wallet_routes=WalletRoutes(
                 wallet,
                 read_timeout_s=settings.request_read_timeout_s,
+                api_limits=self.api_limits,
                 pay_for_demo=partial(_pay_for_demo, settings.lcpd_grpc_addr)
                 if settings.embedded
                 else None,
@@ -146,11 +155,16 @@ async def open_shop(
             customers = await stack.enter_async_context(
                 open_customers(settings, ledgers, metrics, log)
             )
-        yield Shop(counting, customers, log)
+        api_limits = ApiLimits(settings.api_concurrent_per_caller, settings.api_concurrent)
+        yield Shop(counting, customers, api_limits, log)
 
 
 def _l402_door(
-    settings: Settings, customers: Customers, wallet: Wallet, limits: AddressLimits
+    settings: Settings,
+    customers: Customers,
+    wallet: Wallet,
+    limits: AddressLimits,
+    api_limits: ApiLimits,
 ) -> L402Door:
     from lcp_gateway.accounts.l402 import Issuer  # noqa: PLC0415 - few gateways sell like this
     from lcp_gateway.http.l402 import L402Routes  # noqa: PLC0415 - as above
@@ -167,6 +181,7 @@ def _l402_door(
         lasts=timedelta(seconds=settings.l402_expiry_s),
         guard=BrowserGuard(Cors(settings.cors_origins), known_hosts(settings)),
         limits=limits,
+        api_limits=api_limits,
         per_minute=settings.l402_invoices_per_minute,
     )
 

@@ -10,6 +10,7 @@ from lcp_gateway.app.ledgers import Ledgers
 from lcp_gateway.app.routing import RoutingParts
 from lcp_gateway.config import Settings
 from lcp_gateway.http.admission import Admission
+from lcp_gateway.http.api_limits import ApiCaller, ApiLimits, Group
 from lcp_gateway.http.background_jobs import BackgroundJobs
 from lcp_gateway.http.input_tokens import InputTokens
 from lcp_gateway.http.jobs import Jobs
@@ -59,6 +60,7 @@ def open_kept(
     ledgers: Ledgers,
     jobs: Jobs,
     metrics: Metrics,
+    api_limits: ApiLimits,
     log: FilteringBoundLogger,
 ) -> Kept:
     """Make what lasts."""
@@ -76,6 +78,7 @@ def open_kept(
         book=BackgroundBook(ledgers.database) if ledgers.database is not None else None,
         is_ending=lambda: jobs.draining,
         on_change=metrics.background_jobs,
+        place=lambda owner: api_limits.place(ApiCaller(Group.CUSTOMERS, owner)),
         log=log,
     )
     return Kept(store, keeper, background)

@@ -43,6 +43,20 @@ class SellingSettings(BaseSettings):
         Group.ACCOUNTS,
         gt=2,
     )
+    api_concurrent: forms.Count = setting(
+        32,
+        "Requests at one time that ask the database and buy nothing (`/api/wallet`, `/api/admin`, receipts, L402 invoices "
+        "and tokens), of all customers; strangers and the operator have as many each. Some more wait a moment, the rest is "
+        "answered 429.",
+        Group.RATES,
+        gt=0,
+    )
+    api_concurrent_per_caller: forms.Count = setting(
+        8,
+        "Such requests of one account, one key of the operator, or one client address without a key.",
+        Group.RATES,
+        gt=0,
+    )
     markup_percent: forms.Number = setting(
         0.0,
         "What customers are charged on top of a price, as a share of it; rounded up. Routing fees are yours.",

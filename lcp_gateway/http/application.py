@@ -1,10 +1,12 @@
 """Puts the routes, the edge and the limits together into one aiohttp application."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import hdrs, web
 
 from lcp_gateway.http.admin import AdminRoutes
+from lcp_gateway.http.api_limits import ApiLimits, Handler
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.door import AGENT_TOKEN
 from lcp_gateway.http.edge import Edge
@@ -18,6 +20,9 @@ from lcp_gateway.http.receipts import Receipts
 from lcp_gateway.http.stored_chats import StoredChats
 from lcp_gateway.http.stored_responses import StoredResponses
 from lcp_gateway.http.wallet import WalletRoutes
+
+Bounded = Callable[[Handler], Handler]
+"""Bounds how often a handler runs at one time."""
 
 AGENT_PREFIX = f"/api/agent/{{{AGENT_TOKEN}}}"
 """Where tools go that can only be told an address: the key is part of it."""
@@ -40,17 +45,26 @@ class Routes:
 
 
 def build_application(
-    routes: Routes, edge: Edge, *, max_body_bytes: int, with_metrics: bool
+    routes: Routes,
+    edge: Edge,
+    *,
+    max_body_bytes: int,
+    with_metrics: bool,
+    api_limits: ApiLimits,
 ) -> web.Application:
-    """Give the application of the main address; ``with_metrics`` puts /metrics on it too."""
+    """Give the application of the main address; ``with_metrics`` puts /metrics on it too.
+
+    ``api_limits`` bounds what asks the database and is no purchase.
+    """
     app = web.Application(middlewares=[edge.middleware()], client_max_size=max_body_bytes)
     app.on_response_prepare.append(edge.on_response_prepare)
+    bounded = api_limits.bounded
     for prefix in ("", AGENT_PREFIX):
-        _add_openai_routes(app, routes, prefix)
+        _add_openai_routes(app, routes, prefix, bounded)
     if routes.wallet is not None:
-        _add_wallet_routes(app, routes.wallet)
+        _add_wallet_routes(app, routes.wallet, bounded)
     if routes.admin is not None:
-        _add_admin_routes(app, routes.admin)
+        _add_admin_routes(app, routes.admin, bounded)
     app.router.add_get("/healthz", routes.health.healthz)
     app.router.add_get("/readyz", routes.health.readyz)
     if with_metrics:
@@ -78,7 +92,7 @@ def build_metrics_application(health: Health, guard: BrowserGuard) -> web.Applic
     return app
 
 
-def _add_openai_routes(app: web.Application, routes: Routes, prefix: str) -> None:
+def _add_openai_routes(app: web.Application, routes: Routes, prefix: str, bounded: Bounded) -> None:
     """Add what clients of OpenAI use; an agent's address may leave the version out."""
     inference = routes.inference
     buying = {
@@ -94,7 +108,7 @@ def _add_openai_routes(app: web.Application, routes: Routes, prefix: str) -> Non
         _add_stored_routes(app, routes, base)
         app.router.add_get(f"{base}/models", routes.models.list)
         app.router.add_get(f"{base}/models/{{model:.+}}", routes.models.get)
-        app.router.add_get(f"{base}/receipts/{{job_id}}", routes.receipts.get)
+        app.router.add_get(f"{base}/receipts/{{job_id}}", bounded(routes.receipts.get))
     app.router.add_post(f"{prefix}/api/models/route", routes.ranking.rank)
 
 
@@ -113,32 +127,32 @@ def _add_stored_routes(app: web.Application, routes: Routes, base: str) -> None:
     router.add_get(f"{base}/chat/completions/{{completion_id}}/messages", chats.messages)
 
 
-def _add_wallet_routes(app: web.Application, wallet: WalletRoutes) -> None:
-    app.router.add_get("/api/wallet", wallet.balance)
+def _add_wallet_routes(app: web.Application, wallet: WalletRoutes, bounded: Bounded) -> None:
+    app.router.add_get("/api/wallet", bounded(wallet.balance))
     app.router.add_post("/api/wallet/topups", wallet.top_up)
-    app.router.add_get("/api/wallet/topups", wallet.topups)
-    app.router.add_get("/api/wallet/topups/{id}", wallet.topup)
-    app.router.add_post("/api/wallet/topups/{id}/demo-payment", wallet.pay_for_demo)
-    app.router.add_get("/api/wallet/topups/{id}/qr.{form:svg|png}", wallet.picture)
-    app.router.add_get("/api/wallet/transactions", wallet.transactions)
+    app.router.add_get("/api/wallet/topups", bounded(wallet.topups))
+    app.router.add_get("/api/wallet/topups/{id}", bounded(wallet.topup))
+    app.router.add_post("/api/wallet/topups/{id}/demo-payment", bounded(wallet.pay_for_demo))
+    app.router.add_get("/api/wallet/topups/{id}/qr.{form:svg|png}", bounded(wallet.picture))
+    app.router.add_get("/api/wallet/transactions", bounded(wallet.transactions))
 
 
-def _add_admin_routes(app: web.Application, admin: AdminRoutes) -> None:
+def _add_admin_routes(app: web.Application, admin: AdminRoutes, bounded: Bounded) -> None:
     base = "/api/admin"
-    app.router.add_post(f"{base}/accounts", admin.create_account)
-    app.router.add_get(f"{base}/accounts", admin.list_accounts)
-    app.router.add_get(f"{base}/accounts/{{id}}", admin.get_account)
-    app.router.add_patch(f"{base}/accounts/{{id}}", admin.rename_account)
-    app.router.add_delete(f"{base}/accounts/{{id}}", admin.delete_account)
-    app.router.add_post(f"{base}/accounts/{{id}}/adjustments", admin.adjust)
-    app.router.add_get(f"{base}/accounts/{{id}}/statement", admin.statement)
-    app.router.add_post(f"{base}/accounts/{{id}}/keys", admin.create_key)
-    app.router.add_get(f"{base}/accounts/{{id}}/keys", admin.list_keys)
-    app.router.add_get(f"{base}/keys", admin.list_keys)
-    app.router.add_get(f"{base}/keys/{{id}}", admin.get_key)
-    app.router.add_delete(f"{base}/keys/{{id}}", admin.revoke_key)
-    app.router.add_get(f"{base}/audit", admin.audit)
-    app.router.add_get(f"{base}/log", admin.log)
+    app.router.add_post(f"{base}/accounts", bounded(admin.create_account))
+    app.router.add_get(f"{base}/accounts", bounded(admin.list_accounts))
+    app.router.add_get(f"{base}/accounts/{{id}}", bounded(admin.get_account))
+    app.router.add_patch(f"{base}/accounts/{{id}}", bounded(admin.rename_account))
+    app.router.add_delete(f"{base}/accounts/{{id}}", bounded(admin.delete_account))
+    app.router.add_post(f"{base}/accounts/{{id}}/adjustments", bounded(admin.adjust))
+    app.router.add_get(f"{base}/accounts/{{id}}/statement", bounded(admin.statement))
+    app.router.add_post(f"{base}/accounts/{{id}}/keys", bounded(admin.create_key))
+    app.router.add_get(f"{base}/accounts/{{id}}/keys", bounded(admin.list_keys))
+    app.router.add_get(f"{base}/keys", bounded(admin.list_keys))
+    app.router.add_get(f"{base}/keys/{{id}}", bounded(admin.get_key))
+    app.router.add_delete(f"{base}/keys/{{id}}", bounded(admin.revoke_key))
+    app.router.add_get(f"{base}/audit", bounded(admin.audit))
+    app.router.add_get(f"{base}/log", bounded(admin.log))
 
 
 async def _expect(request: web.Request) -> None:

@@ -36,6 +36,11 @@ from lcp_gateway.stored.slices import object_of
 from lcp_gateway.stored.store import Store
 
 
+def _anywhere(_owner: str) -> contextlib.AbstractAsyncContextManager[None]:
+    """No bound."""
+    return contextlib.nullcontext()
+
+
 class BackgroundJobs:
     """The jobs of this process. What they come to goes into the store, under the id that was given for it."""
 
@@ -49,9 +54,14 @@ class BackgroundJobs:
         is_ending: Callable[[], bool],
         on_change: Callable[[int, str], None],
         log: FilteringBoundLogger,
+        place: Callable[[str], contextlib.AbstractAsyncContextManager[None]] = _anywhere,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Without a ``book`` a restart forgets what ran. ``on_change`` hears how many run, and the status of one that ended."""
+        """Without a ``book`` a restart forgets what ran. ``on_change`` hears how many run, and the status of one that ended.
+
+        ``place`` bounds how often an owner has the book read at one time.
+        """
+        self._place = place
         self._service = service
         self._store = store
         self._keeper = keeper
@@ -226,7 +236,8 @@ class BackgroundJobs:
         """
         if self._book is None or not response_id.startswith(ids.BACKGROUND_PREFIX):
             return None
-        left = await self._book.find(response_id, owner)
+        async with self._place(owner):
+            left = await self._book.find(response_id, owner)
         if left is None:
             return None
         lost = {

@@ -1,10 +1,13 @@
 """What a customer is told of its money: the charge, the balance, and the invoice that would let it go on."""
 
+import asyncio
+
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.accounts.ports import InvoicesAway
 from lcp_gateway.accounts.records import AccountError
 from lcp_gateway.accounts.wallet import NoTill, Wallet
+from lcp_gateway.http.api_limits import ApiLimits, account
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.exchange import Exchange
 from lcp_gateway.http.failures import of_purchase
@@ -13,14 +16,23 @@ from lcp_gateway.purchase.states import State
 
 CHARGED_HEADER = "X-Lcp-Charged-Msat"
 BALANCE_HEADER = "X-Lcp-Balance-Msat"
+# A paid answer does not wait longer for a figure that goes with it.
+_BALANCE_S = 1.0
 
 
 class Charging:
     """Tells customers. Where there are no accounts it has nothing to tell."""
 
-    def __init__(self, wallet: Wallet | None, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        wallet: Wallet | None,
+        log: FilteringBoundLogger,
+        api_limits: ApiLimits | None = None,
+    ) -> None:
+        """``api_limits`` bounds how many invoices are made at one time, and by default none is made without a bound."""
         self._wallet = wallet
         self._log = log
+        self._api_limits = api_limits or ApiLimits(1, 1)
 
     async def tell(self, exchange: Exchange) -> None:
         """Put the charge and what is left into the headers of an answer that is about to go out."""
@@ -33,7 +45,8 @@ class Charging:
                 # What is given back is on its way: a balance without it would only mislead.
                 return
         try:
-            balance = await self._wallet.balance(account_id)
+            async with asyncio.timeout(_BALANCE_S):
+                balance = await self._wallet.balance(account_id)
         except Exception as error:  # noqa: BLE001 - an answer that is paid must not fail for want of a figure
             self._log.warning("a balance cannot be read", error=type(error).__name__)
             return
@@ -54,8 +67,9 @@ class Charging:
             return refusal
         missing_msat = error.required_msat - error.available_msat
         try:
-            topup = await self._wallet.fill_for(account_id, missing_msat)
-        except (NoTill, InvoicesAway, AccountError):
+            async with self._api_limits.place(account(account_id)):
+                topup = await self._wallet.fill_for(account_id, missing_msat)
+        except (ApiError, NoTill, InvoicesAway, AccountError):
             return refusal
         except Exception as problem:  # noqa: BLE001 - the refusal stands whatever became of the invoice
             self._log.warning("a top-up cannot be made", error=type(problem).__name__)

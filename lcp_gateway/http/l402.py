@@ -8,10 +8,17 @@ from aiohttp import web
 
 from lcp_gateway.accounts.address_limits import AddressLimits
 from lcp_gateway.accounts.caller import Caller, KeyRules
-from lcp_gateway.accounts.l402 import Issuer, L402Error, challenge_header, parse_authorization
+from lcp_gateway.accounts.l402 import (
+    Issuer,
+    L402Error,
+    L402Token,
+    challenge_header,
+    parse_authorization,
+)
 from lcp_gateway.accounts.ports import InvoicesAway, TopupBook
 from lcp_gateway.accounts.records import AccountError, Purpose, TopupState
 from lcp_gateway.accounts.wallet import NoTill, Wallet
+from lcp_gateway.http.api_limits import ApiLimits, account, stranger
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.errors import ApiError
 
@@ -41,10 +48,15 @@ class L402Routes:
         lasts: timedelta,
         guard: BrowserGuard,
         limits: AddressLimits,
+        api_limits: ApiLimits,
         per_minute: int,
         now: Callable[[], datetime] = _utc_now,
     ) -> None:
-        """``per_minute`` bounds the invoices that ``limits`` lets the clients of one address have."""
+        """``per_minute`` bounds the invoices that ``limits`` lets the clients of one address have.
+
+        ``api_limits`` bounds how many invoices are made, and how many tokens looked up, at one time.
+        """
+        self._api_limits = api_limits
         self._wallet = wallet
         self._topups = topups
         self._issuer = issuer
@@ -69,6 +81,10 @@ class L402Routes:
             wait_s = self._limits.take(_IN_ALL, _MOST_A_MINUTE_IN_ALL)
         if wait_s:
             return _too_many(self._per_minute, wait_s)
+        async with self._api_limits.place(stranger(request.remote)):
+            return await self._invoice()
+
+    async def _invoice(self) -> ApiError:
         await self._topups.make_room(self._now(), purpose=Purpose.L402, most_open=_MOST_OPEN)
         try:
             topup = await self._wallet.top_up(
@@ -106,6 +122,11 @@ class L402Routes:
             token = self._issuer.verify(credentials.macaroon, credentials.preimage, self._now())
         except L402Error:
             return None
+        # Only a token that the gateway made, with the proof of its payment, comes so far.
+        async with self._api_limits.place(account(token.account_id)):
+            return await self._holder(token)
+
+    async def _holder(self, token: L402Token) -> Caller | None:
         # Asked each time, so that a token ends with its account, on all gateways.
         topup = await self._topups.of_living_account(token.payment_hash)
         if topup is None or topup.account_id != token.account_id:

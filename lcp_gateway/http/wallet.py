@@ -15,6 +15,7 @@ from lcp_gateway.accounts.records import (
     TopupState,
 )
 from lcp_gateway.accounts.wallet import NoTill, OutOfBounds, Wallet
+from lcp_gateway.http.api_limits import ApiLimits, account
 from lcp_gateway.http.documents import json_response
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.exchange import EXCHANGE
@@ -33,11 +34,16 @@ class WalletRoutes:
         wallet: Wallet,
         *,
         read_timeout_s: float,
+        api_limits: ApiLimits,
         pay_for_demo: Callable[[str], Awaitable[object]] | None = None,
     ) -> None:
-        """``pay_for_demo`` pays an invoice with play money; None where money is real."""
+        """``api_limits`` bounds how many top-ups are made at one time; other routes are bounded from outside.
+
+        ``pay_for_demo`` pays an invoice with play money; None where money is real.
+        """
         self._wallet = wallet
         self._read_timeout_s = read_timeout_s
+        self._api_limits = api_limits
         self._pay_for_demo = pay_for_demo
 
     async def balance(self, request: web.Request) -> web.Response:
@@ -58,7 +64,9 @@ class WalletRoutes:
             )
         if amount_msat is None:
             amount_msat = (amount_sat or 0) * _MSAT_PER_SAT
-        topup = await told(lambda: self._wallet.top_up(account_id, amount_msat, memo))
+        # Not before its body is there: a client that sends it slowly must not hold a place meanwhile.
+        async with self._api_limits.place(account(account_id)):
+            topup = await told(lambda: self._wallet.top_up(account_id, amount_msat, memo))
         return json_response(topup_document(topup), status=201)
 
     async def topup(self, request: web.Request) -> web.Response:

@@ -189,6 +189,7 @@ TASKS = (
     "watchdog",
 )
 REASONS = (
+    "api",
     "auth",
     "bad_request",
     "balance",

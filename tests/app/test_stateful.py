@@ -5,6 +5,7 @@ import pytest
 from lcp_gateway.app.ledgers import Ledgers
 from lcp_gateway.app.stateful import open_kept, purge, store_limits
 from lcp_gateway.config import Settings
+from lcp_gateway.http.api_limits import ApiLimits
 from lcp_gateway.http.jobs import Jobs
 from lcp_gateway.store.off import JournalOff
 from lcp_gateway.stored.items import Item, Kind
@@ -22,6 +23,7 @@ def kept(**settings):
         ledgers=Ledgers(JournalOff()),
         jobs=Jobs(0, metrics),
         metrics=metrics,
+        api_limits=ApiLimits(8, 32),
         log=get_logger("test"),
     )
     return made, metrics

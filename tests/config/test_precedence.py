@@ -237,6 +237,8 @@ EXAMPLES = {
     "topup_min_msat": ("5000", 5_000),
     "topup_max_msat": ("6000", 6_000),
     "keys_stale_s": ("7s", 7.0),
+    "api_concurrent": ("40", 40),
+    "api_concurrent_per_caller": ("5", 5),
     "topup_expiry_s": ("10m", 600.0),
     "topups_open_max": ("3", 3),
     "l402": ("true", True),

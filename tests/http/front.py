@@ -13,6 +13,7 @@ from lcp_gateway.accounts.keys import KeyCache
 from lcp_gateway.accounts.l402 import Issuer
 from lcp_gateway.app.keys import KeyKeeper
 from lcp_gateway.http.admin import AdminRoutes
+from lcp_gateway.http.api_limits import ApiLimits
 from lcp_gateway.http.application import Routes, build_application
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.cors import Cors
@@ -72,12 +73,20 @@ class Front:
 
 @asynccontextmanager
 async def front(
-    bank, *, with_l402: bool = True, l402_msat: int = 50_000, l402_per_minute: int = 100, **rules
+    bank,
+    *,
+    with_l402: bool = True,
+    l402_msat: int = 50_000,
+    l402_per_minute: int = 100,
+    api_per_caller: int = 8,
+    api_in_all: int = 32,
+    **rules,
 ):
-    log = get_logger("test")
+    log, metrics = get_logger("test"), Metrics()
     keeper = KeyKeeper(bank.keys, KeyCache([STATIC_KEY], EVERYONE.rules), log, stale_s=60.0)
     await keeper.load()
     wallet = bank.wallet(**rules)
+    api_limits = ApiLimits(api_per_caller, api_in_all, wait_s=0.1)
     l402 = L402Routes(
         wallet,
         bank.topups,
@@ -86,6 +95,7 @@ async def front(
         lasts=timedelta(days=1),
         guard=BrowserGuard(Cors([PAGE])),
         limits=AddressLimits(),
+        api_limits=api_limits,
         per_minute=l402_per_minute,
     )
     names = ("chat_completions", "responses", "completions", "embeddings")
@@ -101,7 +111,7 @@ async def front(
         stored_responses=stored,
         stored_chats=stored,
         input_tokens=stored,
-        wallet=WalletRoutes(wallet, read_timeout_s=5),
+        wallet=WalletRoutes(wallet, read_timeout_s=5, api_limits=api_limits),
         admin=AdminRoutes(
             accounts=bank.accounts,
             keys=bank.keys,
@@ -120,15 +130,18 @@ async def front(
         ),
         cors=Cors([]),
         guard=BrowserGuard(Cors([])),
-        metrics=Metrics(),
+        metrics=metrics,
         log=log,
         open_paths=frozenset({"/healthz"}),
         max_header_bytes=16_384,
         away=(DatabaseUnavailable,),
     )
-    app = build_application(routes, edge, max_body_bytes=65_536, with_metrics=True)
+    app = build_application(
+        routes, edge, max_body_bytes=65_536, with_metrics=True, api_limits=api_limits
+    )
     async with TestClient(TestServer(app)) as client:
         found = Front(bank, client, l402)
         found.refresh = keeper.refresh
         found.keeper = keeper
+        found.metrics = metrics
         yield found

@@ -13,6 +13,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from lcp_gateway.accounts.caller import Caller
 from lcp_gateway.accounts.jobs_per_key import JobsPerKey, MemoryLeases
 from lcp_gateway.http.admission import Admission
+from lcp_gateway.http.api_limits import ApiLimits
 from lcp_gateway.http.application import Routes, build_application
 from lcp_gateway.http.background_jobs import BackgroundJobs
 from lcp_gateway.http.browser_guard import BrowserGuard
@@ -296,7 +297,9 @@ async def keeping_front(
         max_header_bytes=16_384,
         away=(DatabaseUnavailable,),
     )
-    app = build_application(routes, edge, max_body_bytes=max_body_bytes, with_metrics=False)
+    app = build_application(
+        routes, edge, max_body_bytes=max_body_bytes, with_metrics=False, api_limits=ApiLimits(8, 32)
+    )
     server = TestServer(app, handler_cancellation=True)
     async with TestClient(server) as client:
         front = Front(client, w, store, jobs, leases, book, background, metrics, complaints)
