@@ -16,13 +16,13 @@ from sqlalchemy.pool import NullPool
 
 from lcp_gateway.store.database import Database, DatabaseUnavailable
 from lcp_gateway.store.postgres import as_unavailable
+from lcp_gateway.store.postgres_sessions import set_after_connecting
 
 T = TypeVar("T")
 
 # Shorter than the server takes to give a session up: whoever no longer reaches it stops before another begins.
 _ANSWER_S: Final = 3.0
 _SESSION = {
-    "application_name": "lcp-gateway leader",
     # A machine that vanished is given up after ten seconds. One that ended is at once.
     "tcp_keepalives_idle": "4",
     "tcp_keepalives_interval": "2",
@@ -164,9 +164,13 @@ class _SessionLock:
             poolclass=NullPool,
             # No transaction: between two questions the session shall be idle, and hold nothing back.
             isolation_level="AUTOCOMMIT",
-            connect_args={"timeout": _ANSWER_S, "server_settings": _SESSION},
+            connect_args={
+                "timeout": _ANSWER_S,
+                "server_settings": {"application_name": "lcp-gateway leader"},
+            },
             hide_parameters=True,
         )
+        set_after_connecting(self._engine, _SESSION)
         self._session: AsyncConnection | None = None
         self.is_held = False
 

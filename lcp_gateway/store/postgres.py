@@ -23,6 +23,7 @@ from sqlalchemy.pool import NullPool
 from lcp_gateway.store.database import DatabaseUnavailable, Work
 from lcp_gateway.store.identity import journal_id, repeat_secret
 from lcp_gateway.store.migrate import is_current, migrate
+from lcp_gateway.store.postgres_sessions import check_sessions_are_own, set_after_connecting
 
 T = TypeVar("T")
 
@@ -56,14 +57,14 @@ _ANOTHER = "another database answers at its address"
 class PostgresDatabase:
     """One PostgreSQL database, which any number of gateways may share.
 
-    Needs sessions of its own: a pooler that hands each transaction to another session would lose the sign of life.
+    Needs sessions of its own: a pooler that hands each transaction to another session would lose the sign of life, and is
+    refused at the start.
     """
 
     def __init__(self, url: URL, *, busy_timeout_s: float, write_timeout_s: float) -> None:
         self._owner = secrets.token_hex(8)
         self._write_timeout_s = write_timeout_s
         settings = {
-            "application_name": "lcp-gateway",
             # A machine that vanished lets go of its signs of life after a minute.
             "tcp_keepalives_idle": "30",
             "tcp_keepalives_interval": "10",
@@ -71,7 +72,10 @@ class PostgresDatabase:
             "lock_timeout": f"{int(busy_timeout_s * 1000)}ms",
             "idle_in_transaction_session_timeout": f"{int(write_timeout_s * 4000)}ms",
         }
-        arguments = {"timeout": write_timeout_s, "server_settings": settings}
+        arguments = {
+            "timeout": write_timeout_s,
+            "server_settings": {"application_name": "lcp-gateway"},
+        }
         self._write_engine = create_async_engine(
             url, poolclass=NullPool, connect_args=arguments, hide_parameters=True
         )
@@ -84,6 +88,8 @@ class PostgresDatabase:
             connect_args={**arguments, "command_timeout": 60.0},
             hide_parameters=True,
         )
+        for engine in (self._write_engine, self._read_engine):
+            set_after_connecting(engine, settings)
         self._writer = _Session(self._write_engine, self._sign_of_life)
         self._reserved = _Session(self._write_engine, self._check_session)
         self._journal_id: bytes | None = None
@@ -99,11 +105,14 @@ class PostgresDatabase:
         """Connect, and bring the tables up to date.
 
         Raises:
+            BadDatabaseUrl: it leads to a pooler that shares sessions between its clients.
             DatabaseUnavailable: it cannot be reached.
             TooNew: its tables are of a newer gateway.
         """
         database = cls(url, busy_timeout_s=busy_timeout_s, write_timeout_s=write_timeout_s)
         try:
+            with _one_error():
+                await check_sessions_are_own(database._write_engine, url, write_timeout_s)
             if not await database.read(is_current):
                 await database._migrate()
             # Takes the sign of life before anything is written under this process's name.
