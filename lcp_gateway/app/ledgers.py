@@ -66,7 +66,7 @@ class Ledgers:
     def problems(self) -> Iterable[str]:
         """Say, in words, what keeps the gateway from paying now."""
         if self.trouble is not None:
-            yield f"the journal cannot be used: {self.trouble}"
+            yield f"the journal cannot be written: {self.trouble}"
 
     async def receipt(self, job_id: bytes, key_id: str) -> Mapping[str, object] | None:
         """Give the receipt of a job that this credential bought."""
@@ -107,6 +107,8 @@ async def open_ledgers(
         await BackgroundBook(database).forget_older(now - timedelta(seconds=settings.stored_for_s))
     except (DatabaseUnavailable, BadDatabaseUrl, TooNew) as error:
         raise LedgerError(f"the journal cannot be used: {error}") from error
+    if database.replaced is not None:
+        log.error("the journal is another one than before", problem=database.replaced)
     if lost:
         log.warning("payments of a gateway that ended are now unknown", purchases=lost)
 
@@ -158,7 +160,7 @@ def book_tasks(
     if books is None or database is None or stored is None:
         return
     yield BackgroundTask("sweep", lambda: _sweep(database))
-    yield BackgroundTask("books", lambda: _watch_books(books, stored, budgets, metrics))
+    yield BackgroundTask("books", lambda: _watch_books(books, ledgers, budgets, metrics))
 
 
 async def _sweep(database: Database) -> None:
@@ -175,13 +177,13 @@ async def _sweep(database: Database) -> None:
 
 async def _watch_books(
     books: Books,
-    stored: StoredJournal,
+    ledgers: Ledgers,
     budgets: Callable[[], Iterable[Budget]],
     metrics: Metrics,
 ) -> None:
     """Keep the gauges of what is open and what is left of the budgets true, until cancelled."""
     while True:
-        metrics.journal_trouble(stored.trouble is not None)
+        metrics.journal_trouble(ledgers.trouble is not None)
         with contextlib.suppress(DatabaseUnavailable):
             now = datetime.now(UTC)
             outstanding = await books.outstanding()

@@ -24,10 +24,14 @@ async def journal_finding(settings: Settings) -> Finding:
     try:
         async with opened_journal(settings) as database:
             open_now = await Books(database).outstanding()
+            replaced = database.replaced
     except CommandFailed as error:
         return Finding("journal", False, str(error), "no gateway pays while it cannot write there")
     except DatabaseUnavailable as error:
         return Finding("journal", False, error.reason, "see journal_url")
+    if replaced is not None:
+        problem, _, remedy = replaced.partition(". ")
+        return Finding("journal", False, problem, remedy)
     text = f"{without_password(str(place))}, version {HEAD}"
     if open_now.unknown:
         text += f"; {open_now.unknown} unknown ({format_sat(open_now.unknown_msat)})"

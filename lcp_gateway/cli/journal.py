@@ -57,6 +57,8 @@ async def opened_journal(settings: Settings) -> AsyncIterator[Database]:
         _check_file(path)
     try:
         database = await open_database(place)
+        if database.replaced is not None:
+            complain(f"warning: {database.replaced}")
         try:
             yield database
         finally:

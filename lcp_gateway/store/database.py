@@ -43,8 +43,8 @@ class Database(Protocol):
         ...
 
     @property
-    def replaced(self) -> bool:
-        """Whether another journal was kept here before, which no operator has given up yet."""
+    def replaced(self) -> str | None:
+        """Why this is not the journal that was kept here before, and what an operator can do; None where it is."""
         ...
 
     async def write(self, work: Work[T]) -> T:

@@ -7,6 +7,7 @@ what was opened, before each transaction: a system call or two, in the thread th
 
 import os
 import secrets
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -26,9 +27,6 @@ _SELDOM_S = 1.0
 
 _Inode: TypeAlias = tuple[int, int]
 
-Beside: TypeAlias = tuple[_Inode | None, _Inode | None]
-"""The write-ahead log and its index as one connection has them open; None for what was not there."""
-
 
 class JournalFile:
     """The file, as it was when it was opened.
@@ -43,11 +41,15 @@ class JournalFile:
         self._folder = os.fspath(path.parent)
         self._opened: _Inode | None = None
         self._opened_folder: _Inode | None = None
+        # The write-ahead log and its index, as this process has them open, and the connections that do.
+        self._beside: tuple[_Inode | None, _Inode | None] = (None, None)
+        self._connections: set[object] = set()
+        self._lock = threading.Lock()
         self._look_again_at = 0.0
         self.trouble: str | None = None
 
     def opened(self) -> None:
-        """Remember what is there as what is open.
+        """Remember what is there as what is open, now that the journal has its tables and a connection.
 
         Raises:
             OSError: it is not there.
@@ -55,24 +57,36 @@ class JournalFile:
         file, folder = _stat(self._path), _stat(self._folder)
         self._opened = (file.st_dev, file.st_ino)
         self._opened_folder = (folder.st_dev, folder.st_ino)
+        self._beside = (_inode(self._log), _inode(self._index))
 
-    def beside(self) -> Beside:
-        """Return what a connection that was just made has open beside the file."""
-        return _inode(self._log), _inode(self._index)
+    def connected(self, connection: object) -> None:
+        """Say that a connection has the file open, and with it what is beside the file."""
+        with self._lock:
+            if not self._connections:
+                # SQLite makes the log anew for the first connection, and deletes it with the last.
+                self._beside = (_inode(self._log), _inode(self._index))
+            self._connections.add(connection)
 
-    def check(self, beside: Beside | None) -> None:
-        """Compare what is at the path with what was opened, and with what a connection has open beside it.
+    def disconnected(self, connection: object) -> None:
+        """Say that a connection is about to be closed."""
+        with self._lock:
+            self._connections.discard(connection)
+            if not self._connections:
+                self._beside = (None, None)
+
+    def check(self) -> None:
+        """Compare what is at the path, and beside it, with what this process has open.
 
         Raises:
             DatabaseUnavailable: it is not the journal that was opened, or may not be written any more.
         """
         if self._opened is None:
             return
-        self.trouble = self._find_trouble(self._opened, beside)
+        self.trouble = self._find_trouble(self._opened)
         if self.trouble is not None:
             raise DatabaseUnavailable(self.trouble)
 
-    def _find_trouble(self, opened: _Inode, beside: Beside | None) -> str | None:
+    def _find_trouble(self, opened: _Inode) -> str | None:
         try:
             found = _stat(self._path)
         except OSError:
@@ -81,9 +95,7 @@ class JournalFile:
             return "its file was replaced by another one"
         if not found.st_mode & _WRITABLE:
             return "its file was made read-only"
-        if beside is None:
-            return None
-        log, index = beside
+        log, index = self._beside
         if log is not None and _inode(self._log) != log:
             return "its write-ahead log was deleted or replaced"
         now = time.monotonic()
@@ -122,20 +134,25 @@ def read_secret(path: Path) -> bytes:
     return secret
 
 
-def id_that_was_here(path: Path, journal_id: bytes) -> bytes:
-    """Return the id of the journal that this path had first, which is ``journal_id`` where there was none before.
+def why_replaced(path: Path, journal_id: bytes) -> str | None:
+    """Return in what way the journal at a path is not the one that was there before; None where it is, or is the first.
 
-    Another one than the present journal's means that the file was replaced while no gateway ran; it is returned until an
-    operator deletes the file with the id.
+    The id of the first is kept in a file beside it, until an operator deletes that file. The caller keeps other processes
+    out.
 
     Raises:
         OSError: it can be neither read nor written.
     """
     file = path.with_name(path.name + ID_SUFFIX)
     with suppress(FileNotFoundError, ValueError):
-        return bytes.fromhex(file.read_text("ascii"))
+        if bytes.fromhex(file.read_text("ascii")) == journal_id:
+            return None
+        return (
+            "another journal was kept here before: its accounts, purchases and budgets are not in this one. "
+            f"Put that file back, or delete {file} to go on with this one"
+        )
     _write_whole(file, f"{journal_id.hex()}\n".encode(), like=path)
-    return journal_id
+    return None
 
 
 def _write_whole(file: Path, content: bytes, *, like: Path) -> None:

@@ -1,5 +1,6 @@
 """The ledger: what customers have, how it came about, and corrections by hand."""
 
+import dataclasses
 import sqlite3
 from datetime import datetime
 
@@ -143,7 +144,11 @@ class Ledger:
 
     async def audit(self) -> Audit:
         """Look whether all the books agree with one another. Reads everything there is: not for every minute."""
-        return await self._database.read(audit)
+        found = await self._database.read(audit)
+        if (replaced := self._database.replaced) is not None:
+            # Books that are gone as a whole agree with one another.
+            return dataclasses.replace(found, problems=(replaced, *found.problems))
+        return found
 
     async def totals(self) -> Totals:
         """Give what all customers have together."""

@@ -140,9 +140,9 @@ class PostgresDatabase:
         return self._trouble
 
     @property
-    def replaced(self) -> bool:
-        """Whether another journal was here before: no gateway keeps record of that outside of the database."""
-        return False
+    def replaced(self) -> str | None:
+        """Return None: no gateway keeps record outside of the database of which one it was."""
+        return None
 
     async def write(self, work: Work[T]) -> T:
         """Do it in one durable transaction."""

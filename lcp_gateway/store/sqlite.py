@@ -21,7 +21,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from lcp_gateway.store.database import DatabaseUnavailable, Work
 from lcp_gateway.store.identity import journal_id
-from lcp_gateway.store.journal_file import Beside, JournalFile, id_that_was_here, read_secret
+from lcp_gateway.store.journal_file import JournalFile, read_secret, why_replaced
 from lcp_gateway.store.liveness import OwnerLocks
 from lcp_gateway.store.migrate import is_current, migrate
 from lcp_gateway.store.thread import Worker
@@ -53,10 +53,8 @@ class SqliteDatabase:
         self._read_engine = _engine(path, busy_timeout_s, begin="BEGIN")
         self._file = JournalFile(path)
         self._secret = b""
-        self._replaced = False
+        self._replaced: str | None = None
         self._write_connection: Connection | None = None
-        # What its connection has open beside the file.
-        self._written: Beside | None = None
         self._readers = (
             _Reader(self._read_engine, self._file),
             _Reader(self._read_engine, self._file),
@@ -100,8 +98,8 @@ class SqliteDatabase:
         return self._file.trouble
 
     @property
-    def replaced(self) -> bool:
-        """Whether the file beside the journal names another journal."""
+    def replaced(self) -> str | None:
+        """Why this is not the journal that was kept here before, as the file beside it tells."""
         return self._replaced
 
     async def write(self, work: Work[T]) -> T:
@@ -152,22 +150,22 @@ class SqliteDatabase:
             with _alone(path.with_name(f"{path.name}.start")):
                 identity = self._write(_migrated)
                 self._file.opened()
-                self._written = self._file.beside()
                 self._secret = read_secret(path)
-                self._replaced = id_that_was_here(path, identity) != identity
+                self._replaced = why_replaced(path, identity)
             self._locks.hold()
         except OSError as error:
             raise DatabaseUnavailable(os.strerror(error.errno or 0).lower()) from error
 
     def _write(self, work: Work[T]) -> T:
-        self._file.check(self._written)
+        self._file.check()
         with _one_error():
+            is_new = self._write_connection is None
             if self._write_connection is None:
                 self._write_connection = self._write_engine.connect()
             try:
                 with self._write_connection.begin():
-                    if self._written is None:
-                        self._written = self._file.beside()
+                    if is_new:
+                        self._file.connected(self)
                     return work(self._write_connection)
             except (DatabaseError, sqlite3.DatabaseError):
                 # After a full disk or an I/O error only a new connection has no memory of it.
@@ -176,7 +174,7 @@ class SqliteDatabase:
 
     def _drop_writer(self) -> None:
         connection, self._write_connection = self._write_connection, None
-        self._written = None
+        self._file.disconnected(self)
         _close(connection)
 
 
@@ -187,20 +185,20 @@ class _Reader:
         self._engine = engine
         self._file = file
         self._connection: Connection | None = None
-        # What it has open beside the file.
-        self._beside: Beside | None = None
+        self._has_read = False
 
     def read(self, work: Work[T]) -> T:
-        self._file.check(self._beside)
+        self._file.check()
         with _one_error():
             if self._connection is None:
                 self._connection = self._engine.connect()
             try:
                 with self._connection.begin():
                     result = work(self._connection)
-                    if self._beside is None:
-                        # The first statement opened it, not the connection.
-                        self._beside = self._file.beside()
+                    if not self._has_read:
+                        # The first statement opens what is beside the file, not the connection.
+                        self._has_read = True
+                        self._file.connected(self)
                     return result
             except (DatabaseError, sqlite3.DatabaseError):
                 self.drop()
@@ -208,7 +206,8 @@ class _Reader:
 
     def drop(self) -> None:
         connection, self._connection = self._connection, None
-        self._beside = None
+        self._has_read = False
+        self._file.disconnected(self)
         _close(connection)
 
 

@@ -131,6 +131,13 @@ class RunningPostgres:
             if self.process is not None:
                 self.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
+    def rename_database(self, old: str, new: str) -> None:
+        """Rename a database, ending the sessions that are on it."""
+        self.sql(f"ALTER DATABASE {old} ALLOW_CONNECTIONS false")
+        self.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{old}'")
+        self.sql(f"ALTER DATABASE {old} RENAME TO {new}")
+        self.sql(f"ALTER DATABASE {new} ALLOW_CONNECTIONS true")
+
     def _wait(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:

@@ -1,0 +1,112 @@
+"""The journal of a running gateway is deleted, moved or replaced: nothing is paid by what is no longer there."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.gateway import clean_environment, gateway
+from tests.support.journaled import chat, money_node, on_node, states
+from tests.support.node_thread import eventually
+from tests.support.wire import CHAT, get, post
+from tests.system.selling.seller import Office, bearer, selling
+
+NOTICED_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    with money_node(tmp_path_factory.mktemp("node")) as running:
+        yield running
+
+
+@pytest.fixture
+def journal(tmp_path):
+    (tmp_path / "state").mkdir()
+    return tmp_path / "state" / "journal.db"
+
+
+def aside(journal):
+    return journal.with_name("aside.db")
+
+
+def replaced(journal):
+    shutil.copy(journal, aside(journal))
+    journal.rename(journal.with_name("old.db"))
+    aside(journal).rename(journal)
+
+
+HARMS = {
+    "deleted": lambda journal: journal.unlink(),
+    "moved": lambda journal: journal.rename(aside(journal)),
+    "replaced": replaced,
+    "folder moved": lambda journal: journal.parent.rename(journal.parent.with_name("moved")),
+    "log deleted": lambda journal: journal.with_name("journal.db-wal").unlink(),
+}
+
+
+def ready_reasons(port):
+    answer = get(port, "/readyz")
+    return [] if answer.status == 200 else answer.json["reasons"]
+
+
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+def test_a_gateway_stops_paying_and_says_why(node, journal, harm):
+    """A8: it went on buying, and `/readyz` stayed 200."""
+    seen = node.mark()
+    with gateway(embedded=False, env=on_node(node, journal_url=journal)) as running:
+        assert post(running.port, CHAT, chat()).status == 200
+        assert ready_reasons(running.port) == []
+        harm(journal)
+        for _ in range(3):
+            refused = post(running.port, CHAT, chat())
+            assert (refused.status, refused.verdict) == (503, "none")
+            assert refused.error["code"] == "journal_unavailable"
+            assert "nothing was paid" in refused.error["message"]
+            assert "/" not in refused.error["message"]
+        (reason,) = ready_reasons(running.port)
+        assert reason.startswith("the journal cannot be written: its ")
+    assert seen.count("accept") == 1
+
+
+def test_it_is_noticed_without_anybody_buying_and_is_over_when_the_file_is_back(node, journal):
+    seen = node.mark()
+    with gateway(embedded=False, env=on_node(node, journal_url=journal)) as running:
+        assert post(running.port, CHAT, chat()).status == 200
+        journal.rename(aside(journal))
+        eventually(lambda: ready_reasons(running.port), NOTICED_S)
+        aside(journal).rename(journal)
+        eventually(lambda: not ready_reasons(running.port), NOTICED_S)
+        assert post(running.port, CHAT, chat()).status == 200
+        # What ended meanwhile was kept.
+        eventually(lambda: set(states(journal).values()) == {"delivered"})
+    assert seen.count("accept") == 2
+
+
+def test_customers_are_not_served_from_a_deleted_journal_and_a_restart_does_not_call_it_in_order(
+    node, journal
+):
+    """A8: after a restart there were no accounts and no purchases, and the audit said ok."""
+    env = {**on_node(node, journal_url=journal), **selling(keys_stale_s=3)}
+    with gateway(embedded=False, env=env) as running:
+        customer = Office(running.port).customer(10_000_000)
+        assert post(running.port, CHAT, chat(), bearer(customer.key)).status == 200
+        journal.rename(aside(journal))
+        wallet = get(running.port, "/api/wallet", bearer(customer.key))
+        assert wallet.status == 503, wallet.body
+        # Keys in memory are not believed for longer than their bound.
+        eventually(
+            lambda: get(running.port, "/v1/models", bearer(customer.key)).status == 503, NOTICED_S
+        )
+        assert post(running.port, CHAT, chat(), bearer(customer.key)).status == 503
+    with gateway(embedded=False, env=env) as running:
+        assert "another journal was kept here before" in running.logs
+        told = Office(running.port).get("audit").json
+        assert told["ok"] is False and "another journal" in told["problems"][0]
+    command = [sys.executable, "-m", "lcp_gateway", "accounts", "audit"]
+    done = subprocess.run(
+        command, env=clean_environment(env), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "another journal was kept here before" in done.stdout + done.stderr
