@@ -36,6 +36,8 @@ def adaptation(
         card.default_temperature is not None or card.default_max_tokens is not None
     ):
         steps.append(partial(_with_defaults, card))
+    if card is not None and card.dimensions and task.kind is TaskKind.EMBEDDINGS:
+        steps.append(partial(_with_dimensions, card.dimensions))
     if model != task.model:
         steps.append(partial(_renamed, model))
     if as_chat:
@@ -57,6 +59,13 @@ def _renamed(model: str, task: Task) -> Task:
 
 def _as_chat(task: Task) -> Task:
     return replace(task, kind=TaskKind.CHAT_COMPLETIONS, body=to_chat(task.body).body)
+
+
+def _with_dimensions(dimensions: int, task: Task) -> Task:
+    document: Any = parse_json(task.body)
+    if "dimensions" in document:
+        return task
+    return replace(task, body=add_fields(task.body, {"dimensions": dimensions}))
 
 
 def _with_defaults(card: ModelCard, task: Task) -> Task:

@@ -24,17 +24,18 @@ from lcp_gateway.http.inference import Inference
 from lcp_gateway.http.models import Models
 from lcp_gateway.http.ranking import Ranking
 from lcp_gateway.http.receipts import Receipts
+from lcp_gateway.http.welcome import Welcome
 from lcp_gateway.purchase.book import QuoteBook
 from lcp_gateway.purchase.flow import utc_now
 from lcp_gateway.purchase.journal import Budget
 from lcp_gateway.purchase.service import PurchaseService
-from lcp_gateway.routing.query import answer
+from lcp_gateway.routing.query import answer, why_nothing
 from lcp_gateway.store.database import DatabaseUnavailable
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.upstreams.channel import LcpdAddress, TlsFiles
 from lcp_gateway.upstreams.lcpd import SUPPORTED_VERSIONS
 
-OPEN_PATHS = frozenset({"/healthz", "/readyz"})
+OPEN_PATHS = frozenset({"/", "/v1", "/v1/", "/healthz", "/readyz"})
 # What a client has for the rest of an answer after its provider's time is over.
 _RELAY_SLACK_S = 5.0
 
@@ -89,6 +90,7 @@ class Gateway:
         metrics.build_info(__version__, ",".join(str(v) for v in sorted(SUPPORTED_VERSIONS)))
         metrics.concurrency_limit(settings.max_concurrent_requests)
         self.lasting = lasting
+        self._started = int(time.time())
         parts = self._parts(settings)
         buying = parts.buying
         self.service = PurchaseService(
@@ -256,10 +258,14 @@ class Gateway:
                 registry=routing.registry,
                 records=lasting.records,
                 is_there=lambda provider_id: bool(standings.readiness(provider_id)),
+                lists_auto=settings.list_auto,
+                started=self._started,
                 charge=limits.tariff.charge_msat if selling.wallet_routes is not None else None,
             ),
+            welcome=Welcome(asks_for_key=settings.auth == "accounts" or bool(settings.api_keys)),
             ranking=Ranking(
                 lambda query: answer(query, chooser.offers(), routing.auto),
+                why_nothing=lambda query: why_nothing(query, chooser.offers()),
                 read_timeout_s=settings.request_read_timeout_s,
             ),
             health=health,

@@ -13,10 +13,11 @@ from lcp_gateway.app.adapting import COMPLETIONS_AS_CHAT, adaptation
 from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.task import SUBJECTS, Task, TaskKind
 from lcp_gateway.routing.auto import AutoChoice, Decision, Nobody
 from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.routing.choice import (
+    ContextTooLong,
     ModelNotFound,
     NoProvider,
     RoutingError,
@@ -31,8 +32,9 @@ from lcp_gateway.routing.offers import Entry, Offers
 from lcp_gateway.routing.policy import UnknownWish, Wish, is_auto, parse_wish
 from lcp_gateway.routing.prices import size_of
 from lcp_gateway.routing.records import Mode
-from lcp_gateway.routing.registry import Registry
+from lcp_gateway.routing.registry import Registry, Traits
 from lcp_gateway.routing.weighing import Scored
+from lcp_gateway.stored.estimate import clearly_exceeds
 
 _KNOWN_WORDS = 20
 # More than these are hardly ever asked for one request.
@@ -99,6 +101,8 @@ class Chooser:
         """
         try:
             return self._choose(self._catalogs.catalog, order)
+        except ContextTooLong:
+            raise
         except RoutingError:
             # Perhaps the provider or the model has just appeared.
             return self._choose(await self._catalogs.refresh_if_stale(), order)
@@ -116,11 +120,15 @@ class Chooser:
         catalog, task = self._catalogs.catalog, order.task
         name = self._registry.resolve(task.model)
         if is_auto(name):
-            return explanation(task, name, self._decide(catalog, order))
+            decision = self._decide(catalog, order)
+            _those_with_room(task, decision.ranked)
+            return explanation(task, name, decision)
         wanted = replace(task, model=name)
-        found = candidates(catalog, wanted, self._rules, asked_as=task.model)
         offers = self._offers_of(catalog)
         traits = offers.traits.get(name) or self._registry.traits(name)
+        if _is_too_long(task, traits):
+            raise _too_long(task, f"the context of this model, {traits.context_length} tokens")
+        found = candidates(catalog, wanted, self._rules, asked_as=task.model)
         entries = [Entry(provider, name, traits) for provider in found]
         scored = list(self._auto.rank(entries, mode_of(task), Wish(), len(entries), size_of(task)))
         by_score = self._goes_by_score(found)
@@ -132,10 +140,11 @@ class Chooser:
         name = self._registry.resolve(order.task.model)
         if is_auto(name):
             decision = self._decide(catalog, order)
+            fitting = _those_with_room(order.task, decision.ranked)
             comparison = _AutoComparison(order, decision, self._on_choice)
             found = _those_that_fit(
                 partial(self._decided, order.task, decision, comparison, scored)
-                for scored in decision.ranked
+                for scored in fitting
                 if self._available(scored.entry.provider.peer_id)
             )
             self._on_decision(order, decision)
@@ -191,6 +200,9 @@ class Chooser:
 
     def _named(self, catalog: Catalog, task: Task, name: str) -> Sequence[Candidate]:
         wanted = task if name == task.model else replace(task, model=name)
+        traits = self._offers_of(catalog).traits.get(name) or self._registry.traits(name)
+        if _is_too_long(task, traits):
+            raise _too_long(task, f"the context of this model, {traits.context_length} tokens")
         found = candidates(catalog, wanted, self._rules, self._available, asked_as=task.model)
         if len(found) > 1 and self._goes_by_score(found):
             offers = self._offers_of(catalog)
@@ -237,6 +249,36 @@ class Chooser:
             )
             self._offers = (catalog, made)
         return self._offers[1]
+
+
+def _is_too_long(task: Task, traits: Traits) -> bool:
+    """Tell whether a request is clearly longer than a model's context, which its provider would be paid to find out."""
+    tokens = traits.context_length
+    if not tokens or len(task.body) <= tokens:
+        return False
+    document: Any = parse_json(task.body)
+    subject = document.get("input")
+    if task.kind is TaskKind.EMBEDDINGS and not isinstance(subject, str):
+        # Each of several inputs has the context for itself.
+        return False
+    return clearly_exceeds(document, task.body, tokens)
+
+
+def _too_long(task: Task, what: str) -> ContextTooLong:
+    return ContextTooLong(f"the request is longer than {what}", SUBJECTS[task.kind])
+
+
+def _those_with_room(task: Task, ranked: Sequence[Scored]) -> Sequence[Scored]:
+    """Give the candidates whose context a request may fit into.
+
+    Raises:
+        ContextTooLong: there is none.
+    """
+    found = [one for one in ranked if not _is_too_long(task, one.entry.traits)]
+    if not found:
+        longest = max(one.entry.traits.context_length for one in ranked)
+        raise _too_long(task, f"the longest context of the models that suit it, {longest} tokens")
+    return found
 
 
 class _NamedComparison(QuoteComparison):

@@ -36,6 +36,7 @@ RELOADED: Final = frozenset(
         "routing_weight_fit",
         "routing_temperature",
         "default_model",
+        "list_auto",
         "quote_attempts",
         "quote_fanout",
         "exposure_base_msat",

@@ -32,6 +32,7 @@ from lcp_gateway.telemetry.metrics import Metrics
 # A request makes thousands of short-lived objects and hardly a cycle among them: the collector looks less often.
 _GC_THRESHOLDS = (20_000, 20, 20)
 _STANDARD_STREAMS = (0, 1, 2)
+_CALLED_AS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - says where to call
 
 
 def run(
@@ -173,7 +174,12 @@ def _greet(gateway: Gateway, serving: Serving, settings: Settings, banner: Seque
         f"lcp-gateway {__version__} listening on {serving.scheme}://{host}:{serving.port} "
         f"({_status(gateway)}, daemon {settings.lcpd_grpc_addr})"
     )
-    sys.stdout.write("\n".join([*banner, listening]) + "\n")
+    # What is asked for at all addresses is called on this machine's own.
+    called = _CALLED_AS.get(host, host)
+    usage = (
+        f"base URL for OpenAI clients: {serving.scheme}://{called}:{serving.port}/v1 (model auto)"
+    )
+    sys.stdout.write("\n".join([*banner, listening, usage]) + "\n")
     sys.stdout.flush()
 
 

@@ -30,7 +30,7 @@ from lcp_gateway.routing.auto import AutoChoice
 from lcp_gateway.routing.catalog import NODE_PREFIX
 from lcp_gateway.routing.model_names import EMBEDDING
 from lcp_gateway.routing.offers import Offers
-from lcp_gateway.routing.policy import Wish
+from lcp_gateway.routing.policy import Wish, is_auto
 from lcp_gateway.routing.query import MOST, WORDS
 from lcp_gateway.routing.records import Mode
 from lcp_gateway.routing.registry import Traits, kinds_for
@@ -116,7 +116,12 @@ def told_rows(
 ) -> Sequence[Row]:
     """Put together the gateway's list of models and its ranking, which tells the most of each model's best provider."""
     best = {entry["model"]: entry for entry in ranking}
-    return [row for model in listed for row in _told(model, best.get(model["id"]))]
+    return [
+        row
+        for model in listed
+        if not is_auto(model["id"])
+        for row in _told(model, best.get(model["id"]))
+    ]
 
 
 def _told(model: Mapping[str, Any], best: Mapping[str, Any] | None) -> Iterator[Row]:

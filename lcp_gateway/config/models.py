@@ -80,10 +80,17 @@ class ModelConfig:
         Field(description="What it does."),
     ] = ""
     context_length: Annotated[
-        forms.Count, Field(description="How many tokens request and answer may have together.")
+        forms.Count,
+        Field(
+            description="How many tokens request and answer may have together. A request that is clearly longer is refused."
+        ),
     ] = 0
     dimensions: Annotated[
-        forms.Count, Field(description="How many numbers an embedding of it has.")
+        forms.Count,
+        Field(
+            description="How many numbers an embedding of it has; written into requests that do not say, which changes their "
+            "bytes."
+        ),
     ] = 0
     params_b: Annotated[forms.Number, Field(description="Its parameters, in billions.")] = 0.0
     capabilities: Annotated[

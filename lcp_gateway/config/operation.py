@@ -29,6 +29,12 @@ class OperationSettings(BaseSettings):
         Group.ROUTING,
     )
 
+    list_auto: forms.Switch = setting(
+        True,
+        "Put `auto` into the list of models, for clients that offer what they find there.",
+        Group.ROUTING,
+    )
+
     timeout_s: forms.Duration = setting(
         0.0,
         "How long one purchase may take in all, quote, payment and the last byte included; 0 leaves it to "

@@ -20,6 +20,7 @@ from lcp_gateway.http.receipts import Receipts
 from lcp_gateway.http.stored_chats import StoredChats
 from lcp_gateway.http.stored_responses import StoredResponses
 from lcp_gateway.http.wallet import WalletRoutes
+from lcp_gateway.http.welcome import Welcome
 
 Bounded = Callable[[Handler], Handler]
 """Bounds how often a handler runs at one time."""
@@ -42,6 +43,7 @@ class Routes:
     stored_chats: StoredChats
     wallet: WalletRoutes | None = None
     admin: AdminRoutes | None = None
+    welcome: Welcome | None = None
 
 
 def build_application(
@@ -65,6 +67,9 @@ def build_application(
         _add_wallet_routes(app, routes.wallet, bounded)
     if routes.admin is not None:
         _add_admin_routes(app, routes.admin, bounded)
+    if routes.welcome is not None:
+        for path in ("/", "/v1", "/v1/"):
+            app.router.add_get(path, routes.welcome.get)
     app.router.add_get("/healthz", routes.health.healthz)
     app.router.add_get("/readyz", routes.health.readyz)
     if with_metrics:
@@ -116,6 +121,8 @@ def _add_stored_routes(app: web.Application, routes: Routes, base: str) -> None:
     router, responses, chats = app.router, routes.stored_responses, routes.stored_chats
     # Before the routes of an id, which this would be.
     router.add_post(f"{base}/responses/input_tokens", routes.input_tokens.count)
+    # OpenAI has it, and this gateway has not: else it would pass for an id that takes no POST.
+    router.add_post(f"{base}/responses/compact", _no_such_route)
     router.add_get(f"{base}/responses/{{response_id}}", responses.get)
     router.add_delete(f"{base}/responses/{{response_id}}", responses.delete)
     router.add_post(f"{base}/responses/{{response_id}}/cancel", responses.cancel)
@@ -153,6 +160,10 @@ def _add_admin_routes(app: web.Application, admin: AdminRoutes, bounded: Bounded
     app.router.add_delete(f"{base}/keys/{{id}}", bounded(admin.revoke_key))
     app.router.add_get(f"{base}/audit", bounded(admin.audit))
     app.router.add_get(f"{base}/log", bounded(admin.log))
+
+
+async def _no_such_route(_request: web.Request) -> web.Response:
+    raise web.HTTPNotFound
 
 
 async def _expect(request: web.Request) -> None:

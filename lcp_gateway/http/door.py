@@ -95,7 +95,7 @@ class AccountDoor:
             )
             if anonymous and self._l402 is not None and _would_buy(request):
                 raise await self._l402.challenge(request)
-            raise _unknown()
+            raise _unknown_token() if AGENT_TOKEN in request.match_info else _unknown()
         if request.path == _METRICS:
             # They tell of all customers: nothing for one of them.
             if caller.account_id is not None:
@@ -188,6 +188,16 @@ def _unknown() -> ApiError:
         code="invalid_api_key",
         reason="auth",
         verdict=Verdict.NONE,
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def _unknown_token() -> ApiError:
+    return ApiError(
+        401,
+        "the token in the URL is not valid: /api/agent/<token>/v1 needs an agent's token that is neither revoked nor over",
+        code="invalid_api_key",
+        reason="auth",
         headers={"WWW-Authenticate": "Bearer"},
     )
 

@@ -20,7 +20,7 @@ from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.service import Interrupted, Reason
 from lcp_gateway.purchase.shared import LostElsewhere
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.routing.choice import ModelNotFound, NoProvider, RoutingError
+from lcp_gateway.routing.choice import ContextTooLong, ModelNotFound, NoProvider, RoutingError
 
 # As openai-serve maps them, so that clients written for it see no change.
 STATUS_OF_GRPC: Mapping[str, int] = {
@@ -62,7 +62,15 @@ def of_routing(error: RoutingError) -> ApiError:
             param="model",
             reason="model_not_found",
         )
-    assert isinstance(error, NoProvider)  # noqa: S101 - the tree has these two leaves
+    if isinstance(error, ContextTooLong):
+        return ApiError(
+            400,
+            f"{error.message}; nothing was paid",
+            code="context_length_exceeded",
+            param=error.param,
+            reason="too_large",
+        )
+    assert isinstance(error, NoProvider)  # noqa: S101 - the tree has these three leaves
     return ApiError(503, error.message, code="no_provider", retry=True, reason="no_peer")
 
 

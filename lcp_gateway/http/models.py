@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -13,7 +14,7 @@ from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.routing.choice import RoutingRules
 from lcp_gateway.routing.offers import Offers
 from lcp_gateway.routing.policy import is_auto
-from lcp_gateway.routing.query import endpoints_of
+from lcp_gateway.routing.query import WORDS, endpoints_of
 from lcp_gateway.routing.records import Records
 from lcp_gateway.routing.registry import AUTO, Registry, Traits
 
@@ -34,12 +35,18 @@ class Models:
         records: Records,
         is_there: Callable[[str], bool],
         charge: Callable[[str, int], int] | None = None,
+        lists_auto: bool = False,
+        started: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``is_there`` tells of a provider's id whether it may be asked now.
 
         ``charge`` gives what a customer is charged for a model at a price, in msat; None where there are no customers.
+        ``lists_auto`` puts ``auto`` into the list, and ``started`` (Unix seconds) is when a model was created whose
+        providers do not say.
         """
+        self._lists_auto = lists_auto
+        self._started = started
         self._charge = charge
         self._catalog = catalog
         self._offers = offers
@@ -61,6 +68,9 @@ class Models:
                 self._model(name, name, providers, offers, there)
                 for name, providers in self._usable(offers).items()
             ]
+            if self._lists_auto and found:
+                found.append(self._auto(AUTO, offers, there))
+                found.sort(key=itemgetter("id"))
             held = self._held = (catalog, now, orjson.dumps({"object": "list", "data": found}))
         return web.Response(body=held[2], content_type="application/json")
 
@@ -71,7 +81,7 @@ class Models:
         catalog = self._catalog()
         there = {p.peer_id: self._is_there(p.peer_id) for p in catalog.providers}
         if is_auto(real):
-            return json_response(_auto(name, there))
+            return json_response(self._auto(name, self._offers(), there))
         offers = self._offers()
         providers = self._usable(offers).get(real)
         if providers is None:
@@ -123,8 +133,30 @@ class Models:
         return {
             "id": shown_as,
             "object": "model",
-            "created": min((at for at in created if at), default=0),
+            "created": min((at for at in created if at), default=self._started),
             "owned_by": _owner(traits, providers),
+            "lcp": lcp,
+        }
+
+    def _auto(self, name: str, offers: Offers, there: Mapping[str, bool]) -> dict[str, object]:
+        """Describe the choice that the gateway makes itself; what depends on the model that it chooses is not known."""
+        lcp: dict[str, object] = {
+            "providers": [*there],
+            "endpoints": [WORDS[kind] for kind, entries in offers.by_kind.items() if entries],
+            "context_length": None,
+            "capabilities": sorted(offers.capabilities),
+            "params_b": None,
+            "price_msat": None,
+            "ready": any(there.values()),
+            "alias_of": AUTO,
+        }
+        if self._charge is not None:
+            lcp["charge_msat"] = None
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "lcp",
             "lcp": lcp,
         }
 
@@ -140,13 +172,3 @@ def _owner(traits: Traits, providers: tuple[Provider, ...]) -> str:
     if traits.owned_by:
         return traits.owned_by
     return providers[0].owned_by if providers else "lcp"
-
-
-def _auto(name: str, there: Mapping[str, bool]) -> dict[str, object]:
-    return {
-        "id": name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "lcp",
-        "lcp": {"providers": list(there), "alias_of": AUTO, "ready": any(there.values())},
-    }

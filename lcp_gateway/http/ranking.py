@@ -19,8 +19,11 @@ class Ranking:
         answer: Callable[[RouteQuery], Sequence[Mapping[str, object]]],
         *,
         read_timeout_s: float,
+        why_nothing: Callable[[RouteQuery], Sequence[str]] = lambda _query: (),
     ) -> None:
+        """``why_nothing`` gives the reasons in words where no model suits a query."""
         self._answer = answer
+        self._why_nothing = why_nothing
         self._read_timeout_s = read_timeout_s
 
     async def rank(self, request: web.Request) -> web.Response:
@@ -38,4 +41,8 @@ class Ranking:
             query = read_query(document)
         except BadQuery as error:
             raise bad_request(error.message, error.param, error.code) from None
-        return json_response({"object": "list", "data": self._answer(query)})
+        found = self._answer(query)
+        told: dict[str, object] = {"object": "list", "data": found}
+        if not found and (reasons := self._why_nothing(query)):
+            told["reasons"] = reasons
+        return json_response(told)

@@ -1,14 +1,14 @@
 """The stateful half of a request: what it asks to be kept, and the earlier turns that it builds on."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.validation import parse_object
 from lcp_gateway.purchase.answers import Answer
 from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.stored import ids
 from lcp_gateway.stored.chain import request_for_provider
 from lcp_gateway.stored.items import Item, Kind
@@ -83,7 +83,7 @@ class Stateful:
             return Completed(order)
         if earlier is not None:
             self._check_length(task.model, body)
-        changed = Task(kind=task.kind, model=task.model, body=body, stream=task.stream)
+        changed = replace(task, body=body)
         return Completed(order.carrying(changed), earlier or ())
 
     def expand(self, owner: str, body: bytes, previous: str) -> bytes:

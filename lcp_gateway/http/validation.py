@@ -9,14 +9,8 @@ import orjson
 
 from lcp_gateway.adapters.members import rewrite
 from lcp_gateway.http.errors import bad_request
-from lcp_gateway.purchase.task import Task, TaskKind, output_limit
+from lcp_gateway.purchase.task import SUBJECTS, Task, TaskKind, output_limit
 
-_SUBJECT = {
-    TaskKind.CHAT_COMPLETIONS: "messages",
-    TaskKind.RESPONSES: "input",
-    TaskKind.COMPLETIONS: "prompt",
-    TaskKind.EMBEDDINGS: "input",
-}
 _ENCODINGS = ("float", "base64")
 # The only ways to spell a letter of "model" as an escape: \u0064 … \u006f, and the capitals \u0044 … \u004f.
 _ESCAPED_LETTERS = (b"\\u006", b"\\u004")
@@ -52,7 +46,7 @@ def parse_request(kind: TaskKind, body: bytes, default_model: str = "") -> Reque
         body = rewrite(body, {"model": json.dumps(default_model).encode("ascii")})
         document = {**document, "model": default_model}
     model = _model(document)
-    _check_subject(document, _SUBJECT[kind])
+    _check_subject(document, SUBJECTS[kind])
     stream = document.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise bad_request("stream must be true or false", "stream", "invalid_type")

@@ -3,6 +3,7 @@
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
@@ -16,6 +17,17 @@ class TaskKind(enum.StrEnum):
     RESPONSES = "openai.responses.v1"
     COMPLETIONS = "openai.completions.v1"
     EMBEDDINGS = "openai.embeddings.v1"
+
+
+SUBJECTS: Mapping[TaskKind, str] = MappingProxyType(
+    {
+        TaskKind.CHAT_COMPLETIONS: "messages",
+        TaskKind.RESPONSES: "input",
+        TaskKind.COMPLETIONS: "prompt",
+        TaskKind.EMBEDDINGS: "input",
+    }
+)
+"""The field of each kind that holds what is asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,14 @@ class ModelNotFound(RoutingError):
     """The model is not on the allowlist, or nobody offers it for this endpoint."""
 
 
+class ContextTooLong(RoutingError):
+    """The request is clearly longer than the context of every model that it could go to; ``param`` is what is too long."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
 class NoProvider(RoutingError):
     """Nobody is there to do it now: no peers, or the one that was asked for is not ready."""
 

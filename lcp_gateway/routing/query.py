@@ -1,7 +1,7 @@
 """A question to the router: which models suit, and how well. Nothing is spent on it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -91,6 +91,55 @@ def answer(query: RouteQuery, offers: Offers, auto: AutoChoice) -> Sequence[Mapp
     for scored in auto.rank(entries, Mode.WHOLE, wish, len(entries)):
         found.setdefault(scored.entry.model, []).append(scored)
     return [_document(at, offers, query) for at in islice(found.values(), query.limit)]
+
+
+def why_nothing(query: RouteQuery, offers: Offers) -> Sequence[str]:
+    """Say why no model suits a query: of each condition how many models it leaves out, and of how many it is not known."""
+    entries = [*_entries(offers)]
+    if not entries:
+        return ["no provider offers any model now"]
+    embeds = EMBEDDING in query.capabilities
+    kind = "models that embed" if embeds else "models that do not embed"
+    alike = [entry for entry in entries if (entry.traits.type == EMBEDDING) is embeds]
+    if not alike:
+        return [f"capabilities: none of the {_models(entries)} on offer is among the {kind}"]
+    reasons = []
+    for name, condition in _conditions(query).items():
+        failed = [entry for entry in alike if not _suits(condition, entry)]
+        if not failed:
+            continue
+        unknown = _models([entry for entry in failed if _is_unknown(name, condition, entry)])
+        words = f"{name}: {_models(failed)} of {_models(alike)} models left out"
+        reasons.append(words + (f", {unknown} of them because it is not known" if unknown else ""))
+    return reasons
+
+
+def _conditions(query: RouteQuery) -> dict[str, RouteQuery]:
+    """Take a query apart into one for each condition."""
+    kind = query.capabilities & {EMBEDDING}
+    plain = RouteQuery(capabilities=kind)
+    found = {}
+    if query.providers:
+        found["providers"] = replace(plain, providers=query.providers)
+    if query.min_params_b is not None:
+        found["min_params_b"] = replace(plain, min_params_b=query.min_params_b)
+    if query.max_params_b is not None:
+        found["max_params_b"] = replace(plain, max_params_b=query.max_params_b)
+    for capability in sorted(query.capabilities - {EMBEDDING}):
+        found[f"capabilities ({capability})"] = replace(plain, capabilities=kind | {capability})
+    return found
+
+
+def _is_unknown(name: str, condition: RouteQuery, entry: Entry) -> bool:
+    if name == "providers":
+        return False
+    if name.endswith("params_b"):
+        return entry.traits.params_b is None
+    return all(entry.traits.has(word) is None for word in condition.capabilities - {EMBEDDING})
+
+
+def _models(entries: Sequence[Entry]) -> int:
+    return len({entry.model for entry in entries})
 
 
 def _entries(offers: Offers) -> Iterator[Entry]:

@@ -215,7 +215,8 @@ class Records:
             if pair is None or not pair.rates:
                 found.append(unpriced)
             else:
-                rate = pair.rates.blend(size, prior, now)
+                # What was asked lately holds until something else is asked: a quote tells before it is paid.
+                rate = pair.rates.blend(size, None, now)
                 found.append(Price(price_msat(rate, size), is_known=True))
         return found
 

@@ -14,8 +14,10 @@ _SMALL_PARAMS_B = 4.0
 _LARGE_PARAMS_B = 40.0
 _UNKNOWN_FIT = 0.5
 _UNKNOWN_PRICE = 0.5
-# A draw may spend so many times what the best candidate costs, and nothing beside one that is free.
+# What costs more than twice the best candidate, or anything beside a free one, is drawn as if its score were so much
+# lower: not at all, unless the temperature is far above the usual.
 _MOST_TIMES_THE_PRICE = 2.0
+_TOO_DEAR_TO_TRY = 1.0
 
 
 class Features(NamedTuple):
@@ -85,7 +87,7 @@ def fit_feature(params_b: float | None, size: str) -> float:
 
 
 def affordable(prices: Sequence[float | None], best: int) -> list[bool]:
-    """Tell of each candidate whether it may be drawn instead of the best; an unknown price is seen before it is paid."""
+    """Tell of each candidate whether it may be tried instead of the best; an unknown price is seen before it is paid."""
     limit = prices[best]
     if limit is None:
         return [True] * len(prices)
@@ -103,15 +105,15 @@ def pick(
 ) -> int:
     """Choose an index: the best most of the time, another the more often the nearer its score is.
 
-    The share of each is its softmax, ``exp((score - best) / temperature)`` over the sum of all, but of those alone that
-    cost at most twice what the best costs where ``prices`` are known. ``draw`` is uniform in [0, 1); the same draw gives
-    the same choice. Raises ValueError for no scores.
+    The share of each is its softmax, ``exp((score - best) / temperature)`` over the sum of all; where ``prices`` say that
+    one costs more than twice what the best costs, its score counts for one less. ``draw`` is uniform in [0, 1); the same
+    draw gives the same choice. Raises ValueError for no scores.
     """
     best = max(scores)
     first = scores.index(best)
     may = [True] * len(scores) if prices is None else affordable(prices, first)
     shares = [
-        math.exp((score - best) / temperature) if allowed else 0.0
+        math.exp((score - best - (0.0 if allowed else _TOO_DEAR_TO_TRY)) / temperature)
         for score, allowed in zip(scores, may, strict=True)
     ]
     left = draw * sum(shares)

@@ -48,6 +48,9 @@ _AUDIO_CHARS_PER_TOKEN = 2_048
 # Beyond these many, the rest of a list is counted as the JSON that it is, which takes no time.
 _LOOKED_INTO = 10_000
 
+# Of the bytes of ordinary text that are no spaces at least so many are letters; of tables, logs and escapes fewer.
+_PROSE_LETTERS = 0.8
+
 _TEXTS = ("text", "refusal", "transcript")
 _IMAGES = frozenset({"input_image", "image_url", "computer_screenshot"})
 _FILES = frozenset({"input_file", "file"})
@@ -66,6 +69,22 @@ def estimate_input_tokens(document: Mapping[str, Any]) -> int:
         elif isinstance(subject, list):
             tokens += sum(map(_item, subject[:_LOOKED_INTO])) + _rest(subject)
     return tokens + sum(_json(document[name]) for name in _SCHEMAS if document.get(name))
+
+
+def clearly_exceeds(document: Mapping[str, Any], body: bytes, tokens: int) -> bool:
+    """Tell whether a request's input has more than so many tokens for certain, so that it can be refused.
+
+    Of text in Latin letters the estimate is low rather than high; of anything else it may be twice too high.
+    """
+    if len(body) <= tokens:
+        return False
+    estimated = estimate_input_tokens(document)
+    prompt = document.get("prompt")
+    if isinstance(prompt, str):
+        estimated += text_tokens(prompt)
+    letters = _count(body, ascii_letters.encode())
+    is_prose = letters >= _PROSE_LETTERS * len(body.translate(None, b" "))
+    return (estimated if is_prose else estimated // 2) > tokens
 
 
 def text_tokens(text: str) -> int:

@@ -99,6 +99,13 @@ def _of_response(document: Mapping[str, Any]) -> Wishes:
                 "previous_response_id and conversation cannot be used together",
                 "previous_response_id",
             )
+    if document.get("conversation") is not None:
+        raise BadWish(
+            "conversation is not supported: neither this gateway nor its providers keep conversations, so the earlier turns "
+            "would be missing; send them as input, or name the last response in previous_response_id",
+            "conversation",
+            "unsupported_parameter",
+        )
     return Wishes(
         store=store is not False,
         insists=store is True or background or previous is not None,

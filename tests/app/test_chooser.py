@@ -12,7 +12,7 @@ from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.routing.auto import AutoChoice, AutoPolicy, replay
 from lcp_gateway.routing.catalog import Catalog
-from lcp_gateway.routing.choice import ModelNotFound, NoProvider, RoutingRules
+from lcp_gateway.routing.choice import ContextTooLong, ModelNotFound, NoProvider, RoutingRules
 from lcp_gateway.routing.records import Mode, Records
 from lcp_gateway.routing.registry import ModelCard, Registry
 from lcp_gateway.routing.standing import StandingRules, Standings
@@ -586,3 +586,67 @@ def test_what_has_no_provider_cannot_be_explained():
 def test_a_model_that_nobody_advertises_is_explained_by_its_name():
     document = among(provider("a"), rules={"allow_unlisted": True}).explain(task("whatever"))
     assert document["chosen"]["provider"] == "a"
+
+
+# -- a context that is too short, and dimensions (D11) ----------------------------------------------
+
+PROSE = ("The quick brown fox jumps over the lazy dog and goes home. " * 500)[:24_000]
+
+
+def chat_of(text, model="m", kind=CHAT):
+    subject = {CHAT: "messages", RESPONSES: "input", COMPLETIONS: "prompt", EMBEDDINGS: "input"}
+    inner = [{"role": "user", "content": text}] if kind is CHAT else text
+    body = json.dumps({"model": model, subject[kind]: inner}).encode()
+    return Task(kind, model, body, stream=False)
+
+
+@pytest.mark.parametrize("kind", [CHAT, RESPONSES, COMPLETIONS, EMBEDDINGS])
+@pytest.mark.parametrize("model", ["m", "alias", "auto"])
+async def test_a_request_that_is_clearly_too_long_for_its_model_is_refused(kind, model):
+    """A prompt of 24 KB over 4,096 tokens was bought."""
+    choosing = among(
+        provider("a", "m", kind=kind), cards={"m": {"context_length": 4_096, "aliases": ("alias",)}}
+    )
+    wanted = chat_of(PROSE, model, kind)
+    with pytest.raises(ContextTooLong, match="4096 tokens") as caught:
+        await choosing.chooser(order(wanted))
+    assert caught.value.param == {CHAT: "messages", COMPLETIONS: "prompt"}.get(kind, "input")
+    with pytest.raises(ContextTooLong):
+        choosing.explain(wanted)
+    assert choosing.keeper.refreshes == 0
+    assert await choosing.ids(chat_of(PROSE[:12_000], model, kind)) == ["a"]
+
+
+async def test_a_model_that_has_room_gets_what_another_has_none_for():
+    cards = {"m": {"context_length": 4_096}, "long": {"context_length": 131_072}}
+    choosing = among(provider("a", "m"), provider("b", "long"), cards=cards)
+    assert await choosing.ids(chat_of(PROSE, "auto")) == ["b"]
+
+
+@pytest.mark.parametrize(
+    "text", ["=" * 15_000, "1234567890" * 1_200, "\u4e2d\u6587" * 2_500, "a" * 4_000, "{[(" * 3_000]
+)
+async def test_what_may_just_fit_is_not_refused(text):
+    choosing = among(provider("a", "m"), cards={"m": {"context_length": 4_096}})
+    assert await choosing.ids(chat_of(text)) == ["a"]
+
+
+async def test_each_of_several_inputs_to_embed_has_the_context_for_itself():
+    choosing = among(
+        provider("a", "m", kind=EMBEDDINGS),
+        cards={"m": {"context_length": 512, "type": "embedding"}},
+    )
+    assert await choosing.ids(chat_of([PROSE[:1_000]] * 50, kind=EMBEDDINGS)) == ["a"]
+
+
+async def test_the_dimensions_of_a_model_are_written_into_requests_that_do_not_say():
+    choosing = among(
+        provider("a", "m", kind=EMBEDDINGS), cards={"m": {"dimensions": 256, "type": "embedding"}}
+    )
+    wanted = task("m", EMBEDDINGS)
+    bought = await choosing.bought(wanted)
+    assert bought.body == wanted.body.rstrip()[:-1] + b',"dimensions":256}' + b"\n"
+    own = task("m", EMBEDDINGS, more=b', "dimensions":8')
+    assert (await choosing.bought(own)).body == own.body
+    chat = among(provider("a", "m"), cards={"m": {"dimensions": 256}})
+    assert (await chat.bought(task())).body == task().body

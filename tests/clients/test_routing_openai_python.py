@@ -84,7 +84,7 @@ def running(ollama, mortal):
     with served_by(
         *rows, embedded=True, routing_temperature=TEMPERATURE, routing_half_life_s=1
     ) as process:
-        until(lambda: len(models_of(process)) == 5)
+        until(lambda: len(models_of(process)) == 6)
         yield process
 
 

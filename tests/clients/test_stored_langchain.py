@@ -76,7 +76,7 @@ def remembered(sdk, answer) -> list[str]:
 
 def check(sdk, account, call, output, second, third):
     assert second.text == f"This is the echo node. The tool answered: {output}"
-    assert third.text == ECHO + "and now?"
+    assert third.text == ECHO + "and now? (and before that: add something)"
     assert remembered(sdk, third) == [
         "add something",
         f"function_call:{call['id']}",

@@ -90,7 +90,7 @@ async def test_a_chain_three_deep_with_a_tool_in_between(client, account, stream
     )
     assert answered.output_text == "This is the echo node. The tool answered: rain"
     last = await said(client, "three", stream=stream, previous_response_id=answered.id)
-    assert last.output_text == ECHO + "three"
+    assert last.output_text == ECHO + "three (and before that: one / two)"
     assert account.accepts == account.payments == 4
 
     items = await input_of(client, last.id, order="asc")
@@ -153,7 +153,13 @@ async def test_a_chain_holds_when_its_beginning_is_deleted(client):
     await done(client.responses.delete(first.id))
     third = await said(client, "three", previous_response_id=second.id)
     items = await input_of(client, third.id, order="asc")
-    assert texts(items) == ["one", ECHO + "one", "two", ECHO + "two", "three"]
+    assert texts(items) == [
+        "one",
+        ECHO + "one",
+        "two",
+        ECHO + "two (and before that: one)",
+        "three",
+    ]
 
 
 async def test_store_false_stores_nothing(client):
@@ -226,7 +232,13 @@ async def test_background_turns_chain_with_others(client, account):
     assert found.previous_response_id == first.id
     third = await said(client, "three", previous_response_id=second.id)
     items = await input_of(client, third.id, order="asc")
-    assert texts(items) == ["one", ECHO + "one", "two", ECHO + "two", "three"]
+    assert texts(items) == [
+        "one",
+        ECHO + "one",
+        "two",
+        ECHO + "two (and before that: one)",
+        "three",
+    ]
     assert account.accepts == 3
 
 

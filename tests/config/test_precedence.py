@@ -180,6 +180,7 @@ EXAMPLES = {
     "default_model": (" gpt-5 ", "gpt-5"),
     "model_map": (f"a=b:7={PEER.upper()};gpt={PEER}", {"a=b:7": PEER, "gpt": PEER}),
     "explicit_choice": ("Score", "score"),
+    "list_auto": ("no", False),
     "model_allowlist": ("gpt-5,llama", ("gpt-5", "llama")),
     "allow_unlisted_models": ("true", True),
     "models": (

@@ -78,6 +78,15 @@ async def test_the_administrators_key_looks_at_what_is_on_offer_and_buys_nothing
             assert (found.status, found.code) == (403, "missing_scope"), (method, path)
 
 
+async def test_a_wrong_token_in_an_address_is_told_to_be_one(bank):
+    """D8: it was told to use a header."""
+    async with front(bank) as gateway:
+        found = await gateway.ask("POST", f"/api/agent/lcpa_wrong{CHAT}", None)
+        assert (found.status, found.code) == (401, "invalid_api_key")
+        assert "the token in the URL" in found.document["error"]["message"]
+        assert "Authorization" not in found.document["error"]["message"]
+
+
 async def test_a_customers_key_lets_in_for_its_account(bank):
     account_id = await bank.customer()
     async with front(bank) as gateway:

@@ -9,7 +9,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.ranking import Ranking
-from lcp_gateway.routing.query import RouteQuery, answer
+from lcp_gateway.routing.query import RouteQuery, answer, why_nothing
 from tests.routing.offering import Bench, provider
 
 
@@ -88,3 +88,20 @@ async def test_what_is_wrong_is_named(body, param, code):
 async def test_a_wrong_document_is_not_repeated():
     _, document = await asked(b'{"providers": ["secret"')
     assert "secret" not in json.dumps(document)
+
+
+async def test_where_nothing_suits_the_reasons_are_told():
+    """D8: the list was just empty."""
+    bench = Bench(provider("a", "x-7b"))
+    ranking = Ranking(
+        lambda query: answer(query, bench.offers, bench.auto),
+        why_nothing=lambda query: why_nothing(query, bench.offers),
+        read_timeout_s=5,
+    )
+    app = web.Application(middlewares=[errors])
+    app.router.add_post("/api/models/route", ranking.rank)
+    async with TestClient(TestServer(app)) as client:
+        told = await (await client.post("/api/models/route", data=b'{"min_params_b": 8}')).json()
+        some = await (await client.post("/api/models/route", data=b"{}")).json()
+    assert told["data"] == [] and told["reasons"] == ["min_params_b: 1 of 1 models left out"]
+    assert len(some["data"]) == 1 and "reasons" not in some

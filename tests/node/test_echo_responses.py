@@ -30,7 +30,22 @@ async def test_the_last_user_message_of_a_list_is_repeated(client):
     ]
     answer = await client.ask(responses_task(input=items))
 
-    assert answer["output"][0]["content"][0]["text"].endswith("You said: last")
+    text = answer["output"][0]["content"][0]["text"]
+    # D7: it shows that it got the earlier turns.
+    assert text.endswith("You said: last (and before that: first)")
+
+
+async def test_what_stands_before_the_first_question_is_no_earlier_turn(client):
+    items = [{"role": "user", "content": "my surroundings"}, {"role": "user", "content": "hello"}]
+    answer = await client.ask(responses_task(input=items))
+    assert answer["output"][0]["content"][0]["text"].endswith("You said: hello")
+
+
+async def test_of_a_long_conversation_the_beginning_is_shown(client):
+    turns = [{"role": "user", "content": "x" * 150}, {"role": "assistant", "content": "a"}] * 3
+    answer = await client.ask(responses_task(input=[*turns, {"role": "user", "content": "last"}]))
+    text = answer["output"][0]["content"][0]["text"]
+    assert text.endswith("x…)") and len(text) < 300
 
 
 async def test_a_limit_leaves_the_response_incomplete(client):

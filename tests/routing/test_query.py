@@ -12,6 +12,7 @@ from lcp_gateway.routing.query import (
     answer,
     endpoints_of,
     read_query,
+    why_nothing,
 )
 from tests.routing.offering import Bench, provider
 
@@ -34,6 +35,13 @@ def found(bench=None, **fields):
 
 def names(bench=None, **fields):
     return [one["model"] for one in found(bench, **fields)]
+
+
+def reasons(bench=None, **fields):
+    """Give the reasons for finding nothing."""
+    bench = bench or market()
+    assert not found(bench, **fields)
+    return why_nothing(read_query(fields), bench.offers)
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -232,3 +240,25 @@ def test_endpoints_are_told_by_their_words():
     bench = market()
     assert endpoints_of(bench.offers, "nomic-embed-text") == ["embeddings"]
     assert endpoints_of(bench.offers, "gone") == []
+
+
+# -- nothing suits (D8) ----------------------------------------------------------------------------
+
+
+def test_each_condition_says_how_many_it_left_out_and_how_many_for_want_of_knowledge():
+    assert reasons(providers=["nobody"]) == ["providers: 4 of 4 models left out"]
+    assert reasons(min_params_b=100) == [
+        "min_params_b: 4 of 4 models left out, 1 of them because it is not known"
+    ]
+    assert reasons(max_params_b=20, capabilities=["singing"], providers=["a", "b"]) == [
+        "providers: 2 of 4 models left out",
+        "max_params_b: 2 of 4 models left out, 1 of them because it is not known",
+        "capabilities (singing): 3 of 4 models left out, 3 of them because it is not known",
+    ]
+
+
+def test_where_nothing_is_on_offer_that_is_the_reason():
+    assert reasons(Bench()) == ["no provider offers any model now"]
+    assert reasons(Bench(provider("a", "m")), capabilities=["embedding"]) == [
+        "capabilities: none of the 1 on offer is among the models that embed"
+    ]

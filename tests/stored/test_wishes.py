@@ -77,8 +77,18 @@ def test_what_makes_no_sense_is_refused_and_names_its_field(kind, document, expe
     assert refused(kind, document) == expected
 
 
-def test_a_conversation_of_the_providers_own_is_none_of_the_gateways_business():
-    assert read_wishes(RESPONSE, {"conversation": "conv_1"}).previous_response_id is None
+@pytest.mark.parametrize("conversation", ["conv_1", {"id": "conv_1"}, "", 5])
+@pytest.mark.parametrize("more", [{}, {"store": False}, {"background": True}])
+def test_a_conversation_is_refused_since_no_provider_keeps_one(conversation, more):
+    """D5: it was paid for and ignored."""
+    with pytest.raises(BadWish) as caught:
+        read_wishes(RESPONSE, {"conversation": conversation, **more})
+    assert (caught.value.param, caught.value.code) == ("conversation", "unsupported_parameter")
+    assert "previous_response_id" in caught.value.message
+
+
+def test_no_conversation_is_none():
+    assert read_wishes(RESPONSE, {"conversation": None}).store
 
 
 @pytest.mark.parametrize("document", [{}, {"metadata": None}, {"metadata": {}}])

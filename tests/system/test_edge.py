@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import pytest
 
@@ -95,6 +96,62 @@ def test_a_model_is_shown_by_its_name_whatever_is_in_it(plain, name):
     assert answer.status == 200 and answer.json["id"] == "fault/no-route"
     missing = get(plain.port, f"/v1/models/{name}-at-all")
     assert (missing.status, missing.error["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_conversation_is_refused_before_anybody_is_asked(plain, stream):
+    """D5."""
+    before = plain.events()
+    body = {"model": "echo-1", "input": "hi", "conversation": "conv_1", "stream": stream}
+    answer = post(plain.port, RESPONSES, body)
+    assert (answer.status, answer.error["param"]) == (400, "conversation")
+    assert answer.headers["x-lcp-payment"] == "none"
+    assert plain.events() == before
+
+
+# A welcome (D8).
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/"])
+def test_who_opens_the_address_is_told_what_it_is_and_how_it_is_used(path, plain, guarded):
+    for port, key in ((plain.port, "none is asked for"), (guarded, "one of this gateway's keys")):
+        host = {"Host": f"127.0.0.1:{port}"}
+        answer = get(port, path, host)
+        assert answer.status == 200 and key in answer.json["api_key"]
+        assert answer.json["base_url"] == f"http://127.0.0.1:{port}/v1"
+        page = get(port, path, {**host, "Accept": "text/html,*/*;q=0.8"})
+        assert page.headers["content-type"].startswith("text/html")
+        assert f"http://127.0.0.1:{port}/v1".encode() in page.body
+        assert page.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_welcome_repeats_no_name_that_a_stranger_made_up(plain):
+    for host in ("evil.example", "<b>x</b>", '"onload=x'):
+        for accept in ("text/html", "*/*"):
+            answer = get(plain.port, "/", {"Host": host, "Accept": accept})
+            assert host.encode() not in answer.body
+
+
+def test_the_banner_says_where_clients_go(plain):
+    assert f"base URL for OpenAI clients: {plain.api_url} (model auto)" in "\n".join(plain.output)
+
+
+@pytest.mark.parametrize("path", ["/v1/responses/compact", "/api/agent/x/v1/responses/compact"])
+def test_what_the_gateway_does_not_have_is_not_found(plain, path):
+    answer = post(plain.port, path, {})
+    assert (answer.status, answer.error["code"]) == (404, "not_found")
+
+
+def test_auto_is_listed_unless_it_is_not_wanted(plain):
+    listed = get(plain.port, "/v1/models").json["data"]
+    ids = [model["id"] for model in listed]
+    assert "auto" in ids and ids == sorted(ids)
+    assert all(abs(model["created"] - time.time()) < 3_600 for model in listed)
+    fields = {frozenset({*model["lcp"]} - {"alias_of"}) for model in listed}
+    assert len(fields) == 1
+    with gateway(env={"LCP_GATEWAY_LIST_AUTO": "false"}) as other:
+        assert "auto" not in {model["id"] for model in get(other.port, "/v1/models").json["data"]}
+        assert get(other.port, "/v1/models/auto").status == 200
 
 
 def test_heartbeats_stand_between_events_and_change_nothing_else(plain):

@@ -73,14 +73,15 @@ def model(served):
 def test_each_model_is_listed_once_whoever_offers_it(served):
     listed = models_of(served)
     assert list(listed) == sorted(listed)
-    assert set(listed) == {SLASHED, PLAIN, BIG, EMBEDS, "echo-1", "echo-mini", "echo-slow"}
+    peers = {"echo-1", "echo-mini", "echo-slow"}
+    assert set(listed) == {SLASHED, PLAIN, BIG, EMBEDS, "auto"} | peers
     assert listed[PLAIN]["lcp"]["providers"] == ["node:left", "node:right"]
     assert len(listed["echo-1"]["lcp"]["providers"]) == 2
     for name, one in listed.items():
         assert set(one) == {"id", "object", "created", "owned_by", "lcp"}
         assert (one["id"], one["object"]) == (name, "model")
         assert isinstance(one["created"], int)
-        assert set(one["lcp"]) - {"dimensions"} == {
+        assert set(one["lcp"]) - {"dimensions", "alias_of"} == {
             *("providers", "endpoints", "context_length", "capabilities", "params_b"),
             *("price_msat", "ready"),
         }
@@ -322,7 +323,7 @@ def test_openclaw_is_a_node_from_its_own_variables(price):
         with gateway(embedded=False, env=env, args=["--no-preflight"]) as process:
             until(lambda: nodes_of(process)["OpenClaw"] == {"up": True, "models": 2})
             listed = models_of(process)
-            assert set(listed) == {"claw-1", "claw/2"}
+            assert set(listed) == {"claw-1", "claw/2", "auto"}
             assert listed["claw-1"]["owned_by"] == "OpenClaw"
             assert listed["claw-1"]["lcp"]["providers"] == ["node:OpenClaw"]
             quoted = ask(process, "claw-1", headers={"X-Lcp-Quote-Only": "true"}).json

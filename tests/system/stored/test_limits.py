@@ -160,17 +160,21 @@ def test_a_chain_longer_than_a_body_may_be_is_refused_before_it_is_paid(node):
 def test_a_chain_longer_than_the_models_context_is_refused_before_it_is_paid(node):
     models = {MODEL: {"context_length": 1_000}}
     with on_http_node(node, models=models) as running:
-        # The gateway has no say in what is not chained.
-        first = respond(running.port, "word " * 4_000, model=MODEL)
+        # D11: what is not chained is held to the context too.
+        alone = respond(running.port, "word " * 4_000, model=MODEL)
+        assert (alone.status, alone.error["code"]) == (400, "context_length_exceeded")
+        first = respond(running.port, "word " * 800, model=MODEL)
         assert first.status == 200
         node.requests.clear()
-        answer = respond(running.port, "more", model=MODEL, previous_response_id=first.json["id"])
+        answer = respond(
+            running.port, "word " * 3_200, model=MODEL, previous_response_id=first.json["id"]
+        )
         assert (answer.status, answer.verdict) == (400, "none")
         assert answer.error["code"] == "context_length_exceeded"
         assert answer.error["param"] == "input"
         assert not node.calls()
         # What may still fit is not refused for an estimate.
-        near = respond(running.port, "word " * 900, model=MODEL).json["id"]
+        near = respond(running.port, "word " * 400, model=MODEL).json["id"]
         assert respond(running.port, "more", model=MODEL, previous_response_id=near).status == 200
 
 

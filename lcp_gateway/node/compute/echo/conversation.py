@@ -19,7 +19,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """The end of a conversation. ``tool_output`` is set when a tool has answered last, ``tool`` when one shall be called.
+    """The end of a conversation. ``earlier`` is what the user said in the turns that were answered before it. ``tool_output`` is set when a tool has answered last, ``tool`` when one shall be called.
 
     ``json_schema`` is None for plain text, and True where any JSON object will do.
     """
@@ -29,6 +29,7 @@ class Conversation:
     tool_output: str | None
     tool: Tool | None
     json_schema: Any
+    earlier: tuple[str, ...] = ()
 
 
 def read_conversation(task: Task) -> Conversation:
@@ -51,7 +52,22 @@ def read_conversation(task: Task) -> Conversation:
         tool_output=tool_output,
         tool=_choose_tool(document) if tool_output is None and last.get("role") == "user" else None,
         json_schema=_read_format(document, chat=chat),
+        earlier=_earlier(messages, user),
     )
+
+
+def _earlier(messages: list[dict[str, Any]], user: dict[str, Any]) -> tuple[str, ...]:
+    """Give what the user said before an answer of the assistant that is part of the request."""
+    answers = [at for at, item in enumerate(messages) if item.get("role") == "assistant"]
+    if not answers:
+        # What clients put before the first question, such as their surroundings, is no turn.
+        return ()
+    said = (
+        _read_content(item.get("content"))[0]
+        for item in messages[: answers[-1]]
+        if item.get("role") == "user" and item is not user
+    )
+    return tuple(filter(None, said))
 
 
 def _read_content(content: Any) -> tuple[str, int]:

@@ -9,6 +9,8 @@ from lcp_gateway.node.compute.echo.conversation import Conversation, read_conver
 from lcp_gateway.node.compute.echo.sample import sample
 from lcp_gateway.node.tasks import Task
 
+_MAX_EARLIER_CHARACTERS = 200
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -51,7 +53,13 @@ def _say(conversation: Conversation) -> str:
     if conversation.images:
         noun = "image" if conversation.images == 1 else "images"
         seen = f" (and sent {conversation.images} {noun})"
-    return f"This is the echo node. You said{seen}: {conversation.user_text}"
+    said = f"This is the echo node. You said{seen}: {conversation.user_text}"
+    if not conversation.earlier:
+        return said
+    shown = " / ".join(conversation.earlier)
+    if len(shown) > _MAX_EARLIER_CHARACTERS:
+        shown = f"{shown[:_MAX_EARLIER_CHARACTERS]}…"
+    return f"{said} (and before that: {shown})"
 
 
 def _dump(value: object) -> str:
