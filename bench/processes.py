@@ -50,12 +50,22 @@ def _process(*arguments: str, output: int = subprocess.DEVNULL, **environment: s
 
 
 @contextlib.contextmanager
-def stand_in(folder: Path, pause_s: float) -> Iterator[str]:
-    """Run the stand-in daemon; gives its address."""
+def stand_in(folder: Path, pause_s: float, paid: Path | str = "") -> Iterator[str]:
+    """Run the stand-in daemon; gives its address. What it was paid for is written to the file ``paid``, if one is named."""
     path = folder / "standin.sock"
-    with _process("-m", "bench.standin", f"unix:{path}", str(pause_s)):
+    with _process("-m", "bench.standin", f"unix:{path}", str(pause_s), str(paid)):
         _wait_for_socket(path)
         yield f"unix:{path}"
+
+
+@contextlib.contextmanager
+def lnd_stand_in(certificate: Path, key: Path, paid: Path) -> Iterator[str]:
+    """Run the stand-in for lnd, which knows what the stand-in daemon was paid for; gives its address."""
+    port = _free_port()
+    arguments = [str(it) for it in (certificate, key, paid, port)]
+    with _process("-m", "bench.lnd_standin", *arguments):
+        _wait_for_port(port)
+        yield f"127.0.0.1:{port}"
 
 
 @contextlib.contextmanager
@@ -147,6 +157,15 @@ def _wait_for_socket(path: Path) -> None:
             return
         time.sleep(0.01)
     raise SystemExit(f"nothing listens on {path}")
+
+
+def _wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + _TIMEOUT_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.01)
+    raise SystemExit(f"nothing listens on port {port}")
 
 
 def _free_port() -> int:

@@ -1,11 +1,13 @@
 """A daemon that costs next to nothing: every quote is right and signed, every result stands ready as bytes.
 
-``python -m bench.standin ADDRESS [PAUSE_S]`` serves until standard input ends. Its one peer sells ``MODEL``; a
-stream is ``CHUNKS`` events of about 130 bytes, sent without a pause unless ``PAUSE_S`` sets one between them.
+``python -m bench.standin ADDRESS [PAUSE_S [PAID]]`` serves until standard input ends. Its one peer sells ``MODEL``; a
+stream is ``CHUNKS`` events of about 130 bytes, sent without a pause unless ``PAUSE_S`` sets one between them. The preimage
+of each job that was paid, which is its id, is written to the file ``PAID``, if one is named.
 """
 
 import asyncio
 import hashlib
+import os
 import secrets
 import sys
 import time
@@ -28,8 +30,8 @@ _OPTIONS = [
     ("grpc.server.max_pending_requests_hard_limit", 200_000),
 ]
 _KEY = PrivateKey(hashlib.sha256(b"the bench's peer").digest())
-_PEER_ID = _KEY.public_key.format().hex()
-_PRICE_MSAT = 2_000
+PEER_ID = _KEY.public_key.format().hex()
+PRICE_MSAT = 2_000
 _TTL_S = 300
 _VERSION = 2
 _JSON = "application/json; charset=utf-8"
@@ -90,15 +92,16 @@ def _stream_messages() -> list[bytes]:
 class StandIn:
     """The service, from bytes to bytes: only a quote's request is parsed."""
 
-    def __init__(self, pause_s: float) -> None:
+    def __init__(self, pause_s: float, paid: str = "") -> None:
         self._pause_s = pause_s
+        self._paid = os.open(paid, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if paid else None
         self._peers = pb.ListLCPPeersResponse(
             peers=[
-                pb.LCPPeer(peer_id=_PEER_ID, address="127.0.0.1:9735", remote_manifest=_manifest())
+                pb.LCPPeer(peer_id=PEER_ID, address="127.0.0.1:9735", remote_manifest=_manifest())
             ]
         ).SerializeToString()
         self._info = pb.GetLocalInfoResponse(
-            node_id=_PEER_ID, manifest=_manifest()
+            node_id=PEER_ID, manifest=_manifest()
         ).SerializeToString()
         self._answer = pb.AcceptAndExecuteResponse(
             result=_result(_ANSWER, _JSON, carried=False)
@@ -117,7 +120,7 @@ class StandIn:
         digest = terms_hash(
             protocol_version=_VERSION,
             job_id=job_id,
-            price_msat=_PRICE_MSAT,
+            price_msat=PRICE_MSAT,
             quote_expiry=now + _TTL_S,
             task_kind="openai.chat_completions.v1",
             model=MODEL,
@@ -127,26 +130,32 @@ class StandIn:
             _KEY,
             network="bcrt",
             timestamp=now,
-            payment_hash=secrets.token_bytes(32),
+            payment_hash=hashlib.sha256(job_id).digest(),
             payment_secret=secrets.token_bytes(32),
-            amount_msat=_PRICE_MSAT,
+            amount_msat=PRICE_MSAT,
             description_hash=digest,
             expiry_s=_TTL_S,
         )
         terms = pb.Terms(
             protocol_version=_VERSION,
             job_id=job_id,
-            price_msat=_PRICE_MSAT,
+            price_msat=PRICE_MSAT,
             quote_expiry=Timestamp(seconds=now + _TTL_S),
             terms_hash=digest,
             payment_request=invoice,
         )
-        return pb.RequestQuoteResponse(peer_id=_PEER_ID, terms=terms).SerializeToString()
+        return pb.RequestQuoteResponse(peer_id=PEER_ID, terms=terms).SerializeToString()
 
-    async def execute(self, _request, _context) -> bytes:
+    def _pay(self, request: bytes) -> None:
+        if self._paid is not None:
+            os.write(self._paid, pb.AcceptAndExecuteRequest.FromString(request).job_id)
+
+    async def execute(self, request, _context) -> bytes:
+        self._pay(request)
         return self._answer
 
-    async def stream(self, _request, context) -> None:
+    async def stream(self, request, context) -> None:
+        self._pay(request)
         for message in self._stream:
             await context.write(message)
             if self._pause_s:
@@ -156,9 +165,9 @@ class StandIn:
         return pb.CancelJobResponse(success=True).SerializeToString()
 
 
-async def serve(address: str, pause_s: float) -> None:
+async def serve(address: str, pause_s: float, paid: str = "") -> None:
     """Serve until standard input ends."""
-    service = StandIn(pause_s)
+    service = StandIn(pause_s, paid)
     unary = grpc.unary_unary_rpc_method_handler
     handlers = {
         "ListLCPPeers": unary(service.list_peers),
@@ -179,4 +188,5 @@ async def serve(address: str, pause_s: float) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(sys.argv[1], float(sys.argv[2]) if len(sys.argv) > 2 else 0.0))
+    address, pause_s, paid = [*sys.argv[1:], *("", "0", "")[len(sys.argv) - 1 :]]
+    uvloop.run(serve(address, float(pause_s), paid))
