@@ -168,7 +168,10 @@ class LndWatch:
 
     def _learning_failed(self, error: Exception) -> None:
         if not self._learning_fails:
-            self._log.warning("fees and preimages cannot be learnt from lnd", exc_info=error)
+            self._log.warning(
+                "fees and preimages cannot be learnt from lnd; it is asked again",
+                problem=str(error),
+            )
         self._learning_fails = True
 
     def _learning_passed(self, summary: LearningSummary) -> None:

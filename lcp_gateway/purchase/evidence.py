@@ -111,14 +111,14 @@ EVIDENCE: Final = (
     _final(
         "timeout",
         "lnd found no way to pay the peer in time",
-        "by the daemon's code",
+        "observed: a hop held the payment for longer than the daemon gives lnd, and then failed it",
         worth_a_retry=True,
     ),
     _final("error", "lnd gave the payment up", "by the daemon's code", worth_a_retry=True),
     _final(
         "incorrect_payment_details",
         "the peer turned its own invoice down",
-        "by the daemon's code",
+        "observed: the peer had cancelled it",
         worth_a_retry=True,
     ),
     EvidenceRow(
@@ -128,8 +128,8 @@ EVIDENCE: Final = (
         Verdict.NONE,
         "the daemon got no answer from its lnd when it checked the invoice",
         worth_a_retry=True,
-        source="observed with an lnd that was stopped (connection refused); by the daemon's code for the other texts: "
-        "it has lnd read the invoice before it has lnd pay it",
+        source="observed with an lnd that was stopped (connection refused) and one that was starting; by the daemon's code "
+        "for the other texts: it has lnd read the invoice before it has lnd pay it",
     ),
     _refused(
         "quote_expired", r"\bquote\b.*\bexpired\b", "the quote has expired", worth_a_retry=True

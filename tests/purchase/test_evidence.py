@@ -41,6 +41,12 @@ TEXTS = [
         Verdict.NONE,
         "lnd_away",
     ),
+    (
+        "DecodePayReq: rpc error: code = Unknown desc = the RPC server is in the process of starting up",
+        {"UNAVAILABLE"},
+        Verdict.NONE,
+        "lnd_away",
+    ),
     ("quote expired", REFUSED, Verdict.NONE, "quote_expired"),
     ("job not found", REFUSED, Verdict.NONE, "unknown_job"),
     ("unknown job", REFUSED, Verdict.NONE, "unknown_job"),
