@@ -6,6 +6,9 @@ from datetime import datetime
 
 from lcp_gateway.purchase.money import Msat
 
+L402_KEY_PREFIX = "l402_"
+"""What the key ids of L402 tokens begin with: no row stands for such a token, and its account is all that can end it."""
+
 _NO_LIMIT = Msat(0)
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from aiohttp import web
 
 from lcp_gateway.accounts.address_limits import AddressLimits
-from lcp_gateway.accounts.caller import Caller, KeyRules
+from lcp_gateway.accounts.caller import L402_KEY_PREFIX, Caller, KeyRules
 from lcp_gateway.accounts.l402 import (
     Issuer,
     L402Error,
@@ -139,7 +139,8 @@ class L402Routes:
                 return None
             if topup.state is not TopupState.SETTLED:
                 return None
-        return Caller(f"l402_{token.payment_hash.hex()[:16]}", token.account_id, KeyRules())
+        key_id = f"{L402_KEY_PREFIX}{token.payment_hash.hex()[:16]}"
+        return Caller(key_id, token.account_id, KeyRules())
 
 
 def _too_many(per_minute: int, wait_s: float) -> ApiError:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     update,
 )
 
+from lcp_gateway.accounts.caller import L402_KEY_PREFIX
 from lcp_gateway.accounts.records import Cause
 from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.journal import (
@@ -43,7 +44,7 @@ from lcp_gateway.store.entries import (
 )
 from lcp_gateway.store.prepared import execute_in, execute_many
 from lcp_gateway.store.repeats import Repeats, release_keys
-from lcp_gateway.store.revocations import revoked_of
+from lcp_gateway.store.revocations import deleted_of, revoked_of
 from lcp_gateway.store.tables import OPEN_STATES, budget_spend, purchase_states, purchases
 from lcp_gateway.store.times import to_micros
 
@@ -239,6 +240,7 @@ class Batch:
         self._repeats = Repeats(owner)
         self._states: list[dict[str, object]] = []
         self._revoked_keys: frozenset[str] = frozenset()
+        self._deleted_accounts: frozenset[str] = frozenset()
         self._problems: list[Problem] = []
 
     def write(self, connection: Connection) -> Outcome:
@@ -278,6 +280,16 @@ class Batch:
         # The operator's static keys have no account, and are charged nothing.
         charged = {entry.intent.key_id for entry in self._intents if entry.intent.charge}
         self._revoked_keys = revoked_of(connection, charged)
+        # Deleting an account revokes its keys; an L402 token is none, and ends with its account alone.
+        self._deleted_accounts = deleted_of(
+            connection,
+            {
+                charge.account_id
+                for entry in self._intents
+                if (charge := entry.intent.charge)
+                and entry.intent.key_id.startswith(L402_KEY_PREFIX)
+            },
+        )
         refusals = self._take_intents(connection, rows, times, reserved)
         if self._states:
             execute_many(connection, _INSERT_STATE, self._states)
@@ -386,7 +398,9 @@ class Batch:
         return None if earlier is None else RequestRepeated(entry.intent.quote, earlier)
 
     def _of_revoked_key(self, entry: IntentEntry) -> KeyRevoked | None:
-        if entry.intent.key_id not in self._revoked_keys:
+        charge = entry.intent.charge
+        is_deleted = charge is not None and charge.account_id in self._deleted_accounts
+        if entry.intent.key_id not in self._revoked_keys and not is_deleted:
             return None
         return KeyRevoked(
             "this key was revoked while its request was worked on; nothing was paid",

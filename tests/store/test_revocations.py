@@ -4,7 +4,9 @@ import asyncio
 
 import pytest
 
+from lcp_gateway.accounts.caller import L402_KEY_PREFIX
 from lcp_gateway.purchase.journal import KeyRevoked
+from lcp_gateway.store.accounts import Accounts
 from lcp_gateway.store.keys import Keys
 from lcp_gateway.store.queries import Books
 from tests.store.journals import NOW, charged, job, spent
@@ -43,3 +45,21 @@ async def test_the_keys_of_others_in_the_same_commit_go_on_buying(database, jour
     intents = [journal.intend(of(one, number)) for number, one in enumerate((key, other, key), 1)]
     found = await asyncio.gather(*intents, return_exceptions=True)
     assert [type(one) for one in found] == [KeyRevoked, type(None), KeyRevoked]
+
+
+@pytest.mark.parametrize("kind", ["key", "L402"])
+async def test_an_account_that_is_deleted_while_its_request_is_worked_on_buys_nothing(
+    database, journal, customer, key, kind
+):
+    """A7: a request that was let in before the deletion, and is quoted after it."""
+    key_id = key.id if kind == "key" else f"{L402_KEY_PREFIX}00ff"
+    other_id = await customer(10_000)
+    await journal.intend(charged(1, key.account_id, key_id=key_id))
+    await Accounts(database).delete(key.account_id, actor="test", at=NOW)
+    with pytest.raises(KeyRevoked):
+        await journal.intend(charged(2, key.account_id, key_id=key_id))
+    await journal.intend(charged(3, other_id, key_id=f"{L402_KEY_PREFIX}00fe"))
+    books = Books(database)
+    assert await books.purchase(job(1)) is not None, "what was paid before goes its way"
+    assert await books.purchase(job(2)) is None
+    assert await books.purchase(job(3)) is not None
