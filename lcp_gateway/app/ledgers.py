@@ -118,9 +118,12 @@ async def open_ledgers(
         tell("journal", problem=problem.kind.value, detail=problem.detail, job_id=job_id)
 
     stored = StoredJournal(database, on_problem=report, on_commit=metrics.journal_commit)
+    ledgers = Ledgers(stored, Books(database), database, stored)
+    # Asked at each scrape: what reads the books may itself be waiting for the database.
+    metrics.watch_journal(lambda: ledgers.trouble is not None)
     stored.start(start_task)
     try:
-        yield Ledgers(stored, Books(database), database, stored)
+        yield ledgers
     finally:
         await stored.close()
         await database.close()
@@ -159,31 +162,30 @@ def book_tasks(
     books, database, stored = ledgers.books, ledgers.database, ledgers.stored
     if books is None or database is None or stored is None:
         return
-    yield BackgroundTask("sweep", lambda: _sweep(database))
-    yield BackgroundTask("books", lambda: _watch_books(books, ledgers, budgets, metrics))
+    yield BackgroundTask("sweep", lambda: _sweep(database, stored))
+    yield BackgroundTask("books", lambda: _watch_books(books, budgets, metrics))
 
 
-async def _sweep(database: Database) -> None:
+async def _sweep(database: Database, stored: StoredJournal) -> None:
     """Turn what gateways that ended left paying into unknown, and remove old repeat keys, until cancelled."""
     while True:
-        with contextlib.suppress(DatabaseUnavailable):
-            now = datetime.now(UTC)
+        now = datetime.now(UTC)
+        try:
             await sweep(database, now)
             for _ in range(_MOST_CHUNKS):
                 if not await forget_repeat_keys(database, now):
                     break
+        except DatabaseUnavailable as error:
+            # While no request comes this is the first write to find out, and `/readyz` has to say so.
+            stored.suspect(error.reason)
         await asyncio.sleep(_WATCH_S)
 
 
 async def _watch_books(
-    books: Books,
-    ledgers: Ledgers,
-    budgets: Callable[[], Iterable[Budget]],
-    metrics: Metrics,
+    books: Books, budgets: Callable[[], Iterable[Budget]], metrics: Metrics
 ) -> None:
     """Keep the gauges of what is open and what is left of the budgets true, until cancelled."""
     while True:
-        metrics.journal_trouble(ledgers.trouble is not None)
         with contextlib.suppress(DatabaseUnavailable):
             now = datetime.now(UTC)
             outstanding = await books.outstanding()

@@ -133,6 +133,16 @@ class StoredJournal:
                 self._lose(item, "the journal was closed")
         self._queue.clear()
 
+    def suspect(self, reason: str) -> None:
+        """Take the word of another writer that the database cannot be written, and find out when it can be again.
+
+        So that a gateway without requests is not taken for one that can pay.
+        """
+        if self._trouble is None and not self._closing:
+            self._trouble = reason
+            self._tell(Problem(ProblemKind.UNAVAILABLE, reason))
+            self._wake.set()
+
     async def intend(self, intent: Intent, budgets: Sequence[Budget] = ()) -> None:
         """Reserve the amount in every budget and write the intent; durable when this returns.
 

@@ -80,9 +80,9 @@ class MoneyMetrics:
         self._commit(seconds)
         self._entries(max(0, entries))
 
-    def journal_trouble(self, trouble: bool) -> None:
-        """Note whether the journal can be written."""
-        self._families.gauges["journal_trouble"].set(1 if trouble else 0)
+    def watch_journal(self, has_trouble: Callable[[], bool]) -> None:
+        """Have it asked at each scrape whether the journal cannot be written."""
+        self._families.gauges["journal_trouble"].set_function(has_trouble)
 
     def answers_held(self, bytes_: int) -> None:
         """Note how many bytes of answers are kept."""

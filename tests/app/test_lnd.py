@@ -1,12 +1,13 @@
 """What the gateway says of its lnd while it runs."""
 
 import asyncio
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 from structlog.testing import CapturingLogger
 
 from lcp_gateway.app import lnd as lnd_module
+from lcp_gateway.app.background_tasks import BackgroundTasks, Backoff
 from lcp_gateway.app.ledgers import Ledgers
 from lcp_gateway.app.lnd import LndWatch
 from lcp_gateway.lightning.lnd import LndBalance, LndInfo
@@ -14,6 +15,7 @@ from lcp_gateway.lightning.payments import LndError
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.routing.standing import StandingRules, Standings
 from lcp_gateway.store.off import JournalOff
+from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 
 DAEMON = "02" + "aa" * 32
@@ -85,3 +87,47 @@ async def test_the_lnd_that_pays_and_one_that_is_away_are_no_warning():
 async def test_while_the_daemon_is_not_known_nothing_is_said_of_the_node():
     watch, warnings = await watched(Node(OTHER), questions=3, daemon=lambda: "")
     assert watch.report()["pays"] is False and not warnings
+
+
+async def test_an_answer_that_cannot_be_understood_ends_neither_the_watch_nor_the_reconciler():
+    """A2: one group held what watches lnd, what learns fees and the reconciler; any error ended all three for good."""
+
+    class Broken(Node):
+        async def balance(self):
+            if self.asked == 1:
+                raise OverflowError("timestamp out of range")
+            return await super().balance()
+
+        async def payment(self, payment_hash):
+            raise AssertionError("there is none to ask about")
+
+    class Books:
+        """Books without a purchase whose end is open."""
+
+        passes = 0
+
+        async def unknowns(self, *, limit):
+            self.passes += 1
+            return []
+
+    node, books, restarts = Broken(DAEMON), Books(), []
+    tasks = BackgroundTasks(
+        get_logger("test"), on_restart=restarts.append, backoff=Backoff(first_s=0.01, steady_s=0.0)
+    )
+    watch = LndWatch(
+        node,
+        Ledgers(JournalOff(), books=books),
+        daemon_node_id=lambda: DAEMON,
+        standings=Standings(StandingRules()),
+        interval_s=0.01,
+        metrics=Metrics(),
+        log=get_logger("test"),
+    )
+    async with AsyncExitStack() as stack:
+        for task in watch.tasks():
+            await stack.enter_async_context(tasks.running(task))
+        async with asyncio.timeout(5):
+            while not watch.report()["reachable"] or books.passes < 3:
+                await asyncio.sleep(0.001)
+        assert restarts == ["lnd"]
+        assert tasks.report()["reconciler"] == {"up": True, "restarts": 0}

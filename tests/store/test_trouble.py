@@ -1,16 +1,19 @@
 """A file that is locked, full or slow: nothing may be paid, nothing is lost, and it recovers."""
 
 import asyncio
+import errno
 import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from lcp_gateway.app.background_tasks import BackgroundTasks, Backoff
 from lcp_gateway.purchase.journal import JournalUnavailable, Learnt
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database import DatabaseUnavailable
@@ -18,6 +21,7 @@ from lcp_gateway.store.engine import open_database
 from lcp_gateway.store.entries import ProblemKind
 from lcp_gateway.store.journal import JournalLimits, StoredJournal
 from lcp_gateway.store.queries import Books
+from lcp_gateway.telemetry.logs import get_logger
 from tests.store.journals import HOUR, NOW, intent, job, spent, written
 
 ROOT = Path(__file__).parents[2]
@@ -390,3 +394,99 @@ async def test_a_file_that_is_no_database_is_a_clear_error(tmp_path):
     (tmp_path / "journal.db").write_bytes(b"something else " * 1000)
     with pytest.raises(DatabaseUnavailable, match="not a database"):
         await open_database(str(tmp_path / "journal.db"))
+
+
+async def test_a_journal_whose_writer_ended_by_an_error_goes_on_with_what_waits(
+    sqlite, problems, monkeypatch
+):
+    """A1: a task that ends has to be started again, and the journal's is one; until then nothing may be lost."""
+    journal = StoredJournal(sqlite, on_problem=problems.append, limits=IMPATIENT)
+    tasks = BackgroundTasks(get_logger("test"), backoff=Backoff(first_s=0.01))
+    take, failures = journal._take, [ZeroDivisionError()]
+
+    def broken():
+        if failures:
+            raise failures.pop()
+        return take()
+
+    monkeypatch.setattr(journal, "_take", broken)
+    journal.start(tasks.starter("journal"))
+    await journal.intend(intent(1))
+    journal.note(job(1), State.SETTLED, NOW)
+    await written(journal)
+    assert tasks.report()["journal"]["restarts"] == 1
+    assert (await Books(sqlite).purchase(job(1))).state is State.SETTLED
+    await journal.close()
+    assert tasks.report()["journal"]["restarts"] == 1, "its end at the close is no error"
+
+
+async def test_a_gateway_without_requests_learns_from_another_writer_that_it_cannot_pay(
+    journal_on_sqlite, problems
+):
+    """A1: `/readyz` said 200 as long as nothing was bought."""
+    journal_on_sqlite.suspect("the database does not answer in time")
+    assert journal_on_sqlite.trouble == "the database does not answer in time"
+    async with asyncio.timeout(5):
+        while journal_on_sqlite.trouble is not None:
+            await asyncio.sleep(0.01)
+    kinds = [problem.kind for problem in problems]
+    assert kinds == [ProblemKind.UNAVAILABLE, ProblemKind.AVAILABLE]
+
+
+def one(connection):
+    return connection.exec_driver_sql("SELECT 1").scalar_one()
+
+
+async def test_the_reserved_read_does_not_wait_for_a_read_that_takes_long(sqlite):
+    """A1: one thread read for all, and with it the refresh of the keys."""
+    release = threading.Event()
+    slow = asyncio.create_task(sqlite.read(lambda _connection: release.wait(10)))
+    behind = [asyncio.create_task(sqlite.read(one)) for _ in range(100)]
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(2):
+        assert await sqlite.read_reserved(one) == 1
+    # Reads whose callers have left are left out.
+    for read in behind:
+        read.cancel()
+    release.set()
+    await asyncio.gather(slow, *behind, return_exceptions=True)
+    assert await sqlite.read(one) == 1
+
+
+async def test_a_reserved_read_that_hangs_is_given_up_in_time(sqlite, monkeypatch):
+    monkeypatch.setattr("lcp_gateway.store.sqlite._RESERVED_READ_S", 0.05)
+    release = threading.Event()
+    with pytest.raises(DatabaseUnavailable, match="in time"):
+        await sqlite.read_reserved(lambda _connection: release.wait(10))
+    release.set()
+    assert await sqlite.read_reserved(one) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        sqlite3.OperationalError("database is locked"),
+        sqlite3.OperationalError("disk I/O error"),
+        sqlite3.OperationalError("unable to open database file"),
+        sqlite3.DatabaseError("database disk image is malformed"),
+    ],
+    ids=str,
+)
+async def test_every_way_in_which_a_file_says_not_now_is_one_error(sqlite, error):
+    def fail(_connection):
+        raise error
+
+    for do in (sqlite.read, sqlite.read_reserved, sqlite.write):
+        with pytest.raises(DatabaseUnavailable):
+            await do(fail)
+        assert await do(one) == 1
+
+
+async def test_an_error_of_the_work_stays_what_it_is(sqlite):
+    def fail(_connection):
+        raise sqlite3.IntegrityError("UNIQUE constraint failed")
+
+    for do in (sqlite.read, sqlite.read_reserved, sqlite.write):
+        with pytest.raises(sqlite3.IntegrityError):
+            await do(fail)

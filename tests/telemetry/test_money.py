@@ -111,9 +111,10 @@ def test_a_commit_is_timed_with_its_entries(metrics, value):
 
 def test_trouble_of_the_journal_comes_and_goes(metrics, value):
     assert value("journal_trouble") == 0
-    metrics.journal_trouble(True)
+    troubles = [True]
+    metrics.watch_journal(lambda: bool(troubles))
     assert value("journal_trouble") == 1
-    metrics.journal_trouble(False)
+    troubles.clear()
     assert value("journal_trouble") == 0
 
 

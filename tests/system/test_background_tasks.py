@@ -1,0 +1,46 @@
+"""Every task that lasts is told of by a running gateway, with what it is to do there: nothing more, nothing less."""
+
+import pytest
+
+from lcp_gateway.node.config import NodeConfig
+from lcp_gateway.node.identity import derive_key
+from tests.support.gateway import gateway
+from tests.support.lnd_standin import LndStandin, in_a_thread, lnd_settings
+from tests.support.wire import get
+from tests.system.selling.seller import ADMIN_KEY, bearer, selling
+
+ALWAYS = {"peers", "nodes", "loop", "purge", "reload"}
+OF_A_JOURNAL = {"journal", "sweep", "books"}
+OF_ACCOUNTS = {"keys", "solvency"}
+OF_TOP_UPS = {"settlements", "settlements_lead", "topups"}
+OF_LND = {"lnd", "learning", "reconciler"}
+
+
+@pytest.fixture(scope="module")
+def lnd(tmp_path_factory):
+    standin = LndStandin(tmp_path_factory.mktemp("lnd"), key=derive_key(NodeConfig().seed, "node"))
+    with in_a_thread(standin):
+        yield lnd_settings(standin.address)
+
+
+@pytest.mark.parametrize(
+    ("settings", "with_lnd", "expected"),
+    [
+        ({"LCP_GATEWAY_JOURNAL_URL": "off"}, False, ALWAYS),
+        ({}, False, ALWAYS | OF_A_JOURNAL),
+        (selling(), False, ALWAYS | OF_A_JOURNAL | OF_ACCOUNTS | OF_TOP_UPS),
+        (selling(), True, ALWAYS | OF_A_JOURNAL | OF_ACCOUNTS | OF_TOP_UPS | OF_LND),
+    ],
+    ids=["no journal", "a journal", "accounts", "accounts and lnd"],
+)
+def test_what_runs_in_the_background_is_told_and_counted(lnd, settings, with_lnd, expected):
+    """A1, A2: tasks ended without a trace; each has to be there by its name."""
+    env = {**settings, **(lnd if with_lnd else {})}
+    with gateway(env=env) as running:
+        told = get(running.port, "/readyz").json["tasks"]
+        assert set(told) == expected
+        assert set(map(str, told.values())) == {str({"up": True, "restarts": 0})}
+        metrics = get(running.port, "/metrics", bearer(ADMIN_KEY)).body.decode()
+        for name in expected:
+            assert f'lcpgateway_task_restarts_total{{task="{name}"}} 0.0' in metrics
+        assert "background task ended" not in running.logs
