@@ -19,6 +19,7 @@ from lcp_gateway.purchase.errors import (
 from lcp_gateway.purchase.journal import Charge
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.outcome import Received
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Quote, Source
 from lcp_gateway.purchase.service import Interrupted, Reason
@@ -163,7 +164,12 @@ def _error(error: Exception) -> Mapping[str, object]:
                 "is_away": error.is_away,
             }
         case Undelivered():
-            return {"kind": "undelivered", "message": error.message}
+            return {
+                "kind": "undelivered",
+                "message": error.message,
+                "received": error.received,
+                "is_told": error.is_told,
+            }
         case Interrupted():
             return {"kind": "interrupted", "reason": error.code}
         case _:
@@ -181,7 +187,14 @@ def _error_of(facts: Mapping[str, Any], purchase: Purchase) -> PurchaseError:
             )
             return PaymentFailed(cause, verdict, quote=quote)
         case "undelivered":
-            return Undelivered(facts["message"], quote=quote, verdict=verdict)
+            # Gateways of an earlier version do not say more than that.
+            return Undelivered(
+                facts["message"],
+                quote=quote,
+                verdict=verdict,
+                received=Received(facts.get("received", Received.PART)),
+                is_told=facts.get("is_told", False),
+            )
         case "interrupted":
             return Interrupted(Reason(facts["reason"]), purchase)
         case _:

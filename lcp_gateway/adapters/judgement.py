@@ -52,6 +52,7 @@ _RESPONSES_MARKS = (_DONE, b"complete", b"fail", b"cancel", b"error")
 _FINISH = b'"finish_reason"'
 _FINISH_BYTES = len(_FINISH)
 _NULLS = (b":null", b": null")
+_USAGE = b'"usage"'
 _TOKENS = b'_tokens"'
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _SPACE = b" \t\r\n"
@@ -66,7 +67,6 @@ _LISTS = {
 }
 # A larger document is not parsed: it would hold up everything else, and no error is as long as that.
 _MAX_PARSED_BYTES = 1024 * 1024
-_USAGE_DEPTH = 3
 
 
 def is_readable(content_encoding: str) -> bool:
@@ -211,11 +211,10 @@ class StreamJudge:
             return Judgement.CUT
         return Judgement.WRONG_KIND if self._has_data or self._has_junk else Judgement.EMPTY
 
-    def usage(self) -> Mapping[str, Any] | None:
-        """Return the last usage that it told, None where it told none."""
-        if self._usage_event is not None:
-            return usage_in(_object(self._usage_event.data))
-        return usage_in(_object(bytes(self._document))) if self._document else None
+    @property
+    def usage_data(self) -> bytes:
+        """The data of the last event that told the usage; empty where none did."""
+        return bytes(self._document) if self._usage_event is None else self._usage_event.data
 
     def _matters(self, raw: bytes) -> bool:
         """Return whether some event in ``raw`` may end the stream, fail, or tell the usage."""
@@ -268,7 +267,7 @@ class StreamJudge:
             self._ended = self._form is not Form.RESPONSES
             return
         self._has_data = True
-        if self._wants_usage and _TOKENS in raw:
+        if self._wants_usage and _TOKENS in raw and _USAGE in raw:
             self._usage_event = event
             if self._has_content and not self._may_end(raw):
                 return
@@ -322,22 +321,6 @@ class StreamJudge:
 
     def _all_finished(self) -> bool:
         return bool(self._finished) and len(self._finished) >= _choices_asked(self._request)
-
-
-def usage_in(
-    document: Mapping[str, Any] | None, depth: int = _USAGE_DEPTH
-) -> Mapping[str, Any] | None:
-    """Return the usage in a result or in an event of one; some servers put it into an object of their own."""
-    if document is None:
-        return None
-    usage = document.get("usage")
-    if isinstance(usage, dict) and any(name.endswith("_tokens") for name in usage):
-        return usage
-    if depth:
-        for value in document.values():
-            if isinstance(value, dict) and (found := usage_in(value, depth - 1)) is not None:
-                return found
-    return None
 
 
 def _judge_long(form: Form, text: bytes) -> Judgement:

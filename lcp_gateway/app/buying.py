@@ -21,6 +21,7 @@ from lcp_gateway.purchase.service import Patience
 from lcp_gateway.purchase.shared import SharedAnswers
 from lcp_gateway.routing.standing import Standings
 from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.upstreams.judge import judge_result
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,7 @@ def buying_parts(settings: Settings, lasting: Lasting) -> BuyingParts:
             limits=limits,
             exposure=standings,
             execute_timeout_s=settings.timeout_execute_s,
+            judgement=judge_result,
             tracing=opened.tracing,
             paid_jobs=lasting.paid_jobs,
         ),

@@ -20,6 +20,7 @@ from lcp_gateway.http.documents import json_response
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.exchange import EXCHANGE
 from lcp_gateway.http.pages import Fields, id_of, numbered_page_of, page_of, read_fields
+from lcp_gateway.http.relay import end_with_connection
 from lcp_gateway.http.wallet import balance_document, line_document, told
 from lcp_gateway.purchase.money import Msat
 
@@ -221,6 +222,7 @@ class AdminRoutes:
                 "Content-Disposition": f'attachment; filename="{account.id}.csv"',
             }
         )
+        end_with_connection(request, response)
         await response.prepare(request)
         await response.write(_row(["id", "at", "amount_msat", "balance_msat", "cause", "cause_id"]))
         async for line in self._lines(account.id):

@@ -12,6 +12,7 @@ from lcp_gateway.http.relay import Relay
 from lcp_gateway.http.result_headers import EVENTS, JSON, STREAMING, result_headers
 from lcp_gateway.http.shaping import Shaping
 from lcp_gateway.purchase.answers import Answer
+from lcp_gateway.purchase.errors import Undelivered
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.service import PurchaseService
 from lcp_gateway.telemetry.metrics import Metrics
@@ -101,7 +102,8 @@ class Delivering:
                 raise
             exchange.problem = failure.code or "broken off"
             self._charging.say(exchange, failure)
-            await relay.break_off(failure)
+            is_told = isinstance(error, Undelivered) and error.is_told
+            await relay.break_off(failure, is_told=is_told)
         finally:
             self._count(exchange)
         return response

@@ -11,12 +11,11 @@ import orjson
 from aiohttp import HttpVersion11, web
 
 from lcp_gateway.adapters.documents import is_event_stream
-from lcp_gateway.http.endings import EndingHold
+from lcp_gateway.adapters.sse import ends_event
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.purchase.task import TaskKind
 
 _HEARTBEAT = b": heartbeat\n\n"
-_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 # How long an answer that was broken off may take to leave before the connection is torn down.
 _FLUSH_S = 5.0
 _SAFE_HEADER = re.compile(r"[\x20-\x7e]{1,256}")
@@ -26,6 +25,15 @@ def safe_header(value: str, otherwise: str) -> str:
     """Give a provider's header value if it may stand in a header as it is, else ``otherwise``."""
     value = value.strip()
     return value if _SAFE_HEADER.fullmatch(value) else otherwise
+
+
+def end_with_connection(request: web.Request, response: web.StreamResponse) -> None:
+    """Have the connection of an HTTP/1.0 client closed at a body's end, also where it asked to keep it.
+
+    Without chunks and without a length nothing else ends the body.
+    """
+    if request.version < HttpVersion11:
+        response.force_close()
 
 
 class Relay:
@@ -50,7 +58,10 @@ class Relay:
         self._limit_s = limit_s
         self._on_bytes = on_bytes
         self._on_head = on_head
-        self._sse = is_event_stream(response.content_type)
+        # Nothing can be put between the events of a stream that is compressed.
+        self._sse = (
+            is_event_stream(response.content_type) and "Content-Encoding" not in response.headers
+        )
 
     @property
     def begun(self) -> bool:
@@ -70,13 +81,16 @@ class Relay:
         async with asyncio.timeout(self._limit_s):
             await self._relay(chunks)
 
-    async def break_off(self, error: ApiError) -> None:
-        """End an answer that has begun: say why, if the client reads events, and close without the end of the body."""
+    async def break_off(self, error: ApiError, *, is_told: bool = False) -> None:
+        """End an answer that has begun: say why, if the client reads events, and close without the end of the body.
+
+        ``is_told`` says that the client has read an error already: that of the provider.
+        """
         transport = self._request.transport
         if transport is None or transport.is_closing():
             return
         try:
-            if self._sse:
+            if self._sse and not is_told:
                 async with asyncio.timeout(_FLUSH_S):
                     await self._response.write(_error_event(self._kind, error))
         except (ConnectionError, TimeoutError):
@@ -91,17 +105,13 @@ class Relay:
 
     async def _relay(self, chunks: AsyncGenerator[bytes, None]) -> None:
         source = self._with_heartbeats(chunks) if self._heartbeat_s and self._sse else chunks
-        hold = EndingHold(self._kind) if self._sse else None
         async with aclosing(chunks), aclosing(source):
             async for chunk in source:
                 if chunk is _HEARTBEAT:
                     await self._write(chunk)
                     continue
                 self._on_bytes(len(chunk))
-                await self._write(chunk if hold is None else hold.feed(chunk))
-        # The whole result came and it is the right one: only now may the client see that it ends.
-        if hold is not None:
-            await self._write(hold.rest())
+                await self._write(chunk)
         await self._prepare()
         await self._response.write_eof()
 
@@ -114,6 +124,7 @@ class Relay:
     async def _prepare(self) -> None:
         if not self._response.prepared:
             self._on_head()
+            end_with_connection(self._request, self._response)
             await self._response.prepare(self._request)
 
     async def _with_heartbeats(
@@ -126,7 +137,7 @@ class Relay:
             while True:
                 done, _ = await asyncio.wait({pending}, timeout=self._heartbeat_s)
                 if not done:
-                    if tail.endswith(_EVENT_ENDS):
+                    if ends_event(tail):
                         yield _HEARTBEAT
                     continue
                 chunk = pending.result()

@@ -14,6 +14,7 @@ from lcp_gateway.http.failures import of_error
 from lcp_gateway.http.relay import Relay
 from lcp_gateway.http.result_headers import EVENTS, JSON, STREAMING
 from lcp_gateway.http.stored_pages import input_item, not_there, page_of, unreadable
+from lcp_gateway.purchase.errors import Undelivered
 from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.stored.background import BackgroundJob, Status
 from lcp_gateway.stored.chain import joined
@@ -154,16 +155,27 @@ class StoredResponses:
                         yield found
                 yield step.rest()
             except Exception:
-                item = self._store.get(job.owner, Kind.RESPONSE, job.id)
-                if answer.error is None or item is None:
+                last = self._end_of_job(job, step.last + 1)
+                if last is None:
                     raise
-                yield end_event(_document(item), step.last + 1)
+                yield last
             return
         await ended(answer)
         item = self._store.get(job.owner, Kind.RESPONSE, job.id)
         if item is not None:
             async for chunk in _events_of(item, starting_after):
                 yield chunk
+
+    def _end_of_job(self, job: BackgroundJob, number: int) -> bytes | None:
+        """Return what ends the stream of a job that came to an error; None where nothing is known of it."""
+        error = job.answer.error
+        item = self._store.get(job.owner, Kind.RESPONSE, job.id)
+        if error is None or item is None:
+            return None
+        if isinstance(error, Undelivered) and error.is_told:
+            # The provider's own error has ended the stream, and a client reads one end.
+            return b""
+        return end_event(_document(item), number)
 
     async def _stream(
         self,

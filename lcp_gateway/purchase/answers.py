@@ -1,6 +1,7 @@
 """What comes of an order, as it comes and for a while after, so that who asks again gets it instead of paying again."""
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
@@ -86,6 +87,8 @@ class Answer:
         self._bounds = bounds
         self._pool = pool
         self._blocks: list[bytes] = []
+        self._held: list[bytes] = []
+        self._free_bytes = 0
         self._let_go = 0
         self._whole = True
         self._readers: dict[object, int] = {}
@@ -136,10 +139,14 @@ class Answer:
         self.head = head
         self._wake_readers()
 
-    def append(self, block: bytes) -> None:
-        """Add bytes."""
-        self._blocks.append(block)
+    def append(self, block: bytes, free_bytes: int = sys.maxsize) -> None:
+        """Add bytes. Of all that has been added readers get the first ``free_bytes`` now, the others with a good end."""
         self.size += len(block)
+        if self._held or free_bytes < self.size:
+            self._hold(block, free_bytes - self._free_bytes)
+        else:
+            self._blocks.append(block)
+            self._free_bytes = self.size
         fits = self._pool.take(len(block))
         # What is kept for somebody who comes later is not let go for want of room: it may be paid for already.
         if not (fits or self.kept) or self.size > self._bounds.whole_bytes:
@@ -152,7 +159,7 @@ class Answer:
         """Tell whether the producer must wait for its readers. Nobody reading counts as everything taken."""
         if not self._taken:
             return False
-        return self.size - min(self._taken.values()) >= self._bounds.window_bytes
+        return self._free_bytes - min(self._taken.values()) >= self._bounds.window_bytes
 
     async def room(self) -> None:
         """Wait until the slowest reader has taken enough."""
@@ -162,6 +169,11 @@ class Answer:
 
     def end(self) -> None:
         """Say that the whole result has come. What it was asked with is not needed any more."""
+        self._blocks += self._held
+        self._held, self._free_bytes = [], self.size
+        self._end()
+
+    def _end(self) -> None:
         self.ended = True
         self.order = self.order.without_body()
         if self.purchase is not None:
@@ -172,9 +184,13 @@ class Answer:
         self._wake_readers()
 
     def fail(self, error: Exception) -> None:
-        """Say that nothing more will come, and why."""
+        """Say that nothing more will come, and why. What waited for a good end is dropped."""
         self.error = error
-        self.end()
+        held_bytes = self.size - self._free_bytes
+        self._pool.give_back(held_bytes)
+        self.size -= held_bytes
+        self._held = []
+        self._end()
 
     def forget(self) -> None:
         """Let the bytes go; those who wait or read get what they have not taken."""
@@ -230,6 +246,15 @@ class Answer:
         finally:
             del self._readers[me], self._taken[me]
             self._took()
+
+    def _hold(self, block: bytes, free_bytes: int) -> None:
+        """Hold a block back, and let the first ``free_bytes`` of all that is held go."""
+        self._held.append(block)
+        if free_bytes > 0:
+            data = b"".join(self._held)
+            self._blocks.append(data[:free_bytes])
+            self._held = [data[free_bytes:]] if free_bytes < len(data) else []
+            self._free_bytes = min(self._free_bytes + free_bytes, self.size)
 
     def _took(self) -> None:
         if not self._whole:

@@ -1,6 +1,8 @@
 """Delivery: what was paid for, checked as it flows, so that a cut or altered result never passes for a whole one."""
 
+import asyncio
 import hashlib
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
@@ -10,6 +12,13 @@ from lcp_gateway.purchase.journal import Learnt
 from lcp_gateway.purchase.outcome import EndedBy, Ending, Judge, Received
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.results import Result, ResultStatus, StreamBegin, StreamEnd, StreamEvent
+
+END_WAIT_S = 15.0
+"""How long a peer may take, after its result's own end, to say which hash and length it sent."""
+CLOSE_WAIT_S = 2.0
+"""How long a call may take to end, once the whole result has come and its hash is right."""
+# What has arrived already is still taken.
+_LEAST_WAIT_S = 0.05
 
 
 def problem_with_status(result: Result) -> str | None:
@@ -63,7 +72,8 @@ class PaidStream:
         self._purchase = purchase
         self._events = events
         self._end = end
-        self._judge = judge
+        self.judge = judge
+        self._is_read = begin.judge is not None
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Give the result's bytes as they come. Iterate once; close it when you stop early.
@@ -75,7 +85,8 @@ class PaidStream:
         """
         digest = hashlib.sha256()
         length = 0
-        feed = self._judge.feed
+        judge = self.judge
+        feed = _nothing if self._is_read else judge.feed
         ends: list[StreamEvent] = []
         ending, learnt = Ending(EndedBy.PROVIDER, Received.WHOLE), Learnt()
         try:
@@ -86,9 +97,21 @@ class PaidStream:
                     feed(event)
                     length += len(event)
                     yield event
+                    if judge.is_complete:
+                        break
                 else:
                     ends.append(event)
                     self._check_order(ends)
+            if judge.is_complete and not ends:
+                async for event in self._after_end(ends):
+                    if isinstance(event, bytes) and not ends:
+                        digest.update(event)
+                        feed(event)
+                        length += len(event)
+                        yield event
+                    else:
+                        ends.append(event)
+                        self._check_order(ends)
             learnt = self._check(digest.digest(), length, ends)
         except Undelivered as error:
             ending = Ending(EndedBy.PROVIDER, error.received)
@@ -104,6 +127,31 @@ class PaidStream:
             self._end(self._purchase, ending, learnt)
             await self._events.aclose()
 
+    async def _after_end(self, ends: Sequence[StreamEvent]) -> AsyncGenerator[StreamEvent, None]:
+        """Return the events that follow the result's own end; ``ends`` are those after its last chunk so far.
+
+        No more than a bounded time is waited for them. A peer's word on hash and length has to come: without it nothing
+        shows that what came is what was sent. Once that word has come, how the call ends says nothing more.
+        """
+        judge, left_s = self.judge, END_WAIT_S
+        while not judge.is_flooded:
+            has_word = judge.shows_error or any(isinstance(event, StreamEnd) for event in ends)
+            waits_since = time.monotonic()
+            try:
+                async with asyncio.timeout(min(left_s, CLOSE_WAIT_S) if has_word else left_s):
+                    event = await anext(self._events)
+            except StopAsyncIteration:
+                return
+            except (TimeoutError, UpstreamError) as error:
+                if has_word:
+                    return
+                if isinstance(error, UpstreamError):
+                    raise
+                raise UpstreamError("DATA_LOSS", "its hash did not follow its end") from None
+            left_s = max(left_s - (time.monotonic() - waits_since), _LEAST_WAIT_S)
+            yield event
+        raise UpstreamError("DATA_LOSS", "too much follows its end")
+
     def _check_order(self, ends: Sequence[StreamEvent]) -> None:
         """Allow what may follow the last chunk: the stream's end, the result, or both in this order, once each."""
         kinds = tuple(map(type, ends))
@@ -118,20 +166,26 @@ class PaidStream:
         """
         end = next((event for event in ends if isinstance(event, StreamEnd)), None)
         terminal = next((event for event in ends if isinstance(event, Result)), None)
-        if terminal is None:
+        if terminal is None and not (end is not None and self.judge.is_complete):
             problem = "the stream ended without the provider's word that it is complete"
-            raise self._undelivered(problem, _begun(length))
+            received = Received.ERROR if self.judge.shows_error else _begun(length)
+            raise self._undelivered(problem, received)
         if problem_found := _problem_with_end(sha256, length, end, terminal):
             raise self._undelivered(problem_found, Received.ALTERED)
-        received = self._judge.received()
+        received = self.judge.received()
         if received is not Received.WHOLE:
             raise self._undelivered(PROBLEMS[received], received)
-        return Learnt(result_sha256=sha256, result_bytes=length, charged_msat=terminal.charged_msat)
+        charged_msat = None if terminal is None else terminal.charged_msat
+        return Learnt(result_sha256=sha256, result_bytes=length, charged_msat=charged_msat)
 
     def _undelivered(self, problem: str, received: Received) -> Undelivered:
         purchase = self._purchase
         return Undelivered(
-            problem, quote=purchase.quote, verdict=purchase.verdict, received=received
+            problem,
+            quote=purchase.quote,
+            verdict=purchase.verdict,
+            received=received,
+            is_told=self.judge.shows_error,
         )
 
 
@@ -148,19 +202,23 @@ PROBLEMS: Mapping[Received, str] = MappingProxyType(
 """What is said of a result whose hash and length are right, and which is none."""
 
 
+def _nothing(_chunk: bytes) -> None:
+    """Take a chunk that its upstream has read already."""
+
+
 def _begun(length: int) -> Received:
     return Received.PART if length else Received.NOTHING
 
 
 def _problem_with_end(
-    sha256: bytes, length: int, end: StreamEnd | None, terminal: Result
+    sha256: bytes, length: int, end: StreamEnd | None, terminal: Result | None
 ) -> str | None:
-    if problem := problem_with_status(terminal):
+    if terminal is not None and (problem := problem_with_status(terminal)):
         return problem
-    if end is None:
-        return problem_with_bytes(sha256, length, terminal.sha256, terminal.length)
-    if problem := problem_with_bytes(sha256, length, end.sha256, end.length):
+    claim = end or terminal
+    assert claim is not None  # noqa: S101 - one of them has come, or this is not asked
+    if problem := problem_with_bytes(sha256, length, claim.sha256, claim.length):
         return problem
-    if terminal.sha256 and terminal.sha256 != end.sha256:
+    if end and terminal and terminal.sha256 and terminal.sha256 != end.sha256:
         return "the stream's end and the result name different hashes"
     return None

@@ -58,7 +58,10 @@ class PaymentFailed(PurchaseError):
 
 
 class Undelivered(PurchaseError):
-    """Paid, but no whole and right result came; ``received`` is what did. From a node that is free nothing was paid."""
+    """Paid, but no whole and right result came; ``received`` is what did. From a node that is free nothing was paid.
+
+    ``is_told`` says that the provider's own error is among the bytes that the client gets, and needs no second one.
+    """
 
     def __init__(
         self,
@@ -67,10 +70,12 @@ class Undelivered(PurchaseError):
         quote: Quote | None = None,
         verdict: Verdict = Verdict.SETTLED,
         received: Received = Received.PART,
+        is_told: bool = False,
     ) -> None:
         super().__init__(message, quote=quote)
         self.verdict = verdict
         self.received = received
+        self.is_told = is_told
 
 
 class Refused(PurchaseError):

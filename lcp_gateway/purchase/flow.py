@@ -187,7 +187,9 @@ class Buyer:
                 verdict=purchase.verdict,
                 received=Received.NOTHING,
             )
-        judge = self._judgement(purchase.order.task, first.content_type, first.content_encoding)
+        judge = first.judge or self._judgement(
+            purchase.order.task, first.content_type, first.content_encoding
+        )
         return PaidStream(purchase, first, events, self._end, judge)
 
     def _judge(self, purchase: Purchase, result: Result) -> Received:

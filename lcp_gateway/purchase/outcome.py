@@ -5,6 +5,7 @@ purchase that was paid, or whether its provider is blamed.
 """
 
 import enum
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -104,7 +105,24 @@ FOUND_PAID = Ending(EndedBy.UNKNOWN, Received.NOTHING)
 
 
 class Judge(Protocol):
-    """Reads the bytes of one result as they come and says what they hold. Never raises and never holds them up."""
+    """Reads the bytes of one result as they come and says what they hold. Never raises and never holds them up.
+
+    ``free_bytes`` is how many of them a client may be shown now: what makes a client believe that it has everything waits
+    until that is known. ``is_complete`` says that the result's own end has come, by an end mark or an error;
+    ``is_flooded`` that too much follows it, and ``shows_error`` that the provider's error is among the free bytes.
+    """
+
+    @property
+    def free_bytes(self) -> int: ...  # noqa: D102 - above
+
+    @property
+    def is_complete(self) -> bool: ...  # noqa: D102 - above
+
+    @property
+    def is_flooded(self) -> bool: ...  # noqa: D102 - above
+
+    @property
+    def shows_error(self) -> bool: ...  # noqa: D102 - above
 
     def feed(self, chunk: bytes) -> None:
         """Read the next bytes."""
@@ -127,6 +145,8 @@ class _Satisfied:
     """Takes every result for whole."""
 
     __slots__ = ()
+    free_bytes = sys.maxsize
+    is_complete = is_flooded = shows_error = False
 
     def feed(self, chunk: bytes) -> None:
         pass

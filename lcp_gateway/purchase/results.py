@@ -4,6 +4,7 @@ import enum
 from dataclasses import dataclass, field
 
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.outcome import Judge
 
 
 class ResultStatus(enum.StrEnum):
@@ -34,10 +35,14 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class StreamBegin:
-    """The head of a streamed result."""
+    """The head of a streamed result.
+
+    ``judge`` is given by an upstream that reads the chunks itself before it hands them over.
+    """
 
     content_type: str
     content_encoding: str
+    judge: Judge | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -416,11 +416,12 @@ class PurchaseService:
             purchase.held_up_by_readers = not_held_up
 
     async def _take_chunks(self, answer: Answer, stream: PaidStream, started: float) -> None:
+        judge = stream.judge
         async with aclosing(stream.chunks()) as chunks:
             async for block in chunks:
                 if answer.first_byte_s is None:
                     answer.first_byte_s = self._clock() - started
-                answer.append(block)
+                answer.append(block, judge.free_bytes)
                 if answer.is_ahead:
                     waits = answer.waits_since = self._clock()
                     await answer.room()

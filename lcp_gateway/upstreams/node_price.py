@@ -12,9 +12,6 @@ from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.routing.catalog import PriceList
 
-USAGE_TAIL_BYTES = 8 * 1024
-"""So much of a stream's end is kept to find its usage in."""
-
 _PER_1K = 1_000
 _MS_PER_MINUTE = 60_000
 # Ordinary text has more than two bytes to a token in every tokenizer in use, and a prompt that is given as numbers has
@@ -127,7 +124,7 @@ class NodePrice:
 
 
 def usage_of(data: bytes) -> Usage | None:
-    """Find the last usage in a whole JSON result or in the end of an event stream; None where there is none.
+    """Find the last usage in a JSON result, or in the event of one; None where there is none.
 
     The quotes of a string's inside are escaped, so that what a model says can not pass for the key.
     """
@@ -158,8 +155,8 @@ def _read_usage(value: bytes) -> Usage | None:
 
 def _first_count(found: Mapping[str, Any], *names: str) -> int | None:
     for name in names:
-        value = found.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        value = _whole(found.get(name))
+        if value is not None and value >= 0:
             return value
     return None
 
@@ -178,7 +175,14 @@ def _parse(body: bytes) -> Mapping[str, Any]:
 
 def _count(value: object) -> int:
     """Give a number that may stand for a count, else 0."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    return max(_whole(value) or 0, 0)
+
+
+def _whole(value: object) -> int | None:
+    """Return a whole number, also one that is written as 2000.0, as some languages write all numbers."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _prompts(prompt: object) -> int:

@@ -17,7 +17,7 @@ from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.flow import utc_now
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Quote, Source
-from lcp_gateway.purchase.results import Result, StreamBegin, StreamEvent
+from lcp_gateway.purchase.results import Result, StreamEvent
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
@@ -129,7 +129,7 @@ class OpenAIHttpUpstream:
     ) -> AsyncGenerator[StreamEvent, None]:
         """Hand the task over and give the result as it comes, read from the node only when asked. Goes out once."""
         async with self._answer(quote, task, timeout_s) as answer:
-            yield StreamBegin(answer.content_type, answer.content_encoding)
+            yield answer.begin()
             async for chunk in answer.chunks():
                 yield chunk
             yield answer.result(b"")
@@ -241,9 +241,9 @@ class OpenAIHttpUpstream:
         started: float,
         lost: Verdict,
     ) -> NodeAnswer:
-        def charge(end_of_result: bytes, result_bytes: int) -> Msat:
+        def charge(tells_usage: bytes, result_bytes: int) -> Msat:
             return node.price.charge_msat(
-                usage_of(end_of_result),
+                usage_of(tells_usage),
                 body_bytes=len(task.body),
                 # Vectors are no tokens.
                 result_bytes=0 if task.kind is TaskKind.EMBEDDINGS else result_bytes,
@@ -252,7 +252,7 @@ class OpenAIHttpUpstream:
             )
 
         return NodeAnswer(
-            response, task.kind, max_bytes=self._max_result_bytes, lost=lost, charge=charge
+            response, task, max_bytes=self._max_result_bytes, lost=lost, charge=charge
         )
 
 

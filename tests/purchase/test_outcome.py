@@ -105,6 +105,9 @@ def test_what_is_found_out_later_is_decided_for_the_customer(ending):
 class Fixed:
     """A judge that has its mind made up."""
 
+    free_bytes = 2**40
+    is_complete = is_flooded = shows_error = False
+
     def __init__(self, received):
         self.said = received
         self.read = b""

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.outcome import Received
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.results import Result, ResultStatus, StreamBegin
 from lcp_gateway.purchase.states import Verdict
@@ -238,8 +239,10 @@ async def test_a_stream_that_is_answered_with_a_whole_document_is_passed_on(serv
     assert end.length == len(answer)
 
 
-@pytest.mark.parametrize("kind", [CHAT, TaskKind.RESPONSES, TaskKind.COMPLETIONS])
-@pytest.mark.parametrize("close_delimited", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "close_delimited"),
+    [(CHAT, True), (TaskKind.COMPLETIONS, True), (TaskKind.RESPONSES, True), (TaskKind.RESPONSES, False)],
+)  # fmt: skip
 async def test_a_stream_without_its_end_mark_is_not_whole(server, opened, kind, close_delimited):
     server.behave(cut="no_done", close_delimited=close_delimited)
     error = await failed(streamed(opened(server.base_url), task(kind, stream=True)))
@@ -269,7 +272,18 @@ async def test_a_stream_that_is_cut_never_passes_for_whole(server, opened, kind,
     assert not any(isinstance(event, Result) for event in events)
 
 
-CHAT_STREAM = b'data: {"choices":[]}\n\ndata: [DONE]\n\n'
+@pytest.mark.parametrize("kind", [CHAT, TaskKind.COMPLETIONS])
+async def test_a_stream_without_its_end_mark_whose_choices_are_finished_is_whole(
+    server, opened, kind
+):
+    """B2: a tidy end after the finish_reason of every choice was called cut."""
+    server.behave(cut="no_done")
+    begin, *_, end = await streamed(opened(server.base_url), task(kind, stream=True))
+    assert isinstance(end, Result)
+    assert begin.judge.received() is Received.WHOLE
+
+
+CHAT_STREAM = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\ndata: [DONE]\n\n'
 RESPONSES_STREAM = (
     b'event: response.created\ndata: {"type":"response.created"}\n\n'
     b'event: response.completed\ndata: {"type":"response.completed","response":{"x":{}}}\n\n'
@@ -279,10 +293,10 @@ RESPONSES_STREAM = (
 async def stream_is_whole(server, upstream, kind, raw):
     server.behave(raw=raw, content_type=SSE, close_delimited=True)
     try:
-        *_, end = await streamed(upstream, task(kind, stream=True))
+        begin, *_, end = await streamed(upstream, task(kind, stream=True))
     except UpstreamError:
         return False
-    return isinstance(end, Result)
+    return isinstance(end, Result) and begin.judge.received() is Received.WHOLE
 
 
 @pytest.mark.parametrize(
@@ -294,12 +308,18 @@ async def stream_is_whole(server, upstream, kind, raw):
         (CHAT, CHAT_STREAM.replace(b"\n", b"\r")),
         (CHAT, CHAT_STREAM.rstrip()),
         (CHAT, CHAT_STREAM + b": bye\n\n"),
-        (CHAT, b"data: " + b"x" * 20_000 + b"\n\ndata: [DONE]\n\n"),
+        (CHAT, CHAT_STREAM + b": bye\n\n" * 2_000),
+        (CHAT, b"\xef\xbb\xbf" + CHAT_STREAM),
+        (CHAT, CHAT_STREAM.replace(b'{"', b'{\ndata: "')),
+        (CHAT, CHAT_STREAM.replace(b"data: [", b"data: " + b"x" * 20_000 + b"\n\ndata: [")),
         (TaskKind.RESPONSES, RESPONSES_STREAM),
         (TaskKind.RESPONSES, RESPONSES_STREAM.replace(b"\n", b"\r\n")),
         (TaskKind.RESPONSES, RESPONSES_STREAM.replace(b"completed", b"incomplete")),
-        (TaskKind.RESPONSES, RESPONSES_STREAM.replace(b"completed", b"failed")),
         (TaskKind.RESPONSES, RESPONSES_STREAM + b"data: [DONE]\n\n"),
+        (
+            TaskKind.RESPONSES,
+            b'data: {"response":{},"sequence_number":1,"type":"response.completed"}\n\n',
+        ),
         (TaskKind.RESPONSES, b'data: {"type": "response.completed"}\n\n'),
         (TaskKind.RESPONSES, RESPONSES_STREAM.replace(b"{}", b'"' + b"y" * 99_000 + b'"')),
     ],
@@ -315,6 +335,9 @@ async def test_an_end_mark_is_known_however_it_is_written(server, opened, kind, 
         (CHAT, b'data: {"text":"data: [DONE]"}\n\n'),
         (CHAT, b"data: [DON"),
         (CHAT, RESPONSES_STREAM),
+        (CHAT, b"data: [DONE]\n\n"),
+        (TaskKind.RESPONSES, RESPONSES_STREAM.replace(b"completed", b"failed")),
+        (TaskKind.RESPONSES, RESPONSES_STREAM[:-1]),
         (TaskKind.RESPONSES, CHAT_STREAM),
         (TaskKind.RESPONSES, b'data: {"text":"event: response.completed"}\n\n'),
         (TaskKind.RESPONSES, b"data: " + b"x" * 41 + b"event: response.completed\n\n"),
@@ -351,9 +374,10 @@ async def test_a_reader_that_stops_stops_the_node(server, opened):
     before = server.server.written_bytes
     await asyncio.sleep(0.3)
     assert server.server.written_bytes == before < 20_000_000
-    async for event in events:
-        if isinstance(event, bytes):
-            taken += len(event)
+    with pytest.raises(UpstreamError, match="without its end mark"):
+        async for event in events:
+            if isinstance(event, bytes):
+                taken += len(event)
     assert taken == 30_000_000
 
 
