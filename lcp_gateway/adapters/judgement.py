@@ -228,7 +228,7 @@ class StreamJudge:
         self._document += chunk
         if self._is_events is None:
             text = self._document.removeprefix(_BOM).lstrip(_SPACE)
-            if not text:
+            if not text or _BOM.startswith(self._document):
                 return
             self._is_events = not text.startswith(_DOCUMENT_STARTS)
             if self._is_events:
@@ -347,13 +347,10 @@ def _judge_response(document: Mapping[str, Any]) -> Judgement:
     status, output = document.get("status"), document.get("output")
     if _response_failed(document):
         return Judgement.ERROR
-    if status in _UNFINISHED_STATUSES:
-        return Judgement.CUT
-    if isinstance(output, list) and (output or status == "incomplete"):
-        return Judgement.WHOLE
-    if isinstance(output, list) or document.get("object") == "response":
-        return Judgement.EMPTY
-    return Judgement.WRONG_KIND
+    if isinstance(output, list):
+        # Some servers forget to say that it has ended.
+        return Judgement.WHOLE if output or status not in _UNFINISHED_STATUSES else Judgement.CUT
+    return Judgement.EMPTY if document.get("object") == "response" else Judgement.WRONG_KIND
 
 
 def _response_failed(response: Mapping[str, Any]) -> bool:

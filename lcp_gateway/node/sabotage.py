@@ -116,12 +116,15 @@ class Saboteur:
         await wait_forever()
 
     async def _flood(self, chunks: _Chunks) -> _Chunks:
-        async for chunk in self._take(chunks):
-            yield chunk
+        left = self._config.chunks_before_failure
         size = self._config.flood_chunk_bytes
         comment = b": " + b"x" * max(0, size - 4) + b"\n\n"
-        for _ in range(max(1, self._config.flood_bytes // len(comment))):
-            yield comment
+        async for chunk in chunks:
+            if left == 0:
+                for _ in range(max(1, self._config.flood_bytes // len(comment))):
+                    yield comment
+            left -= 1
+            yield chunk
 
     async def _slow(self, chunks: _Chunks) -> _Chunks:
         async for chunk in chunks:

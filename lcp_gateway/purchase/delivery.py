@@ -17,6 +17,8 @@ END_WAIT_S = 15.0
 """How long a peer may take, after its result's own end, to say which hash and length it sent."""
 CLOSE_WAIT_S = 2.0
 """How long a call may take to end, once the whole result has come and its hash is right."""
+# The stream's end and the result.
+_ALL_ENDS = 2
 # What has arrived already is still taken.
 _LEAST_WAIT_S = 0.05
 
@@ -150,6 +152,8 @@ class PaidStream:
                 raise UpstreamError("DATA_LOSS", "its hash did not follow its end") from None
             left_s = max(left_s - (time.monotonic() - waits_since), _LEAST_WAIT_S)
             yield event
+            if len(ends) == _ALL_ENDS:
+                return
         raise UpstreamError("DATA_LOSS", "too much follows its end")
 
     def _check_order(self, ends: Sequence[StreamEvent]) -> None:

@@ -122,6 +122,12 @@ class _Pieces:
             else:
                 self._members[key] = value
 
+    @property
+    def id(self) -> str | None:
+        """The id that one of the pieces gave."""
+        found = self._members.get("id")
+        return found if isinstance(found, str) and found else None
+
     def whole(self) -> dict[str, Any]:
         return {
             key: value.whole() if isinstance(value, _Text | _List | _Pieces) else value
@@ -142,13 +148,19 @@ class _Text:
 
 
 class _List:
-    """A list that grows; objects with the same index in it are pieces of one."""
+    """A list that grows; objects with the same index in it are pieces of one.
+
+    Of calls some servers give all the index 0: there another id begins another call.
+    """
 
     def __init__(self, depth: int, *, is_calls: bool) -> None:
         self._depth = depth
         self._is_calls = is_calls and depth > 0
         self._entries: list[Any] = []
-        self._indexed: dict[int, _Pieces] = {}
+        self._indexed: dict[int, list[_Pieces]] = {}
+        # The one that a piece without an id belongs to, and those that have one.
+        self._last: dict[int, _Pieces] = {}
+        self._named: dict[tuple[int, str], _Pieces] = {}
         self._count = 0
 
     def add(self, values: list[Any]) -> None:
@@ -160,7 +172,8 @@ class _List:
                 entry.add(value)
 
     def whole(self) -> list[Any]:
-        entries = [self._indexed[index] for index in sorted(self._indexed)] + self._entries
+        indexed = [entry for index in sorted(self._indexed) for entry in self._indexed[index]]
+        entries = indexed + self._entries
         wholes = [entry.whole() if isinstance(entry, _Pieces) else entry for entry in entries]
         if self._is_calls:
             for call in wholes:
@@ -173,16 +186,27 @@ class _List:
         """Find what a value is a piece of; None where it is one of its own and whole."""
         index = value.get("index")
         if _is_integer(index):
-            entry = self._indexed.get(index)
-            if entry is None:
-                entry = self._indexed[index] = self._new()
-            return entry
+            return self._at(index, value.get("id") if self._is_calls else None)
         if not self._is_calls:
             return None
         if value.get("id") or not self._entries:
             self._entries.append(self._new())
         last = self._entries[-1]
         return last if isinstance(last, _Pieces) else None
+
+    def _at(self, index: int, call_id: object) -> _Pieces:
+        entries = self._indexed.setdefault(index, [])
+        named = isinstance(call_id, str) and call_id
+        entry = self._named.get((index, named)) if named else None
+        if entry is None and entries and (not named or self._last[index].id is None):
+            entry = self._last[index]
+        if entry is None:
+            entry = self._new()
+            entries.append(entry)
+        if named:
+            self._named[index, named] = entry
+        self._last[index] = entry
+        return entry
 
     def _new(self) -> _Pieces:
         self._count += 1

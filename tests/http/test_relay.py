@@ -1,5 +1,6 @@
 import asyncio
 import json
+from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
@@ -25,6 +26,7 @@ class Served:
         kind=TaskKind.CHAT_COMPLETIONS,
         heartbeat_s=0.0,
         content_type="text/event-stream",
+        encoding="",
     ):
         self.chunks, self.kind, self.heartbeat_s, self.content_type = (
             chunks,
@@ -32,6 +34,7 @@ class Served:
             heartbeat_s,
             content_type,
         )
+        self.encoding = {"Content-Encoding": encoding} if encoding else {}
         self.counted = 0
 
     async def _source(self):
@@ -47,7 +50,7 @@ class Served:
         self.counted += byte_count
 
     async def _handle(self, request):
-        response = web.StreamResponse(headers={"Content-Type": self.content_type})
+        response = web.StreamResponse(headers={"Content-Type": self.content_type, **self.encoding})
         relay = Relay(
             request,
             response,
@@ -58,19 +61,22 @@ class Served:
         )
         try:
             await relay.run(self._source())
-        except Undelivered:
+        except Undelivered as error:
             if not relay.begun:
                 return BROKEN.response()
-            await relay.break_off(BROKEN)
+            await relay.break_off(BROKEN, is_told=error.is_told)
         return response
+
+    def server(self):
+        app = web.Application()
+        app.router.add_get("/", self._handle)
+        return TestServer(app)
 
     async def get(self):
         """Give status, the bytes that came, and whether the body ended as HTTP says it must."""
-        app = web.Application()
-        app.router.add_get("/", self._handle)
         async with (
-            TestServer(app) as server,
-            aiohttp.ClientSession() as session,
+            self.server() as server,
+            aiohttp.ClientSession(auto_decompress=False) as session,
             session.get(server.make_url("/")) as response,
         ):
             received = b""
@@ -80,6 +86,12 @@ class Served:
             except aiohttp.ClientPayloadError:
                 return response.status, received, False
             return response.status, received, True
+
+
+@asynccontextmanager
+async def served_at(served):
+    async with served.server() as server:
+        yield server.host, server.port
 
 
 async def test_all_bytes_come_in_order_and_the_end_is_clean():
@@ -127,13 +139,43 @@ async def test_a_stream_that_is_not_events_just_breaks_off():
     )
 
 
-async def test_heartbeats_come_between_events_only():
-    served = Served(b"data: 1\n\n", 0.25, b"data: ", 0.25, b"2\n\n", heartbeat_s=0.1)
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+async def test_heartbeats_come_between_events_only(end):
+    """E: the test of this name took all heartbeats out before it looked, so that one inside an event passed."""
+    first, begun, rest = b"data: 1" + end * 2, b"data: 2" + end, b"data: 3" + end * 2
+    served = Served(first, 0.25, begun, 0.25, rest, heartbeat_s=0.1)
     _, body, whole = await served.get()
     assert whole
-    assert b": heartbeat\n\n" in body
-    assert body.replace(b": heartbeat\n\n", b"") == b"data: 1\n\ndata: 2\n\n"
-    assert served.counted == 18, "heartbeats are no bytes of the result"
+    beat = b": heartbeat\n\n"
+    assert body.startswith(first + beat), "one comes while nothing does"
+    assert body.endswith(begun + rest), "and none inside an event"
+    assert body.replace(beat, b"") == first + begun + rest
+    assert served.counted == len(first + begun + rest), "heartbeats are no bytes of the result"
+
+
+async def test_nothing_is_put_into_a_compressed_stream():
+    served = Served(b"\x1f\x8b1", 0.25, b"2", Undelivered("cut"), heartbeat_s=0.1, encoding="gzip")
+    assert await served.get() == (200, b"\x1f\x8b12", False)
+
+
+async def test_an_error_that_the_client_has_read_is_not_told_again():
+    error = b'data: {"error":{"message":"no"}}\n\n'
+    served = Served(b"data: 1\n\n", error, Undelivered("no", is_told=True))
+    assert await served.get() == (200, b"data: 1\n\n" + error, False)
+
+
+@pytest.mark.parametrize("keep", [b"", b"Connection: keep-alive\r\n"])
+async def test_the_end_of_the_connection_ends_a_stream_of_http_1_0(keep):
+    """B12: one that asked to keep its connection waited for ever."""
+    async with served_at(Served(b"data: 1\n\n")) as (host, port):
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"GET / HTTP/1.0\r\nHost: x\r\n" + keep + b"\r\n")
+        async with asyncio.timeout(5):
+            answer = await reader.read()
+        writer.close()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert body == b"data: 1\n\n"
+    assert b"keep-alive" not in head.lower()
 
 
 async def test_a_heartbeat_may_come_before_the_first_byte():

@@ -424,3 +424,85 @@ async def test_those_who_are_told_may_ask_to_be_told_again():
     source.when_ended(lambda it: it.when_ended(heard.append))
     source.end()
     assert heard == [source]
+
+
+# What waits for a good end.
+
+
+async def test_bytes_above_the_free_ones_wait_for_a_good_end():
+    source = answer()
+    source.begin(HEAD)
+    taken = []
+
+    async def take():
+        async for block in source.chunks():
+            taken.append(block)
+
+    reading = asyncio.create_task(take())
+    source.append(b"one", 3)
+    source.append(b"twoEN", 6)
+    await settle()
+    assert b"".join(taken) == b"onetwo"
+    source.append(b"D", 6)
+    source.append(b"more", 6)
+    await settle()
+    assert b"".join(taken) == b"onetwo" == b"".join(source.blocks())
+    source.end()
+    await reading
+    assert b"".join(taken) == b"onetwoENDmore" == await read_all(source)
+
+
+async def test_what_waits_is_dropped_where_the_end_is_none():
+    """A15: no end mark goes out before the hash is known to be right."""
+    pool = Pool(1_000_000)
+    source = answer(pool=pool)
+    source.begin(HEAD)
+    source.append(b"oneEND", 3)
+    source.append(b"more", 3)
+    assert pool.held_bytes == 10
+    source.fail(ValueError("no"))
+    came = []
+    with pytest.raises(ValueError, match="no"):
+        async for block in source.chunks():
+            came.append(block)
+    assert came == [b"one"]
+    assert (source.size, pool.held_bytes) == (3, 3)
+    source.forget()
+    assert pool.held_bytes == 0
+
+
+async def test_a_producer_does_not_wait_for_readers_to_take_what_they_cannot_have():
+    source = answer(window=10)
+    source.begin(HEAD)
+    reading = asyncio.create_task(read_all(source))
+    await settle()
+    source.append(b"one", 3)
+    await settle()
+    for _ in range(10):
+        source.append(b"x" * 10, 3)
+        assert not source.is_ahead
+    source.end()
+    assert len(await reading) == 103
+
+
+@given(
+    st.lists(st.tuples(st.binary(min_size=1, max_size=9), st.integers(0, 12)), max_size=20),
+    st.booleans(),
+)
+def test_readers_get_exactly_the_free_bytes_before_the_end_and_all_after_it(blocks, is_good):
+    async def run():
+        source = answer(window=10**6, whole=10**6)
+        source.begin(HEAD)
+        whole, free = b"", 0
+        for block, more in blocks:
+            whole += block
+            free = min(free + more, len(whole))
+            source.append(block, free)
+            assert b"".join(source.blocks()) == whole[:free]
+        if is_good:
+            source.end()
+        else:
+            source.fail(ValueError("no"))
+        assert b"".join(source.blocks()) == (whole if is_good else whole[:free])
+
+    asyncio.run(run())

@@ -463,6 +463,40 @@ def test_whatever_comes_is_read_or_refused(stream, is_stream):
         assert isinstance(json.loads(b"[" + output + b"]"), list)
 
 
+def calls_of(*pieces):
+    stream = sse(*(chunk(delta(tool_calls=[piece])) for piece in pieces))
+    document = json.loads(chat_document((stream,), True))
+    made = document["choices"][0]["message"]["tool_calls"]
+    return [(one["id"], one["function"].get("name"), one["function"]["arguments"]) for one in made]
+
+
+def started(call_id, name="f", index=0):
+    return call(index, id=call_id, type="function", function={"name": name, "arguments": ""})
+
+
+def went_on(arguments, index=0, **more):
+    return call(index, function={"arguments": arguments}, **more)
+
+
+def test_parallel_calls_that_all_have_the_index_0_are_kept_apart_by_their_ids():
+    """B11: they became one call with both arguments in it."""
+    assert calls_of(
+        started("a"), went_on('{"x"'), went_on(":1}"), started("b", "g"), went_on("{}")
+    ) == [("a", "f", '{"x":1}'), ("b", "g", "{}")]
+    # Each piece may say whose it is, in any order.
+    assert calls_of(
+        started("a"), started("b", "g"), went_on("1", id="a"), went_on("2", id="b"), went_on("3", id="a")
+    ) == [("a", "f", "13"), ("b", "g", "2")]  # fmt: skip
+
+
+def test_calls_with_indices_of_their_own_are_put_together_by_those():
+    assert calls_of(
+        started("a"), started("b", "g", 1), went_on("1"), went_on("2", 1), went_on("3", id="")
+    ) == [("a", "f", "13"), ("b", "g", "2")]
+    # An id that comes late names the call that has begun.
+    assert calls_of(went_on("1"), went_on("2", id="a"), went_on("3")) == [("a", None, "123")]
+
+
 @pytest.mark.parametrize("depth", [200, 300, 900, 990, 1020, 1100, 50_000])
 def test_deep_values_are_read_or_refused(depth):
     deep = b"[" * depth + b"]" * depth

@@ -192,7 +192,7 @@ class StandIn:
             self._warm.add(model)
             await asyncio.sleep(self.cold_s)
         document, events = answer(asked)
-        if asked.get("stream"):
+        if asked.get("stream") and events:
             if b.cut == "no_done":
                 events = events[:-1]
             return await self._stream(request, "text/event-stream", events)

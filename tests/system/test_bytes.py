@@ -130,6 +130,12 @@ def test_any_json_arrives_as_it_is(node, port, more, content, ascii_only, indent
     arrives_as_it_is(node, port, (around[0] + text + around[1]).encode())
 
 
+GOOD = {
+    (CHAT, True): b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n',
+    (CHAT, False): b'{"choices":[{"message":{"content":""}}]}',
+}
+
+
 @QUICKLY
 @given(
     chunks=st.lists(st.binary(max_size=300) | st.sampled_from(PIECES), max_size=12),
@@ -138,11 +144,13 @@ def test_any_json_arrives_as_it_is(node, port, more, content, ascii_only, indent
 @BOTH
 @STREAMED_OR_NOT
 def test_any_result_comes_back_as_it_is(port, chunks, content_type, path, stream):
-    with answering(chunks, content_type=content_type):
+    # In a coding that the gateway cannot read only hash and length tell whether it is right.
+    with answering(chunks, content_type=content_type, content_encoding="x-odd"):
         answer = post(port, path, document(path, "fault/odd-content-type", stream=stream))
     assert answer.status == 200 and answer.whole
     assert answer.body == b"".join(chunks)
     assert answer.headers["content-type"] == content_type
+    assert answer.headers["content-encoding"] == "x-odd"
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1_000])
@@ -151,17 +159,22 @@ def test_any_result_comes_back_as_it_is(port, chunks, content_type, path, stream
     [
         (CHAT, b"data: [DONE]\n\n"),
         (CHAT, b"data:[DONE]\r\n\r\n"),
+        (CHAT, b"data: [DONE]\r\r"),
         (RESPONSES, b'event: response.completed\ndata: {"type":"response.completed"}\n\n'),
+        (RESPONSES, b'data: {"type":"response.completed","response":{}}\n\n'),
+        (RESPONSES, b'data: {"response":{}, "type": "response.completed"}\r\r'),
     ],
 )
 def test_an_end_is_not_seen_before_the_hash_is_right_however_it_is_cut(port, path, end, size):
-    whole = b"data: {}\n\n" + end
+    """A15: in some of these spellings a client saw the end of what had a wrong hash."""
+    first = GOOD[CHAT, True] if path == CHAT else b'data: {"type":"response.created"}\n\n'
+    whole = first + end
     chunks = [whole[at : at + size] for at in range(0, len(whole), size)]
     with answering(chunks, content_type="text/event-stream"):
         right = post(port, path, document(path, "fault/odd-content-type", stream=True))
         wrong = post(port, path, document(path, "fault/wrong-hash", stream=True))
     assert right.whole and right.body == whole
-    assert not wrong.whole and end.split(b"\r\n")[0].split(b"\n")[0] not in wrong.body
+    assert not wrong.whole and end.splitlines()[0] not in wrong.body
     assert json.loads(wrong.blocks[-1][1])["error"]["code"] == "undelivered"
 
 
@@ -185,7 +198,6 @@ def answering(chunks, **changes):
     [
         "stream-slow",
         "stream-split-utf8",
-        "stream-binary",
         "empty-chunks",
         "big-result",
         "odd-content-type",
@@ -210,6 +222,14 @@ def test_odd_but_right_results_come_back_as_they_are(node, port, path, name, str
         assert len(answer.body) > 7 * MIB
 
 
+@BOTH
+def test_bytes_that_are_no_events_come_to_no_answer_with_a_right_hash_too(node, port, path):
+    node.received.clear()
+    answer = post(port, path, document(path, "fault/stream-binary", stream=True))
+    assert (answer.status, answer.error["code"]) == (502, "undelivered")
+    assert answer.verdict == "settled"
+
+
 @STREAMED_OR_NOT
 def test_a_gzipped_result_says_so_and_can_be_unpacked(port, stream):
     answer = post(port, CHAT, document(model="fault/gzip-encoding", stream=stream))
@@ -229,10 +249,11 @@ def test_an_odd_content_type_is_passed_on(port, stream):
     "hostile", ["", " ", "text/plain\r\nX-Evil: 1", "a\x00b", "caf\u00e9", "x" * 5_000]
 )
 def test_a_content_type_that_is_no_header_is_replaced(port, stream, hostile):
-    with answering([b"data: 1\n\n"], content_type=hostile, content_encoding=hostile):
+    good = GOOD[CHAT, stream]
+    with answering([good], content_type=hostile, content_encoding=hostile):
         answer = post(port, CHAT, document(model="fault/odd-content-type", stream=stream))
     assert answer.status == 200 and answer.whole
-    assert answer.body == b"data: 1\n\n"
+    assert answer.body == good
     wanted = "text/event-stream" if stream else "application/json"
     assert answer.headers["content-type"].startswith(wanted)
     assert "x-evil" not in answer.headers and "content-encoding" not in answer.headers

@@ -76,7 +76,6 @@ LATE = {
 }
 LATE_STREAMS = {
     **{name: failure.behaviour for name, failure in LATE.items()},
-    "without its end mark": {"cut": "no_done"},
     "without its end mark and length": {"cut": "no_done", "close_delimited": True},
 }
 

@@ -192,8 +192,14 @@ def test_a_result_that_says_that_it_goes_on_has_ended_all_the_same(node, port, s
     assert found.json["status"] == "completed" and found.json["output"] == [MESSAGE]
 
 
-@pytest.mark.parametrize("status", ["incomplete", "failed"])
-def test_a_result_that_came_to_nothing_else_says_so(node, port, status):
-    answers(node, response(id="resp_1") | {"status": status})
-    found = ended(port, begun(port, f"status {status}", model=MODEL))
-    assert found.json["status"] == status and found.json["output"] == [MESSAGE]
+def test_a_result_that_is_incomplete_says_so(node, port):
+    answers(node, response(id="resp_1") | {"status": "incomplete"})
+    found = ended(port, begun(port, "status incomplete", model=MODEL))
+    assert found.json["status"] == "incomplete" and found.json["output"] == [MESSAGE]
+
+
+def test_a_result_that_says_that_it_failed_is_none(node, port):
+    answers(node, response(id="resp_1") | {"status": "failed"})
+    found = ended(port, begun(port, "status failed", model=MODEL))
+    assert found.json["status"] == "failed" and found.json["output"] == []
+    assert found.json["error"]["code"] == "undelivered"
