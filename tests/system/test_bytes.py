@@ -225,7 +225,10 @@ def test_odd_but_right_results_come_back_as_they_are(node, port, path, name, str
 @BOTH
 def test_bytes_that_are_no_events_come_to_no_answer_with_a_right_hash_too(node, port, path):
     node.received.clear()
-    answer = post(port, path, document(path, "fault/stream-binary", stream=True))
+    streamed = post(port, path, document(path, "fault/stream-binary", stream=True))
+    assert not streamed.whole and b'"code":"undelivered"' in streamed.body
+    assert streamed.verdict == "settled"
+    answer = post(port, path, document(path, "fault/stream-binary"))
     assert (answer.status, answer.error["code"]) == (502, "undelivered")
     assert answer.verdict == "settled"
 

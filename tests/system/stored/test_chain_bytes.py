@@ -209,7 +209,7 @@ def test_whatever_was_said_comes_first_and_unchanged(node, port, items, ascii_on
 def test_a_response_that_nobody_can_read_is_an_error_and_is_not_paid_for(node, port):
     deep = b"[" * 1_000 + b"]" * 1_000
     node.behave(raw=b'{"id":"resp_bad","object":"response","output":%b}' % deep)
-    sent(port, turn())
+    assert post(port, RESPONSES, turn()).status == 200
     node.behave(raw=None)
     node.requests.clear()
     answer = post(port, RESPONSES, turn("resp_bad"))
