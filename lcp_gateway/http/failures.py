@@ -1,5 +1,6 @@
 """The one error map: every failure of an order becomes an answer."""
 
+import math
 from collections.abc import Mapping
 
 from lcp_gateway.adapters.completions import NotAdaptable
@@ -221,7 +222,7 @@ def _of_node_failure(error: PaymentFailed) -> ApiError:
     """A node that did not do it: its own word for the error, where it gave one."""
     if error.is_away and error.verdict is Verdict.NONE:
         return _no_provider_reached(error)
-    return ApiError(
+    answer = ApiError(
         STATUS_OF_GRPC.get(error.status, 500),
         error.message,
         code=error.code or _CODES_OF_GRPC.get(error.status, "node_failed"),
@@ -229,3 +230,6 @@ def _of_node_failure(error: PaymentFailed) -> ApiError:
         verdict=error.verdict,
         quote=error.quote,
     )
+    if answer.retry and error.retry_after_s is not None:
+        answer.retry_after_s = math.ceil(error.retry_after_s)
+    return answer

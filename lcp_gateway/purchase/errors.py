@@ -24,7 +24,7 @@ class UpstreamError(PurchaseError):
     …), which every adapter maps its own errors to. ``retryable`` says that another try may cure it. ``evidence`` is what
     the adapter itself knows of the money after the call that may pay; None leaves it to ``evidence.verdict_of_failure``.
     ``code`` is the provider's own word for the error, in OpenAI's sense, where it gave one. ``is_away`` says that nothing
-    was reached that could have answered.
+    was reached that could have answered. ``retry_after_s`` is how long the provider asks to be left alone.
     """
 
     def __init__(
@@ -37,9 +37,11 @@ class UpstreamError(PurchaseError):
         evidence: Verdict | None = None,
         code: str | None = None,
         is_away: bool = False,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message, quote=quote)
         self.status = status
+        self.retry_after_s = retry_after_s
         self.is_away = is_away
         self.retryable = retryable
         self.evidence = evidence
@@ -53,6 +55,7 @@ class PaymentFailed(PurchaseError):
         super().__init__(cause.message, quote=quote)
         self.status = cause.status
         self.is_away = cause.is_away
+        self.retry_after_s = cause.retry_after_s
         self.code = cause.code
         self.verdict = verdict
 

@@ -1,7 +1,10 @@
 """What goes wrong with a virtual node, in the gateway's words: mapped here once, and never with the node's key in it."""
 
+import errno
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -17,6 +20,8 @@ MAX_ERROR_BYTES = 64 * 1024
 """So much of an error's body is read."""
 
 _MAX_MESSAGE_CHARS = 500
+_MAX_RETRY_AFTER_S = 3_600.0
+_RESET = frozenset({errno.ECONNRESET, errno.EPIPE})
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\ud7ff\ue000-\ufffd]+")
 _CODE = re.compile(r"[a-z0-9_.-]{1,64}")
 _BEARER = re.compile(r"bearer\s+\S+", re.IGNORECASE)
@@ -43,11 +48,17 @@ _OWN_WORDS: Mapping[int, str] = {
 _REDIRECT = "the node redirects, which is not followed"
 
 
-def refusal(status: int, body: bytes, api_key: str = "") -> UpstreamError:
+def refusal(status: int, body: bytes, api_key: str = "", retry_after: str = "") -> UpstreamError:
     """Give the error for an HTTP status that is no success; nothing was bought with it.
 
     ``body`` is the answer's body or its beginning; what it says is passed on, bounded, printable and without the key.
     """
+    if status < HTTPStatus.MULTIPLE_CHOICES or status == HTTPStatus.NOT_MODIFIED:
+        return UpstreamError(
+            "UNAVAILABLE",
+            f"the node answered with HTTP status {status}, which is no answer to a POST",
+            evidence=Verdict.NONE,
+        )
     if status < HTTPStatus.BAD_REQUEST:
         return UpstreamError("UNAVAILABLE", _REDIRECT, evidence=Verdict.NONE)
     if own := _OWN_WORDS.get(status):
@@ -64,7 +75,38 @@ def refusal(status: int, body: bytes, api_key: str = "") -> UpstreamError:
         retryable=name in _PASSING,
         evidence=Verdict.NONE,
         code=code,
+        retry_after_s=retry_after_s(retry_after) if name in _PASSING else None,
     )
+
+
+def retry_after_s(value: str, now: datetime | None = None) -> float | None:
+    """Read a Retry-After header: seconds or a date. Give at most an hour; None for what is neither."""
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        seconds = float(text[:9])
+    else:
+        try:
+            then = parsedate_to_datetime(text)
+        except (TypeError, ValueError):
+            return None
+        if then.tzinfo is None:
+            then = then.replace(tzinfo=UTC)
+        seconds = (then - (now or datetime.now(UTC))).total_seconds()
+    return min(max(seconds, 1.0), _MAX_RETRY_AFTER_S)
+
+
+def was_closed(error: BaseException) -> bool:
+    """Return whether a connection ended before a byte of an answer came over it."""
+    match error:
+        case aiohttp.ServerDisconnectedError():
+            # With a part of a head it carries that instead of a text.
+            return isinstance(error.message, str)
+        case aiohttp.ClientConnectionResetError():
+            return True
+        case aiohttp.ClientOSError():
+            return error.errno in _RESET
+        case _:
+            return False
 
 
 def found_nobody(error: BaseException) -> bool:
@@ -95,8 +137,12 @@ def broken_call(
             message = "no connection to the node in time"
         case aiohttp.InvalidURL():
             message = "the node's address is not valid"
-        case aiohttp.ClientResponseError():
+        case aiohttp.ClientResponseError() if "chunk" in error.message.lower():
+            # The head was good, and came together with a body that is not.
             message = "the node's answer is not HTTP"
+        case aiohttp.ClientResponseError():
+            # No answer at all: whatever it was, it is not booked.
+            message, evidence = "the node's answer is not HTTP", Verdict.NONE
         case _:
             message = "the connection to the node was lost"
     return UpstreamError(

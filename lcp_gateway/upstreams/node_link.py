@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 
@@ -19,6 +19,11 @@ _KEEPALIVE_S = 4.0
 # Connections beside those of tasks, so that a busy node can still be asked whether it is there.
 _SPARE_CONNECTIONS = 2
 _FREE = NodePrice()
+
+MAX_HEADER_BYTES: Final = 64 * 1024
+"""How long a header of a node's answer may be: proxies before it add long cookies and policies."""
+MAX_HEADERS: Final = 1024
+"""How many there may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +54,13 @@ class HttpNode:
 
 @dataclass(slots=True)
 class Sending:
-    """Whether a request had a connection, and may therefore have reached the node."""
+    """Whether a request had a connection, and may therefore have reached the node.
+
+    ``on_used_connection`` says that the connection had carried an earlier request, which the node may have been closing.
+    """
 
     had_connection: bool = False
+    on_used_connection: bool = False
 
 
 class Link:
@@ -62,6 +71,7 @@ class Link:
         # Waited for here and not in the connector, where the wait would count as connecting.
         self._places = asyncio.Semaphore(node.max_connections)
         self._session: aiohttp.ClientSession | None = None
+        self._unpooled: aiohttp.ClientSession | None = None
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -95,13 +105,17 @@ class Link:
 
     def session(self) -> aiohttp.ClientSession:
         """Give the session; it belongs to the loop of the first call."""
-        if self._closed:
-            raise UpstreamError(
-                "UNAVAILABLE", "the connections to the node are closed", evidence=Verdict.NONE
-            )
+        self._check_open()
         if self._session is None:
             self._session = self._open()
         return self._session
+
+    def unpooled_session(self) -> aiohttp.ClientSession:
+        """Return the session whose every request has a connection of its own."""
+        self._check_open()
+        if self._unpooled is None:
+            self._unpooled = self._open(force_close=True)
+        return self._unpooled
 
     async def close_when_idle(self) -> None:
         """Close the connections, for good, when the calls that are under way have ended."""
@@ -111,8 +125,15 @@ class Link:
     async def close(self) -> None:
         """Close the connections, for good."""
         self._closed = True
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._unpooled):
+            if session is not None:
+                await session.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UpstreamError(
+                "UNAVAILABLE", "the connections to the node are closed", evidence=Verdict.NONE
+            )
 
     async def _take_place(self, timeout_s: float) -> None:
         try:
@@ -126,7 +147,7 @@ class Link:
                 evidence=Verdict.NONE,
             ) from None
 
-    def _open(self) -> aiohttp.ClientSession:
+    def _open(self, *, force_close: bool = False) -> aiohttp.ClientSession:
         headers = {
             "Content-Type": "application/json",
             # Compression would only be undone here: answers travel on as they are.
@@ -137,19 +158,28 @@ class Link:
             headers["Authorization"] = f"Bearer {self.node.api_key}"
         trace = aiohttp.TraceConfig()
         trace.on_connection_create_end.append(_note_connection)
-        trace.on_connection_reuseconn.append(_note_connection)
+        trace.on_connection_reuseconn.append(_note_used_connection)
         return aiohttp.ClientSession(
             headers=headers,
             connector=aiohttp.TCPConnector(
                 limit=self.node.max_connections + _SPARE_CONNECTIONS,
-                keepalive_timeout=_KEEPALIVE_S,
+                force_close=force_close,
+                keepalive_timeout=None if force_close else _KEEPALIVE_S,
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=self.node.proxy,
             trace_configs=[trace],
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+            max_headers=MAX_HEADERS,
         )
 
 
 async def _note_connection(_session: object, context: Any, _params: object) -> None:
     context.trace_request_ctx.had_connection = True
+
+
+async def _note_used_connection(_session: object, context: Any, _params: object) -> None:
+    context.trace_request_ctx.had_connection = True
+    context.trace_request_ctx.on_used_connection = True

@@ -10,7 +10,7 @@ import orjson
 
 from lcp_gateway.upstreams.node_answer import read_at_most
 from lcp_gateway.upstreams.node_errors import FAILURES, MAX_ERROR_BYTES, refusal
-from lcp_gateway.upstreams.node_link import HttpNode
+from lcp_gateway.upstreams.node_link import MAX_HEADER_BYTES, MAX_HEADERS, HttpNode
 
 _PATH = "/responses/input_tokens"
 _OBJECT = "response.input_tokens"
@@ -114,6 +114,9 @@ class TokenCounter:
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 trust_env=proxy,
+                max_line_size=MAX_HEADER_BYTES,
+                max_field_size=MAX_HEADER_BYTES,
+                max_headers=MAX_HEADERS,
             )
         return self._sessions[proxy]
 

@@ -29,6 +29,7 @@ from lcp_gateway.upstreams.node_errors import (
     broken_call,
     found_nobody,
     refusal,
+    was_closed,
 )
 from lcp_gateway.upstreams.node_link import HttpNode, Link, Sending
 from lcp_gateway.upstreams.node_models import ListedModel, read_list
@@ -43,6 +44,8 @@ _PATHS = {
 _QUOTE_LASTS = timedelta(seconds=300)
 _MAX_RESULT_BYTES = 32 * 1024 * 1024
 _CONNECT_TIMEOUT_S = 5.0
+# The node's system refuses what meets its close within one round trip; a node that took the request takes longer to fail.
+_CLOSE_KNOWN_S = 0.5
 # aiohttp wants longer bodies as a file, so as to write them in pieces.
 _LONG_BODY_BYTES = 1024 * 1024
 _MAX_LIST_BYTES = 8 * 1024 * 1024
@@ -200,7 +203,7 @@ class OpenAIHttpUpstream:
             # What reached the node and is lost then counts as bought.
             lost = Verdict.NONE if quote.is_free else Verdict.SETTLED
             left_s = max(deadline - time.monotonic(), 0.001)
-            response = await self._post(link, task, left_s, lost)
+            response = await self._post(link, quote, task, left_s, lost)
             try:
                 yield self._checked(response, link.node, quote, task, started, lost)
             finally:
@@ -208,29 +211,71 @@ class OpenAIHttpUpstream:
                 response.close()
 
     async def _post(
-        self, link: Link, task: Task, timeout_s: float, lost: Verdict
+        self, link: Link, quote: Quote, task: Task, timeout_s: float, lost: Verdict
     ) -> aiohttp.ClientResponse:
-        sending = Sending()
-        try:
-            response = await link.session().post(
-                link.node.base_url + _PATHS[task.kind],
-                data=_payload(task.body),
-                headers=self._tracing.headers(),
-                allow_redirects=False,
-                timeout=_timeout(timeout_s),
-                trace_request_ctx=sending,
-            )
-        except FAILURES as error:
-            if found_nobody(error):
-                self._on_down(link.node.provider_id)
-            raise broken_call(error, evidence=lost, had_connection=sending.had_connection) from None
+        response = await self._sent(link, quote, task, timeout_s, lost)
         if _succeeded(response.status):
             return response
         try:
             text = await _read_refusal(response)
         finally:
             response.close()
-        raise refusal(response.status, text, link.node.api_key)
+        raise refusal(
+            response.status, text, link.node.api_key, response.headers.get("Retry-After", "")
+        )
+
+    async def _sent(
+        self, link: Link, quote: Quote, task: Task, timeout_s: float, lost: Verdict
+    ) -> aiohttp.ClientResponse:
+        """Send a task and return the head of the answer.
+
+        A node closes connections that were idle for a while, and a request may meet that close: it was written, and
+        nothing ever read it. It is then sent once more, over a connection of its own. What tells this from a node that
+        took the request and died over it: the connection had been used before, not a byte of an answer came, and the
+        loss was known at once. Both carry the same Idempotency-Key, and what is booked is one answer.
+        """
+        deadline, sending = time.monotonic() + timeout_s, Sending()
+        sent_at = time.monotonic()
+        try:
+            return await self._post_once(link.session(), link.node, quote, task, timeout_s, sending)
+        except FAILURES as error:
+            now = time.monotonic()
+            met_close = (
+                sending.on_used_connection and was_closed(error) and now - sent_at < _CLOSE_KNOWN_S
+            )
+            if not met_close or now >= deadline:
+                if found_nobody(error):
+                    self._on_down(link.node.provider_id)
+                raise broken_call(
+                    error, evidence=lost, had_connection=sending.had_connection
+                ) from None
+        again = Sending()
+        try:
+            return await self._post_once(
+                link.unpooled_session(), link.node, quote, task, deadline - now, again
+            )
+        except FAILURES as error:
+            if found_nobody(error):
+                self._on_down(link.node.provider_id)
+            raise broken_call(error, evidence=lost, had_connection=again.had_connection) from None
+
+    async def _post_once(
+        self,
+        session: aiohttp.ClientSession,
+        node: HttpNode,
+        quote: Quote,
+        task: Task,
+        timeout_s: float,
+        sending: Sending,
+    ) -> aiohttp.ClientResponse:
+        return await session.post(
+            node.base_url + _PATHS[task.kind],
+            data=_payload(task.body),
+            headers={**self._tracing.headers(), "Idempotency-Key": quote.job_id.hex()},
+            allow_redirects=False,
+            timeout=_timeout(max(timeout_s, 0.001)),
+            trace_request_ctx=sending,
+        )
 
     def _checked(
         self,
