@@ -107,6 +107,8 @@ def test_a_node_gets_its_own_key_and_nothing_of_the_clients_headers(
     assert call.headers.pop("Authorization") == f"Bearer {key}"
     assert call.headers.pop("Host") == f"127.0.0.1:{who.port}"
     assert call.headers.pop("Content-Length") == str(len(call.body))
+    # The gateway's own: the job's id, and nothing of the client's.
+    assert call.headers.pop("Idempotency-Key") == answer.headers["x-lcp-job-id"]
     assert call.headers == {
         "Content-Type": "application/json",
         "Accept-Encoding": "identity",
