@@ -74,6 +74,16 @@ def test_a_gateway_starts_with_the_settings_it_is_given(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(GATEWAYS))
+@pytest.mark.parametrize("file", ["prometheus.yml", "operator.yml"])
+def test_prometheus_reaches_a_gateway_by_a_name_that_it_answers_to(name, file):
+    jobs = yaml.safe_load((ROOT / "deploy/prometheus" / file).read_text())["scrape_configs"]
+    (job,) = [job for job in jobs if job["job_name"] == "lcp-gateway"]
+    targets = [target for static in job["static_configs"] for target in static["targets"]]
+    answered = resolved(services()[name]["environment"]["LCP_GATEWAY_ALLOWED_HOSTS"]).split(",")
+    assert {target.rpartition(":")[0] for target in targets} <= set(answered)
+
+
+@pytest.mark.parametrize("name", sorted(GATEWAYS))
 def test_a_gateway_cannot_write_or_gain_rights(name):
     service = services()[name]
     assert service["read_only"] is True

@@ -101,10 +101,19 @@ def test_models_get_other_names_and_requests_a_model(now):
     assert get(now.port, "/v1/models/mine").json["lcp"]["alias_of"] == "echo-1"
 
 
+def test_a_name_is_answered_to_from_the_moment_that_it_is_allowed(now):
+    by_name = {"Host": "box.lan:8080"}
+    assert get(now.port, "/v1/models", by_name).status == 421
+    now.take('allowed_hosts = ["box.lan"]')
+    assert get(now.port, "/v1/models", by_name).status == 200
+    now.take("")
+    assert get(now.port, "/v1/models", by_name).status == 421
+
+
 def test_pages_of_other_origins_may_call(now):
     origin = {"Origin": "https://chat.example.com"}
     allowed = "access-control-allow-origin"
-    assert allowed not in get(now.port, "/v1/models", origin).headers
+    assert get(now.port, "/v1/models", origin).status == 403
     now.take('cors_origins = ["https://chat.example.com"]')
     assert get(now.port, "/v1/models", origin).headers[allowed] == origin["Origin"]
 

@@ -111,7 +111,7 @@ def ask(port: int, token: Token, model: str = "echo-1") -> Answer:
 
 @pytest.fixture(scope="module")
 def served():
-    with shop(l402="true", l402_msat=BUYS_MSAT) as running:
+    with shop(l402="true", l402_msat=BUYS_MSAT, l402_invoices_per_minute=1_000) as running:
         yield running
         running.office.is_in_order()
 
@@ -291,3 +291,41 @@ def test_strangers_cannot_have_invoices_made_without_end():
         assert len(running.running.events("invoice")) <= 3
         assert {answer.status for answer in answers[3:]} == {429}
         assert int(answers[-1].headers["retry-after"]) >= 1
+
+
+def test_a_strangers_flood_keeps_no_other_stranger_and_no_customer_away():
+    """A9: a thousand invoices of one stranger, and everybody else got 429 for an hour."""
+    with shop(
+        l402="true",
+        l402_invoices_per_minute=3,
+        max_requests_per_minute=20,
+        trusted_proxies="127.0.0.1",
+    ) as running:
+
+        def stranger(address, path=CHAT):
+            return post(running.port, path, BODY, {"X-Forwarded-For": address})
+
+        flood = [stranger(f"2001:db8:1:1::{number:x}") for number in range(60)]
+        assert [answer.status for answer in flood] == [402] * 3 + [429] * 57
+        for path in ("/no/such/path/completions", "/v1/chat/completions/x/completions"):
+            assert stranger("192.0.2.9", path).status == 401
+        assert len(running.running.events("invoice")) == 3
+        for address in ("2001:db8:1:2::1", "192.0.2.1"):
+            assert stranger(address).status == 402
+        customer = Office(running.port).customer(1_000_000)
+        for _ in range(5):
+            assert customer.ask().status == 200
+
+
+def test_the_token_of_a_deleted_account_buys_nothing_more(served):
+    """A7: it bought 41 more times."""
+    token = buy(served)
+    assert ask(served.port, token).status == 200
+    (account,) = [caveat for caveat in token.macaroon.caveats if b"acct_" in caveat]
+    account_id = account.decode().partition("=")[2]
+    assert served.office.delete(f"accounts/{account_id}").status in {200, 204}
+    quoted = len(served.running.events("quote"))
+    for _ in range(3):
+        assert is_401(ask(served.port, token))
+    assert is_401(get(served.port, "/api/wallet", token.headers))
+    assert len(served.running.events("quote")) == quoted
