@@ -189,7 +189,7 @@ class Invoices:
             state,
             amount_paid_msat=Msat(invoice.amt_paid_msat),
             settle_index=invoice.settle_index,
-            settled_at=datetime.fromtimestamp(invoice.settle_date, UTC),
+            settled_at=_time(invoice.settle_date),
             preimage=invoice.r_preimage if fits else None,
         )
 
@@ -283,8 +283,16 @@ def _settled(invoice: Any) -> Settled:
         payment_hash=invoice.r_hash,
         amount_paid_msat=Msat(invoice.amt_paid_msat),
         settle_index=invoice.settle_index,
-        settled_at=datetime.fromtimestamp(invoice.settle_date, UTC),
+        settled_at=_time(invoice.settle_date),
     )
+
+
+def _time(seconds: int) -> datetime:
+    """Return the time of a settlement; now where lnd's is on no calendar, since what was paid must be told all the same."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError):
+        return datetime.now(UTC)
 
 
 def _interrupted(error: LndError) -> SettlementsInterrupted:

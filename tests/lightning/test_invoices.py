@@ -297,6 +297,18 @@ class TestFollowing:
         assert heard.settled_at.tzinfo is UTC
         assert first.payment_hash != second.payment_hash
 
+    async def test_a_settlement_at_no_possible_time_is_told_all_the_same(self, lnd, invoices):
+        """A2: an error from a time ended the following for good, and no later top-up was credited."""
+        await settled_invoice(lnd, invoices)
+        odd = await invoices.create(5_000, "", HOUR)
+        await lnd.settle(odd.payment_hash)
+        lnd.invoice(odd.payment_hash).settle_date = 1 << 62
+        assert (await invoices.lookup(odd.payment_hash)).settled_at.tzinfo is UTC
+        follower = Follower(invoices, 1)
+        (heard,) = await follower.hears(1)
+        await follower.stop()
+        assert (heard.payment_hash, heard.settled_at.tzinfo) == (odd.payment_hash, UTC)
+
     async def test_the_first_settlement_of_all_is_not_missed(self, lnd, invoices):
         created = await settled_invoice(lnd, invoices)
 

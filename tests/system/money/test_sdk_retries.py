@@ -23,6 +23,13 @@ NODE = """
 flood_bytes = 33554432
 slow_chunk_s = 0.02
 big_result_bytes = 1048576
+
+[[peers]]
+alias = "cheap"
+
+[[peers.models]]
+name = "cheap"
+base_msat = 0
 """
 CALLS = {
     "chat": lambda client, model: client.chat.completions.create(model=model, messages=HELLO),
@@ -156,6 +163,27 @@ def test_what_was_not_paid_may_be_bought_anew_each_time_with_a_quote_of_its_own(
     accepted = seen.jobs("accept")
     assert len(accepted) == len(set(accepted)) == 2 * len(CALLS)
     assert seen.count("paid") == 0
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda client: client.chat.completions.create(model="cheap", messages=HELLO, max_tokens=5),
+        lambda client: list(
+            client.chat.completions.create(model="cheap", messages=HELLO, max_tokens=5, stream=True)
+        ),
+        lambda client: client.responses.create(model="cheap", input=HELLO, max_output_tokens=16),
+    ],
+    ids=["chat", "chat-stream", "responses"],
+)
+def test_a_price_that_no_channel_carries_is_asked_for_once(client, seen, tries, ask):
+    """A20: four times the same price below 1,000 msat, and four times no route."""
+    with pytest.raises(openai.BadRequestError, match="ask for more output") as failed:
+        ask(client)
+    assert failed.value.response.headers["x-lcp-payment"] == "none"
+    assert failed.value.body["lcp"]["price_msat"] < 1_000
+    assert tries == ["0"]
+    assert (len(seen.jobs("accept")), seen.count("paid")) == (1, 0)
 
 
 def test_every_failure_after_accept_was_among_them():
