@@ -197,7 +197,11 @@ class Reconciler:
         on_pass: Callable[[Summary], None],
         on_error: Callable[[Exception], None],
     ) -> None:
-        """Make passes until cancelled. ``on_error`` is told what else a pass ended in; the next one follows anyway."""
+        """Make passes until cancelled.
+
+        ``on_error`` is told of an lnd or a journal that could not be asked; the next pass follows anyway. Every other
+        error is raised, for what runs this to log it and start it again: what is being waited for is not forgotten.
+        """
         while True:
             self._woken.clear()
             more = False
@@ -205,7 +209,7 @@ class Reconciler:
                 summary = await self.once()
                 more = summary.more
                 on_pass(summary)
-            except Exception as error:  # noqa: BLE001 - a pass that fails must not end all later ones
+            except (LndError, JournalUnavailable) as error:
                 on_error(error)
             if not more:
                 await self._pause()
