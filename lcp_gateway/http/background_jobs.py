@@ -310,8 +310,14 @@ class BackgroundJobs:
 
     def _keep_task(self, task: "asyncio.Task[None]") -> "asyncio.Task[None]":
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._task_ended)
         return task
+
+    def _task_ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # No caller waits for it: it must not be lost.
+            self._log.error("work for a background job failed", exc_info=error)
 
 
 async def ended(answer: Answer) -> None:

@@ -19,6 +19,8 @@ from lcp_gateway.accounts.replicas import (
     ShieldedCalls,
     connect,
 )
+from lcp_gateway.app.background_tasks import BackgroundTasks, Backoff
+from lcp_gateway.telemetry.logs import get_logger
 from tests.support.redis import RunningRedis, running_redis
 
 
@@ -224,3 +226,29 @@ def test_without_its_client_redis_is_refused_in_words_that_help(monkeypatch):
 
     with pytest.raises(RedisNotInstalled, match=r"lcp-gateway\[redis\]"):
         connect("redis://127.0.0.1:1")
+
+
+async def test_a_lease_goes_on_being_renewed_after_an_error_that_was_not_foreseen():
+    """A2: a renewal that ended by itself let the lease run out, and the key run more jobs than it may."""
+
+    class Short(MemoryLeases):
+        lease_s = 0.03
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.renewed = 0
+
+        async def renew(self, key_id, lease_id):
+            self.renewed += 1
+            if self.renewed == 1:
+                raise OverflowError
+
+    leases, restarts = Short(), []
+    tasks = BackgroundTasks(
+        get_logger("test"), on_restart=restarts.append, backoff=Backoff(first_s=0.001)
+    )
+    jobs = JobsPerKey(leases, default=1, start_task=tasks.starter("leases"))
+    async with await jobs.take(Caller("k", "acct_1", KeyRules())), asyncio.timeout(5):
+        while leases.renewed < 3:
+            await asyncio.sleep(0.005)
+    assert restarts == ["leases"]

@@ -8,10 +8,12 @@ from http.client import IncompleteRead
 
 import pytest
 
+from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks, Backoff
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.routing.catalog import Catalog, ModelFacts
+from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.upstreams.node_models import ListedModel
 from lcp_gateway.upstreams.node_price import NodePrice
 from lcp_gateway.upstreams.nodes import NodeWatch
@@ -317,3 +319,23 @@ def test_the_stand_in_runs_as_a_process_too(process):
     with pytest.raises(IncompleteRead):
         ask("/v1/chat/completions", {**asked, "stream": True})
     assert running.wait(5) == 9
+
+
+async def test_an_error_that_was_not_foreseen_takes_its_node_out_and_keeps_no_other_from_being_asked():
+    """A2: one group held what asks all nodes, and any error ended the asking for good."""
+    tasks = BackgroundTasks(get_logger("test"), backoff=Backoff(first_s=0.01, most_s=0.02))
+    lists = Lists(a=["m"], b=["m"])
+    watch, changes = watch_of(
+        lists, node("a"), node("b"), refresh_s=0.01, start_task=tasks.starter("nodes")
+    )
+    async with tasks.running(BackgroundTask("nodes", watch.run)):
+        await until(lambda: len(watch.providers) == 2)
+        lists.answers["a"] = OverflowError("a number that is none")
+        await until(lambda: changes[-1] == ("a", False))
+        lists.answers["b"] = ["m", "n"]
+        await until(lambda: watch.states["b"].models == 2)
+        assert [provider.node_name for provider in watch.providers] == ["b"]
+        await until(lambda: tasks.report()["nodes"]["restarts"] >= 2)
+        lists.answers["a"] = ["m"]
+        await until(lambda: changes[-1] == ("a", True))
+    assert not tasks._instances, "nothing asks any more"
