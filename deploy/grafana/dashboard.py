@@ -296,6 +296,7 @@ def lightning() -> list[timeseries.Panel]:
         lines("lnd", "1: it answers, and is synced to chain and graph.", [(own("lnd_up"), "up {{instance}}"), (own("lnd_synced"), "synced {{instance}}")]),
         lines("Balance", "On our side of the open channels, reserves included. A line that breaks off: lnd does not answer.", [(f"{own('lnd_local_balance_msat')} / 1000", "{{instance}}")], unit=SAT),
         lines("Channels", "Nothing can be paid through an inactive one.", [(own("lnd_channels"), "{{state}} {{instance}}")]),
+        lines("Fees missing", "Purchases of the last ten minutes whose fee and preimage lnd has not told yet. Zero within seconds of each purchase, unless lnd is away, is another node's, or its macaroon does not allow it.", [(own("lnd_fees_missing"), "{{instance}}")]),
     ]  # fmt: skip
 
 

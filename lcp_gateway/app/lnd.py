@@ -98,6 +98,7 @@ class LndWatch:
                 PaymentDetails(ledgers.database),
                 on_pass=self._learning_passed,
                 on_error=self._learning_failed,
+                on_missing=metrics.fees_missing,
             )
 
     def report(self) -> Mapping[str, object]:

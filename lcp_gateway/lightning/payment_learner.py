@@ -138,11 +138,12 @@ class LearningTimes:
 class LearningSummary:
     """What one pass brought: ``learnt`` purchases, of which ``looked_up`` one by one; ``pages`` were read.
 
-    ``is_waiting`` says that a purchase of late is still missing.
+    ``is_waiting`` says that a purchase of late is still missing, ``missing`` how many the list should have brought.
     """
 
     learnt: int = 0
     is_waiting: bool = False
+    missing: int = 0
     looked_up: int = 0
     pages: int = 0
 
@@ -161,15 +162,20 @@ class PaymentLearner:
         *,
         on_pass: Callable[[LearningSummary], None] = lambda _summary: None,
         on_error: Callable[[Exception], None] = lambda _error: None,
+        on_missing: Callable[[int], None] = lambda _count: None,
         times: LearningTimes = LearningTimes(),
         now: Callable[[], datetime] = _utc_now,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``on_error`` is told of a pass that lnd or the journal ended; the next one follows anyway."""
+        """``on_error`` is told of a pass that lnd or the journal ended; the next one follows anyway.
+
+        ``on_missing`` is told how many purchases of late have no fee yet, a few hundred at most.
+        """
         self._lnd = lnd
         self._book = book
         self._on_pass = on_pass
         self._on_error = on_error
+        self._on_missing = on_missing
         self._times = times
         self._now = now
         self._clock = clock
@@ -214,6 +220,7 @@ class PaymentLearner:
         """
         summary = LearningSummary()
         if not await self._book.any_missing():
+            self._on_missing(0)
             return summary
         failed: LndError | None = None
         try:
@@ -325,6 +332,7 @@ class PaymentLearner:
         recent = await self._book.missing(
             recent_since, now - timedelta(seconds=times.settling_s), after=b"", limit=_LOOKED_AT
         )
+        self._on_missing(len(recent))
         clock = self._clock()
         self._looked_up = {
             it.job_id: self._looked_up[it.job_id] for it in recent if it.job_id in self._looked_up
@@ -337,7 +345,11 @@ class PaymentLearner:
         for it in due:
             self._looked_up[it.job_id] = clock
         await self._look_up(summary, due)
-        summary.is_waiting = bool(await self._book.missing(recent_since, now, after=b"", limit=1))
+        waiting = await self._book.missing(recent_since, now, after=b"", limit=_LOOKED_AT)
+        settled_by = now - timedelta(seconds=times.settling_s)
+        summary.is_waiting = bool(waiting)
+        summary.missing = sum(it.updated_at < settled_by for it in waiting)
+        self._on_missing(summary.missing)
         await self._look_up(summary, await self._next_of_round(recent_since, times.at_once))
 
     async def _next_of_round(self, until: datetime, limit: int) -> Sequence[MissingDetails]:

@@ -20,6 +20,7 @@ _ABSENT_AT_FIRST = (
     "lnd_up",
     "lnd_synced",
     "lnd_local_balance_msat",
+    "lnd_fees_missing",
 )
 
 
@@ -141,6 +142,10 @@ class MoneyMetrics:
         gauges["lnd_local_balance_msat"].set(local_msat if up else ABSENT)
         for state, count in zip(CHANNEL_STATES, (channels_active, channels_inactive), strict=True):
             gauges["lnd_channels"].labels(state).set(count if up else ABSENT)
+
+    def fees_missing(self, purchases: int) -> None:
+        """Set how many purchases of the last minutes have no fee yet, although lnd was asked."""
+        self._families.gauges["lnd_fees_missing"].set(purchases)
 
     def reconciled(self, outcome: str) -> None:
         """Count what asking lnd for an unknown payment gave: settled, not_paid, still_unknown or error."""

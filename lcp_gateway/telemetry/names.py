@@ -81,6 +81,7 @@ SPECS: tuple[Spec, ...] = (
     Spec("lnd", _G, "lnd_up", "1 when lnd answered the last question, else 0. Absent where no lnd is configured."),
     Spec("lnd", _G, "lnd_synced", "1 when lnd is synced to the chain and the graph, else 0. Absent while lnd does not answer."),
     Spec("lnd", _G, "lnd_local_balance_msat", "Millisatoshi on our side of the open channels, reserves included. Absent while lnd does not answer."),
+    Spec("lnd", _G, "lnd_fees_missing", "Purchases that were paid in the last ten minutes and whose fee lnd has not told yet; 200 at most are counted. Absent where no lnd is configured."),
     Spec("lnd", _G, "lnd_channels", "Open channels, active or not. Absent while lnd does not answer.", ("state",)),
     # selling
     Spec("selling", _G, "customers", "Accounts that are not deleted. Absent unless accounts are kept."),

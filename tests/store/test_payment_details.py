@@ -285,6 +285,29 @@ async def test_a_macaroon_that_may_not_list_learns_one_by_one(
     assert await fees(books, 1) == [7]
 
 
+async def test_how_many_have_no_fee_although_lnd_was_asked_is_told(
+    journal, books, node, lnd, database, clock
+):
+    told = []
+    learner = PaymentLearner(
+        lnd,
+        PaymentDetails(database),
+        on_missing=told.append,
+        times=LearningTimes(settling_s=0),
+        clock=clock,
+    )
+    await learner.once()
+    await pay(journal, 1, 2, 3)
+    node.knows(settled(job(1)))
+    await learner.once()
+    assert (told[0], told[-1]) == (0, 2)
+    clock.s += 60
+    for number in (2, 3):
+        node.knows(settled(job(number)))
+    await learner.once()
+    assert told[-1] == 0
+
+
 async def test_what_lnd_does_not_know_is_asked_for_seldom_and_holds_up_nothing(
     journal, books, node, learner, clock
 ):

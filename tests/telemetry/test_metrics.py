@@ -249,6 +249,7 @@ def busy(metrics):
     metrics.outstanding(1, 1, 1.0)
     metrics.peer_undelivered_msat(ALICE, 1)
     metrics.lnd(True, True, 1, 1, 0)
+    metrics.fees_missing(0)
     metrics.provider_speed(ALICE, "lcp", 0.1, 30.0)
     metrics.node_up("n1", True)
     metrics.customers(1, 1, 1)

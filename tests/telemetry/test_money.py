@@ -171,6 +171,9 @@ def test_what_was_never_told_is_absent_and_not_zero(metrics, name):
 def test_lnd_tells_balance_and_channels(metrics):
     metrics.lnd(True, False, 5_000_000, 3, 1)
     assert exposed(metrics, "lnd_up") == {"": 1}
+    assert not exposed(metrics, "lnd_fees_missing")
+    metrics.fees_missing(3)
+    assert exposed(metrics, "lnd_fees_missing") == {"": 3}
     assert exposed(metrics, "lnd_synced") == {"": 0}
     assert exposed(metrics, "lnd_local_balance_msat") == {"": 5_000_000}
     assert exposed(metrics, "lnd_channels") == {'state="active"': 3, 'state="inactive"': 1}
