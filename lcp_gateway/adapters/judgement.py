@@ -47,8 +47,8 @@ _UNFINISHED_STATUSES = frozenset({"queued", "in_progress"})
 _ERROR = "error"
 
 # The bytes of an event that ends a stream, or is an error, hold one of these. No other event has to be parsed.
-_CHAT_MARKS = (_DONE, b"error")
-_RESPONSES_MARKS = (_DONE, b"complete", b"fail", b"cancel", b"error")
+_ERROR_MARK = b"error"
+_RESPONSES_MARKS = (b"complete", b"fail", b"cancel")
 _FINISH = b'"finish_reason"'
 _FINISH_BYTES = len(_FINISH)
 _NULLS = (b":null", b": null")
@@ -110,6 +110,7 @@ class StreamJudge:
         "_failed",
         "_finished",
         "_form",
+        "_has_choices",
         "_has_content",
         "_has_data",
         "_has_junk",
@@ -139,7 +140,9 @@ class StreamJudge:
         self._request = request
         self._readable = is_readable(content_encoding)
         self._wants_usage = wants_usage
-        self._marks = _RESPONSES_MARKS if form is Form.RESPONSES else _CHAT_MARKS
+        self._has_choices = form is not Form.RESPONSES
+        # Those beside the two that every form has.
+        self._marks = () if self._has_choices else _RESPONSES_MARKS
         if wants_usage:
             self._marks = (*self._marks, _TOKENS)
         self._reader = EventReader()
@@ -165,12 +168,17 @@ class StreamJudge:
 
     def feed(self, chunk: bytes) -> None:
         """Read the next bytes."""
-        if self._is_quiet and chunk.endswith(_EVENT_ENDS):
+        if (
+            self._is_quiet
+            and chunk.endswith(_EVENT_ENDS)
+            and _DONE not in chunk
+            and _ERROR_MARK not in chunk
+        ):
             for mark in self._marks:
                 if mark in chunk:
                     break
             else:
-                at = chunk.find(_FINISH)
+                at = chunk.find(_FINISH) if self._has_choices else -1
                 if at < 0 or (
                     chunk.startswith(_NULLS, at + _FINISH_BYTES)
                     and chunk.find(_FINISH, at + _FINISH_BYTES) < 0
@@ -218,10 +226,7 @@ class StreamJudge:
 
     def _matters(self, raw: bytes) -> bool:
         """Return whether some event in ``raw`` may end the stream, fail, or tell the usage."""
-        for mark in self._marks:
-            if mark in raw:
-                return True
-        return _finishes(raw)
+        return self._may_end(raw) or (self._wants_usage and _TOKENS in raw)
 
     def _begin(self, chunk: bytes) -> None:
         """Find out from the first bytes whether these are events, or a document in place of them."""
@@ -278,7 +283,15 @@ class StreamJudge:
             self._look_at_chunk(event.name, value)
 
     def _may_end(self, raw: bytes) -> bool:
-        return _finishes(raw) or any(mark in raw for mark in self._marks if mark != _TOKENS)
+        return (
+            _DONE in raw
+            or _ERROR_MARK in raw
+            or (
+                _finishes(raw)
+                if self._has_choices
+                else any(mark in raw for mark in _RESPONSES_MARKS)
+            )
+        )
 
     def _look_at_chunk(self, name: str, chunk: Mapping[str, Any]) -> None:
         if name == _ERROR or _holds_error(chunk):

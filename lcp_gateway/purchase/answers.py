@@ -152,7 +152,8 @@ class Answer:
         if not (fits or self.kept) or self.size > self._bounds.whole_bytes:
             self._whole = False
             self._trim()
-        self._wake_readers()
+        if self._waiting:
+            self._wake_readers()
 
     @property
     def is_ahead(self) -> bool:

@@ -105,6 +105,14 @@ def test_an_ill_formed_stream_never_ends_cleanly_and_costs_its_customer_nothing(
     clean = [case.what for case, (_, end) in zip(cases, came, strict=True) if end == "clean"]
     assert not clean
     assert charged_msat == 0
+    # B11: a provider's error event was followed by another one of the gateway.
+    told = [[event.get("type") for event in events].count("error") for events, _ in came]
+    assert max(told) == 1
+    assert {
+        end
+        for case, (_, end), errors in zip(cases, came, told, strict=True)
+        if errors and not case.is_chat
+    } == {"APIConnectionError"}
     assert Counter(case.what.partition(",")[0] for case in cases).keys() >= {
         "cut",
         "page",

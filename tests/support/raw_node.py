@@ -65,13 +65,8 @@ class RawNode:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._loop.call_soon_threadsafe(self._stop)
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
-
-    def _stop(self) -> None:
-        for task in self._open:
-            task.cancel()
-        self._loop.stop()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -82,6 +77,11 @@ class RawNode:
         self._ready.set()
         self._loop.run_forever()
         server.close()
+        serving = list(self._open)
+        for task in serving:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*serving, return_exceptions=True))
+        self._loop.close()
 
     async def _serve(self, reader, writer) -> None:
         self._open.add(asyncio.current_task())

@@ -1,5 +1,7 @@
 """B3: of two nodes one answers 200 at once, and never with an answer. It was delivered, charged, stored and preferred."""
 
+import json
+
 import pytest
 
 from tests.support.http_node import HttpNodeThread, http_nodes
@@ -114,3 +116,25 @@ def test_what_came_to_an_error_has_failed_wherever_it_is_asked_for_again(
     assert len(lying.calls()) == before + 1, "and it is not bought again"
     eventually(lambda: customer.balance()["held_msat"] == 0)
     assert customer.balance()["balance_msat"] == FILLED_MSAT
+
+
+def test_a_job_that_streams_ends_with_the_error_of_its_provider_and_with_no_second_one(
+    nodes, gateway
+):
+    """B11: one end is what a client can make sense of."""
+    lying, _ = nodes
+    failed = {"type": "response.failed", "response": {"id": "r", "status": "failed"}}
+    created = {"type": "response.created", "response": {"id": "r", "status": "in_progress"}}
+    events = [f"data: {json.dumps(event)}\n\n".encode() for event in (created, failed)]
+    lying.behave(raw=b"".join(events), content_type="text/event-stream")
+    customer = Office(gateway.port).customer(FILLED_MSAT)
+    body = body_of(RESPONSES, "lies", background=True, stream=True)
+    came = post(gateway.port, RESPONSES, body, bearer(customer.key)).body
+    assert came.count(b'"response.failed"') == 1
+    assert b"response.completed" not in came
+    eventually(
+        lambda: (
+            customer.balance()
+            == {"balance_msat": FILLED_MSAT, "held_msat": 0, "available_msat": FILLED_MSAT}
+        )
+    )
