@@ -20,11 +20,13 @@ from lcp_gateway.accounts.records import (
     Listing,
     NewKey,
     Purpose,
+    RefundRecord,
     Statement,
     Topup,
     Totals,
 )
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.refunds import Refund
 
 
 class AccountBook(Protocol):
@@ -124,6 +126,37 @@ class LedgerBook(Protocol):
 
     async def totals(self) -> Totals:
         """Give what all customers have together."""
+        ...
+
+
+class RefundBook(Protocol):
+    """The charges of undelivered purchases, and the operator's decisions on those that are withheld."""
+
+    async def page(
+        self,
+        *,
+        account_id: str | None = ...,
+        refund: Refund | None = ...,
+        limit: int = ...,
+        after: str | None = ...,
+    ) -> Listing[RefundRecord]:
+        """Return refunds, the newest purchase first; of one account or of all."""
+        ...
+
+    async def get(self, job_id: bytes) -> RefundRecord | None:
+        """Return the refund of one purchase, or None."""
+        ...
+
+    async def decide(
+        self, job_id: bytes, *, grant: bool, reason: str, actor: str, at: datetime
+    ) -> tuple[RefundRecord, bool]:
+        """Give a withheld charge back, or keep it for good; return it, and whether this changed anything.
+
+        Raises:
+            NoSuchPurchase: the journal has no such purchase.
+            NotWithheld: its charge waits for no decision, or the other one was made.
+            BadText: the reason cannot be one.
+        """
         ...
 
 

@@ -8,6 +8,9 @@ from typing import Generic, TypeVar
 
 from lcp_gateway.accounts.caller import Caller, KeyRules
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.outcome import EndedBy, Received
+from lcp_gateway.purchase.refunds import Refund
+from lcp_gateway.purchase.states import State
 
 T = TypeVar("T")
 
@@ -24,6 +27,22 @@ class NoSuchAccount(AccountError):
 
     def __init__(self) -> None:
         super().__init__("there is no such account")
+
+
+class NoSuchPurchase(AccountError):
+    """The journal has no purchase of this job id."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no such purchase")
+
+
+class NotWithheld(AccountError):
+    """The charge of a purchase waits for no decision; ``refund`` is what became of it, None where there was none."""
+
+    def __init__(self, state: State, refund: Refund | None) -> None:
+        stands = f"its charge was {refund}" if refund else f"the purchase is {state}"
+        super().__init__(f"no refund of this purchase is withheld: {stands}")
+        self.refund = refund
 
 
 class BadText(AccountError):
@@ -263,6 +282,22 @@ class Audit:
     def ok(self) -> bool:
         """Tell whether nothing is wrong."""
         return not self.problems
+
+
+@dataclass(frozen=True, slots=True)
+class RefundRecord:
+    """A charge that was to be given back, and what became of it. Times are aware UTC; None means not known."""
+
+    job_id: bytes
+    account_id: str
+    amount_msat: Msat
+    refund: Refund
+    model: str
+    peer_id: str
+    ended_by: EndedBy | None
+    received: Received | None
+    paying_at: datetime
+    ended_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

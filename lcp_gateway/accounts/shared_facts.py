@@ -19,9 +19,10 @@ from lcp_gateway.purchase.errors import (
 from lcp_gateway.purchase.journal import Charge
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.outcome import Received
+from lcp_gateway.purchase.outcome import EndedBy, Ending, Received
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Quote, Source
+from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.service import Interrupted, Reason
 from lcp_gateway.purchase.shared import Bought
 from lcp_gateway.purchase.states import Event, State, Verdict
@@ -67,6 +68,8 @@ def pack(answer: Answer, purchase: Purchase, *, is_kept: bool) -> bytes:
         },
         "task": [task.kind, task.model, task.stream],
         "charged_msat": purchase.charged_msat,
+        "ending": purchase.ending and [*purchase.ending],
+        "refund": purchase.refund,
         "runner_up_msat": purchase.runner_up_msat,
         "charge": None
         if charge is None
@@ -136,6 +139,11 @@ class Facts:
         purchase.charged_msat = facts["charged_msat"]
         for event in _WAYS[State(facts["state"])]:
             purchase.apply(event)
+        # Not there where a gateway of an earlier release wrote them.
+        if (ending := facts.get("ending")) is not None:
+            purchase.ending = Ending(EndedBy(ending[0]), Received(ending[1]))
+        if (refund := facts.get("refund")) is not None:
+            purchase.refund = Refund(refund)
         return purchase
 
 

@@ -53,7 +53,7 @@ class Accounting(Observer):
         self._metrics.payment(outcome, quote.peer_id, model, purchase.cost_msat)
         if outcome == "settled" and quote.source is Source.LCP and self.on_settled is not None:
             self.on_settled(purchase)
-        if purchase.state is State.UNDELIVERED:
+        if purchase.state is State.UNDELIVERED and purchase.blames_provider:
             self._metrics.undelivered(quote.peer_id, purchase.cost_msat)
         if answer.outlives_requests:
             self._log.info(

@@ -272,4 +272,5 @@ class Gateway:
             receipts=Receipts(opened.ledgers.receipt),
             wallet=selling.wallet_routes,
             admin=selling.admin_routes,
+            refunds=selling.refund_routes,
         )

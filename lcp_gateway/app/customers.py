@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.accounts.keys import KeyCache
-from lcp_gateway.accounts.ports import AccountBook, ActBook, KeyBook, LedgerBook, Till, TopupBook
+from lcp_gateway.accounts.ports import (
+    AccountBook,
+    ActBook,
+    KeyBook,
+    LedgerBook,
+    RefundBook,
+    Till,
+    TopupBook,
+)
 from lcp_gateway.accounts.records import Credit
 from lcp_gateway.accounts.settlements import Settlements
 from lcp_gateway.app.background_tasks import BackgroundTask
@@ -17,6 +25,7 @@ from lcp_gateway.app.ledgers import LedgerError, Ledgers
 from lcp_gateway.app.till import open_till
 from lcp_gateway.config import Settings
 from lcp_gateway.http.door import EVERYONE
+from lcp_gateway.purchase.refunds import RefundDecision
 from lcp_gateway.store.database import Database, DatabaseUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
 
@@ -35,6 +44,8 @@ class Customers:
     ledger: LedgerBook
     topups: TopupBook
     acts: ActBook
+    refunds: RefundBook
+    refund_decided: Callable[[RefundDecision], None]
     keeper: KeyKeeper
     till: Till | None
     credited: Callable[[Credit], None]
@@ -55,6 +66,7 @@ async def open_customers(
     from lcp_gateway.store.admin_log import AdminLog  # noqa: PLC0415 - see above
     from lcp_gateway.store.keys import Keys  # noqa: PLC0415 - see above
     from lcp_gateway.store.ledger import Ledger  # noqa: PLC0415 - see above
+    from lcp_gateway.store.refunds import Refunds  # noqa: PLC0415 - see above
     from lcp_gateway.store.topups import Topups  # noqa: PLC0415 - see above
 
     database = ledgers.database
@@ -88,11 +100,17 @@ async def open_customers(
             ledger=ledger,
             topups=topups,
             acts=AdminLog(database),
+            refunds=Refunds(database),
+            refund_decided=ledgers.refund_notes or _ignore,
             keeper=keeper,
             till=till,
             credited=credited,
             tasks=tuple(tasks),
         )
+
+
+def _ignore(_decision: RefundDecision) -> None:
+    """Nothing is counted."""
 
 
 def tell_credit(metrics: Metrics, log: FilteringBoundLogger) -> Callable[[Credit], None]:

@@ -75,6 +75,7 @@ class Lasting:
         opened.nodes.use(settings, registry)
         opened.shop.use(settings)
         opened.standings.use(standing_rules(settings))
+        opened.ledgers.use(settings)
         self.jobs.use(settings.max_concurrent_requests)
         self.memory.use(memory_limits(settings))
         self.brake.use(settings.loop_brake_per_minute)

@@ -13,6 +13,8 @@ from lcp_gateway.config import Settings, journal_place
 from lcp_gateway.purchase.journal import Budget, Period, PurchaseJournal
 from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.refunds import NO_LIMITS, Refund, RefundDecision, RefundLimits
+from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.standing import PeerHistory, Standings
 from lcp_gateway.store.background import BackgroundBook
 from lcp_gateway.store.database import Database, DatabaseUnavailable
@@ -22,12 +24,13 @@ from lcp_gateway.store.journal import StoredJournal
 from lcp_gateway.store.migrate import TooNew
 from lcp_gateway.store.off import JournalOff
 from lcp_gateway.store.queries import Books
-from lcp_gateway.store.recovery import sweep
+from lcp_gateway.store.recovery import Swept, sweep
 from lcp_gateway.store.repeats import forget_repeat_keys
 from lcp_gateway.telemetry.metrics import Metrics
 
 _WATCH_S = 5.0
 _LOSSES_COUNT_FOR = timedelta(days=7)
+_A_DAY = timedelta(days=1)
 _ALL_OPEN = 10_000
 # So many short transactions in a row, at most: others want to write too.
 _MOST_CHUNKS = 10
@@ -51,6 +54,17 @@ class Ledgers:
     database: Database | None = None
     stored: StoredJournal | None = None
     network: str | None = None
+    refund_notes: "RefundNotes | None" = None
+
+    @property
+    def refund_limits(self) -> RefundLimits:
+        """What is given back without the operator looking."""
+        return NO_LIMITS if self.stored is None else self.stored.refunds
+
+    def use(self, settings: Settings) -> None:
+        """Give back within other limits from now on."""
+        if self.stored is not None:
+            self.stored.refunds = refund_limits(settings)
 
     @property
     def trouble(self) -> str | None:
@@ -102,23 +116,27 @@ async def open_ledgers(
     try:
         database = await open_database(place)
         now = datetime.now(UTC)
-        lost = await sweep(database, now)
+        limits = refund_limits(settings)
+        swept = await sweep(database, now, limits)
         # Nobody asks for these any more: what they came to would not be stored either.
         await BackgroundBook(database).forget_older(now - timedelta(seconds=settings.stored_for_s))
     except (DatabaseUnavailable, BadDatabaseUrl, TooNew) as error:
         raise LedgerError(f"the journal cannot be used: {error}") from error
     if database.replaced is not None:
         log.error("the journal is another one than before", problem=database.replaced)
-    if lost:
-        log.warning("payments of a gateway that ended are now unknown", purchases=lost)
+    refunds = RefundNotes(metrics, log)
+    note_swept(swept, metrics, refunds, log)
 
     def report(problem: Problem) -> None:
         job_id = problem.job_id.hex() if problem.job_id else ""
         tell = log.error if problem.kind in _GRAVE else log.info
         tell("journal", problem=problem.kind.value, detail=problem.detail, job_id=job_id)
 
-    stored = StoredJournal(database, on_problem=report, on_commit=metrics.journal_commit)
-    ledgers = Ledgers(stored, Books(database), database, stored)
+    stored = StoredJournal(
+        database, on_problem=report, on_commit=metrics.journal_commit, on_refund=refunds
+    )
+    stored.refunds = limits
+    ledgers = Ledgers(stored, Books(database), database, stored, refund_notes=refunds)
     # Asked at each scrape: what reads the books may itself be waiting for the database.
     metrics.watch_journal(lambda: ledgers.trouble is not None)
     stored.start(start_task)
@@ -129,6 +147,50 @@ async def open_ledgers(
         await database.close()
 
 
+def refund_limits(settings: Settings) -> RefundLimits:
+    """What the settings say may be given back in a day."""
+    return RefundLimits(settings.refund_account_day_msat, settings.refund_day_msat)
+
+
+class RefundNotes:
+    """Counts and logs what became of charges that were to be given back."""
+
+    def __init__(self, metrics: Metrics, log: FilteringBoundLogger) -> None:
+        self._metrics = metrics
+        self._log = log
+
+    def __call__(self, decision: RefundDecision) -> None:
+        """Note one."""
+        self._metrics.refund(decision.refund.value, decision.amount_msat)
+        if decision.refund is Refund.DENIED:
+            # It was left out while it was to be given back.
+            self._metrics.charged(decision.amount_msat)
+        if decision.refund is Refund.WITHHELD:
+            self._log.warning(
+                "a refund is withheld: a limit is reached",
+                job_id=decision.job_id.hex(),
+                account_id=decision.account_id,
+                amount_msat=decision.amount_msat,
+            )
+
+
+def note_swept(
+    swept: Swept, metrics: Metrics, refunds: RefundNotes | None, log: FilteringBoundLogger
+) -> None:
+    """Count and log what a sweep found."""
+    if len(swept):
+        log.warning(
+            "purchases of a gateway that ended were moved on",
+            unknown=swept.unknown,
+            undelivered=len(swept.lost),
+        )
+    for lost in swept.lost:
+        metrics.undelivered(lost.peer_id, lost.price_msat)
+    if refunds is not None:
+        for decision in swept.refunds:
+            refunds(decision)
+
+
 async def remember_peers(ledgers: Ledgers, standings: Standings) -> None:
     """Begin with what the journal knows of the peers, so that a restart forgives nobody."""
     if ledgers.books is None:
@@ -137,16 +199,18 @@ async def remember_peers(ledgers: Ledgers, standings: Standings) -> None:
         unknown: dict[str, dict[bytes, int]] = {}
         for record in await ledgers.books.unknowns(limit=_ALL_OPEN):
             unknown.setdefault(record.peer_id, {})[record.job_id] = record.price_msat
-        recent = {
-            peer.peer_id: peer.undelivered_msat
-            for peer in await ledgers.books.peers(since=datetime.now(UTC) - _LOSSES_COUNT_FOR)
-        }
+        now, books = datetime.now(UTC), ledgers.books
+        recent, today = [
+            {peer.peer_id: peer.lost_msat for peer in await books.peers(since=now - age)}
+            for age in (_LOSSES_COUNT_FOR, _A_DAY)
+        ]
         standings.load(
             PeerHistory(
                 peer.peer_id,
                 delivered_msat=peer.delivered_msat,
                 delivered_count=peer.delivered,
                 undelivered_msat=recent.get(peer.peer_id, 0),
+                lost_today_msat=today.get(peer.peer_id, 0),
                 unknown=unknown.get(peer.peer_id, {}),
             )
             for peer in await ledgers.books.peers()
@@ -156,22 +220,38 @@ async def remember_peers(ledgers: Ledgers, standings: Standings) -> None:
 
 
 def book_tasks(
-    ledgers: Ledgers, budgets: Callable[[], Iterable[Budget]], metrics: Metrics
+    ledgers: Ledgers,
+    budgets: Callable[[], Iterable[Budget]],
+    standings: Standings,
+    metrics: Metrics,
+    log: FilteringBoundLogger,
 ) -> Iterable[BackgroundTask]:
     """Yield what has to run for the journal, where there is one."""
     books, database, stored = ledgers.books, ledgers.database, ledgers.stored
     if books is None or database is None or stored is None:
         return
-    yield BackgroundTask("sweep", lambda: _sweep(database, stored))
+    yield BackgroundTask(
+        "sweep", lambda: _sweep(ledgers, database, stored, standings, metrics, log)
+    )
     yield BackgroundTask("books", lambda: _watch_books(books, budgets, metrics))
 
 
-async def _sweep(database: Database, stored: StoredJournal) -> None:
-    """Turn what gateways that ended left paying into unknown, and remove old repeat keys, until cancelled."""
+async def _sweep(
+    ledgers: Ledgers,
+    database: Database,
+    stored: StoredJournal,
+    standings: Standings,
+    metrics: Metrics,
+    log: FilteringBoundLogger,
+) -> None:
+    """Move on what gateways that ended left behind, and remove old repeat keys, until cancelled."""
     while True:
         now = datetime.now(UTC)
         try:
-            await sweep(database, now)
+            swept = await sweep(database, now, ledgers.refund_limits)
+            note_swept(swept, metrics, ledgers.refund_notes, log)
+            for lost in swept.lost:
+                standings.resolved(lost.peer_id, lost.job_id, lost.price_msat, State.UNDELIVERED)
             for _ in range(_MOST_CHUNKS):
                 if not await forget_repeat_keys(database, now):
                     break
@@ -196,7 +276,8 @@ async def _watch_books(
                 0.0 if oldest is None else (now - oldest).total_seconds(),
             )
             for peer in await books.peers():
-                metrics.peer_undelivered_msat(peer.peer_id, peer.undelivered_msat)
+                metrics.peer_undelivered_msat(peer.peer_id, peer.lost_msat)
+            metrics.refunds_withheld(*await books.withheld())
             found = await books.budgets(tuple(budgets()), now)
             for state in found:
                 metrics.budget(state.budget.period.value, state.budget.limit_msat, state.spent_msat)

@@ -206,18 +206,26 @@ class LndWatch:
         database = self._ledgers.database
         assert database is not None  # noqa: S101 - as above
         try:
-            await resolve(
-                database, payment.job_id, resolution.state, resolution.at, resolution.learnt
+            resolved = await resolve(
+                database,
+                payment.job_id,
+                resolution.state,
+                resolution.at,
+                resolution.learnt,
+                self._ledgers.refund_limits,
             )
         except NotUnknown:
             return False
         except DatabaseUnavailable as error:
             raise JournalUnavailable(str(error)) from error
-        await self._tell_standings(payment.job_id, resolution.state)
+        await self._tell_standings(payment.job_id, resolved.state)
+        if self._ledgers.refund_notes is not None:
+            for decision in resolved.refunds:
+                self._ledgers.refund_notes(decision)
         self._log.info(
             "an unknown payment was resolved",
             job_id=payment.job_id.hex(),
-            state=resolution.state.value,
+            state=resolved.state.value,
             evidence=resolution.evidence.value,
         )
         return True
@@ -227,6 +235,8 @@ class LndWatch:
         with contextlib.suppress(DatabaseUnavailable):
             if record := await self._ledgers.books.purchase(job_id):
                 self._standings.resolved(record.peer_id, job_id, record.price_msat, state)
+                if state is State.UNDELIVERED:
+                    self._metrics.undelivered(record.peer_id, record.price_msat)
 
     def _passed(self, summary: Summary) -> None:
         for _ in range(summary.settled):

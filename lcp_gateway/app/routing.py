@@ -89,6 +89,7 @@ def standing_rules(settings: Settings) -> StandingRules:
     return StandingRules(
         exposure_base_msat=settings.exposure_base_msat,
         exposure_share_ppm=settings.exposure_share_ppm,
+        exposure_unproven_msat=settings.exposure_unproven_msat,
         breaker_failures=settings.breaker_failures,
         breaker_pause_s=settings.breaker_pause_s,
     )

@@ -90,7 +90,7 @@ async def _serve(
         _on_stop(stop, gateway)
         lasting += [
             BackgroundTask("loop", lambda: watch_loop(note_pulse)),
-            *book_tasks(opened.ledgers, gateway.budgets, metrics),
+            *book_tasks(opened.ledgers, gateway.budgets, opened.standings, metrics, log),
             BackgroundTask("purge", lambda: purge(gateway.kept.store)),
         ]
         if notifier.has_watchdog:

@@ -24,6 +24,7 @@ from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.charging import Charging
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.door import AccountDoor, Door, KeyDoor, L402Door, OpenDoor
+from lcp_gateway.http.refunds import RefundRoutes
 from lcp_gateway.http.wallet import WalletRoutes
 from lcp_gateway.routing.registry import Registry
 from lcp_gateway.telemetry.metrics import Metrics
@@ -38,6 +39,7 @@ class SellingParts:
     charging: Charging
     wallet_routes: WalletRoutes | None = None
     admin_routes: AdminRoutes | None = None
+    refund_routes: RefundRoutes | None = None
 
 
 class Shop:
@@ -129,6 +131,11 @@ class Shop:
                 ledger=customers.ledger,
                 acts=customers.acts,
                 on_key_change=customers.keeper.refresh,
+                read_timeout_s=settings.request_read_timeout_s,
+            ),
+            refund_routes=RefundRoutes(
+                customers.refunds,
+                on_decision=customers.refund_decided,
                 read_timeout_s=settings.request_read_timeout_s,
             ),
         )

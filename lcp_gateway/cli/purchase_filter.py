@@ -9,6 +9,7 @@ import typer
 
 from lcp_gateway.cli.journal import read_time
 from lcp_gateway.cli.options import a_text
+from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.records import Filter
 
@@ -50,6 +51,14 @@ def _chosen(
         str | None,
         typer.Option("--key", metavar="KEY_ID", help="With this key.", callback=a_text),
     ] = None,
+    refund: Annotated[
+        list[Refund] | None,
+        typer.Option(
+            "--refund",
+            metavar="given|withheld|granted|denied",
+            help="Undelivered, with this become of the charge; may be repeated.",
+        ),
+    ] = None,
     since: Annotated[
         str | None,
         typer.Option(
@@ -66,4 +75,5 @@ def _chosen(
         key_id=key,
         since=read_time(since, now),
         until=read_time(until, now),
+        refunds=refund or None,
     )

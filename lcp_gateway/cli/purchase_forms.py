@@ -3,7 +3,8 @@
 from datetime import UTC, datetime
 
 from lcp_gateway.cli.journal import written_time
-from lcp_gateway.purchase.states import VERDICTS
+from lcp_gateway.purchase.refunds import Refund
+from lcp_gateway.purchase.states import VERDICTS, State
 from lcp_gateway.store.records import PurchaseRecord
 
 HEADINGS = ("time", "state", "price msat", "fee msat", "model", "peer", "key", "job id")
@@ -13,6 +14,8 @@ FIELDS = (
     *("payment_request", "payment_hash", "preimage", "protocol_version"),
     *("request_sha256", "request_bytes", "stream", "result_sha256", "result_bytes"),
     *("expires_at", "paying_at", "ended_at", "updated_at"),
+    *("account_id", "charge_msat", "charged_msat", "ended_by", "received", "provider_blamed"),
+    "refund",
 )
 """The fields of a purchase in the order in which they are written."""
 
@@ -25,8 +28,15 @@ Plain = str | int | bool | None
 
 def fields_of(record: PurchaseRecord) -> dict[str, Plain]:
     """Give the fields by name: hashes as hex, times in RFC 3339 and UTC, amounts in msat."""
-    values = {name: getattr(record, name) for name in FIELDS if name != "verdict"}
-    values["verdict"] = VERDICTS[record.state]
+    charge = record.charge
+    values = {
+        "verdict": VERDICTS[record.state],
+        "account_id": None if charge is None else charge.account_id,
+        "charge_msat": None if charge is None else charge.amount_msat,
+        "charged_msat": None if charge is None else record.charged_msat,
+        "provider_blamed": record.blames_provider if record.state is State.UNDELIVERED else None,
+    }
+    values.update((name, getattr(record, name)) for name in FIELDS if name not in values)
     return {name: _plain(values[name]) for name in FIELDS}
 
 
@@ -36,11 +46,11 @@ def csv_cells(record: PurchaseRecord) -> list[str]:
 
 
 def row_of(record: PurchaseRecord) -> tuple[str, ...]:
-    """Give the cells under ``HEADINGS``; a fee that is only reckoned stands in brackets."""
+    """Give the cells under ``HEADINGS``; a fee that is only reckoned, and a charge that is withheld, stand in brackets."""
     known = record.fee_msat is not None
     return (
         written_time(record.paying_at),
-        record.state.value,
+        f"{record.state} (withheld)" if record.refund is Refund.WITHHELD else record.state.value,
         str(record.price_msat),
         str(record.fee_msat) if known else f"({record.fee_cap_msat})",
         record.model,

@@ -12,6 +12,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from lcp_gateway.accounts.records import AccountError, BadText, RefundRecord
+from lcp_gateway.cli.account_books import actor
 from lcp_gateway.cli.confirming import confirm
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
 from lcp_gateway.cli.groups import command_group
@@ -37,10 +39,12 @@ from lcp_gateway.cli.purchase_forms import (
 )
 from lcp_gateway.cli.resolutions import Resolution, write_down
 from lcp_gateway.config import Settings
+from lcp_gateway.purchase.refunds import WORDS, RefundLimits
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.queries import Books
 from lcp_gateway.store.records import Cursor, Filter, PurchaseRecord, Step
-from lcp_gateway.store.recovery import NotUnknown, resolve
+from lcp_gateway.store.recovery import NotUnknown, Resolved, resolve
+from lcp_gateway.store.refunds import Refunds
 from lcp_gateway.store.retention import Forgotten, forget
 
 _PAGE = 500
@@ -64,7 +68,18 @@ class Evidence(enum.StrEnum):
     """What somebody may have found out about a payment."""
 
     SETTLED = "settled"
+    UNDELIVERED = "undelivered"
     NOT_PAID = "not_paid"
+
+
+class Decision(enum.StrEnum):
+    """What may be decided on a refund that is withheld."""
+
+    GRANT = "grant"
+    DENY = "deny"
+
+
+_RESOLVED_FROM = frozenset({State.UNKNOWN, State.SETTLED})
 
 
 @app.command("list")
@@ -154,7 +169,9 @@ def export(
 @setting_flags(also=JOURNAL_SETTINGS, groups=())
 def resolve_purchase(
     job_id: JobArgument,
-    evidence: Annotated[Evidence, typer.Argument(metavar="settled|not_paid", show_default=False)],
+    evidence: Annotated[
+        Evidence, typer.Argument(metavar="settled|undelivered|not_paid", show_default=False)
+    ],
     config: Path | None,
     flags: Mapping[str, object],
     *,
@@ -164,7 +181,11 @@ def resolve_purchase(
     ],
     yes: YesOption = False,
 ) -> int:
-    """Say what became of a purchase that is unknown, when you have found out where the gateway cannot."""
+    """Say what became of a purchase that is unknown, when you have found out where the gateway cannot.
+
+    What was paid, and whose answer did not come, ends undelivered: "settled" and "undelivered" are the same. A purchase
+    that a gateway left settled when it died can be resolved so as well.
+    """
     wanted = read_job_id(job_id)
     if not why.strip() or len(why) > _LONGEST_WHY:
         raise CommandFailed(
@@ -172,7 +193,7 @@ def resolve_purchase(
         )
     settings = load_or_complain(flags, config).settings
     record, _ = asyncio.run(one_purchase(settings, wanted))
-    if record.state is not State.UNKNOWN:
+    if record.state not in _RESOLVED_FROM:
         raise CommandFailed(f"the purchase is {record.state}, not unknown; nothing was changed")
     typer.echo(
         f"{written_time(record.paying_at)}  {plain(record.model)} from {record.peer_id}: "
@@ -184,15 +205,67 @@ def resolve_purchase(
     resolution = Resolution(wanted, State(evidence.value), why.strip(), now)
     kept = write_down(resolution)
 
-    async def change() -> None:
+    async def change() -> Resolved:
         async with opened_journal(settings) as database:
-            await resolve(database, wanted, resolution.state, now)
+            limits = RefundLimits(settings.refund_account_day_msat, settings.refund_day_msat)
+            return await resolve(database, wanted, resolution.state, now, refunds=limits)
 
     try:
-        asyncio.run(change())
+        resolved = asyncio.run(change())
     except NotUnknown as error:
         raise CommandFailed(f"{error}; nothing was changed") from None
-    typer.echo(f"entered as {evidence}; your reason is kept in {kept}")
+    typer.echo(f"entered as {resolved.state}; your reason is kept in {kept}")
+    if resolved.refund is not None:
+        typer.echo(WORDS[resolved.refund])
+    return 0
+
+
+@app.command("refund")
+@setting_flags(also=JOURNAL_SETTINGS, groups=())
+def refund_purchase(
+    job_id: JobArgument,
+    decision: Annotated[Decision, typer.Argument(metavar="grant|deny", show_default=False)],
+    config: Path | None,
+    flags: Mapping[str, object],
+    *,
+    why: Annotated[
+        str,
+        typer.Option(metavar="TEXT", help="Your reason.", show_default=False, callback=a_text),
+    ],
+    yes: YesOption = False,
+) -> int:
+    """Decide on a refund that is withheld because a limit was reached: give the charge back, or keep it for good."""
+    wanted = read_job_id(job_id)
+    settings = load_or_complain(flags, config).settings
+    record, _ = asyncio.run(one_purchase(settings, wanted))
+    if record.charge is None or record.refund is None:
+        raise CommandFailed(
+            f"no refund of this purchase is withheld: it is {record.state}; nothing was changed"
+        )
+    typer.echo(
+        f"{written_time(record.paying_at)}  {plain(record.model)} from {record.peer_id}, of "
+        f"{record.charge.account_id}: {record.charge.amount_msat} msat"
+    )
+    doing = "Give it back" if decision is Decision.GRANT else "Keep it"
+    confirm(f"{doing}, for good?", yes=yes)
+
+    async def decide() -> tuple[RefundRecord, bool]:
+        async with opened_journal(settings) as database:
+            return await Refunds(database).decide(
+                wanted,
+                grant=decision is Decision.GRANT,
+                reason=why,
+                actor=actor(),
+                at=datetime.now(UTC),
+            )
+
+    try:
+        decided, is_new = asyncio.run(decide())
+    except BadText as error:
+        raise CommandFailed(f"--why: {error}", exit_code=USAGE_ERROR) from None
+    except AccountError as error:
+        raise CommandFailed(f"{error}; nothing was changed") from None
+    typer.echo(WORDS[decided.refund] if is_new else f"{WORDS[decided.refund]} before")
     return 0
 
 

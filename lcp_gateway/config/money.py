@@ -80,8 +80,14 @@ class MoneySettings(BaseSettings):
         gt=0,
     )
     exposure_base_msat: forms.Count = setting(
-        250_000_000,
+        20_000_000,
         "How much may be paid to a peer and not yet delivered, before it has delivered anything. 0 sets no limit.",
+        Group.TRUST,
+    )
+    exposure_unproven_msat: forms.Count = setting(
+        50_000_000,
+        "How much of that may be out with all peers together that have not delivered `exposure_base_msat` yet, what was "
+        "lost to them counted in; a day forgives as much. 0 sets no limit.",
         Group.TRUST,
     )
     exposure_share_ppm: money_forms.PartsPerMillion = setting(

@@ -72,6 +72,17 @@ class SellingSettings(BaseSettings):
         "Give customers back what they were charged for an answer that was paid and did not come. The loss is yours.",
         Group.ACCOUNTS,
     )
+    refund_account_day_msat: forms.Count = setting(
+        10_000_000,
+        "What is given back so to one account in a day (UTC) at most; what is over it is withheld until you decide "
+        "(`purchases refund`). 0 sets no limit.",
+        Group.ACCOUNTS,
+    )
+    refund_day_msat: forms.Count = setting(
+        50_000_000,
+        "What is given back so to all accounts together in a day at most. 0 sets no limit.",
+        Group.ACCOUNTS,
+    )
     topup_min_msat: forms.Count = setting(
         1_000, "The least that a customer can pay in at once.", Group.ACCOUNTS, gt=0
     )

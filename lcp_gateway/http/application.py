@@ -17,6 +17,7 @@ from lcp_gateway.http.input_tokens import InputTokens
 from lcp_gateway.http.models import Models
 from lcp_gateway.http.ranking import Ranking
 from lcp_gateway.http.receipts import Receipts
+from lcp_gateway.http.refunds import RefundRoutes
 from lcp_gateway.http.stored_chats import StoredChats
 from lcp_gateway.http.stored_responses import StoredResponses
 from lcp_gateway.http.wallet import WalletRoutes
@@ -44,6 +45,7 @@ class Routes:
     wallet: WalletRoutes | None = None
     admin: AdminRoutes | None = None
     welcome: Welcome | None = None
+    refunds: RefundRoutes | None = None
 
 
 def build_application(
@@ -70,6 +72,8 @@ def build_application(
     if routes.welcome is not None:
         for path in ("/", "/v1", "/v1/"):
             app.router.add_get(path, routes.welcome.get)
+    if routes.refunds is not None:
+        _add_refund_routes(app, routes.refunds, bounded)
     app.router.add_get("/healthz", routes.health.healthz)
     app.router.add_get("/readyz", routes.health.readyz)
     if with_metrics:
@@ -142,6 +146,13 @@ def _add_wallet_routes(app: web.Application, wallet: WalletRoutes, bounded: Boun
     app.router.add_post("/api/wallet/topups/{id}/demo-payment", bounded(wallet.pay_for_demo))
     app.router.add_get("/api/wallet/topups/{id}/qr.{form:svg|png}", bounded(wallet.picture))
     app.router.add_get("/api/wallet/transactions", bounded(wallet.transactions))
+
+
+def _add_refund_routes(app: web.Application, refunds: RefundRoutes, bounded: Bounded) -> None:
+    app.router.add_get("/api/wallet/refunds", bounded(refunds.of_customer))
+    app.router.add_get("/api/admin/refunds", bounded(refunds.list_refunds))
+    app.router.add_get("/api/admin/refunds/{id}", bounded(refunds.get_refund))
+    app.router.add_post("/api/admin/refunds/{id}", bounded(refunds.decide))
 
 
 def _add_admin_routes(app: web.Application, admin: AdminRoutes, bounded: Bounded) -> None:

@@ -12,12 +12,24 @@ from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.exchange import Exchange
 from lcp_gateway.http.failures import of_purchase
 from lcp_gateway.purchase.journal import InsufficientBalance
-from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.refunds import WORDS, Refund
 
 CHARGED_HEADER = "X-Lcp-Charged-Msat"
 BALANCE_HEADER = "X-Lcp-Balance-Msat"
+REFUND_HEADER = "X-Lcp-Refund"
 # A paid answer does not wait longer for a figure that goes with it.
 _BALANCE_S = 1.0
+# Nor does an error wait longer for a decision that the journal makes with its next commit.
+_REFUND_S = 1.0
+_PENDING = "pending"
+
+
+def refund_word(purchase: Purchase) -> str | None:
+    """Return what became of a charge that is to be given back; None where there is none."""
+    if purchase.refund is not None:
+        return purchase.refund.value
+    return _PENDING if purchase.awaits_refund else None
 
 
 class Charging:
@@ -41,7 +53,9 @@ class Charging:
             return
         if purchase is not None and purchase.customer_msat is not None:
             exchange.headers[CHARGED_HEADER] = str(purchase.customer_msat)
-            if purchase.state is State.UNDELIVERED and purchase.customer_msat == 0:
+            if (refund := refund_word(purchase)) is not None:
+                exchange.headers[REFUND_HEADER] = refund
+            if purchase.awaits_refund:
                 # What is given back is on its way: a balance without it would only mislead.
                 return
         try:
@@ -53,11 +67,17 @@ class Charging:
         exchange.headers[BALANCE_HEADER] = str(balance.available_msat)
 
     @staticmethod
-    def say(exchange: Exchange, failure: ApiError) -> None:
-        """Say in an error what the customer is charged all the same: nothing, where it is given back."""
+    async def say(exchange: Exchange, failure: ApiError) -> None:
+        """Say in an error what the customer is charged all the same, and what became of a charge to be given back."""
         purchase = exchange.purchase
-        if purchase is not None and purchase.customer_msat is not None:
-            failure.details = {**failure.details, "charged_msat": purchase.customer_msat}
+        if purchase is None or purchase.customer_msat is None:
+            return
+        await purchase.refund_decided(_REFUND_S)
+        failure.details = {**failure.details, "charged_msat": purchase.customer_msat}
+        if (refund := refund_word(purchase)) is not None:
+            failure.details = {**failure.details, "refund": refund}
+        if purchase.refund is Refund.WITHHELD:
+            failure.message = f"{failure.message}; {WORDS[Refund.WITHHELD]}"
 
     async def refuse(self, exchange: Exchange, error: InsufficientBalance) -> ApiError:
         """Give the answer for a balance that is too low, with an invoice for what is missing."""

@@ -101,7 +101,7 @@ class Delivering:
             if failure is None or not relay.begun:
                 raise
             exchange.problem = failure.code or "broken off"
-            self._charging.say(exchange, failure)
+            await self._charging.say(exchange, failure)
             is_told = isinstance(error, Undelivered) and error.is_told
             await relay.break_off(failure, is_told=is_told)
         finally:

@@ -111,7 +111,7 @@ class Inference:
                 failure = of_error(error)
                 if failure is None:
                     raise
-                self._charging.say(exchange, failure)
+                await self._charging.say(exchange, failure)
                 await self._charging.tell(exchange)
                 raise failure from error
             finally:

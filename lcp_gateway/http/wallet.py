@@ -48,12 +48,12 @@ class WalletRoutes:
 
     async def balance(self, request: web.Request) -> web.Response:
         """Serve GET /api/wallet."""
-        balance = await self._wallet.balance(_account_of(request))
+        balance = await self._wallet.balance(account_of(request))
         return json_response({"object": "lcp.wallet", **balance_document(balance)})
 
     async def top_up(self, request: web.Request) -> web.Response:
         """Serve POST /api/wallet/topups."""
-        account_id = _account_of(request)
+        account_id = account_of(request)
         fields = await read_fields(request, self._read_timeout_s)
         amount_msat, amount_sat = fields.amount("amount_msat"), fields.amount("amount_sat")
         memo = fields.text("memo")
@@ -101,7 +101,7 @@ class WalletRoutes:
     async def topups(self, request: web.Request) -> web.Response:
         """Serve GET /api/wallet/topups."""
         limit, after = page_of(request)
-        page = await self._wallet.topups(_account_of(request), limit=limit, after=after or None)
+        page = await self._wallet.topups(account_of(request), limit=limit, after=after or None)
         return json_response(
             {
                 "object": "list",
@@ -113,7 +113,7 @@ class WalletRoutes:
     async def transactions(self, request: web.Request) -> web.Response:
         """Serve GET /api/wallet/transactions."""
         limit, after = numbered_page_of(request)
-        statement = await self._wallet.statement(_account_of(request), limit=limit, after=after)
+        statement = await self._wallet.statement(account_of(request), limit=limit, after=after)
         return json_response(
             {
                 "object": "list",
@@ -123,7 +123,7 @@ class WalletRoutes:
         )
 
     async def _find(self, request: web.Request) -> Topup:
-        account_id, topup_id = _account_of(request), id_of(request)
+        account_id, topup_id = account_of(request), id_of(request)
         found = await told(lambda: self._wallet.topup(account_id, topup_id))
         if found is None:
             raise ApiError(404, "there is no such top-up", code="topup_not_found", param="id")
@@ -159,6 +159,10 @@ def of_account_error(error: AccountError) -> ApiError:
             return ApiError(404, str(error), code="account_not_found")
         case "BalanceTooLow":
             return ApiError(409, str(error), code="insufficient_balance")
+        case "NoSuchPurchase":
+            return ApiError(404, str(error), code="purchase_not_found", param="id")
+        case "NotWithheld":
+            return ApiError(409, str(error), code="refund_not_withheld", param="id")
         case "IdReused":
             return ApiError(409, str(error), code="id_reused")
         case _:
@@ -205,7 +209,12 @@ def line_document(line: StatementLine) -> dict[str, object]:
     }
 
 
-def _account_of(request: web.Request) -> str:
+def account_of(request: web.Request) -> str:
+    """Return the account whose key asks.
+
+    Raises:
+        ApiError: 403, the key belongs to none.
+    """
     account_id = request[EXCHANGE].caller.account_id
     if account_id is None:
         raise ApiError(403, "this key belongs to no account", code="no_account", reason="auth")

@@ -297,5 +297,10 @@ class Buyer:
     def _note(self, purchase: Purchase, learnt: Learnt) -> None:
         if learnt.charged_msat is not None:
             purchase.charged_msat = learnt.charged_msat
-        if not purchase.costs_nothing:
-            self._journal.note(purchase.quote.job_id, purchase.state, self._now(), learnt)
+        if purchase.costs_nothing:
+            return
+        job_id, state, now = purchase.quote.job_id, purchase.state, self._now()
+        if purchase.awaits_refund:
+            self._journal.note(job_id, state, now, learnt, purchase.hear_refund)
+        else:
+            self._journal.note(job_id, state, now, learnt)

@@ -1,7 +1,7 @@
 """The journal as the heart sees it: what is written before a payment may go out, and what is learnt after."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -10,6 +10,7 @@ from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.outcome import Ending
 from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import State
 from lcp_gateway.purchase.tariff import Markup
@@ -199,9 +200,18 @@ class PurchaseJournal(Protocol):
         """
         ...
 
-    def note(self, job_id: bytes, state: State, at: datetime, learnt: Learnt = Learnt()) -> None:
+    def note(
+        self,
+        job_id: bytes,
+        state: State,
+        at: datetime,
+        learnt: Learnt = Learnt(),
+        on_refund: Callable[[Refund], None] | None = None,
+    ) -> None:
         """Write a later state soon, in order, without being waited for; ``not_paid`` gives its reservation back.
 
-        A charge follows: taken when ``settled``, let go of when ``not_paid``, lowered with what it came to.
+        A charge follows: taken when ``settled``, let go of when ``not_paid``, lowered with what it came to, and given
+        back when ``undelivered`` unless it is kept. ``on_refund`` hears, once it is durable, whether a charge that is to
+        be given back was.
         """
         ...

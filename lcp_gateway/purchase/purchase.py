@@ -1,6 +1,8 @@
 """A purchase: an order, the quote taken for it, and where it stands."""
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from lcp_gateway.purchase.candidate import Candidate
@@ -9,6 +11,7 @@ from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.outcome import EndedBy, Ending, Ruling
 from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import VERDICTS, Event, State, Verdict, step
 
@@ -26,10 +29,12 @@ class Purchase:
 
     ``interrupted_by`` is the party for which the gateway is ending it before its time, None while it is not.
     ``held_up_by_readers`` tells whether most of its time went by waiting for its readers. ``ending`` is how it ended,
-    once it was paid and nothing more will come.
+    once it was paid and nothing more will come, ``refund`` what became of its charge, where that was to be given back
+    and once that is known.
     """
 
     __slots__ = (
+        "_decided",
         "_state",
         "candidate",
         "charge",
@@ -40,6 +45,7 @@ class Purchase:
         "order",
         "payment_hash",
         "quote",
+        "refund",
         "repeat",
         "runner_up_msat",
     )
@@ -60,12 +66,14 @@ class Purchase:
         self.interrupted_by: EndedBy | None = None
         self.held_up_by_readers: Callable[[], bool] = not_held_up
         self.ending: Ending | None = None
+        self.refund: Refund | None = None
         self.charge: Charge | None = None
         self.charged_msat: Msat | None = None
         self.payment_hash = payment_hash
         self.runner_up_msat = runner_up_msat
         self.repeat = repeat
         self._state = State.QUOTED
+        self._decided: asyncio.Event | None = None
 
     @property
     def state(self) -> State:
@@ -105,6 +113,34 @@ class Purchase:
         if self.ending is not None:
             return self.ending.ruling.blames_provider
         return self.interrupted_by is not EndedBy.CLIENT
+
+    @property
+    def awaits_refund(self) -> bool:
+        """Whether its charge is to be given back, and it is not known yet whether it was."""
+        return (
+            self.refund is None
+            and self._state is State.UNDELIVERED
+            and self.charge is not None
+            and self.charge.refund_undelivered
+            and self.charge.amount_msat > 0
+        )
+
+    async def refund_decided(self, timeout_s: float) -> None:
+        """Wait until it is known what became of a charge that is to be given back, but not for longer than this."""
+        if self.awaits_refund:
+            if self._decided is None:
+                self._decided = asyncio.Event()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._decided.wait()
+
+    def hear_refund(self, refund: Refund) -> None:
+        """Take in what became of its charge."""
+        self.refund = refund
+        if refund is Refund.WITHHELD and self.charge is not None:
+            self.charge = replace(self.charge, refund_undelivered=False)
+        if self._decided is not None:
+            self._decided.set()
 
     def end(self, ending: Ending) -> Ruling:
         """Move a paid purchase to its end as the table of endings says; return what follows from it.

@@ -56,7 +56,10 @@ TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
         },
         State.UNKNOWN: {
             Event.FAIL_PAYMENT: State.NOT_PAID,
+            # By the gateway that bought it, where another took it for dead while it ran.
             Event.SETTLE: State.SETTLED,
+            # By anyone else, who has no answer to go with the evidence.
+            Event.FAIL_DELIVERY: State.UNDELIVERED,
         },
         State.SETTLED: {
             Event.DELIVER: State.DELIVERED,

@@ -27,12 +27,14 @@ class StandingRules:
     """What a peer is trusted with, and when it is left alone.
 
     At most ``exposure_base_msat`` and ``exposure_share_ppm`` of what a peer has delivered may be out with it; a base of
-    0 sets no limit. After ``breaker_failures`` failures in a row it is left alone for ``breaker_pause_s``; 0
+    0 sets no limit. At most ``exposure_unproven_msat`` may be out with all peers together that have not delivered a base
+    yet; 0 sets no limit. After ``breaker_failures`` failures in a row it is left alone for ``breaker_pause_s``; 0
     failures turns that off.
     """
 
     exposure_base_msat: int = 2_000_000
     exposure_share_ppm: int = 500_000
+    exposure_unproven_msat: int = 0
     breaker_failures: int = 5
     breaker_pause_s: float = 30.0
 
@@ -42,7 +44,7 @@ class PeerHistory:
     """What the journal holds of a peer; amounts with or without fees, which makes little difference here.
 
     ``undelivered_msat`` counts as lost just now, so it is best taken over the last week only; the deliveries over all
-    time. ``unknown`` is each job of which nobody knows whether it was paid, with its price. ``failures`` is how many of
+    time. ``lost_today_msat`` is the part of it that was lost within a day. ``unknown`` is each job of which nobody knows whether it was paid, with its price. ``failures`` is how many of
     the last purchases in a row were paid and not delivered.
     """
 
@@ -52,6 +54,7 @@ class PeerHistory:
     undelivered_msat: int = 0
     unknown: Mapping[bytes, int] = field(default_factory=dict)
     failures: int = 0
+    lost_today_msat: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,10 @@ class Standings:
     more than about a tenth of its money falls back to the base and is soon cut off. Time works it off as well: each day
     one base is forgiven, so that a peer that only takes can take one base at once, and then one a day.
 
+    **Unproven peers together.** A peer that has not delivered a base more than its losses outweigh is unproven. What is
+    out with all of them and what was lost to any of them stay within one limit, of which a day forgives as much as it is:
+    twenty strangers can take no more than one of them might.
+
     **Breaker.** A peer that fails several times in a row, by not quoting or by not delivering what was paid for, is
     left alone for a while, and then tried with one job at a time: see ``Breaker``. A payment that is not known to be
     made is no failure until it is, and one that was not made is none at all.
@@ -127,6 +134,9 @@ class Standings:
         self._rules = rules
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
+        # What was lost to peers that were unproven.
+        self._strangers_lost_msat = 0
+        self._strangers_lost_at = 0.0
 
     def load(self, histories: Iterable[PeerHistory]) -> None:
         """Begin with what the journal knows; once, before the first purchase."""
@@ -140,10 +150,13 @@ class Standings:
                 account.put(job_id, price_msat)
             if history.failures:
                 account.breaker.failed_to_deliver(now, history.failures)
+            if self._is_unproven(account, now):
+                self._lose_to_strangers(history.lost_today_msat, now)
 
     def use(self, rules: StandingRules) -> None:
         """Go by other rules from now on; what is known of everybody stays."""
         now = self._clock()
+        self._lose_to_strangers(0, now)
         for account in self._accounts.values():
             # What the old rules have forgiven by now stays forgiven.
             account.lost_msat, account.lost_at = self._lost_msat(account, now), now
@@ -158,30 +171,27 @@ class Standings:
         A peer that is tried after a pause is given to one asker at a time, so ask only for peers that are meant to be
         asked: an unused yes holds others back for ``breaker.TRIAL_S`` seconds.
         """
-        account = self._accounts.get(peer_id)
-        if account is None:
-            return True
+        account = self._accounts.get(peer_id) or self._new_account(peer_id)
         now = self._clock()
         limit_msat = self._limit_msat(account, now)
         account.drop_lapsed(now)
         if limit_msat is not None:
             exposed_msat = account.out_msat + self._lost_msat(account, now)
-            if exposed_msat >= limit_msat:
+            if exposed_msat >= limit_msat or self._strangers_are_full(account, now):
                 return False
         return account.breaker.ask(now)
 
     def readiness(self, peer_id: str) -> float:
         """Tell how ready a peer is to be asked: 0 not now, 1 at once, a half when it is on trial. Changes nothing."""
-        account = self._accounts.get(peer_id)
-        if account is None:
-            return 1.0
+        account = self._accounts.get(peer_id) or self._new_account(peer_id)
         now = self._clock()
         if account.breaker.resting_s(now):
             return 0.0
         limit_msat = self._limit_msat(account, now)
         if limit_msat is not None:
             account.drop_lapsed(now)
-            if account.out_msat + self._lost_msat(account, now) >= limit_msat:
+            exposed_msat = account.out_msat + self._lost_msat(account, now)
+            if exposed_msat >= limit_msat or self._strangers_are_full(account, now):
                 return 0.0
         return 0.5 if account.breaker.is_on_trial(now) else 1.0
 
@@ -232,12 +242,26 @@ class Standings:
                     f"and the quote asks {quote.price_msat} msat; nothing was paid",
                     quote=quote,
                 )
+            self._weigh_strangers(account, quote, now)
         if not account.breaker.would_pay(quote.job_id, now):
             raise PeerNotTrusted(
                 "the peer failed several times in a row and is left alone for now; nothing was paid",
                 quote=quote,
             )
         return now
+
+    def _weigh_strangers(self, account: _Account, quote: Quote, now: float) -> None:
+        limit_msat = self._rules.exposure_unproven_msat
+        if not limit_msat or not self._is_unproven(account, now):
+            return
+        exposed_msat = self._exposed_to_strangers_msat(now, without=quote.job_id)
+        if exposed_msat + quote.price_msat > limit_msat:
+            raise PeerNotTrusted(
+                f"all peers that have not proven themselves are trusted with {limit_msat} msat together; "
+                f"{exposed_msat} msat are out with them or were lost to them, and the quote asks "
+                f"{quote.price_msat} msat; nothing was paid",
+                quote=quote,
+            )
 
     def paying(self, quote: Quote) -> None:
         """Note that a payment is about to go out."""
@@ -271,6 +295,8 @@ class Standings:
                 account.delivered_count += 1
                 account.breaker.delivered()
             case State.UNDELIVERED | State.SETTLED:
+                if self._is_unproven(account, now):
+                    self._lose_to_strangers(price_msat, now)
                 account.lost_msat = self._lost_msat(account, now) + price_msat
                 account.lost_at = now
                 account.breaker.failed_to_deliver(now)
@@ -305,9 +331,38 @@ class Standings:
         rules = self._rules
         if not (rules.exposure_base_msat and account.limited):
             return None
-        outweighed_msat = LOSS_WEIGHT * self._lost_msat(account, now)
-        earned_msat = max(0, account.delivered_msat - outweighed_msat)
+        earned_msat = self._earned_msat(account, now)
         return rules.exposure_base_msat + earned_msat * rules.exposure_share_ppm // _PPM
+
+    def _earned_msat(self, account: _Account, now: float) -> int:
+        return max(0, account.delivered_msat - LOSS_WEIGHT * self._lost_msat(account, now))
+
+    def _is_unproven(self, account: _Account, now: float) -> bool:
+        base_msat = self._rules.exposure_base_msat
+        return account.limited and self._earned_msat(account, now) < base_msat
+
+    def _strangers_are_full(self, account: _Account, now: float) -> bool:
+        limit_msat = self._rules.exposure_unproven_msat
+        if not limit_msat or not self._is_unproven(account, now):
+            return False
+        return self._exposed_to_strangers_msat(now) >= limit_msat
+
+    def _exposed_to_strangers_msat(self, now: float, *, without: bytes = b"") -> int:
+        exposed_msat = self._lost_to_strangers_msat(now)
+        for account in self._accounts.values():
+            if account.out_msat and self._is_unproven(account, now):
+                account.drop_lapsed(now)
+                exposed_msat += account.out_without(without)
+        return exposed_msat
+
+    def _lose_to_strangers(self, amount_msat: int, now: float) -> None:
+        self._strangers_lost_msat = self._lost_to_strangers_msat(now) + amount_msat
+        self._strangers_lost_at = now
+
+    def _lost_to_strangers_msat(self, now: float) -> int:
+        elapsed_micros = int((now - self._strangers_lost_at) * _MICROS)
+        forgiven_msat = elapsed_micros * self._rules.exposure_unproven_msat // _DAY_MICROS
+        return max(0, self._strangers_lost_msat - forgiven_msat)
 
     def _lost_msat(self, account: _Account, now: float) -> int:
         elapsed_micros = int((now - account.lost_at) * _MICROS)

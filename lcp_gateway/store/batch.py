@@ -1,6 +1,6 @@
 """One transaction of the journal: notes and intents of many purchases, written together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from lcp_gateway.purchase.journal import (
 )
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.refunds import NO_LIMITS, Refund, RefundDecision, RefundLimits
 from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import TRANSITIONS, State
 from lcp_gateway.purchase.tariff import Markup
@@ -43,6 +44,7 @@ from lcp_gateway.store.entries import (
     ProblemKind,
 )
 from lcp_gateway.store.prepared import execute_in, execute_many
+from lcp_gateway.store.refunds import DayOfRefunds
 from lcp_gateway.store.repeats import Repeats, release_keys
 from lcp_gateway.store.revocations import deleted_of, revoked_of
 from lcp_gateway.store.tables import OPEN_STATES, budget_spend, purchase_states, purchases
@@ -80,6 +82,9 @@ def _lock(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[A
             purchases.c.markup_ppm,
             purchases.c.markup_msat,
             purchases.c.refund_undelivered,
+            purchases.c.ended_by,
+            purchases.c.received,
+            purchases.c.refund,
         )
         .where(purchases.c.job_id.in_(job_ids))
         # Always in the same order, or two gateways would wait for each other.
@@ -107,6 +112,9 @@ _MOVE = (
         ended_at=bindparam("new_ended_at"),
         charge_msat=bindparam("new_charge_msat"),
         refund_undelivered=bindparam("new_refund_undelivered"),
+        ended_by=bindparam("new_ended_by"),
+        received=bindparam("new_received"),
+        refund=bindparam("new_refund"),
         updated_at=func.coalesce(bindparam("now"), purchases.c.updated_at),
     )
 )
@@ -134,6 +142,9 @@ class _Row:
     markup_ppm: int | None
     markup_msat: int | None
     refund_undelivered: bool | None
+    ended_by: str | None
+    received: str | None
+    refund: str | None
     state: State = field(init=False)
     updated_at: int | None = None
 
@@ -161,12 +172,10 @@ class _Row:
             self.result_bytes = learnt.result_bytes
         if self.preimage is None:
             self.preimage = learnt.preimage
-        if (
-            learnt.ending is not None
-            and learnt.ending.ruling.keeps_charge
-            and self.refund_undelivered
-        ):
-            self.refund_undelivered = False
+        if learnt.ending is not None and self.ended_by is None:
+            self.ended_by, self.received = learnt.ending.ended_by, learnt.ending.received
+            if learnt.ending.ruling.keeps_charge and self.refund_undelivered:
+                self.refund_undelivered = False
         return before != self._known
 
     @property
@@ -200,6 +209,7 @@ class _Row:
             self.result_bytes,
             self.preimage,
             self.refund_undelivered,
+            self.ended_by,
         )
 
     def values(self) -> dict[str, object]:
@@ -216,6 +226,9 @@ class _Row:
             "new_ended_at": self.ended_at,
             "new_charge_msat": self.charge_msat,
             "new_refund_undelivered": self.refund_undelivered,
+            "new_ended_by": self.ended_by,
+            "new_received": self.received,
+            "new_refund": self.refund,
             "now": self.updated_at,
         }
 
@@ -230,9 +243,15 @@ class Batch:
     """
 
     def __init__(
-        self, owner: str, notes: Sequence[NoteEntry], intents: Sequence[IntentEntry]
+        self,
+        owner: str,
+        notes: Sequence[NoteEntry],
+        intents: Sequence[IntentEntry],
+        refunds: RefundLimits = NO_LIMITS,
     ) -> None:
+        """``refunds`` bounds what is given back; a charge that is over it is withheld."""
         self._owner = owner
+        self._refunds = DayOfRefunds(refunds)
         self._notes = notes
         self._intents = intents
         self._counters = Counters()
@@ -242,13 +261,15 @@ class Batch:
         self._revoked_keys: frozenset[str] = frozenset()
         self._deleted_accounts: frozenset[str] = frozenset()
         self._problems: list[Problem] = []
+        self._decisions: list[RefundDecision] = []
 
     def write(self, connection: Connection) -> Outcome:
         """Do it, in the transaction that is open."""
         rows = self._find(connection)
         counted = {job_id: row.counted_msat for job_id, row in rows.items()}
+        self._refunds.lock(connection, self._to_refund(rows))
         moved = self._apply_notes(rows)
-        refunds = {
+        changes = {
             row.job_id: (counters_of(row.key_id, row.paying_at), change)
             for row in moved
             if (change := row.counted_msat - counted[row.job_id])
@@ -261,9 +282,9 @@ class Batch:
         self._counters.lock(
             connection,
             [counter for counters in reserved for counter in counters],
-            (counter for counters, _ in refunds.values() for counter in counters),
+            (counter for counters, _ in changes.values() for counter in counters),
         )
-        for counters, change in refunds.values():
+        for counters, change in changes.values():
             self._counters.add(counters, change)
         self._balances.lock(
             connection,
@@ -294,14 +315,23 @@ class Batch:
         if self._states:
             execute_many(connection, _INSERT_STATE, self._states)
         self._counters.write(connection)
+        self._refunds.write(connection)
         self._balances.write(connection)
-        return Outcome(refusals, self._problems)
+        return Outcome(refusals, self._problems, self._decisions)
 
     def _find(self, connection: Connection) -> dict[bytes, _Row]:
         job_ids = {entry.job_id for entry in self._notes}
         job_ids.update(entry.intent.quote.job_id for entry in self._intents)
         found = execute_in(connection, _lock, sorted(job_ids))
         return {row[0]: _Row(*row) for row in found}
+
+    def _to_refund(self, rows: Mapping[bytes, _Row]) -> Iterator[tuple[str, int]]:
+        """Give the accounts and times of the charges that these notes may give back."""
+        for note in self._notes:
+            if note.state is State.UNDELIVERED and (row := rows.get(note.job_id)) is not None:
+                kept = note.learnt.ending is not None and note.learnt.ending.ruling.keeps_charge
+                if row.account_id is not None and row.refund_undelivered and not kept:
+                    yield row.account_id, to_micros(note.at)
 
     def _apply_notes(self, rows: Mapping[bytes, _Row]) -> list[_Row]:
         touched: dict[bytes, _Row] = {}
@@ -334,13 +364,29 @@ class Batch:
                 row.ended_at = at
         row.updated_at = at
         if row.account_id is not None:
+            if row.state is State.UNDELIVERED and not stays:
+                self._decide_refund(row, row.account_id, at)
             self._charge(row, row.account_id, held_msat, taken_msat, at)
         return True
+
+    def _decide_refund(self, row: _Row, account_id: str, at: int) -> None:
+        """Give the charge of an undelivered purchase back, or withhold it where a limit is reached."""
+        charge_msat = row.charge_msat or 0
+        if not row.refund_undelivered or not charge_msat:
+            return
+        refund = self._refunds.decide(account_id, max(charge_msat, row.counted_msat), at)
+        row.refund = refund.value
+        row.refund_undelivered = refund is Refund.GIVEN
+        self._decisions.append(RefundDecision(row.job_id, account_id, charge_msat, refund))
 
     def _charge(self, row: _Row, account_id: str, held_msat: int, taken_msat: int, at: int) -> None:
         """Let the customer's money follow the purchase, from what was held and taken before."""
         self._balances.hold(account_id, row.held_msat - held_msat)
         job_id = row.job_id.hex()
+        if held_msat and row.refund == Refund.GIVEN and not taken_msat:
+            # Found to be paid and undelivered at once: taken and given back, so that the account's statement tells it.
+            taken_msat = row.charge_msat or 0
+            self._balances.move(account_id, -taken_msat, Cause.PURCHASE, job_id, at)
         if row.taken_msat > taken_msat:
             self._balances.move(account_id, -row.taken_msat, Cause.PURCHASE, job_id, at)
         else:

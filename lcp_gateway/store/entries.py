@@ -1,12 +1,13 @@
 """What waits to be written, what came of it, and the problems that somebody should hear of."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.journal import Budget, Intent, Learnt
+from lcp_gateway.purchase.refunds import Refund, RefundDecision
 from lcp_gateway.purchase.states import State
 
 NOTHING_NEW = Learnt()
@@ -26,7 +27,7 @@ class NoteEntry:
     """A later state to write; ``state`` is None where only more became known.
 
     ``withdraws`` is the number of an intent whose writing may have gone unheard: the note is for that intent alone, and
-    is nothing to speak of where it was never written.
+    is nothing to speak of where it was never written. ``on_refund`` hears whether a charge was given back.
     """
 
     job_id: bytes
@@ -34,6 +35,7 @@ class NoteEntry:
     at: datetime
     learnt: Learnt = NOTHING_NEW
     withdraws: int | None = None
+    on_refund: Callable[[Refund], None] | None = None
 
 
 class ProblemKind(enum.StrEnum):
@@ -65,7 +67,11 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one transaction: for each intent, why it was refused or None; and the problems with notes."""
+    """What came of one transaction.
+
+    For each intent, why it was refused or None; the problems with notes; and the decisions on charges to be given back.
+    """
 
     refusals: Sequence[Refused | None]
     problems: Sequence[Problem]
+    refunds: Sequence[RefundDecision] = ()

@@ -20,6 +20,7 @@ from lcp_gateway.purchase.journal import (
     Learnt,
 )
 from lcp_gateway.purchase.ports import StartTask, start_unsupervised
+from lcp_gateway.purchase.refunds import NO_LIMITS, Refund, RefundDecision
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.balances import LARGEST_AMOUNT
 from lcp_gateway.store.batch import Batch, write_for_nothing
@@ -73,14 +74,18 @@ def _ignore_commit(_entries: int, _seconds: float) -> None:
     """Nobody measures."""
 
 
+def _ignore_refund(_decision: RefundDecision) -> None:
+    """Nothing is counted."""
+
+
 class StoredJournal:
     """A ``PurchaseJournal`` in a database.
 
     While one transaction is being committed, what comes meanwhile gathers for the next: many purchases share a commit,
     and a single one waits for nobody. To be used on one event loop: ``start`` it there, and ``close`` it at the end.
 
-    ``on_problem`` hears of what nobody waits for. ``on_commit`` is given the number of entries and the seconds that
-    each transaction took.
+    ``on_problem`` hears of what nobody waits for, ``on_refund`` of each charge that was given back or withheld, by
+    ``refunds``. ``on_commit`` is given the number of entries and the seconds that each transaction took.
     """
 
     def __init__(
@@ -89,9 +94,12 @@ class StoredJournal:
         *,
         on_problem: Callable[[Problem], None],
         on_commit: Callable[[int, float], None] = _ignore_commit,
+        on_refund: Callable[[RefundDecision], None] = _ignore_refund,
         limits: JournalLimits = DEFAULT_LIMITS,
     ) -> None:
         self._database = database
+        self._on_refund = on_refund
+        self.refunds = NO_LIMITS
         self._on_problem = on_problem
         self._on_commit = on_commit
         self._limits = limits
@@ -191,9 +199,19 @@ class StoredJournal:
         except DatabaseUnavailable as error:
             raise JournalUnavailable(f"the journal cannot be read ({error.reason})") from error
 
-    def note(self, job_id: bytes, state: State, at: datetime, learnt: Learnt = NOTHING_NEW) -> None:
-        """Write a later state soon, in order; ``not_paid`` gives its reservation back."""
-        self._add(NoteEntry(job_id, state, at, learnt))
+    def note(
+        self,
+        job_id: bytes,
+        state: State,
+        at: datetime,
+        learnt: Learnt = NOTHING_NEW,
+        on_refund: Callable[[Refund], None] | None = None,
+    ) -> None:
+        """Write a later state soon, in order; ``not_paid`` gives its reservation back.
+
+        ``on_refund`` hears, once it is durable, whether a charge that is to be given back was.
+        """
+        self._add(NoteEntry(job_id, state, at, learnt, on_refund=on_refund))
 
     def learn(self, job_id: bytes, at: datetime, learnt: Learnt) -> None:
         """Write what became known of a purchase without its state changing: its real fee, say."""
@@ -289,7 +307,9 @@ class StoredJournal:
     async def _write(
         self, notes: list[NoteEntry], intents: list[_Waiting]
     ) -> DatabaseUnavailable | None:
-        batch = Batch(self._database.owner, notes, [waiting.entry for waiting in intents])
+        batch = Batch(
+            self._database.owner, notes, [waiting.entry for waiting in intents], self.refunds
+        )
         begun = monotonic()
         try:
             outcome = await self._database.write(batch.write)
@@ -344,6 +364,8 @@ class StoredJournal:
             self._overdue.popleft()
         for problem in outcome.problems:
             self._tell(problem)
+        if outcome.refunds:
+            self._tell_refunds(notes, outcome.refunds)
 
     def _put_back(
         self, notes: list[NoteEntry], intents: list[_Waiting], unavailable: DatabaseUnavailable
@@ -378,6 +400,17 @@ class StoredJournal:
         # An error in somebody's ear must not stop the pen.
         with suppress(Exception):
             self._on_problem(problem)
+
+    def _tell_refunds(
+        self, notes: Sequence[NoteEntry], decisions: Sequence[RefundDecision]
+    ) -> None:
+        listening = {note.job_id: note.on_refund for note in notes if note.on_refund is not None}
+        for decision in decisions:
+            with suppress(Exception):
+                self._on_refund(decision)
+            if (hear := listening.get(decision.job_id)) is not None:
+                with suppress(Exception):
+                    hear(decision.refund)
 
     def _give_up(self) -> None:
         """Refuse the intents that waited too long; one timer serves them all."""

@@ -1,9 +1,10 @@
 """A journal that is off: chosen explicitly, by somebody who does without knowing after a crash what was paid."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from lcp_gateway.purchase.journal import Budget, EarlierPurchase, Intent, Learnt
+from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.entries import NOTHING_NEW
 
@@ -18,5 +19,12 @@ class JournalOff:
         """Return None: nothing is known."""
         return None
 
-    def note(self, job_id: bytes, state: State, at: datetime, learnt: Learnt = NOTHING_NEW) -> None:
+    def note(
+        self,
+        job_id: bytes,
+        state: State,
+        at: datetime,
+        learnt: Learnt = NOTHING_NEW,
+        on_refund: Callable[[Refund], None] | None = None,
+    ) -> None:
         """Forget it."""

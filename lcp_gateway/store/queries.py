@@ -11,12 +11,15 @@ from sqlalchemy import (
     and_,
     case,
     func,
+    not_,
     or_,
     select,
 )
 
 from lcp_gateway.purchase.journal import Budget, Period
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.outcome import RULINGS
+from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.counters import counter_of
 from lcp_gateway.store.database import Database
@@ -43,6 +46,23 @@ _ORDER = (
 )
 """The order in which a purchase enters its states: times may be equal, or of two machines."""
 
+_IS_LOST = and_(
+    purchases.c.state == State.UNDELIVERED.value,
+    # Where nothing is known of its end, it counts.
+    not_(
+        or_(
+            *(
+                and_(
+                    func.coalesce(purchases.c.received, "") == received.value,
+                    func.coalesce(purchases.c.ended_by, "") == ended_by.value,
+                )
+                for received, row in RULINGS.items()
+                for ended_by, ruling in row.items()
+                if not ruling.blames_provider
+            )
+        )
+    ),
+)
 _COST = purchases.c.price_msat + func.coalesce(purchases.c.fee_msat, purchases.c.fee_cap_msat)
 
 
@@ -77,7 +97,10 @@ class Outstanding:
 
 @dataclass(frozen=True, slots=True)
 class PeerTotals:
-    """How a peer has done: counts and msat of what was delivered, and of what was paid for and was not."""
+    """How a peer has done: counts and msat of what was delivered, and of what was paid for and was not.
+
+    ``lost_msat`` is the part of ``undelivered_msat`` that the peer answers for.
+    """
 
     peer_id: str
     delivered: int
@@ -87,6 +110,7 @@ class PeerTotals:
     not_paid: int
     unknown: int
     unknown_msat: Msat
+    lost_msat: Msat
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +254,7 @@ class Books:
                 _sum_where(purchases.c.state == state.value),
             )
         ]
+        columns.append(_sum_where(_IS_LOST))
         query = (
             select(purchases.c.peer_id, *columns)
             .where(*_conditions(Filter(since=since)))
@@ -240,9 +265,8 @@ class Books:
         def work(connection: Connection) -> list[PeerTotals]:
             totals = []
             for peer_id, *numbers in connection.execute(query):
-                delivered, delivered_msat, failed, failed_msat, not_paid, _, unknown, open_msat = (
-                    int(number) for number in numbers
-                )
+                delivered, delivered_msat, failed, failed_msat, *rest = map(int, numbers)
+                not_paid, _, unknown, open_msat, lost_msat = rest
                 totals.append(
                     PeerTotals(
                         peer_id,
@@ -253,9 +277,22 @@ class Books:
                         not_paid,
                         unknown,
                         Msat(open_msat),
+                        Msat(lost_msat),
                     )
                 )
             return totals
+
+        return await self._database.read(work)
+
+    async def withheld(self) -> tuple[int, Msat]:
+        """Return how many charges wait for the operator's decision, and what they come to."""
+        query = select(func.count(), func.coalesce(func.sum(purchases.c.charge_msat), 0)).where(
+            purchases.c.refund.is_not(None), purchases.c.refund == Refund.WITHHELD.value
+        )
+
+        def work(connection: Connection) -> tuple[int, Msat]:
+            count, amount_msat = connection.execute(query).one()
+            return count, Msat(int(amount_msat))
 
         return await self._database.read(work)
 
@@ -307,6 +344,8 @@ def _conditions(which: Filter) -> Iterator[ColumnElement[bool]]:
         yield purchases.c.key_id == which.key_id
     if which.since is not None:
         yield purchases.c.paying_at >= to_micros(which.since)
+    if which.refunds is not None:
+        yield purchases.c.refund.in_([refund.value for refund in which.refunds])
     if which.until is not None:
         yield purchases.c.paying_at < to_micros(which.until)
 

@@ -9,6 +9,8 @@ from sqlalchemy import RowMapping
 
 from lcp_gateway.purchase.journal import Charge
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.outcome import RULINGS, EndedBy, Received
+from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.states import State
 from lcp_gateway.purchase.tariff import Markup
 from lcp_gateway.purchase.task import TaskKind
@@ -25,7 +27,8 @@ class PurchaseRecord:
 
     ``kind`` is a value of ``Source``: ``lcp`` for what was bought from a Lightning peer, ``node`` for what a virtual node
     did, of which there is no invoice. ``paying_at`` is the time of the intent. ``charge`` is None where no customer was
-    charged; its amount is what is held while the purchase is open, and once it is settled, what was taken.
+    charged; its amount is what is held while the purchase is open, and once it is settled, what was taken. ``ended_by``
+    and ``received`` tell how a paid purchase ended without a whole result, ``refund`` what became of its charge.
     """
 
     job_id: bytes
@@ -57,6 +60,18 @@ class PurchaseRecord:
     updated_at: datetime
     owner: str
     charge: Charge | None = None
+    ended_by: EndedBy | None = None
+    received: Received | None = None
+    refund: Refund | None = None
+
+    @property
+    def blames_provider(self) -> bool:
+        """Whether it counts as lost to its provider; so it does where nothing is known of how it ended."""
+        if self.state is not State.UNDELIVERED:
+            return False
+        if self.ended_by is None or self.received is None:
+            return True
+        return RULINGS[self.received][self.ended_by].blames_provider
 
     @property
     def charged_msat(self) -> Msat:
@@ -100,6 +115,7 @@ class Filter:
     key_id: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    refunds: Sequence[Refund] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +136,8 @@ def record_of(row: RowMapping) -> PurchaseRecord:
     if account_id is not None:
         charge = Charge(account_id, charge_msat, Markup(ppm, fixed_msat), refund_undelivered)
     ended_at = values["ended_at"]
+    for name, kind in (("ended_by", EndedBy), ("received", Received), ("refund", Refund)):
+        values[name] = None if values[name] is None else kind(values[name])
     values.update(
         state=State(values["state"]),
         task_kind=TaskKind(values["task_kind"]),

@@ -1,11 +1,16 @@
-"""What becomes of purchases that nobody works on any more: those of dead processes, and those that were unknown."""
+"""What becomes of purchases that no process works on any more: those of dead processes, and those that were unknown."""
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, bindparam, select, text
 
 from lcp_gateway.purchase.journal import Learnt
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.outcome import FOUND_PAID, LOST_BY_CRASH
 from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.refunds import NO_LIMITS, Refund, RefundDecision, RefundLimits
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.batch import Batch
 from lcp_gateway.store.database import Database
@@ -14,48 +19,97 @@ from lcp_gateway.store.tables import purchases
 
 _SWEEP_AT_ONCE = 500
 
-_OWNERS = select(purchases.c.owner).where(purchases.c.state == State.PAYING.value).distinct()
-_LEFT_PAYING = (
-    select(purchases.c.job_id, purchases.c.kind)
-    .where(purchases.c.state == State.PAYING.value, purchases.c.owner == bindparam("of_owner"))
+# The states stand in the text as they do in the indexes, so that those are used.
+_LEFT_OPEN = (text("purchases.state = 'paying'"), text("purchases.state = 'settled'"))
+_OWNERS = tuple(select(purchases.c.owner).where(left).distinct() for left in _LEFT_OPEN)
+_LEFT = tuple(
+    select(
+        purchases.c.job_id,
+        purchases.c.kind,
+        purchases.c.state,
+        purchases.c.peer_id,
+        purchases.c.price_msat,
+    )
+    .where(left, purchases.c.owner == bindparam("of_owner"))
     .order_by(purchases.c.paying_at)
     .limit(_SWEEP_AT_ONCE)
+    for left in _LEFT_OPEN
 )
-# A node has no payment to look up later: what it was handed and did not refuse counts as bought.
-_BECOMES = {
-    Source.LCP.value: (State.UNKNOWN,),
-    Source.NODE.value: (State.SETTLED, State.UNDELIVERED),
-}
-_STATE = select(purchases.c.state).where(purchases.c.job_id == bindparam("of_job"))
+_STANDS = select(purchases.c.state, purchases.c.owner).where(
+    purchases.c.job_id == bindparam("of_job")
+)
+_LOST = Learnt(ending=LOST_BY_CRASH)
 
-_PATHS = {
-    State.SETTLED: (State.SETTLED,),
-    State.UNDELIVERED: (State.SETTLED, State.UNDELIVERED),
-    State.NOT_PAID: (State.NOT_PAID,),
-}
+
+@dataclass(frozen=True, slots=True)
+class LostPurchase:
+    """A purchase that was paid by a process that is gone; its client counts as having got nothing."""
+
+    job_id: bytes
+    peer_id: str
+    price_msat: Msat
+
+
+@dataclass(slots=True)
+class Swept:
+    """What a sweep found: how many became ``unknown``, which became ``undelivered``, and their charges."""
+
+    unknown: int = 0
+    lost: list[LostPurchase] = field(default_factory=list)
+    refunds: list[RefundDecision] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """How many purchases were moved on."""
+        return self.unknown + len(self.lost)
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Where a purchase stands after it was resolved, and what became of a charge that was to be given back."""
+
+    state: State
+    refunds: Sequence[RefundDecision]
+
+    @property
+    def refund(self) -> Refund | None:
+        """What became of the charge; None where there was none to give back."""
+        return self.refunds[0].refund if self.refunds else None
 
 
 class NotUnknown(Exception):
-    """Only what is unknown can be resolved. ``state`` is where the purchase stands; None where there is none."""
+    """Evidence moves only what is unknown, or what a dead gateway left settled.
+
+    ``state`` is where the purchase stands; None where there is none.
+    """
 
     def __init__(self, state: State | None) -> None:
-        stands = f"the purchase is {state}, not unknown" if state else "there is no such purchase"
-        super().__init__(stands)
+        if state is None:
+            problem = "there is no such purchase"
+        elif state in {State.PAYING, State.SETTLED}:
+            problem = f"the purchase is {state}, and the gateway that bought it is running"
+        else:
+            problem = f"the purchase is {state}, not unknown"
+        super().__init__(problem)
         self.state = state
 
 
-async def sweep(database: Database, at: datetime) -> int:
-    """Turn what dead processes left ``paying`` into ``unknown``, or at a node ``undelivered``; gives how many.
+async def sweep(database: Database, at: datetime, refunds: RefundLimits = NO_LIMITS) -> Swept:
+    """Move on what dead processes left: ``paying`` to ``unknown``, or at a node, and ``settled``, to ``undelivered``.
 
-    Whether a process is dead is told by its lock, which the system or the server drops with it, and never by time:
-    what a live process has under way is not touched. To be called at the start and from time to time.
+    What a dead process had delivered of a settled purchase cannot be known: the customer is not charged for it, within the
+    limits of ``refunds``. Whether a process is dead is told by its lock, which the system or the server drops with it, and
+    never by time: what a live process has under way is not touched. To be called at the start and from time to time.
 
     Raises:
         DatabaseUnavailable: nothing, or not all, could be written; another call goes on from there.
     """
-    total = 0
-    while swept := await database.write(lambda connection: _sweep_some(database, connection, at)):
-        total += swept
+    total = Swept()
+    while part := await database.write(
+        lambda connection: _sweep_some(database, connection, at, refunds)
+    ):
+        total.unknown += part.unknown
+        total.lost += part.lost
+        total.refunds += part.refunds
     database.forget_gone()
     return total
 
@@ -66,41 +120,72 @@ async def resolve(
     state: State,
     at: datetime,
     learnt: Learnt = NOTHING_NEW,
-) -> None:
-    """Say, on evidence, what became of an unknown purchase: ``settled``, ``undelivered`` or ``not_paid``.
+    refunds: RefundLimits = NO_LIMITS,
+) -> Resolved:
+    """Record, on evidence, what became of an unknown purchase: ``not_paid``, or ``settled``, which is ``undelivered``.
 
-    ``undelivered`` goes by way of ``settled``. Durable when this returns; budgets follow.
+    What was paid, and whose call ended without an answer, is undelivered whoever finds it out. A purchase that a dead
+    gateway left ``settled`` can be resolved likewise, as the sweep does it. Durable when this returns; budgets follow.
 
     Raises:
-        NotUnknown: the purchase is not unknown, or is none; nothing was changed.
-        ValueError: no evidence leads from unknown to this state.
+        NotUnknown: the purchase is neither, or is none; nothing was changed.
+        ValueError: no evidence leads to this state.
         DatabaseUnavailable: it could not be written.
     """
-    path = _PATHS.get(state)
-    if path is None:
+    if state not in {State.NOT_PAID, State.SETTLED, State.UNDELIVERED}:
         raise ValueError(f"an unknown purchase is not resolved as {state}")
-    notes = [
-        NoteEntry(job_id, step, at, learnt if step is path[0] else NOTHING_NEW) for step in path
-    ]
+    becomes = State.NOT_PAID if state is State.NOT_PAID else State.UNDELIVERED
 
-    def work(connection: Connection) -> None:
-        stands = connection.execute(_STATE.with_for_update(), {"of_job": job_id}).scalar()
-        if stands != State.UNKNOWN:
-            raise NotUnknown(State(stands) if stands else None)
-        Batch(database.owner, notes, []).write(connection)
+    def work(connection: Connection) -> Resolved:
+        found = connection.execute(_STANDS.with_for_update(), {"of_job": job_id}).one_or_none()
+        if found is None:
+            raise NotUnknown(None)
+        stands = State(found.state)
+        ending = None
+        if becomes is State.UNDELIVERED:
+            ending = FOUND_PAID if stands is State.UNKNOWN else LOST_BY_CRASH
+        left_settled = (
+            stands is State.SETTLED
+            and becomes is State.UNDELIVERED
+            and database.is_gone(connection, found.owner)
+        )
+        if stands is not State.UNKNOWN and not left_settled:
+            raise NotUnknown(stands)
+        note = NoteEntry(job_id, becomes, at, replace(learnt, ending=ending))
+        outcome = Batch(database.owner, [note], [], refunds).write(connection)
+        return Resolved(becomes, outcome.refunds)
 
-    await database.write(work)
+    return await database.write(work)
 
 
-def _sweep_some(database: Database, connection: Connection, at: datetime) -> int:
-    for owner in sorted(connection.execute(_OWNERS).scalars()):
+def _sweep_some(
+    database: Database, connection: Connection, at: datetime, refunds: RefundLimits
+) -> Swept:
+    owners = {owner for query in _OWNERS for owner in connection.execute(query).scalars()}
+    for owner in sorted(owners):
         if not database.is_gone(connection, owner):
             continue
-        left = connection.execute(_LEFT_PAYING, {"of_owner": owner}).all()
+        swept = Swept()
         # Another sweeper may have been quicker; its notes and these are the same.
-        notes = [NoteEntry(job_id, state, at) for job_id, kind in left for state in _BECOMES[kind]]
+        notes: list[NoteEntry] = []
+        for job_id, kind, state, peer_id, price_msat in _left(connection, owner):
+            if state == State.PAYING and kind == Source.LCP:
+                notes.append(NoteEntry(job_id, State.UNKNOWN, at))
+                swept.unknown += 1
+                continue
+            if state == State.PAYING:
+                # A node has no payment to look up later: what it was handed and did not refuse counts as bought.
+                notes.append(NoteEntry(job_id, State.SETTLED, at))
+            notes.append(NoteEntry(job_id, State.UNDELIVERED, at, _LOST))
+            swept.lost.append(LostPurchase(job_id, peer_id, Msat(price_msat)))
         if notes:
-            Batch(database.owner, notes, []).write(connection)
             # One owner a transaction, and no more of it than fits into a short one.
-            return len(left)
-    return 0
+            swept.refunds += Batch(database.owner, notes, [], refunds).write(connection).refunds
+            return swept
+    return Swept()
+
+
+def _left(connection: Connection, owner: str) -> Iterable[tuple[bytes, str, str, str, int]]:
+    for query in _LEFT:
+        for row in connection.execute(query, {"of_owner": owner}):
+            yield row.job_id, row.kind, row.state, row.peer_id, row.price_msat

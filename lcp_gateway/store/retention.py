@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, delete, select
+from sqlalchemy import Connection, bindparam, delete, func, select
 
+from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.store.database import Database
 from lcp_gateway.store.tables import OPEN_STATES, budget_spend, purchases
 from lcp_gateway.store.times import LONGEST_PERIOD, to_micros
@@ -15,6 +16,8 @@ _OLD = (
         purchases.c.paying_at < bindparam("before"),
         purchases.c.updated_at < bindparam("before"),
         purchases.c.state.not_in([state.value for state in OPEN_STATES]),
+        # A charge that waits for the operator's decision is open too.
+        func.coalesce(purchases.c.refund, "") != Refund.WITHHELD.value,
     )
     .order_by(purchases.c.paying_at)
     .limit(bindparam("at_most"))

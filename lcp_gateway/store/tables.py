@@ -4,8 +4,8 @@ Amounts are millisatoshi, hashes are 32 bytes, times are microseconds since 1970
 a prompt or an output, and none a key.
 
 A transaction that locks rows of several tables takes them in this order, or two gateways would wait for each other:
-purchases, budget_spend, accounts, the number of changes of keys, keys, topups, balances, how far settlements were
-followed; and the rows of one table in the order of their keys.
+purchases, budget_spend (the counters of refunds first), accounts, the number of changes of keys, keys, topups, balances,
+how far settlements were followed; and the rows of one table in the order of their keys.
 """
 
 from sqlalchemy import (
@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 from lcp_gateway.purchase.states import State
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration: what ``alembic_version`` holds when the tables are as below."""
 
 OPEN_STATES = (State.PAYING, State.UNKNOWN)
@@ -38,6 +38,8 @@ HAS_NO_FEE = text(
     " AND state IN ('settled', 'delivered', 'undelivered')"
 )
 """What holds of a purchase that was paid and whose fee lnd has not told yet; as the index has it, so that it is used."""
+_SETTLED = text("state = 'settled'")
+_HAS_REFUND = text("refund IS NOT NULL")
 _OPEN_TOPUP = text("state = 'open'")
 _HAS_REPEAT_KEY = text("repeat_key IS NOT NULL")
 # The only kind of key that SQLite counts up by itself.
@@ -88,6 +90,11 @@ purchases = Table(
     Column("markup_ppm", BigInteger),
     Column("markup_msat", BigInteger),
     Column("refund_undelivered", Boolean),
+    # How a paid purchase ended without a whole result: values of ``EndedBy`` and ``Received``.
+    Column("ended_by", Text),
+    Column("received", Text),
+    # What became of a charge that was to be given back: a value of ``Refund``.
+    Column("refund", Text),
     # What a repeat of the request is recognised by: see ``purchase/repeat_identity``. The key is a keyed hash, unique
     # until ``repeat_until``, and null again once the purchase is known not to be paid.
     Column("repeat_key", LargeBinary(32)),
@@ -111,6 +118,14 @@ purchases = Table(
         "job_id",
         sqlite_where=HAS_NO_FEE,
         postgresql_where=HAS_NO_FEE,
+    ),
+    Index("ix_purchases_settled", "owner", sqlite_where=_SETTLED, postgresql_where=_SETTLED),
+    Index(
+        "ix_purchases_refund",
+        "account_id",
+        "paying_at",
+        sqlite_where=_HAS_REFUND,
+        postgresql_where=_HAS_REFUND,
     ),
 )
 

@@ -197,7 +197,7 @@ class Metrics(MoneyMetrics, RoutingMetrics, SellingMetrics, SpanMetrics, StoredM
         self._streamed(byte_count)
 
     def undelivered(self, peer_id: str, price_msat: int) -> None:
-        """Count a purchase that was paid and brought no whole and right result."""
+        """Count a purchase that was paid and brought no whole and right result, for which its provider answers."""
         peer = self._peers.fold(peer_id)
         self._counters["undelivered_total"].labels(peer).inc()
         self._counters["undelivered_msat_total"].labels(peer).inc(price_msat)

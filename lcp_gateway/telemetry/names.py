@@ -58,8 +58,8 @@ SPECS: tuple[Spec, ...] = (
     Spec("money", _C, "payments_total", "Payments by outcome: settled, unknown (nothing tells whether it was paid) or not_paid.", ("outcome", "peer")),
     Spec("money", _C, "payment_msat_total", "Millisatoshi of the payments by outcome, routing fees not included.", ("outcome", "peer")),
     Spec("money", _C, "model_payment_msat_total", "Millisatoshi of the payments by outcome and model, routing fees not included.", ("outcome", "model")),
-    Spec("money", _C, "undelivered_total", "Purchases that were paid and brought no whole and right result.", ("peer",)),
-    Spec("money", _C, "undelivered_msat_total", "Millisatoshi paid for results that never came whole and right.", ("peer",)),
+    Spec("money", _C, "undelivered_total", "Purchases that were paid and brought no whole and right result, those left out whose client did not want the rest.", ("peer",)),
+    Spec("money", _C, "undelivered_msat_total", "Millisatoshi paid for these.", ("peer",)),
     Spec("money", _H, "quote_price_msat", "Prices that peers asked, in millisatoshi, bought or not.", ("model",), _PRICE_BUCKETS),
     Spec("money", _C, "refusals_total", "Requests that the gateway refused before anything was paid, by reason.", ("reason",)),
     Spec("money", _C, "quote_mismatches_total", "Quotes refused because they are not what they say they are, by what does not fit.", ("mismatch", "peer")),
@@ -68,7 +68,7 @@ SPECS: tuple[Spec, ...] = (
     Spec("money", _G, "outstanding_unknown_msat", "Millisatoshi that may or may not have been paid, over all that the journal holds. Absent without a journal."),
     Spec("money", _G, "outstanding_unknown_purchases", "Purchases of which nothing tells whether they were paid, over all that the journal holds. Absent without a journal."),
     Spec("money", _G, "oldest_unknown_age_seconds", "Age of the oldest of them, worked out at each scrape; 0 when there is none. Absent without a journal."),
-    Spec("money", _G, "peer_undelivered_msat", "Millisatoshi paid to a peer for results that never came whole and right, over all that the journal holds.", ("peer",)),
+    Spec("money", _G, "peer_undelivered_msat", "Millisatoshi paid to a peer for results that never came whole and right, over all that the journal holds; without those whose client did not want the rest.", ("peer",)),
     Spec("money", _G, "budget_limit_msat", "The gateway's budget for a period of the calendar (UTC), in millisatoshi. Absent for periods without one.", ("period",)),
     Spec("money", _G, "budget_left_msat", "What is left of the gateway's budget in the present period, unknown payments counted as spent.", ("period",)),
     Spec("money", _C, "reconciled_total", "Answers to what became of an unknown payment, by what was found; still_unknown and error are asked again.", ("result",)),
@@ -93,6 +93,10 @@ SPECS: tuple[Spec, ...] = (
     Spec("selling", _C, "topups_total", "Top-ups that were paid and credited by this gateway."),
     Spec("selling", _C, "topups_msat_total", "Millisatoshi of these top-ups."),
     Spec("selling", _C, "charged_msat_total", "Millisatoshi that customers were charged for purchases that came to their end, refunds taken off."),
+    Spec("selling", _C, "refunds_total", "Charges for undelivered purchases that were to be given back, by what became of them.", ("refund",)),
+    Spec("selling", _C, "refunds_msat_total", "Millisatoshi of these charges.", ("refund",)),
+    Spec("selling", _G, "refunds_withheld", "Charges that are withheld over a limit of refunds and wait for the operator's decision. Absent without a journal."),
+    Spec("selling", _G, "refunds_withheld_msat", "Millisatoshi of these charges. Absent without a journal."),
     # latency
     Spec("latency", _H, "request_duration_seconds", "Time from the request's head to the last byte of its answer.", ("endpoint", "stream"), _WORK_BUCKETS),
     Spec("latency", _H, "quote_duration_seconds", "Time that a peer took to quote a price.", ("peer",), _QUOTE_BUCKETS),
@@ -163,6 +167,7 @@ CHANGES = ("up", "down")
 FAILOVER_CAUSES = ("refused", "failed")
 REPEATS = ("running", "replayed", "lost")
 PERIODS = ("hour", "day", "month")
+REFUNDS = ("given", "withheld", "granted", "denied")
 RECONCILED = ("settled", "not_paid", "still_unknown", "error")
 CHANNEL_STATES = ("active", "inactive")
 REMOVED = ("count", "bytes", "age")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from lcp_gateway.telemetry.families import ABSENT, Families
+from lcp_gateway.telemetry.names import OTHER, REFUNDS
 
 
 class SellingMetrics:
@@ -17,8 +18,13 @@ class SellingMetrics:
             "keys_age_seconds",
             "keys_stale",
             "settlements_leader",
+            "refunds_withheld",
+            "refunds_withheld_msat",
         ):
             families.gauges[name].set(ABSENT)
+        for refund in (*REFUNDS, OTHER):
+            families.counters["refunds_total"].labels(refund)
+            families.counters["refunds_msat_total"].labels(refund)
 
     def customers(self, accounts: int, balance_msat: int, held_msat: int) -> None:
         """Note what all customers have together."""
@@ -41,6 +47,17 @@ class SellingMetrics:
     def charged(self, msat: int) -> None:
         """Count what a customer was charged for a purchase that came to its end."""
         self._selling.counters["charged_msat_total"].inc(msat)
+
+    def refund(self, refund: str, amount_msat: int) -> None:
+        """Count a charge that was to be given back: ``given``, ``withheld``, ``granted`` or ``denied``."""
+        label = refund if refund in REFUNDS else OTHER
+        self._selling.counters["refunds_total"].labels(label).inc()
+        self._selling.counters["refunds_msat_total"].labels(label).inc(amount_msat)
+
+    def refunds_withheld(self, count: int, amount_msat: int) -> None:
+        """Note the charges that wait for the operator's decision."""
+        self._selling.gauges["refunds_withheld"].set(count)
+        self._selling.gauges["refunds_withheld_msat"].set(amount_msat)
 
     def settlements_leader(self, leads: bool) -> None:
         """Note whether this gateway follows the settlements."""

@@ -135,14 +135,14 @@ def test_what_is_unknown_is_resolved_for_good_with_its_reason(run, tmp_path):
     job_id = TWO.job_id.hex()
     outcome = run("purchases", "resolve", job_id, "settled", "--why", "lncli listpayments", "--yes")
     assert outcome.code == 0, outcome.err
-    assert "entered as settled" in outcome.out
+    assert "entered as undelivered" in outcome.out
     kept = (tmp_path / "state" / "lcp-gateway" / "resolutions.jsonl").read_text()
     assert json.loads(kept)["why"] == "lncli listpayments"
     assert json.loads(kept)["job_id"] == job_id
-    assert json.loads(run("purchases", "show", job_id, "--json").out)["state"] == "settled"
+    assert json.loads(run("purchases", "show", job_id, "--json").out)["state"] == "undelivered"
     again = run("purchases", "resolve", job_id, "not_paid", "--why", "x", "--yes")
     assert (again.code, again.out) == (1, "")
-    assert "the purchase is settled, not unknown; nothing was changed" in again.err
+    assert "the purchase is undelivered, not unknown; nothing was changed" in again.err
 
 
 @pytest.mark.usefixtures("journal")

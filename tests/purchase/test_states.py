@@ -33,6 +33,7 @@ def test_unknown_is_left_only_by_evidence():
     assert TRANSITIONS[State.UNKNOWN] == {
         Event.FAIL_PAYMENT: State.NOT_PAID,
         Event.SETTLE: State.SETTLED,
+        Event.FAIL_DELIVERY: State.UNDELIVERED,
     }
 
 

@@ -306,6 +306,115 @@ def test_unknown_payments_that_turn_out_to_be_lost_are_failures(standings):
     assert not standings.available(PEER)
 
 
+def test_a_trial_whose_client_left_makes_room_for_the_next_one(standings, clock):
+    """E, routing/standing ``left``: that it ends a breaker's trial was noticed by no test."""
+    for _ in range(3):
+        buy(standings, 1, State.UNDELIVERED)
+    clock.now += 10
+    trial = asks(1)
+    standings.check(trial)
+    standings.paying(trial)
+    assert not standings.available(PEER)
+    standings.left(trial)
+    assert standings.available(PEER)
+    assert standings.standing(PEER).on_trial
+
+
+# -- peers that have not proven themselves, together ---------------------------------------------
+
+TOGETHER = replace(RULES, exposure_unproven_msat=25_000, breaker_failures=0)
+
+
+def strangers(count):
+    return [f"03{number:064x}" for number in range(count)]
+
+
+@pytest.fixture
+def together(clock):
+    return Standings(TOGETHER, clock=clock)
+
+
+def test_strangers_together_are_trusted_with_no_more_than_one_limit(together):
+    """A6: each of many strangers was trusted with a base of its own."""
+    lost = 0
+    for peer in strangers(20):
+        while not refuses(together, 1_000, peer=peer):
+            buy(together, 1_000, State.UNDELIVERED, peer=peer)
+            lost += 1_000
+    assert lost == 25_000
+    assert not together.available("03" + "ff" * 32), "one that was never seen is a stranger too"
+    assert together.readiness("03" + "ff" * 32) == 0.0
+
+
+def test_what_is_out_with_strangers_counts_for_all_of_them(together):
+    one, two, three = strangers(3)
+    open_ = [buy(together, 10_000, peer=one), buy(together, 10_000, State.UNKNOWN, peer=two)]
+    assert refuses(together, 5_001, peer=three)
+    assert not refuses(together, 5_000, peer=three)
+    together.ended(open_[0], State.DELIVERED)
+    assert not refuses(together, 10_000, peer=three)
+
+
+def test_a_quote_that_is_checked_again_counts_once_among_strangers(together):
+    one, two, three = strangers(3)
+    buy(together, 10_000, peer=one)
+    buy(together, 10_000, peer=two)
+    asked = asks(5_000, peer=three)
+    for _ in range(3):
+        together.check(asked)
+
+
+def test_who_has_delivered_a_base_is_no_stranger_any_more(together):
+    known, *others = strangers(6)
+    for _ in range(10):
+        buy(together, 1_000, State.DELIVERED, peer=known)
+    for peer in others:
+        while not refuses(together, 1_000, peer=peer):
+            buy(together, 1_000, State.UNDELIVERED, peer=peer)
+    assert not refuses(together, 11_000, peer=known)
+    assert together.available(known) and together.readiness(known) == 1.0
+
+
+def test_strangers_are_forgiven_one_limit_a_day_and_not_one_base_each(together, clock):
+    """A6: a base a day for each peer would let many of them take more and more."""
+    peers = strangers(20)
+    for peer in peers:
+        while not refuses(together, 1_000, peer=peer):
+            buy(together, 1_000, State.UNDELIVERED, peer=peer)
+    lost = 0
+    for _ in range(48):
+        clock.now += DAY_S / 48
+        for peer in peers:
+            while not refuses(together, 100, peer=peer):
+                buy(together, 100, State.UNDELIVERED, peer=peer)
+                lost += 100
+    assert 24_000 <= lost <= 25_000
+
+
+def test_a_restart_forgives_strangers_nothing_of_today(clock):
+    one, two = strangers(2)
+    after = Standings(TOGETHER, clock=clock)
+    after.load(
+        [
+            PeerHistory(one, undelivered_msat=9_000, lost_today_msat=9_000),
+            PeerHistory(two, undelivered_msat=9_000, lost_today_msat=9_000, unknown={b"u": 1_000}),
+        ]
+    )
+    third = "03" + "ff" * 32
+    assert refuses(after, 6_001, peer=third)
+    assert not refuses(after, 6_000, peer=third)
+
+
+def test_other_rules_leave_what_strangers_took(together, clock):
+    one, two, three = strangers(3)
+    for peer in (one, two):
+        buy(together, 10_000, State.UNDELIVERED, peer=peer)
+    together.use(replace(TOGETHER, exposure_unproven_msat=22_000))
+    assert refuses(together, 2_001, peer=three)
+    together.use(replace(TOGETHER, exposure_unproven_msat=0))
+    assert not refuses(together, 10_000, peer=three)
+
+
 # -- the journal's memory -----------------------------------------------------------------------
 
 

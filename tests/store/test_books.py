@@ -6,6 +6,7 @@ import pytest
 
 from lcp_gateway.purchase.journal import Learnt, Period
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.outcome import FOUND_PAID
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.records import Filter
 from lcp_gateway.store.recovery import NotUnknown, resolve
@@ -143,18 +144,18 @@ async def test_an_unknown_that_turns_out_settled_has_its_fee_and_preimage(histor
     learnt = Learnt(fee_msat=Msat(4), preimage=b"p" * 32)
     await resolve(database, job("e"), State.SETTLED, NOW, learnt)
     found = await books.purchase(job("e"))
-    assert (found.state, found.fee_msat, found.preimage) == (State.SETTLED, 4, b"p" * 32)
+    assert (found.state, found.fee_msat, found.preimage) == (State.UNDELIVERED, 4, b"p" * 32)
+    assert (found.ended_by, found.received) == FOUND_PAID and found.blames_provider
     assert await spent(books) == before - 6
 
 
-async def test_an_unknown_that_turns_out_undelivered_went_by_way_of_settled(
-    history, database, books
-):
-    await resolve(database, job("e"), State.UNDELIVERED, NOW)
+@pytest.mark.parametrize("found", [State.SETTLED, State.UNDELIVERED])
+async def test_an_unknown_that_was_paid_is_undelivered(history, database, books, found):
+    """A4: the reconciler left it settled, and its customer charged for an answer that cannot be had."""
+    assert (await resolve(database, job("e"), found, NOW)).state is State.UNDELIVERED
     assert [step.state for step in await books.steps(job("e"))] == [
         State.PAYING,
         State.UNKNOWN,
-        State.SETTLED,
         State.UNDELIVERED,
     ]
 

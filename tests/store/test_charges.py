@@ -275,16 +275,19 @@ async def test_a_hold_waits_for_the_one_that_another_gateway_is_writing(postgres
     ("state", "balance"),
     [
         (State.NOT_PAID, Balance(Msat(10_000), Msat(0))),
-        (State.SETTLED, Balance(Msat(8_950), Msat(0))),
+        (State.SETTLED, Balance(Msat(10_000), Msat(0))),
         (State.UNDELIVERED, Balance(Msat(10_000), Msat(0))),
     ],
 )
 async def test_evidence_ends_a_hold(journal, database, ledger, customer, state, balance):
+    """A4: what was paid, and whose answer nobody got, is given back whoever finds it out."""
     account_id = await customer(10_000)
     await journal.intend(charged(1, account_id, refund_undelivered=True))
     await note(journal, 1, State.UNKNOWN)
     await resolve(database, job(1), state, NOW)
     assert await ledger.balance(account_id) == balance
+    paid = [] if state is State.NOT_PAID else [PAID, (Cause.REFUND, 1_050)]
+    assert await lines(ledger, account_id) == paid
     assert (await ledger.audit()).ok
 
 
@@ -308,7 +311,7 @@ async def test_who_sweeps_after_a_dead_gateway_goes_by_the_row(
     await dead.close()
     async with asyncio.timeout(10):
         # A server takes a moment to notice that a session's other end is gone.
-        while not await sweep(database, NOW):
+        while not len(await sweep(database, NOW)):
             await asyncio.sleep(0.05)
     assert await ledger.balance(account_id) == balance
     assert (await ledger.audit()).ok

@@ -4,18 +4,19 @@ import asyncio
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from lcp_gateway.purchase.outcome import LOST_BY_CRASH
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.engine import open_database
 from lcp_gateway.store.queries import Books
 from lcp_gateway.store.records import Filter
-from lcp_gateway.store.recovery import sweep
-from tests.store.journals import NO_LIMIT, NOW, intent, job, spent
+from lcp_gateway.store.recovery import NotUnknown, resolve, sweep
+from tests.store.journals import NO_LIMIT, NOW, intent, job, spent, written
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +57,8 @@ def numbers(lines: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("after", [1, 150])
-async def test_what_was_intended_survives_a_kill_and_becomes_unknown(where, after):
+async def test_what_was_intended_survives_a_kill_and_becomes_unknown_or_undelivered(where, after):
+    """A3: what a dead gateway had settled stayed so, and its customer was charged for it."""
     with gateway(where, "x", 100_000) as process:
         lines = await asyncio.to_thread(read_until, process, "intended", after)
         process.send_signal(signal.SIGKILL)
@@ -72,12 +74,16 @@ async def test_what_was_intended_survives_a_kill_and_becomes_unknown(where, afte
     assert missing == []
     outstanding = await books.outstanding()
     assert outstanding.paying == 0
-    assert outstanding.unknown == swept > 0
+    assert outstanding.unknown == swept.unknown > 0
     # Some may have been written that nobody was told of: counted all the same, until somebody knows better.
     purchases = await all_of(books)
-    assert {purchase.state for purchase in purchases} <= {State.UNKNOWN, State.SETTLED}
+    lost = [purchase for purchase in purchases if purchase.state is State.UNDELIVERED]
+    assert {purchase.job_id for purchase in lost} == {one.job_id for one in swept.lost}
+    assert {(one.ended_by, one.received) for one in lost} <= {LOST_BY_CRASH}
+    assert all(purchase.blames_provider for purchase in lost)
+    assert len(lost) + swept.unknown == len(purchases)
     assert await spent(books) == 1_010 * len(purchases)
-    assert await sweep(database, NOW) == 0
+    assert len(await sweep(database, NOW)) == 0
     await database.close()
 
 
@@ -88,9 +94,10 @@ async def test_what_a_live_process_has_under_way_is_not_touched(where):
             await asyncio.to_thread(read_until, dead, "done")
         database = await open_database(where)
         books = Books(database)
-        assert await sweep(database, NOW) == 2
+        swept = await sweep(database, NOW)
+        assert (swept.unknown, len(swept.lost)) == (2, 2)
         by_state = {purchase.state for purchase in await all_of(books)}
-        assert by_state == {State.PAYING, State.SETTLED, State.UNKNOWN}
+        assert by_state == {State.PAYING, State.SETTLED, State.UNKNOWN, State.UNDELIVERED}
         assert (await books.outstanding()).paying == 4
         for number in range(7):
             found = await books.purchase(job(f"live-{number}"))
@@ -98,17 +105,21 @@ async def test_what_a_live_process_has_under_way_is_not_touched(where):
     # Now it is dead as well. A server takes a moment to notice that a session's other end is gone.
     swept = 0
     async with asyncio.timeout(10):
-        while swept < 4:
-            swept += await sweep(database, NOW)
+        while swept < 7:
+            swept += len(await sweep(database, NOW))
             await asyncio.sleep(0.05)
-    assert swept == 4
+    assert swept == 7
     await database.close()
 
 
 async def test_a_process_never_sweeps_what_is_its_own(journal, database, books):
-    await journal.intend(intent(1))
-    assert await sweep(database, NOW) == 0
-    assert (await books.purchase(job(1))).state is State.PAYING
+    for number, state in ((1, State.PAYING), (2, State.SETTLED)):
+        await journal.intend(intent(number))
+        if state is State.SETTLED:
+            journal.note(job(number), state, NOW)
+        await written(journal)
+        assert len(await sweep(database, NOW)) == 0
+        assert (await books.purchase(job(number))).state is state
 
 
 async def test_a_process_that_ended_in_order_is_gone_as_well(where, database, books):
@@ -117,8 +128,43 @@ async def test_a_process_that_ended_in_order_is_gone_as_well(where, database, bo
         process.stdin.write("end\n")
         process.stdin.flush()
         assert await asyncio.to_thread(process.wait, 10) == 0
-    assert await sweep(database, NOW) == 2
+    assert len(await sweep(database, NOW)) == 3
     assert (await books.outstanding()).unknown == 2
+    assert (await books.purchase(job("x-0"))).state is State.UNDELIVERED
+
+
+@pytest.mark.parametrize("state", [State.SETTLED, State.UNDELIVERED])
+async def test_what_a_dead_process_left_settled_can_be_resolved_and_a_live_ones_cannot(
+    where, state
+):
+    """A3: ``purchases resolve`` refused it, "is settled, not unknown"."""
+    database = await open_database(where)
+    with gateway(where, "x", 1) as process:
+        await asyncio.to_thread(read_until, process, "done")
+        with pytest.raises(NotUnknown, match="is running"):
+            await resolve(database, job("x-0"), state, NOW)
+        assert (await Books(database).purchase(job("x-0"))).state is State.SETTLED
+    async with asyncio.timeout(10):
+        while True:
+            # A server takes a moment to notice that a session's other end is gone.
+            with suppress(NotUnknown):
+                await resolve(database, job("x-0"), state, NOW)
+                break
+            await asyncio.sleep(0.05)
+    found = await Books(database).purchase(job("x-0"))
+    assert (found.state, (found.ended_by, found.received)) == (State.UNDELIVERED, LOST_BY_CRASH)
+    with pytest.raises(NotUnknown):
+        await resolve(database, job("x-0"), State.NOT_PAID, NOW)
+    await database.close()
+
+
+async def test_a_dead_ones_settled_payment_cannot_be_called_unpaid(where):
+    with gateway(where, "x", 1) as process:
+        await asyncio.to_thread(read_until, process, "done")
+    database = await open_database(where)
+    with pytest.raises(NotUnknown):
+        await resolve(database, job("x-0"), State.NOT_PAID, NOW)
+    await database.close()
 
 
 async def test_two_processes_on_one_budget_for_ten_take_exactly_ten(where):

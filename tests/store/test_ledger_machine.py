@@ -19,11 +19,13 @@ from lcp_gateway.store.engine import open_database
 from lcp_gateway.store.journal import StoredJournal
 from lcp_gateway.store.ledger import Ledger
 from lcp_gateway.store.queries import Books
+from lcp_gateway.store.records import Filter
 from lcp_gateway.store.recovery import sweep
 from lcp_gateway.store.topups import Topups
 from tests.store.invoices import asked, hash_of
 from tests.store.journals import NOW, charged, job, written
 
+LEFT_OPEN = Filter(states=[State.PAYING, State.SETTLED])
 WHOSE = st.integers(0, 1)
 NUMBERS = st.integers(0, 3)
 AMOUNTS = st.integers(0, 1_000)
@@ -83,13 +85,17 @@ class Bought:
         return state, charge_msat
 
     def swept(self, notes):
-        if self.after(notes)[0] is not State.PAYING:
-            return notes
-        ends = [State.SETTLED, State.UNDELIVERED]
-        return [
-            *notes,
-            *((end, None) for end in (ends if self.source is Source.NODE else [State.UNKNOWN])),
-        ]
+        match self.after(notes)[0]:
+            case State.PAYING if self.source is Source.LCP:
+                ends = [State.UNKNOWN]
+            case State.PAYING:
+                ends = [State.SETTLED, State.UNDELIVERED]
+            case State.SETTLED:
+                # What its client got of it cannot be known.
+                ends = [State.UNDELIVERED]
+            case _:
+                ends = []
+        return [*notes, *((end, None) for end in ends)]
 
     def money(self):
         """What is held of the balance, and what was taken from it."""
@@ -231,7 +237,7 @@ class Gateway:
         await self.database.close()
         await self.start()
         async with asyncio.timeout(10):
-            while (await self.books.outstanding()).paying:
+            while (await self.books.page(LEFT_OPEN)).purchases:
                 await sweep(self.database, NOW + timedelta(minutes=1))
         for number, purchase in self.model.purchases.items():
             found = await self.books.purchase(job(self.name(number)))

@@ -88,8 +88,8 @@ async def test_what_a_dead_gateway_had_at_a_node_is_charged_and_never_unknown(wh
     await asyncio.to_thread(killed_after, where, "intended x-1")
     database = await open_database(where)
     books = Books(database)
-    assert await sweep(database, NOW + timedelta(minutes=1)) in {1, 2}
-    assert await sweep(database, NOW + timedelta(minutes=1)) == 0
+    assert len(await sweep(database, NOW + timedelta(minutes=1))) in {1, 2}
+    assert len(await sweep(database, NOW + timedelta(minutes=1))) == 0
     record = await books.purchase(job("x-1"))
     assert record.state is State.UNDELIVERED
     assert [step.state for step in await books.steps(job("x-1"))] == [

@@ -110,7 +110,7 @@ class Journal:
         self.waiting.append((intent, done))
         await done
 
-    def note(self, job_id, state, at, learnt=None):
+    def note(self, job_id, state, at, learnt=None, on_refund=None):
         if self.alive:
             self.buffered.append((job_id, state))
 

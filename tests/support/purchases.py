@@ -114,7 +114,7 @@ class MemoryJournal:
     async def find(self, job_id):
         return None
 
-    def note(self, job_id, state, at, learnt=None):
+    def note(self, job_id, state, at, learnt=None, on_refund=None):
         self.states.append(state.value)
         self.calls_at.append(tuple(self.upstream.calls))
 

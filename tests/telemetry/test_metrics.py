@@ -255,6 +255,7 @@ def busy(metrics):
     metrics.customers(1, 1, 1)
     metrics.settlements_leader(True)
     metrics.watch_keys(lambda: 0.5, lambda: False)
+    metrics.refunds_withheld(1, 1)
     return metrics
 
 

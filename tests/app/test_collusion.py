@@ -1,0 +1,210 @@
+"""A customer in league with many peers: what the operator loses stays under the number that docs/money.md gives."""
+
+import hashlib
+import re
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from lcp_gateway.app.buying import spending_limits
+from lcp_gateway.app.ledgers import refund_limits
+from lcp_gateway.app.routing import standing_rules
+from lcp_gateway.config import Settings
+from lcp_gateway.purchase.errors import PurchaseError, Refused
+from lcp_gateway.purchase.flow import Buyer
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.routing.standing import StandingRules, Standings
+from lcp_gateway.store.accounts import Accounts
+from lcp_gateway.store.engine import open_database
+from lcp_gateway.store.journal import StoredJournal
+from lcp_gateway.store.ledger import Ledger
+from lcp_gateway.store.queries import Books
+from lcp_gateway.store.records import Filter
+from tests.store.journals import written
+from tests.support.purchases import HASH, NOW, order, quote, result
+
+PAGE = Path(__file__).parents[2] / "docs" / "money.md"
+PEERS = [f"03{number:064x}" for number in range(20)]
+SAT = 1_000
+RICH = Msat(10**12)
+DEFAULTS = Settings()
+NO_EXPOSURE = StandingRules(exposure_base_msat=0, breaker_failures=0)
+
+
+class Clock:
+    """The hours that pass, for the standings and for the journal."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+    def now(self):
+        return NOW + timedelta(seconds=self.seconds)
+
+
+class League:
+    """Peers that take every payment: with ``honest`` they deliver, else the hash is wrong."""
+
+    def __init__(self):
+        self.taken_msat = 0
+        self.honest = False
+
+    async def execute(self, quote, _task, _timeout_s):
+        self.taken_msat += quote.price_msat
+        return result() if self.honest else result(sha256=b"\0" * 32)
+
+
+class Operator:
+    """A gateway with the default settings, on a real journal."""
+
+    async def open(self, where, rules=None):
+        self.clock = Clock()
+        self.database = await open_database(where)
+        self.journal = StoredJournal(self.database, on_problem=print)
+        self.journal.refunds = refund_limits(DEFAULTS)
+        self.journal.start()
+        self.ledger, self.books = Ledger(self.database), Books(self.database)
+        self.league = League()
+        self.buyer = Buyer(
+            self.league,
+            journal=self.journal,
+            inspect=lambda _order, _quote: HASH,
+            limits=spending_limits(DEFAULTS),
+            exposure=Standings(rules or standing_rules(DEFAULTS), clock=self.clock),
+            execute_timeout_s=1,
+            now=self.clock.now,
+        )
+        self.jobs = 0
+        return self
+
+    async def customer(self):
+        account = await Accounts(self.database).create("c", actor="t", at=NOW)
+        await self.ledger.adjust(account.id, RICH, reason="a", actor="t", at=NOW)
+        return account.id
+
+    async def buy(self, account_id, peer_id, price_msat):
+        """Buy once; tells whether it was paid."""
+        self.jobs += 1
+        job_id = hashlib.sha256(str(self.jobs).encode()).digest()
+        quoted = replace(
+            quote(price_msat),
+            peer_id=peer_id,
+            job_id=job_id,
+            expires_at=self.clock.now() + timedelta(seconds=300),
+        )
+        purchase = Purchase(replace(order(), account_id=account_id), quoted)
+        try:
+            await self.buyer.buy(purchase)
+        except Refused:
+            return False
+        except PurchaseError:
+            pass
+        await written(self.journal)
+        return True
+
+    async def lost_msat(self):
+        """What was paid for purchases that no customer pays for, reckoned fees included."""
+        records = []
+        after = None
+        while True:
+            page = await self.books.page(Filter(), limit=1_000, after=after)
+            records += page.purchases
+            after = page.after
+            if after is None:
+                break
+        return sum(record.cost_msat for record in records if record.charged_msat == 0)
+
+    async def close(self):
+        assert (await self.ledger.audit()).problems == []
+        await self.journal.close()
+        await self.database.close()
+
+
+@pytest.fixture
+async def operator(tmp_path):
+    operator = await Operator().open(str(tmp_path / "journal.db"))
+    yield operator
+    await operator.close()
+
+
+def documented_sat(what):
+    """The figure that the page gives."""
+    found = re.search(rf"<!-- {what} -->\*\*([0-9,]+) sat\*\*", PAGE.read_text())
+    assert found, f"docs/money.md gives no figure for {what}"
+    return int(found.group(1).replace(",", ""))
+
+
+def test_the_documented_figures_are_those_of_the_default_settings():
+    assert documented_sat("refunds-a-day") * SAT == DEFAULTS.refund_day_msat
+    assert documented_sat("refunds-an-account") * SAT == DEFAULTS.refund_account_day_msat
+    assert documented_sat("strangers-together") * SAT == DEFAULTS.exposure_unproven_msat
+
+
+@pytest.mark.parametrize("price_sat", [1, 777, 9_000, 120_000])
+async def test_twenty_lying_peers_and_one_customer_take_no_more_than_its_refunds_of_a_day(
+    operator, price_sat
+):
+    """A6: at the default settings 720,000 sat were lost in 45 seconds."""
+    account_id = await operator.customer()
+    for _ in range(300 if price_sat == 1 else 40):
+        paid = [await operator.buy(account_id, peer, price_sat * SAT) for peer in PEERS[:5]]
+        paid += [await operator.buy(account_id, peer, price_sat * SAT) for peer in PEERS[5:]]
+        if not any(paid):
+            break
+        if price_sat == 1 and operator.jobs > 500:
+            break
+    assert await operator.lost_msat() <= documented_sat("refunds-an-account") * SAT
+
+
+async def test_many_customers_and_peers_take_no_more_than_all_refunds_of_a_day(operator):
+    """A6, with as many accounts as are wanted; L402 makes them for anyone."""
+    accounts = [await operator.customer() for _ in range(12)]
+    for _ in range(24):
+        for account_id in accounts:
+            for peer in PEERS:
+                await operator.buy(account_id, peer, 1_900 * SAT)
+        operator.clock.seconds += 900
+    # Half a day went by, so that strangers were forgiven as well.
+    lost_msat = await operator.lost_msat()
+    assert 15_000 * SAT < lost_msat <= documented_sat("refunds-a-day") * SAT
+
+
+async def test_peers_that_first_proved_themselves_take_no_more_either(operator):
+    account_id, *accounts = [await operator.customer() for _ in range(12)]
+    operator.league.honest = True
+    for peer in PEERS:
+        for _ in range(25):
+            assert await operator.buy(account_id, peer, 1_900 * SAT)
+    operator.league.honest = False
+    for account in accounts:
+        for peer in PEERS:
+            await operator.buy(account, peer, 2_500 * SAT)
+    lost_msat = await operator.lost_msat()
+    assert 20_000 * SAT < lost_msat <= documented_sat("refunds-a-day") * SAT
+
+
+async def test_the_limits_of_refunds_hold_by_themselves(tmp_path):
+    """A6, where nothing is known to speak against any peer: as if each purchase were of a new one."""
+    operator = await Operator().open(str(tmp_path / "j.db"), NO_EXPOSURE)
+    accounts = [await operator.customer() for _ in range(8)]
+    for _ in range(2):
+        for account_id in accounts:
+            for peer in PEERS:
+                await operator.buy(account_id, peer, 900 * SAT)
+    lost_msat = await operator.lost_msat()
+    assert 49_000 * SAT < lost_msat <= documented_sat("refunds-a-day") * SAT
+    assert operator.league.taken_msat > 5 * lost_msat, "the rest was paid by the customers"
+    await operator.close()
+
+
+async def test_strangers_take_no_more_of_the_operators_own_purchases_than_is_documented(operator):
+    """In the modes without accounts nothing is refunded: what is paid for nothing is the operator's."""
+    for _ in range(40):
+        for peer in PEERS:
+            await operator.buy(None, peer, 1_900 * SAT)
+    assert operator.league.taken_msat <= documented_sat("strangers-together") * SAT
