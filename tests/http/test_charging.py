@@ -1,9 +1,12 @@
 """What a customer is told of its money: charge, balance, and the invoice that lets it go on."""
 
+import asyncio
+
 import pytest
 import structlog
 
 from lcp_gateway.accounts.caller import Caller, KeyRules
+from lcp_gateway.http import charging
 from lcp_gateway.http.charging import Charging
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.exchange import Exchange
@@ -11,6 +14,7 @@ from lcp_gateway.purchase.answers import Answer
 from lcp_gateway.purchase.journal import Charge, InsufficientBalance
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.states import Event
 from lcp_gateway.purchase.tariff import Markup
 from tests.support.purchases import order, quote
@@ -100,16 +104,39 @@ async def test_an_answer_that_is_paid_goes_out_though_no_balance_can_be_read(ban
     assert [(line["log_level"], line["error"]) for line in logs] == [("warning", "OSError")]
 
 
-@pytest.mark.parametrize(("refund", "charged_msat"), [(True, 0), (False, 5_500)])
-def test_an_error_says_what_is_charged_all_the_same(refund, charged_msat):
+async def test_an_error_says_what_is_charged_all_the_same():
     failure = ApiError(502, "no", details={"a": 1})
-    Charging.say(exchange("acct_1", *SETTLED, Event.FAIL_DELIVERY, refund=refund), failure)
-    assert failure.details == {"a": 1, "charged_msat": charged_msat}
+    await Charging.say(exchange("acct_1", *SETTLED, Event.FAIL_DELIVERY), failure)
+    assert failure.details == {"a": 1, "charged_msat": 5_500}
 
 
-def test_an_error_says_nothing_of_charges_to_those_who_have_none():
+@pytest.mark.parametrize(
+    ("decided", "charged_msat"), [(Refund.GIVEN, 0), (Refund.WITHHELD, 5_500), (None, 0)]
+)
+async def test_an_error_waits_for_what_becomes_of_the_charge(
+    bank, monkeypatch, decided, charged_msat
+):
+    """A6: the customer is told where its charge is withheld."""
+    monkeypatch.setattr(charging, "_REFUND_S", 10.0 if decided else 0.01)
+    account_id = await bank.customer(9_000)
+    found = exchange(account_id, *SETTLED, Event.FAIL_DELIVERY, refund=True)
     failure = ApiError(502, "no")
-    Charging.say(exchange(None, *SETTLED), failure)
+    saying = asyncio.ensure_future(Charging.say(found, failure))
+    await asyncio.sleep(0)
+    if decided is not None:
+        found.purchase.hear_refund(decided)
+    await saying
+    word = "pending" if decided is None else decided.value
+    assert failure.details == {"charged_msat": charged_msat, "refund": word}
+    assert ("operator decides" in failure.message) is (decided is Refund.WITHHELD)
+    headers = await told(bank, found)
+    assert (headers["X-Lcp-Refund"], headers["X-Lcp-Charged-Msat"]) == (word, str(charged_msat))
+    assert ("X-Lcp-Balance-Msat" in headers) is (decided is not None)
+
+
+async def test_an_error_says_nothing_of_charges_to_those_who_have_none():
+    failure = ApiError(502, "no")
+    await Charging.say(exchange(None, *SETTLED), failure)
     assert failure.details == {}
 
 
@@ -121,8 +148,8 @@ def too_low(required_msat: int = 5_500, available_msat: int = 1_200) -> Insuffic
 
 
 async def refused(bank, account_id, wallet=None, error=None) -> ApiError:
-    charging = Charging(wallet or bank.wallet(), LOG)
-    return await charging.refuse(exchange(account_id), error or too_low())
+    teller = Charging(wallet or bank.wallet(), LOG)
+    return await teller.refuse(exchange(account_id), error or too_low())
 
 
 async def test_a_402_says_what_is_needed_what_is_there_and_how_to_pay_the_rest(bank):
