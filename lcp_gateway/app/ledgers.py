@@ -29,6 +29,8 @@ from lcp_gateway.store.repeats import forget_repeat_keys
 from lcp_gateway.telemetry.metrics import Metrics
 
 _WATCH_S = 5.0
+# With the time-out of a write, a database that hangs is told of within ten seconds while nothing is bought.
+_SWEEP_S = 2.0
 _LOSSES_COUNT_FOR = timedelta(days=7)
 _A_DAY = timedelta(days=1)
 _ALL_OPEN = 10_000
@@ -258,7 +260,7 @@ async def _sweep(
         except DatabaseUnavailable as error:
             # While no request comes this is the first write to find out, and `/readyz` has to say so.
             stored.suspect(error.reason)
-        await asyncio.sleep(_WATCH_S)
+        await asyncio.sleep(_SWEEP_S)
 
 
 async def _watch_books(

@@ -48,6 +48,8 @@ def of_refusal(error: Refused) -> ApiError:
         answer.headers = error.headers
         if error.retry_after_s is not None:
             answer.retry_after_s = math.ceil(error.retry_after_s)
+    elif isinstance(error, KeyRevoked):
+        answer.headers = {"WWW-Authenticate": "Bearer"}
     elif isinstance(error, LimitsAway):
         answer.retry_after_s = max(1, math.ceil(error.retry_after_s))
     elif isinstance(error, LoopDetected):

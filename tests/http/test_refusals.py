@@ -13,6 +13,7 @@ from lcp_gateway.purchase.journal import (
     BudgetExceeded,
     InsufficientBalance,
     JournalUnavailable,
+    KeyRevoked,
     Period,
 )
 from lcp_gateway.purchase.money import Msat
@@ -45,6 +46,7 @@ def rate_limited(retry_after_s=12.2, kind=Kind.REQUESTS) -> RateLimited:
         (TooManyJobs(2), 429, "rate_limit_exceeded", True),
         (LimitsAway(4.5), 503, "limits_unavailable", True),
         (JournalUnavailable("full", quote=AT), 503, "journal_unavailable", True),
+        (KeyRevoked("revoked", quote=AT), 401, "invalid_api_key", False),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )
@@ -86,3 +88,9 @@ def test_a_request_that_never_fits_is_not_sent_again():
 @pytest.mark.parametrize(("away_s", "header"), [(4.5, "5"), (0.01, "1"), (0.0, "1")])
 def test_while_limits_cannot_be_looked_at_it_says_when_to_come_again(away_s, header):
     assert of_refusal(LimitsAway(away_s)).response().headers["retry-after"] == header
+
+
+def test_a_key_that_was_revoked_meanwhile_is_told_as_any_key_that_is_none():
+    response = of_refusal(KeyRevoked("revoked", quote=AT)).response()
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert of_refusal(KeyRevoked("revoked", quote=AT)).type == "authentication_error"
