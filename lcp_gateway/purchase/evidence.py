@@ -142,7 +142,9 @@ EVIDENCE: Final = (
     ),
     _refused(
         "invoice_refused",
-        r"\bdecode invoice\b|\binvoice\b.*\b(?:mismatch|does not match|invalid|expire[sd])\b",
+        r"\bdecode invoice\b|\binvoice\b.*\b(?:mismatch|does not match|invalid|expire[sd])\b"
+        # by the daemon's code, where it allows clocks to differ by less than the gateway does
+        r"|\binvoice expiry (?:exceeds quote_expiry|overflows)\b",
         "the daemon refused the peer's invoice",
         # An invoice that does not fit its quote will be no better the next time.
         worth_a_retry=False,

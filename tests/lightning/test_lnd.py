@@ -115,6 +115,42 @@ async def test_a_node_without_channels_can_spend_nothing(lnd):
     assert (await lnd.channels()).largest_spendable_msat == 0
 
 
+def preimage_of(number):
+    return bytes([number]) * 32
+
+
+async def test_payments_are_listed_from_an_index_on_and_back_from_the_end(node, lnd):
+    for number in range(1, 6):
+        node.knows(settled(preimage_of(number), fee_msat=number))
+
+    after = await lnd.payments_after(2, 2)
+    last = await lnd.payments_before(0, 2)
+    before = await lnd.payments_before(4, 10)
+
+    assert [index for index, _ in after.payments] == [3, 4]
+    assert (after.count, after.first_index, after.last_index) == (2, 3, 4)
+    assert [record.fee_msat for record in after.records()] == [3, 4]
+    assert [index for index, _ in last.payments] == [4, 5]
+    assert [index for index, _ in before.payments] == [1, 2, 3]
+    assert (await lnd.payments_after(5, 10)).count == 0
+
+
+async def test_a_payment_that_makes_no_sense_hides_no_other(node, lnd):
+    odd = settled(preimage_of(1))
+    odd.payment_preimage = "none"
+    node.knows(odd)
+    timeless = settled(preimage_of(2))
+    timeless.creation_time_ns = -1
+    node.knows(timeless)
+    node.knows(settled(preimage_of(3)))
+
+    page = await lnd.payments_after(0, 10)
+
+    assert [index for index, _ in page.payments] == [2, 3]
+    assert (page.count, page.last_index) == (3, 3)
+    assert [record.created_at is None for record in page.records()] == [True, False]
+
+
 async def test_a_settled_payment_comes_with_its_fee_and_preimage(node, lnd):
     node.knows(settled(PREIMAGE, value_msat=57_372, fee_msat=1_001))
 

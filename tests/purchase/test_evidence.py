@@ -58,6 +58,8 @@ TEXTS = [
     ),
     ("invoice description_hash mismatch", REFUSED, Verdict.NONE, "invoice_refused"),
     ("invoice amount does not match price_msat", REFUSED, Verdict.NONE, "invoice_refused"),
+    ("invoice expiry exceeds quote_expiry", REFUSED, Verdict.NONE, "invoice_refused"),
+    ("invoice expiry overflows", REFUSED, Verdict.NONE, "invoice_refused"),
     ("decode invoice: bad checksum", REFUSED, Verdict.NONE, "invoice_refused"),
     (
         "lcp_error code=7: backend unavailable: x",
