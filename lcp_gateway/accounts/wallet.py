@@ -41,6 +41,14 @@ class NoTill(Exception):
     """Nobody is there who could make an invoice: the operator has set none."""
 
 
+class InvoiceNotPaid(Exception):
+    """The invoice of a top-up was not paid for a demo; ``is_final`` says that another try cannot end otherwise."""
+
+    def __init__(self, reason: str, *, is_final: bool) -> None:
+        super().__init__(f"the invoice was not paid: {reason}")
+        self.is_final = is_final
+
+
 class OutOfBounds(BadAmount):
     """An amount below the least or above the most that can be paid in at once."""
 

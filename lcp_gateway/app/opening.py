@@ -113,9 +113,18 @@ async def open_parts(
 
 def _open_daemon(settings: Settings, metrics: Metrics, tracing: Tracing) -> LcpdUpstream:
     try:
-        return LcpdUpstream(lcpd_address(settings), on_error=metrics.grpc_error, tracing=tracing)
+        return LcpdUpstream(
+            lcpd_address(settings),
+            on_error=metrics.grpc_error,
+            on_odd_peer=_tell_odd_peer,
+            tracing=tracing,
+        )
     except OSError as error:
         raise StartError(f"a TLS file for the daemon cannot be read: {error}") from error
+
+
+def _tell_odd_peer(peer_id: str, problem: str) -> None:
+    get_logger("peers").warning("a peer is listed in part", peer=peer_id, problem=problem)
 
 
 async def _enter(

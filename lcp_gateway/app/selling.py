@@ -9,7 +9,7 @@ from functools import partial
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.accounts.address_limits import AddressLimits
-from lcp_gateway.accounts.wallet import TopupRules, Wallet
+from lcp_gateway.accounts.wallet import InvoiceNotPaid, TopupRules, Wallet
 from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
 from lcp_gateway.app.counting import Counting
 from lcp_gateway.app.customers import Customers, open_customers
@@ -194,6 +194,13 @@ def _l402_door(
 
 
 async def _pay_for_demo(node_address: str, payment_request: str) -> None:
-    from lcp_gateway.lightning.demo import pay  # noqa: PLC0415 - for demos only
+    from lcp_gateway.lightning.demo import PaymentFailed, pay  # noqa: PLC0415 - for demos only
+    from lcp_gateway.lightning.payments import LndError  # noqa: PLC0415 - as above
 
-    await pay(node_address, payment_request)
+    try:
+        await pay(node_address, payment_request)
+    except PaymentFailed as error:
+        raise InvoiceNotPaid(error.reason, is_final=True) from error
+    except LndError as error:
+        reason = "the node does not answer" if error.retryable else error.message
+        raise InvoiceNotPaid(reason, is_final=not error.retryable) from error

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 from structlog.contextvars import bind_contextvars
 from structlog.typing import FilteringBoundLogger
 
@@ -29,6 +29,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _BYTES_PER_TOKEN = 4
 _API = "/api/"
+_VERSIONS = frozenset({HttpVersion10, HttpVersion11})
 
 
 class Edge:
@@ -125,6 +126,7 @@ class Edge:
         self, request: web.Request, handler: Handler, exchange: Exchange
     ) -> web.StreamResponse:
         try:
+            _check_version(request)
             self._check_headers(request)
             if preflight := self._cors.preflight(request):
                 return preflight
@@ -242,3 +244,13 @@ def _away(exchange: Exchange) -> ApiError:
         quote=quote,
         reason="journal",
     )
+
+
+def _check_version(request: web.Request) -> None:
+    if request.version not in _VERSIONS:
+        raise ApiError(
+            505,
+            "this server speaks HTTP/1.1 and HTTP/1.0",
+            code="http_version_not_supported",
+            headers={"Connection": "close"},
+        )

@@ -55,6 +55,8 @@ class ApiError(Exception):
     @property
     def type(self) -> str:
         """The error's type in OpenAI's words."""
+        if self.status == HTTPStatus.HTTP_VERSION_NOT_SUPPORTED:
+            return "invalid_request_error"
         if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return "server_error"
         return _TYPES.get(self.status, "invalid_request_error")

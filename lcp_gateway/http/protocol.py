@@ -21,6 +21,7 @@ class GatewayProtocol(web.RequestHandler):
     __slots__ = (
         "_first_line_bytes",
         "_first_line_ended",
+        "_first_line_is_too_long",
         "_head_timeout_s",
         "_head_timer",
         "_on_refused",
@@ -40,12 +41,20 @@ class GatewayProtocol(web.RequestHandler):
         self._head_timer: asyncio.TimerHandle | None = None
         self._first_line_bytes = 0
         self._first_line_ended = False
+        self._first_line_is_too_long: bool | None = None
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; the first of a head start its clock, and the head's end stops it."""
         if not self._request_in_progress:
             self._measure_first_line(data)
         super().data_received(data)
+        if (
+            self._first_line_is_too_long is None
+            and self._messages
+            and getattr(self._messages[-1][0], "exc", None) is not None
+        ):
+            # Once: what comes after a head that was refused is measured as if it began another.
+            self._first_line_is_too_long = self._first_line_bytes > self.max_line_size
         if self._messages or self._request_in_progress:
             self._stop_timer()
         elif self._head_timer is None:
@@ -74,7 +83,7 @@ class GatewayProtocol(web.RequestHandler):
         del message
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun already")
-        error = _of_parse_error(status, exc, self._first_line_bytes > self.max_line_size)
+        error = _of_parse_error(status, exc, bool(self._first_line_is_too_long))
         self._on_refused(error.status)
         response = _with_our_headers(error)
         response.force_close()

@@ -14,7 +14,7 @@ from lcp_gateway.accounts.records import (
     Topup,
     TopupState,
 )
-from lcp_gateway.accounts.wallet import NoTill, OutOfBounds, Wallet
+from lcp_gateway.accounts.wallet import InvoiceNotPaid, NoTill, OutOfBounds, Wallet
 from lcp_gateway.http.api_limits import ApiLimits, account
 from lcp_gateway.http.documents import json_response
 from lcp_gateway.http.errors import ApiError, bad_request
@@ -81,7 +81,12 @@ class WalletRoutes:
             )
         topup = await self._find(request)
         if topup.state is not TopupState.SETTLED:
-            await self._pay_for_demo(topup.payment_request)
+            try:
+                await self._pay_for_demo(topup.payment_request)
+            except InvoiceNotPaid as error:
+                if error.is_final:
+                    raise ApiError(409, str(error), code="invoice_not_payable") from None
+                raise ApiError(503, str(error), code="node_unavailable", retry=True) from None
         return json_response(topup_document(await self._find(request)))
 
     async def picture(self, request: web.Request) -> web.Response:

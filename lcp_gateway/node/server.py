@@ -41,6 +41,8 @@ _SERVER_OPTIONS = (
 """Everything else stays at gRPC's defaults, as on the daemon: 4 MiB to receive, and no patience with keepalive pings
 more often than every five minutes."""
 
+_NO_LIMIT_BYTES = 2**40
+
 
 class Node:
     """A node: peers, wallet and compute behind one gRPC server. Start it once."""
@@ -164,5 +166,10 @@ def _with_mallory(config: NodeConfig, discovered: tuple[str, ...]) -> tuple[Peer
     if any(peer.alias == faults.PEER_ALIAS for peer in peers):
         raise ConfigError(f"peers: {faults.PEER_ALIAS} is the name of the peer that faults adds")
     models = tuple(ModelConfig(faults.model_name(name)) for name in faults.names())
-    limit = max(PeerConfig("", ()).max_stream_bytes, config.fault_settings.big_result_bytes)
-    return (*peers, replace(PeerConfig(faults.PEER_ALIAS, models), max_stream_bytes=limit))
+    # Its flood is to be stopped by its reader, not by a limit that it named itself.
+    peer = replace(
+        PeerConfig(faults.PEER_ALIAS, models),
+        max_stream_bytes=_NO_LIMIT_BYTES,
+        max_job_bytes=_NO_LIMIT_BYTES,
+    )
+    return (*peers, peer)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from lcp_gateway.purchase.errors import ChargeLimitExceeded, PriceLimitExceeded
 from lcp_gateway.purchase.journal import Budget, Charge, Period
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.money import LARGEST_MSAT, Msat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.quote import Quote, Source
 from lcp_gateway.purchase.tariff import Tariff
@@ -59,15 +59,18 @@ class SpendingLimits:
                 raise PriceLimitExceeded(quote, max_price_msat)
         totals = [self.max_total_msat, self.model_max_total_msat.get(order.task.model, 0)]
         caps = [cap for cap in totals if cap]
-        if order.limit_msat is not None:
-            if charge := self.charge_for(order, quote):
-                # A customer pays the charge, and no fees.
-                if charge.amount_msat > order.limit_msat:
-                    raise ChargeLimitExceeded(quote, charge.amount_msat, order.limit_msat)
-            else:
-                caps.append(order.limit_msat)
+        # What is above cannot be written down, whatever the operator allows.
+        caps.append(LARGEST_MSAT - 1)
+        charge = self.charge_for(order, quote)
+        if charge is not None:
+            # A customer pays the charge, and no fees.
+            most_msat = LARGEST_MSAT - 1 if order.limit_msat is None else order.limit_msat
+            if charge.amount_msat > most_msat:
+                raise ChargeLimitExceeded(quote, charge.amount_msat, most_msat)
+        elif order.limit_msat is not None:
+            caps.append(order.limit_msat)
         fee_msat = self.fee.fee_for(quote)
-        if caps and quote.price_msat + fee_msat > min(caps):
+        if quote.price_msat + fee_msat > min(caps):
             raise PriceLimitExceeded(quote, min(caps), fee_msat=fee_msat)
 
     def charge_for(self, order: Order, quote: Quote) -> Charge | None:

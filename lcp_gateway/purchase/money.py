@@ -7,6 +7,9 @@ Msat = NewType("Msat", int)
 
 MSAT_PER_SAT = 1_000
 
+LARGEST_MSAT = Msat(2**50)
+"""11,000 bitcoin: nothing that is real costs so much, and no sum of what is below overflows 64 bits."""
+
 
 def format_sat(amount: Msat) -> str:
     """Give the amount in sat with three decimals, exactly: 57372 -> ``57.372 sat``."""

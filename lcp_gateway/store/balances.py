@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import BindParameter, Connection, Select, bindparam, insert, select, update
 
 from lcp_gateway.accounts.records import Balance, Cause
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.money import LARGEST_MSAT, Msat
 from lcp_gateway.store.prepared import execute_in, execute_many
 from lcp_gateway.store.tables import balances, ledger_entries
 
@@ -23,8 +23,7 @@ REVENUE = "revenue"
 ADJUSTMENTS = "adjustments"
 _CUSTOMER = "customer:"
 
-LARGEST_AMOUNT = 2**50
-"""11,000 bitcoin in msat: nobody moves so much at once, and no sum of what is below overflows 64 bits."""
+LARGEST_AMOUNT = LARGEST_MSAT
 
 _OPPOSITES = {
     Cause.TOPUP: LIGHTNING,

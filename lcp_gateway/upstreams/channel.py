@@ -7,9 +7,10 @@ from typing import Any
 
 import grpc.aio
 
-_MAX_RECEIVE_BYTES = 64 * 1024 * 1024
+MAX_RECEIVE_BYTES = 33 * 1024 * 1024
+"""The largest message that is taken: a whole result, and a little around it."""
 _OPTIONS: tuple[tuple[str, Any], ...] = (
-    ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),
+    ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
     ("grpc.max_send_message_length", -1),
     # grpc-go's servers close a connection that pings more often than every 5 minutes, and a quiet stream that has been
     # paid for would die with it. A daemon that is gone is noticed sooner by the refresh of the peers.

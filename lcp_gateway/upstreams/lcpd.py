@@ -1,7 +1,9 @@
 """The adapter to ``lcpd-grpcd``, protocol version 2: everything that knows that version's messages is here."""
 
+import asyncio
+import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -15,15 +17,25 @@ from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.results import Result, ResultStatus, StreamBegin, StreamEnd, StreamEvent
+from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
 from lcp_gateway.routing.catalog import Provider, merge_kinds
-from lcp_gateway.upstreams.channel import LcpdAddress, open_channel
+from lcp_gateway.upstreams.channel import MAX_RECEIVE_BYTES, LcpdAddress, open_channel
 from lcp_gateway.upstreams.grpc_errors import passes_quickly, upstream_error
 
 SUPPORTED_VERSIONS = frozenset({2})
 _HASH_BYTES = 32
 _MAX_REASON_CHARS = 256
+_MAX_RESULT_BYTES = 32 * 1024 * 1024
+"""The largest result in one piece, whatever its peer says of itself: it is held in memory."""
+_NO_LIMIT = 2**63
+_PEERS_AT_ONCE = 4
+_MAX_MODELS = 512
+_MAX_MODEL_CHARS = 256
+_PEER_ID = re.compile(r"0[23][0-9a-f]{64}")
+# The words of gRPC's own library for a message that came and was not taken.
+_TOO_LARGE = re.compile(rf"\bReceived message larger than max \(\d+ vs\. {MAX_RECEIVE_BYTES}\)")
 _T = TypeVar("_T")
 
 _STATUSES = {
@@ -68,15 +80,22 @@ class LcpdUpstream:
         address: LcpdAddress,
         *,
         on_error: Callable[[str, str], None] = lambda _method, _status: None,
+        on_odd_peer: Callable[[str, str], None] = lambda _peer_id, _problem: None,
         tracing: Tracing = NO_TRACING,
     ) -> None:
-        """``on_error`` is told the method's and the status's name of every call that fails."""
+        """``on_error`` is told the method's and the status's name of every call that fails.
+
+        ``on_odd_peer`` is told once of a peer that is listed in part or not at all, and why.
+        """
         self._channel = open_channel(address)
         # grpc's generated stubs are typed for the blocking channel; with an aio channel they make aio calls.
         self._stub: Any = LCPDServiceStub(self._channel)
         self._metadata = address.metadata
         self._own_names = frozenset(name.lower() for name, _ in address.metadata)
         self._on_error = on_error
+        self._on_odd_peer = on_odd_peer
+        self._odd_peers: frozenset[tuple[str, str]] = frozenset()
+        self._result_limits: Mapping[str, int] = {}
         self._tracing = tracing
 
     async def local_info(self, timeout_s: float) -> LocalInfo:
@@ -99,7 +118,27 @@ class LcpdUpstream:
         answer = await self._retried(
             "ListLCPPeers", self._stub.ListLCPPeers, pb.ListLCPPeersRequest(), timeout_s
         )
-        return tuple(_provider(peer) for peer in answer.peers)
+        odd: set[tuple[str, str]] = set()
+        providers = []
+        for number, peer in enumerate(answer.peers, start=1):
+            if number % _PEERS_AT_ONCE == 0:
+                # Each may have hundreds of models: others get their turn in between.
+                await asyncio.sleep(0)
+            if not _PEER_ID.fullmatch(peer.peer_id):
+                odd.add(("", "its id is no public key (66 hexadecimal digits): it is left out"))
+                continue
+            provider, problems = _provider(peer)
+            providers.append(provider)
+            odd.update((peer.peer_id, problem) for problem in problems)
+        for peer_id, problem in odd - self._odd_peers:
+            self._on_odd_peer(peer_id, problem)
+        self._odd_peers = frozenset(odd)
+        self._result_limits = {
+            provider.peer_id: min(limits)
+            for provider in providers
+            if (limits := [n for n in (provider.max_stream_bytes, provider.max_job_bytes) if n])
+        }
+        return tuple(providers)
 
     async def request_quote(self, task: Task, peer_id: str, timeout_s: float) -> Quote:
         """Ask a peer for its price.
@@ -116,9 +155,22 @@ class LcpdUpstream:
         request = pb.AcceptAndExecuteRequest(
             peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True
         )
-        answer = await self._once(
-            "AcceptAndExecute", self._stub.AcceptAndExecute, request, timeout_s, for_client=False
-        )
+        try:
+            answer = await self._once(
+                "AcceptAndExecute",
+                self._stub.AcceptAndExecute,
+                request,
+                timeout_s,
+                for_client=False,
+            )
+        except UpstreamError as error:
+            if _TOO_LARGE.search(error.message):
+                # It is the daemon's answer, and only what was paid for has one.
+                raise _too_long(_MAX_RESULT_BYTES) from error
+            raise
+        limit = min(_MAX_RESULT_BYTES, self._result_limits.get(quote.peer_id, _NO_LIMIT))
+        if len(answer.result.result) > limit:
+            raise _too_long(limit)
         return _result(answer.result)
 
     async def execute_stream(
@@ -135,13 +187,18 @@ class LcpdUpstream:
             request, timeout=timeout_s, metadata=self._present_metadata()
         )
         begun = False
+        limit = left = self._result_limits.get(quote.peer_id, _NO_LIMIT)
         try:
             # A message is read when the one before it has been taken: HTTP/2 flow control stops the daemon for us.
             while (event := await call.read()) is not grpc.aio.EOF:
                 # What ends the call before it is evidence of the payment; after it the text is for the client.
                 begun = True
                 if event.HasField("result_chunk"):
-                    yield event.result_chunk.data
+                    data = event.result_chunk.data
+                    left -= len(data)
+                    if left < 0:
+                        raise _too_long(limit)
+                    yield data
                 else:
                     yield _stream_event(event)
         except grpc.aio.AioRpcError as error:
@@ -284,22 +341,43 @@ def _stream_event(message: pb.AcceptAndExecuteStreamResponse) -> StreamEvent:
             raise UpstreamError("DATA_LOSS", "the daemon sent a stream event of an unknown kind")
 
 
-def _provider(peer: pb.LCPPeer) -> Provider:
+def _too_long(limit: int) -> UpstreamError:
+    return UpstreamError(
+        "DATA_LOSS",
+        f"the result is longer than its peer may send ({limit} bytes)",
+        evidence=Verdict.SETTLED,
+    )
+
+
+def _provider(peer: pb.LCPPeer) -> tuple[Provider, Sequence[str]]:
+    """Return a peer as a provider, and what of it was left out."""
     manifest = peer.remote_manifest
     offers: list[tuple[TaskKind, str]] = []
+    problems: dict[str, None] = {}
+    names: set[str] = set()
     for template in manifest.supported_tasks:
         kind = _KINDS.get(template.kind)
         if kind is TaskKind.CHAT_COMPLETIONS:
-            offers.append((kind, template.openai_chat_completions_v1.model))
+            model = template.openai_chat_completions_v1.model
         elif kind is TaskKind.RESPONSES:
-            offers.append((kind, template.openai_responses_v1.model))
+            model = template.openai_responses_v1.model
+        else:
+            continue
+        if len(model) > _MAX_MODEL_CHARS:
+            problems[f"models with names above {_MAX_MODEL_CHARS} characters are left out"] = None
+        elif model not in names and len(names) >= _MAX_MODELS:
+            problems[f"models after the first {_MAX_MODELS} are left out"] = None
+            break
+        elif model:
+            names.add(model)
+            offers.append((kind, model))
     return Provider(
         peer_id=peer.peer_id,
         address=peer.address,
         protocol_version=manifest.protocol_version,
-        models=merge_kinds((kind, model) for kind, model in offers if model),
+        models=merge_kinds(offers),
         max_payload_bytes=manifest.max_payload_bytes,
         max_stream_bytes=manifest.max_stream_bytes,
         max_job_bytes=manifest.max_job_bytes,
         max_inflight_jobs=manifest.max_inflight_jobs,
-    )
+    ), tuple(problems)

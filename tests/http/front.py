@@ -80,6 +80,7 @@ async def front(
     l402_per_minute: int = 100,
     api_per_caller: int = 8,
     api_in_all: int = 32,
+    pay_for_demo=None,
     **rules,
 ):
     log, metrics = get_logger("test"), Metrics()
@@ -111,7 +112,9 @@ async def front(
         stored_responses=stored,
         stored_chats=stored,
         input_tokens=stored,
-        wallet=WalletRoutes(wallet, read_timeout_s=5, api_limits=api_limits),
+        wallet=WalletRoutes(
+            wallet, read_timeout_s=5, api_limits=api_limits, pay_for_demo=pay_for_demo
+        ),
         admin=AdminRoutes(
             accounts=bank.accounts,
             keys=bank.keys,

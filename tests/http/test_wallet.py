@@ -2,6 +2,7 @@
 
 import pytest
 
+from lcp_gateway.accounts.wallet import InvoiceNotPaid
 from lcp_gateway.store.database import DatabaseUnavailable
 from tests.http.front import STATIC_KEY, front
 
@@ -202,3 +203,20 @@ async def test_books_that_cannot_be_read_are_said_to_be_away_and_worth_another_t
     assert (found.status, found.code) == (503, "journal_unavailable")
     assert found.headers["x-should-retry"] == "true" and found.headers["retry-after"]
     assert found.headers["X-Lcp-Payment"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("is_final", "status", "retry"), [(True, 409, "false"), (False, 503, "true")]
+)
+async def test_a_demo_payment_that_the_node_turns_down_is_told(bank, is_final, status, retry):
+    """B10: one for an invoice that was paid by another way was 500."""
+
+    async def pay(payment_request):
+        raise InvoiceNotPaid("invoice is already paid", is_final=is_final)
+
+    async with front(bank, min_msat=1_000, max_msat=9_000_000, pay_for_demo=pay) as gateway:
+        key = await gateway.key(await gateway.bank.customer(7_000))
+        made = await gateway.ask("POST", TOPUPS, key, json={"amount_sat": 21})
+        found = await gateway.ask("POST", f"{TOPUPS}/{made.document['id']}/demo-payment", key)
+    assert (found.status, found.headers["x-should-retry"]) == (status, retry)
+    assert "already paid" in found.document["error"]["message"]

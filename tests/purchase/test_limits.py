@@ -46,7 +46,17 @@ def test_the_fee_is_never_reckoned_too_low(price, ppm, base):
 
 
 def test_without_limits_everything_passes():
-    assert passes(SpendingLimits(), 10**17)
+    assert passes(SpendingLimits(), 10**15)
+
+
+@pytest.mark.parametrize("price_msat", [2**50 - 1, 2**50, 2**62])
+def test_a_price_that_cannot_be_written_down_is_too_high_for_everybody(price_msat):
+    """B10: it was told as a journal that is away, which is worth another try."""
+    with pytest.raises(PriceLimitExceeded):
+        SpendingLimits().check_price(ordered(), quote(price_msat))
+    customer = replace(ordered(), account_id="acct_1")
+    with pytest.raises(ChargeLimitExceeded if price_msat >= 2**50 else PriceLimitExceeded):
+        SpendingLimits().check_price(customer, quote(price_msat))
 
 
 def test_the_cap_on_the_price_knows_no_fee():

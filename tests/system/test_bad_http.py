@@ -73,6 +73,28 @@ def test_one_header_that_is_too_large_is_431(port):
     is_refused(get(port, "/v1/models", {"X-Big": "x" * (HEAD_LIMIT + 1)}), 431)
 
 
+def test_a_header_of_a_megabyte_in_one_write_is_431(port):
+    """B10: what came after the part that was refused was taken for a target, so it was 414."""
+    with wire(port) as connection:
+        connection.send(b"GET /v1/models HTTP/1.1\r\nX-Big: " + b"x" * 2**20 + b"\r\n\r\n")
+        is_refused(connection.answer(), 431)
+        assert connection.ended()
+
+
+@pytest.mark.parametrize("version", ["HTTP/2.0", "HTTP/0.9", "HTTP/1.2", "HTTP/3.0"])
+@pytest.mark.parametrize("path", ["/v1/models", CHAT, "/healthz", "/nowhere"])
+def test_another_version_of_http_is_505(served, version, path):
+    """B10: it was served."""
+    before = len(served.events("quote"))
+    method, body = ("POST", BODY) if path == CHAT else ("GET", b"")
+    head = f"{method} {path} {version}\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    with wire(served.port) as connection:
+        connection.send(head.encode() + body)
+        is_refused(connection.answer(), 400, 505)
+        assert connection.ended()
+    assert len(served.events("quote")) == before
+
+
 def test_headers_that_are_too_large_together_are_431(port):
     headers = {f"X-Header-{n}": "x" * 1_000 for n in range(40)}
     is_refused(get(port, "/v1/models", headers), 431)
