@@ -16,6 +16,7 @@ from lcp_gateway.cli.doctor_money import journal_finding
 from lcp_gateway.cli.doctor_nodes import node_findings, unready
 from lcp_gateway.cli.finding import Finding
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
+from lcp_gateway.cli.grouped_help import GroupedHelp
 from lcp_gateway.cli.lnd import known_network
 from lcp_gateway.cli.market import opened_nodes
 from lcp_gateway.cli.outcome import RUNTIME_ERROR, USAGE_ERROR, CommandFailed
@@ -36,7 +37,7 @@ _NAME_COLUMNS = 14
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 @setting_flags()
 def doctor(config: Path | None, flags: Mapping[str, object]) -> int:
     """Check configuration, journal, lnd, nodes, daemon, peers and one quote, which is not paid. Takes the flags of `serve`."""

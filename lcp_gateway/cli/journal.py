@@ -18,6 +18,7 @@ JOURNAL_SETTINGS = ("journal_url", "embedded")
 """The settings that say which journal it is."""
 
 _JOB_ID = re.compile(r"[0-9a-f]{64}")
+_JOB_PREFIX = re.compile(r"[0-9a-f]{8,64}")
 _AGE = re.compile(r"(\d{1,6})(m|h|d|w)")
 _AGE_UNITS = {
     "m": timedelta(minutes=1),
@@ -109,6 +110,21 @@ def read_job_id(text: str) -> bytes:
     if not _JOB_ID.fullmatch(lowered):
         raise CommandFailed("a job id is 64 hexadecimal digits", exit_code=USAGE_ERROR)
     return bytes.fromhex(lowered)
+
+
+def read_job_prefix(text: str) -> str:
+    """Read the id of a job that is only looked at, or its beginning as tables on a terminal show it.
+
+    Raises:
+        CommandFailed: it is none.
+    """
+    lowered = text.strip().lower().rstrip("…")
+    if not _JOB_PREFIX.fullmatch(lowered):
+        raise CommandFailed(
+            "a job id is 64 hexadecimal digits; the first 8 or more of them are enough here",
+            exit_code=USAGE_ERROR,
+        )
+    return lowered
 
 
 def read_age(text: str) -> timedelta:

@@ -97,6 +97,7 @@ def models(
                 "price_msat", "score", "ready",
             ),
             map(_cells, rows),
+            omitted=("source",),
         )  # fmt: skip
     return 0
 

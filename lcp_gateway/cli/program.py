@@ -47,6 +47,8 @@ _COMMAND_MODULES: Mapping[str, str] = MappingProxyType(
 
 _USUAL_COMMAND = "serve"
 """What is run by a command line that names no command."""
+_VALIDATORS_WORD = "Value error, "
+"""What the library that reads options puts before some of its reasons."""
 _OWN_FLAGS = frozenset({"--help", "--version"})
 
 
@@ -145,7 +147,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if secret := _secret_flag(getattr(error, "option_name", "") or ""):
             complain(secret)
             return error.exit_code
-        complain(" ".join(error.format_message().split()) + f" (see {PROGRAM} --help)")
+        words = " ".join(error.format_message().split()).replace(_VALIDATORS_WORD, "")
+        complain(f"{words} (see {PROGRAM} --help)")
         return error.exit_code
     except typer.Abort:
         return RUNTIME_ERROR

@@ -22,6 +22,7 @@ from lcp_gateway.cli.journal import (
     opened_journal,
     read_age,
     read_job_id,
+    read_job_prefix,
     read_only_settings,
     written_time,
 )
@@ -122,7 +123,7 @@ def show(
     json: JsonOption = False,
 ) -> int:
     """Print everything that is known of one purchase."""
-    wanted = read_job_id(job_id)
+    wanted = read_job_prefix(job_id)
     record, steps = asyncio.run(
         one_purchase(read_only_settings(load_or_complain(flags, config).settings), wanted)
     )
@@ -192,7 +193,7 @@ def resolve_purchase(
             f"--why: say in 1 to {_LONGEST_WHY} characters how you know", exit_code=USAGE_ERROR
         )
     settings = load_or_complain(flags, config).settings
-    record, _ = asyncio.run(one_purchase(settings, wanted))
+    record, _ = asyncio.run(one_purchase(settings, wanted.hex()))
     if record.state not in _RESOLVED_FROM:
         raise CommandFailed(f"the purchase is {record.state}, not unknown; nothing was changed")
     typer.echo(
@@ -237,7 +238,7 @@ def refund_purchase(
     """Decide on a refund that is withheld because a limit was reached: give the charge back, or keep it for good."""
     wanted = read_job_id(job_id)
     settings = load_or_complain(flags, config).settings
-    record, _ = asyncio.run(one_purchase(settings, wanted))
+    record, _ = asyncio.run(one_purchase(settings, wanted.hex()))
     if record.charge is None or record.refund is None:
         raise CommandFailed(
             f"no refund of this purchase is withheld: it is {record.state}; nothing was changed"
@@ -298,18 +299,20 @@ def forget_purchases(
     return 0
 
 
-async def one_purchase(settings: Settings, job_id: bytes) -> tuple[PurchaseRecord, list[Step]]:
-    """Read one purchase and the states that it went through.
+async def one_purchase(settings: Settings, job_id: str) -> tuple[PurchaseRecord, list[Step]]:
+    """Read one purchase, by its job id or the beginning of that, and the states that it went through.
 
     Raises:
-        CommandFailed: the journal cannot be used, or has no such purchase.
+        CommandFailed: the journal cannot be used, has no such purchase, or has several.
     """
     async with opened_journal(settings) as database:
         books = Books(database)
-        record = await books.purchase(job_id)
-        if record is None:
+        found = await books.beginning_with(job_id)
+        if not found:
             raise CommandFailed("the journal has no purchase of this job id")
-        return record, list(await books.steps(job_id))
+        if len(found) > 1:
+            raise CommandFailed("several job ids begin like this: give more digits")
+        return found[0], list(await books.steps(found[0].job_id))
 
 
 async def _records(books: Books, which: Filter) -> AsyncIterator[PurchaseRecord]:

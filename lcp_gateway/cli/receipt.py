@@ -70,12 +70,12 @@ def show(
     flags: Mapping[str, object],
 ) -> int:
     """Write the receipt of a purchase to standard output."""
-    from lcp_gateway.cli.journal import read_job_id, read_only_settings  # noqa: PLC0415 - `verify` needs no database
+    from lcp_gateway.cli.journal import read_job_prefix, read_only_settings  # noqa: PLC0415 - `verify` needs no database
     from lcp_gateway.cli.purchases import one_purchase  # noqa: PLC0415 - as above
     from lcp_gateway.lightning.receipt_form import document  # noqa: PLC0415 - as above
     from lcp_gateway.store.receipts import receipt_of  # noqa: PLC0415 - as above
 
-    wanted = read_job_id(job_id)
+    wanted = read_job_prefix(job_id)
     settings = read_only_settings(load_or_complain(flags, config).settings)
     record, steps = asyncio.run(one_purchase(settings, wanted))
     print_json(document(receipt_of(record, steps)))

@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from lcp_gateway.cli.flags import setting_flags
+from lcp_gateway.cli.grouped_help import GroupedHelp
 from lcp_gateway.cli.instances import ask, holding, last_start, meant
 from lcp_gateway.cli.outcome import CommandFailed, complain
 from lcp_gateway.cli.pid_file import Condition, Record, read_pid_file
@@ -18,7 +19,7 @@ from lcp_gateway.cli.stop import stop_found
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 @setting_flags()
 def restart(config: Path | None, flags: Mapping[str, object]) -> int:
     """Stop and start it, with the flags it was started with last and those given here over them."""

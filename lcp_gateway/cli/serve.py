@@ -12,6 +12,7 @@ import typer
 from lcp_gateway.cli.background import is_background, living_in_background
 from lcp_gateway.cli.embedded import NO_REAL_MONEY, EmbeddedNode
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
+from lcp_gateway.cli.grouped_help import GroupedHelp
 from lcp_gateway.cli.node_options import NodeOptions
 from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.rereading import reading_anew
@@ -21,7 +22,7 @@ from lcp_gateway.config import Settings, spending_cautions
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 @setting_flags()
 def serve(config: Path | None, flags: Mapping[str, object]) -> int:
     """Run the gateway until it is told to stop."""

@@ -10,6 +10,7 @@ import typer
 
 from lcp_gateway.cli.embedded import NO_REAL_MONEY
 from lcp_gateway.cli.flags import load_or_complain, setting_flags
+from lcp_gateway.cli.grouped_help import GroupedHelp
 from lcp_gateway.cli.instances import Files, files_of, holding, remove_left_over
 from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed, complain
 from lcp_gateway.cli.output import plain, print_pairs
@@ -55,7 +56,7 @@ class Plan:
         return self.launch.files
 
 
-@app.command()
+@app.command(cls=GroupedHelp)
 @setting_flags()
 def start(config: Path | None, flags: Mapping[str, object]) -> int:
     """Start the gateway in the background. Waits until it is ready. Takes the flags of `serve`."""

@@ -40,10 +40,14 @@ ORDINARY = Size(2_000, 500)
 
 
 class Price(NamedTuple):
-    """What a request is expected to cost. ``is_known`` tells a quote or a price list from a guess; None is no idea at all."""
+    """What a request is expected to cost. ``is_known`` tells a quote or a price list from a guess; None is no idea at all.
+
+    ``asked_msat`` is what was lately asked, for requests of whatever size.
+    """
 
     msat: float | None = None
     is_known: bool = False
+    asked_msat: float | None = None
 
 
 UNKNOWN = Price()

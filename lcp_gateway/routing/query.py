@@ -177,7 +177,9 @@ def _document(at: Sequence[Scored], offers: Offers, query: RouteQuery) -> Mappin
     scored = at[0]
     entry, told = scored.entry, scored.view.told()
     traits, provider = entry.traits, entry.provider
-    known_msat = scored.known_msat
+    # Of a peer what it lately asked, which was for requests of some other size.
+    asked_msat = scored.price.asked_msat
+    known_msat = scored.known_msat if asked_msat is None else asked_msat
     return {
         "model": entry.model,
         "score": round(scored.score, 4),

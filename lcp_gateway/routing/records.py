@@ -217,7 +217,8 @@ class Records:
             else:
                 # What was asked lately holds until something else is asked: a quote tells before it is paid.
                 rate = pair.rates.blend(size, None, now)
-                found.append(Price(price_msat(rate, size), is_known=True))
+                asked = math.exp(pair.asked.total / pair.asked.weight)
+                found.append(Price(price_msat(rate, size), is_known=True, asked_msat=asked))
         return found
 
     def last_price_msat(self, model: str, provider_ids: Iterable[str]) -> int | None:

@@ -35,6 +35,7 @@ from lcp_gateway.store.times import (
 )
 
 _MOST = 1_000
+_JOB_DIGITS = 64
 _OPEN = tuple(state.value for state in OPEN_STATES)
 _ORDER = (
     State.PAYING,
@@ -136,6 +137,15 @@ class Books:
         """Give one purchase, or None."""
         found = await self._records(select(purchases).where(purchases.c.job_id == job_id))
         return found[0] if found else None
+
+    async def beginning_with(self, prefix: str) -> Sequence[PurchaseRecord]:
+        """Give purchases whose job id begins with these hexadecimal digits; two where there are more."""
+        least, most = (bytes.fromhex(prefix.ljust(_JOB_DIGITS, filling)) for filling in "0f")
+        return await self._records(
+            select(purchases)
+            .where(purchases.c.job_id >= least, purchases.c.job_id <= most)
+            .limit(2)
+        )
 
     async def by_payment_hash(self, payment_hash: bytes) -> Sequence[PurchaseRecord]:
         """Give the purchases that pay an invoice of this hash: one, unless a peer hands out the same hash twice."""

@@ -11,6 +11,7 @@ import structlog
 from structlog.contextvars import bound_contextvars, merge_contextvars
 from structlog.typing import FilteringBoundLogger, Processor
 
+from lcp_gateway.telemetry.brief import brief
 from lcp_gateway.telemetry.redact import cut, describe_error, redact
 
 LogFormat = Literal["auto", "console", "json"]
@@ -32,7 +33,8 @@ _MAX_TEXT_INTEGER_BITS = 1024
 def configure_logging(level: str, fmt: LogFormat, *, stream: TextIO | None = None) -> None:
     """Set up the logs of this process; to be called once, by whatever starts it.
 
-    ``stream`` is standard error when none is given. ``auto`` is the console when the stream is a terminal, else JSON.
+    ``stream`` is standard error when none is given. ``auto`` is the console when the stream is a terminal, else JSON. On a
+    terminal the lines are short, unless the level is debug.
     What other libraries log through the standard library comes out the same way, from warnings upward.
 
     Raises:
@@ -44,7 +46,13 @@ def configure_logging(level: str, fmt: LogFormat, *, stream: TextIO | None = Non
     target = stream if stream is not None else sys.stderr
     is_terminal = target.isatty()
     as_console = fmt == "console" or (fmt == "auto" and is_terminal)
-    render = _console(colors=is_terminal) if as_console else _render_json
+    if not as_console:
+        render: Processor = _render_json
+    elif is_terminal and threshold > logging.DEBUG:
+        # Somebody watches, and has not asked for everything.
+        render = _printable(lambda event: brief(event, colors=True))
+    else:
+        render = _console(colors=is_terminal)
     file = _binary_of(target)
     processors: list[Processor] = [
         merge_contextvars,
@@ -185,13 +193,20 @@ def _escape(value: Any) -> Any:
 
 def _console(*, colors: bool) -> Callable[[Any, str, MutableMapping[str, Any]], bytes]:
     renderer = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0, sort_keys=False)
+    return _printable(lambda event: str(renderer(None, "", event)))
 
-    def render(logger: Any, method: str, event: MutableMapping[str, Any]) -> bytes:
+
+def _printable(
+    write: Callable[[MutableMapping[str, Any]], str],
+) -> Callable[[Any, str, MutableMapping[str, Any]], bytes]:
+    """Give a renderer whose lines hold nothing that a terminal would obey but what ``write`` puts in."""
+
+    def render(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> bytes:
         for name, value in event.items():
             # A model's name is a stranger's text: it must not move the cursor or forge a line.
             if type(value) is str and not value.isprintable():
                 event[name] = value.encode("unicode_escape").decode("ascii")
-        return str(renderer(logger, method, event)).encode("utf-8", "backslashreplace")
+        return write(event).encode("utf-8", "backslashreplace")
 
     return render
 

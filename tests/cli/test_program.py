@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from lcp_gateway.__about__ import __version__
-from lcp_gateway.config import specs
+from lcp_gateway.config import Group, specs
 
 COMMANDS = (
     "serve", "start", "stop", "restart", "reload", "status", "logs", "node", "models", "route", "quote", "receipt", "purchases", "spend", "accounts", "keys", "wallet", "doctor",
@@ -201,3 +201,28 @@ def test_the_other_part_of_the_address_stays_as_it_is_configured(run, monkeypatc
 def test_what_is_no_address_is_wrong_use(run, arguments, words):
     outcome = run("config", "show", *arguments)
     assert outcome.code == 2 and words in outcome.err and outcome.err.count("\n") == 1
+
+
+def test_a_message_says_what_is_wrong_without_the_words_of_a_library(run):
+    """D9."""
+    outcome = run("keys", "create", "acc_1", "--scope", "foo")
+    assert outcome.code == 2 and "'foo' is not one of" in outcome.err
+    assert "Value error" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    "command", [["serve"], ["start"], ["restart"], ["doctor"], ["config", "show"]]
+)
+def test_help_is_grouped_with_the_common_flags_first(run, command, monkeypatch):
+    """D9: it was 288 lines without a heading."""
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = run(*command, "--help").out
+    assert max(map(len, shown.splitlines())) <= 100
+    headings = [line for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
+    assert headings[0] == "Common flags:"
+    assert [f"{group}:" for group in Group if f"{group}:" in headings] == headings[
+        1 : len(Group) + 1
+    ]
+    common = shown.split("Common flags:")[1].split("\n\n")[0]
+    for flag in ("--config", "--host", "--port", "--embedded", "--verbose"):
+        assert f"  {flag}" in common

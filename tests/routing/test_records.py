@@ -22,7 +22,7 @@ def test_nothing_is_believed_of_who_was_never_measured():
     view = Kept().records.view(A, M, Mode.STREAM)
     assert (view.expected_s, view.first_byte_s, view.tokens_per_s) == (None, None, None)
     assert view.delivery == 1 and view.is_untried and not view.has_delivered
-    assert Kept().records.price(A, M) == (None, False)
+    assert Kept().records.price(A, M) == (None, False, None)
 
 
 def test_the_same_measured_again_and_again_is_believed():
