@@ -76,7 +76,7 @@ class KeyKeeper:
             )
 
     def find(self, text: str) -> Caller | None:
-        """Return whom a key lets in now, or None.
+        """Return the caller that a key stands for now, or None.
 
         Raises:
             KeysStale: it is none of the operator's, and what the store has cannot be known.

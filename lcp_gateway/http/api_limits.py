@@ -1,7 +1,7 @@
 """How many requests may ask the gateway's database at one time: of one caller, and of all callers of its group.
 
-For everything that is not a purchase, which has limits of its own: /api, receipts, L402, jobs that ran elsewhere. What is
-too much waits a moment, and is then answered 429, so that a flood takes no connection from others, nor their patience.
+For /api, receipts, L402 and jobs that ran elsewhere; purchases have limits of their own. Requests above the limit wait for a
+moment, and are then answered 429, so that a flood of one caller takes no connection to the database from the others.
 """
 
 import asyncio
@@ -26,13 +26,13 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _WAITING_EACH: Final = 16
 _WAIT_S: Final = 2.0
 # Customers' reads are of a page at most: one that takes longer waits for a database that does not answer.
-_READ_S: Final = 10.0
+_READ_S: Final = 5.0
 # An address of IPv6 is one of very many that its holder has.
 _NETWORK_BITS: Final = 64
 
 
 class Group(StrEnum):
-    """Those who share a limit. One group cannot keep another out."""
+    """Callers that share a limit. No group can keep another out."""
 
     OPERATOR = "operator"
     CUSTOMERS = "customers"
@@ -77,7 +77,7 @@ class _Waiting:
 
 
 class ApiLimits:
-    """Lets ``per_caller`` requests of one caller run at one time, and ``in_all`` of a group; some more wait, the others go."""
+    """Lets ``per_caller`` requests of one caller run at one time, and ``in_all`` of a group; some more wait, the rest is refused."""
 
     def __init__(self, per_caller: int, in_all: int, *, wait_s: float = _WAIT_S) -> None:
         self._wait_s = wait_s

@@ -218,12 +218,12 @@ SHORT = {
     "http/background_jobs.py": "as long as a job, or one row to be deleted",
     "http/jobs.py": "the end waits for them",
     "http/relay.py": "as long as its stream, which waits for it",
-    "purchase/market.py": "quotes; who asks waits for them",
+    "purchase/market.py": "quotes; the caller waits for them",
     "purchase/ports.py": "the way to start a task without a supervisor, for commands and tests",
     "purchase/service.py": "a purchase; its end is taken note of",
-    "upstreams/nodes.py": "a question to a node; who asks waits for it",
+    "upstreams/nodes.py": "a question to a node; the caller waits for it",
     "upstreams/openai_http.py": "a connection that is left; bounded by its time-out",
-    "upstreams/peers.py": "a question to the daemon; who asks waits for it",
+    "upstreams/peers.py": "a question to the daemon; the caller waits for it",
 }
 """The modules that start a task of their own, and why it need not be supervised: none of these lasts."""
 

@@ -55,7 +55,7 @@ async def test_all_callers_of_a_group_together_have_so_many_and_other_groups_hav
         assert not await is_refused(limits, stranger("198.51.100.7"))
 
 
-async def test_who_waits_has_its_turn_in_order_and_a_caller_that_is_full_holds_up_no_other():
+async def test_waiting_callers_have_their_turn_in_order_and_one_that_is_full_holds_up_no_other():
     limits = ApiLimits(1, 2)
     first, second = await held(limits, ONE), await held(limits, OTHER)
     turns = []
@@ -101,7 +101,9 @@ async def test_of_thousands_at_once_few_run_some_wait_and_the_rest_is_refused_at
     found = await asyncio.gather(*reads)
     assert most == 4
     assert (found.count(200), found.count(429)) == (68, 2_932)
-    assert not limits._running and not limits._waiting_of, "nothing is kept of who has gone"
+    assert not limits._running and not limits._waiting_of, (
+        "nothing is kept of callers that have gone"
+    )
 
 
 async def test_a_caller_that_leaves_while_it_waits_takes_no_place_with_it():
@@ -191,7 +193,7 @@ async def test_a_flood_of_reads_is_answered_429_in_openais_shape_and_counted(
         assert (await gateway.ask("GET", "/api/wallet", key)).status == 200
 
 
-async def test_the_administrator_is_bounded_too_and_by_nobody_elses_flood(bank, monkeypatch):
+async def test_the_administrator_is_bounded_too_and_by_no_flood_of_others(bank, monkeypatch):
     account_id = await bank.customer()
     async with front(bank, api_per_caller=1, api_in_all=1) as gateway:
         key = await gateway.key(account_id)

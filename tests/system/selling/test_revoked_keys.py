@@ -39,14 +39,14 @@ class Market:
     administered: RunningGateway
 
     def customer(self) -> Customer:
-        """A customer of the gateway that is used, once that has heard of it."""
+        """Return a customer of the gateway that is used, once that gateway knows its key."""
         made = Office(self.administered.port).customer(A_LOT)
         there = Customer(self.used.port, made.account_id, made.key)
         eventually(lambda: there.get("/v1/models").status == 200, 5)
         return there
 
     def revoke(self, customer: Customer) -> float:
-        """Revoke its key at the other gateway; gives when."""
+        """Revoke its key at the other gateway; return when."""
         office = Office(self.administered.port)
         (key,) = office.get(f"accounts/{customer.account_id}/keys").json["data"]
         assert office.delete(f"keys/{key['id']}").status == 200
@@ -125,7 +125,7 @@ def recovers(market: Market, revoked: Customer, other: Customer) -> None:
 
 
 def watched(market: Market, customer: Customer, for_s: float) -> Callable[[], None]:
-    """Look for so long whether the gateway says why it accepts no key; gives the check of what was seen."""
+    """Look for so long whether the gateway says why it accepts no key; return the check of what was seen."""
     begun = time.monotonic()
     told: list[tuple[float, str]] = []
     late: list[tuple[float, int]] = []
