@@ -27,20 +27,24 @@ class Catalogs:
     def __init__(self, peers: PeerWatch, nodes: Nodes | None) -> None:
         self._peers = peers
         self._nodes = nodes
-        self._merged: tuple[Catalog, tuple[Provider, ...], Catalog] | None = None
+        self._merged: tuple[Catalog, Catalog, tuple[Provider, ...]] | None = None
 
     @property
     def catalog(self) -> Catalog:
-        """The last snapshot of all; the same object while nothing has changed."""
+        """The last snapshot of all; it has the same ``providers`` object while nothing has changed."""
         of_peers = self._peers.catalog
         nodes = self._nodes.providers if self._nodes is not None else ()
         if not nodes:
             return of_peers
         held = self._merged
-        if held is None or held[0] is not of_peers or held[1] is not nodes:
+        if held is not None and held[1] is of_peers and held[2] is nodes:
+            return held[0]
+        if held is not None and held[1].providers is of_peers.providers and held[2] is nodes:
+            merged = held[0].seen_again(of_peers.taken_at)
+        else:
             merged = Catalog((*of_peers.providers, *nodes), of_peers.taken_at)
-            held = self._merged = (of_peers, nodes, merged)
-        return held[2]
+        self._merged = (merged, of_peers, nodes)
+        return merged
 
     @property
     def problem(self) -> UpstreamError | None:

@@ -238,7 +238,7 @@ class Chooser:
         return Candidate(provider.peer_id, adapt, COMPLETIONS_AS_CHAT if as_chat else "")
 
     def _offers_of(self, catalog: Catalog) -> Offers:
-        if self._offers is None or self._offers[0] is not catalog:
+        if self._offers is None or self._offers[0].providers is not catalog.providers:
             rules = self._rules
             made = Offers.of(
                 catalog,

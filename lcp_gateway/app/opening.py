@@ -22,6 +22,7 @@ from lcp_gateway.config import Settings
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.tracing import Tracing
 from lcp_gateway.routing.catalog import Catalog
+from lcp_gateway.routing.model_names import read_name
 from lcp_gateway.routing.standing import Standings
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
@@ -68,6 +69,7 @@ async def open_parts(
         refresh_s=settings.peers_refresh_s,
         timeout_s=settings.timeout_quote_s,
         on_refresh=_Refreshed(metrics, log, nodes),
+        prepare=_read_names,
     )
     ledgers, lnd = await _prepare(stack, daemon, peers, nodes, settings, metrics, tasks, log)
     shop = await _enter(stack, open_shop(settings, ledgers, metrics, tasks, log))
@@ -121,6 +123,12 @@ def _open_daemon(settings: Settings, metrics: Metrics, tracing: Tracing) -> Lcpd
         )
     except OSError as error:
         raise StartError(f"a TLS file for the daemon cannot be read: {error}") from error
+
+
+def _read_names(catalog: Catalog) -> None:
+    """Have the names of all models read, which is remembered."""
+    for name in catalog.models():
+        read_name(name)
 
 
 def _tell_odd_peer(peer_id: str, problem: str) -> None:
@@ -201,17 +209,23 @@ class _Refreshed:
         self._log = log
         self._nodes = nodes
         self._was_up: bool | None = None
+        self._counted: tuple[object, object, int] = (None, None, 0)
+
+    def _count(self, catalog: Catalog) -> None:
+        """Count the models, where they are others than before: there may be thousands."""
+        peers, nodes = catalog.providers, self._nodes.watch.providers
+        if self._counted[0] is not peers or self._counted[1] is not nodes:
+            models = catalog.models()
+            of_nodes: Mapping[str, object] = Catalog(nodes, 0.0).models()
+            self._metrics.set_known({*models, *of_nodes}, [provider.peer_id for provider in peers])
+            self._counted = (peers, nodes, len(models))
+        self._metrics.snapshot(len(peers), self._counted[2])
 
     def __call__(self, catalog: Catalog | None) -> None:
         up = catalog is not None
         self._metrics.daemon_up(up)
         if catalog is not None:
-            models = catalog.models()
-            self._metrics.snapshot(len(catalog.providers), len(models))
-            of_nodes: Mapping[str, object] = Catalog(self._nodes.watch.providers, 0.0).models()
-            self._metrics.set_known(
-                {*models, *of_nodes}, [provider.peer_id for provider in catalog.providers]
-            )
+            self._count(catalog)
         if up is not self._was_up and (self._was_up is not None or not up):
             if up:
                 self._log.info("the daemon is back")

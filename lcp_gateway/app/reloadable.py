@@ -134,6 +134,7 @@ NEEDS_RESTART: Final = MappingProxyType(
         "reconcile_interval_s": "as lnd_grpc_addr",
         "redis_url": "what is counted there is shared with other gateways",
         "log_format": "a log has one form",
+        "slow_callback_ms": "it is watched from the start on",
         "otlp_endpoint": "traces are under way to it",
         "otlp_headers": "as otlp_endpoint",
         "trace_ratio": "as otlp_endpoint",

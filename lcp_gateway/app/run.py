@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import uvloop
 from structlog.typing import FilteringBoundLogger
@@ -28,6 +29,7 @@ from lcp_gateway.purchase.service import Reason
 from lcp_gateway.telemetry.logs import configure_logging, get_logger
 from lcp_gateway.telemetry.loop import watch_loop
 from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.telemetry.slow_callbacks import SlowCallbacks
 
 # A request makes thousands of short-lived objects and hardly a cycle among them: the collector looks less often.
 _GC_THRESHOLDS = (20_000, 20, 20)
@@ -80,6 +82,9 @@ async def _serve(
     stop, reload_wanted = asyncio.Event(), asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_hang_ups(stop, reload_wanted))
+        if settings.slow_callback_ms:
+            limit_s = settings.slow_callback_ms / 1000
+            stack.enter_context(SlowCallbacks(limit_s, partial(_tell_slow, log)))
         tasks = BackgroundTasks(log, on_restart=metrics.task_restarted)
         opened, lasting = await open_parts(settings, stack, metrics, tasks, log)
         try:
@@ -131,6 +136,10 @@ async def _wind_down(gateway: Gateway, settings: Settings, log: FilteringBoundLo
         log.warning("purchases were ended before they were done", purchases=ended)
     await gateway.service.wait_idle()
     await lasting.background.close()
+
+
+def _tell_slow(log: FilteringBoundLogger, held_s: float, frames: list[str]) -> None:
+    log.warning("the event loop was held up", held_ms=round(held_s * 1000), frames=frames)
 
 
 def _on_stop(stop: asyncio.Event, gateway: Gateway) -> None:

@@ -91,6 +91,12 @@ class OperationSettings(BaseSettings):
         "Log at debug level, and the settings in force at the start (without secrets).",
         Group.TELEMETRY,
     )
+    slow_callback_ms: forms.Count = setting(
+        0,
+        "Log each stretch of so many milliseconds or more in which the event loop did one thing only, and what it did; for "
+        "finding faults of the gateway. 0 is off.",
+        Group.TELEMETRY,
+    )
     otlp_endpoint: operation_forms.OptionalHttpUrl = setting(
         "",
         "Where traces go: the base URL of an OpenTelemetry collector (OTLP over HTTP), as http://127.0.0.1:4318. Needs "

@@ -1,5 +1,6 @@
 """GET /v1/models and /v1/models/{id}: what is on offer, each model once."""
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from operator import itemgetter
@@ -20,6 +21,7 @@ from lcp_gateway.routing.registry import AUTO, Registry, Traits
 
 # A list of a thousand models takes some milliseconds to write: those who ask within a second share one.
 _HELD_S = 1.0
+_AT_ONCE = 64
 
 
 class Models:
@@ -55,24 +57,40 @@ class Models:
         self._records = records
         self._is_there = is_there
         self._clock = clock
-        self._held: tuple[Catalog, float, bytes] | None = None
+        self._held: tuple[tuple[Provider, ...], float, bytes] | None = None
+        self._writing: asyncio.Task[bytes] | None = None
 
     async def list(self, _request: web.Request) -> web.Response:
         """Serve GET /v1/models."""
         catalog, now = self._catalog(), self._clock()
         held = self._held
-        if held is None or held[0] is not catalog or now - held[1] > _HELD_S:
-            there = {p.peer_id: self._is_there(p.peer_id) for p in catalog.providers}
-            offers = self._offers()
-            found = [
-                self._model(name, name, providers, offers, there)
-                for name, providers in self._usable(offers).items()
-            ]
-            if self._lists_auto and found:
-                found.append(self._auto(AUTO, offers, there))
-                found.sort(key=itemgetter("id"))
-            held = self._held = (catalog, now, orjson.dumps({"object": "list", "data": found}))
-        return web.Response(body=held[2], content_type="application/json")
+        if held is not None and held[0] is catalog.providers and now - held[1] <= _HELD_S:
+            return web.Response(body=held[2], content_type="application/json")
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write(catalog, now))
+            self._writing.add_done_callback(self._written)
+        # A client that leaves must not take the list from the others that wait for it.
+        body = await asyncio.shield(self._writing)
+        return web.Response(body=body, content_type="application/json")
+
+    async def _write(self, catalog: Catalog, now: float) -> bytes:
+        """Write the list, a few models at a time, so that nothing else waits for thousands of them."""
+        there = {p.peer_id: self._is_there(p.peer_id) for p in catalog.providers}
+        offers = self._offers()
+        written: list[tuple[str, bytes]] = []
+        for number, (name, providers) in enumerate(self._usable(offers).items(), start=1):
+            written.append((name, orjson.dumps(self._model(name, name, providers, offers, there))))
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+        if self._lists_auto and written:
+            written.append((AUTO, orjson.dumps(self._auto(AUTO, offers, there))))
+            written.sort(key=itemgetter(0))
+        body = b'{"object":"list","data":[%b]}' % b",".join(text for _, text in written)
+        self._held = (catalog.providers, now, body)
+        return body
+
+    def _written(self, _task: asyncio.Task[bytes]) -> None:
+        self._writing = None
 
     async def get(self, request: web.Request) -> web.Response:
         """Serve GET /v1/models/{id}; ids may hold slashes, encoded or not. Aliases and ``auto`` are models too."""

@@ -1,6 +1,7 @@
 """The catalog: a snapshot of the providers and the models they advertise."""
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -94,6 +95,12 @@ class Catalog:
             "_by_model",
             MappingProxyType({key: tuple(found) for key, found in by_model.items()}),
         )
+
+    def seen_again(self, now: float) -> "Catalog":
+        """Return the same providers as found at another moment, without indexing them anew."""
+        same = copy(self)
+        object.__setattr__(same, "taken_at", now)
+        return same
 
     def peer(self, peer_id: str) -> Provider | None:
         """Give the provider with that id, if it is ready."""

@@ -9,7 +9,8 @@ from typing import Final
 
 EMBEDDING: Final = "embedding"
 
-_REMEMBERED = 4_096
+# More than peers may offer together (upstreams/lcpd.py): reading a name costs as much as a hundred look-ups.
+_REMEMBERED = 16_384
 # A client may make up a name as long as a body: what is remembered of names stays small.
 _READ_CHARACTERS = 256
 

@@ -32,6 +32,9 @@ _MAX_RESULT_BYTES = 32 * 1024 * 1024
 _NO_LIMIT = 2**63
 _PEERS_AT_ONCE = 4
 _MAX_MODELS = 512
+# Of all peers together, in equal parts, but for a few that each may have.
+_MAX_MODELS_IN_ALL = 8_192
+_FEW_MODELS = 64
 _MAX_MODEL_CHARS = 256
 _PEER_ID = re.compile(r"0[23][0-9a-f]{64}")
 # The words of gRPC's own library for a message that came and was not taken.
@@ -120,6 +123,7 @@ class LcpdUpstream:
         )
         odd: set[tuple[str, str]] = set()
         providers = []
+        most = min(_MAX_MODELS, max(_FEW_MODELS, _MAX_MODELS_IN_ALL // max(1, len(answer.peers))))
         for number, peer in enumerate(answer.peers, start=1):
             if number % _PEERS_AT_ONCE == 0:
                 # Each may have hundreds of models: others get their turn in between.
@@ -127,7 +131,7 @@ class LcpdUpstream:
             if not _PEER_ID.fullmatch(peer.peer_id):
                 odd.add(("", "its id is no public key (66 hexadecimal digits): it is left out"))
                 continue
-            provider, problems = _provider(peer)
+            provider, problems = _provider(peer, most)
             providers.append(provider)
             odd.update((peer.peer_id, problem) for problem in problems)
         for peer_id, problem in odd - self._odd_peers:
@@ -349,7 +353,7 @@ def _too_long(limit: int) -> UpstreamError:
     )
 
 
-def _provider(peer: pb.LCPPeer) -> tuple[Provider, Sequence[str]]:
+def _provider(peer: pb.LCPPeer, most_models: int) -> tuple[Provider, Sequence[str]]:
     """Return a peer as a provider, and what of it was left out."""
     manifest = peer.remote_manifest
     offers: list[tuple[TaskKind, str]] = []
@@ -365,8 +369,8 @@ def _provider(peer: pb.LCPPeer) -> tuple[Provider, Sequence[str]]:
             continue
         if len(model) > _MAX_MODEL_CHARS:
             problems[f"models with names above {_MAX_MODEL_CHARS} characters are left out"] = None
-        elif model not in names and len(names) >= _MAX_MODELS:
-            problems[f"models after the first {_MAX_MODELS} are left out"] = None
+        elif model not in names and len(names) >= most_models:
+            problems[f"models after the first {most_models} are left out"] = None
             break
         elif model:
             names.add(model)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.routing.catalog import Catalog, empty
+from lcp_gateway.routing.catalog import Catalog, Provider, empty
 from lcp_gateway.upstreams.lcpd import LcpdUpstream, LocalInfo, UnsupportedVersion
 
 _RETRY_S = 1.0
@@ -24,8 +24,14 @@ class PeerWatch:
         timeout_s: float,
         miss_after_s: float = _MISS_AFTER_S,
         on_refresh: Callable[[Catalog | None], None] = lambda _catalog: None,
+        prepare: Callable[[Catalog], None] = lambda _catalog: None,
     ) -> None:
-        """``on_refresh`` gets each new catalog, or None when the daemon could not be asked."""
+        """``on_refresh`` gets each new catalog, or None when the daemon could not be asked.
+
+        ``prepare`` is called with a catalog of other providers than before, in a thread, before anybody gets it: what takes
+        long with thousands of models is done here, and not while requests wait for the event loop.
+        """
+        self._prepare = prepare
         self._upstream = upstream
         self._refresh_s = refresh_s
         self._miss_after_s = miss_after_s
@@ -102,6 +108,15 @@ class PeerWatch:
                 self._catalog = empty(self._catalog.taken_at)
             self._on_refresh(None)
             return
+        if providers == self._catalog.providers:
+            catalog = self._catalog.seen_again(time.monotonic())
+        else:
+            catalog = await asyncio.to_thread(self._index, providers)
         self._problem = None
-        self._catalog = Catalog(providers, time.monotonic())
+        self._catalog = catalog
         self._on_refresh(self._catalog)
+
+    def _index(self, providers: tuple[Provider, ...]) -> Catalog:
+        catalog = Catalog(providers, time.monotonic())
+        self._prepare(catalog)
+        return catalog

@@ -171,6 +171,7 @@ EXAMPLES = {
     "lcpd_tls_server_name": ("lcpd.lan", "lcpd.lan"),
     "lcpd_metadata": ("Macaroon=ab=cd; x-team=red", {"macaroon": "ab=cd", "x-team": "red"}),
     "proxy_from_environment": ("yes", True),
+    "slow_callback_ms": ("50", 50),
     "peers_refresh_s": ("1.5s", 1.5),
     "peers_stale_s": ("1m", 60.0),
     "preflight": ("0", False),

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import threading
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 import grpc.aio
@@ -93,6 +94,28 @@ async def serving(daemon: Daemon, address="127.0.0.1:0", credentials=None) -> As
         yield daemon
     finally:
         await server.stop(0)
+
+
+@contextlib.contextmanager
+def in_a_thread(daemon: Daemon) -> Iterator[Daemon]:
+    """Run a daemon beside tests that have no loop of their own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="daemon", daemon=True)
+    thread.start()
+    served = serving(daemon)
+
+    def run(work):
+        return asyncio.run_coroutine_threadsafe(work, loop).result(20)
+
+    try:
+        run(served.__aenter__())
+        try:
+            yield daemon
+        finally:
+            run(served.__aexit__(None, None, None))
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(5)
 
 
 def chunk(data: bytes) -> pb.AcceptAndExecuteStreamResponse:
