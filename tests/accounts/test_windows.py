@@ -87,3 +87,15 @@ async def test_no_sixty_seconds_hold_much_more_than_the_limit(steps):
 
     for at, _ in hits:
         assert sum(amount for then, amount in hits if at - 60 < then <= at) <= 20
+
+
+async def test_the_minute_before_counts_on_after_another_window_was_hit():
+    """Part E: dropping what ran out may not take what ran out only in part."""
+    clock = Clock()
+    kept = MemoryWindows(clock)
+    assert await kept.acquire_sliding_window_entry("a", 10, 60, 10)
+    clock.at += 61
+    assert await kept.acquire_sliding_window_entry("b", 10, 60, 1)
+
+    assert not await kept.acquire_sliding_window_entry("a", 10, 60, 2)
+    assert kept.count == 2

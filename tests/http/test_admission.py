@@ -91,12 +91,18 @@ async def test_a_key_has_so_many_jobs_at_once_and_the_place_is_free_when_one_end
         await gate.job(who)
     await first.give_back()
     await gate.job(who)
+    with pytest.raises(TooManyJobs):
+        await gate.job(who)
 
 
 async def test_the_jobs_of_those_who_need_no_key_are_not_counted():
     gate = admission(jobs=1)
     for _ in range(3):
         await gate.job(EVERYONE)
+    # The same gate counts the jobs of a key.
+    await gate.job(caller())
+    with pytest.raises(TooManyJobs):
+        await gate.job(caller())
 
 
 # -- clients that leave while Redis is asked --------------------------------------------------------

@@ -100,7 +100,9 @@ def test_an_embedding_is_never_streamed():
      b'"dimensions":1', b'"dimensions":null', b'"user":5'],
 )  # fmt: skip
 def test_an_embedding_may_be_encoded_and_shortened(more):
-    parse_task(EMBEDDINGS, b'{"model":"m","input":"x",' + more + b"}")
+    body = b'{"model":"m","input":"x",' + more + b"}"
+    task = parse_task(EMBEDDINGS, body)
+    assert (task.kind, task.model, task.body, task.stream) == (EMBEDDINGS, "m", body, False)
 
 
 @pytest.mark.parametrize(

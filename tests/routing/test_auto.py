@@ -203,6 +203,23 @@ def test_a_peer_that_goes_within_the_second_is_not_chosen_from_memory():
     assert choices(bench, 10) == {"a": 10}
 
 
+def test_where_the_whole_shortlist_has_gone_the_others_are_weighed_anew():
+    """Part E: the list is a second old at most, and everybody on it may go within it."""
+    bench = Bench(*(provider(f"good{n}", "m") for n in range(20)), provider("other", "m"))
+    for number in range(20):
+        bench.measured(f"good{number}", "m", 1)
+        bench.records.quoted(f"good{number}", "m", 1_000)
+    bench.measured("other", "m", 60)
+    bench.records.quoted("other", "m", 90_000)
+    listed = {one.entry.provider.peer_id for one in bench.decide().considered}
+    assert "other" not in listed
+
+    for number in range(20):
+        bench.ready[f"good{number}"] = 0.0
+
+    assert bench.chosen() == "other"
+
+
 def test_the_others_are_asked_in_turn_one_of_each_provider_first():
     bench = Bench(provider("a", "m1", "m2"), provider("b", "m1"), provider("c", "m1"))
     for model in ("m1", "m2"):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from lcp_gateway.store.database import DatabaseUnavailable
 from lcp_gateway.store.engine import open_database
@@ -240,3 +241,34 @@ async def test_a_folder_that_is_gone_is_a_clear_error_without_its_path(sqlite_wh
     assert str(folder) not in str(error.value)
     folder.with_name("elsewhere").rename(folder)
     await database.close()
+
+
+async def test_a_lock_that_was_given_to_a_caller_who_left_is_free_at_once(
+    postgres_where, monkeypatch
+):
+    """Part E: cancelled while the server's answer is on its way, the lock is the session's already."""
+    database, another = await open_database(postgres_where), await open_database(postgres_where)
+    lead, other = Leadership(database, "settlements"), Leadership(another, "settlements")
+    given = asyncio.Event()
+    execute = AsyncConnection.execute
+
+    async def slow(self, *arguments, **named):
+        result = await execute(self, *arguments, **named)
+        if "pg_try_advisory_lock" in str(arguments[0]):
+            given.set()
+            await asyncio.Event().wait()
+        return result
+
+    monkeypatch.setattr(AsyncConnection, "execute", slow)
+    taking = asyncio.create_task(lead.try_lead())
+    await given.wait()
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    monkeypatch.undo()
+
+    assert not await lead.still_leading()
+    assert await other.try_lead()
+    await other.release()
+    await database.close()
+    await another.close()

@@ -289,11 +289,21 @@ def test_values_that_json_cannot_hold_do_not_lose_the_line(lines):
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left"), ValueError()])
 def test_a_stream_that_cannot_be_written_to_is_ignored(error):
     class Broken(io.StringIO):
-        def write(self, text):
-            raise error
+        failures = 0
 
-    configure_logging("info", "json", stream=Broken())
+        def write(self, text):
+            if self.failures == 0:
+                self.failures += 1
+                raise error
+            return super().write(text)
+
+    stream = Broken()
+    configure_logging("info", "json", stream=stream)
+    get_logger("x").info("lost")
     get_logger("x").info("hello")
+
+    assert stream.failures == 1
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["hello"]
 
 
 def test_a_closed_pipe_at_standard_error_does_not_stop_the_process():
