@@ -24,6 +24,7 @@ from lcp_gateway.http.result_headers import JSON
 from lcp_gateway.http.stateful import Stateful
 from lcp_gateway.http.validation import Request, parse_request
 from lcp_gateway.purchase.answers import Answer
+from lcp_gateway.purchase.earlier import BoughtBefore
 from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.journal import InsufficientBalance
 from lcp_gateway.purchase.limits import SpendingLimits
@@ -108,6 +109,8 @@ class Inference:
             except InsufficientBalance as error:
                 raise await self._charging.refuse(exchange, error) from error
             except Exception as error:
+                if isinstance(error, BoughtBefore):
+                    self._metrics.joined("lost")
                 failure = of_error(error)
                 if failure is None:
                     raise
@@ -139,11 +142,13 @@ class Inference:
         if asked.quote_only:
             held = await self._service.quote(self._stateful.complete(order, wishes).order)
             return quote_response(held, self._limits)
+        if (unknown := self._service.find_unknown(order, asked.repeat)) is not None:
+            await self._service.learn_outcome(unknown)
         if wishes.background:
             return await self._in_background(request, exchange, parsed, order, asked, place)
         answer = self._find(order, asked.repeat)
         if answer is None and asked.quote_id is not None:
-            await self._check_quote(order, asked.quote_id)
+            await self._service.check_quote(order, asked.quote_id)
             answer = self._find(order, asked.repeat)
         if answer is None:
             answer = self._start(exchange, order, wishes, asked)
@@ -154,13 +159,6 @@ class Inference:
     def _find(self, order: Order, repeat: Repeat) -> Answer | None:
         try:
             return self._service.find(order, repeat)
-        except AnswerLost:
-            self._metrics.joined("lost")
-            raise
-
-    async def _check_quote(self, order: Order, quote_id: str) -> None:
-        try:
-            await self._service.check_quote(order, quote_id)
         except AnswerLost:
             self._metrics.joined("lost")
             raise

@@ -138,6 +138,17 @@ class AnswerMemory:
             raise AnswerLost(answer)
         return answer
 
+    def find_unknown(self, order: Order, repeat: Repeat) -> Answer | None:
+        """Return the answer that this request repeats, if it ended without its payment being known."""
+        if repeat.key is None and repeat.client_request_id is None and not repeat.is_retry:
+            return None
+        try:
+            answer = self._repeated(order, repeat)
+        except KeyReused:
+            return None
+        is_unknown = answer is not None and answer.ended and answer.verdict is Verdict.UNKNOWN
+        return answer if is_unknown else None
+
     def identity(self, order: Order, repeat: Repeat) -> RepeatIdentity:
         """Return what the journal recognises a repeat of an order by; before the order's own answer is added."""
         # Where the same body is known here, a retry's first try was here too, and what came of that is known.

@@ -28,6 +28,7 @@ from lcp_gateway.purchase.interruption import Interrupted, Reason, party_of
 from lcp_gateway.purchase.journal import (
     DuplicateIntent,
     InsufficientBalance,
+    JournalUnavailable,
     RequestRepeated,
 )
 from lcp_gateway.purchase.market import Market, Offer
@@ -38,7 +39,7 @@ from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.shared import Claim, SharedAnswers
 from lcp_gateway.purchase.sharing import Sharing
-from lcp_gateway.purchase.states import State, Verdict
+from lcp_gateway.purchase.states import Event, State, Verdict
 from lcp_gateway.purchase.tracing import (
     NO_TRACING,
     Step,
@@ -169,6 +170,23 @@ class PurchaseService:
         if answer is not None and (origin := self._origins.get(answer)) is not None:
             self._tracing.link(origin)
         return answer
+
+    def find_unknown(self, order: Order, repeat: Repeat) -> Answer | None:
+        """Return the answer that a request asks for again, if it ended without its payment being known."""
+        answer = self._memory.find_unknown(order, repeat)
+        return answer if answer not in self._running else None
+
+    async def learn_outcome(self, answer: Answer) -> None:
+        """Ask the journal what became of a payment that was unknown: where nothing was paid, it may be bought anew."""
+        purchase = answer.purchase
+        if purchase is None:
+            return
+        try:
+            found = await self._buyer.find(purchase.quote.job_id)
+        except JournalUnavailable:
+            return
+        if found is not None and found.state is State.NOT_PAID and purchase.state is State.UNKNOWN:
+            purchase.apply(Event.FAIL_PAYMENT)
 
     async def check_quote(self, order: Order, quote_name: str) -> None:
         """Let a quote pass that is held, before it is taken by ``start``; where answers are shared that is done there.

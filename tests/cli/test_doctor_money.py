@@ -79,6 +79,21 @@ def test_a_journal_that_cannot_be_made_or_read_is_found(run, at, tmp_path):
         assert "ok    quote" in outcome.out
 
 
+def test_another_journal_than_the_one_that_was_kept_before_is_found(run, at, tmp_path):
+    """A8: an empty journal in the place of the old one was called in order."""
+    where = tmp_path / "j.db"
+    written(str(where), Bought(1))
+    where.unlink()
+    written(str(where))
+    outcome = run("doctor", *at, "--journal-url", str(where))
+    assert outcome.code == 1
+    assert "fail  journal" in outcome.out
+    assert "another journal was kept here before" in outcome.out
+    assert f"{where}.identity" in outcome.out
+    listed = run("purchases", "list", "--journal-url", str(where))
+    assert listed.code == 0 and "another journal was kept here before" in listed.err
+
+
 def test_a_journal_that_is_off_is_said_to_be(run, at):
     outcome = run("doctor", *at, "--journal-url", "off")
     assert outcome.code == 0

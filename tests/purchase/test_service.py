@@ -892,3 +892,29 @@ async def test_a_quote_that_is_not_taken_never_cancels_a_job_that_was_paid_for()
     work.deliver()
     assert await first == b"answer"
     other.cancel()
+
+
+# What was unknown, and turns out not to have been paid.
+
+
+async def test_a_key_whose_payment_was_unknown_buys_once_it_is_found_not_to_be_paid():
+    w = world()
+    asked = spawn(w.ask(ordered(), KEY))
+    work = await w.work()
+    work.put(UpstreamError("DEADLINE_EXCEEDED", "too late"))
+    with pytest.raises(PaymentFailed):
+        await asked
+    unknown = w.service.find_unknown(ordered(), KEY)
+    assert unknown is not None and w.service.find_unknown(ordered(), NO_REPEAT) is None
+    assert w.service.find_unknown(ordered(OTHER_BODY), KEY) is None
+    earlier = EarlierPurchase(work.quote, State.UNKNOWN, "", "req_1", None)
+    for state in (State.UNKNOWN, State.NOT_PAID):
+        w.journal.elsewhere[work.quote.job_id] = replace(earlier, state=state)
+        await w.service.learn_outcome(unknown)
+        if state is State.UNKNOWN:
+            with pytest.raises(PaymentFailed):
+                await w.ask(ordered(), KEY)
+    assert w.service.find_unknown(ordered(), KEY) is None
+    again = spawn(w.ask(ordered(), KEY))
+    (await w.work(1)).deliver()
+    assert await again == b"answer"

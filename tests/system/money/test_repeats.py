@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from tests.support.gateway import RunningGateway, gateway
+from tests.support.gateway import RunningGateway, clean_environment, gateway
 from tests.support.journaled import chat, money_node, on_node, quoted
 from tests.support.node_thread import eventually
 from tests.support.stored import retrieve
@@ -165,6 +167,37 @@ def test_what_was_not_paid_is_bought_when_it_is_asked_for_again_elsewhere(node, 
         again = post(other.port, CHAT, chat("fault/no-route"), keyed("again"))
         assert (again.verdict, again.error["code"]) == ("none", "payment_failed")
         assert len(set(seen.jobs("accept"))) == 2
+
+
+def test_a_key_is_free_again_once_a_person_says_that_nothing_was_paid(node, journal, tmp_path):
+    """Trying again must work, also at the process that still remembers that it did not know."""
+    seen = node.mark()
+    body = chat("fault/execute-code-unavailable")
+    with two(node, journal) as (one, other):
+        lost = post(one.port, CHAT, body, keyed("lost"))
+        assert lost.verdict == "unknown"
+        for port in (one.port, other.port):
+            again = post(port, CHAT, body, keyed("lost"))
+            assert again.verdict == "unknown" and again.headers["x-should-retry"] == "false"
+        assert seen.count("accept") == 1
+        job_id = lost.headers["x-lcp-job-id"]
+        resolve = ["purchases", "resolve", job_id, "not_paid", "--why", "lnd says so", "--yes"]
+        command = [sys.executable, "-m", "lcp_gateway", *resolve]
+        done = subprocess.run(
+            command,
+            env=clean_environment(
+                {"LCP_GATEWAY_JOURNAL_URL": journal, "XDG_STATE_HOME": str(tmp_path)}
+            ),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert post(one.port, CHAT, body, keyed("lost")).verdict == "unknown"
+        assert len(set(seen.jobs("accept"))) == 2
+        # And now it is this one that is not known.
+        is_gone(post(other.port, CHAT, body, keyed("lost")), payment="unknown")
 
 
 def test_a_request_that_comes_while_another_process_is_paying_waits_for_how_it_ends(node, journal):
