@@ -22,6 +22,8 @@ from tests.store.journals import NOW, keyed, written
 RETRY_WINDOW = timedelta(seconds=120)
 KEY_FOR = timedelta(hours=24)
 
+SWEPT = {State.PAYING: State.UNKNOWN, State.SETTLED: State.UNDELIVERED}
+
 WHICH = st.integers(0, 1)
 BODIES = st.sampled_from([b"1" * 32, b"2" * 32])
 # What a request is recognised by: an Idempotency-Key, a client's request id, that it is a retry, or nothing.
@@ -158,12 +160,12 @@ class Two:
             one = self.bought[number]
             state = State.SETTLED if is_paid else State.NOT_PAID
             try:
-                await resolve(self.databases[0], one.job_id, state, self.now)
+                resolved = await resolve(self.databases[0], one.job_id, state, self.now)
             except NotUnknown:
                 assert one.state is not State.UNKNOWN
             else:
                 assert one.state is State.UNKNOWN
-                one.state = state
+                one.state = resolved.state
 
     async def crash(self, which, request):
         """Die, perhaps while an intent is being written that the model then finds or does not; another one takes over."""
@@ -191,9 +193,10 @@ class Two:
                 self.bought.append(Bought(intent.quote.job_id, dead, *request, self.now))
         while await sweep(self.databases[which], self.now):
             pass
+        alive = {database.owner for database in self.databases}
         for one in self.bought:
-            if one.owner == dead and one.state is State.PAYING:
-                one.state = State.UNKNOWN
+            if one.owner not in alive:
+                one.state = SWEPT.get(one.state, one.state)
 
     async def wait(self, seconds):
         self.now += timedelta(seconds=seconds)
