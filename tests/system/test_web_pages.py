@@ -80,7 +80,7 @@ def test_a_name_that_could_have_been_rebound_buys_nothing(open_to_all, host, pat
     assert bought(open_to_all) == before
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/nowhere", "/"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/nowhere"])
 def test_a_name_that_could_have_been_rebound_reads_nothing(open_to_all, path):
     is_refused(get(open_to_all.port, path, {"Host": "evil.example"}), 421, "host_not_allowed")
 
@@ -195,7 +195,9 @@ def test_a_link_on_another_site_may_lead_to_what_a_person_reads(open_to_all):
     for path in ("/", "/healthz", "/readyz"):
         assert get(open_to_all.port, path, by_link).status not in {403, 421}, path
     framed = {**by_link, "Sec-Fetch-Dest": "iframe"}
-    is_refused(get(open_to_all.port, "/", framed), 403, "cross_site_request")
+    assert get(open_to_all.port, "/", framed).headers["x-frame-options"] == "DENY"
+    is_refused(get(open_to_all.port, "/metrics", by_link), 404, "not_found")
+    is_refused(get(open_to_all.port, "/v1/models", by_link), 403, "cross_site_request")
 
 
 @pytest.mark.parametrize("site", ["none", "same-origin"])
@@ -213,6 +215,13 @@ def test_probes_are_answered_under_any_name_and_tell_strangers_no_details(open_t
     assert set(get(open_to_all.port, "/readyz", {"Origin": "https://evil.example"}).json) == {
         "status"
     }
+
+
+@pytest.mark.parametrize("path", ["/", "/v1"])
+def test_the_welcome_repeats_no_name_that_leads_here_by_somebody_elses_doing(open_to_all, path):
+    named = get(open_to_all.port, path, {"Host": "evil.example"})
+    assert named.status == 200
+    assert b"evil.example" not in named.body and b"127.0.0.1" not in named.body
 
 
 def test_the_metrics_on_an_address_of_their_own_are_guarded_too(open_to_all):
