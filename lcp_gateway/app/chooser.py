@@ -310,7 +310,7 @@ class _AutoComparison(QuoteComparison):
     def taken(self, place: int, asked: Mapping[int, int]) -> Mapping[str, object] | None:
         """Return what the client is told: by the prices that were asked."""
         considered = self._decision.considered
-        weighed = self.weighed(asked)
+        weighed = considered if self.is_as_expected(asked) else self.weighed(asked)
         by_provider = {
             considered[at].entry.provider.peer_id: price_msat for at, price_msat in asked.items()
         }

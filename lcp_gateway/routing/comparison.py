@@ -25,7 +25,7 @@ class QuoteComparison:
         ``asked`` holds the quotes, ``left`` the places of the others in their order; ``peers_too`` allows another call to
         a peer, where a node's price takes none. None where the best of those that quoted can be taken.
         """
-        if not any(self._is_surprising(place, msat) for place, msat in asked.items()):
+        if self.is_as_expected(asked):
             return None
         left = [place for place in left if peers_too or self._is_node(place)]
         known = [place for place in left if self._considered[place].price.is_known]
@@ -40,8 +40,14 @@ class QuoteComparison:
         others = (place for place in left if self._provider(place) not in providers)
         return next(others, None)
 
+    def is_as_expected(self, asked: Mapping[int, int]) -> bool:
+        """Tell whether the quotes say nothing that the choice was not made by."""
+        return not any(self._is_surprising(place, msat) for place, msat in asked.items())
+
     def best(self, asked: Mapping[int, int]) -> int:
         """Return the place of the best of those that quoted; the first of equals."""
+        if len(asked) == 1:
+            return next(iter(asked))
         scores = [one.score for one in self.weighed(asked)]
         return max(asked, key=lambda place: scores[place])
 

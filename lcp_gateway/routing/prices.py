@@ -42,12 +42,17 @@ ORDINARY = Size(2_000, 500)
 class Price(NamedTuple):
     """What a request is expected to cost. ``is_known`` tells a quote or a price list from a guess; None is no idea at all.
 
-    ``asked_msat`` is what was lately asked, for requests of whatever size.
+    ``asked`` is the logarithm of what was lately asked, for requests of whatever size.
     """
 
     msat: float | None = None
     is_known: bool = False
-    asked_msat: float | None = None
+    asked: float | None = None
+
+    @property
+    def asked_msat(self) -> float | None:
+        """What was lately asked; None where nothing was."""
+        return None if self.asked is None else math.exp(self.asked)
 
 
 UNKNOWN = Price()
@@ -73,18 +78,30 @@ class Rates:
         faded = self.by_class.setdefault(_class_of(size), Faded(self.half_life_s))
         faded.add(max(float(price_msat), _LEAST_MSAT) / size.units, now)
 
-    def blend(self, size: Size, prior: float | None, now: float) -> float | None:
-        """Return the logarithm of the price per unit for the nearest size, drawn towards ``prior`` as it fades."""
-        if not self.by_class:
-            return prior
-        wanted = _class_of(size)
-        nearest = min(self.by_class, key=lambda one: abs(one - wanted))
-        return self.by_class[nearest].blend(prior, now)
+    def expected(self, sized: "Sized") -> float | None:
+        """Return the price by what was asked for the nearest size; None where nothing was asked.
+
+        It does not fade: what was asked holds until something else is asked, and a quote tells before it is paid.
+        """
+        by_class = self.by_class
+        if not by_class:
+            return None
+        faded = by_class.get(sized.size_class)
+        if faded is None:
+            faded = by_class[min(by_class, key=lambda one: abs(one - sized.size_class))]
+        return math.exp(faded.total / faded.weight) * sized.units
 
 
-def price_msat(rate: float | None, size: Size) -> float | None:
-    """Return the price that a rate (a logarithm) comes to."""
-    return None if rate is None else math.exp(rate) * size.units
+class Sized(NamedTuple):
+    """A size as it is looked up, worked out once for all candidates of a request."""
+
+    size_class: int
+    units: float
+
+    @classmethod
+    def of(cls, size: Size) -> "Sized":
+        """Return it for a size."""
+        return cls(_class_of(size), size.units)
 
 
 def _class_of(size: Size) -> int:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from lcp_gateway.routing.averages import Faded
 from lcp_gateway.routing.catalog import NODE_PREFIX
-from lcp_gateway.routing.prices import ORDINARY, UNKNOWN, Price, Rates, Size, price_msat
+from lcp_gateway.routing.prices import ORDINARY, UNKNOWN, Price, Rates, Size, Sized
 
 _MAX_PAIRS = 10_000
 _PRIOR_DELIVERIES = 2.0
@@ -206,19 +206,17 @@ class Records:
 
     def prices(self, pairs: Iterable[tuple[str, str]], size: Size) -> list[Price]:
         """Return what each pair of a provider's id and a model is expected to ask for a request of a size."""
-        now = self._clock()
-        prior = self._rates.blend(size, None, now)
-        unpriced = UNKNOWN if prior is None else Price(price_msat(prior, size))
+        sized = Sized.of(size)
+        guess = self._rates.expected(sized)
+        unpriced = UNKNOWN if guess is None else Price(guess)
         found = []
         for key in pairs:
             pair = self._pairs.get(key)
-            if pair is None or not pair.rates:
+            if pair is None or not pair.rates.by_class:
                 found.append(unpriced)
             else:
-                # What was asked lately holds until something else is asked: a quote tells before it is paid.
-                rate = pair.rates.blend(size, None, now)
-                asked = math.exp(pair.asked.total / pair.asked.weight)
-                found.append(Price(price_msat(rate, size), is_known=True, asked_msat=asked))
+                asked = pair.asked.total / pair.asked.weight
+                found.append(Price(pair.rates.expected(sized), True, asked))
         return found
 
     def last_price_msat(self, model: str, provider_ids: Iterable[str]) -> int | None:

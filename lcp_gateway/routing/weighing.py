@@ -13,6 +13,7 @@ from lcp_gateway.routing.score import Features, price_feature, speed_feature, tr
 DIGITS = 6
 """To so many digits features are rounded."""
 _ANY_S = 1.0
+_AS_GOOD_AS_ALWAYS = 0.95
 
 
 class Row(NamedTuple):
@@ -33,7 +34,20 @@ class Scored(NamedTuple):
     features: Features
     view: View
     price: Price
-    merits: tuple[str, ...] = ()
+    is_fastest: bool = False
+    is_cheapest: bool = False
+
+    @property
+    def merits(self) -> tuple[str, ...]:
+        """What is known to speak for it, in words; a candidate without measurements says so."""
+        view = self.view
+        said = (
+            ("fastest", self.is_fastest),
+            ("cheapest", self.is_cheapest),
+            ("delivers", view.has_delivered and view.delivery > _AS_GOOD_AS_ALWAYS),
+            ("not yet measured", not view.was_measured),
+        )
+        return tuple(word for word, holds in said if holds)
 
     @property
     def known_msat(self) -> float | None:
@@ -74,16 +88,15 @@ def _scored(
         round(min(1.0, price_feature(price.msat, best_msat)), DIGITS),
         fit,
     )
-    merits = []
-    if view.was_measured and view.expected_s is not None and view.expected_s == shortest:
-        merits.append("fastest")
-    if price.is_known and price.msat == lowest:
-        merits.append("cheapest")
-    if view.has_delivered and view.delivery > 0.95:  # noqa: PLR2004 - as good as always
-        merits.append("delivers")
-    if not view.was_measured:
-        merits.append("not yet measured")
-    return Scored(entry, features.score(weights), features, view, price, tuple(merits))
+    return Scored(
+        entry,
+        features.score(weights),
+        features,
+        view,
+        price,
+        view.was_measured and view.expected_s is not None and view.expected_s == shortest,
+        price.is_known and price.msat == lowest,
+    )
 
 
 def _expected_s(row: Row, best_msat: float | None) -> float | None:

@@ -63,7 +63,7 @@ def _request(event: Mapping[str, Any]) -> list[str]:
 def _money(event: Mapping[str, Any]) -> str:
     price = event.get("price_msat")
     if event["payment"] == "none" or not isinstance(price, int):
-        return f"paid {event['payment']}"
+        return "nothing paid" if event["payment"] == "none" else str(event["payment"])
     return f"{event['payment']} {price / _SAT_MSAT:,.3f} sat"
 
 

@@ -97,4 +97,4 @@ def test_who_asks_for_more_and_machines_get_everything(lines, level, stream, fmt
 
 def test_nothing_paid_is_said_so():
     line = brief({**JOB, "event": "response", "logger": "request", "payment": "none"}, colors=False)
-    assert "paid none" in line
+    assert "nothing paid" in line
