@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
+from heapq import nsmallest
 from operator import attrgetter
 from typing import Any
 
@@ -222,7 +223,8 @@ class AutoChoice:
     def _shortlist(self, offers: Offers, question: Question, size: Size) -> _Shortlist:
         entries, anybody = suiting(offers, question, self._availability)
         weights = self._weights_of(question.wish)
-        scored = self._weigh(entries, question.mode, question.wish, weights, size)
+        weighed = self._distinct(entries, question.wish)
+        scored = self._weigh(weighed, question.mode, question.wish, weights, size)
         best = _shortlisted(scored)
         found = _Shortlist(best, len(entries), self._clock(), anybody)
         self._shortlists[question] = found
@@ -230,6 +232,31 @@ class AutoChoice:
         while len(self._shortlists) > _MAX_SHORTLISTS:
             self._shortlists.popitem(last=False)
         return found
+
+    def _distinct(self, entries: Sequence[Entry], wish: Wish) -> Sequence[Entry]:
+        """Leave out entries that cannot come onto a shortlist, since as many others are before them whatever the weights.
+
+        Models of one provider that were never bought differ by how well their sizes fit, and else by their places alone.
+        """
+        if len(entries) <= _SHORTLISTED:
+            return entries
+        fits: dict[float | None, float] = {}
+        unseen: dict[str, list[tuple[float, int]]] = {}
+        kept: set[int] = set()
+        for at, entry in enumerate(entries):
+            provider_id, params_b = entry.provider.peer_id, entry.traits.params_b
+            if self._records.has_seen(provider_id, entry.model):
+                kept.add(at)
+                continue
+            fit = fits.get(params_b)
+            if fit is None:
+                fit = fits[params_b] = round(fit_feature(params_b, wish.size), DIGITS)
+            unseen.setdefault(provider_id, []).append((-fit, at))
+        for places in unseen.values():
+            # The first ones where sizes do not count, and those that fit best where they do.
+            kept.update(at for _, at in places[:_SHORTLISTED])
+            kept.update(at for _, at in nsmallest(_SHORTLISTED, places))
+        return [entries[at] for at in sorted(kept)]
 
     def _weigh(
         self,

@@ -10,7 +10,7 @@ from typing import Final
 EMBEDDING: Final = "embedding"
 
 # More than peers may offer together (upstreams/lcpd.py): reading a name costs as much as a hundred look-ups.
-_REMEMBERED = 16_384
+REMEMBERED_NAMES: Final = 16_384
 # A client may make up a name as long as a body: what is remembered of names stays small.
 _READ_CHARACTERS = 256
 
@@ -125,7 +125,7 @@ def read_name(model: str) -> NameFacts:
     return _read(model[:_READ_CHARACTERS])
 
 
-@functools.lru_cache(maxsize=_REMEMBERED)
+@functools.lru_cache(maxsize=REMEMBERED_NAMES)
 def _read(model: str) -> NameFacts:
     owner, _, name = model.lower().rpartition("/")
     is_embedding = bool(_EMBEDDING.search(name)) and not _NOT_EMBEDDING.search(name)

@@ -178,6 +178,10 @@ class Records:
         """Give what is believed of a model at a provider; up to a second old."""
         return self.views(((provider_id, model),), mode)[0]
 
+    def has_seen(self, provider_id: str, model: str) -> bool:
+        """Return whether anything was measured of this model at this provider."""
+        return (provider_id, model) in self._pairs
+
     def views(self, pairs: Iterable[tuple[str, str]], mode: Mode) -> list[View]:
         """Give what is believed of each pair of a provider's id and a model, in their order; up to a second old."""
         now = self._clock()

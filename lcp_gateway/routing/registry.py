@@ -1,12 +1,13 @@
 """The model registry: what the operator says of a model, over what providers' lists say, over what its name tells."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.routing.catalog import ModelFacts
-from lcp_gateway.routing.model_names import EMBEDDING, read_name
+from lcp_gateway.routing.model_names import EMBEDDING, REMEMBERED_NAMES, NameFacts, read_name
 
 AUTO: Final = "auto"
 """The name under which a client leaves the choice of the model to the gateway."""
@@ -94,9 +95,11 @@ class Registry:
         A capability counts when a list or the name tells of it, unless the operator says which there are. A context is
         taken to be as long as the shortest that a list names.
         """
+        listed = tuple(facts)
+        if model not in self._cards and not listed:
+            return _traits_told(read_name(model))
         card = self._cards.get(model) or ModelCard()
         told = read_name(model)
-        listed = tuple(facts)
         if card.capabilities is None:
             capabilities = told.capabilities.union(*(found.capabilities for found in listed))
         else:
@@ -112,6 +115,21 @@ class Registry:
             vendor=told.vendor,
             owned_by=card.owned_by,
         )
+
+
+@functools.lru_cache(maxsize=REMEMBERED_NAMES)
+def _traits_told(told: NameFacts) -> Traits:
+    """Return what is known of a model of which nothing but its name is."""
+    return Traits(
+        type=told.type,
+        context_length=0,
+        dimensions=0,
+        params_b=told.params_b,
+        capabilities=told.capabilities,
+        complete=False,
+        vendor=told.vendor,
+        owned_by="",
+    )
 
 
 def kinds_for(traits: Traits, endpoints: frozenset[TaskKind]) -> frozenset[TaskKind]:

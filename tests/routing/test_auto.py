@@ -392,3 +392,25 @@ def test_one_keys_models_are_not_taken_for_anothers():
 def test_where_nobody_offers_a_keys_models_nobody_is_chosen():
     with pytest.raises(Nobody):
         only(two(), "other")
+
+
+@pytest.mark.parametrize("seen", [0, 1, 13, 40])
+@pytest.mark.parametrize("wish", ["auto", "auto:small", "auto:large"])
+@pytest.mark.parametrize("policy", [None, AutoPolicy(Weights(1.0, 0.0, 0.0, 0.0, 0.0))])
+def test_what_is_left_out_before_the_weighing_changes_no_choice(monkeypatch, policy, wish, seen):
+    """B9: thousands of models of one provider were weighed, of which twelve can come onto the shortlist."""
+    names = [f"model-{number}-{1 + number % 7}b" for number in range(60)]
+    bench = Bench(
+        provider("a", *names), provider("b", *names), provider("c", "model-0-1b"), policy=policy
+    )
+    for number in range(seen):
+        bench.measured("ab"[number % 2], names[-1 - number], 0.1 + number)
+    weighed = bench.decide(wish)
+    monkeypatch.setattr(type(bench.auto), "_distinct", lambda _self, entries, _wish: entries)
+    bench.now += 10
+    assert shown(bench.decide(wish)) == shown(weighed)
+    assert weighed.offered == 121
+
+
+def shown(decision):
+    return [(one.entry.provider.peer_id, one.entry.model) for one in decision.considered]
