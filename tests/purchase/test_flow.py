@@ -15,7 +15,13 @@ from lcp_gateway.purchase.errors import (
     UpstreamError,
 )
 from lcp_gateway.purchase.flow import Buyer
-from lcp_gateway.purchase.journal import Budget, InsufficientBalance, JournalUnavailable, Period
+from lcp_gateway.purchase.journal import (
+    Budget,
+    BudgetExceeded,
+    InsufficientBalance,
+    JournalUnavailable,
+    Period,
+)
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.outcome import EndedBy
@@ -118,6 +124,17 @@ async def test_a_peer_that_is_not_trusted_is_not_paid():
     buyer._exposure = Distrusting()
     with pytest.raises(PeerNotTrusted):
         await buyer.buy(purchase)
+    assert upstream.calls == []
+
+
+async def test_what_a_budget_refuses_gives_back_what_its_peer_was_trusted_with():
+    """E, purchase/flow: a price that was checked and refused by a budget stayed out with its peer, and no test noticed."""
+    upstream, journal, buyer, purchase = world(outcome=result())
+    budget = Budget(Period.DAY, Msat(1))
+    journal.refusal = BudgetExceeded(purchase.quote, budget, Msat(1))
+    with pytest.raises(BudgetExceeded):
+        await buyer.buy(purchase)
+    assert buyer._exposure.states == ["refused"]
     assert upstream.calls == []
 
 

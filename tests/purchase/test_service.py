@@ -216,6 +216,41 @@ async def test_when_the_answer_ends_within_the_grace_it_is_kept_for_a_retry():
     assert len(w.shop.works) == 1
 
 
+async def test_the_grace_counts_from_the_second_leaving(monkeypatch):
+    """E, purchase/service ``joined``: the timer of the first leaving ran on, and no test noticed."""
+    w = world(grace_s=60)
+    loop = asyncio.get_running_loop()
+    set_timers = []
+    call_later = loop.call_later
+
+    def noted(delay, callback, *arguments, **more):
+        timer = call_later(delay, callback, *arguments, **more)
+        if delay == 60:
+            set_timers.append(timer)
+        return timer
+
+    monkeypatch.setattr(loop, "call_later", noted)
+    answer = w.service.start(ordered(stream=True), NO_REPEAT)
+    w.service.joined(answer)
+    work = await w.work()
+    work.put(*stream_events(b"one")[:2])
+    await answer.wait_head()
+    w.service.left(answer)
+    w.service.joined(answer)
+    w.service.left(answer)
+    first, second = set_timers
+    assert first.cancelled() and not second.cancelled()
+    # What the first would have done by now.
+    await settle()
+    assert not answer.ended
+    w.service.joined(answer)
+    assert second.cancelled()
+    work.put(*stream_events(b"one")[2:])
+    await w.service.wait_idle()
+    assert w.journal.only[-1] == "delivered"
+    w.service.left(answer)
+
+
 @pytest.mark.parametrize("begun", [False, True])
 async def test_when_nobody_comes_back_within_the_grace_the_job_is_cancelled(begun):
     w = world(grace_s=0.02)

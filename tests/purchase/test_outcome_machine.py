@@ -1,0 +1,394 @@
+"""Slow readers, lying, cutting, stalling and honest providers, clients that leave, deadlines and crashes.
+
+After each step the journal, the ledger and the provider's standing say of each purchase what a plain model says.
+"""
+
+import asyncio
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from lcp_gateway.purchase.answers import Bounds
+from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.limits import SpendingLimits
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.outcome import EndedBy, Received
+from lcp_gateway.purchase.results import ResultStatus, StreamBegin, StreamEnd
+from lcp_gateway.purchase.service import Reason
+from lcp_gateway.purchase.states import State
+from lcp_gateway.store.accounts import Accounts
+from lcp_gateway.store.engine import open_database
+from lcp_gateway.store.journal import StoredJournal
+from lcp_gateway.store.ledger import Ledger
+from lcp_gateway.store.queries import Books
+from lcp_gateway.store.recovery import sweep
+from tests.store.journals import written
+from tests.support.purchases import NOW, result
+from tests.support.shop import NO_REPEAT, ordered, settle, world
+
+WINDOW = 10
+BALANCE = 10**9
+PRICE = 5_000
+picks = st.integers(0, 100)
+
+
+@dataclass
+class Job:
+    """What the model knows of a purchase: what its provider sent, what its reader took, and how it must have ended."""
+
+    answer: object
+    work: object
+    stream: bool
+    started: float
+    reader: object = None
+    reading: object = None
+    sent: bytes = b""
+    seen: int = 0
+    waiting: list = field(default_factory=list)
+    blocked_since: float | None = None
+    waited_s: float = 0.0
+    is_slow: bool = False
+    goes_on: object = None
+    ended_by: EndedBy | None = None
+    received: Received | None = None
+    state: State = State.SETTLED
+
+    @property
+    def is_over(self):
+        return self.state is not State.SETTLED and self.state is not State.PAYING
+
+    def is_held_up(self, now):
+        waits = 0.0 if self.blocked_since is None else now - self.blocked_since
+        return 2 * (self.waited_s + waits) > now - self.started
+
+    @property
+    def came(self):
+        return Received.PART if self.seen else Received.NOTHING
+
+
+class Endings(RuleBasedStateMachine):
+    @initialize()
+    def wake(self):
+        self.loop = asyncio.new_event_loop()
+        self.folder = tempfile.TemporaryDirectory()
+        self.past = {}
+        self.jobs = []
+        self.blame = {}
+        self.run(self._open(new=True))
+
+    def teardown(self):
+        if not hasattr(self, "loop"):
+            return
+        try:
+            self.run(self._close())
+        finally:
+            self.run(_cancel_rest())
+            self.loop.close()
+            self.folder.cleanup()
+
+    def run(self, coroutine):
+        return self.loop.run_until_complete(coroutine)
+
+    async def _open(self, *, new=False):
+        self.database = await open_database(str(Path(self.folder.name) / "journal.db"))
+        self.books, self.ledger = Books(self.database), Ledger(self.database)
+        if new:
+            account = await Accounts(self.database).create("c", actor="t", at=NOW)
+            await self.ledger.adjust(account.id, Msat(BALANCE), reason="a", actor="t", at=NOW)
+            self.account_id = account.id
+        self.journal = StoredJournal(self.database, on_problem=self._problem)
+        self.journal.start()
+        self.w = world(
+            journal=self.journal,
+            limits=SpendingLimits(refund_undelivered=True),
+            bounds=Bounds(window_bytes=WINDOW, whole_bytes=10_000),
+            grace_s=0.0,
+        )
+        self.w.shop.quotes.extend([None] * len(self.past))
+        self.w.exposure.ended = lambda quote, state: self.blame.setdefault(quote.job_id, []).append(
+            state.value
+        )
+        self.w.exposure.left = lambda quote: self.blame.setdefault(quote.job_id, []).append("left")
+
+    def _problem(self, problem):
+        raise AssertionError(problem)
+
+    async def _close(self):
+        self.w.service.interrupt_all(Reason.SHUTTING_DOWN)
+        await self.w.service.wait_idle()
+        await self.journal.close()
+        await self.database.close()
+
+    # What clients and providers do.
+
+    @precondition(lambda self: len(self.jobs) < 3)
+    @rule(stream=st.sampled_from([True, True, True, False]), reads=st.booleans())
+    def a_client_buys(self, stream, reads):
+        self.run(self._buy(stream, reads))
+
+    async def _buy(self, stream, reads):
+        number = len(self.past) + len(self.jobs)
+        body = b'{"model":"m","messages":[%d]}' % number
+        order = replace(ordered(body, stream=stream), account_id=self.account_id)
+        answer = self.w.service.start(order, NO_REPEAT)
+        self.w.service.joined(answer)
+        at = len(self.w.shop.works)
+        while len(self.w.shop.works) == at:
+            await asyncio.sleep(0.001)
+        job = Job(answer, self.w.shop.works[at], stream, self.w.clock[0])
+        self.jobs.append(job)
+        if not stream:
+            job.state = State.PAYING
+            return
+        job.work.put(StreamBegin("text/event-stream", "identity"))
+        await answer.wait_head()
+        job.reader = answer.chunks()
+        job.reading = asyncio.ensure_future(self._read(job, reads))
+        await settle()
+
+    async def _read(self, job, reads):
+        """Read all that comes; a slow reader takes one block, and then waits to be told to go on."""
+        job.goes_on = asyncio.Event()
+        job.is_slow = not reads
+        if reads:
+            job.goes_on.set()
+        with suppress(Exception):
+            async for _ in job.reader:
+                await job.goes_on.wait()
+
+    @precondition(lambda self: self._streams())
+    @rule(pick=picks, size=st.sampled_from([3, 12]))
+    def a_provider_sends(self, pick, size):
+        job = self._pick(self._streams(), pick)
+        chunk = b"x" * size
+        job.work.put(chunk)
+        job.sent += chunk
+        self._handed(job, len(chunk))
+        self.run(settle())
+
+    @precondition(lambda self: self.jobs)
+    @rule(
+        pick=picks,
+        how=st.sampled_from(
+            ["whole", "whole", "hash", "length", "status", "cut", "silent", "late", "order"]
+        ),
+    )
+    def a_provider_ends(self, pick, how):
+        job = self._pick(self.jobs, pick)
+        if job.stream:
+            for event in _ends(job.sent, how):
+                job.work.put(event)
+        elif how in {"whole", "hash", "length", "status"}:
+            changes = {
+                "hash": {"sha256": b"\0" * 32},
+                "length": {"length": 1},
+                "status": {"status": ResultStatus.FAILED},
+            }.get(how, {})
+            job.work.put(result(b"answer", **changes))
+        else:
+            how = "late"
+            job.work.put(UpstreamError("DEADLINE_EXCEEDED", "late"))
+        self._handed(job, how)
+        self.run(settle())
+        self._forget_ended()
+
+    @precondition(lambda self: any(job.blocked_since is not None for job in self.jobs))
+    @rule(pick=picks)
+    def a_slow_reader_goes_on(self, pick):
+        job = self._pick([job for job in self.jobs if job.blocked_since is not None], pick)
+        job.waited_s += self.w.clock[0] - job.blocked_since
+        job.blocked_since = None
+        job.is_slow = False
+        job.goes_on.set()
+        waiting, job.waiting = job.waiting, []
+        for what in waiting:
+            self._handed(job, what)
+        self.run(settle(200))
+        self._forget_ended()
+
+    @precondition(lambda self: len(self.jobs) < 3)
+    @rule(
+        how=st.sampled_from(["hash", "status", "cut", "silent", "late", "whole"]),
+        before_s=st.sampled_from([0.0, 30.0]),
+        after_s=st.sampled_from([5.0, 40.0]),
+    )
+    def a_slow_reader_holds_up_what_its_provider_does(self, how, before_s, after_s):
+        """What A5 is about, in one step, so that much can come before and after it."""
+        self.a_client_buys(stream=True, reads=False)
+        at = self._streams().index(self.jobs[-1])
+        self.w.clock[0] += before_s
+        self.a_provider_sends(at, 12)
+        self.w.clock[0] += after_s
+        self.a_provider_ends(len(self.jobs) - 1, how)
+        blocked = [job for job in self.jobs if job.blocked_since is not None]
+        self.a_slow_reader_goes_on(blocked.index(self.jobs[-1]))
+
+    @rule(seconds=st.sampled_from([1.0, 5.0, 40.0]))
+    def time_passes(self, seconds):
+        self.w.clock[0] += seconds
+
+    @precondition(lambda self: self.jobs)
+    @rule(
+        pick=picks,
+        how=st.sampled_from(["leaves", Reason.CANCELLED, Reason.TIMED_OUT, Reason.ENDED]),
+    )
+    def it_is_ended_before_its_time(self, pick, how):
+        job = self._pick(self.jobs, pick)
+        now = self.w.clock[0]
+        if how == "leaves":
+            self.run(self._leave(job))
+            party = EndedBy.CLIENT
+        else:
+            self.w.service.interrupt(job.answer, how)
+            party = {Reason.CANCELLED: EndedBy.CLIENT, Reason.ENDED: EndedBy.GATEWAY}.get(how)
+        if party is None:
+            party = EndedBy.CLIENT if job.stream and job.is_held_up(now) else EndedBy.PROVIDER
+        self._ended(job, party, job.came)
+        self.run(settle())
+        self._forget_ended()
+
+    async def _leave(self, job):
+        if job.reading is not None:
+            job.reading.cancel()
+            await asyncio.gather(job.reading, return_exceptions=True)
+            await job.reader.aclose()
+        if job.stream and job.waiting:
+            # What stood behind its reader goes on to nobody, until it is ended at once.
+            job.waiting = []
+        self.w.service.interrupt(job.answer, Reason.NOBODY_WAITS)
+
+    @precondition(lambda self: self.jobs)
+    @rule()
+    def the_gateway_shuts_down_and_starts_again(self):
+        for job in self.jobs:
+            self._ended(job, EndedBy.GATEWAY, job.came)
+        self.run(self._restart(killed=False))
+
+    @precondition(lambda self: self.jobs)
+    @rule()
+    def the_gateway_is_killed_and_starts_again(self):
+        for job in self.jobs:
+            self._ended(job, EndedBy.OPERATOR, Received.UNKNOWN)
+        self.run(self._restart(killed=True))
+
+    async def _restart(self, *, killed):
+        await written(self.journal)
+        if killed:
+            # Nothing of what runs is written any more.
+            self.journal._task.cancel()
+            await asyncio.gather(self.journal._task, return_exceptions=True)
+            await self.database.close()
+            for job in self.jobs:
+                self.blame[self._id(job)] = ["undelivered"] if job.stream else ["unknown"]
+                job.answer.purchase = None
+        else:
+            await self._close()
+        self._forget_ended(killed=killed)
+        await self._open()
+        await sweep(self.database, NOW)
+
+    # The model.
+
+    def _handed(self, job, what):
+        """Take in what the provider sent, as far as the reader lets it."""
+        if job.is_over:
+            return
+        if job.blocked_since is not None:
+            job.waiting.append(what)
+        elif isinstance(what, int):
+            job.seen += what
+            if job.is_slow and job.seen >= WINDOW:
+                job.blocked_since = self.w.clock[0]
+        elif what == "whole":
+            job.state = State.DELIVERED
+        elif what in {"hash", "length", "status", "order"}:
+            self._ended(job, EndedBy.PROVIDER, Received.ALTERED)
+        elif not job.stream:
+            job.state = State.UNKNOWN
+        else:
+            late = what == "late" and job.is_held_up(self.w.clock[0])
+            self._ended(job, EndedBy.CLIENT if late else EndedBy.PROVIDER, job.came)
+
+    def _ended(self, job, party, received):
+        if job.is_over:
+            return
+        if job.stream or received is Received.ALTERED:
+            job.state, job.ended_by, job.received = State.UNDELIVERED, party, received
+        else:
+            job.state = State.UNKNOWN
+
+    def _forget_ended(self, *, killed=False):
+        for job in [job for job in self.jobs if killed or job.is_over]:
+            self.past[self._id(job)] = job
+            self.jobs.remove(job)
+
+    def _id(self, job):
+        return job.work.quote.job_id
+
+    def _streams(self):
+        return [job for job in self.jobs if job.stream]
+
+    def _pick(self, jobs, pick):
+        return jobs[pick % len(jobs)]
+
+    @invariant()
+    def the_books_say_what_the_model_says(self):
+        if hasattr(self, "loop"):
+            self.run(self._check())
+
+    async def _check(self):
+        await settle()
+        await written(self.journal)
+        taken = held = 0
+        for job_id, job in [*self.past.items(), *((self._id(job), job) for job in self.jobs)]:
+            found = await self.books.purchase(job_id)
+            assert found.state is job.state
+            assert (found.ended_by, found.received) == (job.ended_by, job.received)
+            if job.state in {State.UNKNOWN, State.PAYING}:
+                held += PRICE
+            left = job.ended_by is EndedBy.CLIENT
+            pays = job.state in {State.SETTLED, State.DELIVERED} or left
+            taken += PRICE if pays else 0
+            assert found.charged_msat == (PRICE if pays else 0)
+            if job.state is State.UNDELIVERED:
+                blamed = not (left and job.received is Received.PART)
+                assert found.blames_provider is blamed
+                assert self.blame[job_id][-1] == ("undelivered" if blamed else "left")
+            elif job.state is State.DELIVERED:
+                assert self.blame[job_id][-1] == "delivered"
+        balance = await self.ledger.balance(self.account_id)
+        assert (balance.balance_msat, balance.held_msat) == (BALANCE - taken, held)
+        assert (await self.ledger.audit()).problems == []
+
+
+async def _cancel_rest():
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+
+
+def _ends(sent, how):
+    done = result(sent, status=ResultStatus.FAILED if how == "status" else ResultStatus.OK)
+    sha256 = b"\0" * 32 if how == "hash" else done.sha256
+    end = StreamEnd(sha256, done.length + (how == "length"))
+    match how:
+        case "cut":
+            return [UpstreamError("UNAVAILABLE", "cut")]
+        case "late":
+            return [UpstreamError("DEADLINE_EXCEEDED", "late")]
+        case "silent":
+            return [None]
+        case "order":
+            return [end, end]
+        case _:
+            return [end, done]
+
+
+Endings.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestEndings = Endings.TestCase
