@@ -56,9 +56,12 @@ class Accounting(Observer):
         if purchase.state is State.UNDELIVERED and purchase.blames_provider:
             self._metrics.undelivered(quote.peer_id, purchase.cost_msat)
         if answer.outlives_requests:
+            ended_by, received = purchase.ending or (None, None)
             self._log.info(
                 "a purchase ended after its request",
                 request_id=answer.order.request_id,
+                ended_by=ended_by,
+                received=received,
                 state=purchase.state.value,
                 job_id=quote.job_id.hex(),
                 peer_id=quote.peer_id,

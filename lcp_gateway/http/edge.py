@@ -200,6 +200,8 @@ class Edge:
         if exchange.purchase is not None:
             quote = exchange.purchase.quote
             fields["state"] = exchange.purchase.state.value
+            if (ending := exchange.purchase.ending) is not None:
+                fields["ended_by"], fields["received"] = ending
             fields["peer_id"] = quote.peer_id
             fields["job_id"] = quote.job_id.hex()
             fields["price_msat"] = exchange.purchase.cost_msat

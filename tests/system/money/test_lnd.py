@@ -93,7 +93,7 @@ def test_an_unknown_payment_is_resolved(served):
     answer = post(served.port, CHAT, chat("fault/execute-hangs"))
     assert answer.verdict == "unknown"
     job_id = answer.headers["x-lcp-job-id"]
-    eventually(lambda: receipt(served, job_id)["state"] == "settled", timeout_s=20)
+    eventually(lambda: receipt(served, job_id)["state"] == "undelivered", timeout_s=20)
     assert receipt(served, job_id)["preimage"]
 
 
