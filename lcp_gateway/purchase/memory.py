@@ -4,7 +4,6 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from lcp_gateway.purchase.answers import Answer, Pool
 from lcp_gateway.purchase.errors import PurchaseError
@@ -94,14 +93,12 @@ class AnswerMemory:
         *,
         on_held: Callable[[int], None] = lambda _byte_count: None,
         hashes: RepeatHashes = _UNKEYED,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """``on_held`` is told how many bytes are held, each time an answer ends.
 
         ``hashes`` make what the journal recognises repeats by.
         """
         self._hashes = hashes
-        self._now = now
         self._limits = limits
         self._clock = clock
         self._on_held = on_held
@@ -151,19 +148,20 @@ class AnswerMemory:
 
     def identity(self, order: Order, repeat: Repeat) -> RepeatIdentity:
         """Return what the journal recognises a repeat of an order by; before the order's own answer is added."""
-        # Where the same body is known here, a retry's first try was here too, and what came of that is known.
-        is_known = self._by_repeat.get(_body_name(order), self._clock()) is not None
         return self._hashes.identity(
             key_id=order.key_id,
             kind=order.task.kind.value,
             body_sha256=order.body_sha256,
-            now=self._now(),
             key=repeat.key,
             key_for_s=self._limits.keys_for_s,
             client_request_id=repeat.client_request_id,
             retry_for_s=self._limits.repeats_for_s,
-            looks_for_first_try=repeat.is_retry and not is_known,
+            looks_for_first_try=repeat.is_retry and not self._knows_body(order),
         )
+
+    def _knows_body(self, order: Order) -> bool:
+        """Return whether the same body is known here: then a retry's first try was here too, and what came of it is known."""
+        return self._by_repeat.get(_body_name(order), self._clock()) is not None
 
     def add(self, answer: Answer, repeat: Repeat) -> None:
         """Remember an answer that is about to be bought; ``ended`` has to follow."""

@@ -9,8 +9,9 @@ outside, since short keys could be found by trying; a body's hash covers the cre
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 _LENGTH_BYTES = 4
 
@@ -33,8 +34,11 @@ class RepeatIdentity:
 class RepeatHashes:
     """Makes identities; two gateways with the same secret make the same ones."""
 
-    def __init__(self, secret: bytes) -> None:
+    def __init__(
+        self, secret: bytes, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
         self._secret = secret
+        self._now = now
 
     def identity(
         self,
@@ -42,7 +46,6 @@ class RepeatHashes:
         key_id: str,
         kind: str,
         body_sha256: bytes,
-        now: datetime,
         key: str | None,
         key_for_s: float,
         client_request_id: str | None,
@@ -54,7 +57,12 @@ class RepeatHashes:
         An Idempotency-Key counts for ``key_for_s`` whatever the body; a client's request id for ``retry_for_s`` and
         together with the body, and only where there is no key.
         """
-        body = hashlib.sha256(_joined(b"body", key_id, kind.encode(), body_sha256)).digest()
+        # For every purchase: one hash, of parts whose lengths are known or written before them.
+        whole = b"%d %b %b %b" % (len(key_id), key_id.encode(), kind.encode(), body_sha256)
+        body = hashlib.sha256(whole).digest()
+        if key is None and client_request_id is None and not looks_for_first_try:
+            return RepeatIdentity(body)
+        now = self._now()
         retry_for = timedelta(seconds=retry_for_s)
         since = now - retry_for if looks_for_first_try and key is None else None
         if key is not None:

@@ -93,9 +93,6 @@ def charged(
     return intent(number, price_msat=price_msat, charge=charge, **changes)
 
 
-HASHES = RepeatHashes(b"s" * 32)
-
-
 def keyed(
     number: int | str,
     key: str | None,
@@ -107,11 +104,10 @@ def keyed(
 ) -> Intent:
     """An intent for a request with an Idempotency-Key; with ``retries`` a retry whose first try came elsewhere."""
     at, key_id = changes.get("at", NOW), changes.get("key_id", "")
-    repeat = HASHES.identity(
+    repeat = RepeatHashes(b"s" * 32, lambda: at).identity(
         key_id=key_id,
         kind=TaskKind.CHAT_COMPLETIONS,
         body_sha256=body,
-        now=at,
         key=key,
         key_for_s=86_400,
         client_request_id=client_request_id,
