@@ -217,6 +217,7 @@ SHORT = {
     "http/background.py": "bounded work after a request, its errors logged",
     "http/background_jobs.py": "as long as a job, or one row to be deleted",
     "http/jobs.py": "the end waits for them",
+    "http/models.py": "one list of models; the clients that asked wait for it",
     "http/relay.py": "as long as its stream, which waits for it",
     "purchase/market.py": "quotes; the caller waits for them",
     "purchase/ports.py": "the way to start a task without a supervisor, for commands and tests",
