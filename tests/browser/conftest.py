@@ -27,10 +27,9 @@ FLAGS = [
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all tests of a browser on one worker, on the event loop of its fixtures: a browser takes 750 MB."""
+    """Run all tests of a browser on the event loop of its fixtures."""
     for item in items:
         if FOLDER in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("browser"))
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
 
 

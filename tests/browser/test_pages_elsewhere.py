@@ -7,6 +7,8 @@ import pytest
 
 from tests.browser.conftest import FRIEND, REBOUND, STRANGER
 
+pytestmark = pytest.mark.xdist_group("browser")
+
 BODY = json.dumps({"model": "echo-1", "messages": [{"role": "user", "content": "spend"}]})
 CHAT = "/v1/chat/completions"
 REFUSED = {403, 421}
