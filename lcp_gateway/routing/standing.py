@@ -1,5 +1,6 @@
 """The peers' standing: who is trusted with how much, learnt from what was paid for and came."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ RESERVED_S = 30.0
 LOSS_WEIGHT = 10
 """How many delivered msat one lost msat outweighs."""
 
+_EXPOSED_FOR_S = 0.1
 _PPM = 1_000_000
 _MICROS = 1_000_000
 _DAY_MICROS = 86_400 * _MICROS
@@ -137,6 +139,9 @@ class Standings:
         # What was lost to peers that were unproven.
         self._strangers_lost_msat = 0
         self._strangers_lost_at = 0.0
+        # What was out with and lost to them when it was last added up; what is paid is weighed exactly.
+        self._exposed_msat = 0
+        self._exposed_at = -math.inf
 
     def load(self, histories: Iterable[PeerHistory]) -> None:
         """Begin with what the journal knows; once, before the first purchase."""
@@ -345,7 +350,10 @@ class Standings:
         limit_msat = self._rules.exposure_unproven_msat
         if not limit_msat or not self._is_unproven(account, now):
             return False
-        return self._exposed_to_strangers_msat(now) >= limit_msat
+        # Asked for every provider of a choice, and for every model of a list: added up anew only from time to time.
+        if not 0 <= now - self._exposed_at < _EXPOSED_FOR_S:
+            self._exposed_msat, self._exposed_at = self._exposed_to_strangers_msat(now), now
+        return self._exposed_msat >= limit_msat
 
     def _exposed_to_strangers_msat(self, now: float, *, without: bytes = b"") -> int:
         exposed_msat = self._lost_to_strangers_msat(now)

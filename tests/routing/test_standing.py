@@ -405,6 +405,22 @@ def test_a_restart_forgives_strangers_nothing_of_today(clock):
     assert not refuses(after, 6_000, peer=third)
 
 
+def test_a_choice_among_many_strangers_adds_up_what_is_out_once(together, clock, monkeypatch):
+    peers = strangers(100)
+    for peer in peers:
+        buy(together, 10, peer=peer)
+    added_up = []
+    add_up = together._exposed_to_strangers_msat
+    monkeypatch.setattr(
+        together, "_exposed_to_strangers_msat", lambda now: added_up.append(now) or add_up(now)
+    )
+    assert all(together.readiness(peer) == 1.0 and together.available(peer) for peer in peers)
+    assert len(added_up) == 1
+    clock.now += 1
+    together.readiness(peers[0])
+    assert len(added_up) == 2
+
+
 def test_other_rules_leave_what_strangers_took(together, clock):
     one, two, three = strangers(3)
     for peer in (one, two):
