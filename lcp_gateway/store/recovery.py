@@ -20,7 +20,10 @@ from lcp_gateway.store.tables import purchases
 _SWEEP_AT_ONCE = 500
 
 # The states stand in the text as they do in the indexes, so that those are used.
-_LEFT_OPEN = (text("purchases.state = 'paying'"), text("purchases.state = 'settled'"))
+_LEFT_OPEN = (
+    text("purchases.state IN ('paying', 'unknown') AND purchases.state = 'paying'"),
+    text("purchases.state = 'settled'"),
+)
 _OWNERS = tuple(select(purchases.c.owner).where(left).distinct() for left in _LEFT_OPEN)
 _LEFT = tuple(
     select(

@@ -2,16 +2,19 @@
 
 import asyncio
 import signal
+import sqlite3
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy.dialects import sqlite
 
 from lcp_gateway.purchase.outcome import LOST_BY_CRASH
 from lcp_gateway.purchase.states import State
+from lcp_gateway.store import recovery
 from lcp_gateway.store.engine import open_database
 from lcp_gateway.store.queries import Books
 from lcp_gateway.store.records import Filter
@@ -120,6 +123,17 @@ async def test_a_process_never_sweeps_what_is_its_own(journal, database, books):
         await written(journal)
         assert len(await sweep(database, NOW)) == 0
         assert (await books.purchase(job(number))).state is state
+
+
+@pytest.mark.parametrize("query", [*recovery._OWNERS, *recovery._LEFT], ids=range(4))
+async def test_a_sweep_reads_only_what_is_open(sqlite_where, query):
+    """It comes every few seconds, and a journal may hold millions that have ended."""
+    compiled = query.compile(dialect=sqlite.dialect(), compile_kwargs={"render_postcompile": True})
+    with closing(sqlite3.connect(sqlite_where)) as connection:
+        sql = f"EXPLAIN QUERY PLAN {compiled}"
+        plan = connection.execute(sql, [1] * str(compiled).count("?")).fetchall()
+    reads = [step for *_, step in plan if step.startswith(("SCAN", "SEARCH"))]
+    assert reads and all("ix_purchases_" in step for step in reads)
 
 
 async def test_a_process_that_ended_in_order_is_gone_as_well(where, database, books):
