@@ -60,7 +60,10 @@ ENVIRONMENT = {
 }
 
 # Panels that may show nothing, or nothing above zero, when all is as it should be.
-MAY_BE_EMPTY = {"annotation Restarts": "the gateway does not restart during the test"}
+MAY_BE_EMPTY = {
+    "annotation Restarts": "the gateway does not restart during the test",
+    "Age of the keys (B)": "it names a gateway whose keys are stale, and they are not",
+}
 MAY_BE_ZERO = {
     "Jobs in flight (A)": "the load is over by then; its peak has a test of its own",
     "Event loop lag (A)": "a loop that is never late is what we want",
@@ -76,6 +79,10 @@ MAY_BE_ZERO = {
     "Stored items that went (B)": "what was to be stored could be",
     "Background jobs (A)": "they are over by then",
     "Spans (B)": "the collector takes what it is sent",
+    "Background tasks restarted (A)": "no task ends by an error",
+    "Log lines lost (A)": "the log is read",
+    "Refunds withheld (A)": "one that is withheld fires an alert",
+    "Refunds withheld (B)": "the same",
 }
 
 GOOD = ("echo-1", "echo-mini")
@@ -147,15 +154,21 @@ def customer(port, **rules):
 
 
 def sell(port, standin, watcher):
-    """Have a customer pay in, buy and be too quick, and one with nothing ask; give how many requests that were."""
-    paying, poor = customer(port, requests_per_minute=1), customer(port)
+    """Have a customer pay in, buy, be refunded and be too quick, and one with nothing ask; return how many requests that were."""
+    paying, poor = customer(port, requests_per_minute=2), customer(port)
     topup = call(port, "POST", "/api/wallet/topups", {"amount_msat": TOPUP_MSAT}, paying)
     standin.run(standin.settle(bytes.fromhex(topup["payment_hash"])))
     # Credited without anybody asking for it.
     watcher.wait_for("lcpgateway_topups_total", lambda found: found and found[0][1] >= 1)
-    statuses = [ask(port, "echo-mini", credential=key) for key in (paying, paying, poor)]
-    assert statuses == [200, 429, 402]
-    return len(statuses)
+    asked = (
+        ("echo-mini", paying, 200),
+        ("fault/wrong-hash", paying, 502),
+        ("echo-mini", paying, 429),
+        ("echo-mini", poor, 402),
+    )
+    for model, credential, status in asked:
+        assert ask(port, model, credential=credential) == status, model
+    return len(asked)
 
 
 def load(port, round_number):
