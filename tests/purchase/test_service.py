@@ -912,6 +912,15 @@ async def test_a_duplicate_never_cancels_the_job_that_is_paid_and_running():
     assert await first == b"answer"
 
 
+async def test_a_duplicate_never_cancels_the_job_that_another_process_paid_for():
+    w = world()
+    w.journal.refusal = DuplicateIntent("this quote was taken before", quote=quote())
+    with pytest.raises(DuplicateIntent):
+        await w.ask(ordered())
+    await asyncio.sleep(0.01)
+    assert w.shop.cancelled == []
+
+
 async def test_a_quote_that_is_not_taken_never_cancels_a_job_that_was_paid_for():
     """A13: the quote may also be too dear, or lose against another one."""
     limits = SpendingLimits(max_price_msat=5_000)
