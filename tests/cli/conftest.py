@@ -33,12 +33,12 @@ class Outcome:
 
 
 @pytest.fixture
-def run(capsys):
+def run(capfd):
     """Run a command line in this process."""
 
     def call(*arguments):
         code = main(arguments)
-        captured = capsys.readouterr()
+        captured = capfd.readouterr()
         return Outcome(code, captured.out, captured.err)
 
     return call

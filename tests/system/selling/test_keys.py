@@ -80,7 +80,10 @@ def test_scopes_are_what_a_key_is_good_for(served, with_key):
     assert with_key(scopes=["inference"]).ask().status == 200
     # The usual key is no administrator's.
     assert with_key().get("/api/admin/accounts").status == 403
-    assert get(served.port, "/v1/models", bearer(ADMIN_KEY)).status == 403
+    # The administrator's looks at the models and buys nothing.
+    assert get(served.port, "/v1/models", bearer(ADMIN_KEY)).status == 200
+    bought = post(served.port, CHAT, document(), bearer(ADMIN_KEY))
+    assert bought.status == 403 and bought.verdict == "none"
 
 
 def test_a_scope_is_needed_on_every_path_to_the_same_thing(with_key):
