@@ -36,7 +36,7 @@ def port(served):
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/v1", "/v1/chat", "/v1/audio/speech", "/v1/chat/completions/", "/v1//models", "/%00"],
+    ["//", "/v2", "/v1/chat", "/v1/audio/speech", "/v1/chat/completions/", "/v1//models", "/%00"],
 )
 def test_an_unknown_route_is_404(port, path):
     is_refused(get(port, path), 404)

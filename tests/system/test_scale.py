@@ -67,6 +67,9 @@ async def test_two_thousand_slow_streams_are_all_complete_and_never_mixed_up():
         "LCP_GATEWAY_MAX_CONCURRENT_REQUESTS": str(2 * STREAMS),
         "LCP_GATEWAY_NODE_TOKENS_PER_SECOND": "1.2",
         "LCP_GATEWAY_LOG_LEVEL": "warn",
+        # So many at once is more than a peer that has not delivered anything yet is trusted with.
+        "LCP_GATEWAY_EXPOSURE_BASE_MSAT": "0",
+        "LCP_GATEWAY_EXPOSURE_UNPROVEN_MSAT": "0",
     }
     with gateway(env=env) as running:
         memory = Memory(running.pid)
