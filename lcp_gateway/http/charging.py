@@ -11,7 +11,7 @@ from lcp_gateway.http.api_limits import ApiLimits, account
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.exchange import Exchange
 from lcp_gateway.http.failures import of_purchase
-from lcp_gateway.purchase.journal import InsufficientBalance
+from lcp_gateway.purchase.journal import EarlierPurchase, InsufficientBalance
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.refunds import WORDS, Refund
 
@@ -25,11 +25,16 @@ _REFUND_S = 1.0
 _PENDING = "pending"
 
 
-def refund_word(purchase: Purchase) -> str | None:
+def refund_word(purchase: Purchase | EarlierPurchase) -> str | None:
     """Return what became of a charge that is to be given back; None where there is none."""
     if purchase.refund is not None:
         return purchase.refund.value
-    return _PENDING if purchase.awaits_refund else None
+    return _PENDING if _awaits_refund(purchase) else None
+
+
+def _awaits_refund(purchase: Purchase | EarlierPurchase) -> bool:
+    # The journal decides in the transaction that writes the end.
+    return isinstance(purchase, Purchase) and purchase.awaits_refund
 
 
 class Charging:
@@ -48,14 +53,14 @@ class Charging:
 
     async def tell(self, exchange: Exchange) -> None:
         """Put the charge and what is left into the headers of an answer that is about to go out."""
-        account_id, purchase = exchange.caller.account_id, exchange.purchase
+        account_id, purchase = exchange.caller.account_id, exchange.earlier or exchange.purchase
         if self._wallet is None or account_id is None:
             return
         if purchase is not None and purchase.customer_msat is not None:
             exchange.headers[CHARGED_HEADER] = str(purchase.customer_msat)
             if (refund := refund_word(purchase)) is not None:
                 exchange.headers[REFUND_HEADER] = refund
-            if purchase.awaits_refund:
+            if _awaits_refund(purchase):
                 # What is given back is on its way: a balance without it would only mislead.
                 return
         try:
@@ -69,10 +74,11 @@ class Charging:
     @staticmethod
     async def say(exchange: Exchange, failure: ApiError) -> None:
         """Say in an error what the customer is charged all the same, and what became of a charge to be given back."""
-        purchase = exchange.purchase
+        purchase = exchange.earlier or exchange.purchase
         if purchase is None or purchase.customer_msat is None:
             return
-        await purchase.refund_decided(_REFUND_S)
+        if isinstance(purchase, Purchase):
+            await purchase.refund_decided(_REFUND_S)
         failure.details = {**failure.details, "charged_msat": purchase.customer_msat}
         if (refund := refund_word(purchase)) is not None:
             failure.details = {**failure.details, "refund": refund}

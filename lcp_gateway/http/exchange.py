@@ -9,6 +9,7 @@ from aiohttp import web
 
 from lcp_gateway.accounts.caller import Caller, KeyRules
 from lcp_gateway.purchase.answers import Answer
+from lcp_gateway.purchase.journal import EarlierPurchase
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.states import Verdict
 
@@ -23,6 +24,7 @@ class Exchange:
     """A request and what came of it. Times are readings of a monotonic clock, in seconds.
 
     ``headers`` go out with the answer, whatever it is. ``client`` is where it comes from, empty for this very machine.
+    ``earlier`` is the purchase that it repeats, where that is known to the journal alone.
     ``may_read_details`` is false for a caller that a web page may have sent, of an answer that everyone gets.
     """
 
@@ -40,6 +42,7 @@ class Exchange:
     may_read_details: bool = True
     headers: dict[str, str] = field(default_factory=dict)
     answer: Answer | None = None
+    earlier: EarlierPurchase | None = None
     joined: bool = False
     problem: str = ""
 

@@ -111,6 +111,7 @@ class Inference:
             except Exception as error:
                 if isinstance(error, BoughtBefore):
                     self._metrics.joined("lost")
+                    exchange.earlier = error.earlier
                 failure = of_error(error)
                 if failure is None:
                     raise

@@ -26,6 +26,7 @@ class BoughtBefore(LostElsewhere):
         verdict = VERDICTS[earlier.state]
         super().__init__(_message(earlier.state, verdict), verdict=verdict, quote=earlier.quote)
         self.request_id = earlier.request_id
+        self.earlier = earlier
 
 
 def _message(state: State, verdict: Verdict) -> str:
@@ -36,6 +37,8 @@ def _message(state: State, verdict: Verdict) -> str:
             "this was asked for before and it is not known yet whether it was paid; asking again pays only "
             "if it turns out that it was not"
         )
+    if state is State.UNDELIVERED:
+        return "this was bought before, and its answer did not come; it is not paid for again"
     return "this was bought before and its answer is no longer held; it is not paid for again"
 
 

@@ -12,7 +12,7 @@ from lcp_gateway.purchase.outcome import Ending
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.repeat_identity import RepeatIdentity
-from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.states import VERDICTS, State, Verdict
 from lcp_gateway.purchase.tariff import Markup
 from lcp_gateway.purchase.task import TaskKind
 
@@ -142,7 +142,8 @@ class JournalUnavailable(Refused):
 class EarlierPurchase:
     """A purchase that the journal has, as a repeat of its request needs to know it.
 
-    ``repeat_body`` is None for one that was made before repeats were recorded.
+    ``repeat_body`` is None for one that was made before repeats were recorded. ``charge`` is None where no customer is
+    charged, ``refund`` where its charge was not to be given back.
     """
 
     quote: Quote
@@ -150,6 +151,17 @@ class EarlierPurchase:
     key_id: str
     request_id: str
     repeat_body: bytes | None
+    charge: Charge | None = None
+    refund: Refund | None = None
+
+    @property
+    def customer_msat(self) -> Msat | None:
+        """What the customer is charged as things stand, or None where there is no customer."""
+        if self.charge is None:
+            return None
+        is_given_back = self.state is State.UNDELIVERED and self.charge.refund_undelivered
+        is_unpaid = VERDICTS[self.state] is Verdict.NONE
+        return Msat(0) if is_given_back or is_unpaid else self.charge.amount_msat
 
 
 class DuplicateIntent(Refused):

@@ -13,7 +13,7 @@ from lcp_gateway.purchase.book import NO_SUCH_QUOTE, HeldQuote, QuoteBook, Unkno
 from lcp_gateway.purchase.brake import LoopBrake
 from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.delivery import PaidStream
-from lcp_gateway.purchase.earlier import wait_until_unpaid, what_was_bought_with
+from lcp_gateway.purchase.earlier import BoughtBefore, wait_until_unpaid, what_was_bought_with
 from lcp_gateway.purchase.errors import (
     PaymentFailed,
     PurchaseError,
@@ -39,7 +39,7 @@ from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.shared import Claim, SharedAnswers
 from lcp_gateway.purchase.sharing import Sharing
-from lcp_gateway.purchase.states import Event, State, Verdict
+from lcp_gateway.purchase.states import VERDICTS, Event, State, Verdict
 from lcp_gateway.purchase.tracing import (
     NO_TRACING,
     Step,
@@ -177,7 +177,11 @@ class PurchaseService:
         return answer if answer not in self._running else None
 
     async def learn_outcome(self, answer: Answer) -> None:
-        """Ask the journal what became of a payment that was unknown: where nothing was paid, it may be bought anew."""
+        """Ask the journal what became of a payment that was unknown: where nothing was paid, it may be bought anew.
+
+        Raises:
+            BoughtBefore: it was paid.
+        """
         purchase = answer.purchase
         if purchase is None:
             return
@@ -185,8 +189,12 @@ class PurchaseService:
             found = await self._buyer.find(purchase.quote.job_id)
         except JournalUnavailable:
             return
-        if found is not None and found.state is State.NOT_PAID and purchase.state is State.UNKNOWN:
+        if found is None or purchase.state is not State.UNKNOWN:
+            return
+        if found.state is State.NOT_PAID:
             purchase.apply(Event.FAIL_PAYMENT)
+        elif VERDICTS[found.state] is Verdict.SETTLED:
+            raise BoughtBefore(found)
 
     async def check_quote(self, order: Order, quote_name: str) -> None:
         """Let a quote pass that is held, before it is taken by ``start``; where answers are shared that is done there.

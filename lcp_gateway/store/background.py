@@ -47,17 +47,23 @@ class LeftJob:
 
     @property
     def money(self) -> Mapping[str, object]:
-        """What is known of the money: ``payment``, which is a value of ``Verdict``, and for what."""
+        """What is known of the money: ``payment``, which is a value of ``Verdict``, for what, and the customer's charge."""
         found = self.purchase
         if found is None:
             return {"payment": Verdict.NONE.value}
-        return {
+        money: dict[str, object] = {
             "payment": VERDICTS[found.state].value,
             "state": found.state.value,
             "job_id": found.job_id.hex(),
             "price_msat": found.price_msat,
             "peer_id": found.peer_id,
         }
+        if found.charge is not None:
+            is_unknown = VERDICTS[found.state] is Verdict.UNKNOWN
+            money["charged_msat"] = found.charge.amount_msat if is_unknown else found.charged_msat
+        if found.refund is not None:
+            money["refund"] = found.refund.value
+        return money
 
 
 class BackgroundBook:

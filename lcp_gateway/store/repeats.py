@@ -17,11 +17,13 @@ from sqlalchemy import (
     update,
 )
 
-from lcp_gateway.purchase.journal import EarlierPurchase, Intent
+from lcp_gateway.purchase.journal import Charge, EarlierPurchase, Intent
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Quote, Source
+from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.tariff import Markup
 from lcp_gateway.store import positions
 from lcp_gateway.store.database import Database
 from lcp_gateway.store.prepared import Row, execute_in, execute_many
@@ -50,6 +52,12 @@ _COLUMNS = (
     purchases.c.repeat_key,
     purchases.c.repeat_body,
     purchases.c.repeat_until,
+    purchases.c.account_id,
+    purchases.c.charge_msat,
+    purchases.c.markup_ppm,
+    purchases.c.markup_msat,
+    purchases.c.refund_undelivered,
+    purchases.c.refund,
 )
 _ONE = select(*_COLUMNS).where(purchases.c.job_id == bindparam("of_job"))
 _RELEASE = (
@@ -97,6 +105,12 @@ class _Found:
     repeat_key: bytes | None
     repeat_body: bytes | None
     repeat_until: int | None
+    account_id: str | None
+    charge_msat: int | None
+    markup_ppm: int | None
+    markup_msat: int | None
+    refund_undelivered: bool | None
+    refund: str | None
 
     def earlier(self) -> EarlierPurchase:
         """Return it as a repeat needs to know it; without its invoice."""
@@ -110,8 +124,20 @@ class _Found:
             protocol_version=self.protocol_version,
             source=Source(self.kind),
         )
+        charge = None
+        if self.account_id is not None:
+            markup = Markup(self.markup_ppm or 0, Msat(self.markup_msat or 0))
+            charge = Charge(
+                self.account_id, Msat(self.charge_msat or 0), markup, bool(self.refund_undelivered)
+            )
         return EarlierPurchase(
-            quote, State(self.state), self.key_id, self.request_id, self.repeat_body
+            quote,
+            State(self.state),
+            self.key_id,
+            self.request_id,
+            self.repeat_body,
+            charge,
+            None if self.refund is None else Refund(self.refund),
         )
 
 
@@ -166,7 +192,12 @@ class Repeats:
         repeat = intent.repeat
         if repeat is not None and repeat.key is not None:
             self._taken[repeat.key] = EarlierPurchase(
-                intent.quote, State.PAYING, intent.key_id, intent.request_id, repeat.body
+                intent.quote,
+                State.PAYING,
+                intent.key_id,
+                intent.request_id,
+                repeat.body,
+                intent.charge,
             )
 
     def release(self, connection: Connection) -> None:

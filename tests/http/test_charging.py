@@ -11,11 +11,11 @@ from lcp_gateway.http.charging import Charging
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.exchange import Exchange
 from lcp_gateway.purchase.answers import Answer
-from lcp_gateway.purchase.journal import Charge, InsufficientBalance
+from lcp_gateway.purchase.journal import Charge, EarlierPurchase, InsufficientBalance
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.refunds import Refund
-from lcp_gateway.purchase.states import Event
+from lcp_gateway.purchase.states import Event, State
 from lcp_gateway.purchase.tariff import Markup
 from tests.support.purchases import order, quote
 
@@ -209,3 +209,29 @@ async def test_many_refusals_make_one_invoice(bank):
     for _ in range(5):
         await refused(bank, account_id)
     assert len(bank.till.invoices) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "refund", "charged_msat"),
+    [
+        (State.DELIVERED, None, 5_500),
+        (State.UNKNOWN, None, 5_500),
+        (State.UNDELIVERED, Refund.GIVEN, 0),
+        (State.UNDELIVERED, Refund.WITHHELD, 5_500),
+    ],
+)
+async def test_a_repeat_is_told_the_charge_of_the_purchase_that_it_repeats(
+    bank, state, refund, charged_msat
+):
+    """A4: it was told the charge of its own quote, which was refused: nothing, whatever was in the books."""
+    account_id = await bank.customer(9_000)
+    charge = Charge(account_id, Msat(5_500), TEN_PERCENT, refund is not Refund.WITHHELD)
+    found, failure = exchange(account_id, Event.REFUSE), ApiError(409, "bought before")
+    found.earlier = EarlierPurchase(quote(5_000), state, "key_1", "req_0", None, charge, refund)
+    await Charging.say(found, failure)
+    headers = await told(bank, found)
+    assert headers["X-Lcp-Charged-Msat"] == str(charged_msat)
+    assert headers["X-Lcp-Balance-Msat"] == "9000"
+    assert headers.get("X-Lcp-Refund") == failure.details.get("refund") == refund
+    assert failure.details["charged_msat"] == charged_msat
+    assert ("operator decides" in failure.message) is (refund is Refund.WITHHELD)

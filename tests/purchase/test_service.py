@@ -7,6 +7,7 @@ import pytest
 from lcp_gateway.purchase.answers import Bounds
 from lcp_gateway.purchase.book import QuoteForAnotherBody, UnknownQuote
 from lcp_gateway.purchase.brake import LoopDetected
+from lcp_gateway.purchase.earlier import BoughtBefore
 from lcp_gateway.purchase.errors import (
     PaymentFailed,
     PriceLimitExceeded,
@@ -18,6 +19,7 @@ from lcp_gateway.purchase.errors import (
 from lcp_gateway.purchase.journal import (
     Budget,
     BudgetExceeded,
+    Charge,
     DuplicateIntent,
     EarlierPurchase,
     JournalUnavailable,
@@ -28,9 +30,11 @@ from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.market import Asking
 from lcp_gateway.purchase.memory import AnswerLost, KeyReused, MemoryLimits, Repeat
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.results import ResultStatus
 from lcp_gateway.purchase.service import CANCEL_REASON, Interrupted, Reason
 from lcp_gateway.purchase.states import State, Verdict
+from lcp_gateway.purchase.tariff import Markup
 from tests.support.purchases import quote, result, stream_events
 from tests.support.shop import (
     NO_REPEAT,
@@ -962,3 +966,26 @@ async def test_a_key_whose_payment_was_unknown_buys_once_it_is_found_not_to_be_p
     again = spawn(w.ask(ordered(), KEY))
     (await w.work(1)).deliver()
     assert await again == b"answer"
+
+
+@pytest.mark.parametrize("refund", [Refund.GIVEN, Refund.WITHHELD])
+async def test_a_key_whose_payment_was_unknown_tells_what_was_found_once_it_is_found_to_be_paid(
+    refund,
+):
+    """A4: the process that had lost sight of the payment told "unknown", and the charge, for as long as it kept the key."""
+    w = world()
+    asked = spawn(w.ask(ordered(), KEY))
+    work = await w.work()
+    work.put(UpstreamError("UNAVAILABLE", "the daemon is gone"))
+    with pytest.raises(PaymentFailed):
+        await asked
+    unknown = w.service.find_unknown(ordered(), KEY)
+    charge = Charge("acct_1", Msat(5_500), Markup(100_000), refund is Refund.GIVEN)
+    w.journal.elsewhere[work.quote.job_id] = EarlierPurchase(
+        work.quote, State.UNDELIVERED, "", "req_1", None, charge, refund
+    )
+    with pytest.raises(BoughtBefore, match="its answer did not come") as told:
+        await w.service.learn_outcome(unknown)
+    assert told.value.verdict is Verdict.SETTLED
+    assert told.value.earlier.customer_msat == (0 if refund is Refund.GIVEN else 5_500)
+    assert len(w.journal.intents) == 1, "it is not paid again"

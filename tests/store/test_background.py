@@ -4,9 +4,11 @@ from datetime import timedelta
 
 import pytest
 
-from lcp_gateway.purchase.journal import JournalUnavailable
+from lcp_gateway.purchase.journal import Charge, JournalUnavailable
+from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import State, Verdict
+from lcp_gateway.purchase.tariff import Markup
 from lcp_gateway.store.background import BackgroundBook
 from lcp_gateway.store.database import DatabaseUnavailable
 from lcp_gateway.store.engine import open_database
@@ -206,3 +208,27 @@ async def test_two_processes_write_jobs_down_side_by_side(jobs, another):
         await noted(jobs if number % 2 else BackgroundBook(another), f"resp_bg_{number}")
     found = [await jobs.find(f"resp_bg_{number}", "key_1") for number in range(10)]
     assert [it.elsewhere for it in found] == [True, False] * 5
+
+
+@pytest.mark.parametrize(
+    ("states", "charged_msat", "refund"),
+    [
+        ((State.UNKNOWN,), 1_050, None),
+        ((State.UNKNOWN, State.UNDELIVERED), 0, "given"),
+        ((State.NOT_PAID,), 0, None),
+        ((State.SETTLED, State.DELIVERED), 1_050, None),
+    ],
+)
+async def test_a_customer_is_told_the_charge_of_a_job_that_was_cut_and_what_became_of_it(
+    jobs, journal, customer, states, charged_msat, refund
+):
+    """A4: the payment was told, and not that its charge had been given back."""
+    account_id = await customer(10_000)
+    await noted(jobs)
+    charge = Charge(account_id, Msat(1_050), Markup(50_000), refund_undelivered=True)
+    await journal.intend(bought(charge=charge))
+    for state in states:
+        journal.note(job(1), state, NOW)
+    await written(journal)
+    money = (await jobs.find(ID, "key_1")).money
+    assert (money["charged_msat"], money.get("refund")) == (charged_msat, refund)

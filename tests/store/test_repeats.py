@@ -8,11 +8,15 @@ from sqlalchemy import select
 
 from lcp_gateway.purchase.journal import (
     BudgetExceeded,
+    Charge,
     DuplicateIntent,
     JournalUnavailable,
     RequestRepeated,
 )
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.tariff import Markup
 from lcp_gateway.store.engine import open_database
 from lcp_gateway.store.journal import StoredJournal
 from lcp_gateway.store.queries import Books
@@ -246,3 +250,22 @@ async def test_no_key_can_be_read_from_the_database_or_found_by_trying(
             for text in (key.encode(), salt + key.encode(), key.encode() + salt):
                 assert sha256(text).digest() != stored
                 assert not salt or digest(salt, text, "sha256") != stored
+
+
+async def test_a_repeat_knows_what_the_customer_is_charged_and_what_became_of_it(
+    journal, elsewhere, customer
+):
+    """A4: nothing but the verdict was known of a purchase whose charge had been given back."""
+    account_id = await customer(10_000)
+    charge = Charge(account_id, Msat(1_050), Markup(50_000), refund_undelivered=True)
+    await journal.intend(keyed(1, "k", charge=charge))
+    earlier = await refused(elsewhere, keyed(2, "k", charge=charge))
+    assert (earlier.charge, earlier.customer_msat, earlier.refund) == (charge, 1_050, None)
+    journal.note(job(1), State.SETTLED, NOW)
+    journal.note(job(1), State.UNDELIVERED, NOW)
+    await written(journal)
+    earlier = await refused(elsewhere, keyed(2, "k", charge=charge))
+    assert (earlier.customer_msat, earlier.refund) == (0, Refund.GIVEN)
+    await journal.intend(keyed(3, "other"))
+    earlier = await refused(elsewhere, keyed(4, "other"))
+    assert earlier.charge is earlier.customer_msat is earlier.refund is None
