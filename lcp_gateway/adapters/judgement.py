@@ -386,10 +386,13 @@ def _has_choice(form: Form, choices: list[Any]) -> bool:
         wanted: tuple[str, ...] = ("text", "message", "finish_reason")
     else:
         wanted = ("message", "delta", "finish_reason")
-    return any(
-        isinstance(choice, dict) and any(choice.get(name) is not None for name in wanted)
-        for choice in choices
-    )
+    # Without generators: for every result.
+    for choice in choices:
+        if isinstance(choice, dict):
+            for name in wanted:
+                if choice.get(name) is not None:
+                    return True
+    return False
 
 
 def _finishes(raw: bytes) -> bool:

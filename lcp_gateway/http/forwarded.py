@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final
 
 from aiohttp import web
@@ -83,6 +84,8 @@ def read_address(text: str) -> _Address | None:
     return mapped or address
 
 
+# Clients send many requests from one address, which is worth more than what it costs to remember it.
+@lru_cache(maxsize=1024)
 def shown(remote: str | None) -> str:
     """Give a client's address as it stands in the log; empty for one on this machine, which tells nothing."""
     address = None if remote is None else read_address(remote)

@@ -176,9 +176,12 @@ class Answer:
 
     def _end(self) -> None:
         self.ended = True
-        self.order = self.order.without_body()
-        if self.purchase is not None:
-            self.purchase.order = self.purchase.order.without_body()
+        order, purchase = self.order, self.purchase
+        self.order = order.without_body()
+        if purchase is not None:
+            # Nearly always the same one: it is another where the gateway had to adapt the task.
+            is_same = purchase.order is order
+            purchase.order = self.order if is_same else purchase.order.without_body()
         heard, self._on_end = self._on_end, []
         for hear in heard:
             self._tell(hear)

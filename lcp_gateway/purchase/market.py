@@ -210,6 +210,8 @@ class Market:
 def _taken(best: Offer, others: Sequence[Offer], left: Sequence[Candidate]) -> Offer:
     """Give the offer to buy as it compares with the others that were made."""
     candidate = best.candidate
+    if candidate.comparison is None and not others and not left:
+        return best
     if candidate.comparison is not None:
         told = candidate.comparison.taken(candidate.place, _asked([best, *others]))
         # The comparison is over, and what it was made of need not be kept as long as the purchase.

@@ -20,10 +20,14 @@ class Faded:
 
     def add(self, value: float, now: float) -> None:
         """Take in a measurement, which must be positive."""
-        kept = min(self.weight_at(now), _MOST_WEIGHT)
-        mean = self.total / self.weight if self.weight else 0.0
-        self.total = mean * kept + math.log(value)
-        self.weight = kept + 1.0
+        weight = self.weight
+        if weight:
+            kept = weight * math.exp2(-max(0.0, now - self.at) / self.half_life_s)
+            kept = min(kept, _MOST_WEIGHT)
+            self.total = self.total / weight * kept + math.log(value)
+            self.weight = kept + 1.0
+        else:
+            self.total, self.weight = math.log(value), 1.0
         self.at = now
 
     def weight_at(self, now: float) -> float:

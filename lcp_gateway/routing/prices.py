@@ -73,10 +73,12 @@ class Rates:
     def __bool__(self) -> bool:
         return bool(self.by_class)
 
-    def add(self, size: Size, price_msat: int, now: float) -> None:
+    def add(self, sized: "Sized", price_msat: int, now: float) -> None:
         """Take in a quote; nothing counts as a thousandth of a satoshi."""
-        faded = self.by_class.setdefault(_class_of(size), Faded(self.half_life_s))
-        faded.add(max(float(price_msat), _LEAST_MSAT) / size.units, now)
+        faded = self.by_class.get(sized.size_class)
+        if faded is None:
+            faded = self.by_class[sized.size_class] = Faded(self.half_life_s)
+        faded.add(max(float(price_msat), _LEAST_MSAT) / sized.units, now)
 
     def expected(self, sized: "Sized") -> float | None:
         """Return the price by what was asked for the nearest size; None where nothing was asked.
@@ -101,8 +103,5 @@ class Sized(NamedTuple):
     @classmethod
     def of(cls, size: Size) -> "Sized":
         """Return it for a size."""
-        return cls(_class_of(size), size.units)
-
-
-def _class_of(size: Size) -> int:
-    return min(int(size.units).bit_length() // _BITS_PER_CLASS, _MAX_CLASSES)
+        units = size.units
+        return cls(min(int(units).bit_length() // _BITS_PER_CLASS, _MAX_CLASSES), units)

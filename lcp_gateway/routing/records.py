@@ -115,12 +115,12 @@ class Records:
 
     def quoted(self, provider_id: str, model: str, price_msat: int, size: Size = ORDINARY) -> None:
         """Record what was asked for a request of a size."""
-        now = self._clock()
+        now, sized = self._clock(), Sized.of(size)
         pair = self._pair(provider_id, model)
-        pair.rates.add(size, price_msat, now)
+        pair.rates.add(sized, price_msat, now)
         pair.asked.add(max(float(price_msat), 1.0), now)
         if not provider_id.startswith(NODE_PREFIX):
-            self._rates.add(size, price_msat, now)
+            self._rates.add(sized, price_msat, now)
 
     def started(self, provider_id: str) -> None:
         """Note that a provider has got something to do; ``finished`` has to follow."""

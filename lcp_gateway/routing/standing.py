@@ -340,10 +340,14 @@ class Standings:
         return rules.exposure_base_msat + earned_msat * rules.exposure_share_ppm // _PPM
 
     def _earned_msat(self, account: _Account, now: float) -> int:
+        if not account.lost_msat:
+            return account.delivered_msat
         return max(0, account.delivered_msat - LOSS_WEIGHT * self._lost_msat(account, now))
 
     def _is_unproven(self, account: _Account, now: float) -> bool:
         base_msat = self._rules.exposure_base_msat
+        if account.delivered_msat < base_msat:
+            return account.limited
         return account.limited and self._earned_msat(account, now) < base_msat
 
     def _strangers_are_full(self, account: _Account, now: float) -> bool:
@@ -368,11 +372,16 @@ class Standings:
         self._strangers_lost_at = now
 
     def _lost_to_strangers_msat(self, now: float) -> int:
+        if not self._strangers_lost_msat:
+            return 0
         elapsed_micros = int((now - self._strangers_lost_at) * _MICROS)
         forgiven_msat = elapsed_micros * self._rules.exposure_unproven_msat // _DAY_MICROS
         return max(0, self._strangers_lost_msat - forgiven_msat)
 
     def _lost_msat(self, account: _Account, now: float) -> int:
+        # Asked several times for every request, of peers that have nearly all lost nothing.
+        if not account.lost_msat:
+            return 0
         elapsed_micros = int((now - account.lost_at) * _MICROS)
         forgiven_msat = elapsed_micros * self._rules.exposure_base_msat // _DAY_MICROS
         return max(0, account.lost_msat - forgiven_msat)

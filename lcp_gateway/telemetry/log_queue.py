@@ -1,7 +1,8 @@
 """Standard output and error that never make a writer wait: what is written goes through a bounded queue on a thread.
 
 A pipe that is not read, a terminal that was stopped or a disk that hangs would otherwise stop the event loop in the
-middle of a log line. Lines that find the queue full are dropped and counted.
+middle of a log line. Lines that find the queue full are dropped and counted. A descriptor that can be written to without
+waiting, a pipe or a socket, gets a line at once where none is queued: the thread is woken for those that do not fit.
 
 Libraries written in C write to the file descriptors themselves, from their own threads. Where a descriptor is a pipe, it is
 replaced by one to the same pipe that does not block, so that their lines are lost instead.
@@ -12,6 +13,7 @@ import io
 import os
 import queue
 import select
+import socket
 import stat
 import sys
 import threading
@@ -36,9 +38,14 @@ class LineQueue:
         *,
         max_bytes: int = _MAX_QUEUED_BYTES,
         on_lost: Callable[[int], None] = lambda _lines: None,
+        write_now: Callable[[bytes], int] | None = None,
     ) -> None:
-        """``on_lost`` is told how many lines were lost, once lines can be written again; from the thread."""
+        """``on_lost`` is told how many lines were lost, once lines can be written again; from the thread.
+
+        ``write_now`` writes to the descriptor what it takes without waiting, and returns how many bytes those were.
+        """
         self.descriptor = descriptor
+        self._write_now = write_now
         self._max_bytes = max_bytes
         self._on_lost = on_lost
         # Reentrant: a signal handler or a finalizer may write while this thread is about to.
@@ -61,10 +68,26 @@ class LineQueue:
             if self._closed or self._queued_bytes + len(data) > self._max_bytes:
                 self._lost += _lines(data)
                 return
+            # Once lines were lost the thread is to say so. It holds its bytes until they are written: lines keep their order.
+            is_first = not self._queued_bytes and self._lost == self._told
             self._queued_bytes += len(data)
+            if is_first and self._write_now is not None:
+                written = self._try_now(self._write_now, data)
+                self._queued_bytes -= written
+                if written == len(data):
+                    return
+                data = data[written:]
             if self._thread is None:
                 self._start()
         self._queue.put(data)
+
+    @staticmethod
+    def _try_now(write: Callable[[bytes], int], data: bytes) -> int:
+        try:
+            return write(data)
+        except OSError:
+            # It is full, or broken: the thread waits, or finds out.
+            return 0
 
     def close(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> None:
         """Write what is queued, for so long at most; what comes later is lost."""
@@ -202,7 +225,10 @@ def queued_standard_streams() -> Iterator[StandardStreams]:
     """Send standard output and error through queues for the block, and write what is queued at its end."""
     for descriptor in (1, 2):
         _unblock(descriptor)
-    streams = StandardStreams(LineQueue(1), LineQueue(2, on_lost=_tell_lost))
+    streams = StandardStreams(
+        LineQueue(1, write_now=writer_without_waiting(1)),
+        LineQueue(2, on_lost=_tell_lost, write_now=writer_without_waiting(2)),
+    )
     before = sys.stdout, sys.stderr
     for stream in before:
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -237,6 +263,22 @@ def _unblock(descriptor: int) -> None:
         os.dup2(opened, descriptor)
     finally:
         os.close(opened)
+
+
+def writer_without_waiting(descriptor: int) -> Callable[[bytes], int] | None:
+    """Return what writes to a descriptor as much as it takes at once; None where that cannot be known, as of a disk."""
+    try:
+        found = os.fstat(descriptor)
+        if stat.S_ISSOCK(found.st_mode):
+            # The service manager's journal. Its socket may be shared, and so is not switched to another mode.
+            stream = socket.socket(fileno=os.dup(descriptor))
+            return lambda data: stream.send(data, socket.MSG_DONTWAIT)
+        is_null = stat.S_ISCHR(found.st_mode) and found.st_rdev == os.stat(os.devnull).st_rdev  # noqa: PTH116 - its device
+        if is_null or (stat.S_ISFIFO(found.st_mode) and not os.get_blocking(descriptor)):
+            return lambda data: os.write(descriptor, data)
+    except OSError:
+        return None
+    return None
 
 
 def _lines(data: bytes) -> int:

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping, MutableMapping
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -88,6 +89,8 @@ def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Ma
     return event
 
 
+# The names of fields are written in the code: they are few.
+@lru_cache(maxsize=1024)
 def _is_forbidden(name: str) -> bool:
     lower = name.lower()
     return lower in FORBIDDEN or lower.endswith(_FORBIDDEN_ENDINGS)

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from lcp_gateway.adapters.judgement import Form, Judgement, StreamJudge, is_readable, judge_document
 from lcp_gateway.purchase.outcome import Judge, Received
-from lcp_gateway.purchase.task import Task
+from lcp_gateway.purchase.task import Task, TaskKind
 
 _RECEIVED: Mapping[Judgement, Received] = MappingProxyType(
     {
@@ -16,6 +16,7 @@ _RECEIVED: Mapping[Judgement, Received] = MappingProxyType(
         Judgement.CUT: Received.PART,
     }
 )
+_FORMS: Mapping[TaskKind, Form] = MappingProxyType({kind: Form(kind.value) for kind in TaskKind})
 
 
 class StreamedResult(StreamJudge):
@@ -25,7 +26,7 @@ class StreamedResult(StreamJudge):
 
     def __init__(self, task: Task, content_encoding: str, *, wants_usage: bool = False) -> None:
         super().__init__(
-            Form(task.kind.value),
+            _FORMS[task.kind],
             request=task.body,
             content_encoding=content_encoding,
             wants_usage=wants_usage,
@@ -49,7 +50,7 @@ class WholeResult:
     is_complete = is_flooded = shows_error = False
 
     def __init__(self, task: Task, content_encoding: str) -> None:
-        self._form = Form(task.kind.value)
+        self._form = _FORMS[task.kind]
         self._is_readable = is_readable(content_encoding)
         self._body = b""
 

@@ -43,3 +43,16 @@ def test_numbers_survive_a_round_trip_in_the_fewest_symbols(number):
 def test_left_over_bits_are_refused(symbols):
     with pytest.raises(ValueError, match="left over"):
         bech32.to_bytes(symbols)
+
+
+@given(st.binary(max_size=700).map(lambda data: bytes(byte & 31 for byte in data)))
+def test_the_checksum_is_that_of_long_division_for_short_and_for_long_texts(symbols):
+    register = 1
+    for symbol in symbols:
+        top, register = register >> 25, (register & 0x1FFFFFF) << 5 ^ symbol
+        for bit, polynomial in enumerate(
+            (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
+        ):
+            if top >> bit & 1:
+                register ^= polynomial
+    assert bech32._polymod(symbols) == register

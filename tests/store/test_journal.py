@@ -9,7 +9,7 @@ from lcp_gateway.purchase.journal import DuplicateIntent, JournalUnavailable, Le
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.engine import open_database
 from lcp_gateway.store.entries import ProblemKind
-from lcp_gateway.store.journal import StoredJournal
+from lcp_gateway.store.journal import JournalLimits, StoredJournal
 from lcp_gateway.store.off import JournalOff
 from lcp_gateway.store.queries import Books
 from tests.store.journals import HOUR, NOW, intent, job, key_budget, spent, written
@@ -242,3 +242,54 @@ async def test_a_journal_that_is_off_lets_everything_pass():
     off = JournalOff()
     await off.intend(intent(1), [HOUR])
     off.note(job(1), State.SETTLED, NOW)
+
+
+async def test_notes_of_a_good_delivery_share_the_next_intents_commit(database, books):
+    """A single client's purchase costs one commit, not two."""
+    commits = []
+    journal = StoredJournal(
+        database,
+        on_problem=print,
+        on_commit=lambda entries, _seconds: commits.append(entries),
+        limits=JournalLimits(note_s=60),
+    )
+    journal.start()
+    await journal.intend(intent(1))
+    journal.note(job(1), State.SETTLED, NOW)
+    journal.note(job(1), State.DELIVERED, NOW)
+    await journal.intend(intent(2))
+    assert commits == [1, 3]
+    assert (await books.purchase(job(1))).state is State.DELIVERED
+    await journal.close()
+
+
+async def test_notes_of_a_good_delivery_wait_a_moment_at_most(database, books):
+    journal = StoredJournal(database, on_problem=print, limits=JournalLimits(note_s=0.001))
+    journal.start()
+    await journal.intend(intent(1))
+    journal.note(job(1), State.SETTLED, NOW)
+    journal.note(job(1), State.DELIVERED, NOW)
+    while (await books.purchase(job(1))).state is not State.DELIVERED:
+        await asyncio.sleep(0.001)
+    await journal.close()
+
+
+@pytest.mark.parametrize("state", [State.NOT_PAID, State.UNKNOWN])
+async def test_notes_of_what_went_wrong_wait_for_no_other(database, books, state):
+    journal = StoredJournal(database, on_problem=print, limits=JournalLimits(note_s=3_600))
+    journal.start()
+    await journal.intend(intent(1))
+    journal.note(job(1), state, NOW)
+    while (await books.purchase(job(1))).state is not state:
+        await asyncio.sleep(0.001)
+    await journal.close()
+
+
+async def test_notes_that_wait_are_written_at_the_end(database, books):
+    journal = StoredJournal(database, on_problem=print, limits=JournalLimits(note_s=3_600))
+    journal.start()
+    await journal.intend(intent(1))
+    journal.note(job(1), State.SETTLED, NOW)
+    journal.note(job(1), State.DELIVERED, NOW)
+    await journal.close()
+    assert (await books.purchase(job(1))).state is State.DELIVERED

@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from lcp_gateway.telemetry.log_queue import LineQueue, QueuedStream
+from lcp_gateway.telemetry.log_queue import LineQueue, QueuedStream, writer_without_waiting
 from tests.support.node_thread import eventually
 
 PIPE_BYTES = 64 * 1024
@@ -196,3 +197,69 @@ def test_a_program_that_fails_says_so_before_it_ends():
     assert done.returncode == 1
     assert done.stdout == "hello\n"
     assert "RuntimeError: it broke" in done.stderr
+
+
+def test_a_pipe_with_room_gets_its_line_at_once_without_a_thread(pipe, queue_before):
+    """A thread that wakes for every line costs a request more than the line itself."""
+    read, write = pipe
+    os.set_blocking(write, False)
+    lines = queue_before(write, write_now=writer_without_waiting(write))
+    before = threading.active_count()
+    lines.put(b"at once\n")
+    assert os.read(read, 100) == b"at once\n"
+    assert threading.active_count() == before
+
+
+def test_lines_keep_their_order_when_a_pipe_is_full_for_a_while(pipe, queue_before):
+    read, write = pipe
+    os.set_blocking(write, False)
+    lines = queue_before(write, write_now=writer_without_waiting(write))
+    said = [b"%06d " % number + b"x" * (number % 700) + b"\n" for number in range(1_000)]
+    for line in said:
+        lines.put(line)
+    assert read_all(read, sum(map(len, said))) == b"".join(said)
+    lines.put(b"and once more\n")
+    assert read_all(read, 14) == b"and once more\n"
+    assert lines.lost == 0
+
+
+def test_what_a_full_pipe_lost_is_told_before_lines_go_out_at_once_again(pipe, queue_before):
+    read, write = pipe
+    os.set_blocking(write, False)
+    told = []
+    lines = queue_before(
+        write,
+        max_bytes=PIPE_BYTES,
+        on_lost=told.append,
+        write_now=writer_without_waiting(write),
+    )
+    for _ in range(5_000):
+        lines.put(b"x" * 99 + b"\n")
+    lost = lines.lost
+    assert lost > 0
+    read_all(read, (5_000 - lost) * 100)
+    lines.put(b"again\n")
+    assert read_all(read, 6) == b"again\n"
+    eventually(lambda: sum(told) == lost)
+
+
+def test_a_socket_is_written_to_at_once_and_stays_as_it_was():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        lines = LineQueue(ours.fileno(), write_now=writer_without_waiting(ours.fileno()))
+        lines.put(b"to the journal\n")
+        assert theirs.recv(100) == b"to the journal\n"
+        assert os.get_blocking(ours.fileno())
+        said = b"z" * 499 + b"\n"
+        for _ in range(1_000):
+            lines.put(said)
+        with theirs.makefile("rb") as reader:
+            assert reader.read(1_000 * len(said)) == said * 1_000
+        lines.close(5)
+
+
+def test_a_pipe_that_blocks_and_a_file_are_left_to_the_thread(pipe, tmp_path):
+    _, write = pipe
+    assert writer_without_waiting(write) is None
+    with (tmp_path / "log").open("wb") as file:
+        assert writer_without_waiting(file.fileno()) is None
