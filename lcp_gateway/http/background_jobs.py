@@ -10,7 +10,7 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.adapters.documents import dump_json
-from lcp_gateway.http.charging import CHARGED_HEADER
+from lcp_gateway.http.charging import CHARGED_HEADER, REFUND_HEADER
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, internal_error
 from lcp_gateway.http.failures import of_error
 from lcp_gateway.http.result_headers import purchase_headers
@@ -20,6 +20,7 @@ from lcp_gateway.purchase.journal import RequestRepeated
 from lcp_gateway.purchase.memory import AnswerLost, Repeat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.service import PurchaseService, Reason
+from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.stored import ids
 from lcp_gateway.stored.background import (
     ENDED,
@@ -242,7 +243,8 @@ class BackgroundJobs:
             return None
         lost = {
             "code": "server_error",
-            "message": "the gateway ended while it worked on this, or could not keep what came; its answer is lost",
+            "message": "the gateway ended while it worked on this, lost sight of its payment, or could not keep what came; "
+            "its answer is lost",
         }
         shown = response_object(
             response_id,
@@ -253,7 +255,23 @@ class BackgroundJobs:
             error=None if left.elsewhere else lost,
             money=left.money,
         )
-        return dump_json(shown), {PAYMENT_HEADER: str(left.money["payment"])}
+        headers = {PAYMENT_HEADER: str(left.money["payment"])}
+        for header, name in ((CHARGED_HEADER, "charged_msat"), (REFUND_HEADER, "refund")):
+            if name in left.money:
+                headers[header] = str(left.money[name])
+        return dump_json(shown), headers
+
+    async def learnt(self, owner: str, item: Item) -> tuple[bytes, Mapping[str, str]] | None:
+        """Return what the journal says of a job whose payment was unknown when it ended; None where that is nothing new."""
+        if not item.background or item.headers.get(PAYMENT_HEADER) != Verdict.UNKNOWN.value:
+            return None
+        try:
+            left = await self.left(owner, item.id)
+        except Exception as error:  # noqa: BLE001 - that it is not known stands until the journal can be read
+            self._log.info("a payment cannot be looked up", error=type(error).__name__)
+            return None
+        is_new = left is not None and left[1][PAYMENT_HEADER] != Verdict.UNKNOWN.value
+        return left if is_new else None
 
     async def forget(self, owner: str, response_id: str) -> bool:
         """Forget a job that was left behind; tells whether there was one."""
@@ -279,8 +297,10 @@ class BackgroundJobs:
             status=job.status.value,
             payment=answer.verdict.value,
         )
-        if is_stored and not self._is_ending():
-            # What a gateway that ends leaves behind is for whoever asks the next one; so is what it could not keep.
+        is_known = answer.verdict is not Verdict.UNKNOWN
+        if is_stored and is_known and not self._is_ending():
+            # What a gateway that ends leaves behind is for whoever asks the next one; so is what it could not keep. By
+            # its row the journal tells what becomes of an unknown payment.
             self._forget_soon(job.id)
 
     def _store_result(self, job: BackgroundJob, plan: Plan) -> bool:

@@ -56,12 +56,13 @@ class StoredResponses:
                 return await self.follow(request, job, starting_after)
             return _json(*self._jobs.shown(job))
         item = self._store.get(owner, Kind.RESPONSE, response_id)
-        if item is not None:
+        left = None if item is None else await self._jobs.learnt(owner, item)
+        if item is not None and left is None:
             if stream:
                 events = _events_of(item, starting_after)
                 return await self._stream(request, events, lambda: item.headers)
             return _json(_document(item), item.headers)
-        left = await self._jobs.left(owner, response_id)
+        left = left or await self._jobs.left(owner, response_id)
         if left is None:
             raise self._not_found()
         if stream:
@@ -103,7 +104,8 @@ class StoredResponses:
                 "response_id",
                 "response_not_cancellable",
             )
-        return _json(_document(item), item.headers)
+        learnt = await self._jobs.learnt(owner, item)
+        return _json(*(learnt or (_document(item), item.headers)))
 
     async def input_items(self, request: web.Request) -> web.Response:
         """Serve GET /v1/responses/{response_id}/input_items: all that led to it, the earlier turns too."""

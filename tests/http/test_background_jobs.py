@@ -672,3 +672,29 @@ async def test_a_shared_job_is_bought_and_told_to_the_others(front):
     (await front.work()).deliver(response())
     await front.idle()
     assert (await status(front, job_id), others.heard) == ("completed", ["settled"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_job_whose_payment_was_unknown_tells_what_was_found_since(front, stream):
+    """A4: it went on saying "unknown" after the payment was found and its charge given back."""
+    job_id = await begin(front)
+    (await front.work()).put(UpstreamError("UNAVAILABLE", "the daemon is gone"))
+    await front.idle()
+    where = f"/v1/responses/{job_id}" + ("?stream=true" if stream else "")
+    front.book.leave(job_id, payment="unknown", state="unknown")
+    assert (await front.get(where)).payment == "unknown"
+    assert b"payment_unknown" in (await front.get(where)).body
+    assert front.book.rows == {job_id: "key_alice"}, "by its row the journal knows of it"
+    front.book.error = DatabaseUnavailable("away")
+    assert b"payment_unknown" in (await front.get(where)).body
+    front.book.error = None
+    front.book.leave(job_id, payment="settled", state="undelivered", charged_msat=0, refund="given")
+    found = await front.get(where)
+    assert found.payment == "settled" and b"payment_unknown" not in found.body
+    assert b'"status":"failed"' in found.body and b'"refund":"given"' in found.body
+    if not stream:
+        assert (found.headers["X-Lcp-Charged-Msat"], found.headers["X-Lcp-Refund"]) == ("0", "given")
+    assert (await front.ask("POST", f"/v1/responses/{job_id}/cancel")).payment == "settled"
+    assert (await front.ask("DELETE", f"/v1/responses/{job_id}")).status == 200
+    await front.idle()
+    assert front.book.rows == {} and (await front.get(where)).status == 404
