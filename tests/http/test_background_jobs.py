@@ -693,7 +693,10 @@ async def test_a_job_whose_payment_was_unknown_tells_what_was_found_since(front,
     assert found.payment == "settled" and b"payment_unknown" not in found.body
     assert b'"status":"failed"' in found.body and b'"refund":"given"' in found.body
     if not stream:
-        assert (found.headers["X-Lcp-Charged-Msat"], found.headers["X-Lcp-Refund"]) == ("0", "given")
+        assert (found.headers["X-Lcp-Charged-Msat"], found.headers["X-Lcp-Refund"]) == (
+            "0",
+            "given",
+        )
     assert (await front.ask("POST", f"/v1/responses/{job_id}/cancel")).payment == "settled"
     assert (await front.ask("DELETE", f"/v1/responses/{job_id}")).status == 200
     await front.idle()
