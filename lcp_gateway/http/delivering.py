@@ -8,7 +8,7 @@ from lcp_gateway.http.charging import Charging
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.exchange import Exchange
 from lcp_gateway.http.failures import of_error
-from lcp_gateway.http.relay import Relay
+from lcp_gateway.http.relay import Relay, end_with_connection
 from lcp_gateway.http.result_headers import EVENTS, JSON, STREAMING, result_headers
 from lcp_gateway.http.shaping import Shaping
 from lcp_gateway.purchase.answers import Answer
@@ -19,6 +19,9 @@ from lcp_gateway.telemetry.metrics import Metrics
 
 # The counter of streamed bytes is touched this often, not for every chunk.
 _COUNT_EVERY_BYTES = 16_384
+# How often is looked whether a slow client has taken what was written.
+_LEAST_PAUSE_S = 0.002
+_MOST_PAUSE_S = 0.1
 
 
 class Delivering:
@@ -70,7 +73,11 @@ class Delivering:
             exchange.result_bytes = len(body)
             self._metrics.first_byte(exchange.endpoint, exchange.model, exchange.elapsed_s())
             headers = {**result_headers(purchase, head, JSON), **shaping.headers()}
-            return web.Response(body=body, headers=headers)
+            response = web.Response(body=body, headers=headers)
+            if purchase.holds_delivery:
+                await self._hand_over(request, response)
+                self._service.handed_over(answer)
+            return response
         finally:
             self._service.left(answer)
 
@@ -93,6 +100,9 @@ class Delivering:
         )
         try:
             await relay.run(shaping.stream(answer.chunks()))
+            if answer.purchase is not None and answer.purchase.holds_delivery:
+                await self._wait_until_sent(request)
+                self._service.handed_over(answer)
         except ConnectionError:
             # The write found the client gone before the cancellation did.
             raise asyncio.CancelledError from None
@@ -107,6 +117,36 @@ class Delivering:
         finally:
             self._count(exchange)
         return response
+
+    async def _hand_over(self, request: web.Request, response: web.Response) -> None:
+        """Write a response in one piece here and now, so that it is known when it has left this process."""
+        try:
+            async with asyncio.timeout(self._relay_limit_s):
+                end_with_connection(request, response)
+                await response.prepare(request)
+                await response.write_eof()
+            await self._wait_until_sent(request)
+        except (ConnectionError, TimeoutError):
+            if request.transport is not None:
+                request.transport.abort()
+            raise asyncio.CancelledError from None
+
+    async def _wait_until_sent(self, request: web.Request) -> None:
+        """Wait until the kernel has taken all that was written: from then on a kill of this process takes nothing back.
+
+        A client that does not read for as long as a result may take is cut off.
+        """
+        pause_s, left_s = _LEAST_PAUSE_S, self._relay_limit_s
+        transport = request.transport
+        while transport is not None and not transport.is_closing():
+            if not transport.get_write_buffer_size():
+                return
+            if left_s <= 0:
+                transport.abort()
+                return
+            await asyncio.sleep(pause_s)
+            left_s -= pause_s
+            pause_s = min(2 * pause_s, _MOST_PAUSE_S)
 
     def _note_bytes(self, exchange: Exchange, count: int) -> None:
         if not exchange.result_bytes:

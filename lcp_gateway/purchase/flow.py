@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 from lcp_gateway.purchase.delivery import (
     PROBLEMS,
@@ -35,7 +36,7 @@ from lcp_gateway.purchase.ports import Exposure, Upstream
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.results import Result, StreamBegin
-from lcp_gateway.purchase.states import Event, Verdict
+from lcp_gateway.purchase.states import Event, State, Verdict
 from lcp_gateway.purchase.tracing import NO_TRACING, Step, Tracing, paid_facts
 
 _NOTHING_LEARNT = Learnt()
@@ -302,5 +303,9 @@ class Buyer:
         job_id, state, now = purchase.quote.job_id, purchase.state, self._now()
         if purchase.awaits_refund:
             self._journal.note(job_id, state, now, learnt, purchase.hear_refund)
+        elif state is State.DELIVERED and purchase.charge is not None and purchase.is_awaited():
+            # A customer is not charged for what a killed gateway had in its memory: until its client has the whole
+            # result, the journal says `settled`, which the sweep after a crash gives back.
+            purchase.hold_delivery(partial(self._journal.note, job_id, state, now, learnt))
         else:
             self._journal.note(job_id, state, now, learnt)

@@ -21,6 +21,11 @@ def not_held_up() -> bool:
     return False
 
 
+def not_awaited() -> bool:
+    """Answer for a purchase whose result no client waits for."""
+    return False
+
+
 class Purchase:
     """One order, for the task that is really bought, and its quote. Moves only as the state table allows.
 
@@ -28,13 +33,14 @@ class Purchase:
     best provider asked; ``charged_msat`` what it came to, once that is known. ``charge`` is the customer's, if there is one.
 
     ``interrupted_by`` is the party for which the gateway is ending it before its time, None while it is not.
-    ``held_up_by_readers`` tells whether most of its time went by waiting for its readers. ``ending`` is how it ended,
-    once it was paid and nothing more will come, ``refund`` what became of its charge, where that was to be given back
-    and once that is known.
+    ``held_up_by_readers`` tells whether most of its time went by waiting for its readers, ``is_awaited`` whether a client
+    still waits for its result. ``ending`` is how it ended, once it was paid and nothing more will come, ``refund`` what
+    became of its charge, where that was to be given back and once that is known.
     """
 
     __slots__ = (
         "_decided",
+        "_record_delivery",
         "_state",
         "candidate",
         "charge",
@@ -42,6 +48,7 @@ class Purchase:
         "ending",
         "held_up_by_readers",
         "interrupted_by",
+        "is_awaited",
         "order",
         "payment_hash",
         "quote",
@@ -65,6 +72,8 @@ class Purchase:
         self.candidate = candidate or Candidate(quote.peer_id)
         self.interrupted_by: EndedBy | None = None
         self.held_up_by_readers: Callable[[], bool] = not_held_up
+        self.is_awaited: Callable[[], bool] = not_awaited
+        self._record_delivery: Callable[[], None] | None = None
         self.ending: Ending | None = None
         self.refund: Refund | None = None
         self.charge: Charge | None = None
@@ -133,6 +142,21 @@ class Purchase:
             with suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
                     await self._decided.wait()
+
+    def hold_delivery(self, record: Callable[[], None]) -> None:
+        """Have ``record`` called once its client has the whole result, or is gone."""
+        self._record_delivery = record
+
+    def handed_over(self) -> None:
+        """Record the delivery if that was held back until now: the client has the result, or is gone."""
+        record, self._record_delivery = self._record_delivery, None
+        if record is not None:
+            record()
+
+    @property
+    def holds_delivery(self) -> bool:
+        """Whether its delivery is recorded only when the client has the result."""
+        return self._record_delivery is not None
 
     def hear_refund(self, refund: Refund) -> None:
         """Take in what became of its charge."""

@@ -34,7 +34,7 @@ from lcp_gateway.purchase.journal import (
 from lcp_gateway.purchase.market import Market, Offer
 from lcp_gateway.purchase.memory import AnswerMemory, KeyReused, Repeat
 from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.purchase import Purchase, not_held_up
+from lcp_gateway.purchase.purchase import Purchase, not_awaited, not_held_up
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.shared import Claim, SharedAnswers
@@ -259,6 +259,8 @@ class PurchaseService:
     def left(self, answer: Answer) -> None:
         """Say that a request no longer reads an answer; the last one to leave sets the end in motion."""
         answer.listeners -= 1
+        if not answer.listeners:
+            self.handed_over(answer)
         if answer.listeners or answer.kept or answer.ended or answer not in self._running:
             return
         answer.outlives_requests = True
@@ -267,6 +269,11 @@ class PurchaseService:
         elif answer not in self._leaving:
             loop = asyncio.get_running_loop()
             self._leaving[answer] = loop.call_later(self._patience.grace_s, self._abandon, answer)
+
+    def handed_over(self, answer: Answer) -> None:
+        """Say that a client has the whole result, or that no request waits for it any more: it is recorded as delivered."""
+        if answer.purchase is not None:
+            answer.purchase.handed_over()
 
     def joined(self, answer: Answer) -> None:
         """Say that a request waits for an answer; ``left`` has to follow."""
@@ -376,6 +383,7 @@ class PurchaseService:
                 candidate=offer.candidate,
                 repeat=answer.repeat,
             )
+            purchase.is_awaited = partial(_is_awaited, answer)
             answer.quote_s = self._clock() - started
             self._observer.quoted(answer)
             if claim is not None and not await claim.may_pay():
@@ -413,6 +421,8 @@ class PurchaseService:
                 answer.begin(Head(result.content_type, result.content_encoding))
         finally:
             answer.execute_s = self._clock() - started
+            # Asked no more, and else a circle of the two.
+            purchase.is_awaited = not_awaited
 
     async def _route(self, order: Order) -> Sequence[Candidate]:
         with self._tracing.span(Step.ROUTE) as span:
@@ -474,3 +484,7 @@ class PurchaseService:
             self._background(
                 self._buyer.cancel(purchase, CANCEL_REASON, self._patience.cancel_timeout_s)
             )
+
+
+def _is_awaited(answer: Answer) -> bool:
+    return answer.listeners > 0 and not answer.kept

@@ -1,8 +1,11 @@
 """What went wrong after it was paid, or may have been: what customers are charged for it, hold for it, and get back."""
 
+import json
+import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -10,9 +13,12 @@ import pytest
 from tests.support.gateway import clean_environment, gateway
 from tests.support.journaled import money_node, on_node, states
 from tests.support.node_thread import eventually
+from tests.support.wire import CHAT, document, request_bytes, wire
 from tests.system.selling.seller import MARKUP, Customer, Office, charged, selling
 
 FILLED = 1_000_000
+# The size of `fault/big-result`: more than sockets hold.
+BIG = 4 * 1024 * 1024
 # Paid for, and nothing that could be handed on; the last two can only be found out when the head has gone out.
 UNDELIVERED = ["wrong-hash", "wrong-length", "result-failed", "no-result"]
 CUT = ["stream-cut", "stream-cut-silently"]
@@ -197,3 +203,57 @@ def test_a_gateway_killed_while_it_pays_leaves_the_hold_and_another_keeps_it(nod
         settles(there, held_msat=charge)
         assert resolve(journal, job_id, "settled").returncode == 0
         settles(there, ("purchase", -charge), ("refund", charge))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_a_killed_gateway_had_in_its_memory_is_given_back(
+    node, seen, tmp_path, stream
+):
+    """It had come whole and was on disk as delivered while a slow client was still reading it: charged for a part."""
+    journal = tmp_path / "journal.db"
+    with open_shop(node, journal) as running:
+        customer = Office(running.port).customer(FILLED)
+        body = document(CHAT, "fault/big-result", max_tokens=8, stream=stream)
+        with slow_reader(running.port) as connection:
+            raw = json.dumps(body).encode()
+            connection.send(request_bytes("POST", CHAT, raw, customer.headers))
+            # Longer than a commit takes after the whole result has come.
+            eventually(lambda: stream or seen.count("result") == 1)
+            assert connection.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+            time.sleep(0.5)
+            running.process.kill()
+            running.process.wait(5)
+            with suppress(ConnectionResetError):
+                assert len(connection.rest()) < BIG
+    (job_id,) = seen.jobs("paid")
+    charge = charge_of(node, job_id)
+    with open_shop(node, journal) as running:
+        there = Customer(running.port, customer.account_id, customer.key)
+        settles(there, ("purchase", -charge), ("refund", charge))
+    assert states(journal)[job_id] == "undelivered"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_was_read_in_full_is_on_disk_as_delivered_though_the_gateway_is_killed(
+    node, seen, tmp_path, stream
+):
+    journal = tmp_path / "journal.db"
+    with open_shop(node, journal) as running:
+        customer = Office(running.port).customer(FILLED)
+        answer = customer.ask("echo-1", stream=stream)
+        assert answer.status == 200 and answer.whole
+        job_id = answer.headers["x-lcp-job-id"]
+        eventually(lambda: states(journal)[job_id] == "delivered")
+        running.process.kill()
+        running.process.wait(5)
+    with open_shop(node, journal) as running:
+        there = Customer(running.port, customer.account_id, customer.key)
+        settles(there, ("purchase", -charge_of(node, job_id)))
+
+
+@contextmanager
+def slow_reader(port):
+    """A connection that takes little until it is read, whatever the system's buffers are."""
+    with wire(port, 20) as connection:
+        connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        yield connection
