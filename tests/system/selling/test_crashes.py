@@ -1,0 +1,34 @@
+"""kill -9 at random moments of a gateway that sells: the books agree with a plain model to the msat.
+
+The short version of `python -m tests.soak.crashes`, which is the one to run for a hundred kills. `LCP_TEST_SEED`
+repeats the moments of another run.
+"""
+
+import os
+import random
+
+import pytest
+
+from tests.soak.crashes import run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+KILLS = 6
+SEED = os.environ.get("LCP_TEST_SEED") or str(random.randrange(10**6))
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_customers_are_charged_for_what_they_got_whenever_the_gateway_is_killed(
+    request, tmp_path, database
+):
+    if database == "sqlite":
+        done = run(kills=KILLS, journal=str(tmp_path / "journal.db"), folder=tmp_path, seed=SEED)
+    else:
+        with request.getfixturevalue("postgres").fresh_database() as url:
+            done = run(kills=KILLS, journal=url, folder=tmp_path, seed=SEED)
+    told = "\n".join([f"seed {SEED}", *done.lines()])
+    print(told)
+    assert not done.verdict.discrepancies, told
+    assert done.kills.total() == KILLS
+    counts = done.verdict.counts
+    assert counts["delivered in full"] and counts["given back"] and counts["not paid"], told
