@@ -28,7 +28,7 @@ from lcp_gateway.store.ledger import Ledger
 from lcp_gateway.store.queries import Books
 from lcp_gateway.store.recovery import sweep
 from tests.store.journals import written
-from tests.support.purchases import NOW, result
+from tests.support.purchases import NOW, result, stream_events
 from tests.support.shop import NO_REPEAT, ordered, settle, world
 
 WINDOW = 10
@@ -195,6 +195,7 @@ class Endings(RuleBasedStateMachine):
             job.work.put(UpstreamError("DEADLINE_EXCEEDED", "late"))
         self._handed(job, how)
         self.run(settle())
+        self.run(self._take_delivered())
         self._forget_ended()
 
     @precondition(lambda self: any(job.blocked_since is not None for job in self.jobs))
@@ -209,6 +210,7 @@ class Endings(RuleBasedStateMachine):
         for what in waiting:
             self._handed(job, what)
         self.run(settle(200))
+        self.run(self._take_delivered())
         self._forget_ended()
 
     @precondition(lambda self: len(self.jobs) < 3)
@@ -275,6 +277,39 @@ class Endings(RuleBasedStateMachine):
         for job in self.jobs:
             self._ended(job, EndedBy.OPERATOR, Received.UNKNOWN)
         self.run(self._restart(killed=True))
+
+    @precondition(lambda self: len(self.jobs) < 3)
+    @rule(stream=st.booleans())
+    def the_gateway_is_killed_while_a_client_still_reads_what_came_whole(self, stream):
+        self.a_client_buys(stream=stream, reads=False)
+        job = self.jobs[-1]
+        if stream:
+            job.work.put(*stream_events(b"abc")[1:])
+        else:
+            job.work.put(result(b"answer"))
+        self.run(settle())
+        assert job.answer.ended and job.answer.purchase.state is State.DELIVERED
+        job.state = State.SETTLED
+        self.run(self._check())
+        job.state, job.ended_by, job.received = (
+            State.UNDELIVERED,
+            EndedBy.OPERATOR,
+            Received.UNKNOWN,
+        )
+        for other in self.jobs:
+            self._ended(other, EndedBy.OPERATOR, Received.UNKNOWN)
+        self.run(self._restart(killed=True))
+        self.blame[self._id(job)] = ["undelivered"]
+
+    async def _take_delivered(self):
+        """Have the clients of what came whole read it to its end, as far as their gateway still serves them."""
+        for job in self.jobs:
+            if job.state is State.DELIVERED:
+                if job.reading is not None:
+                    job.goes_on.set()
+                    await job.reading
+                self.w.service.left(job.answer)
+        await settle()
 
     async def _restart(self, *, killed):
         await written(self.journal)

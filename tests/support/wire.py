@@ -97,13 +97,6 @@ class Wire:
         body, self._held = self._held, b""
         return Answer(status, fields, body, True)
 
-    def rest(self) -> bytes:
-        """Read until the other side ends the connection."""
-        while self._more():
-            pass
-        found, self._held = self._held, b""
-        return found
-
     def ended(self) -> bool:
         """Wait for the other side to close; False when it has something to say instead."""
         try:
