@@ -10,7 +10,7 @@ from typing import Any
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.adapters.documents import dump_json
-from lcp_gateway.http.charging import CHARGED_HEADER, REFUND_HEADER
+from lcp_gateway.http.charging import CHARGED_HEADER, REFUND_HEADER, refund_word
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, internal_error
 from lcp_gateway.http.failures import of_error
 from lcp_gateway.http.result_headers import purchase_headers
@@ -19,6 +19,7 @@ from lcp_gateway.purchase.earlier import refusal_of
 from lcp_gateway.purchase.journal import RequestRepeated
 from lcp_gateway.purchase.memory import AnswerLost, Repeat
 from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.service import PurchaseService, Reason
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.stored import ids
@@ -35,6 +36,10 @@ from lcp_gateway.stored.keeping import Keeper, Plan
 from lcp_gateway.stored.replay import opening
 from lcp_gateway.stored.slices import object_of
 from lcp_gateway.stored.store import Store
+
+
+# A decision comes with the journal's next commit, or once a database that is away has come back.
+_REFUND_S = 600.0
 
 
 def _anywhere(_owner: str) -> contextlib.AbstractAsyncContextManager[None]:
@@ -225,6 +230,10 @@ class BackgroundJobs:
         error = failure.as_object()
         money = error.pop("lcp", None) or {"payment": failure.verdict.value}
         assert isinstance(money, dict)  # noqa: S101 - as ``as_object`` writes it
+        if (purchase := answer.purchase) is not None and purchase.customer_msat is not None:
+            money["charged_msat"] = purchase.customer_msat
+            if (refund := refund_word(purchase)) is not None:
+                money["refund"] = refund
         # Whoever cancelled it knows why there is nothing.
         said = None if job.status is Status.CANCELLED else error
         return job.document(error=said, money=money), headers_of(answer)
@@ -289,7 +298,10 @@ class BackgroundJobs:
                 job.problem = _not_kept(answer)
             document, headers = self.shown(job)
             is_stored = self._store.put(job.owner, _item_of(job, document, headers))
-        job.let_go()
+        if answer.purchase is not None and answer.purchase.awaits_refund:
+            self._keep_task(asyncio.create_task(self._tell_refund(job, answer.purchase)))
+        else:
+            job.let_go()
         self._on_change(len(self._running), job.status.value)
         self._log.info(
             "background job ended",
@@ -302,6 +314,13 @@ class BackgroundJobs:
             # What a gateway that ends leaves behind is for whoever asks the next one; so is what it could not keep. By
             # its row the journal tells what becomes of an unknown payment.
             self._forget_soon(job.id)
+
+    async def _tell_refund(self, job: BackgroundJob, purchase: Purchase) -> None:
+        """Store a job that failed once more when it is known what became of its charge, unless it was deleted meanwhile."""
+        await purchase.refund_decided(_REFUND_S)
+        if self._store.get(job.owner, Kind.RESPONSE, job.id) is not None:
+            self._store.put(job.owner, _item_of(job, *self.shown(job)))
+        job.let_go()
 
     def _store_result(self, job: BackgroundJob, plan: Plan) -> bool:
         item = self._keeper.item(job.answer, plan)
@@ -362,6 +381,8 @@ def headers_of(answer: Answer) -> Mapping[str, str]:
     headers = purchase_headers(purchase)
     if purchase.customer_msat is not None:
         headers[CHARGED_HEADER] = str(purchase.customer_msat)
+    if (refund := refund_word(purchase)) is not None:
+        headers[REFUND_HEADER] = refund
     return headers
 
 

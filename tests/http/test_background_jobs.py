@@ -10,11 +10,14 @@ from openai.types.responses import Response
 
 from lcp_gateway.purchase.answers import Bounds, Head
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.journal import InsufficientBalance, JournalUnavailable
+from lcp_gateway.purchase.journal import Charge, InsufficientBalance, JournalUnavailable
+from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.service import Reason
 from lcp_gateway.purchase.shared import Bought, LostElsewhere
 from lcp_gateway.purchase.states import Event, Verdict
+from lcp_gateway.purchase.tariff import Markup
 from lcp_gateway.store.database import DatabaseUnavailable
 from lcp_gateway.stored.store import StoreLimits
 from tests.http.keeping_front import BOB, events, keeping_front, response
@@ -701,3 +704,40 @@ async def test_a_job_whose_payment_was_unknown_tells_what_was_found_since(front,
     assert (await front.ask("DELETE", f"/v1/responses/{job_id}")).status == 200
     await front.idle()
     assert front.book.rows == {} and (await front.get(where)).status == 404
+
+
+@pytest.mark.parametrize(("refund", "charged_msat"), [(Refund.GIVEN, 0), (Refund.WITHHELD, 5_500)])
+async def test_a_job_that_failed_tells_what_became_of_its_charge_once_that_is_known(
+    front, refund, charged_msat
+):
+    """A6: a charge that was withheld was told as given back, for as long as the job was stored."""
+    asked = asyncio.ensure_future(front.create(background=True, stream=True))
+    work = await front.work()
+    (job_id,) = front.book.rows
+    purchase = front.background.find("key_alice", job_id).answer.purchase
+    purchase.charge = Charge("acct_1", Msat(5_500), Markup(100_000), refund_undelivered=True)
+    work.put(*stream_events(*events())[:2], UpstreamError("UNAVAILABLE", "cut"))
+    await asked
+    pending = await front.get(f"/v1/responses/{job_id}")
+    assert (pending.document["status"], pending.document["lcp"]["refund"]) == ("failed", "pending")
+    purchase.hear_refund(refund)
+    await front.idle()
+    told = await front.get(f"/v1/responses/{job_id}")
+    assert told.document["error"] == pending.document["error"]
+    assert told.document["lcp"]["refund"] == told.headers["X-Lcp-Refund"] == refund.value
+    assert told.document["lcp"]["charged_msat"] == charged_msat
+    assert told.headers["X-Lcp-Charged-Msat"] == str(charged_msat)
+
+
+async def test_a_job_that_was_deleted_before_its_refund_was_decided_stays_deleted(front):
+    asked = asyncio.ensure_future(front.create(background=True, stream=True))
+    work = await front.work()
+    (job_id,) = front.book.rows
+    purchase = front.background.find("key_alice", job_id).answer.purchase
+    purchase.charge = Charge("acct_1", Msat(5_500), Markup(100_000), refund_undelivered=True)
+    work.put(*stream_events(*events())[:2], UpstreamError("UNAVAILABLE", "cut"))
+    await asked
+    assert (await front.ask("DELETE", f"/v1/responses/{job_id}")).status == 200
+    purchase.hear_refund(Refund.GIVEN)
+    await front.idle()
+    assert (await front.get(f"/v1/responses/{job_id}")).status == 404
