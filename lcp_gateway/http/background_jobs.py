@@ -37,7 +37,6 @@ from lcp_gateway.stored.replay import opening
 from lcp_gateway.stored.slices import object_of
 from lcp_gateway.stored.store import Store
 
-
 # A decision comes with the journal's next commit, or once a database that is away has come back.
 _REFUND_S = 600.0
 
