@@ -93,10 +93,11 @@ class Machine:
         return json.loads(self.pid_file(port).read_text())["process"]["pid"]
 
     def files(self) -> set[str]:
-        """The files of gateways, apart from the logs."""
+        """The files of gateways, apart from the logs and from what a restart after a stop goes by."""
         if not self.run_folder.exists():
             return set()
-        return {path.name for path in self.run_folder.iterdir() if ".log" not in path.name}
+        names = {path.name for path in self.run_folder.iterdir()}
+        return {name for name in names if ".log" not in name and not name.endswith(".last")}
 
     def processes(self) -> list[psutil.Process]:
         """Every process of this machine that still runs: commands, gateways and nodes."""

@@ -56,7 +56,10 @@ def served(tmp_path_factory):
 
 def test_clients_that_trust_the_certificate_are_served(served):
     it, pair = served
-    assert "listening on https://127.0.0.1:" in it.running.output[-1]
+    assert any("listening on https://127.0.0.1:" in line for line in it.running.output)
+    assert any(
+        "base URL for OpenAI clients: https://127.0.0.1:" in line for line in it.running.output
+    )
     said = ask(it.port, pair.trusting, "/v1/chat/completions", BODY)
     assert said["choices"][0]["message"]["content"]
 

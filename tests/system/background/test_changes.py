@@ -154,7 +154,7 @@ def test_the_folder_of_the_start_may_be_gone(machine, port):
 def test_following_a_log_ends_well(machine, port):
     assert machine.start(port).code == 0
     following = machine.launch("logs", "-f", "-n", "1")
-    assert "listening on" in following.stdout.readline()
+    assert "base URL for OpenAI clients" in following.stdout.readline()
     machine.run("reload")
     assert "configuration reloaded" in following.stdout.readline()
     following.send_signal(signal.SIGINT)
