@@ -31,13 +31,21 @@ from lcp_gateway.telemetry.metrics import Metrics
 _WATCH_S = 5.0
 # With the time-out of a write, a database that hangs is told of within ten seconds while nothing is bought.
 _SWEEP_S = 2.0
+_BEAT_S = 1.0
 _LOSSES_COUNT_FOR = timedelta(days=7)
 _A_DAY = timedelta(days=1)
 _ALL_OPEN = 10_000
 # So many short transactions in a row, at most: others want to write too.
 _MOST_CHUNKS = 10
 # The rest is a note that came to nothing, such as one about an intent that was taken back.
-_GRAVE = frozenset({ProblemKind.NOTE_LOST, ProblemKind.NOTE_REFUSED, ProblemKind.UNAVAILABLE})
+_GRAVE = frozenset(
+    {
+        ProblemKind.NOTE_LOST,
+        ProblemKind.NOTE_REFUSED,
+        ProblemKind.SWEPT,
+        ProblemKind.UNAVAILABLE,
+    }
+)
 
 
 class LedgerError(Exception):
@@ -232,10 +240,24 @@ def book_tasks(
     books, database, stored = ledgers.books, ledgers.database, ledgers.stored
     if books is None or database is None or stored is None:
         return
+    yield BackgroundTask("owner_lock", lambda: _keep_alive(database, stored, log))
     yield BackgroundTask(
         "sweep", lambda: _sweep(ledgers, database, stored, standings, metrics, log)
     )
     yield BackgroundTask("books", lambda: _watch_books(books, budgets, metrics))
+
+
+async def _keep_alive(database: Database, stored: StoredJournal, log: FilteringBoundLogger) -> None:
+    """Show other gateways that this one lives, until cancelled: what a dead one has under way they end and refund."""
+    while True:
+        try:
+            if await database.keep_alive():
+                log.warning(
+                    "the database session that shows that this gateway lives was lost and replaced"
+                )
+        except DatabaseUnavailable as error:
+            stored.suspect(error.reason)
+        await asyncio.sleep(_BEAT_S)
 
 
 async def _sweep(
@@ -252,8 +274,12 @@ async def _sweep(
         try:
             swept = await sweep(database, now, ledgers.refund_limits)
             note_swept(swept, metrics, ledgers.refund_notes, log)
-            for lost in swept.lost:
-                standings.resolved(lost.peer_id, lost.job_id, lost.price_msat, State.UNDELIVERED)
+            for state, found in (
+                (State.UNKNOWN, swept.unsettled),
+                (State.UNDELIVERED, swept.lost),
+            ):
+                for one in found:
+                    standings.resolved(one.peer_id, one.job_id, one.price_msat, state)
             for _ in range(_MOST_CHUNKS):
                 if not await forget_repeat_keys(database, now):
                     break

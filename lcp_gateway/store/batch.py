@@ -29,6 +29,7 @@ from lcp_gateway.purchase.journal import (
     RequestRepeated,
 )
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.outcome import LOST_BY_CRASH
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.refunds import NO_LIMITS, Refund, RefundDecision, RefundLimits
 from lcp_gateway.purchase.repeat_identity import RepeatIdentity
@@ -350,7 +351,10 @@ class Batch:
         at = to_micros(note.at)
         stays = note.state is None or note.state is row.state
         if not stays and note.state not in TRANSITIONS[row.state].values():
-            self._report(note, ProblemKind.LATE_NOTE, f"the purchase is {row.state} already")
+            if self._was_swept(note, row):
+                self._report(note, ProblemKind.SWEPT, _taken_for_dead(row))
+            else:
+                self._report(note, ProblemKind.LATE_NOTE, f"the purchase is {row.state} already")
             return False
         held_msat, taken_msat = row.held_msat, row.taken_msat
         news = row.learn(note.learnt)
@@ -368,6 +372,12 @@ class Batch:
                 self._decide_refund(row, row.account_id, at)
             self._charge(row, row.account_id, held_msat, taken_msat, at)
         return True
+
+    def _was_swept(self, note: NoteEntry, row: _Row) -> bool:
+        ending = (row.ended_by, row.received)
+        return (
+            note.state is State.DELIVERED and row.owner == self._owner and ending == LOST_BY_CRASH
+        )
 
     def _decide_refund(self, row: _Row, account_id: str, at: int) -> None:
         """Give the charge of an undelivered purchase back, or withhold it where a limit is reached."""
@@ -473,6 +483,18 @@ class Batch:
         # What is withdrawn has no further story, and nobody waits to hear of it.
         if note.withdraws is None:
             self._problems.append(Problem(kind, detail, note.job_id, note.state))
+
+
+def _taken_for_dead(row: _Row) -> str:
+    became = {
+        Refund.GIVEN.value: "its charge was given back and stays so",
+        Refund.WITHHELD.value: "its refund is withheld until an operator decides",
+    }
+    refund = became.get(row.refund or "", "its charge did not change")
+    return (
+        "the answer was delivered after another gateway had found the lock of this one free and had ended the "
+        f"purchase: it stays undelivered, {refund}"
+    )
 
 
 def _values(entry: IntentEntry, owner: str, at: int) -> dict[str, object]:

@@ -75,7 +75,25 @@ class Database(Protocol):
         ...
 
     def is_gone(self, connection: Connection, owner: str) -> bool:
-        """Tell, within a ``write``, whether the process of that name has ended. Goes by a lock, not by the time."""
+        """Return, within a ``write``, whether the process of that name has ended.
+
+        Goes by its lock: free, where the lock dies with the process alone; free for long enough, where a live process
+        can lose it for a moment.
+        """
+        ...
+
+    def may_be_gone(self, owner: str) -> bool:
+        """Return whether ``is_gone`` found the lock free and more looks may find that the process has ended."""
+        ...
+
+    async def keep_alive(self) -> bool:
+        """Show other processes that this one lives; to be called each second.
+
+        Returns whether the lock had been lost since the last call, and was taken again.
+
+        Raises:
+            DatabaseUnavailable: it cannot be shown at present.
+        """
         ...
 
     def forget_gone(self) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from lcp_gateway.store.absence import GONE_AFTER_S
 from lcp_gateway.store.database import Database
 
 
@@ -13,12 +14,16 @@ class BadDatabaseUrl(ValueError):
 
 
 async def open_database(
-    where: str | Path, *, busy_timeout_s: float = 2.0, write_timeout_s: float = 5.0
+    where: str | Path,
+    *,
+    busy_timeout_s: float = 2.0,
+    write_timeout_s: float = 5.0,
+    gone_after_s: float = GONE_AFTER_S,
 ) -> Database:
     """Open a SQLite file (by path or ``sqlite:///…``) or a ``postgresql://…`` URL, and bring its tables up to date.
 
     ``busy_timeout_s`` bounds the wait for another process's write lock, ``write_timeout_s`` a whole transaction on
-    PostgreSQL.
+    PostgreSQL, where ``gone_after_s`` is also how long a lock has to be free before its owner counts as gone.
 
     Raises:
         BadDatabaseUrl: the address cannot be used.
@@ -35,7 +40,10 @@ async def open_database(
 
     try:
         return await PostgresDatabase.open(
-            address, busy_timeout_s=busy_timeout_s, write_timeout_s=write_timeout_s
+            address,
+            busy_timeout_s=busy_timeout_s,
+            write_timeout_s=write_timeout_s,
+            gone_after_s=gone_after_s,
         )
     except ModuleNotFoundError as error:
         raise BadDatabaseUrl(

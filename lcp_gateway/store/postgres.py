@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
@@ -20,6 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from lcp_gateway.store.absence import GONE_AFTER_S, Absences
 from lcp_gateway.store.database import DatabaseUnavailable, Work
 from lcp_gateway.store.identity import journal_id, repeat_secret
 from lcp_gateway.store.migrate import is_current, migrate
@@ -29,9 +31,16 @@ T = TypeVar("T")
 
 # Shared, so that a new session of a live process is let in while the server still believes in its broken one.
 _HOLD = text("SELECT pg_advisory_lock_shared(:key)").bindparams(bindparam("key", type_=BigInteger))
-_IS_GONE = text("SELECT pg_try_advisory_xact_lock(:key)").bindparams(
+_IS_FREE = text("SELECT pg_try_advisory_xact_lock(:key)").bindparams(
     bindparam("key", type_=BigInteger)
 )
+# Held by its owner, or waited for: another gateway that looks takes the lock in another mode.
+_IS_SHOWN = text(
+    "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock' AND objsubid = 1"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    " AND (classid::bigint << 32) | objid::bigint = :key"
+).bindparams(bindparam("key", type_=BigInteger))
+_NOTHING = text("SELECT 1")
 _START = text("SELECT pg_advisory_xact_lock(:key)").bindparams(bindparam("key", type_=BigInteger))
 _START_KEY = 0x6C63705F67617465  # "lcp_gate"
 _PATIENCE = text("SET LOCAL lock_timeout = '60s'")
@@ -47,6 +56,7 @@ _OF_THE_DRIVER = "asyncpg"
 """The package whose own errors SQLAlchemy does not always wrap, such as those of a server that takes no connection now."""
 
 _READERS = 3
+_QUICK_S = 1.0
 _RESERVED_READ_S = 3.0
 _SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
 _IS_OURS = "lcp_gateway.is_ours"
@@ -61,9 +71,14 @@ class PostgresDatabase:
     refused at the start.
     """
 
-    def __init__(self, url: URL, *, busy_timeout_s: float, write_timeout_s: float) -> None:
+    def __init__(
+        self, url: URL, *, busy_timeout_s: float, write_timeout_s: float, gone_after_s: float
+    ) -> None:
         self._owner = secrets.token_hex(8)
         self._write_timeout_s = write_timeout_s
+        self._absences = Absences(gone_after_s)
+        self._shown = 0
+        self._seen_shown = 1
         settings = {
             # A machine that vanished lets go of its signs of life after a minute.
             "tcp_keepalives_idle": "30",
@@ -100,16 +115,28 @@ class PostgresDatabase:
 
     @classmethod
     async def open(
-        cls, url: URL, *, busy_timeout_s: float, write_timeout_s: float
+        cls,
+        url: URL,
+        *,
+        busy_timeout_s: float,
+        write_timeout_s: float,
+        gone_after_s: float = GONE_AFTER_S,
     ) -> "PostgresDatabase":
         """Connect, and bring the tables up to date.
+
+        ``gone_after_s`` is how long the lock of another owner has to be free before it counts as gone.
 
         Raises:
             BadDatabaseUrl: it leads to a pooler that shares sessions between its clients.
             DatabaseUnavailable: it cannot be reached.
             TooNew: its tables are of a newer gateway.
         """
-        database = cls(url, busy_timeout_s=busy_timeout_s, write_timeout_s=write_timeout_s)
+        database = cls(
+            url,
+            busy_timeout_s=busy_timeout_s,
+            write_timeout_s=write_timeout_s,
+            gone_after_s=gone_after_s,
+        )
         try:
             with _one_error():
                 await check_sessions_are_own(database._write_engine, url, write_timeout_s)
@@ -195,10 +222,43 @@ class PostgresDatabase:
                     raise
 
     def is_gone(self, connection: Connection, owner: str) -> bool:
-        """Tell whether the process of that name has ended: nobody holds its lock. Lets go of it at the commit."""
-        if owner == self._owner:
-            return False
-        return bool(connection.execute(_IS_GONE, {"key": _lock_key(owner)}).scalar_one())
+        """Return whether the process of that name has ended: its lock was free for long enough, and is.
+
+        The lock is taken until the commit, so that the process cannot come back in between.
+        """
+        return owner != self._owner and self._look(connection, owner, asked=True)
+
+    def may_be_gone(self, owner: str) -> bool:
+        """Return whether its lock was free at the last look."""
+        return self._absences.is_watched(owner)
+
+    def _look(self, connection: Connection, owner: str, *, asked: bool) -> bool:
+        key = {"key": _lock_key(owner)}
+        if connection.execute(_IS_FREE, key).scalar_one():
+            return self._absences.found_free(owner, asked=asked)
+        if self.may_be_gone(owner) and connection.execute(_IS_SHOWN, key).scalar_one():
+            self._absences.found_held(owner)
+        return False
+
+    async def keep_alive(self) -> bool:
+        """Take a lost session's lock again, and look at the owners whose locks were free."""
+
+        def beat(connection: Connection) -> None:
+            connection.execute(_NOTHING)
+            for owner in self._absences.to_look_at():
+                self._look(connection, owner, asked=False)
+
+        begun = time.monotonic()
+        try:
+            await self.write(beat)
+        except DatabaseUnavailable:
+            if time.monotonic() - begun > _QUICK_S:
+                raise
+            # The session's loss was noticed, and another one may be had at once.
+            await self.write(beat)
+        was_lost = self._shown > self._seen_shown
+        self._seen_shown = self._shown
+        return was_lost
 
     def forget_gone(self) -> None:
         """Nothing is left over: the server drops the locks itself."""
@@ -217,6 +277,8 @@ class PostgresDatabase:
         await connection.execute(_HOLD, {"key": _lock_key(self._owner)})
         await connection.execute(_DURABLE)
         await connection.commit()
+        self._shown += 1
+        self._absences.begin_again()
 
     async def _check_session(self, connection: AsyncConnection) -> None:
         await self._check_identity(connection)
@@ -267,8 +329,8 @@ class _Session:
             self._connection = await self._engine.connect()
             try:
                 await self._prepare(self._connection)
-            except DatabaseUnavailable:
-                # It leads to another database.
+            except BaseException:
+                # It leads to another database, or has not got what it needs: nothing may be done with it.
                 await self.drop()
                 raise
         return self._connection

@@ -1,5 +1,6 @@
 """What becomes of purchases that no process works on any more: those of dead processes, and those that were unknown."""
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -18,6 +19,7 @@ from lcp_gateway.store.entries import NOTHING_NEW, NoteEntry
 from lcp_gateway.store.tables import purchases
 
 _SWEEP_AT_ONCE = 500
+_LOOK_AGAIN_S = 1.0
 
 # The states stand in the text as they do in the indexes, so that those are used.
 _LEFT_OPEN = (
@@ -46,7 +48,7 @@ _LOST = Learnt(ending=LOST_BY_CRASH)
 
 @dataclass(frozen=True, slots=True)
 class LostPurchase:
-    """A purchase that was paid by a process that is gone; its client counts as having got nothing."""
+    """A purchase that was paid, or may have been, by a process that is gone; its client counts as having got nothing."""
 
     job_id: bytes
     peer_id: str
@@ -55,11 +57,16 @@ class LostPurchase:
 
 @dataclass(slots=True)
 class Swept:
-    """What a sweep found: how many became ``unknown``, which became ``undelivered``, and their charges."""
+    """What a sweep found: which became ``unknown``, which ``undelivered``, and what became of their charges."""
 
-    unknown: int = 0
+    unsettled: list[LostPurchase] = field(default_factory=list)
     lost: list[LostPurchase] = field(default_factory=list)
     refunds: list[RefundDecision] = field(default_factory=list)
+
+    @property
+    def unknown(self) -> int:
+        """How many became ``unknown``."""
+        return len(self.unsettled)
 
     def __len__(self) -> int:
         """How many purchases were moved on."""
@@ -101,7 +108,8 @@ async def sweep(database: Database, at: datetime, refunds: RefundLimits = NO_LIM
 
     What a dead process had delivered of a settled purchase cannot be known: the customer is not charged for it, within the
     limits of ``refunds``. Whether a process is dead is told by its lock, which the system or the server drops with it, and
-    never by time: what a live process has under way is not touched. To be called at the start and from time to time.
+    never by the age of a purchase: what a live process has under way is not touched. On PostgreSQL the lock has to be free
+    for some seconds, so the first calls find nothing. To be called at the start and every few seconds.
 
     Raises:
         DatabaseUnavailable: nothing, or not all, could be written; another call goes on from there.
@@ -110,7 +118,7 @@ async def sweep(database: Database, at: datetime, refunds: RefundLimits = NO_LIM
     while part := await database.write(
         lambda connection: _sweep_some(database, connection, at, refunds)
     ):
-        total.unknown += part.unknown
+        total.unsettled += part.unsettled
         total.lost += part.lost
         total.refunds += part.refunds
     database.forget_gone()
@@ -128,7 +136,8 @@ async def resolve(
     """Record, on evidence, what became of an unknown purchase: ``not_paid``, or ``settled``, which is ``undelivered``.
 
     What was paid, and whose call ended without an answer, is undelivered whoever finds it out. A purchase that a dead
-    gateway left ``settled`` can be resolved likewise, as the sweep does it. Durable when this returns; budgets follow.
+    gateway left ``settled`` can be resolved likewise, as the sweep does it; where it takes some seconds to know that the
+    gateway is dead, this waits. Durable when this returns; budgets follow.
 
     Raises:
         NotUnknown: the purchase is neither, or is none; nothing was changed.
@@ -147,18 +156,26 @@ async def resolve(
         ending = None
         if becomes is State.UNDELIVERED:
             ending = FOUND_PAID if stands is State.UNKNOWN else LOST_BY_CRASH
-        left_settled = (
-            stands is State.SETTLED
-            and becomes is State.UNDELIVERED
-            and database.is_gone(connection, found.owner)
-        )
+        is_settled = stands is State.SETTLED and becomes is State.UNDELIVERED
+        left_settled = is_settled and database.is_gone(connection, found.owner)
+        if is_settled and not left_settled and database.may_be_gone(found.owner):
+            raise _NotYetGone
         if stands is not State.UNKNOWN and not left_settled:
             raise NotUnknown(stands)
         note = NoteEntry(job_id, becomes, at, replace(learnt, ending=ending))
         outcome = Batch(database.owner, [note], [], refunds).write(connection)
         return Resolved(becomes, outcome.refunds)
 
-    return await database.write(work)
+    while True:
+        try:
+            return await database.write(work)
+        except _NotYetGone:
+            # Its owner takes its lock again, or it counts as gone after some more looks.
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+
+class _NotYetGone(Exception):
+    """The owner's lock is free, and for too short to know that the owner is gone."""
 
 
 def _sweep_some(
@@ -172,15 +189,16 @@ def _sweep_some(
         # Another sweeper may have been quicker; its notes and these are the same.
         notes: list[NoteEntry] = []
         for job_id, kind, state, peer_id, price_msat in _left(connection, owner):
+            left = LostPurchase(job_id, peer_id, Msat(price_msat))
             if state == State.PAYING and kind == Source.LCP:
                 notes.append(NoteEntry(job_id, State.UNKNOWN, at))
-                swept.unknown += 1
+                swept.unsettled.append(left)
                 continue
             if state == State.PAYING:
                 # A node has no payment to look up later: what it was handed and did not refuse counts as bought.
                 notes.append(NoteEntry(job_id, State.SETTLED, at))
             notes.append(NoteEntry(job_id, State.UNDELIVERED, at, _LOST))
-            swept.lost.append(LostPurchase(job_id, peer_id, Msat(price_msat)))
+            swept.lost.append(left)
         if notes:
             # One owner a transaction, and no more of it than fits into a short one.
             swept.refunds += Batch(database.owner, notes, [], refunds).write(connection).refunds

@@ -125,6 +125,14 @@ class SqliteDatabase:
         """Tell whether the process of that name has ended."""
         return self._locks.is_gone(owner)
 
+    def may_be_gone(self, owner: str) -> bool:  # noqa: ARG002 - PostgreSQL needs it
+        """Return False: the system drops a file's lock with its process alone, and one look tells."""
+        return False
+
+    async def keep_alive(self) -> bool:
+        """Return False: the lock is held for as long as the process lives."""
+        return False
+
     def forget_gone(self) -> None:
         """Remove the lock files of processes that have ended."""
         self._locks.forget_gone()

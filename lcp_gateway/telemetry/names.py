@@ -183,6 +183,7 @@ TASKS = (
     "lnd",
     "loop",
     "nodes",
+    "owner_lock",
     "peers",
     "purge",
     "reconciler",

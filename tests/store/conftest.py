@@ -57,7 +57,8 @@ def where(request) -> str:
 
 @pytest.fixture
 async def database(where: str) -> AsyncIterator[Database]:
-    database = await open_database(where)
+    # On PostgreSQL one look at a lock is enough here; that it takes more is the matter of test_owner_locks.
+    database = await open_database(where, gone_after_s=0)
     yield database
     await database.close()
 

@@ -27,7 +27,7 @@ def jobs(database):
 @pytest.fixture
 async def another(where):
     """What another process has of the same database."""
-    database = await open_database(where)
+    database = await open_database(where, gone_after_s=0)
     yield database
     await database.close()
 
@@ -65,7 +65,7 @@ async def test_a_job_of_this_process_is_not_elsewhere(jobs):
 
 
 async def test_a_job_of_another_process_is_elsewhere_until_that_has_gone(jobs, where):
-    other = await open_database(where)
+    other = await open_database(where, gone_after_s=0)
     await noted(BackgroundBook(other))
     assert (await jobs.find(ID, "key_1")).elsewhere
     await other.close()
@@ -105,7 +105,7 @@ async def test_its_money_stands_where_its_purchase_does(jobs, journal, states, v
 async def test_what_a_dead_process_was_paying_is_unknown_until_somebody_can_tell(
     jobs, database, where
 ):
-    other = await open_database(where)
+    other = await open_database(where, gone_after_s=0)
     journal = StoredJournal(other, on_problem=print)
     journal.start()
     await noted(BackgroundBook(other))
@@ -121,7 +121,7 @@ async def test_what_a_dead_process_was_paying_is_unknown_until_somebody_can_tell
 
 
 async def test_what_a_dead_process_handed_to_a_node_counts_as_bought(jobs, database, where):
-    other = await open_database(where)
+    other = await open_database(where, gone_after_s=0)
     journal = StoredJournal(other, on_problem=print)
     journal.start()
     await noted(BackgroundBook(other))

@@ -70,7 +70,7 @@ async def test_what_was_intended_survives_a_kill_and_becomes_unknown_or_undelive
             lines + [line for line in rest.splitlines(keepends=True) if "\n" in line]
         )
     assert len(promised) >= after
-    database = await open_database(where)
+    database = await open_database(where, gone_after_s=0)
     books = Books(database)
     swept = await sweep(database, NOW + timedelta(minutes=1))
     missing = [number for number in promised if await books.purchase(job(number)) is None]
@@ -95,7 +95,7 @@ async def test_what_a_live_process_has_under_way_is_not_touched(where):
         await asyncio.to_thread(read_until, live, "done")
         with gateway(where, "dead", 4) as dead:
             await asyncio.to_thread(read_until, dead, "done")
-        database = await open_database(where)
+        database = await open_database(where, gone_after_s=0)
         books = Books(database)
         swept = await sweep(database, NOW)
         assert (swept.unknown, len(swept.lost)) == (2, 2)
@@ -152,7 +152,7 @@ async def test_what_a_dead_process_left_settled_can_be_resolved_and_a_live_ones_
     where, state
 ):
     """A3: ``purchases resolve`` refused it, "is settled, not unknown"."""
-    database = await open_database(where)
+    database = await open_database(where, gone_after_s=0)
     with gateway(where, "x", 1) as process:
         await asyncio.to_thread(read_until, process, "done")
         with pytest.raises(NotUnknown, match="is running"):
@@ -175,7 +175,7 @@ async def test_what_a_dead_process_left_settled_can_be_resolved_and_a_live_ones_
 async def test_a_dead_ones_settled_payment_cannot_be_called_unpaid(where):
     with gateway(where, "x", 1) as process:
         await asyncio.to_thread(read_until, process, "done")
-    database = await open_database(where)
+    database = await open_database(where, gone_after_s=0)
     with pytest.raises(NotUnknown):
         await resolve(database, job("x-0"), State.NOT_PAID, NOW)
     await database.close()
@@ -187,7 +187,7 @@ async def test_two_processes_on_one_budget_for_ten_take_exactly_ten(where):
             *(asyncio.to_thread(read_until, process, "done") for process in (first, second))
         )
     assert len(numbers(lines[0]) + numbers(lines[1])) == 10
-    database = await open_database(where)
+    database = await open_database(where, gone_after_s=0)
     assert await spent(Books(database)) == 10_100
     await database.close()
 

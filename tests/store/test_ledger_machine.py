@@ -140,7 +140,7 @@ class Gateway:
         self.accounts = []
 
     async def start(self):
-        self.database = await open_database(self._where)
+        self.database = await open_database(self._where, gone_after_s=0)
         self.journal = StoredJournal(self.database, on_problem=lambda _problem: None)
         self.journal.start()
         self.ledger, self.topups = Ledger(self.database), Topups(self.database)

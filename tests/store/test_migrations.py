@@ -77,7 +77,7 @@ async def begun(url):
 
 
 async def test_the_purchases_of_an_older_gateway_stay_and_belong_to_no_account(old_where):
-    database = await open_database(old_where)
+    database = await open_database(old_where, gone_after_s=0)
     books, ledger = Books(database), Ledger(database)
     assert (
         await database.read(

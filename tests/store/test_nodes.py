@@ -86,7 +86,7 @@ def killed_after(where: str, line: str) -> None:
 async def test_what_a_dead_gateway_had_at_a_node_is_charged_and_never_unknown(where):
     # The first is noted to be settled; the second is left as it is.
     await asyncio.to_thread(killed_after, where, "intended x-1")
-    database = await open_database(where)
+    database = await open_database(where, gone_after_s=0)
     books = Books(database)
     assert len(await sweep(database, NOW + timedelta(minutes=1))) in {1, 2}
     assert len(await sweep(database, NOW + timedelta(minutes=1))) == 0

@@ -26,7 +26,7 @@ async def test_session_mode_with_its_defaults_is_as_good_as_no_pooler(postgres, 
     """C5: every start failed with "SQLSTATE 08P01", the pooler's word for a startup parameter that it does not know."""
     with pgbouncer(postgres) as port, postgres.fresh_database() as url:
         database = await open_database(through(url, port))
-        other = await open_database(through(url, port))
+        other = await open_database(through(url, port), gone_after_s=0)
         journal = StoredJournal(database, on_problem=problems.append)
         journal.start()
         await journal.intend(intent(1))

@@ -82,7 +82,7 @@ class Two:
         self.journals = [None, None]
 
     async def start(self, which):
-        self.databases[which] = database = await open_database(self._where)
+        self.databases[which] = database = await open_database(self._where, gone_after_s=0)
         self.journals[which] = StoredJournal(database, on_problem=lambda _problem: None)
         self.journals[which].start()
 

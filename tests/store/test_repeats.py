@@ -29,7 +29,7 @@ from tests.store.journals import HOUR, NOW, intent, job, keyed, spent, written
 @pytest.fixture
 async def elsewhere(where):
     """The journal of another process on the same database."""
-    database = await open_database(where)
+    database = await open_database(where, gone_after_s=0)
     journal = StoredJournal(database, on_problem=print)
     journal.start()
     yield journal
@@ -95,7 +95,7 @@ async def test_what_was_not_paid_may_be_tried_again_with_its_key(journal, elsewh
 
 
 async def test_what_is_found_not_to_be_paid_later_frees_its_key(where, database, journal):
-    gone = await open_database(where)
+    gone = await open_database(where, gone_after_s=0)
     dead = StoredJournal(gone, on_problem=print)
     dead.start()
     await dead.intend(keyed(1, "k"))

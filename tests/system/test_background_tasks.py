@@ -10,7 +10,7 @@ from tests.support.wire import get
 from tests.system.selling.seller import ADMIN_KEY, bearer, selling
 
 ALWAYS = {"peers", "nodes", "loop", "purge", "reload"}
-OF_A_JOURNAL = {"journal", "sweep", "books"}
+OF_A_JOURNAL = {"journal", "owner_lock", "sweep", "books"}
 OF_ACCOUNTS = {"keys", "solvency"}
 OF_TOP_UPS = {"settlements", "settlements_lead", "topups"}
 OF_LND = {"lnd", "learning", "reconciler"}

@@ -1,0 +1,109 @@
+"""A gateway that loses its sessions on PostgreSQL while it delivers: it lives, and no other one may take it for dead."""
+
+import threading
+import time
+from contextlib import contextmanager, suppress
+
+import psutil
+import pytest
+
+from tests.support.gateway import RunningGateway, gateway
+from tests.support.journaled import money_node, on_node
+from tests.support.node_thread import eventually
+from tests.system.selling.seller import MARKUP, Customer, Office, charged, selling
+
+FILLED = 1_000_000
+WORDS = " ".join(f"word{number}" for number in range(260))
+"""Told at the node's slow pace in some thirteen seconds: longer than a dead gateway's purchases are left alone."""
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    with money_node(tmp_path_factory.mktemp("node"), faults=True) as running:
+        yield running
+
+
+@contextmanager
+def two_gateways(node, postgres):
+    """Run two gateways on one new database; gives them and the database's name."""
+    with postgres.fresh_database() as url:
+        env = {**on_node(node, journal_url=url), **selling(timeout_execute_s=60)}
+        with gateway(embedded=False, env=env) as first, gateway(embedded=False, env=env) as second:
+            yield first, second, url.rpartition("/")[2]
+
+
+def end_sessions(postgres, running: RunningGateway, database: str) -> int:
+    """End what this gateway has open at the server, as a restarted pooler or a network would; gives how many."""
+    ports = [
+        str(connection.laddr.port)
+        for connection in psutil.Process(running.process.pid).net_connections("tcp")
+        if connection.raddr and connection.raddr.port == postgres.port
+    ]
+    if not ports:
+        return 0
+    ended = postgres.sql(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+        f"WHERE datname = '{database}' AND client_port IN ({','.join(ports)})"
+    )
+    return int(ended)
+
+
+def state_of_all(postgres, database: str) -> str:
+    return postgres.sql("SELECT string_agg(state, ' ') FROM purchases", database)
+
+
+def test_a_stream_whose_gateway_loses_its_sessions_ends_delivered_and_charged_once(node, postgres):
+    """A3: the other gateway found its lock free, called the purchase undelivered, and gave the charge back."""
+    seen = node.mark()
+    with two_gateways(node, postgres) as (delivering, other, database):
+        customer = Office(delivering.port).customer(FILLED)
+        answers: list = []
+        asking = threading.Thread(
+            target=lambda: answers.append(
+                customer.ask("echo-slow", WORDS, stream=True, max_tokens=400)
+            ),
+            daemon=True,
+        )
+        asking.start()
+        eventually(lambda: state_of_all(postgres, database) == "settled", 8)
+        ended = 0
+        while asking.is_alive():
+            ended += end_sessions(postgres, delivering, database)
+            asking.join(2.5)
+        assert ended >= 4
+        (answer,) = answers
+        assert answer.whole and answer.blocks[-1][1] == "[DONE]"
+        (job_id,) = seen.jobs("paid")
+        (paid,) = [event for event in node.events("paid") if event["job_id"] == job_id]
+        charge = MARKUP.charge_msat(paid["price_msat"])
+        assert charged(answer) == charge
+        eventually(lambda: state_of_all(postgres, database) == "delivered", 8)
+        there = Customer(other.port, customer.account_id, customer.key)
+        assert there.moved() == [("adjustment", FILLED), ("purchase", -charge)]
+        there.office.is_in_order()
+        assert "were moved on" not in other.logs
+        assert "was lost and replaced" in delivering.logs
+
+
+def test_a_gateway_that_died_is_cleared_up_after_by_the_other_one_in_time(node, postgres):
+    seen = node.mark()
+    with two_gateways(node, postgres) as (dying, other, database):
+        customer = Office(dying.port).customer(FILLED)
+
+        def ask() -> None:
+            with suppress(OSError, EOFError, ValueError, IndexError):
+                customer.ask("fault/stream-stalls", stream=True)
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        eventually(lambda: state_of_all(postgres, database) == "settled", 8)
+        dying.process.kill()
+        begun = time.monotonic()
+        asking.join(10)
+        eventually(lambda: state_of_all(postgres, database) == "undelivered", 20)
+        assert 8 < time.monotonic() - begun < 16
+        assert seen.count("paid") == 1
+        there = Customer(other.port, customer.account_id, customer.key)
+        assert [kind for kind, _ in there.moved()] == ["adjustment", "purchase", "refund"]
+        assert there.balance()["balance_msat"] == FILLED
+        there.office.is_in_order()
