@@ -44,9 +44,9 @@ class ProblemKind(enum.StrEnum):
     LATE_NOTE = "late_note"
     """The state table has no such move from where the purchase stands, or it stands there already: left as it is."""
     SWEPT = "swept"
-    """A purchase of this process ended well, or was cut, after another process had taken this one for dead.
+    """An answer of this process was delivered after another process had taken this one for dead.
 
-    It stays ``undelivered``: what was given back is not taken again.
+    Its purchase stays ``undelivered``: what was given back is not taken again.
     """
     UNKNOWN_JOB = "unknown_job"
     """A note for a purchase that the journal does not have."""

@@ -49,7 +49,7 @@ async def test_a_postgresql_that_crashes_and_comes_back(problems):
         assert (await books.purchase(job(1))).state is State.SETTLED
         assert await spent(books) == 2_020
         # The sign of life was given anew: another gateway sees that this one lives.
-        other = await open_database(url)
+        other = await open_database(url, gone_after_s=0)
         assert not await other.write(lambda connection: other.is_gone(connection, database.owner))
         await other.close()
         await journal.close()
