@@ -1,0 +1,82 @@
+"""The tasks that keep a gateway's lock, and move on what dead gateways left."""
+
+import asyncio
+from unittest.mock import Mock
+
+import pytest
+import structlog
+
+from lcp_gateway.app.ledgers import Ledgers, book_tasks
+from lcp_gateway.purchase.states import State
+from lcp_gateway.routing.standing import StandingRules, Standings
+from lcp_gateway.store.database import DatabaseUnavailable
+from lcp_gateway.store.engine import open_database
+from lcp_gateway.store.journal import StoredJournal
+from lcp_gateway.store.queries import Books
+from lcp_gateway.telemetry.metrics import Metrics
+from tests.store.journals import NOW, PEER, intent, job, written
+
+
+@pytest.fixture
+async def opened(tmp_path):
+    """A gateway's books beside which another gateway died that had one purchase open and one settled."""
+    where = tmp_path / "journal.db"
+    database = await open_database(where)
+    dead = await open_database(where)
+    left = StoredJournal(dead, on_problem=print)
+    left.start()
+    for number in (1, 2):
+        await left.intend(intent(number))
+    left.note(job(2), State.SETTLED, NOW)
+    await written(left)
+    await left.close()
+    await dead.close()
+    stored = StoredJournal(database, on_problem=print)
+    stored.start()
+    yield Ledgers(stored, Books(database), database, stored)
+    await stored.close()
+    await database.close()
+
+
+def tasks_of(ledgers, standings, log=None):
+    log = log or structlog.get_logger()
+    return {
+        task.name: task.run for task in book_tasks(ledgers, lambda: (), standings, Metrics(), log)
+    }
+
+
+async def test_what_a_sweep_moves_on_counts_for_its_peer(opened):
+    """On PostgreSQL that is after the start, when the journal was read for what is out with each peer."""
+    standings = Standings(StandingRules())
+    sweep = asyncio.create_task(tasks_of(opened, standings)["sweep"]())
+    async with asyncio.timeout(10):
+        while not standings.standing(PEER).undelivered_msat:
+            await asyncio.sleep(0.02)
+    sweep.cancel()
+    standing = standings.standing(PEER)
+    assert (standing.out_msat, standing.undelivered_msat) == (1_000, 1_000)
+    assert (await opened.books.purchase(job(1))).state is State.UNKNOWN
+
+
+async def test_a_lock_that_was_taken_again_is_told_and_a_database_that_is_away_is_suspected(opened):
+    beats = iter([False, True, DatabaseUnavailable("the connection was lost"), False])
+    done = asyncio.Event()
+
+    async def keep_alive():
+        beat = next(beats, None)
+        if beat is None:
+            done.set()
+            return False
+        if isinstance(beat, Exception):
+            raise beat
+        return beat
+
+    log = Mock()
+    opened.database = Mock(keep_alive=keep_alive)
+    opened.stored = Mock()
+    run = tasks_of(opened, Standings(StandingRules()), log)["owner_lock"]
+    task = asyncio.create_task(run())
+    await asyncio.wait_for(done.wait(), 15)
+    task.cancel()
+    assert log.warning.call_count == 1
+    opened.stored.suspect.assert_called_once_with("the connection was lost")
