@@ -16,7 +16,8 @@ from tests.support.gateway import RunningGateway, clean_environment, gateway
 from tests.support.journaled import chat, money_node, on_node, quoted
 from tests.support.node_thread import eventually
 from tests.support.stored import retrieve
-from tests.support.wire import CHAT, RESPONSES, document, post
+from tests.support.wire import CHAT, RESPONSES, Answer, document
+from tests.support.wire import post as posted
 
 CLIENTS = 16
 # Payments stand for a while, so that a second request comes while the first is being paid.
@@ -56,6 +57,11 @@ def serving(node, journal, **settings) -> Iterator[RunningGateway]:
 def two(node, journal, **settings) -> Iterator[tuple[RunningGateway, RunningGateway]]:
     with ExitStack() as stack:
         yield tuple(stack.enter_context(serving(node, journal, **settings)) for _ in range(2))
+
+
+def post(port, path, body, headers=None) -> Answer:
+    """Ask, with time for a repeat to wait until a gateway that was killed is known to be gone."""
+    return posted(port, path, body, headers, 30.0)
 
 
 def keyed(key, headers=MINE):
