@@ -143,8 +143,8 @@ class Inference:
         if asked.quote_only:
             held = await self._service.quote(self._stateful.complete(order, wishes).order)
             return quote_response(held, self._limits)
-        if (unknown := self._service.find_unknown(order, asked.repeat)) is not None:
-            await self._service.learn_outcome(unknown)
+        if (undecided := self._service.find_undecided(order, asked.repeat)) is not None:
+            await self._service.learn_outcome(undecided)
         if wishes.background:
             return await self._in_background(request, exchange, parsed, order, asked, place)
         answer = self._find(order, asked.repeat)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lcp_gateway.purchase.answers import Answer, Pool
 from lcp_gateway.purchase.errors import PurchaseError
 from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.repeat_identity import RepeatHashes, RepeatIdentity
 from lcp_gateway.purchase.states import Verdict
 
@@ -135,16 +136,18 @@ class AnswerMemory:
             raise AnswerLost(answer)
         return answer
 
-    def find_unknown(self, order: Order, repeat: Repeat) -> Answer | None:
-        """Return the answer that this request repeats, if it ended without its payment being known."""
+    def find_undecided(self, order: Order, repeat: Repeat) -> Answer | None:
+        """Return the answer that this request repeats, if it ended with its payment unknown or its refund withheld."""
         if repeat.key is None and repeat.client_request_id is None and not repeat.is_retry:
             return None
         try:
             answer = self._repeated(order, repeat)
         except KeyReused:
             return None
-        is_unknown = answer is not None and answer.ended and answer.verdict is Verdict.UNKNOWN
-        return answer if is_unknown else None
+        if answer is None or not answer.ended or (purchase := answer.purchase) is None:
+            return None
+        is_undecided = answer.verdict is Verdict.UNKNOWN or purchase.refund is Refund.WITHHELD
+        return answer if is_undecided else None
 
     def identity(self, order: Order, repeat: Repeat) -> RepeatIdentity:
         """Return what the journal recognises a repeat of an order by; before the order's own answer is added."""

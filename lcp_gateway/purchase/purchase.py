@@ -161,8 +161,9 @@ class Purchase:
     def hear_refund(self, refund: Refund) -> None:
         """Take in what became of its charge."""
         self.refund = refund
-        if refund is Refund.WITHHELD and self.charge is not None:
-            self.charge = replace(self.charge, refund_undelivered=False)
+        if self.charge is not None:
+            is_given_back = refund in {Refund.GIVEN, Refund.GRANTED}
+            self.charge = replace(self.charge, refund_undelivered=is_given_back)
         if self._decided is not None:
             self._decided.set()
 

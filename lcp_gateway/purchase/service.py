@@ -36,6 +36,7 @@ from lcp_gateway.purchase.memory import AnswerMemory, KeyReused, Repeat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Purchase, not_awaited, not_held_up
 from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.shared import Claim, SharedAnswers
 from lcp_gateway.purchase.sharing import Sharing
@@ -171,13 +172,15 @@ class PurchaseService:
             self._tracing.link(origin)
         return answer
 
-    def find_unknown(self, order: Order, repeat: Repeat) -> Answer | None:
-        """Return the answer that a request asks for again, if it ended without its payment being known."""
-        answer = self._memory.find_unknown(order, repeat)
+    def find_undecided(self, order: Order, repeat: Repeat) -> Answer | None:
+        """Return the answer that a request asks for again, if it ended with its payment unknown or its refund withheld."""
+        answer = self._memory.find_undecided(order, repeat)
         return answer if answer not in self._running else None
 
     async def learn_outcome(self, answer: Answer) -> None:
-        """Ask the journal what became of a payment that was unknown: where nothing was paid, it may be bought anew.
+        """Ask the journal what became of a payment that was unknown, or of a charge that was withheld.
+
+        Where nothing was paid, it may be bought anew.
 
         Raises:
             BoughtBefore: it was paid.
@@ -189,7 +192,11 @@ class PurchaseService:
             found = await self._buyer.find(purchase.quote.job_id)
         except JournalUnavailable:
             return
-        if found is None or purchase.state is not State.UNKNOWN:
+        if found is None:
+            return
+        if purchase.refund is Refund.WITHHELD and found.refund is not None:
+            purchase.hear_refund(found.refund)
+        if purchase.state is not State.UNKNOWN:
             return
         if found.state is State.NOT_PAID:
             purchase.apply(Event.FAIL_PAYMENT)

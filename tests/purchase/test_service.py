@@ -11,6 +11,7 @@ from lcp_gateway.purchase.earlier import BoughtBefore
 from lcp_gateway.purchase.errors import (
     PaymentFailed,
     PriceLimitExceeded,
+    PurchaseError,
     QuoteExpired,
     Refused,
     Undelivered,
@@ -952,9 +953,9 @@ async def test_a_key_whose_payment_was_unknown_buys_once_it_is_found_not_to_be_p
     work.put(UpstreamError("DEADLINE_EXCEEDED", "too late"))
     with pytest.raises(PaymentFailed):
         await asked
-    unknown = w.service.find_unknown(ordered(), KEY)
-    assert unknown is not None and w.service.find_unknown(ordered(), NO_REPEAT) is None
-    assert w.service.find_unknown(ordered(OTHER_BODY), KEY) is None
+    unknown = w.service.find_undecided(ordered(), KEY)
+    assert unknown is not None and w.service.find_undecided(ordered(), NO_REPEAT) is None
+    assert w.service.find_undecided(ordered(OTHER_BODY), KEY) is None
     earlier = EarlierPurchase(work.quote, State.UNKNOWN, "", "req_1", None)
     for state in (State.UNKNOWN, State.NOT_PAID):
         w.journal.elsewhere[work.quote.job_id] = replace(earlier, state=state)
@@ -962,7 +963,7 @@ async def test_a_key_whose_payment_was_unknown_buys_once_it_is_found_not_to_be_p
         if state is State.UNKNOWN:
             with pytest.raises(PaymentFailed):
                 await w.ask(ordered(), KEY)
-    assert w.service.find_unknown(ordered(), KEY) is None
+    assert w.service.find_undecided(ordered(), KEY) is None
     again = spawn(w.ask(ordered(), KEY))
     (await w.work(1)).deliver()
     assert await again == b"answer"
@@ -979,7 +980,7 @@ async def test_a_key_whose_payment_was_unknown_tells_what_was_found_once_it_is_f
     work.put(UpstreamError("UNAVAILABLE", "the daemon is gone"))
     with pytest.raises(PaymentFailed):
         await asked
-    unknown = w.service.find_unknown(ordered(), KEY)
+    unknown = w.service.find_undecided(ordered(), KEY)
     charge = Charge("acct_1", Msat(5_500), Markup(100_000), refund is Refund.GIVEN)
     w.journal.elsewhere[work.quote.job_id] = EarlierPurchase(
         work.quote, State.UNDELIVERED, "", "req_1", None, charge, refund
@@ -989,3 +990,32 @@ async def test_a_key_whose_payment_was_unknown_tells_what_was_found_once_it_is_f
     assert told.value.verdict is Verdict.SETTLED
     assert told.value.earlier.customer_msat == (0 if refund is Refund.GIVEN else 5_500)
     assert len(w.journal.intents) == 1, "it is not paid again"
+
+
+@pytest.mark.parametrize(
+    ("decided", "customer_msat"), [(Refund.GRANTED, 0), (Refund.DENIED, 5_500)]
+)
+async def test_a_key_whose_charge_was_withheld_tells_what_the_operator_decided(
+    decided, customer_msat
+):
+    """A6: the process that bought it went on saying "withheld" after the charge had been given back."""
+    w = world()
+    asked = spawn(w.ask(ordered(), KEY))
+    work = await w.work()
+    work.put(UpstreamError("RESOURCE_EXHAUSTED", "lcp_error code=7: backend unavailable"))
+    with pytest.raises(PurchaseError) as failed:
+        await asked
+    assert failed.value.verdict is Verdict.SETTLED
+    assert w.service.find_undecided(ordered(), KEY) is None
+    purchase = w.observer.ends[0].purchase
+    purchase.charge = Charge("acct_1", Msat(5_500), Markup(100_000), refund_undelivered=True)
+    purchase.hear_refund(Refund.WITHHELD)
+    assert purchase.customer_msat == 5_500
+    undecided = w.service.find_undecided(ordered(), KEY)
+    charge = replace(purchase.charge, refund_undelivered=decided is Refund.GRANTED)
+    w.journal.elsewhere[work.quote.job_id] = EarlierPurchase(
+        work.quote, State.UNDELIVERED, "", "req_1", None, charge, decided
+    )
+    await w.service.learn_outcome(undecided)
+    assert (purchase.refund, purchase.customer_msat) == (decided, customer_msat)
+    assert w.service.find_undecided(ordered(), KEY) is None
