@@ -178,6 +178,9 @@ def test_200_clients_spend_one_balance_on_three_gateways_and_no_more(node, three
                 three, clients, seen, lambda: office.adjust(account_id, LATER * charge)
             )
             eventually(lambda: clients.statuses[402] > CLIENTS, 30)
+            # The killed one is known to be gone after ten seconds, and what it had settled is given back.
+            is_open = "SELECT count(*) FROM purchases WHERE state IN ('paying', 'settled')"
+            eventually(lambda: postgres.sql(is_open, three.database) == "0", 40)
             # What was held for a request that came to nothing is free again, and spent by somebody else.
             eventually(lambda: office.balance(account_id)["available_msat"] < charge, 20)
         finally:
