@@ -141,7 +141,10 @@ class BrowserGuard:
         hosts = _hosts_of(request)
         if not hosts and request.version >= (1, 1):
             return ""
-        return next((host for host in hosts if not self._is_allowed(host)), None)
+        for host in hosts:
+            if not self._is_allowed(host):
+                return host
+        return None
 
     def _judge_host(self, host: str) -> bool:
         if len(host) > _LONGEST_HOST or (found := _HOST.fullmatch(host)) is None:

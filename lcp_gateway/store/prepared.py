@@ -7,6 +7,7 @@ every driver takes and gives as they are.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import BindParameter, Connection, Dialect, Select, bindparam
@@ -24,8 +25,8 @@ Query = Callable[[Sequence[Sequence[BindParameter[Any]]]], Select[*tuple[Any, ..
 
 def execute_many(connection: Connection, statement: UpdateBase, rows: Sequence[Row]) -> None:
     """Execute a statement of the module's own constants for each row; all rows have the same names."""
-    sql, names = _compiled(statement, connection.dialect, tuple(rows[0]))
-    values = [tuple([row[name] for name in names]) for row in rows]
+    sql, values_of = _compiled(statement, connection.dialect, tuple(rows[0]))
+    values = [values_of(row) for row in rows]
     if connection.dialect.name == _CHEAP:
         connection.connection.cursor().executemany(sql, values)
     else:
@@ -54,9 +55,13 @@ def _length(needed: int) -> int:
 @lru_cache(maxsize=64)
 def _compiled(
     statement: UpdateBase, dialect: Dialect, names: tuple[str, ...]
-) -> tuple[str, tuple[str, ...]]:
+) -> tuple[str, Callable[[Row], tuple[Any, ...]]]:
     compiled = statement.compile(dialect=dialect, column_keys=list(names))
-    return compiled.string, tuple(compiled.positiontup or ())
+    places = tuple(compiled.positiontup or ())
+    if len(places) == 1:
+        # Of one name an itemgetter gives no tuple.
+        return compiled.string, lambda row: (row[places[0]],)
+    return compiled.string, itemgetter(*places)
 
 
 @lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
@@ -171,7 +171,7 @@ class SqliteDatabase:
             if self._write_connection is None:
                 self._write_connection = self._write_engine.connect()
             try:
-                with self._write_connection.begin():
+                with _transaction(self._write_connection):
                     if is_new:
                         self._file.connected(self)
                     return work(self._write_connection)
@@ -254,10 +254,32 @@ def _engine(path: Path, busy_timeout_s: float, *, begin: str) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin_transaction(connection: Connection) -> None:
-        # By the driver itself: begun a thousand times a second.
-        connection.connection.cursor().execute(begin)
+        # By the driver itself: begun a thousand times a second. A writer has begun already.
+        driver = connection.connection
+        if not driver.in_transaction:
+            driver.cursor().execute(begin)
 
     return engine
+
+
+@contextmanager
+def _transaction(connection: Connection) -> Iterator[None]:
+    """Do the block in one transaction of the driver's own: SQLAlchemy's care of one takes as long as a short statement.
+
+    SQLAlchemy begins its own inside it where a statement goes through it, and ends it with this one.
+    """
+    driver = cast("sqlite3.Connection", connection.connection)
+    driver.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        if connection.in_transaction():
+            connection.commit()
+        else:
+            driver.commit()
+    except BaseException:
+        connection.rollback()
+        driver.rollback()
+        raise
 
 
 @contextmanager
