@@ -278,8 +278,9 @@ def test_a_quote_over_the_budget_can_be_taken_when_there_is_room_again(node, see
         assert bought.status == 200 and bought.verdict == "settled"
         assert bought.headers["x-lcp-job-id"] == told["job_id"]
         assert bought.headers["x-lcp-price-msat"] == str(told["price_msat"])
-        # And only once.
-        assert post(running.port, CHAT, ECHO, taken).status == 404
+        # And only once: the journal tells what became of it.
+        again = post(running.port, CHAT, ECHO, taken)
+        assert (again.status, again.error["code"]) == (409, "answer_gone")
     assert seen.jobs("paid")[1:] == [told["job_id"]]
     assert counted_msat(journal) == costs["echo"]
 
