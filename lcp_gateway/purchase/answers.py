@@ -30,6 +30,8 @@ class Bounds:
 # After its first block a reader lets the event loop go round so often before it takes what is there: chunks that have
 # arrived already are then handed on together. No time is waited for.
 _ROUNDS = 4
+# While more came during these, it goes on up to so many times.
+_MOST_TIMES = 3
 
 
 class Pool:
@@ -231,8 +233,7 @@ class Answer:
                 position = self._readers[me] - self._let_go
                 waiting = self._blocks[position:]
                 if waiting and self._readers[me] and not self.ended:
-                    for _ in range(_ROUNDS):
-                        await asyncio.sleep(0)
+                    await self._gather()
                     waiting = self._blocks[self._readers[me] - self._let_go :]
                 if waiting:
                     block = waiting[0] if len(waiting) == 1 else b"".join(waiting)
@@ -250,6 +251,15 @@ class Answer:
         finally:
             del self._readers[me], self._taken[me]
             self._took()
+
+    async def _gather(self) -> None:
+        """Let what has arrived at the upstream come in, for as long as something does, within bounds."""
+        for _ in range(_MOST_TIMES):
+            before = self._let_go + len(self._blocks)
+            for _ in range(_ROUNDS):
+                await asyncio.sleep(0)
+            if self.ended or self._let_go + len(self._blocks) == before:
+                return
 
     def _hold(self, block: bytes, free_bytes: int) -> None:
         """Hold a block back, and let the first ``free_bytes`` of all that is held go."""

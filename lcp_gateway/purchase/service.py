@@ -470,7 +470,7 @@ class PurchaseService:
                     await answer.room()
                     answer.waits_since = None
                     answer.waited_s += self._clock() - waits
-                if not answer.readable and not answer.listeners:
+                if not answer.listeners and not answer.readable:
                     # Too large to be kept, and nobody takes it. Whoever left it to us did not leave.
                     self.interrupt(answer, Reason.ENDED if answer.kept else Reason.NOBODY_WAITS)
 
