@@ -106,10 +106,12 @@ async def test_all_tries_share_one_time_out():
             await upstream.request_quote(TASK, PEER, 2)
         await upstream.close()
     first, *later = daemon.left_s
-    assert later and first <= 2
+    # gRPC rounds what is left up, to hundredths.
+    rounding_s = 0.05
+    assert later and first <= 2 + rounding_s
     # Each had what those before it left, of which every one took 0.3 s.
     for tries, left_s in enumerate(later, 1):
-        assert left_s <= 2 - 0.3 * tries
+        assert left_s <= 2 - 0.3 * tries + rounding_s
 
 
 @pytest.mark.parametrize(
