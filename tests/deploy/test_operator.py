@@ -179,9 +179,14 @@ def test_what_is_paid_in_at_one_is_spent_at_both_at_the_marked_up_price(operator
     for which in (0, 1):
         status, _ = operator.ask(which, "POST", "/v1/chat/completions", key, request)
         assert status == 200
-    _, listed = operator.ask(1, "GET", "/api/wallet/transactions", key)
-    charges = [-line["amount_msat"] for line in listed["data"] if line["cause"] == "purchase"]
-    assert len(charges) == 2
+
+    def charged():
+        _, listed = operator.ask(1, "GET", "/api/wallet/transactions", key)
+        return [-line["amount_msat"] for line in listed["data"] if line["cause"] == "purchase"]
+
+    # A charge is in the ledger soon after its answer, not before it.
+    operator.wait_for(lambda: len(charged()) == 2)
+    charges = charged()
     assert balance_msat(0) == balance_msat(1) == 100_000 - sum(charges)
     _, audit = operator.ask(1, "GET", "/api/admin/audit", ADMIN)
     assert audit["ok"], audit["problems"]

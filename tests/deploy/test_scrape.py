@@ -77,6 +77,7 @@ MAY_BE_ZERO = {
     "Spans (B)": "the collector takes what it is sent",
     "Background tasks restarted (A)": "no task ends by an error",
     "Log lines lost (A)": "the log is read",
+    "Fees missing (A)": "lnd has told the fee of all that was paid",
     "Refunds withheld (A)": "one that is withheld fires an alert",
     "Refunds withheld (B)": "the same",
 }

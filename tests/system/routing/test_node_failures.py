@@ -399,4 +399,7 @@ def test_the_sdk_gets_its_answer_from_a_free_node_that_recovers(nodes, served):
             model=OWN_MODEL["free"], messages=[{"role": "user", "content": "hi"}]
         )
     assert answer.choices[0].message.content == "free says: hi"
-    assert len(nodes["free"].calls()) == 2
+    # Two tasks; the first may have been sent once more on a fresh connection (B6).
+    calls = nodes["free"].calls()
+    assert len({call.headers["Idempotency-Key"] for call in calls}) == 2
+    assert len(calls) <= 3
