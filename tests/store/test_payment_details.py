@@ -13,8 +13,8 @@ from lcp_gateway.lightning.payments import LndError
 from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import State
-from lcp_gateway.store.engine import open_database
 from lcp_gateway.store import positions
+from lcp_gateway.store.engine import open_database
 from lcp_gateway.store.payment_details import PaymentDetails
 from lcp_gateway.store.recovery import resolve
 from lcp_gateway.store.tables import HAS_NO_FEE
