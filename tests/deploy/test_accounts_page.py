@@ -71,7 +71,8 @@ def test_the_key_with_limits_has_them(told):
 
 def test_who_paid_at_the_door_is_served_and_charged(told):
     assert told.count("HTTP/1.1 200 OK") == 2
-    assert '"balance_msat":98236,"held_msat":0,"available_msat":98236' in told
+    # The hold becomes a charge some milliseconds after the answer: what can be spent is the same before and after.
+    assert '"available_msat":98236}' in told
 
 
 def test_the_books_agree_in_the_end(told):
