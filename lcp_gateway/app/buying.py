@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from lcp_gateway.app.accounting import QuoteFailures, QuoteNotes
-from lcp_gateway.app.lasting import Lasting
 from lcp_gateway.app.prices import tariff
-from lcp_gateway.app.routing import model_limits
+from lcp_gateway.app.runtime import Runtime
+from lcp_gateway.app.wiring.routing import model_limits
 from lcp_gateway.config import Settings
 from lcp_gateway.lightning.checks import QuoteMismatch, check
 from lcp_gateway.purchase.answers import Bounds
@@ -101,7 +101,7 @@ class Inspector:
         return invoice.payment_hash
 
 
-def buying_parts(settings: Settings, lasting: Lasting) -> BuyingParts:
+def buying_parts(settings: Settings, lasting: Runtime) -> BuyingParts:
     """Wire them.
 
     Raises:

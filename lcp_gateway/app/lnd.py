@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.app.background_tasks import BackgroundTask
-from lcp_gateway.app.ledgers import LedgerError, Ledgers
+from lcp_gateway.app.wiring.journal import Ledgers, WiringError
 from lcp_gateway.config import Settings, may_use_proxy
 from lcp_gateway.lightning.payment_learner import LearningSummary, PaymentLearner
 from lcp_gateway.lightning.payments import LndError
@@ -50,7 +50,7 @@ async def open_lnd(settings: Settings) -> "AsyncIterator[Lnd | None]":
     from lcp_gateway.lightning.lnd import Lnd, LndAddress, LndNotInstalled  # noqa: PLC0415 - see above
 
     if settings.lnd_tls_cert is None or settings.lnd_macaroon_file is None:
-        raise LedgerError("lnd_grpc_addr needs lnd_tls_cert and lnd_macaroon_file")
+        raise WiringError("lnd_grpc_addr needs lnd_tls_cert and lnd_macaroon_file")
     address = LndAddress(
         settings.lnd_grpc_addr,
         settings.lnd_tls_cert,
@@ -60,7 +60,7 @@ async def open_lnd(settings: Settings) -> "AsyncIterator[Lnd | None]":
     try:
         lnd = Lnd(address)
     except (LndNotInstalled, OSError) as error:
-        raise LedgerError(f"lnd cannot be used: {error}") from error
+        raise WiringError(f"lnd cannot be used: {error}") from error
     async with lnd:
         yield lnd
 

@@ -13,16 +13,16 @@ import uvloop
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.__about__ import __version__
-from lcp_gateway.app.assembly import Gateway
 from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
-from lcp_gateway.app.lasting import Lasting
-from lcp_gateway.app.ledgers import LedgerError, book_tasks, remember_peers
+from lcp_gateway.app.gateway import Gateway
 from lcp_gateway.app.listening import CannotListen
-from lcp_gateway.app.notify import Notifier
-from lcp_gateway.app.opening import StartError, open_parts
 from lcp_gateway.app.reload import Reload
+from lcp_gateway.app.runtime import Runtime
 from lcp_gateway.app.serving import Serving, log_level, open_serving
-from lcp_gateway.app.stateful import purge
+from lcp_gateway.app.startup import StartError, open_parts
+from lcp_gateway.app.systemd import Notifier
+from lcp_gateway.app.wiring.journal import WiringError, book_tasks, remember_peers
+from lcp_gateway.app.wiring.responses import purge
 from lcp_gateway.config import Loaded, Settings, parse_host_port
 from lcp_gateway.http.tls import BadCertificate
 from lcp_gateway.purchase.service import Reason
@@ -92,9 +92,9 @@ async def _serve(
         tasks = BackgroundTasks(log, on_restart=metrics.task_restarted)
         opened, lasting = await open_parts(settings, stack, metrics, tasks, log)
         try:
-            gateway = Gateway(settings, Lasting(settings, opened))
+            gateway = Gateway(settings, Runtime(settings, opened))
             await remember_peers(opened.ledgers, opened.standings)
-        except LedgerError as error:
+        except WiringError as error:
             raise StartError(str(error)) from error
         _on_stop(stop, gateway)
         lasting += [

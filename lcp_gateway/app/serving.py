@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Collection
 
-from lcp_gateway.app.assembly import Gateway
+from lcp_gateway.app.gateway import Gateway
 from lcp_gateway.app.listening import Listener, listening
 from lcp_gateway.config import Settings
 from lcp_gateway.http.protocol import ready

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from lcp_gateway.accounts.ports import InvoicesAway, MadeInvoice, Paid
-from lcp_gateway.app.ledgers import LedgerError
+from lcp_gateway.app.wiring.journal import WiringError
 from lcp_gateway.config import Settings, may_use_proxy
 from lcp_gateway.lightning.payments import LndError
 
@@ -49,7 +49,7 @@ async def open_till(settings: Settings, stack: contextlib.AsyncExitStack) -> "Ln
             await stack.enter_async_context(Invoices(address, network=settings.network or None))
         )
     except (LndNotInstalled, OSError) as error:
-        raise LedgerError(f"lnd cannot be used for top-ups: {error}") from error
+        raise WiringError(f"lnd cannot be used for top-ups: {error}") from error
 
 
 class LndTill:

@@ -12,7 +12,7 @@ import typer
 
 from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.output import plain
-from lcp_gateway.config.generate import sample_file
+from lcp_gateway.config.docs import sample_file
 from lcp_gateway.config.sources import CONFIG_VARIABLE, default_file
 
 _PRIVATE_FOLDER = 0o700

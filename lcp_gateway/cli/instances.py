@@ -11,7 +11,7 @@ from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed, complain
 from lcp_gateway.cli.pid_file import EMPTY, Condition, PidFile, Record, read_pid_file
 from lcp_gateway.cli.some_settings import SomeSettings, some_settings
 from lcp_gateway.config import Settings, parse_host_port
-from lcp_gateway.config.places import state_folder
+from lcp_gateway.config.derived import state_folder
 
 INSTANCE_SETTINGS = ("http_addr", "state_dir", "pid_file")
 """The settings that say which gateway is meant."""

@@ -22,7 +22,7 @@ from lcp_gateway.upstreams.lcpd import LcpdUpstream
 
 if TYPE_CHECKING:
     from lcp_gateway.app.chooser import Chooser
-    from lcp_gateway.app.routing import NodeParts
+    from lcp_gateway.app.wiring.routing import NodeParts
     from lcp_gateway.upstreams.node_link import HttpNode
     from lcp_gateway.upstreams.watched import NodeState
 
@@ -103,7 +103,7 @@ async def opened_nodes(settings: Settings) -> "AsyncIterator[NodeParts | None]":
     if not all_nodes(settings):
         yield None
         return
-    from lcp_gateway.app.routing import NodeParts, http_nodes, model_registry  # noqa: PLC0415 - imports the whole gateway
+    from lcp_gateway.app.wiring.routing import NodeParts, http_nodes, model_registry  # noqa: PLC0415 - imports the whole gateway
     from lcp_gateway.upstreams.node_tokens import TokenCounter  # noqa: PLC0415 - as above
     from lcp_gateway.upstreams.nodes import NodeWatch  # noqa: PLC0415 - as above
     from lcp_gateway.upstreams.openai_http import OpenAIHttpUpstream  # noqa: PLC0415 - as above
@@ -130,7 +130,7 @@ async def opened_nodes(settings: Settings) -> "AsyncIterator[NodeParts | None]":
 def untried(settings: Settings, catalog: Catalog) -> Untried:
     """Wire what takes part in a choice over a catalog that stays as it is."""
     from lcp_gateway.app.chooser import Chooser  # noqa: PLC0415 - imports the whole gateway
-    from lcp_gateway.app.routing import model_registry, routing_rules, routing_weights  # noqa: PLC0415 - as above
+    from lcp_gateway.app.wiring.routing import model_registry, routing_rules, routing_weights  # noqa: PLC0415 - as above
 
     registry = model_registry(settings)
     auto = AutoChoice(

@@ -196,7 +196,7 @@ def _missing(rows: Iterable[Row], settings: Settings, there: set[str]) -> Iterat
         for node in all_nodes(settings)
         for model in node.models
     ):
-        from lcp_gateway.app.routing import http_nodes, model_registry  # noqa: PLC0415 - imports the whole gateway
+        from lcp_gateway.app.wiring.routing import http_nodes, model_registry  # noqa: PLC0415 - imports the whole gateway
 
         registry = model_registry(settings)
         for node in http_nodes(settings):

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lcp_gateway.cli.outcome import CommandFailed
-from lcp_gateway.config.places import state_folder
+from lcp_gateway.config.derived import state_folder
 from lcp_gateway.purchase.states import State
 
 _FILE = "resolutions.jsonl"

@@ -27,7 +27,7 @@ from lcp_gateway.config import (
     specs,
     spending_cautions,
 )
-from lcp_gateway.config.money_forms import JOURNAL_OFF
+from lcp_gateway.config.parsers import JOURNAL_OFF
 from lcp_gateway.config.sources import CONFIG_VARIABLE
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)

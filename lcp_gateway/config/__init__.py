@@ -1,17 +1,15 @@
 """Configuration: one model of settings, loaded from flags, environment and file, with the origin of each value."""
 
-from lcp_gateway.config.cautions import auth_mode, spending_cautions
-from lcp_gateway.config.declare import Group, Spec
+from lcp_gateway.config.derived import all_nodes, journal_place, known_hosts, may_use_proxy
 from lcp_gateway.config.docs import docs_markdown, written
-from lcp_gateway.config.forms import HostPort, parse_host_port
 from lcp_gateway.config.loading import ConfigError, Loaded, load
 from lcp_gateway.config.models import ModelConfig
-from lcp_gateway.config.money_forms import without_password
 from lcp_gateway.config.nodes import NodeConfig
-from lcp_gateway.config.places import all_nodes, journal_place, known_hosts
-from lcp_gateway.config.proxies import may_use_proxy
+from lcp_gateway.config.parsers import HostPort, parse_host_port, without_password
+from lcp_gateway.config.setting import Group, Spec
 from lcp_gateway.config.settings import Settings, specs
 from lcp_gateway.config.sources import Source, SourceKind, others_may_read
+from lcp_gateway.config.validation import auth_mode, spending_cautions
 
 __all__ = [
     "ConfigError",

@@ -8,8 +8,7 @@ from types import MappingProxyType
 
 from pydantic import ValidationError
 
-from lcp_gateway.config.cautions import cautions, contradictions
-from lcp_gateway.config.declare import Spec
+from lcp_gateway.config.setting import Spec
 from lcp_gateway.config.settings import Settings, specs
 from lcp_gateway.config.sources import (
     DEFAULT_SOURCE,
@@ -25,6 +24,7 @@ from lcp_gateway.config.sources import (
     nearest,
 )
 from lcp_gateway.config.tables import columns, place
+from lcp_gateway.config.validation import cautions, contradictions
 
 _SHOWN_CHARACTERS = 80
 # What pydantic adds to the place of a mapping's key, to tell it from its value.

@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import AfterValidator, ConfigDict, Field
 
-from lcp_gateway.config import forms
-from lcp_gateway.config.forms import (
+from lcp_gateway.config import parsers
+from lcp_gateway.config.parsers import (
     Form,
     parse_count,
     parse_list,
@@ -80,19 +80,19 @@ class ModelConfig:
         Field(description="What it does."),
     ] = ""
     context_length: Annotated[
-        forms.Count,
+        parsers.Count,
         Field(
             description="How many tokens request and answer may have together. A request that is clearly longer is refused."
         ),
     ] = 0
     dimensions: Annotated[
-        forms.Count,
+        parsers.Count,
         Field(
             description="How many numbers an embedding of it has; written into requests that do not say, which changes their "
             "bytes."
         ),
     ] = 0
-    params_b: Annotated[forms.Number, Field(description="Its parameters, in billions.")] = 0.0
+    params_b: Annotated[parsers.Number, Field(description="Its parameters, in billions.")] = 0.0
     capabilities: Annotated[
         tuple[str, ...] | None,
         Form("list", "A,B"),
@@ -102,16 +102,16 @@ class ModelConfig:
             "of your own. What is not in the list it cannot do."
         ),
     ] = None
-    owned_by: Annotated[forms.Text, Field(description="Its owner, as clients see it.")] = ""
+    owned_by: Annotated[parsers.Text, Field(description="Its owner, as clients see it.")] = ""
     aliases: Annotated[
-        forms.Names, Field(description="Other names by which clients may ask for it.")
+        parsers.Names, Field(description="Other names by which clients may ask for it.")
     ] = ()
     max_price_msat: Annotated[
-        forms.Count,
+        parsers.Count,
         Field(description="The most that a request to it may be priced at; 0 sets no limit."),
     ] = 0
     max_total_msat: Annotated[
-        forms.Count,
+        parsers.Count,
         Field(description="The most that one may cost with its routing fee; 0 sets no limit."),
     ] = 0
     default_temperature: Annotated[

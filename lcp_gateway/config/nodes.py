@@ -8,8 +8,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidatorFunctionWrapHandler, WrapValidator
 
-from lcp_gateway.config import forms
-from lcp_gateway.config.forms import Form, parse_list, parse_text, read_by
+from lcp_gateway.config import parsers
+from lcp_gateway.config.parsers import Form, parse_list, parse_text, read_by
 from lcp_gateway.config.tables import ROW_CONFIG, list_of_tables
 
 ENDPOINTS: Final = ("chat", "responses", "completions", "embeddings")
@@ -67,7 +67,7 @@ class NodeConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = ROW_CONFIG
 
-    name: Annotated[forms.NodeName, Field(description="What it is called; each only once.")]
+    name: Annotated[parsers.NodeName, Field(description="What it is called; each only once.")]
     base_url: Annotated[
         str,
         Form("URL", "URL"),
@@ -75,38 +75,38 @@ class NodeConfig:
         Field(description="Where its API is; `/v1` is put in where there is no path."),
     ]
     api_key: Annotated[
-        forms.BearerKey, Field(description="The key that it asks for, sent as a bearer token.")
+        parsers.BearerKey, Field(description="The key that it asks for, sent as a bearer token.")
     ] = field(default="", repr=False)
     api_key_file: Annotated[
-        forms.OptionalFile,
+        parsers.OptionalFile,
         Field(description="A file whose first line is that key, read once at the start."),
     ] = None
     price_per_request_msat: Annotated[
-        forms.Count, Field(description="What a request costs, in millisatoshi.")
+        parsers.Count, Field(description="What a request costs, in millisatoshi.")
     ] = 0
     price_per_1k_input_msat: Annotated[
-        forms.Count, Field(description="What 1,000 tokens of a request cost, beside that.")
+        parsers.Count, Field(description="What 1,000 tokens of a request cost, beside that.")
     ] = 0
     price_per_1k_output_msat: Annotated[
-        forms.Count, Field(description="What 1,000 tokens of an answer cost, beside that.")
+        parsers.Count, Field(description="What 1,000 tokens of an answer cost, beside that.")
     ] = 0
     price_per_minute_sat: Annotated[
-        forms.Number, Field(description="What a minute of use costs, in sat, beside that.")
+        parsers.Number, Field(description="What a minute of use costs, in sat, beside that.")
     ] = 0.0
     max_output_tokens: Annotated[
-        forms.Count,
+        parsers.Count,
         Field(
             gt=0, description="How long an answer is reckoned to be where a request sets no limit."
         ),
     ] = 4_096
     timeout_s: Annotated[
-        forms.Duration, Field(gt=0, description="How long a request may take.")
+        parsers.Duration, Field(gt=0, description="How long a request may take.")
     ] = 120.0
     models: Annotated[
-        forms.Names, Field(description="Its models; without any it is asked for its list.")
+        parsers.Names, Field(description="Its models; without any it is asked for its list.")
     ] = ()
     owned_by: Annotated[
-        forms.Text, Field(description="The owner of its models, as clients see it.")
+        parsers.Text, Field(description="The owner of its models, as clients see it.")
     ] = ""
     endpoints: Annotated[
         tuple[str, ...],
@@ -115,7 +115,7 @@ class NodeConfig:
         Field(description=f"What it serves, of {', '.join(ENDPOINTS)}."),
     ] = ("chat", "embeddings")
     max_connections: Annotated[
-        forms.Count, Field(gt=0, description="How many connections to it may be open at once.")
+        parsers.Count, Field(gt=0, description="How many connections to it may be open at once.")
     ] = 64
 
 
@@ -142,7 +142,7 @@ def _first_line(path: Path) -> str:
     if not line.strip():
         raise ValueError(f"api_key_file: the first line of {path} is empty")
     try:
-        return forms.parse_bearer_key(line)
+        return parsers.parse_bearer_key(line)
     except ValueError as error:
         raise ValueError(f"api_key_file: {path} {error}") from None
 

@@ -1,20 +1,62 @@
-"""The places a setting may come from, each read into a layer that remembers the origin of every value."""
+"""The places a setting may come from, each read into a layer that records the origin of every value."""
 
 import difflib
 import enum
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Final
 
-from lcp_gateway.config.declare import (
+from lcp_gateway.config.setting import (
     ENVIRONMENT_PREFIX,
     OPENAI_SERVE_PREFIX,
     OPENCLAW_PREFIX,
     Spec,
 )
-from lcp_gateway.config.service_links import is_service_link
+
+_HOST: Final = re.compile(r"[0-9A-Za-z.:\[\]_-]+")
+_URL: Final = re.compile(r"(?:tcp|udp|sctp)://\S+")
+_NUMBER: Final = re.compile(r"[0-9]{1,5}")
+_PROTOCOL: Final = re.compile(r"tcp|udp|sctp")
+_LINK_NAME: Final = re.compile(r"/[^/\s]+/[^/\s]+")
+# What may stand between the prefix and the ending: the rest of a service's name, as in lcp-gateway-metrics.
+_NAME: Final = r"(?:[A-Z0-9_]+_)?"
+_ENDINGS: Final = tuple(
+    (re.compile(_NAME + ending), value)
+    for ending, value in (
+        (r"SERVICE_HOST", _HOST),
+        (r"SERVICE_PORT(?:_[A-Z0-9_]+)?", _NUMBER),
+        (r"PORT", _URL),
+        (r"PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_START|_END)?", _URL),
+        (r"PORT_[0-9]+_(?:TCP|UDP|SCTP)_PROTO", _PROTOCOL),
+        (r"PORT_[0-9]+_(?:TCP|UDP|SCTP)_PORT(?:_START|_END)?", _NUMBER),
+        (r"PORT_[0-9]+_(?:TCP|UDP|SCTP)_ADDR", _HOST),
+    )
+)
+_DOCKER_NAME: Final = re.compile(_NAME + r"NAME")
+_DOCKER_VARIABLE: Final = re.compile(r"((?:[A-Z0-9_]+_)?)ENV_.+")
+
+
+def is_service_link(variable: str, environ: Mapping[str, str], prefix: str) -> bool:
+    """Tell whether a variable that begins with ``prefix`` was made for a service: by its name and by its value.
+
+    ``docker --link`` also copies the variables of the other container (``…_ENV_PATH``); these count where the link's own
+    ``…_NAME`` is there.
+    """
+    rest, value = variable.removeprefix(prefix), environ[variable].strip()
+    if any(name.fullmatch(rest) and form.fullmatch(value) for name, form in _ENDINGS):
+        return True
+    if _DOCKER_NAME.fullmatch(rest):
+        return _LINK_NAME.fullmatch(value) is not None
+    copied = _DOCKER_VARIABLE.fullmatch(rest)
+    return (
+        copied is not None
+        and _LINK_NAME.fullmatch(environ.get(f"{prefix}{copied[1]}NAME", "").strip()) is not None
+    )
+
 
 CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
 

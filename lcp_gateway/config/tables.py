@@ -14,7 +14,7 @@ from typing import Any, Final, get_args, get_type_hints
 from pydantic import ConfigDict
 from pydantic.fields import FieldInfo
 
-from lcp_gateway.config.forms import Form
+from lcp_gateway.config.parsers import Form
 
 REDACTED: Final = "(redacted)"
 

@@ -14,7 +14,7 @@ from lcp_gateway.accounts.claims import RedisClaims
 from lcp_gateway.accounts.replicas import Outage
 from lcp_gateway.accounts.seals import Seals
 from lcp_gateway.accounts.shared_answers import RedisAnswers
-from lcp_gateway.app.replicas import RequestStates
+from lcp_gateway.app.wiring.shared_results import RequestStates
 from lcp_gateway.purchase.errors import PurchaseError
 from lcp_gateway.purchase.memory import MemoryLimits, Repeat
 from lcp_gateway.store.engine import open_database

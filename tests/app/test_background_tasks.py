@@ -213,7 +213,7 @@ SHORT = {
     "accounts/replicas.py": "asks Redis once; the caller waits for it",
     "accounts/settlements.py": "what a supervised task does while this gateway leads; it waits for both",
     "app/background_tasks.py": "the supervisor itself",
-    "app/opening.py": "the start waits for them",
+    "app/startup.py": "the start waits for them",
     "http/background.py": "bounded work after a request, its errors logged",
     "http/background_jobs.py": "as long as a job, or one row to be deleted",
     "http/jobs.py": "the end waits for them",

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lcp_gateway.app.buying import spending_limits
-from lcp_gateway.app.ledgers import refund_limits
-from lcp_gateway.app.routing import standing_rules
+from lcp_gateway.app.wiring.journal import refund_limits
+from lcp_gateway.app.wiring.routing import standing_rules
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.errors import PurchaseError, Refused
 from lcp_gateway.purchase.flow import Buyer

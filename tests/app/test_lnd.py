@@ -8,8 +8,8 @@ from structlog.testing import CapturingLogger
 
 from lcp_gateway.app import lnd as lnd_module
 from lcp_gateway.app.background_tasks import BackgroundTasks, Backoff
-from lcp_gateway.app.ledgers import Ledgers
 from lcp_gateway.app.lnd import LndWatch
+from lcp_gateway.app.wiring.journal import Ledgers
 from lcp_gateway.lightning.lnd import LndBalance, LndInfo
 from lcp_gateway.lightning.payments import LndError
 from lcp_gateway.purchase.money import Msat

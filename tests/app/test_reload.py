@@ -7,14 +7,13 @@ from types import SimpleNamespace
 import pytest
 import structlog
 
-from lcp_gateway.app.assembly import Gateway
 from lcp_gateway.app.background_tasks import BackgroundTasks
-from lcp_gateway.app.lasting import Lasting
-from lcp_gateway.app.ledgers import LedgerError
-from lcp_gateway.app.opening import open_parts
-from lcp_gateway.app.reload import Reload
-from lcp_gateway.app.reloadable import NEEDS_RESTART, RELOADED, changes
+from lcp_gateway.app.gateway import Gateway
+from lcp_gateway.app.reload import NEEDS_RESTART, RELOADED, Reload, changes
+from lcp_gateway.app.runtime import Runtime
 from lcp_gateway.app.serving import log_level, open_serving
+from lcp_gateway.app.startup import open_parts
+from lcp_gateway.app.wiring.journal import WiringError
 from lcp_gateway.config import ConfigError, Settings, load, specs
 from lcp_gateway.http.tls import BadCertificate
 from lcp_gateway.telemetry.metrics import Metrics
@@ -70,7 +69,7 @@ async def serving_of(settings):
     async with AsyncExitStack() as stack:
         log = structlog.get_logger()
         opened, _ = await open_parts(settings, stack, Metrics(), BackgroundTasks(log), log)
-        gateway = Gateway(settings, Lasting(settings, opened))
+        gateway = Gateway(settings, Runtime(settings, opened))
         yield gateway, await stack.enter_async_context(open_serving(settings, gateway))
 
 
@@ -132,13 +131,14 @@ async def test_settings_that_cannot_be_used_leave_everything_as_it_was(tmp_path,
     good = Settings(**QUIET, journal_url="off", **files)
     async with serving_of(good) as (gateway, serving):
         before, used = gateway.made, []
-        monkeypatch.setattr(Lasting, "use", lambda *_: used.append(1))
+        monkeypatch.setattr(Runtime, "use", lambda *_: used.append(1))
         with pytest.raises(BadCertificate):
             await serving.renew(good.model_copy(update={"http_tls_key": other.key}))
         monkeypatch.setattr(
-            "lcp_gateway.app.replicas.Sharing.answers", lambda *_: raised(LedgerError("no Redis"))
+            "lcp_gateway.app.wiring.shared_results.SharedResults.answers",
+            lambda *_: raised(WiringError("no Redis")),
         )
-        with pytest.raises(LedgerError):
+        with pytest.raises(WiringError):
             await serving.renew(good)
         assert (gateway.made, used) == (before, [])
 
@@ -246,7 +246,7 @@ async def test_after_a_wrong_file_the_next_right_one_is_taken(attempts):
     assert line["changed"] == ["max_price_msat"]
 
 
-@pytest.mark.parametrize("fails", [BadCertificate("a.pem has expired"), LedgerError("no Redis")])
+@pytest.mark.parametrize("fails", [BadCertificate("a.pem has expired"), WiringError("no Redis")])
 async def test_what_cannot_be_made_is_told_and_the_settings_of_before_are_in_force(attempts, fails):
     attempts.fails = fails
     line = await attempts.after("max_price_msat = 9")

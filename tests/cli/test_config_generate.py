@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from lcp_gateway.config.generate import sample_file
+from lcp_gateway.config.docs import sample_file
 
 
 def mode(path):

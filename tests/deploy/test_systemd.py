@@ -9,7 +9,7 @@ from collections import defaultdict
 import pytest
 
 from lcp_gateway.config import Settings, specs
-from lcp_gateway.config.places import journal_place
+from lcp_gateway.config.derived import journal_place
 from lcp_gateway.config.sources import default_file
 from tests.support.promql import ROOT
 

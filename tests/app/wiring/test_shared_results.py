@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from lcp_gateway.accounts.shared_answers import RedisAnswers
-from lcp_gateway.app.ledgers import LedgerError, Ledgers
-from lcp_gateway.app.replicas import RequestStates, Sharing
+from lcp_gateway.app.wiring.journal import Ledgers, WiringError
+from lcp_gateway.app.wiring.shared_results import RequestStates, SharedResults
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.ports import start_unsupervised
@@ -29,7 +29,7 @@ class Log:
 async def shared(**settings):
     log = Log()
     chosen = Settings(**settings)
-    sharing = Sharing(
+    sharing = SharedResults(
         chosen.redis_url,
         Ledgers(JournalOff()),
         SimpleNamespace(joined=print),
@@ -60,7 +60,7 @@ async def test_without_a_secret_that_is_one_they_do_not_and_say_so(key):
 
 async def test_a_redis_whose_client_is_not_there_is_said_at_the_start(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "redis.asyncio", None)
-    with pytest.raises(LedgerError, match="redis"):
+    with pytest.raises(WiringError, match="redis"):
         await shared(redis_url="redis://127.0.0.1:1/0", admin_key=SECRET)
 
 

@@ -1,16 +1,48 @@
-"""The written forms of values: how durations, sizes, addresses, lists and maps are read from text or TOML."""
+"""How values are read from text or TOML: durations, sizes, addresses, lists, maps."""
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from types import MappingProxyType
+from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator
 
-from lcp_gateway.config.quotes import refuse_json_list, refuse_quotes
+_QUOTES: Final = "\"'`"
+_BRACKETS: Final = ("[]", "{}")
+
+
+def refuse_quotes(text: str) -> str:
+    """Return the text as it is. No message repeats it.
+
+    Raises:
+        ValueError: it begins or ends with a quote, or stands in brackets as JSON does.
+    """
+    if text and (text[0] in _QUOTES or text[-1] in _QUOTES):
+        raise ValueError("has a quote at its begin or end, which would be part of it: leave it out")
+    if any(text.startswith(begin) and text.endswith(end) for begin, end in _BRACKETS):
+        raise ValueError("stands in brackets, which would be part of it: leave them out")
+    return text
+
+
+def refuse_json_list(value: object) -> None:
+    """Refuse text that is to be a list with commas, and is written as JSON or in quotes as a whole.
+
+    Raises:
+        ValueError: it is such a text. The message repeats nothing of it.
+    """
+    text = value.strip() if isinstance(value, str) else ""
+    if text.startswith("[") or text.endswith("]"):
+        raise ValueError(
+            'looks like a JSON array: write the items with commas between them, without "[", "]" and quotes'
+        )
+    if len(text) > 1 and text[0] == text[-1] and text[0] in _QUOTES and text.count(text[0]) == 2:  # noqa: PLR2004 - a pair
+        raise ValueError("stands in quotes, which would be part of it: leave them out")
+
 
 MAX_PORT = 65_535
 
@@ -454,3 +486,159 @@ LogFormat = Annotated[
 ]
 Choice = Annotated[Literal["score", "order"], Form("score or order", "CHOICE"), read_by(_lower)]
 Backend = Annotated[str, Form('"echo" or a URL', "BACKEND"), read_by(_parse_backend)]
+
+
+JOURNAL_OFF: Final = "off"
+"""How it is said that no journal is kept."""
+
+# Invoices of both testnets begin alike.
+INVOICE_PREFIXES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "mainnet": "bc",
+        "testnet": "tb",
+        "testnet4": "tb",
+        "signet": "tbs",
+        "regtest": "bcrt",
+        "simnet": "sb",
+    }
+)
+"""The prefix of a network's invoices (BOLT 11) by the name of the network."""
+
+_DATABASE_SCHEMES = frozenset({"sqlite", "postgresql", "postgres"})
+_PPM = 1_000_000
+# As far as the last "@": a password that holds one unescaped is not left half shown.
+_URL_PASSWORD = re.compile(r"(?<=://)([^:@/?#]*):.*@", re.DOTALL)
+_QUERY_PASSWORD = re.compile(r"(?<=[?&])(\w*password)=[^&]*", re.IGNORECASE)
+_HIDDEN = "***"
+
+
+def without_password(text: str) -> str:
+    """Give a database URL as it may be shown; other texts stay as they are."""
+    if "://" not in text:
+        return text
+    hidden = _URL_PASSWORD.sub(rf"\1:{_HIDDEN}@", text)
+    return _QUERY_PASSWORD.sub(rf"\1={_HIDDEN}", hidden)
+
+
+def _parse_journal(value: object) -> str:
+    text = str(value) if isinstance(value, Path) else refuse_quotes(parse_text(value))
+    if text.lower() == JOURNAL_OFF:
+        return JOURNAL_OFF
+    scheme, mark, rest = text.partition("://")
+    if not mark:
+        if text == ":memory:":
+            raise ValueError("a journal in memory forgets what it is for: give a file")
+        return str(Path(text).expanduser()) if text else ""
+    if scheme.partition("+")[0] not in _DATABASE_SCHEMES:
+        raise ValueError('must be a path, "sqlite:///path", "postgresql://..." or "off"')
+    if not rest.strip("/"):
+        raise ValueError("the address names no database")
+    return text
+
+
+def _parse_network(value: object) -> str:
+    text = parse_text(value).lower()
+    if not text or text in INVOICE_PREFIXES.values():
+        return text
+    if prefix := INVOICE_PREFIXES.get(text):
+        return prefix
+    raise ValueError(f"must be one of {', '.join(INVOICE_PREFIXES)}")
+
+
+def _parse_model_limits(value: object) -> dict[str, int]:
+    """A model's name may hold "=", an amount never does."""
+    if isinstance(value, Mapping):
+        found: dict[str, object] = {parse_text(key): item for key, item in value.items()}
+    else:
+        found = dict(unique(pairs(value, last_equals=True)))
+    if not all(found):
+        raise ValueError("a model has no name")
+    limits = {}
+    for model, amount in found.items():
+        try:
+            limits[model] = parse_count(amount)
+        except ValueError as error:
+            raise ValueError(f"the limit of model {model!r:.80} {error}") from None
+    return limits
+
+
+def _parse_ppm(value: object) -> int:
+    if (ppm := parse_count(value)) > _PPM:
+        raise ValueError(f"must be at most {_PPM}, which is the whole")
+    return ppm
+
+
+def _parse_optional_grpc_target(value: object) -> str:
+    return parse_grpc_target(value) if parse_text(value) else ""
+
+
+def _parse_optional_redis(value: object) -> str:
+    text = refuse_quotes(parse_text(value))
+    if text and text.partition("://")[0] not in {"redis", "rediss", "unix"}:
+        raise ValueError('must be a URL such as "redis://127.0.0.1:6379/0"')
+    return text
+
+
+OptionalRedis = Annotated[str, Form("Redis URL", "URL"), read_by(_parse_optional_redis)]
+Journal = Annotated[str, Form("path, database URL or off", "PLACE"), read_by(_parse_journal)]
+Network = Annotated[str, Form("network", "NETWORK"), read_by(_parse_network)]
+ModelLimits = Annotated[
+    Mapping[str, int], Form("map", "MODEL=MSAT;..."), read_by(_parse_model_limits)
+]
+PartsPerMillion = Annotated[int, Form("parts per million", "PPM"), read_by(_parse_ppm)]
+OptionalGrpcTarget = Annotated[
+    str, Form("gRPC address", "ADDRESS"), read_by(_parse_optional_grpc_target)
+]
+
+
+_HOST_NAME = re.compile(r"(\*\.)?[^\s:/\\@,*\[\]]+")
+
+
+def _parse_networks(value: object) -> tuple[str, ...]:
+    """Take addresses and networks; an address is the network of it alone."""
+    found = []
+    for text in parse_list(value):
+        try:
+            found.append(str(ipaddress.ip_network(text)))
+        except ValueError as error:
+            raise ValueError(
+                f'must be addresses or networks such as "10.0.0.7" or "10.0.0.0/8": {error}'
+            ) from None
+    return tuple(dict.fromkeys(found))
+
+
+def _parse_optional_http_url(value: object) -> str:
+    text = parse_text(value)
+    if not text:
+        return ""
+    parts = urlsplit(text)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError('must be a base URL such as "http://127.0.0.1:4318"')
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must be a base URL alone; a key belongs into otlp_headers")
+    return text.rstrip("/")
+
+
+def _parse_hosts(value: object) -> tuple[str, ...]:
+    """Take names, without scheme and port; in lower case and without the dot of the root."""
+    found = []
+    for text in parse_list(value):
+        if text != "*" and not _HOST_NAME.fullmatch(text):
+            raise ValueError(
+                'must be names such as "gateway" or "*.example.com", without a scheme and a port, or "*"'
+            )
+        found.append(text.lower().removesuffix("."))
+    return tuple(dict.fromkeys(found))
+
+
+def _parse_ratio(value: object) -> float:
+    if (ratio := parse_number(value)) > 1:
+        raise ValueError("must be from 0 to 1")
+    return ratio
+
+
+Hosts = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_hosts)]
+Networks = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_networks)]
+OptionalFolder = Annotated[Path | None, Form("folder", "FOLDER"), read_by(parse_file)]
+OptionalHttpUrl = Annotated[str, Form("URL", "URL"), read_by(_parse_optional_http_url)]
+Ratio = Annotated[float, Form("number from 0 to 1", "N"), read_by(_parse_ratio)]

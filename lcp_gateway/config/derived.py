@@ -1,12 +1,13 @@
-"""What the settings amount to where several say it together: where things are kept, and which nodes there are."""
+"""Values that follow from several settings together: the journal's place, host names, nodes, the use of a proxy."""
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from lcp_gateway.config.forms import parse_host_port
-from lcp_gateway.config.money_forms import JOURNAL_OFF
 from lcp_gateway.config.nodes import NodeConfig
+from lcp_gateway.config.parsers import JOURNAL_OFF, parse_host_port
 from lcp_gateway.config.settings import Settings
 
 
@@ -63,3 +64,30 @@ def all_nodes(settings: Settings) -> tuple[NodeConfig, ...]:
         endpoints=("chat",),
     )
     return (*settings.nodes, openclaw)
+
+
+def may_use_proxy(settings: Settings, target: str) -> bool:
+    """Tell whether a connection may go through the environment's proxy: only if the settings say so, never on this machine.
+
+    ``target`` is a URL, or what gRPC dials.
+    """
+    return settings.proxy_from_environment and not _is_local(target)
+
+
+def _is_local(target: str) -> bool:
+    scheme, mark, rest = target.partition(":")
+    if scheme == "unix":
+        return True
+    if mark and scheme in {"dns", "ipv4", "ipv6"} and not rest.isdigit():
+        target = rest.removeprefix("///")
+    try:
+        host = urlsplit(target if "://" in target else f"//{target}").hostname or ""
+    except ValueError:
+        return False
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from lcp_gateway.app.accounting import Accounting
 from lcp_gateway.app.background_tasks import BackgroundTasks
 from lcp_gateway.app.catalogs import Catalogs
-from lcp_gateway.app.ledgers import Ledgers
-from lcp_gateway.app.replicas import Sharing, memory_limits
-from lcp_gateway.app.routing import NodeParts, standing_rules
-from lcp_gateway.app.selling import Shop
+from lcp_gateway.app.wiring.accounts import Access
+from lcp_gateway.app.wiring.journal import Ledgers
+from lcp_gateway.app.wiring.routing import NodeParts, standing_rules
+from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
 from lcp_gateway.config import Settings
 from lcp_gateway.http.background import Background
 from lcp_gateway.http.jobs import Jobs
@@ -37,8 +37,8 @@ class Opened:
     peers: PeerWatch
     nodes: NodeParts
     ledgers: Ledgers
-    shop: Shop
-    sharing: Sharing
+    shop: Access
+    sharing: SharedResults
     standings: Standings
     accounting: Accounting
     tracing: Tracing
@@ -46,7 +46,7 @@ class Opened:
     lnd_report: Callable[[], Mapping[str, object]] | None = None
 
 
-class Lasting:
+class Runtime:
     """All that has a state. Other settings are taken in by ``use``, which cannot fail."""
 
     def __init__(self, settings: Settings, opened: Opened) -> None:

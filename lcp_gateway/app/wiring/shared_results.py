@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.accounts.replicas import Outage, RedisNotInstalled
-from lcp_gateway.app.ledgers import LedgerError, Ledgers
+from lcp_gateway.app.wiring.journal import Ledgers, WiringError
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.memory import MemoryLimits
@@ -29,7 +29,7 @@ def memory_limits(settings: Settings) -> MemoryLimits:
     )
 
 
-class Sharing:
+class SharedResults:
     """What several gateways share besides their database; nothing where there is one gateway only."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Sharing:
             seals = Seals(secret)
             claims = self._connect()
         except (RedisNotInstalled, ValueError) as error:
-            raise LedgerError(f"Redis cannot be used: {error}") from error
+            raise WiringError(f"Redis cannot be used: {error}") from error
         return RedisAnswers(
             claims,
             seals,

@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
-from lcp_gateway.config.forms import NODE_PREFIX, parse_host_port
-from lcp_gateway.config.money_forms import JOURNAL_OFF
+from lcp_gateway.config.derived import all_nodes
 from lcp_gateway.config.nodes import NodeConfig
-from lcp_gateway.config.places import all_nodes
+from lcp_gateway.config.parsers import JOURNAL_OFF, NODE_PREFIX, parse_host_port
 from lcp_gateway.config.settings import Settings
 from lcp_gateway.config.sources import Source, nearest, others_may_read
 from lcp_gateway.purchase.evidence import MIN_HTLC_MSAT

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, TypeVar
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.app.accounting import Accounting
-from lcp_gateway.app.assembly import lcpd_address
 from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
-from lcp_gateway.app.lasting import Opened
-from lcp_gateway.app.ledgers import LedgerError, Ledgers, open_ledgers
+from lcp_gateway.app.gateway import lcpd_address
 from lcp_gateway.app.lnd import LndWatch, open_lnd
-from lcp_gateway.app.replicas import Sharing
-from lcp_gateway.app.routing import NodeParts, node_parts, standing_rules
-from lcp_gateway.app.selling import open_shop
-from lcp_gateway.app.tracing import NoTraces, open_tracing
+from lcp_gateway.app.runtime import Opened
+from lcp_gateway.app.wiring.accounts import open_access
+from lcp_gateway.app.wiring.journal import Ledgers, WiringError, open_ledgers
+from lcp_gateway.app.wiring.routing import NodeParts, node_parts, standing_rules
+from lcp_gateway.app.wiring.shared_results import SharedResults
+from lcp_gateway.app.wiring.telemetry import TracingUnavailable, open_tracing
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.tracing import Tracing
@@ -72,8 +72,8 @@ async def open_parts(
         prepare=_read_names,
     )
     ledgers, lnd = await _prepare(stack, daemon, peers, nodes, settings, metrics, tasks, log)
-    shop = await _enter(stack, open_shop(settings, ledgers, metrics, tasks, log))
-    sharing = Sharing(settings.redis_url, ledgers, metrics, tasks.starter("claims"), log)
+    shop = await _enter(stack, open_access(settings, ledgers, metrics, tasks, log))
+    sharing = SharedResults(settings.redis_url, ledgers, metrics, tasks.starter("claims"), log)
     stack.push_async_callback(sharing.close)
     standings = Standings(standing_rules(settings))
     accounting = Accounting(metrics, get_logger("purchase"))
@@ -140,7 +140,7 @@ async def _enter(
 ) -> T:
     try:
         return await stack.enter_async_context(parts)
-    except (LedgerError, NoTraces) as error:
+    except (WiringError, TracingUnavailable) as error:
         raise StartError(str(error)) from error
 
 
@@ -169,7 +169,7 @@ async def _prepare(
                 raise
             log.warning("starting with nodes alone", problem=str(error))
         return await opening, await stack.enter_async_context(open_lnd(settings))
-    except LedgerError as error:
+    except WiringError as error:
         raise StartError(str(error)) from error
 
 

@@ -8,11 +8,11 @@ from aiohttp import web
 
 from lcp_gateway.__about__ import __version__
 from lcp_gateway.app.buying import BuyingParts, buying_parts
-from lcp_gateway.app.lasting import Lasting
 from lcp_gateway.app.measuring import Measuring, Observers
-from lcp_gateway.app.routing import RoutingParts, routing_parts
-from lcp_gateway.app.selling import SellingParts
-from lcp_gateway.app.stateful import open_kept, stateful_parts, store_limits
+from lcp_gateway.app.runtime import Runtime
+from lcp_gateway.app.wiring.accounts import AccessParts
+from lcp_gateway.app.wiring.responses import open_stored_state, responses_parts, store_limits
+from lcp_gateway.app.wiring.routing import RoutingParts, routing_parts
 from lcp_gateway.config import Settings, known_hosts, may_use_proxy
 from lcp_gateway.http.application import Routes, build_application, build_metrics_application
 from lcp_gateway.http.browser_guard import BrowserGuard
@@ -64,12 +64,12 @@ class Parts:
 
     settings: Settings
     routing: RoutingParts
-    selling: SellingParts
+    selling: AccessParts
     buying: BuyingParts
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class Configured:
     """The parts with the applications that they are reached by; ``metrics_app`` is the metrics' own."""
 
     parts: Parts
@@ -84,7 +84,7 @@ class Gateway:
         LedgerError: something that the settings ask for cannot be had.
     """
 
-    def __init__(self, settings: Settings, lasting: Lasting) -> None:
+    def __init__(self, settings: Settings, lasting: Runtime) -> None:
         opened = lasting.opened
         metrics = opened.metrics
         metrics.build_info(__version__, ",".join(str(v) for v in sorted(SUPPORTED_VERSIONS)))
@@ -110,7 +110,7 @@ class Gateway:
             shared=buying.shared,
             tracing=opened.tracing,
         )
-        self.kept = open_kept(
+        self.kept = open_stored_state(
             settings,
             service=self.service,
             ledgers=opened.ledgers,
@@ -125,7 +125,7 @@ class Gateway:
         """Give the budgets of the whole gateway that are in force."""
         return self.made.parts.buying.limits.budgets_for("")
 
-    def make(self, settings: Settings) -> Made:
+    def make(self, settings: Settings) -> Configured:
         """Make what other settings say, and change nothing yet.
 
         Raises:
@@ -133,7 +133,7 @@ class Gateway:
         """
         return self._applications(self._parts(settings))
 
-    def use(self, made: Made) -> None:
+    def use(self, made: Configured) -> None:
         """Buy and remember by other settings from now on; whoever routes requests has to go to their application."""
         settings, buying = made.parts.settings, made.parts.buying
         self.lasting.use(settings, made.parts.routing.registry)
@@ -166,7 +166,7 @@ class Gateway:
             buying=buying_parts(settings, lasting),
         )
 
-    def _applications(self, parts: Parts) -> Made:
+    def _applications(self, parts: Parts) -> Configured:
         settings, opened = parts.settings, self.lasting.opened
         health = self._health(settings)
         cors = Cors(settings.cors_origins)
@@ -182,7 +182,7 @@ class Gateway:
             away=(DatabaseUnavailable,),
             tracing=opened.tracing,
         )
-        return Made(
+        return Configured(
             parts=parts,
             app=build_application(
                 self._routes(parts, health),
@@ -218,7 +218,7 @@ class Gateway:
         limits, chooser = parts.buying.limits, routing.chooser
         standings = opened.standings
         relay_limit_s = settings.timeout_execute_s + _RELAY_SLACK_S
-        stateful = stateful_parts(
+        stateful = responses_parts(
             settings,
             self.kept,
             routing=routing,

@@ -11,7 +11,7 @@ from lcp_gateway.purchase.tracing import NO_TRACING, Tracing, error_type
 from lcp_gateway.telemetry.metrics import Metrics
 
 
-class NoTraces(Exception):
+class TracingUnavailable(Exception):
     """Traces are asked for and cannot be had."""
 
 
@@ -40,11 +40,11 @@ async def open_tracing(
             flow=Flow(on_exported=metrics.spans_exported, on_lost=metrics.spans_lost, log=log),
         )
     except ImportError as error:
-        raise NoTraces(
+        raise TracingUnavailable(
             "otlp_endpoint needs the extra: pip install 'lcp-gateway[tracing]'"
         ) from error
     except ValueError as error:
-        raise NoTraces(
+        raise TracingUnavailable(
             f"traces cannot be made as the environment says (OTEL_…): {error}"
         ) from error
     tracing = OtelTracing(export.tracer, error_type)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.app.ledgers import Ledgers
-from lcp_gateway.app.routing import RoutingParts
+from lcp_gateway.app.wiring.journal import Ledgers
+from lcp_gateway.app.wiring.routing import RoutingParts
 from lcp_gateway.config import Settings
 from lcp_gateway.http.admission import Admission
 from lcp_gateway.http.api_limits import ApiCaller, ApiLimits, Group
@@ -30,7 +30,7 @@ _PURGE_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredState:
     """What lasts of what is stored: the store itself, what puts answers into it, and the jobs that run for it."""
 
     store: Store[Item]
@@ -39,7 +39,7 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class StatefulParts:
+class ResponsesParts:
     """What reads requests for the store, and what serves what is stored; as one configuration says it."""
 
     stateful: Stateful
@@ -53,7 +53,7 @@ def store_limits(settings: Settings) -> StoreLimits:
     return StoreLimits(settings.max_stored_items, settings.max_stored_bytes, settings.stored_for_s)
 
 
-def open_kept(
+def open_stored_state(
     settings: Settings,
     *,
     service: PurchaseService,
@@ -62,7 +62,7 @@ def open_kept(
     metrics: Metrics,
     api_limits: ApiLimits,
     log: FilteringBoundLogger,
-) -> Kept:
+) -> StoredState:
     """Make what lasts."""
     store: Store[Item] = Store(
         store_limits(settings),
@@ -81,7 +81,7 @@ def open_kept(
         place=lambda owner: api_limits.place(ApiCaller(Group.CUSTOMERS, owner)),
         log=log,
     )
-    return Kept(store, keeper, background)
+    return StoredState(store, keeper, background)
 
 
 async def purge(store: Store[Item]) -> None:
@@ -91,15 +91,15 @@ async def purge(store: Store[Item]) -> None:
         store.purge()
 
 
-def stateful_parts(
+def responses_parts(
     settings: Settings,
-    kept: Kept,
+    kept: StoredState,
     *,
     routing: RoutingParts,
     admission: Admission,
     counter: TokenCounter,
     relay_limit_s: float,
-) -> StatefulParts:
+) -> ResponsesParts:
     """Wire what a configuration makes of it."""
     registry, offers = routing.registry, routing.chooser.offers
 
@@ -114,7 +114,7 @@ def stateful_parts(
         context_tokens=context_tokens,
         estimate=estimate_input_tokens,
     )
-    return StatefulParts(
+    return ResponsesParts(
         stateful=stateful,
         input_tokens=InputTokens(
             ask=counter.count_at,

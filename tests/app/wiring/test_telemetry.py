@@ -4,7 +4,7 @@ import sys
 import pytest
 from structlog.testing import capture_logs
 
-from lcp_gateway.app.tracing import NoTraces, open_tracing
+from lcp_gateway.app.wiring.telemetry import TracingUnavailable, open_tracing
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.tracing import NO_TRACING
 from lcp_gateway.telemetry.logs import get_logger
@@ -39,14 +39,14 @@ async def test_without_the_extra_the_start_says_what_is_missing(monkeypatch):
     for name in OURS:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(NoTraces, match=r"pip install 'lcp-gateway\[tracing\]'"):
+    with pytest.raises(TracingUnavailable, match=r"pip install 'lcp-gateway\[tracing\]'"):
         async with open_with(otlp_endpoint="http://127.0.0.1:1"):
             pass
 
 
 async def test_a_variable_that_makes_no_sense_is_said_at_the_start(monkeypatch):
     monkeypatch.setenv("OTEL_SPAN_EVENT_COUNT_LIMIT", "-5")
-    with pytest.raises(NoTraces, match="OTEL_SPAN_EVENT_COUNT_LIMIT"):
+    with pytest.raises(TracingUnavailable, match="OTEL_SPAN_EVENT_COUNT_LIMIT"):
         async with open_with(otlp_endpoint="http://127.0.0.1:1"):
             pass
 

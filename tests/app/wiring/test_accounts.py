@@ -12,15 +12,13 @@ from lcp_gateway.accounts.caller import KeyRules
 from lcp_gateway.accounts.jobs_per_key import TooManyJobs
 from lcp_gateway.accounts.keys import KeyCache
 from lcp_gateway.app import keys as app_keys
-from lcp_gateway.app import l402
 from lcp_gateway.app.background_tasks import BackgroundTasks
-from lcp_gateway.app.customers import tell_credit
 from lcp_gateway.app.keys import KeyKeeper
-from lcp_gateway.app.l402 import l402_secret
-from lcp_gateway.app.ledgers import LedgerError, Ledgers
 from lcp_gateway.app.prices import tariff
-from lcp_gateway.app.routing import model_registry
-from lcp_gateway.app.selling import open_shop
+from lcp_gateway.app.wiring import accounts
+from lcp_gateway.app.wiring.accounts import credit_observer, l402_secret, open_access
+from lcp_gateway.app.wiring.journal import Ledgers, WiringError
+from lcp_gateway.app.wiring.routing import model_registry
 from lcp_gateway.config import Settings, load
 from lcp_gateway.http.door import AccountDoor, KeyDoor, OpenDoor
 from lcp_gateway.store.database import DatabaseUnavailable
@@ -34,7 +32,7 @@ NOW = datetime.now(UTC)
 
 def shop(settings: Settings, database=None):
     ledgers = Ledgers(JournalOff(), database=database)
-    return open_shop(settings, ledgers, Metrics(), BackgroundTasks(LOG), LOG)
+    return open_access(settings, ledgers, Metrics(), BackgroundTasks(LOG), LOG)
 
 
 def parts_of(opened, settings: Settings):
@@ -116,7 +114,7 @@ async def test_with_accounts_there_is_all_of_it(bank):  # noqa: F811 - the fixtu
 
 
 async def test_accounts_without_a_journal_are_refused():
-    with pytest.raises(LedgerError, match="need a journal"):
+    with pytest.raises(WiringError, match="need a journal"):
         async with opened(Settings(auth="accounts")):
             pass
 
@@ -146,7 +144,7 @@ async def test_keys_that_cannot_be_read_keep_the_gateway_from_starting(bank, mon
         raise DatabaseUnavailable("the database is away")
 
     monkeypatch.setattr("lcp_gateway.store.keys.Keys.load_all", away)
-    with pytest.raises(LedgerError, match="the keys cannot be read: the database is away"):
+    with pytest.raises(WiringError, match="the keys cannot be read: the database is away"):
         async with opened(Settings(auth="accounts"), bank.database):
             pass
 
@@ -245,7 +243,7 @@ async def test_while_the_database_is_away_the_keys_of_before_let_in_and_it_is_sa
 
 
 def place(monkeypatch, where) -> None:
-    monkeypatch.setattr(l402, "journal_place", lambda _settings: where)
+    monkeypatch.setattr(accounts, "journal_place", lambda _settings: where)
 
 
 def test_a_secret_is_made_once_and_only_its_owner_may_read_it(tmp_path, monkeypatch):
@@ -266,14 +264,14 @@ def test_a_secret_of_the_settings_is_used_and_nothing_is_written(tmp_path, monke
 
 def test_gateways_on_a_database_server_must_be_told_their_secret(monkeypatch):
     place(monkeypatch, "postgresql://db/x")
-    with pytest.raises(LedgerError, match="l402_secret"):
+    with pytest.raises(WiringError, match="l402_secret"):
         l402_secret(Settings())
 
 
 def test_a_file_that_was_not_written_whole_is_no_secret(tmp_path, monkeypatch):
     place(monkeypatch, tmp_path / "journal.db")
     (tmp_path / "journal.l402").write_bytes(b"half")
-    with pytest.raises(LedgerError, match="holds no secret"):
+    with pytest.raises(WiringError, match="holds no secret"):
         l402_secret(Settings())
 
 
@@ -286,7 +284,7 @@ def test_what_is_credited_is_counted_and_logged_without_the_invoice():
         id="top_1", account_id="acct_1", received_msat=2_500, payment_request="lnbc1secret"
     )
     with structlog.testing.capture_logs() as logs:
-        tell = tell_credit(SimpleNamespace(topup=counted.append), structlog.get_logger())
+        tell = credit_observer(SimpleNamespace(topup=counted.append), structlog.get_logger())
         tell(SimpleNamespace(topup=topup, is_new=True))
     assert counted == [2_500]
     (line,) = logs

@@ -6,7 +6,7 @@ import tomllib
 import pytest
 
 from lcp_gateway.config import Group, load, specs
-from lcp_gateway.config.generate import COLUMNS, sample_file
+from lcp_gateway.config.docs import SAMPLE_COLUMNS, sample_file
 from lcp_gateway.config.tables import columns
 
 TEXT = sample_file()
@@ -91,7 +91,7 @@ def test_every_field_of_a_table_is_in_its_example_and_may_stand_alone(spec, tmp_
 
 def test_prose_fits_into_a_terminal():
     settings = {line for line in TEXT.splitlines() if SETTING.match(line)}
-    assert all(len(line) <= COLUMNS for line in TEXT.splitlines() if line not in settings)
+    assert all(len(line) <= SAMPLE_COLUMNS for line in TEXT.splitlines() if line not in settings)
     assert all(
         line == "#" or line.startswith("# ") for line in set(TEXT.splitlines()) - settings - {""}
     )

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from lcp_gateway.app.notify import VARIABLES, Notifier
+from lcp_gateway.app.systemd import VARIABLES, Notifier
 
 TIMEOUT_S = 5.0
 

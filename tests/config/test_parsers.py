@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcp_gateway.config import HostPort, load, parse_host_port
-from lcp_gateway.config.forms import parse_duration_s, parse_size_bytes
+from lcp_gateway.config.parsers import parse_duration_s, parse_size_bytes
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from lcp_gateway.config.forms import Form
-from lcp_gateway.config.money_forms import without_password
+from lcp_gateway.config.parsers import Form, without_password
 from lcp_gateway.config.tables import REDACTED, has_secret, shown_tables
 
 ENVIRONMENT_PREFIX = "LCP_GATEWAY_"

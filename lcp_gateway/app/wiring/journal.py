@@ -48,7 +48,7 @@ _GRAVE = frozenset(
 )
 
 
-class LedgerError(Exception):
+class WiringError(Exception):
     """The journal or lnd cannot be used as the settings say; the message says why."""
 
 
@@ -64,7 +64,7 @@ class Ledgers:
     database: Database | None = None
     stored: StoredJournal | None = None
     network: str | None = None
-    refund_notes: "RefundNotes | None" = None
+    refund_notes: "RefundObserver | None" = None
 
     @property
     def refund_limits(self) -> RefundLimits:
@@ -131,11 +131,11 @@ async def open_ledgers(
         # Nobody asks for these any more: what they came to would not be stored either.
         await BackgroundBook(database).forget_older(now - timedelta(seconds=settings.stored_for_s))
     except (DatabaseUnavailable, BadDatabaseUrl, TooNew) as error:
-        raise LedgerError(f"the journal cannot be used: {error}") from error
+        raise WiringError(f"the journal cannot be used: {error}") from error
     if database.replaced is not None:
         log.error("the journal is another one than before", problem=database.replaced)
-    refunds = RefundNotes(metrics, log)
-    note_swept(swept, metrics, refunds, log)
+    refunds = RefundObserver(metrics, log)
+    record_swept(swept, metrics, refunds, log)
 
     def report(problem: Problem) -> None:
         job_id = problem.job_id.hex() if problem.job_id else ""
@@ -162,7 +162,7 @@ def refund_limits(settings: Settings) -> RefundLimits:
     return RefundLimits(settings.refund_account_day_msat, settings.refund_day_msat)
 
 
-class RefundNotes:
+class RefundObserver:
     """Counts and logs what became of charges that were to be given back."""
 
     def __init__(self, metrics: Metrics, log: FilteringBoundLogger) -> None:
@@ -184,8 +184,8 @@ class RefundNotes:
             )
 
 
-def note_swept(
-    swept: Swept, metrics: Metrics, refunds: RefundNotes | None, log: FilteringBoundLogger
+def record_swept(
+    swept: Swept, metrics: Metrics, refunds: RefundObserver | None, log: FilteringBoundLogger
 ) -> None:
     """Count and log what a sweep found."""
     if len(swept):
@@ -226,7 +226,7 @@ async def remember_peers(ledgers: Ledgers, standings: Standings) -> None:
             for peer in await ledgers.books.peers()
         )
     except DatabaseUnavailable as error:
-        raise LedgerError(f"the journal cannot be read: {error}") from error
+        raise WiringError(f"the journal cannot be read: {error}") from error
 
 
 def book_tasks(
@@ -273,7 +273,7 @@ async def _sweep(
         now = datetime.now(UTC)
         try:
             swept = await sweep(database, now, ledgers.refund_limits)
-            note_swept(swept, metrics, ledgers.refund_notes, log)
+            record_swept(swept, metrics, ledgers.refund_notes, log)
             for state, found in (
                 (State.UNKNOWN, swept.unsettled),
                 (State.UNDELIVERED, swept.lost),

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 import pytest
 import structlog
 
-from lcp_gateway.app.ledgers import Ledgers, book_tasks
+from lcp_gateway.app.wiring.journal import Ledgers, book_tasks
 from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.standing import StandingRules, Standings
 from lcp_gateway.store.database import DatabaseUnavailable

@@ -1,0 +1,461 @@
+"""Access as the settings say: authentication, the limits of a request, the customers' accounts and their payments."""
+
+import contextlib
+import hashlib
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from structlog.typing import FilteringBoundLogger
+
+from lcp_gateway.accounts.jobs_per_key import JobsPerKey, Leases, MemoryLeases, RedisLeases
+from lcp_gateway.accounts.rates import Rates
+from lcp_gateway.accounts.replicas import Outage, RedisNotInstalled, ShieldedCalls
+from lcp_gateway.app.wiring.journal import WiringError
+from lcp_gateway.config import Settings, auth_mode, journal_place
+from lcp_gateway.http.admission import Admission
+from lcp_gateway.purchase.ports import StartTask
+from lcp_gateway.routing.registry import Registry
+
+if TYPE_CHECKING:
+    from lcp_gateway.accounts.rate_limits import RateLimits
+    from lcp_gateway.accounts.windows import MemoryWindows, RedisWindows
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+
+from lcp_gateway.accounts.address_limits import AddressLimits
+from lcp_gateway.accounts.keys import KeyCache
+from lcp_gateway.accounts.ports import (
+    AccountBook,
+    ActBook,
+    KeyBook,
+    LedgerBook,
+    RefundBook,
+    Till,
+    TopupBook,
+)
+from lcp_gateway.accounts.records import Credit
+from lcp_gateway.accounts.settlements import Settlements
+from lcp_gateway.accounts.wallet import InvoiceNotPaid, TopupRules, Wallet
+from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
+from lcp_gateway.app.keys import KeyKeeper
+from lcp_gateway.app.till import open_till
+from lcp_gateway.app.wiring.journal import Ledgers
+from lcp_gateway.config import known_hosts
+from lcp_gateway.http.admin import AdminRoutes
+from lcp_gateway.http.api_limits import ApiLimits
+from lcp_gateway.http.auth import BearerKeys
+from lcp_gateway.http.browser_guard import BrowserGuard
+from lcp_gateway.http.charging import Charging
+from lcp_gateway.http.cors import Cors
+from lcp_gateway.http.door import EVERYONE, AccountDoor, Door, KeyDoor, L402Door, OpenDoor
+from lcp_gateway.http.refunds import RefundRoutes
+from lcp_gateway.http.wallet import WalletRoutes
+from lcp_gateway.purchase.refunds import RefundDecision
+from lcp_gateway.store.database import Database, DatabaseUnavailable
+from lcp_gateway.telemetry.metrics import Metrics
+
+_SECRET_BYTES = 32
+
+
+def l402_secret(settings: Settings) -> bytes:
+    """Give the secret that tokens are made with; the first time it is made, and kept beside the journal.
+
+    Raises:
+        LedgerError: there is none, and none can be made.
+    """
+    if settings.l402_secret:
+        return hashlib.sha256(settings.l402_secret.encode()).digest()
+    place = journal_place(settings)
+    if not isinstance(place, Path):
+        raise WiringError(
+            "l402 with a database server needs l402_secret, the same for all gateways"
+        )
+    file = place.with_suffix(".l402")
+    with contextlib.suppress(FileExistsError):
+        file.touch(mode=0o600, exist_ok=False)
+        file.write_bytes(secrets.token_bytes(_SECRET_BYTES))
+    secret = file.read_bytes()
+    if len(secret) < _SECRET_BYTES:
+        # Another gateway is just writing it, or one ended in the middle of that.
+        raise WiringError(f"{file} holds no secret for L402: start again, or delete it")
+    return secret
+
+
+class Limits:
+    """Counts in this process, or in a Redis for several. It lasts: a limit that is changed does not forget what runs.
+
+    Raises:
+        LedgerError: Redis cannot be used as the settings say.
+    """
+
+    def __init__(self, redis_url: str, start_task: StartTask, log: FilteringBoundLogger) -> None:
+        """``start_task`` starts what renews the lease of a running job."""
+        self._start_task = start_task
+        self._redis_url = redis_url
+        self._outage = Outage(report=lambda error: log.warning("Redis is away", problem=error))
+        self._windows: MemoryWindows | RedisWindows | None = None
+        self._redis_leases: RedisLeases | None = None
+        if redis_url:
+            try:
+                self._redis_leases = RedisLeases(redis_url)
+            except (RedisNotInstalled, ValueError) as error:
+                raise WiringError(f"Redis cannot be used: {error}") from error
+        self._shielded = ShieldedCalls() if redis_url else None
+        self._leases: Leases = self._redis_leases or MemoryLeases()
+
+    def admission(self, settings: Settings, registry: Registry) -> Admission:
+        """Give the limits of the settings."""
+        return Admission(
+            self._rate_limits(settings),
+            JobsPerKey(
+                self._leases,
+                default=settings.key_concurrent_jobs,
+                outage=self._outage,
+                start_task=self._start_task,
+            ),
+            registry.resolve,
+            shielded=self._shielded,
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._shielded is not None:
+            await self._shielded.close()
+        # Imported with them: they are there only if it is.
+        if self._redis_leases is not None:
+            await self._redis_leases.aclose()
+        if self._windows is not None and self._redis_url:
+            from lcp_gateway.accounts.windows import RedisWindows  # noqa: PLC0415 - loaded already
+
+            assert isinstance(self._windows, RedisWindows)  # noqa: S101 - made where there is a URL
+            await self._windows.aclose()
+
+    def _rate_limits(self, settings: Settings) -> "RateLimits | None":
+        gateway = Rates(settings.max_requests_per_minute, settings.max_tokens_per_minute)
+        account = Rates(settings.account_requests_per_minute, settings.account_tokens_per_minute)
+        key = Rates(settings.key_requests_per_minute, settings.key_tokens_per_minute)
+        if gateway == account == key == Rates() and auth_mode(settings) != "accounts":
+            # No key can have a limit of its own, so nothing is ever counted.
+            return None
+        # Imported where they are used: the library takes as long to load as the rest of the gateway's accounts.
+        from lcp_gateway.accounts.rate_limits import RateLimits  # noqa: PLC0415 - see above
+        from lcp_gateway.accounts.windows import MemoryWindows, RedisWindows  # noqa: PLC0415 - see above
+
+        if self._windows is None:
+            self._windows = RedisWindows(self._redis_url) if self._redis_url else MemoryWindows()
+        return RateLimits(
+            self._windows, gateway=gateway, account=account, key=key, outage=self._outage
+        )
+
+
+_SOLVENCY_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Customers:
+    """The books, opened for as long as the gateway runs; ``till`` is None where nobody can pay in.
+
+    ``credited`` is told of what was paid in.
+    """
+
+    accounts: AccountBook
+    keys: KeyBook
+    ledger: LedgerBook
+    topups: TopupBook
+    acts: ActBook
+    refunds: RefundBook
+    refund_decided: Callable[[RefundDecision], None]
+    keeper: KeyKeeper
+    till: Till | None
+    credited: Callable[[Credit], None]
+    tasks: tuple[BackgroundTask, ...]
+
+
+@contextlib.asynccontextmanager
+async def open_customers(
+    settings: Settings, ledgers: Ledgers, metrics: Metrics, log: FilteringBoundLogger
+) -> AsyncIterator[Customers]:
+    """Open the books.
+
+    Raises:
+        LedgerError: something that the settings ask for cannot be had.
+    """
+    # Imported where they are used: most gateways keep no accounts.
+    from lcp_gateway.store.accounts import Accounts  # noqa: PLC0415 - see above
+    from lcp_gateway.store.admin_log import AdminLog  # noqa: PLC0415 - see above
+    from lcp_gateway.store.keys import Keys  # noqa: PLC0415 - see above
+    from lcp_gateway.store.ledger import Ledger  # noqa: PLC0415 - see above
+    from lcp_gateway.store.refunds import Refunds  # noqa: PLC0415 - see above
+    from lcp_gateway.store.topups import Topups  # noqa: PLC0415 - see above
+
+    database = ledgers.database
+    if database is None:
+        raise WiringError("accounts need a journal")
+    topups, keys, ledger = Topups(database), Keys(database), Ledger(database)
+    cache = KeyCache(settings.api_keys, EVERYONE.rules)
+    keeper = KeyKeeper(keys, cache, log, stale_s=settings.keys_stale_s)
+    try:
+        await keeper.load()
+    except DatabaseUnavailable as error:
+        raise WiringError(f"the keys cannot be read: {error}") from error
+    metrics.watch_keys(lambda: keeper.age_s, lambda: keeper.is_stale)
+    credited = credit_observer(metrics, log)
+    tasks = [
+        BackgroundTask("keys", keeper.run),
+        BackgroundTask("solvency", lambda: _watch_solvency(ledger, metrics)),
+    ]
+    async with contextlib.AsyncExitStack() as stack:
+        till = await open_till(settings, stack)
+        if till is not None:
+            settlements = _settlements(till, topups, database, stack, credited, metrics, log)
+            tasks += [
+                BackgroundTask("settlements_lead", settlements.lead),
+                BackgroundTask("settlements", settlements.follow),
+                BackgroundTask("topups", settlements.look_up),
+            ]
+        yield Customers(
+            accounts=Accounts(database),
+            keys=keys,
+            ledger=ledger,
+            topups=topups,
+            acts=AdminLog(database),
+            refunds=Refunds(database),
+            refund_decided=ledgers.refund_notes or _ignore_refund,
+            keeper=keeper,
+            till=till,
+            credited=credited,
+            tasks=tuple(tasks),
+        )
+
+
+def _ignore_refund(_decision: RefundDecision) -> None:
+    """Nothing is counted."""
+
+
+def credit_observer(metrics: Metrics, log: FilteringBoundLogger) -> Callable[[Credit], None]:
+    """Give what counts and logs a top-up that was paid."""
+
+    def credited(credit: Credit) -> None:
+        metrics.topup(credit.topup.received_msat or 0)
+        log.info(
+            "a top-up was paid",
+            topup_id=credit.topup.id,
+            account_id=credit.topup.account_id,
+            amount_msat=credit.topup.received_msat,
+        )
+
+    return credited
+
+
+def _settlements(
+    till: Till,
+    topups: TopupBook,
+    database: Database,
+    stack: contextlib.AsyncExitStack,
+    credited: Callable[[Credit], None],
+    metrics: Metrics,
+    log: FilteringBoundLogger,
+) -> Settlements:
+    from lcp_gateway.store.leader import Leadership  # noqa: PLC0415 - few gateways sell
+
+    metrics.settlements_leader(False)
+    leadership = Leadership(database, "settlements")
+    stack.push_async_callback(leadership.release)
+
+    return Settlements(
+        till,
+        topups,
+        leadership,
+        on_credit=credited,
+        on_trouble=lambda problem: log.warning("settlements cannot be followed", problem=problem),
+        on_lead=metrics.settlements_leader,
+        away=(DatabaseUnavailable,),
+    )
+
+
+async def _watch_solvency(ledger: LedgerBook, metrics: Metrics) -> None:
+    while True:
+        with contextlib.suppress(DatabaseUnavailable):
+            totals = await ledger.totals()
+            metrics.customers(totals.accounts, totals.balance_msat, totals.held_msat)
+        await asyncio.sleep(_SOLVENCY_EVERY_S)
+
+
+@dataclass(frozen=True, slots=True)
+class AccessParts:
+    """Who is let in, what a request must pass, and what customers are told; as one configuration says it."""
+
+    door: Door
+    admission: Admission
+    charging: Charging
+    wallet_routes: WalletRoutes | None = None
+    admin_routes: AdminRoutes | None = None
+    refund_routes: RefundRoutes | None = None
+
+
+class Access:
+    """What lasts of access while settings change: the customers' books, if there are any, and what was counted."""
+
+    def __init__(
+        self,
+        counting: Limits,
+        customers: Customers | None,
+        api_limits: ApiLimits,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._counting = counting
+        self._customers = customers
+        self._log = log
+        self._l402_limits = AddressLimits()
+        self.api_limits = api_limits
+        """What bounds the requests of one caller, and of all, that ask the database and buy nothing."""
+
+    @property
+    def tasks(self) -> tuple[BackgroundTask, ...]:
+        """What has to run beside the requests."""
+        return () if self._customers is None else self._customers.tasks
+
+    def problems(self) -> Iterable[str]:
+        """Yield why no customer can buy now."""
+        return () if self._customers is None else self._customers.keeper.problems()
+
+    def parts(self, settings: Settings, registry: Registry) -> AccessParts:
+        """Make the parts. Settings of another kind of access than the shop was opened for need another shop.
+
+        Raises:
+            LedgerError: something that the settings ask for cannot be had.
+        """
+        admission = self._counting.admission(settings, registry)
+        customers = self._customers
+        if customers is not None:
+            return self._for_customers(settings, customers, admission)
+        charging = Charging(None, self._log)
+        if auth_mode(settings) == "none":
+            return AccessParts(OpenDoor(), admission, charging)
+        return AccessParts(KeyDoor(BearerKeys(settings.api_keys)), admission, charging)
+
+    def use(self, settings: Settings) -> None:
+        """Accept the static keys of the settings from now on, beside those of customers."""
+        self.api_limits.use(settings.api_concurrent_per_caller, settings.api_concurrent)
+        if self._customers is not None:
+            self._customers.keeper.use(settings.api_keys, settings.keys_stale_s)
+
+    def _for_customers(
+        self, settings: Settings, customers: Customers, admission: Admission
+    ) -> AccessParts:
+        rules = TopupRules(
+            settings.topup_min_msat,
+            settings.topup_max_msat,
+            max(1, round(settings.topup_expiry_s)),
+            settings.topups_open_max,
+        )
+        wallet = Wallet(
+            customers.ledger,
+            customers.topups,
+            customers.till,
+            rules,
+            on_credit=customers.credited,
+        )
+        l402 = None
+        if settings.l402 and customers.till is not None:
+            l402 = _l402_door(settings, customers, wallet, self._l402_limits, self.api_limits)
+        return AccessParts(
+            door=AccountDoor(
+                find=customers.keeper.find,
+                check_fresh=customers.keeper.check,
+                admin_key=settings.admin_key,
+                l402=l402,
+            ),
+            admission=admission,
+            charging=Charging(wallet, self._log, self.api_limits),
+            wallet_routes=WalletRoutes(
+                wallet,
+                read_timeout_s=settings.request_read_timeout_s,
+                api_limits=self.api_limits,
+                pay_for_demo=partial(_pay_for_demo, settings.lcpd_grpc_addr)
+                if settings.embedded
+                else None,
+            ),
+            admin_routes=AdminRoutes(
+                accounts=customers.accounts,
+                keys=customers.keys,
+                ledger=customers.ledger,
+                acts=customers.acts,
+                on_key_change=customers.keeper.refresh,
+                read_timeout_s=settings.request_read_timeout_s,
+            ),
+            refund_routes=RefundRoutes(
+                customers.refunds,
+                on_decision=customers.refund_decided,
+                read_timeout_s=settings.request_read_timeout_s,
+            ),
+        )
+
+
+@contextlib.asynccontextmanager
+async def open_access(
+    settings: Settings,
+    ledgers: Ledgers,
+    metrics: Metrics,
+    tasks: BackgroundTasks,
+    log: FilteringBoundLogger,
+) -> AsyncIterator[Access]:
+    """Open what lasts.
+
+    Raises:
+        LedgerError: something that the settings ask for cannot be had.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        counting = Limits(settings.redis_url, tasks.starter("leases"), log)
+        stack.push_async_callback(counting.close)
+        customers = None
+        if auth_mode(settings) == "accounts":
+            customers = await stack.enter_async_context(
+                open_customers(settings, ledgers, metrics, log)
+            )
+        api_limits = ApiLimits(settings.api_concurrent_per_caller, settings.api_concurrent)
+        yield Access(counting, customers, api_limits, log)
+
+
+def _l402_door(
+    settings: Settings,
+    customers: Customers,
+    wallet: Wallet,
+    limits: AddressLimits,
+    api_limits: ApiLimits,
+) -> L402Door:
+    from lcp_gateway.accounts.l402 import Issuer  # noqa: PLC0415 - few gateways sell like this
+    from lcp_gateway.http.l402 import L402Routes  # noqa: PLC0415 - as above
+
+    try:
+        issuer = Issuer(l402_secret(settings))
+    except OSError as error:
+        raise WiringError(f"the secret for L402 cannot be kept: {error}") from error
+    return L402Routes(
+        wallet,
+        customers.topups,
+        issuer,
+        amount_msat=settings.l402_msat,
+        lasts=timedelta(seconds=settings.l402_expiry_s),
+        guard=BrowserGuard(Cors(settings.cors_origins), known_hosts(settings)),
+        limits=limits,
+        api_limits=api_limits,
+        per_minute=settings.l402_invoices_per_minute,
+    )
+
+
+async def _pay_for_demo(node_address: str, payment_request: str) -> None:
+    from lcp_gateway.lightning.demo import PaymentFailed, pay  # noqa: PLC0415 - for demos only
+    from lcp_gateway.lightning.payments import LndError  # noqa: PLC0415 - as above
+
+    try:
+        await pay(node_address, payment_request)
+    except PaymentFailed as error:
+        raise InvoiceNotPaid(error.reason, is_final=True) from error
+    except LndError as error:
+        reason = "the node does not answer" if error.retryable else error.message
+        raise InvoiceNotPaid(reason, is_final=not error.retryable) from error
