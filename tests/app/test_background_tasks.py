@@ -212,9 +212,8 @@ async def test_a_name_that_the_metrics_do_not_know_is_refused(tasks):
 SHORT = {
     "accounts/replicas.py": "asks Redis once; the caller waits for it",
     "accounts/settlements.py": "what a supervised task does while this gateway leads; it waits for both",
-    "app/background_tasks.py": "the supervisor itself",
+    "app/background_tasks.py": "the supervisor itself, and bounded work after a request, its errors logged",
     "app/startup.py": "the start waits for them",
-    "http/background.py": "bounded work after a request, its errors logged",
     "http/background_jobs.py": "as long as a job, or one row to be deleted",
     "http/jobs.py": "the end waits for them",
     "http/models.py": "one list of models; the clients that asked wait for it",
