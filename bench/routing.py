@@ -15,8 +15,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from lcp_gateway.app.chooser import Chooser, mode_of
-from lcp_gateway.http.models import Models
-from lcp_gateway.http.validation import parse_task
+from lcp_gateway.http.openai.models import ModelRoutes
+from lcp_gateway.http.openai.request_body import parse_task
 from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.quote import Source
@@ -92,7 +92,7 @@ class Market:
             available=standings.available,
             draw=self.draw,
         )
-        self.models = Models(
+        self.models = ModelRoutes(
             catalog=lambda: self.catalog,
             offers=self.chooser.offers,
             rules=rules,

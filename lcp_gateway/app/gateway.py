@@ -17,14 +17,14 @@ from lcp_gateway.config import Settings, known_hosts, may_use_proxy
 from lcp_gateway.http.application import Routes, build_application, build_metrics_application
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.cors import Cors
-from lcp_gateway.http.delivering import Delivering
-from lcp_gateway.http.edge import Edge
-from lcp_gateway.http.health import Health
-from lcp_gateway.http.inference import Inference
-from lcp_gateway.http.models import Models
-from lcp_gateway.http.ranking import Ranking
-from lcp_gateway.http.receipts import Receipts
-from lcp_gateway.http.welcome import Welcome
+from lcp_gateway.http.gateway.health import HealthRoutes
+from lcp_gateway.http.gateway.receipts import ReceiptRoutes
+from lcp_gateway.http.gateway.route import RankingRoutes
+from lcp_gateway.http.gateway.welcome import WelcomeRoutes
+from lcp_gateway.http.middleware import RequestMiddleware
+from lcp_gateway.http.openai.create import CreateRoutes
+from lcp_gateway.http.openai.models import ModelRoutes
+from lcp_gateway.http.openai.response import ResponseWriter
 from lcp_gateway.purchase.book import QuoteBook
 from lcp_gateway.purchase.flow import utc_now
 from lcp_gateway.purchase.journal import Budget
@@ -171,7 +171,7 @@ class Gateway:
         health = self._health(settings)
         cors = Cors(settings.cors_origins)
         guard = BrowserGuard(cors, known_hosts(settings), log=get_logger("request"))
-        edge = Edge(
+        edge = RequestMiddleware(
             door=parts.selling.door,
             cors=cors,
             guard=guard,
@@ -194,9 +194,9 @@ class Gateway:
             metrics_app=build_metrics_application(health, guard),
         )
 
-    def _health(self, settings: Settings) -> Health:
+    def _health(self, settings: Settings) -> HealthRoutes:
         opened = self.lasting.opened
-        return Health(
+        return HealthRoutes(
             catalog=self.lasting.catalogs,
             daemon_problem=lambda: opened.peers.problem,
             nodes=lambda: opened.nodes.watch.states,
@@ -212,7 +212,7 @@ class Gateway:
             lnd_report=opened.lnd_report,
         )
 
-    def _routes(self, parts: Parts, health: Health) -> Routes:
+    def _routes(self, parts: Parts, health: HealthRoutes) -> Routes:
         settings, routing, selling = parts.settings, parts.routing, parts.selling
         lasting, opened = self.lasting, self.lasting.opened
         limits, chooser = parts.buying.limits, routing.chooser
@@ -227,7 +227,7 @@ class Gateway:
             relay_limit_s=relay_limit_s,
         )
         return Routes(
-            inference=Inference(
+            inference=CreateRoutes(
                 service=self.service,
                 limits=limits,
                 jobs=lasting.jobs,
@@ -236,7 +236,7 @@ class Gateway:
                 charging=selling.charging,
                 stateful=stateful.stateful,
                 background=self.kept.background,
-                delivering=Delivering(
+                delivering=ResponseWriter(
                     service=self.service,
                     metrics=opened.metrics,
                     charging=selling.charging,
@@ -251,7 +251,7 @@ class Gateway:
             input_tokens=stateful.input_tokens,
             stored_responses=stateful.responses,
             stored_chats=stateful.chats,
-            models=Models(
+            models=ModelRoutes(
                 catalog=lambda: lasting.catalogs.catalog,
                 offers=chooser.offers,
                 rules=routing.rules,
@@ -262,14 +262,16 @@ class Gateway:
                 started=self._started,
                 charge=limits.tariff.charge_msat if selling.wallet_routes is not None else None,
             ),
-            welcome=Welcome(asks_for_key=settings.auth == "accounts" or bool(settings.api_keys)),
-            ranking=Ranking(
+            welcome=WelcomeRoutes(
+                asks_for_key=settings.auth == "accounts" or bool(settings.api_keys)
+            ),
+            ranking=RankingRoutes(
                 lambda query: answer(query, chooser.offers(), routing.auto),
                 why_nothing=lambda query: why_nothing(query, chooser.offers()),
                 read_timeout_s=settings.request_read_timeout_s,
             ),
             health=health,
-            receipts=Receipts(opened.ledgers.receipt),
+            receipts=ReceiptRoutes(opened.ledgers.receipt),
             wallet=selling.wallet_routes,
             admin=selling.admin_routes,
             refunds=selling.refund_routes,

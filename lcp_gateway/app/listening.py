@@ -9,8 +9,8 @@ from typing import Any, Final
 from aiohttp import web
 
 from lcp_gateway.config import Settings, parse_host_port
-from lcp_gateway.http.forwarded import Proxies
-from lcp_gateway.http.protocol import GatewayServer, GatewaySite, ready
+from lcp_gateway.http.server.connection import GatewayServer, GatewaySite, prepare_application
+from lcp_gateway.http.server.proxies import TrustedProxies
 from lcp_gateway.telemetry.logs import get_logger
 
 # However slow a line is, a handshake is a few packets.
@@ -35,7 +35,9 @@ class Listener:
 
     def use(self, application: web.Server, settings: Settings) -> None:
         """Give the requests that come from now on to this application."""
-        self.server.use(application, _protocol_options(settings), Proxies(settings.trusted_proxies))
+        self.server.use(
+            application, _protocol_options(settings), TrustedProxies(settings.trusted_proxies)
+        )
 
 
 @contextlib.asynccontextmanager
@@ -48,7 +50,9 @@ async def listening(
         CannotListen: it is taken, or not ours.
     """
     server = GatewayServer(
-        await ready(app), _protocol_options(settings), Proxies(settings.trusted_proxies)
+        await prepare_application(app),
+        _protocol_options(settings),
+        TrustedProxies(settings.trusted_proxies),
     )
     runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()

@@ -10,7 +10,7 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.app.systemd import Notifier
 from lcp_gateway.app.wiring.journal import WiringError
 from lcp_gateway.config import ConfigError, Loaded, Settings
-from lcp_gateway.http.tls import BadCertificate
+from lcp_gateway.http.server.tls import BadCertificate
 from lcp_gateway.telemetry.logs import tell
 
 RELOADED: Final = frozenset(

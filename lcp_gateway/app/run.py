@@ -24,7 +24,7 @@ from lcp_gateway.app.systemd import Notifier
 from lcp_gateway.app.wiring.journal import WiringError, book_tasks, remember_peers
 from lcp_gateway.app.wiring.responses import purge
 from lcp_gateway.config import Loaded, Settings, parse_host_port
-from lcp_gateway.http.tls import BadCertificate
+from lcp_gateway.http.server.tls import BadCertificate
 from lcp_gateway.purchase.service import Reason
 from lcp_gateway.telemetry.logs import configure_logging, get_logger
 from lcp_gateway.telemetry.loop import watch_loop

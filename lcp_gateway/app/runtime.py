@@ -5,15 +5,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lcp_gateway.app.accounting import Accounting
-from lcp_gateway.app.background_tasks import BackgroundTasks
+from lcp_gateway.app.background_tasks import BackgroundTasks, ShortTasks
 from lcp_gateway.app.catalogs import Catalogs
 from lcp_gateway.app.wiring.accounts import Access
 from lcp_gateway.app.wiring.journal import Ledgers
 from lcp_gateway.app.wiring.routing import NodeParts, standing_rules
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
 from lcp_gateway.config import Settings
-from lcp_gateway.http.background import Background
-from lcp_gateway.http.jobs import Jobs
+from lcp_gateway.http.openai.admission import JobsInFlight
 from lcp_gateway.purchase.brake import LoopBrake
 from lcp_gateway.purchase.memory import AnswerMemory
 from lcp_gateway.purchase.paid_jobs import PaidJobs
@@ -54,9 +53,9 @@ class Runtime:
         self.opened = opened
         self.catalogs = Catalogs(opened.peers, opened.nodes.watch)
         self.records = Records(half_life_s=settings.routing_half_life_s, clock=time.monotonic)
-        self.jobs = Jobs(settings.max_concurrent_requests, metrics)
+        self.jobs = JobsInFlight(settings.max_concurrent_requests, metrics)
         log = get_logger("gateway")
-        self.background = Background(
+        self.background = ShortTasks(
             lambda error: log.info("cancel job failed", grpc_code=error.status),
             lambda error: log.error("work after a request failed", exc_info=error),
         )

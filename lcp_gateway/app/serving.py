@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Collection
 from lcp_gateway.app.gateway import Gateway
 from lcp_gateway.app.listening import Listener, listening
 from lcp_gateway.config import Settings
-from lcp_gateway.http.protocol import ready
-from lcp_gateway.http.tls import Tls
+from lcp_gateway.http.server.connection import prepare_application
+from lcp_gateway.http.server.tls import Tls
 from lcp_gateway.telemetry.logs import set_log_level
 
 
@@ -41,7 +41,10 @@ class Serving:
             LedgerError, BadCertificate: they cannot be used, and all is as it was.
         """
         made = self._gateway.make(settings)
-        app, metrics_app = await ready(made.app), await ready(made.metrics_app)
+        app, metrics_app = (
+            await prepare_application(made.app),
+            await prepare_application(made.metrics_app),
+        )
         renewed = set()
         if (
             self._tls is not None

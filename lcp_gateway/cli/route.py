@@ -114,9 +114,9 @@ def _with_model(raw: bytes, fields: Mapping[str, Any], model: str) -> bytes:
 
 
 async def _explained(kind: TaskKind, request: bytes, settings: Settings) -> Mapping[str, Any]:
+    from lcp_gateway.http.error_mapping import of_routing  # noqa: PLC0415 - as above
     from lcp_gateway.http.errors import ApiError  # noqa: PLC0415 - imports the server
-    from lcp_gateway.http.failures import of_routing  # noqa: PLC0415 - as above
-    from lcp_gateway.http.validation import parse_task  # noqa: PLC0415 - as above
+    from lcp_gateway.http.openai.request_body import parse_task  # noqa: PLC0415 - as above
 
     try:
         task = parse_task(kind, request)

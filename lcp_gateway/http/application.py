@@ -5,23 +5,23 @@ from dataclasses import dataclass
 
 from aiohttp import hdrs, web
 
-from lcp_gateway.http.admin import AdminRoutes
-from lcp_gateway.http.api_limits import ApiLimits, Handler
+from lcp_gateway.http.authentication import AGENT_TOKEN
 from lcp_gateway.http.browser_guard import BrowserGuard
-from lcp_gateway.http.door import AGENT_TOKEN
-from lcp_gateway.http.edge import Edge
 from lcp_gateway.http.errors import PAGE_HEADERS, ApiError
-from lcp_gateway.http.health import Health
-from lcp_gateway.http.inference import Inference
-from lcp_gateway.http.input_tokens import InputTokens
-from lcp_gateway.http.models import Models
-from lcp_gateway.http.ranking import Ranking
-from lcp_gateway.http.receipts import Receipts
-from lcp_gateway.http.refunds import RefundRoutes
-from lcp_gateway.http.stored_chats import StoredChats
-from lcp_gateway.http.stored_responses import StoredResponses
-from lcp_gateway.http.wallet import WalletRoutes
-from lcp_gateway.http.welcome import Welcome
+from lcp_gateway.http.gateway.admin import AdminRoutes
+from lcp_gateway.http.gateway.api_limits import ApiLimits, Handler
+from lcp_gateway.http.gateway.health import HealthRoutes
+from lcp_gateway.http.gateway.receipts import ReceiptRoutes
+from lcp_gateway.http.gateway.refunds import RefundRoutes
+from lcp_gateway.http.gateway.route import RankingRoutes
+from lcp_gateway.http.gateway.wallet import WalletRoutes
+from lcp_gateway.http.gateway.welcome import WelcomeRoutes
+from lcp_gateway.http.middleware import RequestMiddleware
+from lcp_gateway.http.openai.chats import ChatRoutes
+from lcp_gateway.http.openai.create import CreateRoutes
+from lcp_gateway.http.openai.input_tokens import InputTokenRoutes
+from lcp_gateway.http.openai.models import ModelRoutes
+from lcp_gateway.http.openai.responses import ResponseRoutes
 
 Bounded = Callable[[Handler], Handler]
 """Bounds how often a handler runs at one time."""
@@ -34,23 +34,23 @@ AGENT_PREFIX = f"/api/agent/{{{AGENT_TOKEN}}}"
 class Routes:
     """The families of routes."""
 
-    inference: Inference
-    models: Models
-    ranking: Ranking
-    health: Health
-    receipts: Receipts
-    input_tokens: InputTokens
-    stored_responses: StoredResponses
-    stored_chats: StoredChats
+    inference: CreateRoutes
+    models: ModelRoutes
+    ranking: RankingRoutes
+    health: HealthRoutes
+    receipts: ReceiptRoutes
+    input_tokens: InputTokenRoutes
+    stored_responses: ResponseRoutes
+    stored_chats: ChatRoutes
     wallet: WalletRoutes | None = None
     admin: AdminRoutes | None = None
-    welcome: Welcome | None = None
+    welcome: WelcomeRoutes | None = None
     refunds: RefundRoutes | None = None
 
 
 def build_application(
     routes: Routes,
-    edge: Edge,
+    edge: RequestMiddleware,
     *,
     max_body_bytes: int,
     with_metrics: bool,
@@ -81,7 +81,7 @@ def build_application(
     return app
 
 
-def build_metrics_application(health: Health, guard: BrowserGuard) -> web.Application:
+def build_metrics_application(health: HealthRoutes, guard: BrowserGuard) -> web.Application:
     """Give the application of the metrics' own address, which asks for no key, and is no place for web pages either."""
 
     async def metrics(request: web.Request) -> web.Response:

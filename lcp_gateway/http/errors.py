@@ -113,7 +113,7 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return ApiError(400, message, code=code, param=param, reason="bad_request")
 
 
-def of_http_exception(error: web.HTTPException) -> ApiError:
+def map_http_exception(error: web.HTTPException) -> ApiError:
     """What aiohttp itself refuses: an unknown route, a wrong method, a body that is too large."""
     match error:
         case web.HTTPNotFound():

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from lcp_gateway.http.exchange import Exchange
+from lcp_gateway.http.context import RequestContext
 from lcp_gateway.purchase.errors import PaymentFailed, UpstreamError
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.tracing import (
@@ -31,7 +31,7 @@ _CLIENT_LEFT = 499
 _SERVER_ERROR = 500
 
 
-def finish(span: RequestSpan, request: web.Request, exchange: Exchange, status: int) -> None:
+def finish(span: RequestSpan, request: web.Request, exchange: RequestContext, status: int) -> None:
     """Say on a request's span how it ended; ``status`` is 499 where the client went away before its answer."""
     if not span.trace_id:
         return
@@ -52,7 +52,7 @@ def finish(span: RequestSpan, request: web.Request, exchange: Exchange, status: 
         span.note(_refusal_facts, exchange)
 
 
-def _name(request: web.Request, exchange: Exchange) -> str:
+def _name(request: web.Request, exchange: RequestContext) -> str:
     operation = _operation(exchange)
     if operation:
         return f"{operation} {exchange.model}".rstrip()
@@ -60,15 +60,15 @@ def _name(request: web.Request, exchange: Exchange) -> str:
     return f"{method} {exchange.endpoint}" if _is_matched(exchange) else method
 
 
-def _is_matched(exchange: Exchange) -> bool:
+def _is_matched(exchange: RequestContext) -> bool:
     return exchange.endpoint.startswith("/")
 
 
-def _operation(exchange: Exchange) -> str:
+def _operation(exchange: RequestContext) -> str:
     return _OPERATIONS.get(exchange.operation, "")
 
 
-def _http_facts(request: web.Request, exchange: Exchange, status: int) -> Facts:
+def _http_facts(request: web.Request, exchange: RequestContext, status: int) -> Facts:
     facts: dict[str, str | int] = {
         "http.request.method": request.method if request.method in _METHODS else "_OTHER",
         "lcp.request_id": exchange.request_id,
@@ -85,7 +85,7 @@ def _http_facts(request: web.Request, exchange: Exchange, status: int) -> Facts:
     return facts
 
 
-def _inference_facts(exchange: Exchange) -> Facts:
+def _inference_facts(exchange: RequestContext) -> Facts:
     facts: dict[str, str | bool] = {
         "gen_ai.operation.name": _operation(exchange),
         "gen_ai.request.stream": exchange.stream,
@@ -101,11 +101,11 @@ def _inference_facts(exchange: Exchange) -> Facts:
     return facts
 
 
-def _refusal_facts(exchange: Exchange) -> Facts:
+def _refusal_facts(exchange: RequestContext) -> Facts:
     return {"error.type": _error_type(exchange)}
 
 
-def _error_type(exchange: Exchange) -> str:
+def _error_type(exchange: RequestContext) -> str:
     error = exchange.answer.error if exchange.answer is not None else None
     # The problem is a word of the gateway's own, unless a provider failed: then it may be one of the provider's.
     if isinstance(error, PaymentFailed | UpstreamError):

@@ -11,7 +11,7 @@ import pytest
 from lcp_gateway.accounts.caller import KeyRules, Scope
 from lcp_gateway.accounts.keys import KeyCache, KeyHash, hash_of, new_key
 from lcp_gateway.accounts.records import KeyKind, KeyRecord
-from lcp_gateway.http.auth import BearerKeys
+from lcp_gateway.http.authentication import StaticKeys
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -150,9 +150,9 @@ def test_static_keys_belong_to_nobody_and_are_named_as_the_drop_in_names_them():
     caller = cache.check("sk-static", NOW)
 
     assert caller is not None and caller.account_id is None
-    assert caller.key_id == BearerKeys(["sk-static"]).check("Bearer sk-static")
+    assert caller.key_id == StaticKeys(["sk-static"]).check("Bearer sk-static")
     other = cache.check("\udcff", NOW)
-    assert other is not None and other.key_id == BearerKeys(["\udcff"]).check("Bearer \udcff")
+    assert other is not None and other.key_id == StaticKeys(["\udcff"]).check("Bearer \udcff")
 
 
 def test_static_keys_stay_whatever_the_store_says():

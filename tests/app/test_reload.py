@@ -15,7 +15,7 @@ from lcp_gateway.app.serving import log_level, open_serving
 from lcp_gateway.app.startup import open_parts
 from lcp_gateway.app.wiring.journal import WiringError
 from lcp_gateway.config import ConfigError, Settings, load, specs
-from lcp_gateway.http.tls import BadCertificate
+from lcp_gateway.http.server.tls import BadCertificate
 from lcp_gateway.telemetry.metrics import Metrics
 from tests.support.certificates import certificate
 

@@ -1,12 +1,12 @@
 import pytest
 
 from tests.accounts.bank import bank, migrated  # noqa: F401 - fixtures
-from tests.http.keeping_front import keeping_front
+from tests.http.storing_front import storing_front
 
 
 @pytest.fixture
 async def front():
     """A gateway that stores, whose places are all given back at the end."""
-    async with keeping_front() as made:
+    async with storing_front() as made:
         yield made
         await made.idle()

@@ -12,16 +12,16 @@ from lcp_gateway.accounts.caller import KeyRules
 from lcp_gateway.accounts.keys import KeyCache
 from lcp_gateway.accounts.l402 import Issuer
 from lcp_gateway.app.keys import KeyKeeper
-from lcp_gateway.http.admin import AdminRoutes
-from lcp_gateway.http.api_limits import ApiLimits
 from lcp_gateway.http.application import Routes, build_application
+from lcp_gateway.http.authentication import ANONYMOUS, AccountAuthenticator
 from lcp_gateway.http.browser_guard import BrowserGuard
+from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.cors import Cors
-from lcp_gateway.http.door import EVERYONE, AccountDoor
-from lcp_gateway.http.edge import Edge
-from lcp_gateway.http.exchange import EXCHANGE
-from lcp_gateway.http.l402 import L402Routes
-from lcp_gateway.http.wallet import WalletRoutes
+from lcp_gateway.http.gateway.admin import AdminRoutes
+from lcp_gateway.http.gateway.api_limits import ApiLimits
+from lcp_gateway.http.gateway.l402 import L402Routes
+from lcp_gateway.http.gateway.wallet import WalletRoutes
+from lcp_gateway.http.middleware import RequestMiddleware
 from lcp_gateway.store.database import DatabaseUnavailable
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
@@ -34,7 +34,7 @@ PAGE = "https://page.example"
 
 async def who(request: web.Request) -> web.Response:
     """Say who was let in."""
-    caller = request[EXCHANGE].caller
+    caller = request[CONTEXT].caller
     return web.json_response({"key_id": caller.key_id, "account_id": caller.account_id})
 
 
@@ -84,7 +84,7 @@ async def front(
     **rules,
 ):
     log, metrics = get_logger("test"), Metrics()
-    keeper = KeyKeeper(bank.keys, KeyCache([STATIC_KEY], EVERYONE.rules), log, stale_s=60.0)
+    keeper = KeyKeeper(bank.keys, KeyCache([STATIC_KEY], ANONYMOUS.rules), log, stale_s=60.0)
     await keeper.load()
     wallet = bank.wallet(**rules)
     api_limits = ApiLimits(api_per_caller, api_in_all, wait_s=0.1)
@@ -124,8 +124,8 @@ async def front(
             read_timeout_s=5,
         ),
     )
-    edge = Edge(
-        door=AccountDoor(
+    edge = RequestMiddleware(
+        door=AccountAuthenticator(
             find=keeper.find,
             check_fresh=keeper.check,
             admin_key=ADMIN_KEY,

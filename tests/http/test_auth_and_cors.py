@@ -1,19 +1,19 @@
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from lcp_gateway.http.auth import BearerKeys
+from lcp_gateway.http.authentication import StaticKeys
+from lcp_gateway.http.context import request_id_of
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.errors import ApiError
-from lcp_gateway.http.exchange import request_id_of
 
 
 def test_without_keys_everyone_comes_in():
-    BearerKeys([]).check(None)
+    StaticKeys([]).check(None)
 
 
 @pytest.mark.parametrize("header", ["Bearer one", "bearer two", "Bearer  two "])
 def test_any_of_the_keys_opens(header):
-    BearerKeys(["one", "two"]).check(header)
+    StaticKeys(["one", "two"]).check(header)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_any_of_the_keys_opens(header):
 )
 def test_nothing_else_opens(header):
     with pytest.raises(ApiError) as caught:
-        BearerKeys(["one", "two"]).check(header)
+        StaticKeys(["one", "two"]).check(header)
     assert caught.value.status == 401
     assert caught.value.headers["WWW-Authenticate"] == "Bearer"
     assert caught.value.code == "invalid_api_key"

@@ -12,9 +12,9 @@ from multidict import CIMultiDict
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.errors import ApiError
-from lcp_gateway.http.forwarded import Proxies
+from lcp_gateway.http.server.proxies import TrustedProxies
 
-PROXIES = Proxies(["10.0.0.7"])
+PROXIES = TrustedProxies(["10.0.0.7"])
 
 
 class Log:

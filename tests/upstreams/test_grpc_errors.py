@@ -4,7 +4,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from lcp_gateway.http.failures import of_purchase
+from lcp_gateway.http.error_mapping import map_purchase_error
 from lcp_gateway.upstreams.grpc_errors import DAEMON_AWAY, upstream_error
 
 AWAY = [
@@ -53,7 +53,7 @@ def test_a_daemon_that_cannot_be_reached_is_said_in_a_sentence_and_is_503(text):
     """C6: the client read gRPC's own text with addresses, and got 502."""
     error = failed("UNAVAILABLE", text)
     assert (error.message, error.is_away) == (DAEMON_AWAY, True)
-    answer = of_purchase(error)
+    answer = map_purchase_error(error)
     assert (answer.status, answer.code, answer.retry) == (503, "no_provider", True)
 
 
@@ -64,7 +64,7 @@ def test_an_address_in_the_daemons_own_words_is_left_out(text):
     assert not [address for address in ADDRESSES if address in error.message]
     assert "[address]" in error.message
     # A provider answered: the status is the one that openai-serve gives.
-    assert of_purchase(error).status == 502
+    assert map_purchase_error(error).status == 502
 
 
 @pytest.mark.parametrize("text", KEPT)

@@ -8,7 +8,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from lcp_gateway.http.failures import of_purchase
+from lcp_gateway.http.error_mapping import map_purchase_error
 from lcp_gateway.purchase.errors import PaymentFailed, UpstreamError
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.task import Task, TaskKind
@@ -259,7 +259,7 @@ async def test_a_nodes_retry_after_reaches_the_client(status, header, told):
     """B7: the client was told 1 second."""
     quote = await OpenAIHttpUpstream([HttpNode("a", "http://x")]).request_quote(task(), "node:a", 1)
     cause = refusal(status, b"", retry_after=header)
-    answer = of_purchase(PaymentFailed(cause, Verdict.NONE, quote=quote))
+    answer = map_purchase_error(PaymentFailed(cause, Verdict.NONE, quote=quote))
     assert (answer.retry, answer.response().headers["retry-after"]) == (True, str(told))
 
 

@@ -13,7 +13,7 @@ from lcp_gateway.accounts.rates import Rates
 from lcp_gateway.accounts.replicas import Outage, RedisNotInstalled, ShieldedCalls
 from lcp_gateway.app.wiring.journal import WiringError
 from lcp_gateway.config import Settings, auth_mode, journal_place
-from lcp_gateway.http.admission import Admission
+from lcp_gateway.http.openai.admission import Admission
 from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.routing.registry import Registry
 
@@ -45,15 +45,22 @@ from lcp_gateway.app.keys import KeyKeeper
 from lcp_gateway.app.till import open_till
 from lcp_gateway.app.wiring.journal import Ledgers
 from lcp_gateway.config import known_hosts
-from lcp_gateway.http.admin import AdminRoutes
-from lcp_gateway.http.api_limits import ApiLimits
-from lcp_gateway.http.auth import BearerKeys
+from lcp_gateway.http.authentication import (
+    ANONYMOUS,
+    AccountAuthenticator,
+    Authenticator,
+    L402Authenticator,
+    OpenAuthenticator,
+    StaticKeyAuthenticator,
+    StaticKeys,
+)
 from lcp_gateway.http.browser_guard import BrowserGuard
-from lcp_gateway.http.charging import Charging
 from lcp_gateway.http.cors import Cors
-from lcp_gateway.http.door import EVERYONE, AccountDoor, Door, KeyDoor, L402Door, OpenDoor
-from lcp_gateway.http.refunds import RefundRoutes
-from lcp_gateway.http.wallet import WalletRoutes
+from lcp_gateway.http.gateway.admin import AdminRoutes
+from lcp_gateway.http.gateway.api_limits import ApiLimits
+from lcp_gateway.http.gateway.refunds import RefundRoutes
+from lcp_gateway.http.gateway.wallet import WalletRoutes
+from lcp_gateway.http.openai.response import ChargeReport
 from lcp_gateway.purchase.refunds import RefundDecision
 from lcp_gateway.store.database import Database, DatabaseUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
@@ -196,7 +203,7 @@ async def open_customers(
     if database is None:
         raise WiringError("accounts need a journal")
     topups, keys, ledger = Topups(database), Keys(database), Ledger(database)
-    cache = KeyCache(settings.api_keys, EVERYONE.rules)
+    cache = KeyCache(settings.api_keys, ANONYMOUS.rules)
     keeper = KeyKeeper(keys, cache, log, stale_s=settings.keys_stale_s)
     try:
         await keeper.load()
@@ -289,9 +296,9 @@ async def _watch_solvency(ledger: LedgerBook, metrics: Metrics) -> None:
 class AccessParts:
     """Who is let in, what a request must pass, and what customers are told; as one configuration says it."""
 
-    door: Door
+    door: Authenticator
     admission: Admission
-    charging: Charging
+    charging: ChargeReport
     wallet_routes: WalletRoutes | None = None
     admin_routes: AdminRoutes | None = None
     refund_routes: RefundRoutes | None = None
@@ -333,10 +340,12 @@ class Access:
         customers = self._customers
         if customers is not None:
             return self._for_customers(settings, customers, admission)
-        charging = Charging(None, self._log)
+        charging = ChargeReport(None, self._log)
         if auth_mode(settings) == "none":
-            return AccessParts(OpenDoor(), admission, charging)
-        return AccessParts(KeyDoor(BearerKeys(settings.api_keys)), admission, charging)
+            return AccessParts(OpenAuthenticator(), admission, charging)
+        return AccessParts(
+            StaticKeyAuthenticator(StaticKeys(settings.api_keys)), admission, charging
+        )
 
     def use(self, settings: Settings) -> None:
         """Accept the static keys of the settings from now on, beside those of customers."""
@@ -364,14 +373,14 @@ class Access:
         if settings.l402 and customers.till is not None:
             l402 = _l402_door(settings, customers, wallet, self._l402_limits, self.api_limits)
         return AccessParts(
-            door=AccountDoor(
+            door=AccountAuthenticator(
                 find=customers.keeper.find,
                 check_fresh=customers.keeper.check,
                 admin_key=settings.admin_key,
                 l402=l402,
             ),
             admission=admission,
-            charging=Charging(wallet, self._log, self.api_limits),
+            charging=ChargeReport(wallet, self._log, self.api_limits),
             wallet_routes=WalletRoutes(
                 wallet,
                 read_timeout_s=settings.request_read_timeout_s,
@@ -427,9 +436,9 @@ def _l402_door(
     wallet: Wallet,
     limits: AddressLimits,
     api_limits: ApiLimits,
-) -> L402Door:
+) -> L402Authenticator:
     from lcp_gateway.accounts.l402 import Issuer  # noqa: PLC0415 - few gateways sell like this
-    from lcp_gateway.http.l402 import L402Routes  # noqa: PLC0415 - as above
+    from lcp_gateway.http.gateway.l402 import L402Routes  # noqa: PLC0415 - as above
 
     try:
         issuer = Issuer(l402_secret(settings))

@@ -9,14 +9,13 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.app.wiring.journal import Ledgers
 from lcp_gateway.app.wiring.routing import RoutingParts
 from lcp_gateway.config import Settings
-from lcp_gateway.http.admission import Admission
-from lcp_gateway.http.api_limits import ApiCaller, ApiLimits, Group
-from lcp_gateway.http.background_jobs import BackgroundJobs
-from lcp_gateway.http.input_tokens import InputTokens
-from lcp_gateway.http.jobs import Jobs
-from lcp_gateway.http.stateful import Stateful
-from lcp_gateway.http.stored_chats import StoredChats
-from lcp_gateway.http.stored_responses import StoredResponses
+from lcp_gateway.http.gateway.api_limits import ApiCaller, ApiLimits, Group
+from lcp_gateway.http.openai.admission import Admission, JobsInFlight
+from lcp_gateway.http.openai.background import BackgroundResponses
+from lcp_gateway.http.openai.chats import ChatRoutes
+from lcp_gateway.http.openai.history import History
+from lcp_gateway.http.openai.input_tokens import InputTokenRoutes
+from lcp_gateway.http.openai.responses import ResponseRoutes
 from lcp_gateway.purchase.service import PurchaseService
 from lcp_gateway.store.background import BackgroundBook
 from lcp_gateway.stored.estimate import estimate_input_tokens
@@ -35,17 +34,17 @@ class StoredState:
 
     store: Store[Item]
     keeper: Keeper
-    background: BackgroundJobs
+    background: BackgroundResponses
 
 
 @dataclass(frozen=True, slots=True)
 class ResponsesParts:
     """What reads requests for the store, and what serves what is stored; as one configuration says it."""
 
-    stateful: Stateful
-    input_tokens: InputTokens
-    responses: StoredResponses
-    chats: StoredChats
+    stateful: History
+    input_tokens: InputTokenRoutes
+    responses: ResponseRoutes
+    chats: ChatRoutes
 
 
 def store_limits(settings: Settings) -> StoreLimits:
@@ -58,7 +57,7 @@ def open_stored_state(
     *,
     service: PurchaseService,
     ledgers: Ledgers,
-    jobs: Jobs,
+    jobs: JobsInFlight,
     metrics: Metrics,
     api_limits: ApiLimits,
     log: FilteringBoundLogger,
@@ -71,7 +70,7 @@ def open_stored_state(
         on_removed=lambda why: metrics.stored_removed(why.value),
     )
     keeper = Keeper(store, now=time.time, on_lost=metrics.not_stored)
-    background = BackgroundJobs(
+    background = BackgroundResponses(
         service=service,
         store=store,
         keeper=keeper,
@@ -107,7 +106,7 @@ def responses_parts(
         traits = offers().traits.get(registry.resolve(model))
         return traits.context_length if traits is not None else 0
 
-    stateful = Stateful(
+    stateful = History(
         kept.store,
         kept.keeper,
         max_body_bytes=settings.max_body_bytes,
@@ -116,7 +115,7 @@ def responses_parts(
     )
     return ResponsesParts(
         stateful=stateful,
-        input_tokens=InputTokens(
+        input_tokens=InputTokenRoutes(
             ask=counter.count_at,
             offers=offers,
             resolve=registry.resolve,
@@ -127,11 +126,11 @@ def responses_parts(
             read_timeout_s=settings.request_read_timeout_s,
             ask_timeout_s=settings.timeout_quote_s,
         ),
-        responses=StoredResponses(
+        responses=ResponseRoutes(
             kept.store,
             kept.background,
             heartbeat_s=settings.heartbeat_s,
             relay_limit_s=relay_limit_s,
         ),
-        chats=StoredChats(kept.store, read_timeout_s=settings.request_read_timeout_s),
+        chats=ChatRoutes(kept.store, read_timeout_s=settings.request_read_timeout_s),
     )

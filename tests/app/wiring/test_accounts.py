@@ -20,7 +20,11 @@ from lcp_gateway.app.wiring.accounts import credit_observer, l402_secret, open_a
 from lcp_gateway.app.wiring.journal import Ledgers, WiringError
 from lcp_gateway.app.wiring.routing import model_registry
 from lcp_gateway.config import Settings, load
-from lcp_gateway.http.door import AccountDoor, KeyDoor, OpenDoor
+from lcp_gateway.http.authentication import (
+    AccountAuthenticator,
+    OpenAuthenticator,
+    StaticKeyAuthenticator,
+)
 from lcp_gateway.store.database import DatabaseUnavailable
 from lcp_gateway.store.off import JournalOff
 from lcp_gateway.telemetry.metrics import Metrics
@@ -92,9 +96,9 @@ def test_a_model_has_a_mark_up_of_its_own_and_takes_the_rest_from_the_general_on
 @pytest.mark.parametrize(
     ("settings", "door"),
     [
-        (Settings(), OpenDoor),
-        (Settings(api_keys=("k",)), KeyDoor),
-        (Settings(auth="keys", api_keys=("k",)), KeyDoor),
+        (Settings(), OpenAuthenticator),
+        (Settings(api_keys=("k",)), StaticKeyAuthenticator),
+        (Settings(auth="keys", api_keys=("k",)), StaticKeyAuthenticator),
     ],
 )
 async def test_without_accounts_there_is_a_door_and_nothing_to_administer(settings, door):
@@ -108,7 +112,7 @@ async def test_with_accounts_there_is_all_of_it(bank):  # noqa: F811 - the fixtu
     settings = Settings(auth="accounts", admin_key="boss")
     async with shop(settings, bank.database) as it:
         parts = parts_of(it, settings)
-        assert isinstance(parts.door, AccountDoor)
+        assert isinstance(parts.door, AccountAuthenticator)
         assert None not in (parts.wallet_routes, parts.admin_routes, parts.admission.rates)
         assert [task.name for task in it.tasks] == ["keys", "solvency"], "no lnd, so none to follow"
 

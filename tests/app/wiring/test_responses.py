@@ -5,8 +5,8 @@ import pytest
 from lcp_gateway.app.wiring.journal import Ledgers
 from lcp_gateway.app.wiring.responses import open_stored_state, purge, store_limits
 from lcp_gateway.config import Settings
-from lcp_gateway.http.api_limits import ApiLimits
-from lcp_gateway.http.jobs import Jobs
+from lcp_gateway.http.gateway.api_limits import ApiLimits
+from lcp_gateway.http.openai.admission import JobsInFlight
 from lcp_gateway.store.off import JournalOff
 from lcp_gateway.stored.items import Item, Kind
 from lcp_gateway.stored.store import StoreLimits
@@ -21,7 +21,7 @@ def kept(**settings):
         Settings(**settings),
         service=world().service,
         ledgers=Ledgers(JournalOff()),
-        jobs=Jobs(0, metrics),
+        jobs=JobsInFlight(0, metrics),
         metrics=metrics,
         api_limits=ApiLimits(8, 32),
         log=get_logger("test"),

@@ -1,0 +1,337 @@
+"""The one error map: every failure of an order becomes an HTTP error."""
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from lcp_gateway.accounts.jobs_per_key import TooManyJobs
+from lcp_gateway.accounts.rates import RateLimited
+from lcp_gateway.accounts.replicas import LimitsAway
+from lcp_gateway.adapters.completions import NotAdaptable
+from lcp_gateway.http.errors import ApiError, bad_request
+from lcp_gateway.purchase.answers import AnswerGone
+from lcp_gateway.purchase.book import QuoteForAnotherBody, UnknownQuote, quote_id
+from lcp_gateway.purchase.brake import LoopDetected
+from lcp_gateway.purchase.errors import (
+    ChargeLimitExceeded,
+    PaymentFailed,
+    PeerNotTrusted,
+    PriceLimitExceeded,
+    PurchaseError,
+    QuoteExpired,
+    Refused,
+    Undelivered,
+    UpstreamError,
+)
+from lcp_gateway.purchase.evidence import MIN_HTLC_MSAT, EvidenceRow, evidence_of_failure
+from lcp_gateway.purchase.journal import (
+    BudgetExceeded,
+    InsufficientBalance,
+    JournalUnavailable,
+    KeyRevoked,
+)
+from lcp_gateway.purchase.memory import AnswerLost, KeyReused
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.service import Interrupted, Reason
+from lcp_gateway.purchase.shared import LostElsewhere
+from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.routing.choice import ContextTooLong, ModelNotFound, NoProvider, RoutingError
+
+_Answer = tuple[int, str, bool, dict[str, object]]
+"""Status, reason for the metric, whether another try may help, and details."""
+
+
+def map_refusal(error: Refused) -> ApiError:
+    """Give the answer for a refusal; one that may pass later names the quote that can still be taken."""
+    status, reason, retry, details = _find(error)
+    if error.may_pass_later and error.quote is not None:
+        details["quote_id"] = quote_id(error.quote)
+    answer = ApiError(
+        status,
+        error.message,
+        error.code,
+        retry=retry,
+        verdict=error.verdict,
+        quote=error.quote,
+        details=details,
+        reason=reason,
+    )
+    if isinstance(error, RateLimited):
+        answer.headers = error.headers
+        if error.retry_after_s is not None:
+            answer.retry_after_s = math.ceil(error.retry_after_s)
+    elif isinstance(error, KeyRevoked):
+        answer.headers = {"WWW-Authenticate": "Bearer"}
+    elif isinstance(error, LimitsAway):
+        answer.retry_after_s = max(1, math.ceil(error.retry_after_s))
+    elif isinstance(error, LoopDetected):
+        answer.retry_after_s = math.ceil(error.wait_s)
+    return answer
+
+
+def _find(error: Refused) -> _Answer:
+    for kind in type(error).__mro__:
+        if found := _ANSWERS.get(kind):
+            return found(error)
+    # A quote that is not what it says it is. Another try may find an honest peer, or the same one.
+    return 502, "quote_mismatch", False, {}
+
+
+def _charge(error: ChargeLimitExceeded) -> _Answer:
+    details: dict[str, object] = {
+        "limit_msat": error.limit_msat,
+        "charge_msat": error.price_msat,
+    }
+    return 402, "price_limit", False, details
+
+
+def _balance(error: InsufficientBalance) -> _Answer:
+    details: dict[str, object] = {
+        "required_msat": error.required_msat,
+        "balance_msat": error.available_msat,
+    }
+    return 402, "balance", False, details
+
+
+def _budget(error: BudgetExceeded) -> _Answer:
+    details: dict[str, object] = {
+        "limit_msat": error.budget.limit_msat,
+        "spent_msat": error.spent_msat,
+    }
+    return 402, "budget", False, details
+
+
+_ANSWERS: Mapping[type, Callable[[Any], _Answer]] = MappingProxyType(
+    {
+        QuoteExpired: lambda error: (410, "quote_expired", not error.was_named, {}),
+        PriceLimitExceeded: lambda error: (
+            402,
+            "price_limit",
+            False,
+            {"limit_msat": error.limit_msat},
+        ),
+        ChargeLimitExceeded: _charge,
+        InsufficientBalance: _balance,
+        BudgetExceeded: _budget,
+        KeyRevoked: lambda _error: (401, "auth", False, {}),
+        RateLimited: lambda error: (429, "rate_limit", error.may_pass_later, {}),
+        TooManyJobs: lambda _error: (429, "concurrency", True, {}),
+        LimitsAway: lambda _error: (503, "rate_limit", True, {}),
+        JournalUnavailable: lambda _error: (503, "journal", True, {}),
+        LoopDetected: lambda _error: (429, "loop", True, {}),
+        PeerNotTrusted: lambda _error: (503, "peer_not_trusted", True, {}),
+    }
+)
+
+
+# As openai-serve maps them, so that clients written for it see no change.
+STATUS_OF_GRPC: Mapping[str, int] = {
+    "CANCELLED": 408,
+    "UNKNOWN": 500,
+    "INTERNAL": 500,
+    "DATA_LOSS": 500,
+    "INVALID_ARGUMENT": 400,
+    "NOT_FOUND": 400,
+    "FAILED_PRECONDITION": 400,
+    "OUT_OF_RANGE": 400,
+    "ALREADY_EXISTS": 409,
+    "ABORTED": 409,
+    "PERMISSION_DENIED": 403,
+    "UNAUTHENTICATED": 401,
+    "RESOURCE_EXHAUSTED": 429,
+    "UNIMPLEMENTED": 501,
+    "UNAVAILABLE": 502,
+    "DEADLINE_EXCEEDED": 504,
+}
+
+_CODES_OF_GRPC = {
+    "RESOURCE_EXHAUSTED": "rate_limit_exceeded",
+    "DEADLINE_EXCEEDED": "upstream_timeout",
+    "UNAVAILABLE": "upstream_unavailable",
+}
+
+# What another try may cure where a node has done nothing and nothing was paid.
+_WORTH_A_RETRY = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "DATA_LOSS"})
+
+
+def of_routing(error: RoutingError) -> ApiError:
+    """No provider for a task."""
+    if isinstance(error, ModelNotFound):
+        return ApiError(
+            404,
+            error.message,
+            code="model_not_available",
+            param="model",
+            reason="model_not_found",
+        )
+    if isinstance(error, ContextTooLong):
+        return ApiError(
+            400,
+            f"{error.message}; nothing was paid",
+            code="context_length_exceeded",
+            param=error.param,
+            reason="too_large",
+        )
+    assert isinstance(error, NoProvider)  # noqa: S101 - the tree has these three leaves
+    return ApiError(503, error.message, code="no_provider", retry=True, reason="no_peer")
+
+
+def map_error(error: Exception) -> ApiError | None:
+    """Give the answer for whatever came of an order, or None for what nobody foresaw."""
+    match error:
+        case RoutingError():
+            return of_routing(error)
+        case NotAdaptable():
+            return bad_request(error.message, error.param, error.code)
+        case PurchaseError():
+            return map_purchase_error(error)
+        case AnswerGone():
+            return ApiError(
+                409,
+                "this was bought before and its answer is no longer held",
+                code="answer_gone",
+                verdict=Verdict.SETTLED,
+            )
+        case _:
+            return None
+
+
+def map_purchase_error(error: PurchaseError) -> ApiError:
+    """A purchase that did not come to its end."""
+    match error:
+        case UpstreamError():
+            return _of_quote_failure(error)
+        case PaymentFailed():
+            return _of_payment_failure(error)
+        case Refused():
+            return map_refusal(error)
+        case Undelivered():
+            return _of(error, 502, "undelivered")
+        case AnswerLost():
+            return _of(error, 409, "answer_gone")
+        case KeyReused():
+            return _of(error, 422, "idempotency_key_reused", reason="idempotency")
+        case QuoteForAnotherBody():
+            return _of(error, 409, "quote_for_another_request", reason="quote_unknown")
+        case UnknownQuote():
+            return _of(error, 404, "quote_not_found", reason="quote_unknown")
+        case Interrupted():
+            status = 504 if error.code == Reason.TIMED_OUT.value else 503
+            # What was cancelled is not wanted any more: a client that tried again by itself would buy it after all.
+            is_worth_it = error.verdict is Verdict.NONE and error.code != Reason.CANCELLED.value
+            return _of(error, status, error.code, retry=is_worth_it)
+        case _:
+            return _of(error, 500, "internal_error")
+
+
+def _of(
+    error: PurchaseError, status: int, code: str, *, retry: bool = False, reason: str = ""
+) -> ApiError:
+    request_id = error.request_id if isinstance(error, LostElsewhere) else ""
+    return ApiError(
+        status,
+        error.message,
+        code,
+        retry=retry,
+        verdict=error.verdict,
+        quote=error.quote,
+        details={"request_id": request_id} if request_id else {},
+        reason=reason,
+    )
+
+
+def _of_quote_failure(error: UpstreamError) -> ApiError:
+    if error.is_away:
+        return _no_provider_reached(error)
+    return ApiError(
+        STATUS_OF_GRPC.get(error.status, 500),
+        error.message,
+        code=error.code or _CODES_OF_GRPC.get(error.status, "quote_failed"),
+        retry=error.retryable,
+        quote=error.quote,
+    )
+
+
+def _no_provider_reached(error: UpstreamError | PaymentFailed) -> ApiError:
+    """Every candidate was tried, and the last could not even be reached: the same as no provider at all."""
+    return ApiError(
+        503,
+        f"no provider can be reached: {error.message}; nothing was paid",
+        code="no_provider",
+        retry=True,
+        verdict=Verdict.NONE,
+        quote=error.quote,
+        reason="no_peer",
+    )
+
+
+def _of_payment_failure(error: PaymentFailed) -> ApiError:
+    if error.quote is not None and error.quote.source is Source.NODE:
+        return _of_node_failure(error)
+    match error.verdict:
+        case Verdict.NONE:
+            code = "payment_failed"
+        case Verdict.UNKNOWN:
+            code = "payment_unknown"
+        case Verdict.SETTLED:
+            code = "undelivered"
+    row = evidence_of_failure(error.status, error.message)
+    worth_a_retry = row is None or (row.worth_a_retry and not _is_below_min_htlc(error, row))
+    return ApiError(
+        STATUS_OF_GRPC.get(error.status, 500),
+        _sentence(error, row),
+        code=code,
+        # Whatever may have been paid is never tried again.
+        retry=error.verdict is Verdict.NONE and worth_a_retry,
+        verdict=error.verdict,
+        quote=error.quote,
+        details={} if row is None else {"payment_failure": row.name},
+    )
+
+
+def _sentence(error: PaymentFailed, row: EvidenceRow | None) -> str:
+    """Say what happened to the payment; the daemon's own text, which holds addresses, is for its log."""
+    if error.verdict is Verdict.UNKNOWN:
+        return (
+            f"the call that pays ended ({error.status}) without telling whether it paid; "
+            "it counts as spent until lnd tells"
+        )
+    if row is None:
+        return error.message
+    if row.verdict is Verdict.SETTLED:
+        # Out of this call a peer's error is the peer's own text, and no address of ours.
+        return f"{row.says}: {error.message}" if row.name == "peer_error" else row.says
+    if _is_below_min_htlc(error, row):
+        return (
+            f"{row.says}: the price is {_price_msat(error)} msat, and most channels carry nothing below "
+            f"{MIN_HTLC_MSAT:,} msat; ask for more output (max_tokens, max_output_tokens) so that the price is "
+            f"{MIN_HTLC_MSAT:,} msat or more; nothing was paid"
+        )
+    return f"{row.says} ({_price_msat(error)} msat); nothing was paid"
+
+
+def _is_below_min_htlc(error: PaymentFailed, row: EvidenceRow) -> bool:
+    """Return whether the payment was too small for a channel of default policy, which the next one would be too."""
+    return row.name == "no_route" and _price_msat(error) < MIN_HTLC_MSAT
+
+
+def _price_msat(error: PaymentFailed) -> int:
+    return error.quote.price_msat if error.quote is not None else 0
+
+
+def _of_node_failure(error: PaymentFailed) -> ApiError:
+    """A node that did not do it: its own word for the error, where it gave one."""
+    if error.is_away and error.verdict is Verdict.NONE:
+        return _no_provider_reached(error)
+    answer = ApiError(
+        STATUS_OF_GRPC.get(error.status, 500),
+        error.message,
+        code=error.code or _CODES_OF_GRPC.get(error.status, "node_failed"),
+        retry=error.verdict is Verdict.NONE and error.status in _WORTH_A_RETRY,
+        verdict=error.verdict,
+        quote=error.quote,
+    )
+    if answer.retry and error.retry_after_s is not None:
+        answer.retry_after_s = math.ceil(error.retry_after_s)
+    return answer

@@ -1,0 +1,1 @@
+"""The gateway's own routes: administration, wallet, L402, receipts, routing, health."""

@@ -1,0 +1,144 @@
+"""GET /healthz, /readyz and /metrics."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+import orjson
+from aiohttp import web
+
+from lcp_gateway.http.context import CONTEXT
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.http.openai.admission import JobsInFlight
+from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.routing.catalog import Catalog
+from lcp_gateway.telemetry.metrics import Metrics
+
+
+class CatalogSource(Protocol):
+    """A keeper of snapshots."""
+
+    @property
+    def catalog(self) -> Catalog:
+        """The last snapshot."""
+        ...
+
+    @property
+    def problem(self) -> UpstreamError | None:
+        """Why the last refresh failed, or None."""
+        ...
+
+    @property
+    def age_s(self) -> float:
+        """How old the snapshot is."""
+        ...
+
+    async def refresh_if_stale(self) -> Catalog:
+        """Give a fresh snapshot, or the last one if none can be had."""
+        ...
+
+
+class NodeState(Protocol):
+    """How a virtual node stands."""
+
+    @property
+    def up(self) -> bool:
+        """Tell whether it answers."""
+        ...
+
+    @property
+    def models(self) -> int:
+        """How many models it offers."""
+        ...
+
+
+class HealthRoutes:
+    """Serves what monitoring asks."""
+
+    def __init__(
+        self,
+        *,
+        catalog: CatalogSource,
+        jobs: JobsInFlight,
+        metrics: Metrics,
+        stale_s: float,
+        daemon_problem: Callable[[], UpstreamError | None],
+        nodes: Callable[[], Mapping[str, NodeState]] = dict,
+        other_reasons: Callable[[], Iterable[str]] = tuple,
+        tasks: Callable[[], Mapping[str, object]] = dict,
+        lnd_report: Callable[[], Mapping[str, object]] | None = None,
+    ) -> None:
+        """A snapshot of the peers older than ``stale_s`` is no longer believed.
+
+        ``daemon_problem`` says why the daemon cannot be used, ``nodes`` how each virtual node stands.
+
+        ``other_reasons`` gives what else keeps the gateway from buying now, in words. ``lnd_report`` says how lnd is, where
+        there is one, and ``tasks`` how each background task is.
+        """
+        self._tasks = tasks
+        self._other_reasons = other_reasons
+        self._daemon_problem = daemon_problem
+        self._nodes = nodes
+        self._lnd_report = lnd_report
+        self._catalog = catalog
+        self._stale_s = stale_s
+        self._jobs = jobs
+        self._metrics = metrics
+
+    async def healthz(self, _request: web.Request) -> web.Response:
+        """Serve GET /healthz: the process is alive."""
+        return web.Response(body=b'{"status":"ok"}', content_type="application/json")
+
+    async def readyz(self, request: web.Request) -> web.Response:
+        """Serve GET /readyz: 200 when a request could be bought now, else 503 with the reasons.
+
+        A load balancer reaches it by any name and needs the status only; the details are not for a page of another name.
+        """
+        problem = self._catalog.problem
+        providers = self._catalog.catalog.providers
+        peers = sum(provider.source is Source.LCP for provider in providers)
+        reasons = []
+        if self._jobs.draining:
+            reasons.append("the gateway is shutting down")
+        if problem is not None:
+            reasons.append(f"the daemon cannot be used: {problem.status}: {problem.message}")
+        elif not providers:
+            reasons.append("no peers are connected")
+        if self._catalog.age_s > self._stale_s:
+            reasons.append(f"the list of peers is {self._catalog.age_s:.0f} s old")
+        reasons.extend(self._other_reasons())
+        report: dict[str, object] = {
+            "status": "unavailable" if reasons else "ready",
+            "reasons": reasons,
+            "daemon": {"reachable": self._daemon_problem() is None},
+            "peers": peers,
+            "snapshot_age_s": round(self._catalog.age_s, 3),
+            "jobs_in_flight": len(self._jobs),
+        }
+        if tasks := self._tasks():
+            report["tasks"] = tasks
+        if nodes := self._nodes():
+            report["nodes"] = {
+                name: {"up": node.up, "models": node.models} for name, node in nodes.items()
+            }
+        if self._lnd_report is not None:
+            # Told, and no reason of its own: the daemon may pay through another node, or before lnd has caught up.
+            report["lnd"] = self._lnd_report()
+        if not request[CONTEXT].may_read_details:
+            report = {"status": report["status"]}
+        return web.Response(
+            status=503 if reasons else 200,
+            body=orjson.dumps(report),
+            content_type="application/json",
+            headers={"Cache-Control": "no-store"},
+        )
+
+    def refused(self, error: ApiError) -> web.Response:
+        """Give the answer that refuses a request for the metrics, and count it."""
+        self._metrics.refusal(error.reason)
+        return error.response()
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Serve GET /metrics in the format that the scraper asks for."""
+        body, content_type = await self._metrics.expose(request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})

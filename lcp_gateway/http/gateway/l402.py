@@ -1,0 +1,155 @@
+"""L402: whoever has no key pays at the door, and comes back with the proof."""
+
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from aiohttp import web
+
+from lcp_gateway.accounts.address_limits import AddressLimits
+from lcp_gateway.accounts.caller import L402_KEY_PREFIX, Caller, KeyRules
+from lcp_gateway.accounts.l402 import (
+    Issuer,
+    L402Error,
+    L402Token,
+    challenge_header,
+    parse_authorization,
+)
+from lcp_gateway.accounts.ports import InvoicesAway, TopupBook
+from lcp_gateway.accounts.records import AccountError, Purpose, TopupState
+from lcp_gateway.accounts.wallet import NoTill, Wallet
+from lcp_gateway.http.browser_guard import BrowserGuard
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.http.gateway.api_limits import ApiLimits, account, stranger
+
+# Unpaid invoices of strangers that the books follow. Past it the oldest gives way: it can still be paid, and is credited.
+_MOST_OPEN = 1_000
+# A client pays at once or asks again; a shorter life than that of a customer's top-up keeps lnd's list short.
+_INVOICE_EXPIRY_S = 900
+# What lnd and the database can bear of strangers from many networks together.
+_MOST_A_MINUTE_IN_ALL = 1_200
+_IN_ALL = "all"
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class L402Routes:
+    """Asks for a payment, and lets in who has paid. What is paid becomes the balance of an account of its own."""
+
+    def __init__(
+        self,
+        wallet: Wallet,
+        topups: TopupBook,
+        issuer: Issuer,
+        *,
+        amount_msat: int,
+        lasts: timedelta,
+        guard: BrowserGuard,
+        limits: AddressLimits,
+        api_limits: ApiLimits,
+        per_minute: int,
+        now: Callable[[], datetime] = _utc_now,
+    ) -> None:
+        """``per_minute`` bounds the invoices that ``limits`` lets the clients of one address have.
+
+        ``api_limits`` bounds how many invoices are made, and how many tokens looked up, at one time.
+        """
+        self._api_limits = api_limits
+        self._wallet = wallet
+        self._topups = topups
+        self._issuer = issuer
+        self._amount_msat = amount_msat
+        self._lasts = lasts
+        self._guard = guard
+        self._limits = limits
+        self._per_minute = per_minute
+        self._now = now
+
+    async def challenge(self, request: web.BaseRequest) -> ApiError:
+        """Give the answer that asks to be paid: 402 with an invoice, and the macaroon that it will make good.
+
+        A stranger's flood counts against the stranger's address, and against nobody's rates.
+
+        Raises:
+            ApiError: 403 for a web page of another origin, which could make its visitors ask.
+        """
+        self._guard.check_origin(request)
+        wait_s = self._limits.take(request.remote, self._per_minute)
+        if not wait_s:
+            wait_s = self._limits.take(_IN_ALL, _MOST_A_MINUTE_IN_ALL)
+        if wait_s:
+            return _too_many(self._per_minute, wait_s)
+        async with self._api_limits.place(stranger(request.remote)):
+            return await self._invoice()
+
+    async def _invoice(self) -> ApiError:
+        await self._topups.make_room(self._now(), purpose=Purpose.L402, most_open=_MOST_OPEN)
+        try:
+            topup = await self._wallet.top_up(
+                None,
+                self._amount_msat,
+                "access",
+                purpose=Purpose.L402,
+                expiry_s=_INVOICE_EXPIRY_S,
+            )
+        except (NoTill, InvoicesAway, AccountError):
+            return ApiError(
+                503, "no invoice can be made right now", code="topups_unavailable", retry=True
+            )
+        macaroon = self._issuer.issue(
+            topup.payment_hash, topup.account_id, self._now() + self._lasts
+        )
+        return ApiError(
+            402,
+            f"pay the invoice and come again with its preimage: Authorization: L402 <macaroon>:<preimage>; it buys "
+            f"{topup.amount_msat} msat of use",
+            code="payment_required",
+            reason="auth",
+            headers={
+                "WWW-Authenticate": challenge_header(macaroon, topup.payment_request),
+                "Cache-Control": "no-store",
+            },
+        )
+
+    async def admit(self, authorization: str) -> Caller | None:
+        """Tell whose token it is, or None where it proves nothing: replayed for another, changed, expired, or unpaid."""
+        try:
+            credentials = parse_authorization(authorization)
+            if credentials is None:
+                return None
+            token = self._issuer.verify(credentials.macaroon, credentials.preimage, self._now())
+        except L402Error:
+            return None
+        # Only a token that the gateway made, with the proof of its payment, comes so far.
+        async with self._api_limits.place(account(token.account_id)):
+            return await self._holder(token)
+
+    async def _holder(self, token: L402Token) -> Caller | None:
+        # Asked each time, so that a token ends with its account, on all gateways.
+        topup = await self._topups.of_living_account(token.payment_hash)
+        if topup is None or topup.account_id != token.account_id:
+            return None
+        if topup.state is not TopupState.SETTLED:
+            # Paid a moment ago: the preimage says so, the node only has to be asked.
+            try:
+                topup = await self._wallet.look_up(topup)
+            except (InvoicesAway, NoTill):
+                return None
+            if topup.state is not TopupState.SETTLED:
+                return None
+        key_id = f"{L402_KEY_PREFIX}{token.payment_hash.hex()[:16]}"
+        return Caller(key_id, token.account_id, KeyRules())
+
+
+def _too_many(per_minute: int, wait_s: float) -> ApiError:
+    return ApiError(
+        429,
+        f"too many L402 invoices were asked for from this address, which may have {per_minute} a minute "
+        "(l402_invoices_per_minute): pay one that you have, or try again later",
+        code="rate_limit_exceeded",
+        retry=True,
+        retry_after_s=max(1, math.ceil(wait_s)),
+        reason="rate_limit",
+    )

@@ -1,0 +1,48 @@
+"""POST /api/models/route: which models suit, ranked, with the reasons. Spends nothing."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import orjson
+from aiohttp import web
+
+from lcp_gateway.http.errors import bad_request
+from lcp_gateway.http.fields import json_response
+from lcp_gateway.http.openai.request_body import read_body
+from lcp_gateway.routing.query import BadQuery, RouteQuery, read_query
+
+
+class RankingRoutes:
+    """Serves questions to the router."""
+
+    def __init__(
+        self,
+        answer: Callable[[RouteQuery], Sequence[Mapping[str, object]]],
+        *,
+        read_timeout_s: float,
+        why_nothing: Callable[[RouteQuery], Sequence[str]] = lambda _query: (),
+    ) -> None:
+        """``why_nothing`` gives the reasons in words where no model suits a query."""
+        self._answer = answer
+        self._why_nothing = why_nothing
+        self._read_timeout_s = read_timeout_s
+
+    async def rank(self, request: web.Request) -> web.Response:
+        """Serve POST /api/models/route; an empty body asks for the best of all."""
+        body = await read_body(request, self._read_timeout_s)
+        try:
+            document = orjson.loads(body) if body.strip() else {}
+        except orjson.JSONDecodeError as error:
+            raise bad_request(
+                f"the body is not valid JSON: {error.msg}", code="invalid_json"
+            ) from None
+        if not isinstance(document, dict):
+            raise bad_request("the body must be a JSON object", code="invalid_json")
+        try:
+            query = read_query(document)
+        except BadQuery as error:
+            raise bad_request(error.message, error.param, error.code) from None
+        found = self._answer(query)
+        told: dict[str, object] = {"object": "list", "data": found}
+        if not found and (reasons := self._why_nothing(query)):
+            told["reasons"] = reasons
+        return json_response(told)

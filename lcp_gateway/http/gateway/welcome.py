@@ -1,0 +1,70 @@
+"""GET / and /v1: what this is, for people who open the address and clients that ask there."""
+
+from html import escape
+
+from aiohttp import web
+
+from lcp_gateway.__about__ import __version__
+from lcp_gateway.http.context import CONTEXT
+from lcp_gateway.http.fields import json_response
+
+_ENDPOINTS = (
+    "POST /v1/chat/completions",
+    "POST /v1/responses",
+    "POST /v1/completions",
+    "POST /v1/embeddings",
+    "GET /v1/models",
+    "POST /api/models/route",
+    "GET /readyz",
+)
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>lcp-gateway</title>
+<h1>lcp-gateway {version}</h1>
+<p>{about}</p>
+<p>Base URL for OpenAI clients: <code>{base_url}</code> (model <code>auto</code>, or one of <a href="/v1/models">/v1/models</a>).
+API key: {key}.</p>
+<ul>
+{endpoints}
+</ul>
+"""
+_ABOUT = "This gateway takes OpenAI requests and buys the answers from compute providers over the Lightning Network."
+
+
+class WelcomeRoutes:
+    """Serves the welcome: it needs no key and tells nothing that a stranger may not know."""
+
+    def __init__(self, *, asks_for_key: bool) -> None:
+        self._key = "one of this gateway's keys" if asks_for_key else "any, none is asked for"
+
+    async def get(self, request: web.Request) -> web.Response:
+        """Serve GET / and GET /v1: a page for browsers, JSON for everything else."""
+        # A name that leads here by somebody else's doing is not repeated.
+        base_url = (
+            f"{request.scheme}://{request.host}/v1" if request[CONTEXT].may_read_details else "/v1"
+        )
+        if "text/html" in request.headers.get("Accept", ""):
+            endpoints = "\n".join(f"<li><code>{escape(one)}</code></li>" for one in _ENDPOINTS)
+            page = _PAGE.format(
+                version=escape(__version__),
+                about=escape(_ABOUT),
+                base_url=escape(base_url),
+                key=escape(self._key),
+                endpoints=endpoints,
+            )
+            return web.Response(text=page, content_type="text/html", headers={"Vary": "Accept"})
+        response = json_response(
+            {
+                "object": "lcp.welcome",
+                "name": "lcp-gateway",
+                "version": __version__,
+                "about": _ABOUT,
+                "base_url": base_url,
+                "api_key": self._key,
+                "model": "auto",
+                "endpoints": _ENDPOINTS,
+            }
+        )
+        response.headers["Vary"] = "Accept"
+        return response

@@ -1,0 +1,422 @@
+"""Responses that are worked on in the background: begun for a request that is answered at once, and found again by others."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from structlog.typing import FilteringBoundLogger
+
+from lcp_gateway.adapters.documents import dump_json
+from lcp_gateway.http.error_mapping import map_error
+from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, internal_error
+from lcp_gateway.http.openai.response import (
+    CHARGED_HEADER,
+    REFUND_HEADER,
+    purchase_headers,
+    refund_status,
+)
+from lcp_gateway.purchase.answers import Answer
+from lcp_gateway.purchase.earlier import refusal_of
+from lcp_gateway.purchase.journal import RequestRepeated
+from lcp_gateway.purchase.memory import AnswerLost, Repeat
+from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.service import PurchaseService, Reason
+from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.stored import ids
+from lcp_gateway.stored.background import (
+    ENDED,
+    BackgroundJob,
+    Book,
+    Status,
+    response_object,
+    shown_of,
+)
+from lcp_gateway.stored.items import Item, Kind
+from lcp_gateway.stored.keeping import Keeper, Plan
+from lcp_gateway.stored.replay import opening
+from lcp_gateway.stored.slices import object_of
+from lcp_gateway.stored.store import Store
+
+# A decision comes with the journal's next commit, or once a database that is away has come back.
+_REFUND_S = 600.0
+
+
+def _anywhere(_owner: str) -> contextlib.AbstractAsyncContextManager[None]:
+    """No bound."""
+    return contextlib.nullcontext()
+
+
+class BackgroundResponses:
+    """The jobs of this process. What they come to goes into the store, under the id that was given for it."""
+
+    def __init__(
+        self,
+        *,
+        service: PurchaseService,
+        store: Store[Item],
+        keeper: Keeper,
+        book: Book | None,
+        is_ending: Callable[[], bool],
+        on_change: Callable[[int, str], None],
+        log: FilteringBoundLogger,
+        place: Callable[[str], contextlib.AbstractAsyncContextManager[None]] = _anywhere,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Without a ``book`` a restart forgets what ran. ``on_change`` hears how many run, and the status of one that ended.
+
+        ``place`` bounds how often an owner has the book read at one time.
+        """
+        self._place = place
+        self._service = service
+        self._store = store
+        self._keeper = keeper
+        self._book = book
+        self._is_ending = is_ending
+        self._on_change = on_change
+        self._log = log
+        self._now = now
+        self._running: dict[tuple[str, str], BackgroundJob] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @staticmethod
+    def of(answer: Answer) -> BackgroundJob | None:
+        """Give the job that an answer belongs to, also after its end."""
+        return answer.kept_for if isinstance(answer.kept_for, BackgroundJob) else None
+
+    def repeated(self, order: Order, repeat: Repeat) -> BackgroundJob | None:
+        """Give the job that a request asks for again; its result may be stored though its bytes are no longer held.
+
+        Raises:
+            KeyReused, AnswerLost: as ``PurchaseService.find``.
+        """
+        try:
+            answer = self._service.find(order, repeat)
+        except AnswerLost as lost:
+            job = self.of(lost.answer)
+            if job is None:
+                raise
+            return job
+        return None if answer is None else self.of(answer)
+
+    def find(self, owner: str, response_id: str) -> BackgroundJob | None:
+        """Give a job of a credential that runs here."""
+        return self._running.get((owner, response_id))
+
+    async def begin(
+        self,
+        order: Order,
+        plan: Plan,
+        request: Mapping[str, Any],
+        *,
+        repeat: Repeat,
+        quote_name: str | None,
+    ) -> BackgroundJob:
+        """Begin to buy; gives the job, or the one that the request repeats.
+
+        Raises:
+            Exception: as ``PurchaseService.find`` and ``start``, and JournalUnavailable where it cannot be written down.
+        """
+        response_id, now = ids.background_id(), self._now()
+        # Read before anything is bought: from then on nothing may fail.
+        shown, inputs = shown_of(request), plan.inputs()
+        try:
+            if quote_name is not None:
+                await self._service.check_quote(order, quote_name)
+            if self._book is not None:
+                await self._note(self._book, response_id, order, repeat, now)
+            # Looked up again: the same request may have come while this one was written down.
+            answer = self._service.find(order, repeat)
+            if answer is not None and (earlier := self.of(answer)) is not None:
+                self._forget_soon(response_id)
+                return earlier
+            if answer is None:
+                named = replace(order, request_id=response_id)
+                answer = self._service.start(named, repeat, quote_name)
+        except BaseException:
+            # Also where the client went away while it was written: nobody knows of this job.
+            self._forget_soon(response_id)
+            raise
+        job = BackgroundJob(
+            id=response_id,
+            owner=order.key_id,
+            created_at=int(now.timestamp()),
+            model=order.task.model,
+            answer=answer,
+            request=shown,
+            inputs=inputs,
+        )
+        job.opening = opening(job.document())
+        answer.kept_for = job
+        self._running[job.owner, job.id] = job
+        fixed = replace(
+            plan,
+            fixed_id=job.id,
+            changes=job.changes,
+            headers=headers_of,
+            opening=job.opening,
+        )
+        answer.when_ended(lambda _answer: self._ended(job, fixed))
+        self._on_change(len(self._running), "")
+        return job
+
+    async def _note(
+        self, book: Book, response_id: str, order: Order, repeat: Repeat, now: datetime
+    ) -> None:
+        """Write a job down, unless its request was bought before by another process or before a restart.
+
+        Raises:
+            KeyReused, AnswerLost: it was, or another request was under the same key.
+            JournalUnavailable: it cannot be written.
+        """
+        identity = self._service.identity(order, repeat)
+        try:
+            await book.note(
+                response_id, key_id=order.key_id, model=order.task.model, at=now, repeat=identity
+            )
+        except RequestRepeated as repeated:
+            raise refusal_of(repeated.earlier, identity) from None
+
+    @contextlib.contextmanager
+    def reading(self, job: BackgroundJob) -> Iterator[None]:
+        """Say for the block that somebody reads a job's answer as it comes, so that it goes on however large it is."""
+        self._service.joined(job.answer)
+        try:
+            yield
+        finally:
+            self._service.left(job.answer)
+
+    def attend(self, job: BackgroundJob, release: Awaitable[None]) -> "asyncio.Task[None]":
+        """Give a task that lasts as long as a job; ``release`` is awaited at its end."""
+        job.attended = True
+        return self._keep_task(asyncio.create_task(_attend(job.answer, release)))
+
+    async def cancel(self, job: BackgroundJob) -> None:
+        """End a job as its client wishes, and wait until it has ended."""
+        job.cancelled = True
+        self._service.interrupt(job.answer, Reason.CANCELLED)
+        await ended(job.answer)
+
+    def item(self, job: BackgroundJob) -> Item:
+        """Give what is stored of a job that has ended.
+
+        Raises:
+            AnswerLost: it was bought, and is no longer stored.
+        """
+        item = self._store.get(job.owner, Kind.RESPONSE, job.id)
+        if item is not None:
+            return item
+        if job.status is Status.COMPLETED:
+            raise AnswerLost(job.answer)
+        return _item_of(job, *self.shown(job))
+
+    def given(self, job: BackgroundJob) -> tuple[bytes, Mapping[str, str]]:
+        """Give the response object of a job as it stands, with its result if that has come, and its headers.
+
+        Raises:
+            AnswerLost: as in ``item``.
+        """
+        if not job.answer.ended:
+            return self.shown(job)
+        item = self.item(job)
+        return item.document(), item.headers
+
+    def shown(self, job: BackgroundJob) -> tuple[bytes, Mapping[str, str]]:
+        """Give the response object of a job that has no result, and the headers that go with it."""
+        answer = job.answer
+        if job.status not in {Status.FAILED, Status.CANCELLED}:
+            return job.document(), headers_of(answer)
+        failure = _failure(job)
+        error = failure.as_object()
+        money = error.pop("lcp", None) or {"payment": failure.verdict.value}
+        assert isinstance(money, dict)  # noqa: S101 - as ``as_object`` writes it
+        if (purchase := answer.purchase) is not None and purchase.customer_msat is not None:
+            money["charged_msat"] = purchase.customer_msat
+            if (refund := refund_status(purchase)) is not None:
+                money["refund"] = refund
+        # Whoever cancelled it knows why there is nothing.
+        said = None if job.status is Status.CANCELLED else error
+        return job.document(error=said, money=money), headers_of(answer)
+
+    async def left(self, owner: str, response_id: str) -> tuple[bytes, Mapping[str, str]] | None:
+        """Give what can be said of a job that this process does not run; None where there is none of this id.
+
+        Raises:
+            Exception: the journal cannot be read.
+        """
+        if self._book is None or not response_id.startswith(ids.BACKGROUND_PREFIX):
+            return None
+        async with self._place(owner):
+            left = await self._book.find(response_id, owner)
+        if left is None:
+            return None
+        lost = {
+            "code": "server_error",
+            "message": "the gateway ended while it worked on this, lost sight of its payment, or could not keep what came; "
+            "its answer is lost",
+        }
+        shown = response_object(
+            response_id,
+            created_at=int(left.created_at.timestamp()),
+            model=left.model,
+            status=Status.IN_PROGRESS if left.elsewhere else Status.FAILED,
+            request={},
+            error=None if left.elsewhere else lost,
+            money=left.money,
+        )
+        headers = {PAYMENT_HEADER: str(left.money["payment"])}
+        for header, name in ((CHARGED_HEADER, "charged_msat"), (REFUND_HEADER, "refund")):
+            if name in left.money:
+                headers[header] = str(left.money[name])
+        return dump_json(shown), headers
+
+    async def learnt(self, owner: str, item: Item) -> tuple[bytes, Mapping[str, str]] | None:
+        """Return what the journal says of a job whose payment was unknown when it ended; None where that is nothing new."""
+        if not item.background or item.headers.get(PAYMENT_HEADER) != Verdict.UNKNOWN.value:
+            return None
+        try:
+            left = await self.left(owner, item.id)
+        except Exception as error:  # noqa: BLE001 - that it is not known stands until the journal can be read
+            self._log.info("a payment cannot be looked up", error=type(error).__name__)
+            return None
+        is_new = left is not None and left[1][PAYMENT_HEADER] != Verdict.UNKNOWN.value
+        return left if is_new else None
+
+    async def forget(self, owner: str, response_id: str) -> bool:
+        """Forget a job that was left behind; tells whether there was one."""
+        if await self.left(owner, response_id) is None or self._book is None:
+            return False
+        await self._book.forget(response_id)
+        return True
+
+    def _ended(self, job: BackgroundJob, plan: Plan) -> None:
+        answer = job.answer
+        del self._running[job.owner, job.id]
+        is_stored = answer.error is None and self._store_result(job, plan)
+        if not is_stored:
+            if answer.error is None:
+                job.problem = _not_kept(answer)
+            document, headers = self.shown(job)
+            is_stored = self._store.put(job.owner, _item_of(job, document, headers))
+        if answer.purchase is not None and answer.purchase.awaits_refund:
+            self._keep_task(asyncio.create_task(self._tell_refund(job, answer.purchase)))
+        else:
+            job.let_go()
+        self._on_change(len(self._running), job.status.value)
+        self._log.info(
+            "background job ended",
+            response_id=job.id,
+            status=job.status.value,
+            payment=answer.verdict.value,
+        )
+        is_known = answer.verdict is not Verdict.UNKNOWN
+        if is_stored and is_known and not self._is_ending():
+            # What a gateway that ends leaves behind is for whoever asks the next one; so is what it could not keep. By
+            # its row the journal tells what becomes of an unknown payment.
+            self._forget_soon(job.id)
+
+    async def _tell_refund(self, job: BackgroundJob, purchase: Purchase) -> None:
+        """Store a job that failed once more when it is known what became of its charge, unless it was deleted meanwhile."""
+        await purchase.refund_decided(_REFUND_S)
+        if self._store.get(job.owner, Kind.RESPONSE, job.id) is not None:
+            self._store.put(job.owner, _item_of(job, *self.shown(job)))
+        job.let_go()
+
+    def _store_result(self, job: BackgroundJob, plan: Plan) -> bool:
+        item = self._keeper.item(job.answer, plan)
+        if item is None:
+            return False
+        try:
+            document = item.document()
+        except ValueError:
+            # It is told at once, and not to whoever asks for it later.
+            return False
+        if not item.stream and (object_of(document) or {}).get("status") not in ENDED:
+            # Whoever polls it would go on for ever.
+            changes = {**item.changes, "status": Status.COMPLETED.value}
+            item = replace(item, changes=changes)
+        return self._store.put(job.owner, item)
+
+    def _forget_soon(self, response_id: str) -> None:
+        if self._book is not None:
+            self._keep_task(asyncio.create_task(self._forget_row(self._book, response_id)))
+
+    async def _forget_row(self, book: Book, response_id: str) -> None:
+        try:
+            await book.forget(response_id)
+        except Exception as error:  # noqa: BLE001 - a row too many does no harm, and is cleared away in time
+            self._log.info("a background job cannot be forgotten", error=type(error).__name__)
+
+    def _keep_task(self, task: "asyncio.Task[None]") -> "asyncio.Task[None]":
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # No caller waits for it: it must not be lost.
+            self._log.error("work for a background job failed", exc_info=error)
+
+
+async def ended(answer: Answer) -> None:
+    """Wait for an answer's end."""
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    answer.when_ended(lambda _answer: None if done.done() else done.set_result(None))
+    await done
+
+
+async def _attend(answer: Answer, release: Awaitable[None]) -> None:
+    try:
+        await ended(answer)
+    finally:
+        await release
+
+
+def headers_of(answer: Answer) -> Mapping[str, str]:
+    """Give the headers that tell of the purchase so far."""
+    purchase = answer.purchase
+    if purchase is None:
+        return {PAYMENT_HEADER: answer.verdict.value}
+    headers = purchase_headers(purchase)
+    if purchase.customer_msat is not None:
+        headers[CHARGED_HEADER] = str(purchase.customer_msat)
+    if (refund := refund_status(purchase)) is not None:
+        headers[REFUND_HEADER] = refund
+    return headers
+
+
+def _failure(job: BackgroundJob) -> ApiError:
+    error, answer = job.error, job.answer
+    if isinstance(error, ApiError):
+        return error
+    quote = answer.purchase.quote if answer.purchase is not None else None
+    found = map_error(error) if error is not None else None
+    return found or internal_error(answer.verdict, quote)
+
+
+def _not_kept(answer: Answer) -> ApiError:
+    return ApiError(
+        502,
+        "the answer came, and is larger than what can be stored or has no form that can be shown",
+        code="answer_not_stored",
+        verdict=answer.verdict,
+        quote=answer.purchase.quote if answer.purchase is not None else None,
+    )
+
+
+def _item_of(job: BackgroundJob, document: bytes, headers: Mapping[str, str]) -> Item:
+    return Item(
+        kind=Kind.RESPONSE,
+        id=job.id,
+        created_at=job.created_at,
+        model=job.model,
+        blocks=(document,),
+        stream=False,
+        inputs=job.inputs,
+        background=True,
+        headers=headers,
+    )

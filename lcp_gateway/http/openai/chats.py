@@ -1,0 +1,118 @@
+"""/v1/chat/completions as a list: what was stored, its metadata, its messages."""
+
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from lcp_gateway.adapters.documents import dump_json
+from lcp_gateway.http.context import CONTEXT
+from lcp_gateway.http.errors import ApiError, bad_request
+from lcp_gateway.http.fields import json_response
+from lcp_gateway.http.openai.history import not_stored, page_response, unreadable
+from lcp_gateway.http.openai.request_body import parse_object, read_body
+from lcp_gateway.http.openai.response import JSON
+from lcp_gateway.stored.chain import joined
+from lcp_gateway.stored.chats import matches, message_object
+from lcp_gateway.stored.items import Item, Kind
+from lcp_gateway.stored.paging import BadPage, page, read_page
+from lcp_gateway.stored.store import Store
+from lcp_gateway.stored.wishes import BadWish, read_metadata
+
+_PREFIX, _SUFFIX = "metadata[", "]"
+
+
+class ChatRoutes:
+    """Serves what was stored with ``store: true``. Nobody learns whether an id exists that is another credential's."""
+
+    def __init__(self, store: Store[Item], *, read_timeout_s: float) -> None:
+        self._store = store
+        self._read_timeout_s = read_timeout_s
+
+    async def list(self, request: web.Request) -> web.Response:
+        """Serve GET /v1/chat/completions: filtered by ``model`` and ``metadata[key]``, a page at a time."""
+        wanted = _metadata_filter(request.query)
+        model = request.query.get("model")
+        items = [
+            (item.id, item)
+            for item in self._store.items(request[CONTEXT].key_id, Kind.CHAT)
+            if matches(item, model=model, metadata=wanted)
+        ]
+        try:
+            found = page(items, read_page(request.query, default_order="asc"))
+        except BadPage as error:
+            raise bad_request(error.message, error.param, error.code) from None
+        # The documents go out as they are: only what is around them is written here.
+        around = dump_json(
+            {
+                "object": "list",
+                "first_id": found.first_id,
+                "last_id": found.last_id,
+                "has_more": found.has_more,
+            }
+        )
+        documents = b",".join(_document(item) for item in found.data)
+        body = around[:-1] + b',"data":[' + documents + b"]}"
+        return web.Response(body=body, headers={"Content-Type": JSON})
+
+    async def get(self, request: web.Request) -> web.Response:
+        """Serve GET /v1/chat/completions/{completion_id}."""
+        return _json(_document(self._find(request)))
+
+    async def update(self, request: web.Request) -> web.Response:
+        """Serve POST /v1/chat/completions/{completion_id}: other metadata, and nothing else can be changed."""
+        self._find(request)
+        document = parse_object(await read_body(request, self._read_timeout_s))
+        if "metadata" not in document:
+            raise bad_request("metadata is required", "metadata", "missing_required_parameter")
+        try:
+            metadata = read_metadata(document)
+        except BadWish as error:
+            raise bad_request(error.message, error.param, error.code) from None
+        item = self._find(request).with_metadata(metadata)
+        self._store.replace(request[CONTEXT].key_id, item)
+        return _json(_document(item))
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """Serve DELETE /v1/chat/completions/{completion_id}."""
+        completion_id = request.match_info["completion_id"]
+        if self._store.remove(request[CONTEXT].key_id, Kind.CHAT, completion_id) is None:
+            raise self._not_found()
+        return json_response(
+            {"object": "chat.completion.deleted", "id": completion_id, "deleted": True}
+        )
+
+    async def messages(self, request: web.Request) -> web.Response:
+        """Serve GET /v1/chat/completions/{completion_id}/messages: what it was asked with."""
+        item = self._find(request)
+        return page_response(
+            request.query, joined(item.inputs), item.id, message_object, order="asc"
+        )
+
+    def _find(self, request: web.Request) -> Item:
+        completion_id = request.match_info["completion_id"]
+        item = self._store.get(request[CONTEXT].key_id, Kind.CHAT, completion_id)
+        if item is None:
+            raise self._not_found()
+        return item
+
+    def _not_found(self) -> ApiError:
+        return not_stored(self._store, "chat completion", "completion")
+
+
+def _metadata_filter(query: Mapping[str, str]) -> Mapping[str, str]:
+    return {
+        name[len(_PREFIX) : -len(_SUFFIX)]: value
+        for name, value in query.items()
+        if name.startswith(_PREFIX) and name.endswith(_SUFFIX)
+    }
+
+
+def _document(item: Item) -> bytes:
+    try:
+        return item.document()
+    except ValueError:
+        raise unreadable("chat completion") from None
+
+
+def _json(document: bytes) -> web.Response:
+    return web.Response(body=document, headers={"Content-Type": JSON})

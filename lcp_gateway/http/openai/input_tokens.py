@@ -1,0 +1,154 @@
+"""POST /v1/responses/input_tokens: how many tokens a request would have. Spends nothing, and asks no peer, which would."""
+
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from lcp_gateway.adapters.members import rewrite
+from lcp_gateway.adapters.splice import replace_model
+from lcp_gateway.http.context import CONTEXT, RequestContext
+from lcp_gateway.http.errors import PAYMENT_HEADER, bad_request
+from lcp_gateway.http.fields import json_response
+from lcp_gateway.http.openai.admission import Admission
+from lcp_gateway.http.openai.request_body import parse_object, read_body
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.routing.offers import Offers
+from lcp_gateway.stored.wishes import BadWish, read_wishes
+
+COUNT_HEADER = "X-Lcp-Token-Count"
+"""Says whether a count is ``exact``, told by a node that has the model, or an ``estimate`` of the gateway."""
+
+_KIND = TaskKind.RESPONSES
+
+
+class InputTokenRoutes:
+    """Counts tokens: a virtual node that offers the model is asked first, then the gateway estimates."""
+
+    def __init__(
+        self,
+        *,
+        ask: Callable[[str, bytes, float], Awaitable[int | None]],
+        offers: Callable[[], Offers],
+        resolve: Callable[[str], str],
+        admission: Admission,
+        expand: Callable[[str, bytes, str], bytes],
+        estimate: Callable[[Mapping[str, Any]], int],
+        default_model: str,
+        read_timeout_s: float,
+        ask_timeout_s: float,
+    ) -> None:
+        """``ask`` gives what a node counts, by its provider id and within a time, or None.
+
+        ``resolve`` gives the real name behind an alias. ``expand`` puts the turns before the input of an owner's body
+        that builds on a response of this id, and raises an ``ApiError`` where that is not there. ``ask_timeout_s`` is
+        for all nodes together.
+        """
+        self._ask = ask
+        self._offers = offers
+        self._resolve = resolve
+        self._admission = admission
+        self._expand = expand
+        self._estimate = estimate
+        self._default_model = default_model
+        self._read_timeout_s = read_timeout_s
+        self._ask_timeout_s = ask_timeout_s
+
+    async def count(self, request: web.Request) -> web.Response:
+        """Serve POST /v1/responses/input_tokens."""
+        exchange = request[CONTEXT]
+        exchange.operation = "token count"
+        body = await read_body(request, self._read_timeout_s)
+        exchange.request_bytes = len(body)
+        document = parse_object(body)
+        _check_input(document)
+        exchange.model = _model(document) or self._default_model
+        previous = _previous(document)
+        if previous is not None:
+            body = self._expand(exchange.key_id, body, previous)
+            document = parse_object(body)
+        headers = {PAYMENT_HEADER: Verdict.NONE.value, COUNT_HEADER: "exact"}
+        tokens = None
+        if exchange.model:
+            tokens, provider_id = await self._counted(exchange, body, document)
+            headers["X-Lcp-Peer-Id"] = provider_id
+        if tokens is None:
+            tokens = self._estimate(document)
+            headers[COUNT_HEADER] = "estimate"
+            headers.pop("X-Lcp-Peer-Id", None)
+        response = json_response({"object": "response.input_tokens", "input_tokens": tokens})
+        response.headers.update(headers)
+        return response
+
+    async def _counted(
+        self, exchange: RequestContext, body: bytes, document: Mapping[str, Any]
+    ) -> tuple[int | None, str]:
+        """Give what the first node says that can count, and its provider id.
+
+        Raises:
+            ApiError: the caller's key is not good for the model.
+        """
+        task = Task(kind=_KIND, model=exchange.model, body=body, stream=False)
+        self._admission.order(
+            exchange.caller, task, request_id=exchange.request_id, limit_msat=None
+        )
+        real = self._resolve(exchange.model)
+        ids = [
+            entry.provider.peer_id
+            for entry in self._offers().by_kind[_KIND]
+            if entry.model == real and entry.provider.source is Source.NODE
+        ]
+        if not ids:
+            return None, ""
+        asked = _with_model(body, document, real)
+        deadline = time.monotonic() + self._ask_timeout_s
+        for provider_id in ids:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                break
+            tokens = await self._ask(provider_id, asked, left_s)
+            if tokens is not None:
+                return tokens, provider_id
+        return None, ""
+
+
+def _model(document: Mapping[str, Any]) -> str:
+    model = document.get("model")
+    if model is None:
+        return ""
+    if not isinstance(model, str):
+        raise bad_request("model must be a string", "model", "invalid_type")
+    if not model.isprintable() or not model or model != model.strip():
+        raise bad_request("model must be a name", "model", "invalid_value")
+    return model
+
+
+def _check_input(document: Mapping[str, Any]) -> None:
+    if not isinstance(document.get("input"), str | list | None):
+        raise bad_request("input must be a string or an array", "input", "invalid_type")
+
+
+def _previous(document: Mapping[str, Any]) -> str | None:
+    try:
+        return read_wishes(_KIND, document).previous_response_id
+    except BadWish as error:
+        raise bad_request(error.message, error.param, error.code) from None
+
+
+def _with_model(body: bytes, document: Mapping[str, Any], model: str) -> bytes:
+    """Give the body as a node takes it, with the model's real name."""
+    named = document.get("model")
+    if named == model:
+        return body
+    if named is None:
+        return rewrite(body, {"model": json.dumps(model).encode("ascii")})
+    try:
+        return replace_model(body, model)
+    except ValueError:
+        raise bad_request(
+            "the body names model more than once", "model", "duplicate_parameter"
+        ) from None

@@ -1,0 +1,192 @@
+"""GET /v1/models and /v1/models/{id}: what is on offer, each model once."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from operator import itemgetter
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.http.fields import json_response
+from lcp_gateway.routing.catalog import Catalog, Provider
+from lcp_gateway.routing.choice import RoutingRules
+from lcp_gateway.routing.offers import Offers
+from lcp_gateway.routing.policy import is_auto
+from lcp_gateway.routing.query import WORDS, endpoints_of
+from lcp_gateway.routing.records import Records
+from lcp_gateway.routing.registry import AUTO, Registry, Traits
+
+# A list of a thousand models takes some milliseconds to write: those who ask within a second share one.
+_HELD_S = 1.0
+_AT_ONCE = 64
+
+
+class ModelRoutes:
+    """Serves the list of models."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Callable[[], Catalog],
+        offers: Callable[[], Offers],
+        rules: RoutingRules,
+        registry: Registry,
+        records: Records,
+        is_there: Callable[[str], bool],
+        charge: Callable[[str, int], int] | None = None,
+        lists_auto: bool = False,
+        started: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``is_there`` tells of a provider's id whether it may be asked now.
+
+        ``charge`` gives what a customer is charged for a model at a price, in msat; None where there are no customers.
+        ``lists_auto`` puts ``auto`` into the list, and ``started`` (Unix seconds) is when a model was created whose
+        providers do not say.
+        """
+        self._lists_auto = lists_auto
+        self._started = started
+        self._charge = charge
+        self._catalog = catalog
+        self._offers = offers
+        self._rules = rules
+        self._registry = registry
+        self._records = records
+        self._is_there = is_there
+        self._clock = clock
+        self._held: tuple[tuple[Provider, ...], float, bytes] | None = None
+        self._writing: asyncio.Task[bytes] | None = None
+
+    async def list(self, _request: web.Request) -> web.Response:
+        """Serve GET /v1/models."""
+        catalog, now = self._catalog(), self._clock()
+        held = self._held
+        if held is not None and held[0] is catalog.providers and now - held[1] <= _HELD_S:
+            return web.Response(body=held[2], content_type="application/json")
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write(catalog, now))
+            self._writing.add_done_callback(self._written)
+        # A client that leaves must not take the list from the others that wait for it.
+        body = await asyncio.shield(self._writing)
+        return web.Response(body=body, content_type="application/json")
+
+    async def _write(self, catalog: Catalog, now: float) -> bytes:
+        """Write the list, a few models at a time, so that nothing else waits for thousands of them."""
+        there = {p.peer_id: self._is_there(p.peer_id) for p in catalog.providers}
+        offers = self._offers()
+        written: list[tuple[str, bytes]] = []
+        for number, (name, providers) in enumerate(self._usable(offers).items(), start=1):
+            written.append((name, orjson.dumps(self._model(name, name, providers, offers, there))))
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
+        if self._lists_auto and written:
+            written.append((AUTO, orjson.dumps(self._auto(AUTO, offers, there))))
+            written.sort(key=itemgetter(0))
+        body = b'{"object":"list","data":[%b]}' % b",".join(text for _, text in written)
+        self._held = (catalog.providers, now, body)
+        return body
+
+    def _written(self, _task: asyncio.Task[bytes]) -> None:
+        self._writing = None
+
+    async def get(self, request: web.Request) -> web.Response:
+        """Serve GET /v1/models/{id}; ids may hold slashes, encoded or not. Aliases and ``auto`` are models too."""
+        name = request.match_info["model"]
+        real = self._registry.resolve(name)
+        catalog = self._catalog()
+        there = {p.peer_id: self._is_there(p.peer_id) for p in catalog.providers}
+        if is_auto(real):
+            return json_response(self._auto(name, self._offers(), there))
+        offers = self._offers()
+        providers = self._usable(offers).get(real)
+        if providers is None:
+            raise ApiError(
+                404,
+                "no connected provider offers that model",
+                code="model_not_found",
+                param="model",
+                reason="model_not_found",
+            )
+        return json_response(self._model(name, real, providers, offers, there))
+
+    def _usable(self, offers: Offers) -> Mapping[str, tuple[Provider, ...]]:
+        models = offers.providers
+        allowed = self._rules.allowlist
+        if allowed and not self._rules.allow_unlisted:
+            # Named by the operator, so usable even while nobody advertises them.
+            return {name: models.get(name, ()) for name in sorted(allowed)}
+        return models
+
+    def _model(
+        self,
+        shown_as: str,
+        name: str,
+        providers: tuple[Provider, ...],
+        offers: Offers,
+        there: Mapping[str, bool],
+    ) -> dict[str, object]:
+        traits = offers.traits.get(name) or self._registry.traits(name)
+        created = [p.facts[name].created for p in providers if name in p.facts]
+        ids = [provider.peer_id for provider in providers]
+        lcp: dict[str, Any] = {
+            "providers": ids,
+            "endpoints": endpoints_of(offers, name),
+            "context_length": traits.context_length or None,
+            "capabilities": sorted(traits.capabilities),
+            "params_b": traits.params_b,
+            "price_msat": self._price_msat(name, providers),
+            "ready": any(there[provider_id] for provider_id in ids),
+        }
+        if self._charge is not None:
+            price_msat = lcp["price_msat"]
+            charged = None if price_msat is None else self._charge(name, price_msat)
+            lcp["charge_msat"] = charged
+        if traits.dimensions:
+            lcp["dimensions"] = traits.dimensions
+        if shown_as != name:
+            lcp["alias_of"] = name
+        return {
+            "id": shown_as,
+            "object": "model",
+            "created": min((at for at in created if at), default=self._started),
+            "owned_by": _owner(traits, providers),
+            "lcp": lcp,
+        }
+
+    def _auto(self, name: str, offers: Offers, there: Mapping[str, bool]) -> dict[str, object]:
+        """Describe the choice that the gateway makes itself; what depends on the model that it chooses is not known."""
+        lcp: dict[str, object] = {
+            "providers": [*there],
+            "endpoints": [WORDS[kind] for kind, entries in offers.by_kind.items() if entries],
+            "context_length": None,
+            "capabilities": sorted(offers.capabilities),
+            "params_b": None,
+            "price_msat": None,
+            "ready": any(there.values()),
+            "alias_of": AUTO,
+        }
+        if self._charge is not None:
+            lcp["charge_msat"] = None
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._started,
+            "owned_by": "lcp",
+            "lcp": lcp,
+        }
+
+    def _price_msat(self, name: str, providers: tuple[Provider, ...]) -> int | None:
+        """Return the lowest known price of an ordinary request, None where no provider has quoted one yet."""
+        listed = [p.list_price_msat for p in providers if p.list_price_msat is not None]
+        unlisted = (p.peer_id for p in providers if p.list_price_msat is None)
+        asked = self._records.last_price_msat(name, unlisted)
+        return min([*listed, *([] if asked is None else [asked])], default=None)
+
+
+def _owner(traits: Traits, providers: tuple[Provider, ...]) -> str:
+    if traits.owned_by:
+        return traits.owned_by
+    return providers[0].owned_by if providers else "lcp"

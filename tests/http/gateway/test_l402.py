@@ -1,0 +1,283 @@
+"""Paying at the door: who is asked to, what the proof is worth, and what proves nothing."""
+
+import base64
+import hashlib
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from aiohttp.test_utils import make_mocked_request
+from yarl import URL
+
+from lcp_gateway.accounts.l402 import Issuer, parse
+from lcp_gateway.accounts.rate_limits import RateLimits
+from lcp_gateway.accounts.rates import Rates
+from lcp_gateway.accounts.records import Purpose, TopupState
+from lcp_gateway.accounts.windows import MemoryWindows
+from lcp_gateway.http.gateway import l402 as door
+from tests.http.front import PAGE, SECRET, front
+
+CHAT = "/v1/chat/completions"
+CHALLENGE = re.compile(r'L402 macaroon="([A-Za-z0-9+/=]+)", invoice="([a-z0-9]+)"')
+
+
+async def challenged(gateway):
+    """Come without anything; gives the macaroon and the top-up that it is for."""
+    found = await gateway.ask("POST", CHAT, None)
+    assert (found.status, found.code) == (402, "payment_required")
+    macaroon, invoice = CHALLENGE.fullmatch(found.headers["WWW-Authenticate"]).groups()
+    assert found.headers["Cache-Control"] == "no-store"
+    made = [i for i in gateway.bank.till.invoices.values() if i.payment_request == invoice]
+    return macaroon, made[0]
+
+
+async def come(gateway, macaroon: str, preimage: bytes, *, scheme="L402", path=CHAT, method="POST"):
+    header = f"{scheme} {macaroon}:{preimage.hex()}"
+    return await gateway.ask(method, path, None, headers={"Authorization": header})
+
+
+@pytest.fixture
+async def gateway(bank):
+    async with front(bank) as gateway:
+        yield gateway
+
+
+async def test_who_pays_at_the_door_has_what_was_paid(gateway):
+    macaroon, invoice = await challenged(gateway)
+    gateway.bank.till.pay(invoice.payment_hash)
+    found = await come(gateway, macaroon, invoice.preimage)
+    assert found.status == 200
+    account_id = found.document["account_id"]
+    assert await gateway.bank.available(account_id) == invoice.amount_msat == 50_000
+    again = await come(gateway, macaroon, invoice.preimage, scheme="LSAT")
+    assert again.document["account_id"] == account_id
+    assert await gateway.bank.available(account_id) == 50_000, "credited once"
+    wallet = await come(gateway, macaroon, invoice.preimage, path="/api/wallet", method="GET")
+    assert wallet.document["available_msat"] == 50_000
+
+
+async def test_two_payers_have_two_accounts(gateway):
+    found = []
+    for _ in range(2):
+        macaroon, invoice = await challenged(gateway)
+        gateway.bank.till.pay(invoice.payment_hash)
+        found.append((await come(gateway, macaroon, invoice.preimage)).document)
+    assert found[0]["account_id"] != found[1]["account_id"]
+    assert found[0]["key_id"] != found[1]["key_id"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/v1/models"), ("GET", "/api/wallet"), ("POST", "/api/wallet/topups")],
+)
+async def test_only_who_wants_to_buy_an_answer_is_asked_to_pay(gateway, method, path):
+    found = await gateway.ask(method, path, None)
+    assert (found.status, found.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert gateway.bank.till.invoices == {}
+
+
+async def test_without_l402_nobody_is_asked_to_pay_at_the_door(bank):
+    async with front(bank, with_l402=False) as gateway:
+        assert (await gateway.ask("POST", CHAT, None)).status == 401
+        macaroon = Issuer(SECRET).issue(b"h" * 32, "acct_x", datetime.now(UTC) + timedelta(1))
+        assert (await come(gateway, macaroon.to_text(), b"p" * 32)).status == 401
+
+
+async def test_a_macaroon_without_its_payment_opens_nothing(gateway):
+    macaroon, invoice = await challenged(gateway)
+    # The preimage is right, as somebody who knows the node's secrets may have it, and nothing was paid.
+    assert (await come(gateway, macaroon, invoice.preimage)).status == 401
+    assert (await come(gateway, macaroon, b"\0" * 32)).status == 401
+
+
+async def test_anothers_preimage_opens_nothing(gateway):
+    mine, my_invoice = await challenged(gateway)
+    theirs, their_invoice = await challenged(gateway)
+    for invoice in (my_invoice, their_invoice):
+        gateway.bank.till.pay(invoice.payment_hash)
+    assert (await come(gateway, mine, their_invoice.preimage)).status == 401
+    assert (await come(gateway, theirs, my_invoice.preimage)).status == 401
+    assert (await come(gateway, mine, my_invoice.preimage)).status == 200
+
+
+async def test_a_macaroon_that_names_anothers_account_opens_nothing(gateway):
+    macaroon, invoice = await challenged(gateway)
+    gateway.bank.till.pay(invoice.payment_hash)
+    victim = await gateway.bank.customer(9_000)
+    stretched = parse(macaroon).with_caveat("account", victim).to_text()
+    assert (await come(gateway, stretched, invoice.preimage)).status == 401
+    # Even made with the right secret: the payment belongs to another account.
+    forged = Issuer(SECRET).issue(
+        invoice.payment_hash, victim, datetime.now(UTC) + timedelta(days=1)
+    )
+    assert (await come(gateway, forged.to_text(), invoice.preimage)).status == 401
+
+
+async def test_a_macaroon_of_another_secret_or_changed_opens_nothing(gateway):
+    macaroon, invoice = await challenged(gateway)
+    gateway.bank.till.pay(invoice.payment_hash)
+    account_id = (await come(gateway, macaroon, invoice.preimage)).document["account_id"]
+    later = datetime.now(UTC) + timedelta(days=99)
+    foreign = Issuer(b"t" * 32).issue(invoice.payment_hash, account_id, later).to_text()
+    raw = base64.b64decode(macaroon)
+    broken = [base64.b64encode(raw[:at] + b"\xff" + raw[at + 1 :]).decode() for at in (20, 90, -2)]
+    for bad in (foreign, *broken, macaroon[:-8], "AAAA", ""):
+        assert (await come(gateway, bad, invoice.preimage)).status == 401, bad
+
+
+async def test_a_macaroon_whose_time_is_over_opens_nothing_and_the_balance_stays(gateway):
+    macaroon, invoice = await challenged(gateway)
+    gateway.bank.till.pay(invoice.payment_hash)
+    account_id = (await come(gateway, macaroon, invoice.preimage)).document["account_id"]
+    gateway.l402._now = lambda: datetime.now(UTC) + timedelta(days=1, seconds=1)
+    assert (await come(gateway, macaroon, invoice.preimage)).status == 401
+    assert await gateway.bank.available(account_id) == 50_000
+
+
+async def test_a_holder_can_narrow_its_time_and_not_widen_it(gateway):
+    macaroon, invoice = await challenged(gateway)
+    gateway.bank.till.pay(invoice.payment_hash)
+    for seconds, status in ((-1, 401), (60, 200), (10**9, 200)):
+        ends = int(datetime.now(UTC).timestamp()) + seconds
+        narrowed = parse(macaroon).with_caveat("expires_at", str(ends)).to_text()
+        assert (await come(gateway, narrowed, invoice.preimage)).status == status
+    gateway.l402._now = lambda: datetime.now(UTC) + timedelta(days=2)
+    assert (await come(gateway, narrowed, invoice.preimage)).status == 401
+
+
+async def test_a_credential_for_an_invoice_that_was_forgotten_opens_nothing(gateway):
+    unknown = hashlib.sha256(b"p" * 32).digest()
+    good = Issuer(SECRET).issue(unknown, "acct_1", datetime.now(UTC) + timedelta(days=1))
+    assert (await come(gateway, good.to_text(), b"p" * 32)).status == 401
+
+
+async def test_a_wrong_credential_gets_no_invoice(gateway):
+    await come(gateway, "AAAA", b"p" * 32)
+    assert gateway.bank.till.invoices == {}
+
+
+async def test_where_no_invoice_can_be_made_another_try_is_worth_it(gateway):
+    gateway.bank.till.is_away = True
+    found = await gateway.ask("POST", CHAT, None)
+    assert (found.status, found.code) == (503, "topups_unavailable")
+    assert "retry-after" in found.headers
+
+
+async def test_while_the_node_cannot_be_asked_nobody_new_is_let_in_and_who_was_stays(gateway):
+    paid, unpaid = await challenged(gateway), await challenged(gateway)
+    for _, invoice in (paid, unpaid):
+        gateway.bank.till.pay(invoice.payment_hash)
+    await come(gateway, paid[0], paid[1].preimage)
+    gateway.bank.till.is_away = True
+    assert (await come(gateway, paid[0], paid[1].preimage)).status == 200
+    assert (await come(gateway, unpaid[0], unpaid[1].preimage)).status == 401
+    gateway.bank.till.is_away = False
+    assert (await come(gateway, unpaid[0], unpaid[1].preimage)).status == 200
+
+
+async def test_where_too_many_are_unpaid_the_oldest_gives_way_and_can_still_be_paid(
+    gateway, monkeypatch
+):
+    """A9: the pool was full for an hour, and everybody else was sent away with 429."""
+    monkeypatch.setattr(door, "_MOST_OPEN", 3)
+    bank = gateway.bank
+    account_id = await bank.customer()
+    topup = await bank.wallet().top_up(account_id, 1_000)
+    open_ones = [await challenged(gateway) for _ in range(5)]
+    assert await bank.topups.open_count(datetime.now(UTC), purpose=Purpose.L402) == 3
+    states = [(await bank.topups.by_payment_hash(i.payment_hash)).state for _, i in open_ones]
+    assert states == [TopupState.CANCELED] * 2 + [TopupState.OPEN] * 3
+    assert (await bank.topups.get(topup.id)).state is TopupState.OPEN, "top-ups are not touched"
+    for macaroon, invoice in (open_ones[0], open_ones[4]):
+        bank.till.pay(invoice.payment_hash)
+        assert (await come(gateway, macaroon, invoice.preimage)).status == 200
+
+
+async def test_an_invoice_at_the_door_can_be_paid_for_a_quarter_of_an_hour(gateway):
+    _, invoice = await challenged(gateway)
+    left = invoice.expires_at - datetime.now(UTC)
+    assert timedelta(minutes=14) < left <= timedelta(minutes=15)
+
+
+async def test_a_stranger_who_asks_too_often_waits_and_nobody_else_does(bank):
+    """A9: a stranger's thousand invoices kept everybody else away."""
+    async with front(bank, l402_per_minute=3) as gateway:
+        answers = [await gateway.l402.challenge(from_address("203.0.113.5")) for _ in range(20)]
+        assert [error.status for error in answers] == [402] * 3 + [429] * 17
+        assert {error.code for error in answers[3:]} == {"rate_limit_exceeded"}
+        assert all(error.retry and 1 <= error.retry_after_s <= 20 for error in answers[3:])
+        assert len(bank.till.invoices) == 3, "lnd is not troubled"
+        for address in ("203.0.113.6", "2001:db8::1", "::1", None):
+            assert (await gateway.l402.challenge(from_address(address))).status == 402
+        key = await gateway.key(await bank.customer(1_000))
+        assert (await gateway.ask("POST", CHAT, key)).status == 200
+
+
+async def test_a_strangers_flood_uses_up_no_rate_of_the_whole_gateway(bank):
+    """A9: strangers counted in the gateway's requests a minute, and customers were refused."""
+    rates = RateLimits(MemoryWindows(), gateway=Rates(requests_per_minute=2))
+    async with front(bank) as gateway:
+        gateway.l402._rates = rates
+        for _ in range(5):
+            await challenged(gateway)
+        await rates.check(None, 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/no/such/path/completions"),
+        ("POST", "/v1/chat/completions/"),
+        ("POST", "/v1/chat/completions/chatcmpl_1"),
+        ("POST", "/v1/responses/resp_1/completions"),
+        ("POST", "/v1/responses/resp_1/cancel"),
+        ("POST", "/responses"),
+        ("POST", "/api/agent/x/v1/responses"),
+        ("GET", CHAT),
+        ("PUT", CHAT),
+        ("DELETE", "/v1/responses"),
+        ("OPTIONS", CHAT),
+    ],
+)
+async def test_only_the_routes_that_buy_make_an_invoice(gateway, method, path):
+    """A9, and part E: the challenge on GET."""
+    found = await gateway.ask(method, URL(path, encoded=True), None)
+    assert found.status == 401
+    assert found.headers["WWW-Authenticate"] == "Bearer"
+    assert gateway.bank.till.invoices == {}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}],
+)
+async def test_a_page_of_another_origin_makes_its_visitors_ask_for_no_invoice(gateway, headers):
+    found = await gateway.ask("POST", CHAT, None, headers=headers)
+    assert found.status == 403
+    assert gateway.bank.till.invoices == {}
+    allowed = await gateway.ask("POST", CHAT, None, headers={"Origin": PAGE})
+    assert allowed.status == 402
+
+
+async def test_a_token_ends_with_its_account_at_once_and_on_every_gateway(bank):
+    """A7: the token of a deleted account bought 41 more times."""
+    async with front(bank) as one, front(bank) as other:
+        macaroon, invoice = await challenged(one)
+        bank.till.pay(invoice.payment_hash)
+        for gateway in (one, other):
+            found = await come(gateway, macaroon, invoice.preimage)
+            assert found.status == 200
+        account_id = found.document["account_id"]
+        assert (await one.ask("DELETE", f"/api/admin/accounts/{account_id}")).status in {200, 204}
+        narrowed = parse(macaroon).with_caveat("expires_at", "99999999999").to_text()
+        for gateway in (one, other):
+            for token in (macaroon, narrowed):
+                for method, path in (("POST", CHAT), ("GET", "/api/wallet"), ("GET", "/v1/models")):
+                    found = await come(gateway, token, invoice.preimage, method=method, path=path)
+                    assert (found.status, found.code) == (401, "invalid_api_key")
+        assert await bank.available(account_id) == 50_000, "what is left stays"
+
+
+def from_address(address):
+    request = make_mocked_request("POST", CHAT, headers={"Host": "localhost"})
+    return request.clone(remote=address) if address else request

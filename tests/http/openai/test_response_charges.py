@@ -1,0 +1,237 @@
+"""What a customer is told of its money: charge, balance, and the invoice that lets it go on."""
+
+import asyncio
+
+import pytest
+import structlog
+
+from lcp_gateway.accounts.caller import Caller, KeyRules
+from lcp_gateway.http.context import RequestContext
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.http.openai import response
+from lcp_gateway.http.openai.response import ChargeReport
+from lcp_gateway.purchase.answers import Answer
+from lcp_gateway.purchase.journal import Charge, EarlierPurchase, InsufficientBalance
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.refunds import Refund
+from lcp_gateway.purchase.states import Event, State
+from lcp_gateway.purchase.tariff import Markup
+from tests.support.purchases import order, quote
+
+LOG = structlog.get_logger()
+TEN_PERCENT = Markup(100_000)
+SETTLED = (Event.PAY, Event.SETTLE)
+
+
+def exchange(account_id, *events: Event, refund=False, charged_msat=None) -> RequestContext:
+    """An exchange of a customer; with events it has bought something for 5,000 msat, charged at 5,500."""
+    found = RequestContext("req_1", caller=Caller("key_1", account_id, KeyRules()))
+    if events:
+        purchase = Purchase(order(), quote(5_000))
+        if account_id is not None:
+            purchase.charge = Charge(account_id, Msat(5_500), TEN_PERCENT, refund)
+        for event in events:
+            purchase.apply(event)
+        purchase.charged_msat = charged_msat
+        found.answer = _Bought(purchase)
+    return found
+
+
+class _Bought(Answer):
+    """An answer of which nothing but its purchase is looked at."""
+
+    def __init__(self, purchase: Purchase) -> None:
+        self.purchase = purchase
+
+
+async def told(bank, found: RequestContext) -> dict[str, str]:
+    await ChargeReport(bank.wallet(), LOG).tell(found)
+    return found.headers
+
+
+async def test_an_answer_says_what_it_is_charged_at_and_what_is_left(bank):
+    account_id = await bank.customer(9_000)
+    assert await told(bank, exchange(account_id, *SETTLED)) == {
+        "X-Lcp-Charged-Msat": "5500",
+        "X-Lcp-Balance-Msat": "9000",
+    }
+
+
+async def test_what_came_to_less_is_charged_at_less(bank):
+    account_id = await bank.customer(9_000)
+    found = exchange(account_id, *SETTLED, Event.DELIVER, charged_msat=Msat(1_000))
+    assert (await told(bank, found))["X-Lcp-Charged-Msat"] == "1100"
+
+
+@pytest.mark.parametrize(("refund", "charged"), [(True, "0"), (False, "5500")])
+async def test_what_did_not_come_is_charged_as_the_operator_says(bank, refund, charged):
+    account_id = await bank.customer(9_000)
+    found = exchange(account_id, *SETTLED, Event.FAIL_DELIVERY, refund=refund)
+    assert (await told(bank, found))["X-Lcp-Charged-Msat"] == charged
+
+
+async def test_what_was_not_paid_is_not_charged(bank):
+    account_id = await bank.customer(9_000)
+    found = exchange(account_id, Event.PAY, Event.FAIL_PAYMENT)
+    assert (await told(bank, found))["X-Lcp-Charged-Msat"] == "0"
+
+
+async def test_who_bought_nothing_is_told_the_balance_alone(bank):
+    account_id = await bank.customer(9_000)
+    assert await told(bank, exchange(account_id)) == {"X-Lcp-Balance-Msat": "9000"}
+
+
+async def test_where_nobody_is_charged_nothing_is_said(bank):
+    assert await told(bank, exchange(None, *SETTLED)) == {}
+    found = exchange(None, *SETTLED)
+    await ChargeReport(None, LOG).tell(found)
+    assert found.headers == {}
+
+
+async def test_an_answer_that_is_paid_goes_out_though_no_balance_can_be_read(bank):
+    account_id = await bank.customer(9_000)
+    wallet = bank.wallet()
+
+    async def away(_account_id):
+        raise OSError("the disk is gone")
+
+    wallet.balance = away
+    found = exchange(account_id, *SETTLED)
+    with structlog.testing.capture_logs() as logs:
+        await ChargeReport(wallet, structlog.get_logger()).tell(found)
+    assert found.headers == {"X-Lcp-Charged-Msat": "5500"}
+    assert [(line["log_level"], line["error"]) for line in logs] == [("warning", "OSError")]
+
+
+async def test_an_error_says_what_is_charged_all_the_same():
+    failure = ApiError(502, "no", details={"a": 1})
+    await ChargeReport.say(exchange("acct_1", *SETTLED, Event.FAIL_DELIVERY), failure)
+    assert failure.details == {"a": 1, "charged_msat": 5_500}
+
+
+@pytest.mark.parametrize(
+    ("decided", "charged_msat"), [(Refund.GIVEN, 0), (Refund.WITHHELD, 5_500), (None, 0)]
+)
+async def test_an_error_waits_for_what_becomes_of_the_charge(
+    bank, monkeypatch, decided, charged_msat
+):
+    """A6: the customer is told where its charge is withheld."""
+    monkeypatch.setattr(response, "_REFUND_S", 10.0 if decided else 0.01)
+    account_id = await bank.customer(9_000)
+    found = exchange(account_id, *SETTLED, Event.FAIL_DELIVERY, refund=True)
+    failure = ApiError(502, "no")
+    saying = asyncio.ensure_future(ChargeReport.say(found, failure))
+    await asyncio.sleep(0)
+    if decided is not None:
+        found.purchase.hear_refund(decided)
+    await saying
+    word = "pending" if decided is None else decided.value
+    assert failure.details == {"charged_msat": charged_msat, "refund": word}
+    assert ("operator decides" in failure.message) is (decided is Refund.WITHHELD)
+    headers = await told(bank, found)
+    assert (headers["X-Lcp-Refund"], headers["X-Lcp-Charged-Msat"]) == (word, str(charged_msat))
+    assert ("X-Lcp-Balance-Msat" in headers) is (decided is not None)
+
+
+async def test_an_error_says_nothing_of_charges_to_those_who_have_none():
+    failure = ApiError(502, "no")
+    await ChargeReport.say(exchange(None, *SETTLED), failure)
+    assert failure.details == {}
+
+
+# -- the 402 that can be paid ---------------------------------------------------------------------
+
+
+def too_low(required_msat: int = 5_500, available_msat: int = 1_200) -> InsufficientBalance:
+    return InsufficientBalance(quote(5_000), Msat(required_msat), Msat(available_msat))
+
+
+async def refused(bank, account_id, wallet=None, error=None) -> ApiError:
+    teller = ChargeReport(wallet or bank.wallet(), LOG)
+    return await teller.refuse(exchange(account_id), error or too_low())
+
+
+async def test_a_402_says_what_is_needed_what_is_there_and_how_to_pay_the_rest(bank):
+    account_id = await bank.customer(1_200)
+    error = await refused(bank, account_id)
+    assert (error.status, error.code, error.retry) == (402, "insufficient_balance", False)
+    (topup,) = (await bank.topups.page(account_id)).items
+    said = error.as_object()["lcp"]
+    assert (said["required_msat"], said["balance_msat"], said["payment"]) == (5_500, 1_200, "none")
+    assert said["topup"] == {
+        "id": topup.id,
+        "amount_msat": 5_000,
+        "payment_request": topup.payment_request,
+        "expires_at": int(topup.expires_at.timestamp()),
+    }
+    assert said["quote_id"], "the quote can still be taken once it is paid"
+
+
+async def test_whoever_pays_that_invoice_has_enough(bank):
+    account_id = await bank.customer(1_200)
+    await refused(bank, account_id)
+    (topup,) = (await bank.topups.page(account_id)).items
+    bank.till.pay(topup.payment_hash)
+    await bank.wallet().topup(account_id, topup.id)
+    assert await bank.available(account_id) >= 5_500
+
+
+async def test_a_402_comes_without_an_invoice_where_none_can_be_made(bank):
+    account_id = await bank.customer()
+    wallets = [
+        bank.wallet_without_till(),
+        bank.wallet(max_msat=2_000),
+        bank.wallet(most_open=0),
+    ]
+    for wallet in wallets:
+        error = await refused(bank, account_id, wallet)
+        assert (error.status, error.code) == (402, "insufficient_balance")
+        assert "topup" not in error.details
+    bank.till.is_away = True
+    assert "topup" not in (await refused(bank, account_id)).details
+
+
+async def test_a_402_stays_one_while_the_books_cannot_be_read(bank, monkeypatch):
+    account_id = await bank.customer()
+    wallet = bank.wallet()
+
+    async def away(*_):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(wallet, "fill_for", away)
+    error = await refused(bank, account_id, wallet)
+    assert (error.status, error.code) == (402, "insufficient_balance")
+
+
+async def test_many_refusals_make_one_invoice(bank):
+    account_id = await bank.customer(1_200)
+    for _ in range(5):
+        await refused(bank, account_id)
+    assert len(bank.till.invoices) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "refund", "charged_msat"),
+    [
+        (State.DELIVERED, None, 5_500),
+        (State.UNKNOWN, None, 5_500),
+        (State.UNDELIVERED, Refund.GIVEN, 0),
+        (State.UNDELIVERED, Refund.WITHHELD, 5_500),
+    ],
+)
+async def test_a_repeat_is_told_the_charge_of_the_purchase_that_it_repeats(
+    bank, state, refund, charged_msat
+):
+    """A4: it was told the charge of its own quote, which was refused: nothing, whatever was in the books."""
+    account_id = await bank.customer(9_000)
+    charge = Charge(account_id, Msat(5_500), TEN_PERCENT, refund is not Refund.WITHHELD)
+    found, failure = exchange(account_id, Event.REFUSE), ApiError(409, "bought before")
+    found.earlier = EarlierPurchase(quote(5_000), state, "key_1", "req_0", None, charge, refund)
+    await ChargeReport.say(found, failure)
+    headers = await told(bank, found)
+    assert headers["X-Lcp-Charged-Msat"] == str(charged_msat)
+    assert headers["X-Lcp-Balance-Msat"] == "9000"
+    assert headers.get("X-Lcp-Refund") == failure.details.get("refund") == refund
+    assert failure.details["charged_msat"] == charged_msat
+    assert ("operator decides" in failure.message) is (refund is Refund.WITHHELD)

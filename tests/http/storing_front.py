@@ -1,0 +1,326 @@
+"""The front of a gateway that stores, on a scripted market: real routes, edge and jobs, and work that is done on command."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from lcp_gateway.accounts.caller import Caller
+from lcp_gateway.accounts.jobs_per_key import JobsPerKey, MemoryLeases
+from lcp_gateway.http.application import Routes, build_application
+from lcp_gateway.http.authentication import ANONYMOUS
+from lcp_gateway.http.browser_guard import BrowserGuard
+from lcp_gateway.http.cors import Cors
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.http.gateway.api_limits import ApiLimits
+from lcp_gateway.http.middleware import RequestMiddleware
+from lcp_gateway.http.openai.admission import Admission, JobsInFlight
+from lcp_gateway.http.openai.background import BackgroundResponses
+from lcp_gateway.http.openai.chats import ChatRoutes
+from lcp_gateway.http.openai.create import CreateRoutes
+from lcp_gateway.http.openai.history import History
+from lcp_gateway.http.openai.response import ChargeReport, ResponseWriter
+from lcp_gateway.http.openai.responses import ResponseRoutes
+from lcp_gateway.purchase.service import Reason
+from lcp_gateway.store.database import DatabaseUnavailable
+from lcp_gateway.stored.keeping import Keeper
+from lcp_gateway.stored.store import Store, StoreLimits
+from lcp_gateway.telemetry.logs import get_logger
+from lcp_gateway.telemetry.metrics import Metrics
+from tests.support.shop import World, world
+
+ALICE, BOB = "alice", "bob"
+LIMITS = StoreLimits(items_per_owner=100, bytes_in_all=10**7, keep_s=1e6)
+
+
+def response(response_id: str | None = "resp_1", text: str = "hello", **fields) -> bytes:
+    """Give a response as a provider sends it."""
+    part = {"type": "output_text", "text": text, "annotations": []}
+    message = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [part],
+    }
+    named = {} if response_id is None else {"id": response_id}
+    document = {"object": "response", "created_at": 7, "status": "completed", "model": "m"}
+    more = {"parallel_tool_calls": True, "tool_choice": "auto", "tools": [], **fields}
+    return json.dumps({**named, **document, **more, "output": [message]}).encode()
+
+
+def events(response_id: str = "resp_1", text: str = "hello") -> list[bytes]:
+    """Give the events of a streamed response."""
+    document = json.loads(response(response_id, text))
+    begun = {**document, "status": "in_progress", "output": []}
+    values = [
+        {"type": "response.created", "response": begun},
+        {
+            "type": "response.output_text.delta",
+            "item_id": "msg_1",
+            "output_index": 0,
+            "content_index": 0,
+            "delta": text,
+        },
+        {"type": "response.completed", "response": document},
+    ]
+    return [
+        b"event: %b\ndata: %b\n\n" % (value["type"].encode(), json.dumps({**value, "sequence_number": place}).encode())
+        for place, value in enumerate(values)
+    ]  # fmt: skip
+
+
+def _parsed(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
+
+
+class KeyDoor:
+    """Lets in whoever names itself."""
+
+    async def admit(self, request: web.Request) -> Caller:
+        name = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if name not in {ALICE, BOB}:
+            raise ApiError(401, "who?", code="invalid_api_key")
+        return Caller(f"key_{name}", None, ANONYMOUS.rules)
+
+
+@dataclass
+class Book:
+    """Where jobs are written down: it does as it is told, and remembers. ``left`` are those of a gateway that ended."""
+
+    rows: dict[str, str] = field(default_factory=dict)
+    left: dict[tuple[str, str], SimpleNamespace] = field(default_factory=dict)
+    error: Exception | None = None
+    gate: asyncio.Event | None = None
+    asked: list[str] = field(default_factory=list)
+
+    async def note(self, job_id, *, key_id, model, at, repeat=None):
+        await (self.gate.wait() if self.gate is not None else asyncio.sleep(0))
+        if self.error is not None:
+            raise self.error
+        self.rows[job_id] = key_id
+
+    async def forget(self, job_id):
+        await asyncio.sleep(0)
+        if isinstance(self.error, DatabaseUnavailable):
+            raise self.error
+        self.rows.pop(job_id, None)
+        for key in [key for key in self.left if key[1] == job_id]:
+            del self.left[key]
+
+    async def find(self, job_id, key_id):
+        self.asked.append(job_id)
+        await asyncio.sleep(0)
+        if isinstance(self.error, DatabaseUnavailable):
+            raise self.error
+        return self.left.get((key_id, job_id))
+
+    def leave(self, job_id, key_id="key_alice", *, elsewhere=False, **money):
+        """Have a job of another process."""
+        left = SimpleNamespace(model="m", created_at=datetime(2026, 11, 21, tzinfo=UTC), elsewhere=elsewhere, money=money)  # fmt: skip
+        self.left[key_id, job_id] = left
+
+
+@dataclass
+class Front:
+    """A client of such a gateway, and what stands behind it."""
+
+    client: TestClient
+    world: World
+    store: Store
+    jobs: JobsInFlight
+    leases: MemoryLeases
+    book: Book | None
+    background: BackgroundResponses
+    metrics: Metrics
+    complaints: list = field(default_factory=list)
+
+    async def ask(self, method: str, path: str, key: str = ALICE, **more):
+        headers = {"Authorization": f"Bearer {key}", **more.pop("headers", {})}
+        async with self.client.request(method, path, headers=headers, **more) as got:
+            body = await got.read()
+            document = _parsed(body)
+            error = document.get("error") if isinstance(document, dict) else None
+            return SimpleNamespace(
+                status=got.status,
+                headers=got.headers,
+                body=body,
+                document=document,
+                payment=got.headers["X-Lcp-Payment"],
+                code=(error or {}).get("code"),
+                param=(error or {}).get("param"),
+            )
+
+    async def get(self, path: str, key: str = ALICE, **more):
+        return await self.ask("GET", path, key, **more)
+
+    async def create(self, key: str = ALICE, *, headers=None, **fields):
+        """Ask for a response."""
+        document = {"model": "m", "input": "hi", **fields}
+        return await self.ask("POST", "/v1/responses", key, json=document, headers=headers or {})
+
+    async def chat(self, key: str = ALICE, **fields):
+        document = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
+        return await self.ask("POST", "/v1/chat/completions", key, json=document)
+
+    async def bought(self, body: bytes | list[bytes], asking):
+        """Have the work that a request asks for done with this; gives its answer."""
+        at = len(self.world.shop.works)
+        asked = asyncio.ensure_future(asking)
+        work = await self.work(at)
+        work.deliver(body) if isinstance(body, bytes) else work.stream(*body)
+        return await asked
+
+    async def work(self, at: int = 0):
+        """Wait for an execute call."""
+        async with asyncio.timeout(5):
+            while len(self.world.shop.works) <= at:
+                await asyncio.sleep(0.001)
+        return self.world.shop.works[at]
+
+    async def idle(self) -> None:
+        """Wait until nothing runs, and see that every place was given back."""
+        async with asyncio.timeout(5):
+            while len(self.jobs) or len(self.world.service):
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.005)
+        assert not self.leases._running
+        assert self.complaints == []
+
+    @property
+    def payments(self) -> int:
+        """How many calls that may pay went out."""
+        return len(self.world.shop.works)
+
+    def sent(self, at: int = -1) -> bytes:
+        """What a provider was sent."""
+        return self.world.shop.tasks[at].body
+
+    def metric(self, name: str, **labels: str) -> float:
+        return sum(
+            sample.value
+            for family in self.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == f"lcpgateway_{name}" and labels.items() <= sample.labels.items()
+        )
+
+
+@asynccontextmanager
+async def storing_front(
+    *,
+    limits: StoreLimits = LIMITS,
+    with_book: bool = True,
+    at_once: int = 0,
+    per_key: int = 0,
+    max_body_bytes: int = 1_000_000,
+    context_tokens: int = 0,
+    default_model: str = "",
+    heartbeat_s: float = 0.0,
+    **worldly,
+):
+    log, metrics, w = get_logger("test"), Metrics(), world(**worldly)
+    _remember_tasks(w)
+    complaints: list = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, it: complaints.append(it))
+    store, jobs, leases = Store(limits), JobsInFlight(at_once, metrics), MemoryLeases()
+    keeper = Keeper(store, now=lambda: 7.0, on_lost=metrics.not_stored)
+    book = Book() if with_book else None
+    background = BackgroundResponses(
+        service=w.service,
+        store=store,
+        keeper=keeper,
+        book=book,
+        is_ending=lambda: jobs.draining,
+        on_change=metrics.background_jobs,
+        log=log,
+    )
+    admission = Admission(None, JobsPerKey(leases, default=per_key), lambda name: name)
+    charging = ChargeReport(None, log)
+    stored_responses = ResponseRoutes(store, background, heartbeat_s=heartbeat_s, relay_limit_s=5)
+    inference = CreateRoutes(
+        service=w.service,
+        limits=w.limits,
+        jobs=jobs,
+        metrics=metrics,
+        admission=admission,
+        charging=charging,
+        stateful=History(
+            store,
+            keeper,
+            max_body_bytes=max_body_bytes,
+            context_tokens=lambda _model: context_tokens,
+            estimate=lambda document: len(json.dumps(document)),
+        ),
+        background=background,
+        delivering=ResponseWriter(
+            service=w.service, metrics=metrics, charging=charging, heartbeat_s=heartbeat_s, relay_limit_s=5
+        ),
+        follow=stored_responses.follow,
+        explain=lambda order: {"body": order.task.body.decode()},
+        default_model=default_model,
+        read_timeout_s=5,
+    )  # fmt: skip
+
+    async def nothing(_request: web.Request) -> web.Response:
+        return web.Response()
+
+    others = SimpleNamespace(
+        list=nothing, get=nothing, rank=nothing, healthz=nothing, readyz=nothing, metrics=nothing, count=nothing
+    )  # fmt: skip
+    routes = Routes(
+        inference=inference,
+        models=others,
+        ranking=others,
+        health=others,
+        receipts=others,
+        input_tokens=others,
+        stored_responses=stored_responses,
+        stored_chats=ChatRoutes(store, read_timeout_s=5),
+    )
+    edge = RequestMiddleware(
+        door=KeyDoor(),
+        cors=Cors([]),
+        guard=BrowserGuard(Cors([])),
+        metrics=metrics,
+        log=log,
+        open_paths=frozenset(),
+        max_header_bytes=16_384,
+        away=(DatabaseUnavailable,),
+    )
+    app = build_application(
+        routes, edge, max_body_bytes=max_body_bytes, with_metrics=False, api_limits=ApiLimits(8, 32)
+    )
+    server = TestServer(app, handler_cancellation=True)
+    async with TestClient(server) as client:
+        front = Front(client, w, store, jobs, leases, book, background, metrics, complaints)
+        try:
+            yield front
+        finally:
+            w.service.interrupt_all(Reason.ENDED)
+            await w.service.wait_idle()
+
+
+def _remember_tasks(w: World) -> None:
+    """Have the shop remember what it was asked to do."""
+    shop = w.shop
+    shop.tasks = []
+    execute, stream = shop.execute, shop.execute_stream
+
+    async def executed(quote, task, timeout_s):
+        shop.tasks.append(task)
+        return await execute(quote, task, timeout_s)
+
+    async def streamed(quote, task, timeout_s):
+        shop.tasks.append(replace(task))
+        async for event in stream(quote, task, timeout_s):
+            yield event
+
+    shop.execute, shop.execute_stream = executed, streamed

@@ -1,0 +1,285 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from lcp_gateway.adapters.completions import NotAdaptable
+from lcp_gateway.http.error_mapping import STATUS_OF_GRPC, map_error, map_purchase_error
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.purchase.answers import AnswerGone
+from lcp_gateway.purchase.errors import (
+    PaymentFailed,
+    PriceLimitExceeded,
+    QuoteExpired,
+    Undelivered,
+    UpstreamError,
+)
+from lcp_gateway.purchase.evidence import verdict_of_failure
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.service import Interrupted, Reason
+from lcp_gateway.purchase.states import Event, Verdict
+from lcp_gateway.routing.choice import ModelNotFound, NoProvider
+from tests.support.purchases import order, quote
+
+
+def answered(error: ApiError):
+    response = error.response()
+    return response, json.loads(response.body)["error"]
+
+
+@pytest.mark.parametrize(("grpc_status", "status"), STATUS_OF_GRPC.items())
+@pytest.mark.parametrize("retryable", [True, False])
+def test_a_failed_quote_keeps_the_status_that_clients_know(grpc_status, status, retryable):
+    error = map_purchase_error(UpstreamError(grpc_status, "words", retryable=retryable))
+    response, body = answered(error)
+    assert response.status == status
+    assert set(body) == {"message", "type", "param", "code"}
+    assert response.headers["X-Lcp-Payment"] == "none"
+    assert response.headers["x-should-retry"] == ("true" if retryable else "false")
+    assert ("retry-after" in response.headers) is retryable
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+@pytest.mark.parametrize("grpc_status", STATUS_OF_GRPC)
+def test_after_accept_only_what_was_not_paid_may_be_retried(grpc_status, verdict):
+    cause = UpstreamError(grpc_status, "words", retryable=True)
+    response, body = answered(map_purchase_error(PaymentFailed(cause, verdict, quote=quote())))
+    assert response.status == STATUS_OF_GRPC[grpc_status]
+    assert response.headers["X-Lcp-Payment"] == verdict.value
+    assert response.headers["x-should-retry"] == ("true" if verdict is Verdict.NONE else "false")
+    assert body["lcp"] == {
+        "payment": verdict.value,
+        "job_id": quote().job_id.hex(),
+        "price_msat": 5_000,
+        "peer_id": quote().peer_id,
+    }
+
+
+NO_ROUTE = "payment failed: FAILURE_REASON_NO_ROUTE"
+LND_STOPPED = (
+    "DecodePayReq: rpc error: code = Unavailable desc = connection error: desc = "
+    '"transport: Error while dialing: dial tcp 127.0.0.1:10009: connect: connection refused"'
+)
+
+
+def of_daemon(status, text, *, price_msat=5_000):
+    """What a client is told where the call that pays ended like this."""
+    cause, at = UpstreamError(status, text), replace(quote(), price_msat=price_msat)
+    return answered(
+        map_purchase_error(PaymentFailed(cause, verdict_of_failure(status, text), quote=at))
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "says", "retry"),
+    [
+        ("FAILED_PRECONDITION", NO_ROUTE, "no route to the peer (5000 msat)", "true"),
+        (
+            "FAILED_PRECONDITION",
+            "payment failed: FAILURE_REASON_INSUFFICIENT_BALANCE",
+            "hold too little for this price (5000 msat)",
+            "false",
+        ),
+        ("FAILED_PRECONDITION", "payment failed: FAILURE_REASON_TIMEOUT", "in time", "true"),
+        ("FAILED_PRECONDITION", "payment failed: FAILURE_REASON_ERROR", "gave the", "true"),
+        ("UNAVAILABLE", LND_STOPPED, "no answer from its lnd", "true"),
+        ("NOT_FOUND", "job not found", "does not know this job", "true"),
+        ("FAILED_PRECONDITION", "invoice amount does not match price_msat", "invoice", "false"),
+    ],
+)
+def test_what_was_not_paid_is_told_in_a_sentence_without_the_daemons_own_text(
+    status, text, says, retry
+):
+    """A18, A19: both were "unknown", and the client read gRPC's text with the address of lnd."""
+    response, body = of_daemon(status, text)
+    assert response.headers["X-Lcp-Payment"] == body["lcp"]["payment"] == "none"
+    assert response.headers["x-should-retry"] == retry
+    assert body["code"] == "payment_failed"
+    assert says in body["message"] and body["message"].endswith("nothing was paid")
+    assert text not in body["message"] and "127.0.0.1" not in body["message"]
+
+
+@pytest.mark.parametrize(
+    ("price_msat", "retry"), [(1, "false"), (999, "false"), (1_000, "true"), (5_000, "true")]
+)
+def test_a_price_that_channels_do_not_carry_is_not_asked_for_again_and_the_client_told_why(
+    price_msat, retry
+):
+    """A20: below 1,000 msat the SDK asked four times, in vain."""
+    response, body = of_daemon("FAILED_PRECONDITION", NO_ROUTE, price_msat=price_msat)
+    assert response.headers["X-Lcp-Payment"] == "none"
+    assert response.headers["x-should-retry"] == retry
+    assert body["lcp"]["payment_failure"] == "no_route"
+    assert ("max_tokens" in body["message"]) is (retry == "false")
+    assert f"{price_msat} msat" in body["message"]
+
+
+def test_a_payment_in_doubt_is_told_without_the_daemons_own_text():
+    response, body = of_daemon("UNAVAILABLE", "ipv4:127.0.0.1:50051: connection reset by peer")
+    assert (body["code"], body["lcp"]["payment"]) == ("payment_unknown", "unknown")
+    assert response.headers["x-should-retry"] == "false"
+    assert "127.0.0.1" not in body["message"] and "UNAVAILABLE" in body["message"]
+
+
+def test_what_a_paid_peer_says_of_its_error_is_passed_on():
+    response, body = of_daemon("RESOURCE_EXHAUSTED", "lcp_error code=7: backend unavailable")
+    assert response.headers["X-Lcp-Payment"] == "settled"
+    assert response.headers["x-should-retry"] == "false"
+    assert body["message"] == (
+        "the peer was paid and answered with an error: lcp_error code=7: backend unavailable"
+    )
+
+
+def test_paid_and_undelivered_is_a_bad_gateway_that_is_not_retried():
+    response, body = answered(map_purchase_error(Undelivered("cut", quote=quote())))
+    assert response.status == 502
+    assert response.headers["X-Lcp-Payment"] == "settled"
+    assert response.headers["x-should-retry"] == "false"
+    assert response.headers["X-Lcp-Job-Id"] == quote().job_id.hex()
+    assert (body["type"], body["code"]) == ("server_error", "undelivered")
+
+
+def test_a_price_over_the_limit_is_402_which_no_client_retries():
+    response, body = answered(map_purchase_error(PriceLimitExceeded(quote(), 10)))
+    assert response.status == 402
+    assert (body["type"], body["code"]) == ("insufficient_quota", "price_limit_exceeded")
+    assert response.headers["x-should-retry"] == "false"
+
+
+def test_an_expired_quote_may_be_asked_for_again():
+    response, body = answered(map_purchase_error(QuoteExpired("late", quote=quote())))
+    assert (response.status, body["code"]) == (410, "quote_expired")
+    assert response.headers["x-should-retry"] == "true"
+
+
+def test_a_message_is_bounded():
+    assert len(answered(ApiError(400, "x" * 5_000))[1]["message"]) == 1_000
+
+
+# -- nodes ----------------------------------------------------------------------------------------
+
+
+CURABLE = {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "DATA_LOSS"}
+
+
+def of_node(status, verdict=Verdict.NONE, *, code=None):
+    at = replace(quote(), peer_id="node:n", source=Source.NODE, payment_request="")
+    cause = UpstreamError(status, "the node said no: invoice", code=code)
+    return answered(map_purchase_error(PaymentFailed(cause, verdict, quote=at)))
+
+
+@pytest.mark.parametrize("grpc_status", STATUS_OF_GRPC)
+def test_a_node_that_did_nothing_may_be_asked_again_where_that_may_help(grpc_status):
+    response, body = of_node(grpc_status)
+    assert response.status == STATUS_OF_GRPC[grpc_status]
+    assert response.headers["X-Lcp-Payment"] == body["lcp"]["payment"] == "none"
+    assert response.headers["X-Lcp-Peer-Id"] == "node:n"
+    may_help = grpc_status in CURABLE
+    assert response.headers["x-should-retry"] == ("true" if may_help else "false")
+    assert ("retry-after" in response.headers) is may_help
+
+
+@pytest.mark.parametrize("grpc_status", STATUS_OF_GRPC)
+def test_a_node_that_was_paid_is_never_asked_again(grpc_status):
+    response, body = of_node(grpc_status, Verdict.SETTLED)
+    assert response.headers["X-Lcp-Payment"] == body["lcp"]["payment"] == "settled"
+    assert response.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "code"),
+    [
+        ("INVALID_ARGUMENT", "bad_field", "bad_field"),
+        ("INVALID_ARGUMENT", None, "node_failed"),
+        ("RESOURCE_EXHAUSTED", None, "rate_limit_exceeded"),
+        ("DEADLINE_EXCEEDED", None, "upstream_timeout"),
+        ("UNAVAILABLE", None, "upstream_unavailable"),
+        ("UNAVAILABLE", "model_loading", "model_loading"),
+    ],
+)
+def test_a_nodes_own_word_for_its_error_is_kept(status, said, code):
+    assert of_node(status, code=said)[1]["code"] == code
+
+
+def test_a_quote_that_failed_keeps_its_providers_word_as_well():
+    error = UpstreamError("NOT_FOUND", "words", code="model_not_found")
+    assert answered(map_purchase_error(error))[1]["code"] == "model_not_found"
+    assert (
+        answered(map_purchase_error(UpstreamError("NOT_FOUND", "words")))[1]["code"]
+        == "quote_failed"
+    )
+
+
+def test_nothing_was_paid_to_a_free_node_that_broke_off():
+    at = replace(quote(0), peer_id="node:n", source=Source.NODE, payment_request="")
+    response, body = answered(
+        map_purchase_error(Undelivered("cut", quote=at, verdict=Verdict.NONE))
+    )
+    assert (response.status, body["code"]) == (502, "undelivered")
+    assert response.headers["X-Lcp-Payment"] == "none"
+
+
+# -- routing --------------------------------------------------------------------------------------
+
+
+def test_a_model_that_is_not_there_is_404_with_the_seeds_code():
+    response, body = answered(map_error(ModelNotFound("only other models: m")))
+    assert response.status == 404
+    assert body == {
+        "message": "only other models: m",
+        "type": "invalid_request_error",
+        "param": "model",
+        "code": "model_not_available",
+    }
+    assert response.headers["x-should-retry"] == "false"
+
+
+def test_nobody_there_is_503_and_may_be_tried_again():
+    response, body = answered(map_error(NoProvider("no peers are connected")))
+    assert (response.status, body["code"], body["type"]) == (503, "no_provider", "server_error")
+    assert response.headers["x-should-retry"] == "true"
+
+
+def test_what_cannot_be_adapted_names_its_parameter():
+    error = NotAdaptable("chat has no suffix", "suffix", "unsupported_parameter")
+    response, body = answered(map_error(error))
+    assert response.status == 400
+    assert (body["param"], body["code"]) == ("suffix", "unsupported_parameter")
+    assert response.headers["X-Lcp-Payment"] == "none"
+
+
+def test_an_answer_that_is_gone_was_paid():
+    response, body = answered(map_error(AnswerGone()))
+    assert (response.status, body["code"]) == (409, "answer_gone")
+    assert response.headers["X-Lcp-Payment"] == "settled"
+
+
+def test_what_nobody_foresaw_is_no_answer():
+    assert map_error(ValueError("a bug")) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "status", "retry"),
+    [
+        (Reason.TIMED_OUT, 504, True),
+        (Reason.SHUTTING_DOWN, 503, True),
+        (Reason.TAKEN_OVER, 503, True),
+        # It is not wanted any more: who tried again by itself would buy it after all.
+        (Reason.CANCELLED, 503, False),
+    ],
+)
+def test_what_the_gateway_ended_may_be_tried_again_only_where_it_cost_nothing_and_is_wanted(
+    reason, status, retry
+):
+    found = map_error(Interrupted(reason, None))
+    assert (found.status, found.code, found.retry, found.verdict) == (
+        status,
+        reason.value,
+        retry,
+        Verdict.NONE,
+    )
+    purchase = Purchase(order(), quote())
+    purchase.apply(Event.PAY)
+    paying = map_error(Interrupted(reason, purchase))
+    assert (paying.status, paying.retry, paying.verdict) == (status, False, Verdict.UNKNOWN)
