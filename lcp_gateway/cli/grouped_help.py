@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import typer.core
+from typer.core import TyperCommand
 
 from lcp_gateway.config import Group, specs
 
@@ -26,7 +26,7 @@ _HINT = (
 )
 
 
-class GroupedHelp(typer.core.TyperCommand):
+class GroupedHelp(TyperCommand):
     """A command whose help has a heading for each group of its flags."""
 
     def __init__(self, name: str | None, **more: Any) -> None:

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from lcp_gateway.lightning.bolt11 import InvoiceError, decode
-from lcp_gateway.lightning.checks import PROTOCOL_VERSIONS, WORDS, Mismatch, mismatch_of, mismatches
+from lcp_gateway.lightning.checks import (
+    PROTOCOL_VERSIONS,
+    Mismatch,
+    mismatch_of,
+    mismatches,
+)
+from lcp_gateway.lightning.checks import WORDS as MISMATCH_WORDS
 from lcp_gateway.lightning.terms import terms_hash
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.task import Task
@@ -70,7 +76,7 @@ def _checks(task: Task, quote: Quote, now: datetime, network: str | None) -> Ite
 
 
 def _checked(mismatch: Mismatch, ok: bool) -> Checked:
-    return Checked(mismatch.value, ok, "" if ok else WORDS[mismatch])
+    return Checked(mismatch.value, ok, "" if ok else MISMATCH_WORDS[mismatch])
 
 
 def _terms_hash(task: Task, quote: Quote) -> bytes:
