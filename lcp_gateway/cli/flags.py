@@ -11,6 +11,7 @@ import typer
 
 from lcp_gateway.cli.options import a_text
 from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed
+from lcp_gateway.cli.some_settings import some_settings
 from lcp_gateway.config import ConfigError, Group, Loaded, Spec, load, parse_host_port, specs
 
 CONFIG_OPTION = typer.Option(
@@ -93,8 +94,6 @@ def _address(host: str | None, port: int | None, typed: str | None, config: Path
             "--http-addr says host and port already: leave --host and --port out",
             exit_code=USAGE_ERROR,
         )
-    from lcp_gateway.cli.some_settings import some_settings  # noqa: PLC0415 - only these flags need it
-
     known = some_settings({"http_addr"}, flags={}, environ=os.environ, config=config)
     configured = parse_host_port(known.settings.http_addr)
     name = configured.host if host is None else host.strip().removeprefix("[").removesuffix("]")
