@@ -12,7 +12,7 @@ from typer.completion import (  # type: ignore[attr-defined]  # where typer docu
     get_completion_script,
 )
 
-from lcp_gateway.cli.outcome import (
+from lcp_gateway.cli.output import (
     COMPLETION_VARIABLE,
     PROGRAM,
     RUNTIME_ERROR,

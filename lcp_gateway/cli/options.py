@@ -1,16 +1,44 @@
-"""Options that commands of every kind share."""
+"""Options of commands: a flag for every setting, the options that commands share, help in groups, and how settings are read."""
 
-from typing import Annotated
+import inspect
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
+from typer.core import TyperCommand
 
-from lcp_gateway.cli.outcome import USAGE_ERROR, CommandFailed
+from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
+from lcp_gateway.config import (
+    ConfigError,
+    Group,
+    Loaded,
+    Settings,
+    SourceKind,
+    Spec,
+    load,
+    parse_host_port,
+    specs,
+)
+from lcp_gateway.config.sources import (
+    Given,
+    Layer,
+    file_to_read,
+    from_environment,
+    from_file,
+    from_flags,
+    from_openai_serve,
+)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
 
-def a_text(param: typer.CallbackParam, text: str | None) -> str | None:
+def utf8_text(param: typer.CallbackParam, text: str | None) -> str | None:
     """Let a text of the command line pass that is one; for an option that is looked up or kept.
 
     Raises:
@@ -20,7 +48,7 @@ def a_text(param: typer.CallbackParam, text: str | None) -> str | None:
     return text
 
 
-def texts(param: typer.CallbackParam, each: list[str] | None) -> list[str] | None:
+def utf8_texts(param: typer.CallbackParam, each: list[str] | None) -> list[str] | None:
     """Do the same for an option that may be repeated."""
     for text in each or ():
         _check(param, text)
@@ -34,3 +62,267 @@ def _check(param: typer.CallbackParam, text: str | None) -> None:
         name = param.opts[0]
         shown = name if name.startswith("-") else name.upper()
         raise CommandFailed(f"{shown}: is not UTF-8 text", exit_code=USAGE_ERROR) from None
+
+
+def command_group(purpose: str) -> typer.Typer:
+    """Make one; without a command it prints its help."""
+    app = typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=purpose
+    )
+
+    @app.callback(invoke_without_command=True)
+    def _group(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+            raise typer.Exit(USAGE_ERROR)
+
+    return app
+
+
+_COMMON_FLAGS = (
+    *("config", "host", "port", "http_addr", "embedded", "lcpd_grpc_addr", "auth"),
+    *(
+        "max_total_msat",
+        "budget_hour_msat",
+        "budget_day_msat",
+        "journal_url",
+        "log_level",
+        "verbose",
+        "json",
+    ),
+)
+_COLUMNS = 100
+_FIRST, _OTHERS = "Common flags", "Options"
+_HINT = (
+    "Every flag is also a setting of the environment and the configuration file: see lcp-gateway config show and "
+    "docs/configuration.md. Secrets have no flag."
+)
+
+
+class GroupedHelp(TyperCommand):
+    """A command whose help has a heading for each group of its flags."""
+
+    def __init__(self, name: str | None, **more: Any) -> None:
+        settings = {"max_content_width": _COLUMNS, **(more.pop("context_settings", None) or {})}
+        super().__init__(name, **{**more, "context_settings": settings, "epilog": _HINT})
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the flags, each under the heading of its group."""
+        sections: dict[str, dict[str, tuple[str, str]]] = {
+            name: {} for name in (_FIRST, *Group, _OTHERS)
+        }
+        known = specs()
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            name = parameter.name or ""
+            if name in _COMMON_FLAGS:
+                heading: str = _FIRST
+            else:
+                heading = known[name].group if name in known else _OTHERS
+            sections[heading][name] = record
+        first = sections[_FIRST]
+        sections[_FIRST] = {name: first[name] for name in _COMMON_FLAGS if name in first}
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl([*records.values()])
+
+
+@dataclass(frozen=True, slots=True)
+class PartialSettings:
+    """Settings of which only those asked for are as they were given, the others by default.
+
+    ``given`` are the names of those that were given at all. ``problems`` tell what of them could not be used, or that the
+    file could not be read.
+    """
+
+    settings: Settings
+    given: frozenset[str]
+    problems: tuple[str, ...]
+
+
+def partial_settings(
+    names: Collection[str],
+    *,
+    flags: Mapping[str, object],
+    environ: Mapping[str, str],
+    config: Path | None,
+) -> PartialSettings:
+    """Read the settings of these names from where ``serve`` reads them, and none besides.
+
+    Raises:
+        ValueError: a flag cannot be used; the message says why.
+    """
+    known = specs()
+    path, named_by = file_to_read(environ, config)
+    file = from_file(path, known, named_by=named_by) if path is not None else Layer()
+    found: dict[str, Given] = {}
+    for layer in (
+        file,
+        from_openai_serve(environ, known),
+        from_environment(environ, known),
+        from_flags(flags, known),
+    ):
+        found |= {name: given for name, given in layer.given.items() if name in names}
+    # A file of which nothing could be read might have said where to look.
+    problems = list(file.problems) if not file.given else []
+    values: dict[str, object] = {}
+    for name, given in found.items():
+        try:
+            values[name] = getattr(Settings.model_validate({name: given.value}), name)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            problem = f"{given.source}: {reason}"
+            if given.source.kind is SourceKind.FLAG:
+                raise ValueError(problem) from None
+            problems.append(problem)
+    return PartialSettings(Settings.model_validate(values), frozenset(values), tuple(problems))
+
+
+CONFIG_OPTION = typer.Option(
+    "--config",
+    metavar="FILE",
+    help="TOML file to read instead of the usual one.",
+    show_default=False,
+)
+
+
+def setting_flags(
+    groups: Collection[Group] = tuple(Group), *, also: Collection[str] = ()
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Give a command ``--config`` and a flag for every setting of ``groups``, and of those named ``also``, that is no secret.
+
+    The command is called with ``config`` (a path or ``None``), ``flags`` (by setting, ``None`` where not given) and
+    its own parameters, all by keyword.
+    """
+    chosen = [
+        spec
+        for spec in specs().values()
+        if spec.flag and (spec.group in groups or spec.name in also)
+    ]
+
+    def give(command: Callable[..., int]) -> Callable[..., int]:
+        own = [
+            parameter
+            for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
+            if name not in {"config", "flags"}
+        ]
+        takes_address = any(spec.name == "http_addr" for spec in chosen)
+
+        def with_flags(**values: Any) -> int:
+            flags = {spec.name: values.pop(spec.name) for spec in chosen}
+            if takes_address:
+                host, port = values.pop("host"), values.pop("port")
+                if host is not None or port is not None:
+                    flags["http_addr"] = _address(
+                        host, port, flags["http_addr"], values.get("config")
+                    )
+            return command(flags=flags, **values)
+
+        with_flags.__doc__ = command.__doc__
+        with_flags.__name__ = command.__name__
+        parameters = [*own, _config_parameter(), *map(_parameter, chosen)]
+        if takes_address:
+            parameters += _ADDRESS_PARAMETERS
+        # typer reads the signature to learn the options.
+        with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return with_flags
+
+    return give
+
+
+def load_settings(
+    flags: Mapping[str, object],
+    config: Path | None,
+    *,
+    flag_names: Mapping[str, str] = MappingProxyType({}),
+) -> Loaded:
+    """Load the configuration of this process.
+
+    Raises:
+        CommandFailed: the configuration cannot be used; one line for each problem.
+    """
+    try:
+        return load(flags=flags, environ=os.environ, config_path=config, flag_names=flag_names)
+    except ConfigError as error:
+        raise CommandFailed(*error.problems, exit_code=USAGE_ERROR) from None
+
+
+def _address(host: str | None, port: int | None, typed: str | None, config: Path | None) -> str:
+    """Put the address together: what neither flag says stays as it is configured.
+
+    Raises:
+        CommandFailed: the whole address was given too, or the flags make no address.
+    """
+    if typed is not None:
+        raise CommandFailed(
+            "--http-addr says host and port already: leave --host and --port out",
+            exit_code=USAGE_ERROR,
+        )
+    known = partial_settings({"http_addr"}, flags={}, environ=os.environ, config=config)
+    configured = parse_host_port(known.settings.http_addr)
+    name = configured.host if host is None else host.strip().removeprefix("[").removesuffix("]")
+    written = f"[{name}]" if ":" in name else name
+    address = f"{written}:{configured.port if port is None else port}"
+    try:
+        parse_host_port(address)
+    except ValueError as error:
+        flag = "--port" if host is None else "--host"
+        raise CommandFailed(f"{flag}: {error}", exit_code=USAGE_ERROR) from None
+    return address
+
+
+def _config_parameter() -> inspect.Parameter:
+    return _keyword("config", Annotated[Path | None, CONFIG_OPTION])
+
+
+def _parameter(spec: Spec) -> inspect.Parameter:
+    described = spec.description
+    if spec.is_switch:
+        flag = f"{spec.flag}/--no-{spec.flag.removeprefix('--')}"
+        option = typer.Option(flag, help=described, show_default=False)
+        return _keyword(spec.name, Annotated[bool | None, option])
+    option = typer.Option(
+        spec.flag,
+        help=described,
+        metavar=spec.form.metavar,
+        show_default=False,
+    )
+    return _keyword(spec.name, Annotated[str | None, option])
+
+
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+_ADDRESS_PARAMETERS = [
+    _keyword(
+        "host",
+        Annotated[
+            str | None,
+            typer.Option(
+                metavar="HOST",
+                help="The host of `http_addr` alone: an address of this machine, or 0.0.0.0 for all.",
+                show_default=False,
+                callback=utf8_text,
+            ),
+        ],
+    ),
+    _keyword(
+        "port",
+        Annotated[
+            int | None,
+            typer.Option(
+                metavar="PORT",
+                min=0,
+                max=65_535,
+                help="The port of `http_addr` alone.",
+                show_default=False,
+            ),
+        ],
+    ),
+]

@@ -12,35 +12,35 @@ import typer
 import typer.core
 import typer.main
 
-from lcp_gateway.cli.outcome import (
+from lcp_gateway.cli.output import (
     COMPLETION_VARIABLE,
     PROGRAM,
     RUNTIME_ERROR,
     CommandFailed,
-    complain,
+    report,
 )
 
 _COMMAND_MODULES: Mapping[str, str] = MappingProxyType(
     {
-        "serve": "lcp_gateway.cli.serve",
-        "start": "lcp_gateway.cli.start",
-        "stop": "lcp_gateway.cli.stop",
-        "restart": "lcp_gateway.cli.restart",
-        "reload": "lcp_gateway.cli.reload",
-        "status": "lcp_gateway.cli.status",
-        "logs": "lcp_gateway.cli.logs",
-        "node": "lcp_gateway.cli.node",
-        "models": "lcp_gateway.cli.models",
-        "route": "lcp_gateway.cli.route",
-        "quote": "lcp_gateway.cli.quote",
-        "receipt": "lcp_gateway.cli.receipt",
-        "purchases": "lcp_gateway.cli.purchases",
-        "spend": "lcp_gateway.cli.spend",
-        "accounts": "lcp_gateway.cli.accounts",
-        "keys": "lcp_gateway.cli.keys",
-        "wallet": "lcp_gateway.cli.wallet",
-        "doctor": "lcp_gateway.cli.doctor",
-        "config": "lcp_gateway.cli.config_commands",
+        "serve": "lcp_gateway.cli.serve.serve",
+        "start": "lcp_gateway.cli.service.start",
+        "stop": "lcp_gateway.cli.service.stop",
+        "restart": "lcp_gateway.cli.service.restart",
+        "reload": "lcp_gateway.cli.service.reload",
+        "status": "lcp_gateway.cli.service.status",
+        "logs": "lcp_gateway.cli.service.logs",
+        "node": "lcp_gateway.cli.serve.node",
+        "models": "lcp_gateway.cli.market.models",
+        "route": "lcp_gateway.cli.market.route",
+        "quote": "lcp_gateway.cli.market.quote",
+        "receipt": "lcp_gateway.cli.books.receipts",
+        "purchases": "lcp_gateway.cli.books.purchases",
+        "spend": "lcp_gateway.cli.books.spend",
+        "accounts": "lcp_gateway.cli.accounts.accounts",
+        "keys": "lcp_gateway.cli.accounts.keys",
+        "wallet": "lcp_gateway.cli.accounts.wallet",
+        "doctor": "lcp_gateway.cli.doctor.doctor",
+        "config": "lcp_gateway.cli.config",
         "completion": "lcp_gateway.cli.completion",
     }
 )
@@ -141,14 +141,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         result = command.main(args=args, prog_name=PROGRAM, standalone_mode=False)
     except CommandFailed as error:
-        complain(*error.lines)
+        report(*error.lines)
         return error.exit_code
     except typer.TyperException as error:
         if secret := _secret_flag(getattr(error, "option_name", "") or ""):
-            complain(secret)
+            report(secret)
             return error.exit_code
         words = " ".join(error.format_message().split()).replace(_VALIDATORS_WORD, "")
-        complain(f"{words} (see {PROGRAM} --help)")
+        report(f"{words} (see {PROGRAM} --help)")
         return error.exit_code
     except typer.Abort:
         return RUNTIME_ERROR

@@ -97,7 +97,7 @@ def test_a_place_that_cannot_be_written_is_said_in_a_line(run, tmp_path):
 
 
 def test_of_many_at_once_one_writes_it(tmp_path):
-    from lcp_gateway.cli.config_generate import _write
+    from lcp_gateway.cli.config import _write
 
     path, outcomes = tmp_path / "a" / "config.toml", []
 

@@ -149,12 +149,12 @@ def test_the_version_costs_no_heavy_import():
 
 
 def test_the_node_of_the_gateway_starts_without_what_only_the_gateway_needs():
-    loaded = modules_after("import lcp_gateway.cli.child, lcp_gateway.node.main")
+    loaded = modules_after("import lcp_gateway.cli.serve.node_process, lcp_gateway.node.main")
     assert loaded.isdisjoint({"typer", "pydantic", "pydantic_settings", "rich", "aiohttp"})
 
 
 def test_serving_starts_without_rich_and_reads_flags_before_the_server_is_imported():
-    loaded = modules_after("import lcp_gateway.cli.serve")
+    loaded = modules_after("import lcp_gateway.cli.serve.serve")
     assert loaded.isdisjoint({"rich", "aiohttp", "grpc", "prometheus_client"})
 
 

@@ -69,7 +69,7 @@ def test_jobs_that_are_paid_for_may_end(service):
 
 
 def test_a_gateway_that_hangs_or_dies_is_started_again_and_a_wrong_configuration_is_not(service):
-    from lcp_gateway.cli.outcome import USAGE_ERROR
+    from lcp_gateway.cli.output import USAGE_ERROR
 
     assert 10 <= seconds(service["WatchdogSec"][0]) <= 60
     assert service["Restart"] == ["on-failure"]

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from lcp_gateway.cli.running import running_gateway
+from lcp_gateway.cli.gateway_client import find_gateway
 from lcp_gateway.config import Settings
 from tests.support.certificates import DAY, certificate
 from tests.support.daemon import free_address
@@ -174,10 +174,10 @@ def test_the_command_line_finds_a_gateway_that_speaks_https(served):
     settings = Settings(
         http_addr=f":{it.port}", http_tls_cert=pair.certificate, http_tls_key=pair.key
     )
-    found = running_gateway(settings)
+    found = find_gateway(settings)
     assert found.url == f"https://127.0.0.1:{it.port}"
     assert "echo-1" in {model["id"] for model in found.models()}
-    assert running_gateway(Settings(http_addr=f":{it.port}")) is None, "nobody speaks http there"
+    assert find_gateway(Settings(http_addr=f":{it.port}")) is None, "nobody speaks http there"
 
 
 @pytest.mark.parametrize(

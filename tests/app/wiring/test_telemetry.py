@@ -14,7 +14,7 @@ from tests.support.otlp_collector import collector
 OURS = ("lcp_gateway.telemetry.tracing", "lcp_gateway.telemetry.trace_export")
 
 IMPORTED = """
-import sys, lcp_gateway.app.run, lcp_gateway.cli.serve
+import sys, lcp_gateway.app.run, lcp_gateway.cli.serve.serve
 print([name for name in sys.modules if name.partition(".")[0] in ("opentelemetry", "requests")])
 """
 

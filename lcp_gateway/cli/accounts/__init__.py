@@ -1,0 +1,1 @@
+"""The commands on customers' accounts, keys and wallets."""

@@ -1,0 +1,231 @@
+"""``lcp-gateway accounts``: customers, corrections of what they have, and the proof that the books agree."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from lcp_gateway.accounts.records import Audit
+from lcp_gateway.cli.accounts.books import (
+    USUAL_LIMIT,
+    AccountArgument,
+    AccountBooks,
+    AfterNumberOption,
+    AfterOption,
+    LimitOption,
+    actor,
+    with_books,
+)
+from lcp_gateway.cli.accounts.documents import (
+    ACCOUNT_HEADINGS,
+    ACT_HEADINGS,
+    account_document,
+    account_row,
+    act_document,
+    act_row,
+    audit_document,
+    balance_document,
+    format_amount,
+    gather_pages,
+    pairs,
+    print_csv,
+    print_document,
+    print_listing,
+    print_statement,
+)
+from lcp_gateway.cli.options import JsonOption, YesOption, command_group, utf8_text
+from lcp_gateway.cli.output import (
+    RUNTIME_ERROR,
+    USAGE_ERROR,
+    CommandFailed,
+    confirm,
+    print_json,
+    print_pairs,
+    printable,
+)
+from lcp_gateway.purchase.money import Msat
+
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", show_default=False, callback=utf8_text)
+]
+
+app = command_group("Keep the accounts of customers.")
+
+
+@app.command()
+@with_books()
+async def create(books: AccountBooks, name: NameArgument, *, json: JsonOption = False) -> int:
+    """Make an account with nothing on it."""
+    made = await books.accounts.create(name, actor=actor(), at=datetime.now(UTC))
+    print_document(account_document(made), json=json)
+    return 0
+
+
+@app.command("list")
+@with_books()
+async def list_accounts(
+    books: AccountBooks,
+    *,
+    deleted: Annotated[bool, typer.Option("--deleted", help="Deleted ones as well.")] = False,
+    limit: LimitOption = USUAL_LIMIT,
+    after: AfterOption = None,
+    json: JsonOption = False,
+) -> int:
+    """List accounts and what is on them, the newest first."""
+    found = await gather_pages(
+        lambda most, following: books.accounts.page(
+            limit=most, after=following, with_deleted=deleted
+        ),
+        limit,
+        after,
+    )
+    print_listing(found, ACCOUNT_HEADINGS, account_row, account_document, json=json)
+    return 0
+
+
+@app.command()
+@with_books()
+async def show(
+    books: AccountBooks, account_id: AccountArgument, *, json: JsonOption = False
+) -> int:
+    """Print one account and what is on it."""
+    print_document(account_document(await books.account(account_id)), json=json)
+    return 0
+
+
+@app.command()
+@with_books()
+async def rename(
+    books: AccountBooks,
+    account_id: AccountArgument,
+    name: NameArgument,
+    *,
+    json: JsonOption = False,
+) -> int:
+    """Give an account another name."""
+    await books.accounts.rename(account_id, name, actor=actor(), at=datetime.now(UTC))
+    print_document(account_document(await books.account(account_id)), json=json)
+    return 0
+
+
+@app.command()
+@with_books()
+async def delete(
+    books: AccountBooks,
+    account_id: AccountArgument,
+    *,
+    yes: YesOption = False,
+    json: JsonOption = False,
+) -> int:
+    """Forget whose account it was and revoke its keys. The books keep its bare id, and what was left of its balance."""
+    account = await books.account(account_id)
+    if account.deleted_at is not None:
+        raise CommandFailed("the account was deleted before; nothing was changed")
+    left = format_amount(account.balance.balance_msat)
+    confirm(f"Delete {account.id} ({printable(account.name)}) with {left}, for good?", yes=yes)
+    await books.accounts.delete(account_id, actor=actor(), at=datetime.now(UTC))
+    print_document(account_document(await books.account(account_id)), json=json)
+    return 0
+
+
+# A negative amount looks like an option, and is none that anybody knows.
+@app.command(context_settings={"ignore_unknown_options": True})
+@with_books()
+async def adjust(
+    books: AccountBooks,
+    account_id: AccountArgument,
+    amount_msat: Annotated[int, typer.Argument(metavar="AMOUNT_MSAT", show_default=False)],
+    *,
+    reason: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Why; it is kept in the log.",
+            show_default=False,
+            callback=utf8_text,
+        ),
+    ],
+    json: JsonOption = False,
+) -> int:
+    """Give an account an amount by hand, or take it where it is negative: never more than is there and not held."""
+    balance = await books.ledger.adjust(
+        account_id,
+        Msat(amount_msat),
+        reason=reason,
+        actor=actor(),
+        at=datetime.now(UTC),
+    )
+    print_document({"id": account_id, **balance_document(balance)}, json=json)
+    return 0
+
+
+@app.command()
+@with_books()
+async def statement(
+    books: AccountBooks,
+    account_id: AccountArgument,
+    *,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help=f"At most so many; {USUAL_LIMIT} if not given, with --csv all."
+        ),
+    ] = None,
+    after: AfterNumberOption = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    json: JsonOption = False,
+) -> int:
+    """Print what moved an account's balance, the newest first."""
+    if csv and json:
+        raise CommandFailed("either --csv or --json, not both", exit_code=USAGE_ERROR)
+    if csv:
+        await print_csv(books, account_id, limit=limit, after=after)
+    else:
+        most = limit or USUAL_LIMIT
+        await print_statement(books, account_id, limit=most, after=after, json=json)
+    return 0
+
+
+@app.command()
+@with_books()
+async def audit(books: AccountBooks, *, json: JsonOption = False) -> int:
+    """Look whether all the books agree with one another; ends with 1 when something is wrong."""
+    found = await books.ledger.audit()
+    if json:
+        print_json(audit_document(found))
+    else:
+        _print_audit(found)
+    return 0 if found.ok else RUNTIME_ERROR
+
+
+@app.command()
+@with_books()
+async def log(
+    books: AccountBooks,
+    *,
+    limit: LimitOption = USUAL_LIMIT,
+    after: AfterNumberOption = None,
+    json: JsonOption = False,
+) -> int:
+    """List what administrators did, the latest first."""
+    found = await gather_pages(
+        lambda most, following: books.acts.page(limit=most, after=following),
+        limit,
+        None if after is None else str(after),
+    )
+    print_listing(found, ACT_HEADINGS, act_row, act_document, json=json)
+    return 0
+
+
+def _print_audit(found: Audit) -> None:
+    document = audit_document(found)
+    del document["ok"], document["problems"], document["books"]
+    print_pairs(
+        [
+            *pairs(document),
+            *((f"book {name}", format_amount(msat)) for name, msat in sorted(found.books.items())),
+        ]
+    )
+    for problem in found.problems:
+        typer.echo(f"wrong: {printable(problem)}")
+    typer.echo("the books agree" if found.ok else "the books do NOT agree")

@@ -1,0 +1,149 @@
+"""The books of accounts for commands: opened beside gateways that may be writing to them, and the options that say which account."""
+
+import asyncio
+import contextlib
+import inspect
+import os
+import pwd
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lcp_gateway.accounts.records import (
+    Account,
+    AccountError,
+    BadAmount,
+    BadText,
+    NoSuchAccount,
+)
+from lcp_gateway.cli.books.journal import JOURNAL_SETTINGS, opened_journal
+from lcp_gateway.cli.options import load_settings, setting_flags
+from lcp_gateway.cli.output import RUNTIME_ERROR, USAGE_ERROR, CommandFailed
+from lcp_gateway.config import Settings
+from lcp_gateway.store.accounts import Accounts
+from lcp_gateway.store.admin_log import AdminLog
+from lcp_gateway.store.keys import Keys
+from lcp_gateway.store.ledger import Ledger
+from lcp_gateway.store.topups import Topups
+
+USUAL_LIMIT = 50
+_LAST_NUMBER = 2**63 - 1
+
+
+def _an_id(text: str | None) -> str | None:
+    # What is no text at all on the command line, a database does not even take as a question.
+    if text is not None and not (text.isascii() and text.isprintable()):
+        raise CommandFailed("an id is made of letters, digits and _", exit_code=USAGE_ERROR)
+    return text
+
+
+def _id_argument(metavar: str) -> object:
+    return typer.Argument(metavar=metavar, show_default=False, callback=_an_id)
+
+
+AccountArgument = Annotated[str, _id_argument("ACCOUNT_ID")]
+OptionalAccountArgument = Annotated[str | None, _id_argument("ACCOUNT_ID")]
+KeyArgument = Annotated[str, _id_argument("KEY_ID")]
+
+LimitOption = Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")]
+AfterOption = Annotated[
+    str | None,
+    typer.Option("--after", metavar="ID", help="Those that follow this one.", callback=_an_id),
+]
+AfterNumberOption = Annotated[
+    int | None,
+    typer.Option(
+        "--after", min=0, max=_LAST_NUMBER, metavar="ID", help="Those that follow this one."
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class AccountBooks:
+    """Everything that is kept about customers."""
+
+    accounts: Accounts
+    keys: Keys
+    ledger: Ledger
+    topups: Topups
+    acts: AdminLog
+
+    async def account(self, account_id: str) -> Account:
+        """Give one account, deleted or not.
+
+        Raises:
+            NoSuchAccount: there never was one.
+        """
+        found = await self.accounts.get(account_id)
+        if found is None:
+            raise NoSuchAccount
+        return found
+
+
+@contextlib.asynccontextmanager
+async def opened_books(settings: Settings) -> AsyncIterator[AccountBooks]:
+    """Open the books in the journal of the settings, which must exist, and close them after the block.
+
+    What the block asks for and cannot be had is told as an error of the command.
+
+    Raises:
+        CommandFailed: as in ``opened_journal``; and for every ``AccountError`` of the block.
+    """
+    async with opened_journal(settings) as database:
+        try:
+            yield AccountBooks(
+                Accounts(database),
+                Keys(database),
+                Ledger(database),
+                Topups(database),
+                AdminLog(database),
+            )
+        except (BadAmount, BadText) as error:
+            raise CommandFailed(str(error), exit_code=USAGE_ERROR) from None
+        except AccountError as error:
+            raise CommandFailed(str(error), exit_code=RUNTIME_ERROR) from None
+
+
+def actor() -> str:
+    """Say who does it, for the log of acts: the user whose rights are used, not what the environment says."""
+    uid = os.geteuid()
+    try:
+        return f"cli:{pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"cli:{uid}"
+
+
+def with_books(
+    *, also: Collection[str] = ()
+) -> Callable[[Callable[..., Awaitable[int]]], Callable[..., int]]:
+    """Give a command the flags that say which journal it is, and of the settings named ``also``.
+
+    The command is called with ``books``, with ``settings`` if it takes them, and its own parameters, all by keyword.
+    """
+
+    def give(command: Callable[..., Awaitable[int]]) -> Callable[..., int]:
+        parameters = inspect.signature(command, eval_str=True).parameters
+        own = [
+            parameter for name, parameter in parameters.items() if name not in {"books", "settings"}
+        ]
+
+        def run(config: Path | None, flags: Mapping[str, object], **values: object) -> int:
+            settings = load_settings(flags, config).settings
+
+            async def work() -> int:
+                async with opened_books(settings) as books:
+                    given = {"books": books, "settings": settings}
+                    wanted = {name: one for name, one in given.items() if name in parameters}
+                    return await command(**wanted, **values)
+
+            return asyncio.run(work())
+
+        run.__doc__ = command.__doc__
+        run.__name__ = command.__name__
+        run.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+        return setting_flags(also=(*JOURNAL_SETTINGS, *also), groups=())(run)
+
+    return give

@@ -1,0 +1,222 @@
+"""``lcp-gateway wallet``: what customers have, and how they pay in."""
+
+import asyncio
+import io
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lcp_gateway.accounts.ports import InvoicesAway
+from lcp_gateway.accounts.records import NoSuchAccount, Topup, check_text
+from lcp_gateway.accounts.wallet import TopupRules, Wallet
+from lcp_gateway.cli.accounts.books import (
+    USUAL_LIMIT,
+    AccountArgument,
+    AccountBooks,
+    AfterNumberOption,
+    AfterOption,
+    LimitOption,
+    actor,
+    with_books,
+)
+from lcp_gateway.cli.accounts.documents import (
+    TOPUP_HEADINGS,
+    balance_document,
+    format_amount,
+    gather_pages,
+    print_document,
+    print_listing,
+    print_statement,
+    topup_document,
+    topup_row,
+)
+from lcp_gateway.cli.lnd import (
+    INVOICE_SETTINGS,
+    OWN_NODE_SETTINGS,
+    opened_invoice_issuer,
+    own_node,
+)
+from lcp_gateway.cli.options import (
+    JsonOption,
+    command_group,
+    load_settings,
+    setting_flags,
+    utf8_text,
+)
+from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, print_json
+from lcp_gateway.config import Settings
+from lcp_gateway.lightning.payments import LndError
+from lcp_gateway.purchase.money import MSAT_PER_SAT
+
+# Where letters are dark on a light ground the code would be inverted, and many cameras read none of those.
+_WHITE_ON_BLACK, _USUAL_COLOURS = "\033[97;40m", "\033[0m"
+_NO_WALLET = frozenset({"UNIMPLEMENTED", "UNAVAILABLE"})
+
+
+app = command_group("Look into the wallets of accounts, and fill them.")
+
+
+@app.command()
+@with_books()
+async def show(
+    books: AccountBooks, account_id: AccountArgument, *, json: JsonOption = False
+) -> int:
+    """Print what an account has, how much of it open purchases hold, and how many of its invoices can be paid."""
+    account = await books.account(account_id)
+    payable = await books.topups.open_count(datetime.now(UTC), account_id=account_id)
+    document = {
+        "account_id": account_id,
+        **balance_document(account.balance),
+        "open_topups": payable,
+    }
+    print_document(document, json=json)
+    return 0
+
+
+@app.command()
+@with_books()
+async def topups(
+    books: AccountBooks,
+    account_id: AccountArgument,
+    *,
+    limit: LimitOption = USUAL_LIMIT,
+    after: AfterOption = None,
+    json: JsonOption = False,
+) -> int:
+    """List the top-ups of an account, the newest first."""
+    await books.account(account_id)
+    found = await gather_pages(
+        lambda most, following: books.topups.page(account_id, limit=most, after=following),
+        limit,
+        after,
+    )
+    print_listing(found, TOPUP_HEADINGS, topup_row, topup_document, json=json)
+    return 0
+
+
+@app.command()
+@with_books()
+async def transactions(
+    books: AccountBooks,
+    account_id: AccountArgument,
+    *,
+    limit: LimitOption = USUAL_LIMIT,
+    after: AfterNumberOption = None,
+    json: JsonOption = False,
+) -> int:
+    """List what moved an account's balance, the newest first."""
+    await print_statement(books, account_id, limit=limit, after=after, json=json)
+    return 0
+
+
+@app.command()
+@with_books(also=INVOICE_SETTINGS)
+async def topup(
+    books: AccountBooks,
+    settings: Settings,
+    account_id: AccountArgument,
+    amount_sat: Annotated[int, typer.Argument(metavar="AMOUNT_SAT", min=1, show_default=False)],
+    *,
+    memo: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT", help="Whoever sees the invoice can read it.", callback=utf8_text
+        ),
+    ] = "",
+    json: JsonOption = False,
+) -> int:
+    """Have an invoice made that fills an account. A gateway that runs credits it when it is paid."""
+    made = await _top_up(settings, books, account_id, amount_sat, memo)
+    print_document(topup_document(made), json=json)
+    if sys.stdout.isatty() and not json:
+        _draw(made.payment_request)
+    return 0
+
+
+@app.command()
+@setting_flags(also=OWN_NODE_SETTINGS, groups=())
+def pay(
+    payment_request: Annotated[str, typer.Argument(metavar="BOLT11", show_default=False)],
+    config: Path | None,
+    flags: Mapping[str, object],
+    *,
+    json: JsonOption = False,
+) -> int:
+    """Pay an invoice of a node of our own, as a customer in a demonstration would. No real money moves."""
+    if not payment_request.isascii():
+        raise CommandFailed("this is no payment request", exit_code=USAGE_ERROR)
+    node = own_node(load_settings(flags, config).settings)
+    from lcp_gateway.lightning import demo  # noqa: PLC0415 - loads gRPC
+    from lcp_gateway.lightning.lnd_stubs import LndNotInstalled  # noqa: PLC0415 - as above
+
+    try:
+        paid = asyncio.run(demo.pay(node, payment_request))
+    except (LndNotInstalled, demo.PaymentFailed) as error:
+        raise CommandFailed(str(error)) from None
+    except LndError as error:
+        if error.status in _NO_WALLET:
+            raise CommandFailed(
+                f"there is no node of our own at {node} ({error.status}): only the wallet of one pays, "
+                "and no real money"
+            ) from None
+        if error.status == "DEADLINE_EXCEEDED":
+            raise CommandFailed(
+                f"the node at {node} did not answer in time: it may be paid all the same"
+            ) from None
+        raise CommandFailed(f"the node at {node}: {error}") from None
+    if json:
+        print_json({"amount_msat": paid.amount_msat, "node": node, "real_money": False})
+    else:
+        typer.echo(
+            f"paid {format_amount(paid.amount_msat)} out of the node's play wallet; no real money moved"
+        )
+    return 0
+
+
+async def _top_up(
+    settings: Settings, books: AccountBooks, account_id: str, amount_sat: int, memo: str
+) -> Topup:
+    # What the store would refuse is looked at before lnd is asked for an invoice that nobody may then see.
+    memo = check_text(memo, "memo", may_be_empty=True)
+    if (await books.account(account_id)).deleted_at is not None:
+        raise NoSuchAccount
+    rules = TopupRules(
+        settings.topup_min_msat,
+        settings.topup_max_msat,
+        max(1, round(settings.topup_expiry_s)),
+        settings.topups_open_max,
+    )
+    async with opened_invoice_issuer(settings) as till:
+        wallet = Wallet(books.ledger, books.topups, till, rules)
+        try:
+            made = await wallet.top_up(account_id, amount_sat * MSAT_PER_SAT, memo)
+        except InvoicesAway as error:
+            raise CommandFailed(str(error)) from None
+    await books.acts.add(
+        "topup.create",
+        made.id,
+        actor=actor(),
+        at=made.created_at,
+        account_id=account_id,
+        amount_msat=made.amount_msat,
+    )
+    return made
+
+
+def _draw(payment_request: str) -> None:
+    """Draw an invoice for the camera of a phone; one that is too long for that stays a text."""
+    import segno  # noqa: PLC0415 - only a terminal needs it
+
+    try:
+        # In upper case it is written in 5.5 bits a character, and the code fits into 80 columns.
+        code = segno.make_qr(f"lightning:{payment_request}".upper(), error="l")
+    except segno.DataOverflowError:
+        return
+    drawn = io.StringIO()
+    code.terminal(out=drawn, compact=True)
+    for line in drawn.getvalue().splitlines():
+        sys.stdout.write(f"{_WHITE_ON_BLACK}{line}{_USUAL_COLOURS}\n")

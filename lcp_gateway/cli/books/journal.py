@@ -1,0 +1,167 @@
+"""The journal as commands use it: opened where the settings say, beside a gateway that may be writing to it."""
+
+import contextlib
+import os
+import pwd
+import re
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, report
+from lcp_gateway.config import Settings, journal_place, without_password
+from lcp_gateway.store.database import Database, DatabaseUnavailable
+from lcp_gateway.store.engine import BadDatabaseUrl, open_database
+from lcp_gateway.store.migrate import TooNew
+
+JOURNAL_SETTINGS = ("journal_url", "embedded")
+"""The settings that say which journal it is."""
+
+_JOB_ID = re.compile(r"[0-9a-f]{64}")
+_JOB_PREFIX = re.compile(r"[0-9a-f]{8,64}")
+_AGE = re.compile(r"(\d{1,6})(m|h|d|w)")
+_AGE_UNITS = {
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "d": timedelta(days=1),
+    "w": timedelta(weeks=1),
+}
+
+
+def read_only_settings(settings: Settings) -> Settings:
+    """Give settings whose journal is to be read: that of the embedded node where no other gateway has run, which is said."""
+    if settings.embedded or settings.journal_url:
+        return settings
+    embedded = settings.model_copy(update={"embedded": True})
+    place, other = journal_place(settings), journal_place(embedded)
+    if not isinstance(place, Path) or not isinstance(other, Path):
+        return settings
+    if place.exists() or not other.exists():
+        return settings
+    report(f"only the embedded node has run here: this is its journal, of play money ({other})")
+    return embedded
+
+
+@contextlib.asynccontextmanager
+async def opened_journal(settings: Settings) -> AsyncIterator[Database]:
+    """Open the journal of the settings, which must exist, and close it after the block.
+
+    Raises:
+        CommandFailed: it is off, missing, somebody else's, or cannot be read.
+    """
+    place = journal_place(settings)
+    if place is None:
+        raise CommandFailed("the journal is off (journal_url): there are no books to look into")
+    shown = without_password(str(place))
+    path = journal_file(place)
+    if path is not None:
+        _check_file(path)
+    try:
+        database = await open_database(place)
+        if database.replaced is not None:
+            report(f"warning: {database.replaced}")
+        try:
+            yield database
+        finally:
+            await database.close()
+    except (BadDatabaseUrl, TooNew) as error:
+        raise CommandFailed(f"{shown}: {error}") from None
+    except DatabaseUnavailable as error:
+        raise CommandFailed(f"the journal {shown} cannot be used: {error.reason}") from None
+
+
+def journal_file(place: Path | str) -> Path | None:
+    """Give the file of a journal, or ``None`` for one on a server."""
+    if isinstance(place, Path):
+        return place
+    scheme, _, rest = place.partition("://")
+    return Path(rest.removeprefix("/")) if scheme.startswith("sqlite") else None
+
+
+def _check_file(path: Path) -> None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise CommandFailed(
+            f"there is no journal at {path}: no gateway with these settings has run yet "
+            "(see journal_url; with --embedded, as ./scripts/serve has it, it is another file)"
+        ) from None
+    except OSError as error:
+        raise CommandFailed(f"{path}: cannot be read: {error.strerror}") from None
+    if found.st_uid != os.geteuid():
+        # Files that SQLite makes beside it would be ours, and the gateway could not write them.
+        raise CommandFailed(f"{path} belongs to {_user(found.st_uid)}: run this as that user")
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"the user with the number {uid}"
+
+
+def read_job_id(text: str) -> bytes:
+    """Read the id of a job.
+
+    Raises:
+        CommandFailed: it is none.
+    """
+    lowered = text.strip().lower()
+    if not _JOB_ID.fullmatch(lowered):
+        raise CommandFailed("a job id is 64 hexadecimal digits", exit_code=USAGE_ERROR)
+    return bytes.fromhex(lowered)
+
+
+def read_job_prefix(text: str) -> str:
+    """Read the id of a job that is only looked at, or its beginning as tables on a terminal show it.
+
+    Raises:
+        CommandFailed: it is none.
+    """
+    lowered = text.strip().lower().rstrip("…")
+    if not _JOB_PREFIX.fullmatch(lowered):
+        raise CommandFailed(
+            "a job id is 64 hexadecimal digits; the first 8 or more of them are enough here",
+            exit_code=USAGE_ERROR,
+        )
+    return lowered
+
+
+def read_age(text: str) -> timedelta:
+    """Read an age such as ``90d``, ``12h`` or ``2w``.
+
+    Raises:
+        CommandFailed: it is none.
+    """
+    matched = _AGE.fullmatch(text.strip().lower())
+    if matched is None or not int(matched[1]):
+        raise CommandFailed(
+            f'{text!r:.40} is no age: write "90d", "12h" or "2w"', exit_code=USAGE_ERROR
+        )
+    return int(matched[1]) * _AGE_UNITS[matched[2]]
+
+
+def read_time(text: str | None, now: datetime) -> datetime | None:
+    """Read a date or a time (UTC where it names no zone), or an age, which is counted back from ``now``.
+
+    Raises:
+        CommandFailed: it is none of these.
+    """
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text.strip())
+    except ValueError:
+        try:
+            return now - read_age(text)
+        except (CommandFailed, OverflowError):
+            raise CommandFailed(
+                f'{text!r:.40} is no time: write "2026-01-31", "2026-01-31T12:00Z" or "7d"',
+                exit_code=USAGE_ERROR,
+            ) from None
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
+def format_time(at: datetime) -> str:
+    """Write a time to the second."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

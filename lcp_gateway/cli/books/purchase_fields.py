@@ -1,0 +1,89 @@
+"""A purchase as JSON, as a line of CSV, and as a row of a table."""
+
+from datetime import UTC, datetime
+
+from lcp_gateway.cli.books.journal import format_time
+from lcp_gateway.purchase.refunds import Refund
+from lcp_gateway.purchase.states import VERDICTS, State
+from lcp_gateway.store.records import PurchaseRecord
+
+HEADINGS = ("time", "state", "price msat", "fee msat", "model", "peer", "key", "job id")
+FIELDS = (
+    *("job_id", "state", "verdict", "kind", "task_kind", "model", "peer_id", "upstream", "key_id"),
+    *("request_id", "price_msat", "fee_cap_msat", "fee_msat", "runner_up_msat", "terms_hash"),
+    *("payment_request", "payment_hash", "preimage", "protocol_version"),
+    *("request_sha256", "request_bytes", "stream", "result_sha256", "result_bytes"),
+    *("expires_at", "paying_at", "ended_at", "updated_at"),
+    *("account_id", "charge_msat", "charged_msat", "ended_by", "received", "provider_blamed"),
+    "refund",
+)
+"""The fields of a purchase in the order in which they are written."""
+
+_SHORT_PEER_CHARACTERS = 12
+# A spreadsheet takes what begins like this for a formula, and clients choose these texts.
+_FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t", "\r")
+
+PlainValue = str | int | bool | None
+
+
+def fields_of(record: PurchaseRecord) -> dict[str, PlainValue]:
+    """Give the fields by name: hashes as hex, times in RFC 3339 and UTC, amounts in msat."""
+    charge = record.charge
+    values = {
+        "verdict": VERDICTS[record.state],
+        "account_id": None if charge is None else charge.account_id,
+        "charge_msat": None if charge is None else charge.amount_msat,
+        "charged_msat": None if charge is None else record.charged_msat,
+        "provider_blamed": record.blames_provider if record.state is State.UNDELIVERED else None,
+    }
+    values.update((name, getattr(record, name)) for name in FIELDS if name not in values)
+    return {name: _plain(values[name]) for name in FIELDS}
+
+
+def csv_cells(record: PurchaseRecord) -> list[str]:
+    """Give the cells of a line in a form that a spreadsheet takes for nothing but text and numbers."""
+    return [_cell(value) for value in fields_of(record).values()]
+
+
+def row_of(record: PurchaseRecord) -> tuple[str, ...]:
+    """Give the cells under ``HEADINGS``; a fee that is only reckoned, and a charge that is withheld, stand in brackets."""
+    known = record.fee_msat is not None
+    return (
+        format_time(record.paying_at),
+        f"{record.state} (withheld)" if record.refund is Refund.WITHHELD else record.state.value,
+        str(record.price_msat),
+        str(record.fee_msat) if known else f"({record.fee_cap_msat})",
+        record.model,
+        record.peer_id[:_SHORT_PEER_CHARACTERS],
+        record.key_id or "-",
+        record.job_id.hex(),
+    )
+
+
+def written_field(value: PlainValue) -> str:
+    """Write a field for people; a dash stands for nothing."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value in {None, ""} else str(value)
+
+
+def _plain(value: object) -> PlainValue:
+    match value:
+        case None | bool() | int():
+            return value
+        case bytes():
+            return value.hex()
+        case datetime():
+            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        case _:
+            return str(value)
+
+
+def _cell(value: PlainValue) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value)
+    harmless = isinstance(value, int) or not text.startswith(_FORMULA_BEGINNINGS)
+    return text if harmless else f"'{text}"

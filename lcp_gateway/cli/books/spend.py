@@ -1,0 +1,162 @@
+"""``lcp-gateway spend``: what was spent, added up by time, model, peer and key."""
+
+import asyncio
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lcp_gateway.cli.books.journal import (
+    JOURNAL_SETTINGS,
+    opened_journal,
+    read_only_settings,
+    read_time,
+)
+from lcp_gateway.cli.options import JsonOption, load_settings, setting_flags
+from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, print_json, print_table
+from lcp_gateway.config import Settings
+from lcp_gateway.purchase.journal import Period
+from lcp_gateway.purchase.money import Msat, format_sat
+from lcp_gateway.store.queries import Books, Spend
+from lcp_gateway.store.records import Filter
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+class GroupBy(enum.StrEnum):
+    """What spending is added up by."""
+
+    HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
+    MODEL = "model"
+    PEER = "peer"
+    KEY = "key"
+
+
+_TIMES = {GroupBy.HOUR: Period.HOUR, GroupBy.DAY: Period.DAY, GroupBy.MONTH: Period.MONTH}
+_TIME_FORMATS = {Period.HOUR: "%Y-%m-%dT%H:00Z", Period.DAY: "%Y-%m-%d", Period.MONTH: "%Y-%m"}
+_NO_KEY = "-"
+
+
+@dataclass(slots=True)
+class SpendTotal:
+    """What was spent under one heading; see ``Spend`` for what the amounts hold."""
+
+    purchases: int = 0
+    settled_msat: int = 0
+    unknown_msat: int = 0
+    undelivered_msat: int = 0
+
+    def add(self, spend: Spend) -> None:
+        """Add to it."""
+        self.purchases += spend.purchases
+        self.settled_msat += spend.settled_msat
+        self.unknown_msat += spend.unknown_msat
+        self.undelivered_msat += spend.undelivered_msat
+
+
+@app.command()
+@setting_flags(also=JOURNAL_SETTINGS, groups=())
+def spend(
+    config: Path | None,
+    flags: Mapping[str, object],
+    *,
+    by: Annotated[
+        list[GroupBy] | None,
+        typer.Option("--by", help="Add up by this; may be repeated. GroupBy day if not given."),
+    ] = None,
+    period: Annotated[
+        Period | None, typer.Option("--period", help="Add up by this length of time (UTC) too.")
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="WHEN", help='Such as "2026-01-31", or "7d" for days ago.'),
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="WHEN", help="Before.")] = None,
+    json: JsonOption = False,
+) -> int:
+    """Print what was spent, routing fees included: the real ones where they are known, else those reckoned with."""
+    time, others = _ways(by or [], period)
+    now = datetime.now(UTC)
+    which = Filter(since=read_time(since, now), until=read_time(until, now))
+    settings = read_only_settings(load_settings(flags, config).settings)
+    found = asyncio.run(_read(settings, time or Period.MONTH, which))
+    names = ([time.value] if time else []) + [way.value for way in others]
+    sums = add_up(found, time, others)
+    if json:
+        print_json([_as_json(names, heading, total) for heading, total in sums.items()])
+        return 0
+    whole = SpendTotal()
+    for item in found:
+        whole.add(item)
+    rows = [(*heading, *_cells(total)) for heading, total in sums.items()]
+    rows.append((*(["all"] + [""] * (len(names) - 1)), *_cells(whole)))
+    amounts = ("purchases", "settled msat", "unknown msat", "undelivered msat", "settled")
+    print_table((*names, *amounts), rows)
+    return 0
+
+
+def add_up(
+    found: Iterable[Spend], time: Period | None, others: Sequence[GroupBy]
+) -> dict[tuple[str, ...], SpendTotal]:
+    """Add up by heading: the time first, if any, then the others in their order. Sorted by heading."""
+    sums: dict[tuple[str, ...], SpendTotal] = {}
+    for item in found:
+        heading = [_of(item, way) for way in others]
+        if time is not None:
+            heading.insert(0, item.starts_at.strftime(_TIME_FORMATS[time]))
+        sums.setdefault(tuple(heading), SpendTotal()).add(item)
+    return dict(sorted(sums.items()))
+
+
+def _ways(by: Sequence[GroupBy], period: Period | None) -> tuple[Period | None, Sequence[GroupBy]]:
+    times = {_TIMES[way] for way in by if way in _TIMES} | ({period} if period else set())
+    if len(times) > 1:
+        raise CommandFailed(
+            "only one of hour, day and month can be added up by", exit_code=USAGE_ERROR
+        )
+    others = [way for way in dict.fromkeys(by) if way not in _TIMES]
+    if not times and not others:
+        return Period.DAY, others
+    return next(iter(times), None), others
+
+
+async def _read(settings: Settings, period: Period, which: Filter) -> Sequence[Spend]:
+    async with opened_journal(settings) as database:
+        return await Books(database).spend(period, which)
+
+
+def _of(item: Spend, way: GroupBy) -> str:
+    match way:
+        case GroupBy.MODEL:
+            return item.model
+        case GroupBy.PEER:
+            return item.peer_id
+        case GroupBy.KEY:
+            return item.key_id or _NO_KEY
+        case _:
+            raise AssertionError("times are no property of a purchase")
+
+
+def _cells(total: SpendTotal) -> tuple[str, ...]:
+    return (
+        str(total.purchases),
+        str(total.settled_msat),
+        str(total.unknown_msat),
+        str(total.undelivered_msat),
+        format_sat(Msat(total.settled_msat)),
+    )
+
+
+def _as_json(names: Sequence[str], heading: Sequence[str], total: SpendTotal) -> object:
+    return dict(zip(names, heading, strict=True)) | {
+        "purchases": total.purchases,
+        "settled_msat": total.settled_msat,
+        "unknown_msat": total.unknown_msat,
+        "undelivered_msat": total.undelivered_msat,
+    }

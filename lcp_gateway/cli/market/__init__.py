@@ -1,0 +1,1 @@
+"""The commands that ask for offers, routes and prices."""

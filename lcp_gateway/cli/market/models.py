@@ -1,0 +1,280 @@
+"""``lcp-gateway models``: what peers and nodes offer right now, with the scores by which `auto` chooses."""
+
+import asyncio
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lcp_gateway.cli.gateway_client import RunningGateway, find_gateway
+from lcp_gateway.cli.market.providers import (
+    NOTHING_MEASURED,
+    ReachableProviders,
+    names_providers,
+    reachable_providers,
+    report_unused_flags,
+    unmeasured_routing,
+)
+from lcp_gateway.cli.options import JsonOption, load_settings, setting_flags
+from lcp_gateway.cli.output import print_json, print_table, report
+from lcp_gateway.cli.serve.serve import daemon_for
+from lcp_gateway.config import Group, Settings, all_nodes
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.routing.auto import AutoChoice
+from lcp_gateway.routing.catalog import NODE_PREFIX
+from lcp_gateway.routing.model_names import EMBEDDING
+from lcp_gateway.routing.offers import Offers
+from lcp_gateway.routing.policy import Wish, is_auto
+from lcp_gateway.routing.query import MOST, WORDS
+from lcp_gateway.routing.records import Mode
+from lcp_gateway.routing.registry import Traits, kinds_for
+
+_UNKNOWN = "?"
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """A model at one provider; None and nothing stand for what is not known.
+
+    ``kinds`` are words for endpoints; as a running gateway tells them, those of the model at all its providers. A
+    provider that is known by ``model_map`` only has none. ``score`` is None also where nobody would be sent there.
+    """
+
+    model: str
+    provider_id: str
+    ready: bool
+    kinds: tuple[str, ...] = ()
+    params_b: float | None = None
+    context_length: int | None = None
+    capabilities: tuple[str, ...] = ()
+    price_msat: int | None = None
+    score: float | None = None
+
+    @property
+    def source(self) -> Source:
+        """What kind of provider it is."""
+        return Source.NODE if self.provider_id.startswith(NODE_PREFIX) else Source.LCP
+
+
+@app.command()
+@setting_flags((Group.DAEMON, Group.ROUTING, Group.NODE), also=("http_addr", "timeout_quote_s"))
+def models(
+    config: Path | None,
+    flags: Mapping[str, object],
+    *,
+    direct: Annotated[
+        bool,
+        typer.Option(
+            "--direct",
+            help="Ask daemon and nodes, also where a gateway runs; any other flag for them does so too.",
+        ),
+    ] = False,
+    json: JsonOption = False,
+) -> int:
+    """Print what peers and nodes offer. Scores are as the running gateway measured; without one, daemon and nodes are asked."""
+    loaded = load_settings(flags, config)
+    gateway = None if direct or names_providers(flags) else find_gateway(loaded.settings)
+    if gateway is not None:
+        report_unused_flags(flags)
+        rows = _as_told(gateway, loaded.settings)
+    else:
+        with daemon_for(loaded.settings) as settings:
+            rows = asyncio.run(_as_asked(settings))
+    if json:
+        print_json([_as_json(row) for row in rows])
+    else:
+        print_table(
+            (
+                "model", "kinds", "provider", "source", "params", "context", "capabilities",
+                "price_msat", "score", "ready",
+            ),
+            map(_cells, rows),
+            omitted=("source",),
+        )  # fmt: skip
+    return 0
+
+
+def _as_told(gateway: RunningGateway, settings: Settings) -> Sequence[ModelRow]:
+    # What embeds is ranked apart from what talks.
+    ranking = [*gateway.ranking(MOST), *gateway.ranking(MOST, EMBEDDING)]
+    rows = rows_of_gateway(gateway.models(), ranking)
+    there = {row.provider_id for row in rows}
+    down = [name for name, up in gateway.nodes_up.items() if not up]
+    report(f"as measured by the gateway at {gateway.url}", *(f"node {n}: down" for n in down))
+    return _in_order([*rows, *_missing(rows, settings, there)])
+
+
+def rows_of_gateway(
+    listed: Iterable[Mapping[str, Any]], ranking: Iterable[Mapping[str, Any]]
+) -> Sequence[ModelRow]:
+    """Put together the gateway's list of models and its ranking, which tells the most of each model's best provider."""
+    best = {entry["model"]: entry for entry in ranking}
+    return [
+        row
+        for model in listed
+        if not is_auto(model["id"])
+        for row in _told(model, best.get(model["id"]))
+    ]
+
+
+def _told(model: Mapping[str, Any], best: Mapping[str, Any] | None) -> Iterator[ModelRow]:
+    lcp = model["lcp"]
+    ranked = best["providers"] if best else ()
+    for provider_id in dict.fromkeys([*ranked, *lcp["providers"]]):
+        told = best if best is not None and provider_id == best["provider"] else None
+        # One that is left alone for now is there, and is not asked.
+        rests = told is not None and not told["features"]["availability"]
+        yield ModelRow(
+            model["id"],
+            provider_id,
+            ready=bool(lcp["ready"]) and not rests,
+            kinds=tuple(lcp["endpoints"]),
+            params_b=lcp["params_b"],
+            context_length=lcp["context_length"],
+            capabilities=tuple(lcp["capabilities"]),
+            price_msat=told["price_msat"] if told else None,
+            score=best["scores"].get(provider_id) if best else None,
+        )
+
+
+async def _as_asked(settings: Settings) -> Sequence[ModelRow]:
+    async with reachable_providers(settings) as market:
+        rows = rows_of_providers(market, settings)
+    report(NOTHING_MEASURED)
+    there = {provider.peer_id for provider in market.catalog.providers}
+    return _in_order([*rows, *_missing(rows, settings, there)])
+
+
+def rows_of_providers(market: ReachableProviders, settings: Settings) -> Sequence[ModelRow]:
+    """List every model at every provider, with the scores that they have before anything is measured."""
+    routing = unmeasured_routing(settings, market.catalog)
+    offers = routing.chooser.offers()
+    scores = _scores(offers, routing.auto)
+    return [
+        _row(
+            model,
+            provider.peer_id,
+            offers.traits[model],
+            _words(kind for kind in TaskKind if provider.offers(kind, model)),
+            ready=True,
+            price_msat=provider.list_price_msat,
+            score=scores.get((provider.peer_id, model)),
+        )
+        for provider in market.catalog.providers
+        for model in dict.fromkeys(name for names in provider.models.values() for name in names)
+    ]
+
+
+def _scores(offers: Offers, auto: AutoChoice) -> Mapping[tuple[str, str], float]:
+    """Give the score of each model at each provider, by the provider's id and the model's name."""
+    entries = {
+        (entry.provider.peer_id, entry.model): entry
+        for found in offers.by_kind.values()
+        for entry in found
+    }
+    scores = {}
+    for embeds in (False, True):
+        alike = [e for e in entries.values() if (e.traits.type == EMBEDDING) is embeds]
+        for one in auto.rank(alike, Mode.WHOLE, Wish(), len(alike)):
+            scores[one.entry.provider.peer_id, one.entry.model] = round(one.score, 4)
+    return scores
+
+
+def _missing(rows: Iterable[ModelRow], settings: Settings, there: set[str]) -> Iterator[ModelRow]:
+    """Give what the settings name and nobody offers now: models of nodes that are down, and mapped ones."""
+    known = {(row.model, row.provider_id) for row in rows}
+    if any(
+        (model, NODE_PREFIX + node.name) not in known
+        for node in all_nodes(settings)
+        for model in node.models
+    ):
+        from lcp_gateway.app.wiring.routing import http_nodes, model_registry  # noqa: PLC0415 - imports the whole gateway
+
+        registry = model_registry(settings)
+        for node in http_nodes(settings):
+            for model in node.models:
+                if (model, node.provider_id) in known:
+                    continue
+                known.add((model, node.provider_id))
+                traits = registry.traits(model)
+                kinds = _words(kinds_for(traits, node.kinds))
+                price_msat = node.price.list_price_msat()
+                yield _row(
+                    model, node.provider_id, traits, kinds, ready=False, price_msat=price_msat
+                )
+    for model, provider_id in settings.model_map.items():
+        if (model, provider_id) not in known:
+            # A peer is asked for a model that is mapped to it whether it lists it or not.
+            yield ModelRow(model, provider_id, ready=provider_id in there)
+
+
+def _row(
+    model: str,
+    provider_id: str,
+    traits: Traits,
+    kinds: tuple[str, ...],
+    *,
+    ready: bool,
+    price_msat: int | None,
+    score: float | None = None,
+) -> ModelRow:
+    return ModelRow(
+        model,
+        provider_id,
+        ready,
+        kinds,
+        traits.params_b,
+        traits.context_length or None,
+        tuple(sorted(traits.capabilities)),
+        price_msat,
+        score,
+    )
+
+
+def _words(kinds: Iterable[TaskKind]) -> tuple[str, ...]:
+    found = set(kinds)
+    if TaskKind.CHAT_COMPLETIONS in found:
+        # An adapter has them done as a chat.
+        found.add(TaskKind.COMPLETIONS)
+    return tuple(word for kind, word in WORDS.items() if kind in found)
+
+
+def _in_order(rows: Iterable[ModelRow]) -> Sequence[ModelRow]:
+    """Sort by model, the best provider first; equals stay as they came."""
+    return sorted(rows, key=lambda row: (row.model, math.inf if row.score is None else -row.score))
+
+
+def _cells(row: ModelRow) -> Sequence[str]:
+    return (
+        row.model,
+        ", ".join(row.kinds) or _UNKNOWN,
+        row.provider_id,
+        row.source.value,
+        _UNKNOWN if row.params_b is None else f"{row.params_b:g}B",
+        _UNKNOWN if row.context_length is None else str(row.context_length),
+        ", ".join(row.capabilities) or "-",
+        _UNKNOWN if row.price_msat is None else str(row.price_msat),
+        _UNKNOWN if row.score is None else f"{row.score:.4f}",
+        "yes" if row.ready else "no",
+    )
+
+
+def _as_json(row: ModelRow) -> object:
+    return {
+        "model": row.model,
+        "kinds": list(row.kinds),
+        "peer_id": row.provider_id,
+        "ready": row.ready,
+        "source": row.source.value,
+        "params_b": row.params_b,
+        "context_length": row.context_length,
+        "capabilities": list(row.capabilities),
+        "price_msat": row.price_msat,
+        "score": row.score,
+    }

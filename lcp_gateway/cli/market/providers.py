@@ -1,0 +1,238 @@
+"""The providers that a command can ask, the daemon's peers and the nodes, and routing over them with nothing measured."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from lcp_gateway.cli.output import CommandFailed, report
+from lcp_gateway.config import Settings, all_nodes, specs
+from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.ports import Upstream
+from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.routing.auto import AutoChoice, AutoPolicy
+from lcp_gateway.routing.catalog import Catalog, Provider
+from lcp_gateway.routing.query import WORDS
+from lcp_gateway.routing.records import Records
+from lcp_gateway.routing.registry import Registry, kinds_for
+from lcp_gateway.upstreams.lcpd import LcpdUpstream
+
+if TYPE_CHECKING:
+    from lcp_gateway.app.chooser import Chooser
+    from lcp_gateway.app.wiring.routing import NodeParts
+    from lcp_gateway.upstreams.node_link import HttpNode
+    from lcp_gateway.upstreams.watched import NodeState
+
+
+_POLL_S = 0.1
+_T = TypeVar("_T")
+
+
+@contextlib.asynccontextmanager
+async def opened_daemon(settings: Settings) -> AsyncIterator[LcpdUpstream]:
+    """Open the daemon that the settings name, and close it after the block."""
+    from lcp_gateway.app import lcpd_address  # noqa: PLC0415 - imports the whole gateway
+
+    upstream = LcpdUpstream(lcpd_address(settings))
+    try:
+        yield upstream
+    finally:
+        await upstream.close()
+
+
+async def retry_until_up(settings: Settings, ask: Callable[[float], Awaitable[_T]]) -> _T:
+    """Ask within ``preflight_timeout_s``. An embedded node, which has only just been started, is asked until it is up.
+
+    Raises:
+        UpstreamError: it did not answer.
+    """
+    deadline = time.monotonic() + settings.preflight_timeout_s
+    while True:
+        left_s = max(deadline - time.monotonic(), _POLL_S)
+        try:
+            return await ask(left_s)
+        except UpstreamError as error:
+            starting = settings.embedded and error.status == "UNAVAILABLE"
+            if not starting or time.monotonic() + _POLL_S >= deadline:
+                raise
+        await asyncio.sleep(_POLL_S)
+
+
+def describe_daemon_error(error: UpstreamError, settings: Settings) -> str:
+    """Say what went wrong between us and the daemon, without gRPC's own lengthy words where there was no answer."""
+    if error.status in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}:
+        return f"the daemon at {settings.lcpd_grpc_addr} does not answer ({error.status})"
+    return f"{error.message} ({error.status})"
+
+
+def daemon_advice(error: UpstreamError, settings: Settings) -> str:
+    """Say what to do about a daemon that did not answer as it should."""
+    match error.status:
+        case "UNAVAILABLE" | "DEADLINE_EXCEEDED" if settings.embedded:
+            return "the embedded node did not start; its own message should stand above"
+        case "UNAVAILABLE" | "DEADLINE_EXCEEDED":
+            return (
+                "is lcpd-grpcd running there, with TLS as lcpd_tls says? "
+                "Set lcpd_grpc_addr to its address, or try --embedded"
+            )
+        case "UNAUTHENTICATED" | "PERMISSION_DENIED":
+            return "set what the daemon asks for in lcpd_metadata"
+        case "UNIMPLEMENTED":
+            return "something else than lcpd-grpcd listens there: check lcpd_grpc_addr"
+        case _:
+            return "see the daemon's own log"
+
+
+KINDS: Mapping[str, TaskKind] = {word: kind for kind, word in WORDS.items()}
+"""The kinds of task by the words that the command line has for them."""
+
+NOTHING_MEASURED = "nothing measured yet: scores are for providers nobody has tried"
+
+
+@dataclass(frozen=True, slots=True)
+class ReachableProviders:
+    """Everybody who is there, and how to ask them. ``nodes`` tells by name how each node stands."""
+
+    upstream: Upstream
+    catalog: Catalog
+    nodes: "Mapping[str, NodeState]"
+
+
+@dataclass(frozen=True, slots=True)
+class UnmeasuredRouting:
+    """Routing as a gateway has it that has just started: nothing is measured, and the best score is always chosen."""
+
+    registry: Registry
+    auto: AutoChoice
+    chooser: "Chooser"
+
+
+def names_providers(flags: Mapping[str, object]) -> bool:
+    """Tell whether flags name a daemon, nodes or rules, and no gateway, so that they and not a gateway are to be asked."""
+    return flags.get("http_addr") is None and bool(_for_direct(flags))
+
+
+def report_unused_flags(flags: Mapping[str, object]) -> None:
+    """Say which flags a running gateway, which was named, has not been told of."""
+    if unused := _for_direct(flags):
+        names = ", ".join(specs()[name].flag for name in unused)
+        report(
+            f"the running gateway has settings of its own: not used here: {names} (see --direct)"
+        )
+
+
+def _for_direct(flags: Mapping[str, object]) -> list[str]:
+    return [name for name, value in flags.items() if value is not None and name != "http_addr"]
+
+
+@contextlib.asynccontextmanager
+async def reachable_providers(settings: Settings) -> AsyncIterator[ReachableProviders]:
+    """Ask everybody, and keep the connections for the block. Who is away is said on standard error.
+
+    Raises:
+        CommandFailed: the daemon cannot be reached and there are no nodes.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            peers = await stack.enter_async_context(opened_daemon(settings))
+        except OSError as error:
+            raise CommandFailed(f"{error.filename or 'lcpd_tls_*'}: {error.strerror}") from None
+        nodes = await stack.enter_async_context(opened_nodes(settings))
+        if nodes is None:
+            found = await _peers(peers, settings, nodes)
+            yield ReachableProviders(peers, Catalog(found, time.monotonic()), {})
+            return
+        from lcp_gateway.upstreams.several import Upstreams  # noqa: PLC0415 - only where there are nodes
+
+        found, _ = await asyncio.gather(_peers(peers, settings, nodes), nodes.watch.refresh())
+        states = nodes.watch.states
+        report(*(f"node {name}: {s.problem}" for name, s in states.items() if not s.up))
+        yield ReachableProviders(
+            Upstreams(peers, nodes.upstream),
+            Catalog((*found, *nodes.watch.providers), time.monotonic()),
+            states,
+        )
+
+
+@contextlib.asynccontextmanager
+async def opened_nodes(settings: Settings) -> "AsyncIterator[NodeParts | None]":
+    """Give what the nodes of the settings are asked with, for the block; None where there are none."""
+    if not all_nodes(settings):
+        yield None
+        return
+    from lcp_gateway.app.wiring.routing import NodeParts, http_nodes, model_registry  # noqa: PLC0415 - imports the whole gateway
+    from lcp_gateway.upstreams.node_tokens import TokenCounter  # noqa: PLC0415 - as above
+    from lcp_gateway.upstreams.nodes import NodeWatch  # noqa: PLC0415 - as above
+    from lcp_gateway.upstreams.openai_http import OpenAIHttpUpstream  # noqa: PLC0415 - as above
+
+    nodes, registry = http_nodes(settings), model_registry(settings)
+
+    def describe_model(model: str, node: "HttpNode") -> frozenset[TaskKind]:
+        return kinds_for(registry.traits(model), node.kinds)
+
+    upstream = OpenAIHttpUpstream(nodes)
+    watch = NodeWatch(
+        upstream,
+        nodes,
+        refresh_s=settings.nodes_refresh_s,
+        timeout_s=settings.timeout_quote_s,
+        describe=describe_model,
+    )
+    try:
+        yield NodeParts(upstream, watch, TokenCounter())
+    finally:
+        await upstream.close()
+
+
+def unmeasured_routing(settings: Settings, catalog: Catalog) -> UnmeasuredRouting:
+    """Wire what takes part in a choice over a catalog that stays as it is."""
+    from lcp_gateway.app.chooser import Chooser  # noqa: PLC0415 - imports the whole gateway
+    from lcp_gateway.app.wiring.routing import model_registry, routing_rules, routing_weights  # noqa: PLC0415 - as above
+
+    registry = model_registry(settings)
+    auto = AutoChoice(
+        AutoPolicy(routing_weights(settings), settings.routing_temperature),
+        Records(half_life_s=settings.routing_half_life_s, clock=time.monotonic),
+        lambda _provider_id: 1.0,
+        clock=time.monotonic,
+    )
+    chooser = Chooser(
+        _Still(catalog),
+        rules=routing_rules(settings),
+        registry=registry,
+        auto=auto,
+        available=lambda _provider_id: True,
+        draw=lambda: 0.0,
+    )
+    return UnmeasuredRouting(registry, auto, chooser)
+
+
+class _Still:
+    """A catalog that stays as it is."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+
+    @property
+    def catalog(self) -> Catalog:
+        """The only snapshot."""
+        return self._catalog
+
+    async def refresh_if_stale(self) -> Catalog:
+        """Give the same again."""
+        return self._catalog
+
+
+async def _peers(
+    upstream: LcpdUpstream, settings: Settings, nodes: "NodeParts | None"
+) -> tuple[Provider, ...]:
+    try:
+        return await retry_until_up(settings, upstream.list_peers)
+    except UpstreamError as error:
+        words = f"{describe_daemon_error(error, settings)}: {daemon_advice(error, settings)}"
+        if nodes is None:
+            raise CommandFailed(words) from None
+        report(words)
+        return ()

@@ -1,0 +1,1 @@
+"""The commands that run a gateway or a node in this process."""

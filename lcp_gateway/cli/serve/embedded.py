@@ -1,0 +1,184 @@
+"""The embedded node seen from the gateway: a child process that is started early, restarted when it dies, and ended."""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from lcp_gateway.cli.serve.node_process import (
+    CONFIG_ERROR,
+    FOLDER_PREFIX,
+    KEY_VARIABLE,
+    NodeOptions,
+)
+
+NO_REAL_MONEY = (
+    "embedded node: its Lightning is simulated and its answers are a stand-in. No real money moves."
+)
+
+# What the smallest of the systems takes for a socket's path, and one less for its end.
+_MAX_SOCKET_BYTES = 103
+# What systemd tells the gateway, and nobody else: a child that held the socket could speak for it.
+_OF_SYSTEMD = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """When to start a dead node again: pauses double from the first to the longest, for so many failures in a row.
+
+    A run of ``settled_s`` ends a row of failures.
+    """
+
+    first_pause_s: float = 0.1
+    longest_pause_s: float = 5.0
+    in_a_row: int = 8
+    settled_s: float = 30.0
+
+
+class EmbeddedNode:
+    """Runs a node in a child process while the ``with`` block lasts.
+
+    The child holds our end of a pipe as its standard input and leaves when that ends, so it cannot outlive a gateway
+    that was killed. ``address`` is what a gRPC client dials. ``tell`` hears of every end and restart, from a thread.
+    """
+
+    def __init__(
+        self,
+        options: NodeOptions,
+        *,
+        tell: Callable[[str], None],
+        restarts: RestartPolicy = RestartPolicy(),
+        stop_timeout_s: float = 3.0,
+    ) -> None:
+        self._folder: Path | None = None
+        if not options.listen:
+            self._folder = _private_folder()
+            options = dataclasses.replace(options, listen=f"unix:{self._folder / 'node.sock'}")
+        self._options = options
+        self._tell = tell
+        self._restarts = restarts
+        self._stop_timeout_s = stop_timeout_s
+        self._stopping = threading.Event()
+        self._guard = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watcher = threading.Thread(target=self._watch, name="embedded-node", daemon=True)
+
+    @property
+    def address(self) -> str:
+        """Where the node is reached, as a gRPC target."""
+        listen = self._options.listen
+        return f"127.0.0.1{listen}" if listen.startswith(":") else listen
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, while there is one."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def __enter__(self) -> Self:
+        """Start the child; it becomes ready while the caller goes on."""
+        self._start_child()
+        self._watcher.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the child and remove its socket."""
+        self._stopping.set()
+        with self._guard:
+            process = self._process
+        if process is not None:
+            _end(process, self._stop_timeout_s)
+        self._watcher.join(self._stop_timeout_s)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start_child(self) -> None:
+        environment = dict(os.environ)
+        for name in (KEY_VARIABLE, *_OF_SYSTEMD):
+            environment.pop(name, None)
+        if self._options.backend_api_key:
+            environment[KEY_VARIABLE] = self._options.backend_api_key
+        with self._guard:
+            if self._stopping.is_set():
+                return
+            if self._folder is not None:
+                # A node that ended well took it with it.
+                self._folder.mkdir(mode=0o700, exist_ok=True)
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [
+                    sys.executable,
+                    "-m",
+                    "lcp_gateway.cli.serve.node_process",
+                    self._options.to_json(),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                env=environment,
+                # Ctrl-C in a terminal reaches a whole process group: the gateway drains first, and the node serves it.
+                start_new_session=True,
+            )
+
+    def _watch(self) -> None:
+        failures = 0
+        while (process := self._process) is not None:
+            started = time.monotonic()
+            code = process.wait()
+            if self._stopping.is_set():
+                return
+            ran_s = time.monotonic() - started
+            failures = 1 if ran_s >= self._restarts.settled_s else failures + 1
+            if code == CONFIG_ERROR or failures > self._restarts.in_a_row:
+                self._tell(f"the embedded node ended with code {code} and is not started again")
+                return
+            pause_s = min(
+                self._restarts.first_pause_s * 2.0 ** (failures - 1), self._restarts.longest_pause_s
+            )
+            self._tell(
+                f"the embedded node ended with code {code}; it starts again in {pause_s:g} s"
+            )
+            if self._stopping.wait(pause_s):
+                return
+            try:
+                self._start_child()
+            except OSError as error:
+                self._tell(f"the embedded node cannot be started again: {error.strerror}")
+                return
+
+
+def _private_folder() -> Path:
+    """Make a folder for a socket: where temporary files go, unless that has a longer name than a socket may have."""
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+    if len(str(folder / "node.sock").encode()) <= _MAX_SOCKET_BYTES:
+        return folder
+    folder.rmdir()
+    return Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir="/tmp"))
+
+
+def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    """Ask by closing standard input, then by signal, then do not ask."""
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+    for insist in (process.terminate, process.kill):
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            insist()
+        else:
+            return
+    process.wait()

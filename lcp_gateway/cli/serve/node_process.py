@@ -1,0 +1,112 @@
+"""The embedded node's process and the options that pass to it: started by ``serve --embedded``, ended when its parent ends. Imports nothing heavy."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lcp_gateway.node.config import NodeConfig
+import contextlib
+import os
+import sys
+
+STANDALONE_LISTEN = "127.0.0.1:50051"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """A node as the settings describe it; empty texts and zeros leave a matter to the node.
+
+    ``backend_api_key`` is not part of ``to_json``: a child process gets it through its environment.
+    """
+
+    listen: str
+    backend: str = "echo"
+    backend_api_key: str = dataclasses.field(default="", repr=False)
+    peers_file: str = ""
+    faults: bool = False
+    events_file: str = ""
+    tokens_per_second: float = 0.0
+    protocol_version: int = 0
+
+    def to_json(self) -> str:
+        """Write everything but the key."""
+        fields = dataclasses.asdict(self)
+        del fields["backend_api_key"]
+        return json.dumps(fields)
+
+    @classmethod
+    def from_json(cls, text: str, *, backend_api_key: str) -> "NodeOptions":
+        """Read what ``to_json`` wrote."""
+        return cls(**json.loads(text), backend_api_key=backend_api_key)
+
+    def node_config(self) -> "NodeConfig":
+        """Build the node's own configuration; the flags beat the file of peers.
+
+        Raises:
+            lcp_gateway.node.config.ConfigError: the file cannot be read, or a value is wrong.
+        """
+        from lcp_gateway.node.config import (  # noqa: PLC0415 - the gateway's own process never needs it
+            ConfigError,
+            NodeConfig,
+        )
+
+        try:
+            base = NodeConfig.from_toml(Path(self.peers_file)) if self.peers_file else NodeConfig()
+        except ConfigError as error:
+            where = "" if self.peers_file in str(error) else f"{self.peers_file}: "
+            raise ConfigError(f"{where}{error}") from None
+        changes: dict[str, Any] = {
+            "listen": self.listen,
+            "backend": self.backend if self.backend != "echo" else "",
+            "backend_api_key": self.backend_api_key,
+            "faults": self.faults,
+            "events_path": Path(self.events_file) if self.events_file else None,
+            "tokens_per_second": self.tokens_per_second,
+            "protocol_version": self.protocol_version,
+        }
+        return dataclasses.replace(
+            base, **{name: value for name, value in changes.items() if value}
+        )
+
+
+KEY_VARIABLE = "LCP_GATEWAY_NODE_BACKEND_API_KEY"
+FOLDER_PREFIX = "lcp-gateway-"
+"""What the names of the folders begin with that are made for a private socket."""
+CONFIG_ERROR = 2
+RUNTIME_ERROR = 1
+
+
+def main() -> int:
+    """Run the node that the first argument describes until standard input ends."""
+    from lcp_gateway.node.compute.base import BackendUnavailable  # noqa: PLC0415 - the parent reads the names above only
+    from lcp_gateway.node.config import ConfigError  # noqa: PLC0415 - as above
+    from lcp_gateway.node.main import run_forever  # noqa: PLC0415 - as above
+
+    try:
+        key = os.environ.get(KEY_VARIABLE, "")
+        options = NodeOptions.from_json(sys.argv[1], backend_api_key=key)
+        run_forever(options.node_config(), exit_with_stdin=True)
+        _tidy(options.listen)
+    except ConfigError as error:
+        sys.stderr.write(f"lcp-gateway: node: {error}\n")
+        return CONFIG_ERROR
+    except BackendUnavailable as error:
+        sys.stderr.write(f"lcp-gateway: node: {error}\n")
+        return RUNTIME_ERROR
+    return 0
+
+
+def _tidy(listen: str) -> None:
+    """Remove the folder of a private socket: a gateway that was killed cannot. Takes nothing but an empty folder."""
+    scheme, _, socket = listen.partition(":")
+    folder = Path(socket).parent
+    if scheme == "unix" and folder.name.startswith(FOLDER_PREFIX):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
