@@ -1,12 +1,90 @@
-"""What all tests share: how hypothesis runs."""
+"""What all tests share: how Hypothesis runs, and that nothing of a run is left when it ends."""
 
 import os
+import shutil
+import tempfile
+import time
+import uuid
+from pathlib import Path
 
+import psutil
+import pytest
 from hypothesis import HealthCheck, settings
 
 # The machines that run this are shared: how long an example takes says nothing.
 settings.register_profile(
-    "default", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=100
+    "quick",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=25,
+    # In CI the same examples every time: a run that fails can be repeated.
+    derandomize=bool(os.environ.get("CI")),
 )
-settings.register_profile("ci", settings.get_profile("default"), derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+settings.register_profile(
+    "thorough", settings.get_profile("quick"), max_examples=500, derandomize=False
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+_MARK = "LCP_TEST_RUN"
+_GONE_WITHIN_S = 20.0
+
+
+class _NothingLeft:
+    """Fails a run of which a process still runs, or a temporary file is still there, when all tests have ended."""
+
+    def __init__(self) -> None:
+        self._mark = uuid.uuid4().hex
+        # Every process of the run carries the mark; the workers and all that they start inherit it.
+        os.environ[_MARK] = self._mark
+        # pytest's own folders stay where they are: those of a failed test are kept for a look.
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+        # Short, since sockets are made in it, and open to the users of the databases.
+        self._folder = Path(tempfile.mkdtemp(prefix="t-"))
+        self._folder.chmod(0o755)
+        os.environ["TMPDIR"] = str(self._folder)
+        tempfile.tempdir = None
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        processes = self._wait_for_processes()
+        left = [f"process {process.pid}: {_command(process)}" for process in processes]
+        left += [f"file {path}" for path in sorted(self._folder.iterdir())]
+        for process in processes:
+            process.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if left:
+            report = session.config.pluginmanager.get_plugin("terminalreporter")
+            report.write_sep("=", "left behind by the tests", red=True)
+            for line in left:
+                report.write_line(line)
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _wait_for_processes(self) -> list[psutil.Process]:
+        deadline = time.monotonic() + _GONE_WITHIN_S
+        while (left := self._processes()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left
+
+    def _processes(self) -> list[psutil.Process]:
+        ours = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+        return [p for p in psutil.process_iter() if p.pid not in ours and self._is_of_the_run(p)]
+
+    def _is_of_the_run(self, process: psutil.Process) -> bool:
+        try:
+            running = process.status() != psutil.STATUS_ZOMBIE
+            return running and process.environ().get(_MARK) == self._mark
+        except psutil.Error:
+            return False
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return "ended just now"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A worker of pytest-xdist is itself a process of the run.
+    if not hasattr(config, "workerinput") and not config.option.collectonly:
+        config.pluginmanager.register(_NothingLeft(), "nothing left")

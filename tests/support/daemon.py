@@ -2,13 +2,13 @@
 
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.forked import ForkedProcess, start_module
 from tests.support.gateway import clean_environment
 
 START_TIMEOUT_S = 30.0
@@ -29,14 +29,13 @@ class Daemon:
     address: str
     flags: tuple[str, ...] = ()
     module: str = "lcp_gateway"
-    process: subprocess.Popen[str] | None = field(default=None, init=False)
+    process: ForkedProcess | subprocess.Popen[str] | None = field(default=None, init=False)
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", self.module, "node", "--listen", self.address, *self.flags],
-            stdin=subprocess.DEVNULL,
+        self.process = start_module(
+            self.module,
+            *("node", "--listen", self.address, *self.flags),
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
             env=clean_environment({}),
             cwd=ROOT,
             text=True,

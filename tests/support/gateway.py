@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -15,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+from tests.support.forked import ForkedProcess, start_module
 
 START_TIMEOUT_S = 30.0
 _LISTENING = re.compile(r"listening on https?://\S+?:(\d+) ")
@@ -31,7 +32,7 @@ def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
 class RunningGateway:
     """A gateway process. ``logs`` is everything it wrote to standard error, ``output`` to standard output."""
 
-    process: subprocess.Popen[bytes]
+    process: ForkedProcess | subprocess.Popen[bytes]
     port: int
     events_file: Path | None
     output: list[str] = field(default_factory=list)
@@ -114,12 +115,12 @@ def gateway(
         settings.update(env or {})
         if "OPENAI_SERVE_HTTP_ADDR" in settings and not (env or {}).get("LCP_GATEWAY_HTTP_ADDR"):
             del settings["LCP_GATEWAY_HTTP_ADDR"]
-        command = [sys.executable, "-m", "lcp_gateway", "serve", *args]
+        command = ["serve", *args]
         if embedded:
             command.append("--embedded")
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
+        process = start_module(
+            "lcp_gateway",
+            *command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=clean_environment(settings),
