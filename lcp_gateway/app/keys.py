@@ -11,7 +11,6 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.accounts.caller import Caller
 from lcp_gateway.accounts.keys import KeyCache, KeysStale
 from lcp_gateway.accounts.ports import KeyBook
-from lcp_gateway.store.database import DatabaseUnavailable
 
 _KEYS_EVERY_S = 1.0
 _STALE_S: Final = 5.0
@@ -38,12 +37,15 @@ class KeyKeeper:
         cache: KeyCache,
         log: FilteringBoundLogger,
         *,
+        unavailable: tuple[type[Exception], ...],
         stale_s: float = _STALE_S,
         clock: Callable[[], float] = _clock,
     ) -> None:
+        """``unavailable`` are the errors of a database that cannot be reached."""
         self._keys = keys
         self._cache = cache
         self._log = log
+        self._unavailable = unavailable
         self._stale_s = stale_s
         self._clock = clock
         self._upto = 0
@@ -119,7 +121,7 @@ class KeyKeeper:
             await asyncio.sleep(_KEYS_EVERY_S)
             try:
                 await self.refresh()
-            except DatabaseUnavailable as error:
+            except self._unavailable as error:
                 if not self._problem:
                     self._log.warning("keys cannot be read anew", problem=str(error))
                 self._problem = str(error)

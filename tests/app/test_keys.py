@@ -83,7 +83,14 @@ def clock():
 @pytest.fixture
 def keeper(book, clock):
     cache = KeyCache([STATIC], KeyRules(scopes=frozenset({Scope.INFERENCE})))
-    return KeyKeeper(book, cache, get_logger("test"), stale_s=5.0, clock=lambda: clock.now)
+    return KeyKeeper(
+        book,
+        cache,
+        get_logger("test"),
+        unavailable=(DatabaseUnavailable,),
+        stale_s=5.0,
+        clock=lambda: clock.now,
+    )
 
 
 async def test_a_key_is_accepted_for_as_long_as_was_said_after_the_last_read(keeper, book, clock):

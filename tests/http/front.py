@@ -84,7 +84,13 @@ async def front(
     **rules,
 ):
     log, metrics = get_logger("test"), Metrics()
-    keeper = KeyKeeper(bank.keys, KeyCache([STATIC_KEY], ANONYMOUS.rules), log, stale_s=60.0)
+    keeper = KeyKeeper(
+        bank.keys,
+        KeyCache([STATIC_KEY], ANONYMOUS.rules),
+        log,
+        unavailable=(DatabaseUnavailable,),
+        stale_s=60.0,
+    )
     await keeper.load()
     wallet = bank.wallet(**rules)
     api_limits = ApiLimits(api_per_caller, api_in_all, wait_s=0.1)

@@ -204,7 +204,9 @@ async def open_customers(
         raise WiringError("accounts need a journal")
     topups, keys, ledger = Topups(database), Keys(database), Ledger(database)
     cache = KeyCache(settings.api_keys, ANONYMOUS.rules)
-    keeper = KeyKeeper(keys, cache, log, stale_s=settings.keys_stale_s)
+    keeper = KeyKeeper(
+        keys, cache, log, unavailable=(DatabaseUnavailable,), stale_s=settings.keys_stale_s
+    )
     try:
         await keeper.load()
     except DatabaseUnavailable as error:

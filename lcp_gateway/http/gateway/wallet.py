@@ -9,6 +9,11 @@ from lcp_gateway.accounts.ports import InvoicesAway
 from lcp_gateway.accounts.records import (
     AccountError,
     Balance,
+    BalanceTooLow,
+    IdReused,
+    NoSuchAccount,
+    NoSuchPurchase,
+    NotWithheld,
     StatementLine,
     TooManyOpen,
     Topup,
@@ -164,16 +169,16 @@ async def told(work: Callable[[], Awaitable[T]]) -> T:
 
 def of_account_error(error: AccountError) -> ApiError:
     """Give the answer for a change that cannot be made."""
-    match type(error).__name__:
-        case "NoSuchAccount":
+    match error:
+        case NoSuchAccount():
             return ApiError(404, str(error), code="account_not_found")
-        case "BalanceTooLow":
+        case BalanceTooLow():
             return ApiError(409, str(error), code="insufficient_balance")
-        case "NoSuchPurchase":
+        case NoSuchPurchase():
             return ApiError(404, str(error), code="purchase_not_found", param="id")
-        case "NotWithheld":
+        case NotWithheld():
             return ApiError(409, str(error), code="refund_not_withheld", param="id")
-        case "IdReused":
+        case IdReused():
             return ApiError(409, str(error), code="id_reused")
         case _:
             return bad_request(str(error), code="invalid_value")

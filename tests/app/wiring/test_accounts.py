@@ -189,7 +189,7 @@ async def test_what_runs_counts_against_a_limit_that_is_set_later():
 
 @pytest.fixture
 async def keeper(bank):  # noqa: F811 - the fixture
-    keeper = KeyKeeper(bank.keys, KeyCache(), LOG)
+    keeper = KeyKeeper(bank.keys, KeyCache(), LOG, unavailable=(DatabaseUnavailable,))
     await keeper.load()
     return keeper
 
