@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-GONE_AFTER_S: Final = 10.0
-"""Longer than a live gateway takes to take its lock again: a beat (1 s), a write's time-out (5 s), and a new session."""
+from lcp_gateway.store.database import GONE_AFTER_S
 
 _MOST_BETWEEN_LOOKS_S: Final = 5.0
 _WATCHED_S: Final = 120.0

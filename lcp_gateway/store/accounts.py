@@ -1,5 +1,6 @@
 """Customers: made, named, and made nameless when they go."""
 
+import secrets
 from datetime import datetime
 
 from sqlalchemy import (
@@ -17,7 +18,7 @@ from sqlalchemy import (
 
 from lcp_gateway.accounts.records import Account, Balance, Listing, NoSuchAccount, check_text
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.store import ids, positions
+from lcp_gateway.store import positions
 from lcp_gateway.store.admin_log import write_act
 from lcp_gateway.store.database import Database
 from lcp_gateway.store.tables import accounts, balances, keys, topups
@@ -48,6 +49,11 @@ _REVOKE_ALL = (
     .where(keys.c.account_id == bindparam("of_account"), keys.c.revoked_at.is_(None))
     .values(revoked_at=bindparam("now"), change=bindparam("number"))
 )
+
+
+def new_account_id() -> str:
+    """Return a random id."""
+    return f"acct_{secrets.token_hex(12)}"
 
 
 def make_account(connection: Connection, account_id: str, name: str, at: datetime) -> None:
@@ -86,7 +92,7 @@ class Accounts:
             BadText: the name cannot be one.
         """
         name = check_text(name, "name")
-        account_id = ids.account_id()
+        account_id = new_account_id()
 
         def work(connection: Connection) -> None:
             make_account(connection, account_id, name, at)

@@ -1,19 +1,11 @@
 """One transaction of the journal: notes and intents of many purchases, written together."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import (
-    BindParameter,
     Connection,
-    Select,
-    bindparam,
     delete,
-    func,
     insert,
-    select,
-    update,
 )
 
 from lcp_gateway.accounts.caller import L402_KEY_PREFIX
@@ -21,22 +13,17 @@ from lcp_gateway.accounts.records import Cause
 from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.journal import (
     BudgetExceeded,
-    Charge,
     DuplicateIntent,
     InsufficientBalance,
     KeyRevoked,
-    Learnt,
     RequestRepeated,
 )
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.outcome import LOST_BY_CRASH
-from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.refunds import NO_LIMITS, Refund, RefundDecision, RefundLimits
-from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import TRANSITIONS, State
-from lcp_gateway.purchase.tariff import Markup
 from lcp_gateway.store.balances import Balances
-from lcp_gateway.store.counters import Counter, Counters, counter_of, counters_of
+from lcp_gateway.store.counters import Counter, Counters, DayOfRefunds, counter_of, counters_of
 from lcp_gateway.store.entries import (
     IntentEntry,
     NoteEntry,
@@ -44,194 +31,14 @@ from lcp_gateway.store.entries import (
     Problem,
     ProblemKind,
 )
-from lcp_gateway.store.prepared import execute_in, execute_many
-from lcp_gateway.store.refunds import DayOfRefunds
+from lcp_gateway.store.prepared import execute_many
 from lcp_gateway.store.repeats import Repeats, release_keys
 from lcp_gateway.store.revocations import deleted_of, revoked_of
-from lcp_gateway.store.tables import OPEN_STATES, budget_spend, purchase_states, purchases
+from lcp_gateway.store.rows import PurchaseRow, insert_rows, lock_rows, values_of, write_rows
+from lcp_gateway.store.tables import budget_spend, purchase_states
 from lcp_gateway.store.times import to_micros
 
-_NOTHING_TAKEN = frozenset({*OPEN_STATES, State.NOT_PAID})
-_UPSTREAMS = {Source.LCP: "lcpd", Source.NODE: "openai_http"}
-
-
-_NO_CHARGE: dict[str, object] = dict.fromkeys(
-    ("account_id", "charge_msat", "markup_ppm", "markup_msat", "refund_undelivered")
-)
-_NO_REPEAT: dict[str, object] = dict.fromkeys(("repeat_key", "repeat_body", "repeat_until"))
-
-
-def _lock(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[Any, ...]]:
-    (job_ids,) = parameters
-    return (
-        select(
-            purchases.c.job_id,
-            purchases.c.state,
-            purchases.c.owner,
-            purchases.c.intent_no,
-            purchases.c.key_id,
-            purchases.c.price_msat,
-            purchases.c.fee_cap_msat,
-            purchases.c.fee_msat,
-            purchases.c.result_sha256,
-            purchases.c.result_bytes,
-            purchases.c.preimage,
-            purchases.c.paying_at,
-            purchases.c.ended_at,
-            purchases.c.account_id,
-            purchases.c.charge_msat,
-            purchases.c.markup_ppm,
-            purchases.c.markup_msat,
-            purchases.c.refund_undelivered,
-            purchases.c.ended_by,
-            purchases.c.received,
-            purchases.c.refund,
-        )
-        .where(purchases.c.job_id.in_(job_ids))
-        # Always in the same order, or two gateways would wait for each other.
-        .order_by(purchases.c.job_id)
-        .with_for_update()
-    )
-
-
-_INSERT = insert(purchases)
 _INSERT_STATE = insert(purchase_states)
-_MOVE = (
-    update(purchases)
-    .where(
-        purchases.c.job_id == bindparam("of_job"),
-        # The row is locked and the move was checked against the table of states; this holds even if neither did.
-        purchases.c.state == bindparam("from_state"),
-    )
-    .values(
-        state=bindparam("to_state"),
-        price_msat=bindparam("new_price_msat"),
-        fee_msat=bindparam("new_fee_msat"),
-        result_sha256=bindparam("new_result_sha256"),
-        result_bytes=bindparam("new_result_bytes"),
-        preimage=bindparam("new_preimage"),
-        ended_at=bindparam("new_ended_at"),
-        charge_msat=bindparam("new_charge_msat"),
-        refund_undelivered=bindparam("new_refund_undelivered"),
-        ended_by=bindparam("new_ended_by"),
-        received=bindparam("new_received"),
-        refund=bindparam("new_refund"),
-        updated_at=func.coalesce(bindparam("now"), purchases.c.updated_at),
-    )
-)
-
-
-@dataclass(slots=True)
-class _Row:
-    """A purchase as it was found, and as the notes of this transaction leave it."""
-
-    job_id: bytes
-    found: str
-    owner: str
-    intent_no: int
-    key_id: str
-    price_msat: int
-    fee_cap_msat: int
-    fee_msat: int | None
-    result_sha256: bytes | None
-    result_bytes: int | None
-    preimage: bytes | None
-    paying_at: int
-    ended_at: int | None
-    account_id: str | None
-    charge_msat: int | None
-    markup_ppm: int | None
-    markup_msat: int | None
-    refund_undelivered: bool | None
-    ended_by: str | None
-    received: str | None
-    refund: str | None
-    state: State = field(init=False)
-    updated_at: int | None = None
-
-    def __post_init__(self) -> None:
-        self.state = State(self.found)
-
-    @property
-    def counted_msat(self) -> int:
-        """What the counters hold of it."""
-        if self.state is State.NOT_PAID:
-            return 0
-        return self.price_msat + (self.fee_cap_msat if self.fee_msat is None else self.fee_msat)
-
-    def learn(self, learnt: Learnt) -> bool:
-        """Fill in what was not known; what was known stays. Tells whether anything was new."""
-        before = self._known
-        if learnt.charged_msat is not None:
-            # Of what may have been charged nothing is added here: a price can only turn out to be lower.
-            self._lower_price(learnt.charged_msat)
-        if self.fee_msat is None:
-            self.fee_msat = learnt.fee_msat
-        if self.result_sha256 is None:
-            self.result_sha256 = learnt.result_sha256
-        if self.result_bytes is None:
-            self.result_bytes = learnt.result_bytes
-        if self.preimage is None:
-            self.preimage = learnt.preimage
-        if learnt.ending is not None and self.ended_by is None:
-            self.ended_by, self.received = learnt.ending.ended_by, learnt.ending.received
-            if learnt.ending.ruling.keeps_charge and self.refund_undelivered:
-                self.refund_undelivered = False
-        return before != self._known
-
-    @property
-    def held_msat(self) -> int:
-        """What is held of the customer's balance for it."""
-        return (self.charge_msat or 0) if self.state in OPEN_STATES else 0
-
-    @property
-    def taken_msat(self) -> int:
-        """What the customer has paid for it in the end."""
-        if self.state in _NOTHING_TAKEN:
-            return 0
-        if self.state is State.UNDELIVERED and self.refund_undelivered:
-            return 0
-        return self.charge_msat or 0
-
-    def _lower_price(self, charged_msat: int) -> None:
-        if charged_msat >= self.price_msat:
-            return
-        self.price_msat = charged_msat
-        if self.charge_msat is not None:
-            markup = Markup(self.markup_ppm or 0, Msat(self.markup_msat or 0))
-            self.charge_msat = min(self.charge_msat, markup.charge_msat(charged_msat))
-
-    @property
-    def _known(self) -> tuple[object, ...]:
-        return (
-            self.price_msat,
-            self.fee_msat,
-            self.result_sha256,
-            self.result_bytes,
-            self.preimage,
-            self.refund_undelivered,
-            self.ended_by,
-        )
-
-    def values(self) -> dict[str, object]:
-        """Give the parameters of the update."""
-        return {
-            "of_job": self.job_id,
-            "from_state": self.found,
-            "to_state": self.state.value,
-            "new_price_msat": self.price_msat,
-            "new_fee_msat": self.fee_msat,
-            "new_result_sha256": self.result_sha256,
-            "new_result_bytes": self.result_bytes,
-            "new_preimage": self.preimage,
-            "new_ended_at": self.ended_at,
-            "new_charge_msat": self.charge_msat,
-            "new_refund_undelivered": self.refund_undelivered,
-            "new_ended_by": self.ended_by,
-            "new_received": self.received,
-            "new_refund": self.refund,
-            "now": self.updated_at,
-        }
 
 
 class Batch:
@@ -292,7 +99,7 @@ class Batch:
             (charge.account_id for entry in self._intents if (charge := entry.intent.charge)),
         )
         if moved:
-            execute_many(connection, _MOVE, [row.values() for row in moved])
+            write_rows(connection, moved)
             # Before the intents are written: one of them may be the next try of what was not paid.
             if unpaid := sorted(row.job_id for row in moved if row.state is State.NOT_PAID):
                 release_keys(connection, unpaid)
@@ -320,13 +127,12 @@ class Batch:
         self._balances.write(connection)
         return Outcome(refusals, self._problems, self._decisions)
 
-    def _find(self, connection: Connection) -> dict[bytes, _Row]:
+    def _find(self, connection: Connection) -> dict[bytes, PurchaseRow]:
         job_ids = {entry.job_id for entry in self._notes}
         job_ids.update(entry.intent.quote.job_id for entry in self._intents)
-        found = execute_in(connection, _lock, sorted(job_ids))
-        return {row[0]: _Row(*row) for row in found}
+        return lock_rows(connection, job_ids)
 
-    def _to_refund(self, rows: Mapping[bytes, _Row]) -> Iterator[tuple[str, int]]:
+    def _to_refund(self, rows: Mapping[bytes, PurchaseRow]) -> Iterator[tuple[str, int]]:
         """Give the accounts and times of the charges that these notes may give back."""
         for note in self._notes:
             if note.state is State.UNDELIVERED and (row := rows.get(note.job_id)) is not None:
@@ -334,8 +140,8 @@ class Batch:
                 if row.account_id is not None and row.refund_undelivered and not kept:
                     yield row.account_id, to_micros(note.at)
 
-    def _apply_notes(self, rows: Mapping[bytes, _Row]) -> list[_Row]:
-        touched: dict[bytes, _Row] = {}
+    def _apply_notes(self, rows: Mapping[bytes, PurchaseRow]) -> list[PurchaseRow]:
+        touched: dict[bytes, PurchaseRow] = {}
         for note in self._notes:
             row = rows.get(note.job_id)
             if row is None:
@@ -345,7 +151,7 @@ class Batch:
                 touched[row.job_id] = row
         return list(touched.values())
 
-    def _apply(self, note: NoteEntry, row: _Row) -> bool:
+    def _apply(self, note: NoteEntry, row: PurchaseRow) -> bool:
         if note.withdraws is not None and row.owner != self._owner:
             return False
         at = to_micros(note.at)
@@ -373,13 +179,13 @@ class Batch:
             self._charge(row, row.account_id, held_msat, taken_msat, at)
         return True
 
-    def _was_swept(self, note: NoteEntry, row: _Row) -> bool:
+    def _was_swept(self, note: NoteEntry, row: PurchaseRow) -> bool:
         ending = (row.ended_by, row.received)
         return (
             note.state is State.DELIVERED and row.owner == self._owner and ending == LOST_BY_CRASH
         )
 
-    def _decide_refund(self, row: _Row, account_id: str, at: int) -> None:
+    def _decide_refund(self, row: PurchaseRow, account_id: str, at: int) -> None:
         """Give the charge of an undelivered purchase back, or withhold it where a limit is reached."""
         charge_msat = row.charge_msat or 0
         if not row.refund_undelivered or not charge_msat:
@@ -389,7 +195,9 @@ class Batch:
         row.refund_undelivered = refund is Refund.GIVEN
         self._decisions.append(RefundDecision(row.job_id, account_id, charge_msat, refund))
 
-    def _charge(self, row: _Row, account_id: str, held_msat: int, taken_msat: int, at: int) -> None:
+    def _charge(
+        self, row: PurchaseRow, account_id: str, held_msat: int, taken_msat: int, at: int
+    ) -> None:
         """Let the customer's money follow the purchase, from what was held and taken before."""
         self._balances.hold(account_id, row.held_msat - held_msat)
         job_id = row.job_id.hex()
@@ -413,7 +221,7 @@ class Batch:
     def _take_intents(
         self,
         connection: Connection,
-        known: Mapping[bytes, _Row],
+        known: Mapping[bytes, PurchaseRow],
         times: Sequence[int],
         reserved: Sequence[Sequence[Counter]],
     ) -> list[Refused | None]:
@@ -441,11 +249,11 @@ class Batch:
                 self._counters.add(counters, entry.intent.amount_msat)
                 if charge := entry.intent.charge:
                     self._balances.hold(charge.account_id, charge.amount_msat)
-                written.append(_values(entry, self._owner, at))
+                written.append(values_of(entry.intent, entry.number, self._owner, at))
                 self._states.append({"job_id": quote.job_id, "state": State.PAYING.value, "at": at})
         if written:
             self._repeats.release(connection)
-            execute_many(connection, _INSERT, written)
+            insert_rows(connection, written)
         return refusals
 
     def _repeated(self, entry: IntentEntry, at: int) -> RequestRepeated | None:
@@ -485,7 +293,7 @@ class Batch:
             self._problems.append(Problem(kind, detail, note.job_id, note.state))
 
 
-def _taken_for_dead(row: _Row) -> str:
+def _taken_for_dead(row: PurchaseRow) -> str:
     became = {
         Refund.GIVEN.value: "its charge was given back and stays so",
         Refund.WITHHELD.value: "its refund is withheld until an operator decides",
@@ -495,61 +303,6 @@ def _taken_for_dead(row: _Row) -> str:
         "the answer was delivered after another gateway had found the lock of this one free and had ended the "
         f"purchase: it stays undelivered, {refund}"
     )
-
-
-def _values(entry: IntentEntry, owner: str, at: int) -> dict[str, object]:
-    intent = entry.intent
-    quote = intent.quote
-    return {
-        "job_id": quote.job_id,
-        "payment_hash": intent.payment_hash,
-        "state": State.PAYING.value,
-        "kind": quote.source.value,
-        "task_kind": intent.kind.value,
-        "model": intent.model,
-        "peer_id": quote.peer_id,
-        "upstream": _UPSTREAMS[quote.source],
-        "key_id": intent.key_id,
-        "request_id": intent.request_id,
-        "price_msat": quote.price_msat,
-        "fee_cap_msat": intent.fee_cap_msat,
-        "runner_up_msat": intent.runner_up_msat,
-        "terms_hash": quote.terms_hash,
-        "payment_request": quote.payment_request,
-        "protocol_version": quote.protocol_version,
-        "request_sha256": intent.request_sha256,
-        "request_bytes": intent.request_bytes,
-        "stream": intent.stream,
-        "expires_at": to_micros(quote.expires_at),
-        "paying_at": at,
-        "updated_at": at,
-        "owner": owner,
-        "intent_no": entry.number,
-        **_charge_values(intent.charge),
-        **_repeat_values(intent.repeat),
-    }
-
-
-def _charge_values(charge: Charge | None) -> dict[str, object]:
-    if charge is None:
-        return _NO_CHARGE
-    return {
-        "account_id": charge.account_id,
-        "charge_msat": charge.amount_msat,
-        "markup_ppm": charge.markup.ppm,
-        "markup_msat": charge.markup.fixed_msat,
-        "refund_undelivered": charge.refund_undelivered,
-    }
-
-
-def _repeat_values(repeat: RepeatIdentity | None) -> dict[str, object]:
-    if repeat is None:
-        return _NO_REPEAT
-    return {
-        "repeat_key": repeat.key,
-        "repeat_body": repeat.body,
-        "repeat_until": None if repeat.until is None else to_micros(repeat.until),
-    }
 
 
 def write_for_nothing(connection: Connection) -> None:

@@ -1,11 +1,14 @@
 """A database as the rest of the store sees it: one writer, some readers, and a sign of life of each process."""
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from sqlalchemy import Connection
 
 T = TypeVar("T")
+
+GONE_AFTER_S: Final = 10.0
+"""Longer than a live gateway takes to take its lock again: a beat (1 s), a write's time-out (5 s), and a new session."""
 
 Work = Callable[[Connection], T]
 """What is done in one transaction: plain synchronous SQLAlchemy, which both kinds of database run."""

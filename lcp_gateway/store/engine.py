@@ -5,8 +5,7 @@ from pathlib import Path
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from lcp_gateway.store.absence import GONE_AFTER_S
-from lcp_gateway.store.database import Database
+from lcp_gateway.store.database import GONE_AFTER_S, Database
 
 
 class BadDatabaseUrl(ValueError):

@@ -1,6 +1,7 @@
 """Keys: their hashes, what they may do, and a count of changes by which others keep up."""
 
 import json
+import secrets
 from collections.abc import Collection
 from datetime import datetime
 from functools import lru_cache
@@ -30,7 +31,7 @@ from lcp_gateway.accounts.records import (
     check_text,
 )
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.store import ids, positions
+from lcp_gateway.store import positions
 from lcp_gateway.store.accounts import check_lives
 from lcp_gateway.store.admin_log import write_act
 from lcp_gateway.store.balances import LARGEST_AMOUNT
@@ -83,7 +84,7 @@ class Keys:
         name = check_text(name, "name")
         _check(rules)
         made = new_key()
-        key_id = ids.key_id()
+        key_id = f"key_{secrets.token_hex(8)}"
 
         def work(connection: Connection) -> KeyRecord:
             check_lives(connection, account_id)

@@ -15,8 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from lcp_gateway.store.database import Database, DatabaseUnavailable
-from lcp_gateway.store.postgres import as_unavailable
-from lcp_gateway.store.postgres_sessions import set_after_connecting
+from lcp_gateway.store.postgres_sessions import as_unavailable, set_after_connecting
 
 T = TypeVar("T")
 

@@ -1,6 +1,7 @@
 """The ledger: what customers have, how it came about, and corrections by hand."""
 
 import dataclasses
+import secrets
 import sqlite3
 from datetime import datetime
 
@@ -21,7 +22,6 @@ from lcp_gateway.accounts.records import (
     check_text,
 )
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.store import ids
 from lcp_gateway.store.admin_log import write_act
 from lcp_gateway.store.audit import audit, totals
 from lcp_gateway.store.balances import LARGEST_AMOUNT, Balances, book_of
@@ -110,7 +110,7 @@ class Ledger:
         if not 0 < abs(amount_msat) < LARGEST_AMOUNT:
             raise BadAmount
         reason = check_text(reason, "reason")
-        name = ids.adjustment_id() if adjustment_id is None else adjustment_id
+        name = f"adj_{secrets.token_hex(12)}" if adjustment_id is None else adjustment_id
 
         def work(connection: Connection) -> Balance:
             moved = Balances()

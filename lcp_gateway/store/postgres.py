@@ -3,29 +3,27 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TypeVar
 
 from sqlalchemy import BigInteger, Connection, bindparam, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import (
-    DBAPIError,
-    NoResultFound,
-    PendingRollbackError,
-    ProgrammingError,
-    ResourceClosedError,
-    SQLAlchemyError,
-)
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import NoResultFound, ProgrammingError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from lcp_gateway.store.absence import GONE_AFTER_S, Absences
-from lcp_gateway.store.database import DatabaseUnavailable, Work
+from lcp_gateway.store.absence import Absences
+from lcp_gateway.store.database import GONE_AFTER_S, DatabaseUnavailable, Work
 from lcp_gateway.store.identity import journal_id, repeat_secret
 from lcp_gateway.store.migrate import is_current, migrate
-from lcp_gateway.store.postgres_sessions import check_sessions_are_own, set_after_connecting
+from lcp_gateway.store.postgres_sessions import (
+    Session,
+    as_unavailable,
+    check_sessions_are_own,
+    end_session,
+    one_error,
+    set_after_connecting,
+)
 
 T = TypeVar("T")
 
@@ -48,12 +46,6 @@ _DURABLE = text(
     "SELECT set_config('synchronous_commit', 'on', false)"
     " WHERE current_setting('synchronous_commit') = 'off'"
 )
-
-_OF_THE_WORK = ("22", "23", "42")
-"""Classes of SQLSTATE that speak of the work itself: data, constraints, statements."""
-
-_OF_THE_DRIVER = "asyncpg"
-"""The package whose own errors SQLAlchemy does not always wrap, such as those of a server that takes no connection now."""
 
 _READERS = 3
 _QUICK_S = 1.0
@@ -105,8 +97,8 @@ class PostgresDatabase:
         )
         for engine in (self._write_engine, self._read_engine):
             set_after_connecting(engine, settings)
-        self._writer = _Session(self._write_engine, self._sign_of_life)
-        self._reserved = _Session(self._write_engine, self._check_session)
+        self._writer = Session(self._write_engine, self._sign_of_life)
+        self._reserved = Session(self._write_engine, self._check_session)
         self._journal_id: bytes | None = None
         self._secret = b""
         self._trouble: str | None = None
@@ -138,7 +130,7 @@ class PostgresDatabase:
             gone_after_s=gone_after_s,
         )
         try:
-            with _one_error():
+            with one_error():
                 await check_sessions_are_own(database._write_engine, url, write_timeout_s)
             if not await database.read(is_current):
                 await database._migrate()
@@ -192,7 +184,7 @@ class PostgresDatabase:
 
     async def read(self, work: Work[T]) -> T:
         """Do it on one consistent view."""
-        with _one_error():
+        with one_error():
             connection = await self._read_engine.connect()
             try:
                 await connection.execute(_SNAPSHOT)
@@ -203,14 +195,14 @@ class PostgresDatabase:
             except BaseException as error:
                 if not isinstance(error, Exception) or as_unavailable(error) is not None:
                     # Left in the middle, or broken: asking it to roll back could take as long as the read itself.
-                    await _end(connection)
+                    await end_session(connection)
                 raise
             finally:
                 await connection.close()
 
     async def read_reserved(self, work: Work[T]) -> T:
         """Do it on one consistent view, in a session of its own."""
-        with _one_error():
+        with one_error():
             async with asyncio.timeout(_RESERVED_READ_S), self._one_reserved:
                 try:
                     connection = await self._reserved.connected()
@@ -307,116 +299,14 @@ class PostgresDatabase:
             connection.execute(_START, {"key": _START_KEY})
             migrate(connection)
 
-        with _one_error():
+        with one_error():
             async with self._read_engine.begin() as connection:
                 await connection.run_sync(one_after_the_other)
-
-
-class _Session:
-    """A connection of its own, opened when it is needed and replaced after anything that leaves it in doubt."""
-
-    def __init__(
-        self, engine: AsyncEngine, prepare: Callable[[AsyncConnection], Awaitable[None]]
-    ) -> None:
-        """``prepare`` is awaited with each new connection."""
-        self._engine = engine
-        self._prepare = prepare
-        self._connection: AsyncConnection | None = None
-
-    async def connected(self) -> AsyncConnection:
-        """Return the connection."""
-        if self._connection is None:
-            self._connection = await self._engine.connect()
-            try:
-                await self._prepare(self._connection)
-            except BaseException:
-                # It leads to another database, or has not got what it needs: nothing may be done with it.
-                await self.drop()
-                raise
-        return self._connection
-
-    async def clean_up(self, error: BaseException, timeout_s: float) -> None:
-        """Roll back where the session is whole; after anything else than an error of the work, drop it."""
-        if self._connection is None:
-            return
-        if as_unavailable(error) is None and isinstance(error, Exception):
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._connection.rollback()
-            except Exception as problem:
-                await self.drop()
-                if as_unavailable(problem) is None:
-                    raise
-        else:
-            await self.drop()
-
-    async def drop(self) -> None:
-        """Close the connection, whatever state it is in, and with it end its locks."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await _end(connection)
-            with suppress(SQLAlchemyError, OSError):
-                await connection.close()
 
 
 def _lock_key(owner: str) -> int:
     """Give the owner's 16 hexadecimal digits as the signed 64 bits that an advisory lock takes."""
     return int.from_bytes(bytes.fromhex(owner), signed=True)
-
-
-def as_unavailable(error: BaseException, *, unsure: bool = False) -> DatabaseUnavailable | None:
-    """Return what an error means for the store; None where it is one of the work itself.
-
-    The one place that knows how PostgreSQL, its driver and SQLAlchemy's pool say "not now".
-    """
-    reason = _reason(error)
-    return None if reason is None else DatabaseUnavailable(reason, unsure=unsure)
-
-
-def _reason(error: BaseException) -> str | None:
-    if isinstance(error, PoolTimeoutError):
-        return "every connection of the database is busy"
-    if isinstance(error, PendingRollbackError | ResourceClosedError):
-        # Something went on with a connection after it was lost.
-        return "the connection was lost"
-    if isinstance(error, DBAPIError):
-        if error.connection_invalidated:
-            return "the connection was lost"
-        return _reason_of_driver(error.orig)
-    if isinstance(error, TimeoutError):
-        return "the database does not answer in time"
-    if isinstance(error, OSError | EOFError):
-        return "the database cannot be reached"
-    if type(error).__module__.partition(".")[0] == _OF_THE_DRIVER:
-        return _reason_of_driver(error)
-    return None
-
-
-def _reason_of_driver(error: BaseException | None) -> str | None:
-    state: str | None = getattr(error, "sqlstate", None)
-    if state is None:
-        # The driver's own: the connection is closed, or no longer in step with the server.
-        return "the connection was lost"
-    if state[:2] in _OF_THE_WORK:
-        return None
-    return f"SQLSTATE {state}"
-
-
-@contextmanager
-def _one_error() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        unavailable = as_unavailable(error)
-        if unavailable is None:
-            raise
-        raise unavailable from error
-
-
-async def _end(connection: AsyncConnection) -> None:
-    """End a session at once; what it was doing is left to the server."""
-    with suppress(SQLAlchemyError, OSError):
-        await connection.invalidate()
 
 
 async def _dispose(engine: AsyncEngine) -> None:

@@ -1,6 +1,6 @@
-"""Refunds: how much was given back today, and the charges that wait for the operator's decision."""
+"""Refunds: the charges that wait for the operator's decision, and what became of them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 
 from sqlalchemy import (
@@ -23,59 +23,17 @@ from lcp_gateway.accounts.records import (
     RefundRecord,
     check_text,
 )
-from lcp_gateway.purchase.journal import Period
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.outcome import EndedBy, Received
-from lcp_gateway.purchase.refunds import Refund, RefundLimits
+from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.admin_log import write_act
 from lcp_gateway.store.balances import Balances
-from lcp_gateway.store.counters import Counter, Counters
 from lcp_gateway.store.database import Database
 from lcp_gateway.store.tables import purchases
-from lcp_gateway.store.times import from_micros, period_start, to_micros
+from lcp_gateway.store.times import from_micros, to_micros
 
-_OF_ALL = "refunds"
 _MOST = 1_000
-
-
-def refund_counters(account_id: str, at_micros: int) -> tuple[Counter, Counter]:
-    """Return the counters of what was given back in the day of this time: to the account, and to all."""
-    day = period_start(Period.DAY, at_micros)
-    return (
-        Counter(f"refund:{account_id}", day, Period.DAY.value),
-        Counter(_OF_ALL, day, Period.DAY.value),
-    )
-
-
-class DayOfRefunds:
-    """The refunds of one transaction, counted beside those of the day so far.
-
-    The counters are locked before those of budgets, by every transaction that touches both.
-    """
-
-    def __init__(self, limits: RefundLimits) -> None:
-        self._limits = limits
-        self._counters = Counters()
-
-    def lock(self, connection: Connection, refunds: Iterable[tuple[str, int]]) -> None:
-        """Lock and read the counters of the accounts and times."""
-        needed = {counter for refund in refunds for counter in refund_counters(*refund)}
-        self._counters.lock(connection, sorted(needed))
-
-    def decide(self, account_id: str, amount_msat: int, at_micros: int) -> Refund:
-        """Count a refund in, or withhold it where it would take a counter over its limit."""
-        counters = refund_counters(account_id, at_micros)
-        limits = (self._limits.account_day_msat, self._limits.day_msat)
-        for counter, limit_msat in zip(counters, limits, strict=True):
-            if limit_msat and self._counters.spent_msat(counter) + amount_msat > limit_msat:
-                return Refund.WITHHELD
-        self._counters.add(counters, amount_msat)
-        return Refund.GIVEN
-
-    def write(self, connection: Connection) -> None:
-        """Write what was counted."""
-        self._counters.write(connection)
 
 
 _COLUMNS = (

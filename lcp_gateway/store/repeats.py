@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import (
     BindParameter,
@@ -24,14 +24,9 @@ from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import State
 from lcp_gateway.purchase.tariff import Markup
-from lcp_gateway.store import positions
-from lcp_gateway.store.database import Database
 from lcp_gateway.store.prepared import Row, execute_in, execute_many
 from lcp_gateway.store.tables import purchases
 from lcp_gateway.store.times import from_micros, to_micros
-
-LONGEST_S: Final = 86_400.0
-"""How long a repeat key counts at most."""
 
 # In the text of a statement whose parameters are lists.
 _NOT_PAID: ColumnElement[str] = literal_column(f"'{State.NOT_PAID.value}'")
@@ -227,40 +222,6 @@ def find_job(connection: Connection, job_id: bytes) -> EarlierPurchase | None:
     """Return the purchase of a job, or None."""
     row = connection.execute(_ONE, {"of_job": job_id}).one_or_none()
     return None if row is None else _row(row).earlier()
-
-
-_OLD = (
-    select(purchases.c.job_id, purchases.c.paying_at, purchases.c.repeat_key)
-    .where(purchases.c.paying_at > bindparam("after"), purchases.c.paying_at <= bindparam("upto"))
-    .order_by(purchases.c.paying_at)
-    .limit(bindparam("at_most"))
-)
-
-
-async def forget_repeat_keys(database: Database, now: datetime, *, at_once: int = 500) -> int:
-    """Remove repeat keys that count no more, looking at ``at_once`` purchases at most; return at how many.
-
-    How far it has come is kept in the database, so that no purchase is looked at twice. To be called from time to time.
-
-    Raises:
-        DatabaseUnavailable: nothing was changed.
-    """
-    upto = to_micros(now) - int(LONGEST_S * 1_000_000)
-
-    def work(connection: Connection) -> int:
-        after = positions.get(connection, positions.REPEAT_KEYS)
-        old = connection.execute(_OLD, {"after": after, "upto": upto, "at_most": at_once}).all()
-        if not old:
-            return 0
-        if keyed := sorted(job_id for job_id, _, key in old if key is not None):
-            release_keys(connection, keyed)
-        first, last = old[0].paying_at, old[-1].paying_at
-        # There may be more of the last one's time than fitted in: it is looked at again.
-        is_cut = len(old) == at_once and first < last
-        positions.advance(connection, positions.REPEAT_KEYS, last - 1 if is_cut else last)
-        return len(old)
-
-    return await database.write(work)
 
 
 def _row(row: Sequence[Any]) -> _Found:

@@ -2,13 +2,19 @@
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from sqlalchemy import Connection, bindparam, delete, func, select
 
 from lcp_gateway.purchase.refunds import Refund
+from lcp_gateway.store import positions
 from lcp_gateway.store.database import Database
+from lcp_gateway.store.repeats import release_keys
 from lcp_gateway.store.tables import OPEN_STATES, budget_spend, purchases
 from lcp_gateway.store.times import LONGEST_PERIOD, to_micros
+
+_LONGEST_S: Final = 86_400.0
+"""How long a repeat key counts at most."""
 
 _OLD = (
     select(purchases.c.job_id)
@@ -64,3 +70,39 @@ def _forget_some(connection: Connection, before: datetime, at_once: int) -> int:
         # Their states go with them.
         connection.execute(_DELETE, {"job_ids": job_ids})
     return len(job_ids)
+
+
+_WITH_OLD_KEYS = (
+    select(purchases.c.job_id, purchases.c.paying_at, purchases.c.repeat_key)
+    .where(purchases.c.paying_at > bindparam("after"), purchases.c.paying_at <= bindparam("upto"))
+    .order_by(purchases.c.paying_at)
+    .limit(bindparam("at_most"))
+)
+
+
+async def forget_repeat_keys(database: Database, now: datetime, *, at_once: int = 500) -> int:
+    """Remove repeat keys that count no more, looking at ``at_once`` purchases at most; return at how many.
+
+    How far it has come is kept in the database, so that no purchase is looked at twice. To be called from time to time.
+
+    Raises:
+        DatabaseUnavailable: nothing was changed.
+    """
+    upto = to_micros(now) - int(_LONGEST_S * 1_000_000)
+
+    def work(connection: Connection) -> int:
+        after = positions.get(connection, positions.REPEAT_KEYS)
+        old = connection.execute(
+            _WITH_OLD_KEYS, {"after": after, "upto": upto, "at_most": at_once}
+        ).all()
+        if not old:
+            return 0
+        if keyed := sorted(job_id for job_id, _, key in old if key is not None):
+            release_keys(connection, keyed)
+        first, last = old[0].paying_at, old[-1].paying_at
+        # There may be more of the last one's time than fitted in: it is looked at again.
+        is_cut = len(old) == at_once and first < last
+        positions.advance(connection, positions.REPEAT_KEYS, last - 1 if is_cut else last)
+        return len(old)
+
+    return await database.write(work)

@@ -1,5 +1,6 @@
 """Top-ups: invoices of ours, and the one time that each is credited when it is paid."""
 
+import secrets
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -30,8 +31,8 @@ from lcp_gateway.accounts.records import (
     check_text,
 )
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.store import ids, positions
-from lcp_gateway.store.accounts import check_lives, is_there, make_account
+from lcp_gateway.store import positions
+from lcp_gateway.store.accounts import check_lives, is_there, make_account, new_account_id
 from lcp_gateway.store.balances import LARGEST_AMOUNT, Balances
 from lcp_gateway.store.database import Database
 from lcp_gateway.store.tables import accounts, topups
@@ -100,8 +101,8 @@ class Topups:
         if not 0 < amount_msat < LARGEST_AMOUNT:
             raise BadAmount
         topup = Topup(
-            id=ids.topup_id(),
-            account_id=account_id or ids.account_id(),
+            id=f"top_{secrets.token_hex(12)}",
+            account_id=account_id or new_account_id(),
             payment_hash=payment_hash,
             amount_msat=amount_msat,
             payment_request=payment_request,

@@ -18,7 +18,7 @@ from lcp_gateway.store.database import DatabaseUnavailable
 from lcp_gateway.store.engine import open_database
 from lcp_gateway.store.entries import ProblemKind
 from lcp_gateway.store.journal import JournalLimits, StoredJournal
-from lcp_gateway.store.postgres import as_unavailable
+from lcp_gateway.store.postgres_sessions import as_unavailable
 from lcp_gateway.store.queries import Books
 from tests.store.journals import NOW, intent, job, spent, written
 from tests.support.postgres import running_postgres

@@ -21,7 +21,8 @@ from lcp_gateway.store.engine import open_database
 from lcp_gateway.store.journal import StoredJournal
 from lcp_gateway.store.queries import Books
 from lcp_gateway.store.recovery import resolve, sweep
-from lcp_gateway.store.repeats import find_earlier, forget_repeat_keys
+from lcp_gateway.store.repeats import find_earlier
+from lcp_gateway.store.retention import forget_repeat_keys
 from lcp_gateway.store.tables import purchases
 from tests.store.journals import HOUR, NOW, intent, job, keyed, spent, written
 

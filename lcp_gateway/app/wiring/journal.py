@@ -25,7 +25,7 @@ from lcp_gateway.store.migrate import TooNew
 from lcp_gateway.store.off import JournalOff
 from lcp_gateway.store.queries import Books
 from lcp_gateway.store.recovery import Swept, sweep
-from lcp_gateway.store.repeats import forget_repeat_keys
+from lcp_gateway.store.retention import forget_repeat_keys
 from lcp_gateway.telemetry.metrics import Metrics
 
 _WATCH_S = 5.0
