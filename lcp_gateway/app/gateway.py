@@ -30,7 +30,7 @@ from lcp_gateway.purchase.flow import utc_now
 from lcp_gateway.purchase.journal import Budget
 from lcp_gateway.purchase.service import PurchaseService
 from lcp_gateway.routing.query import answer, why_nothing
-from lcp_gateway.store.database import DatabaseUnavailable
+from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.upstreams.channel import LcpdAddress, TlsFiles
 from lcp_gateway.upstreams.lcpd import SUPPORTED_VERSIONS

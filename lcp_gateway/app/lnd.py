@@ -24,9 +24,9 @@ from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.standing import Standings
-from lcp_gateway.store.database import DatabaseUnavailable
-from lcp_gateway.store.payment_details import PaymentDetails
-from lcp_gateway.store.recovery import NotUnknown, resolve
+from lcp_gateway.store.database.engines import DatabaseUnavailable
+from lcp_gateway.store.journal.payment_details import PaymentDetails
+from lcp_gateway.store.journal.recovery import NotUnknown, resolve
 from lcp_gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:

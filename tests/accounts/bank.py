@@ -14,13 +14,12 @@ from lcp_gateway.accounts.ports import InvoicesAway
 from lcp_gateway.accounts.records import Credit, Topup
 from lcp_gateway.accounts.wallet import TopupRules, Wallet
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.store.accounts import Accounts
-from lcp_gateway.store.admin_log import AdminLog
-from lcp_gateway.store.database import Database
-from lcp_gateway.store.engine import open_database
-from lcp_gateway.store.keys import Keys
-from lcp_gateway.store.ledger import Ledger
-from lcp_gateway.store.topups import Topups
+from lcp_gateway.store.accounts.accounts import Accounts
+from lcp_gateway.store.accounts.admin_log import AdminLog
+from lcp_gateway.store.accounts.keys import Keys
+from lcp_gateway.store.accounts.ledger import Ledger
+from lcp_gateway.store.accounts.topups import Topups
+from lcp_gateway.store.database.engines import Database, open_database
 
 NODE = "03" + "cd" * 32
 
@@ -160,8 +159,8 @@ class Bank:
         """Make an invoice as if it had been made, and could have been paid, so much earlier."""
         from sqlalchemy import update
 
-        from lcp_gateway.store.tables import topups
-        from lcp_gateway.store.times import to_micros
+        from lcp_gateway.store.database.schema import topups
+        from lcp_gateway.store.database.times import to_micros
 
         change = (
             update(topups)

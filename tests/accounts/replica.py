@@ -17,8 +17,8 @@ from lcp_gateway.accounts.shared_answers import RedisAnswers
 from lcp_gateway.app.wiring.shared_results import RequestStates
 from lcp_gateway.purchase.errors import PurchaseError
 from lcp_gateway.purchase.memory import MemoryLimits, Repeat
-from lcp_gateway.store.engine import open_database
-from lcp_gateway.store.journal import StoredJournal
+from lcp_gateway.store.database.engines import open_database
+from lcp_gateway.store.journal.writer import JournalWriter
 from tests.support.shop import Shop, ordered, world
 
 SECRET = b"a secret of this deployment"
@@ -44,7 +44,7 @@ class Market(Shop):
 
 async def replica(where: str, url: str, name: str, how: str) -> None:
     database = await open_database(where)
-    journal = StoredJournal(database, on_problem=lambda problem: print(problem, file=sys.stderr))
+    journal = JournalWriter(database, on_problem=lambda problem: print(problem, file=sys.stderr))
     journal.start()
     shop = Market(expires_in_s=10**9)
     shop.never = how == "never"

@@ -17,12 +17,12 @@ from lcp_gateway.purchase.flow import Buyer
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.routing.standing import StandingRules, Standings
-from lcp_gateway.store.accounts import Accounts
-from lcp_gateway.store.engine import open_database
-from lcp_gateway.store.journal import StoredJournal
-from lcp_gateway.store.ledger import Ledger
-from lcp_gateway.store.queries import Books
-from lcp_gateway.store.records import Filter
+from lcp_gateway.store.accounts.accounts import Accounts
+from lcp_gateway.store.accounts.ledger import Ledger
+from lcp_gateway.store.database.engines import open_database
+from lcp_gateway.store.journal.purchases import PurchaseFilter
+from lcp_gateway.store.journal.queries import Books
+from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import written
 from tests.support.purchases import HASH, NOW, order, quote, result
 
@@ -65,7 +65,7 @@ class Operator:
     async def open(self, where, rules=None):
         self.clock = Clock()
         self.database = await open_database(where)
-        self.journal = StoredJournal(self.database, on_problem=print)
+        self.journal = JournalWriter(self.database, on_problem=print)
         self.journal.refunds = refund_limits(DEFAULTS)
         self.journal.start()
         self.ledger, self.books = Ledger(self.database), Books(self.database)
@@ -112,7 +112,7 @@ class Operator:
         records = []
         after = None
         while True:
-            page = await self.books.page(Filter(), limit=1_000, after=after)
+            page = await self.books.page(PurchaseFilter(), limit=1_000, after=after)
             records += page.purchases
             after = page.after
             if after is None:

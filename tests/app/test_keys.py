@@ -13,7 +13,7 @@ from lcp_gateway.accounts.keys import KeyCache, KeysStale, new_key
 from lcp_gateway.accounts.records import KeyChanges, KeyKind, KeyRecord
 from lcp_gateway.app import keys as app_keys
 from lcp_gateway.app.keys import KeyKeeper
-from lcp_gateway.store.database import DatabaseUnavailable
+from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.telemetry.logs import get_logger
 
 NOW = datetime.now(UTC)

@@ -14,7 +14,7 @@ from lcp_gateway.lightning.lnd import LndBalance, LndInfo
 from lcp_gateway.lightning.payments import LndError
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.routing.standing import StandingRules, Standings
-from lcp_gateway.store.off import JournalOff
+from lcp_gateway.store.journal.writer import NullJournal
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 
@@ -50,7 +50,7 @@ async def watched(node, *, questions, daemon=lambda: DAEMON):
     log = CapturingLogger()
     watch = LndWatch(
         node,
-        Ledgers(JournalOff()),
+        Ledgers(NullJournal()),
         daemon_node_id=daemon,
         standings=Standings(StandingRules()),
         interval_s=30,
@@ -116,7 +116,7 @@ async def test_an_answer_that_cannot_be_understood_ends_neither_the_watch_nor_th
     )
     watch = LndWatch(
         node,
-        Ledgers(JournalOff(), books=books),
+        Ledgers(NullJournal(), books=books),
         daemon_node_id=lambda: DAEMON,
         standings=Standings(StandingRules()),
         interval_s=0.01,

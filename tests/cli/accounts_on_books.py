@@ -5,8 +5,8 @@ import json
 from datetime import UTC, datetime
 
 from lcp_gateway.purchase.journal import Learnt
-from lcp_gateway.store.engine import open_database
-from lcp_gateway.store.journal import StoredJournal
+from lcp_gateway.store.database.engines import open_database
+from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import charged, job
 
 
@@ -30,7 +30,7 @@ def bought(where, account_id, number, *states):
 
     async def write():
         database = await open_database(where)
-        journal = StoredJournal(database, on_problem=print)
+        journal = JournalWriter(database, on_problem=print)
         journal.start()
         await journal.intend(charged(number, account_id))
         for state in states:

@@ -22,7 +22,7 @@ from lcp_gateway.http.gateway.api_limits import ApiLimits
 from lcp_gateway.http.gateway.l402 import L402Routes
 from lcp_gateway.http.gateway.wallet import WalletRoutes
 from lcp_gateway.http.middleware import RequestMiddleware
-from lcp_gateway.store.database import DatabaseUnavailable
+from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 

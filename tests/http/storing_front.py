@@ -27,7 +27,7 @@ from lcp_gateway.http.openai.history import History
 from lcp_gateway.http.openai.response import ChargeReport, ResponseWriter
 from lcp_gateway.http.openai.responses import ResponseRoutes
 from lcp_gateway.purchase.service import Reason
-from lcp_gateway.store.database import DatabaseUnavailable
+from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.stored.keeping import Keeper
 from lcp_gateway.stored.store import Store, StoreLimits
 from lcp_gateway.telemetry.logs import get_logger

@@ -76,7 +76,7 @@ def test_the_wheel_holds_the_whole_package_and_nothing_else(built):
         pytest.skip("this is no git checkout")
     ours = {name for name in contents(built.wheel) if ".dist-info/" not in name}
     assert ours == {name for name in tracked.stdout.split() if (ROOT / name).exists()}
-    assert {"lcp_gateway/py.typed", "lcp_gateway/store/migrations/script.py.mako"} <= ours
+    assert {"lcp_gateway/py.typed", "lcp_gateway/store/database/migrations/script.py.mako"} <= ours
     assert "lcp_gateway/_gen/lcpd/lcpd_pb2.py" in ours
 
 

@@ -21,12 +21,12 @@ from lcp_gateway.purchase.outcome import EndedBy, Received
 from lcp_gateway.purchase.results import ResultStatus, StreamBegin, StreamEnd
 from lcp_gateway.purchase.service import Reason
 from lcp_gateway.purchase.states import State
-from lcp_gateway.store.accounts import Accounts
-from lcp_gateway.store.engine import open_database
-from lcp_gateway.store.journal import StoredJournal
-from lcp_gateway.store.ledger import Ledger
-from lcp_gateway.store.queries import Books
-from lcp_gateway.store.recovery import sweep
+from lcp_gateway.store.accounts.accounts import Accounts
+from lcp_gateway.store.accounts.ledger import Ledger
+from lcp_gateway.store.database.engines import open_database
+from lcp_gateway.store.journal.queries import Books
+from lcp_gateway.store.journal.recovery import sweep
+from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import written
 from tests.support.purchases import NOW, result, stream_events
 from tests.support.shop import NO_REPEAT, ordered, settle, world
@@ -101,7 +101,7 @@ class Endings(RuleBasedStateMachine):
             account = await Accounts(self.database).create("c", actor="t", at=NOW)
             await self.ledger.adjust(account.id, Msat(BALANCE), reason="a", actor="t", at=NOW)
             self.account_id = account.id
-        self.journal = StoredJournal(self.database, on_problem=self._problem)
+        self.journal = JournalWriter(self.database, on_problem=self._problem)
         self.journal.start()
         self.w = world(
             journal=self.journal,

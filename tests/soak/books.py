@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection, text
 
-from lcp_gateway.store.audit import audit
-from lcp_gateway.store.engine import open_database
+from lcp_gateway.store.accounts.ledger import audit
+from lcp_gateway.store.database.engines import open_database
 
 PURCHASES = """
 SELECT job_id, state, account_id, key_id, model, price_msat, fee_cap_msat, fee_msat, charge_msat, request_sha256,

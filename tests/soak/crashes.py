@@ -21,9 +21,9 @@ from pathlib import Path
 
 from lcp_gateway.lightning.lnd import Lnd
 from lcp_gateway.lightning.reconcile import Reconciler, open_payment
-from lcp_gateway.store.engine import open_database
-from lcp_gateway.store.queries import Books as StoredBooks
-from lcp_gateway.store.recovery import resolve
+from lcp_gateway.store.database.engines import open_database
+from lcp_gateway.store.journal.queries import Books as StoredBooks
+from lcp_gateway.store.journal.recovery import resolve
 from tests.soak.books import Books, read_books
 from tests.soak.customers import Accounts, Load, customers
 from tests.soak.lnd import lnd_beside

@@ -8,8 +8,8 @@ from lcp_gateway.purchase.journal import Budget, BudgetExceeded, InsufficientBal
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import State
-from lcp_gateway.store.engine import open_database
-from lcp_gateway.store.journal import StoredJournal
+from lcp_gateway.store.database.engines import open_database
+from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import charged, intent, job, written
 
 
@@ -23,7 +23,7 @@ async def burst(
     clients: int = 16,
 ) -> None:
     database = await open_database(where)
-    journal = StoredJournal(database, on_problem=lambda problem: print(problem, file=sys.stderr))
+    journal = JournalWriter(database, on_problem=lambda problem: print(problem, file=sys.stderr))
     journal.start()
     print(f"owner {database.owner}", flush=True)
     numbers = iter(range(purchases))

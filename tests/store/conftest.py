@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.store.accounts import Accounts
-from lcp_gateway.store.database import Database
-from lcp_gateway.store.engine import open_database
-from lcp_gateway.store.journal import StoredJournal
-from lcp_gateway.store.ledger import Ledger
-from lcp_gateway.store.queries import Books
-from lcp_gateway.store.topups import Topups
+from lcp_gateway.store.accounts.accounts import Accounts
+from lcp_gateway.store.accounts.ledger import Ledger
+from lcp_gateway.store.accounts.topups import Topups
+from lcp_gateway.store.database.engines import Database, open_database
+from lcp_gateway.store.journal.queries import Books
+from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import NOW
 from tests.support.postgres import RunningPostgres, postgres  # noqa: F401 - a fixture
 
@@ -69,8 +68,8 @@ def problems() -> list:
 
 
 @pytest.fixture
-async def journal(database: Database, problems: list) -> AsyncIterator[StoredJournal]:
-    journal = StoredJournal(database, on_problem=problems.append)
+async def journal(database: Database, problems: list) -> AsyncIterator[JournalWriter]:
+    journal = JournalWriter(database, on_problem=problems.append)
     journal.start()
     yield journal
     await journal.close()

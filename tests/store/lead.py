@@ -4,9 +4,8 @@ import asyncio
 import sys
 import time
 
-from lcp_gateway.store.database import DatabaseUnavailable
-from lcp_gateway.store.engine import open_database
-from lcp_gateway.store.leader import Leadership
+from lcp_gateway.store.database.engines import DatabaseUnavailable, open_database
+from lcp_gateway.store.database.leader import Leadership
 
 
 async def lead(where: str) -> None:

@@ -15,8 +15,8 @@ from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import State
 from lcp_gateway.purchase.task import TaskKind
-from lcp_gateway.store.engine import open_database
-from lcp_gateway.store.journal import StoredJournal
+from lcp_gateway.store.database.engines import open_database
+from lcp_gateway.store.journal.writer import JournalWriter
 
 KEY = PrivateKey(b"\x01" * 32)
 PEER = KEY.public_key.format().hex()
@@ -106,7 +106,7 @@ async def write(where: Path | str, *bought: Bought) -> None:
     """Write purchases as a gateway does, and let go of the journal."""
     problems = []
     database = await open_database(where)
-    journal = StoredJournal(database, on_problem=problems.append)
+    journal = JournalWriter(database, on_problem=problems.append)
     journal.start()
     for one in bought:
         await journal.intend(one.intent)

@@ -62,7 +62,7 @@ from lcp_gateway.http.gateway.refunds import RefundRoutes
 from lcp_gateway.http.gateway.wallet import WalletRoutes
 from lcp_gateway.http.openai.response import ChargeReport
 from lcp_gateway.purchase.refunds import RefundDecision
-from lcp_gateway.store.database import Database, DatabaseUnavailable
+from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
 
 _SECRET_BYTES = 32
@@ -192,12 +192,12 @@ async def open_customers(
         LedgerError: something that the settings ask for cannot be had.
     """
     # Imported where they are used: most gateways keep no accounts.
-    from lcp_gateway.store.accounts import Accounts  # noqa: PLC0415 - see above
-    from lcp_gateway.store.admin_log import AdminLog  # noqa: PLC0415 - see above
-    from lcp_gateway.store.keys import Keys  # noqa: PLC0415 - see above
-    from lcp_gateway.store.ledger import Ledger  # noqa: PLC0415 - see above
-    from lcp_gateway.store.refunds import Refunds  # noqa: PLC0415 - see above
-    from lcp_gateway.store.topups import Topups  # noqa: PLC0415 - see above
+    from lcp_gateway.store.accounts.accounts import Accounts  # noqa: PLC0415 - see above
+    from lcp_gateway.store.accounts.admin_log import AdminLog  # noqa: PLC0415 - see above
+    from lcp_gateway.store.accounts.keys import Keys  # noqa: PLC0415 - see above
+    from lcp_gateway.store.accounts.ledger import Ledger  # noqa: PLC0415 - see above
+    from lcp_gateway.store.accounts.refunds import Refunds  # noqa: PLC0415 - see above
+    from lcp_gateway.store.accounts.topups import Topups  # noqa: PLC0415 - see above
 
     database = ledgers.database
     if database is None:
@@ -269,7 +269,7 @@ def _settlements(
     metrics: Metrics,
     log: FilteringBoundLogger,
 ) -> Settlements:
-    from lcp_gateway.store.leader import Leadership  # noqa: PLC0415 - few gateways sell
+    from lcp_gateway.store.database.leader import Leadership  # noqa: PLC0415 - few gateways sell
 
     metrics.settlements_leader(False)
     leadership = Leadership(database, "settlements")

@@ -16,16 +16,19 @@ from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.refunds import NO_LIMITS, Refund, RefundDecision, RefundLimits
 from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.standing import PeerHistory, Standings
-from lcp_gateway.store.background import BackgroundBook
-from lcp_gateway.store.database import Database, DatabaseUnavailable
-from lcp_gateway.store.engine import BadDatabaseUrl, open_database
-from lcp_gateway.store.entries import Problem, ProblemKind
-from lcp_gateway.store.journal import StoredJournal
-from lcp_gateway.store.migrate import TooNew
-from lcp_gateway.store.off import JournalOff
-from lcp_gateway.store.queries import Books
-from lcp_gateway.store.recovery import Swept, sweep
-from lcp_gateway.store.retention import forget_repeat_keys
+from lcp_gateway.store.background_responses import BackgroundRows
+from lcp_gateway.store.database.engines import (
+    BadDatabaseUrl,
+    Database,
+    DatabaseUnavailable,
+    open_database,
+)
+from lcp_gateway.store.database.schema import TooNew
+from lcp_gateway.store.journal.queries import Books
+from lcp_gateway.store.journal.recovery import SweepResult, sweep
+from lcp_gateway.store.journal.retention import forget_repeat_keys
+from lcp_gateway.store.journal.transaction import JournalProblem, JournalProblemKind
+from lcp_gateway.store.journal.writer import JournalWriter, NullJournal
 from lcp_gateway.telemetry.metrics import Metrics
 
 _WATCH_S = 5.0
@@ -40,10 +43,10 @@ _MOST_CHUNKS = 10
 # The rest is a note that came to nothing, such as one about an intent that was taken back.
 _GRAVE = frozenset(
     {
-        ProblemKind.NOTE_LOST,
-        ProblemKind.NOTE_REFUSED,
-        ProblemKind.SWEPT,
-        ProblemKind.UNAVAILABLE,
+        JournalProblemKind.NOTE_LOST,
+        JournalProblemKind.NOTE_REFUSED,
+        JournalProblemKind.SWEPT,
+        JournalProblemKind.UNAVAILABLE,
     }
 )
 
@@ -62,7 +65,7 @@ class Ledgers:
     journal: PurchaseJournal
     books: Books | None = None
     database: Database | None = None
-    stored: StoredJournal | None = None
+    stored: JournalWriter | None = None
     network: str | None = None
     refund_notes: "RefundObserver | None" = None
 
@@ -102,7 +105,7 @@ class Ledgers:
             return None
         # Few ask for one, so what makes it is loaded with the first.
         from lcp_gateway.lightning.receipt import document  # noqa: PLC0415 - see above
-        from lcp_gateway.store.receipts import receipt_of  # noqa: PLC0415 - see above
+        from lcp_gateway.store.journal.receipts import receipt_of  # noqa: PLC0415 - see above
 
         return document(receipt_of(record, await self.books.steps(job_id)))
 
@@ -121,7 +124,7 @@ async def open_ledgers(
     place = journal_place(settings)
     if place is None:
         log.warning("the journal is off: after a crash nobody knows what was paid")
-        yield Ledgers(JournalOff())
+        yield Ledgers(NullJournal())
         return
     try:
         database = await open_database(place)
@@ -129,7 +132,7 @@ async def open_ledgers(
         limits = refund_limits(settings)
         swept = await sweep(database, now, limits)
         # Nobody asks for these any more: what they came to would not be stored either.
-        await BackgroundBook(database).forget_older(now - timedelta(seconds=settings.stored_for_s))
+        await BackgroundRows(database).forget_older(now - timedelta(seconds=settings.stored_for_s))
     except (DatabaseUnavailable, BadDatabaseUrl, TooNew) as error:
         raise WiringError(f"the journal cannot be used: {error}") from error
     if database.replaced is not None:
@@ -137,12 +140,12 @@ async def open_ledgers(
     refunds = RefundObserver(metrics, log)
     record_swept(swept, metrics, refunds, log)
 
-    def report(problem: Problem) -> None:
+    def report(problem: JournalProblem) -> None:
         job_id = problem.job_id.hex() if problem.job_id else ""
         tell = log.error if problem.kind in _GRAVE else log.info
         tell("journal", problem=problem.kind.value, detail=problem.detail, job_id=job_id)
 
-    stored = StoredJournal(
+    stored = JournalWriter(
         database, on_problem=report, on_commit=metrics.journal_commit, on_refund=refunds
     )
     stored.refunds = limits
@@ -185,7 +188,7 @@ class RefundObserver:
 
 
 def record_swept(
-    swept: Swept, metrics: Metrics, refunds: RefundObserver | None, log: FilteringBoundLogger
+    swept: SweepResult, metrics: Metrics, refunds: RefundObserver | None, log: FilteringBoundLogger
 ) -> None:
     """Count and log what a sweep found."""
     if len(swept):
@@ -247,7 +250,7 @@ def book_tasks(
     yield BackgroundTask("books", lambda: _watch_books(books, budgets, metrics))
 
 
-async def _keep_alive(database: Database, stored: StoredJournal, log: FilteringBoundLogger) -> None:
+async def _keep_alive(database: Database, stored: JournalWriter, log: FilteringBoundLogger) -> None:
     """Show other gateways that this one lives, until cancelled: what a dead one has under way they end and refund."""
     while True:
         try:
@@ -263,7 +266,7 @@ async def _keep_alive(database: Database, stored: StoredJournal, log: FilteringB
 async def _sweep(
     ledgers: Ledgers,
     database: Database,
-    stored: StoredJournal,
+    stored: JournalWriter,
     standings: Standings,
     metrics: Metrics,
     log: FilteringBoundLogger,

@@ -17,7 +17,7 @@ from lcp_gateway.http.openai.history import History
 from lcp_gateway.http.openai.input_tokens import InputTokenRoutes
 from lcp_gateway.http.openai.responses import ResponseRoutes
 from lcp_gateway.purchase.service import PurchaseService
-from lcp_gateway.store.background import BackgroundBook
+from lcp_gateway.store.background_responses import BackgroundRows
 from lcp_gateway.stored.estimate import estimate_input_tokens
 from lcp_gateway.stored.items import Item
 from lcp_gateway.stored.keeping import Keeper
@@ -74,7 +74,7 @@ def open_stored_state(
         service=service,
         store=store,
         keeper=keeper,
-        book=BackgroundBook(ledgers.database) if ledgers.database is not None else None,
+        book=BackgroundRows(ledgers.database) if ledgers.database is not None else None,
         is_ending=lambda: jobs.draining,
         on_change=metrics.background_jobs,
         place=lambda owner: api_limits.place(ApiCaller(Group.CUSTOMERS, owner)),

@@ -13,7 +13,7 @@ from lcp_gateway.purchase.memory import MemoryLimits
 from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.purchase.shared import SharedAnswers
 from lcp_gateway.purchase.states import State
-from lcp_gateway.store.database import DatabaseUnavailable
+from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class RequestStates:
         """
         if self._ledgers.database is None:
             return State.UNKNOWN
-        from lcp_gateway.store.bought import state_of_request  # noqa: PLC0415 - asked of the dead only
+        from lcp_gateway.store.journal.recovery import state_of_request  # noqa: PLC0415 - asked of the dead only
 
         try:
             return await state_of_request(self._ledgers.database, key_id, request_id, since)

@@ -23,11 +23,11 @@ from lcp_gateway.cli.books.journal import JOURNAL_SETTINGS, opened_journal
 from lcp_gateway.cli.options import load_settings, setting_flags
 from lcp_gateway.cli.output import RUNTIME_ERROR, USAGE_ERROR, CommandFailed
 from lcp_gateway.config import Settings
-from lcp_gateway.store.accounts import Accounts
-from lcp_gateway.store.admin_log import AdminLog
-from lcp_gateway.store.keys import Keys
-from lcp_gateway.store.ledger import Ledger
-from lcp_gateway.store.topups import Topups
+from lcp_gateway.store.accounts.accounts import Accounts
+from lcp_gateway.store.accounts.admin_log import AdminLog
+from lcp_gateway.store.accounts.keys import Keys
+from lcp_gateway.store.accounts.ledger import Ledger
+from lcp_gateway.store.accounts.topups import Topups
 
 USUAL_LIMIT = 50
 _LAST_NUMBER = 2**63 - 1

@@ -10,9 +10,13 @@ from pathlib import Path
 
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, report
 from lcp_gateway.config import Settings, journal_place, without_password
-from lcp_gateway.store.database import Database, DatabaseUnavailable
-from lcp_gateway.store.engine import BadDatabaseUrl, open_database
-from lcp_gateway.store.migrate import TooNew
+from lcp_gateway.store.database.engines import (
+    BadDatabaseUrl,
+    Database,
+    DatabaseUnavailable,
+    open_database,
+)
+from lcp_gateway.store.database.schema import TooNew
 
 JOURNAL_SETTINGS = ("journal_url", "embedded")
 """The settings that say which journal it is."""

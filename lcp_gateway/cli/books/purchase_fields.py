@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from lcp_gateway.cli.books.journal import format_time
 from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.states import VERDICTS, State
-from lcp_gateway.store.records import PurchaseRecord
+from lcp_gateway.store.journal.purchases import PurchaseRecord
 
 HEADINGS = ("time", "state", "price msat", "fee msat", "model", "peer", "key", "job id")
 FIELDS = (

@@ -58,11 +58,16 @@ from lcp_gateway.config import Settings
 from lcp_gateway.config.derived import state_folder
 from lcp_gateway.purchase.refunds import WORDS, Refund, RefundLimits
 from lcp_gateway.purchase.states import State
-from lcp_gateway.store.queries import Books
-from lcp_gateway.store.records import Cursor, Filter, PurchaseRecord, Step
-from lcp_gateway.store.recovery import NotUnknown, Resolved, resolve
-from lcp_gateway.store.refunds import Refunds
-from lcp_gateway.store.retention import Forgotten, forget
+from lcp_gateway.store.accounts.refunds import Refunds
+from lcp_gateway.store.journal.purchases import (
+    PurchaseCursor,
+    PurchaseFilter,
+    PurchaseRecord,
+    StateChange,
+)
+from lcp_gateway.store.journal.queries import Books
+from lcp_gateway.store.journal.recovery import NotUnknown, Resolved, resolve
+from lcp_gateway.store.journal.retention import Forgotten, forget
 
 _FILE = "resolutions.jsonl"
 
@@ -159,9 +164,9 @@ def _chosen(
         ),
     ] = None,
     until: Annotated[str | None, typer.Option("--until", metavar="WHEN", help="Before.")] = None,
-) -> Filter:
+) -> PurchaseFilter:
     now = datetime.now(UTC)
-    return Filter(
+    return PurchaseFilter(
         states=state or None,
         model=model,
         peer_id=peer.lower() if peer else None,
@@ -211,7 +216,7 @@ _RESOLVED_FROM = frozenset({State.UNKNOWN, State.SETTLED})
 @setting_flags(also=JOURNAL_SETTINGS, groups=())
 @purchase_filter
 def list_purchases(
-    which: Filter,
+    which: PurchaseFilter,
     config: Path | None,
     flags: Mapping[str, object],
     *,
@@ -265,7 +270,7 @@ def show(
 @setting_flags(also=JOURNAL_SETTINGS, groups=())
 @purchase_filter
 def export(
-    which: Filter,
+    which: PurchaseFilter,
     config: Path | None,
     flags: Mapping[str, object],
     *,
@@ -423,7 +428,7 @@ def forget_purchases(
     return 0
 
 
-async def one_purchase(settings: Settings, job_id: str) -> tuple[PurchaseRecord, list[Step]]:
+async def one_purchase(settings: Settings, job_id: str) -> tuple[PurchaseRecord, list[StateChange]]:
     """Read one purchase, by its job id or the beginning of that, and the states that it went through.
 
     Raises:
@@ -439,8 +444,8 @@ async def one_purchase(settings: Settings, job_id: str) -> tuple[PurchaseRecord,
         return found[0], list(await books.steps(found[0].job_id))
 
 
-async def _records(books: Books, which: Filter) -> AsyncIterator[PurchaseRecord]:
-    after: Cursor | None = None
+async def _records(books: Books, which: PurchaseFilter) -> AsyncIterator[PurchaseRecord]:
+    after: PurchaseCursor | None = None
     while True:
         page = await books.page(which, limit=_PAGE, after=after)
         for record in page.purchases:

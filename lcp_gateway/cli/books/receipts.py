@@ -70,7 +70,7 @@ def show(
     from lcp_gateway.cli.books.journal import read_job_prefix, read_only_settings  # noqa: PLC0415 - `verify` needs no database
     from lcp_gateway.cli.books.purchases import one_purchase  # noqa: PLC0415 - as above
     from lcp_gateway.lightning.receipt_form import document  # noqa: PLC0415 - as above
-    from lcp_gateway.store.receipts import receipt_of  # noqa: PLC0415 - as above
+    from lcp_gateway.store.journal.receipts import receipt_of  # noqa: PLC0415 - as above
 
     wanted = read_job_prefix(job_id)
     settings = read_only_settings(load_settings(flags, config).settings)

@@ -21,8 +21,8 @@ from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, print_json, print
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.journal import Period
 from lcp_gateway.purchase.money import Msat, format_sat
-from lcp_gateway.store.queries import Books, Spend
-from lcp_gateway.store.records import Filter
+from lcp_gateway.store.journal.purchases import PurchaseFilter
+from lcp_gateway.store.journal.queries import Books, Spend
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -83,7 +83,7 @@ def spend(
     """Print what was spent, routing fees included: the real ones where they are known, else those reckoned with."""
     time, others = _ways(by or [], period)
     now = datetime.now(UTC)
-    which = Filter(since=read_time(since, now), until=read_time(until, now))
+    which = PurchaseFilter(since=read_time(since, now), until=read_time(until, now))
     settings = read_only_settings(load_settings(flags, config).settings)
     found = asyncio.run(_read(settings, time or Period.MONTH, which))
     names = ([time.value] if time else []) + [way.value for way in others]
@@ -126,7 +126,7 @@ def _ways(by: Sequence[GroupBy], period: Period | None) -> tuple[Period | None, 
     return next(iter(times), None), others
 
 
-async def _read(settings: Settings, period: Period, which: Filter) -> Sequence[Spend]:
+async def _read(settings: Settings, period: Period, which: PurchaseFilter) -> Sequence[Spend]:
     async with opened_journal(settings) as database:
         return await Books(database).spend(period, which)
 

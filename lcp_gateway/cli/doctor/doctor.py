@@ -38,9 +38,9 @@ from lcp_gateway.purchase.money import Msat, format_sat
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.task import Task
 from lcp_gateway.routing.catalog import Catalog, Provider
-from lcp_gateway.store.database import DatabaseUnavailable
-from lcp_gateway.store.queries import Books
-from lcp_gateway.store.tables import HEAD
+from lcp_gateway.store.database.engines import DatabaseUnavailable
+from lcp_gateway.store.database.schema import HEAD
+from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.upstreams.lcpd import LcpdUpstream, UnsupportedVersion
 from lcp_gateway.upstreams.watched import NodeState
 

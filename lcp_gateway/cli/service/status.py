@@ -31,8 +31,8 @@ from lcp_gateway.cli.service.pid_file import Condition, InstanceRecord, PidFile
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.journal import Period
 from lcp_gateway.purchase.money import Msat, format_sat
-from lcp_gateway.store.queries import Books
-from lcp_gateway.store.records import Filter
+from lcp_gateway.store.journal.purchases import PurchaseFilter
+from lcp_gateway.store.journal.queries import Books
 
 _TIMEOUT_S = 5.0
 
@@ -85,7 +85,7 @@ def _settings_of(record: InstanceRecord, environ: Mapping[str, str]) -> Settings
 async def _read(settings: Settings) -> SpentToday:
     midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     async with opened_journal(settings) as database:
-        found = await Books(database).spend(Period.DAY, Filter(since=midnight))
+        found = await Books(database).spend(Period.DAY, PurchaseFilter(since=midnight))
     return SpentToday(
         purchases=sum(item.purchases for item in found),
         settled_msat=sum(item.settled_msat for item in found),

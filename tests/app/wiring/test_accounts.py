@@ -25,8 +25,8 @@ from lcp_gateway.http.authentication import (
     OpenAuthenticator,
     StaticKeyAuthenticator,
 )
-from lcp_gateway.store.database import DatabaseUnavailable
-from lcp_gateway.store.off import JournalOff
+from lcp_gateway.store.database.engines import DatabaseUnavailable
+from lcp_gateway.store.journal.writer import NullJournal
 from lcp_gateway.telemetry.metrics import Metrics
 from tests.accounts.bank import bank, migrated  # noqa: F401 - fixtures
 
@@ -35,7 +35,7 @@ NOW = datetime.now(UTC)
 
 
 def shop(settings: Settings, database=None):
-    ledgers = Ledgers(JournalOff(), database=database)
+    ledgers = Ledgers(NullJournal(), database=database)
     return open_access(settings, ledgers, Metrics(), BackgroundTasks(LOG), LOG)
 
 
@@ -147,7 +147,7 @@ async def test_keys_that_cannot_be_read_keep_the_gateway_from_starting(bank, mon
     async def away(*_):
         raise DatabaseUnavailable("the database is away")
 
-    monkeypatch.setattr("lcp_gateway.store.keys.Keys.load_all", away)
+    monkeypatch.setattr("lcp_gateway.store.accounts.keys.Keys.load_all", away)
     with pytest.raises(WiringError, match="the keys cannot be read: the database is away"):
         async with opened(Settings(auth="accounts"), bank.database):
             pass

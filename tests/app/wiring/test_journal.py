@@ -9,10 +9,9 @@ import structlog
 from lcp_gateway.app.wiring.journal import Ledgers, book_tasks
 from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.standing import StandingRules, Standings
-from lcp_gateway.store.database import DatabaseUnavailable
-from lcp_gateway.store.engine import open_database
-from lcp_gateway.store.journal import StoredJournal
-from lcp_gateway.store.queries import Books
+from lcp_gateway.store.database.engines import DatabaseUnavailable, open_database
+from lcp_gateway.store.journal.queries import Books
+from lcp_gateway.store.journal.writer import JournalWriter
 from lcp_gateway.telemetry.metrics import Metrics
 from tests.store.journals import NOW, PEER, intent, job, written
 
@@ -23,7 +22,7 @@ async def opened(tmp_path):
     where = tmp_path / "journal.db"
     database = await open_database(where)
     dead = await open_database(where)
-    left = StoredJournal(dead, on_problem=print)
+    left = JournalWriter(dead, on_problem=print)
     left.start()
     for number in (1, 2):
         await left.intend(intent(number))
@@ -31,7 +30,7 @@ async def opened(tmp_path):
     await written(left)
     await left.close()
     await dead.close()
-    stored = StoredJournal(database, on_problem=print)
+    stored = JournalWriter(database, on_problem=print)
     stored.start()
     yield Ledgers(stored, Books(database), database, stored)
     await stored.close()

@@ -7,7 +7,7 @@ from lcp_gateway.app.wiring.responses import open_stored_state, purge, store_lim
 from lcp_gateway.config import Settings
 from lcp_gateway.http.gateway.api_limits import ApiLimits
 from lcp_gateway.http.openai.admission import JobsInFlight
-from lcp_gateway.store.off import JournalOff
+from lcp_gateway.store.journal.writer import NullJournal
 from lcp_gateway.stored.items import Item, Kind
 from lcp_gateway.stored.store import StoreLimits
 from lcp_gateway.telemetry.logs import get_logger
@@ -20,7 +20,7 @@ def kept(**settings):
     made = open_stored_state(
         Settings(**settings),
         service=world().service,
-        ledgers=Ledgers(JournalOff()),
+        ledgers=Ledgers(NullJournal()),
         jobs=JobsInFlight(0, metrics),
         metrics=metrics,
         api_limits=ApiLimits(8, 32),

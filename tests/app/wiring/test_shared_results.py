@@ -11,8 +11,8 @@ from lcp_gateway.config import Settings
 from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.ports import start_unsupervised
 from lcp_gateway.purchase.states import State
-from lcp_gateway.store.database import DatabaseUnavailable
-from lcp_gateway.store.off import JournalOff
+from lcp_gateway.store.database.engines import DatabaseUnavailable
+from lcp_gateway.store.journal.writer import NullJournal
 
 NOW = datetime(2026, 11, 21, 12, 30, tzinfo=UTC)
 SECRET = "a-secret-of-this-deployment"
@@ -31,7 +31,7 @@ async def shared(**settings):
     chosen = Settings(**settings)
     sharing = SharedResults(
         chosen.redis_url,
-        Ledgers(JournalOff()),
+        Ledgers(NullJournal()),
         SimpleNamespace(joined=print),
         start_unsupervised,
         log,
@@ -65,7 +65,7 @@ async def test_a_redis_whose_client_is_not_there_is_said_at_the_start(monkeypatc
 
 
 async def test_without_a_journal_nobody_knows_what_a_dead_gateway_paid():
-    assert await RequestStates(Ledgers(JournalOff()))("k", "r", NOW) is State.UNKNOWN
+    assert await RequestStates(Ledgers(NullJournal()))("k", "r", NOW) is State.UNKNOWN
 
 
 async def test_a_journal_that_cannot_be_read_lets_nothing_be_bought():

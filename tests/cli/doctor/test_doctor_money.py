@@ -8,7 +8,7 @@ import pytest
 from lcp_gateway.node.config import NodeConfig
 from lcp_gateway.node.identity import derive_key
 from lcp_gateway.purchase.states import State
-from lcp_gateway.store.tables import HEAD
+from lcp_gateway.store.database.schema import HEAD
 from tests.support.bought import Bought, written
 from tests.support.lnd_standin import LndStandin, channel
 

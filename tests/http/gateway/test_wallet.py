@@ -3,7 +3,7 @@
 import pytest
 
 from lcp_gateway.accounts.wallet import InvoiceNotPaid
-from lcp_gateway.store.database import DatabaseUnavailable
+from lcp_gateway.store.database.engines import DatabaseUnavailable
 from tests.http.front import STATIC_KEY, front
 
 WALLET = "/api/wallet"

@@ -24,9 +24,9 @@ from lcp_gateway.lightning.lnd import Lnd
 from lcp_gateway.lightning.reconcile import Reconciler, open_payment
 from lcp_gateway.node.config import NodeConfig
 from lcp_gateway.node.identity import derive_key
-from lcp_gateway.store.engine import open_database
-from lcp_gateway.store.queries import Books
-from lcp_gateway.store.recovery import resolve
+from lcp_gateway.store.database.engines import open_database
+from lcp_gateway.store.journal.queries import Books
+from lcp_gateway.store.journal.recovery import resolve
 from tests.support.gateway import clean_environment, gateway
 from tests.support.journaled import (
     PAID_STATES,

@@ -1,0 +1,1 @@
+"""Customers, their keys and their money, as the database keeps them."""

@@ -1,0 +1,158 @@
+"""Customers' money within one transaction: what is held, taken and given back, and the entries that say so.
+
+The ledger is double entry: every movement is one entry in the customer's book and its opposite in one of the operator's.
+A row of ``balances`` carries the sum of a customer's entries, and what is held of it, so that one locked row tells what
+can be spent; the audit proves it equal to the entries.
+"""
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import BindParameter, Connection, Select, bindparam, insert, select, update
+
+from lcp_gateway.accounts.records import Balance, Cause
+from lcp_gateway.purchase.money import LARGEST_MSAT, Msat
+from lcp_gateway.store.database.schema import balances, ledger_entries
+from lcp_gateway.store.database.statements import execute_in, execute_many
+
+LIGHTNING = "lightning"
+"""What came in, counted negative: it is where customers' money is from."""
+REVENUE = "revenue"
+ADJUSTMENTS = "adjustments"
+_CUSTOMER = "customer:"
+
+LARGEST_AMOUNT = LARGEST_MSAT
+
+_OPPOSITES = {
+    Cause.TOPUP: LIGHTNING,
+    Cause.PURCHASE: REVENUE,
+    Cause.REFUND: REVENUE,
+    Cause.ADJUSTMENT: ADJUSTMENTS,
+}
+
+
+def book_of(account_id: str) -> str:
+    """Give the book of a customer."""
+    return f"{_CUSTOMER}{account_id}"
+
+
+def account_of(book: str) -> str | None:
+    """Give the account that a book is of; None for the operator's."""
+    return book.removeprefix(_CUSTOMER) if book.startswith(_CUSTOMER) else None
+
+
+def _lock(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[Any, ...]]:
+    (account_ids,) = parameters
+    return (
+        select(balances.c.account_id, balances.c.balance_msat, balances.c.held_msat)
+        .where(balances.c.account_id.in_(account_ids))
+        # Always in the same order, or two gateways would wait for each other.
+        .order_by(balances.c.account_id)
+        .with_for_update()
+    )
+
+
+_ADD = (
+    update(balances)
+    .where(balances.c.account_id == bindparam("of_account"))
+    .values(
+        balance_msat=balances.c.balance_msat + bindparam("more_msat"),
+        held_msat=balances.c.held_msat + bindparam("more_held_msat"),
+    )
+)
+# Inline: nobody asks for the numbers that the rows get.
+_INSERT = insert(ledger_entries).inline()
+
+
+@dataclass(slots=True)
+class _Change:
+    """What one transaction changes of one account."""
+
+    balance_msat: int = 0
+    held_msat: int = 0
+
+
+class Balances:
+    """The balances that one transaction touches: locked, read, added to, and written back at its end."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Balance] = {}
+        self._changes: dict[str, _Change] = {}
+        self._entries: list[dict[str, object]] = []
+
+    def lock(self, connection: Connection, also: Iterable[str] = ()) -> None:
+        """Lock and read the balances of what was changed so far, and of the accounts of ``also``."""
+        wanted = {*self._changes, *also}
+        if wanted:
+            found = execute_in(connection, _lock, sorted(wanted))
+            self._found = {
+                account_id: Balance(Msat(balance_msat), Msat(held_msat))
+                for account_id, balance_msat, held_msat in found
+            }
+
+    def get(self, account_id: str) -> Balance | None:
+        """Give a locked balance with what this transaction changes; None where there is no such account."""
+        found = self._found.get(account_id)
+        if found is None:
+            return None
+        change = self._changes.get(account_id, _Change())
+        return Balance(
+            Msat(found.balance_msat + change.balance_msat), Msat(found.held_msat + change.held_msat)
+        )
+
+    def available_msat(self, account_id: str) -> Msat:
+        """Give what can be spent; nothing where there is no such account."""
+        found = self.get(account_id)
+        return Msat(0) if found is None else found.available_msat
+
+    def hold(self, account_id: str, amount_msat: int) -> None:
+        """Hold more, or less where it is negative."""
+        self._of(account_id).held_msat += amount_msat
+
+    def move(
+        self, account_id: str, amount_msat: int, cause: Cause, cause_id: str, at_micros: int
+    ) -> None:
+        """Give the customer an amount, or take it where it is negative; a movement of nothing leaves no entry."""
+        if not amount_msat:
+            return
+        self._of(account_id).balance_msat += amount_msat
+        tx = secrets.randbits(63)
+        self._entries += (
+            {
+                "tx": tx,
+                "at": at_micros,
+                "book": book,
+                "amount_msat": amount,
+                "cause": cause.value,
+                "cause_id": cause_id,
+            }
+            for book, amount in (
+                (book_of(account_id), amount_msat),
+                (_OPPOSITES[cause], -amount_msat),
+            )
+        )
+
+    def write(self, connection: Connection) -> None:
+        """Write what was changed.
+
+        Raises:
+            IntegrityError: a cause was counted before, or a balance would be below what is held: nothing is to remain.
+        """
+        changes = [
+            {
+                "of_account": account_id,
+                "more_msat": change.balance_msat,
+                "more_held_msat": change.held_msat,
+            }
+            for account_id, change in sorted(self._changes.items())
+            if change.balance_msat or change.held_msat
+        ]
+        if changes:
+            execute_many(connection, _ADD, changes)
+        if self._entries:
+            execute_many(connection, _INSERT, self._entries)
+
+    def _of(self, account_id: str) -> _Change:
+        return self._changes.setdefault(account_id, _Change())

@@ -1,0 +1,362 @@
+"""The tables: purchases, the states they went through, what is counted against budgets; customers with their money; and jobs in the background.
+
+Amounts are millisatoshi, hashes are 32 bytes, times are microseconds since 1970 in UTC (``times``). No column can hold
+a prompt or an output, and none a key.
+
+A transaction that locks rows of several tables takes them in this order, or two gateways would wait for each other:
+purchases, budget_spend (the counters of refunds first), accounts, the number of changes of keys, keys, topups, balances,
+how far settlements were followed; and the rows of one table in the order of their keys.
+"""
+
+import re
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Connection,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    bindparam,
+    column,
+    inspect,
+    select,
+    table,
+    text,
+)
+
+from lcp_gateway.purchase.states import State
+
+HEAD = "0006"
+"""The newest migration: what ``alembic_version`` holds when the tables are as below."""
+
+OPEN_STATES = (State.PAYING, State.UNKNOWN)
+"""States in which it is not known whether money moved."""
+
+_IS_OPEN = text("state IN ('paying', 'unknown')")
+HAS_NO_FEE = text(
+    "kind = 'lcp' AND fee_msat IS NULL AND payment_hash IS NOT NULL"
+    " AND state IN ('settled', 'delivered', 'undelivered')"
+)
+"""What holds of a purchase that was paid and whose fee lnd has not told yet; as the index has it, so that it is used."""
+_SETTLED = text("state = 'settled'")
+_HAS_REFUND = text("refund IS NOT NULL")
+_OPEN_TOPUP = text("state = 'open'")
+_HAS_REPEAT_KEY = text("repeat_key IS NOT NULL")
+# The only kind of key that SQLite counts up by itself.
+_NUMBER = BigInteger().with_variant(Integer, "sqlite")
+
+metadata = MetaData()
+
+purchases = Table(
+    "purchases",
+    metadata,
+    # The primary key is the last guard against paying twice: the database takes one intent for a job, ever.
+    Column("job_id", LargeBinary(32), primary_key=True),
+    Column("payment_hash", LargeBinary(32), index=True),
+    Column("state", Text, nullable=False),
+    # Where it was bought: a value of ``Source``.
+    Column("kind", Text, nullable=False),
+    Column("task_kind", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("peer_id", Text, nullable=False),
+    Column("upstream", Text, nullable=False),
+    Column("key_id", Text, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("price_msat", BigInteger, nullable=False),
+    Column("fee_cap_msat", BigInteger, nullable=False),
+    Column("fee_msat", BigInteger),
+    Column("runner_up_msat", BigInteger),
+    Column("terms_hash", LargeBinary(32), nullable=False),
+    Column("payment_request", Text, nullable=False),
+    Column("protocol_version", Integer, nullable=False),
+    Column("request_sha256", LargeBinary(32), nullable=False),
+    Column("request_bytes", BigInteger, nullable=False),
+    Column("stream", Boolean, nullable=False),
+    Column("result_sha256", LargeBinary(32)),
+    Column("result_bytes", BigInteger),
+    Column("preimage", LargeBinary(32)),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("paying_at", BigInteger, nullable=False),
+    Column("ended_at", BigInteger),
+    Column("updated_at", BigInteger, nullable=False),
+    # The process that wrote the intent, and its own number for it: together they tell one intent from every other.
+    Column("owner", Text, nullable=False),
+    Column("intent_no", BigInteger, nullable=False),
+    # Whose balance is charged, and how: together null where no customer is. The row says it, not a setting, because
+    # whoever ends the purchase may be another process with other settings.
+    Column("account_id", Text),
+    # What is held while the purchase is open, and taken from when it is settled; lowered with the price.
+    Column("charge_msat", BigInteger),
+    Column("markup_ppm", BigInteger),
+    Column("markup_msat", BigInteger),
+    Column("refund_undelivered", Boolean),
+    # How a paid purchase ended without a whole result: values of ``EndedBy`` and ``Received``.
+    Column("ended_by", Text),
+    Column("received", Text),
+    # What became of a charge that was to be given back: a value of ``Refund``.
+    Column("refund", Text),
+    # What a repeat of the request is recognised by: see ``purchase/repeat_identity``. The key is a keyed hash, unique
+    # until ``repeat_until``, and null again once the purchase is known not to be paid.
+    Column("repeat_key", LargeBinary(32)),
+    Column("repeat_body", LargeBinary(32)),
+    Column("repeat_until", BigInteger),
+    Index(
+        "uq_purchases_repeat_key",
+        "repeat_key",
+        unique=True,
+        sqlite_where=_HAS_REPEAT_KEY,
+        postgresql_where=_HAS_REPEAT_KEY,
+    ),
+    # With the body's hash, so that the first try of a retry is found without reading the rows.
+    Index("ix_purchases_paying_at", "paying_at", "job_id", "repeat_body"),
+    Index(
+        "ix_purchases_open", "state", "paying_at", sqlite_where=_IS_OPEN, postgresql_where=_IS_OPEN
+    ),
+    Index(
+        "ix_purchases_no_fee",
+        "updated_at",
+        "job_id",
+        sqlite_where=HAS_NO_FEE,
+        postgresql_where=HAS_NO_FEE,
+    ),
+    Index("ix_purchases_settled", "owner", sqlite_where=_SETTLED, postgresql_where=_SETTLED),
+    Index(
+        "ix_purchases_refund",
+        "account_id",
+        "paying_at",
+        sqlite_where=_HAS_REFUND,
+        postgresql_where=_HAS_REFUND,
+    ),
+)
+
+purchase_states = Table(
+    "purchase_states",
+    metadata,
+    Column(
+        "job_id",
+        LargeBinary(32),
+        ForeignKey("purchases.job_id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    # No state can be entered twice, so the state itself completes the key.
+    Column("state", Text, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+budget_spend = Table(
+    "budget_spend",
+    metadata,
+    # '' for the whole gateway, 'key:<id>' for one credential.
+    Column("scope", Text, primary_key=True),
+    Column("starts_at", BigInteger, primary_key=True, autoincrement=False),
+    Column("period", Text, primary_key=True),
+    Column("spent_msat", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("deleted_at", BigInteger),
+    Index("ix_accounts_created_at", "created_at", "id"),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account_id", Text, ForeignKey("accounts.id"), nullable=False, index=True),
+    Column("hash", LargeBinary(32), nullable=False, unique=True),
+    Column("prefix", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    # Lists of words as JSON.
+    Column("scopes", Text, nullable=False),
+    Column("models", Text, nullable=False),
+    Column("max_price_msat", BigInteger, nullable=False),
+    Column("requests_per_minute", BigInteger, nullable=False),
+    Column("tokens_per_minute", BigInteger, nullable=False),
+    Column("budget_hour_msat", BigInteger, nullable=False),
+    Column("budget_day_msat", BigInteger, nullable=False),
+    Column("budget_month_msat", BigInteger, nullable=False),
+    Column("concurrent_jobs", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+    # Counted over all keys: whoever has seen one number asks for what is above it.
+    Column("change", BigInteger, nullable=False, index=True),
+)
+
+balances = Table(
+    "balances",
+    metadata,
+    Column("account_id", Text, ForeignKey("accounts.id"), primary_key=True),
+    Column("balance_msat", BigInteger, nullable=False),
+    Column("held_msat", BigInteger, nullable=False),
+    # The last guard against spending what is not there.
+    CheckConstraint("held_msat >= 0", name="ck_balances_held"),
+    CheckConstraint("balance_msat >= held_msat", name="ck_balances_available"),
+)
+
+ledger_entries = Table(
+    "ledger_entries",
+    metadata,
+    Column("id", _NUMBER, primary_key=True),
+    # The entries of one movement, which sum to zero.
+    Column("tx", BigInteger, nullable=False),
+    Column("at", BigInteger, nullable=False),
+    # 'customer:<account id>', or one of the operator's.
+    Column("book", Text, nullable=False),
+    Column("amount_msat", BigInteger, nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("cause_id", Text, nullable=False),
+    # The last guard against counting something twice.
+    UniqueConstraint("cause", "cause_id", "book", name="uq_ledger_entries_cause"),
+    Index("ix_ledger_entries_book", "book", "id"),
+)
+
+topups = Table(
+    "topups",
+    metadata,
+    Column("id", Text, primary_key=True),
+    # Not a foreign key: what is paid for with L402 makes its account when it is settled.
+    Column("account_id", Text, nullable=False),
+    Column("payment_hash", LargeBinary(32), nullable=False, unique=True),
+    Column("amount_msat", BigInteger, nullable=False),
+    Column("payment_request", Text, nullable=False),
+    Column("memo", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("settled_at", BigInteger),
+    Column("settle_index", BigInteger),
+    Column("received_msat", BigInteger),
+    Index("ix_topups_account", "account_id", "created_at", "id"),
+    Index("ix_topups_open", "expires_at", sqlite_where=_OPEN_TOPUP, postgresql_where=_OPEN_TOPUP),
+)
+
+watch_state = Table(
+    "watch_state",
+    metadata,
+    # 'settled:<node id>' for the last settlement that was followed, 'payments:<node id>' for the last payment whose fee
+    # was learnt, 'keys' for the last change of a key.
+    Column("name", Text, primary_key=True),
+    Column("position", BigInteger, nullable=False),
+)
+
+admin_log = Table(
+    "admin_log",
+    metadata,
+    Column("id", _NUMBER, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    # A JSON object.
+    Column("detail", Text, nullable=False),
+    Index("ix_admin_log_at", "at", "id"),
+)
+
+background_jobs = Table(
+    "background_jobs",
+    metadata,
+    # What the client polls, and the request id of the purchase; nothing of what was asked.
+    Column("id", Text, primary_key=True),
+    Column("key_id", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    # The process that works on it: a row of one that has ended tells of a job that was cut.
+    Column("owner", Text, nullable=False),
+    Index("ix_background_jobs_created_at", "created_at"),
+)
+
+journal_identity = Table(
+    "journal_identity",
+    metadata,
+    # 'id': 16 random bytes that tell this journal from every other. 'secret': what repeat keys are hashed with, where
+    # it cannot be kept in a file beside the journal.
+    Column("name", Text, primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+APPEND_ONLY = ("ledger_entries", "admin_log")
+"""Tables whose rows the database lets nobody change or delete."""
+
+
+_VERSIONS = select(column("version_num", Text)).select_from(table("alembic_version"))
+_A_STEP = re.compile(r"\d{4}")
+
+
+class TooNew(RuntimeError):
+    """The database was written by a newer gateway, whose tables this one does not understand."""
+
+    def __init__(self, found: str) -> None:
+        super().__init__(
+            f"the journal's tables are of version {found}, this gateway knows {HEAD}: "
+            "run the newer gateway, or point this one at another journal"
+        )
+
+
+def is_current(connection: Connection) -> bool:
+    """Tell whether there is nothing to do. Imports no Alembic, which takes longer than the rest of the start.
+
+    Raises:
+        TooNew: the tables are of a version that this program does not know.
+    """
+    if not inspect(connection).has_table("alembic_version"):
+        return False
+    found = connection.execute(_VERSIONS).scalar()
+    if found is None or found == HEAD:
+        return found == HEAD
+    if not _A_STEP.fullmatch(found) or found > HEAD:
+        raise TooNew(found)
+    return False
+
+
+def migrate(connection: Connection) -> None:
+    """Apply the missing steps in the transaction that is open; the caller keeps other processes out meanwhile.
+
+    Raises:
+        TooNew: the tables are of a version that this program does not know.
+    """
+    if is_current(connection):
+        return
+    from alembic import command  # noqa: PLC0415 - costs half a second, and is hardly ever needed
+    from alembic.config import Config  # noqa: PLC0415 - the same
+
+    config = Config()
+    config.set_main_option("script_location", "lcp_gateway.store.database:migrations")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+_VALUE = select(journal_identity.c.value).where(journal_identity.c.name == bindparam("of_name"))
+
+
+def journal_id(connection: Connection) -> bytes:
+    """Return the id of the journal."""
+    return _value(connection, "id")
+
+
+def repeat_secret(connection: Connection) -> bytes:
+    """Return the secret that the gateways on one server hash repeat keys with."""
+    return _value(connection, "secret")
+
+
+def _value(connection: Connection, name: str) -> bytes:
+    value: bytes = connection.execute(_VALUE, {"of_name": name}).scalar_one()
+    return value

@@ -1,0 +1,150 @@
+"""A purchase as it stands in the books, and what one may ask for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import RowMapping
+
+from lcp_gateway.purchase.journal import Charge
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.outcome import RULINGS, EndedBy, Received
+from lcp_gateway.purchase.refunds import Refund
+from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.store.database.times import from_micros
+
+_NOT_SHOWN = ("intent_no", "repeat_key", "repeat_body", "repeat_until")
+"""Columns that serve the journal itself."""
+_CHARGE_COLUMNS = ("account_id", "charge_msat", "markup_ppm", "markup_msat", "refund_undelivered")
+
+
+@dataclass(frozen=True, slots=True)
+class PurchaseRecord:
+    """One purchase. Hashes are 32 bytes, times aware UTC; None means not known, or not yet.
+
+    ``kind`` is a value of ``Source``: ``lcp`` for what was bought from a Lightning peer, ``node`` for what a virtual node
+    did, of which there is no invoice. ``paying_at`` is the time of the intent. ``charge`` is None where no customer was
+    charged; its amount is what is held while the purchase is open, and once it is settled, what was taken. ``ended_by``
+    and ``received`` tell how a paid purchase ended without a whole result, ``refund`` what became of its charge.
+    """
+
+    job_id: bytes
+    payment_hash: bytes | None
+    state: State
+    kind: str
+    task_kind: TaskKind
+    model: str
+    peer_id: str
+    upstream: str
+    key_id: str
+    request_id: str
+    price_msat: Msat
+    fee_cap_msat: Msat
+    fee_msat: Msat | None
+    runner_up_msat: Msat | None
+    terms_hash: bytes
+    payment_request: str
+    protocol_version: int
+    request_sha256: bytes
+    request_bytes: int
+    stream: bool
+    result_sha256: bytes | None
+    result_bytes: int | None
+    preimage: bytes | None
+    expires_at: datetime
+    paying_at: datetime
+    ended_at: datetime | None
+    updated_at: datetime
+    owner: str
+    charge: Charge | None = None
+    ended_by: EndedBy | None = None
+    received: Received | None = None
+    refund: Refund | None = None
+
+    @property
+    def blames_provider(self) -> bool:
+        """Whether it counts as lost to its provider; so it does where nothing is known of how it ended."""
+        if self.state is not State.UNDELIVERED:
+            return False
+        if self.ended_by is None or self.received is None:
+            return True
+        return RULINGS[self.received][self.ended_by].blames_provider
+
+    @property
+    def charged_msat(self) -> Msat:
+        """What the customer has paid for it in the end: nothing while it is open, was not paid, or was given back."""
+        if self.charge is None or self.state in {State.PAYING, State.UNKNOWN, State.NOT_PAID}:
+            return Msat(0)
+        if self.state is State.UNDELIVERED and self.charge.refund_undelivered:
+            return Msat(0)
+        return self.charge.amount_msat
+
+    @property
+    def cost_msat(self) -> Msat:
+        """Price and fee: the real one where it is known, else what is reckoned with. Not what was paid, if nothing was."""
+        fee_msat = self.fee_cap_msat if self.fee_msat is None else self.fee_msat
+        return Msat(self.price_msat + fee_msat)
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """A state and when it was entered."""
+
+    state: State
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PurchaseCursor:
+    """A place in the list of purchases: just after this one."""
+
+    paying_at: datetime
+    job_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PurchaseFilter:
+    """Which purchases; None does not restrict. ``since`` is included, ``until`` is not; both go by ``paying_at``."""
+
+    states: Sequence[State] | None = None
+    model: str | None = None
+    peer_id: str | None = None
+    key_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    refunds: Sequence[Refund] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PurchasePage:
+    """Some purchases, the newest first; ``after`` asks for those that follow, and is None at the end."""
+
+    purchases: Sequence[PurchaseRecord]
+    after: PurchaseCursor | None
+
+
+def record_of(row: RowMapping) -> PurchaseRecord:
+    """Read a row of the table."""
+    values: dict[str, Any] = dict(row)
+    for name in _NOT_SHOWN:
+        del values[name]
+    account_id, charge_msat, ppm, fixed_msat, refund_undelivered = map(values.pop, _CHARGE_COLUMNS)
+    charge = None
+    if account_id is not None:
+        charge = Charge(account_id, charge_msat, Markup(ppm, fixed_msat), refund_undelivered)
+    ended_at = values["ended_at"]
+    for name, kind in (("ended_by", EndedBy), ("received", Received), ("refund", Refund)):
+        values[name] = None if values[name] is None else kind(values[name])
+    values.update(
+        state=State(values["state"]),
+        task_kind=TaskKind(values["task_kind"]),
+        expires_at=from_micros(values["expires_at"]),
+        paying_at=from_micros(values["paying_at"]),
+        ended_at=None if ended_at is None else from_micros(ended_at),
+        updated_at=from_micros(values["updated_at"]),
+        charge=charge,
+    )
+    return PurchaseRecord(**values)

@@ -1,0 +1,384 @@
+"""The books: what was bought, what it cost, what is still open. Reads only."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    case,
+    func,
+    not_,
+    or_,
+    select,
+)
+
+from lcp_gateway.purchase.journal import Budget, Period
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.outcome import RULINGS
+from lcp_gateway.purchase.refunds import Refund
+from lcp_gateway.purchase.states import State
+from lcp_gateway.store.database.engines import Database
+from lcp_gateway.store.database.schema import OPEN_STATES, budget_spend, purchase_states, purchases
+from lcp_gateway.store.database.times import (
+    MICROS_PER_DAY,
+    MICROS_PER_HOUR,
+    from_micros,
+    next_period_start,
+    period_start,
+    to_micros,
+)
+from lcp_gateway.store.journal.budgets import counter_of
+from lcp_gateway.store.journal.purchases import (
+    PurchaseCursor,
+    PurchaseFilter,
+    PurchasePage,
+    PurchaseRecord,
+    StateChange,
+    record_of,
+)
+
+_MOST = 1_000
+_JOB_DIGITS = 64
+_OPEN = tuple(state.value for state in OPEN_STATES)
+_ORDER = (
+    State.PAYING,
+    State.UNKNOWN,
+    State.NOT_PAID,
+    State.SETTLED,
+    State.DELIVERED,
+    State.UNDELIVERED,
+)
+"""The order in which a purchase enters its states: times may be equal, or of two machines."""
+
+_IS_LOST = and_(
+    purchases.c.state == State.UNDELIVERED.value,
+    # Where nothing is known of its end, it counts.
+    not_(
+        or_(
+            *(
+                and_(
+                    func.coalesce(purchases.c.received, "") == received.value,
+                    func.coalesce(purchases.c.ended_by, "") == ended_by.value,
+                )
+                for received, row in RULINGS.items()
+                for ended_by, ruling in row.items()
+                if not ruling.blames_provider
+            )
+        )
+    ),
+)
+_COST = purchases.c.price_msat + func.coalesce(purchases.c.fee_msat, purchases.c.fee_cap_msat)
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """What was spent in one period on one model of one peer with one key.
+
+    ``settled_msat`` is certain, ``unknown_msat`` may turn out not to have been paid; both hold fees, the reckoned ones
+    where the real ones are not known. ``undelivered_msat`` is the part of ``settled_msat`` that brought no result.
+    """
+
+    starts_at: datetime
+    model: str
+    peer_id: str
+    key_id: str
+    purchases: int
+    settled_msat: Msat
+    unknown_msat: Msat
+    undelivered_msat: Msat
+
+
+@dataclass(frozen=True, slots=True)
+class Outstanding:
+    """What is open: not known to be paid and not known not to be. ``oldest_at`` is the oldest unknown's time."""
+
+    unknown: int
+    unknown_msat: Msat
+    oldest_at: datetime | None
+    paying: int
+    paying_msat: Msat
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTotals:
+    """How a peer has done: counts and msat of what was delivered, and of what was paid for and was not.
+
+    ``lost_msat`` is the part of ``undelivered_msat`` that the peer answers for.
+    """
+
+    peer_id: str
+    delivered: int
+    delivered_msat: Msat
+    undelivered: int
+    undelivered_msat: Msat
+    not_paid: int
+    unknown: int
+    unknown_msat: Msat
+    lost_msat: Msat
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetState:
+    """A budget in its present period, which ends at ``ends_at``."""
+
+    budget: Budget
+    spent_msat: Msat
+    left_msat: Msat
+    ends_at: datetime
+
+
+class Books:
+    """Answers questions about the journal.
+
+    Every method reads one consistent view of what is durable, and raises ``DatabaseUnavailable``.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def purchase(self, job_id: bytes) -> PurchaseRecord | None:
+        """Give one purchase, or None."""
+        found = await self._records(select(purchases).where(purchases.c.job_id == job_id))
+        return found[0] if found else None
+
+    async def beginning_with(self, prefix: str) -> Sequence[PurchaseRecord]:
+        """Give purchases whose job id begins with these hexadecimal digits; two where there are more."""
+        least, most = (bytes.fromhex(prefix.ljust(_JOB_DIGITS, filling)) for filling in "0f")
+        return await self._records(
+            select(purchases)
+            .where(purchases.c.job_id >= least, purchases.c.job_id <= most)
+            .limit(2)
+        )
+
+    async def by_payment_hash(self, payment_hash: bytes) -> Sequence[PurchaseRecord]:
+        """Give the purchases that pay an invoice of this hash: one, unless a peer hands out the same hash twice."""
+        return await self._records(
+            select(purchases).where(purchases.c.payment_hash == payment_hash).limit(_MOST)
+        )
+
+    async def steps(self, job_id: bytes) -> Sequence[StateChange]:
+        """Give the states that a purchase went through, in order."""
+
+        def work(connection: Connection) -> list[StateChange]:
+            found = connection.execute(
+                select(purchase_states.c.state, purchase_states.c.at).where(
+                    purchase_states.c.job_id == job_id
+                )
+            )
+            steps = [StateChange(State(state), from_micros(at)) for state, at in found]
+            return sorted(steps, key=lambda step: _ORDER.index(step.state))
+
+        return await self._database.read(work)
+
+    async def page(
+        self, which: PurchaseFilter, *, limit: int = 100, after: PurchaseCursor | None = None
+    ) -> PurchasePage:
+        """Give purchases, the newest first, at most 1,000 at a time."""
+        limit = max(1, min(limit, _MOST))
+        query = select(purchases).where(*_conditions(which))
+        if after is not None:
+            at = to_micros(after.paying_at)
+            query = query.where(
+                or_(
+                    purchases.c.paying_at < at,
+                    and_(purchases.c.paying_at == at, purchases.c.job_id < after.job_id),
+                )
+            )
+        query = query.order_by(purchases.c.paying_at.desc(), purchases.c.job_id.desc())
+        found = await self._records(query.limit(limit + 1))
+        if len(found) <= limit:
+            return PurchasePage(found, None)
+        last = found[limit - 1]
+        return PurchasePage(found[:limit], PurchaseCursor(last.paying_at, last.job_id))
+
+    async def unknowns(self, *, limit: int = 100) -> Sequence[PurchaseRecord]:
+        """Give what is unknown, the oldest first."""
+        return await self._records(
+            select(purchases)
+            .where(purchases.c.state == State.UNKNOWN.value)
+            .order_by(purchases.c.paying_at, purchases.c.job_id)
+            .limit(limit)
+        )
+
+    async def spend(self, period: Period, which: PurchaseFilter) -> Sequence[Spend]:
+        """Give what was spent by period, model, peer and key, the oldest period first. What was not paid is left out."""
+        # Months differ in length, which no two databases reckon alike: they are added up from days.
+        slot = MICROS_PER_HOUR if period is Period.HOUR else MICROS_PER_DAY
+        starts = (purchases.c.paying_at - purchases.c.paying_at % slot).label("starts")
+        keys = (starts, purchases.c.model, purchases.c.peer_id, purchases.c.key_id)
+        is_open = purchases.c.state.in_(_OPEN)
+        undelivered = purchases.c.state == State.UNDELIVERED.value
+        query = (
+            select(
+                *keys,
+                func.count(),
+                _sum_where(~is_open),
+                _sum_where(is_open),
+                _sum_where(undelivered),
+            )
+            .where(*_conditions(which), purchases.c.state != State.NOT_PAID.value)
+            .group_by(*keys)
+        )
+
+        def work(connection: Connection) -> list[Spend]:
+            sums: dict[tuple[int, str, str, str], list[int]] = {}
+            for start, model, peer_id, key_id, *numbers in connection.execute(query):
+                key = (int(period_start(period, start)), model, peer_id, key_id)
+                total = sums.setdefault(key, [0] * len(numbers))
+                # Sums of 64-bit numbers come as decimals from PostgreSQL.
+                total[:] = (had + int(more) for had, more in zip(total, numbers, strict=True))
+            return list(_spends(sums))
+
+        return await self._database.read(work)
+
+    async def outstanding(self) -> Outstanding:
+        """Give what is open, in numbers."""
+        query = (
+            select(
+                purchases.c.state,
+                func.count(),
+                func.sum(_COST),
+                func.min(purchases.c.paying_at),
+            )
+            .where(purchases.c.state.in_(_OPEN))
+            .group_by(purchases.c.state)
+        )
+
+        def work(connection: Connection) -> Outstanding:
+            rows = {state: rest for state, *rest in connection.execute(query)}
+            unknown, unknown_msat, oldest = rows.get(State.UNKNOWN.value, (0, 0, None))
+            paying, paying_msat, _ = rows.get(State.PAYING.value, (0, 0, None))
+            return Outstanding(
+                unknown,
+                Msat(int(unknown_msat)),
+                None if oldest is None else from_micros(oldest),
+                paying,
+                Msat(int(paying_msat)),
+            )
+
+        return await self._database.read(work)
+
+    async def peers(self, *, since: datetime | None = None) -> Sequence[PeerTotals]:
+        """Give how each peer has done, by its id. A settled purchase without a word on its delivery is in neither."""
+        states = (State.DELIVERED, State.UNDELIVERED, State.NOT_PAID, State.UNKNOWN)
+        columns = [
+            column
+            for state in states
+            for column in (
+                func.count(case((purchases.c.state == state.value, 1))),
+                _sum_where(purchases.c.state == state.value),
+            )
+        ]
+        columns.append(_sum_where(_IS_LOST))
+        query = (
+            select(purchases.c.peer_id, *columns)
+            .where(*_conditions(PurchaseFilter(since=since)))
+            .group_by(purchases.c.peer_id)
+            .order_by(purchases.c.peer_id)
+        )
+
+        def work(connection: Connection) -> list[PeerTotals]:
+            totals = []
+            for peer_id, *numbers in connection.execute(query):
+                delivered, delivered_msat, failed, failed_msat, *rest = map(int, numbers)
+                not_paid, _, unknown, open_msat, lost_msat = rest
+                totals.append(
+                    PeerTotals(
+                        peer_id,
+                        delivered,
+                        Msat(delivered_msat),
+                        failed,
+                        Msat(failed_msat),
+                        not_paid,
+                        unknown,
+                        Msat(open_msat),
+                        Msat(lost_msat),
+                    )
+                )
+            return totals
+
+        return await self._database.read(work)
+
+    async def withheld(self) -> tuple[int, Msat]:
+        """Return how many charges wait for the operator's decision, and what they come to."""
+        query = select(func.count(), func.coalesce(func.sum(purchases.c.charge_msat), 0)).where(
+            purchases.c.refund.is_not(None), purchases.c.refund == Refund.WITHHELD.value
+        )
+
+        def work(connection: Connection) -> tuple[int, Msat]:
+            count, amount_msat = connection.execute(query).one()
+            return count, Msat(int(amount_msat))
+
+        return await self._database.read(work)
+
+    async def budgets(self, budgets: Sequence[Budget], at: datetime) -> Sequence[BudgetState]:
+        """Give what is spent and left of each budget at a time, in the order asked."""
+        micros = to_micros(at)
+
+        def work(connection: Connection) -> list[BudgetState]:
+            return [_budget_state(connection, budget, micros) for budget in budgets]
+
+        return await self._database.read(work)
+
+    async def _records(self, query: Select[*tuple[object, ...]]) -> list[PurchaseRecord]:
+        return await self._database.read(
+            lambda connection: [record_of(row) for row in connection.execute(query).mappings()]
+        )
+
+
+def _budget_state(connection: Connection, budget: Budget, micros: int) -> BudgetState:
+    counter = counter_of(budget, micros)
+    spent = connection.execute(
+        select(budget_spend.c.spent_msat).where(
+            budget_spend.c.scope == counter.scope,
+            budget_spend.c.starts_at == counter.starts_at,
+            budget_spend.c.period == counter.period,
+        )
+    ).scalar()
+    spent_msat = Msat(spent or 0)
+    return BudgetState(
+        budget,
+        spent_msat,
+        Msat(max(0, budget.limit_msat - spent_msat)),
+        from_micros(next_period_start(budget.period, micros)),
+    )
+
+
+def _sum_where(condition: ColumnElement[bool]) -> ColumnElement[int]:
+    return func.coalesce(func.sum(case((condition, _COST), else_=0)), 0)
+
+
+def _conditions(which: PurchaseFilter) -> Iterator[ColumnElement[bool]]:
+    if which.states is not None:
+        yield purchases.c.state.in_([state.value for state in which.states])
+    if which.model is not None:
+        yield purchases.c.model == which.model
+    if which.peer_id is not None:
+        yield purchases.c.peer_id == which.peer_id
+    if which.key_id is not None:
+        yield purchases.c.key_id == which.key_id
+    if which.since is not None:
+        yield purchases.c.paying_at >= to_micros(which.since)
+    if which.refunds is not None:
+        yield purchases.c.refund.in_([refund.value for refund in which.refunds])
+    if which.until is not None:
+        yield purchases.c.paying_at < to_micros(which.until)
+
+
+def _spends(sums: dict[tuple[int, str, str, str], list[int]]) -> Iterator[Spend]:
+    for (start, model, peer_id, key_id), numbers in sorted(sums.items()):
+        count, settled_msat, unknown_msat, undelivered_msat = numbers
+        yield Spend(
+            from_micros(start),
+            model,
+            peer_id,
+            key_id,
+            count,
+            Msat(settled_msat),
+            Msat(unknown_msat),
+            Msat(undelivered_msat),
+        )

@@ -1,0 +1,33 @@
+"""From the books to a receipt: one purchase and its steps as the document that anyone can check."""
+
+from collections.abc import Sequence
+
+from lcp_gateway.lightning.receipt_form import Receipt
+from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.store.journal.purchases import PurchaseRecord, StateChange
+
+
+def receipt_of(record: PurchaseRecord, steps: Sequence[StateChange]) -> Receipt:
+    """Give the receipt of a purchase; ``lightning.receipt_form.document`` writes it as JSON."""
+    return Receipt(
+        quote=Quote(
+            peer_id=record.peer_id,
+            job_id=record.job_id,
+            price_msat=record.price_msat,
+            expires_at=record.expires_at,
+            terms_hash=record.terms_hash,
+            payment_request=record.payment_request,
+            protocol_version=record.protocol_version,
+        ),
+        kind=record.task_kind,
+        model=record.model,
+        request_sha256=record.request_sha256,
+        request_bytes=record.request_bytes,
+        state=record.state,
+        times={step.state: step.at for step in steps},
+        payment_hash=record.payment_hash,
+        preimage=record.preimage,
+        fee_msat=record.fee_msat,
+        result_sha256=record.result_sha256,
+        result_bytes=record.result_bytes,
+    )

@@ -1,0 +1,228 @@
+"""Repeats of requests in the journal: what was bought for the same request before, and when its key may be used again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Select,
+    bindparam,
+    literal_column,
+    null,
+    select,
+    update,
+)
+
+from lcp_gateway.purchase.journal import Charge, EarlierPurchase, Intent
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.quote import Quote, Source
+from lcp_gateway.purchase.refunds import Refund
+from lcp_gateway.purchase.repeat_identity import RepeatIdentity
+from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.store.database.schema import purchases
+from lcp_gateway.store.database.statements import Row, execute_in, execute_many
+from lcp_gateway.store.database.times import from_micros, to_micros
+
+# In the text of a statement whose parameters are lists.
+_NOT_PAID: ColumnElement[str] = literal_column(f"'{State.NOT_PAID.value}'")
+
+_COLUMNS = (
+    purchases.c.job_id,
+    purchases.c.state,
+    purchases.c.owner,
+    purchases.c.key_id,
+    purchases.c.request_id,
+    purchases.c.peer_id,
+    purchases.c.price_msat,
+    purchases.c.expires_at,
+    purchases.c.terms_hash,
+    purchases.c.protocol_version,
+    purchases.c.kind,
+    purchases.c.paying_at,
+    purchases.c.repeat_key,
+    purchases.c.repeat_body,
+    purchases.c.repeat_until,
+    purchases.c.account_id,
+    purchases.c.charge_msat,
+    purchases.c.markup_ppm,
+    purchases.c.markup_msat,
+    purchases.c.refund_undelivered,
+    purchases.c.refund,
+)
+_ONE = select(*_COLUMNS).where(purchases.c.job_id == bindparam("of_job"))
+_RELEASE = (
+    update(purchases)
+    .where(purchases.c.job_id == bindparam("of_job"))
+    .values(repeat_key=null(), repeat_until=null())
+)
+
+
+def _by_key(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[Any, ...]]:
+    (keys,) = parameters
+    # Not locked: rows are locked in the order of their jobs, and one that changes meanwhile is asked for again.
+    return select(*_COLUMNS).where(purchases.c.repeat_key.in_(keys))
+
+
+def _by_body(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[Any, ...]]:
+    bodies, (since,) = parameters
+    return (
+        select(*_COLUMNS)
+        .where(
+            purchases.c.paying_at >= since,
+            purchases.c.repeat_body.in_(bodies),
+            purchases.c.state != _NOT_PAID,
+        )
+        .order_by(purchases.c.paying_at)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A purchase as it was found."""
+
+    job_id: bytes
+    state: str
+    owner: str
+    key_id: str
+    request_id: str
+    peer_id: str
+    price_msat: int
+    expires_at: int
+    terms_hash: bytes
+    protocol_version: int
+    kind: str
+    paying_at: int
+    repeat_key: bytes | None
+    repeat_body: bytes | None
+    repeat_until: int | None
+    account_id: str | None
+    charge_msat: int | None
+    markup_ppm: int | None
+    markup_msat: int | None
+    refund_undelivered: bool | None
+    refund: str | None
+
+    def earlier(self) -> EarlierPurchase:
+        """Return it as a repeat needs to know it; without its invoice."""
+        quote = Quote(
+            peer_id=self.peer_id,
+            job_id=self.job_id,
+            price_msat=Msat(self.price_msat),
+            expires_at=from_micros(self.expires_at),
+            terms_hash=self.terms_hash,
+            payment_request="",
+            protocol_version=self.protocol_version,
+            source=Source(self.kind),
+        )
+        charge = None
+        if self.account_id is not None:
+            markup = Markup(self.markup_ppm or 0, Msat(self.markup_msat or 0))
+            charge = Charge(
+                self.account_id, Msat(self.charge_msat or 0), markup, bool(self.refund_undelivered)
+            )
+        return EarlierPurchase(
+            quote,
+            State(self.state),
+            self.key_id,
+            self.request_id,
+            self.repeat_body,
+            charge,
+            None if self.refund is None else Refund(self.refund),
+        )
+
+
+class Repeats:
+    """What was bought before for the requests of one transaction, with what that transaction itself writes.
+
+    Nothing is asked of the database for requests that carry no repeat key and are no retries.
+    """
+
+    def __init__(self, owner: str) -> None:
+        self._owner = owner
+        self._by_key: dict[bytes, _Found] = {}
+        self._by_body: dict[bytes, _Found] = {}
+        self._taken: dict[bytes, EarlierPurchase] = {}
+        self._too_old: set[bytes] = set()
+
+    def look_up(self, connection: Connection, identities: Sequence[RepeatIdentity]) -> None:
+        """Find the purchases of the same requests."""
+        keys = {identity.key for identity in identities if identity.key is not None}
+        if keys:
+            found = execute_in(connection, _by_key, sorted(keys))
+            self._by_key = {row.repeat_key: row for row in map(_row, found) if row.repeat_key}
+        since = {
+            identity.body: to_micros(identity.first_try_since)
+            for identity in identities
+            if identity.first_try_since is not None
+        }
+        if since:
+            found = execute_in(connection, _by_body, sorted(since), [min(since.values())])
+            for row in map(_row, found):
+                # What this process bought it knows of itself: it asks for the first tries that came to others.
+                if row.repeat_body and row.owner != self._owner:
+                    self._by_body[row.repeat_body] = row
+
+    def earlier(self, identity: RepeatIdentity, at_micros: int) -> EarlierPurchase | None:
+        """Return the purchase that a request at this time would repeat, or None."""
+        if identity.key is not None:
+            if (taken := self._taken.get(identity.key)) is not None:
+                return taken
+            if (row := self._by_key.get(identity.key)) is not None:
+                if (row.repeat_until or 0) > at_micros:
+                    return row.earlier()
+                self._too_old.add(row.job_id)
+        if identity.first_try_since is not None:
+            row = self._by_body.get(identity.body)
+            if row is not None and row.paying_at >= to_micros(identity.first_try_since):
+                return row.earlier()
+        return None
+
+    def take(self, intent: Intent) -> None:
+        """Count an intent as written by this transaction."""
+        repeat = intent.repeat
+        if repeat is not None and repeat.key is not None:
+            self._taken[repeat.key] = EarlierPurchase(
+                intent.quote,
+                State.PAYING,
+                intent.key_id,
+                intent.request_id,
+                repeat.body,
+                intent.charge,
+            )
+
+    def release(self, connection: Connection) -> None:
+        """Free the repeat keys that are asked for again and count no more; before the intents are written."""
+        if self._too_old:
+            release_keys(connection, sorted(self._too_old))
+
+
+def release_keys(connection: Connection, job_ids: Sequence[bytes]) -> None:
+    """Let the repeat keys of purchases be used again."""
+    rows: list[Row] = [{"of_job": job_id} for job_id in job_ids]
+    execute_many(connection, _RELEASE, rows)
+
+
+def find_earlier(
+    connection: Connection, identity: RepeatIdentity, *, owner: str, at: datetime
+) -> EarlierPurchase | None:
+    """Return what was bought for the same request before, in a transaction of the caller's; None where nothing was."""
+    if identity.key is None and identity.first_try_since is None:
+        return None
+    repeats = Repeats(owner)
+    repeats.look_up(connection, [identity])
+    return repeats.earlier(identity, to_micros(at))
+
+
+def find_job(connection: Connection, job_id: bytes) -> EarlierPurchase | None:
+    """Return the purchase of a job, or None."""
+    row = connection.execute(_ONE, {"of_job": job_id}).one_or_none()
+    return None if row is None else _row(row).earlier()
+
+
+def _row(row: Sequence[Any]) -> _Found:
+    return _Found(*row)

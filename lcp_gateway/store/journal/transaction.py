@@ -1,0 +1,433 @@
+"""One transaction of the journal: notes and intents of many purchases, written together."""
+
+import enum
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BindParameter,
+    Connection,
+    Select,
+    delete,
+    insert,
+    select,
+)
+
+from lcp_gateway.accounts.caller import L402_KEY_PREFIX
+from lcp_gateway.accounts.records import Cause
+from lcp_gateway.purchase.errors import Refused
+from lcp_gateway.purchase.journal import (
+    Budget,
+    BudgetExceeded,
+    DuplicateIntent,
+    InsufficientBalance,
+    Intent,
+    KeyRevoked,
+    Learnt,
+    RequestRepeated,
+)
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.outcome import LOST_BY_CRASH
+from lcp_gateway.purchase.refunds import NO_LIMITS, Refund, RefundDecision, RefundLimits
+from lcp_gateway.purchase.states import TRANSITIONS, State
+from lcp_gateway.store.accounts.balances import Balances
+from lcp_gateway.store.database.schema import accounts, budget_spend, keys, purchase_states
+from lcp_gateway.store.database.statements import execute_in, execute_many
+from lcp_gateway.store.database.times import to_micros
+from lcp_gateway.store.journal.budgets import (
+    Counter,
+    Counters,
+    DayOfRefunds,
+    counter_of,
+    counters_of,
+)
+from lcp_gateway.store.journal.repeats import Repeats, release_keys
+from lcp_gateway.store.journal.rows import (
+    PurchaseRow,
+    insert_rows,
+    lock_rows,
+    values_of,
+    write_rows,
+)
+
+NOTHING_NEW = Learnt()
+
+
+@dataclass(frozen=True, slots=True)
+class IntentEntry:
+    """An intent to write. ``number`` tells it from every other of the same process."""
+
+    number: int
+    intent: Intent
+    budgets: Sequence[Budget]
+
+
+@dataclass(frozen=True, slots=True)
+class NoteEntry:
+    """A later state to write; ``state`` is None where only more became known.
+
+    ``withdraws`` is the number of an intent whose writing may have gone unheard: the note is for that intent alone, and
+    is nothing to speak of where it was never written. ``on_refund`` hears whether a charge was given back.
+    """
+
+    job_id: bytes
+    state: State | None
+    at: datetime
+    learnt: Learnt = NOTHING_NEW
+    withdraws: int | None = None
+    on_refund: Callable[[Refund], None] | None = None
+
+
+class JournalProblemKind(enum.StrEnum):
+    """What can go wrong behind the back of whoever called."""
+
+    LATE_NOTE = "late_note"
+    """The state table has no such move from where the purchase stands, or it stands there already: left as it is."""
+    SWEPT = "swept"
+    """An answer of this process was delivered after another process had taken this one for dead.
+
+    Its purchase stays ``undelivered``: what was given back is not taken again.
+    """
+    UNKNOWN_JOB = "unknown_job"
+    """A note for a purchase that the journal does not have."""
+    NOTE_REFUSED = "note_refused"
+    """The database refused the values of a note: it is lost."""
+    NOTE_LOST = "note_lost"
+    """The journal was closed, or its memory full, before a note could be written: it is lost."""
+    UNAVAILABLE = "unavailable"
+    """The database cannot be written. Said once, until it can be again."""
+    AVAILABLE = "available"
+    """It can be written again."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalProblem:
+    """One thing that somebody should hear of. ``detail`` holds no secret."""
+
+    kind: JournalProblemKind
+    detail: str
+    job_id: bytes | None = None
+    state: State | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionResult:
+    """What came of one transaction.
+
+    For each intent, why it was refused or None; the problems with notes; and the decisions on charges to be given back.
+    """
+
+    refusals: Sequence[Refused | None]
+    problems: Sequence[JournalProblem]
+    refunds: Sequence[RefundDecision] = ()
+
+
+def _revoked(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[Any, ...]]:
+    (key_ids,) = parameters
+    return select(keys.c.id).where(keys.c.id.in_(key_ids), keys.c.revoked_at.is_not(None))
+
+
+def revoked_of(connection: Connection, key_ids: Collection[str]) -> frozenset[str]:
+    """Return those of these keys that are revoked. An id that is no account's key is never one of them."""
+    if not key_ids:
+        return frozenset()
+    return frozenset(key_id for (key_id,) in execute_in(connection, _revoked, sorted(key_ids)))
+
+
+def _deleted(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[Any, ...]]:
+    (account_ids,) = parameters
+    return select(accounts.c.id).where(
+        accounts.c.id.in_(account_ids), accounts.c.deleted_at.is_not(None)
+    )
+
+
+def deleted_of(connection: Connection, account_ids: Collection[str]) -> frozenset[str]:
+    """Return those of these accounts that were deleted."""
+    if not account_ids:
+        return frozenset()
+    found = execute_in(connection, _deleted, sorted(account_ids))
+    return frozenset(account_id for (account_id,) in found)
+
+
+_INSERT_STATE = insert(purchase_states)
+
+
+class JournalTransaction:
+    """Writes notes first, then intents, so that what notes give back has room for intents.
+
+    Where a customer is charged, the balance is held, taken from and given back in the same transaction, so that no
+    crash can come between the two. Where none is, nothing more is asked of the database.
+
+    A note never comes before the intent of its own job: the caller does not put both into one batch.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        notes: Sequence[NoteEntry],
+        intents: Sequence[IntentEntry],
+        refunds: RefundLimits = NO_LIMITS,
+    ) -> None:
+        """``refunds`` bounds what is given back; a charge that is over it is withheld."""
+        self._owner = owner
+        self._refunds = DayOfRefunds(refunds)
+        self._notes = notes
+        self._intents = intents
+        self._counters = Counters()
+        self._balances = Balances()
+        self._repeats = Repeats(owner)
+        self._states: list[dict[str, object]] = []
+        self._revoked_keys: frozenset[str] = frozenset()
+        self._deleted_accounts: frozenset[str] = frozenset()
+        self._problems: list[JournalProblem] = []
+        self._decisions: list[RefundDecision] = []
+
+    def write(self, connection: Connection) -> TransactionResult:
+        """Do it, in the transaction that is open."""
+        rows = self._find(connection)
+        counted = {job_id: row.counted_msat for job_id, row in rows.items()}
+        self._refunds.lock(connection, self._to_refund(rows))
+        moved = self._apply_notes(rows)
+        changes = {
+            row.job_id: (counters_of(row.key_id, row.paying_at), change)
+            for row in moved
+            if (change := row.counted_msat - counted[row.job_id])
+        }
+        times = [to_micros(entry.intent.at) for entry in self._intents]
+        reserved = [
+            counters_of(entry.intent.key_id, at)
+            for entry, at in zip(self._intents, times, strict=True)
+        ]
+        self._counters.lock(
+            connection,
+            [counter for counters in reserved for counter in counters],
+            (counter for counters, _ in changes.values() for counter in counters),
+        )
+        for counters, change in changes.values():
+            self._counters.add(counters, change)
+        self._balances.lock(
+            connection,
+            (charge.account_id for entry in self._intents if (charge := entry.intent.charge)),
+        )
+        if moved:
+            write_rows(connection, moved)
+            # Before the intents are written: one of them may be the next try of what was not paid.
+            if unpaid := sorted(row.job_id for row in moved if row.state is State.NOT_PAID):
+                release_keys(connection, unpaid)
+        self._repeats.look_up(
+            connection, [repeat for entry in self._intents if (repeat := entry.intent.repeat)]
+        )
+        # The operator's static keys have no account, and are charged nothing.
+        charged = {entry.intent.key_id for entry in self._intents if entry.intent.charge}
+        self._revoked_keys = revoked_of(connection, charged)
+        # Deleting an account revokes its keys; an L402 token is none, and ends with its account alone.
+        self._deleted_accounts = deleted_of(
+            connection,
+            {
+                charge.account_id
+                for entry in self._intents
+                if (charge := entry.intent.charge)
+                and entry.intent.key_id.startswith(L402_KEY_PREFIX)
+            },
+        )
+        refusals = self._take_intents(connection, rows, times, reserved)
+        if self._states:
+            execute_many(connection, _INSERT_STATE, self._states)
+        self._counters.write(connection)
+        self._refunds.write(connection)
+        self._balances.write(connection)
+        return TransactionResult(refusals, self._problems, self._decisions)
+
+    def _find(self, connection: Connection) -> dict[bytes, PurchaseRow]:
+        job_ids = {entry.job_id for entry in self._notes}
+        job_ids.update(entry.intent.quote.job_id for entry in self._intents)
+        return lock_rows(connection, job_ids)
+
+    def _to_refund(self, rows: Mapping[bytes, PurchaseRow]) -> Iterator[tuple[str, int]]:
+        """Give the accounts and times of the charges that these notes may give back."""
+        for note in self._notes:
+            if note.state is State.UNDELIVERED and (row := rows.get(note.job_id)) is not None:
+                kept = note.learnt.ending is not None and note.learnt.ending.ruling.keeps_charge
+                if row.account_id is not None and row.refund_undelivered and not kept:
+                    yield row.account_id, to_micros(note.at)
+
+    def _apply_notes(self, rows: Mapping[bytes, PurchaseRow]) -> list[PurchaseRow]:
+        touched: dict[bytes, PurchaseRow] = {}
+        for note in self._notes:
+            row = rows.get(note.job_id)
+            if row is None:
+                if note.withdraws is None:
+                    self._report(
+                        note, JournalProblemKind.UNKNOWN_JOB, "the journal has no such purchase"
+                    )
+            elif note.withdraws in {None, row.intent_no} and self._apply(note, row):
+                touched[row.job_id] = row
+        return list(touched.values())
+
+    def _apply(self, note: NoteEntry, row: PurchaseRow) -> bool:
+        if note.withdraws is not None and row.owner != self._owner:
+            return False
+        at = to_micros(note.at)
+        stays = note.state is None or note.state is row.state
+        if not stays and note.state not in TRANSITIONS[row.state].values():
+            if self._was_swept(note, row):
+                self._report(note, JournalProblemKind.SWEPT, _taken_for_dead(row))
+            else:
+                self._report(
+                    note, JournalProblemKind.LATE_NOTE, f"the purchase is {row.state} already"
+                )
+            return False
+        held_msat, taken_msat = row.held_msat, row.taken_msat
+        news = row.learn(note.learnt)
+        if stays and not news:
+            self._report(
+                note, JournalProblemKind.LATE_NOTE, f"nothing new: the purchase is {row.state}"
+            )
+            return False
+        if not stays and note.state is not None:
+            row.state = note.state
+            self._states.append({"job_id": row.job_id, "state": note.state.value, "at": at})
+            if not TRANSITIONS[note.state]:
+                row.ended_at = at
+        row.updated_at = at
+        if row.account_id is not None:
+            if row.state is State.UNDELIVERED and not stays:
+                self._decide_refund(row, row.account_id, at)
+            self._charge(row, row.account_id, held_msat, taken_msat, at)
+        return True
+
+    def _was_swept(self, note: NoteEntry, row: PurchaseRow) -> bool:
+        ending = (row.ended_by, row.received)
+        return (
+            note.state is State.DELIVERED and row.owner == self._owner and ending == LOST_BY_CRASH
+        )
+
+    def _decide_refund(self, row: PurchaseRow, account_id: str, at: int) -> None:
+        """Give the charge of an undelivered purchase back, or withhold it where a limit is reached."""
+        charge_msat = row.charge_msat or 0
+        if not row.refund_undelivered or not charge_msat:
+            return
+        refund = self._refunds.decide(account_id, max(charge_msat, row.counted_msat), at)
+        row.refund = refund.value
+        row.refund_undelivered = refund is Refund.GIVEN
+        self._decisions.append(RefundDecision(row.job_id, account_id, charge_msat, refund))
+
+    def _charge(
+        self, row: PurchaseRow, account_id: str, held_msat: int, taken_msat: int, at: int
+    ) -> None:
+        """Let the customer's money follow the purchase, from what was held and taken before."""
+        self._balances.hold(account_id, row.held_msat - held_msat)
+        job_id = row.job_id.hex()
+        if held_msat and row.refund == Refund.GIVEN and not taken_msat:
+            # Found to be paid and undelivered at once: taken and given back, so that the account's statement tells it.
+            taken_msat = row.charge_msat or 0
+            self._balances.move(account_id, -taken_msat, Cause.PURCHASE, job_id, at)
+        if row.taken_msat > taken_msat:
+            self._balances.move(account_id, -row.taken_msat, Cause.PURCHASE, job_id, at)
+        else:
+            # A charge can be lowered more than once, and each time only to less than before: with what is left of it
+            # each refund has a name of its own.
+            self._balances.move(
+                account_id,
+                taken_msat - row.taken_msat,
+                Cause.REFUND,
+                f"{job_id}:{row.taken_msat}",
+                at,
+            )
+
+    def _take_intents(
+        self,
+        connection: Connection,
+        known: Mapping[bytes, PurchaseRow],
+        times: Sequence[int],
+        reserved: Sequence[Sequence[Counter]],
+    ) -> list[Refused | None]:
+        taken: set[bytes] = set()
+        refusals: list[Refused | None] = []
+        written: list[dict[str, object]] = []
+        for entry, at, counters in zip(self._intents, times, reserved, strict=True):
+            quote = entry.intent.quote
+            refusal: Refused | None
+            if quote.job_id in known or quote.job_id in taken:
+                refusal = DuplicateIntent(
+                    "this quote was taken before; nothing more was paid", quote=quote
+                )
+            else:
+                refusal = (
+                    self._repeated(entry, at)
+                    or self._of_revoked_key(entry)
+                    or self._over_budget(entry, at)
+                    or self._over_balance(entry)
+                )
+            refusals.append(refusal)
+            if refusal is None:
+                taken.add(quote.job_id)
+                self._repeats.take(entry.intent)
+                self._counters.add(counters, entry.intent.amount_msat)
+                if charge := entry.intent.charge:
+                    self._balances.hold(charge.account_id, charge.amount_msat)
+                written.append(values_of(entry.intent, entry.number, self._owner, at))
+                self._states.append({"job_id": quote.job_id, "state": State.PAYING.value, "at": at})
+        if written:
+            self._repeats.release(connection)
+            insert_rows(connection, written)
+        return refusals
+
+    def _repeated(self, entry: IntentEntry, at: int) -> RequestRepeated | None:
+        repeat = entry.intent.repeat
+        earlier = None if repeat is None else self._repeats.earlier(repeat, at)
+        return None if earlier is None else RequestRepeated(entry.intent.quote, earlier)
+
+    def _of_revoked_key(self, entry: IntentEntry) -> KeyRevoked | None:
+        charge = entry.intent.charge
+        is_deleted = charge is not None and charge.account_id in self._deleted_accounts
+        if entry.intent.key_id not in self._revoked_keys and not is_deleted:
+            return None
+        return KeyRevoked(
+            "this key was revoked while its request was worked on; nothing was paid",
+            quote=entry.intent.quote,
+        )
+
+    def _over_budget(self, entry: IntentEntry, at: int) -> BudgetExceeded | None:
+        for budget in entry.budgets:
+            spent_msat = self._counters.spent_msat(counter_of(budget, at))
+            if spent_msat + entry.intent.amount_msat > budget.limit_msat:
+                return BudgetExceeded(entry.intent.quote, budget, Msat(spent_msat))
+        return None
+
+    def _over_balance(self, entry: IntentEntry) -> InsufficientBalance | None:
+        charge = entry.intent.charge
+        if charge is None:
+            return None
+        available_msat = self._balances.available_msat(charge.account_id)
+        if charge.amount_msat <= available_msat:
+            return None
+        return InsufficientBalance(entry.intent.quote, charge.amount_msat, available_msat)
+
+    def _report(self, note: NoteEntry, kind: JournalProblemKind, detail: str) -> None:
+        # What is withdrawn has no further story, and nobody waits to hear of it.
+        if note.withdraws is None:
+            self._problems.append(JournalProblem(kind, detail, note.job_id, note.state))
+
+
+def _taken_for_dead(row: PurchaseRow) -> str:
+    became = {
+        Refund.GIVEN.value: "its charge was given back and stays so",
+        Refund.WITHHELD.value: "its refund is withheld until an operator decides",
+    }
+    refund = became.get(row.refund or "", "its charge did not change")
+    return (
+        "the answer was delivered after another gateway had found the lock of this one free and had ended the "
+        f"purchase: it stays undelivered, {refund}"
+    )
+
+
+def write_for_nothing(connection: Connection) -> None:
+    """Write a row and take it away again: only a real write finds out that a disk is full."""
+    row = {"scope": "probe", "period": "probe", "starts_at": 0}
+    connection.execute(insert(budget_spend).values(**row, spent_msat=0))
+    connection.execute(
+        delete(budget_spend).where(*(budget_spend.c[name] == value for name, value in row.items()))
+    )

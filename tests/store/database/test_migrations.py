@@ -1,0 +1,259 @@
+"""A database of an older gateway is brought up to date with all that is in it."""
+
+from contextlib import asynccontextmanager
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from lcp_gateway.purchase.journal import Period, RequestRepeated
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.store.accounts.accounts import Accounts
+from lcp_gateway.store.accounts.ledger import Ledger
+from lcp_gateway.store.background_responses import BackgroundRows
+from lcp_gateway.store.database.engines import open_database
+from lcp_gateway.store.database.schema import HEAD, metadata
+from lcp_gateway.store.journal.queries import Books
+from lcp_gateway.store.journal.recovery import resolve, sweep
+from lcp_gateway.store.journal.writer import JournalWriter
+from tests.store.journals import HOUR, NOW, charged, intent, job, keyed, spent, written
+
+AT = int(NOW.timestamp() * 1_000_000)
+OLD_COLUMNS = (
+    "job_id, state, kind, task_kind, model, peer_id, upstream, key_id, request_id, price_msat, fee_cap_msat, "
+    "terms_hash, payment_request, protocol_version, request_sha256, request_bytes, stream, expires_at, paying_at, "
+    "updated_at, owner, intent_no"
+)
+OLD_PURCHASE = (
+    f"INSERT INTO purchases({OLD_COLUMNS}) VALUES (:job_id, :state, 'lcp', '{TaskKind.CHAT_COMPLETIONS}', 'm', '02ab', 'lcpd', '',"
+    f" 'req', 1000, 10, :job_id, 'lnbcrt1', 2, :job_id, 5, false, {AT}, {AT}, {AT}, 'abcdabcdabcdabcd', :number)"
+)
+OLD_COUNTER = f"INSERT INTO budget_spend VALUES ('', {AT - 30 * 60 * 10**6}, 'hour', 2020)"
+
+
+def make_old(connection):
+    config = Config()
+    config.set_main_option("script_location", "lcp_gateway.store.database:migrations")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "0001")
+    for number, state in enumerate(("paying", "delivered")):
+        values = {"job_id": job(number), "state": state, "number": number}
+        connection.execute(text(OLD_PURCHASE), values)
+        connection.execute(
+            text(f"INSERT INTO purchase_states VALUES (:job_id, 'paying', {AT})"),
+            {"job_id": job(number)},
+        )
+    connection.execute(text(OLD_COUNTER))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def old_where(request, tmp_path):
+    if request.param == "sqlite":
+        path = tmp_path / "old.db"
+        engine = create_engine(f"sqlite:///{path}")
+        with engine.begin() as connection:
+            make_old(connection)
+        engine.dispose()
+        yield str(path)
+    else:
+        with request.getfixturevalue("postgres").fresh_database() as url:
+            async with begun(url) as connection:
+                await connection.run_sync(make_old)
+            yield url
+
+
+@asynccontextmanager
+async def begun(url):
+    engine = create_async_engine(url.replace("postgresql:", "postgresql+asyncpg:"))
+    async with engine.begin() as connection:
+        yield connection
+    await engine.dispose()
+
+
+async def test_the_purchases_of_an_older_gateway_stay_and_belong_to_no_account(old_where):
+    database = await open_database(old_where, gone_after_s=0)
+    books, ledger = Books(database), Ledger(database)
+    assert (
+        await database.read(
+            lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)
+        )
+        == []
+    )
+    paying, delivered = [await books.purchase(job(number)) for number in range(2)]
+    assert (paying.state, delivered.state) == (State.PAYING, State.DELIVERED)
+    assert paying.charge is None and paying.charged_msat == delivered.charged_msat == 0
+    assert await spent(books, HOUR) == 2_020
+    assert len(await sweep(database, NOW)) == 1
+    await resolve(database, job(0), State.NOT_PAID, NOW)
+    assert await spent(books, HOUR) == 1_010
+    audit = await ledger.audit()
+    assert audit.ok and audit.purchases == 0
+    await database.close()
+
+
+async def test_an_older_database_serves_accounts_at_once(old_where):
+    database = await open_database(old_where)
+    account = await Accounts(database).create("new", actor="op", at=NOW)
+    ledger = Ledger(database)
+    await ledger.adjust(account.id, Msat(2_000), reason="a gift", actor="op", at=NOW)
+    journal = JournalWriter(database, on_problem=print)
+    journal.start()
+    await journal.intend(charged(7, account.id))
+    await journal.intend(intent(8))
+    journal.note(job(7), State.SETTLED, NOW)
+    await written(journal)
+    assert (await ledger.balance(account.id)).balance_msat == 950
+    assert (await ledger.audit()).ok
+    (hour,) = await Books(database).budgets([HOUR], NOW)
+    assert (hour.budget.period, hour.spent_msat) == (Period.HOUR, 4_040)
+    await journal.close()
+    await database.close()
+    again = await open_database(old_where)
+    assert (await Books(again).purchase(job(7))).charged_msat == 1_050
+    await again.close()
+
+
+# -- from the tables before jobs in the background ----------------------------------------------------
+
+
+def revision_of(connection):
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def upgrade_to(connection, revision):
+    config = Config()
+    config.set_main_option("script_location", "lcp_gateway.store.database:migrations")
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+def make_second(connection):
+    """Make the tables of revision 0002 with an account, its money and a purchase that is charged to it."""
+    make_old(connection)
+    upgrade_to(connection, "0002")
+    connection.execute(
+        text(
+            "UPDATE purchases SET account_id='acct_1', charge_msat=1050, markup_ppm=50000, markup_msat=0,"
+            " refund_undelivered=false WHERE state='delivered'"
+        )
+    )
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def second_where(request, tmp_path):
+    if request.param == "sqlite":
+        path = tmp_path / "second.db"
+        engine = create_engine(f"sqlite:///{path}")
+        with engine.begin() as connection:
+            make_second(connection)
+        engine.dispose()
+        yield str(path)
+    else:
+        with request.getfixturevalue("postgres").fresh_database() as url:
+            async with begun(url) as connection:
+                await connection.run_sync(make_second)
+            yield url
+
+
+async def test_a_gateway_that_knew_no_jobs_in_the_background_gets_their_table(second_where):
+    database = await open_database(second_where)
+    assert await database.read(revision_of) == HEAD
+    differences = await database.read(
+        lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)
+    )
+    assert differences == []
+    book = BackgroundRows(database)
+    await book.note("resp_bg_1", key_id="", model="m", at=NOW)
+    assert (await book.find("resp_bg_1", "")).money == {"payment": "none"}
+    await database.close()
+
+
+async def test_purchases_and_their_charges_stay_as_they_were(second_where):
+    database = await open_database(second_where)
+    books = Books(database)
+    paying, delivered = [await books.purchase(job(number)) for number in range(2)]
+    assert (paying.state, delivered.state) == (State.PAYING, State.DELIVERED)
+    assert paying.charge is None
+    assert (delivered.charge.account_id, delivered.charge.amount_msat) == ("acct_1", 1_050)
+    assert await spent(books, HOUR) == 2_020
+    await database.close()
+    again = await open_database(second_where)
+    assert (await Books(again).purchase(job(1))).charge is not None
+    await again.close()
+
+
+# -- from the tables before repeats were recognised in the journal ------------------------------------
+
+
+def make_third(connection):
+    make_second(connection)
+    upgrade_to(connection, "0003")
+    connection.execute(
+        text("INSERT INTO background_jobs VALUES ('resp_bg_1', '', 'm', :at, 'abcdabcdabcdabcd')"),
+        {"at": AT},
+    )
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def third_where(request, tmp_path):
+    if request.param == "sqlite":
+        path = tmp_path / "third.db"
+        engine = create_engine(f"sqlite:///{path}")
+        with engine.begin() as connection:
+            make_third(connection)
+        engine.dispose()
+        yield str(path)
+    else:
+        with request.getfixturevalue("postgres").fresh_database() as url:
+            async with begun(url) as connection:
+                await connection.run_sync(make_third)
+            yield url
+
+
+async def test_a_gateway_that_forgot_repeats_at_a_restart_learns_to_recognise_them(third_where):
+    database = await open_database(third_where)
+    assert await database.read(revision_of) == HEAD
+    differences = await database.read(
+        lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)
+    )
+    assert differences == []
+    books = Books(database)
+    assert [(await books.purchase(job(number))).state for number in range(2)] == [
+        State.PAYING,
+        State.DELIVERED,
+    ]
+    assert (await BackgroundRows(database).find("resp_bg_1", "")) is not None
+    journal = JournalWriter(database, on_problem=print)
+    journal.start()
+    await journal.intend(keyed(7, "order 17"))
+    with pytest.raises(RequestRepeated) as repeated:
+        await journal.intend(keyed(8, "order 17"))
+    assert repeated.value.earlier.quote.job_id == job(7)
+    # What was bought before the migration is the first try of no retry.
+    await journal.intend(keyed(9, None, retries=True))
+    await journal.close()
+    await database.close()
+
+
+async def test_a_journal_gets_an_identity_of_its_own_once(third_where, tmp_path):
+    database = await open_database(third_where)
+    first = await database.read(identity_of)
+    await database.close()
+    again = await open_database(third_where)
+    assert await again.read(identity_of) == first
+    await again.close()
+    other = await open_database(tmp_path / "other.db")
+    assert await other.read(identity_of) != first
+    await other.close()
+
+
+def identity_of(connection):
+    return connection.execute(
+        text("SELECT value FROM journal_identity WHERE name = 'id'")
+    ).scalar_one()

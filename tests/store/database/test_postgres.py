@@ -1,0 +1,251 @@
+"""A server that is away, crashes or hangs: nothing may be paid, nothing is lost, and it recovers."""
+
+import asyncio
+import signal
+import sqlite3
+import time
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, ResourceClosedError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from lcp_gateway.purchase.journal import JournalUnavailable
+from lcp_gateway.purchase.states import State
+from lcp_gateway.store.database.engines import DatabaseUnavailable, open_database
+from lcp_gateway.store.database.postgres_sessions import as_unavailable
+from lcp_gateway.store.journal.queries import Books
+from lcp_gateway.store.journal.transaction import JournalProblemKind
+from lcp_gateway.store.journal.writer import JournalLimits, JournalWriter
+from tests.store.journals import NOW, intent, job, spent, written
+from tests.support.postgres import running_postgres
+
+IMPATIENT = JournalLimits(wait_s=2.0, close_s=0.5, retry_s=0.02, retry_most_s=0.05)
+
+
+async def test_a_server_that_nobody_runs_is_a_clear_error_without_its_address():
+    with pytest.raises(DatabaseUnavailable) as error:
+        await open_database("postgresql://me:secret@127.0.0.1:1/none")
+    assert "secret" not in str(error.value) and "127.0.0.1" not in str(error.value)
+
+
+async def test_a_postgresql_that_crashes_and_comes_back(problems):
+    with running_postgres() as server, server.fresh_database() as url:
+        database = await open_database(url)
+        journal = JournalWriter(database, on_problem=problems.append, limits=IMPATIENT)
+        journal.start()
+        books = Books(database)
+        await journal.intend(intent(1))
+        server.stop(signal.SIGQUIT)
+        journal.note(job(1), State.SETTLED, NOW)
+        with pytest.raises(JournalUnavailable):
+            await journal.intend(intent(2))
+        server.start()
+        await written(journal)
+        await journal.intend(intent(2))
+        assert (await books.purchase(job(1))).state is State.SETTLED
+        assert await spent(books) == 2_020
+        # The sign of life was given anew: another gateway sees that this one lives.
+        other = await open_database(url, gone_after_s=0)
+        assert not await other.write(lambda connection: other.is_gone(connection, database.owner))
+        await other.close()
+        await journal.close()
+        await database.close()
+    kinds = [problem.kind for problem in problems]
+    assert kinds == [JournalProblemKind.UNAVAILABLE, JournalProblemKind.AVAILABLE]
+
+
+async def test_a_session_that_the_server_ends_is_replaced(postgres, postgres_where):
+    database = await open_database(postgres_where)
+    journal = JournalWriter(database, on_problem=print, limits=IMPATIENT)
+    journal.start()
+    await journal.intend(intent(1))
+    postgres.sql(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name='lcp-gateway'"
+    )
+    await asyncio.sleep(0.1)
+    with pytest.raises(JournalUnavailable):
+        await journal.intend(intent(2))
+    await journal.intend(intent(2))
+    assert await spent(Books(database)) == 2_020
+    await journal.close()
+    await database.close()
+
+
+async def test_a_server_that_does_not_answer_is_given_up_in_time(postgres, postgres_where):
+    database = await open_database(postgres_where, busy_timeout_s=30.0, write_timeout_s=0.5)
+    journal = JournalWriter(database, on_problem=print, limits=IMPATIENT)
+    journal.start()
+    await journal.intend(intent(1))
+    other = await open_database(postgres_where)
+
+    async def hold():
+        async with other._read_engine.begin() as connection:
+            await connection.execute(text("LOCK TABLE budget_spend"))
+            begun = time.monotonic()
+            with pytest.raises(JournalUnavailable, match="in time"):
+                await journal.intend(intent(2))
+            assert time.monotonic() - begun < 1.9
+
+    await hold()
+    await journal.intend(intent(2))
+    assert await spent(Books(database)) == 2_020
+    for closed in (journal, database, other):
+        await closed.close()
+
+
+def nap(seconds: float):
+    """A read that takes so long."""
+    return lambda connection: connection.execute(text(f"SELECT pg_sleep({seconds})")).all()
+
+
+def one(connection) -> int:
+    return connection.execute(text("SELECT 1")).scalar_one()
+
+
+@asynccontextmanager
+async def flooded(database, readers: int = 3):
+    """Keep every connection for reads busy."""
+    reads = [asyncio.create_task(database.read(nap(30))) for _ in range(readers)]
+    await asyncio.sleep(0.3)
+    try:
+        yield
+    finally:
+        for read in reads:
+            read.cancel()
+        await asyncio.gather(*reads, return_exceptions=True)
+
+
+async def test_a_read_that_finds_every_connection_busy_says_so_in_the_stores_own_words(
+    postgres_where,
+):
+    """A1: the pool's own error passed for one of the work, was a 500, and ended the tasks that read."""
+    database = await open_database(postgres_where, write_timeout_s=0.3)
+    async with flooded(database):
+        with pytest.raises(DatabaseUnavailable, match="busy"):
+            await database.read(one)
+    await database.close()
+
+
+async def test_the_reserved_read_does_not_wait_for_other_reads(postgres_where):
+    """A1: the refresh of the keys waited behind a flood of reads, and a revoked key went on buying."""
+    database = await open_database(postgres_where, write_timeout_s=5.0)
+    async with flooded(database, readers=50):
+        begun = time.monotonic()
+        assert await database.read_reserved(one) == 1
+        assert time.monotonic() - begun < 1.0
+    await database.close()
+
+
+async def test_reads_that_are_left_in_the_middle_take_no_connection_with_them(postgres_where):
+    database = await open_database(postgres_where, write_timeout_s=2.0)
+    for _ in range(3):
+        async with flooded(database):
+            pass
+    assert await database.read(one) == 1
+    await database.close()
+
+
+async def test_a_reserved_read_gives_a_server_up_that_hangs_and_finds_it_again():
+    with running_postgres() as server, server.fresh_database() as url:
+        database = await open_database(url)
+        assert await database.read_reserved(one) == 1
+        with server.paused():
+            begun = time.monotonic()
+            with pytest.raises(DatabaseUnavailable, match="in time"):
+                await database.read_reserved(one)
+            assert time.monotonic() - begun < 6.0
+            with pytest.raises(DatabaseUnavailable):
+                await database.read_reserved(one)
+        assert await database.read_reserved(one) == 1
+        await database.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [asyncpg.CannotConnectNowError("starting up"), asyncpg.TooManyConnectionsError("full")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_server_that_takes_no_connection_now_is_one_that_is_away(
+    postgres_where, monkeypatch, error
+):
+    """A1: what the driver says while it connects is not one of SQLAlchemy's errors in all of its versions."""
+    database = await open_database(postgres_where)
+    await database._read_engine.dispose()
+
+    async def refuse(*_args, **_more):
+        raise error
+
+    monkeypatch.setattr(asyncpg, "connect", refuse)
+    for read in (database.read, database.read_reserved):
+        with pytest.raises(DatabaseUnavailable, match=error.sqlstate):
+            await read(one)
+    await database.close()
+
+
+def wrapped(error: Exception, *, invalidated: bool = False) -> DBAPIError:
+    """An error as SQLAlchemy hands it on."""
+    error.sqlstate = getattr(error, "sqlstate", None)
+    return DBAPIError("SELECT 1", (), error, connection_invalidated=invalidated)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PoolTimeoutError("QueuePool limit of size 3 overflow 0 reached"),
+        PendingRollbackError("can't reconnect"),
+        ResourceClosedError("this Connection is closed"),
+        TimeoutError(),
+        ConnectionRefusedError(),
+        EOFError(),
+        wrapped(asyncpg.InterfaceError("connection is closed")),
+        wrapped(asyncpg.InternalClientError("unexpected state")),
+        wrapped(asyncpg.UniqueViolationError("x"), invalidated=True),
+        *(
+            made(error("x"))
+            for made in (wrapped, lambda error: error)
+            for error in (
+                asyncpg.AdminShutdownError,
+                asyncpg.CrashShutdownError,
+                asyncpg.CannotConnectNowError,
+                asyncpg.TooManyConnectionsError,
+                asyncpg.ConnectionDoesNotExistError,
+                asyncpg.QueryCanceledError,
+                asyncpg.LockNotAvailableError,
+                asyncpg.DeadlockDetectedError,
+                asyncpg.SerializationError,
+                asyncpg.ReadOnlySQLTransactionError,
+                asyncpg.DiskFullError,
+                asyncpg.OutOfMemoryError,
+                asyncpg.IdleInTransactionSessionTimeoutError,
+                asyncpg.InvalidCatalogNameError,
+            )
+        ),
+        asyncpg.InterfaceError("connection is closed"),
+    ],
+    ids=lambda error: f"{type(error).__name__} {type(getattr(error, 'orig', None)).__name__}",
+)
+def test_every_way_to_say_not_now_is_one_error(error):
+    """A1: what passed by was a 500, and ended the task that met it."""
+    unavailable = as_unavailable(error)
+    assert unavailable is not None
+    assert "QueuePool" not in unavailable.reason and unavailable.reason != "x"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        wrapped(asyncpg.UniqueViolationError("x")),
+        wrapped(asyncpg.NumericValueOutOfRangeError("x")),
+        wrapped(asyncpg.UndefinedColumnError("x")),
+        asyncpg.UniqueViolationError("x"),
+        ValueError("x"),
+        asyncio.CancelledError(),
+        sqlite3.OperationalError("of another driver"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_of_the_work_is_not_taken_for_an_absence(error):
+    assert as_unavailable(error) is None

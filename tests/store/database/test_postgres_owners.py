@@ -1,0 +1,334 @@
+"""Owners on PostgreSQL: one that loses its lock and lives, and one that is gone."""
+
+import asyncio
+import time
+
+import pytest
+
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.outcome import LOST_BY_CRASH
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.refunds import Refund
+from lcp_gateway.purchase.states import State
+from lcp_gateway.store.accounts.accounts import Accounts
+from lcp_gateway.store.accounts.ledger import Ledger
+from lcp_gateway.store.background_responses import BackgroundRows
+from lcp_gateway.store.database.engines import open_database
+from lcp_gateway.store.database.postgres import Absences
+from lcp_gateway.store.journal.queries import Books
+from lcp_gateway.store.journal.recovery import NotUnknown, resolve, sweep
+from lcp_gateway.store.journal.transaction import JournalProblemKind
+from lcp_gateway.store.journal.writer import JournalLimits, JournalWriter
+from tests.store.journals import NOW, charged, intent, job, written
+
+ONE = "a" * 16
+OTHER = "b" * 16
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1_000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def absences(clock):
+    return Absences(10.0, clock)
+
+
+def looks(absences, clock, seconds, *, each=2.0, owner=ONE, asked=True) -> list[bool]:
+    found = []
+    for _ in range(int(seconds / each)):
+        clock.now += each
+        found.append(absences.found_free(owner, asked=asked))
+    return found
+
+
+def test_an_owner_is_gone_when_its_lock_was_free_for_ten_seconds(absences, clock):
+    """A3: one look was enough, and a live gateway looked dead between the loss of a session and its next write."""
+    assert not absences.found_free(ONE)
+    assert looks(absences, clock, 12) == [False] * 4 + [True] * 2
+
+
+def test_a_look_that_finds_it_held_begins_again(absences, clock):
+    absences.found_free(ONE)
+    looks(absences, clock, 8)
+    absences.found_held(ONE)
+    assert not absences.is_watched(ONE)
+    clock.now += 4
+    assert not absences.found_free(ONE)
+    assert looks(absences, clock, 10) == [False] * 4 + [True]
+
+
+def test_two_looks_with_nothing_in_between_prove_nothing(absences, clock):
+    """It may have had its lock meanwhile, or have had no server to take it from."""
+    absences.found_free(ONE)
+    clock.now += 60
+    assert not absences.found_free(ONE)
+    assert looks(absences, clock, 10)[-1]
+
+
+def test_a_session_that_was_lost_begins_all_again(absences, clock):
+    for owner in (ONE, OTHER):
+        absences.found_free(owner)
+        looks(absences, clock, 4, owner=owner)
+    absences.begin_again()
+    assert looks(absences, clock, 10) == [False] * 4 + [True]
+
+
+def test_owners_are_looked_at_for_as_long_as_they_are_asked_for(absences, clock):
+    """A client asks for its background job every half a minute, and its owner is known to be gone by then."""
+    absences.found_free(ONE)
+    for _ in range(15):
+        clock.now += 2
+        for owner in absences.to_look_at():
+            absences.found_free(owner, asked=False)
+    assert absences.found_free(ONE)
+    looks(absences, clock, 122, asked=False)
+    assert not absences.to_look_at()
+
+
+def test_one_owner_does_not_wait_for_another(absences, clock):
+    absences.found_free(ONE)
+    looks(absences, clock, 6)
+    absences.found_free(OTHER)
+    assert looks(absences, clock, 4) == [False, True]
+    assert not absences.found_free(OTHER)
+
+
+def test_what_is_watched_is_bounded(absences, clock):
+    for number in range(1_000):
+        clock.now += 0.01
+        absences.found_free(f"{number:016x}")
+    watched = absences.to_look_at()
+    assert len(watched) <= 256 and f"{999:016x}" in watched
+
+
+IMPATIENT = JournalLimits(retry_s=0.02, retry_most_s=0.05)
+SHORT_S = 1.5
+
+
+@pytest.fixture
+async def pair(postgres_where):
+    """A live owner, and another process that takes an owner for gone after a second and a half."""
+    owner = await open_database(postgres_where)
+    other = await open_database(postgres_where, gone_after_s=SHORT_S)
+    yield owner, other
+    await owner.close()
+    await other.close()
+
+
+@pytest.fixture
+async def live(pair, problems):
+    journal = JournalWriter(pair[0], on_problem=problems.append, limits=IMPATIENT)
+    journal.start()
+    yield journal
+    await journal.close()
+
+
+async def end_session(database):
+    """End the session that shows that this process lives, as the server or a pooler would."""
+    pid = await database.write(
+        lambda connection: connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+    )
+    await database.read(
+        lambda connection: connection.exec_driver_sql(f"SELECT pg_terminate_backend({pid})").all()
+    )
+    await asyncio.sleep(0.05)
+
+
+async def account_of(database):
+    account = await Accounts(database).create("a customer", actor="test", at=NOW)
+    ledger = Ledger(database)
+    await ledger.adjust(account.id, Msat(10_000), reason="to begin with", actor="test", at=NOW)
+    return account.id, ledger
+
+
+async def swept_for(database, seconds: float) -> int:
+    """Sweep every fifth of a second; gives how many purchases were moved on."""
+    total, until = 0, time.monotonic() + seconds
+    while time.monotonic() < until:
+        total += len(await sweep(database, NOW))
+        await asyncio.sleep(0.2)
+    return total
+
+
+async def beating(database):
+    while True:
+        await database.keep_alive()
+        await asyncio.sleep(0.2)
+
+
+@pytest.mark.parametrize("state", [State.PAYING, State.SETTLED])
+@pytest.mark.parametrize("source", [Source.LCP, Source.NODE])
+async def test_what_a_live_owner_has_under_way_outlives_its_session(
+    pair, live, problems, state, source
+):
+    """A3: until the owner's next write it looked dead, and what it was delivering was ended and given back."""
+    owner, other = pair
+    account_id, ledger = await account_of(other)
+    await live.intend(charged(1, account_id, source=source, refund_undelivered=True))
+    if state is State.SETTLED:
+        live.note(job(1), State.SETTLED, NOW)
+    await written(live)
+    beats = asyncio.create_task(beating(owner))
+    moved = 0
+    for _ in range(3):
+        await end_session(owner)
+        moved += await swept_for(other, SHORT_S * 0.7)
+    beats.cancel()
+    assert moved == 0
+    if state is State.PAYING:
+        live.note(job(1), State.SETTLED, NOW)
+    live.note(job(1), State.DELIVERED, NOW)
+    await written(live)
+    found = await Books(other).purchase(job(1))
+    assert (found.state, found.refund) == (State.DELIVERED, None)
+    assert (await ledger.balance(account_id)).balance_msat == 10_000 - 1_050
+    assert (await ledger.audit()).ok
+    assert {problem.kind for problem in problems} <= {
+        JournalProblemKind.UNAVAILABLE,
+        JournalProblemKind.AVAILABLE,
+    }
+
+
+async def test_a_beat_takes_a_lost_lock_again_at_once_and_says_so_once(pair):
+    owner, other = pair
+
+    async def looks_free() -> bool:
+        await other.write(lambda connection: other.is_gone(connection, owner.owner))
+        return other.may_be_gone(owner.owner)
+
+    await owner.keep_alive()
+    assert not await looks_free()
+    await end_session(owner)
+    assert await looks_free()
+    await asyncio.sleep(1.0)
+    assert await owner.keep_alive()
+    assert not await looks_free()
+    assert not await owner.keep_alive()
+
+
+async def test_an_owner_that_is_gone_is_known_after_its_time_and_not_before(pair, live):
+    owner, other = pair
+    await live.intend(intent(1))
+    live.note(job(1), State.SETTLED, NOW)
+    await written(live)
+    await end_session(owner)
+    assert await swept_for(other, SHORT_S * 0.6) == 0
+    assert await swept_for(other, SHORT_S) == 1
+    assert (await Books(other).purchase(job(1))).state is State.UNDELIVERED
+
+
+async def test_another_gateway_that_looks_is_not_taken_for_the_owner(pair, live, postgres_where):
+    """Both look with the same lock; the one that finds it taken must not count the owner as living."""
+    owner, other = pair
+    third = await open_database(postgres_where, gone_after_s=SHORT_S)
+    await live.intend(intent(1))
+    await end_session(owner)
+
+    def look(connection):
+        return third.is_gone(connection, owner.owner)
+
+    assert not await third.write(look)
+    assert third.may_be_gone(owner.owner)
+    async with other._write_engine.connect() as holding:
+        await holding.run_sync(lambda connection: other.is_gone(connection, owner.owner))
+        assert not await third.write(look)
+        assert third.may_be_gone(owner.owner)
+    await owner.keep_alive()
+    assert not await third.write(look)
+    assert third.may_be_gone(owner.owner) is False
+    await third.close()
+
+
+async def test_a_background_job_of_an_owner_that_lost_its_session_is_not_called_cut(pair):
+    owner, other = pair
+    await BackgroundRows(owner).note("resp_1", key_id="k", model="m", at=NOW)
+    await end_session(owner)
+    jobs = BackgroundRows(other)
+    assert (await jobs.find("resp_1", "k")).elsewhere
+    # Its client asks seldom: the beats look meanwhile.
+    beats = asyncio.create_task(beating(other))
+    await asyncio.sleep(SHORT_S + 0.5)
+    beats.cancel()
+    assert not (await jobs.find("resp_1", "k")).elsewhere
+
+
+async def test_resolving_by_hand_waits_until_it_is_known_that_the_owner_is_gone(pair, live):
+    owner, other = pair
+    await live.intend(intent(1))
+    live.note(job(1), State.SETTLED, NOW)
+    await written(live)
+    await end_session(owner)
+    begun = time.monotonic()
+    resolved = await resolve(other, job(1), State.SETTLED, NOW)
+    assert resolved.state is State.UNDELIVERED
+    assert time.monotonic() - begun >= SHORT_S
+
+
+async def test_resolving_by_hand_is_refused_when_the_owner_comes_back_meanwhile(pair, live):
+    owner, other = pair
+    await live.intend(intent(1))
+    live.note(job(1), State.SETTLED, NOW)
+    await written(live)
+    await end_session(owner)
+    resolving = asyncio.create_task(resolve(other, job(1), State.SETTLED, NOW))
+    await asyncio.sleep(0.3)
+    await owner.keep_alive()
+    with pytest.raises(NotUnknown, match="is running"):
+        await resolving
+    assert (await Books(other).purchase(job(1))).state is State.SETTLED
+
+
+async def test_an_answer_delivered_after_its_owner_was_taken_for_dead_is_told_and_stays_given_back(
+    pair, live, problems
+):
+    """A3: cut off from the database for longer than the time; the customer keeps what was given back."""
+    owner, other = pair
+    account_id, ledger = await account_of(other)
+    await live.intend(charged(1, account_id, refund_undelivered=True))
+    live.note(job(1), State.SETTLED, NOW)
+    await written(live)
+    await end_session(owner)
+    assert await swept_for(other, SHORT_S * 1.6) == 1
+    await owner.keep_alive()
+    live.note(job(1), State.DELIVERED, NOW)
+    await live.intend(intent(2))
+    live.note(job(2), State.SETTLED, NOW)
+    live.note(job(2), State.DELIVERED, NOW)
+    await written(live)
+    told = [problem for problem in problems if problem.kind is JournalProblemKind.SWEPT]
+    assert [(problem.job_id, problem.state) for problem in told] == [(job(1), State.DELIVERED)]
+    assert "given back and stays so" in told[0].detail
+    found = await Books(other).purchase(job(1))
+    assert (found.state, found.refund) == (State.UNDELIVERED, Refund.GIVEN)
+    assert (found.ended_by, found.received) == LOST_BY_CRASH
+    assert (await Books(other).purchase(job(2))).state is State.DELIVERED
+    assert (await ledger.balance(account_id)).balance_msat == 10_000
+    assert (await ledger.audit()).ok
+
+
+async def test_a_payment_whose_owner_was_taken_for_dead_goes_on_when_it_comes_back(
+    pair, live, problems
+):
+    owner, other = pair
+    account_id, ledger = await account_of(other)
+    await live.intend(charged(1, account_id, refund_undelivered=True))
+    await end_session(owner)
+    assert await swept_for(other, SHORT_S * 1.6) == 1
+    assert (await Books(other).purchase(job(1))).state is State.UNKNOWN
+    live.note(job(1), State.SETTLED, NOW)
+    live.note(job(1), State.DELIVERED, NOW)
+    await written(live)
+    assert (await Books(other).purchase(job(1))).state is State.DELIVERED
+    assert (await ledger.balance(account_id)).balance_msat == 10_000 - 1_050
+    assert (await ledger.audit()).ok
+    assert not [problem for problem in problems if problem.kind is JournalProblemKind.SWEPT]

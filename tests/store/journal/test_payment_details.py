@@ -1,0 +1,416 @@
+"""Fees and preimages are learnt from lnd's list of payments, and none is ever lost, whatever becomes of lnd or the gateway."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import grpc
+import pytest
+
+from lcp_gateway.lightning import payment_learner
+from lcp_gateway.lightning.lnd import Lnd
+from lcp_gateway.lightning.payment_learner import LearningTimes, PaymentLearner
+from lcp_gateway.lightning.payments import LndError
+from lcp_gateway.purchase.journal import JournalUnavailable
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.states import State
+from lcp_gateway.store.database import cursors
+from lcp_gateway.store.database.engines import open_database
+from lcp_gateway.store.database.schema import HAS_NO_FEE
+from lcp_gateway.store.journal.payment_details import PaymentDetails
+from lcp_gateway.store.journal.recovery import resolve
+from tests.store.journals import HOUR, charged, intent, job, spent, written
+from tests.support.lnd_standin import LndStandin, Trouble, settled, unfinished
+
+START = datetime.now(UTC) - timedelta(minutes=1)
+
+
+class Clock:
+    """A monotonic clock that a test turns."""
+
+    def __init__(self):
+        self.s = 1_000.0
+
+    def __call__(self):
+        return self.s
+
+
+@pytest.fixture
+async def node(tmp_path):
+    standin = LndStandin(tmp_path)
+    await standin.start()
+    yield standin
+    await standin.stop()
+
+
+@pytest.fixture
+async def lnd(node):
+    async with Lnd(node.address, timeout_s=10) as client:
+        yield client
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def learner(lnd, database, clock):
+    """Looks a purchase up at once that the list did not bring, so that no test waits."""
+    times = LearningTimes(settling_s=0, round_s=600)
+    return PaymentLearner(lnd, PaymentDetails(database), times=times, clock=clock)
+
+
+async def pay(journal, *numbers, state=State.DELIVERED, at=START, **changes):
+    """Buy: intend, settle, and go on to a state."""
+    for number in numbers:
+        await journal.intend(intent(number, at=at, **changes))
+        if state is not State.PAYING:
+            journal.note(job(number), State.SETTLED, datetime.now(UTC))
+            if state is not State.SETTLED:
+                journal.note(job(number), state, datetime.now(UTC))
+    await written(journal)
+
+
+async def fees(books, *numbers):
+    found = [await books.purchase(job(number)) for number in numbers]
+    assert all((it.fee_msat is None) is (it.preimage is None) for it in found)
+    assert all(
+        it.preimage in {None, job(number)} for it, number in zip(found, numbers, strict=True)
+    )
+    return [it.fee_msat for it in found]
+
+
+@pytest.mark.parametrize("state", [State.SETTLED, State.DELIVERED, State.UNDELIVERED])
+async def test_what_was_paid_gets_its_fee_and_preimage(journal, books, node, learner, state):
+    await pay(journal, 1, 2, state=state)
+    node.knows(settled(job(1), fee_msat=7))
+    node.knows(settled(job(2), fee_msat=0))
+    assert (await learner.once()).learnt == 2
+    assert await fees(books, 1, 2) == [7, 0]
+    assert await spent(books, HOUR, START) == 2_007
+    assert "TrackPaymentV2" not in node.calls
+
+
+async def test_many_purchases_are_a_few_questions_and_not_one_each(journal, books, node, learner):
+    """A16: a look-up for each purchase made a purchase slower."""
+    numbers = range(250)
+    for number in numbers:
+        node.knows(settled(job(number), fee_msat=number))
+    await pay(journal, *numbers)
+    assert (await learner.once()).learnt == 250
+    assert await fees(books, *numbers) == list(numbers)
+    assert len(node.calls) <= 5 and "TrackPaymentV2" not in node.calls
+
+
+async def test_lnd_is_not_asked_while_nothing_is_missing(journal, node, learner):
+    assert (await learner.once()).learnt == 0
+    await pay(journal, 1, state=State.PAYING)
+    await pay(journal, "node", source=Source.NODE, payment_hash=None)
+    await learner.once()
+    assert node.calls == []
+
+
+async def test_what_could_not_be_asked_while_lnd_was_away_is_learnt_later(
+    journal, books, node, learner
+):
+    """A16: it was taken from the queue before the question, and never asked for again."""
+    node.knows(settled(job(1), fee_msat=7))
+    await pay(journal, 1)
+    node.trouble = Trouble(grpc.StatusCode.UNAVAILABLE, "away")
+    with pytest.raises(LndError):
+        await learner.once()
+    node.trouble = Trouble()
+    await learner.once()
+    assert await fees(books, 1) == [7]
+
+
+async def test_another_gateway_after_a_restart_goes_on_from_where_the_last_one_was(
+    journal, books, node, lnd, database, learner
+):
+    for number in range(5):
+        node.knows(settled(job(number), fee_msat=number))
+    await pay(journal, *range(5))
+    await learner.once()
+    node.knows(settled(job(5), fee_msat=5))
+    await pay(journal, 5)
+    asked = []
+
+    class Listening(Lnd):
+        async def payments_after(self, index, limit):
+            asked.append(index)
+            return await super().payments_after(index, limit)
+
+    async with Listening(node.address) as again:
+        await PaymentLearner(again, PaymentDetails(database)).once()
+    assert await fees(books, 5) == [5]
+    assert asked == [5]
+
+
+async def test_a_payment_that_settles_after_a_later_one_is_not_passed_over(
+    journal, books, node, learner
+):
+    held, later = job("held"), job("later")
+    hash_of_held = intent("held").payment_hash
+    node.knows(settled(job("first"), fee_msat=1))
+    node.knows(unfinished(hash_of_held))
+    node.knows(settled(later, fee_msat=2))
+    await pay(journal, "first", "later")
+    await pay(journal, "held", state=State.PAYING)
+    await learner.once()
+    assert await fees(books, "first", "later", "held") == [1, 2, None]
+    node.payments[hash_of_held] = settled(held, fee_msat=3)
+    journal.note(held, State.SETTLED, datetime.now(UTC))
+    await written(journal)
+    node.calls.clear()
+    await learner.once()
+    assert await fees(books, "held") == [3]
+    assert "TrackPaymentV2" not in node.calls
+
+
+async def test_a_payment_held_for_long_does_not_have_the_list_read_anew_and_is_learnt_by_its_hash(
+    journal, books, node, database, learner, clock
+):
+    hash_of_held = intent("held").payment_hash
+    node.knows(unfinished(hash_of_held))
+    await pay(journal, "held", state=State.PAYING)
+    for number in range(3):
+        node.knows(settled(job(number), fee_msat=number))
+        await pay(journal, number)
+        await learner.once()
+        clock.s += 31
+    at = await database.read(
+        lambda connection: cursors.get(connection, cursors.payments_of(node.identity))
+    )
+    assert at == 4
+    node.payments[hash_of_held] = settled(job("held"), fee_msat=9)
+    journal.note(job("held"), State.SETTLED, datetime.now(UTC))
+    await written(journal)
+    summary = await learner.once()
+    assert (summary.learnt, summary.looked_up) == (1, 1)
+    assert await fees(books, "held") == [9]
+
+
+async def test_payments_of_others_are_none_of_the_gateways(journal, books, node, learner):
+    odd = settled(b"\x77" * 32)
+    odd.payment_preimage = "short"
+    for number in range(3):
+        node.knows(settled(bytes([number]) * 32, fee_msat=1))
+        node.knows(unfinished(bytes([100 + number]) * 32))
+    node.knows(odd)
+    node.knows(settled(job(1), fee_msat=7))
+    await pay(journal, 1)
+    assert (await learner.once()).learnt == 1
+    assert await fees(books, 1) == [7]
+
+
+async def test_a_list_of_many_pages_is_read_to_its_end(journal, books, node, learner, monkeypatch):
+    monkeypatch.setattr(payment_learner, "PAGE", 3)
+    node.knows(settled(job(0), fee_msat=0))
+    await pay(journal, 0)
+    await learner.once()
+    for number in range(1, 20):
+        node.knows(settled(job(number), fee_msat=number))
+    await pay(journal, *range(1, 20))
+    assert (await learner.once()).pages == 7
+    assert await fees(books, *range(20)) == list(range(20))
+
+
+async def test_an_lnd_that_was_never_followed_is_read_back_to_the_oldest_missing_purchase_only(
+    journal, books, node, learner, monkeypatch
+):
+    monkeypatch.setattr(payment_learner, "PAGE", 4)
+    old_ns = int((START - timedelta(days=3)).timestamp()) * 10**9
+    for number in range(40):
+        payment = settled(bytes([200, number]) + b"\x00" * 30)
+        payment.creation_time_ns = old_ns
+        node.knows(payment)
+    for number in range(6):
+        node.knows(settled(job(number), fee_msat=number))
+    await pay(journal, *range(6))
+    summary = await learner.once()
+    assert (summary.learnt, summary.pages) == (6, 2)
+    assert await fees(books, *range(6)) == list(range(6))
+
+
+async def test_an_lnd_that_was_restored_counts_from_one_again_and_is_read_anew(
+    journal, books, node, learner
+):
+    for number in range(8):
+        node.knows(settled(job(number), fee_msat=number))
+    await pay(journal, *range(8))
+    await learner.once()
+    node.payments.clear()
+    node.knows(settled(job("new"), fee_msat=5))
+    await pay(journal, "new")
+    node.calls.clear()
+    await learner.once()
+    assert await fees(books, "new") == [5]
+    assert "TrackPaymentV2" not in node.calls
+
+
+async def test_two_jobs_of_one_payment_are_one_fee(journal, books, node, learner):
+    of_first = intent("first").payment_hash
+    await pay(journal, "first", at=START)
+    await pay(journal, "second", at=START + timedelta(seconds=1), payment_hash=of_first)
+    node.knows(settled(job("first"), fee_msat=7))
+    await learner.once()
+    found = [await books.purchase(job(it)) for it in ("first", "second")]
+    assert [it.fee_msat for it in found] == [7, 0]
+    assert (await learner.once()).is_waiting is False
+
+
+async def test_a_preimage_that_does_not_fit_proves_nothing(journal, books, node, learner):
+    lie = settled(job(1), fee_msat=7)
+    lie.payment_preimage = "ab" * 32
+    node.knows(lie)
+    await pay(journal, 1)
+    assert (await learner.once()).learnt == 0
+    assert await fees(books, 1) == [None]
+
+
+async def test_a_macaroon_that_may_not_list_learns_one_by_one(
+    journal, books, node, lnd, database, clock
+):
+    class MayNotList(Lnd):
+        async def payments_before(self, index, limit):
+            raise LndError("UNKNOWN", "permission denied", retryable=False)
+
+    node.knows(settled(job(1), fee_msat=7))
+    await pay(journal, 1)
+    async with MayNotList(node.address) as limited:
+        learner = PaymentLearner(
+            limited, PaymentDetails(database), times=LearningTimes(settling_s=0), clock=clock
+        )
+        with pytest.raises(LndError, match="permission denied"):
+            await learner.once()
+    assert await fees(books, 1) == [7]
+
+
+async def test_how_many_have_no_fee_although_lnd_was_asked_is_told(
+    journal, books, node, lnd, database, clock
+):
+    told = []
+    learner = PaymentLearner(
+        lnd,
+        PaymentDetails(database),
+        on_missing=told.append,
+        times=LearningTimes(settling_s=0),
+        clock=clock,
+    )
+    await learner.once()
+    await pay(journal, 1, 2, 3)
+    node.knows(settled(job(1)))
+    await learner.once()
+    assert (told[0], told[-1]) == (0, 2)
+    clock.s += 60
+    for number in (2, 3):
+        node.knows(settled(job(number)))
+    await learner.once()
+    assert told[-1] == 0
+
+
+async def test_what_lnd_does_not_know_is_asked_for_seldom_and_holds_up_nothing(
+    journal, books, node, learner, clock
+):
+    """Purchases of another lnd, or payments that were deleted there."""
+    await pay(journal, *range(30))
+    for _ in range(5):
+        await learner.once()
+        clock.s += 2
+    assert node.calls.count("TrackPaymentV2") == 30
+    node.knows(settled(job("ours"), fee_msat=7))
+    await pay(journal, "ours")
+    await learner.once()
+    assert await fees(books, "ours") == [7]
+    clock.s += 60
+    await learner.once()
+    assert node.calls.count("TrackPaymentV2") == 50
+
+
+async def test_old_purchases_without_a_fee_are_gone_through_in_rounds(
+    journal, books, node, lnd, database, clock
+):
+    await pay(journal, *range(45))
+    node.knows(settled(bytes(32)))
+    later = datetime.now(UTC) + timedelta(days=1)
+    learner = PaymentLearner(lnd, PaymentDetails(database), now=lambda: later, clock=clock)
+    tracked = []
+    for _ in range(5):
+        await learner.once()
+        tracked.append(node.calls.count("TrackPaymentV2"))
+    assert tracked == [20, 40, 45, 45, 45]
+    # Known late, and where the list was read already: looked up by its hash in the next round.
+    known_late = {intent(44).payment_hash: settled(job(44), fee_msat=4)}
+    node.payments = known_late
+    clock.s += 600
+    for _ in range(3):
+        await learner.once()
+    assert await fees(books, 44) == [4]
+
+
+async def test_an_unknown_purchase_is_the_reconcilers_and_learnt_once_it_is_resolved_by_hand(
+    journal, books, database, node, learner
+):
+    node.knows(settled(job(1), fee_msat=7))
+    await journal.intend(intent(1, at=START))
+    journal.note(job(1), State.UNKNOWN, datetime.now(UTC))
+    await pay(journal, 2)
+    node.knows(settled(job(2), fee_msat=8))
+    await learner.once()
+    assert await fees(books, 1, 2) == [None, 8]
+    await resolve(database, job(1), State.SETTLED, datetime.now(UTC))
+    await learner.once()
+    assert await fees(books, 1) == [7]
+
+
+async def test_customers_are_charged_as_before(journal, books, node, learner, customer, ledger):
+    account = await customer(10_000)
+    await journal.intend(charged(1, account, at=START))
+    journal.note(job(1), State.SETTLED, datetime.now(UTC))
+    await written(journal)
+    node.knows(settled(job(1), fee_msat=7))
+    await learner.once()
+    assert await fees(books, 1) == [7]
+    assert (await ledger.balance(account)).balance_msat == 8_950
+    assert (await ledger.audit()).ok
+
+
+async def test_two_gateways_that_learn_at_once_learn_each_fee_once(
+    journal, books, database, node, clock
+):
+    for number in range(100):
+        node.knows(settled(job(number), fee_msat=5))
+    await pay(journal, *range(100))
+    async with Lnd(node.address) as one, Lnd(node.address) as other:
+        await asyncio.gather(
+            *(PaymentLearner(it, PaymentDetails(database)).once() for it in (one, other))
+        )
+    assert await spent(books, HOUR, START) == 100 * 1_005
+
+
+async def test_where_the_journal_cannot_be_written_nothing_is_passed_over(
+    journal, books, node, lnd, database, clock
+):
+    class Unwritable(PaymentDetails):
+        async def learn(self, *args, **kwargs):
+            raise JournalUnavailable("locked")
+
+    node.knows(settled(job(1), fee_msat=7))
+    await pay(journal, 1)
+    with pytest.raises(JournalUnavailable):
+        await PaymentLearner(lnd, Unwritable(database)).once()
+    await PaymentLearner(lnd, PaymentDetails(database)).once()
+    assert await fees(books, 1) == [7]
+
+
+async def test_what_is_missing_is_found_by_its_index(sqlite_where):
+    """The journal is asked every few seconds, and may be large."""
+    # PostgreSQL tells a plan in another way, and for an empty table none is worth an index.
+    database = await open_database(sqlite_where)
+    query = "EXPLAIN QUERY PLAN SELECT job_id FROM purchases WHERE {} ORDER BY updated_at LIMIT 1"
+    plan = await database.read(
+        lambda connection: str(connection.exec_driver_sql(query.format(HAS_NO_FEE.text)).all())
+    )
+    assert "ix_purchases_no_fee" in plan and "SCAN purchases USING" in plan
+    assert "TEMP B-TREE" not in plan
+    await database.close()

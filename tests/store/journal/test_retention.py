@@ -1,0 +1,77 @@
+"""What ended long ago can be forgotten; what is open cannot."""
+
+from datetime import timedelta
+
+from sqlalchemy import func, select
+
+from lcp_gateway.purchase.states import State
+from lcp_gateway.store.database.schema import budget_spend, purchase_states
+from lcp_gateway.store.journal.purchases import PurchaseFilter
+from lcp_gateway.store.journal.retention import forget
+from tests.store.journals import HOUR, MONTH, NOW, intent, job, spent, written
+
+OLD = NOW - timedelta(days=100)
+
+
+async def fill(journal):
+    for number, (path, at) in enumerate(
+        [
+            ([State.SETTLED, State.DELIVERED], OLD),
+            ([State.SETTLED, State.UNDELIVERED], OLD),
+            ([State.NOT_PAID], OLD),
+            ([State.SETTLED], OLD),
+            ([State.UNKNOWN], OLD),
+            ([], OLD),
+            ([State.SETTLED, State.DELIVERED], NOW),
+        ]
+    ):
+        await journal.intend(intent(number, at=at))
+        for state in path:
+            journal.note(job(number), state, at)
+    await written(journal)
+
+
+async def left(books):
+    return {int(p.request_id[4:]) for p in (await books.page(PurchaseFilter())).purchases}
+
+
+async def test_only_old_purchases_that_ended_are_deleted_with_their_states(
+    journal, database, books
+):
+    await fill(journal)
+    gone = await forget(database, NOW - timedelta(days=30), at_once=2)
+    assert gone.purchases == 4
+    assert await left(books) == {4, 5, 6}
+    states = await database.read(
+        lambda c: c.execute(select(func.count()).select_from(purchase_states)).scalar()
+    )
+    assert states == 2 + 1 + 3
+
+
+async def test_what_was_touched_lately_stays(journal, database, books):
+    await fill(journal)
+    journal.note(job(4), State.SETTLED, NOW)
+    await written(journal)
+    await forget(database, NOW - timedelta(days=30))
+    assert await left(books) == {4, 5, 6}
+
+
+async def test_budgets_of_the_present_stay_as_they_are(journal, database, books):
+    await fill(journal)
+    before = await spent(books, MONTH)
+    await forget(database, NOW)
+    assert await spent(books, MONTH) == before == 1_010
+    assert await spent(books, HOUR) == 1_010
+
+
+async def test_counters_of_periods_long_over_go_and_late_notes_still_work(journal, database, books):
+    await fill(journal)
+    gone = await forget(database, NOW - timedelta(days=30))
+    assert gone.counters == 3
+    journal.note(job(4), State.NOT_PAID, NOW)
+    await written(journal)
+    assert (await books.purchase(job(4))).state is State.NOT_PAID
+    least = await database.read(
+        lambda c: c.execute(select(func.min(budget_spend.c.spent_msat))).scalar()
+    )
+    assert least == 1_010

@@ -1,0 +1,101 @@
+"""Purchases of virtual nodes in the journal: their kind, what they came to, and what a crash leaves of them."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from lcp_gateway.purchase.journal import Budget, BudgetExceeded, Learnt, Period
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.states import State
+from lcp_gateway.store.database.engines import open_database
+from lcp_gateway.store.journal.queries import Books
+from lcp_gateway.store.journal.recovery import sweep
+from tests.store.journals import NOW, intent, job, spent, written
+
+NODE = "node:ollama"
+ROOT = Path(__file__).parents[3]
+
+
+def node_intent(number, **changes):
+    changes = {"payment_hash": None, "fee_cap_msat": Msat(0), **changes}
+    return intent(number, source=Source.NODE, peer_id=NODE, **changes)
+
+
+async def test_a_purchase_tells_where_it_was_made(journal, books):
+    await journal.intend(node_intent(1))
+    await journal.intend(intent(2))
+    node, peer = await books.purchase(job(1)), await books.purchase(job(2))
+    assert (node.kind, node.upstream, node.peer_id) == ("node", "openai_http", NODE)
+    assert (peer.kind, peer.upstream) == ("lcp", "lcpd")
+
+
+async def test_what_it_came_to_replaces_the_ceiling_and_gives_the_rest_back(journal, books):
+    await journal.intend(node_intent(1, price_msat=5_000))
+    assert await spent(books) == 5_000
+    journal.note(job(1), State.SETTLED, NOW)
+    journal.note(job(1), State.DELIVERED, NOW, Learnt(charged_msat=Msat(1_200)))
+    await written(journal)
+    assert await spent(books) == 1_200
+    assert (await books.purchase(job(1))).price_msat == 1_200
+
+
+async def test_a_charge_above_the_ceiling_is_not_believed(journal, books):
+    await journal.intend(node_intent(1, price_msat=5_000))
+    journal.note(job(1), State.SETTLED, NOW)
+    journal.note(job(1), State.DELIVERED, NOW, Learnt(charged_msat=Msat(9_000)))
+    await written(journal)
+    assert await spent(books) == 5_000
+
+
+async def test_the_ceiling_counts_against_budgets_until_it_is_known_better(journal, books):
+    budget = [Budget(Period.HOUR, Msat(6_000))]
+    await journal.intend(node_intent(1, price_msat=5_000), budget)
+    with pytest.raises(BudgetExceeded):
+        await journal.intend(node_intent(2, price_msat=5_000), budget)
+    journal.note(job(1), State.SETTLED, NOW)
+    journal.note(job(1), State.DELIVERED, NOW, Learnt(charged_msat=Msat(500)))
+    await written(journal)
+    await journal.intend(node_intent(3, price_msat=5_000), budget)
+
+
+def killed_after(where: str, line: str) -> None:
+    """Run a gateway's journal on purchases at a node, and kill it once it has said a line."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.store.burst", where, "x", "2", "1000000", "node"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        while (said := process.stdout.readline()).strip() != line:
+            assert said
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    finally:
+        process.kill()
+        process.communicate(timeout=10)
+
+
+async def test_what_a_dead_gateway_had_at_a_node_is_charged_and_never_unknown(where):
+    # The first is noted to be settled; the second is left as it is.
+    await asyncio.to_thread(killed_after, where, "intended x-1")
+    database = await open_database(where, gone_after_s=0)
+    books = Books(database)
+    assert len(await sweep(database, NOW + timedelta(minutes=1))) in {1, 2}
+    assert len(await sweep(database, NOW + timedelta(minutes=1))) == 0
+    record = await books.purchase(job("x-1"))
+    assert record.state is State.UNDELIVERED
+    assert [step.state for step in await books.steps(job("x-1"))] == [
+        State.PAYING,
+        State.SETTLED,
+        State.UNDELIVERED,
+    ]
+    assert (await books.outstanding()).unknown == 0
+    await database.close()
