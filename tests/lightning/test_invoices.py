@@ -9,17 +9,17 @@ import pytest
 from coincurve import PrivateKey
 
 from lcp_gateway.lightning import bolt11, demo
-from lcp_gateway.lightning.invoices import (
+from lcp_gateway.lightning.incoming import (
     InvoiceFlaw,
-    Invoices,
     InvoiceState,
     InvoiceStatus,
-    LndAddress,
-    LndError,
     Settled,
     SettlementsInterrupted,
     WrongInvoice,
 )
+from lcp_gateway.lightning.invoices import Invoices
+from lcp_gateway.lightning.lnd_channel import LndAddress
+from lcp_gateway.lightning.payments import LndError
 from lcp_gateway.node.config import NodeConfig
 from lcp_gateway.node.server import Node
 from tests.support.lnd_standin import LN, LndStandin, Trouble

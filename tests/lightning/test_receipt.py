@@ -9,16 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcp_gateway.lightning import bolt11
-from lcp_gateway.lightning.receipt import (
-    Outcome,
-    Receipt,
-    ReceiptError,
-    Subject,
-    document,
-    holds,
-    read,
-    verify,
-)
+from lcp_gateway.lightning.receipt import Outcome, Subject, holds, verify
+from lcp_gateway.lightning.receipt_form import Receipt, ReceiptError, document, read
 from lcp_gateway.lightning.terms import terms_hash
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import VERDICTS, State, Verdict

@@ -13,8 +13,9 @@ from lcp_gateway.purchase.errors import PaymentFailed, UpstreamError
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.upstreams.node_errors import refusal, retry_after_s
+from lcp_gateway.upstreams.node_link import HttpNode
 from lcp_gateway.upstreams.node_price import NodePrice
-from lcp_gateway.upstreams.openai_http import HttpNode, OpenAIHttpUpstream
+from lcp_gateway.upstreams.openai_http import OpenAIHttpUpstream
 
 PRICE = NodePrice(per_request_msat=1_000)
 ANSWER = b'{"object":"chat.completion","choices":[]}'

@@ -14,10 +14,11 @@ from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.routing.catalog import Catalog, ModelFacts
 from lcp_gateway.telemetry.logs import get_logger
+from lcp_gateway.upstreams.node_link import HttpNode
 from lcp_gateway.upstreams.node_models import ListedModel
 from lcp_gateway.upstreams.node_price import NodePrice
 from lcp_gateway.upstreams.nodes import NodeWatch
-from lcp_gateway.upstreams.openai_http import HttpNode, NoModelList, OpenAIHttpUpstream
+from lcp_gateway.upstreams.openai_http import NoModelList, OpenAIHttpUpstream
 from tests.support.http_node import HttpNodeThread, http_nodes
 
 CHAT, EMBEDDINGS = TaskKind.CHAT_COMPLETIONS, TaskKind.EMBEDDINGS

@@ -15,9 +15,9 @@ from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.results import Result, ResultStatus, StreamBegin
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.upstreams.node_link import HttpNode
 from lcp_gateway.upstreams.node_price import NodePrice
 from lcp_gateway.upstreams.openai_http import (
-    HttpNode,
     NoModelList,
     OpenAIHttpUpstream,
     node_terms_hash,
