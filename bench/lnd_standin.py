@@ -14,7 +14,7 @@ import grpc.aio
 import uvloop
 
 from bench.standin import PEER_ID, PRICE_MSAT
-from lcp_gateway.lightning.lnd_stubs import load_stubs
+from lcp_gateway.lightning.lnd.stubs import load_stubs
 
 _STUBS = load_stubs()
 _LN = _STUBS.lightning

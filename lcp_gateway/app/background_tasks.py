@@ -17,7 +17,7 @@ from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.ports import StartTask
-from lcp_gateway.telemetry.names import TASKS
+from lcp_gateway.telemetry.metric_table import TASKS
 
 Run = Callable[[], Coroutine[Any, Any, None]]
 """The body of a task; called again for each restart."""

@@ -9,7 +9,7 @@ from lcp_gateway.app.prices import tariff
 from lcp_gateway.app.runtime import Runtime
 from lcp_gateway.app.wiring.routing import model_limits
 from lcp_gateway.config import Settings
-from lcp_gateway.lightning.checks import QuoteMismatch, check
+from lcp_gateway.lightning.checks import QuoteMismatch, check_quote
 from lcp_gateway.purchase.answers import Bounds
 from lcp_gateway.purchase.flow import Buyer, utc_now
 from lcp_gateway.purchase.journal import Period
@@ -21,7 +21,7 @@ from lcp_gateway.purchase.service import Patience
 from lcp_gateway.purchase.shared import SharedAnswers
 from lcp_gateway.routing.standing import Standings
 from lcp_gateway.telemetry.metrics import Metrics
-from lcp_gateway.upstreams.judge import judge_result
+from lcp_gateway.upstreams.result_judges import judge_result
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Inspector:
             self._standings.weigh(quote)
             return None
         try:
-            invoice = check(order.task, quote, self._now(), network=self._network())
+            invoice = check_quote(order.task, quote, self._now(), network=self._network())
         except QuoteMismatch as mismatch:
             self._metrics.mismatch(quote.peer_id, mismatch.reason.value)
             raise

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.routing.catalog import Catalog, Provider
-from lcp_gateway.upstreams.peers import PeerWatch
+from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
 
 
 class Nodes(Protocol):

@@ -32,8 +32,8 @@ from lcp_gateway.purchase.service import PurchaseService
 from lcp_gateway.routing.query import answer, why_nothing
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.telemetry.logs import get_logger
-from lcp_gateway.upstreams.channel import LcpdAddress, TlsFiles
-from lcp_gateway.upstreams.lcpd import SUPPORTED_VERSIONS
+from lcp_gateway.upstreams.lcpd.adapter import SUPPORTED_VERSIONS
+from lcp_gateway.upstreams.lcpd.channel import LcpdAddress, TlsFiles
 
 OPEN_PATHS = frozenset({"/", "/v1", "/v1/", "/healthz", "/readyz"})
 # What a client has for the rest of an answer after its provider's time is over.

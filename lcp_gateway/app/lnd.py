@@ -10,14 +10,14 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.app.background_tasks import BackgroundTask
 from lcp_gateway.app.wiring.journal import Ledgers, WiringError
 from lcp_gateway.config import Settings, may_use_proxy
-from lcp_gateway.lightning.payment_learner import LearningSummary, PaymentLearner
-from lcp_gateway.lightning.payments import LndError
+from lcp_gateway.lightning.lnd.payment_details import PaymentDetailsReader, ReadSummary
+from lcp_gateway.lightning.lnd.records import LndError
 from lcp_gateway.lightning.reconcile import (
     OpenPayment,
+    PaymentResolution,
     Reconciler,
-    Resolution,
-    Summary,
-    Timing,
+    ReconcilerSummary,
+    ReconcilerTiming,
     open_payment,
 )
 from lcp_gateway.purchase.journal import JournalUnavailable
@@ -30,7 +30,7 @@ from lcp_gateway.store.journal.recovery import NotUnknown, resolve
 from lcp_gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from lcp_gateway.lightning.lnd import Lnd
+    from lcp_gateway.lightning.lnd.client import Lnd
 
 _WATCH_S = 5.0
 _ALL_OPEN = 10_000
@@ -47,7 +47,7 @@ async def open_lnd(settings: Settings) -> "AsyncIterator[Lnd | None]":
         yield None
         return
     # Imported where it is used: lnd's stubs are an optional extra.
-    from lcp_gateway.lightning.lnd import Lnd, LndAddress, LndNotInstalled  # noqa: PLC0415 - see above
+    from lcp_gateway.lightning.lnd.client import Lnd, LndAddress, LndNotInstalled  # noqa: PLC0415 - see above
 
     if settings.lnd_tls_cert is None or settings.lnd_macaroon_file is None:
         raise WiringError("lnd_grpc_addr needs lnd_tls_cert and lnd_macaroon_file")
@@ -91,9 +91,9 @@ class LndWatch:
         self._is_warned = False
         self._report: Mapping[str, object] = {"reachable": False}
         self._learning_fails = False
-        self._learner: PaymentLearner | None = None
+        self._learner: PaymentDetailsReader | None = None
         if ledgers.database is not None:
-            self._learner = PaymentLearner(
+            self._learner = PaymentDetailsReader(
                 lnd,
                 PaymentDetails(ledgers.database),
                 on_pass=self._learning_passed,
@@ -175,7 +175,7 @@ class LndWatch:
             )
         self._learning_fails = True
 
-    def _learning_passed(self, summary: LearningSummary) -> None:
+    def _learning_passed(self, summary: ReadSummary) -> None:
         self._learning_fails = False
         if summary.learnt:
             self._log.debug(
@@ -188,7 +188,7 @@ class LndWatch:
             open_payments=self._open_payments,
             resolve=self._resolve,
             lnd_pays=lambda: self._pays,
-            timing=Timing(interval_s=self._interval_s),
+            timing=ReconcilerTiming(interval_s=self._interval_s),
         )
 
     async def _open_payments(self) -> AsyncIterator[OpenPayment]:
@@ -202,7 +202,7 @@ class LndWatch:
                 record.job_id, record.payment_request, record.expires_at, record.paying_at
             )
 
-    async def _resolve(self, payment: OpenPayment, resolution: Resolution) -> bool:
+    async def _resolve(self, payment: OpenPayment, resolution: PaymentResolution) -> bool:
         database = self._ledgers.database
         assert database is not None  # noqa: S101 - as above
         try:
@@ -238,7 +238,7 @@ class LndWatch:
                 if state is State.UNDELIVERED:
                     self._metrics.undelivered(record.peer_id, record.price_msat)
 
-    def _passed(self, summary: Summary) -> None:
+    def _passed(self, summary: ReconcilerSummary) -> None:
         for _ in range(summary.settled):
             self._metrics.reconciled(State.SETTLED.value)
         for _ in range(summary.not_paid):

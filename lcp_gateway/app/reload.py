@@ -11,7 +11,7 @@ from lcp_gateway.app.systemd import Notifier
 from lcp_gateway.app.wiring.journal import WiringError
 from lcp_gateway.config import ConfigError, Loaded, Settings
 from lcp_gateway.http.server.tls import BadCertificate
-from lcp_gateway.telemetry.logs import tell
+from lcp_gateway.telemetry.logs import log_always
 
 RELOADED: Final = frozenset(
     {
@@ -238,7 +238,7 @@ class Reload:
                 self._log.warning(warning)
             # Names alone: a value may be a secret, and is nobody's business here.
             names = sorted({*changed, *renewed})
-            tell(
+            log_always(
                 self._log,
                 "configuration reloaded",
                 changed=names,

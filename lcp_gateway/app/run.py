@@ -26,10 +26,9 @@ from lcp_gateway.app.wiring.responses import purge
 from lcp_gateway.config import Loaded, Settings, parse_host_port
 from lcp_gateway.http.server.tls import BadCertificate
 from lcp_gateway.purchase.service import Reason
+from lcp_gateway.telemetry.event_loop import SlowCallbacks, watch_loop
 from lcp_gateway.telemetry.logs import configure_logging, get_logger
-from lcp_gateway.telemetry.loop import watch_loop
 from lcp_gateway.telemetry.metrics import Metrics
-from lcp_gateway.telemetry.slow_callbacks import SlowCallbacks
 
 # A request makes thousands of short-lived objects and hardly a cycle among them: the collector looks less often.
 _GC_THRESHOLDS = (20_000, 20, 20)

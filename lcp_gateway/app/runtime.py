@@ -24,7 +24,7 @@ from lcp_gateway.routing.registry import Registry
 from lcp_gateway.routing.standing import Standings
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
-from lcp_gateway.upstreams.peers import PeerWatch
+from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
 
 
 @dataclass(frozen=True, slots=True)

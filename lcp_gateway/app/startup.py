@@ -26,12 +26,12 @@ from lcp_gateway.routing.model_names import read_name
 from lcp_gateway.routing.standing import Standings
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
-from lcp_gateway.upstreams.lcpd import LcpdUpstream, UnsupportedVersion
-from lcp_gateway.upstreams.peers import PeerWatch
-from lcp_gateway.upstreams.several import Upstreams
+from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, UnsupportedVersion
+from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
+from lcp_gateway.upstreams.sources import Upstreams
 
 if TYPE_CHECKING:
-    from lcp_gateway.lightning.lnd import Lnd
+    from lcp_gateway.lightning.lnd.client import Lnd
 
 T = TypeVar("T")
 

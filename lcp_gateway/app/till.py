@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 from lcp_gateway.accounts.ports import InvoicesAway, MadeInvoice, Paid
 from lcp_gateway.app.wiring.journal import WiringError
 from lcp_gateway.config import Settings, may_use_proxy
-from lcp_gateway.lightning.payments import LndError
+from lcp_gateway.lightning.lnd.records import LndError
 
 if TYPE_CHECKING:
-    from lcp_gateway.lightning.invoices import Invoices
+    from lcp_gateway.lightning.lnd.invoices import Invoices
 
 T = TypeVar("T")
 
@@ -33,9 +33,9 @@ async def open_till(settings: Settings, stack: contextlib.AsyncExitStack) -> "Ln
     """
     if not (settings.embedded or settings.lnd_grpc_addr):
         return None
-    from lcp_gateway.lightning.invoices import Invoices  # noqa: PLC0415 - few gateways sell
-    from lcp_gateway.lightning.lnd_channel import LndAddress  # noqa: PLC0415 - as above
-    from lcp_gateway.lightning.lnd_stubs import LndNotInstalled  # noqa: PLC0415 - as above
+    from lcp_gateway.lightning.lnd.channel import LndAddress  # noqa: PLC0415 - as above
+    from lcp_gateway.lightning.lnd.invoices import Invoices  # noqa: PLC0415 - few gateways sell
+    from lcp_gateway.lightning.lnd.stubs import LndNotInstalled  # noqa: PLC0415 - as above
 
     if settings.lnd_grpc_addr:
         macaroon = settings.lnd_invoice_macaroon_file or settings.lnd_macaroon_file
@@ -91,7 +91,7 @@ async def _asked(call: Awaitable[T]) -> T:
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
     # Imported where it is used: what makes invoices is loaded by gateways that sell only.
-    from lcp_gateway.lightning.incoming import WrongInvoice  # noqa: PLC0415 - see above
+    from lcp_gateway.lightning.lnd.records import WrongInvoice  # noqa: PLC0415 - see above
 
     try:
         yield

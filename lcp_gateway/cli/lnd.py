@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from lcp_gateway.cli.output import CommandFailed, report
 from lcp_gateway.config import Settings, may_use_proxy
-from lcp_gateway.lightning.payments import LndError
+from lcp_gateway.lightning.lnd.records import LndError
 
 if TYPE_CHECKING:
-    from lcp_gateway.lightning.lnd import Lnd
+    from lcp_gateway.lightning.lnd.client import Lnd
 if TYPE_CHECKING:
     from lcp_gateway.app.till import LndTill
-    from lcp_gateway.lightning.lnd_channel import LndAddress
+    from lcp_gateway.lightning.lnd.channel import LndAddress
 
 
 @contextlib.asynccontextmanager
@@ -26,7 +26,7 @@ async def opened_lnd(settings: Settings) -> AsyncIterator["Lnd | None"]:
     if not settings.lnd_grpc_addr or cert is None or macaroon is None:
         yield None
         return
-    from lcp_gateway.lightning.lnd import Lnd, LndAddress, LndNotInstalled  # noqa: PLC0415 - an optional extra
+    from lcp_gateway.lightning.lnd.client import Lnd, LndAddress, LndNotInstalled  # noqa: PLC0415 - an optional extra
 
     try:
         lnd = Lnd(
@@ -105,8 +105,8 @@ async def opened_invoice_issuer(settings: Settings) -> "AsyncIterator[LndTill]":
     """
     address = _address(settings)
     from lcp_gateway.app.till import LndTill  # noqa: PLC0415 - imports the whole gateway
-    from lcp_gateway.lightning.invoices import Invoices  # noqa: PLC0415 - an optional extra
-    from lcp_gateway.lightning.lnd_stubs import LndNotInstalled  # noqa: PLC0415 - as above
+    from lcp_gateway.lightning.lnd.invoices import Invoices  # noqa: PLC0415 - an optional extra
+    from lcp_gateway.lightning.lnd.stubs import LndNotInstalled  # noqa: PLC0415 - as above
 
     try:
         invoices = Invoices(
@@ -121,7 +121,7 @@ async def opened_invoice_issuer(settings: Settings) -> "AsyncIterator[LndTill]":
 
 
 def _address(settings: Settings) -> "LndAddress":
-    from lcp_gateway.lightning.lnd_channel import LndAddress  # noqa: PLC0415 - loads gRPC
+    from lcp_gateway.lightning.lnd.channel import LndAddress  # noqa: PLC0415 - loads gRPC
 
     if settings.lnd_grpc_addr:
         macaroon = settings.lnd_invoice_macaroon_file or settings.lnd_macaroon_file

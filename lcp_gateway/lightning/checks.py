@@ -41,7 +41,7 @@ class Mismatch(enum.StrEnum):
     EXPIRED = "expired"
 
 
-WORDS: Final[Mapping[Mismatch, str]] = MappingProxyType(
+MISMATCH_TEXTS: Final[Mapping[Mismatch, str]] = MappingProxyType(
     {
         Mismatch.PROTOCOL_VERSION: "its protocol version is unknown",
         Mismatch.TERMS_HASH: "its terms hash is not that of this request and these terms",
@@ -65,13 +65,13 @@ class QuoteMismatch(Refused):
 
     def __init__(self, reason: Mismatch, *, quote: Quote) -> None:
         super().__init__(
-            f"the quote was refused: {WORDS[reason]}; nothing was paid",
+            f"the quote was refused: {MISMATCH_TEXTS[reason]}; nothing was paid",
             quote=quote,
         )
         self.reason = reason
 
 
-def check(task: Task, quote: Quote, now: datetime, *, network: str | None = None) -> Invoice:
+def check_quote(task: Task, quote: Quote, now: datetime, *, network: str | None = None) -> Invoice:
     """Check a quote against the task's own bytes, and its invoice against the quote; give the invoice.
 
     ``now`` is aware UTC; ``network`` is an invoice's prefix (one of ``NETWORKS``), or None to take any.

@@ -13,7 +13,7 @@ from hashlib import sha256
 from typing import Final, Protocol
 
 from lcp_gateway.lightning.bolt11 import InvoiceError, decode
-from lcp_gateway.lightning.payments import LndError, PaymentRecord, PaymentState
+from lcp_gateway.lightning.lnd.records import LndError, PaymentRecord, PaymentState
 from lcp_gateway.purchase.journal import JournalUnavailable, Learnt
 from lcp_gateway.purchase.states import State
 
@@ -55,7 +55,7 @@ def open_payment(
     return OpenPayment(job_id, invoice.payment_hash, payable_until, paying_since)
 
 
-class Evidence(enum.StrEnum):
+class ResolvedBy(enum.StrEnum):
     """What an open payment was resolved by."""
 
     PREIMAGE = "preimage"
@@ -67,11 +67,11 @@ class Evidence(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Resolution:
+class PaymentResolution:
     """What became of a payment: ``state`` is ``settled`` (with fee and preimage in ``learnt``) or ``not_paid``."""
 
     state: State
-    evidence: Evidence
+    evidence: ResolvedBy
     at: datetime
     learnt: Learnt = field(default_factory=Learnt)
 
@@ -84,10 +84,10 @@ class OpenPayments(Protocol):
         ...
 
 
-class Resolve(Protocol):
+class RecordResolution(Protocol):
     """Writes down what became of a payment."""
 
-    async def __call__(self, payment: OpenPayment, resolution: Resolution) -> bool:
+    async def __call__(self, payment: OpenPayment, resolution: PaymentResolution) -> bool:
         """Tell whether this changed anything; False when it had been resolved before, by another process say.
 
         Raises:
@@ -101,7 +101,7 @@ Lookup = Callable[[bytes], Awaitable[PaymentRecord]]
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class ReconcilerTiming:
     """When to look, and when absence from lnd proves something; all in seconds.
 
     ``absent_after_s`` counts from the expiry of the invoice: lnd refuses to begin paying an expired one, and the
@@ -115,7 +115,7 @@ class Timing:
 
 
 @dataclass(slots=True)
-class Summary:
+class ReconcilerSummary:
     """What one pass found. Each open payment is counted in one of the numbers; a gauge may be set from them.
 
     ``unproven`` lnd's answer proves nothing about, or nothing yet, ``contradictory`` it does not fit,
@@ -172,9 +172,9 @@ class Reconciler:
         *,
         lookup: Lookup,
         open_payments: OpenPayments,
-        resolve: Resolve,
+        resolve: RecordResolution,
         lnd_pays: Callable[[], bool],
-        timing: Timing = Timing(),
+        timing: ReconcilerTiming = ReconcilerTiming(),
         batch: int = 100,
         now: Callable[[], datetime] = _utc_now,
     ) -> None:
@@ -194,7 +194,7 @@ class Reconciler:
 
     async def run(
         self,
-        on_pass: Callable[[Summary], None],
+        on_pass: Callable[[ReconcilerSummary], None],
         on_error: Callable[[Exception], None],
     ) -> None:
         """Make passes until cancelled.
@@ -214,7 +214,7 @@ class Reconciler:
             if not more:
                 await self._pause()
 
-    async def once(self) -> Summary:
+    async def once(self) -> ReconcilerSummary:
         """Make one pass: at most one batch of questions, one after the other."""
         # Read to the end before anything is written: a journal may not like both at once.
         open_payments = [payment async for payment in self._open_payments()]
@@ -222,7 +222,7 @@ class Reconciler:
         # Those that were never asked about come first, so that a few without an answer hold up nobody.
         due = sorted(filter(self._is_due, known), key=self._next_look)
         batch = due[: self._batch]
-        summary = Summary(
+        summary = ReconcilerSummary(
             without_hash=len(open_payments) - len(known),
             waiting=len(known) - len(batch),
             more=len(due) > len(batch),
@@ -260,7 +260,7 @@ class Reconciler:
         self._waits = {job_id: wait for job_id, wait in self._waits.items() if job_id in still_open}
         return summary
 
-    async def _look_up(self, summary: Summary, payment: OpenPayment) -> bool:
+    async def _look_up(self, summary: ReconcilerSummary, payment: OpenPayment) -> bool:
         """Ask, judge and write down; tells whether the payment is open no longer."""
         # Taken before asking: what lnd says is as old as that at least.
         asked_at = self._now()
@@ -279,11 +279,11 @@ class Reconciler:
 
     def _judge(
         self,
-        summary: Summary,
+        summary: ReconcilerSummary,
         payment: OpenPayment,
         record: PaymentRecord,
         asked_at: datetime,
-    ) -> Resolution | None:
+    ) -> PaymentResolution | None:
         if record.payment_hash != payment.payment_hash:
             summary.contradictory += 1
             return None
@@ -295,15 +295,15 @@ class Reconciler:
                 ):
                     summary.contradictory += 1
                     return None
-                return Resolution(
+                return PaymentResolution(
                     State.SETTLED,
-                    Evidence.PREIMAGE,
+                    ResolvedBy.PREIMAGE,
                     asked_at,
                     Learnt(fee_msat=record.fee_msat, preimage=record.preimage),
                 )
             case PaymentState.FAILED:
                 if self._lnd_pays():
-                    return Resolution(State.NOT_PAID, Evidence.FAILED, asked_at)
+                    return PaymentResolution(State.NOT_PAID, ResolvedBy.FAILED, asked_at)
                 summary.unproven += 1
                 return None
             case PaymentState.IN_FLIGHT:
@@ -313,7 +313,7 @@ class Reconciler:
                 last_moment = max(payment.payable_until, payment.paying_since)
                 since_then_s = (asked_at - last_moment).total_seconds()
                 if since_then_s > self._timing.absent_after_s and self._lnd_pays():
-                    return Resolution(State.NOT_PAID, Evidence.ABSENT, asked_at)
+                    return PaymentResolution(State.NOT_PAID, ResolvedBy.ABSENT, asked_at)
                 summary.unproven += 1
                 return None
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from lcp_gateway.node.config import ConfigError, NodeConfig
-from lcp_gateway.node.main import run_forever
+from lcp_gateway.node.server import run_forever
 
 
 def main(arguments: list[str]) -> int:

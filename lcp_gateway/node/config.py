@@ -1,11 +1,25 @@
-"""What a node is made of: its peers, their models and prices, its wallet and its backend."""
+"""The settings of a node: its peers, their models and prices, its wallet and its backend; read from TOML, with errors that name the key."""
 
 import tomllib
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from coincurve import PrivateKey
+
 from lcp_gateway.node.reading import ConfigError, read_dataclass
+
+
+def derive_key(seed: str, name: str) -> PrivateKey:
+    """Give the private key of one party. Simulation only: a seed is guessed as easily as it is read."""
+    return PrivateKey(sha256(f"lcp-gateway node\n{seed}\n{name}".encode()).digest())
+
+
+def public_id(key: PrivateKey) -> str:
+    """Write a party's public key as Lightning does, 66 lower-case hex digits."""
+    return key.public_key.format().hex()
+
 
 __all__ = [
     "ECHO",

@@ -7,11 +7,16 @@ from contextlib import aclosing, asynccontextmanager
 from hashlib import sha256
 from typing import Protocol
 
-from lcp_gateway.node.compute.base import Answer, Backend, BackendUnavailable, Work
+from lcp_gateway.node.compute.backend import (
+    Backend,
+    BackendUnavailable,
+    ComputeResult,
+    PaidTask,
+    ResultEnd,
+)
 from lcp_gateway.node.events import EventKind
-from lcp_gateway.node.finish import Finish
+from lcp_gateway.node.faults import FaultInjector, wait_forever
 from lcp_gateway.node.jobs import Job, JobLog
-from lcp_gateway.node.sabotage import Saboteur, wait_forever
 from lcp_gateway.node.status import LcpErrorCode, lcp_error
 from lcp_gateway.node.tasks import Task
 
@@ -34,14 +39,14 @@ class Executor:
     """Runs jobs on a backend."""
 
     def __init__(
-        self, backend: Backend, saboteur: Saboteur, log: JobLog, tokens_per_second: float
+        self, backend: Backend, saboteur: FaultInjector, log: JobLog, tokens_per_second: float
     ) -> None:
         self._backend = backend
         self._saboteur = saboteur
         self._log = log
         self._tokens_per_second = tokens_per_second
 
-    async def run(self, job: Job, task: Task, sink: Sink) -> Finish | None:
+    async def run(self, job: Job, task: Task, sink: Sink) -> ResultEnd | None:
         """Run a paid job into a sink, and give its end; None when there is to be no answer at all.
 
         A job that CancelJob has stopped answers nothing: the call stays open until its caller gives up.
@@ -69,13 +74,13 @@ class Executor:
             job.peer.inflight -= 1
             job.runner = None
 
-    async def _run(self, job: Job, task: Task, sink: Sink) -> Finish | None:
+    async def _run(self, job: Job, task: Task, sink: Sink) -> ResultEnd | None:
         fault = job.fault
         if fault is not None:
             await self._saboteur.strike(fault)
             if fault.name == "no-result":
                 return None
-        work = Work(
+        work = PaidTask(
             job.id, task, job.created_at, job.model.tokens_per_second or self._tokens_per_second
         )
         limit = job.peer.config.max_stream_bytes
@@ -99,7 +104,7 @@ class Executor:
         except BackendUnavailable as error:
             self._log.record(EventKind.RESULT, job, "failed")
             raise lcp_error(LcpErrorCode.RATE_LIMITED, f"backend unavailable: {error}") from error
-        finish = Finish(answer.content_type, answer.content_encoding, digest.digest(), length)
+        finish = ResultEnd(answer.content_type, answer.content_encoding, digest.digest(), length)
         if fault is not None:
             finish = self._saboteur.finish(fault, finish)
         self._log.record(EventKind.RESULT, job, "ok" if fault is None else fault.name)
@@ -107,7 +112,7 @@ class Executor:
 
 
 @asynccontextmanager
-async def _closing(answer: Answer) -> AsyncIterator[None]:
+async def _closing(answer: ComputeResult) -> AsyncIterator[None]:
     try:
         yield
     finally:

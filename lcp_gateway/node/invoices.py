@@ -13,8 +13,8 @@ from typing import Final
 import grpc
 
 from lcp_gateway.lightning import bolt11
+from lcp_gateway.node.config import derive_key, public_id
 from lcp_gateway.node.events import EventKind, EventLog
-from lcp_gateway.node.identity import derive_key, public_id
 from lcp_gateway.node.status import CallError
 
 MAX_INVOICES: Final = 10_000
@@ -108,7 +108,7 @@ class InvoiceBook:
         preimage = preimage or os.urandom(_HASH_BYTES)
         payment_hash, secret = sha256(preimage).digest(), os.urandom(_HASH_BYTES)
         if payment_hash in self._all:
-            raise refused("invoice with payment hash already exists")
+            raise lnd_refusal("invoice with payment hash already exists")
         now, expiry_s = int(time.time()), expiry_s or DEFAULT_EXPIRY_S
         try:
             payment_request = bolt11.encode(
@@ -124,7 +124,7 @@ class InvoiceBook:
                 min_final_cltv=_MIN_FINAL_CLTV,
             )
         except bolt11.InvoiceError as error:
-            raise refused(str(error)) from error
+            raise lnd_refusal(str(error)) from error
         self._make_room()
         self._add_index += 1
         invoice = Invoice(
@@ -196,7 +196,7 @@ class InvoiceBook:
         idle = (it for it in self._unpaid.values() if not it.in_flight)
         oldest = next(idle, None) or next(iter(self._settled.values()), None)
         if oldest is None:
-            raise refused("too many invoices are being paid")
+            raise lnd_refusal("too many invoices are being paid")
         for kept in (self._all, self._unpaid, self._settled):
             kept.pop(oldest.payment_hash, None)
 
@@ -216,7 +216,7 @@ class InvoiceBook:
         self._changed = asyncio.Event()
 
 
-def refused(reason: str) -> CallError:
+def lnd_refusal(reason: str) -> CallError:
     """Refuse a request in lnd's way, which has one status for whatever is wrong with it."""
     return CallError(grpc.StatusCode.UNKNOWN, reason)
 
@@ -232,13 +232,15 @@ def _check(
     amount_msat: int, memo: str, description_hash: bytes, expiry_s: int, preimage: bytes
 ) -> None:
     if amount_msat < 0:
-        raise refused(f"payments of negative value are not allowed, value is {amount_msat}")
+        raise lnd_refusal(f"payments of negative value are not allowed, value is {amount_msat}")
     size = len(memo.encode())
     if size > _MAX_DESCRIPTION_BYTES:
-        raise refused(f"memo too large: {size} bytes (maxsize={_MAX_DESCRIPTION_BYTES})")
+        raise lnd_refusal(f"memo too large: {size} bytes (maxsize={_MAX_DESCRIPTION_BYTES})")
     if description_hash and len(description_hash) != _HASH_BYTES:
-        raise refused(f"description hash is {len(description_hash)} bytes, must be {_HASH_BYTES}")
+        raise lnd_refusal(
+            f"description hash is {len(description_hash)} bytes, must be {_HASH_BYTES}"
+        )
     if preimage and len(preimage) != _HASH_BYTES:
-        raise refused(f"preimage is {len(preimage)} bytes, must be {_HASH_BYTES}")
+        raise lnd_refusal(f"preimage is {len(preimage)} bytes, must be {_HASH_BYTES}")
     if not 0 <= expiry_s <= _MAX_EXPIRY_S:
-        raise refused(f"expiry of {expiry_s} seconds is out of bounds")
+        raise lnd_refusal(f"expiry of {expiry_s} seconds is out of bounds")

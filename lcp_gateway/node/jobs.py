@@ -17,7 +17,7 @@ MAX_JOBS: Final = 20_000
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
 
 
-class PaymentState(enum.Enum):
+class JobPayment(enum.Enum):
     """Where a job's payment is."""
 
     NONE = enum.auto()
@@ -43,7 +43,7 @@ class Job:
     preimage: bytes
     invoice_problem: str | None = None
     fault: Fault | None = None
-    payment: PaymentState = PaymentState.NONE
+    payment: JobPayment = JobPayment.NONE
     fee_msat: int = 0
     cancelled: bool = False
     runner: asyncio.Task[None] | None = None

@@ -6,8 +6,7 @@ import grpc
 from coincurve import PrivateKey
 
 from lcp_gateway._gen.lcpd import lcpd_pb2
-from lcp_gateway.node.config import ModelConfig, PeerConfig
-from lcp_gateway.node.identity import derive_key, public_id
+from lcp_gateway.node.config import ModelConfig, PeerConfig, derive_key, public_id
 from lcp_gateway.node.status import (
     CallError,
     LcpErrorCode,

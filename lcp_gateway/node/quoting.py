@@ -11,9 +11,8 @@ from coincurve import PrivateKey
 
 from lcp_gateway.lightning import bolt11
 from lcp_gateway.lightning.terms import terms_hash
-from lcp_gateway.node.config import ModelConfig, NodeConfig
+from lcp_gateway.node.config import ModelConfig, NodeConfig, derive_key
 from lcp_gateway.node.faults import Fault
-from lcp_gateway.node.identity import derive_key
 from lcp_gateway.node.jobs import Job
 from lcp_gateway.node.peers import Peer
 from lcp_gateway.node.tasks import Task

@@ -1,13 +1,18 @@
-"""Puts a node together and serves it: the only place that knows all of its parts."""
+"""Puts a node together, serves it, and runs it as a program until a signal or the end of its parent."""
 
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import grpc
 
 from lcp_gateway._gen.lcpd import lcpd_pb2_grpc
 from lcp_gateway.node import faults
-from lcp_gateway.node.compute.base import Backend
-from lcp_gateway.node.compute.echo.backend import EchoBackend
+from lcp_gateway.node.compute.backend import Backend
+from lcp_gateway.node.compute.echo import EchoBackend
 from lcp_gateway.node.config import (
     ECHO,
     ConfigError,
@@ -16,18 +21,16 @@ from lcp_gateway.node.config import (
     PeerConfig,
     default_peers,
 )
-from lcp_gateway.node.customer import CustomerWallet
 from lcp_gateway.node.events import EventLog
 from lcp_gateway.node.execution import Executor
-from lcp_gateway.node.faults import FaultScript
+from lcp_gateway.node.faults import FaultInjector, FaultScript
 from lcp_gateway.node.invoices import InvoiceBook
 from lcp_gateway.node.jobs import JobLog, Jobs
-from lcp_gateway.node.little_lnd import LittleLnd, LittleLndHandler
+from lcp_gateway.node.lnd_service import LndService, LndServiceHandler
 from lcp_gateway.node.peers import Peers
 from lcp_gateway.node.quoting import Quoter
-from lcp_gateway.node.sabotage import Saboteur
-from lcp_gateway.node.service import Service
-from lcp_gateway.node.wallet import Wallet
+from lcp_gateway.node.service import LcpdService
+from lcp_gateway.node.wallets import CustomerWallet, Wallet
 
 _MAX_WAITING_CALLS = 100_000
 _SERVER_OPTIONS = (
@@ -84,9 +87,9 @@ class Node:
         models = await self._backend.start()
         self._peers = Peers(_with_mallory(config, models), config.seed, config.protocol_version)
         executor = Executor(
-            self._backend, Saboteur(config.fault_settings), self._log, config.tokens_per_second
+            self._backend, FaultInjector(config.fault_settings), self._log, config.tokens_per_second
         )
-        service = Service(
+        service = LcpdService(
             config,
             peers=self._peers,
             jobs=self.jobs,
@@ -98,14 +101,14 @@ class Node:
         )
         server = grpc.aio.server(options=_SERVER_OPTIONS)
         lcpd_pb2_grpc.add_LCPDServiceServicer_to_server(service, server)
-        lnd = LittleLnd(
+        lnd = LndService(
             config.network,
             book=self.invoices,
             customer=self.customer,
             wallet=self.wallet,
             peers=self._peers,
         )
-        server.add_generic_rpc_handlers((LittleLndHandler(lnd),))
+        server.add_generic_rpc_handlers((LndServiceHandler(lnd),))
         try:
             port = server.add_insecure_port(config.listen)
         except RuntimeError as error:
@@ -173,3 +176,81 @@ def _with_mallory(config: NodeConfig, discovered: tuple[str, ...]) -> tuple[Peer
         max_job_bytes=_NO_LIMIT_BYTES,
     )
     return (*peers, peer)
+
+
+_GRACE_S = 1.0
+_STDIN = 0
+
+
+async def run(
+    config: NodeConfig,
+    *,
+    ready: Callable[[str], None] | None = None,
+    exit_with_stdin: bool = False,
+) -> None:
+    """Run a node until SIGTERM, SIGINT or, if asked for, the end of standard input.
+
+    ``ready`` is called once with the address.
+
+    Raises:
+        ConfigError, BackendUnavailable: as ``Node.start``.
+    """
+    node = Node(config)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    watching = exit_with_stdin and _watch_stdin(loop, stopped)
+    try:
+        address = await node.start()
+        (ready or _announce)(address)
+        await stopped.wait()
+    finally:
+        if watching:
+            loop.remove_reader(_STDIN)
+        await node.stop(_GRACE_S)
+
+
+def run_forever(config: NodeConfig, exit_with_stdin: bool = False) -> None:
+    """Run a node on a loop of its own, on uvloop where there is one; returns when the node has stopped.
+
+    Raises:
+        ConfigError, BackendUnavailable: as ``Node.start``.
+    """
+    main = run(config, exit_with_stdin=exit_with_stdin)
+    if sys.platform == "win32":
+        asyncio.run(main)
+    else:
+        import uvloop  # noqa: PLC0415 - not there on Windows
+
+        uvloop.run(main)
+
+
+def _announce(address: str) -> None:
+    sys.stdout.write(
+        f"node ready on {address} - Lightning is simulated here, no real money moves\n"
+    )
+    sys.stdout.flush()
+
+
+def _watch_stdin(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> bool:
+    """Set ``stopped`` when standard input ends, and tell whether it can be watched at all."""
+
+    def read() -> None:
+        try:
+            ended = not os.read(_STDIN, 4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            ended = True
+        if ended:
+            loop.remove_reader(_STDIN)
+            stopped.set()
+
+    try:
+        os.set_blocking(_STDIN, False)
+        loop.add_reader(_STDIN, read)
+    except OSError:
+        # A file or nothing at all: there is no parent at the other end that could go away.
+        return False
+    return True

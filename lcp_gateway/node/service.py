@@ -9,16 +9,14 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lcp_gateway._gen.lcpd import lcpd_pb2, lcpd_pb2_grpc
-from lcp_gateway.node.config import NodeConfig
+from lcp_gateway.node.compute.backend import ResultEnd
+from lcp_gateway.node.config import NodeConfig, derive_key, public_id
 from lcp_gateway.node.events import EventKind
 from lcp_gateway.node.execution import Executor
-from lcp_gateway.node.faults import Fault, FaultScript, Stage
-from lcp_gateway.node.finish import Finish
-from lcp_gateway.node.identity import derive_key, public_id
+from lcp_gateway.node.faults import Fault, FaultScript, Stage, wait_forever
 from lcp_gateway.node.jobs import Job, JobLog, Jobs
 from lcp_gateway.node.peers import Peers
 from lcp_gateway.node.quoting import Quoter
-from lcp_gateway.node.sabotage import wait_forever
 from lcp_gateway.node.status import (
     CallError,
     LcpErrorCode,
@@ -27,7 +25,7 @@ from lcp_gateway.node.status import (
     lcp_error,
 )
 from lcp_gateway.node.tasks import Task, read_task
-from lcp_gateway.node.wallet import Wallet
+from lcp_gateway.node.wallets import Wallet
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -35,7 +33,7 @@ _MAX_REASON_CHARACTERS = 256
 _NODE_LIMITS = (16_384, 4 * 1024 * 1024, 8 * 1024 * 1024, 4_096)
 
 
-class Service(lcpd_pb2_grpc.LCPDServiceServicer):
+class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
     """Answers the daemon's calls out of a node's parts."""
 
     def __init__(
@@ -178,7 +176,7 @@ class Service(lcpd_pb2_grpc.LCPDServiceServicer):
         self,
         request: lcpd_pb2.AcceptAndExecuteRequest | lcpd_pb2.AcceptAndExecuteStreamRequest,
         sink: "_WholeSink | _StreamSink",
-    ) -> Finish | None:
+    ) -> ResultEnd | None:
         """Check, pay and run a job, in the daemon's order."""
         job = self._jobs.find(self._peers.connected(request.peer_id), request.job_id)
         self._log.record(EventKind.ACCEPT, job)
@@ -243,7 +241,7 @@ async def _abort(context: Context, error: CallError) -> NoReturn:
     raise AssertionError  # abort does not return
 
 
-def _result(finish: Finish, body: bytes) -> lcpd_pb2.Result:
+def _result(finish: ResultEnd, body: bytes) -> lcpd_pb2.Result:
     return lcpd_pb2.Result(
         status=finish.status,
         result=body,

@@ -9,7 +9,7 @@ from typing import Final
 
 EMBEDDING: Final = "embedding"
 
-# More than peers may offer together (upstreams/lcpd.py): reading a name costs as much as a hundred look-ups.
+# More than peers may offer together (upstreams/lcpd/adapter.py): reading a name costs as much as a hundred look-ups.
 REMEMBERED_NAMES: Final = 16_384
 # A client may make up a name as long as a body: what is remembered of names stays small.
 _READ_CHARACTERS = 256

@@ -1,18 +1,96 @@
-"""Logs: one line for one thing that happened, in JSON for machines or in colour for a terminal, never slow and never fatal."""
+"""Logs: one line for each event, in JSON for machines, in colour or in brief for a terminal, never slow and never fatal."""
 
 import logging
+import re
 import sys
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO, Literal, TextIO, cast
 
 import orjson
 import structlog
+from structlog import DropEvent
 from structlog.contextvars import bound_contextvars, merge_contextvars
 from structlog.typing import FilteringBoundLogger, Processor
 
-from lcp_gateway.telemetry.brief import brief
-from lcp_gateway.telemetry.redact import cut, describe_error, redact
+from lcp_gateway.telemetry.log_redaction import cut, describe_error, redact
+
+MOST_CHARACTERS = 160
+"""No line of a request, and none that only informs, is longer."""
+
+_REQUESTS = "request"
+# What a request was decided by is for machines, and for those who ask for more by ``verbose``.
+_NOT_SHOWN = frozenset({"routing decision", "quotes compared"})
+_LONG_ID = re.compile(r"\b((?:req_|key_|node:)?[0-9a-f]{8})[0-9a-f]{12,}\b")
+_COMMON_FIELDS = frozenset({"timestamp", "level", "event", "logger", "request_id", "exception"})
+_COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
+_DIM, _RESET = "\x1b[2m", "\x1b[0m"
+_SECOND_MS = 1_000
+_SAT_MSAT = 1_000
+
+
+def brief_line(event: MutableMapping[str, Any], *, colors: bool) -> str:
+    """Write an event as one short line.
+
+    Raises:
+        DropEvent: it is nothing for a terminal.
+    """
+    if event["event"] in _NOT_SHOWN:
+        raise DropEvent
+    is_request = event.get("logger") == _REQUESTS and "payment" in event
+    words = _request_words(event) if is_request else _event_words(event)
+    at = str(event.get("timestamp", ""))[11:19]
+    line = _LONG_ID.sub(r"\1…", " ".join(word for word in words if word))
+    if is_request or event.get("level") == "info":
+        line = _cut_line(line, MOST_CHARACTERS - len(at) - 1)
+    colour = _COLOURS.get(str(event.get("level")))
+    if colors:
+        at = f"{_DIM}{at}{_RESET}"
+        line = f"{colour}{line}{_RESET}" if colour else line
+    shown = f"{at} {line}"
+    trace = event.get("exception")
+    return f"{shown}\n{trace}" if trace else shown
+
+
+def _request_words(event: Mapping[str, Any]) -> list[str]:
+    model, bought = str(event.get("model") or "-"), event.get("bought_model")
+    provider = str(event.get("peer_id") or "")
+    return [
+        str(event.get("status")),
+        str(event["event"]),
+        f"{model} → {bought}" if bought else model,
+        "streamed" if event.get("stream") else "",
+        _payment_text(event),
+        f"in {_duration_text(event.get('total_ms'))}",
+        f"from {provider}" if provider else "",
+        "(joined)" if event.get("joined") else "",
+        f"problem: {event['problem']}" if event.get("problem") else "",
+        str(event.get("request_id") or ""),
+    ]
+
+
+def _payment_text(event: Mapping[str, Any]) -> str:
+    price = event.get("price_msat")
+    if event["payment"] == "none" or not isinstance(price, int):
+        return "nothing paid" if event["payment"] == "none" else str(event["payment"])
+    return f"{event['payment']} {price / _SAT_MSAT:,.3f} sat"
+
+
+def _duration_text(ms: object) -> str:
+    if not isinstance(ms, int | float):
+        return "?"
+    return f"{ms / _SECOND_MS:.1f} s" if ms >= _SECOND_MS else f"{ms} ms"
+
+
+def _event_words(event: Mapping[str, Any]) -> list[str]:
+    level = str(event.get("level"))
+    fields = (f"{name}={value}" for name, value in event.items() if name not in _COMMON_FIELDS)
+    return [f"{level}:" if level != "info" else "", str(event["event"]), *fields]
+
+
+def _cut_line(line: str, most: int) -> str:
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
 
 LogFormat = Literal["auto", "console", "json"]
 
@@ -50,7 +128,7 @@ def configure_logging(level: str, fmt: LogFormat, *, stream: TextIO | None = Non
         render: Processor = _render_json
     elif is_terminal and threshold > logging.DEBUG:
         # Somebody watches, and has not asked for everything.
-        render = _printable(lambda event: brief(event, colors=True))
+        render = _printable(lambda event: brief_line(event, colors=True))
     else:
         render = _console(colors=is_terminal)
     file = _binary_of(target)
@@ -88,7 +166,7 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return cast("FilteringBoundLogger", structlog.get_logger(name))
 
 
-def tell(log: FilteringBoundLogger, event: str, **fields: object) -> None:
+def log_always(log: FilteringBoundLogger, event: str, **fields: object) -> None:
     """Write a line of level info whatever the level in force: the operator has just asked for it, and waits."""
     cast("Any", log.bind())._proxy_to_logger("info", event, **fields)  # noqa: SLF001 - what its own methods call
 

@@ -8,10 +8,8 @@ from collections.abc import Callable, Collection
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-from lcp_gateway.telemetry.families import Exposed, Families
-from lcp_gateway.telemetry.labels import KnownLabels
-from lcp_gateway.telemetry.money import MoneyMetrics
-from lcp_gateway.telemetry.names import (
+from lcp_gateway.telemetry.metric_families import Exposed, Families, KnownLabels
+from lcp_gateway.telemetry.metric_table import (
     AUTO,
     BY_NAME,
     GRPC_CODES,
@@ -23,6 +21,7 @@ from lcp_gateway.telemetry.names import (
     TASKS,
     VERDICTS,
 )
+from lcp_gateway.telemetry.money import MoneyMetrics
 from lcp_gateway.telemetry.routing import RoutingMetrics
 from lcp_gateway.telemetry.selling import SellingMetrics
 from lcp_gateway.telemetry.spans import SpanMetrics

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Collection
 
-from lcp_gateway.telemetry.families import ABSENT, Families
-from lcp_gateway.telemetry.labels import KnownLabels
-from lcp_gateway.telemetry.names import (
+from lcp_gateway.telemetry.metric_families import ABSENT, Families, KnownLabels
+from lcp_gateway.telemetry.metric_table import (
     CHANNEL_STATES,
     MISMATCHES,
     OTHER,

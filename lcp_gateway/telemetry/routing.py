@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Collection
 
-from lcp_gateway.telemetry.families import Families
-from lcp_gateway.telemetry.labels import KnownLabels
-from lcp_gateway.telemetry.names import CHANGES, FAILOVER_CAUSES, NODE_PREFIX, OTHER, SOURCES
+from lcp_gateway.telemetry.metric_families import Families, KnownLabels
+from lcp_gateway.telemetry.metric_table import CHANGES, FAILOVER_CAUSES, NODE_PREFIX, OTHER, SOURCES
 
 MAX_NODES = 200
 

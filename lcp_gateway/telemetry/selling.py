@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from lcp_gateway.telemetry.families import ABSENT, Families
-from lcp_gateway.telemetry.names import OTHER, REFUNDS
+from lcp_gateway.telemetry.metric_families import ABSENT, Families
+from lcp_gateway.telemetry.metric_table import OTHER, REFUNDS
 
 
 class SellingMetrics:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lcp_gateway.telemetry.families import Families
+from lcp_gateway.telemetry.metric_families import Families
 
 
 class SpanMetrics:

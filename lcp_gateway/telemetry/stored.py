@@ -1,7 +1,7 @@
 """The metrics of what is stored for clients, and of jobs in the background."""
 
-from lcp_gateway.telemetry.families import Families
-from lcp_gateway.telemetry.names import BACKGROUND_STATUSES, OTHER, REMOVED
+from lcp_gateway.telemetry.metric_families import Families
+from lcp_gateway.telemetry.metric_table import BACKGROUND_STATUSES, OTHER, REMOVED
 
 
 class StoredMetrics:

@@ -90,7 +90,7 @@ class Flow:
         self._spoke_at, self._told = self._clock(), lost
 
 
-class _Told(SpanExporter):
+class _CountingExporter(SpanExporter):
     """An exporter whose every batch is counted."""
 
     def __init__(self, exporter: SpanExporter, flow: Flow) -> None:
@@ -110,12 +110,14 @@ class _Told(SpanExporter):
         self._exporter.shutdown()
 
 
-class _Bounded(BatchSpanProcessor):
+class _BoundedProcessor(BatchSpanProcessor):
     """A queue that turns spans away when it is full, and never waits."""
 
     def __init__(self, exporter: SpanExporter, flow: Flow) -> None:
         super().__init__(
-            _Told(exporter, flow), max_queue_size=_QUEUE_SPANS, max_export_batch_size=_BATCH_SPANS
+            _CountingExporter(exporter, flow),
+            max_queue_size=_QUEUE_SPANS,
+            max_export_batch_size=_BATCH_SPANS,
         )
         self._flow = flow
 
@@ -155,7 +157,7 @@ class TraceExport:
             resource=_resource(version),
             shutdown_on_exit=False,
         )
-        self._provider.add_span_processor(_Bounded(exporter, flow))
+        self._provider.add_span_processor(_BoundedProcessor(exporter, flow))
         self.tracer: Tracer = self._provider.get_tracer(SCOPE, version)
         # All that is worth a line is told by the flow; what the libraries would add is one for each try.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)

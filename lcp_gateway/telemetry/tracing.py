@@ -29,7 +29,7 @@ _ERROR_TYPE: Final = "error.type"
 _CANCELLED: Final = "cancelled"
 
 
-class Step(Protocol):
+class SpanStep(Protocol):
     """A step that has a span: its name, and whether somebody else is called for it."""
 
     @property
@@ -43,7 +43,7 @@ class Step(Protocol):
         ...
 
 
-class _Entered:
+class _CurrentSpan:
     """A span that is the present one within its block, and ends with it."""
 
     __slots__ = ("_error_type", "_span", "_token")
@@ -86,7 +86,7 @@ class _Entered:
             self._span.set_status(StatusCode.ERROR)
 
 
-class _Nothing:
+class _NoSpan:
     """A span that is not recorded, nor made: the present one stays what it is."""
 
     __slots__ = ()
@@ -104,7 +104,7 @@ class _Nothing:
         pass
 
 
-_NOTHING = _Nothing()
+_NO_SPAN = _NoSpan()
 
 
 class OtelTracing:
@@ -119,19 +119,19 @@ class OtelTracing:
         self._error_type = error_type
         self._propagator = TraceContextTextMapPropagator()
 
-    def request(self, parents: Sequence[str], states: Sequence[str]) -> _Entered:
+    def request(self, parents: Sequence[str], states: Sequence[str]) -> _CurrentSpan:
         """Begin a request's span, below the one that its headers name; headers that are not valid name none."""
         parent = self._parent(parents, states)
         span = self._tracer.start_span("request", context=parent, kind=SpanKind.SERVER)
-        return _Entered(span, self._error_type)
+        return _CurrentSpan(span, self._error_type)
 
-    def span(self, step: Step) -> AbstractContextManager[_Entered | _Nothing]:
+    def span(self, step: SpanStep) -> AbstractContextManager[_CurrentSpan | _NoSpan]:
         """Begin the span of a step, below the present one."""
         # Not whether it is recording: a purchase goes on when the span of its request has ended.
         if not get_current_span().get_span_context().trace_flags.sampled:
-            return _NOTHING
+            return _NO_SPAN
         kind = SpanKind.CLIENT if step.is_call else SpanKind.INTERNAL
-        return _Entered(self._tracer.start_span(step.value, kind=kind), self._error_type)
+        return _CurrentSpan(self._tracer.start_span(step.value, kind=kind), self._error_type)
 
     def headers(self) -> Mapping[str, str]:
         """Give ``traceparent``, and ``tracestate`` if there is one."""

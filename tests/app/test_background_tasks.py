@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 import lcp_gateway
 from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks, Backoff
 from lcp_gateway.telemetry.logs import get_logger
-from lcp_gateway.telemetry.names import TASKS
+from lcp_gateway.telemetry.metric_table import TASKS
 
 BACKOFF = Backoff(first_s=1.0, most_s=8.0, steady_s=2.0, reset_s=60.0)
 
@@ -221,9 +221,9 @@ SHORT = {
     "purchase/market.py": "quotes; the caller waits for them",
     "purchase/ports.py": "the way to start a task without a supervisor, for commands and tests",
     "purchase/service.py": "a purchase; its end is taken note of",
-    "upstreams/nodes.py": "a question to a node; the caller waits for it",
-    "upstreams/openai_http.py": "a connection that is left; bounded by its time-out",
-    "upstreams/peers.py": "a question to the daemon; the caller waits for it",
+    "upstreams/openai/node_watch.py": "a question to a node; the caller waits for it",
+    "upstreams/openai/adapter.py": "a connection that is left; bounded by its time-out",
+    "upstreams/lcpd/peer_watch.py": "a question to the daemon; the caller waits for it",
 }
 """The modules that start a task of their own, and why it need not be supervised: none of these lasts."""
 

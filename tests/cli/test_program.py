@@ -149,7 +149,7 @@ def test_the_version_costs_no_heavy_import():
 
 
 def test_the_node_of_the_gateway_starts_without_what_only_the_gateway_needs():
-    loaded = modules_after("import lcp_gateway.cli.serve.node_process, lcp_gateway.node.main")
+    loaded = modules_after("import lcp_gateway.cli.serve.node_process, lcp_gateway.node.server")
     assert loaded.isdisjoint({"typer", "pydantic", "pydantic_settings", "rich", "aiohttp"})
 
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from lcp_gateway.telemetry.names import PREFIX, SPECS
+from lcp_gateway.telemetry.metric_table import PREFIX, SPECS
 from tests.support.promql import (
     DASHBOARD,
     PROMETHEUS_OWN,

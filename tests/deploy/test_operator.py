@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from lcp_gateway.node.config import NodeConfig
-from lcp_gateway.node.identity import derive_key
+from lcp_gateway.node.config import NodeConfig, derive_key
 from tests.support.compose import resolved, services
 from tests.support.gateway import RunningGateway, gateway
 from tests.support.lnd_standin import LndStandin, in_a_thread

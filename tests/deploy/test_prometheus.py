@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 
-from lcp_gateway.telemetry.names import SPECS
+from lcp_gateway.telemetry.metric_table import SPECS
 from tests.support.promql import (
     PROMETHEUS_OWN,
     ROOT,

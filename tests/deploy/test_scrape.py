@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lcp_gateway.node.config import NodeConfig
-from lcp_gateway.node.identity import derive_key
-from lcp_gateway.telemetry.names import SPECS
+from lcp_gateway.node.config import NodeConfig, derive_key
+from lcp_gateway.telemetry.metric_table import SPECS
 from tests.support.gateway import gateway
 from tests.support.http_node import HttpNodeThread
 from tests.support.lnd_standin import LN, LndStandin, in_a_thread, lnd_settings

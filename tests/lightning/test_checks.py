@@ -13,7 +13,7 @@ from lcp_gateway.lightning import bech32, bolt11, checks
 from lcp_gateway.lightning.checks import (
     Mismatch,
     QuoteMismatch,
-    check,
+    check_quote,
     mismatches,
 )
 from lcp_gateway.lightning.terms import terms_hash
@@ -97,7 +97,7 @@ def stating_its_payee(payment_request, signed_with):
 
 def reason(quote, task=TASK, now=NOW, network="bcrt"):
     with pytest.raises(QuoteMismatch) as refused:
-        check(task, quote, now, network=network)
+        check_quote(task, quote, now, network=network)
     assert refused.value.verdict is Verdict.NONE
     assert refused.value.quote is quote
     assert "nothing was paid" in refused.value.message
@@ -113,10 +113,10 @@ every_vector = pytest.mark.parametrize(
 def test_a_real_daemons_quote_passes(vector):
     task, quote, now = from_vector(vector)
 
-    invoice = check(task, quote, now, network="bcrt")
+    invoice = check_quote(task, quote, now, network="bcrt")
 
     assert invoice.payment_hash.hex() == vector["lnd_decodes"]["payment_hash"]
-    assert check(task, quote, now) == invoice, "without a network any will do"
+    assert check_quote(task, quote, now) == invoice, "without a network any will do"
 
 
 @every_vector
@@ -217,7 +217,7 @@ def test_whatever_stands_for_an_invoice_it_is_refused_in_one_way(text):
 
 
 def test_a_quote_of_our_own_making_passes():
-    assert check(TASK, offered(), NOW, network="bcrt").payee == PEER
+    assert check_quote(TASK, offered(), NOW, network="bcrt").payee == PEER
 
 
 @pytest.mark.parametrize(
@@ -243,14 +243,14 @@ def test_a_properly_signed_invoice_must_fit_its_terms(invoice, expected):
 
 
 def test_an_invoice_may_outlive_its_quote_by_five_seconds_and_no_more():
-    assert check(TASK, offered(expiry_s=305), NOW)
+    assert check_quote(TASK, offered(expiry_s=305), NOW)
     assert reason(offered(expiry_s=306)) is Mismatch.EXPIRY
 
 
 def test_an_invoice_is_expired_from_its_last_second_on():
     quote = offered(expiry_s=60)
 
-    assert check(TASK, quote, NOW + timedelta(seconds=59.9))
+    assert check_quote(TASK, quote, NOW + timedelta(seconds=59.9))
     assert reason(quote, now=NOW + timedelta(seconds=60)) is Mismatch.EXPIRED
 
 
@@ -259,7 +259,7 @@ def test_an_invoice_that_states_its_payee_must_be_signed_by_it():
     honest = stating_its_payee(quote.payment_request, KEY)
     forged = stating_its_payee(quote.payment_request, OTHER_KEY)
 
-    assert check(TASK, replace(quote, payment_request=honest), NOW)
+    assert check_quote(TASK, replace(quote, payment_request=honest), NOW)
     assert reason(replace(quote, payment_request=forged)) is Mismatch.SIGNATURE
 
 
@@ -285,13 +285,13 @@ def test_every_mismatch_of_an_invoice_is_found():
 
 
 def test_every_mismatch_has_words():
-    assert set(checks.WORDS) == set(Mismatch)
+    assert set(checks.MISMATCH_TEXTS) == set(Mismatch)
 
 
 def test_neither_prompt_nor_invoice_is_in_what_a_refusal_says():
     quote = offered(amount_msat=1)
     with pytest.raises(QuoteMismatch) as refused:
-        check(TASK, quote, NOW)
+        check_quote(TASK, quote, NOW)
 
     assert quote.payment_request not in str(refused.value)
     assert "messages" not in str(refused.value)

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcp_gateway.lightning import bolt11, reconcile
-from lcp_gateway.lightning.lnd import Lnd
-from lcp_gateway.lightning.payments import FailureReason, LndError, PaymentRecord, PaymentState
+from lcp_gateway.lightning.lnd.client import Lnd
+from lcp_gateway.lightning.lnd.records import FailureReason, LndError, PaymentRecord, PaymentState
 from lcp_gateway.lightning.reconcile import (
     MAX_ERRORS_IN_A_ROW,
-    Evidence,
     OpenPayment,
     Reconciler,
-    Timing,
+    ReconcilerTiming,
+    ResolvedBy,
 )
 from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.states import State
@@ -121,7 +121,7 @@ async def test_a_payment_that_lnd_proves_is_settled_with_fee_and_preimage(world)
 
     [(resolved, resolution)] = world.resolved
     assert resolved is payment
-    assert (resolution.state, resolution.evidence) == (State.SETTLED, Evidence.PREIMAGE)
+    assert (resolution.state, resolution.evidence) == (State.SETTLED, ResolvedBy.PREIMAGE)
     assert (resolution.learnt.fee_msat, resolution.learnt.preimage) == (7, preimage_of(1))
     assert resolution.at == START
     assert (summary.settled, summary.fees_msat, summary.still_open) == (1, 7, 0)
@@ -134,7 +134,7 @@ async def test_a_payment_that_lnd_gave_up_was_not_paid(world):
     summary = await world.reconciler.once()
 
     [(_, resolution)] = world.resolved
-    assert (resolution.state, resolution.evidence) == (State.NOT_PAID, Evidence.FAILED)
+    assert (resolution.state, resolution.evidence) == (State.NOT_PAID, ResolvedBy.FAILED)
     assert summary.not_paid == 1
 
 
@@ -191,13 +191,13 @@ class TestAbsence:
         await world.reconciler.once()
 
         [(_, resolution)] = world.resolved
-        assert (resolution.state, resolution.evidence) == (State.NOT_PAID, Evidence.ABSENT)
+        assert (resolution.state, resolution.evidence) == (State.NOT_PAID, ResolvedBy.ABSENT)
 
     async def test_the_margin_can_be_set(self, world):
         world.add()
         world.passes(361)
 
-        await world.make(timing=Timing(absent_after_s=60)).once()
+        await world.make(timing=ReconcilerTiming(absent_after_s=60)).once()
 
         assert len(world.resolved) == 1
 
@@ -406,7 +406,7 @@ class TestRunning:
     async def test_it_looks_at_once_again_when_woken_and_after_each_interval(self, world):
         passes = asyncio.Queue()
         running = asyncio.create_task(
-            world.make(timing=Timing(interval_s=30)).run(passes.put_nowait, pytest.fail)
+            world.make(timing=ReconcilerTiming(interval_s=30)).run(passes.put_nowait, pytest.fail)
         )
         try:
             assert (await asyncio.wait_for(passes.get(), 10)).still_open == 0
@@ -415,7 +415,7 @@ class TestRunning:
         finally:
             running.cancel()
 
-        reconciler = world.make(timing=Timing(interval_s=30))
+        reconciler = world.make(timing=ReconcilerTiming(interval_s=30))
         running = asyncio.create_task(reconciler.run(passes.put_nowait, pytest.fail))
         try:
             await asyncio.wait_for(passes.get(), 10)
@@ -426,7 +426,7 @@ class TestRunning:
             running.cancel()
 
         running = asyncio.create_task(
-            world.make(timing=Timing(interval_s=0.01)).run(passes.put_nowait, pytest.fail)
+            world.make(timing=ReconcilerTiming(interval_s=0.01)).run(passes.put_nowait, pytest.fail)
         )
         try:
             for _ in range(3):
@@ -437,7 +437,7 @@ class TestRunning:
     async def test_a_backlog_is_worked_off_without_a_pause(self, world):
         for number in range(95):
             world.add(number, answer=was_paid(number))
-        reconciler = world.make(batch=10, timing=Timing(interval_s=3_600))
+        reconciler = world.make(batch=10, timing=ReconcilerTiming(interval_s=3_600))
         finished = asyncio.Event()
         running = asyncio.create_task(
             reconciler.run(lambda it: it.more or finished.set(), pytest.fail)
@@ -452,7 +452,7 @@ class TestRunning:
     async def test_an_lnd_that_is_away_is_told_of_and_asked_again(self, world):
         world.add(1, answer=was_paid(1))
         errors, away = asyncio.Queue(), [JournalUnavailable("the journal cannot be read")]
-        reconciler = world.make(timing=Timing(interval_s=0.01))
+        reconciler = world.make(timing=ReconcilerTiming(interval_s=0.01))
         read = reconciler._open_payments
 
         async def open_payments():
@@ -478,7 +478,7 @@ class TestRunning:
         world.add(1, answer=was_paid(1))
         world.add(2, answer=was_paid(2))
         world.unwritable = RuntimeError("a bug")
-        reconciler = world.make(timing=Timing(interval_s=3_600))
+        reconciler = world.make(timing=ReconcilerTiming(interval_s=3_600))
         with pytest.raises(RuntimeError, match="a bug"):
             await asyncio.wait_for(reconciler.run(lambda it: None, pytest.fail), 10)
         world.unwritable = None
@@ -560,5 +560,5 @@ async def test_against_an_lnd_that_restarts_every_payment_is_resolved(tmp_path, 
     states = {payment.job_id: resolution for payment, resolution in world.resolved}
     for number in range(30):
         resolution = states[open_payment(number).job_id]
-        assert resolution.evidence is list(Evidence)[number % 3]
+        assert resolution.evidence is list(ResolvedBy)[number % 3]
         assert resolution.learnt.fee_msat == (number if number % 3 == 0 else None)

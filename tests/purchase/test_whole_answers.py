@@ -15,7 +15,7 @@ from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.results import ResultStatus, StreamBegin, StreamEnd
 from lcp_gateway.purchase.task import Task, TaskKind
-from lcp_gateway.upstreams.judge import judge_result
+from lcp_gateway.upstreams.result_judges import judge_result
 from tests.support.purchases import (
     HASH,
     NOW,

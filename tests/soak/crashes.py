@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from lcp_gateway.lightning.lnd import Lnd
+from lcp_gateway.lightning.lnd.client import Lnd
 from lcp_gateway.lightning.reconcile import Reconciler, open_payment
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.queries import Books as StoredBooks

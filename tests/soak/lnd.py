@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lcp_gateway.node.config import NodeConfig
-from lcp_gateway.node.identity import derive_key
+from lcp_gateway.node.config import NodeConfig, derive_key
 from tests.support.lnd_standin import FAILED, LndStandin, in_a_thread, settled, unfinished
 
 FAILURE_REASON_NO_ROUTE = 2

@@ -168,7 +168,7 @@ def _load() -> None:
         "lcp_gateway.cli.program",
         "lcp_gateway.cli.serve",
         "lcp_gateway.app",
-        "lcp_gateway.node.main",
+        "lcp_gateway.node.server",
         "lcp_gateway.store.database.sqlite",
         "lcp_gateway.telemetry.log_queue",
         "alembic.context",

@@ -9,9 +9,9 @@ import sys
 
 from lcp_gateway.cli import main
 from lcp_gateway.node.events import EventKind
-from lcp_gateway.node.jobs import Job, PaymentState
+from lcp_gateway.node.jobs import Job, JobPayment
 from lcp_gateway.node.status import failed_precondition
-from lcp_gateway.node.wallet import Wallet
+from lcp_gateway.node.wallets import Wallet
 from tests.support.telling_node import tell_preimages
 
 SOON_S = 0.02
@@ -55,12 +55,12 @@ def hold_payments() -> None:
 
     async def held(self: Wallet, job: Job, *, no_route: bool = False) -> None:
         fate = fate_of(job.payment_hash)
-        if job.payment is not PaymentState.NONE or fate is not Fate.HELD_THEN_FAILS:
+        if job.payment is not JobPayment.NONE or fate is not Fate.HELD_THEN_FAILS:
             await pay(self, job, no_route=no_route or fate is Fate.FAILS)
             return
         job.fee_msat = self.fee_msat(job.price_msat)
         self.balance_msat -= job.price_msat + job.fee_msat
-        job.payment = PaymentState.IN_FLIGHT
+        job.payment = JobPayment.IN_FLIGHT
         self._log.record(EventKind.PAID, job)
         task = asyncio.create_task(fail_later(self, job))
         self._under_way.add(task)

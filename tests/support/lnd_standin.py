@@ -20,8 +20,8 @@ import grpc.aio
 from coincurve import PrivateKey
 
 from lcp_gateway.lightning import bolt11
-from lcp_gateway.lightning.lnd_channel import LndAddress
-from lcp_gateway.lightning.lnd_stubs import load_stubs
+from lcp_gateway.lightning.lnd.channel import LndAddress
+from lcp_gateway.lightning.lnd.stubs import load_stubs
 
 STUBS = load_stubs()
 LN = STUBS.lightning

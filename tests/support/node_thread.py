@@ -10,7 +10,7 @@ from unittest import mock
 
 from lcp_gateway.node.config import NodeConfig
 from lcp_gateway.node.server import Node
-from lcp_gateway.node.service import Service
+from lcp_gateway.node.service import LcpdService
 
 
 @dataclass
@@ -81,14 +81,14 @@ def eventually(is_so: Callable[[], object], timeout_s: float = 5.0) -> None:
         time.sleep(0.01)
 
 
-def _recording(received: Received) -> type[Service]:
+def _recording(received: Received) -> type[LcpdService]:
     def noting(name: str):
         async def method(self, request, context):
             received.calls.append((name, request))
             if name.endswith("Stream"):
                 received.streams.append(bytearray())
                 context = _Context(context, received.streams[-1])
-            answer = await getattr(Service, name)(self, request, context)
+            answer = await getattr(LcpdService, name)(self, request, context)
             received.answers.append((name, answer))
             return answer
 
@@ -102,7 +102,7 @@ def _recording(received: Received) -> type[Service]:
         "AcceptAndExecuteStream",
         "CancelJob",
     ]
-    return type("RecordingService", (Service,), {name: noting(name) for name in names})
+    return type("RecordingService", (LcpdService,), {name: noting(name) for name in names})
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcp_gateway.node.config import FaultConfig, ModelConfig, NodeConfig, PeerConfig
-from lcp_gateway.node.sabotage import Saboteur
+from lcp_gateway.node.faults import FaultInjector
 from tests.support.gateway import gateway
 from tests.support.node_thread import threaded_node
 from tests.support.wire import CHAT, RESPONSES, document, post
@@ -188,7 +188,7 @@ def answering(chunks, **changes):
     def spoil(self, fault, answer, *, stream):
         return replace(answer, chunks=given_chunks(), **changes)
 
-    return mock.patch.object(Saboteur, "spoil", spoil)
+    return mock.patch.object(FaultInjector, "spoil", spoil)
 
 
 @BOTH

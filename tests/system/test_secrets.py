@@ -10,7 +10,7 @@ import pytest
 
 from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.node.config import NodeConfig
-from lcp_gateway.node.sabotage import Saboteur
+from lcp_gateway.node.faults import FaultInjector
 from lcp_gateway.node.status import CallError
 from tests.support.gateway import gateway
 from tests.support.node_thread import threaded_node
@@ -98,7 +98,7 @@ def test_of_a_provider_that_repeats_the_prompt_in_its_error(served, path, stream
     async def strike(self, fault):
         raise CallError(grpc.StatusCode.UNAVAILABLE, f"cannot do this: {PROMPT}")
 
-    with mock.patch.object(Saboteur, "strike", strike):
+    with mock.patch.object(FaultInjector, "strike", strike):
         answer = ask(served, path, "fault/empty-chunks", stream=stream)
     assert answer.status == 502 and answer.verdict == "unknown"
 
@@ -109,7 +109,7 @@ def test_of_a_provider_that_repeats_the_prompt_in_its_result(served, path, strea
     def finish(self, fault, finish):
         return replace(finish, status=lcpd_pb2.Result.STATUS_FAILED, message=f"no: {PROMPT}")
 
-    with mock.patch.object(Saboteur, "finish", finish):
+    with mock.patch.object(FaultInjector, "finish", finish):
         answer = ask(served, path, "fault/empty-chunks", stream=stream)
     assert answer.status == (200 if stream else 502) and answer.verdict == "settled"
 

@@ -12,13 +12,13 @@ import timeit
 import pytest
 import structlog
 
-from lcp_gateway.telemetry import redact
+from lcp_gateway.telemetry import log_redaction
 from lcp_gateway.telemetry.logs import (
     configure_logging,
     get_logger,
+    log_always,
     request_context,
     set_log_level,
-    tell,
 )
 
 SECRET = "the quick brown fox"
@@ -249,7 +249,7 @@ def test_a_line_is_bounded_whatever_it_is_given(lines, stream):
             texts=["t" * 10**5] * 100,
             **{f"field{number}": "v" * 10**5 for number in range(100)},
         )
-    assert len(stream.getvalue()) < (redact.MAX_FIELDS + 8) * (redact.MAX_TEXT + 64)
+    assert len(stream.getvalue()) < (log_redaction.MAX_FIELDS + 8) * (log_redaction.MAX_TEXT + 64)
     (line,) = lines()
     assert "more)" in line["event"]
     assert line["error_type"] == "ValueError"
@@ -402,7 +402,7 @@ def test_what_the_operator_waits_for_is_told_at_any_level(lines):
     set_log_level("error")
     log = get_logger("x")
     log.info("no")
-    tell(log, "yes", names=["a"])
+    log_always(log, "yes", names=["a"])
     (line,) = lines()
     assert (line["event"], line["level"], line["names"], line["logger"]) == (
         "yes",

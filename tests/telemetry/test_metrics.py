@@ -8,8 +8,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from lcp_gateway.telemetry.metric_table import GRPC_CODES, PREFIX, REASONS, SPECS, MetricKind
 from lcp_gateway.telemetry.metrics import MAX_MODELS, MAX_PEERS, Metrics
-from lcp_gateway.telemetry.names import GRPC_CODES, PREFIX, REASONS, SPECS, Kind
 
 CHAT = "/v1/chat/completions"
 ALICE, BOB = "02" + "a" * 64, "03" + "b" * 64
@@ -310,10 +310,10 @@ def test_two_gateways_in_one_process_do_not_share_counts(metrics, value):
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_names_follow_the_rules_of_prometheus(spec):
     assert spec.help.endswith(".")
-    assert (spec.kind is Kind.COUNTER) == spec.name.endswith("_total")
+    assert (spec.kind is MetricKind.COUNTER) == spec.name.endswith("_total")
     assert "_ms_" not in spec.name and "_sat_" not in spec.name
     assert list(spec.buckets) == sorted(set(spec.buckets))
-    assert bool(spec.buckets) == (spec.kind is Kind.HISTOGRAM)
+    assert bool(spec.buckets) == (spec.kind is MetricKind.HISTOGRAM)
 
 
 def test_names_are_unique():

@@ -5,10 +5,10 @@ import pytest
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.purchase.tracing import Step
-from lcp_gateway.upstreams.channel import LcpdAddress
-from lcp_gateway.upstreams.lcpd import LcpdUpstream
-from lcp_gateway.upstreams.node_link import HttpNode
-from lcp_gateway.upstreams.openai_http import OpenAIHttpUpstream
+from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
+from lcp_gateway.upstreams.lcpd.channel import LcpdAddress
+from lcp_gateway.upstreams.openai.adapter import OpenAIHttpUpstream
+from lcp_gateway.upstreams.openai.connections import VirtualNode
 from tests.support.http_node import HttpNodeThread
 from tests.support.scripted_daemon import PEER, Daemon, serving
 from tests.support.spans import Kept
@@ -34,7 +34,7 @@ async def test_a_node_is_told_and_gets_the_same_bytes(stream):
     task = STREAM if stream else TASK
     with HttpNodeThread("alpha", ("m",)) as server:
         upstream = OpenAIHttpUpstream(
-            [HttpNode("a", server.base_url, api_key="sk-key")], tracing=kept.tracing
+            [VirtualNode("a", server.base_url, api_key="sk-key")], tracing=kept.tracing
         )
         quote = await upstream.request_quote(task, "node:a", 1)
         with kept.tracing.request([PARENT], STATES), kept.tracing.span(Step.PAY):
@@ -55,7 +55,7 @@ async def test_a_node_is_told_and_gets_the_same_bytes(stream):
 
 async def test_a_node_is_told_nothing_where_nothing_is_traced():
     with HttpNodeThread("alpha", ("m",)) as server:
-        upstream = OpenAIHttpUpstream([HttpNode("a", server.base_url)])
+        upstream = OpenAIHttpUpstream([VirtualNode("a", server.base_url)])
         await upstream.execute(await upstream.request_quote(TASK, "node:a", 1), TASK, 5)
         (seen,) = server.requests
         await upstream.close()

@@ -460,8 +460,8 @@ def _l402_door(
 
 
 async def _pay_for_demo(node_address: str, payment_request: str) -> None:
-    from lcp_gateway.lightning.demo import PaymentFailed, pay  # noqa: PLC0415 - for demos only
-    from lcp_gateway.lightning.payments import LndError  # noqa: PLC0415 - as above
+    from lcp_gateway.lightning.lnd.demo import PaymentFailed, pay  # noqa: PLC0415 - for demos only
+    from lcp_gateway.lightning.lnd.records import LndError  # noqa: PLC0415 - as above
 
     try:
         await pay(node_address, payment_request)

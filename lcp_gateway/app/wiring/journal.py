@@ -104,7 +104,7 @@ class Ledgers:
             # A node gives no invoice, and so nothing that a receipt could prove.
             return None
         # Few ask for one, so what makes it is loaded with the first.
-        from lcp_gateway.lightning.receipt import document  # noqa: PLC0415 - see above
+        from lcp_gateway.lightning.receipts import document  # noqa: PLC0415 - see above
         from lcp_gateway.store.journal.receipts import receipt_of  # noqa: PLC0415 - see above
 
         return document(receipt_of(record, await self.books.steps(job_id)))

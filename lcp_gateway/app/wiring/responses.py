@@ -23,7 +23,7 @@ from lcp_gateway.stored.items import Item
 from lcp_gateway.stored.keeping import Keeper
 from lcp_gateway.stored.store import Store, StoreLimits
 from lcp_gateway.telemetry.metrics import Metrics
-from lcp_gateway.upstreams.node_tokens import TokenCounter
+from lcp_gateway.upstreams.openai.input_tokens import TokenCounter
 
 _PURGE_EVERY_S = 60.0
 

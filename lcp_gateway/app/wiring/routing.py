@@ -22,11 +22,11 @@ from lcp_gateway.routing.registry import ModelCard, Registry, kinds_for
 from lcp_gateway.routing.standing import StandingRules, Standings
 from lcp_gateway.routing.weighing import Scored
 from lcp_gateway.telemetry.metrics import Metrics
-from lcp_gateway.upstreams.node_link import HttpNode
-from lcp_gateway.upstreams.node_price import NodePrice
-from lcp_gateway.upstreams.node_tokens import TokenCounter
-from lcp_gateway.upstreams.nodes import NodeWatch
-from lcp_gateway.upstreams.openai_http import OpenAIHttpUpstream
+from lcp_gateway.upstreams.openai.adapter import OpenAIHttpUpstream
+from lcp_gateway.upstreams.openai.connections import VirtualNode
+from lcp_gateway.upstreams.openai.input_tokens import TokenCounter
+from lcp_gateway.upstreams.openai.node_watch import NodeWatch
+from lcp_gateway.upstreams.openai.price import NodePrice
 
 _KIND_OF = {word: kind for kind, word in WORDS.items()}
 _MSAT_PER_SAT = 1_000
@@ -79,7 +79,7 @@ def model_registry(settings: Settings) -> Registry:
     return Registry({name: _card(config) for name, config in settings.models.items()})
 
 
-def http_nodes(settings: Settings) -> tuple[HttpNode, ...]:
+def http_nodes(settings: Settings) -> tuple[VirtualNode, ...]:
     """The virtual nodes that the settings name."""
     return tuple(_node(config, settings) for config in all_nodes(settings))
 
@@ -200,8 +200,8 @@ def model_limits(settings: Settings) -> tuple[Mapping[str, int], Mapping[str, in
     return {name: limit for name, limit in prices.items() if limit}, totals
 
 
-def _describe(registry: Registry) -> Callable[[str, HttpNode], frozenset[TaskKind]]:
-    def describe(model: str, node: HttpNode) -> frozenset[TaskKind]:
+def _describe(registry: Registry) -> Callable[[str, VirtualNode], frozenset[TaskKind]]:
+    def describe(model: str, node: VirtualNode) -> frozenset[TaskKind]:
         return kinds_for(registry.traits(model), node.kinds)
 
     return describe
@@ -211,7 +211,7 @@ def _card(config: ModelConfig) -> ModelCard:
     return ModelCard(**{item.name: getattr(config, item.name) for item in fields(ModelCard)})
 
 
-def _node(config: NodeConfig, settings: Settings) -> HttpNode:
+def _node(config: NodeConfig, settings: Settings) -> VirtualNode:
     price = NodePrice(
         per_request_msat=config.price_per_request_msat,
         per_1k_input_msat=config.price_per_1k_input_msat,
@@ -219,7 +219,7 @@ def _node(config: NodeConfig, settings: Settings) -> HttpNode:
         per_minute_msat=round(config.price_per_minute_sat * _MSAT_PER_SAT),
         max_output_tokens=config.max_output_tokens,
     )
-    return HttpNode(
+    return VirtualNode(
         name=config.name,
         base_url=config.base_url,
         api_key=config.api_key,

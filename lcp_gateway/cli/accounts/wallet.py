@@ -49,7 +49,7 @@ from lcp_gateway.cli.options import (
 )
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, print_json
 from lcp_gateway.config import Settings
-from lcp_gateway.lightning.payments import LndError
+from lcp_gateway.lightning.lnd.records import LndError
 from lcp_gateway.purchase.money import MSAT_PER_SAT
 
 # Where letters are dark on a light ground the code would be inverted, and many cameras read none of those.
@@ -150,8 +150,8 @@ def pay(
     if not payment_request.isascii():
         raise CommandFailed("this is no payment request", exit_code=USAGE_ERROR)
     node = own_node(load_settings(flags, config).settings)
-    from lcp_gateway.lightning import demo  # noqa: PLC0415 - loads gRPC
-    from lcp_gateway.lightning.lnd_stubs import LndNotInstalled  # noqa: PLC0415 - as above
+    from lcp_gateway.lightning.lnd import demo  # noqa: PLC0415 - loads gRPC
+    from lcp_gateway.lightning.lnd.stubs import LndNotInstalled  # noqa: PLC0415 - as above
 
     try:
         paid = asyncio.run(demo.pay(node, payment_request))

@@ -33,8 +33,8 @@ def verify(
     json: JsonOption = False,
 ) -> int:
     """Recompute all of a receipt that can be recomputed. Offline; ends with 1 when something does not hold."""
-    from lcp_gateway.lightning.receipt import holds  # noqa: PLC0415 - `show` needs none of it
-    from lcp_gateway.lightning.receipt import verify as verified  # noqa: PLC0415 - as above
+    from lcp_gateway.lightning.receipts import holds  # noqa: PLC0415 - `show` needs none of it
+    from lcp_gateway.lightning.receipts import verify_receipt as verified  # noqa: PLC0415 - as above
 
     findings = verified(
         _document(file),
@@ -69,7 +69,7 @@ def show(
     """Write the receipt of a purchase to standard output."""
     from lcp_gateway.cli.books.journal import read_job_prefix, read_only_settings  # noqa: PLC0415 - `verify` needs no database
     from lcp_gateway.cli.books.purchases import one_purchase  # noqa: PLC0415 - as above
-    from lcp_gateway.lightning.receipt_form import document  # noqa: PLC0415 - as above
+    from lcp_gateway.lightning.receipts import document  # noqa: PLC0415 - as above
     from lcp_gateway.store.journal.receipts import receipt_of  # noqa: PLC0415 - as above
 
     wanted = read_job_prefix(job_id)

@@ -41,8 +41,8 @@ from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.store.database.schema import HEAD
 from lcp_gateway.store.journal.queries import Books
-from lcp_gateway.upstreams.lcpd import LcpdUpstream, UnsupportedVersion
-from lcp_gateway.upstreams.watched import NodeState
+from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, UnsupportedVersion
+from lcp_gateway.upstreams.openai.node_watch import NodeState
 
 
 async def journal_finding(settings: Settings) -> Finding:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from lcp_gateway.cli.lnd import opened_lnd
 from lcp_gateway.cli.output import CommandFailed, Finding, printable
 from lcp_gateway.config import Settings, auth_mode, may_use_proxy, others_may_read
-from lcp_gateway.lightning.lnd_channel import NOT_READY, LndAddress
-from lcp_gateway.lightning.payments import LndError
+from lcp_gateway.lightning.lnd.channel import NOT_READY, LndAddress
+from lcp_gateway.lightning.lnd.records import LndError
 from lcp_gateway.purchase.money import format_sat
 
 if TYPE_CHECKING:
-    from lcp_gateway.lightning.lnd import Lnd, LndInfo
-    from lcp_gateway.lightning.lnd_permissions import Permission
+    from lcp_gateway.lightning.lnd.client import Lnd, LndInfo
+    from lcp_gateway.lightning.lnd.permissions import Permission
 
 _BAD_CERTIFICATE = re.compile(
     r"CERTIFICATE_VERIFY_FAILED|not in peer certificate|Hostname Verification", re.IGNORECASE
@@ -72,7 +72,7 @@ async def identity_finding(settings: Settings, daemon_node_id: str) -> Finding |
 
 async def _permission_findings(settings: Settings) -> AsyncIterator[Finding]:
     """Try what each macaroon allows."""
-    from lcp_gateway.lightning.lnd_permissions import READING, SELLING  # noqa: PLC0415 - an optional extra
+    from lcp_gateway.lightning.lnd.permissions import READING, SELLING  # noqa: PLC0415 - an optional extra
 
     sells = auth_mode(settings) == "accounts"
     own = settings.lnd_invoice_macaroon_file
@@ -90,10 +90,7 @@ async def _permission_findings(settings: Settings) -> AsyncIterator[Finding]:
 async def _permission_finding(
     settings: Settings, setting: str, macaroon: Path, wanted: Sequence["Permission"]
 ) -> Finding:
-    from lcp_gateway.lightning.lnd_permissions import (  # noqa: PLC0415 - an optional extra
-        MacaroonNotAccepted,
-        MacaroonProbe,
-    )
+    from lcp_gateway.lightning.lnd.permissions import MacaroonNotAccepted, MacaroonProbe
 
     name = "lnd macaroon"
     try:

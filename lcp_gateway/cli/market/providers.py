@@ -17,13 +17,13 @@ from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.routing.query import WORDS
 from lcp_gateway.routing.records import Records
 from lcp_gateway.routing.registry import Registry, kinds_for
-from lcp_gateway.upstreams.lcpd import LcpdUpstream
+from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
 
 if TYPE_CHECKING:
     from lcp_gateway.app.chooser import Chooser
     from lcp_gateway.app.wiring.routing import NodeParts
-    from lcp_gateway.upstreams.node_link import HttpNode
-    from lcp_gateway.upstreams.watched import NodeState
+    from lcp_gateway.upstreams.openai.connections import VirtualNode
+    from lcp_gateway.upstreams.openai.node_watch import NodeState
 
 
 _POLL_S = 0.1
@@ -144,7 +144,7 @@ async def reachable_providers(settings: Settings) -> AsyncIterator[ReachableProv
             found = await _peers(peers, settings, nodes)
             yield ReachableProviders(peers, Catalog(found, time.monotonic()), {})
             return
-        from lcp_gateway.upstreams.several import Upstreams  # noqa: PLC0415 - only where there are nodes
+        from lcp_gateway.upstreams.sources import Upstreams  # noqa: PLC0415 - only where there are nodes
 
         found, _ = await asyncio.gather(_peers(peers, settings, nodes), nodes.watch.refresh())
         states = nodes.watch.states
@@ -163,13 +163,13 @@ async def opened_nodes(settings: Settings) -> "AsyncIterator[NodeParts | None]":
         yield None
         return
     from lcp_gateway.app.wiring.routing import NodeParts, http_nodes, model_registry  # noqa: PLC0415 - imports the whole gateway
-    from lcp_gateway.upstreams.node_tokens import TokenCounter  # noqa: PLC0415 - as above
-    from lcp_gateway.upstreams.nodes import NodeWatch  # noqa: PLC0415 - as above
-    from lcp_gateway.upstreams.openai_http import OpenAIHttpUpstream  # noqa: PLC0415 - as above
+    from lcp_gateway.upstreams.openai.adapter import OpenAIHttpUpstream  # noqa: PLC0415 - as above
+    from lcp_gateway.upstreams.openai.input_tokens import TokenCounter  # noqa: PLC0415 - as above
+    from lcp_gateway.upstreams.openai.node_watch import NodeWatch  # noqa: PLC0415 - as above
 
     nodes, registry = http_nodes(settings), model_registry(settings)
 
-    def describe_model(model: str, node: "HttpNode") -> frozenset[TaskKind]:
+    def describe_model(model: str, node: "VirtualNode") -> frozenset[TaskKind]:
         return kinds_for(registry.traits(model), node.kinds)
 
     upstream = OpenAIHttpUpstream(nodes)

@@ -39,13 +39,13 @@ from lcp_gateway.cli.output import (
 from lcp_gateway.cli.serve.serve import daemon_for
 from lcp_gateway.config import Group, Settings
 from lcp_gateway.lightning.bolt11 import InvoiceError, decode
+from lcp_gateway.lightning.checks import MISMATCH_TEXTS as MISMATCH_WORDS
 from lcp_gateway.lightning.checks import (
     PROTOCOL_VERSIONS,
     Mismatch,
     mismatch_of,
     mismatches,
 )
-from lcp_gateway.lightning.checks import WORDS as MISMATCH_WORDS
 from lcp_gateway.lightning.terms import terms_hash
 from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import PriceLimitExceeded, UpstreamError

@@ -48,10 +48,7 @@ class NodeOptions:
         Raises:
             lcp_gateway.node.config.ConfigError: the file cannot be read, or a value is wrong.
         """
-        from lcp_gateway.node.config import (  # noqa: PLC0415 - the gateway's own process never needs it
-            ConfigError,
-            NodeConfig,
-        )
+        from lcp_gateway.node.config import ConfigError, NodeConfig
 
         try:
             base = NodeConfig.from_toml(Path(self.peers_file)) if self.peers_file else NodeConfig()
@@ -81,9 +78,9 @@ RUNTIME_ERROR = 1
 
 def main() -> int:
     """Run the node that the first argument describes until standard input ends."""
-    from lcp_gateway.node.compute.base import BackendUnavailable  # noqa: PLC0415 - the parent reads the names above only
+    from lcp_gateway.node.compute.backend import BackendUnavailable  # noqa: PLC0415 - the parent reads the names above only
     from lcp_gateway.node.config import ConfigError  # noqa: PLC0415 - as above
-    from lcp_gateway.node.main import run_forever  # noqa: PLC0415 - as above
+    from lcp_gateway.node.server import run_forever  # noqa: PLC0415 - as above
 
     try:
         key = os.environ.get(KEY_VARIABLE, "")

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 import aiohttp
 import orjson
 
-from lcp_gateway.node.compute.base import IDENTITY, Answer, BackendUnavailable, Work
+from lcp_gateway.node.compute.backend import IDENTITY, BackendUnavailable, ComputeResult, PaidTask
 from lcp_gateway.node.tasks import TaskKind
 
 _PATHS = {TaskKind.CHAT: "/chat/completions", TaskKind.RESPONSES: "/responses"}
@@ -47,7 +47,7 @@ class HttpBackend:
             await self.close()
             raise
 
-    async def answer(self, work: Work) -> Answer:
+    async def answer(self, work: PaidTask) -> ComputeResult:
         """Post a task and give the answer as it comes."""
         if self._session is None:
             raise BackendUnavailable("not started")
@@ -65,7 +65,7 @@ class HttpBackend:
         if not response.ok or response.status >= 300:  # noqa: PLR2004 - a redirect is no answer either
             await stack.aclose()
             raise BackendUnavailable(f"status {response.status}")
-        return Answer(
+        return ComputeResult(
             response.headers.get("Content-Type", "application/octet-stream"),
             response.headers.get("Content-Encoding", IDENTITY),
             _read(response),

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import BindParameter, Connection, Select, and_, or_, select
 
-from lcp_gateway.lightning.payment_learner import FoundDetails, MissingDetails
+from lcp_gateway.lightning.lnd.payment_details import FoundDetails, MissingDetails
 from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database import cursors
@@ -44,7 +44,7 @@ def _of_hashes(
 
 
 class PaymentDetails:
-    """The journal as the learner of fees sees it. Implements ``DetailsBook``."""
+    """The journal as the learner of fees sees it. Implements ``PaymentDetailsStore``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

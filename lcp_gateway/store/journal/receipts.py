@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lcp_gateway.lightning.receipt_form import Receipt
+from lcp_gateway.lightning.receipts import Receipt
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.store.journal.purchases import PurchaseRecord, StateChange
 

@@ -5,8 +5,7 @@ import threading
 
 import pytest
 
-from lcp_gateway.node.config import NodeConfig
-from lcp_gateway.node.identity import derive_key
+from lcp_gateway.node.config import NodeConfig, derive_key
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.schema import HEAD
 from tests.support.bought import Bought, written

@@ -5,9 +5,8 @@ import re
 import grpc
 import pytest
 
-from lcp_gateway.lightning.lnd_permissions import READING, SELLING
-from lcp_gateway.node.config import NodeConfig
-from lcp_gateway.node.identity import derive_key
+from lcp_gateway.lightning.lnd.permissions import READING, SELLING
+from lcp_gateway.node.config import NodeConfig, derive_key
 from tests.support.lnd_standin import (
     LN,
     LndStandin,

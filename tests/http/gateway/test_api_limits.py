@@ -15,7 +15,7 @@ from lcp_gateway.http.gateway.api_limits import (
     caller_of,
     stranger,
 )
-from lcp_gateway.telemetry.names import PREFIX
+from lcp_gateway.telemetry.metric_table import PREFIX
 from tests.http.front import ADMIN_KEY, front
 
 ONE, OTHER = account("acct_1"), account("acct_2")

@@ -19,8 +19,8 @@ from lcp_gateway.routing.catalog import Catalog
 from lcp_gateway.routing.offers import Offers
 from lcp_gateway.routing.registry import ModelCard, Registry
 from lcp_gateway.stored.estimate import estimate_input_tokens
-from lcp_gateway.upstreams.node_link import HttpNode
-from lcp_gateway.upstreams.node_tokens import TokenCounter
+from lcp_gateway.upstreams.openai.connections import VirtualNode
+from lcp_gateway.upstreams.openai.input_tokens import TokenCounter
 from tests.routing.offering import provider
 from tests.support.http_node import HttpNodeThread
 from tests.support.token_node import CountingNode
@@ -40,7 +40,7 @@ async def serving(
     *nodes, providers=(), models=("m",), kind=RESPONSES, earlier=None, rules=None, **options
 ):
     """Serve the route; ``nodes`` are a, b, …, each of which offers the models. Gives how to ask, and what it saw."""
-    http_nodes = [HttpNode(name, n.base_url) for name, n in zip("abc", nodes, strict=False)]
+    http_nodes = [VirtualNode(name, n.base_url) for name, n in zip("abc", nodes, strict=False)]
     registry = Registry({"m": ModelCard(aliases=("nick",))})
     catalog = Catalog(
         (*providers, *(provider(n.provider_id, *models, kind=kind) for n in http_nodes)), 0.0

@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 import grpc
 import pytest
 
-from lcp_gateway.lightning import payment_learner
-from lcp_gateway.lightning.lnd import Lnd
-from lcp_gateway.lightning.payment_learner import LearningTimes, PaymentLearner
-from lcp_gateway.lightning.payments import LndError
+from lcp_gateway.lightning.lnd import payment_details
+from lcp_gateway.lightning.lnd.client import Lnd
+from lcp_gateway.lightning.lnd.payment_details import PaymentDetailsReader, ReadTimes
+from lcp_gateway.lightning.lnd.records import LndError
 from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import State
@@ -56,8 +56,8 @@ def clock():
 @pytest.fixture
 def learner(lnd, database, clock):
     """Looks a purchase up at once that the list did not bring, so that no test waits."""
-    times = LearningTimes(settling_s=0, round_s=600)
-    return PaymentLearner(lnd, PaymentDetails(database), times=times, clock=clock)
+    times = ReadTimes(settling_s=0, round_s=600)
+    return PaymentDetailsReader(lnd, PaymentDetails(database), times=times, clock=clock)
 
 
 async def pay(journal, *numbers, state=State.DELIVERED, at=START, **changes):
@@ -141,7 +141,7 @@ async def test_another_gateway_after_a_restart_goes_on_from_where_the_last_one_w
             return await super().payments_after(index, limit)
 
     async with Listening(node.address) as again:
-        await PaymentLearner(again, PaymentDetails(database)).once()
+        await PaymentDetailsReader(again, PaymentDetails(database)).once()
     assert await fees(books, 5) == [5]
     assert asked == [5]
 
@@ -204,7 +204,7 @@ async def test_payments_of_others_are_none_of_the_gateways(journal, books, node,
 
 
 async def test_a_list_of_many_pages_is_read_to_its_end(journal, books, node, learner, monkeypatch):
-    monkeypatch.setattr(payment_learner, "PAGE", 3)
+    monkeypatch.setattr(payment_details, "PAGE", 3)
     node.knows(settled(job(0), fee_msat=0))
     await pay(journal, 0)
     await learner.once()
@@ -218,7 +218,7 @@ async def test_a_list_of_many_pages_is_read_to_its_end(journal, books, node, lea
 async def test_an_lnd_that_was_never_followed_is_read_back_to_the_oldest_missing_purchase_only(
     journal, books, node, learner, monkeypatch
 ):
-    monkeypatch.setattr(payment_learner, "PAGE", 4)
+    monkeypatch.setattr(payment_details, "PAGE", 4)
     old_ns = int((START - timedelta(days=3)).timestamp()) * 10**9
     for number in range(40):
         payment = settled(bytes([200, number]) + b"\x00" * 30)
@@ -278,8 +278,8 @@ async def test_a_macaroon_that_may_not_list_learns_one_by_one(
     node.knows(settled(job(1), fee_msat=7))
     await pay(journal, 1)
     async with MayNotList(node.address) as limited:
-        learner = PaymentLearner(
-            limited, PaymentDetails(database), times=LearningTimes(settling_s=0), clock=clock
+        learner = PaymentDetailsReader(
+            limited, PaymentDetails(database), times=ReadTimes(settling_s=0), clock=clock
         )
         with pytest.raises(LndError, match="permission denied"):
             await learner.once()
@@ -290,11 +290,11 @@ async def test_how_many_have_no_fee_although_lnd_was_asked_is_told(
     journal, books, node, lnd, database, clock
 ):
     told = []
-    learner = PaymentLearner(
+    learner = PaymentDetailsReader(
         lnd,
         PaymentDetails(database),
         on_missing=told.append,
-        times=LearningTimes(settling_s=0),
+        times=ReadTimes(settling_s=0),
         clock=clock,
     )
     await learner.once()
@@ -333,7 +333,7 @@ async def test_old_purchases_without_a_fee_are_gone_through_in_rounds(
     await pay(journal, *range(45))
     node.knows(settled(bytes(32)))
     later = datetime.now(UTC) + timedelta(days=1)
-    learner = PaymentLearner(lnd, PaymentDetails(database), now=lambda: later, clock=clock)
+    learner = PaymentDetailsReader(lnd, PaymentDetails(database), now=lambda: later, clock=clock)
     tracked = []
     for _ in range(5):
         await learner.once()
@@ -383,7 +383,7 @@ async def test_two_gateways_that_learn_at_once_learn_each_fee_once(
     await pay(journal, *range(100))
     async with Lnd(node.address) as one, Lnd(node.address) as other:
         await asyncio.gather(
-            *(PaymentLearner(it, PaymentDetails(database)).once() for it in (one, other))
+            *(PaymentDetailsReader(it, PaymentDetails(database)).once() for it in (one, other))
         )
     assert await spent(books, HOUR, START) == 100 * 1_005
 
@@ -398,8 +398,8 @@ async def test_where_the_journal_cannot_be_written_nothing_is_passed_over(
     node.knows(settled(job(1), fee_msat=7))
     await pay(journal, 1)
     with pytest.raises(JournalUnavailable):
-        await PaymentLearner(lnd, Unwritable(database)).once()
-    await PaymentLearner(lnd, PaymentDetails(database)).once()
+        await PaymentDetailsReader(lnd, Unwritable(database)).once()
+    await PaymentDetailsReader(lnd, PaymentDetails(database)).once()
     assert await fees(books, 1) == [7]
 
 

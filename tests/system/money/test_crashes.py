@@ -20,10 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from lcp_gateway.lightning.lnd import Lnd
+from lcp_gateway.lightning.lnd.client import Lnd
 from lcp_gateway.lightning.reconcile import Reconciler, open_payment
-from lcp_gateway.node.config import NodeConfig
-from lcp_gateway.node.identity import derive_key
+from lcp_gateway.node.config import NodeConfig, derive_key
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.recovery import resolve

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lcp_gateway.lightning.demo import Paid, pay
+from lcp_gateway.lightning.lnd.demo import Paid, pay
 from lcp_gateway.purchase.tariff import Markup
 from tests.support.daemon import free_address
 from tests.support.gateway import RunningGateway, gateway

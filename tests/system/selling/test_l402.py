@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from lcp_gateway.lightning.demo import PaymentFailed
+from lcp_gateway.lightning.lnd.demo import PaymentFailed
 from tests.support.node_thread import eventually
 from tests.support.wire import CHAT, Answer, document, get, post
 from tests.system.selling.seller import MARKUP, Office, charged, is_401, price, shop

@@ -10,8 +10,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from lcp_gateway.node.config import NodeConfig
-from lcp_gateway.node.identity import derive_key
+from lcp_gateway.node.config import NodeConfig, derive_key
 from tests.support.gateway import clean_environment, gateway
 from tests.support.journaled import money_node, on_node
 from tests.support.lnd_standin import LndStandin, settled

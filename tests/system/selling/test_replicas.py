@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import pytest
 
 from lcp_gateway.lightning import bolt11
-from lcp_gateway.node.config import NodeConfig
-from lcp_gateway.node.identity import derive_key
+from lcp_gateway.node.config import NodeConfig, derive_key
 from tests.support.gateway import RunningGateway, gateway
 from tests.support.journaled import money_node, on_node
 from tests.support.lnd_standin import LndStandin, in_a_thread, lnd_settings

@@ -1,0 +1,1 @@
+"""lnd, asked over gRPC: payments, invoices, permissions."""

@@ -1,0 +1,108 @@
+"""The connection to an lnd: where it is, how it is dialled, and its errors in the gateway's words."""
+
+import codecs
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from lcp_gateway.lightning.lnd.records import LndError
+
+_OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    # A restarted lnd is found within seconds; it takes longer than that to start.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+_KEEPALIVE: tuple[tuple[str, Any], ...] = (
+    # Also bounds how long a connection may live whose other end is gone without a word. lnd allows a ping every 5 s.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+_MAX_MESSAGE_CHARS = 300
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
+_PASSING = frozenset(
+    {
+        "ABORTED",
+        "CANCELLED",
+        "DEADLINE_EXCEEDED",
+        "INTERNAL",
+        "RESOURCE_EXHAUSTED",
+        "UNAVAILABLE",
+        # lnd says UNKNOWN while it starts, while its wallet is locked, and to a macaroon that it does not accept.
+        "UNKNOWN",
+    }
+)
+NOT_READY: Final = re.compile(
+    r"wallet locked|wallet not created|starting up|not yet ready", re.IGNORECASE
+)
+"""lnd's words while it starts or waits for its wallet to be unlocked: it has looked at no macaroon yet."""
+_NOT_ALLOWED = re.compile(
+    r"permission denied|verification failed|cannot get macaroon|expected 1 macaroon|data format of binary-encoded macaroon"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LndAddress:
+    """Where lnd listens (``host:port``), its own TLS certificate (PEM), and a macaroon for the calls that are made.
+
+    Without a certificate the connection is in the clear: for the node of our own, on this machine, which needs neither.
+    """
+
+    target: str
+    tls_cert: Path | None = None
+    macaroon: Path | None = None
+    proxy: bool = False
+    """Whether the proxy that the environment names may be used."""
+
+    def __post_init__(self) -> None:
+        """Keep a macaroon from being sent in the clear."""
+        if self.tls_cert is None and self.macaroon is not None:
+            raise ValueError("a macaroon is sent over TLS only: name lnd's certificate")
+
+
+def open_channel(address: LndAddress) -> grpc.aio.Channel:
+    """Open a channel. It connects on first use, and again by itself after lnd was away.
+
+    Raises:
+        OSError: the certificate cannot be read.
+    """
+    options = (*_OPTIONS, ("grpc.enable_http_proxy", int(address.proxy)))
+    if address.tls_cert is None:
+        # No keepalive: our own node, as every gRPC server by default, hangs up on who pings a quiet stream each minute.
+        return grpc.aio.insecure_channel(address.target, options=options)
+    return grpc.aio.secure_channel(
+        address.target,
+        grpc.ssl_channel_credentials(address.tls_cert.read_bytes().removeprefix(codecs.BOM_UTF8)),
+        options=(*options, *_KEEPALIVE),
+    )
+
+
+def call_metadata(address: LndAddress) -> tuple[tuple[str, str], ...]:
+    """Give what goes with every call: the macaroon, where there is one.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if address.macaroon is None:
+        return ()
+    return (("macaroon", address.macaroon.read_bytes().hex()),)
+
+
+@asynccontextmanager
+async def lnd_errors() -> AsyncIterator[None]:
+    """Raise ``LndError`` in place of gRPC's own; lnd's text is bounded and made printable."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        status = error.code().name
+        text = _UNPRINTABLE.sub(" ", error.details() or "").strip()[:_MAX_MESSAGE_CHARS]
+        retryable = status in _PASSING and not _NOT_ALLOWED.search(text)
+        raise LndError(status, text or "no reason given", retryable=retryable) from error

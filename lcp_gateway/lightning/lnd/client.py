@@ -1,0 +1,341 @@
+"""What lnd knows: itself, its channels, and above all whether an invoice was paid.
+
+Only calls that read are made here; nothing in this module can pay.
+"""
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, Self
+
+import grpc.aio
+
+from lcp_gateway.lightning.lnd.channel import LndAddress, call_metadata, lnd_errors, open_channel
+from lcp_gateway.lightning.lnd.records import (
+    FailureReason,
+    LndError,
+    PaymentPage,
+    PaymentRecord,
+    PaymentState,
+)
+from lcp_gateway.lightning.lnd.stubs import LndNotInstalled
+from lcp_gateway.lightning.lnd.stubs import load_stubs as _load_stubs
+from lcp_gateway.purchase.money import MSAT_PER_SAT, Msat
+
+__all__ = [
+    "INVOICE_PREFIXES",
+    "Lnd",
+    "LndAddress",
+    "LndBalance",
+    "LndChannels",
+    "LndInfo",
+    "LndInvoice",
+    "LndNotInstalled",
+]
+
+INVOICE_PREFIXES: Final = MappingProxyType(
+    {
+        "mainnet": "bc",
+        "testnet": "tb",
+        "testnet4": "tb",
+        "signet": "tbs",
+        "regtest": "bcrt",
+        "simnet": "sb",
+    }
+)
+"""The prefix of invoices on each network, by lnd's name of it."""
+
+_PAGE = 100
+_MAX_PAGES = 50
+_HASH_BYTES = 32
+
+# Numbers of lnrpc.Payment.PaymentStatus and lnrpc.PaymentFailureReason.
+_SUCCEEDED = 2
+_FAILED = 3
+_FAILURE_REASONS = MappingProxyType(
+    {
+        1: FailureReason.TIMEOUT,
+        2: FailureReason.NO_ROUTE,
+        3: FailureReason.ERROR,
+        4: FailureReason.INCORRECT_PAYMENT_DETAILS,
+        5: FailureReason.INSUFFICIENT_BALANCE,
+        6: FailureReason.CANCELLED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LndInfo:
+    """What lnd says of itself. ``identity`` is 66 hex digits, ``network`` lnd's word ("mainnet", "regtest", …)."""
+
+    identity: str
+    alias: str
+    version: str
+    network: str
+    synced_to_chain: bool
+    synced_to_graph: bool
+    block_height: int
+    peers: int
+    channels_active: int
+    channels_inactive: int
+    channels_pending: int
+
+    @property
+    def invoice_prefix(self) -> str | None:
+        """The prefix of this network's invoices; None for a network that is unknown here."""
+        return INVOICE_PREFIXES.get(self.network)
+
+
+@dataclass(frozen=True, slots=True)
+class LndBalance:
+    """Sums over all open channels, channel reserves included; ``pending_…`` is in channels that are being opened."""
+
+    local_msat: Msat
+    remote_msat: Msat
+    unsettled_local_msat: Msat
+    pending_local_msat: Msat
+
+
+@dataclass(frozen=True, slots=True)
+class LndChannels:
+    """A summary of the channels.
+
+    ``spendable_msat`` is what could leave through the active ones after their reserves, ``largest_spendable_msat``
+    through the best single one. Both are upper bounds: on-chain fees to come and routes are not counted.
+    """
+
+    active: int
+    inactive: int
+    spendable_msat: Msat
+    largest_spendable_msat: Msat
+    pending_htlcs: int
+
+
+@dataclass(frozen=True, slots=True)
+class LndInvoice:
+    """An invoice as lnd reads it; ``amount_msat`` is None when the payer chooses, times are Unix seconds."""
+
+    payee: str
+    payment_hash: bytes
+    amount_msat: Msat | None
+    timestamp: int
+    expiry_s: int
+    description: str
+    description_hash: bytes | None
+
+
+class Lnd:
+    """Questions to one lnd. It is dialled on the first question, and again by itself after it was away.
+
+    Every method raises ``LndError`` when there is no answer within ``timeout_s``. Made and used in one event loop.
+
+    Raises:
+        LndNotInstalled: the extra is missing.
+        OSError: the certificate or the macaroon cannot be read.
+    """
+
+    def __init__(self, address: LndAddress, *, timeout_s: float = 5.0) -> None:
+        self._stubs = _load_stubs()
+        self._timeout_s = timeout_s
+        self._metadata = call_metadata(address)
+        self._channel = open_channel(address)
+        self._lightning = self._stubs.lightning_grpc.LightningStub(self._channel)
+        self._router = self._stubs.router_grpc.RouterStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channel. Questions that are open are cancelled, and none may follow."""
+        await self._channel.close()
+
+    async def info(self) -> LndInfo:
+        """Ask lnd who it is and whether it is in step with the chain. Needs ``info:read``."""
+        answer = await self._ask(self._lightning.GetInfo, self._stubs.lightning.GetInfoRequest())
+        return LndInfo(
+            identity=answer.identity_pubkey,
+            alias=answer.alias,
+            version=answer.version,
+            network=answer.chains[0].network if answer.chains else "",
+            synced_to_chain=answer.synced_to_chain,
+            synced_to_graph=answer.synced_to_graph,
+            block_height=answer.block_height,
+            peers=answer.num_peers,
+            channels_active=answer.num_active_channels,
+            channels_inactive=answer.num_inactive_channels,
+            channels_pending=answer.num_pending_channels,
+        )
+
+    async def balance(self) -> LndBalance:
+        """Ask for the balance of all channels. Needs ``offchain:read``."""
+        request = self._stubs.lightning.ChannelBalanceRequest()
+        answer = await self._ask(self._lightning.ChannelBalance, request)
+        return LndBalance(
+            local_msat=Msat(answer.local_balance.msat),
+            remote_msat=Msat(answer.remote_balance.msat),
+            unsettled_local_msat=Msat(answer.unsettled_local_balance.msat),
+            pending_local_msat=Msat(answer.pending_open_local_balance.msat),
+        )
+
+    async def channels(self) -> LndChannels:
+        """Ask for the channels, and sum them up. Needs ``offchain:read``."""
+        request = self._stubs.lightning.ListChannelsRequest()
+        answer = await self._ask(self._lightning.ListChannels, request)
+        active = [channel for channel in answer.channels if channel.active]
+        spendable = [
+            max(0, channel.local_balance - channel.local_constraints.chan_reserve_sat)
+            for channel in active
+        ]
+        return LndChannels(
+            active=len(active),
+            inactive=len(answer.channels) - len(active),
+            spendable_msat=Msat(sum(spendable) * MSAT_PER_SAT),
+            largest_spendable_msat=Msat(max(spendable, default=0) * MSAT_PER_SAT),
+            pending_htlcs=sum(len(channel.pending_htlcs) for channel in answer.channels),
+        )
+
+    async def payment(self, payment_hash: bytes) -> PaymentRecord:
+        """Ask what became of a payment (its hash is 32 bytes). Needs ``offchain:read``.
+
+        An lnd without the router's calls is asked for its list of payments instead, newest first.
+        """
+        try:
+            return await self._tracked(payment_hash)
+        except LndError as error:
+            if error.status == "NOT_FOUND":
+                return PaymentRecord(payment_hash, PaymentState.UNKNOWN_TO_LND)
+            if error.status == "UNIMPLEMENTED":
+                return await self._listed(payment_hash)
+            raise
+
+    async def payments_after(self, index: int, limit: int) -> PaymentPage:
+        """Ask for the payments with a larger index, oldest first. Needs ``offchain:read``."""
+        return await self._page(index_offset=index, max_payments=limit, reversed=False)
+
+    async def payments_before(self, index: int, limit: int) -> PaymentPage:
+        """Ask for the last payments with a smaller index, of all for 0; oldest first. Needs ``offchain:read``."""
+        return await self._page(index_offset=index, max_payments=limit, reversed=True)
+
+    async def decode(self, payment_request: str) -> LndInvoice:
+        """Ask what lnd reads in an invoice. Needs ``offchain:read``."""
+        request = self._stubs.lightning.PayReqString(pay_req=payment_request)
+        answer = await self._ask(self._lightning.DecodePayReq, request)
+        return LndInvoice(
+            payee=answer.destination,
+            payment_hash=_bytes32(answer.payment_hash),
+            amount_msat=Msat(answer.num_msat) if answer.num_msat else None,
+            timestamp=answer.timestamp,
+            expiry_s=answer.expiry,
+            description=answer.description,
+            description_hash=_bytes32(answer.description_hash) if answer.description_hash else None,
+        )
+
+    async def _tracked(self, payment_hash: bytes) -> PaymentRecord:
+        """Read the first update, which is how things stand; with in-flight updates off it might come in days."""
+        request = self._stubs.router.TrackPaymentRequest(
+            payment_hash=payment_hash, no_inflight_updates=False
+        )
+        async with lnd_errors():
+            call = self._router.TrackPaymentV2(
+                request, timeout=self._timeout_s, metadata=self._metadata
+            )
+            try:
+                update = await call.read()
+            finally:
+                call.cancel()
+        if update is grpc.aio.EOF:
+            raise LndError("UNKNOWN", "the answer ended before it began", retryable=True)
+        return _record(update)
+
+    async def _listed(self, payment_hash: bytes) -> PaymentRecord:
+        """Look for a payment in pages, newest first; only a list read to its end proves that it is not there."""
+        wanted, before = payment_hash.hex(), 0
+        for _ in range(_MAX_PAGES):
+            request = self._stubs.lightning.ListPaymentsRequest(
+                include_incomplete=True, index_offset=before, max_payments=_PAGE, reversed=True
+            )
+            answer = await self._ask(self._lightning.ListPayments, request)
+            for payment in answer.payments:
+                if payment.payment_hash == wanted:
+                    return _record(payment)
+            if not answer.payments:
+                return PaymentRecord(payment_hash, PaymentState.UNKNOWN_TO_LND)
+            before = answer.first_index_offset
+        raise LndError(
+            "OUT_OF_RANGE",
+            f"the payment is not among the newest {_PAGE * _MAX_PAGES}",
+            retryable=False,
+        )
+
+    async def _page(self, **which: int) -> PaymentPage:
+        request = self._stubs.lightning.ListPaymentsRequest(include_incomplete=True, **which)
+        answer = await self._ask(self._lightning.ListPayments, request)
+        payments = []
+        for payment in answer.payments:
+            # One that makes no sense here, such as another program's of a kind of its own, must not hide the others.
+            with suppress(LndError):
+                payments.append((payment.payment_index, _record(payment)))
+        return PaymentPage(
+            payments, len(answer.payments), answer.first_index_offset, answer.last_index_offset
+        )
+
+    async def _ask(self, method: Callable[..., Awaitable[Any]], request: Any) -> Any:
+        async with lnd_errors():
+            return await method(request, timeout=self._timeout_s, metadata=self._metadata)
+
+
+def _record(payment: Any) -> PaymentRecord:
+    payment_hash = _bytes32(payment.payment_hash)
+    created_at = _time(payment.creation_time_ns)
+    amount_msat = Msat(payment.value_msat)
+    if payment.status == _SUCCEEDED:
+        return PaymentRecord(
+            payment_hash,
+            PaymentState.SETTLED,
+            amount_msat=amount_msat,
+            fee_msat=Msat(payment.fee_msat),
+            preimage=_bytes32(payment.payment_preimage),
+            created_at=created_at,
+        )
+    if payment.status == _FAILED:
+        return PaymentRecord(
+            payment_hash,
+            PaymentState.FAILED,
+            amount_msat=amount_msat,
+            failure=_FAILURE_REASONS.get(payment.failure_reason, FailureReason.OTHER),
+            created_at=created_at,
+        )
+    # Every other state, those of a later lnd too, is one in which money may still move.
+    return PaymentRecord(
+        payment_hash, PaymentState.IN_FLIGHT, amount_msat=amount_msat, created_at=created_at
+    )
+
+
+def _time(nanoseconds: int) -> datetime | None:
+    """Return the time of an answer; None for none, and for one that is on no calendar."""
+    if nanoseconds <= 0:
+        return None
+    try:
+        return datetime.fromtimestamp(nanoseconds // 1_000_000_000, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
+def _bytes32(text: str) -> bytes:
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != _HASH_BYTES:
+        raise LndError("INTERNAL", "a hash in its answer is malformed", retryable=False)
+    return value

@@ -1,0 +1,57 @@
+"""Pays an invoice of the node of our own, out of the simulated wallet of a customer. No real money moves.
+
+It could not move any: it dials in the clear and shows no macaroon, and an lnd answers neither.
+"""
+
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from lcp_gateway.lightning.lnd.channel import LndAddress, lnd_errors, open_channel
+from lcp_gateway.lightning.lnd.records import LndError
+from lcp_gateway.lightning.lnd.stubs import load_stubs
+from lcp_gateway.purchase.money import Msat
+
+
+class PaymentFailed(Exception):
+    """The node tried and did not pay; ``reason`` is lnd's word for why ("invoice is already paid", "no_route", …)."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the invoice was not paid: {reason}")
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """What a payer gets for the money; hash and preimage are 32 bytes."""
+
+    payment_hash: bytes
+    preimage: bytes = field(repr=False)
+    amount_msat: Msat
+
+
+async def pay(
+    target: str, payment_request: str, *, amount_msat: int = 0, timeout_s: float = 60.0
+) -> Paid:
+    """Pay an invoice at a node (``host:port`` or ``unix:/path``); ``amount_msat`` is for one that names no amount.
+
+    Raises:
+        LndNotInstalled: the extra is missing.
+        LndError: nothing that can be paid (expired, malformed, another network), or no answer in time. It may be paid
+            all the same when there is no answer.
+        PaymentFailed: it was paid before, or cannot be.
+    """
+    stubs = load_stubs()
+    async with open_channel(LndAddress(target)) as channel:
+        stub = stubs.lightning_grpc.LightningStub(channel)
+        request = stubs.lightning.SendRequest(payment_request=payment_request, amt_msat=amount_msat)
+        async with lnd_errors():
+            answer = await stub.SendPaymentSync(request, timeout=timeout_s)
+    if answer.payment_error:
+        raise PaymentFailed(answer.payment_error)
+    if sha256(answer.payment_preimage).digest() != answer.payment_hash:
+        raise LndError("INTERNAL", "the preimage does not fit the payment hash", retryable=False)
+    return Paid(
+        payment_hash=answer.payment_hash,
+        preimage=answer.payment_preimage,
+        amount_msat=Msat(answer.payment_route.total_amt_msat),
+    )

@@ -1,0 +1,192 @@
+"""What a macaroon allows at lnd, found out by calls that change nothing.
+
+lnd looks at the macaroon before it looks at the request, so that a request which it must refuse tells whether the call is
+allowed: an invoice with two amounts is not made, an invoice that is none is not read, a payment of a random hash is not
+found. What a macaroon holds can be asked of lnd only with one that may ask for it, which the gateway's own are not.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from lcp_gateway.lightning.lnd.channel import (
+    NOT_READY,
+    LndAddress,
+    call_metadata,
+    lnd_errors,
+    open_channel,
+)
+from lcp_gateway.lightning.lnd.records import LndError
+from lcp_gateway.lightning.lnd.stubs import Stubs, load_stubs
+
+_HASH_BYTES = 32
+_NO_SUCH_SETTLEMENT = 1 << 62
+_LISTENS_S = 1.0
+_UNANSWERED = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"})
+# lnd's words for a macaroon of another node, of a root key that was deleted, for none, for a file that holds none, and
+# for one whose time is over. Observed, but for the last.
+_NOT_ACCEPTED: Final = (
+    "verification failed",
+    "cannot get macaroon",
+    "expected 1 macaroon",
+    "data format of binary-encoded macaroon",
+    "macaroon has expired",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """A call of lnd, the permission that it takes (``invoices:write``), and what the gateway makes it for."""
+
+    call: str
+    takes: str
+    purpose: str
+
+    @property
+    def uri(self) -> str:
+        """The call as ``lncli bakemacaroon`` takes it."""
+        package = "routerrpc" if self.call.startswith("Router.") else "lnrpc"
+        return f"uri:/{package}.{self.call.replace('.', '/')}"
+
+
+READING: Final = (
+    Permission("Lightning.GetInfo", "info:read", "identity and network"),
+    Permission("Lightning.ChannelBalance", "offchain:read", "the balance"),
+    Permission("Lightning.ListChannels", "offchain:read", "what can be paid"),
+    Permission("Lightning.ListPayments", "offchain:read", "fees and preimages"),
+    Permission("Router.TrackPaymentV2", "offchain:read", "what became of unknown payments"),
+)
+"""What ``lnd_macaroon_file`` has to allow."""
+
+SELLING: Final = (
+    Permission("Lightning.GetInfo", "info:read", "whose invoices they are"),
+    Permission("Lightning.AddInvoice", "invoices:write", "top-ups"),
+    Permission("Lightning.LookupInvoice", "invoices:read", "whether a top-up was paid"),
+    Permission("Lightning.ListInvoices", "invoices:read", "the first settlement"),
+    Permission("Lightning.SubscribeInvoices", "invoices:read", "settlements as they happen"),
+)
+"""What the macaroon that makes invoices has to allow."""
+
+
+class MacaroonNotAccepted(LndError):
+    """lnd takes this macaroon for none of its own, whatever it would allow."""
+
+
+class MacaroonProbe:
+    """Tries what one macaroon allows. Made and used in one event loop.
+
+    Raises:
+        LndNotInstalled: the extra is missing.
+        OSError: the certificate or the macaroon cannot be read.
+    """
+
+    def __init__(self, address: LndAddress, *, timeout_s: float = 5.0) -> None:
+        self._stubs: Stubs = load_stubs()
+        self._timeout_s = timeout_s
+        self._metadata = call_metadata(address)
+        self._channel = open_channel(address)
+        self._lightning = self._stubs.lightning_grpc.LightningStub(self._channel)
+        self._router = self._stubs.router_grpc.RouterStub(self._channel)
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+    async def missing(self, wanted: Sequence[Permission]) -> Sequence[Permission]:
+        """Return those of the calls that the macaroon does not allow.
+
+        Raises:
+            MacaroonNotAccepted: lnd accepts it for no call at all.
+            LndError: lnd does not answer.
+        """
+        return [it for it in wanted if not await self._is_allowed(it.call)]
+
+    async def may_pay(self) -> bool:
+        """Return whether the macaroon is known to allow spending; one that must not ask may not spend either.
+
+        Raises:
+            LndError: lnd does not answer.
+        """
+        messages = self._stubs.lightning
+        request = messages.CheckMacPermRequest(
+            macaroon=b"".join(bytes.fromhex(value) for _, value in self._metadata),
+            permissions=[messages.MacaroonPermission(entity="offchain", action="write")],
+        )
+        try:
+            async with lnd_errors():
+                answer = await self._lightning.CheckMacaroonPermissions(
+                    request, timeout=self._timeout_s, metadata=self._metadata
+                )
+        except LndError as error:
+            if error.status in _UNANSWERED:
+                raise
+            return False
+        return bool(answer.valid)
+
+    async def _is_allowed(self, call: str) -> bool:
+        try:
+            async with lnd_errors():
+                await self._try(call)
+        except LndError as error:
+            text = str(error)
+            if "permission denied" in text:
+                return False
+            if any(words in text for words in _NOT_ACCEPTED):
+                raise MacaroonNotAccepted(error.status, error.message, retryable=False) from error
+            if error.status in _UNANSWERED or NOT_READY.search(text):
+                raise
+        return True
+
+    async def _try(self, call: str) -> None:
+        messages, lightning = self._stubs.lightning, self._lightning
+        match call:
+            case "Lightning.GetInfo":
+                await self._ask(lightning.GetInfo, messages.GetInfoRequest())
+            case "Lightning.ChannelBalance":
+                await self._ask(lightning.ChannelBalance, messages.ChannelBalanceRequest())
+            case "Lightning.ListChannels":
+                await self._ask(lightning.ListChannels, messages.ListChannelsRequest())
+            case "Lightning.ListPayments":
+                request = messages.ListPaymentsRequest(
+                    include_incomplete=True, max_payments=1, reversed=True
+                )
+                await self._ask(lightning.ListPayments, request)
+            case "Lightning.AddInvoice":
+                # Two amounts, and a memo longer than any: lnd makes no such invoice.
+                await self._ask(
+                    lightning.AddInvoice,
+                    messages.Invoice(value=1, value_msat=1, memo="x" * 2_000),
+                )
+            case "Lightning.LookupInvoice":
+                request = messages.PaymentHash(r_hash=secrets.token_bytes(_HASH_BYTES))
+                await self._ask(lightning.LookupInvoice, request)
+            case "Lightning.ListInvoices":
+                request = messages.ListInvoiceRequest(num_max_invoices=1, reversed=True)
+                await self._ask(lightning.ListInvoices, request)
+            case "Lightning.SubscribeInvoices":
+                request = messages.InvoiceSubscription(settle_index=_NO_SUCH_SETTLEMENT)
+                stream = lightning.SubscribeInvoices(request, metadata=self._metadata)
+                # Silent where it is allowed, and ended at once where it is not.
+                await self._listen(stream, _LISTENS_S)
+            case "Router.TrackPaymentV2":
+                request = self._stubs.router.TrackPaymentRequest(
+                    payment_hash=secrets.token_bytes(_HASH_BYTES)
+                )
+                stream = self._router.TrackPaymentV2(request, metadata=self._metadata)
+                await self._listen(stream, self._timeout_s)
+            case _:
+                raise ValueError(f"no harmless form of {call} is known")
+
+    async def _ask(self, method: Any, request: Any) -> None:
+        await method(request, timeout=self._timeout_s, metadata=self._metadata)
+
+    async def _listen(self, stream: Any, listens_s: float) -> None:
+        try:
+            async with asyncio.timeout(listens_s):
+                await stream.read()
+        except TimeoutError:
+            return
+        finally:
+            stream.cancel()

@@ -1,0 +1,173 @@
+"""What lnd tells of payments and invoices, in types that import nothing of gRPC."""
+
+import enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from lcp_gateway.purchase.money import Msat
+
+
+class PaymentState(enum.StrEnum):
+    """Where a payment stands in lnd."""
+
+    IN_FLIGHT = "in_flight"
+    """Begun and not ended, which may last for days: the expiry of its invoice does not end it."""
+    SETTLED = "settled"
+    FAILED = "failed"
+    UNKNOWN_TO_LND = "unknown_to_lnd"
+    """This lnd has no record of it. Whether that proves anything is for the caller to judge."""
+
+
+class FailureReason(enum.StrEnum):
+    """Why lnd gave a payment up."""
+
+    TIMEOUT = "timeout"
+    NO_ROUTE = "no_route"
+    ERROR = "error"
+    INCORRECT_PAYMENT_DETAILS = "incorrect_payment_details"
+    INSUFFICIENT_BALANCE = "insufficient_balance"
+    CANCELLED = "cancelled"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentRecord:
+    """What lnd knows of one payment.
+
+    ``payment_hash`` and ``preimage`` are 32 bytes, the latter as lnd gave it and unchecked. Amounts, fee and preimage
+    are None where there is nothing to say; ``created_at`` is aware UTC.
+    """
+
+    payment_hash: bytes
+    state: PaymentState
+    amount_msat: Msat | None = None
+    fee_msat: Msat | None = None
+    preimage: bytes | None = field(default=None, repr=False)
+    failure: FailureReason | None = None
+    created_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentPage:
+    """A part of lnd's list of payments, oldest first: each with its index, by which the list is read on.
+
+    ``count`` is how many lnd sent; one of those that cannot be read is not among ``payments``.
+    """
+
+    payments: Sequence[tuple[int, PaymentRecord]]
+    count: int
+    first_index: int
+    last_index: int
+
+    def records(self) -> Iterator[PaymentRecord]:
+        """Yield the payments without their indices."""
+        return (record for _, record in self.payments)
+
+
+class NodeInfo(Protocol):
+    """The identity of a node; ``identity`` is its public key, 66 hex digits."""
+
+    @property
+    def identity(self) -> str:
+        """The node's public key."""
+        ...
+
+
+class LndError(Exception):
+    """A question to lnd had no answer.
+
+    ``status`` is the name of a gRPC status code, ``message`` lnd's or gRPC's text, ``retryable`` says that asking again
+    later may help.
+    """
+
+    def __init__(self, status: str, message: str, *, retryable: bool) -> None:
+        super().__init__(f"lnd: {status}: {message}")
+        self.status = status
+        self.message = message
+        self.retryable = retryable
+
+
+class InvoiceStatus(enum.StrEnum):
+    """Where an invoice of ours stands in lnd."""
+
+    OPEN = "open"
+    """Not paid. Money may be on its way: only lnd says when that can no longer be."""
+    SETTLED = "settled"
+    CANCELED = "canceled"
+    """It has expired or was withdrawn, and nobody can pay it any more."""
+    UNKNOWN_TO_LND = "unknown_to_lnd"
+    """This lnd has no record of it. Whether that proves anything is for the caller to judge."""
+
+
+class InvoiceFlaw(enum.StrEnum):
+    """In what respect an invoice is not the one that was asked for. The value is fit for a metric's label."""
+
+    MALFORMED = "malformed"
+    NETWORK = "network"
+    PAYEE = "payee"
+    AMOUNT = "amount"
+    DESCRIPTION = "description"
+    PAYMENT_HASH = "payment_hash"
+    EXPIRY = "expiry"
+
+
+class WrongInvoice(Exception):
+    """lnd made another invoice than it was asked for; it must not be shown to anybody. ``flaw`` says how it differs."""
+
+    def __init__(self, flaw: InvoiceFlaw) -> None:
+        super().__init__(f"lnd made an invoice that is not what was asked for: {flaw}")
+        self.flaw = flaw
+
+
+class SettlementsInterrupted(LndError):
+    """There is nobody to hear of settlements from any more; follow again from the last settle index, after a pause.
+
+    ``status`` is "EOF" where lnd ended the subscription in good order, as it does when it is stopped.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class NodeIdentity:
+    """Whose invoices they are: ``node_id`` is 66 hex digits, ``network`` the prefix of its invoices, if it is known."""
+
+    node_id: str
+    network: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedInvoice:
+    """An invoice to be shown to whoever shall pay it; ``payment_hash`` is 32 bytes, ``expires_at`` aware UTC."""
+
+    payment_request: str
+    payment_hash: bytes
+    add_index: int
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceState:
+    """How an invoice stands. Everything but ``state`` is None unless it is settled; ``settled_at`` is aware UTC.
+
+    ``amount_paid_msat`` may be more than was asked for. ``preimage`` is 32 bytes that hash to the payment hash.
+    """
+
+    state: InvoiceStatus
+    amount_paid_msat: Msat | None = None
+    settle_index: int | None = None
+    settled_at: datetime | None = None
+    preimage: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SettledInvoice:
+    """An invoice that was paid, ours or another's; ``settled_at`` is aware UTC.
+
+    ``settle_index`` grows with each; one that is stored together with what came of it says where to go on from.
+    """
+
+    payment_hash: bytes
+    amount_paid_msat: Msat
+    settle_index: int
+    settled_at: datetime

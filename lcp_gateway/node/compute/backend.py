@@ -1,0 +1,72 @@
+"""The interface of a compute backend, and what goes in and out of it."""
+
+from __future__ import annotations  # the stub's type of a status does not exist at run time
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from lcp_gateway._gen.lcpd import lcpd_pb2
+from lcp_gateway.node.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class ResultEnd:
+    """How an answer ended. ``sent`` is false when the caller never hears of it: the call just ends."""
+
+    content_type: str
+    content_encoding: str
+    sha256: bytes
+    length: int
+    status: lcpd_pb2.Result.Status.ValueType = lcpd_pb2.Result.STATUS_OK
+    message: str = ""
+    sent: bool = True
+
+
+JSON_TYPE: Final = "application/json; charset=utf-8"
+STREAM_TYPE: Final = "text/event-stream; charset=utf-8"
+IDENTITY: Final = "identity"
+
+
+@dataclass(frozen=True, slots=True)
+class PaidTask:
+    """A paid task. ``created_at`` is Unix seconds; ``tokens_per_second`` 0 means no pause."""
+
+    job_id: bytes
+    task: Task
+    created_at: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeResult:
+    """An answer, chunk by chunk as it is made. ``close``, if there is one, is awaited in the end, read or not."""
+
+    content_type: str
+    content_encoding: str
+    chunks: AsyncGenerator[bytes, None]
+    close: Callable[[], Awaitable[None]] | None = None
+
+
+class BackendUnavailable(Exception):
+    """The backend gave no answer, or broke off; the text holds nothing of the request or the answer."""
+
+
+class Backend(Protocol):
+    """Something that computes answers."""
+
+    async def start(self) -> tuple[str, ...]:
+        """Get ready, and give the models found; none when the configuration alone decides."""
+        ...
+
+    async def answer(self, work: PaidTask) -> ComputeResult:
+        """Begin an answer. A task that does not stream may come in one chunk.
+
+        Raises:
+            BackendUnavailable: there will be none. The chunks may raise it too.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...

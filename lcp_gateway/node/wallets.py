@@ -1,0 +1,170 @@
+"""The two simulated wallets: the node's, which pays for jobs, and its customer's, which pays the node's invoices."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+
+import grpc
+
+from lcp_gateway.lightning import bolt11
+from lcp_gateway.node.config import WalletConfig
+from lcp_gateway.node.events import EventKind
+from lcp_gateway.node.invoices import Invoice, InvoiceBook, lnd_refusal
+from lcp_gateway.node.jobs import Job, JobLog, JobPayment
+from lcp_gateway.node.status import CallError, failed_precondition
+
+MAX_FEE_MSAT = 10_000_000
+"""The daemon's fixed limit on routing fees, 10,000 sat."""
+
+
+class Wallet:
+    """Pays jobs' invoices, each at most once."""
+
+    def __init__(self, config: WalletConfig, log: JobLog) -> None:
+        self._config = config
+        self._log = log
+        self._under_way: set[asyncio.Task[None]] = set()
+        self.balance_msat = config.balance_msat
+        self.spent_msat = 0
+        self.fees_msat = 0
+        self.payments = 0
+        self.received_msat = 0
+
+    def receive(self, amount_msat: int) -> None:
+        """Take in what somebody paid to one of the node's invoices."""
+        self.balance_msat += amount_msat
+        self.received_msat += amount_msat
+
+    async def pay(self, job: Job, *, no_route: bool = False) -> None:
+        """Pay a job's invoice and wait for the preimage. The payment goes on when the caller does not wait.
+
+        Raises:
+            CallError: it was paid already or is being paid (UNAVAILABLE), or cannot be (FAILED_PRECONDITION).
+        """
+        if job.payment is JobPayment.SETTLED:
+            raise CallError(grpc.StatusCode.UNAVAILABLE, "payment failed: invoice is already paid")
+        if job.payment is JobPayment.IN_FLIGHT:
+            raise CallError(grpc.StatusCode.UNAVAILABLE, "payment failed: payment is in transition")
+        fee = self.fee_msat(job.price_msat)
+        if no_route or job.price_msat < self._config.min_htlc_msat or fee > MAX_FEE_MSAT:
+            self._refuse(job, "FAILURE_REASON_NO_ROUTE")
+        if job.price_msat + fee > self.balance_msat:
+            self._refuse(job, "FAILURE_REASON_INSUFFICIENT_BALANCE")
+        self.balance_msat -= job.price_msat + fee
+        job.payment = JobPayment.IN_FLIGHT
+        job.fee_msat = fee
+        self._log.record(EventKind.PAID, job)
+        if self._config.payment_latency_s > 0:
+            task = asyncio.create_task(self._settle_later(job))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+            await asyncio.shield(task)
+        else:
+            self._settle(job)
+
+    def fee_msat(self, amount_msat: int) -> int:
+        """What a route for an amount costs."""
+        return self._config.fee_base_msat + amount_msat * self._config.fee_ppm // 1_000_000
+
+    async def close(self) -> None:
+        """Abandon what is in flight, as a daemon that is stopped does."""
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    def _refuse(self, job: Job, reason: str) -> None:
+        self._log.record(EventKind.UNPAID, job, reason)
+        raise failed_precondition(f"payment failed: {reason}")
+
+    async def _settle_later(self, job: Job) -> None:
+        await asyncio.sleep(self._config.payment_latency_s)
+        self._settle(job)
+
+    def _settle(self, job: Job) -> None:
+        job.payment = JobPayment.SETTLED
+        self.spent_msat += job.price_msat
+        self.fees_msat += job.fee_msat
+        self.payments += 1
+        self._log.record(EventKind.SETTLED, job)
+
+
+class CustomerPaymentFailed(Exception):
+    """A payment was tried and did not come about; the text is lnd's word for why."""
+
+
+class CustomerWallet:
+    """Pays invoices of the node out of a balance of its own, each at most once. It is a neighbour: no fees."""
+
+    def __init__(
+        self, config: WalletConfig, network: str, *, book: InvoiceBook, wallet: Wallet
+    ) -> None:
+        """``wallet`` is the node's, which gets the money."""
+        self._config = config
+        self._network = network
+        self._book = book
+        self._wallet = wallet
+        self._under_way: set[asyncio.Task[None]] = set()
+        self.balance_msat = config.customer_balance_msat
+
+    async def pay(self, payment_request: str, amount_msat: int = 0) -> Invoice:
+        """Pay an invoice and give it settled. The payment goes on when the caller does not wait.
+
+        ``amount_msat`` is for an invoice that names none.
+
+        Raises:
+            CallError: UNKNOWN with the reason, for what cannot even be tried.
+            PaymentFailed: it was tried, in vain; or it has been paid before.
+        """
+        asked = self._read(payment_request)
+        if asked.amount_msat is None and amount_msat <= 0:
+            raise lnd_refusal("amount must be specified when paying a zero amount invoice")
+        if asked.amount_msat is not None and amount_msat:
+            raise lnd_refusal("amount must not be specified when paying a non-zero amount invoice")
+        amount_msat = asked.amount_msat or amount_msat
+        invoice = self._book.find(asked.payment_hash)
+        if asked.payee != self._book.node_id or amount_msat < self._config.min_htlc_msat:
+            raise CustomerPaymentFailed("no_route")
+        if invoice is None or invoice.payment_secret != asked.payment_secret:
+            raise CustomerPaymentFailed("incorrect_payment_details")
+        if invoice.settled:
+            raise CustomerPaymentFailed("invoice is already paid")
+        if invoice.in_flight:
+            raise CustomerPaymentFailed("payment is in transition")
+        if amount_msat > self.balance_msat:
+            raise CustomerPaymentFailed("insufficient_balance")
+        self.balance_msat -= amount_msat
+        invoice.in_flight = True
+        if self._config.payment_latency_s > 0:
+            task = asyncio.create_task(self._settle_later(invoice, amount_msat))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+            await asyncio.shield(task)
+        else:
+            self._settle(invoice, amount_msat)
+        return invoice
+
+    async def close(self) -> None:
+        """Abandon what is in flight."""
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+
+    def _read(self, payment_request: str) -> bolt11.Invoice:
+        try:
+            asked = bolt11.decode(payment_request)
+        except bolt11.InvoiceError as error:
+            raise lnd_refusal(str(error)) from None
+        if asked.network != self._network:
+            raise lnd_refusal("invoice not for current active network")
+        if time.time() >= asked.expires_at:
+            until = datetime.fromtimestamp(asked.expires_at, UTC)
+            raise lnd_refusal(f"invoice expired. Valid until {until:%Y-%m-%d %H:%M:%S %z %Z}")
+        return asked
+
+    async def _settle_later(self, invoice: Invoice, amount_msat: int) -> None:
+        await asyncio.sleep(self._config.payment_latency_s)
+        self._settle(invoice, amount_msat)
+
+    def _settle(self, invoice: Invoice, amount_msat: int) -> None:
+        self._wallet.receive(amount_msat)
+        self._book.settle(invoice, amount_msat)

@@ -1,0 +1,113 @@
+"""The table of metrics as live families in a registry, and label values that stay few."""
+
+from bisect import bisect_left
+from collections.abc import Collection, Iterator
+from math import isnan
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from lcp_gateway.telemetry.metric_table import BY_NAME, OTHER, MetricKind
+
+MAX_LABEL_LENGTH = 128
+
+
+class KnownLabels:
+    """The values that one label may take: at most ``limit``, admitted once and for good.
+
+    A value stays admitted when its model or peer goes away, so that a peer that comes and goes keeps
+    one unbroken series and what was bought from it a moment ago is still counted as its own.
+    """
+
+    __slots__ = ("_limit", "_values")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._values: set[str] = set()
+
+    def admit(self, values: Collection[str]) -> list[str]:
+        """Let values in, sorted, while there is room; give those that are new."""
+        added: list[str] = []
+        for value in sorted(set(values) - self._values):
+            if len(self._values) >= self._limit:
+                break
+            if value != OTHER and _is_fit(value):
+                self._values.add(value)
+                added.append(value)
+        return added
+
+    def fold(self, value: str) -> str:
+        """Give the value itself when it was admitted, else ``other``."""
+        return value if value in self._values else OTHER
+
+
+def _is_fit(value: str) -> bool:
+    # Not printable covers line breaks, escapes and lone surrogates, which no exposition format can carry.
+    return 0 < len(value) <= MAX_LABEL_LENGTH and value.isprintable()
+
+
+ABSENT = float("nan")
+"""The value of a gauge that has nothing to tell: it is left out of the exposition."""
+
+
+class LoopCounter(Counter):
+    """A counter that is counted by one thread, the event loop's: it needs no lock, and most calls carry no exemplar."""
+
+    def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
+        """Add an amount."""
+        if exemplar or amount < 0:
+            super().inc(amount, exemplar)
+        else:
+            self._value._value += amount  # noqa: SLF001 - what ``inc`` does, without its lock
+
+
+class LoopHistogram(Histogram):
+    """A histogram that is observed by one thread, as above; its bucket is found without looking at all before it."""
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        """Count an amount in."""
+        if exemplar or isnan(amount):
+            super().observe(amount, exemplar)
+            return
+        self._sum._value += amount  # noqa: SLF001 - what ``inc`` does, without its lock
+        self._buckets[bisect_left(self._upper_bounds, amount)]._value += 1  # noqa: SLF001 - as above
+
+
+class Families:
+    """One counter, gauge or histogram for each row of the table, by its name without the prefix."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.counters: dict[str, Counter] = {}
+        self.gauges: dict[str, Gauge] = {}
+        self.histograms: dict[str, Histogram] = {}
+        for spec in BY_NAME.values():
+            name, text, labels = spec.full_name, spec.help, spec.labels
+            if spec.kind is MetricKind.COUNTER:
+                self.counters[spec.name] = LoopCounter(name, text, labels, registry=registry)
+            elif spec.kind is MetricKind.GAUGE:
+                self.gauges[spec.name] = Gauge(name, text, labels, registry=registry)
+            else:
+                self.histograms[spec.name] = LoopHistogram(
+                    name, text, labels, buckets=spec.buckets, registry=registry
+                )
+
+
+class Exposed(Collector):
+    """A view of a registry without what tells nothing: ``_created`` series, and gauges that are ``ABSENT``.
+
+    The client library's own switch for ``_created`` is a global of the process.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the families that are exposed."""
+        for metric in self._registry.collect():
+            metric.samples = [
+                sample
+                for sample in metric.samples
+                if not isnan(sample.value) and not sample.name.endswith("_created")
+            ]
+            yield metric

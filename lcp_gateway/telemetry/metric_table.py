@@ -1,0 +1,251 @@
+"""The table of metrics: every name, label, bucket and help text of the gateway's own metrics, once."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+PREFIX = "lcpgateway_"
+
+
+class MetricKind(enum.StrEnum):
+    """The kinds of metric that the table may hold."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """One row: ``name`` without the prefix, the help text, label names, and for a histogram its upper bounds."""
+
+    group: str
+    kind: MetricKind
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """The name as Prometheus sees it."""
+        return PREFIX + self.name
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """Every name that a query may use for this metric."""
+        if self.kind is MetricKind.HISTOGRAM:
+            return tuple(self.full_name + end for end in ("_bucket", "_sum", "_count"))
+        return (self.full_name,)
+
+
+# A quote crosses one gRPC hop and a peer's queue: 1 ms on a quiet network, 5 s is the default time-out.
+_QUOTE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+# Payment and compute: tens of milliseconds at best, 120 s is the default time-out, streams may last longer.
+_WORK_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)  # fmt: skip
+# From 1 sat, the least that moves on channels with a default policy, to 0.01 BTC.
+_PRICE_BUCKETS = (1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5, 1e6, 1e7, 1e8, 1e9)
+# A commit with a full sync: under 1 ms on a good SSD, tens of milliseconds on a disk; 5 s is when an intent gives up.
+_COMMIT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+_SCORE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+_C, _G, _H = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
+
+SPECS: tuple[MetricSpec, ...] = (
+    # money
+    MetricSpec("money", _C, "payments_total", "Payments by outcome: settled, unknown (nothing tells whether it was paid) or not_paid.", ("outcome", "peer")),
+    MetricSpec("money", _C, "payment_msat_total", "Millisatoshi of the payments by outcome, routing fees not included.", ("outcome", "peer")),
+    MetricSpec("money", _C, "model_payment_msat_total", "Millisatoshi of the payments by outcome and model, routing fees not included.", ("outcome", "model")),
+    MetricSpec("money", _C, "undelivered_total", "Purchases that were paid and brought no whole and right result, those left out whose client did not want the rest.", ("peer",)),
+    MetricSpec("money", _C, "undelivered_msat_total", "Millisatoshi paid for these.", ("peer",)),
+    MetricSpec("money", _H, "quote_price_msat", "Prices that peers asked, in millisatoshi, bought or not.", ("model",), _PRICE_BUCKETS),
+    MetricSpec("money", _C, "refusals_total", "Requests that the gateway refused before anything was paid, by reason.", ("reason",)),
+    MetricSpec("money", _C, "quote_mismatches_total", "Quotes refused because they are not what they say they are, by what does not fit.", ("mismatch", "peer")),
+    MetricSpec("money", _C, "runner_up_saving_msat_total", "Millisatoshi by which the quotes that were taken were below the next best ones, where several peers were asked."),
+    MetricSpec("money", _C, "joined_total", "Requests that repeat an earlier one and were not bought again, by what was done instead.", ("how",)),
+    MetricSpec("money", _G, "outstanding_unknown_msat", "Millisatoshi that may or may not have been paid, over all that the journal holds. Absent without a journal."),
+    MetricSpec("money", _G, "outstanding_unknown_purchases", "Purchases of which nothing tells whether they were paid, over all that the journal holds. Absent without a journal."),
+    MetricSpec("money", _G, "oldest_unknown_age_seconds", "Age of the oldest of them, worked out at each scrape; 0 when there is none. Absent without a journal."),
+    MetricSpec("money", _G, "peer_undelivered_msat", "Millisatoshi paid to a peer for results that never came whole and right, over all that the journal holds; without those whose client did not want the rest.", ("peer",)),
+    MetricSpec("money", _G, "budget_limit_msat", "The gateway's budget for a period of the calendar (UTC), in millisatoshi. Absent for periods without one.", ("period",)),
+    MetricSpec("money", _G, "budget_left_msat", "What is left of the gateway's budget in the present period, unknown payments counted as spent.", ("period",)),
+    MetricSpec("money", _C, "reconciled_total", "Answers to what became of an unknown payment, by what was found; still_unknown and error are asked again.", ("result",)),
+    # journal
+    MetricSpec("journal", _H, "journal_commit_duration_seconds", "Time from the start of a write of the journal to its durable end.", (), _COMMIT_BUCKETS),
+    MetricSpec("journal", _C, "journal_entries_total", "Entries written to the journal; many share one commit."),
+    MetricSpec("journal", _G, "journal_trouble", "1 while the journal cannot be written, so that nothing may be paid, else 0."),
+    MetricSpec("journal", _G, "answers_held_bytes", "Bytes of answers that are kept in memory for requests that come again."),
+    # lnd
+    MetricSpec("lnd", _G, "lnd_up", "1 when lnd answered the last question, else 0. Absent where no lnd is configured."),
+    MetricSpec("lnd", _G, "lnd_synced", "1 when lnd is synced to the chain and the graph, else 0. Absent while lnd does not answer."),
+    MetricSpec("lnd", _G, "lnd_local_balance_msat", "Millisatoshi on our side of the open channels, reserves included. Absent while lnd does not answer."),
+    MetricSpec("lnd", _G, "lnd_fees_missing", "Purchases that were paid in the last ten minutes and whose fee lnd has not told yet; 200 at most are counted. Absent where no lnd is configured."),
+    MetricSpec("lnd", _G, "lnd_channels", "Open channels, active or not. Absent while lnd does not answer.", ("state",)),
+    # selling
+    MetricSpec("selling", _G, "customers", "Accounts that are not deleted. Absent unless accounts are kept."),
+    MetricSpec("selling", _G, "customers_balance_msat", "Millisatoshi that customers have together, what is held included. Absent unless accounts are kept."),
+    MetricSpec("selling", _G, "customers_held_msat", "Millisatoshi of that which are held for purchases whose end is open."),
+    MetricSpec("selling", _G, "keys_age_seconds", "How long ago the keys of accounts were read from the database, worked out at each scrape. Absent unless accounts are kept."),
+    MetricSpec("selling", _G, "keys_stale", "1 while that is longer than keys_stale_s, so that no key of an account is accepted, else 0. Absent unless accounts are kept."),
+    MetricSpec("selling", _G, "settlements_leader", "1 while this gateway follows what is paid in, else 0: of several exactly one does. Absent without a till."),
+    MetricSpec("selling", _C, "topups_total", "Top-ups that were paid and credited by this gateway."),
+    MetricSpec("selling", _C, "topups_msat_total", "Millisatoshi of these top-ups."),
+    MetricSpec("selling", _C, "charged_msat_total", "Millisatoshi that customers were charged for purchases that came to their end, refunds taken off."),
+    MetricSpec("selling", _C, "refunds_total", "Charges for undelivered purchases that were to be given back, by what became of them.", ("refund",)),
+    MetricSpec("selling", _C, "refunds_msat_total", "Millisatoshi of these charges.", ("refund",)),
+    MetricSpec("selling", _G, "refunds_withheld", "Charges that are withheld over a limit of refunds and wait for the operator's decision. Absent without a journal."),
+    MetricSpec("selling", _G, "refunds_withheld_msat", "Millisatoshi of these charges. Absent without a journal."),
+    # latency
+    MetricSpec("latency", _H, "request_duration_seconds", "Time from the request's head to the last byte of its answer.", ("endpoint", "stream"), _WORK_BUCKETS),
+    MetricSpec("latency", _H, "quote_duration_seconds", "Time that a peer took to quote a price.", ("peer",), _QUOTE_BUCKETS),
+    MetricSpec("latency", _H, "execute_duration_seconds", "Time from the call that pays to the end of the result.", ("peer",), _WORK_BUCKETS),
+    MetricSpec("latency", _H, "first_byte_duration_seconds", "Time from the request's head to the first byte of its answer's body.", ("endpoint", "model"), _WORK_BUCKETS),
+    # traffic
+    MetricSpec("traffic", _C, "requests_total", "Requests answered, by HTTP status and by what happened to the money (none, settled or unknown).", ("endpoint", "model", "status", "payment", "stream")),
+    MetricSpec("traffic", _C, "streamed_bytes_total", "Bytes of results written to clients as streams."),
+    MetricSpec("traffic", _G, "jobs_in_flight", "Jobs between their admission and the last byte of their answer."),
+    MetricSpec("traffic", _G, "jobs_limit", "The most jobs that are let in at once; 0 when there is no limit."),
+    # peers
+    MetricSpec("peers", _G, "daemon_up", "1 when the last call to the daemon was answered, else 0."),
+    MetricSpec("peers", _G, "peers", "Peers that are connected and ready, by the last snapshot."),
+    MetricSpec("peers", _G, "models", "Different models that the peers advertise, by the last snapshot."),
+    MetricSpec("peers", _G, "snapshot_age_seconds", "Age of the snapshot of peers, worked out at each scrape; since the start of the gateway as long as there is none."),
+    MetricSpec("peers", _C, "snapshots_total", "Snapshots of peers taken since the start."),
+    # routing
+    MetricSpec("routing", _C, "routing_choices_total", "Decisions of auto, by the provider that was put first and its kind; another may be bought from, where that falls out or several are asked.", ("source", "peer")),
+    MetricSpec("routing", _H, "routing_score", "Scores of the choices that were taken: 1 is the best that a provider and its model can be.", ("source",), _SCORE_BUCKETS),
+    MetricSpec("routing", _C, "failovers_total", "Providers that fell out of a purchase before anything was paid, so that the next was asked, by cause and by what kind they are.", ("cause", "source")),
+    MetricSpec("routing", _G, "provider_first_byte_seconds", "Time that a provider takes to the first byte, a decayed average of what was measured, for the model that was measured last. Absent until there is one.", ("source", "peer")),
+    MetricSpec("routing", _G, "provider_tokens_per_second", "Tokens a second, reckoned from bytes, in the same manner. Absent until there is one.", ("source", "peer")),
+    MetricSpec("routing", _G, "node_up", "1 while a virtual node answers and takes part in the choice, else 0.", ("node",)),
+    MetricSpec("routing", _C, "node_changes_total", "Times that a virtual node went away or came back; how it was found at first is not one.", ("node", "to")),
+    # stored items
+    MetricSpec("stored", _G, "stored_items", "Responses and chat completions that are stored for clients.", ()),
+    MetricSpec("stored", _G, "stored_bytes", "Memory that they are reckoned to take.", ()),
+    MetricSpec("stored", _C, "stored_removed_total", "Stored items that went without having been deleted: too many of a credential, too many bytes in all, or too old.", ("why",)),
+    MetricSpec("stored", _C, "not_stored_total", "Answers that were to be stored and could not be: too large, no longer held at their end, compressed, or without an id.", ()),
+    MetricSpec("stored", _G, "background_jobs_running", "Responses that are worked on in the background.", ()),
+    MetricSpec("stored", _C, "background_jobs_total", "Those that came to their end, by their last status.", ("ended_as",)),
+    # errors
+    MetricSpec("errors", _C, "grpc_errors_total", "Calls to the daemon that failed, by method and gRPC status code.", ("method", "code")),
+    MetricSpec("errors", _C, "client_disconnects_total", "Clients that went away before their answer was complete, by what was going on.", ("phase",)),
+    # process
+    MetricSpec("process", _C, "task_restarts_total", "Background tasks that ended and were started again, by task. None is meant to end: each has its cause in the log.", ("task",)),
+    MetricSpec("process", _C, "log_lines_lost_total", "Lines for standard output and error that were dropped, because what they go to was not read or could not be written."),
+    MetricSpec("process", _H, "event_loop_lag_seconds", "How much later than asked the event loop ran a timer.", (), _LAG_BUCKETS),
+    MetricSpec("process", _C, "trace_spans_exported_total", "Spans of traces that the collector took."),
+    MetricSpec("process", _C, "trace_spans_lost_total", "Spans of traces that were lost: the collector did not take them, or too many waited for it."),
+    MetricSpec("process", _G, "build_info", "Always 1; the labels tell what is running.", ("version", "python", "protocol")),
+)  # fmt: skip
+"""To add a metric, add a row here and one method to ``Metrics``; docs and checks of the dashboard follow by themselves."""
+
+BY_NAME: Mapping[str, MetricSpec] = MappingProxyType({spec.name: spec for spec in SPECS})
+
+OTHER = "other"
+"""The label value that everything unexpected is folded into."""
+
+OUTCOMES = ("settled", "unknown", "not_paid")
+VERDICTS = ("none", "settled", "unknown")
+MISMATCHES = (
+    "amount",
+    "description_hash",
+    "expired",
+    "expiry",
+    "malformed",
+    "network",
+    "payee",
+    "protocol_version",
+    "signature",
+    "terms_hash",
+)
+SOURCES = ("lcp", "node")
+NODE_PREFIX = "node:"
+AUTO = "auto"
+CHANGES = ("up", "down")
+FAILOVER_CAUSES = ("refused", "failed")
+REPEATS = ("running", "replayed", "lost")
+PERIODS = ("hour", "day", "month")
+REFUNDS = ("given", "withheld", "granted", "denied")
+RECONCILED = ("settled", "not_paid", "still_unknown", "error")
+CHANNEL_STATES = ("active", "inactive")
+REMOVED = ("count", "bytes", "age")
+BACKGROUND_STATUSES = ("completed", "failed", "cancelled")
+PHASES = ("request", "quote", "execute", "stream")
+TASKS = (
+    "books",
+    "claims",
+    "journal",
+    "keys",
+    "leases",
+    "learning",
+    "lnd",
+    "loop",
+    "nodes",
+    "owner_lock",
+    "peers",
+    "purge",
+    "reconciler",
+    "reload",
+    "settlements",
+    "settlements_lead",
+    "solvency",
+    "sweep",
+    "topups",
+    "watchdog",
+)
+REASONS = (
+    "api",
+    "auth",
+    "bad_request",
+    "balance",
+    "budget",
+    "concurrency",
+    "cross_site",
+    "draining",
+    "host",
+    "idempotency",
+    "invoice",
+    "journal",
+    "keys",
+    "loop",
+    "model_not_found",
+    "no_peer",
+    "not_found",
+    "origin",
+    "peer_not_trusted",
+    "price_limit",
+    "quote_expired",
+    "quote_mismatch",
+    "quote_unknown",
+    "rate_limit",
+    "terms",
+    "too_large",
+)
+GRPC_METHODS = (
+    "ListLCPPeers",
+    "GetLocalInfo",
+    "RequestQuote",
+    "AcceptAndExecute",
+    "AcceptAndExecuteStream",
+    "CancelJob",
+)
+GRPC_CODES = (
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+)

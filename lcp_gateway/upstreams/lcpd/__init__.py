@@ -1,0 +1,1 @@
+"""Lightning peers, bought from through lcpd-grpcd over gRPC."""

@@ -1,0 +1,392 @@
+"""The adapter to ``lcpd-grpcd``, protocol version 2: everything that knows that version's messages is here."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import grpc.aio
+import tenacity
+
+from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
+from lcp_gateway._gen.lcpd.lcpd_pb2_grpc import LCPDServiceStub
+from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.results import Result, ResultStatus, StreamBegin, StreamEnd, StreamEvent
+from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
+from lcp_gateway.routing.catalog import Provider, merge_kinds
+from lcp_gateway.upstreams.lcpd.channel import (
+    MAX_RECEIVE_BYTES,
+    LcpdAddress,
+    is_transient,
+    open_channel,
+    upstream_error,
+)
+
+SUPPORTED_VERSIONS = frozenset({2})
+_HASH_BYTES = 32
+_MAX_REASON_CHARS = 256
+_MAX_RESULT_BYTES = 32 * 1024 * 1024
+"""The largest result in one piece, whatever its peer says of itself: it is held in memory."""
+_NO_LIMIT = 2**63
+_PEERS_AT_ONCE = 4
+_MAX_MODELS = 512
+# Of all peers together, in equal parts, but for a few that each may have.
+_MAX_MODELS_IN_ALL = 8_192
+_FEW_MODELS = 64
+_MAX_MODEL_CHARS = 256
+_PEER_ID = re.compile(r"0[23][0-9a-f]{64}")
+# The words of gRPC's own library for a message that came and was not taken.
+_TOO_LARGE = re.compile(rf"\bReceived message larger than max \(\d+ vs\. {MAX_RECEIVE_BYTES}\)")
+_T = TypeVar("_T")
+
+_STATUSES = {
+    pb.Result.STATUS_OK: ResultStatus.OK,
+    pb.Result.STATUS_FAILED: ResultStatus.FAILED,
+    pb.Result.STATUS_CANCELLED: ResultStatus.CANCELLED,
+}
+_KINDS = {
+    pb.LCP_TASK_KIND_OPENAI_CHAT_COMPLETIONS_V1: TaskKind.CHAT_COMPLETIONS,
+    pb.LCP_TASK_KIND_OPENAI_RESPONSES_V1: TaskKind.RESPONSES,
+}
+
+
+class UnsupportedVersion(UpstreamError):
+    """The daemon speaks a protocol version that this adapter does not know."""
+
+    def __init__(self, version: int) -> None:
+        known = ", ".join(str(v) for v in sorted(SUPPORTED_VERSIONS))
+        super().__init__(
+            "FAILED_PRECONDITION",
+            f"the daemon speaks LCP protocol version {version}; this gateway knows version {known}",
+        )
+        self.version = version
+
+
+@dataclass(frozen=True, slots=True)
+class LocalInfo:
+    """Who the daemon is: its node's public key (66 hex digits) and its protocol version."""
+
+    node_id: str
+    protocol_version: int
+
+
+class LcpdUpstream:
+    """Buys from LCP peers through a daemon. Implements the heart's ``Upstream``; every error is an ``UpstreamError``.
+
+    Listing and quoting are retried where that is safe and useful; the calls that may pay never are.
+    """
+
+    def __init__(
+        self,
+        address: LcpdAddress,
+        *,
+        on_error: Callable[[str, str], None] = lambda _method, _status: None,
+        on_odd_peer: Callable[[str, str], None] = lambda _peer_id, _problem: None,
+        tracing: Tracing = NO_TRACING,
+    ) -> None:
+        """``on_error`` is told the method's and the status's name of every call that fails.
+
+        ``on_odd_peer`` is told once of a peer that is listed in part or not at all, and why.
+        """
+        self._channel = open_channel(address)
+        # grpc's generated stubs are typed for the blocking channel; with an aio channel they make aio calls.
+        self._stub: Any = LCPDServiceStub(self._channel)
+        self._metadata = address.metadata
+        self._own_names = frozenset(name.lower() for name, _ in address.metadata)
+        self._on_error = on_error
+        self._on_odd_peer = on_odd_peer
+        self._odd_peers: frozenset[tuple[str, str]] = frozenset()
+        self._result_limits: Mapping[str, int] = {}
+        self._tracing = tracing
+
+    async def local_info(self, timeout_s: float) -> LocalInfo:
+        """Ask the daemon who it is.
+
+        Raises:
+            UnsupportedVersion: it speaks another version of the protocol.
+            UpstreamError: it did not answer.
+        """
+        answer = await self._retried(
+            "GetLocalInfo", self._stub.GetLocalInfo, pb.GetLocalInfoRequest(), timeout_s
+        )
+        version = answer.manifest.protocol_version
+        if version not in SUPPORTED_VERSIONS:
+            raise UnsupportedVersion(version)
+        return LocalInfo(answer.node_id, version)
+
+    async def list_peers(self, timeout_s: float) -> tuple[Provider, ...]:
+        """Give the peers that are connected and ready, in the daemon's order."""
+        answer = await self._retried(
+            "ListLCPPeers", self._stub.ListLCPPeers, pb.ListLCPPeersRequest(), timeout_s
+        )
+        odd: set[tuple[str, str]] = set()
+        providers = []
+        most = min(_MAX_MODELS, max(_FEW_MODELS, _MAX_MODELS_IN_ALL // max(1, len(answer.peers))))
+        for number, peer in enumerate(answer.peers, start=1):
+            if number % _PEERS_AT_ONCE == 0:
+                # Each may have hundreds of models: others get their turn in between.
+                await asyncio.sleep(0)
+            if not _PEER_ID.fullmatch(peer.peer_id):
+                odd.add(("", "its id is no public key (66 hexadecimal digits): it is left out"))
+                continue
+            provider, problems = _provider(peer, most)
+            providers.append(provider)
+            odd.update((peer.peer_id, problem) for problem in problems)
+        for peer_id, problem in odd - self._odd_peers:
+            self._on_odd_peer(peer_id, problem)
+        self._odd_peers = frozenset(odd)
+        self._result_limits = {
+            provider.peer_id: min(limits)
+            for provider in providers
+            if (limits := [n for n in (provider.max_stream_bytes, provider.max_job_bytes) if n])
+        }
+        return tuple(providers)
+
+    async def request_quote(self, task: Task, peer_id: str, timeout_s: float) -> Quote:
+        """Ask a peer for its price.
+
+        Raises:
+            UpstreamError: no quote came, or one that makes no sense.
+        """
+        request = pb.RequestQuoteRequest(peer_id=peer_id, task=_task_message(task))
+        answer = await self._retried("RequestQuote", self._stub.RequestQuote, request, timeout_s)
+        return _quote(peer_id, answer)
+
+    async def execute(self, quote: Quote, task: Task, timeout_s: float) -> Result:  # noqa: ARG002 - the daemon has kept the task since it was quoted
+        """Pay and wait for the whole result. Goes out once."""
+        request = pb.AcceptAndExecuteRequest(
+            peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True
+        )
+        try:
+            answer = await self._once(
+                "AcceptAndExecute",
+                self._stub.AcceptAndExecute,
+                request,
+                timeout_s,
+                for_client=False,
+            )
+        except UpstreamError as error:
+            if _TOO_LARGE.search(error.message):
+                # It is the daemon's answer, and only what was paid for has one.
+                raise _too_long(_MAX_RESULT_BYTES) from error
+            raise
+        limit = min(_MAX_RESULT_BYTES, self._result_limits.get(quote.peer_id, _NO_LIMIT))
+        if len(answer.result.result) > limit:
+            raise _too_long(limit)
+        return _result(answer.result)
+
+    async def execute_stream(
+        self,
+        quote: Quote,
+        task: Task,  # noqa: ARG002 - as above
+        timeout_s: float,
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """Pay and give the result as it comes. Goes out once."""
+        request = pb.AcceptAndExecuteStreamRequest(
+            peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True
+        )
+        call = self._stub.AcceptAndExecuteStream(
+            request, timeout=timeout_s, metadata=self._present_metadata()
+        )
+        begun = False
+        limit = left = self._result_limits.get(quote.peer_id, _NO_LIMIT)
+        try:
+            # A message is read when the one before it has been taken: HTTP/2 flow control stops the daemon for us.
+            while (event := await call.read()) is not grpc.aio.EOF:
+                # What ends the call before it is evidence of the payment; after it the text is for the client.
+                begun = True
+                if event.HasField("result_chunk"):
+                    data = event.result_chunk.data
+                    left -= len(data)
+                    if left < 0:
+                        raise _too_long(limit)
+                    yield data
+                else:
+                    yield _stream_event(event)
+        except grpc.aio.AioRpcError as error:
+            raise self._failure("AcceptAndExecuteStream", error, for_client=begun) from error
+        finally:
+            call.cancel()
+
+    async def cancel(self, quote: Quote, reason: str, timeout_s: float) -> None:
+        """Tell the peer that nobody waits for the job any more."""
+        request = pb.CancelJobRequest(
+            peer_id=quote.peer_id, job_id=quote.job_id, reason=reason[:_MAX_REASON_CHARS]
+        )
+        await self._once("CancelJob", self._stub.CancelJob, request, timeout_s)
+
+    async def close(self) -> None:
+        """Close the channel; calls under way are cancelled."""
+        await self._channel.close()
+
+    def _present_metadata(self) -> tuple[tuple[str, str], ...] | None:
+        """Give the operator's metadata and where the call is traced, which a daemon that does not trace lets be."""
+        traced = self._tracing.headers().items()
+        return (*self._metadata, *(p for p in traced if p[0] not in self._own_names)) or None
+
+    async def _once(
+        self,
+        method: str,
+        call: Callable[..., Awaitable[_T]],
+        request: object,
+        timeout_s: float,
+        *,
+        for_client: bool = True,
+    ) -> _T:
+        try:
+            return await call(request, timeout=timeout_s, metadata=self._present_metadata())
+        except grpc.aio.AioRpcError as error:
+            raise self._failure(method, error, for_client=for_client) from error
+
+    async def _retried(
+        self,
+        method: str,
+        call: Callable[..., Awaitable[_T]],
+        request: object,
+        timeout_s: float,
+    ) -> _T:
+        """Make a call that costs nothing; what passes quickly is tried again within ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        try:
+            # The first try pays for no retrying: most calls succeed.
+            return await self._once(method, call, request, timeout_s)
+        except UpstreamError as error:
+            if not is_transient(error):
+                raise
+        again = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(is_transient),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=0.5, jitter=0.05),
+            stop=tenacity.stop_after_attempt(4) | tenacity.stop_after_delay(timeout_s),
+            reraise=True,
+        )
+        async for attempt in again:
+            with attempt:
+                left_s = max(deadline - time.monotonic(), 0.001)
+                return await self._once(method, call, request, left_s)
+        raise AssertionError("tenacity ends by returning or raising")
+
+    def _failure(
+        self, method: str, error: grpc.aio.AioRpcError, *, for_client: bool
+    ) -> UpstreamError:
+        self._on_error(method, error.code().name)
+        return upstream_error(error, for_client=for_client)
+
+
+def _task_message(task: Task) -> pb.Task:
+    match task.kind:
+        case TaskKind.CHAT_COMPLETIONS:
+            return pb.Task(
+                openai_chat_completions_v1=pb.OpenAIChatCompletionsV1TaskSpec(
+                    request_json=task.body,
+                    params=pb.OpenAIChatCompletionsV1Params(model=task.model),
+                )
+            )
+        case TaskKind.RESPONSES:
+            return pb.Task(
+                openai_responses_v1=pb.OpenAIResponsesV1TaskSpec(
+                    request_json=task.body, params=pb.OpenAIResponsesV1Params(model=task.model)
+                )
+            )
+        case _:
+            # Routing finds no peer for it; a peer that an operator named for its model gets here.
+            raise UpstreamError(
+                "UNIMPLEMENTED", "Lightning peers do not take tasks of this kind; nothing was paid"
+            )
+
+
+def _quote(peer_id: str, answer: pb.RequestQuoteResponse) -> Quote:
+    terms = answer.terms
+    if terms.protocol_version not in SUPPORTED_VERSIONS:
+        # A daemon that was exchanged for another while we were connected.
+        raise UnsupportedVersion(terms.protocol_version)
+    if len(terms.job_id) != _HASH_BYTES or len(terms.terms_hash) != _HASH_BYTES:
+        raise UpstreamError("DATA_LOSS", "the quote's job id or terms hash is not 32 bytes long")
+    try:
+        expires_at = datetime.fromtimestamp(terms.quote_expiry.seconds, UTC)
+    except (OverflowError, ValueError, OSError):
+        raise UpstreamError("DATA_LOSS", "the quote's expiry is no possible time") from None
+    if answer.peer_id not in {"", peer_id}:
+        raise UpstreamError("DATA_LOSS", "the quote comes from another peer than the one asked")
+    return Quote(
+        peer_id=peer_id,
+        job_id=terms.job_id,
+        price_msat=Msat(terms.price_msat),
+        expires_at=expires_at,
+        terms_hash=terms.terms_hash,
+        payment_request=terms.payment_request,
+        protocol_version=terms.protocol_version,
+    )
+
+
+def _result(message: pb.Result) -> Result:
+    return Result(
+        status=_STATUSES.get(message.status, ResultStatus.UNSPECIFIED),
+        body=message.result,
+        sha256=message.result_hash,
+        length=message.result_len,
+        content_type=message.content_type,
+        content_encoding=message.content_encoding,
+        message=message.message,
+    )
+
+
+def _stream_event(message: pb.AcceptAndExecuteStreamResponse) -> StreamEvent:
+    match message.WhichOneof("event"):
+        case "result_begin":
+            begin = message.result_begin
+            return StreamBegin(begin.content_type, begin.content_encoding)
+        case "result_end":
+            return StreamEnd(message.result_end.result_hash, message.result_end.result_len)
+        case "result":
+            return _result(message.result)
+        case _:
+            raise UpstreamError("DATA_LOSS", "the daemon sent a stream event of an unknown kind")
+
+
+def _too_long(limit: int) -> UpstreamError:
+    return UpstreamError(
+        "DATA_LOSS",
+        f"the result is longer than its peer may send ({limit} bytes)",
+        evidence=Verdict.SETTLED,
+    )
+
+
+def _provider(peer: pb.LCPPeer, most_models: int) -> tuple[Provider, Sequence[str]]:
+    """Return a peer as a provider, and what of it was left out."""
+    manifest = peer.remote_manifest
+    offers: list[tuple[TaskKind, str]] = []
+    problems: dict[str, None] = {}
+    names: set[str] = set()
+    for template in manifest.supported_tasks:
+        kind = _KINDS.get(template.kind)
+        if kind is TaskKind.CHAT_COMPLETIONS:
+            model = template.openai_chat_completions_v1.model
+        elif kind is TaskKind.RESPONSES:
+            model = template.openai_responses_v1.model
+        else:
+            continue
+        if len(model) > _MAX_MODEL_CHARS:
+            problems[f"models with names above {_MAX_MODEL_CHARS} characters are left out"] = None
+        elif model not in names and len(names) >= most_models:
+            problems[f"models after the first {most_models} are left out"] = None
+            break
+        elif model:
+            names.add(model)
+            offers.append((kind, model))
+    return Provider(
+        peer_id=peer.peer_id,
+        address=peer.address,
+        protocol_version=manifest.protocol_version,
+        models=merge_kinds(offers),
+        max_payload_bytes=manifest.max_payload_bytes,
+        max_stream_bytes=manifest.max_stream_bytes,
+        max_job_bytes=manifest.max_job_bytes,
+        max_inflight_jobs=manifest.max_inflight_jobs,
+    ), tuple(problems)

@@ -1,0 +1,122 @@
+"""Keeps the catalog: a snapshot of the peers, refreshed in the background and never once a request."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.routing.catalog import Catalog, Provider, empty
+from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, LocalInfo, UnsupportedVersion
+
+_RETRY_S = 1.0
+# A request that finds no provider in a snapshot older than this asks anew.
+_MISS_AFTER_S = 1.0
+
+
+class PeerWatch:
+    """Refreshes the catalog every ``refresh_s``, and at once for a request that misses in a stale one."""
+
+    def __init__(
+        self,
+        upstream: LcpdUpstream,
+        *,
+        refresh_s: float,
+        timeout_s: float,
+        miss_after_s: float = _MISS_AFTER_S,
+        on_refresh: Callable[[Catalog | None], None] = lambda _catalog: None,
+        prepare: Callable[[Catalog], None] = lambda _catalog: None,
+    ) -> None:
+        """``on_refresh`` gets each new catalog, or None when the daemon could not be asked.
+
+        ``prepare`` is called with a catalog of other providers than before, in a thread, before anybody gets it: what takes
+        long with thousands of models is done here, and not while requests wait for the event loop.
+        """
+        self._prepare = prepare
+        self._upstream = upstream
+        self._refresh_s = refresh_s
+        self._miss_after_s = miss_after_s
+        self._timeout_s = timeout_s
+        self._on_refresh = on_refresh
+        self._catalog = empty(time.monotonic())
+        self._info: LocalInfo | None = None
+        self._problem: UpstreamError | None = UpstreamError(
+            "UNAVAILABLE", "the daemon has not been asked yet"
+        )
+        self._refreshing: asyncio.Task[None] | None = None
+
+    def use(self, *, refresh_s: float, timeout_s: float) -> None:
+        """Ask as often as this from the next time on, and wait so long."""
+        self._refresh_s = refresh_s
+        self._timeout_s = timeout_s
+
+    @property
+    def catalog(self) -> Catalog:
+        """The last snapshot; it stays while the daemon is away."""
+        return self._catalog
+
+    @property
+    def problem(self) -> UpstreamError | None:
+        """Why the last refresh failed, or None."""
+        return self._problem
+
+    @property
+    def info(self) -> LocalInfo | None:
+        """Who the daemon is, once it has said so."""
+        return self._info
+
+    @property
+    def age_s(self) -> float:
+        """How old the snapshot is."""
+        return time.monotonic() - self._catalog.taken_at
+
+    async def refresh_if_stale(self) -> Catalog:
+        """Give a snapshot that is just taken or nearly so, or the last one if the daemon does not answer.
+
+        Requests that come together share one refresh.
+        """
+        if self._problem is not None or self.age_s >= self._miss_after_s:
+            await self.refresh()
+        return self._catalog
+
+    async def refresh(self) -> None:
+        """Ask the daemon now. Never raises for a daemon that is away: ``problem`` tells."""
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._ask())
+            self._refreshing.add_done_callback(self._asked)
+        await asyncio.shield(self._refreshing)
+
+    async def run(self) -> None:
+        """Refresh until cancelled."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(
+                self._refresh_s if self._problem is None else min(_RETRY_S, self._refresh_s)
+            )
+
+    def _asked(self, _task: asyncio.Task[None]) -> None:
+        self._refreshing = None
+
+    async def _ask(self) -> None:
+        try:
+            # Asked each time: a daemon can be exchanged for one of another version between two refreshes.
+            self._info = await self._upstream.local_info(self._timeout_s)
+            providers = await self._upstream.list_peers(self._timeout_s)
+        except UpstreamError as error:
+            self._problem = error
+            if isinstance(error, UnsupportedVersion):
+                # It answers, but in a language in which nothing may be bought.
+                self._catalog = empty(self._catalog.taken_at)
+            self._on_refresh(None)
+            return
+        if providers == self._catalog.providers:
+            catalog = self._catalog.seen_again(time.monotonic())
+        else:
+            catalog = await asyncio.to_thread(self._index, providers)
+        self._problem = None
+        self._catalog = catalog
+        self._on_refresh(self._catalog)
+
+    def _index(self, providers: tuple[Provider, ...]) -> Catalog:
+        catalog = Catalog(providers, time.monotonic())
+        self._prepare(catalog)
+        return catalog

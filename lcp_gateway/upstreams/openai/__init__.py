@@ -1,0 +1,1 @@
+"""Virtual nodes: OpenAI-compatible HTTP servers, bought from like a peer."""

@@ -1,0 +1,344 @@
+"""The adapter to virtual nodes: OpenAI-compatible HTTP servers, bought from like a peer, bytes in and bytes out."""
+
+import asyncio
+import hashlib
+import io
+import json
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from http import HTTPStatus
+
+import aiohttp
+
+from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.flow import utc_now
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.quote import Quote, Source
+from lcp_gateway.purchase.results import Result, StreamEvent
+from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
+from lcp_gateway.routing.catalog import NODE_PREFIX
+from lcp_gateway.upstreams.openai.connections import NodeConnections, SendState, VirtualNode
+from lcp_gateway.upstreams.openai.errors import (
+    FAILURES,
+    MAX_ERROR_BYTES,
+    connection_error,
+    http_error,
+    is_closed_connection,
+    is_unreachable,
+)
+from lcp_gateway.upstreams.openai.models import ListedModel, read_model_list
+from lcp_gateway.upstreams.openai.price import usage_of
+from lcp_gateway.upstreams.openai.result import NodeResult, read_at_most
+
+_PATHS = {
+    TaskKind.CHAT_COMPLETIONS: "/chat/completions",
+    TaskKind.RESPONSES: "/responses",
+    TaskKind.COMPLETIONS: "/completions",
+    TaskKind.EMBEDDINGS: "/embeddings",
+}
+_QUOTE_LASTS = timedelta(seconds=300)
+_MAX_RESULT_BYTES = 32 * 1024 * 1024
+_CONNECT_TIMEOUT_S = 5.0
+# The node's system refuses what meets its close within one round trip; a node that took the request takes longer to fail.
+_CLOSE_KNOWN_S = 0.5
+# aiohttp wants longer bodies as a file, so as to write them in pieces.
+_LONG_BODY_BYTES = 1024 * 1024
+_MAX_LIST_BYTES = 8 * 1024 * 1024
+_NO_LIST = frozenset(
+    {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
+)
+
+
+class NoModelList(UpstreamError):
+    """The node is up, and has no list of models."""
+
+
+class OpenAIHttpUpstream:
+    """Buys from virtual nodes. Implements the heart's ``Upstream`` for the providers ``node:<name>``.
+
+    Every error is an ``UpstreamError``, and names neither an address nor a key. There is no payment to look up: what a
+    node was handed and did not refuse counts as bought, unless it is free.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[VirtualNode],
+        *,
+        max_result_bytes: int = _MAX_RESULT_BYTES,
+        now: Callable[[], datetime] = utc_now,
+        clock: Callable[[], float] = time.monotonic,
+        on_down: Callable[[str], None] = lambda _provider_id: None,
+        tracing: Tracing = NO_TRACING,
+    ) -> None:
+        """``on_down`` is told the provider's id when a task found nobody there."""
+        self._links = {node.provider_id: NodeConnections(node) for node in nodes}
+        self._leaving: dict[NodeConnections, asyncio.Task[None]] = {}
+        self._max_result_bytes = max_result_bytes
+        self._now = now
+        self._clock = clock
+        self._on_down = on_down
+        self._tracing = tracing
+
+    def use(self, nodes: Sequence[VirtualNode]) -> None:
+        """Buy from these nodes from now on.
+
+        One that is as before keeps its connections. Tasks that another has been handed end as they would have, and then
+        its connections are closed.
+        """
+        links = {}
+        for node in nodes:
+            held = self._links.get(node.provider_id)
+            links[node.provider_id] = (
+                NodeConnections(node) if held is None or held.node != node else held
+            )
+        gone = [link for name, link in self._links.items() if links.get(name) is not link]
+        self._links = links
+        for link in gone:
+            self._leaving[link] = asyncio.create_task(self._let_go(link))
+
+    async def request_quote(self, task: Task, peer_id: str, timeout_s: float) -> Quote:  # noqa: ARG002 - reckoned here, which takes no time
+        """Give the most that the task can come to. Nobody is asked.
+
+        Raises:
+            UpstreamError: there is no such node, or it does not take such tasks.
+        """
+        node = self._link(peer_id).node
+        if task.kind not in node.kinds:
+            raise UpstreamError("UNIMPLEMENTED", f"the node does not serve {_PATHS[task.kind]}")
+        price_msat = node.price.most_msat(task, node.timeout_s)
+        return Quote(
+            peer_id=peer_id,
+            job_id=secrets.token_bytes(32),
+            price_msat=price_msat,
+            expires_at=self._now() + _QUOTE_LASTS,
+            terms_hash=node_terms_hash(node.name, task, price_msat),
+            payment_request="",
+            protocol_version=0,
+            source=Source.NODE,
+        )
+
+    async def execute(self, quote: Quote, task: Task, timeout_s: float) -> Result:
+        """Hand the task over and wait for the whole result. Goes out once."""
+        async with self._answer(quote, task, timeout_s) as answer:
+            body = b"".join([chunk async for chunk in answer.chunks()])
+            answer.check_whole(body)
+            return answer.result(body)
+
+    async def execute_stream(
+        self, quote: Quote, task: Task, timeout_s: float
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """Hand the task over and give the result as it comes, read from the node only when asked. Goes out once."""
+        async with self._answer(quote, task, timeout_s) as answer:
+            yield answer.begin()
+            async for chunk in answer.chunks():
+                yield chunk
+            yield answer.result(b"")
+
+    async def cancel(self, quote: Quote, reason: str, timeout_s: float) -> None:
+        """Do nothing: a quote holds nothing at the node, and a closed connection tells it all there is to tell."""
+
+    async def list_models(self, node_name: str, timeout_s: float) -> tuple[ListedModel, ...]:
+        """Ask a node for its models; those without a usable name are left out.
+
+        Raises:
+            NoModelList: it has no list.
+            UpstreamError: it did not answer, or with something else.
+        """
+        link = self._link(NODE_PREFIX + node_name)
+        sending = SendState()
+        try:
+            async with (
+                link.used(),
+                link.session().get(
+                    link.node.base_url + "/models",
+                    allow_redirects=False,
+                    timeout=_timeout(timeout_s),
+                    trace_request_ctx=sending,
+                ) as response,
+            ):
+                if response.status in _NO_LIST:
+                    raise NoModelList("UNIMPLEMENTED", "the node has no list of models")
+                if not _succeeded(response.status):
+                    text = await read_at_most(response, MAX_ERROR_BYTES)
+                    raise http_error(response.status, text, link.node.api_key)
+                body = await read_at_most(response, _MAX_LIST_BYTES + 1)
+        except FAILURES as error:
+            raise connection_error(error, evidence=Verdict.NONE) from None
+        if len(body) > _MAX_LIST_BYTES:
+            raise UpstreamError("DATA_LOSS", "the node's list of models is too long")
+        return read_model_list(body)
+
+    async def close(self) -> None:
+        """Close all connections; calls under way end with an error."""
+        for leaving in self._leaving.values():
+            leaving.cancel()
+        for link in [*self._links.values(), *self._leaving]:
+            await link.close()
+
+    async def _let_go(self, link: NodeConnections) -> None:
+        await link.close_when_idle()
+        del self._leaving[link]
+
+    def _link(self, provider_id: str) -> NodeConnections:
+        link = self._links.get(provider_id)
+        if link is None:
+            raise UpstreamError(
+                "NOT_FOUND", "no node of that name is configured", evidence=Verdict.NONE
+            )
+        return link
+
+    @asynccontextmanager
+    async def _answer(
+        self, quote: Quote, task: Task, timeout_s: float
+    ) -> AsyncIterator[NodeResult]:
+        """Send a task and give the answer's head; the connection is given back, or closed, at the end."""
+        link = self._link(quote.peer_id)
+        limit_s = min(link.node.timeout_s, timeout_s)
+        deadline = time.monotonic() + limit_s
+        async with link.place(limit_s):
+            started = self._clock()
+            # What reached the node and is lost then counts as bought.
+            lost = Verdict.NONE if quote.is_free else Verdict.SETTLED
+            left_s = max(deadline - time.monotonic(), 0.001)
+            response = await self._post(link, quote, task, left_s, lost)
+            try:
+                yield self._checked(response, link.node, quote, task, started, lost)
+            finally:
+                # A connection whose answer was read to its end has gone back to the pool before.
+                response.close()
+
+    async def _post(
+        self, link: NodeConnections, quote: Quote, task: Task, timeout_s: float, lost: Verdict
+    ) -> aiohttp.ClientResponse:
+        response = await self._sent(link, quote, task, timeout_s, lost)
+        if _succeeded(response.status):
+            return response
+        try:
+            text = await _read_refusal(response)
+        finally:
+            response.close()
+        raise http_error(
+            response.status, text, link.node.api_key, response.headers.get("Retry-After", "")
+        )
+
+    async def _sent(
+        self, link: NodeConnections, quote: Quote, task: Task, timeout_s: float, lost: Verdict
+    ) -> aiohttp.ClientResponse:
+        """Send a task and return the head of the answer.
+
+        A node closes connections that were idle for a while, and a request may meet that close: it was written, and
+        nothing ever read it. It is then sent once more, over a connection of its own. What tells this from a node that
+        took the request and died over it: the connection had been used before, not a byte of an answer came, and the
+        loss was known at once. Both carry the same Idempotency-Key, and what is booked is one answer.
+        """
+        deadline, sending = time.monotonic() + timeout_s, SendState()
+        sent_at = time.monotonic()
+        try:
+            return await self._post_once(link.session(), link.node, quote, task, timeout_s, sending)
+        except FAILURES as error:
+            now = time.monotonic()
+            met_close = (
+                sending.on_used_connection
+                and is_closed_connection(error)
+                and now - sent_at < _CLOSE_KNOWN_S
+            )
+            if not met_close or now >= deadline:
+                if is_unreachable(error):
+                    self._on_down(link.node.provider_id)
+                raise connection_error(
+                    error, evidence=lost, had_connection=sending.had_connection
+                ) from None
+        again = SendState()
+        try:
+            return await self._post_once(
+                link.unpooled_session(), link.node, quote, task, deadline - now, again
+            )
+        except FAILURES as error:
+            if is_unreachable(error):
+                self._on_down(link.node.provider_id)
+            raise connection_error(
+                error, evidence=lost, had_connection=again.had_connection
+            ) from None
+
+    async def _post_once(
+        self,
+        session: aiohttp.ClientSession,
+        node: VirtualNode,
+        quote: Quote,
+        task: Task,
+        timeout_s: float,
+        sending: SendState,
+    ) -> aiohttp.ClientResponse:
+        return await session.post(
+            node.base_url + _PATHS[task.kind],
+            data=_payload(task.body),
+            headers={**self._tracing.headers(), "Idempotency-Key": quote.job_id.hex()},
+            allow_redirects=False,
+            timeout=_timeout(max(timeout_s, 0.001)),
+            trace_request_ctx=sending,
+        )
+
+    def _checked(
+        self,
+        response: aiohttp.ClientResponse,
+        node: VirtualNode,
+        quote: Quote,
+        task: Task,
+        started: float,
+        lost: Verdict,
+    ) -> NodeResult:
+        def charge(tells_usage: bytes, result_bytes: int) -> Msat:
+            return node.price.charge_msat(
+                usage_of(tells_usage),
+                body_bytes=len(task.body),
+                # Vectors are no tokens.
+                result_bytes=0 if task.kind is TaskKind.EMBEDDINGS else result_bytes,
+                elapsed_s=self._clock() - started,
+                ceiling_msat=quote.price_msat,
+            )
+
+        return NodeResult(
+            response, task, max_bytes=self._max_result_bytes, lost=lost, charge=charge
+        )
+
+
+def node_terms_hash(name: str, task: Task, price_msat: Msat) -> bytes:
+    """Give the hash of what a node's quote is for, so that a receipt can show it.
+
+    SHA-256 over the ASCII JSON, without white space, of ``["lcp-gateway.node.v1", name, kind, model, price_msat,
+    sha256]``, where ``sha256`` is that of the body in lower-case hex.
+    """
+    terms = [
+        "lcp-gateway.node.v1",
+        name,
+        task.kind.value,
+        task.model,
+        price_msat,
+        hashlib.sha256(task.body).hexdigest(),
+    ]
+    return hashlib.sha256(json.dumps(terms, separators=(",", ":")).encode("ascii")).digest()
+
+
+def _timeout(total_s: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=total_s, connect=_CONNECT_TIMEOUT_S)
+
+
+def _succeeded(status: int) -> bool:
+    return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
+
+
+def _payload(body: bytes) -> bytes | io.BytesIO:
+    return body if len(body) <= _LONG_BODY_BYTES else io.BytesIO(body)
+
+
+async def _read_refusal(response: aiohttp.ClientResponse) -> bytes:
+    """Read why it was refused. That it was is known from its head, so a text that breaks off changes nothing."""
+    try:
+        return await read_at_most(response, MAX_ERROR_BYTES)
+    except FAILURES:
+        return b""

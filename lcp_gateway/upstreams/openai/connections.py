@@ -1,0 +1,185 @@
+"""A virtual node as the operator set it up, and the connections to it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import aiohttp
+
+from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.routing.catalog import NODE_PREFIX
+from lcp_gateway.upstreams.openai.price import NodePrice
+
+# Below the 5 s after which many servers close an idle connection: a request that meets such a close is lost.
+_KEEPALIVE_S = 4.0
+# Connections beside those of tasks, so that a busy node can still be asked whether it is there.
+_SPARE_CONNECTIONS = 2
+_FREE = NodePrice()
+
+MAX_HEADER_BYTES: Final = 64 * 1024
+"""How long a header of a node's answer may be: proxies before it add long cookies and policies."""
+MAX_HEADERS: Final = 1024
+"""How many there may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualNode:
+    """A virtual node as the operator set it up.
+
+    ``base_url`` ends where ``/chat/completions`` begins. ``models`` is empty where the node's own list counts;
+    ``kinds`` is what its endpoints take.
+    """
+
+    name: str
+    base_url: str
+    api_key: str = field(default="", repr=False)
+    price: NodePrice = _FREE
+    timeout_s: float = 120.0
+    models: tuple[str, ...] = ()
+    owned_by: str = ""
+    kinds: frozenset[TaskKind] = frozenset({TaskKind.CHAT_COMPLETIONS, TaskKind.EMBEDDINGS})
+    max_connections: int = 64
+    proxy: bool = False
+    """Whether the proxy that the environment names may be used."""
+
+    @property
+    def provider_id(self) -> str:
+        """The id that it has in the catalog."""
+        return NODE_PREFIX + self.name
+
+
+@dataclass(slots=True)
+class SendState:
+    """Whether a request had a connection, and may therefore have reached the node.
+
+    ``on_used_connection`` says that the connection had carried an earlier request, which the node may have been closing.
+    """
+
+    had_connection: bool = False
+    on_used_connection: bool = False
+
+
+class NodeConnections:
+    """The connections to one node, made when they are first needed."""
+
+    def __init__(self, node: VirtualNode) -> None:
+        self.node = node
+        # Waited for here and not in the connector, where the wait would count as connecting.
+        self._places = asyncio.Semaphore(node.max_connections)
+        self._session: aiohttp.ClientSession | None = None
+        self._unpooled: aiohttp.ClientSession | None = None
+        self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._users = 0
+
+    @asynccontextmanager
+    async def used(self) -> AsyncIterator[None]:
+        """Keep the connections open for a call, also when the node has been given up meanwhile."""
+        self._users += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._idle.set()
+
+    @asynccontextmanager
+    async def place(self, timeout_s: float) -> AsyncIterator[None]:
+        """Hold one of the node's connections for a task.
+
+        Raises:
+            UpstreamError: none became free in time.
+        """
+        async with self.used():
+            await self._take_place(timeout_s)
+            try:
+                yield
+            finally:
+                self._places.release()
+
+    def session(self) -> aiohttp.ClientSession:
+        """Give the session; it belongs to the loop of the first call."""
+        self._check_open()
+        if self._session is None:
+            self._session = self._open()
+        return self._session
+
+    def unpooled_session(self) -> aiohttp.ClientSession:
+        """Return the session whose every request has a connection of its own."""
+        self._check_open()
+        if self._unpooled is None:
+            self._unpooled = self._open(force_close=True)
+        return self._unpooled
+
+    async def close_when_idle(self) -> None:
+        """Close the connections, for good, when the calls that are under way have ended."""
+        await self._idle.wait()
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections, for good."""
+        self._closed = True
+        for session in (self._session, self._unpooled):
+            if session is not None:
+                await session.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UpstreamError(
+                "UNAVAILABLE", "the connections to the node are closed", evidence=Verdict.NONE
+            )
+
+    async def _take_place(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._places.acquire()
+        except TimeoutError:
+            raise UpstreamError(
+                "RESOURCE_EXHAUSTED",
+                "all connections to the node are in use",
+                retryable=True,
+                evidence=Verdict.NONE,
+            ) from None
+
+    def _open(self, *, force_close: bool = False) -> aiohttp.ClientSession:
+        headers = {
+            "Content-Type": "application/json",
+            # Compression would only be undone here: answers travel on as they are.
+            "Accept-Encoding": "identity",
+            "User-Agent": "lcp-gateway",
+        }
+        if self.node.api_key:
+            headers["Authorization"] = f"Bearer {self.node.api_key}"
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_create_end.append(_record_connection)
+        trace.on_connection_reuseconn.append(_record_reused_connection)
+        return aiohttp.ClientSession(
+            headers=headers,
+            connector=aiohttp.TCPConnector(
+                limit=self.node.max_connections + _SPARE_CONNECTIONS,
+                force_close=force_close,
+                keepalive_timeout=None if force_close else _KEEPALIVE_S,
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=self.node.proxy,
+            trace_configs=[trace],
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+            max_headers=MAX_HEADERS,
+        )
+
+
+async def _record_connection(_session: object, context: Any, _params: object) -> None:
+    context.trace_request_ctx.had_connection = True
+
+
+async def _record_reused_connection(_session: object, context: Any, _params: object) -> None:
+    context.trace_request_ctx.had_connection = True
+    context.trace_request_ctx.on_used_connection = True

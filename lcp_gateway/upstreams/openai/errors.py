@@ -1,0 +1,197 @@
+"""What goes wrong with a virtual node, in the gateway's words: mapped here once, and never with the node's key in it."""
+
+import errno
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any
+
+import aiohttp
+import orjson
+
+from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.states import Verdict
+
+FAILURES = (aiohttp.ClientError, TimeoutError, OSError)
+"""What a call over HTTP can end with."""
+MAX_ERROR_BYTES = 64 * 1024
+"""So much of an error's body is read."""
+
+_MAX_MESSAGE_CHARS = 500
+_MAX_RETRY_AFTER_S = 3_600.0
+_RESET = frozenset({errno.ECONNRESET, errno.EPIPE})
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\ud7ff\ue000-\ufffd]+")
+_CODE = re.compile(r"[a-z0-9_.-]{1,64}")
+_BEARER = re.compile(r"bearer\s+\S+", re.IGNORECASE)
+_REDACTED = "[redacted]"
+
+_STATUSES: Mapping[int, str] = {
+    HTTPStatus.BAD_REQUEST: "INVALID_ARGUMENT",
+    HTTPStatus.NOT_FOUND: "NOT_FOUND",
+    HTTPStatus.METHOD_NOT_ALLOWED: "UNIMPLEMENTED",
+    HTTPStatus.REQUEST_TIMEOUT: "DEADLINE_EXCEEDED",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "INVALID_ARGUMENT",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "INVALID_ARGUMENT",
+    HTTPStatus.TOO_MANY_REQUESTS: "RESOURCE_EXHAUSTED",
+    HTTPStatus.NOT_IMPLEMENTED: "UNIMPLEMENTED",
+    HTTPStatus.GATEWAY_TIMEOUT: "DEADLINE_EXCEEDED",
+}
+_PASSING = frozenset({"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAVAILABLE"})
+# What these say is between the node and its operator: the client can do nothing about it, and their text may quote a key.
+_OPERATOR_PROBLEMS: Mapping[int, str] = {
+    HTTPStatus.UNAUTHORIZED: "the node refused the gateway's credentials",
+    HTTPStatus.FORBIDDEN: "the node refused the gateway's credentials",
+    HTTPStatus.PAYMENT_REQUIRED: "the node wants to be paid by other means than the gateway has",
+}
+_REDIRECT = "the node redirects, which is not followed"
+
+
+def http_error(status: int, body: bytes, api_key: str = "", retry_after: str = "") -> UpstreamError:
+    """Give the error for an HTTP status that is no success; nothing was bought with it.
+
+    ``body`` is the answer's body or its beginning; what it says is passed on, bounded, printable and without the key.
+    """
+    if status < HTTPStatus.MULTIPLE_CHOICES or status == HTTPStatus.NOT_MODIFIED:
+        return UpstreamError(
+            "UNAVAILABLE",
+            f"the node answered with HTTP status {status}, which is no answer to a POST",
+            evidence=Verdict.NONE,
+        )
+    if status < HTTPStatus.BAD_REQUEST:
+        return UpstreamError("UNAVAILABLE", _REDIRECT, evidence=Verdict.NONE)
+    if own := _OPERATOR_PROBLEMS.get(status):
+        return UpstreamError("UNAVAILABLE", own, evidence=Verdict.NONE)
+    name = _STATUSES.get(status) or _name_of_rest(status)
+    message, code = _message_and_code(body)
+    # Bounded last: a key that is cut in two would not be found.
+    text = _redacted(_UNPRINTABLE.sub(" ", message).strip(), api_key)[:_MAX_MESSAGE_CHARS]
+    if code is not None and (not _CODE.fullmatch(code) or (api_key and api_key in code)):
+        code = None
+    return UpstreamError(
+        name,
+        text or f"the node answered with HTTP status {status}",
+        retryable=name in _PASSING,
+        evidence=Verdict.NONE,
+        code=code,
+        retry_after_s=retry_after_s(retry_after) if name in _PASSING else None,
+    )
+
+
+def retry_after_s(value: str, now: datetime | None = None) -> float | None:
+    """Read a Retry-After header: seconds or a date. Give at most an hour; None for what is neither."""
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        seconds = float(text[:9])
+    else:
+        try:
+            then = parsedate_to_datetime(text)
+        except (TypeError, ValueError):
+            return None
+        if then.tzinfo is None:
+            then = then.replace(tzinfo=UTC)
+        seconds = (then - (now or datetime.now(UTC))).total_seconds()
+    return min(max(seconds, 1.0), _MAX_RETRY_AFTER_S)
+
+
+def is_closed_connection(error: BaseException) -> bool:
+    """Return whether a connection ended before a byte of an answer came over it."""
+    match error:
+        case aiohttp.ServerDisconnectedError():
+            # With a part of a head it carries that instead of a text.
+            return isinstance(error.message, str)
+        case aiohttp.ClientConnectionResetError():
+            return True
+        case aiohttp.ClientOSError():
+            return error.errno in _RESET
+        case _:
+            return False
+
+
+def is_unreachable(error: BaseException) -> bool:
+    """Tell whether a call ended before it had a connection because none could be made."""
+    return isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+
+
+def connection_error(
+    error: BaseException, *, evidence: Verdict, had_connection: bool = True
+) -> UpstreamError:
+    """Give the error for one of ``FAILURES``; ``evidence`` holds if it had a connection, else nothing was bought.
+
+    Nothing of its own text is used, which may hold an address; its objects hold the key, so raise this ``from None``.
+    """
+    status = "UNAVAILABLE"
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            message = "the node's address does not resolve"
+        case aiohttp.ClientSSLError():
+            message = "no secure connection to the node can be made"
+        case aiohttp.ClientConnectorError():
+            message = "no connection to the node can be made"
+        case aiohttp.ConnectionTimeoutError():
+            message = "no connection to the node in time"
+        case TimeoutError() if had_connection:
+            status, message = "DEADLINE_EXCEEDED", "the node did not answer in time"
+        case TimeoutError():
+            message = "no connection to the node in time"
+        case aiohttp.InvalidURL():
+            message = "the node's address is not valid"
+        case aiohttp.ClientResponseError() if "chunk" in error.message.lower():
+            # The head was good, and came together with a body that is not.
+            message = "the node's answer is not HTTP"
+        case aiohttp.ClientResponseError():
+            # No answer at all: whatever it was, it is not booked.
+            message, evidence = "the node's answer is not HTTP", Verdict.NONE
+        case _:
+            message = "the connection to the node was lost"
+    return UpstreamError(
+        status,
+        message,
+        retryable=True,
+        evidence=evidence if had_connection else Verdict.NONE,
+        is_away=is_unreachable(error),
+    )
+
+
+def _name_of_rest(status: int) -> str:
+    server_error = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    return "UNAVAILABLE" if server_error else "FAILED_PRECONDITION"
+
+
+def _message_and_code(body: bytes) -> tuple[str, str | None]:
+    """Give an error's message and code, in any of the forms that servers write; empty where it has none."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        # A page of a proxy, or nothing: no text for a client.
+        return "", None
+    if not isinstance(document, dict):
+        return "", None
+    error = document.get("error")
+    inner: dict[str, Any] = error if isinstance(error, dict) else {}
+    code = inner.get("code", document.get("code"))
+    for said in (error, inner.get("message"), document.get("message"), document.get("detail")):
+        if isinstance(said, str) and said:
+            return said, code if isinstance(code, str) else None
+        if isinstance(said, list) and said:
+            return _of_validation(said), code if isinstance(code, str) else None
+    return "", code if isinstance(code, str) else None
+
+
+def _of_validation(details: list[Any]) -> str:
+    """Put FastAPI's list of faults in words: where and what, without the input that it quotes."""
+    words = []
+    for detail in details[:5]:
+        if not isinstance(detail, dict) or not isinstance(detail.get("msg"), str):
+            continue
+        place = detail.get("loc")
+        names = ".".join(str(part) for part in place) if isinstance(place, list) else ""
+        words.append(f"{names}: {detail['msg']}" if names else detail["msg"])
+    return "; ".join(words)
+
+
+def _redacted(text: str, api_key: str) -> str:
+    if api_key:
+        text = text.replace(api_key, _REDACTED)
+    return _BEARER.sub(f"Bearer {_REDACTED}", text)

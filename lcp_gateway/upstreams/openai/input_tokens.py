@@ -1,0 +1,135 @@
+"""Asks a virtual node how many tokens a request has: OpenAI's own ``POST /responses/input_tokens``, which costs nothing."""
+
+import io
+import time
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+
+import aiohttp
+import orjson
+
+from lcp_gateway.upstreams.openai.connections import MAX_HEADER_BYTES, MAX_HEADERS, VirtualNode
+from lcp_gateway.upstreams.openai.errors import FAILURES, MAX_ERROR_BYTES, http_error
+from lcp_gateway.upstreams.openai.result import read_at_most
+
+_PATH = "/responses/input_tokens"
+_OBJECT = "response.input_tokens"
+_CANNOT = frozenset(
+    {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
+)
+_REMEMBERED_S = 600.0
+_MAX_ANSWER_BYTES = 64 * 1024
+_MOST_TOKENS = 2**53
+# Apart from those of tasks, which are not to wait for somebody who only counts.
+_CONNECTIONS = 16
+_CONNECTIONS_PER_NODE = 4
+_CONNECT_TIMEOUT_S = 2.0
+# See node_link.py and openai_http.py, where the same holds for tasks.
+_KEEPALIVE_S = 4.0
+_LONG_BODY_BYTES = 1024 * 1024
+
+
+class TokenCounter:
+    """Counts with the nodes' help, over connections of its own. A node that cannot count is left alone for ten minutes.
+
+    Nothing here raises for a node's sake: whoever asks has an estimate to fall back on.
+    """
+
+    def __init__(
+        self, nodes: Iterable[VirtualNode] = (), *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._nodes: dict[str, VirtualNode] = {}
+        self._clock = clock
+        self._cannot: dict[tuple[str, str], float] = {}
+        # By whether the environment's proxy may be used.
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
+        self._closed = False
+        self.use(nodes)
+
+    def use(self, nodes: Iterable[VirtualNode]) -> None:
+        """Know these nodes from now on, and try anew what any of them could not do."""
+        self._nodes = {node.provider_id: node for node in nodes}
+        self._cannot.clear()
+
+    async def count_at(self, provider_id: str, body: bytes, timeout_s: float) -> int | None:
+        """Ask the node that has this id in the catalog; see ``count``."""
+        node = self._nodes.get(provider_id)
+        return None if node is None else await self.count(node, body, timeout_s)
+
+    async def count(self, node: VirtualNode, body: bytes, timeout_s: float) -> int | None:
+        """Give the tokens of a request for a response, in at most ``timeout_s``; None where the node does not tell."""
+        if self._closed or self._is_known_not_to(node):
+            return None
+        try:
+            async with self._open_session(proxy=node.proxy).post(
+                node.base_url + _PATH,
+                data=body if len(body) <= _LONG_BODY_BYTES else io.BytesIO(body),
+                headers={"Authorization": f"Bearer {node.api_key}"} if node.api_key else {},
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=timeout_s, connect=_CONNECT_TIMEOUT_S),
+            ) as response:
+                if response.status in _CANNOT:
+                    text = await read_at_most(response, MAX_ERROR_BYTES)
+                    self._note(node, response.status, text)
+                    return None
+                if response.status != HTTPStatus.OK:
+                    # What is left of it may be long; the connection goes with it.
+                    response.close()
+                    return None
+                answer = await read_at_most(response, _MAX_ANSWER_BYTES)
+        except FAILURES:
+            return None
+        return _read(answer)
+
+    async def close(self) -> None:
+        """Close all connections, for good."""
+        self._closed = True
+        for session in self._sessions.values():
+            await session.close()
+
+    def _is_known_not_to(self, node: VirtualNode) -> bool:
+        until = self._cannot.get((node.name, node.base_url))
+        return until is not None and self._clock() < until
+
+    def _note(self, node: VirtualNode, status: int, text: bytes) -> None:
+        if status == HTTPStatus.NOT_FOUND and http_error(status, text).code is not None:
+            # It has the route: something else that the request names is not there.
+            return
+        self._cannot[node.name, node.base_url] = self._clock() + _REMEMBERED_S
+
+    def _open_session(self, *, proxy: bool) -> aiohttp.ClientSession:
+        """Give the session; it belongs to the loop of the first call."""
+        if proxy not in self._sessions:
+            self._sessions[proxy] = aiohttp.ClientSession(
+                headers={
+                    "Content-Type": "application/json",
+                    "Accept-Encoding": "identity",
+                    "User-Agent": "lcp-gateway",
+                },
+                connector=aiohttp.TCPConnector(
+                    limit=_CONNECTIONS,
+                    limit_per_host=_CONNECTIONS_PER_NODE,
+                    keepalive_timeout=_KEEPALIVE_S,
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trust_env=proxy,
+                max_line_size=MAX_HEADER_BYTES,
+                max_field_size=MAX_HEADER_BYTES,
+                max_headers=MAX_HEADERS,
+            )
+        return self._sessions[proxy]
+
+
+def _read(answer: bytes) -> int | None:
+    """Give the count that an answer tells; None for anything else."""
+    try:
+        document = orjson.loads(answer)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(document, dict) or document.get("object", _OBJECT) != _OBJECT:
+        return None
+    tokens = document.get("input_tokens")
+    if isinstance(tokens, int) and not isinstance(tokens, bool) and 0 <= tokens < _MOST_TOKENS:
+        return tokens
+    return None

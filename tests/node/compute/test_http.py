@@ -1,0 +1,183 @@
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+
+import grpc
+import pytest
+from aiohttp import web
+
+from lcp_gateway.node.compute.backend import BackendUnavailable
+from lcp_gateway.node.config import ConfigError, NodeConfig
+from lcp_gateway.node.server import Node
+from tests.support.node_client import chat_task, raw_chat_task, responses_task
+
+
+@dataclass
+class Backend:
+    """An OpenAI-compatible server that keeps what it was sent and answers what it was told."""
+
+    url: str = ""
+    seen: list[tuple[str, bytes, dict[str, str]]] = field(default_factory=list)
+    status: int = 200
+    body: bytes = b'{"odd" :  "spacing"}'
+    chunks: list[bytes] = field(default_factory=list)
+    cut: bool = False
+    gate: asyncio.Event | None = None
+    models: bytes = b'{"data":[{"id":"llama"},{"id":"qwen"},{"no":"id"}]}'
+
+
+@pytest.fixture
+async def backend():
+    backend = Backend()
+
+    async def complete(request):
+        backend.seen.append((request.path, await request.read(), dict(request.headers)))
+        if not backend.chunks:
+            return web.Response(
+                status=backend.status, body=backend.body, content_type="application/json"
+            )
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for chunk in backend.chunks:
+            await response.write(chunk)
+            if backend.gate is not None:
+                await backend.gate.wait()
+        if backend.cut:
+            request.transport.close()
+        return response
+
+    async def models(request):
+        return web.Response(body=backend.models, content_type="application/json")
+
+    app = web.Application()
+    app.router.add_get("/v1/models", models)
+    app.router.add_post("/v1/chat/completions", complete)
+    app.router.add_post("/v1/responses", complete)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    backend.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    yield backend
+    await runner.cleanup()
+
+
+async def test_its_models_are_found_and_offered(make_node, backend):
+    async with make_node(backend=backend.url) as client:
+        (peer,) = await client.list_peers()
+        offered = {
+            task.openai_responses_v1.model for task in peer.remote_manifest.supported_tasks
+        } - {""}
+
+    assert offered == {"llama", "qwen"}
+
+
+async def test_bytes_go_through_untouched_both_ways(make_node, backend):
+    body = b'{ "model":"llama", "messages":[1],\n "x" : "\\u00e9" }'
+    async with make_node(backend=backend.url + "/", backend_api_key="k") as client:
+        terms = await client.quote(raw_chat_task(body, "llama"), "Backend")
+        result = (await client.accept(terms, "Backend")).result
+
+    path, sent, headers = backend.seen[0]
+    assert (path, sent) == ("/v1/chat/completions", body)
+    assert headers["Authorization"] == "Bearer k"
+    assert headers["Accept-Encoding"] == "identity"
+    assert result.result == backend.body
+    assert result.content_type.startswith("application/json")
+
+
+async def test_responses_go_to_their_own_path(make_node, backend):
+    async with make_node(backend=backend.url) as client:
+        terms = await client.quote(responses_task(model="qwen"), "Backend")
+        await client.accept(terms, "Backend")
+
+    assert backend.seen[0][0] == "/v1/responses"
+
+
+async def test_a_stream_comes_as_it_is_made(make_node, backend):
+    backend.chunks = [b"data: 1\n\n", b"data: [DONE]\n\n"]
+    backend.gate = asyncio.Event()
+    async with make_node(backend=backend.url) as client:
+        terms = await client.quote(chat_task(model="llama", stream=True), "Backend")
+        call = client.open_stream(terms, "Backend")
+        assert (await call.read()).result_begin.content_type == "text/event-stream"
+        assert (await call.read()).result_chunk.data == b"data: 1\n\n"
+        backend.gate.set()
+        assert (await call.read()).result_chunk.data == b"data: [DONE]\n\n"
+        assert (await call.read()).result_end.result_len == 23
+        assert (await call.read()).result.status == 1
+
+
+@pytest.mark.parametrize("status", [301, 400, 401, 429, 500, 503])
+async def test_a_refusal_is_a_failure_after_payment_without_its_text(make_node, backend, status):
+    backend.status, backend.body = status, b"SECRET"
+    async with make_node(backend=backend.url) as client:
+        terms = await client.quote(chat_task(model="llama"), "Backend")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.accept(terms, "Backend")
+
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert caught.value.details() == f"lcp_error code=7: backend unavailable: status {status}"
+        assert client.node.wallet.payments == 1
+
+
+async def test_a_backend_that_is_gone_is_a_failure_after_payment(make_node, backend):
+    async with make_node(backend="http://127.0.0.1:9/v1", backend_models=("llama",)) as client:
+        terms = await client.quote(chat_task(model="llama"), "Backend")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.accept(terms, "Backend")
+
+        assert caught.value.details().startswith("lcp_error code=7: backend unavailable: ")
+        assert client.node.wallet.payments == 1
+
+
+async def test_a_stream_that_the_backend_breaks_off_does_not_end_well(make_node, backend):
+    backend.chunks, backend.cut = [b"data: 1\n\n"], True
+    async with make_node(backend=backend.url) as client:
+        terms = await client.quote(chat_task(model="llama", stream=True), "Backend")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.stream(terms, "Backend")
+
+        assert "backend unavailable: broke off" in caught.value.details()
+
+
+async def test_a_caller_that_leaves_frees_the_connection(make_node, backend):
+    backend.chunks = [b"data: 1\n\n"]
+    backend.gate = asyncio.Event()
+    async with make_node(backend=backend.url) as client:
+        terms = await client.quote(chat_task(model="llama", stream=True), "Backend")
+        call = client.open_stream(terms, "Backend")
+        await call.read()
+        connector = client.node._backend._session.connector
+        assert len(connector._acquired) == 1
+        call.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                while connector._acquired:
+                    await asyncio.sleep(0.01)
+        assert not connector._acquired
+
+
+@pytest.mark.parametrize("models", [b"{}", b"[]", b'{"data":[]}'])
+async def test_a_backend_without_models_is_a_clear_error(backend, models):
+    backend.models = models
+    node = Node(NodeConfig(listen="127.0.0.1:0", backend=backend.url))
+    with pytest.raises(ConfigError, match="no models"):
+        await node.start()
+    await node.stop()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1"])
+async def test_a_backend_that_does_not_answer_at_the_start_is_a_clear_error(url):
+    node = Node(NodeConfig(listen="127.0.0.1:0", backend=url))
+    with pytest.raises(BackendUnavailable):
+        await node.start()
+    await node.stop()
+
+
+async def test_a_backend_that_lists_no_json_is_a_clear_error(backend):
+    backend.models = b"<html>"
+    node = Node(NodeConfig(listen="127.0.0.1:0", backend=backend.url))
+    with pytest.raises(BackendUnavailable, match="not JSON"):
+        await node.start()
+    await node.stop()

@@ -1,0 +1,48 @@
+"""The pulse of the event loop shows what blocks it."""
+
+import asyncio
+import contextlib
+import time
+
+from lcp_gateway.telemetry.event_loop import SlowCallbacks, watch_loop
+
+
+async def test_a_loop_that_is_blocked_is_noticed():
+    lags = []
+    watch = asyncio.create_task(watch_loop(lags.append, interval_s=0.01))
+    await asyncio.sleep(0.05)
+    time.sleep(0.2)  # noqa: ASYNC251 - blocking the loop is the point
+    await asyncio.sleep(0.05)
+    watch.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watch
+    assert max(lags) > 0.1
+    assert min(lags) >= 0
+    assert len(lags) >= 3
+
+
+def hold_up(seconds):
+    time.sleep(seconds)
+
+
+async def test_a_callback_that_takes_too_long_is_told_with_where_it_was():
+    """B9: a list of 300,000 models held everything up for half a minute, and nothing said so."""
+    told = []
+    with SlowCallbacks(0.05, lambda held_s, frames: told.append((held_s, frames))):
+        await asyncio.sleep(0.2)
+        assert not told
+        hold_up(0.4)
+        await asyncio.sleep(0.2)
+    ((held_s, frames),) = told
+    assert 0.2 < held_s < 2
+    assert frames[0].endswith("hold_up")
+    assert __file__ in frames[0]
+
+
+async def test_many_short_ones_are_none():
+    told = []
+    with SlowCallbacks(0.2, lambda *slow: told.append(slow)):
+        for _ in range(200):
+            hold_up(0.002)
+            await asyncio.sleep(0)
+    assert not told

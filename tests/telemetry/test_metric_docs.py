@@ -1,0 +1,39 @@
+"""The reference of the metrics tells all that the table holds."""
+
+import re
+
+import pytest
+
+from lcp_gateway.telemetry.metric_docs import metrics_markdown
+from lcp_gateway.telemetry.metric_table import GRPC_CODES, REASONS, SPECS
+
+
+@pytest.fixture(scope="module")
+def text():
+    return metrics_markdown()
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_each_metric_has_its_row(text, spec):
+    (row,) = [
+        line for line in text.splitlines() if line.startswith(f"| `{spec.full_name}` | {spec.kind}")
+    ]
+    assert spec.help in row
+    assert all(f"`{label}`" in row for label in spec.labels)
+
+
+def test_each_label_is_explained(text):
+    section = text.split("## Label values")[1].split("##")[0]
+    explained = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+    assert explained == {label for spec in SPECS for label in spec.labels}
+    assert all(f"`{word}`" in section for word in (*REASONS, *GRPC_CODES))
+
+
+def test_each_histogram_tells_its_bounds(text):
+    section = text.split("## Buckets")[1]
+    for spec in SPECS:
+        assert (f"`{spec.full_name}`" in section) == bool(spec.buckets)
+
+
+def test_it_ends_with_one_line_break(text):
+    assert text.endswith("|\n")

@@ -1,0 +1,60 @@
+import asyncio
+
+import pytest
+
+from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
+from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
+from lcp_gateway.upstreams.lcpd.channel import LcpdAddress
+from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
+from tests.support.scripted_daemon import PEER, Daemon, serving
+
+
+@pytest.fixture
+async def daemon(tmp_path):
+    made = Daemon()
+    made.answers["ListLCPPeers"] = [pb.ListLCPPeersResponse(peers=[{"peer_id": PEER}])]
+    made.address = f"unix:{tmp_path}/lcpd.sock"
+    return made
+
+
+@pytest.fixture
+async def watch(daemon):
+    upstream = LcpdUpstream(LcpdAddress(daemon.address))
+    yield PeerWatch(upstream, refresh_s=0.05, timeout_s=1, miss_after_s=0.0)
+    await upstream.close()
+
+
+async def test_before_it_has_asked_it_says_so(watch):
+    assert watch.problem is not None
+    assert watch.catalog.providers == ()
+
+
+async def test_requests_that_miss_together_share_one_refresh(daemon, watch):
+    async with serving(daemon, daemon.address):
+        await asyncio.gather(*(watch.refresh_if_stale() for _ in range(20)))
+    assert len(daemon.requests["ListLCPPeers"]) == 1
+    assert watch.catalog.peer(PEER)
+
+
+async def test_a_daemon_that_goes_and_comes_back_is_noticed_and_its_peers_stay_known(daemon, watch):
+    running = asyncio.create_task(watch.run())
+    async with asyncio.timeout(20):
+        async with serving(daemon, daemon.address):
+            while watch.problem is not None:
+                await asyncio.sleep(0.01)
+        while watch.problem is None:
+            await asyncio.sleep(0.01)
+        assert watch.problem.status == "UNAVAILABLE"
+        assert watch.catalog.peer(PEER), "the last snapshot stays"
+        async with serving(daemon, daemon.address):
+            while watch.problem is not None:
+                await asyncio.sleep(0.01)
+    running.cancel()
+    assert len(daemon.requests["GetLocalInfo"]) >= 2, "it may be another daemon now"
+
+
+async def test_a_daemon_of_another_version_is_not_used(daemon, watch):
+    daemon.version = 3
+    async with serving(daemon, daemon.address):
+        await watch.refresh()
+    assert "version 3" in watch.problem.message

@@ -1,0 +1,776 @@
+import asyncio
+import hashlib
+import json
+import logging
+import random
+import socket
+import traceback
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.outcome import Received
+from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.results import Result, ResultStatus, StreamBegin
+from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.upstreams.openai.adapter import NoModelList, OpenAIHttpUpstream, node_terms_hash
+from lcp_gateway.upstreams.openai.connections import VirtualNode
+from lcp_gateway.upstreams.openai.price import NodePrice
+from tests.support.http_node import HttpNodeThread
+
+ALL_KINDS = frozenset(TaskKind)
+CHAT = TaskKind.CHAT_COMPLETIONS
+KEY = "sk-node-key-0123456789"
+PRICE = NodePrice(per_request_msat=1_000, per_1k_output_msat=1_000)
+SSE = "text/event-stream"
+
+
+@pytest.fixture
+def server():
+    with HttpNodeThread("alpha", ("m",), api_key=KEY) as running:
+        yield running
+
+
+@pytest.fixture
+async def opened():
+    """Makes upstreams, and closes them at the end."""
+    made = []
+
+    def make(base_url, *, options=None, **node):
+        node = VirtualNode("a", base_url, **{"api_key": KEY, "kinds": ALL_KINDS, **node})
+        upstream = OpenAIHttpUpstream([node], **(options or {}))
+        made.append(upstream)
+        return upstream
+
+    yield make
+    for upstream in made:
+        await upstream.close()
+
+
+def task(kind=CHAT, *, stream=False, **body):
+    subject = {
+        CHAT: {"messages": [{"role": "user", "content": "hello you"}]},
+        TaskKind.RESPONSES: {"input": "hello you"},
+        TaskKind.COMPLETIONS: {"prompt": "hello you"},
+        TaskKind.EMBEDDINGS: {"input": "hello you"},
+    }[kind]
+    asked = {"model": "m", **subject, **({"stream": True} if stream else {}), **body}
+    return Task(kind, "m", json.dumps(asked).encode(), stream=stream)
+
+
+def raw_task(body, *, stream=False):
+    return Task(CHAT, "m", body, stream=stream)
+
+
+async def bought(upstream, asked, timeout_s=5):
+    quote = await upstream.request_quote(asked, "node:a", 1)
+    return await upstream.execute(quote, asked, timeout_s)
+
+
+async def streamed(upstream, asked, timeout_s=5):
+    quote = await upstream.request_quote(asked, "node:a", 1)
+    return [event async for event in upstream.execute_stream(quote, asked, timeout_s)]
+
+
+async def failed(call):
+    """Give what a call raises, after a look at everything that could quote the key."""
+    with pytest.raises(UpstreamError) as caught:
+        await call
+    error = caught.value
+    shown = "".join(traceback.format_exception(error)) + repr(error) + error.message
+    assert KEY not in shown
+    assert "127.0.0.1" not in error.message
+    return error
+
+
+# Quotes.
+
+
+async def test_a_quote_is_made_here_and_nobody_is_asked(opened):
+    upstream = opened("http://127.0.0.1:9", price=PRICE)
+    asked = task(max_tokens=7)
+    before = datetime.now(UTC)
+    quote = await upstream.request_quote(asked, "node:a", 1)
+    assert (quote.source, quote.peer_id, quote.price_msat) == (Source.NODE, "node:a", 1_007)
+    assert (quote.payment_request, quote.protocol_version) == ("", 0)
+    assert timedelta(seconds=299) < quote.expires_at - before < timedelta(seconds=301)
+    assert len(quote.job_id) == 32
+    assert quote.job_id != (await upstream.request_quote(asked, "node:a", 1)).job_id
+
+
+async def test_a_minutes_price_is_reckoned_for_as_long_as_the_node_may_take(opened):
+    upstream = opened("http://x", price=NodePrice(per_minute_msat=600), timeout_s=30.0)
+    assert (await upstream.request_quote(task(), "node:a", 1)).price_msat == 300
+
+
+def test_the_terms_hash_is_over_what_the_documentation_says():
+    asked = raw_task(b'{"model":"m"}')
+    document = (
+        b'["lcp-gateway.node.v1","N\\u00fc","openai.chat_completions.v1","m",5,"'
+        + hashlib.sha256(asked.body).hexdigest().encode()
+        + b'"]'
+    )
+    assert node_terms_hash("Nü", asked, 5) == hashlib.sha256(document).digest()
+
+
+@pytest.mark.parametrize(
+    ("peer_id", "kind", "status"),
+    [
+        ("node:b", CHAT, "NOT_FOUND"),
+        ("a", CHAT, "NOT_FOUND"),
+        ("02" * 33, CHAT, "NOT_FOUND"),
+        ("node:a", TaskKind.RESPONSES, "UNIMPLEMENTED"),
+    ],
+)
+async def test_what_the_node_is_not_there_for_gets_no_quote(opened, peer_id, kind, status):
+    upstream = opened("http://x", kinds=frozenset({CHAT}))
+    with pytest.raises(UpstreamError) as caught:
+        await upstream.request_quote(task(kind), peer_id, 1)
+    assert caught.value.status == status
+
+
+# Bytes.
+
+
+@pytest.mark.parametrize("kind", TaskKind)
+async def test_each_kind_of_task_goes_to_its_own_path_with_its_own_bytes(server, opened, kind):
+    asked = task(kind)
+    result = await bought(opened(server.base_url), asked)
+    (seen,) = server.calls()
+    path = {
+        CHAT: "/v1/chat/completions",
+        TaskKind.RESPONSES: "/v1/responses",
+        TaskKind.COMPLETIONS: "/v1/completions",
+        TaskKind.EMBEDDINGS: "/v1/embeddings",
+    }[kind]
+    assert (seen.path, seen.body) == (path, asked.body)
+    assert result.status is ResultStatus.OK
+    assert json.loads(result.body)["model"] == "m"
+    assert (result.sha256, result.length) == (
+        hashlib.sha256(result.body).digest(),
+        len(result.body),
+    )
+
+
+async def test_nothing_is_sent_but_what_the_adapter_says_itself(server, opened):
+    await bought(opened(server.base_url), task())
+    (seen,) = server.calls()
+    headers = dict(seen.headers)
+    # The job's id: the same if the task has to be sent once more.
+    assert len(bytes.fromhex(headers.pop("Idempotency-Key"))) == 32
+    assert headers == {
+        "Host": f"127.0.0.1:{server.port}",
+        "Content-Type": "application/json",
+        "Accept-Encoding": "identity",
+        "User-Agent": "lcp-gateway",
+        "Authorization": f"Bearer {KEY}",
+        "Accept": "*/*",
+        "Content-Length": str(len(task().body)),
+    }
+
+
+async def test_without_a_key_none_is_sent(server, opened):
+    server.server.api_key = ""
+    await bought(opened(server.base_url, api_key=""), task())
+    assert "Authorization" not in server.calls()[0].headers
+
+
+ODD = (
+    b'\n{ "model" :"m" ,"messages":[{"role":"user","content":"\\ud83d \\u0000 \xf0\x9f\x98\x80"}],'
+    b'"x":1E+2,"x":1.0,"model2":"\\/"}\r\n '
+)
+
+
+async def test_unusual_bytes_go_in_and_come_out_as_they_are(server, opened):
+    answer = b'\r\n{"a":"\xff\x00\xfe\\ud800"}' + bytes(range(256)) * 300
+    server.behave(raw=answer, content_type="application/x-odd; q=1", content_encoding="x-y")
+    upstream = opened(server.base_url)
+    result = await bought(upstream, raw_task(ODD))
+    begin, *chunks, end = await streamed(upstream, raw_task(ODD, stream=True))
+    assert [seen.body for seen in server.calls()] == [ODD, ODD]
+    assert result.body == b"".join(chunks) == answer
+    assert begin == StreamBegin("application/x-odd; q=1", "x-y")
+    assert (result.content_type, result.content_encoding) == (
+        begin.content_type,
+        begin.content_encoding,
+    )
+    assert (end.sha256, end.length) == (hashlib.sha256(answer).digest(), len(answer))
+
+
+async def test_a_compressed_answer_is_not_unpacked(server, opened):
+    packed = b"\x1f\x8b\x08\x00not really"
+    server.behave(raw=packed, content_encoding="gzip")
+    assert (await bought(opened(server.base_url), task())).body == packed
+
+
+async def test_a_body_of_many_megabytes_arrives_whole(server, opened):
+    body = b'{"model":"m","messages":[{"role":"user","content":"' + b"x" * 5_000_000 + b'"}]}'
+    server.behave(raw=b"{}")
+    await bought(opened(server.base_url), raw_task(body))
+    assert server.calls()[0].body == body
+    assert server.calls()[0].headers["Content-Length"] == str(len(body))
+
+
+# Streams.
+
+
+@pytest.mark.parametrize("kind", [CHAT, TaskKind.RESPONSES, TaskKind.COMPLETIONS])
+async def test_a_stream_comes_piece_by_piece_and_ends_with_its_result(server, opened, kind):
+    server.behave(token_delay_s=0.02)
+    begin, *chunks, end = await streamed(opened(server.base_url), task(kind, stream=True))
+    assert begin == StreamBegin(SSE, "identity")
+    assert len(chunks) >= 3
+    whole = b"".join(chunks)
+    assert isinstance(end, Result)
+    assert (end.status, end.body, end.length) == (ResultStatus.OK, b"", len(whole))
+    assert end.sha256 == hashlib.sha256(whole).digest()
+    assert b"alpha" in whole
+
+
+async def test_a_stream_that_is_answered_with_a_whole_document_is_passed_on(server, opened):
+    answer = b'{"choices":[]}'
+    server.behave(raw=answer)
+    begin, *chunks, end = await streamed(opened(server.base_url), task(stream=True))
+    assert begin.content_type == "application/json"
+    assert b"".join(chunks) == answer
+    assert end.length == len(answer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "close_delimited"),
+    [(CHAT, True), (TaskKind.COMPLETIONS, True), (TaskKind.RESPONSES, True), (TaskKind.RESPONSES, False)],
+)  # fmt: skip
+async def test_a_stream_without_its_end_mark_is_not_whole(server, opened, kind, close_delimited):
+    server.behave(cut="no_done", close_delimited=close_delimited)
+    error = await failed(streamed(opened(server.base_url), task(kind, stream=True)))
+    assert (error.status, error.message) == ("DATA_LOSS", "the stream ended without its end mark")
+
+
+@pytest.mark.parametrize("kind", [CHAT, TaskKind.RESPONSES])
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ({"cut": "mid_stream"}, "UNAVAILABLE"),
+        ({"die_after_chunks": 2}, "UNAVAILABLE"),
+        ({"cut": "mid_stream", "close_delimited": True}, "DATA_LOSS"),
+    ],
+)
+async def test_a_stream_that_is_cut_never_passes_for_whole(server, opened, kind, how, status):
+    server.behave(token_delay_s=0.01, **how)
+    upstream = opened(server.base_url)
+    asked = task(kind, stream=True)
+    quote = await upstream.request_quote(asked, "node:a", 1)
+    events = []
+    with pytest.raises(UpstreamError) as caught:
+        async for event in upstream.execute_stream(quote, asked, 5):
+            events.append(event)
+    assert caught.value.status == status
+    assert isinstance(events[0], StreamBegin)
+    assert not any(isinstance(event, Result) for event in events)
+
+
+@pytest.mark.parametrize("kind", [CHAT, TaskKind.COMPLETIONS])
+async def test_a_stream_without_its_end_mark_whose_choices_are_finished_is_whole(
+    server, opened, kind
+):
+    """B2: a tidy end after the finish_reason of every choice was called cut."""
+    server.behave(cut="no_done")
+    begin, *_, end = await streamed(opened(server.base_url), task(kind, stream=True))
+    assert isinstance(end, Result)
+    assert begin.judge.received() is Received.WHOLE
+
+
+CHAT_STREAM = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\ndata: [DONE]\n\n'
+RESPONSES_STREAM = (
+    b'event: response.created\ndata: {"type":"response.created"}\n\n'
+    b'event: response.completed\ndata: {"type":"response.completed","response":{"x":{}}}\n\n'
+)
+
+
+async def stream_is_whole(server, upstream, kind, raw):
+    server.behave(raw=raw, content_type=SSE, close_delimited=True)
+    try:
+        begin, *_, end = await streamed(upstream, task(kind, stream=True))
+    except UpstreamError:
+        return False
+    return isinstance(end, Result) and begin.judge.received() is Received.WHOLE
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw"),
+    [
+        (CHAT, CHAT_STREAM),
+        (CHAT, CHAT_STREAM.replace(b"data: ", b"data:")),
+        (CHAT, CHAT_STREAM.replace(b"\n", b"\r\n")),
+        (CHAT, CHAT_STREAM.replace(b"\n", b"\r")),
+        (CHAT, CHAT_STREAM.rstrip()),
+        (CHAT, CHAT_STREAM + b": bye\n\n"),
+        (CHAT, CHAT_STREAM + b": bye\n\n" * 2_000),
+        (CHAT, b"\xef\xbb\xbf" + CHAT_STREAM),
+        (CHAT, CHAT_STREAM.replace(b'{"', b'{\ndata: "')),
+        (CHAT, CHAT_STREAM.replace(b"data: [", b"data: " + b"x" * 20_000 + b"\n\ndata: [")),
+        (TaskKind.RESPONSES, RESPONSES_STREAM),
+        (TaskKind.RESPONSES, RESPONSES_STREAM.replace(b"\n", b"\r\n")),
+        (TaskKind.RESPONSES, RESPONSES_STREAM.replace(b"completed", b"incomplete")),
+        (TaskKind.RESPONSES, RESPONSES_STREAM + b"data: [DONE]\n\n"),
+        (
+            TaskKind.RESPONSES,
+            b'data: {"response":{},"sequence_number":1,"type":"response.completed"}\n\n',
+        ),
+        (TaskKind.RESPONSES, b'data: {"type": "response.completed"}\n\n'),
+        (TaskKind.RESPONSES, RESPONSES_STREAM.replace(b"{}", b'"' + b"y" * 99_000 + b'"')),
+    ],
+)
+async def test_an_end_mark_is_known_however_it_is_written(server, opened, kind, raw):
+    assert await stream_is_whole(server, opened(server.base_url), kind, raw)
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw"),
+    [
+        (CHAT, b""),
+        (CHAT, b'data: {"text":"data: [DONE]"}\n\n'),
+        (CHAT, b"data: [DON"),
+        (CHAT, RESPONSES_STREAM),
+        (CHAT, b"data: [DONE]\n\n"),
+        (TaskKind.RESPONSES, RESPONSES_STREAM.replace(b"completed", b"failed")),
+        (TaskKind.RESPONSES, RESPONSES_STREAM[:-1]),
+        (TaskKind.RESPONSES, CHAT_STREAM),
+        (TaskKind.RESPONSES, b'data: {"text":"event: response.completed"}\n\n'),
+        (TaskKind.RESPONSES, b"data: " + b"x" * 41 + b"event: response.completed\n\n"),
+        (TaskKind.RESPONSES, RESPONSES_STREAM.partition(b"completed\n")[0] + b"completed\n"),
+        (TaskKind.RESPONSES, RESPONSES_STREAM[:-5]),
+        (TaskKind.RESPONSES, RESPONSES_STREAM.replace(b"completed", b"completed_not")),
+    ],
+)
+async def test_what_only_looks_like_an_end_mark_is_none(server, opened, kind, raw):
+    assert not await stream_is_whole(server, opened(server.base_url), kind, raw)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_without_a_length_is_whole_only_if_its_text_is(server, opened, stream):
+    upstream = opened(server.base_url)
+    call = streamed if stream else bought
+    server.behave(close_delimited=True, raw=b'{"a": [1]} \n')
+    await call(upstream, task(stream=stream))
+    server.behave(raw=b'{"a": [1')
+    assert (await failed(call(upstream, task(stream=stream)))).status == "DATA_LOSS"
+    server.behave(raw=b'{"a": {"b": 1}')
+    assert (await failed(bought(upstream, task()))).status == "DATA_LOSS"
+
+
+async def test_a_reader_that_stops_stops_the_node(server, opened):
+    server.behave(raw=b"x" * 30_000_000, content_type="text/plain")
+    upstream = opened(server.base_url)
+    asked = task(stream=True)
+    quote = await upstream.request_quote(asked, "node:a", 1)
+    events = upstream.execute_stream(quote, asked, 5)
+    assert isinstance(await anext(events), StreamBegin)
+    taken = len(await anext(events))
+    await asyncio.sleep(0.3)
+    before = server.server.written_bytes
+    await asyncio.sleep(0.3)
+    assert server.server.written_bytes == before < 20_000_000
+    with pytest.raises(UpstreamError, match="without its end mark"):
+        async for event in events:
+            if isinstance(event, bytes):
+                taken += len(event)
+    assert taken == 30_000_000
+
+
+async def test_a_reader_that_leaves_closes_the_connection(server, opened):
+    server.behave(token_delay_s=0.05)
+    upstream = opened(server.base_url, max_connections=1)
+    asked = task(stream=True, n=50)
+    quote = await upstream.request_quote(asked, "node:a", 1)
+    events = upstream.execute_stream(quote, asked, 5)
+    await anext(events)
+    await events.aclose()
+    async with asyncio.timeout(3):
+        while server.server.under_way:
+            await asyncio.sleep(0.01)
+    assert server.server.gone == 1
+    server.behave(token_delay_s=0)
+    assert await bought(upstream, task()), "its place is free again"
+
+
+async def test_a_caller_that_is_cancelled_closes_the_connection(server, opened):
+    server.behave(delay_s=5)
+    upstream = opened(server.base_url, max_connections=1)
+    call = asyncio.create_task(bought(upstream, task()))
+    while not server.server.under_way:
+        await asyncio.sleep(0.01)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    async with asyncio.timeout(3):
+        while server.server.under_way:
+            await asyncio.sleep(0.01)
+    server.behave(delay_s=0)
+    assert await bought(upstream, task())
+
+
+# Bounds.
+
+
+async def test_a_result_that_is_too_long_is_not_read_to_its_end(server, opened):
+    server.behave(raw=b"x" * 30_000_000)
+    upstream = opened(server.base_url, price=PRICE, options={"max_result_bytes": 100_000})
+    for call in (bought(upstream, task()), streamed(upstream, task(stream=True))):
+        error = await failed(call)
+        assert (error.status, error.evidence) == ("DATA_LOSS", Verdict.SETTLED)
+    assert server.server.written_bytes < 30_000_000
+
+
+async def test_two_hundred_requests_share_a_pool_of_eight(server, opened):
+    server.behave(delay_s=0.01)
+    upstream = opened(server.base_url, max_connections=8)
+    results = await asyncio.gather(*(bought(upstream, task(), 20) for _ in range(200)))
+    assert len(results) == len(server.calls()) == 200
+    assert server.server.most_under_way == 8
+
+
+async def test_a_busy_node_can_still_be_asked_for_its_models(server, opened):
+    server.behave(delay_s=1)
+    upstream = opened(server.base_url, max_connections=1)
+    busy = asyncio.create_task(bought(upstream, task()))
+    await asyncio.sleep(0.1)
+    async with asyncio.timeout(0.5):
+        assert await upstream.list_models("a", 0.5)
+    await busy
+
+
+async def test_who_gets_no_place_in_time_bought_nothing(server, opened):
+    server.behave(delay_s=1)
+    upstream = opened(server.base_url, max_connections=1, price=PRICE)
+    busy = asyncio.create_task(bought(upstream, task()))
+    await asyncio.sleep(0.1)
+    error = await failed(bought(upstream, task(), 0.2))
+    assert (error.status, error.evidence, error.retryable) == (
+        "RESOURCE_EXHAUSTED",
+        Verdict.NONE,
+        True,
+    )
+    await busy
+    assert len(server.calls()) == 1
+
+
+# Failures, and what they say of the money.
+
+
+def lost(price):
+    return Verdict.NONE if price.is_free else Verdict.SETTLED
+
+
+@pytest.fixture(params=[NodePrice(), PRICE], ids=["free", "priced"])
+def price(request):
+    return request.param
+
+
+async def test_a_node_that_is_not_there_was_handed_nothing(opened, price):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        gone = []
+        base_url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        upstream = opened(base_url, price=price, options={"on_down": gone.append})
+        for call in (bought(upstream, task()), streamed(upstream, task(stream=True))):
+            error = await failed(call)
+            assert (error.status, error.evidence, error.retryable) == (
+                "UNAVAILABLE",
+                Verdict.NONE,
+                True,
+            )
+    assert gone == ["node:a", "node:a"]
+
+
+async def test_a_name_that_does_not_resolve_is_said_to_be_one(opened):
+    gone = []
+    upstream = opened("http://nowhere.invalid/v1", price=PRICE, options={"on_down": gone.append})
+    error = await failed(bought(upstream, task()))
+    assert error.message == "the node's address does not resolve"
+    assert error.evidence is Verdict.NONE
+    assert gone == ["node:a"]
+
+
+async def test_a_port_that_speaks_no_tls_was_handed_nothing(server, opened):
+    upstream = opened(server.base_url.replace("http:", "https:"), price=PRICE)
+    error = await failed(bought(upstream, task()))
+    assert (error.status, error.evidence) == ("UNAVAILABLE", Verdict.NONE)
+
+
+async def test_a_node_that_answers_too_late_was_handed_the_task(server, opened, price):
+    server.behave(delay_s=2)
+    for upstream, timeout_s in (
+        (opened(server.base_url, price=price, timeout_s=0.2), 5),
+        (opened(server.base_url, price=price), 0.2),
+    ):
+        error = await failed(bought(upstream, task(), timeout_s))
+        assert (error.status, error.evidence) == ("DEADLINE_EXCEEDED", lost(price))
+
+
+async def test_a_stream_that_takes_too_long_is_ended(server, opened):
+    server.behave(token_delay_s=0.2)
+    error = await failed(streamed(opened(server.base_url), task(stream=True), 0.3))
+    assert error.status == "DEADLINE_EXCEEDED"
+
+
+async def test_a_connection_that_is_lost_leaves_the_task_with_the_node(server, opened, price):
+    upstream = opened(server.base_url, price=price)
+    server.behave(cut="before_head")
+    error = await failed(bought(upstream, task()))
+    assert (error.status, error.evidence) == ("UNAVAILABLE", lost(price))
+    server.behave(cut="mid_stream")
+    error = await failed(bought(upstream, task()))
+    assert (error.status, error.evidence) == ("UNAVAILABLE", lost(price))
+    assert len(server.calls()) == 2, "nothing is sent again"
+
+
+async def test_what_is_no_http_is_no_answer_and_not_booked(opened, price):
+    async def talk(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"SSH-2.0-hello\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        error = await failed(bought(opened(f"http://127.0.0.1:{port}", price=price), task()))
+    assert (error.status, error.evidence) == ("UNAVAILABLE", Verdict.NONE)
+
+
+async def test_bad_chunk_framing_is_lost(opened):
+    async def talk(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\nzz\r\n")
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        upstream = opened(f"http://127.0.0.1:{port}", price=PRICE)
+        for call in (bought(upstream, task()), streamed(upstream, task(stream=True))):
+            error = await failed(call)
+            assert (error.status, error.evidence) == ("UNAVAILABLE", Verdict.SETTLED)
+
+
+@pytest.mark.parametrize(
+    ("status", "name"),
+    [
+        (400, "INVALID_ARGUMENT"),
+        (404, "NOT_FOUND"),
+        (429, "RESOURCE_EXHAUSTED"),
+        (500, "UNAVAILABLE"),
+    ],
+)
+async def test_a_refusal_buys_nothing_and_says_why(server, opened, status, name):
+    said = {"error": {"message": f"no, since Bearer {KEY} and {KEY}", "code": "because"}}
+    server.behave(fail_status=status, fail_body=json.dumps(said))
+    upstream = opened(server.base_url, price=PRICE)
+    for call in (bought(upstream, task()), streamed(upstream, task(stream=True))):
+        error = await failed(call)
+        assert (error.status, error.evidence, error.code) == (name, Verdict.NONE, "because")
+        assert error.message == "no, since Bearer [redacted] and [redacted]"
+
+
+async def test_a_wrong_key_is_not_quoted_back(server, opened):
+    error = await failed(bought(opened(server.base_url, api_key="wrong-key"), task()))
+    assert (error.status, error.evidence) == ("UNAVAILABLE", Verdict.NONE)
+    assert error.message == "the node refused the gateway's credentials"
+
+
+async def test_a_redirect_is_not_followed(server, opened):
+    with HttpNodeThread("other", ("m",)) as other:
+        server.behave(redirect=f"{other.base_url}/chat/completions")
+        upstream = opened(server.base_url)
+        error = await failed(bought(upstream, task()))
+        assert "redirects" in error.message
+        server.behave(redirect=f"{other.base_url}/models")
+        error = await failed(upstream.list_models("a", 1))
+        assert "redirects" in error.message
+        assert other.requests == []
+
+
+async def test_an_endless_refusal_is_read_a_little(server, opened):
+    server.behave(fail_status=500, fail_body="x" * 5_000_000)
+    error = await failed(bought(opened(server.base_url), task()))
+    assert error.message == "the node answered with HTTP status 500"
+
+
+async def test_the_environments_proxy_is_not_used(server, opened, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert await bought(opened(server.base_url), task())
+
+
+async def test_the_key_is_in_no_repr_and_no_log(server, opened, caplog):
+    caplog.set_level(logging.DEBUG)
+    upstream = opened(server.base_url)
+    await bought(upstream, task())
+    assert KEY not in repr(VirtualNode("a", "http://x", api_key=KEY))
+    assert KEY not in repr(upstream)
+    assert KEY not in caplog.text
+
+
+async def test_after_closing_nothing_goes_out(server, opened):
+    upstream = opened(server.base_url)
+    await bought(upstream, task())
+    await upstream.close()
+    error = await failed(bought(upstream, task()))
+    assert (error.status, error.evidence) == ("UNAVAILABLE", Verdict.NONE)
+    await upstream.close()
+
+
+async def test_a_cancelled_quote_needs_nobody_to_be_told(opened):
+    upstream = opened("http://127.0.0.1:9")
+    await upstream.cancel(await upstream.request_quote(task(), "node:a", 1), "changed my mind", 1)
+
+
+# Charges.
+
+
+async def test_the_charge_is_what_the_answers_usage_comes_to(server, opened):
+    upstream = opened(server.base_url, price=PRICE)
+    result = await bought(upstream, task())
+    usage = json.loads(result.body)["usage"]
+    assert result.charged_msat == 1_000 + usage["completion_tokens"]
+    asked = task(stream=True, stream_options={"include_usage": True})
+    *_, end = await streamed(upstream, asked)
+    assert end.charged_msat == result.charged_msat
+    *_, end = await streamed(upstream, task(TaskKind.RESPONSES, stream=True))
+    assert end.charged_msat == result.charged_msat
+
+
+async def test_an_answer_without_a_usage_is_charged_by_its_size_up_to_the_quote(server, opened):
+    server.behave(usage=False)
+    upstream = opened(server.base_url, price=PRICE)
+    result = await bought(upstream, task())
+    assert result.charged_msat == 1_000 + -(-len(result.body) // 4)
+    assert (await bought(upstream, task(max_tokens=3))).charged_msat == 1_003
+
+
+async def test_vectors_are_not_charged_as_text(server, opened):
+    server.behave(raw=b'{"data": [' + b"0.5, " * 1_000 + b"1]}")
+    upstream = opened(server.base_url, price=PRICE)
+    assert (await bought(upstream, task(TaskKind.EMBEDDINGS))).charged_msat == 1_000
+
+
+async def test_time_is_charged_from_the_moment_the_task_goes_out(server, opened):
+    readings = iter([10.0, 13.0])
+    price = NodePrice(per_minute_msat=60_000)
+    upstream = opened(server.base_url, price=price, options={"clock": lambda: next(readings)})
+    assert (await bought(upstream, task())).charged_msat == 3_000
+
+
+# Lists of models.
+
+
+async def listed(server, upstream, document):
+    server.behave(models_raw=document if isinstance(document, str) else json.dumps(document))
+    return {model.id: model for model in await upstream.list_models("a", 1)}
+
+
+async def test_a_list_tells_the_names_and_who_owns_them(server, opened):
+    (model,) = await opened(server.base_url).list_models("a", 1)
+    assert (model.id, model.owned_by) == ("m", "alpha")
+    assert model.created > 0
+    assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
+
+
+async def test_what_each_kind_of_server_tells_of_its_models_is_read(server, opened):
+    found = await listed(
+        server,
+        opened(server.base_url),
+        {
+            "data": [
+                {"id": "vllm", "max_model_len": 4096, "created": 5},
+                {"id": "lmstudio", "max_context_length": 8192},
+                {"id": "groq", "context_window": 131_072},
+                {
+                    "id": "openrouter/x",
+                    "context_length": 200_000,
+                    "max_model_len": 1,
+                    "supported_parameters": ["tools", "response_format", "seed"],
+                    "architecture": {"input_modalities": ["text", "image"]},
+                },
+                {"id": "so", "supported_parameters": ["structured_outputs"]},
+            ]
+        },
+    )
+    assert {name: model.context_length for name, model in found.items()} == {
+        "vllm": 4096,
+        "lmstudio": 8192,
+        "groq": 131_072,
+        "openrouter/x": 200_000,
+        "so": 0,
+    }
+    assert found["openrouter/x"].capabilities == {"tools", "json_schema", "vision"}
+    assert found["so"].capabilities == {"json_schema"}
+    assert found["vllm"].capabilities == frozenset()
+    assert found["vllm"].created == 5
+
+
+@pytest.mark.parametrize(
+    ("document", "names"),
+    [
+        ({"object": "list", "data": None}, []),
+        ({"data": []}, []),
+        ({}, []),
+        ([{"id": "a"}, {"id": "b"}], ["a", "b"]),
+        (["a", "b"], ["a", "b"]),
+        ({"models": [{"name": "llama3:latest", "model": "llama3:latest"}]}, ["llama3:latest"]),
+        ({"data": [{"id": ""}, {"id": "x" * 257}, {"id": "a\nb"}, {"id": " a"}, {"id": 1}]}, []),
+        ({"data": [None, 3, [], {"no": 1}, {"id": "ok", "created": "x", "owned_by": 7}]}, ["ok"]),
+        (
+            {
+                "data": [
+                    {
+                        "id": "ok",
+                        "context_length": True,
+                        "supported_parameters": "tools",
+                        "architecture": {"input_modalities": None},
+                    }
+                ]
+            },
+            ["ok"],
+        ),
+    ],
+)
+async def test_odd_lists_are_read_as_far_as_they_go(server, opened, document, names):
+    assert list(await listed(server, opened(server.base_url), document)) == names
+
+
+@pytest.mark.parametrize("document", ["<html>", '"text"', '{"data": {"a": 1}}', ""])
+async def test_what_is_no_list_is_an_error(server, opened, document):
+    error = await failed(listed(server, opened(server.base_url), document))
+    assert error.status == "DATA_LOSS"
+    assert not isinstance(error, NoModelList)
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+async def test_a_node_without_a_list_is_told_from_one_that_is_down(server, opened, status):
+    server.behave(models_status=status)
+    assert isinstance(await failed(opened(server.base_url).list_models("a", 1)), NoModelList)
+
+
+async def test_a_list_that_fails_or_hangs_says_so(server, opened):
+    gone = []
+    upstream = opened(server.base_url, options={"on_down": gone.append})
+    server.behave(models_status=503)
+    assert (await failed(upstream.list_models("a", 1))).status == "UNAVAILABLE"
+    server.stop()
+    assert (await failed(upstream.list_models("a", 1))).status == "UNAVAILABLE"
+    assert gone == [], "who asks for the list sees for himself"
+
+
+async def test_a_list_is_bounded(server, opened):
+    upstream = opened(server.base_url)
+    assert len(await listed(server, upstream, [f"m{i}" for i in range(10_050)])) == 10_000
+    error = await failed(listed(server, upstream, json.dumps(["x" * 100] * 90_000)))
+    assert "too long" in error.message
+
+
+async def test_a_stream_of_random_pieces_is_passed_on_byte_for_byte(server, opened):
+    noise = random.Random(1).randbytes(300_000)
+    raw = noise.replace(b"\n", b" ") + b"\n\ndata: [DONE]\n\n"
+    server.behave(raw=raw, content_type=SSE)
+    _, *chunks, end = await streamed(opened(server.base_url), task(stream=True))
+    assert b"".join(chunks) == raw
+    assert end.length == len(raw)
