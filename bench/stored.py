@@ -21,8 +21,8 @@ from bench.http_client import Client
 from bench.processes import Gateway
 from bench.stored_node import MODEL, Node
 from bench.workload import Load, Tally
-from lcp_gateway.stored.items import Item, Kind
-from lcp_gateway.stored.store import Store, StoreLimits
+from lcp_gateway.responses.items import Item, ItemKind
+from lcp_gateway.responses.store import ResponseStore, StoreLimits
 
 _MIB = 2**20
 _ITEMS = 10_000
@@ -40,7 +40,7 @@ _PACED_CLIENTS = 32
 def measure_store(items: int) -> None:
     """Put ``items`` of 100 KiB, put together from pieces as a stream's are, and print what the process grew by."""
     limits = StoreLimits(items_per_owner=items, bytes_in_all=_BUDGET_BYTES, keep_s=86_400.0)
-    store: Store[Item] = Store(limits)
+    store: ResponseStore[Item] = ResponseStore(limits)
     me = psutil.Process()
     before = peak = me.memory_info().rss
     pieces = [secrets.token_bytes(1024) for _ in range(_ITEM_BYTES // 1024)]
@@ -53,7 +53,7 @@ def measure_store(items: int) -> None:
         if number % 100 == 0:
             peak = max(peak, me.memory_info().rss)
     peak = max(peak, me.memory_info().rss)
-    kept = store.items("key", Kind.RESPONSE)
+    kept = store.items("key", ItemKind.RESPONSE)
     newest = [item.id for item in kept] == [_name(n) for n in range(items - len(kept), items)]
     if not (newest and store.held_bytes <= _BUDGET_BYTES):
         raise SystemExit("the store did not keep the newest within its budget")
@@ -68,7 +68,7 @@ def measure_store(items: int) -> None:
 
 def _item(number: int, block: bytes) -> Item:
     return Item(
-        kind=Kind.RESPONSE,
+        kind=ItemKind.RESPONSE,
         id=_name(number),
         created_at=number,
         model=MODEL,

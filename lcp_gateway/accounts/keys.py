@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, NewType
 
-from lcp_gateway.accounts.caller import Caller, KeyRules
-from lcp_gateway.accounts.records import KeyRecord
+from lcp_gateway.accounts.callers import Caller, KeyRules
+from lcp_gateway.accounts.models import KeyRecord
 
-KEY_START: Final = "lcpg_"
+API_KEY_PREFIX: Final = "lcpg_"
 PREFIX_CHARS: Final = 10
 """How much of a key is kept to show which one is meant."""
 
@@ -38,7 +38,7 @@ class KeysStale(Exception):
         self.bound_s = bound_s
 
 
-class FreshKey(NamedTuple):
+class GeneratedKey(NamedTuple):
     """A key at the only time at which its text is known."""
 
     text: str
@@ -61,13 +61,13 @@ class _Known:
 _NOBODY = _Known(Caller("", None, KeyRules(scopes=frozenset())), _LONG_AGO, 0)
 
 
-def new_key() -> FreshKey:
+def generate_key() -> GeneratedKey:
     """Make a key: its text to be shown once, its hash to be kept, and its first characters for display."""
-    text = KEY_START + secrets.token_urlsafe(_KEY_BYTES)
-    return FreshKey(text, hash_of(text), text[:PREFIX_CHARS])
+    text = API_KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
+    return GeneratedKey(text, hash_key(text), text[:PREFIX_CHARS])
 
 
-def hash_of(text: str) -> KeyHash:
+def hash_key(text: str) -> KeyHash:
     """Give the hash of a text that may be a key; any text has one."""
     try:
         written = text.encode("utf-8", "surrogateescape")
@@ -112,7 +112,7 @@ class KeyCache:
                 rules.expires_at or _NEVER,
                 0,
             )
-            for key_hash in map(hash_of, static_keys)
+            for key_hash in map(hash_key, static_keys)
         }
 
     def replace_all(self, records: Iterable[KeyRecord], upto: int | None = None) -> None:
@@ -136,7 +136,7 @@ class KeyCache:
 
     def check(self, text: str, now: datetime) -> Caller | None:
         """Give whom a key lets in at this time, or None; why not is not told."""
-        key_hash = hash_of(text)
+        key_hash = hash_key(text)
         stored = self._stored.get(key_hash, _NOBODY)
         known = self._static.get(key_hash, stored)
         return known.caller if now < known.until else None

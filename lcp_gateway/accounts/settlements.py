@@ -6,8 +6,12 @@ from contextlib import aclosing, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
-from lcp_gateway.accounts.ports import InvoicesAway, Till, TopupBook
-from lcp_gateway.accounts.records import Credit, Topup
+from lcp_gateway.accounts.models import Credit, Topup
+from lcp_gateway.accounts.repositories import (
+    InvoiceService,
+    InvoiceServiceUnavailable,
+    TopupRepository,
+)
 from lcp_gateway.purchase.money import Msat
 
 _RETRY_S = 1.0
@@ -37,8 +41,8 @@ class Settlements:
 
     def __init__(
         self,
-        till: Till,
-        topups: TopupBook,
+        till: InvoiceService,
+        topups: TopupRepository,
         leadership: Leadership,
         *,
         on_credit: Callable[[Credit], None] = lambda _credit: None,
@@ -53,7 +57,7 @@ class Settlements:
         self._on_credit = on_credit
         self._on_trouble = on_trouble
         self._on_lead = on_lead
-        self._away: tuple[type[Exception], ...] = (InvoicesAway, *away)
+        self._away: tuple[type[Exception], ...] = (InvoiceServiceUnavailable, *away)
         self._leading, self._lost = asyncio.Event(), asyncio.Event()
         self._lost.set()
 

@@ -5,19 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from lcp_gateway.accounts.ports import LedgerBook, Till, TopupBook
-from lcp_gateway.accounts.records import (
-    NOTHING,
-    BadAmount,
+from lcp_gateway.accounts.models import (
+    EMPTY_BALANCE,
     Balance,
     Credit,
+    InvalidAmount,
     Listing,
-    Purpose,
     Statement,
-    TooManyOpen,
+    TooManyOpenTopups,
     Topup,
+    TopupPurpose,
     TopupState,
 )
+from lcp_gateway.accounts.repositories import InvoiceService, LedgerRepository, TopupRepository
 from lcp_gateway.purchase.money import Msat
 
 _MSAT_PER_SAT = 1_000
@@ -37,7 +37,7 @@ class TopupRules:
     most_open: int = 20
 
 
-class NoTill(Exception):
+class TopupsDisabled(Exception):
     """Nobody is there who could make an invoice: the operator has set none."""
 
 
@@ -49,7 +49,7 @@ class InvoiceNotPaid(Exception):
         self.is_final = is_final
 
 
-class OutOfBounds(BadAmount):
+class AmountOutOfRange(InvalidAmount):
     """An amount below the least or above the most that can be paid in at once."""
 
     def __init__(self, rules: TopupRules) -> None:
@@ -62,9 +62,9 @@ class Wallet:
 
     def __init__(
         self,
-        ledger: LedgerBook,
-        topups: TopupBook,
-        till: Till | None,
+        ledger: LedgerRepository,
+        topups: TopupRepository,
+        till: InvoiceService | None,
         rules: TopupRules,
         *,
         on_credit: Callable[[Credit], None] = lambda _credit: None,
@@ -80,7 +80,7 @@ class Wallet:
 
     async def balance(self, account_id: str) -> Balance:
         """Give what an account has."""
-        return await self._ledger.balance(account_id) or NOTHING
+        return await self._ledger.balance(account_id) or EMPTY_BALANCE
 
     async def statement(self, account_id: str, *, limit: int, after: int | None) -> Statement:
         """Give what moved an account's balance."""
@@ -91,7 +91,7 @@ class Wallet:
         account_id: str | None,
         amount_msat: int,
         memo: str = "",
-        purpose: Purpose = Purpose.TOPUP,
+        purpose: TopupPurpose = TopupPurpose.TOPUP,
         expiry_s: int | None = None,
     ) -> Topup:
         """Have an invoice made that fills an account; without one, the account is made when it is paid.
@@ -105,15 +105,15 @@ class Wallet:
             AccountError: the store does not take it.
         """
         if self._till is None:
-            raise NoTill
+            raise TopupsDisabled
         rules = self._rules
         if not rules.min_msat <= amount_msat <= rules.max_msat:
-            raise OutOfBounds(rules)
+            raise AmountOutOfRange(rules)
         if account_id is not None:
             # Looked at before lnd is troubled; the store looks again.
             open_now = await self._topups.open_count(self._now(), account_id=account_id)
             if open_now >= rules.most_open:
-                raise TooManyOpen(rules.most_open)
+                raise TooManyOpenTopups(rules.most_open)
         lasts_s = rules.expiry_s if expiry_s is None else min(expiry_s, rules.expiry_s)
         invoice = await self._till.create(amount_msat, memo, lasts_s)
         return await self._topups.create(
@@ -134,7 +134,7 @@ class Wallet:
         Where too many are open the oldest gives way: it can still be paid, and is credited then.
 
         Raises:
-            the same as ``top_up``, but for ``TooManyOpen``.
+            the same as ``top_up``, but for ``TooManyOpenTopups``.
         """
         rules = self._rules
         amount_msat = max(math.ceil(missing_msat / _MSAT_PER_SAT) * _MSAT_PER_SAT, rules.min_msat)
@@ -152,7 +152,7 @@ class Wallet:
                 return topup
         try:
             return await self.top_up(account_id, amount_msat)
-        except TooManyOpen:
+        except TooManyOpenTopups:
             if not open_ones:
                 raise
             await self._topups.cancel(open_ones[-1].id)

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lcp_gateway.adapters.documents import dump_json, parse_json
-from lcp_gateway.adapters.members import members, rewrite
+from lcp_gateway.adapters.json_bytes import dump_json, members, parse_json, rewrite_object
 from lcp_gateway.adapters.sse import Event, EventReader
 
 _OBJECT = "text_completion"
@@ -29,7 +28,7 @@ class NotAdaptable(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CompletionPlan:
     """What turning the answer back takes: the text to echo (often none), and whether log probabilities were asked for."""
 
     echo: str = field(default="", repr=False)
@@ -42,7 +41,7 @@ class ChatRequest:
     """The request in chat's form, and the plan for its answer."""
 
     body: bytes = field(repr=False)
-    plan: Plan
+    plan: CompletionPlan
 
 
 def to_chat(body: bytes, model: str | None = None) -> ChatRequest:
@@ -78,15 +77,15 @@ def to_chat(body: bytes, model: str | None = None) -> ChatRequest:
     if logprobs is not None:
         changes |= {"logprobs": b"true", "top_logprobs": b"%d" % logprobs}
     changes["messages"] = b'[{"role":"user","content":' + _prompt_token(body) + b"}]"
-    plan = Plan(
+    plan = CompletionPlan(
         echo=prompt if echo else "",
         logprobs=logprobs is not None,
         stream=asked.get("stream") is True,
     )
-    return ChatRequest(rewrite(body, changes), plan)
+    return ChatRequest(rewrite_object(body, changes), plan)
 
 
-def from_chat(body: bytes, plan: Plan) -> bytes:
+def from_chat(body: bytes, plan: CompletionPlan) -> bytes:
     """Turn chat's whole answer into a completion; what is no answer of chat, an error for one, is given back as it is."""
     answer = _parse_object(body)
     choices = _choices(answer, "message")
@@ -103,7 +102,7 @@ def from_chat(body: bytes, plan: Plan) -> bytes:
 class FromChatStream:
     """Turns chat's stream into one of completions, event by event; comments, errors and the end pass as they are."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: CompletionPlan) -> None:
         self._plan = plan
         self._reader = EventReader(_MAX_EVENT_BYTES)
         # How many characters each choice has had, by index: a choice that is not here has not begun.
@@ -251,7 +250,7 @@ def _is_choice(choice: object, part: str) -> bool:
 
 
 def _choice(
-    chat: Mapping[str, Any], position: int, part: str, plan: Plan, offset: int = 0
+    chat: Mapping[str, Any], position: int, part: str, plan: CompletionPlan, offset: int = 0
 ) -> tuple[dict[str, Any], int]:
     """Turn one choice; ``offset`` is how many characters it has had, and the new number comes with it."""
     reason = chat.get("finish_reason")

@@ -8,7 +8,7 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
-from lcp_gateway.adapters.documents import parse_json
+from lcp_gateway.adapters.json_bytes import parse_json
 from lcp_gateway.adapters.sse import MAX_EVENT_BYTES, Event, EventReader, read_fields
 
 

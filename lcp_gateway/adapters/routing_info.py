@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 
-from lcp_gateway.adapters.documents import parse_json
+from lcp_gateway.adapters.json_bytes import parse_json
 from lcp_gateway.adapters.splice import add_fields
 from lcp_gateway.adapters.sse import Event, EventReader
 
@@ -14,7 +14,7 @@ _MAX_EVENT_BYTES = 1024 * 1024
 _MAX_HEADER_CHARACTERS = 1024
 
 
-def into_result(body: bytes, info: Mapping[str, object]) -> bytes:
+def add_to_result(body: bytes, info: Mapping[str, object]) -> bytes:
     """Add ``info`` to a whole result as its last field; a result that is no JSON object is given back as it is.
 
     Raises:
@@ -43,7 +43,7 @@ def header_value(info: Mapping[str, object]) -> str:
     return value
 
 
-class IntoStream:
+class RoutingInfoStream:
     """Adds ``info`` to the first event of a stream of server-sent events that has data, if that is a JSON object.
 
     All other bytes pass in order; only those of an unfinished event are held back, and none after that event.

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from lcp_gateway.adapters.members import SPACE, STRING, members
+from lcp_gateway.adapters.json_bytes import SPACE, STRING, members
 
 _LITERAL = b'"model"'
 # The only ways to spell a letter of "model" as an escape: \u0064 … \u006f, and the capitals \u0044 … \u004f.

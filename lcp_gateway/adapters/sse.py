@@ -208,16 +208,16 @@ def ends_event(tail: bytes) -> bool:
     return tail.endswith(_EVENT_ENDS)
 
 
-def telling_events(blocks: Iterable[bytes]) -> Iterator[Event]:
+def object_events(blocks: Iterable[bytes]) -> Iterator[Event]:
     """Return the whole events of a stream whose data may be a JSON object; comments and marks are passed over."""
     reader = EventReader()
     for block in blocks:
         for event in reader.feed(block):
-            if may_tell(event):
+            if may_hold_object(event):
                 yield event
 
 
-def may_tell(event: Event) -> bool:
+def may_hold_object(event: Event) -> bool:
     """Return whether an event's data may be a JSON object. A look that costs nothing: a stream can be all comments."""
     return event.is_whole and b"{" in event.raw
 

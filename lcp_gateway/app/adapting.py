@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from lcp_gateway.adapters.completions import to_chat
-from lcp_gateway.adapters.documents import parse_json
+from lcp_gateway.adapters.json_bytes import parse_json
 from lcp_gateway.adapters.splice import add_fields, replace_model
 from lcp_gateway.purchase.candidate import as_it_is
 from lcp_gateway.purchase.task import Task, TaskKind

@@ -8,12 +8,13 @@ from itertools import islice
 from typing import Any, Protocol
 
 from lcp_gateway.adapters.completions import NotAdaptable, to_chat
-from lcp_gateway.adapters.documents import parse_json
+from lcp_gateway.adapters.json_bytes import parse_json
 from lcp_gateway.app.adapting import COMPLETIONS_AS_CHAT, adaptation
 from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.task import SUBJECTS, Task, TaskKind
+from lcp_gateway.responses.token_estimate import clearly_exceeds
 from lcp_gateway.routing.auto import AutoChoice, Decision, Nobody
 from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.routing.choice import (
@@ -34,7 +35,6 @@ from lcp_gateway.routing.prices import size_of
 from lcp_gateway.routing.records import Mode
 from lcp_gateway.routing.registry import Registry, Traits
 from lcp_gateway.routing.weighing import Scored
-from lcp_gateway.stored.estimate import clearly_exceeds
 
 _KNOWN_WORDS = 20
 # More than these are hardly ever asked for one request.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
-from lcp_gateway.accounts.ports import InvoicesAway, MadeInvoice, Paid
+from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable, NewInvoice, PaidInvoice
 from lcp_gateway.app.wiring.journal import WiringError
 from lcp_gateway.config import Settings, may_use_proxy
 from lcp_gateway.lightning.lnd.records import LndError
@@ -58,11 +58,11 @@ class LndTill:
     def __init__(self, invoices: "Invoices") -> None:
         self._invoices = invoices
 
-    async def create(self, amount_msat: int, memo: str, expiry_s: int) -> MadeInvoice:
+    async def create(self, amount_msat: int, memo: str, expiry_s: int) -> NewInvoice:
         """Have an invoice made."""
         return await _asked(self._invoices.create(amount_msat, memo, expiry_s))
 
-    async def paid(self, payment_hash: bytes) -> Paid | None:
+    async def paid(self, payment_hash: bytes) -> PaidInvoice | None:
         """Ask whether an invoice was paid."""
         found = await _asked(self._invoices.lookup(payment_hash))
         if found.settled_at is None or found.amount_paid_msat is None:
@@ -75,7 +75,7 @@ class LndTill:
         """Say whose invoices these are."""
         return (await _asked(self._invoices.identity())).node_id
 
-    async def follow(self, settle_index: int) -> AsyncGenerator[Paid, None]:
+    async def follow(self, settle_index: int) -> AsyncGenerator[PaidInvoice, None]:
         """Give every invoice that is paid after that index."""
         with _errors():
             async with contextlib.aclosing(self._invoices.follow(settle_index)) as settled:
@@ -96,6 +96,6 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except LndError as error:
-        raise InvoicesAway(f"lnd cannot be asked right now: {error.status}") from error
+        raise InvoiceServiceUnavailable(f"lnd cannot be asked right now: {error.status}") from error
     except WrongInvoice as error:
-        raise InvoicesAway(str(error)) from error
+        raise InvoiceServiceUnavailable(str(error)) from error

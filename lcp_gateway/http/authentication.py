@@ -8,7 +8,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-from lcp_gateway.accounts.caller import Caller, KeyRules, Scope
+from lcp_gateway.accounts.callers import Caller, KeyRules, Scope
 from lcp_gateway.accounts.keys import KeysStale
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.openai.request_headers import is_route_only

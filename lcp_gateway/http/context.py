@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from lcp_gateway.accounts.caller import Caller, KeyRules
+from lcp_gateway.accounts.callers import Caller, KeyRules
 from lcp_gateway.purchase.answers import Answer
 from lcp_gateway.purchase.journal import EarlierPurchase
 from lcp_gateway.purchase.purchase import Purchase

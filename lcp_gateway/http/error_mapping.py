@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from lcp_gateway.accounts.jobs_per_key import TooManyJobs
-from lcp_gateway.accounts.rates import RateLimited
-from lcp_gateway.accounts.replicas import LimitsAway
+from lcp_gateway.accounts.limits.concurrency import TooManyConcurrentJobs
+from lcp_gateway.accounts.limits.rates import RateLimited
+from lcp_gateway.accounts.shared.outage import LimitsUnavailable
 from lcp_gateway.adapters.completions import NotAdaptable
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.purchase.answers import AnswerGone
@@ -63,7 +63,7 @@ def map_refusal(error: Refused) -> ApiError:
             answer.retry_after_s = math.ceil(error.retry_after_s)
     elif isinstance(error, KeyRevoked):
         answer.headers = {"WWW-Authenticate": "Bearer"}
-    elif isinstance(error, LimitsAway):
+    elif isinstance(error, LimitsUnavailable):
         answer.retry_after_s = max(1, math.ceil(error.retry_after_s))
     elif isinstance(error, LoopDetected):
         answer.retry_after_s = math.ceil(error.wait_s)
@@ -116,8 +116,8 @@ _ANSWERS: Mapping[type, Callable[[Any], _Answer]] = MappingProxyType(
         BudgetExceeded: _budget,
         KeyRevoked: lambda _error: (401, "auth", False, {}),
         RateLimited: lambda error: (429, "rate_limit", error.may_pass_later, {}),
-        TooManyJobs: lambda _error: (429, "concurrency", True, {}),
-        LimitsAway: lambda _error: (503, "rate_limit", True, {}),
+        TooManyConcurrentJobs: lambda _error: (429, "concurrency", True, {}),
+        LimitsUnavailable: lambda _error: (503, "rate_limit", True, {}),
         JournalUnavailable: lambda _error: (503, "journal", True, {}),
         LoopDetected: lambda _error: (429, "loop", True, {}),
         PeerNotTrusted: lambda _error: (503, "peer_not_trusted", True, {}),

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lcp_gateway.accounts.ports import InvoicesAway
-from lcp_gateway.accounts.records import Credit, Topup
+from lcp_gateway.accounts.models import Credit, Topup
+from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable
 from lcp_gateway.accounts.wallet import TopupRules, Wallet
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.store.accounts.accounts import Accounts
@@ -86,7 +86,7 @@ class StandInTill:
                 yield payment
             await self.news.wait()
             if self.is_away:
-                raise InvoicesAway("the till went away")
+                raise InvoiceServiceUnavailable("the till went away")
 
     def pay(self, payment_hash: bytes, amount_msat: int | None = None) -> bytes:
         """Pay an invoice, with more than it asks for if told so; gives the preimage."""
@@ -109,7 +109,7 @@ class StandInTill:
     def _call(self, what: str) -> None:
         self.asked.append(what)
         if self.is_away:
-            raise InvoicesAway("the till cannot be reached")
+            raise InvoiceServiceUnavailable("the till cannot be reached")
 
 
 @dataclass

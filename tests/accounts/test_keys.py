@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lcp_gateway.accounts.caller import KeyRules, Scope
-from lcp_gateway.accounts.keys import KeyCache, KeyHash, hash_of, new_key
-from lcp_gateway.accounts.records import KeyKind, KeyRecord
+from lcp_gateway.accounts.callers import KeyRules, Scope
+from lcp_gateway.accounts.keys import KeyCache, KeyHash, generate_key, hash_key
+from lcp_gateway.accounts.models import KeyKind, KeyRecord
 from lcp_gateway.http.authentication import StaticKeys
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -36,7 +36,7 @@ def revoked(known: KeyRecord, change: int) -> KeyRecord:
 
 
 def test_a_key_has_256_bits_and_is_known_by_the_hash_of_its_whole_text():
-    text, key_hash, prefix = new_key()
+    text, key_hash, prefix = generate_key()
 
     assert text.startswith("lcpg_") and len(text) == 48
     assert len(base64.urlsafe_b64decode(text.removeprefix("lcpg_") + "=")) == 32
@@ -45,11 +45,11 @@ def test_a_key_has_256_bits_and_is_known_by_the_hash_of_its_whole_text():
 
 
 def test_no_two_keys_are_alike():
-    assert len({new_key().text for _ in range(1_000)}) == 1_000
+    assert len({generate_key().text for _ in range(1_000)}) == 1_000
 
 
 def test_a_fresh_key_shows_nothing_of_itself():
-    fresh = new_key()
+    fresh = generate_key()
 
     shown = f"{fresh!r} {fresh} {[fresh]}"
 
@@ -58,7 +58,7 @@ def test_a_fresh_key_shows_nothing_of_itself():
 
 
 def test_a_key_lets_in_whom_it_belongs_to():
-    fresh = new_key()
+    fresh = generate_key()
     known = record(fresh.hash, scopes=frozenset({Scope.INFERENCE}))
     cache = KeyCache()
     cache.replace_all([known])
@@ -72,13 +72,13 @@ def test_a_key_lets_in_whom_it_belongs_to():
 )
 def test_what_is_no_key_lets_nobody_in(text):
     cache = KeyCache(["static"])
-    cache.replace_all([record(new_key().hash)])
+    cache.replace_all([record(generate_key().hash)])
 
     assert cache.check(text, NOW) is None
 
 
 def test_a_part_of_a_key_lets_nobody_in():
-    text, key_hash, prefix = new_key()
+    text, key_hash, prefix = generate_key()
     cache = KeyCache()
     cache.replace_all([record(key_hash)])
 
@@ -88,7 +88,7 @@ def test_a_part_of_a_key_lets_nobody_in():
 
 
 def test_a_key_expires_at_its_time_and_not_before():
-    text, key_hash, _ = new_key()
+    text, key_hash, _ = generate_key()
     cache = KeyCache()
     cache.replace_all([record(key_hash, expires_at=NOW)])
 
@@ -97,7 +97,7 @@ def test_a_key_expires_at_its_time_and_not_before():
 
 
 def test_a_revoked_key_lets_nobody_in_at_once():
-    text, key_hash, _ = new_key()
+    text, key_hash, _ = generate_key()
     cache = KeyCache()
     known = record(key_hash)
     cache.apply([known])
@@ -109,7 +109,7 @@ def test_a_revoked_key_lets_nobody_in_at_once():
 
 
 def test_an_older_record_that_comes_late_does_not_bring_a_revoked_key_back():
-    text, key_hash, _ = new_key()
+    text, key_hash, _ = generate_key()
     cache = KeyCache()
     known = record(key_hash)
 
@@ -122,7 +122,7 @@ def test_an_older_record_that_comes_late_does_not_bring_a_revoked_key_back():
 
 
 def test_changes_may_come_in_any_order_and_twice():
-    text, key_hash, _ = new_key()
+    text, key_hash, _ = generate_key()
     changes = [record(key_hash, change=n, requests_per_minute=n) for n in range(1, 6)]
     cache = KeyCache()
 
@@ -134,7 +134,7 @@ def test_changes_may_come_in_any_order_and_twice():
 
 
 def test_replacing_all_forgets_keys_that_are_gone():
-    one, two = new_key(), new_key()
+    one, two = generate_key(), generate_key()
     cache = KeyCache()
     cache.replace_all([record(one.hash), record(two.hash, "key_2", change=2)])
 
@@ -157,7 +157,7 @@ def test_static_keys_belong_to_nobody_and_are_named_as_the_drop_in_names_them():
 
 def test_static_keys_stay_whatever_the_store_says():
     cache = KeyCache(["sk-static"])
-    stored = record(hash_of("sk-static"), change=9)
+    stored = record(hash_key("sk-static"), change=9)
 
     cache.replace_all([stored])
     cache.apply([revoked(stored, change=10)])
@@ -168,7 +168,7 @@ def test_static_keys_stay_whatever_the_store_says():
 
 def test_the_cache_shows_and_logs_no_key(caplog):
     caplog.set_level(logging.DEBUG)
-    fresh = new_key()
+    fresh = generate_key()
     cache = KeyCache(["sk-static"])
     cache.apply([record(fresh.hash)])
     cache.check(fresh.text, NOW)
@@ -179,7 +179,7 @@ def test_the_cache_shows_and_logs_no_key(caplog):
 
 def test_a_hundred_thousand_keys_are_checked_fast_and_a_refusal_takes_as_long_as_a_yes():
     rules = KeyRules()
-    hashes = [hash_of(f"lcpg_{n:043d}") for n in range(100_000)]
+    hashes = [hash_key(f"lcpg_{n:043d}") for n in range(100_000)]
     cache = KeyCache()
     cache.replace_all(
         replace(record(h, change=n), rules=rules) for n, h in enumerate(hashes, start=1)
@@ -217,7 +217,7 @@ def test_other_static_keys_take_the_place_of_those_of_before():
 
 
 def test_a_key_of_the_store_that_was_static_too_is_known_when_it_is_static_no_more():
-    made = new_key()
+    made = generate_key()
     cache = KeyCache([made.text])
     cache.apply([record(made.hash)])
     assert cache.check(made.text, NOW).account_id is None

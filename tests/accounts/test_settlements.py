@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from lcp_gateway.accounts import settlements
-from lcp_gateway.accounts.records import Purpose, TopupState
+from lcp_gateway.accounts.models import TopupPurpose, TopupState
 from lcp_gateway.accounts.settlements import Settlements
 
 
@@ -208,9 +208,9 @@ async def test_what_ran_out_is_marked_only_when_no_payment_can_be_under_way(bank
     assert found == [TopupState.OPEN, TopupState.OPEN, TopupState.EXPIRED]
 
 
-@pytest.mark.parametrize("purpose", list(Purpose))
+@pytest.mark.parametrize("purpose", list(TopupPurpose))
 async def test_what_nobody_paid_for_a_day_is_forgotten(bank, follower, purpose):
-    account_id = await bank.customer() if purpose is Purpose.TOPUP else None
+    account_id = await bank.customer() if purpose is TopupPurpose.TOPUP else None
     wallet = bank.wallet()
     old, new = [await wallet.top_up(account_id, 1_000, purpose=purpose) for _ in range(2)]
     await bank.aged(old, timedelta(hours=26))

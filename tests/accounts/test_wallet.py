@@ -4,9 +4,15 @@ from datetime import timedelta
 
 import pytest
 
-from lcp_gateway.accounts.ports import InvoicesAway
-from lcp_gateway.accounts.records import NOTHING, NoSuchAccount, Purpose, TooManyOpen, TopupState
-from lcp_gateway.accounts.wallet import NoTill, OutOfBounds
+from lcp_gateway.accounts.models import (
+    EMPTY_BALANCE,
+    AccountNotFound,
+    TooManyOpenTopups,
+    TopupPurpose,
+    TopupState,
+)
+from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable
+from lcp_gateway.accounts.wallet import AmountOutOfRange, TopupsDisabled
 
 
 async def test_a_top_up_is_an_invoice_of_the_till_over_what_was_asked(bank):
@@ -15,14 +21,14 @@ async def test_a_top_up_is_an_invoice_of_the_till_over_what_was_asked(bank):
     invoice = bank.till.invoices[made.payment_hash]
     assert (invoice.amount_msat, invoice.memo) == (5_000, "rent")
     assert (made.payment_request, made.memo) == (invoice.payment_request, "rent")
-    assert (made.state, made.purpose) == (TopupState.OPEN, Purpose.TOPUP)
+    assert (made.state, made.purpose) == (TopupState.OPEN, TopupPurpose.TOPUP)
     assert timedelta(seconds=590) < made.expires_at - made.created_at <= timedelta(seconds=601)
 
 
 @pytest.mark.parametrize("amount_msat", [-1, 0, 999, 2_001, 10**30])
 async def test_too_little_and_too_much_is_refused_before_the_till_is_asked(bank, amount_msat):
     account_id = await bank.customer()
-    with pytest.raises(OutOfBounds, match="from 1000 to 2000 msat"):
+    with pytest.raises(AmountOutOfRange, match="from 1000 to 2000 msat"):
         await bank.wallet(min_msat=1_000, max_msat=2_000).top_up(account_id, amount_msat)
     assert bank.till.asked == []
 
@@ -39,7 +45,7 @@ async def test_an_account_has_only_so_many_unpaid_ones_and_another_is_not_touche
     first = await wallet.top_up(one, 1_000)
     await wallet.top_up(one, 1_000)
     asked = len(bank.till.asked)
-    with pytest.raises(TooManyOpen):
+    with pytest.raises(TooManyOpenTopups):
         await wallet.top_up(one, 1_000)
     assert len(bank.till.asked) == asked, "lnd is not troubled"
     await wallet.top_up(another, 1_000)
@@ -52,7 +58,7 @@ async def test_without_a_till_nothing_can_be_paid_in_and_everything_can_be_seen(
     account_id = await bank.customer(7_000)
     open_one = await bank.wallet().top_up(account_id, 1_000)
     wallet = bank.wallet_without_till()
-    with pytest.raises(NoTill):
+    with pytest.raises(TopupsDisabled):
         await wallet.top_up(account_id, 1_000)
     assert (await wallet.balance(account_id)).balance_msat == 7_000
     assert await wallet.topup(account_id, open_one.id) == open_one
@@ -61,15 +67,15 @@ async def test_without_a_till_nothing_can_be_paid_in_and_everything_can_be_seen(
 async def test_a_till_that_is_away_makes_nothing(bank):
     account_id = await bank.customer()
     bank.till.is_away = True
-    with pytest.raises(InvoicesAway):
+    with pytest.raises(InvoiceServiceUnavailable):
         await bank.wallet().top_up(account_id, 1_000)
     assert (await bank.topups.page(account_id)).items == []
 
 
 async def test_who_is_not_there_cannot_pay_in(bank):
-    with pytest.raises(NoSuchAccount):
+    with pytest.raises(AccountNotFound):
         await bank.wallet().top_up("acct_" + "0" * 24, 1_000)
-    assert await bank.wallet().balance("acct_" + "0" * 24) == NOTHING
+    assert await bank.wallet().balance("acct_" + "0" * 24) == EMPTY_BALANCE
 
 
 async def test_polling_credits_what_was_paid_once_and_says_so_once(bank):

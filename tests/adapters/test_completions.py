@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 from openai.types import Completion
 
 from lcp_gateway.adapters.completions import (
+    CompletionPlan,
     FromChatStream,
     NotAdaptable,
-    Plan,
     from_chat,
     to_chat,
 )
 from tests.adapters.cuts import SIZES, cut, passed
 from tests.adapters.raw_json import objects, tokens
 
-PLAIN = Plan()
+PLAIN = CompletionPlan()
 TOKENS = [
     {"token": "Hel", "logprob": -0.5, "bytes": [72, 101, 108],
      "top_logprobs": [{"token": "Hel", "logprob": -0.5, "bytes": None}, {"token": "Hi", "logprob": -2}]},
@@ -67,7 +67,7 @@ def test_all_other_fields_mean_what_they_meant(raw, prompt):
     new = json.loads(chat.body)
     assert new.pop("messages") == [{"role": "user", "content": old.pop("prompt")[0]}]
     assert new == old
-    assert chat.plan == Plan(stream=old.get("stream") is True)
+    assert chat.plan == CompletionPlan(stream=old.get("stream") is True)
 
 
 def test_fields_keep_their_bytes():
@@ -187,7 +187,7 @@ def test_an_answer_becomes_a_completion():
 
 
 def test_each_choice_begins_with_the_echo():
-    body = from_chat(answer(choice(" a"), choice(None, 1, "length")), Plan(echo="Say"))
+    body = from_chat(answer(choice(" a"), choice(None, 1, "length")), CompletionPlan(echo="Say"))
     assert [each.text for each in as_completion(body).choices] == ["Say a", "Say"]
 
 
@@ -206,7 +206,7 @@ def test_a_stop_for_a_tool_is_a_stop(reason):
 
 
 def test_log_probabilities_get_their_old_form():
-    plan = Plan(logprobs=True)
+    plan = CompletionPlan(logprobs=True)
     body = from_chat(answer(choice("Hello", logprobs={"content": TOKENS})), plan)
     found = as_completion(body).choices[0].logprobs
     assert found.tokens == ["Hel", "lo"]
@@ -219,7 +219,7 @@ def test_log_probabilities_get_their_old_form():
     "logprobs", [None, {}, {"content": None}, {"content": []}, {"content": [1]}, {"content": [{"token": 1}]}, [], 3]
 )  # fmt: skip
 def test_log_probabilities_that_did_not_come_are_null(logprobs):
-    body = from_chat(answer(choice("Hello", logprobs=logprobs)), Plan(logprobs=True))
+    body = from_chat(answer(choice("Hello", logprobs=logprobs)), CompletionPlan(logprobs=True))
     assert as_completion(body).choices[0].logprobs is None
 
 
@@ -249,7 +249,9 @@ def test_half_an_emoji_in_an_answer_is_kept():
     body = answer(choice("x")).replace(b'"x"', b'"cut \\ud83d"')
     assert json.loads(from_chat(body, PLAIN))["choices"][0]["text"] == "cut \ud83d"
     assert (
-        json.loads(from_chat(answer(choice("a")), Plan(echo="\ude00")))["choices"][0]["text"]
+        json.loads(from_chat(answer(choice("a")), CompletionPlan(echo="\ude00")))["choices"][0][
+            "text"
+        ]
         == "\ude00a"
     )
 
@@ -330,7 +332,7 @@ def test_events_go_out_as_they_come():
 
 
 def test_a_stream_echoes_once_for_each_choice():
-    out = passed(FromChatStream(Plan(echo="Say ")), [STREAM])
+    out = passed(FromChatStream(CompletionPlan(echo="Say ")), [STREAM])
     assert texts(out) == {0: "Say Hello é😀", 1: "Say Hi"}
     assert [each["text"] for each in events(out)[0]["choices"]] == ["Say ", "Say "]
 
@@ -346,7 +348,7 @@ def test_offsets_go_on_through_a_stream():
     )
     found = [
         event["choices"][0]
-        for event in events(passed(FromChatStream(Plan(logprobs=True)), [stream]))
+        for event in events(passed(FromChatStream(CompletionPlan(logprobs=True)), [stream]))
     ]
     assert [each["logprobs"] and each["logprobs"]["text_offset"] for each in found] == [
         [0],
@@ -370,7 +372,7 @@ def test_offsets_go_on_through_a_stream():
     ],
 )
 def test_other_events_pass_as_they_are(event):
-    assert passed(FromChatStream(Plan(echo="E")), [event]) == event
+    assert passed(FromChatStream(CompletionPlan(echo="E")), [event]) == event
 
 
 @pytest.mark.parametrize("end", [b"\r", b"\n", b"\r\n"])
@@ -437,7 +439,7 @@ BETWEEN = st.sampled_from([b"", b": x\n\n", b"\n", b"id: 1\r\n", b"\r\n\r\n"])
 
 @given(
     st.lists(st.tuples(BETWEEN, PAYLOADS, st.sampled_from([b"\n", b"\r\n"])), max_size=8), SIZES,
-    st.sampled_from([PLAIN, Plan(echo="E"), Plan(logprobs=True)]),
+    st.sampled_from([PLAIN, CompletionPlan(echo="E"), CompletionPlan(logprobs=True)]),
 )  # fmt: skip
 def test_how_a_stream_is_cut_changes_nothing(pieces, sizes, plan):
     stream = b"".join(between + sse(payload, end=end) for between, payload, end in pieces)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.adapters.routing_info import IntoStream, header_value, into_result
+from lcp_gateway.adapters.routing_info import RoutingInfoStream, add_to_result, header_value
 from tests.adapters.cuts import SIZES, cut, passed
 from tests.adapters.raw_json import VALUES
 
@@ -14,15 +14,15 @@ MIB = 1024 * 1024
 
 
 def test_a_result_says_how_it_was_routed_at_its_end():
-    assert into_result(b' {"id":"x" }\n', INFO) == b' {"id":"x" ,' + FIELD + b"}\n"
-    assert json.loads(into_result(b'{"routing_info":"theirs"}', INFO))["routing_info"] == INFO
+    assert add_to_result(b' {"id":"x" }\n', INFO) == b' {"id":"x" ,' + FIELD + b"}\n"
+    assert json.loads(add_to_result(b'{"routing_info":"theirs"}', INFO))["routing_info"] == INFO
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"  ", b"[{}]", b'"{}"', b"\x00\xff", b'{"cut":', b"}", b"{"]
 )
 def test_what_is_no_object_stays_as_it_is(body):
-    assert into_result(body, INFO) == body
+    assert add_to_result(body, INFO) == body
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
@@ -34,8 +34,10 @@ def test_the_first_event_of_a_stream_says_how_it_was_routed(end, data, before):
     stream = before + data + '{"a":"é"}'.encode() + end + end + b"data: {}" + end + end
     at = stream.index(b"}")
     expected = stream[:at] + b"," + FIELD + stream[at:]
-    assert passed(IntoStream(INFO), [stream]) == expected
-    assert passed(IntoStream(INFO), [stream[i : i + 1] for i in range(len(stream))]) == expected
+    assert passed(RoutingInfoStream(INFO), [stream]) == expected
+    assert (
+        passed(RoutingInfoStream(INFO), [stream[i : i + 1] for i in range(len(stream))]) == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,18 +55,20 @@ def test_the_first_event_of_a_stream_says_how_it_was_routed(end, data, before):
     ],
 )
 def test_a_stream_that_begins_otherwise_stays_as_it_is(stream):
-    assert passed(IntoStream(INFO), [stream] if stream else []) == stream
-    assert passed(IntoStream(INFO), [stream[i : i + 1] for i in range(len(stream))]) == stream
+    assert passed(RoutingInfoStream(INFO), [stream] if stream else []) == stream
+    assert (
+        passed(RoutingInfoStream(INFO), [stream[i : i + 1] for i in range(len(stream))]) == stream
+    )
 
 
 def test_an_object_on_several_lines_gets_it_too():
     stream = b'data: {"a":{}\ndata: }\nid: 1\n\ndata: {}\n\n'
     expected = b'data: {"a":{}\ndata: ,' + FIELD + b"}\nid: 1\n\ndata: {}\n\n"
-    assert passed(IntoStream(INFO), [stream]) == expected
+    assert passed(RoutingInfoStream(INFO), [stream]) == expected
 
 
 def test_nothing_is_held_back_but_an_unfinished_event():
-    into = IntoStream(INFO)
+    into = RoutingInfoStream(INFO)
     assert into.feed(b": one\n\ndat") == b": one\n\n"
     assert into.feed(b"a: {}\n") == b""
     assert into.feed(b"\ndata") == b"data: {" + FIELD + b"}\n\ndata"
@@ -76,8 +80,8 @@ def test_nothing_is_held_back_but_an_unfinished_event():
 def test_a_line_longer_than_a_mebibyte_is_let_go(start):
     line = start + b'{"a":"' + b"x" * MIB + b'"}\n\n'
     stream = line + b"data: {}\n\n"
-    assert passed(IntoStream(INFO), [stream]) == stream
-    into = IntoStream(INFO)
+    assert passed(RoutingInfoStream(INFO), [stream]) == stream
+    into = RoutingInfoStream(INFO)
     assert into.feed(line[:MIB]) == b""
     assert into.feed(line[MIB : MIB + 9]) == line[: MIB + 9]
     assert into.feed(line[MIB + 9 :]) == line[MIB + 9 :]
@@ -91,8 +95,8 @@ PIECES = st.sampled_from(
 
 @given(st.lists(PIECES, max_size=20).map(b"".join), SIZES)
 def test_how_a_stream_is_cut_changes_nothing(stream, sizes):
-    whole = passed(IntoStream(INFO), [stream])
-    assert passed(IntoStream(INFO), cut(stream, sizes)) == whole
+    whole = passed(RoutingInfoStream(INFO), [stream])
+    assert passed(RoutingInfoStream(INFO), cut(stream, sizes)) == whole
     assert whole.count(FIELD) <= 1
     assert whole.replace(b"," + FIELD, b"").replace(FIELD, b"") == stream
 
@@ -101,7 +105,7 @@ def test_how_a_stream_is_cut_changes_nothing(stream, sizes):
 def test_any_object_in_the_first_event_gets_the_field(text, sizes):
     line = text.replace("\n", " ").replace("\r", " ")
     stream = f": x\n\ndata: {line}\n\ndata: {{}}\n\n".encode()
-    out = passed(IntoStream(INFO), cut(stream, sizes))
+    out = passed(RoutingInfoStream(INFO), cut(stream, sizes))
     first = out.split(b"\n\n")[1].removeprefix(b"data: ")
     assert json.loads(first) == json.loads(line) | {"routing_info": INFO}
     assert out.replace(b"," + FIELD, b"").replace(FIELD, b"") == stream

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.adapters.members import members, rewrite
+from lcp_gateway.adapters.json_bytes import members, rewrite_object
 from lcp_gateway.adapters.splice import add_fields, replace_model
 from tests.adapters.raw_json import VALUES, objects, tokens
 
@@ -183,7 +183,7 @@ def test_a_number_without_a_form_in_json_is_refused():
 def test_an_object_is_rewritten_member_by_member():
     body = b'{ "a" : 1E+2, "b": [ 1 ], "\\u0063": 3, "a": 4, "d": "x"}'
     assert (
-        rewrite(body, {"a": b"true", "b": None, "c": b"[]", "e": b'"new"', "f": None})
+        rewrite_object(body, {"a": b"true", "b": None, "c": b"[]", "e": b'"new"', "f": None})
         == b'{"a" : true,"\\u0063": [],"d": "x","e":"new"}'
     )
-    assert rewrite(b"{ }", {}) == b"{}"
+    assert rewrite_object(b"{ }", {}) == b"{}"

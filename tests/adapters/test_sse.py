@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
 
-from lcp_gateway.adapters.sse import Event, EventReader, ends_event, may_tell, telling_events
+from lcp_gateway.adapters.sse import Event, EventReader, ends_event, may_hold_object, object_events
 from tests.adapters.cuts import SIZES, cut
 
 # Far more than it takes on any machine, and far less than if the time grew with the square of the length.
@@ -115,8 +115,8 @@ def test_a_stream_is_between_two_events_exactly_where_nothing_of_the_next_has_co
 def test_the_events_that_may_tell_something_are_all_that_do(stream, sizes):
     events, _ = read([stream])
     telling = [event.fields for event in events if b"{" in event.raw]
-    assert [event.fields for event in telling_events(cut(stream, sizes))] == telling
-    assert all(may_tell(event) for event in events if b"{" in event.data)
+    assert [event.fields for event in object_events(cut(stream, sizes))] == telling
+    assert all(may_hold_object(event) for event in events if b"{" in event.data)
 
 
 def test_an_event_has_its_name_its_id_and_the_lines_of_its_data():

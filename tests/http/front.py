@@ -7,11 +7,11 @@ from types import SimpleNamespace
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from lcp_gateway.accounts.address_limits import AddressLimits
-from lcp_gateway.accounts.caller import KeyRules
+from lcp_gateway.accounts.callers import KeyRules
+from lcp_gateway.accounts.key_sync import KeySync
 from lcp_gateway.accounts.keys import KeyCache
 from lcp_gateway.accounts.l402 import Issuer
-from lcp_gateway.app.keys import KeyKeeper
+from lcp_gateway.accounts.limits.addresses import AddressLimits
 from lcp_gateway.http.application import Routes, build_application
 from lcp_gateway.http.authentication import ANONYMOUS, AccountAuthenticator
 from lcp_gateway.http.browser_guard import BrowserGuard
@@ -84,7 +84,7 @@ async def front(
     **rules,
 ):
     log, metrics = get_logger("test"), Metrics()
-    keeper = KeyKeeper(
+    keeper = KeySync(
         bank.keys,
         KeyCache([STATIC_KEY], ANONYMOUS.rules),
         log,

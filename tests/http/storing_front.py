@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from lcp_gateway.accounts.caller import Caller
-from lcp_gateway.accounts.jobs_per_key import JobsPerKey, MemoryLeases
+from lcp_gateway.accounts.callers import Caller
+from lcp_gateway.accounts.limits.concurrency import ConcurrencyLimits, MemoryLeases
 from lcp_gateway.http.application import Routes, build_application
 from lcp_gateway.http.authentication import ANONYMOUS
 from lcp_gateway.http.browser_guard import BrowserGuard
@@ -27,9 +27,9 @@ from lcp_gateway.http.openai.history import History
 from lcp_gateway.http.openai.response import ChargeReport, ResponseWriter
 from lcp_gateway.http.openai.responses import ResponseRoutes
 from lcp_gateway.purchase.service import Reason
+from lcp_gateway.responses.recording import Recorder
+from lcp_gateway.responses.store import ResponseStore, StoreLimits
 from lcp_gateway.store.database.engines import DatabaseUnavailable
-from lcp_gateway.stored.keeping import Keeper
-from lcp_gateway.stored.store import Store, StoreLimits
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 from tests.support.shop import World, world
@@ -135,7 +135,7 @@ class Front:
 
     client: TestClient
     world: World
-    store: Store
+    store: ResponseStore
     jobs: JobsInFlight
     leases: MemoryLeases
     book: Book | None
@@ -230,8 +230,8 @@ async def storing_front(
     _remember_tasks(w)
     complaints: list = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, it: complaints.append(it))
-    store, jobs, leases = Store(limits), JobsInFlight(at_once, metrics), MemoryLeases()
-    keeper = Keeper(store, now=lambda: 7.0, on_lost=metrics.not_stored)
+    store, jobs, leases = ResponseStore(limits), JobsInFlight(at_once, metrics), MemoryLeases()
+    keeper = Recorder(store, now=lambda: 7.0, on_lost=metrics.not_stored)
     book = Book() if with_book else None
     background = BackgroundResponses(
         service=w.service,
@@ -242,7 +242,7 @@ async def storing_front(
         on_change=metrics.background_jobs,
         log=log,
     )
-    admission = Admission(None, JobsPerKey(leases, default=per_key), lambda name: name)
+    admission = Admission(None, ConcurrencyLimits(leases, default=per_key), lambda name: name)
     charging = ChargeReport(None, log)
     stored_responses = ResponseRoutes(store, background, heartbeat_s=heartbeat_s, relay_limit_s=5)
     inference = CreateRoutes(

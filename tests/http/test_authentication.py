@@ -6,7 +6,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from yarl import URL
 
-from lcp_gateway.accounts.caller import Scope
+from lcp_gateway.accounts.callers import Scope
 from lcp_gateway.http.authentication import (
     ANONYMOUS,
     OpenAuthenticator,

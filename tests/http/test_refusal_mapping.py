@@ -2,9 +2,9 @@
 
 import pytest
 
-from lcp_gateway.accounts.jobs_per_key import TooManyJobs
-from lcp_gateway.accounts.rates import Kind, LimitedBy, RateLimited
-from lcp_gateway.accounts.replicas import LimitsAway
+from lcp_gateway.accounts.limits.concurrency import TooManyConcurrentJobs
+from lcp_gateway.accounts.limits.rates import LimitedBy, RateKind, RateLimited
+from lcp_gateway.accounts.shared.outage import LimitsUnavailable
 from lcp_gateway.http.error_mapping import map_refusal
 from lcp_gateway.purchase.book import quote_id
 from lcp_gateway.purchase.errors import ChargeLimitExceeded, PriceLimitExceeded
@@ -23,7 +23,7 @@ from tests.support.purchases import quote
 AT = quote(5_000)
 
 
-def rate_limited(retry_after_s=12.2, kind=Kind.REQUESTS) -> RateLimited:
+def rate_limited(retry_after_s=12.2, kind=RateKind.REQUESTS) -> RateLimited:
     return RateLimited(
         kind, LimitedBy.KEY, 60, retry_after_s=retry_after_s, headers={"x-ratelimit-limit-x": "60"}
     )
@@ -43,8 +43,8 @@ def rate_limited(retry_after_s=12.2, kind=Kind.REQUESTS) -> RateLimited:
         (PriceLimitExceeded(AT, 4_000), 402, "price_limit_exceeded", False),
         (rate_limited(), 429, "rate_limit_exceeded", True),
         (rate_limited(None), 429, "rate_limit_exceeded", False),
-        (TooManyJobs(2), 429, "rate_limit_exceeded", True),
-        (LimitsAway(4.5), 503, "limits_unavailable", True),
+        (TooManyConcurrentJobs(2), 429, "rate_limit_exceeded", True),
+        (LimitsUnavailable(4.5), 503, "limits_unavailable", True),
         (JournalUnavailable("full", quote=AT), 503, "journal_unavailable", True),
         (KeyRevoked("revoked", quote=AT), 401, "invalid_api_key", False),
     ],
@@ -80,14 +80,14 @@ def test_a_rate_says_when_to_come_again_and_carries_openais_headers():
 
 
 def test_a_request_that_never_fits_is_not_sent_again():
-    response = map_refusal(rate_limited(None, Kind.TOKENS)).response()
+    response = map_refusal(rate_limited(None, RateKind.TOKENS)).response()
     assert response.headers["x-should-retry"] == "false"
     assert response.headers["x-ratelimit-limit-x"] == "60"
 
 
 @pytest.mark.parametrize(("away_s", "header"), [(4.5, "5"), (0.01, "1"), (0.0, "1")])
 def test_while_limits_cannot_be_looked_at_it_says_when_to_come_again(away_s, header):
-    assert map_refusal(LimitsAway(away_s)).response().headers["retry-after"] == header
+    assert map_refusal(LimitsUnavailable(away_s)).response().headers["retry-after"] == header
 
 
 def test_a_key_that_was_revoked_meanwhile_is_told_as_any_key_that_is_none():

@@ -8,9 +8,14 @@ from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.accounts.jobs_per_key import JobsPerKey, Leases, MemoryLeases, RedisLeases
-from lcp_gateway.accounts.rates import Rates
-from lcp_gateway.accounts.replicas import Outage, RedisNotInstalled, ShieldedCalls
+from lcp_gateway.accounts.limits.concurrency import (
+    ConcurrencyLimits,
+    Leases,
+    MemoryLeases,
+    RedisLeases,
+)
+from lcp_gateway.accounts.limits.rates import Rates
+from lcp_gateway.accounts.shared.outage import Outage, RedisNotInstalled, ShieldedCalls
 from lcp_gateway.app.wiring.journal import WiringError
 from lcp_gateway.config import Settings, auth_mode, journal_place
 from lcp_gateway.http.openai.admission import Admission
@@ -18,30 +23,29 @@ from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.routing.registry import Registry
 
 if TYPE_CHECKING:
-    from lcp_gateway.accounts.rate_limits import RateLimits
-    from lcp_gateway.accounts.windows import MemoryWindows, RedisWindows
+    from lcp_gateway.accounts.limits.rate_counters import MemoryWindows, RateLimits, RedisWindows
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
-from lcp_gateway.accounts.address_limits import AddressLimits
+from lcp_gateway.accounts.key_sync import KeySync
 from lcp_gateway.accounts.keys import KeyCache
-from lcp_gateway.accounts.ports import (
-    AccountBook,
-    ActBook,
-    KeyBook,
-    LedgerBook,
-    RefundBook,
-    Till,
-    TopupBook,
+from lcp_gateway.accounts.limits.addresses import AddressLimits
+from lcp_gateway.accounts.models import Credit
+from lcp_gateway.accounts.repositories import (
+    AccountRepository,
+    AdminLogRepository,
+    InvoiceService,
+    KeyRepository,
+    LedgerRepository,
+    RefundRepository,
+    TopupRepository,
 )
-from lcp_gateway.accounts.records import Credit
 from lcp_gateway.accounts.settlements import Settlements
 from lcp_gateway.accounts.wallet import InvoiceNotPaid, TopupRules, Wallet
 from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
-from lcp_gateway.app.keys import KeyKeeper
 from lcp_gateway.app.till import open_till
 from lcp_gateway.app.wiring.journal import Ledgers
 from lcp_gateway.config import known_hosts
@@ -118,7 +122,7 @@ class Limits:
         """Give the limits of the settings."""
         return Admission(
             self._rate_limits(settings),
-            JobsPerKey(
+            ConcurrencyLimits(
                 self._leases,
                 default=settings.key_concurrent_jobs,
                 outage=self._outage,
@@ -136,7 +140,7 @@ class Limits:
         if self._redis_leases is not None:
             await self._redis_leases.aclose()
         if self._windows is not None and self._redis_url:
-            from lcp_gateway.accounts.windows import RedisWindows  # noqa: PLC0415 - loaded already
+            from lcp_gateway.accounts.limits.rate_counters import RedisWindows  # noqa: PLC0415 - loaded already
 
             assert isinstance(self._windows, RedisWindows)  # noqa: S101 - made where there is a URL
             await self._windows.aclose()
@@ -149,8 +153,11 @@ class Limits:
             # No key can have a limit of its own, so nothing is ever counted.
             return None
         # Imported where they are used: the library takes as long to load as the rest of the gateway's accounts.
-        from lcp_gateway.accounts.rate_limits import RateLimits  # noqa: PLC0415 - see above
-        from lcp_gateway.accounts.windows import MemoryWindows, RedisWindows  # noqa: PLC0415 - see above
+        from lcp_gateway.accounts.limits.rate_counters import (  # noqa: PLC0415 - see above
+            MemoryWindows,
+            RateLimits,  # noqa: PLC0415 - see above
+            RedisWindows,
+        )
 
         if self._windows is None:
             self._windows = RedisWindows(self._redis_url) if self._redis_url else MemoryWindows()
@@ -169,15 +176,15 @@ class Customers:
     ``credited`` is told of what was paid in.
     """
 
-    accounts: AccountBook
-    keys: KeyBook
-    ledger: LedgerBook
-    topups: TopupBook
-    acts: ActBook
-    refunds: RefundBook
+    accounts: AccountRepository
+    keys: KeyRepository
+    ledger: LedgerRepository
+    topups: TopupRepository
+    acts: AdminLogRepository
+    refunds: RefundRepository
     refund_decided: Callable[[RefundDecision], None]
-    keeper: KeyKeeper
-    till: Till | None
+    keeper: KeySync
+    till: InvoiceService | None
     credited: Callable[[Credit], None]
     tasks: tuple[BackgroundTask, ...]
 
@@ -204,7 +211,7 @@ async def open_customers(
         raise WiringError("accounts need a journal")
     topups, keys, ledger = Topups(database), Keys(database), Ledger(database)
     cache = KeyCache(settings.api_keys, ANONYMOUS.rules)
-    keeper = KeyKeeper(
+    keeper = KeySync(
         keys, cache, log, unavailable=(DatabaseUnavailable,), stale_s=settings.keys_stale_s
     )
     try:
@@ -261,8 +268,8 @@ def credit_observer(metrics: Metrics, log: FilteringBoundLogger) -> Callable[[Cr
 
 
 def _settlements(
-    till: Till,
-    topups: TopupBook,
+    till: InvoiceService,
+    topups: TopupRepository,
     database: Database,
     stack: contextlib.AsyncExitStack,
     credited: Callable[[Credit], None],
@@ -286,7 +293,7 @@ def _settlements(
     )
 
 
-async def _watch_solvency(ledger: LedgerBook, metrics: Metrics) -> None:
+async def _watch_solvency(ledger: LedgerRepository, metrics: Metrics) -> None:
     while True:
         with contextlib.suppress(DatabaseUnavailable):
             totals = await ledger.totals()

@@ -17,11 +17,11 @@ from lcp_gateway.http.openai.history import History
 from lcp_gateway.http.openai.input_tokens import InputTokenRoutes
 from lcp_gateway.http.openai.responses import ResponseRoutes
 from lcp_gateway.purchase.service import PurchaseService
+from lcp_gateway.responses.items import Item
+from lcp_gateway.responses.recording import Recorder
+from lcp_gateway.responses.store import ResponseStore, StoreLimits
+from lcp_gateway.responses.token_estimate import estimate_input_tokens
 from lcp_gateway.store.background_responses import BackgroundRows
-from lcp_gateway.stored.estimate import estimate_input_tokens
-from lcp_gateway.stored.items import Item
-from lcp_gateway.stored.keeping import Keeper
-from lcp_gateway.stored.store import Store, StoreLimits
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstreams.openai.input_tokens import TokenCounter
 
@@ -32,8 +32,8 @@ _PURGE_EVERY_S = 60.0
 class StoredState:
     """What lasts of what is stored: the store itself, what puts answers into it, and the jobs that run for it."""
 
-    store: Store[Item]
-    keeper: Keeper
+    store: ResponseStore[Item]
+    keeper: Recorder
     background: BackgroundResponses
 
 
@@ -63,13 +63,13 @@ def open_stored_state(
     log: FilteringBoundLogger,
 ) -> StoredState:
     """Make what lasts."""
-    store: Store[Item] = Store(
+    store: ResponseStore[Item] = ResponseStore(
         store_limits(settings),
         clock=time.monotonic,
         on_change=metrics.stored,
         on_removed=lambda why: metrics.stored_removed(why.value),
     )
-    keeper = Keeper(store, now=time.time, on_lost=metrics.not_stored)
+    keeper = Recorder(store, now=time.time, on_lost=metrics.not_stored)
     background = BackgroundResponses(
         service=service,
         store=store,
@@ -83,7 +83,7 @@ def open_stored_state(
     return StoredState(store, keeper, background)
 
 
-async def purge(store: Store[Item]) -> None:
+async def purge(store: ResponseStore[Item]) -> None:
     """Let go what is too old also when nobody comes, until cancelled."""
     while True:
         await asyncio.sleep(_PURGE_EVERY_S)

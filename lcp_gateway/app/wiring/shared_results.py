@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.accounts.replicas import Outage, RedisNotInstalled
+from lcp_gateway.accounts.shared.outage import Outage, RedisNotInstalled
 from lcp_gateway.app.wiring.journal import Ledgers, WiringError
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.journal import JournalUnavailable
@@ -17,7 +17,7 @@ from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from lcp_gateway.accounts.claims import RedisClaims
+    from lcp_gateway.accounts.shared.claims import RedisClaims
 
 
 def memory_limits(settings: Settings) -> MemoryLimits:
@@ -57,8 +57,8 @@ class SharedResults:
         if not self._redis_url:
             return None
         # Imported where they are used: few gateways are several.
-        from lcp_gateway.accounts.seals import LEAST_SECRET_BYTES, Seals  # noqa: PLC0415 - see above
-        from lcp_gateway.accounts.shared_answers import RedisAnswers  # noqa: PLC0415 - see above
+        from lcp_gateway.accounts.shared.encryption import LEAST_SECRET_BYTES, Seals  # noqa: PLC0415 - see above
+        from lcp_gateway.accounts.shared.results import RedisAnswers  # noqa: PLC0415 - see above
 
         secrets = (settings.l402_secret.encode(), settings.admin_key.encode())
         secret = next((one for one in secrets if len(one) >= LEAST_SECRET_BYTES), None)
@@ -91,8 +91,8 @@ class SharedResults:
             await self._claims.aclose()
 
     def _connect(self) -> "RedisClaims":
-        from lcp_gateway.accounts.claims import RedisClaims  # noqa: PLC0415 - as above
-        from lcp_gateway.accounts.shared_answers import LEASE_S  # noqa: PLC0415 - as above
+        from lcp_gateway.accounts.shared.claims import RedisClaims  # noqa: PLC0415 - as above
+        from lcp_gateway.accounts.shared.results import LEASE_S  # noqa: PLC0415 - as above
 
         if self._claims is None:
             log = self._log

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lcp_gateway.accounts.records import Audit
+from lcp_gateway.accounts.models import Audit
 from lcp_gateway.cli.accounts.books import (
     USUAL_LIMIT,
     AccountArgument,

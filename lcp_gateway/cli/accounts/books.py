@@ -12,12 +12,12 @@ from typing import Annotated
 
 import typer
 
-from lcp_gateway.accounts.records import (
+from lcp_gateway.accounts.models import (
     Account,
     AccountError,
-    BadAmount,
-    BadText,
-    NoSuchAccount,
+    AccountNotFound,
+    InvalidAmount,
+    InvalidText,
 )
 from lcp_gateway.cli.books.journal import JOURNAL_SETTINGS, opened_journal
 from lcp_gateway.cli.options import load_settings, setting_flags
@@ -79,7 +79,7 @@ class AccountBooks:
         """
         found = await self.accounts.get(account_id)
         if found is None:
-            raise NoSuchAccount
+            raise AccountNotFound
         return found
 
 
@@ -101,7 +101,7 @@ async def opened_books(settings: Settings) -> AsyncIterator[AccountBooks]:
                 Topups(database),
                 AdminLog(database),
             )
-        except (BadAmount, BadText) as error:
+        except (InvalidAmount, InvalidText) as error:
             raise CommandFailed(str(error), exit_code=USAGE_ERROR) from None
         except AccountError as error:
             raise CommandFailed(str(error), exit_code=RUNTIME_ERROR) from None

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
 
-from lcp_gateway.accounts.records import (
+from lcp_gateway.accounts.models import (
     Account,
-    AdminAct,
+    AdminAction,
     Audit,
     Balance,
     KeyRecord,
@@ -170,7 +170,7 @@ def topup_row(topup: Topup) -> tuple[str, ...]:
     )
 
 
-def act_document(act: AdminAct) -> Document:
+def act_document(act: AdminAction) -> Document:
     """Give something that an administrator did by fields."""
     return {
         "id": act.id,
@@ -182,7 +182,7 @@ def act_document(act: AdminAct) -> Document:
     }
 
 
-def act_row(act: AdminAct) -> tuple[str, ...]:
+def act_row(act: AdminAction) -> tuple[str, ...]:
     """Give the cells under ``ACT_HEADINGS``."""
     detail = "; ".join(f"{name}: {_words(name, value)}" for name, value in act.detail.items())
     return (str(act.id), format_time(act.at), act.actor, act.action, act.target, detail)

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lcp_gateway.accounts.caller import KeyRules, Scope
-from lcp_gateway.accounts.records import KeyKind, KeyRecord
+from lcp_gateway.accounts.callers import KeyRules, Scope
+from lcp_gateway.accounts.models import KeyKind, KeyRecord
 from lcp_gateway.cli.accounts.books import (
     USUAL_LIMIT,
     AccountArgument,

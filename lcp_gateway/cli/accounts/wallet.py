@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from lcp_gateway.accounts.ports import InvoicesAway
-from lcp_gateway.accounts.records import NoSuchAccount, Topup, check_text
+from lcp_gateway.accounts.models import AccountNotFound, Topup, check_text
+from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable
 from lcp_gateway.accounts.wallet import TopupRules, Wallet
 from lcp_gateway.cli.accounts.books import (
     USUAL_LIMIT,
@@ -183,7 +183,7 @@ async def _top_up(
     # What the store would refuse is looked at before lnd is asked for an invoice that nobody may then see.
     memo = check_text(memo, "memo", may_be_empty=True)
     if (await books.account(account_id)).deleted_at is not None:
-        raise NoSuchAccount
+        raise AccountNotFound
     rules = TopupRules(
         settings.topup_min_msat,
         settings.topup_max_msat,
@@ -194,7 +194,7 @@ async def _top_up(
         wallet = Wallet(books.ledger, books.topups, till, rules)
         try:
             made = await wallet.top_up(account_id, amount_sat * MSAT_PER_SAT, memo)
-        except InvoicesAway as error:
+        except InvoiceServiceUnavailable as error:
             raise CommandFailed(str(error)) from None
     await books.acts.add(
         "topup.create",

@@ -16,7 +16,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from lcp_gateway.accounts.records import AccountError, BadText, RefundRecord
+from lcp_gateway.accounts.models import AccountError, InvalidText, RefundRecord
 from lcp_gateway.cli.accounts.books import actor
 from lcp_gateway.cli.books.journal import (
     JOURNAL_SETTINGS,
@@ -391,7 +391,7 @@ def refund_purchase(
 
     try:
         decided, is_new = asyncio.run(decide())
-    except BadText as error:
+    except InvalidText as error:
         raise CommandFailed(f"--why: {error}", exit_code=USAGE_ERROR) from None
     except AccountError as error:
         raise CommandFailed(f"{error}; nothing was changed") from None

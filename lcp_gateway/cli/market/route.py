@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lcp_gateway.adapters.documents import parse_json
+from lcp_gateway.adapters.json_bytes import parse_json
 from lcp_gateway.adapters.splice import add_fields, replace_model
 from lcp_gateway.cli.gateway_client import find_gateway, refusal
 from lcp_gateway.cli.market.providers import (

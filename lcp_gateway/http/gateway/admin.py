@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 
 from aiohttp import web
 
-from lcp_gateway.accounts.caller import KeyRules, Scope
-from lcp_gateway.accounts.ports import AccountBook, ActBook, KeyBook, LedgerBook
-from lcp_gateway.accounts.records import (
-    Account,
-    KeyKind,
-    KeyRecord,
-    StatementLine,
+from lcp_gateway.accounts.callers import KeyRules, Scope
+from lcp_gateway.accounts.models import Account, KeyKind, KeyRecord, StatementLine
+from lcp_gateway.accounts.repositories import (
+    AccountRepository,
+    AdminLogRepository,
+    KeyRepository,
+    LedgerRepository,
 )
 from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.errors import ApiError, bad_request
@@ -43,10 +43,10 @@ class AdminRoutes:
     def __init__(
         self,
         *,
-        accounts: AccountBook,
-        keys: KeyBook,
-        ledger: LedgerBook,
-        acts: ActBook,
+        accounts: AccountRepository,
+        keys: KeyRepository,
+        ledger: LedgerRepository,
+        acts: AdminLogRepository,
         on_key_change: Callable[[], Awaitable[None]],
         read_timeout_s: float,
     ) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 
 from aiohttp import web
 
-from lcp_gateway.accounts.caller import Caller
+from lcp_gateway.accounts.callers import Caller
 from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.server.proxies import read_address

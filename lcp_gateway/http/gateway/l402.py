@@ -6,8 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from aiohttp import web
 
-from lcp_gateway.accounts.address_limits import AddressLimits
-from lcp_gateway.accounts.caller import L402_KEY_PREFIX, Caller, KeyRules
+from lcp_gateway.accounts.callers import L402_KEY_PREFIX, Caller, KeyRules
 from lcp_gateway.accounts.l402 import (
     Issuer,
     L402Error,
@@ -15,9 +14,10 @@ from lcp_gateway.accounts.l402 import (
     challenge_header,
     parse_authorization,
 )
-from lcp_gateway.accounts.ports import InvoicesAway, TopupBook
-from lcp_gateway.accounts.records import AccountError, Purpose, TopupState
-from lcp_gateway.accounts.wallet import NoTill, Wallet
+from lcp_gateway.accounts.limits.addresses import AddressLimits
+from lcp_gateway.accounts.models import AccountError, TopupPurpose, TopupState
+from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable, TopupRepository
+from lcp_gateway.accounts.wallet import TopupsDisabled, Wallet
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.gateway.api_limits import ApiLimits, account, stranger
@@ -41,7 +41,7 @@ class L402Routes:
     def __init__(
         self,
         wallet: Wallet,
-        topups: TopupBook,
+        topups: TopupRepository,
         issuer: Issuer,
         *,
         amount_msat: int,
@@ -85,16 +85,16 @@ class L402Routes:
             return await self._invoice()
 
     async def _invoice(self) -> ApiError:
-        await self._topups.make_room(self._now(), purpose=Purpose.L402, most_open=_MOST_OPEN)
+        await self._topups.make_room(self._now(), purpose=TopupPurpose.L402, most_open=_MOST_OPEN)
         try:
             topup = await self._wallet.top_up(
                 None,
                 self._amount_msat,
                 "access",
-                purpose=Purpose.L402,
+                purpose=TopupPurpose.L402,
                 expiry_s=_INVOICE_EXPIRY_S,
             )
-        except (NoTill, InvoicesAway, AccountError):
+        except (TopupsDisabled, InvoiceServiceUnavailable, AccountError):
             return ApiError(
                 503, "no invoice can be made right now", code="topups_unavailable", retry=True
             )
@@ -135,7 +135,7 @@ class L402Routes:
             # Paid a moment ago: the preimage says so, the node only has to be asked.
             try:
                 topup = await self._wallet.look_up(topup)
-            except (InvoicesAway, NoTill):
+            except (InvoiceServiceUnavailable, TopupsDisabled):
                 return None
             if topup.state is not TopupState.SETTLED:
                 return None

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 from aiohttp import web
 
-from lcp_gateway.accounts.ports import RefundBook
-from lcp_gateway.accounts.records import NoSuchPurchase, RefundRecord
+from lcp_gateway.accounts.models import PurchaseNotFound, RefundRecord
+from lcp_gateway.accounts.repositories import RefundRepository
 from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import json_response, read_fields, read_page
@@ -23,7 +23,7 @@ class RefundRoutes:
 
     def __init__(
         self,
-        refunds: RefundBook,
+        refunds: RefundRepository,
         *,
         on_decision: Callable[[RefundDecision], None],
         read_timeout_s: float,
@@ -106,7 +106,7 @@ def _refund(request: web.Request) -> Refund | None:
 def _job_id(request: web.Request) -> bytes:
     text = request.match_info["id"]
     if not _JOB_ID.fullmatch(text):
-        raise of_account_error(NoSuchPurchase())
+        raise of_account_error(PurchaseNotFound())
     return bytes.fromhex(text)
 
 

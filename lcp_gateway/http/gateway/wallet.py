@@ -5,21 +5,21 @@ from typing import TypeVar
 
 from aiohttp import web
 
-from lcp_gateway.accounts.ports import InvoicesAway
-from lcp_gateway.accounts.records import (
+from lcp_gateway.accounts.models import (
     AccountError,
+    AccountNotFound,
+    AdjustmentExceedsBalance,
+    AdjustmentIdReused,
     Balance,
-    BalanceTooLow,
-    IdReused,
-    NoSuchAccount,
-    NoSuchPurchase,
-    NotWithheld,
+    PurchaseNotFound,
+    RefundNotWithheld,
     StatementLine,
-    TooManyOpen,
+    TooManyOpenTopups,
     Topup,
     TopupState,
 )
-from lcp_gateway.accounts.wallet import InvoiceNotPaid, NoTill, OutOfBounds, Wallet
+from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable
+from lcp_gateway.accounts.wallet import AmountOutOfRange, InvoiceNotPaid, TopupsDisabled, Wallet
 from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import (
@@ -153,15 +153,15 @@ async def told(work: Callable[[], Awaitable[T]]) -> T:
     """
     try:
         return await work()
-    except NoTill:
+    except TopupsDisabled:
         raise ApiError(
             503, "nobody can pay in here: the operator has set no lnd", code="topups_unavailable"
         ) from None
-    except InvoicesAway as error:
+    except InvoiceServiceUnavailable as error:
         raise ApiError(503, str(error), code="topups_unavailable", retry=True) from None
-    except TooManyOpen as error:
+    except TooManyOpenTopups as error:
         raise ApiError(429, str(error), code="too_many_open_topups") from None
-    except OutOfBounds as error:
+    except AmountOutOfRange as error:
         raise bad_request(str(error), "amount_msat", "invalid_value") from None
     except AccountError as error:
         raise of_account_error(error) from None
@@ -170,15 +170,15 @@ async def told(work: Callable[[], Awaitable[T]]) -> T:
 def of_account_error(error: AccountError) -> ApiError:
     """Give the answer for a change that cannot be made."""
     match error:
-        case NoSuchAccount():
+        case AccountNotFound():
             return ApiError(404, str(error), code="account_not_found")
-        case BalanceTooLow():
+        case AdjustmentExceedsBalance():
             return ApiError(409, str(error), code="insufficient_balance")
-        case NoSuchPurchase():
+        case PurchaseNotFound():
             return ApiError(404, str(error), code="purchase_not_found", param="id")
-        case NotWithheld():
+        case RefundNotWithheld():
             return ApiError(409, str(error), code="refund_not_withheld", param="id")
-        case IdReused():
+        case AdjustmentIdReused():
             return ApiError(409, str(error), code="id_reused")
         case _:
             return bad_request(str(error), code="invalid_value")

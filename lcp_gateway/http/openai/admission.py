@@ -5,10 +5,10 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from lcp_gateway.accounts.caller import Caller
-from lcp_gateway.accounts.jobs_per_key import JobsPerKey, Lease
-from lcp_gateway.accounts.rates import Allowance
-from lcp_gateway.accounts.replicas import ShieldedCalls
+from lcp_gateway.accounts.callers import Caller
+from lcp_gateway.accounts.limits.concurrency import ConcurrencyLimits, Lease
+from lcp_gateway.accounts.limits.rates import Allowance
+from lcp_gateway.accounts.shared.outage import ShieldedCalls
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.purchase.journal import Budget, Period
 from lcp_gateway.purchase.money import Msat
@@ -18,7 +18,7 @@ from lcp_gateway.routing.policy import is_auto
 from lcp_gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from lcp_gateway.accounts.rate_limits import RateLimits
+    from lcp_gateway.accounts.limits.rate_counters import RateLimits
 
 
 # What an interrupted job may take to tell its client.
@@ -152,7 +152,7 @@ class Admission:
     """
 
     rates: "RateLimits | None"
-    jobs: JobsPerKey
+    jobs: ConcurrencyLimits
     resolve: Callable[[str], str]
     shielded: ShieldedCalls | None = None
 
@@ -160,7 +160,7 @@ class Admission:
         """Count a job of a key; give the lease back at its end.
 
         Raises:
-            TooManyJobs, LimitsAway: see ``JobsPerKey.take``.
+            TooManyJobs, LimitsAway: see ``ConcurrencyLimits.take``.
         """
         take = self.jobs.take(caller if caller.key_id else None)
         return await (take if self.shielded is None else self.shielded.run(take, Lease.give_back))

@@ -9,7 +9,7 @@ from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.adapters.documents import dump_json
+from lcp_gateway.adapters.json_bytes import dump_json
 from lcp_gateway.http.error_mapping import map_error
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, internal_error
 from lcp_gateway.http.openai.response import (
@@ -26,20 +26,20 @@ from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.service import PurchaseService, Reason
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.stored import ids
-from lcp_gateway.stored.background import (
-    ENDED,
+from lcp_gateway.responses import ids
+from lcp_gateway.responses.background import (
+    FINAL_STATUSES,
     BackgroundJob,
-    Book,
-    Status,
+    BackgroundRepository,
+    ResponseStatus,
+    echoed_fields,
     response_object,
-    shown_of,
 )
-from lcp_gateway.stored.items import Item, Kind
-from lcp_gateway.stored.keeping import Keeper, Plan
-from lcp_gateway.stored.replay import opening
-from lcp_gateway.stored.slices import object_of
-from lcp_gateway.stored.store import Store
+from lcp_gateway.responses.items import Item, ItemKind
+from lcp_gateway.responses.recording import Recorder, RecordingPlan
+from lcp_gateway.responses.replay import opening_event
+from lcp_gateway.responses.slices import object_or_none
+from lcp_gateway.responses.store import ResponseStore
 
 # A decision comes with the journal's next commit, or once a database that is away has come back.
 _REFUND_S = 600.0
@@ -57,9 +57,9 @@ class BackgroundResponses:
         self,
         *,
         service: PurchaseService,
-        store: Store[Item],
-        keeper: Keeper,
-        book: Book | None,
+        store: ResponseStore[Item],
+        keeper: Recorder,
+        book: BackgroundRepository | None,
         is_ending: Callable[[], bool],
         on_change: Callable[[int, str], None],
         log: FilteringBoundLogger,
@@ -109,7 +109,7 @@ class BackgroundResponses:
     async def begin(
         self,
         order: Order,
-        plan: Plan,
+        plan: RecordingPlan,
         request: Mapping[str, Any],
         *,
         repeat: Repeat,
@@ -120,9 +120,9 @@ class BackgroundResponses:
         Raises:
             Exception: as ``PurchaseService.find`` and ``start``, and JournalUnavailable where it cannot be written down.
         """
-        response_id, now = ids.background_id(), self._now()
+        response_id, now = ids.new_background_id(), self._now()
         # Read before anything is bought: from then on nothing may fail.
-        shown, inputs = shown_of(request), plan.inputs()
+        shown, inputs = echoed_fields(request), plan.inputs()
         try:
             if quote_name is not None:
                 await self._service.check_quote(order, quote_name)
@@ -149,7 +149,7 @@ class BackgroundResponses:
             request=shown,
             inputs=inputs,
         )
-        job.opening = opening(job.document())
+        job.opening = opening_event(job.document())
         answer.kept_for = job
         self._running[job.owner, job.id] = job
         fixed = replace(
@@ -164,7 +164,12 @@ class BackgroundResponses:
         return job
 
     async def _note(
-        self, book: Book, response_id: str, order: Order, repeat: Repeat, now: datetime
+        self,
+        book: BackgroundRepository,
+        response_id: str,
+        order: Order,
+        repeat: Repeat,
+        now: datetime,
     ) -> None:
         """Write a job down, unless its request was bought before by another process or before a restart.
 
@@ -206,10 +211,10 @@ class BackgroundResponses:
         Raises:
             AnswerLost: it was bought, and is no longer stored.
         """
-        item = self._store.get(job.owner, Kind.RESPONSE, job.id)
+        item = self._store.get(job.owner, ItemKind.RESPONSE, job.id)
         if item is not None:
             return item
-        if job.status is Status.COMPLETED:
+        if job.status is ResponseStatus.COMPLETED:
             raise AnswerLost(job.answer)
         return _item_of(job, *self.shown(job))
 
@@ -227,7 +232,7 @@ class BackgroundResponses:
     def shown(self, job: BackgroundJob) -> tuple[bytes, Mapping[str, str]]:
         """Give the response object of a job that has no result, and the headers that go with it."""
         answer = job.answer
-        if job.status not in {Status.FAILED, Status.CANCELLED}:
+        if job.status not in {ResponseStatus.FAILED, ResponseStatus.CANCELLED}:
             return job.document(), headers_of(answer)
         failure = _failure(job)
         error = failure.as_object()
@@ -238,7 +243,7 @@ class BackgroundResponses:
             if (refund := refund_status(purchase)) is not None:
                 money["refund"] = refund
         # Whoever cancelled it knows why there is nothing.
-        said = None if job.status is Status.CANCELLED else error
+        said = None if job.status is ResponseStatus.CANCELLED else error
         return job.document(error=said, money=money), headers_of(answer)
 
     async def left(self, owner: str, response_id: str) -> tuple[bytes, Mapping[str, str]] | None:
@@ -262,7 +267,7 @@ class BackgroundResponses:
             response_id,
             created_at=int(left.created_at.timestamp()),
             model=left.model,
-            status=Status.IN_PROGRESS if left.elsewhere else Status.FAILED,
+            status=ResponseStatus.IN_PROGRESS if left.elsewhere else ResponseStatus.FAILED,
             request={},
             error=None if left.elsewhere else lost,
             money=left.money,
@@ -292,7 +297,7 @@ class BackgroundResponses:
         await self._book.forget(response_id)
         return True
 
-    def _ended(self, job: BackgroundJob, plan: Plan) -> None:
+    def _ended(self, job: BackgroundJob, plan: RecordingPlan) -> None:
         answer = job.answer
         del self._running[job.owner, job.id]
         is_stored = answer.error is None and self._store_result(job, plan)
@@ -321,11 +326,11 @@ class BackgroundResponses:
     async def _tell_refund(self, job: BackgroundJob, purchase: Purchase) -> None:
         """Store a job that failed once more when it is known what became of its charge, unless it was deleted meanwhile."""
         await purchase.refund_decided(_REFUND_S)
-        if self._store.get(job.owner, Kind.RESPONSE, job.id) is not None:
+        if self._store.get(job.owner, ItemKind.RESPONSE, job.id) is not None:
             self._store.put(job.owner, _item_of(job, *self.shown(job)))
         job.let_go()
 
-    def _store_result(self, job: BackgroundJob, plan: Plan) -> bool:
+    def _store_result(self, job: BackgroundJob, plan: RecordingPlan) -> bool:
         item = self._keeper.item(job.answer, plan)
         if item is None:
             return False
@@ -334,9 +339,9 @@ class BackgroundResponses:
         except ValueError:
             # It is told at once, and not to whoever asks for it later.
             return False
-        if not item.stream and (object_of(document) or {}).get("status") not in ENDED:
+        if not item.stream and (object_or_none(document) or {}).get("status") not in FINAL_STATUSES:
             # Whoever polls it would go on for ever.
-            changes = {**item.changes, "status": Status.COMPLETED.value}
+            changes = {**item.changes, "status": ResponseStatus.COMPLETED.value}
             item = replace(item, changes=changes)
         return self._store.put(job.owner, item)
 
@@ -344,7 +349,7 @@ class BackgroundResponses:
         if self._book is not None:
             self._keep_task(asyncio.create_task(self._forget_row(self._book, response_id)))
 
-    async def _forget_row(self, book: Book, response_id: str) -> None:
+    async def _forget_row(self, book: BackgroundRepository, response_id: str) -> None:
         try:
             await book.forget(response_id)
         except Exception as error:  # noqa: BLE001 - a row too many does no harm, and is cleared away in time
@@ -410,7 +415,7 @@ def _not_kept(answer: Answer) -> ApiError:
 
 def _item_of(job: BackgroundJob, document: bytes, headers: Mapping[str, str]) -> Item:
     return Item(
-        kind=Kind.RESPONSE,
+        kind=ItemKind.RESPONSE,
         id=job.id,
         created_at=job.created_at,
         model=job.model,

@@ -4,19 +4,19 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from lcp_gateway.adapters.documents import dump_json
+from lcp_gateway.adapters.json_bytes import dump_json
 from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import json_response
 from lcp_gateway.http.openai.history import not_stored, page_response, unreadable
 from lcp_gateway.http.openai.request_body import parse_object, read_body
 from lcp_gateway.http.openai.response import JSON
-from lcp_gateway.stored.chain import joined
-from lcp_gateway.stored.chats import matches, message_object
-from lcp_gateway.stored.items import Item, Kind
-from lcp_gateway.stored.paging import BadPage, page, read_page
-from lcp_gateway.stored.store import Store
-from lcp_gateway.stored.wishes import BadWish, read_metadata
+from lcp_gateway.responses.chats import matches, message_object
+from lcp_gateway.responses.history import join_segments
+from lcp_gateway.responses.items import Item, ItemKind
+from lcp_gateway.responses.paging import InvalidPageQuery, read_page, select_page
+from lcp_gateway.responses.request_options import InvalidOption, read_metadata
+from lcp_gateway.responses.store import ResponseStore
 
 _PREFIX, _SUFFIX = "metadata[", "]"
 
@@ -24,7 +24,7 @@ _PREFIX, _SUFFIX = "metadata[", "]"
 class ChatRoutes:
     """Serves what was stored with ``store: true``. Nobody learns whether an id exists that is another credential's."""
 
-    def __init__(self, store: Store[Item], *, read_timeout_s: float) -> None:
+    def __init__(self, store: ResponseStore[Item], *, read_timeout_s: float) -> None:
         self._store = store
         self._read_timeout_s = read_timeout_s
 
@@ -34,12 +34,12 @@ class ChatRoutes:
         model = request.query.get("model")
         items = [
             (item.id, item)
-            for item in self._store.items(request[CONTEXT].key_id, Kind.CHAT)
+            for item in self._store.items(request[CONTEXT].key_id, ItemKind.CHAT)
             if matches(item, model=model, metadata=wanted)
         ]
         try:
-            found = page(items, read_page(request.query, default_order="asc"))
-        except BadPage as error:
+            found = select_page(items, read_page(request.query, default_order="asc"))
+        except InvalidPageQuery as error:
             raise bad_request(error.message, error.param, error.code) from None
         # The documents go out as they are: only what is around them is written here.
         around = dump_json(
@@ -66,7 +66,7 @@ class ChatRoutes:
             raise bad_request("metadata is required", "metadata", "missing_required_parameter")
         try:
             metadata = read_metadata(document)
-        except BadWish as error:
+        except InvalidOption as error:
             raise bad_request(error.message, error.param, error.code) from None
         item = self._find(request).with_metadata(metadata)
         self._store.replace(request[CONTEXT].key_id, item)
@@ -75,7 +75,7 @@ class ChatRoutes:
     async def delete(self, request: web.Request) -> web.Response:
         """Serve DELETE /v1/chat/completions/{completion_id}."""
         completion_id = request.match_info["completion_id"]
-        if self._store.remove(request[CONTEXT].key_id, Kind.CHAT, completion_id) is None:
+        if self._store.remove(request[CONTEXT].key_id, ItemKind.CHAT, completion_id) is None:
             raise self._not_found()
         return json_response(
             {"object": "chat.completion.deleted", "id": completion_id, "deleted": True}
@@ -85,12 +85,12 @@ class ChatRoutes:
         """Serve GET /v1/chat/completions/{completion_id}/messages: what it was asked with."""
         item = self._find(request)
         return page_response(
-            request.query, joined(item.inputs), item.id, message_object, order="asc"
+            request.query, join_segments(item.inputs), item.id, message_object, order="asc"
         )
 
     def _find(self, request: web.Request) -> Item:
         completion_id = request.match_info["completion_id"]
-        item = self._store.get(request[CONTEXT].key_id, Kind.CHAT, completion_id)
+        item = self._store.get(request[CONTEXT].key_id, ItemKind.CHAT, completion_id)
         if item is None:
             raise self._not_found()
         return item

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
-from lcp_gateway.accounts.jobs_per_key import Lease
-from lcp_gateway.accounts.rates import Allowance
+from lcp_gateway.accounts.limits.concurrency import Lease
+from lcp_gateway.accounts.limits.rates import Allowance
 from lcp_gateway.http.authentication import check_may_buy
 from lcp_gateway.http.context import CONTEXT, RequestContext
 from lcp_gateway.http.error_mapping import map_error, map_purchase_error
@@ -27,8 +27,8 @@ from lcp_gateway.purchase.memory import AnswerLost, Repeat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.service import PurchaseService
 from lcp_gateway.purchase.task import TaskKind
-from lcp_gateway.stored.background import BackgroundJob
-from lcp_gateway.stored.wishes import Wishes
+from lcp_gateway.responses.background import BackgroundJob
+from lcp_gateway.responses.request_options import RequestOptions
 from lcp_gateway.telemetry.metrics import Metrics
 
 
@@ -160,7 +160,7 @@ class CreateRoutes:
             raise
 
     def _start(
-        self, exchange: RequestContext, order: Order, wishes: Wishes, asked: RequestHeaders
+        self, exchange: RequestContext, order: Order, wishes: RequestOptions, asked: RequestHeaders
     ) -> Answer:
         """Begin to buy. Nothing is awaited since the answer was looked for: nobody else has begun meanwhile."""
         completed = self._stateful.complete(order, wishes)

@@ -6,21 +6,21 @@ from typing import Any
 
 from aiohttp import web
 
-from lcp_gateway.adapters.documents import parse_json
+from lcp_gateway.adapters.json_bytes import parse_json
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.openai.request_body import parse_object
 from lcp_gateway.http.openai.response import JSON
 from lcp_gateway.purchase.answers import Answer
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.task import TaskKind
-from lcp_gateway.stored import ids
-from lcp_gateway.stored.chain import request_for_provider
-from lcp_gateway.stored.items import Item, Kind
-from lcp_gateway.stored.keeping import Keeper, Plan
-from lcp_gateway.stored.paging import BadPage, list_object, page, read_page
-from lcp_gateway.stored.slices import write
-from lcp_gateway.stored.store import Store
-from lcp_gateway.stored.wishes import BadWish, Wishes, read_wishes
+from lcp_gateway.responses import ids
+from lcp_gateway.responses.history import request_for_provider
+from lcp_gateway.responses.items import Item, ItemKind
+from lcp_gateway.responses.paging import InvalidPageQuery, list_object, read_page, select_page
+from lcp_gateway.responses.recording import Recorder, RecordingPlan
+from lcp_gateway.responses.request_options import InvalidOption, RequestOptions, read_options
+from lcp_gateway.responses.slices import write_json
+from lcp_gateway.responses.store import ResponseStore
 
 Renderer = Callable[[Any, str, int], dict[str, Any]]
 """Gives an item as it is shown, from what it is, what it belongs to, and its place there."""
@@ -44,11 +44,11 @@ def page_response(
     entries = [shown(item, owner_id, place) for place, item in enumerate(items)]
     try:
         asked = read_page(query, default_order=order)
-        found = page([(str(entry["id"]), entry) for entry in entries], asked)
-    except BadPage as error:
+        found = select_page([(str(entry["id"]), entry) for entry in entries], asked)
+    except InvalidPageQuery as error:
         raise bad_request(error.message, error.param, error.code) from None
     try:
-        body = write(list_object(found))
+        body = write_json(list_object(found))
     except ValueError:
         raise unreadable("input") from None
     return web.Response(body=body, headers={"Content-Type": JSON})
@@ -72,7 +72,7 @@ def input_item(item: Any, response_id: str, place: int) -> dict[str, Any]:
     return shown
 
 
-def not_stored(store: Store[Item], what: str, word: str) -> ApiError:
+def not_stored(store: ResponseStore[Item], what: str, word: str) -> ApiError:
     """Nothing of this id, as far as this credential is concerned; ``word`` begins the names of parameter and code."""
     why = "it was not stored, was deleted, or is too old"
     if store.limits.items_per_owner == 0:
@@ -113,8 +113,8 @@ class History:
 
     def __init__(
         self,
-        store: Store[Item],
-        keeper: Keeper,
+        store: ResponseStore[Item],
+        keeper: Recorder,
         *,
         max_body_bytes: int,
         context_tokens: Callable[[str], int],
@@ -132,15 +132,15 @@ class History:
         """Whether anything is stored."""
         return self._store.limits.items_per_owner > 0
 
-    def read(self, kind: TaskKind, document: Mapping[str, Any]) -> Wishes:
+    def read(self, kind: TaskKind, document: Mapping[str, Any]) -> RequestOptions:
         """Read what a request asks for.
 
         Raises:
             ApiError: 400, naming the field; 404 for what needs a store where there is none.
         """
         try:
-            wishes = read_wishes(kind, document)
-        except BadWish as error:
+            wishes = read_options(kind, document)
+        except InvalidOption as error:
             raise bad_request(error.message, error.param, error.code) from None
         if not self.is_on:
             if wishes.previous_response_id is not None:
@@ -149,7 +149,7 @@ class History:
                 raise _off("background")
         return wishes
 
-    def complete(self, order: Order, wishes: Wishes) -> CompletedOrder:
+    def complete(self, order: Order, wishes: RequestOptions) -> CompletedOrder:
         """Put the earlier turns before an order's input, and take out what no provider knows.
 
         Raises:
@@ -177,16 +177,18 @@ class History:
             raise _off(_PREVIOUS)
         return request_for_provider(body, self._earlier(owner, previous))
 
-    def keep(self, answer: Answer, plan: Plan) -> None:
+    def keep(self, answer: Answer, plan: RecordingPlan) -> None:
         """Have an answer kept when it has come."""
         answer.given_id = plan.given_id
         self._keeper.keep(answer, plan)
 
-    def plan(self, order: Order, completed: CompletedOrder, wishes: Wishes) -> Plan | None:
+    def plan(
+        self, order: Order, completed: CompletedOrder, wishes: RequestOptions
+    ) -> RecordingPlan | None:
         """Say what is to be kept of an order's answer; None for nothing. ``order`` is as the client sent it."""
         if not (wishes.store and self.is_on):
             return None
-        return Plan(
+        return RecordingPlan(
             owner=order.key_id,
             kind=order.task.kind,
             model=order.task.model,
@@ -197,7 +199,7 @@ class History:
         )
 
     def _earlier(self, owner: str, previous: str) -> tuple[bytes, ...]:
-        item = self._store.get(owner, Kind.RESPONSE, previous)
+        item = self._store.get(owner, ItemKind.RESPONSE, previous)
         if item is None:
             raise ApiError(
                 404,
@@ -230,7 +232,7 @@ class History:
 
 
 def _id_for(kind: TaskKind) -> str:
-    return ids.response_id() if kind is TaskKind.RESPONSES else ids.chat_id()
+    return ids.new_response_id() if kind is TaskKind.RESPONSES else ids.new_chat_id()
 
 
 def _too_long(message: str) -> ApiError:

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from lcp_gateway.adapters.members import rewrite
+from lcp_gateway.adapters.json_bytes import rewrite_object
 from lcp_gateway.adapters.splice import replace_model
 from lcp_gateway.http.context import CONTEXT, RequestContext
 from lcp_gateway.http.errors import PAYMENT_HEADER, bad_request
@@ -17,8 +17,8 @@ from lcp_gateway.http.openai.request_body import parse_object, read_body
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.responses.request_options import InvalidOption, read_options
 from lcp_gateway.routing.offers import Offers
-from lcp_gateway.stored.wishes import BadWish, read_wishes
 
 COUNT_HEADER = "X-Lcp-Token-Count"
 """Says whether a count is ``exact``, told by a node that has the model, or an ``estimate`` of the gateway."""
@@ -134,8 +134,8 @@ def _check_input(document: Mapping[str, Any]) -> None:
 
 def _previous(document: Mapping[str, Any]) -> str | None:
     try:
-        return read_wishes(_KIND, document).previous_response_id
-    except BadWish as error:
+        return read_options(_KIND, document).previous_response_id
+    except InvalidOption as error:
         raise bad_request(error.message, error.param, error.code) from None
 
 
@@ -145,7 +145,7 @@ def _with_model(body: bytes, document: Mapping[str, Any], model: str) -> bytes:
     if named == model:
         return body
     if named is None:
-        return rewrite(body, {"model": json.dumps(model).encode("ascii")})
+        return rewrite_object(body, {"model": json.dumps(model).encode("ascii")})
     try:
         return replace_model(body, model)
     except ValueError:

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from lcp_gateway.adapters.members import rewrite
+from lcp_gateway.adapters.json_bytes import rewrite_object
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.purchase.task import SUBJECTS, Task, TaskKind, output_limit
 
@@ -94,7 +94,7 @@ def parse_request(kind: TaskKind, body: bytes, default_model: str = "") -> Parse
     if _may_repeat_model(body) and _top_level_keys(body).count("model") > 1:
         raise bad_request("the body names model more than once", "model", "duplicate_parameter")
     if default_model and document.get("model") is None and kind is not TaskKind.EMBEDDINGS:
-        body = rewrite(body, {"model": json.dumps(default_model).encode("ascii")})
+        body = rewrite_object(body, {"model": json.dumps(default_model).encode("ascii")})
         document = {**document, "model": default_model}
     model = _model(document)
     _check_subject(document, SUBJECTS[kind])

@@ -9,11 +9,11 @@ import orjson
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.accounts.ports import InvoicesAway
-from lcp_gateway.accounts.records import AccountError
-from lcp_gateway.accounts.wallet import NoTill, Wallet
+from lcp_gateway.accounts.models import AccountError
+from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable
+from lcp_gateway.accounts.wallet import TopupsDisabled, Wallet
 from lcp_gateway.adapters.completions import FromChatStream, from_chat, to_chat
-from lcp_gateway.adapters.routing_info import IntoStream, header_value, into_result
+from lcp_gateway.adapters.routing_info import RoutingInfoStream, add_to_result, header_value
 from lcp_gateway.http.context import RequestContext
 from lcp_gateway.http.error_mapping import map_error, map_purchase_error
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, quote_headers
@@ -28,9 +28,9 @@ from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.refunds import WORDS, Refund
 from lcp_gateway.purchase.service import PurchaseService
-from lcp_gateway.stored.given_ids import GivenId
-from lcp_gateway.stored.recordings import response_id
-from lcp_gateway.stored.replay import with_changes
+from lcp_gateway.responses.documents import find_id
+from lcp_gateway.responses.ids import IdInjector
+from lcp_gateway.responses.replay import with_changes
 from lcp_gateway.telemetry.metrics import Metrics
 
 JSON = "application/json; charset=utf-8"
@@ -175,7 +175,7 @@ class ChargeReport:
         try:
             async with self._api_limits.place(account(account_id)):
                 topup = await self._wallet.fill_for(account_id, missing_msat)
-        except (ApiError, NoTill, InvoicesAway, AccountError):
+        except (ApiError, TopupsDisabled, InvoiceServiceUnavailable, AccountError):
             return refusal
         except Exception as problem:  # noqa: BLE001 - the refusal stands whatever became of the invoice
             self._log.warning("a top-up cannot be made", error=type(problem).__name__)
@@ -250,12 +250,12 @@ class ResultTransform:
                 body = from_chat(body, self._plan)
             except ValueError as error:
                 raise self._undelivered(error) from error
-        if self._given_id and response_id((body,), stream=False) is None:
+        if self._given_id and find_id((body,), stream=False) is None:
             # What is no JSON object has no place for an id, and is not stored either.
             with suppress(ValueError):
                 body = with_changes(body, {"id": self._given_id})
         if self._tells_inside and self._info is not None:
-            body = into_result(body, self._info)
+            body = add_to_result(body, self._info)
         return body
 
     def stream(self, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
@@ -264,9 +264,9 @@ class ResultTransform:
         if self._plan is not None:
             steps.append(FromChatStream(self._plan))
         if self._given_id:
-            steps.append(GivenId(self._given_id))
+            steps.append(IdInjector(self._given_id))
         if self._tells_inside and self._info is not None:
-            steps.append(IntoStream(self._info))
+            steps.append(RoutingInfoStream(self._info))
         return self._through(chunks, steps) if steps else chunks
 
     async def _through(

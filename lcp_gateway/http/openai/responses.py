@@ -16,16 +16,16 @@ from lcp_gateway.http.openai.response import EVENTS, JSON, STREAM_HEADERS
 from lcp_gateway.http.openai.sse_relay import SseRelay
 from lcp_gateway.purchase.errors import Undelivered
 from lcp_gateway.purchase.task import TaskKind
-from lcp_gateway.stored.background import BackgroundJob, Status
-from lcp_gateway.stored.chain import joined
-from lcp_gateway.stored.items import Item, Kind
-from lcp_gateway.stored.replay import EventChanges, as_events, end_event, is_readable
-from lcp_gateway.stored.slices import object_of
-from lcp_gateway.stored.store import Store
+from lcp_gateway.responses.background import BackgroundJob, ResponseStatus
+from lcp_gateway.responses.history import join_segments
+from lcp_gateway.responses.items import Item, ItemKind
+from lcp_gateway.responses.replay import EventRewriter, end_event, is_readable, to_events
+from lcp_gateway.responses.slices import object_or_none
+from lcp_gateway.responses.store import ResponseStore
 
 # A stored stream is handed on in pieces of this size, so that a long one keeps nobody else waiting.
 _PIECE_BYTES = 65_536
-_FAILED = (Status.FAILED, Status.CANCELLED)
+_FAILED = (ResponseStatus.FAILED, ResponseStatus.CANCELLED)
 _NOTHING = -1
 """What a replay from the beginning starts after."""
 
@@ -35,7 +35,7 @@ class ResponseRoutes:
 
     def __init__(
         self,
-        store: Store[Item],
+        store: ResponseStore[Item],
         jobs: BackgroundResponses,
         *,
         heartbeat_s: float,
@@ -55,7 +55,7 @@ class ResponseRoutes:
             if stream:
                 return await self.follow(request, job, starting_after)
             return _json(*self._jobs.shown(job))
-        item = self._store.get(owner, Kind.RESPONSE, response_id)
+        item = self._store.get(owner, ItemKind.RESPONSE, response_id)
         left = None if item is None else await self._jobs.learnt(owner, item)
         if item is not None and left is None:
             if stream:
@@ -76,7 +76,9 @@ class ResponseRoutes:
         job = self._jobs.find(owner, response_id)
         if job is not None:
             await self._jobs.cancel(job)
-        found = self._store.remove(owner, Kind.RESPONSE, response_id) is not None or job is not None
+        found = (
+            self._store.remove(owner, ItemKind.RESPONSE, response_id) is not None or job is not None
+        )
         # A job that was left behind is nothing that a store holds, and one that has just ended is still written down.
         was_left = await self._jobs.forget(owner, response_id)
         if not (found or was_left):
@@ -89,7 +91,7 @@ class ResponseRoutes:
         job = self._jobs.find(owner, response_id)
         if job is not None:
             await self._jobs.cancel(job)
-        item = self._store.get(owner, Kind.RESPONSE, response_id)
+        item = self._store.get(owner, ItemKind.RESPONSE, response_id)
         if item is None and job is not None:
             # It is larger than what can be stored.
             return _json(*self._jobs.shown(job))
@@ -110,13 +112,13 @@ class ResponseRoutes:
     async def input_items(self, request: web.Request) -> web.Response:
         """Serve GET /v1/responses/{response_id}/input_items: all that led to it, the earlier turns too."""
         owner, response_id = _whose(request)
-        found = self._store.get(owner, Kind.RESPONSE, response_id) or self._jobs.find(
+        found = self._store.get(owner, ItemKind.RESPONSE, response_id) or self._jobs.find(
             owner, response_id
         )
         if found is None:
             raise self._not_found()
         return page_response(
-            request.query, joined(found.inputs), response_id, input_item, order="desc"
+            request.query, join_segments(found.inputs), response_id, input_item, order="desc"
         )
 
     def _not_found(self) -> ApiError:
@@ -152,7 +154,7 @@ class ResponseRoutes:
                 head = await answer.wait_head()
         if head is not None and is_readable(head.content_type, head.content_encoding):
             changes = {"id": job.id, **job.changes}
-            step = EventChanges(changes, starting_after=starting_after, is_open=True)
+            step = EventRewriter(changes, starting_after=starting_after, is_open=True)
             try:
                 async for chunk in answer.chunks():
                     if found := step.feed(chunk):
@@ -165,7 +167,7 @@ class ResponseRoutes:
                 yield last
             return
         await ended(answer)
-        item = self._store.get(job.owner, Kind.RESPONSE, job.id)
+        item = self._store.get(job.owner, ItemKind.RESPONSE, job.id)
         if item is not None:
             async for chunk in _events_of(item, starting_after):
                 yield chunk
@@ -173,7 +175,7 @@ class ResponseRoutes:
     def _end_of_job(self, job: BackgroundJob, number: int) -> bytes | None:
         """Return what ends the stream of a job that came to an error; None where nothing is known of it."""
         error = job.answer.error
-        item = self._store.get(job.owner, Kind.RESPONSE, job.id)
+        item = self._store.get(job.owner, ItemKind.RESPONSE, job.id)
         if error is None or item is None:
             return None
         if isinstance(error, Undelivered) and error.is_told:
@@ -248,7 +250,7 @@ async def _events_of(item: Item, starting_after: int) -> AsyncGenerator[bytes, N
         is_open = bool(item.opening)
         if is_open and starting_after < 0:
             yield item.opening
-        step = EventChanges(item.changes, starting_after=starting_after, is_open=is_open)
+        step = EventRewriter(item.changes, starting_after=starting_after, is_open=is_open)
         for block in item.blocks:
             for start in range(0, len(block), _PIECE_BYTES):
                 # Other streams go on between the pieces.
@@ -264,9 +266,9 @@ async def _events_of(item: Item, starting_after: int) -> AsyncGenerator[bytes, N
 
 async def _events_in(document: bytes, starting_after: int) -> AsyncGenerator[bytes, None]:
     """Give the events that a response amounts to."""
-    step = EventChanges({}, starting_after=starting_after)
-    found = step.feed(as_events(document)) + step.rest()
-    if not found and (object_of(document) or {}).get("status") in _FAILED:
+    step = EventRewriter({}, starting_after=starting_after)
+    found = step.feed(to_events(document)) + step.rest()
+    if not found and (object_or_none(document) or {}).get("status") in _FAILED:
         # It was cut in a stream with more events than it amounts to: whoever comes back for the rest is to hear the end.
         found = end_event(document, starting_after + 1)
     yield found

@@ -10,7 +10,7 @@ from contextlib import aclosing
 import orjson
 from aiohttp import HttpVersion11, web
 
-from lcp_gateway.adapters.documents import is_event_stream
+from lcp_gateway.adapters.json_bytes import is_event_stream
 from lcp_gateway.adapters.sse import ends_event
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.purchase.task import TaskKind

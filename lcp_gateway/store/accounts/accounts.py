@@ -16,7 +16,7 @@ from sqlalchemy import (
     update,
 )
 
-from lcp_gateway.accounts.records import Account, Balance, Listing, NoSuchAccount, check_text
+from lcp_gateway.accounts.models import Account, AccountNotFound, Balance, Listing, check_text
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.store.accounts.admin_log import write_act
 from lcp_gateway.store.database import cursors
@@ -76,7 +76,7 @@ def check_lives(connection: Connection, account_id: str) -> None:
     """
     lives = connection.execute(_LIVES.with_for_update(read=True), {"of_account": account_id})
     if lives.scalar() is None:
-        raise NoSuchAccount
+        raise AccountNotFound
 
 
 class Accounts:
@@ -136,7 +136,7 @@ class Accounts:
         def work(connection: Connection) -> None:
             values = {"of_account": account_id, "new_name": name}
             if not connection.execute(_RENAME, values).rowcount:
-                raise NoSuchAccount
+                raise AccountNotFound
             write_act(connection, at, actor, "account.rename", account_id)
 
         await self._database.write(work)
@@ -154,7 +154,7 @@ class Accounts:
         def work(connection: Connection) -> None:
             of_account = {"of_account": account_id}
             if not connection.execute(_FORGET_NAME, {**of_account, "now": now}).rowcount:
-                raise NoSuchAccount
+                raise AccountNotFound
             number = cursors.take_next(connection, cursors.KEYS)
             connection.execute(_REVOKE_ALL, {**of_account, "now": now, "number": number})
             connection.execute(_FORGET_KEY_NAMES, of_account)

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, insert, select
 
-from lcp_gateway.accounts.records import AdminAct, Listing
+from lcp_gateway.accounts.models import AdminAction, Listing
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import admin_log
 from lcp_gateway.store.database.times import from_micros, to_micros
@@ -48,7 +48,7 @@ class AdminLog:
             lambda connection: write_act(connection, at, actor, action, target, **detail)
         )
 
-    async def page(self, *, limit: int = 100, after: str | None = None) -> Listing[AdminAct]:
+    async def page(self, *, limit: int = 100, after: str | None = None) -> Listing[AdminAction]:
         """Give what was done, the newest first, at most 1,000 at a time.
 
         Raises:
@@ -59,9 +59,9 @@ class AdminLog:
         if after is not None:
             query = query.where(admin_log.c.id < int(after))
 
-        def work(connection: Connection) -> list[AdminAct]:
+        def work(connection: Connection) -> list[AdminAction]:
             return [
-                AdminAct(
+                AdminAction(
                     row["id"],
                     from_micros(row["at"]),
                     row["actor"],

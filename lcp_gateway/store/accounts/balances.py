@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import BindParameter, Connection, Select, bindparam, insert, select, update
 
-from lcp_gateway.accounts.records import Balance, Cause
+from lcp_gateway.accounts.models import Balance, Cause
 from lcp_gateway.purchase.money import LARGEST_MSAT, Msat
 from lcp_gateway.store.database.schema import balances, ledger_entries
 from lcp_gateway.store.database.statements import execute_in, execute_many

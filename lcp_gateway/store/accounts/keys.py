@@ -19,10 +19,10 @@ from sqlalchemy import (
     update,
 )
 
-from lcp_gateway.accounts.caller import KeyRules, Scope
-from lcp_gateway.accounts.keys import new_key
-from lcp_gateway.accounts.records import (
-    BadAmount,
+from lcp_gateway.accounts.callers import KeyRules, Scope
+from lcp_gateway.accounts.keys import generate_key
+from lcp_gateway.accounts.models import (
+    InvalidAmount,
     KeyChanges,
     KeyKind,
     KeyRecord,
@@ -83,7 +83,7 @@ class Keys:
         """
         name = check_text(name, "name")
         _check(rules)
-        made = new_key()
+        made = generate_key()
         key_id = f"key_{secrets.token_hex(8)}"
 
         def work(connection: Connection) -> KeyRecord:
@@ -171,9 +171,9 @@ class Keys:
 
 def _check(rules: KeyRules) -> None:
     if any(not 0 <= getattr(rules, number) < LARGEST_AMOUNT for number in _NUMBERS):
-        raise BadAmount
+        raise InvalidAmount
     if len(rules.models) > _MOST_MODELS:
-        raise BadAmount
+        raise InvalidAmount
     for model in rules.models:
         check_text(model, "model's name")
 

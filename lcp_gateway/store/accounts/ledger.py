@@ -14,14 +14,14 @@ from itertools import islice
 from sqlalchemy import Connection, and_, case, func, select
 from sqlalchemy.exc import IntegrityError
 
-from lcp_gateway.accounts.records import (
+from lcp_gateway.accounts.models import (
+    AccountNotFound,
+    AdjustmentExceedsBalance,
+    AdjustmentIdReused,
     Audit,
-    BadAmount,
     Balance,
-    BalanceTooLow,
     Cause,
-    IdReused,
-    NoSuchAccount,
+    InvalidAmount,
     Statement,
     StatementLine,
     TopupState,
@@ -290,7 +290,7 @@ class Ledger:
             BadText: the reason cannot be one.
         """
         if not 0 < abs(amount_msat) < LARGEST_AMOUNT:
-            raise BadAmount
+            raise InvalidAmount
         reason = check_text(reason, "reason")
         name = f"adj_{secrets.token_hex(12)}" if adjustment_id is None else adjustment_id
 
@@ -299,11 +299,11 @@ class Ledger:
             moved.lock(connection, [account_id])
             before = moved.get(account_id)
             if before is None:
-                raise NoSuchAccount
+                raise AccountNotFound
             if _is_done(connection, account_id, amount_msat, name):
                 return before
             if before.available_msat + amount_msat < 0:
-                raise BalanceTooLow(before.available_msat)
+                raise AdjustmentExceedsBalance(before.available_msat)
             moved.move(account_id, amount_msat, Cause.ADJUSTMENT, name, to_micros(at))
             moved.write(connection)
             write_act(
@@ -322,7 +322,7 @@ class Ledger:
             return await self._database.write(work)
         except (IntegrityError, sqlite3.IntegrityError):
             # Another gateway used the id for another account at the same moment.
-            raise IdReused from None
+            raise AdjustmentIdReused from None
 
     async def audit(self) -> Audit:
         """Look whether all the books agree with one another. Reads everything there is: not for every minute."""
@@ -343,5 +343,5 @@ def _is_done(connection: Connection, account_id: str, amount_msat: int, name: st
     )
     found = {book: amount for book, amount in connection.execute(query)}  # noqa: C416 - rows are no pairs to a type checker
     if found and found.get(book_of(account_id)) != amount_msat:
-        raise IdReused
+        raise AdjustmentIdReused
     return bool(found)

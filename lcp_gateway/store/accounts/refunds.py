@@ -15,11 +15,11 @@ from sqlalchemy import (
     update,
 )
 
-from lcp_gateway.accounts.records import (
+from lcp_gateway.accounts.models import (
     Cause,
     Listing,
-    NoSuchPurchase,
-    NotWithheld,
+    PurchaseNotFound,
+    RefundNotWithheld,
     RefundRecord,
     check_text,
 )
@@ -128,12 +128,12 @@ class Refunds:
         def work(connection: Connection) -> tuple[RefundRecord, bool]:
             row = connection.execute(_ONE, {"of_job": job_id}).mappings().one_or_none()
             if row is None:
-                raise NoSuchPurchase
+                raise PurchaseNotFound
             if row["refund"] != Refund.WITHHELD:
                 if row["refund"] == decided:
                     return _record(row), False
                 found = None if row["refund"] is None else Refund(row["refund"])
-                raise NotWithheld(State(row["state"]), found)
+                raise RefundNotWithheld(State(row["state"]), found)
             micros, account_id, amount_msat = to_micros(at), row["account_id"], row["charge_msat"]
             connection.execute(
                 _DECIDE,

@@ -19,14 +19,14 @@ from sqlalchemy import (
     update,
 )
 
-from lcp_gateway.accounts.records import (
-    BadAmount,
+from lcp_gateway.accounts.models import (
     Cause,
     Credit,
+    InvalidAmount,
     Listing,
-    Purpose,
-    TooManyOpen,
+    TooManyOpenTopups,
     Topup,
+    TopupPurpose,
     TopupState,
     check_text,
 )
@@ -85,7 +85,7 @@ class Topups:
         expires_at: datetime,
         at: datetime,
         memo: str = "",
-        purpose: Purpose = Purpose.TOPUP,
+        purpose: TopupPurpose = TopupPurpose.TOPUP,
         most_open: int = 0,
     ) -> Topup:
         """Write down an invoice before anybody is shown it. ``most_open`` bounds the unpaid ones of an account; 0 does not.
@@ -99,7 +99,7 @@ class Topups:
             BadText: the memo cannot be one.
         """
         if not 0 < amount_msat < LARGEST_AMOUNT:
-            raise BadAmount
+            raise InvalidAmount
         topup = Topup(
             id=f"top_{secrets.token_hex(12)}",
             account_id=account_id or new_account_id(),
@@ -120,7 +120,7 @@ class Topups:
                     # The locked row keeps another gateway from counting at the same time.
                     Balances().lock(connection, [account_id])
                     if _count(connection, to_micros(at), account_id, purpose) >= most_open:
-                        raise TooManyOpen(most_open)
+                        raise TooManyOpenTopups(most_open)
             connection.execute(insert(topups).values(_values(topup)))
 
         await self._database.write(work)
@@ -170,7 +170,7 @@ class Topups:
         )
 
     async def open_count(
-        self, at: datetime, *, account_id: str | None = None, purpose: Purpose | None = None
+        self, at: datetime, *, account_id: str | None = None, purpose: TopupPurpose | None = None
     ) -> int:
         """Count what is unpaid and can be paid still: of an account, for a purpose, or in all."""
         return await self._database.read(
@@ -196,7 +196,7 @@ class Topups:
             BadAmount: nothing can have been paid like this.
         """
         if not 0 < received_msat < LARGEST_AMOUNT:
-            raise BadAmount
+            raise InvalidAmount
         now = to_micros(at)
 
         def work(connection: Connection) -> Credit | None:
@@ -229,7 +229,7 @@ class Topups:
             lambda connection: connection.execute(_END, values).rowcount > 0
         )
 
-    async def make_room(self, at: datetime, *, purpose: Purpose, most_open: int) -> int:
+    async def make_room(self, at: datetime, *, purpose: TopupPurpose, most_open: int) -> int:
         """Give up the oldest unpaid top-ups of a purpose, so that fewer than a bound are left; gives how many.
 
         They can still be paid, and are credited then.
@@ -284,7 +284,7 @@ class Topups:
 
 
 def _credit(connection: Connection, topup: Topup, received_msat: Msat, at: datetime) -> None:
-    if topup.purpose is Purpose.L402 and not is_there(connection, topup.account_id):
+    if topup.purpose is TopupPurpose.L402 and not is_there(connection, topup.account_id):
         make_account(connection, topup.account_id, _NAME_OF_PAYERS, at)
     moved = Balances()
     moved.move(topup.account_id, received_msat, Cause.TOPUP, topup.id, to_micros(at))
@@ -293,7 +293,7 @@ def _credit(connection: Connection, topup: Topup, received_msat: Msat, at: datet
 
 
 def _count(
-    connection: Connection, now: int, account_id: str | None, purpose: Purpose | None
+    connection: Connection, now: int, account_id: str | None, purpose: TopupPurpose | None
 ) -> int:
     query = (
         select(func.count())
@@ -340,7 +340,7 @@ def _topup(row: RowMapping) -> Topup:
         payment_request=row["payment_request"],
         memo=row["memo"],
         state=TopupState(row["state"]),
-        purpose=Purpose(row["purpose"]),
+        purpose=TopupPurpose(row["purpose"]),
         created_at=from_micros(row["created_at"]),
         expires_at=from_micros(row["expires_at"]),
         settled_at=None if settled_at is None else from_micros(settled_at),

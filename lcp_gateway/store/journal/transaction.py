@@ -15,8 +15,8 @@ from sqlalchemy import (
     select,
 )
 
-from lcp_gateway.accounts.caller import L402_KEY_PREFIX
-from lcp_gateway.accounts.records import Cause
+from lcp_gateway.accounts.callers import L402_KEY_PREFIX
+from lcp_gateway.accounts.models import Cause
 from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.journal import (
     Budget,

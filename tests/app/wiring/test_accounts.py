@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 import structlog
 
-from lcp_gateway.accounts.caller import KeyRules
-from lcp_gateway.accounts.jobs_per_key import TooManyJobs
+from lcp_gateway.accounts import key_sync as app_keys
+from lcp_gateway.accounts.callers import KeyRules
+from lcp_gateway.accounts.key_sync import KeySync
 from lcp_gateway.accounts.keys import KeyCache
-from lcp_gateway.app import keys as app_keys
+from lcp_gateway.accounts.limits.concurrency import TooManyConcurrentJobs
 from lcp_gateway.app.background_tasks import BackgroundTasks
-from lcp_gateway.app.keys import KeyKeeper
 from lcp_gateway.app.prices import tariff
 from lcp_gateway.app.wiring import accounts
 from lcp_gateway.app.wiring.accounts import credit_observer, l402_secret, open_access
@@ -178,7 +178,7 @@ async def test_what_runs_counts_against_a_limit_that_is_set_later():
     caller = SimpleNamespace(key_id="k", rules=KeyRules())
     async with shop(none) as it:
         lease = await parts_of(it, none).admission.job(caller)
-        with pytest.raises(TooManyJobs):
+        with pytest.raises(TooManyConcurrentJobs):
             await parts_of(it, one).admission.job(caller)
         await lease.give_back()
         await parts_of(it, one).admission.job(caller)
@@ -189,7 +189,7 @@ async def test_what_runs_counts_against_a_limit_that_is_set_later():
 
 @pytest.fixture
 async def keeper(bank):  # noqa: F811 - the fixture
-    keeper = KeyKeeper(bank.keys, KeyCache(), LOG, unavailable=(DatabaseUnavailable,))
+    keeper = KeySync(bank.keys, KeyCache(), LOG, unavailable=(DatabaseUnavailable,))
     await keeper.load()
     return keeper
 

@@ -7,9 +7,9 @@ from lcp_gateway.app.wiring.responses import open_stored_state, purge, store_lim
 from lcp_gateway.config import Settings
 from lcp_gateway.http.gateway.api_limits import ApiLimits
 from lcp_gateway.http.openai.admission import JobsInFlight
+from lcp_gateway.responses.items import Item, ItemKind
+from lcp_gateway.responses.store import StoreLimits
 from lcp_gateway.store.journal.writer import NullJournal
-from lcp_gateway.stored.items import Item, Kind
-from lcp_gateway.stored.store import StoreLimits
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 from tests.support.shop import world
@@ -30,7 +30,7 @@ def kept(**settings):
 
 
 def item(number):
-    return Item(Kind.RESPONSE, f"resp_{number}", 7, "m", (b"{}",), stream=False)
+    return Item(ItemKind.RESPONSE, f"resp_{number}", 7, "m", (b"{}",), stream=False)
 
 
 def value(metrics, name, **labels):

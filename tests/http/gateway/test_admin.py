@@ -315,7 +315,7 @@ async def test_everything_that_an_administrator_does_is_written_down(gateway, ac
 
 
 async def test_an_administrators_key_of_an_account_is_named_in_the_log(gateway, account_id):
-    from lcp_gateway.accounts.caller import Scope
+    from lcp_gateway.accounts.callers import Scope
 
     key = await gateway.key(
         account_id,

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from lcp_gateway.accounts.caller import Caller, KeyRules
+from lcp_gateway.accounts.callers import Caller, KeyRules
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.gateway.api_limits import (
     ApiCaller,

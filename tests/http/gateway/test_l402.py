@@ -10,10 +10,9 @@ from aiohttp.test_utils import make_mocked_request
 from yarl import URL
 
 from lcp_gateway.accounts.l402 import Issuer, parse
-from lcp_gateway.accounts.rate_limits import RateLimits
-from lcp_gateway.accounts.rates import Rates
-from lcp_gateway.accounts.records import Purpose, TopupState
-from lcp_gateway.accounts.windows import MemoryWindows
+from lcp_gateway.accounts.limits.rate_counters import MemoryWindows, RateLimits
+from lcp_gateway.accounts.limits.rates import Rates
+from lcp_gateway.accounts.models import TopupPurpose, TopupState
 from lcp_gateway.http.gateway import l402 as door
 from tests.http.front import PAGE, SECRET, front
 
@@ -184,7 +183,7 @@ async def test_where_too_many_are_unpaid_the_oldest_gives_way_and_can_still_be_p
     account_id = await bank.customer()
     topup = await bank.wallet().top_up(account_id, 1_000)
     open_ones = [await challenged(gateway) for _ in range(5)]
-    assert await bank.topups.open_count(datetime.now(UTC), purpose=Purpose.L402) == 3
+    assert await bank.topups.open_count(datetime.now(UTC), purpose=TopupPurpose.L402) == 3
     states = [(await bank.topups.by_payment_hash(i.payment_hash)).state for _, i in open_ones]
     assert states == [TopupState.CANCELED] * 2 + [TopupState.OPEN] * 3
     assert (await bank.topups.get(topup.id)).state is TopupState.OPEN, "top-ups are not touched"

@@ -5,12 +5,15 @@ from contextlib import suppress
 
 import pytest
 
-from lcp_gateway.accounts.caller import Caller, KeyRules
-from lcp_gateway.accounts.jobs_per_key import JobsPerKey, MemoryLeases, TooManyJobs
-from lcp_gateway.accounts.rate_limits import RateLimits
-from lcp_gateway.accounts.rates import Allowance, Kind, LimitedBy, RateLimited, Rates
-from lcp_gateway.accounts.replicas import ShieldedCalls
-from lcp_gateway.accounts.windows import MemoryWindows
+from lcp_gateway.accounts.callers import Caller, KeyRules
+from lcp_gateway.accounts.limits.concurrency import (
+    ConcurrencyLimits,
+    MemoryLeases,
+    TooManyConcurrentJobs,
+)
+from lcp_gateway.accounts.limits.rate_counters import MemoryWindows, RateLimits
+from lcp_gateway.accounts.limits.rates import Allowance, LimitedBy, RateKind, RateLimited, Rates
+from lcp_gateway.accounts.shared.outage import ShieldedCalls
 from lcp_gateway.http.authentication import ANONYMOUS
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.openai.admission import Admission
@@ -28,7 +31,7 @@ def task(model: str = "m", size: int = 400) -> Task:
 
 
 def admission(*, jobs: int = 0, limits: RateLimits | None = None) -> Admission:
-    return Admission(limits, JobsPerKey(MemoryLeases(), default=jobs), lambda name: name)
+    return Admission(limits, ConcurrencyLimits(MemoryLeases(), default=jobs), lambda name: name)
 
 
 def placed(who: Caller, model: str = "m", limit_msat=None):
@@ -87,11 +90,11 @@ def test_a_key_buys_no_other_model(model):
 async def test_a_key_has_so_many_jobs_at_once_and_the_place_is_free_when_one_ends():
     gate, who = admission(), caller(concurrent_jobs=2)
     first, _second = await gate.job(who), await gate.job(who)
-    with pytest.raises(TooManyJobs):
+    with pytest.raises(TooManyConcurrentJobs):
         await gate.job(who)
     await first.give_back()
     await gate.job(who)
-    with pytest.raises(TooManyJobs):
+    with pytest.raises(TooManyConcurrentJobs):
         await gate.job(who)
 
 
@@ -101,7 +104,7 @@ async def test_the_jobs_of_those_who_need_no_key_are_not_counted():
         await gate.job(ANONYMOUS)
     # The same gate counts the jobs of a key.
     await gate.job(caller())
-    with pytest.raises(TooManyJobs):
+    with pytest.raises(TooManyConcurrentJobs):
         await gate.job(caller())
 
 
@@ -148,7 +151,7 @@ def calls():
 
 
 def of_redis(slow, calls, limits=None) -> Admission:
-    return Admission(limits, JobsPerKey(slow, default=1), lambda name: name, shielded=calls)
+    return Admission(limits, ConcurrencyLimits(slow, default=1), lambda name: name, shielded=calls)
 
 
 async def left_during(slow, work) -> None:
@@ -256,7 +259,7 @@ async def test_the_whole_gateways_limit_holds_for_those_without_a_key_too(clock)
         await gate.count(ANONYMOUS, task())
     with pytest.raises(RateLimited) as caught:
         await gate.count(ANONYMOUS, task())
-    assert (caught.value.limited_by, caught.value.kind) == (LimitedBy.GATEWAY, Kind.REQUESTS)
+    assert (caught.value.limited_by, caught.value.kind) == (LimitedBy.GATEWAY, RateKind.REQUESTS)
 
 
 async def test_those_without_a_key_are_not_one_key_together(clock):
@@ -278,7 +281,9 @@ async def test_what_an_answer_took_stands_in_the_way_of_the_next_request(clock):
 def test_an_alias_and_its_model_are_the_same_to_a_key(listed, asked):
     names = {"gpt-4o-mini": "real"}
     door = Admission(
-        None, JobsPerKey(MemoryLeases(), default=0), resolve=lambda name: names.get(name, name)
+        None,
+        ConcurrencyLimits(MemoryLeases(), default=0),
+        resolve=lambda name: names.get(name, name),
     )
     who = caller(models=frozenset({listed}))
     order = door.order(who, task(asked), request_id="r", limit_msat=None)

@@ -18,8 +18,8 @@ from lcp_gateway.purchase.service import Reason
 from lcp_gateway.purchase.shared import Bought, LostElsewhere
 from lcp_gateway.purchase.states import Event, Verdict
 from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.responses.store import StoreLimits
 from lcp_gateway.store.database.engines import DatabaseUnavailable
-from lcp_gateway.stored.store import StoreLimits
 from tests.http.storing_front import BOB, events, response, storing_front
 from tests.support.came import PAID, order_of
 from tests.support.purchases import quote, stream_events

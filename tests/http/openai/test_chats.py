@@ -5,7 +5,7 @@ import json
 import pytest
 from openai.types.chat import ChatCompletion
 
-from lcp_gateway.stored.store import StoreLimits
+from lcp_gateway.responses.store import StoreLimits
 from tests.http.storing_front import BOB, response, storing_front
 
 CHATS = "/v1/chat/completions"

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from lcp_gateway.stored.items import Kind
+from lcp_gateway.responses.items import ItemKind
 from tests.http.storing_front import BOB, StoreLimits, events, response, storing_front
 from tests.support.purchases import stream_events
 
@@ -230,7 +230,7 @@ async def test_a_default_model_is_bought_where_none_is_named():
         asking = front.ask("POST", "/v1/responses", data=b'{ "input":"hi" }')
         await front.bought(response(), asking)
         assert front.sent() == b'{"input":"hi","model":"house"}'
-        assert front.store.get("key_alice", Kind.RESPONSE, "resp_1").model == "house"
+        assert front.store.get("key_alice", ItemKind.RESPONSE, "resp_1").model == "house"
         await front.idle()
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.openai.history import input_item, not_stored, page_response
-from lcp_gateway.stored.store import Store, StoreLimits
+from lcp_gateway.responses.store import ResponseStore, StoreLimits
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,6 @@ def test_items_that_cannot_be_read_are_an_answer_of_their_own(array):
 
 @pytest.mark.parametrize(("items", "why"), [(0, "max_stored_items is 0"), (1, "was not stored")])
 def test_what_is_not_there_says_why_that_may_be(items, why):
-    error = not_stored(Store(StoreLimits(items, 10, 10)), "response", "response")
+    error = not_stored(ResponseStore(StoreLimits(items, 10, 10)), "response", "response")
     assert (error.status, error.code, error.param) == (404, "response_not_found", "response_id")
     assert why in error.message

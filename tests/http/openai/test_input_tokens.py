@@ -9,16 +9,16 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from lcp_gateway.accounts.caller import Caller, KeyRules
+from lcp_gateway.accounts.callers import Caller, KeyRules
 from lcp_gateway.http.context import CONTEXT, RequestContext
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.openai.admission import Admission
 from lcp_gateway.http.openai.input_tokens import InputTokenRoutes
 from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.responses.token_estimate import estimate_input_tokens
 from lcp_gateway.routing.catalog import Catalog
 from lcp_gateway.routing.offers import Offers
 from lcp_gateway.routing.registry import ModelCard, Registry
-from lcp_gateway.stored.estimate import estimate_input_tokens
 from lcp_gateway.upstreams.openai.connections import VirtualNode
 from lcp_gateway.upstreams.openai.input_tokens import TokenCounter
 from tests.routing.offering import provider

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import structlog
 
-from lcp_gateway.accounts.caller import Caller, KeyRules
+from lcp_gateway.accounts.callers import Caller, KeyRules
 from lcp_gateway.http.context import RequestContext
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.openai import response

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from lcp_gateway.accounts.records import BadText, Balance, NoSuchAccount, check_text
+from lcp_gateway.accounts.models import AccountNotFound, Balance, InvalidText, check_text
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.store.accounts.admin_log import AdminLog
 from lcp_gateway.store.accounts.keys import Keys
@@ -30,7 +30,7 @@ async def test_an_account_shows_what_it_has(accounts, journal, customer):
 
 @pytest.mark.parametrize("name", ["", "   ", "x" * 129, "two\nlines", "a\0b", "\udc80", "a\u202eb"])
 async def test_a_name_has_to_be_readable(accounts, name):
-    with pytest.raises(BadText):
+    with pytest.raises(InvalidText):
         await accounts.create(name, actor="op", at=NOW)
     assert (await accounts.page()).items == []
 
@@ -59,7 +59,7 @@ async def test_an_account_can_be_renamed(accounts):
     made = await accounts.create("old", actor="op", at=NOW)
     await accounts.rename(made.id, "new", actor="op", at=LATER)
     assert (await accounts.get(made.id)).name == "new"
-    with pytest.raises(NoSuchAccount):
+    with pytest.raises(AccountNotFound):
         await accounts.rename("acct_nobody", "new", actor="op", at=LATER)
 
 
@@ -91,7 +91,7 @@ async def test_a_deleted_account_leaves_its_books_and_nothing_that_says_whose_th
         keys.create(account_id, name="k", actor="op", at=LATER),
         asked(topups, account_id, 2),
     ):
-        with pytest.raises(NoSuchAccount):
+        with pytest.raises(AccountNotFound):
             await act
 
 

@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import text
 
-from lcp_gateway.accounts.caller import Caller, KeyRules, Scope
-from lcp_gateway.accounts.records import BadAmount, BadText, KeyKind, NoSuchAccount
+from lcp_gateway.accounts.callers import Caller, KeyRules, Scope
+from lcp_gateway.accounts.models import AccountNotFound, InvalidAmount, InvalidText, KeyKind
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.store.accounts.keys import Keys
 from lcp_gateway.store.database.engines import open_database
@@ -68,10 +68,10 @@ async def test_the_key_itself_is_nowhere(keys, customer, database):
 @pytest.mark.parametrize(
     ("rules", "error"),
     [
-        (KeyRules(max_price_msat=Msat(-1)), BadAmount),
-        (KeyRules(tokens_per_minute=2**63), BadAmount),
-        (KeyRules(models=frozenset({"a\nb"})), BadText),
-        (KeyRules(models=frozenset(str(n) for n in range(101))), BadAmount),
+        (KeyRules(max_price_msat=Msat(-1)), InvalidAmount),
+        (KeyRules(tokens_per_minute=2**63), InvalidAmount),
+        (KeyRules(models=frozenset({"a\nb"})), InvalidText),
+        (KeyRules(models=frozenset(str(n) for n in range(101))), InvalidAmount),
     ],
 )
 async def test_rules_that_make_no_sense_are_refused(keys, customer, rules, error):
@@ -80,7 +80,7 @@ async def test_rules_that_make_no_sense_are_refused(keys, customer, rules, error
 
 
 async def test_a_key_belongs_to_an_account(keys):
-    with pytest.raises(NoSuchAccount):
+    with pytest.raises(AccountNotFound):
         await keys.create("acct_nobody", name="k", actor="op", at=NOW)
 
 

@@ -6,14 +6,14 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import text
 
-from lcp_gateway.accounts.records import (
-    BadAmount,
-    BadText,
+from lcp_gateway.accounts.models import (
+    AccountNotFound,
+    AdjustmentExceedsBalance,
+    AdjustmentIdReused,
     Balance,
-    BalanceTooLow,
     Cause,
-    IdReused,
-    NoSuchAccount,
+    InvalidAmount,
+    InvalidText,
     Totals,
 )
 from lcp_gateway.purchase.money import Msat
@@ -33,7 +33,7 @@ async def adjust(ledger, account_id, amount_msat, **changes):
 async def test_nobody_has_a_balance_that_was_never_made(ledger):
     assert await ledger.balance("acct_nobody") is None
     assert (await ledger.statement("acct_nobody")).lines == []
-    with pytest.raises(NoSuchAccount):
+    with pytest.raises(AccountNotFound):
         await adjust(ledger, "acct_nobody", 1)
 
 
@@ -51,7 +51,7 @@ async def test_an_adjustment_of_one_id_happens_once(ledger, customer):
         after = await adjust(ledger, account_id, 700, adjustment_id="adj_1")
         assert after.balance_msat == 700
     for whom, amount_msat in ((account_id, 701), (other_id, 700)):
-        with pytest.raises(IdReused):
+        with pytest.raises(AdjustmentIdReused):
             await adjust(ledger, whom, amount_msat, adjustment_id="adj_1")
     assert (await ledger.totals()) == Totals(2, Msat(700), Msat(0))
 
@@ -68,7 +68,7 @@ async def test_an_adjustment_of_one_id_by_two_at_once_happens_once(where, ledger
         return_exceptions=True,
     )
     await other_database.close()
-    assert sum(isinstance(outcome, IdReused) for outcome in outcomes) == 2
+    assert sum(isinstance(outcome, AdjustmentIdReused) for outcome in outcomes) == 2
     assert (await ledger.totals()).balance_msat == 700
     assert (await ledger.audit()).ok
 
@@ -76,7 +76,7 @@ async def test_an_adjustment_of_one_id_by_two_at_once_happens_once(where, ledger
 async def test_an_adjustment_takes_nothing_that_is_held(ledger, journal, customer):
     account_id = await customer(2_000)
     await journal.intend(charged(1, account_id))
-    with pytest.raises(BalanceTooLow) as refused:
+    with pytest.raises(AdjustmentExceedsBalance) as refused:
         await adjust(ledger, account_id, -951)
     assert refused.value.available_msat == 950
     assert await adjust(ledger, account_id, -950) == Balance(Msat(1_050), Msat(1_050))
@@ -85,9 +85,9 @@ async def test_an_adjustment_takes_nothing_that_is_held(ledger, journal, custome
 async def test_an_adjustment_has_an_amount_and_a_reason(ledger, customer):
     account_id = await customer(0)
     for amount_msat in (0, 2**50, -(2**50)):
-        with pytest.raises(BadAmount):
+        with pytest.raises(InvalidAmount):
             await adjust(ledger, account_id, amount_msat)
-    with pytest.raises(BadText):
+    with pytest.raises(InvalidText):
         await adjust(ledger, account_id, 1, reason=" ")
 
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lcp_gateway.accounts.records import Balance, BalanceTooLow, IdReused
+from lcp_gateway.accounts.models import AdjustmentExceedsBalance, AdjustmentIdReused, Balance
 from lcp_gateway.purchase.journal import DuplicateIntent, InsufficientBalance, Learnt
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Source
@@ -175,9 +175,9 @@ class Gateway:
                 at=NOW,
                 adjustment_id=self.name(number),
             )
-        except IdReused:
+        except AdjustmentIdReused:
             assert before not in {None, (whose, amount_msat)}
-        except BalanceTooLow as low:
+        except AdjustmentExceedsBalance as low:
             told_msat = low.available_msat
             assert before is None
             assert told_msat == available_msat < -amount_msat

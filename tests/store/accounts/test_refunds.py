@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lcp_gateway.accounts.records import BadText, Cause, NoSuchPurchase, NotWithheld
+from lcp_gateway.accounts.models import Cause, InvalidText, PurchaseNotFound, RefundNotWithheld
 from lcp_gateway.purchase.journal import Learnt
 from lcp_gateway.purchase.outcome import EndedBy, Ending, Received
 from lcp_gateway.purchase.refunds import NO_LIMITS, Refund, RefundLimits
@@ -230,7 +230,7 @@ async def test_a_decision_is_made_once_and_stands_in_the_books(
         assert (decided.refund, decided.amount_msat, is_new) == (refund, EACH, at == 0)
     assert await refunds.get(job(1)) == decided
     assert await refunds.get(job("another")) is None
-    with pytest.raises(NotWithheld, match=str(refund)):
+    with pytest.raises(RefundNotWithheld, match=str(refund)):
         await decide(refunds, not grant)
     record = await books.purchase(job(1))
     assert (record.refund, record.charged_msat) == (refund, 0 if grant else EACH)
@@ -259,18 +259,18 @@ async def test_two_operators_at_once_give_it_back_once(journal, refunds, ledger,
 
 
 async def test_only_what_is_withheld_waits_for_a_decision(journal, refunds, customer):
-    with pytest.raises(NoSuchPurchase):
+    with pytest.raises(PurchaseNotFound):
         await decide(refunds, True)
     account_id = await customer(10_000)
     await journal.intend(charged(1, account_id, refund_undelivered=True))
     journal.note(job(1), State.SETTLED, NOW)
     await written(journal)
-    with pytest.raises(NotWithheld, match="the purchase is settled"):
+    with pytest.raises(RefundNotWithheld, match="the purchase is settled"):
         await decide(refunds, True)
     await undelivered(journal, 2, account_id)
-    with pytest.raises(NotWithheld, match="its charge was given"):
+    with pytest.raises(RefundNotWithheld, match="its charge was given"):
         await decide(refunds, True, number=2)
-    with pytest.raises(BadText):
+    with pytest.raises(InvalidText):
         await decide(refunds, True, number=2, reason="")
 
 

@@ -4,7 +4,7 @@ import asyncio
 import signal
 from datetime import timedelta
 
-from lcp_gateway.accounts.records import Balance
+from lcp_gateway.accounts.models import Balance
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import State

@@ -5,14 +5,14 @@ from datetime import timedelta
 
 import pytest
 
-from lcp_gateway.accounts.records import (
-    BadAmount,
-    BadText,
+from lcp_gateway.accounts.models import (
+    AccountNotFound,
     Balance,
     Cause,
-    NoSuchAccount,
-    Purpose,
-    TooManyOpen,
+    InvalidAmount,
+    InvalidText,
+    TooManyOpenTopups,
+    TopupPurpose,
     TopupState,
 )
 from lcp_gateway.purchase.money import Msat
@@ -26,7 +26,7 @@ async def test_a_topup_waits_until_it_is_paid(topups, ledger, customer):
     account_id = await customer(0)
     made = await asked(topups, account_id, 1, memo="rent")
     assert made.id.startswith("top_") and len(made.id) == 28
-    assert (made.state, made.memo, made.purpose) == (TopupState.OPEN, "rent", Purpose.TOPUP)
+    assert (made.state, made.memo, made.purpose) == (TopupState.OPEN, "rent", TopupPurpose.TOPUP)
     assert await topups.get(made.id) == await topups.by_payment_hash(hash_of(1)) == made
     assert await topups.get("top_none") is None
     assert await topups.by_payment_hash(hash_of(2)) is None
@@ -118,12 +118,12 @@ async def test_unpaid_topups_are_bounded_and_end_with_time(topups, customer):
     account_id, other_id = await customer(0), await customer(0)
     for number in (1, 2):
         await asked(topups, account_id, number, most_open=2)
-    with pytest.raises(TooManyOpen):
+    with pytest.raises(TooManyOpenTopups):
         await asked(topups, account_id, 3, most_open=2)
     await asked(topups, other_id, 4, most_open=2)
     assert await topups.open_count(NOW) == 3
     assert await topups.open_count(NOW, account_id=account_id) == 2
-    assert await topups.open_count(NOW, purpose=Purpose.L402) == 0
+    assert await topups.open_count(NOW, purpose=TopupPurpose.L402) == 0
     assert await topups.open_count(NOW + HOUR) == 0
     await topups.settle(hash_of(1), Msat(1), settle_index=1, at=NOW)
     await asked(topups, account_id, 3, most_open=2)
@@ -140,7 +140,7 @@ async def test_the_bound_holds_for_many_who_ask_at_once(where, topups, customer)
         return_exceptions=True,
     )
     await other_database.close()
-    assert sum(isinstance(outcome, TooManyOpen) for outcome in outcomes) == 9
+    assert sum(isinstance(outcome, TooManyOpenTopups) for outcome in outcomes) == 9
     assert await topups.open_count(NOW, account_id=account_id) == 3
 
 
@@ -159,11 +159,11 @@ async def test_topups_are_listed_the_newest_first_and_open_ones_by_their_end(top
 
 
 async def test_an_account_for_l402_is_made_when_it_is_paid(topups, accounts, ledger):
-    made = await asked(topups, None, 1, purpose=Purpose.L402)
-    unpaid = await asked(topups, None, 2, purpose=Purpose.L402)
+    made = await asked(topups, None, 1, purpose=TopupPurpose.L402)
+    unpaid = await asked(topups, None, 2, purpose=TopupPurpose.L402)
     assert made.account_id.startswith("acct_") and made.account_id != unpaid.account_id
     assert await accounts.get(made.account_id) is None
-    assert await topups.open_count(NOW, purpose=Purpose.L402) == 2
+    assert await topups.open_count(NOW, purpose=TopupPurpose.L402) == 2
     for _ in range(2):
         await topups.settle(hash_of(1), Msat(1_000), settle_index=1, at=NOW)
     account = await accounts.get(made.account_id)
@@ -173,7 +173,7 @@ async def test_an_account_for_l402_is_made_when_it_is_paid(topups, accounts, led
 
 
 async def test_the_top_up_of_a_deleted_account_is_nobodys(topups, accounts):
-    await asked(topups, None, 1, purpose=Purpose.L402)
+    await asked(topups, None, 1, purpose=TopupPurpose.L402)
     assert await topups.of_living_account(hash_of(9)) is None
     unpaid = await topups.of_living_account(hash_of(1))
     await topups.settle(hash_of(1), Msat(1_000), settle_index=1, at=NOW)
@@ -188,14 +188,16 @@ async def test_room_is_made_by_giving_up_the_oldest_unpaid_of_a_purpose(topups, 
     account_id = await customer(0)
     of_customer = await asked(topups, account_id, 1, at=NOW - HOUR / 2)
     made = [
-        await asked(topups, None, number, purpose=Purpose.L402, at=NOW + timedelta(seconds=number))
+        await asked(
+            topups, None, number, purpose=TopupPurpose.L402, at=NOW + timedelta(seconds=number)
+        )
         for number in range(2, 8)
     ]
     await topups.settle(hash_of(2), Msat(1), settle_index=1, at=NOW)
     now = NOW + timedelta(seconds=10)
-    assert await topups.make_room(now, purpose=Purpose.L402, most_open=6) == 0
-    assert await topups.make_room(now, purpose=Purpose.L402, most_open=4) == 2
-    assert await topups.make_room(now, purpose=Purpose.L402, most_open=4) == 0
+    assert await topups.make_room(now, purpose=TopupPurpose.L402, most_open=6) == 0
+    assert await topups.make_room(now, purpose=TopupPurpose.L402, most_open=4) == 2
+    assert await topups.make_room(now, purpose=TopupPurpose.L402, most_open=4) == 0
     states = [(await topups.get(topup.id)).state.value for topup in (of_customer, *made)]
     assert states == ["open", "settled", "canceled", "canceled", "open", "open", "open"]
     credit = await topups.settle(hash_of(3), Msat(7), settle_index=2, at=now)
@@ -205,13 +207,13 @@ async def test_room_is_made_by_giving_up_the_oldest_unpaid_of_a_purpose(topups, 
 async def test_what_makes_no_sense_is_refused(topups, customer):
     account_id = await customer(0)
     for amount_msat in (0, -1, 2**50):
-        with pytest.raises(BadAmount):
+        with pytest.raises(InvalidAmount):
             await asked(topups, account_id, 1, amount_msat=amount_msat)
-        with pytest.raises(BadAmount):
+        with pytest.raises(InvalidAmount):
             await topups.settle(hash_of(1), Msat(amount_msat), settle_index=1, at=NOW)
-    with pytest.raises(BadText):
+    with pytest.raises(InvalidText):
         await asked(topups, account_id, 1, memo="two\nlines")
-    with pytest.raises(NoSuchAccount):
+    with pytest.raises(AccountNotFound):
         await asked(topups, "acct_nobody", 1)
     assert await topups.by_payment_hash(hash_of(1)) is None
 

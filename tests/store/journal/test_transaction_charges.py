@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import text
 
-from lcp_gateway.accounts.records import Balance, Cause
+from lcp_gateway.accounts.models import Balance, Cause
 from lcp_gateway.purchase.journal import (
     Budget,
     BudgetExceeded,

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from lcp_gateway.accounts.caller import L402_KEY_PREFIX
+from lcp_gateway.accounts.callers import L402_KEY_PREFIX
 from lcp_gateway.purchase.journal import KeyRevoked
 from lcp_gateway.store.accounts.accounts import Accounts
 from lcp_gateway.store.accounts.keys import Keys

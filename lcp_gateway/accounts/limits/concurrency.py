@@ -1,0 +1,243 @@
+"""How many jobs of one key may run at once."""
+
+import asyncio
+import contextlib
+import secrets
+from collections import Counter
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+from lcp_gateway.accounts.callers import Caller
+from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, connect
+from lcp_gateway.purchase.errors import Refused
+from lcp_gateway.purchase.ports import StartTask, start_unsupervised
+
+_LEASE_S: Final = 60.0
+# Longer than Redis's time-out, tried twice; whatever takes longer is not a renewal under way.
+_RENEWAL_S: Final = 2.0
+_MS_PER_S = 1_000
+_ID_BYTES = 12
+
+# A key's jobs are a sorted set of their ids by the time, on Redis's own clock, at which each is given up for dead.
+_TAKE = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
+redis.call('ZADD', KEYS[1], now + tonumber(ARGV[3]), ARGV[1])
+redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[3]))
+return 1
+"""
+_RENEW = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1])
+redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[2]))
+"""
+
+
+class TooManyConcurrentJobs(Refused):
+    """The key has as many jobs running as it may."""
+
+    code = "rate_limit_exceeded"
+    may_pass_later = True
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"this key may run {limit} jobs at once; nothing was paid")
+        self.limit = limit
+
+
+class Leases(Protocol):
+    """Where running jobs are counted. A lease that is not renewed for ``lease_s`` runs out; None is never."""
+
+    lease_s: float | None
+
+    async def take(self, key_id: str, lease_id: str, limit: int) -> bool:
+        """Take a lease if the key has fewer than the limit; tell whether it was taken."""
+        ...
+
+    async def renew(self, key_id: str, lease_id: str) -> None:
+        """Say that the job still runs."""
+        ...
+
+    async def give_back(self, key_id: str, lease_id: str) -> None:
+        """Say that it does not."""
+        ...
+
+
+class MemoryLeases:
+    """Counts the jobs of this process; they end with it."""
+
+    lease_s: float | None = None
+
+    def __init__(self) -> None:
+        self._running: Counter[str] = Counter()
+
+    async def take(self, key_id: str, lease_id: str, limit: int) -> bool:  # noqa: ARG002 - a count needs no ids
+        """Take a lease if the key has fewer than the limit."""
+        if self._running[key_id] >= limit:
+            return False
+        self._running[key_id] += 1
+        return True
+
+    async def renew(self, key_id: str, lease_id: str) -> None:
+        """Nothing runs out here."""
+
+    async def give_back(self, key_id: str, lease_id: str) -> None:  # noqa: ARG002 - a count needs no ids
+        """Give a lease back that was taken."""
+        self._running[key_id] -= 1
+        if not self._running[key_id]:
+            del self._running[key_id]
+
+
+class RedisLeases:
+    """Counts the jobs of all replicas; those of one that died run out by themselves.
+
+    Raises:
+        RedisNotInstalled: the extra is not there.
+        ValueError: the URL is none of Redis.
+    """
+
+    def __init__(self, url: str, *, lease_s: float = _LEASE_S) -> None:
+        self._pool: Any = connect(url)
+        from redis.asyncio import Redis  # noqa: PLC0415 - an optional extra, and connect() has it
+
+        self.lease_s: float | None = lease_s
+        self._lease_ms = int(lease_s * _MS_PER_S)
+        self._redis = Redis(connection_pool=self._pool)
+        self._take: Any = self._redis.register_script(_TAKE)
+        self._renew: Any = self._redis.register_script(_RENEW)
+
+    async def take(self, key_id: str, lease_id: str, limit: int) -> bool:
+        """Take a lease if the key has fewer than the limit, on all replicas together."""
+        return bool(await self._take([_name(key_id)], [lease_id, limit, self._lease_ms]))
+
+    async def renew(self, key_id: str, lease_id: str) -> None:
+        """Let a lease run for another whole time."""
+        await self._renew([_name(key_id)], [lease_id, self._lease_ms])
+
+    async def give_back(self, key_id: str, lease_id: str) -> None:
+        """Give a lease back; one that has run out is no error."""
+        await self._redis.zrem(_name(key_id), lease_id)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._pool.disconnect()
+
+
+class Lease:
+    """A job that may run; it is counted until it is given back, once, at the end of the ``async with``."""
+
+    def __init__(
+        self,
+        leases: Leases | None,
+        key_id: str,
+        lease_id: str,
+        start_task: StartTask = start_unsupervised,
+    ) -> None:
+        self._leases = leases
+        self._key_id = key_id
+        self._lease_id = lease_id
+        self._has_ended = asyncio.Event()
+        self._renewing: asyncio.Task[None] | None = None
+        if leases is not None and leases.lease_s is not None:
+            every_s = leases.lease_s / 3
+            self._renewing = start_task(
+                lambda: self._renew(leases, every_s), may_return=self._has_ended.is_set
+            )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.give_back()
+
+    async def give_back(self) -> None:
+        """Give the lease back; a second time does nothing. Where Redis is away it runs out there."""
+        leases, self._leases = self._leases, None
+        if leases is None:
+            return
+        if self._renewing is not None:
+            # Not cancelled: a renewal under way could swallow that and go on, or be written after the lease's end.
+            self._has_ended.set()
+            _, unfinished = await asyncio.wait([self._renewing], timeout=_RENEWAL_S)
+            for renewing in unfinished:
+                renewing.cancel()
+        with contextlib.suppress(*_away()):
+            await leases.give_back(self._key_id, self._lease_id)
+
+    async def _renew(self, leases: Leases, every_s: float) -> None:
+        while not await self._ends_within(every_s):
+            # One that was missed is made up for by the next; two fit into a lease.
+            with contextlib.suppress(*_away()):
+                await leases.renew(self._key_id, self._lease_id)
+
+    async def _ends_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._has_ended.wait()
+        return self._has_ended.is_set()
+
+
+class ConcurrencyLimits:
+    """Lets a key run as many jobs at once as its rules say, or as ``default`` says where they do not; 0 is no limit.
+
+    While a Redis that counts them is away, ``outage`` says what happens; by default jobs run uncounted, and it is
+    reported.
+    """
+
+    def __init__(
+        self,
+        leases: Leases,
+        *,
+        default: int = 0,
+        outage: Outage | None = None,
+        start_task: StartTask = start_unsupervised,
+    ) -> None:
+        """``start_task`` starts what renews a lease for as long as its job runs."""
+        self._leases = leases
+        self._start_task = start_task
+        self._default = default
+        self._outage = outage or Outage()
+
+    async def take(self, caller: Caller | None) -> Lease:
+        """Let a job run, and count it until its lease is given back.
+
+        Raises:
+            TooManyJobs: as many as may run do.
+            LimitsAway: Redis is away, and nothing may run uncounted.
+        """
+        limit = self._default if caller is None else caller.rules.concurrent_jobs or self._default
+        if caller is None or not limit:
+            return Lease(None, "", "")
+        lease_id = secrets.token_hex(_ID_BYTES)
+        if not self._outage.is_on:
+            try:
+                if not await self._leases.take(caller.key_id, lease_id, limit):
+                    raise TooManyConcurrentJobs(limit)
+                return Lease(self._leases, caller.key_id, lease_id, self._start_task)
+            except _away() as error:
+                self._outage.begin(error)
+                self._outage.let_pass()
+                # It may have been counted all the same, and only the answer was lost: it is renewed and given back.
+                return Lease(self._leases, caller.key_id, lease_id, self._start_task)
+        self._outage.let_pass()
+        return Lease(None, "", "")
+
+
+def _name(key_id: str) -> str:
+    return f"{REDIS_KEY_PREFIX}:jobs:{key_id}"
+
+
+def _away() -> tuple[type[Exception], ...]:
+    """Give the errors that say that Redis is away; without its client there are none."""
+    try:
+        from redis.exceptions import RedisError  # noqa: PLC0415 - an optional extra
+    except ImportError:
+        return (OSError,)
+    return (RedisError, OSError)

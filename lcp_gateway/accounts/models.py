@@ -1,0 +1,312 @@
+"""Accounts, keys, top-ups and the ledger as the store keeps them, and what can be wrong with a change of them."""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Generic, TypeVar
+
+from lcp_gateway.accounts.callers import Caller, KeyRules
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.outcome import EndedBy, Received
+from lcp_gateway.purchase.refunds import Refund
+from lcp_gateway.purchase.states import State
+
+T = TypeVar("T")
+
+MAX_TEXT_CHARS = 128
+"""Characters of the name of an account or a key, of a memo and of a reason."""
+
+
+class AccountError(Exception):
+    """A change that cannot be made; nothing was changed. The message is fit for a client."""
+
+
+class AccountNotFound(AccountError):
+    """There is no account of this id, or it was deleted."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no such account")
+
+
+class PurchaseNotFound(AccountError):
+    """The journal has no purchase of this job id."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no such purchase")
+
+
+class RefundNotWithheld(AccountError):
+    """The charge of a purchase waits for no decision; ``refund`` is what became of it, None where there was none."""
+
+    def __init__(self, state: State, refund: Refund | None) -> None:
+        stands = f"its charge was {refund}" if refund else f"the purchase is {state}"
+        super().__init__(f"no refund of this purchase is withheld: {stands}")
+        self.refund = refund
+
+
+class InvalidText(AccountError):
+    """A name, a memo or a reason is empty where it must not be, too long, or not printable."""
+
+
+class InvalidAmount(AccountError):
+    """An amount that nobody has."""
+
+    def __init__(self) -> None:
+        super().__init__("this is no amount that anybody has")
+
+
+class AdjustmentExceedsBalance(AccountError):
+    """An adjustment would take what is held, or what is not there."""
+
+    def __init__(self, available_msat: Msat) -> None:
+        super().__init__(f"only {available_msat} msat of the balance are available")
+        self.available_msat = available_msat
+
+
+class AdjustmentIdReused(AccountError):
+    """The id belongs to another adjustment."""
+
+    def __init__(self) -> None:
+        super().__init__("the id was used for another adjustment before")
+
+
+class TooManyOpenTopups(AccountError):
+    """The account has as many unpaid top-ups as it may."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} top-ups are unpaid; pay one, or wait until they expire")
+        self.limit = limit
+
+
+@dataclass(frozen=True, slots=True)
+class Listing(Generic[T]):
+    """Some of many, the newest first; ``after`` asks for those that follow, and is None at the end."""
+
+    items: Sequence[T]
+    after: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What a customer has: ``held_msat`` of ``balance_msat`` belong to purchases whose end is open."""
+
+    balance_msat: Msat
+    held_msat: Msat
+
+    @property
+    def available_msat(self) -> Msat:
+        """What can be spent."""
+        return Msat(self.balance_msat - self.held_msat)
+
+
+EMPTY_BALANCE = Balance(Msat(0), Msat(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A customer. ``name`` is empty once it is deleted."""
+
+    id: str
+    name: str
+    created_at: datetime
+    deleted_at: datetime | None = None
+    balance: Balance = EMPTY_BALANCE
+
+
+class KeyKind(enum.StrEnum):
+    """How a key is handed in."""
+
+    API = "api"
+    """In a header."""
+    AGENT = "agent"
+    """In the URL, for tools that take nothing else."""
+
+
+def check_text(text: str, what: str, *, may_be_empty: bool = False) -> str:
+    """Give a name, a memo or a reason without the blanks around it; ``what`` says which of them it is.
+
+    Raises:
+        BadText: it cannot be one.
+    """
+    text = text.strip()
+    if not text and not may_be_empty:
+        raise InvalidText(f"a {what} is not empty")
+    if len(text) > MAX_TEXT_CHARS or not text.isprintable():
+        raise InvalidText(f"a {what} is at most {MAX_TEXT_CHARS} printable characters")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """A key as it is stored: never the key itself.
+
+    ``key_hash`` is the SHA-256 of the whole key, ``prefix`` its first ten characters, for display. ``change`` grows with
+    every change of any key.
+    """
+
+    id: str
+    account_id: str
+    key_hash: bytes = field(repr=False)
+    prefix: str
+    name: str
+    kind: KeyKind
+    rules: KeyRules
+    created_at: datetime
+    revoked_at: datetime | None
+    change: int
+
+    @property
+    def caller(self) -> Caller:
+        """Who comes with it."""
+        return Caller(self.id, self.account_id, self.rules)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyChanges:
+    """Keys that changed, or all; ``upto`` is what to ask for the next changes with."""
+
+    records: Sequence[KeyRecord]
+    upto: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key that was just made, with its text: shown once, stored nowhere."""
+
+    record: KeyRecord
+    text: str = field(repr=False)
+
+
+class TopupState(enum.StrEnum):
+    """Where a top-up stands."""
+
+    OPEN = "open"
+    SETTLED = "settled"
+    EXPIRED = "expired"
+    CANCELED = "canceled"
+
+
+class TopupPurpose(enum.StrEnum):
+    """What an invoice of ours is for."""
+
+    TOPUP = "topup"
+    """For an account that is there."""
+    L402 = "l402"
+    """For an account that is made when it is paid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topup:
+    """An invoice that fills a balance. ``received_msat`` is what came, which may be more than was asked."""
+
+    id: str
+    account_id: str
+    payment_hash: bytes
+    amount_msat: Msat
+    payment_request: str
+    memo: str
+    state: TopupState
+    purpose: TopupPurpose
+    created_at: datetime
+    expires_at: datetime
+    settled_at: datetime | None = None
+    settle_index: int | None = None
+    received_msat: Msat | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """A top-up that is settled; ``is_new`` tells whether this very call credited it."""
+
+    topup: Topup
+    is_new: bool
+
+
+class Cause(enum.StrEnum):
+    """Why money moved in the ledger."""
+
+    TOPUP = "topup"
+    PURCHASE = "purchase"
+    REFUND = "refund"
+    ADJUSTMENT = "adjustment"
+
+
+@dataclass(frozen=True, slots=True)
+class StatementLine:
+    """One movement of a customer's balance, and the balance after it.
+
+    ``cause_id`` is the id of the top-up or of the adjustment, or the purchase's job id in hexadecimal digits.
+    """
+
+    id: int
+    at: datetime
+    amount_msat: Msat
+    balance_msat: Msat
+    cause: Cause
+    cause_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """Some lines, the newest first; ``after`` asks for those that follow, and is None at the end."""
+
+    lines: Sequence[StatementLine]
+    after: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What all customers have together."""
+
+    accounts: int
+    balance_msat: Msat
+    held_msat: Msat
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What a look through all the books found: ``problems`` in words, none where they are right.
+
+    ``books`` are the sums of the ledger: what customers have, what came over Lightning (negative), what was earned, and
+    what was adjusted by hand.
+    """
+
+    problems: Sequence[str]
+    totals: Totals
+    books: Mapping[str, Msat]
+    entries: int
+    purchases: int
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether nothing is wrong."""
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True)
+class RefundRecord:
+    """A charge that was to be given back, and what became of it. Times are aware UTC; None means not known."""
+
+    job_id: bytes
+    account_id: str
+    amount_msat: Msat
+    refund: Refund
+    model: str
+    peer_id: str
+    ended_by: EndedBy | None
+    received: Received | None
+    paying_at: datetime
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class AdminAction:
+    """Something that an administrator did. ``detail`` holds no secret and no name."""
+
+    id: int
+    at: datetime
+    actor: str
+    action: str
+    target: str
+    detail: Mapping[str, object]

@@ -1,0 +1,150 @@
+"""What several gateways share for their limits: one Redis, and what happens while it is away."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from lcp_gateway.purchase.errors import Refused
+
+if TYPE_CHECKING:
+    from redis.asyncio import BlockingConnectionPool
+
+T = TypeVar("T")
+
+_MAX_CONNECTIONS = 64
+# Redis answers within a millisecond; one that takes this long is as good as gone.
+_ANSWER_S = 0.5
+_PAUSE_S = 1.0
+# Waiting for a free connection is load, not an outage: a flood of requests must not open the limits.
+_FREE_CONNECTION_S = 10.0
+
+REDIS_KEY_PREFIX: Final = "lcp-gateway"
+"""Begins the name of everything that is kept in Redis."""
+
+
+class RedisNotInstalled(Exception):
+    """Redis is asked for, and its client is not there: it is the extra ``redis``."""
+
+
+class LimitsUnavailable(Refused):
+    """The limits cannot be looked at, and nothing may pass without."""
+
+    code = "limits_unavailable"
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__("the rate limits cannot be checked right now; nothing was paid")
+        self.retry_after_s = retry_after_s
+
+
+def connect(url: str) -> "BlockingConnectionPool":
+    """Give connections to a Redis, of which none is opened yet: ``redis[s]://[[user]:password@]host[:port][/db]``.
+
+    Raises:
+        RedisNotInstalled: the extra is not there.
+        ValueError: the URL is none of Redis.
+    """
+    try:
+        from redis.asyncio import BlockingConnectionPool  # noqa: PLC0415 - an optional extra
+        from redis.asyncio.retry import Retry  # noqa: PLC0415 - an optional extra
+        from redis.backoff import NoBackoff  # noqa: PLC0415 - an optional extra
+    except ImportError:
+        raise RedisNotInstalled("Redis needs the extra: pip install 'lcp-gateway[redis]'") from None
+    try:
+        return BlockingConnectionPool.from_url(
+            url,
+            max_connections=_MAX_CONNECTIONS,
+            timeout=_FREE_CONNECTION_S,
+            socket_timeout=_ANSWER_S,
+            socket_connect_timeout=_ANSWER_S,
+            # Once more, and at once: a stale connection is replaced, a Redis that is away is not waited for.
+            retry=Retry(NoBackoff(), 1),
+        )
+    except ValueError:
+        # Its words may quote the password.
+        raise ValueError("not a URL of Redis") from None
+
+
+class Outage:
+    """Remembers for a second that Redis is away, so that not every request waits to find out.
+
+    ``report`` is called with the name of the error when one is found, at most once a second: no message of Redis, and
+    with it no address and no password, leaves here. ``allows`` says what is done meanwhile: let requests pass unlimited,
+    or refuse them.
+    """
+
+    def __init__(
+        self,
+        *,
+        allows: bool = True,
+        report: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._allows = allows
+        self._report = report
+        self._clock = clock
+        self._until = -float("inf")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether Redis was away a moment ago, and is not to be asked yet."""
+        return self._clock() < self._until
+
+    def begin(self, error: Exception) -> None:
+        """Take note that Redis is away."""
+        if not self.is_on:
+            self._until = self._clock() + _PAUSE_S
+            self._report(type(error).__name__)
+
+    def let_pass(self) -> None:
+        """Let a request pass unlimited, or not.
+
+        Raises:
+            LimitsAway: it may not.
+        """
+        if not self._allows:
+            raise LimitsUnavailable(_PAUSE_S)
+
+
+class ShieldedCalls:
+    """Calls of Redis that run to their end when the task that awaits them is cancelled.
+
+    The client of Redis takes a cancellation for a lost connection: it could swallow it, and what was asked for may have
+    happened. So each call is a task of its own, and what it took for a caller that is gone is given back.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(
+        self,
+        call: Coroutine[Any, Any, T],
+        give_back: Callable[[T], Awaitable[None]] | None = None,
+    ) -> T:
+        """Await a call. Where the caller is cancelled meanwhile, ``give_back`` gets the result as soon as it is there."""
+        task = self.start(call)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if give_back is not None:
+                self.start(_give_back(task, give_back))
+            raise
+
+    def start(self, call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin a call, which ``close`` waits for."""
+        task = asyncio.create_task(call)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def close(self) -> None:
+        """Wait for the calls under way; each has a time-out of its own."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+async def _give_back(task: asyncio.Task[T], give_back: Callable[[T], Awaitable[None]]) -> None:
+    await asyncio.wait([task])
+    # A call that failed took nothing.
+    if not task.cancelled() and task.exception() is None:
+        await give_back(task.result())

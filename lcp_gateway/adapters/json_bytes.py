@@ -1,0 +1,142 @@
+"""JSON as bytes: parsed, written, and cut into the parts that it is made of, each as it was written."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import orjson
+
+
+def parse_json(data: bytes) -> object:
+    """Give the value that JSON stands for.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deeply.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError):
+        # The parser's own message may hold text of the data.
+        raise ValueError("not JSON") from None
+
+
+def dump_json(value: object) -> bytes:
+    """Write a value that ``parse_json`` gave, or one made of such, in compact form."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+def is_event_stream(content_type: str) -> bool:
+    """Tell whether a content type is server-sent events."""
+    return content_type.partition(";")[0].strip().lower() == "text/event-stream"
+
+
+# Every repeat is possessive: a match never steps back, so the time grows with the length alone.
+SPACE = rb"[ \t\n\r]*+"
+STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+# How many containers inside one another a single match passes over whole. A deeper one is walked bracket by bracket,
+# where each step may look at the same bytes this many times.
+_WHOLE_DEPTH = 6
+
+
+def _whole_container(depth: int) -> bytes:
+    inner = rb"|" + _whole_container(depth - 1) if depth > 1 else b""
+    # In valid JSON a bracket is closed by its own kind, so the kinds need not be told apart.
+    return rb'[\[{](?:[^"{}\[\]]++|' + STRING + inner + rb")*+[\]}]"
+
+
+_WHOLE = _whole_container(_WHOLE_DEPTH)
+_BEGINNING = re.compile(SPACE + rb"\{" + SPACE)
+# A key, and its value too unless that is a deep one.
+_MEMBER = re.compile(
+    rb"(" + STRING + rb")" + SPACE + rb":" + SPACE
+    + rb"(" + STRING + rb'|[^"{}\[\], \t\n\r]++|' + _WHOLE + rb")?+",
+    re.DOTALL,
+)  # fmt: skip
+_NEXT = re.compile(SPACE + rb"(?:,|(\}))" + SPACE)
+_DEEP_BRACKET = re.compile(
+    rb'(?:[^"{}\[\]]++|' + STRING + rb"|" + _WHOLE + rb")*+(?:[{\[]|([}\]]))", re.DOTALL
+)
+
+
+class Member(NamedTuple):
+    """One member: its key as text, and where key and value stand (the ends are exclusive)."""
+
+    key: str
+    key_start: int
+    value_start: int
+    value_end: int
+
+
+def members(body: bytes) -> Iterator[Member]:
+    """Give the members of a JSON object in their order; a key that stands twice comes twice.
+
+    Raises:
+        ValueError: the body is not an object, or is cut.
+    """
+    beginning = _BEGINNING.match(body)
+    if beginning is None:
+        raise ValueError("not a JSON object")
+    position = beginning.end()
+    if body.startswith(b"}", position):
+        return
+    while True:
+        member = _MEMBER.match(body, position)
+        if member is None:
+            raise ValueError("a key was expected")
+        value_start, value_end = member.span(2)
+        if value_end < 0:
+            value_start, value_end = member.end(), _deep_end(body, member.end())
+        yield Member(_key_text(member[1]), position, value_start, value_end)
+        following = _NEXT.match(body, value_end)
+        if following is None:
+            raise ValueError("the object does not end")
+        if following[1]:
+            return
+        position = following.end()
+
+
+def rewrite_object(body: bytes, changes: Mapping[str, bytes | None]) -> bytes:
+    """Write a JSON object anew: with other values (JSON) for some keys, without those that are None.
+
+    All other members keep their bytes; a key that was not there comes last, and one that is changed stands once.
+
+    Raises:
+        ValueError: the body is not an object, or is cut.
+    """
+    left = dict(changes)
+    parts: list[bytes] = []
+    for member in members(body):
+        if member.key not in changes:
+            parts.append(body[member.key_start : member.value_end])
+        elif (value := left.pop(member.key, None)) is not None:
+            parts.append(body[member.key_start : member.value_start] + value)
+    parts += [
+        json.dumps(key).encode() + b":" + value for key, value in left.items() if value is not None
+    ]
+    return b"{" + b",".join(parts) + b"}"
+
+
+def _deep_end(body: bytes, start: int) -> int:
+    """Give where a container ends that begins at ``start``."""
+    if not body.startswith((b"{", b"["), start):
+        raise ValueError("a value was expected")
+    depth = 1
+    for bracket in _DEEP_BRACKET.finditer(body, start + 1):
+        depth += -1 if bracket[1] else 1
+        if not depth:
+            return bracket.end()
+    raise ValueError("a value does not end")
+
+
+def _key_text(token: bytes) -> str:
+    if b"\\" in token:
+        return str(json.loads(token.decode("utf-8")))
+    return token[1:-1].decode("utf-8")

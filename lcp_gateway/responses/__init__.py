@@ -1,0 +1,1 @@
+"""Stored responses and chat completions, in memory only."""

@@ -1,0 +1,147 @@
+"""What a provider sent, whole or as a stream of events, read as the one document that it stands for.
+
+The bytes come from strangers: whatever they are, reading them takes time in proportion to their length and gives a
+document or a ValueError.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lcp_gateway.adapters.json_bytes import rewrite_object
+from lcp_gateway.adapters.sse import Event, EventReader, object_events
+from lcp_gateway.responses.chats import ChatAssembly
+from lcp_gateway.responses.slices import array_elements, member_value, object_or_none, write_json
+
+_ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_ITEM_DONE = "response.output_item.done"
+# Printable ASCII without the slash: it stands in paths.
+_SANE_ID = re.compile(r"[!-.0-~]{1,256}")
+_PATH_DOTS = (".", "..")
+# The id stands in the first event; how far to look for it,
+_ID_BYTES = 256 * 1024
+# and how far where that event is so long itself, as one that repeats many tools is.
+_LONG_EVENT_BYTES = 4 * 1024 * 1024
+_STEP_BYTES = 2 * 1024
+
+
+def find_id(blocks: Iterable[bytes], stream: bool) -> str | None:
+    """Give the id of a response or a chat completion; None where there is none, or none that can stand in a path.
+
+    Of a stream it looks at no more than the beginning, so it can be asked before the end has come.
+    """
+    if not stream:
+        return _sane_id(_id_in(object_or_none(b"".join(blocks))))
+    for event in _first_events(blocks):
+        given = _id_in(object_or_none(event.data))
+        if given is not None:
+            return _sane_id(given)
+    return None
+
+
+def response_document(blocks: Sequence[bytes], stream: bool) -> bytes:
+    """Give the finished response as JSON, as it is written in the event that ends the stream.
+
+    Its output, where that event leaves it out, is put together from the events of its items.
+
+    Raises:
+        ValueError: it is no JSON object, or the stream has no such event.
+    """
+    if not stream:
+        return _whole_object(blocks)
+    last = b""
+    has_output = False
+    items: dict[int, bytes] = {}
+    for event in object_events(blocks):
+        value = object_or_none(event.data)
+        if value is None:
+            continue
+        kind = _kind(event, value)
+        response = value.get("response")
+        if kind in _ENDS and isinstance(response, dict):
+            last, has_output = event.data, bool(response.get("output"))
+        elif kind == _ITEM_DONE and isinstance(value.get("item"), dict):
+            index = value.get("output_index")
+            items[index if isinstance(index, int) else len(items)] = event.data
+    document = member_value(last, "response") if last else None
+    if document is None:
+        raise ValueError("the stream has no finished response")
+    if has_output or not items:
+        return document
+    parts = (member_value(items[index], "item") for index in sorted(items))
+    return rewrite_object(document, {"output": b"[" + b",".join(filter(None, parts)) + b"]"})
+
+
+def response_output(document: bytes) -> bytes:
+    """Give what stands between the brackets of a response's output, as it is written; empty where it has none.
+
+    Raises:
+        ValueError: the output is no array, or the document no object.
+    """
+    output = member_value(document, "output")
+    if output is None or output == b"null":
+        return b""
+    # It is put between the items of a request, so it must be what it seems to be.
+    array_elements(output)
+    return output[1:-1].strip(b" \t\n\r")
+
+
+def chat_document(blocks: Sequence[bytes], stream: bool) -> bytes:
+    """Give the chat completion as JSON; of a stream, the one that its chunks make together.
+
+    Raises:
+        ValueError: it is no JSON object, or the stream has no chunk.
+    """
+    if not stream:
+        return _whole_object(blocks)
+    assembly = ChatAssembly()
+    for event in object_events(blocks):
+        chunk = object_or_none(event.data)
+        if chunk is not None:
+            assembly.add(chunk)
+    if not assembly.begun:
+        raise ValueError("the stream has no chunk of a chat completion")
+    return write_json(assembly.document())
+
+
+def _whole_object(blocks: Iterable[bytes]) -> bytes:
+    body = b"".join(blocks)
+    if object_or_none(body) is None:
+        raise ValueError("not a JSON object")
+    return body
+
+
+def _first_events(blocks: Iterable[bytes]) -> Iterable[Event]:
+    reader = EventReader()
+    read_bytes = 0
+    limit = _LONG_EVENT_BYTES
+    for block in blocks:
+        for start in range(0, len(block), _STEP_BYTES):
+            step = block[start : start + _STEP_BYTES]
+            for event in reader.feed(step):
+                if event.data:
+                    limit = _ID_BYTES
+                yield event
+            read_bytes += len(step)
+            if read_bytes >= limit:
+                return
+
+
+def _kind(event: Event, value: dict[str, Any]) -> str:
+    """Tell an event's kind: what its data says, or else its name."""
+    kind = value.get("type")
+    return kind if isinstance(kind, str) else event.name
+
+
+def _id_in(value: dict[str, Any] | None) -> str | None:
+    if value is None:
+        return None
+    response = value.get("response")
+    given = (response if isinstance(response, dict) else value).get("id")
+    return given if isinstance(given, str) else None
+
+
+def _sane_id(given: str | None) -> str | None:
+    if given is None or given in _PATH_DOTS or _SANE_ID.fullmatch(given) is None:
+        return None
+    return given

@@ -1,0 +1,170 @@
+"""About how many tokens a request's input has, for models whose tokenizer is not here to count them.
+
+Code points are counted by class, each class with what it came to in OpenAI's two common vocabularies (o200k_base and
+cl100k_base) over prose in a dozen languages, source code, JSON and logs. Latin script, code and JSON come out within
+about a third; other scripts lie between the newer vocabulary and the older, which takes two to three times as many. What
+is no text has a fixed cost. The work grows with the length alone, at some hundred megabytes a second.
+"""
+
+from collections.abc import Iterable, Mapping
+from string import ascii_letters, digits, punctuation
+from typing import Any
+
+from lcp_gateway.adapters.json_bytes import dump_json
+
+# Thousandths of a token for each code point of a class. A class is what the first byte of its UTF-8 says.
+_ASCII_CLASSES: tuple[tuple[bytes, int], ...] = (
+    (ascii_letters.encode(), 235),
+    (digits.encode(), 550),
+    (punctuation.encode(), 500),
+    # With the indentation that follows it. Spaces are part of the word that they stand before.
+    (b"\n", 1_000),
+)
+_OTHER_CLASSES: tuple[tuple[bytes, int], ...] = (
+    # Latin letters with marks, each of which cuts its word.
+    (bytes(range(0xC2, 0xCA)), 1_000),
+    # Greek, Cyrillic, Hebrew, Arabic.
+    (bytes(range(0xCA, 0xE0)), 500),
+    # The scripts of India and of South-East Asia, typographic signs.
+    (bytes(range(0xE0, 0xE3)), 650),
+    # Chinese, Japanese, Korean.
+    (bytes(range(0xE3, 0xF0)), 900),
+    # Emoji and rare signs.
+    (bytes(range(0xF0, 0xF8)), 2_500),
+)
+_MILLI = 1_000
+
+# The frame of a message with its role, and what opens the answer.
+_MESSAGE = 4
+_OPENING = 3
+# A small image; else one of about 1,024 by 1,024 pixels, for nobody looks into it here.
+_IMAGE_LOW = 85
+_IMAGE_HIGH = 765
+# A page of a document, whose text and picture a model gets, when its size cannot be seen.
+_FILE = 1_500
+_FILE_CHARS_PER_TOKEN = 64
+# Ten tokens a second, for sound that is compressed as usual.
+_AUDIO_CHARS_PER_TOKEN = 2_048
+# Beyond these many, the rest of a list is counted as the JSON that it is, which takes no time.
+_LOOKED_INTO = 10_000
+
+# Of the bytes of ordinary text that are no spaces at least so many are letters; of tables, logs and escapes fewer.
+_PROSE_LETTERS = 0.8
+
+_TEXTS = ("text", "refusal", "transcript")
+_IMAGES = frozenset({"input_image", "image_url", "computer_screenshot"})
+_FILES = frozenset({"input_file", "file"})
+_SCHEMAS = ("tools", "functions", "response_format", "text")
+
+
+def estimate_input_tokens(document: Mapping[str, Any]) -> int:
+    """Estimate the tokens of a request for a response or a chat completion; never fails, whatever the fields hold."""
+    tokens = _OPENING
+    if instructions := document.get("instructions"):
+        tokens += _MESSAGE + _content(instructions)
+    for name in ("input", "messages"):
+        subject = document.get(name)
+        if isinstance(subject, str):
+            tokens += _MESSAGE + text_tokens(subject)
+        elif isinstance(subject, list):
+            tokens += sum(map(_item, subject[:_LOOKED_INTO])) + _rest(subject)
+    return tokens + sum(_json(document[name]) for name in _SCHEMAS if document.get(name))
+
+
+def clearly_exceeds(document: Mapping[str, Any], body: bytes, tokens: int) -> bool:
+    """Tell whether a request's input has more than so many tokens for certain, so that it can be refused.
+
+    Of text in Latin letters the estimate is low rather than high; of anything else it may be twice too high.
+    """
+    if len(body) <= tokens:
+        return False
+    estimated = estimate_input_tokens(document)
+    prompt = document.get("prompt")
+    if isinstance(prompt, str):
+        estimated += text_tokens(prompt)
+    letters = _count(body, ascii_letters.encode())
+    is_prose = letters >= _PROSE_LETTERS * len(body.translate(None, b" "))
+    return (estimated if is_prose else estimated // 2) > tokens
+
+
+def text_tokens(text: str) -> int:
+    """Estimate the tokens of a text, rounded up."""
+    # Half a surrogate pair has no UTF-8 of its own.
+    data = text.encode("utf-8", "surrogatepass")
+    classes = _ASCII_CLASSES if len(data) == len(text) else _ASCII_CLASSES + _OTHER_CLASSES
+    thousandths = sum(_count(data, members) * each for members, each in classes)
+    return -(-thousandths // _MILLI)
+
+
+def _count(data: bytes, members: bytes) -> int:
+    if len(members) == 1:
+        return data.count(members)
+    return len(data) - len(data.translate(None, members))
+
+
+def _item(item: Any) -> int:
+    """Count a message, a call of a tool, or whatever else leads to the answer."""
+    if not isinstance(item, dict):
+        return _json(item)
+    tokens = _MESSAGE + _content(item.get("content"))
+    match item.get("type"):
+        case "function_call" | "custom_tool_call":
+            tokens += _strings(item, ("name", "arguments", "input"))
+        case "function_call_output" | "custom_tool_call_output" | "computer_call_output":
+            tokens += _content(item.get("output"))
+        case "reasoning":
+            tokens += _content(item.get("summary"))
+        case None | "message":
+            tokens += _strings(item, ("name", *_TEXTS))
+            if calls := item.get("tool_calls") or item.get("function_call"):
+                tokens += _json(calls)
+        case _ if "content" not in item:
+            tokens += _json(item)
+    return tokens
+
+
+def _content(content: Any) -> int:
+    if isinstance(content, str):
+        return text_tokens(content)
+    if isinstance(content, list):
+        return sum(map(_part, content[:_LOOKED_INTO])) + _rest(content)
+    return _part(content) if content else 0
+
+
+def _part(part: Any) -> int:
+    if not isinstance(part, dict):
+        return _json(part)
+    kind = part.get("type")
+    if not isinstance(kind, str):
+        kind = ""
+    inner = part.get(kind)
+    inside: Mapping[str, Any] = inner if isinstance(inner, dict) else part
+    if kind in _IMAGES:
+        return _IMAGE_LOW if inside.get("detail") == "low" else _IMAGE_HIGH
+    if kind in _FILES:
+        data = inside.get("file_data")
+        return len(data) // _FILE_CHARS_PER_TOKEN if isinstance(data, str) else _FILE
+    if kind == "input_audio":
+        data = inside.get("data")
+        return len(data) // _AUDIO_CHARS_PER_TOKEN if isinstance(data, str) else 0
+    if any(name in part for name in _TEXTS):
+        return _strings(part, _TEXTS)
+    return _json(part)
+
+
+def _strings(item: Mapping[str, Any], names: Iterable[str]) -> int:
+    values = (item.get(name) for name in names)
+    return sum(text_tokens(value) for value in values if isinstance(value, str))
+
+
+def _rest(values: list[Any]) -> int:
+    return _json(values[_LOOKED_INTO:]) if len(values) > _LOOKED_INTO else 0
+
+
+def _json(value: Any) -> int:
+    try:
+        text = dump_json(value)
+    except RecursionError:
+        # Nobody's tools are nested so deeply; what reads them will say so.
+        return 0
+    return text_tokens(text.decode("utf-8", "surrogatepass"))

@@ -1,0 +1,254 @@
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from lcp_gateway.accounts.callers import Caller, KeyRules
+from lcp_gateway.accounts.limits.concurrency import (
+    ConcurrencyLimits,
+    Lease,
+    MemoryLeases,
+    RedisLeases,
+    TooManyConcurrentJobs,
+)
+from lcp_gateway.accounts.shared.outage import (
+    LimitsUnavailable,
+    Outage,
+    RedisNotInstalled,
+    ShieldedCalls,
+    connect,
+)
+from lcp_gateway.app.background_tasks import BackgroundTasks, Backoff
+from lcp_gateway.telemetry.logs import get_logger
+from tests.support.redis import RunningRedis, running_redis
+
+
+def caller(key_id: str = "key_1", jobs: int = 0) -> Caller:
+    return Caller(key_id, "acct_1", KeyRules(concurrent_jobs=jobs))
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RunningRedis]:
+    with running_redis() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def leases(request):
+    if request.param == "memory":
+        yield MemoryLeases()
+        return
+    kept = RedisLeases(request.getfixturevalue("redis").url)
+    await kept._redis.flushdb()
+    yield kept
+    await kept.aclose()
+
+
+async def test_a_key_runs_as_many_jobs_at_once_as_its_rules_say(leases):
+    jobs = ConcurrencyLimits(leases)
+    who = caller(jobs=2)
+    first, second = await jobs.take(who), await jobs.take(who)
+
+    with pytest.raises(TooManyConcurrentJobs, match="2 jobs") as refused:
+        await jobs.take(who)
+    assert refused.value.code == "rate_limit_exceeded"
+
+    await first.give_back()
+    third = await jobs.take(who)
+    other = await jobs.take(caller("key_2", jobs=1))
+    for lease in (second, third, other):
+        await lease.give_back()
+
+
+async def test_a_lease_counts_once_however_often_it_is_given_back(leases):
+    jobs = ConcurrencyLimits(leases, default=2)
+    first, second = await jobs.take(caller()), await jobs.take(caller())
+
+    await first.give_back()
+    await first.give_back()
+    async with await jobs.take(caller()):
+        with pytest.raises(TooManyConcurrentJobs):
+            await jobs.take(caller())
+    await second.give_back()
+
+
+async def test_an_error_or_a_cancellation_gives_the_lease_back(leases):
+    jobs = ConcurrencyLimits(leases, default=1)
+
+    with pytest.raises(RuntimeError, match="gone"):
+        async with await jobs.take(caller()):
+            raise RuntimeError("gone")
+
+    async def run() -> None:
+        async with await jobs.take(caller()):
+            await asyncio.sleep(30)
+
+    running = asyncio.create_task(run())
+    await asyncio.sleep(0.05)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    async with await jobs.take(caller()):
+        pass
+
+
+async def test_without_a_limit_or_a_key_nothing_is_counted(leases):
+    jobs = ConcurrencyLimits(leases)
+    held = [await jobs.take(who) for who in (None, caller()) for _ in range(20)]
+    for lease in held:
+        await lease.give_back()
+
+    limited = ConcurrencyLimits(leases, default=1)
+    held = [await limited.take(None) for _ in range(3)]
+
+
+async def test_of_many_at_once_as_many_run_as_may(leases):
+    jobs = ConcurrencyLimits(leases, default=5)
+
+    tried = await asyncio.gather(*(jobs.take(caller()) for _ in range(60)), return_exceptions=True)
+
+    running = [lease for lease in tried if not isinstance(lease, BaseException)]
+    assert len(running) == 5
+    assert {type(one) for one in tried} == {Lease, TooManyConcurrentJobs}
+    for lease in running:
+        await lease.give_back()
+
+
+async def test_memory_keeps_nothing_of_keys_that_run_nothing():
+    leases = MemoryLeases()
+    jobs = ConcurrencyLimits(leases, default=1)
+    for number in range(100):
+        async with await jobs.take(caller(f"key_{number}")):
+            with pytest.raises(TooManyConcurrentJobs):
+                await jobs.take(caller(f"key_{number}"))
+
+    assert not leases._running
+
+
+async def test_replicas_share_the_count_and_a_dead_ones_jobs_run_out(redis):
+    dead, living = (RedisLeases(redis.url, lease_s=0.6) for _ in range(2))
+    await dead._redis.flushdb()
+    lost = await ConcurrencyLimits(dead, default=1).take(caller())
+    jobs = ConcurrencyLimits(living, default=1)
+
+    # Renewed beyond its length, as long as its gateway lives.
+    await asyncio.sleep(1.0)
+    with pytest.raises(TooManyConcurrentJobs):
+        await jobs.take(caller())
+
+    lost._renewing.cancel()
+    await asyncio.sleep(0.7)
+    async with await jobs.take(caller()):
+        pass
+    for kept in (dead, living):
+        await kept.aclose()
+
+
+async def test_a_job_that_ends_during_its_renewal_is_not_renewed_after_its_end(redis):
+    kept = RedisLeases(redis.url, lease_s=0.3)
+    await kept._redis.flushdb()
+    lease = await ConcurrencyLimits(kept, default=1).take(caller())
+    script, under_way = kept._renew, asyncio.Event()
+
+    async def slow(*arguments: object) -> None:
+        under_way.set()
+        # As Redis's client may, it goes on although it is cancelled.
+        for _ in range(2):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.1)
+        await script(*arguments)
+
+    kept._renew = slow
+    await under_way.wait()
+    await lease.give_back()
+    await asyncio.sleep(0.25)
+    assert await kept._redis.zcard("lcp-gateway:jobs:key_1") == 0
+    await kept.aclose()
+
+
+async def test_a_lease_whose_answer_was_lost_is_given_back_at_the_end_of_its_job(redis):
+    kept = RedisLeases(redis.url)
+    await kept._redis.flushdb()
+    take = kept._take
+
+    async def lost(*arguments: object) -> None:
+        await take(*arguments)
+        raise TimeoutError
+
+    kept._take = lost
+    async with await ConcurrencyLimits(kept, default=1).take(caller()):
+        assert await kept._redis.zcard("lcp-gateway:jobs:key_1") == 1
+    assert await kept._redis.zcard("lcp-gateway:jobs:key_1") == 0
+    await kept.aclose()
+
+
+async def test_a_client_that_leaves_during_the_journey_to_redis_leaves_no_lease(redis):
+    """A12."""
+    kept = RedisLeases(redis.url)
+    await kept._redis.flushdb()
+    calls = ShieldedCalls()
+    jobs = ConcurrencyLimits(kept, default=1)
+    await kept._redis.client_pause(200)
+    taking = asyncio.create_task(calls.run(jobs.take(caller()), Lease.give_back))
+    await asyncio.sleep(0.05)
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    await calls.close()
+    assert await kept._redis.zcard("lcp-gateway:jobs:key_1") == 0
+    async with await jobs.take(caller()):
+        pass
+    await kept.aclose()
+
+
+async def test_while_redis_is_away_jobs_run_uncounted_or_not_at_all():
+    reports: list[str] = []
+    with running_redis() as server:
+        kept = RedisLeases(server.url)
+        jobs = ConcurrencyLimits(kept, default=1, outage=Outage(report=reports.append))
+        lease = await jobs.take(caller())
+        server.stop()
+
+        await lease.give_back()
+        async with await jobs.take(caller()), await jobs.take(caller()):
+            pass
+        assert len(reports) == 1
+
+        closed = ConcurrencyLimits(kept, default=1, outage=Outage(allows=False))
+        with pytest.raises(LimitsUnavailable):
+            await closed.take(caller())
+        await kept.aclose()
+
+
+def test_without_its_client_redis_is_refused_in_words_that_help(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "redis.asyncio", None)
+
+    with pytest.raises(RedisNotInstalled, match=r"lcp-gateway\[redis\]"):
+        connect("redis://127.0.0.1:1")
+
+
+async def test_a_lease_goes_on_being_renewed_after_an_error_that_was_not_foreseen():
+    """A2: a renewal that ended by itself let the lease run out, and the key run more jobs than it may."""
+
+    class Short(MemoryLeases):
+        lease_s = 0.03
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.renewed = 0
+
+        async def renew(self, key_id, lease_id):
+            self.renewed += 1
+            if self.renewed == 1:
+                raise OverflowError
+
+    leases, restarts = Short(), []
+    tasks = BackgroundTasks(
+        get_logger("test"), on_restart=restarts.append, backoff=Backoff(first_s=0.001)
+    )
+    jobs = ConcurrencyLimits(leases, default=1, start_task=tasks.starter("leases"))
+    async with await jobs.take(Caller("k", "acct_1", KeyRules())), asyncio.timeout(5):
+        while leases.renewed < 3:
+            await asyncio.sleep(0.005)
+    assert restarts == ["leases"]

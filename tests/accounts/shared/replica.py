@@ -1,0 +1,77 @@
+"""One of several gateways, reduced to a service, its journal and the answers it shares, for tests that kill it.
+
+Says what happens to the one order that it is asked for; delivers it when it reads a line.
+"""
+
+import asyncio
+import secrets
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+from lcp_gateway.accounts.shared.claims import RedisClaims
+from lcp_gateway.accounts.shared.encryption import Seals
+from lcp_gateway.accounts.shared.outage import Outage
+from lcp_gateway.accounts.shared.results import RedisAnswers
+from lcp_gateway.app.wiring.shared_results import RequestStates
+from lcp_gateway.purchase.errors import PurchaseError
+from lcp_gateway.purchase.memory import MemoryLimits, Repeat
+from lcp_gateway.store.database.engines import open_database
+from lcp_gateway.store.journal.writer import JournalWriter
+from tests.support.shop import Shop, ordered, world
+
+SECRET = b"a secret of this deployment"
+LEASE_S = 0.6
+
+
+class Market(Shop):
+    """A shop whose jobs no other process has; with ``never`` it does not even quote."""
+
+    never = False
+
+    async def request_quote(self, task, peer_id, timeout_s):
+        print("quoting", flush=True)
+        if self.never:
+            await asyncio.Event().wait()
+        made = await super().request_quote(task, peer_id, timeout_s)
+        return replace(made, job_id=secrets.token_bytes(32))
+
+    async def execute(self, quote, task, timeout_s):
+        print("paying", flush=True)
+        return await super().execute(quote, task, timeout_s)
+
+
+async def replica(where: str, url: str, name: str, how: str) -> None:
+    database = await open_database(where)
+    journal = JournalWriter(database, on_problem=lambda problem: print(problem, file=sys.stderr))
+    journal.start()
+    shop = Market(expires_in_s=10**9)
+    shop.never = how == "never"
+    w = world(shop=shop, journal=journal)
+    w.now[0] = datetime.now(UTC)
+    w.service._shared = RedisAnswers(
+        RedisClaims(url, Outage(report=print), LEASE_S),
+        Seals(SECRET),
+        state_of=RequestStates(SimpleNamespace(database=database)),
+        limits=MemoryLimits(),
+        wait_s=20.0,
+    )
+    asked = asyncio.ensure_future(w.ask(ordered(key_id="key_1"), Repeat(key="k")))
+
+    async def deliver() -> None:
+        await asyncio.to_thread(sys.stdin.readline)
+        (await w.work()).deliver(f"answer of {name}".encode())
+
+    delivering = asyncio.ensure_future(deliver())
+    try:
+        print("answer", (await asked).decode(), flush=True)
+    except PurchaseError as error:
+        print("error", type(error).__name__, error.verdict.value, flush=True)
+    await w.service.wait_idle()
+    print("done", flush=True)
+    await delivering
+
+
+if __name__ == "__main__":
+    asyncio.run(replica(*sys.argv[1:]))

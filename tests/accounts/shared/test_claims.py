@@ -1,0 +1,128 @@
+"""Claims in a Redis, one by one: from when a lease counts, and what a gateway can still do whose claim was taken over."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lcp_gateway.accounts.shared.claims import ClaimNames, OwnClaim, RedisClaims
+from lcp_gateway.accounts.shared.encryption import Seals
+from lcp_gateway.accounts.shared.outage import Outage
+from lcp_gateway.accounts.shared.results import _Claim
+from lcp_gateway.purchase.ports import start_unsupervised
+from tests.support.redis import RunningRedis, running_redis
+
+MARK, NAME = b"mark", b"name"
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RunningRedis]:
+    with running_redis() as server:
+        yield server
+
+
+@pytest.fixture
+async def gateways(redis):
+    """Two gateways on one Redis that does not remember anything, with a lease that runs out quickly."""
+    found = [RedisClaims(redis.url, Outage(), 0.05) for _ in range(2)]
+    await found[0]._redis.flushdb()
+    yield found
+    for claims in found:
+        await claims.aclose()
+
+
+def stand() -> OwnClaim:
+    return OwnClaim(ClaimNames(MARK, [NAME], [NAME], [60_000]), about=b"about")
+
+
+class Slow:
+    """A script whose answer is late: it says when it was sent and when its answer came."""
+
+    def __init__(self, script) -> None:
+        self._script = script
+        self.sent_at = self.answered_at = 0.0
+
+    async def __call__(self, keys, values):
+        self.sent_at = time.monotonic()
+        answer = await self._script(keys, values)
+        await asyncio.sleep(0.02)
+        self.answered_at = time.monotonic()
+        return answer
+
+
+async def taken_over(a, b) -> tuple[OwnClaim, OwnClaim]:
+    """Let a claim of one gateway run out, and be taken over by the other."""
+    first, second = stand(), stand()
+    assert await a.take(first, b"") is None
+    await asyncio.sleep(2 * a.lease_s)
+    assert await b.take(second, first.id) is None
+    return first, second
+
+
+async def what_a_third_finds(claims):
+    return await claims.take(stand(), b"")
+
+
+async def test_a_lease_counts_from_the_question_and_not_from_its_answer(gateways):
+    """Redis counts from when it was asked; a gateway that counted from a late answer would pay after its lease."""
+    claims, mine = gateways[0], stand()
+    claims._take = taking = Slow(claims._take)
+    await claims.take(mine, b"")
+    assert mine.renewed_at <= taking.sent_at < taking.answered_at
+    claims._renew = renewing = Slow(claims._renew)
+    await claims.renew(mine)
+    assert taking.answered_at < mine.renewed_at <= renewing.sent_at
+
+
+async def test_a_claim_that_was_taken_over_never_writes_its_end(gateways):
+    a, b = gateways
+    first, second = await taken_over(a, b)
+    await a.end(first, b"facts of the first", b"answer of the first", 60.0)
+    found = await what_a_third_finds(b)
+    assert (found.claim_id, found.has_ended) == (second.id, False)
+    assert await b.body(first.id) is None
+    await b.end(second, b"facts of the second", b"answer of the second", 60.0)
+    found = await what_a_third_finds(a)
+    assert (found.claim_id, found.facts) == (second.id, b"facts of the second")
+    assert await a.body(second.id) == b"answer of the second"
+
+
+@pytest.mark.parametrize("late", ["renew", "release"])
+async def test_nothing_that_comes_late_moves_the_claim_of_who_took_over(gateways, late):
+    a, b = gateways
+    first, second = await taken_over(a, b)
+    await getattr(a, late)(first)
+    assert first.is_lost is (late == "renew")
+    assert (await what_a_third_finds(b)).claim_id == second.id
+
+
+async def test_a_gateway_whose_renewal_was_slow_does_not_pay_once_another_took_over(gateways):
+    a, b = gateways
+    first, second = stand(), stand()
+    assert await a.take(first, b"") is None
+    claim = _Claim(a, Seals(b"s" * 32), first, 60.0, 1_000, start_unsupervised)
+    claim._renewing.cancel()
+    await asyncio.sleep(2 * a.lease_s)
+    renew = a._renew
+
+    async def overtaken(keys, values):
+        # Between its question and Redis's answer another gateway finds the lease run out.
+        await b.take(second, first.id)
+        return await renew(keys, values)
+
+    a._renew = overtaken
+    assert not await claim.may_pay()
+    assert (await what_a_third_finds(b)).claim_id == second.id
+
+
+async def test_a_claim_whose_client_left_while_it_was_made_is_released(gateways):
+    a, b = gateways
+    await a._redis.client_pause(100)
+    taking = asyncio.create_task(a.take(stand(), b""))
+    await asyncio.sleep(0.02)
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    await a._calls.close()
+    assert await what_a_third_finds(b) is None

@@ -1,0 +1,630 @@
+"""Several gateways on one Redis buy an order once, whichever of them it comes to, and whichever of them dies."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from lcp_gateway.accounts.shared.claims import RedisClaims
+from lcp_gateway.accounts.shared.encryption import Seals
+from lcp_gateway.accounts.shared.outage import Outage
+from lcp_gateway.accounts.shared.results import RedisAnswers
+from lcp_gateway.purchase.answers import Bounds
+from lcp_gateway.purchase.candidate import Candidate
+from lcp_gateway.purchase.errors import PaymentFailed, Undelivered, UpstreamError
+from lcp_gateway.purchase.journal import Charge, JournalUnavailable
+from lcp_gateway.purchase.memory import AnswerLost, KeyReused, MemoryLimits, Repeat
+from lcp_gateway.purchase.service import Interrupted, Reason
+from lcp_gateway.purchase.states import State, Verdict
+from lcp_gateway.purchase.tariff import Markup
+from tests.accounts.shared.replica import LEASE_S, SECRET
+from tests.support.purchases import result, stream_events
+from tests.support.redis import RunningRedis, running_redis
+from tests.support.shop import NO_REPEAT, OTHER_BODY, Peer, Shop, ordered, world
+
+ROOT = Path(__file__).parents[2]
+KEY = Repeat(key="k")
+RETRY = Repeat(is_retry=True)
+CODEX = Repeat(client_request_id="c1")
+NO_ROUTE = UpstreamError("FAILED_PRECONDITION", "payment failed: FAILURE_REASON_NO_ROUTE: no route")
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RunningRedis]:
+    with running_redis() as server:
+        yield server
+
+
+class Journals:
+    """What the journal says of requests whose gateway is gone."""
+
+    def __init__(self) -> None:
+        self.state: State | Exception | None = None
+        self.asked: list = []
+
+    async def __call__(self, key_id, request_id, since):
+        self.asked.append((key_id, request_id, since))
+        if isinstance(self.state, Exception):
+            raise self.state
+        return self.state
+
+
+@pytest.fixture
+def journals():
+    return Journals()
+
+
+@pytest.fixture
+async def replica(redis, journals):
+    """Make a gateway that shares its answers; its world also has what it heard of Redis and of repeats."""
+    opened = []
+
+    async def make(*, lease_s=5.0, wait_s=10.0, secret=SECRET, keep=None, most_bytes=1_000, **more):
+        reports, joined = [], []
+        claims = RedisClaims(redis.url, Outage(report=reports.append), lease_s)
+        if not opened:
+            await claims._redis.flushdb()
+        opened.append(claims)
+        w = world(**more)
+        w.service._shared = RedisAnswers(
+            claims,
+            Seals(secret),
+            state_of=journals,
+            limits=keep or MemoryLimits(),
+            wait_s=wait_s,
+            most_bytes=most_bytes,
+            on_joined=joined.append,
+        )
+        w.claims, w.reports, w.joined = claims, reports, joined
+        return w
+
+    yield make
+    for claims in opened:
+        await claims.aclose()
+
+
+def spawn(coroutine) -> asyncio.Task:
+    return asyncio.ensure_future(coroutine)
+
+
+async def work_of(w, at=0):
+    async with asyncio.timeout(5):
+        while len(w.shop.works) <= at:
+            await asyncio.sleep(0.002)
+    return w.shop.works[at]
+
+
+async def bought(w, order=None, repeat=KEY, *events):
+    """Have something bought, and told."""
+    asked = spawn(w.ask(order or ordered(), repeat))
+    (await work_of(w, len(w.shop.works))).put(*(events or [result()]))
+    try:
+        return await asked
+    finally:
+        await w.service.wait_idle()
+
+
+async def everything(w) -> bytes:
+    """All that lies in Redis, names included."""
+    kept = b""
+    async for key in w.claims._redis.scan_iter():
+        kept += key + b" "
+        if await w.claims._redis.type(key) == b"hash":
+            for field, value in (await w.claims._redis.hgetall(key)).items():
+                kept += field + value
+        else:
+            kept += await w.claims._redis.get(key)
+    return kept
+
+
+async def left_alone(w) -> None:
+    """Let a gateway end as if it had been killed: nothing is renewed, told or let go of any more."""
+    w.claims._outage._until = float("inf")
+
+
+async def test_what_one_bought_another_gives_again(replica, journals):
+    one, other = await replica(), await replica()
+    assert await bought(one) == b"answer"
+    answer = other.service.start(ordered(), KEY)
+    assert await other.read(answer) == b"answer"
+    theirs = one.observer.ends[0].purchase
+    assert answer.head == one.observer.ends[0].head
+    assert answer.verdict is Verdict.SETTLED and answer.purchase.state is State.DELIVERED
+    assert answer.purchase.quote == replace(theirs.quote, payment_request="")
+    await other.service.wait_idle()
+    assert await other.ask(ordered(), KEY) == b"answer"
+    assert not other.shop.asked and not other.observer.ends
+    assert other.joined == ["replayed"] and one.joined == []
+    assert journals.asked == []
+
+
+async def test_everything_that_an_answer_says_of_its_purchase_comes_along(replica):
+    one, other = await replica(), await replica()
+    routing = {"model": "m", "why": ["cheap", 1], "more": {"a": None}}
+    one.shop.candidates = lambda: [Candidate("p1", adapter="completions", routing=routing)]
+    asked = spawn(one.ask(ordered(), KEY))
+    work = await work_of(one)
+    answer = next(iter(one.service._running))
+    answer.purchase.charge = Charge("acct_1", 5_500, Markup(100_000, 7), refund_undelivered=True)
+    answer.purchase.runner_up_msat = 9_000
+    work.put(result(content_type="text/x", content_encoding="gzip", charged_msat=4_000))
+    await asked
+    await one.service.wait_idle()
+    again = other.service.start(ordered(), KEY)
+    await other.read(again)
+    ours = again.purchase
+    assert ours.charge == answer.purchase.charge and ours.customer_msat == 4_407
+    assert (ours.cost_msat, ours.runner_up_msat) == (4_000, 9_000)
+    assert ours.candidate == Candidate("p1", adapter="completions", routing=routing)
+    assert (again.head.content_type, again.head.content_encoding) == ("text/x", "gzip")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_comes_to_another_while_it_is_bought_waits_for_its_end(replica, stream):
+    replicas = [await replica() for _ in range(3)]
+    asked = [spawn(w.ask(ordered(stream=stream), KEY)) for w in replicas for _ in range(10)]
+    async with asyncio.timeout(5):
+        while not any(w.shop.works for w in replicas):
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    (buyer,) = [w for w in replicas if w.shop.works]
+    assert sum(len(w.shop.asked) for w in replicas) == 1
+    if stream:
+        buyer.shop.works[0].stream(b"one", b"two")
+    else:
+        buyer.shop.works[0].deliver(b"onetwo")
+    assert await asyncio.gather(*asked) == [b"onetwo"] * 30
+    assert sum(len(w.journal.intents) for w in replicas) == 1
+    assert [w.joined for w in replicas if w is not buyer] == [["running"], ["running"]]
+
+
+async def test_the_same_key_with_another_body_is_refused_everywhere(replica):
+    one, other = await replica(), await replica()
+    first = spawn(one.ask(ordered(), KEY))
+    work = await work_of(one)
+    with pytest.raises(KeyReused):
+        await other.ask(ordered(OTHER_BODY), KEY)
+    work.deliver()
+    await first
+    await one.service.wait_idle()
+    with pytest.raises(KeyReused):
+        await other.ask(ordered(OTHER_BODY), KEY)
+    # And the request whose key it is has its answer, there too.
+    assert await other.ask(ordered(), KEY) == b"answer"
+    assert not other.shop.asked
+
+
+async def test_keys_are_those_of_a_credential(replica):
+    one, other = await replica(), await replica()
+    await bought(one, ordered(key_id="one"))
+    assert await bought(other, ordered(b"another", key_id="other")) == b"answer"
+    assert len(one.shop.works) == len(other.shop.works) == 1
+
+
+@pytest.mark.parametrize("repeat", [RETRY, CODEX])
+async def test_a_marked_retry_that_comes_to_another_is_answered(replica, repeat):
+    one, other = await replica(), await replica()
+    await bought(one, ordered(), NO_REPEAT if repeat is RETRY else CODEX)
+    assert await other.ask(ordered(), repeat) == b"answer"
+    assert not other.shop.asked
+
+
+async def test_the_same_request_without_a_word_on_repeating_is_bought_each_time(replica):
+    one, other = await replica(), await replica()
+    await bought(one, ordered(), NO_REPEAT)
+    await bought(other, ordered(), NO_REPEAT, result(b"newer"))
+    third = await replica()
+    # Who retries gets the newest.
+    assert await third.ask(ordered(), RETRY) == b"newer"
+    assert len(one.shop.works) == len(other.shop.works) == 1
+
+
+async def test_what_came_to_nothing_may_be_bought_elsewhere(replica):
+    one, other = await replica(), await replica()
+    with pytest.raises(PaymentFailed) as error:
+        await bought(one, ordered(), KEY, NO_ROUTE)
+    assert error.value.verdict is Verdict.NONE
+    assert await everything(one) == b""
+    assert await bought(other) == b"answer"
+    assert await one.ask(ordered(), KEY) == b"answer"
+
+
+async def test_who_waits_buys_when_it_came_to_nothing(replica):
+    one, other = await replica(), await replica()
+    first = spawn(one.ask(ordered(), KEY))
+    work = await work_of(one)
+    second = spawn(other.ask(ordered(), KEY))
+    await asyncio.sleep(0.05)
+    work.put(NO_ROUTE)
+    with pytest.raises(PaymentFailed):
+        await first
+    (await work_of(other)).deliver()
+    assert await second == b"answer"
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "verdict"),
+    [
+        (UpstreamError("DEADLINE_EXCEEDED", "late", code="slow"), PaymentFailed, Verdict.UNKNOWN),
+        (result(sha256=b"x" * 32), Undelivered, Verdict.SETTLED),
+        (UpstreamError("UNKNOWN", "lcp_error code=5: no"), PaymentFailed, Verdict.SETTLED),
+        (RuntimeError("secret inside"), Exception, Verdict.UNKNOWN),
+    ],
+)
+async def test_what_failed_after_it_may_have_been_paid_fails_alike(replica, failure, kind, verdict):
+    one, other = await replica(), await replica()
+    with pytest.raises(kind) as first:
+        await bought(one, ordered(), KEY, failure)
+    for _ in range(2):
+        with pytest.raises(kind) as again:
+            await other.ask(ordered(), KEY)
+        assert again.value.verdict is verdict
+        if kind is Exception:
+            assert "inside" not in str(again.value)
+        else:
+            assert str(again.value) == str(first.value)
+            assert getattr(again.value, "code", None) == getattr(first.value, "code", None)
+            assert getattr(again.value, "status", None) == getattr(first.value, "status", None)
+    assert not other.shop.asked and not other.shop.cancelled
+
+
+async def test_a_stream_that_was_cut_is_cut_at_the_same_place(replica):
+    one, other = await replica(), await replica()
+    begin, one_block, *_ = stream_events(b"one")
+    order = ordered(stream=True)
+    with pytest.raises(Undelivered):
+        await bought(one, order, KEY, begin, one_block, UpstreamError("UNAVAILABLE", "cut"))
+    answer = other.service.start(order, KEY)
+    other.service.joined(answer)
+    await answer.wait_head()
+    blocks = []
+    with pytest.raises(Undelivered, match="cut"):
+        async for block in answer.chunks():
+            blocks.append(block)
+    assert blocks == [b"one"]
+    other.service.left(answer)
+
+
+async def test_what_the_gateway_ended_itself_ended_everywhere(replica):
+    one, other = await replica(), await replica()
+    asked = spawn(one.ask(ordered(), KEY))
+    await work_of(one)
+    one.service.interrupt_all(Reason.SHUTTING_DOWN)
+    with pytest.raises(Interrupted):
+        await asked
+    await one.service.wait_idle()
+    with pytest.raises(Interrupted) as error:
+        await other.ask(ordered(), KEY)
+    assert error.value.code == "shutting_down" and error.value.verdict is Verdict.UNKNOWN
+
+
+@pytest.mark.parametrize("size", [1_001, 5_000])
+async def test_an_answer_too_large_to_keep_is_known_to_have_been_bought(replica, size):
+    bounds = Bounds(whole_bytes=2_000)
+    one, other = await replica(bounds=bounds), await replica()
+    await bought(one, ordered(), KEY, result(b"x" * size))
+    with pytest.raises(AnswerLost) as error:
+        await other.ask(ordered(), KEY)
+    assert error.value.verdict is Verdict.SETTLED
+    assert error.value.quote.job_id == one.shop.quotes[0].job_id
+    assert other.joined == ["lost"] and not other.shop.asked
+
+
+async def test_bytes_are_kept_for_a_time_and_names_for_longer(replica):
+    keep = MemoryLimits(bytes_for_s=0.1, keys_for_s=0.5, repeats_for_s=0.1)
+    one, other = await replica(keep=keep), await replica(keep=keep)
+    await bought(one)
+    await asyncio.sleep(0.2)
+    with pytest.raises(AnswerLost):
+        await other.ask(ordered(), KEY)
+    assert await bought(other, ordered(), RETRY) == b"answer"
+    await asyncio.sleep(0.6)
+    assert await everything(one) == b""
+
+
+async def test_nothing_readable_lies_in_redis(replica):
+    one, other = await replica(), await replica()
+    key = Repeat(key="a-telling-key", client_request_id="telling-client")
+    order = ordered(b'{"messages":["a telling prompt"]}', key_id="key_telling")
+    running = spawn(one.ask(order, key))
+    work = await work_of(one)
+    held = await everything(one)
+    work.put(result(b"a telling answer"))
+    await running
+    await one.service.wait_idle()
+    held += await everything(one)
+    assert b"lcp-gateway:" in held and b"ended" in held
+    told = [b"telling", b"req_1", b"p1", b"answer of", order.body_sha256]
+    told += [order.body_sha256.hex().encode(), one.shop.quotes[0].job_id.hex().encode()]
+    assert [word for word in told if word in held] == []
+    # Nor is it of use to a gateway with another secret: to that it never was.
+    stranger = await replica(secret=b"the secret of another")
+    assert await bought(stranger, order, key) == b"answer"
+    assert await other.ask(order, key) == b"a telling answer"
+
+
+async def test_what_somebody_put_in_the_place_of_an_answer_is_given_to_nobody(replica):
+    one, other = await replica(), await replica()
+    await bought(one)
+    await bought(one, ordered(OTHER_BODY, key_id="victim"), Repeat(key="v"))
+    redis = one.claims._redis
+    names = [name async for name in redis.scan_iter("lcp-gateway:repeat:*")]
+    answers = [name async for name in redis.scan_iter("lcp-gateway:answer:*")]
+    first, second = [await redis.get(name) for name in answers]
+    await redis.set(answers[0], second)
+    await redis.set(answers[1], first)
+    assert len(names) == 4
+    with pytest.raises(AnswerLost) as error:
+        await other.ask(ordered(), KEY)
+    assert error.value.verdict is Verdict.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("state", "verdict"),
+    [
+        (State.PAYING, Verdict.UNKNOWN),
+        (State.UNKNOWN, Verdict.UNKNOWN),
+        (State.SETTLED, Verdict.SETTLED),
+        (State.DELIVERED, Verdict.SETTLED),
+        (State.UNDELIVERED, Verdict.SETTLED),
+    ],
+)
+async def test_what_a_dead_gateway_had_paid_for_is_not_bought_again(
+    replica, journals, state, verdict
+):
+    one, other = await replica(lease_s=0.1), await replica(lease_s=0.1)
+    before = datetime.now(UTC)
+    asked = spawn(one.ask(ordered(key_id="key_1"), KEY))
+    await work_of(one)
+    await left_alone(one)
+    journals.state = state
+    with pytest.raises(AnswerLost) as error:
+        await other.ask(ordered(key_id="key_1"), KEY)
+    assert error.value.verdict is verdict
+    assert not other.shop.asked
+    ((key_id, request_id, since),) = journals.asked
+    assert (key_id, request_id) == ("key_1", "req_1")
+    assert (before - since).total_seconds() == pytest.approx(5, abs=1)
+    asked.cancel()
+
+
+@pytest.mark.parametrize("state", [None, State.NOT_PAID])
+async def test_what_a_dead_gateway_had_not_paid_for_is_bought_by_one_other(
+    replica, journals, state
+):
+    journals.state = state
+    dead = await replica(lease_s=0.1, shop=Shop({"p1": Peer(ready=asyncio.Event())}))
+    others = [await replica() for _ in range(3)]
+    asked = spawn(dead.ask(ordered(), KEY))
+    async with asyncio.timeout(5):
+        while not dead.shop.asked:
+            await asyncio.sleep(0.01)
+    await left_alone(dead)
+    again = [spawn(w.ask(ordered(), KEY)) for w in others for _ in range(5)]
+    async with asyncio.timeout(5):
+        while not any(w.shop.works for w in others):
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    (buyer,) = [w for w in others if w.shop.works]
+    buyer.shop.works[0].deliver()
+    assert await asyncio.gather(*again) == [b"answer"] * 15
+    # It was not dead after all, only slow: it must not pay now.
+    dead.claims._outage._until = 0
+    dead.shop.peers["p1"].ready.set()
+    with pytest.raises(Interrupted) as error:
+        await asked
+    assert error.value.code == "taken_over" and not dead.journal.intents
+    await dead.service.wait_idle()
+    assert await dead.ask(ordered(), KEY) == b"answer"
+
+
+async def test_where_the_journal_cannot_tell_nothing_is_bought(replica, journals):
+    journals.state = JournalUnavailable("cannot be read")
+    one, other = await replica(lease_s=0.1), await replica()
+    asked = spawn(one.ask(ordered(), KEY))
+    await work_of(one)
+    await left_alone(one)
+    with pytest.raises(JournalUnavailable):
+        await other.ask(ordered(), KEY)
+    assert not other.shop.asked
+    asked.cancel()
+
+
+async def test_a_claim_is_renewed_for_as_long_as_it_takes(replica, journals):
+    one, other = await replica(lease_s=0.1), await replica(lease_s=0.1)
+    first, second = (spawn(w.ask(ordered(), KEY)) for w in (one, other))
+    await asyncio.sleep(0.5)
+    (buyer,) = [w for w in (one, other) if w.shop.works]
+    buyer.shop.works[0].deliver()
+    assert await first == await second == b"answer"
+    assert journals.asked == []
+
+
+async def test_who_waits_too_long_is_told_that_it_still_runs(replica):
+    one, other = await replica(), await replica(wait_s=0.2)
+    asked = spawn(one.ask(ordered(), KEY))
+    work = await work_of(one)
+    with pytest.raises(AnswerLost, match="still being bought") as error:
+        await other.ask(ordered(), KEY)
+    assert error.value.verdict is Verdict.UNKNOWN
+    await other.service.wait_idle()
+    work.deliver()
+    await asked
+    await one.service.wait_idle()
+    assert await other.ask(ordered(), KEY) == b"answer"
+
+
+async def test_who_leaves_while_it_waits_leaves_nothing_behind(replica):
+    one, other = await replica(), await replica()
+    asked = spawn(one.ask(ordered(), KEY))
+    work = await work_of(one)
+    waiting = spawn(other.ask(ordered(), KEY))
+    await asyncio.sleep(0.05)
+    waiting.cancel()
+    await other.service.wait_idle()
+    assert len(other.service) == 0
+    work.deliver()
+    assert await asked == b"answer"
+
+
+async def test_who_leaves_while_the_claim_is_made_leaves_nothing_behind(replica):
+    one = await replica()
+    for turns in range(12):
+        asked = spawn(one.ask(ordered(), KEY))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        asked.cancel()
+        await asyncio.wait({asked})
+        await one.service.wait_idle()
+        await one.claims._calls.close()
+        one.shop.works.clear()
+    held = await everything(one)
+    # What may have been paid stays known; every other claim is let go of.
+    assert b"running" not in held
+
+
+async def test_without_redis_each_is_on_its_own_and_says_so(journals):
+    with running_redis() as server:
+        reports = []
+        w = world()
+        claims = RedisClaims(server.url, Outage(report=reports.append), 5.0)
+        w.service._shared = RedisAnswers(
+            claims, Seals(SECRET), state_of=journals, limits=MemoryLimits(), wait_s=5.0
+        )
+        assert await bought(w) == b"answer"
+        server.stop()
+        assert await bought(w, ordered(), Repeat(key="l")) == b"answer"
+        assert await w.ask(ordered(), Repeat(key="l")) == b"answer"
+        assert len(reports) == 1 and server.url not in reports[0]
+        server.start()
+        claims._outage._until = 0
+        assert await bought(w, ordered(), Repeat(key="m")) == b"answer"
+        await claims.aclose()
+    assert len(w.shop.works) == 3
+
+
+async def test_a_redis_that_forgets_everything_hears_of_running_orders_again(replica):
+    one, other = await replica(lease_s=0.15), await replica()
+    asked = spawn(one.ask(ordered(), KEY))
+    work = await work_of(one)
+    await one.claims._redis.flushdb()
+    await asyncio.sleep(0.2)
+    waiting = spawn(other.ask(ordered(), KEY))
+    await asyncio.sleep(0.1)
+    work.deliver()
+    assert await asked == await waiting == b"answer"
+    assert not other.shop.asked
+
+
+async def test_a_claim_that_was_made_without_redis_is_made_when_it_is_back(replica):
+    one, other = await replica(lease_s=0.15), await replica()
+    one.claims._outage._until = float("inf")
+    asked = spawn(one.ask(ordered(), KEY))
+    work = await work_of(one)
+    one.claims._outage._until = 0
+    await asyncio.sleep(0.15)
+    waiting = spawn(other.ask(ordered(), KEY))
+    await asyncio.sleep(0.05)
+    work.deliver()
+    assert await asked == await waiting == b"answer"
+    assert not other.shop.asked
+
+
+async def test_who_waits_for_another_does_not_buy_because_redis_is_away_for_a_moment(replica):
+    one, other = await replica(), await replica()
+    asked = spawn(one.ask(ordered(), KEY))
+    work = await work_of(one)
+    waiting = spawn(other.ask(ordered(), KEY))
+    await asyncio.sleep(0.05)
+    other.claims._outage._until = float("inf")
+    await asyncio.sleep(0.1)
+    work.deliver()
+    await asked
+    other.claims._outage._until = 0
+    assert await waiting == b"answer"
+    assert not other.shop.asked
+
+
+# Two processes.
+
+
+@contextmanager
+def gateway(where, redis, name, how="buys"):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.accounts.shared.replica", where, redis.url, name, how],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.stdin.close()
+        process.stdout.close()
+        process.wait(10)
+
+
+async def says(process) -> str:
+    async with asyncio.timeout(20):
+        return (await asyncio.to_thread(process.stdout.readline)).strip()
+
+
+async def deliver(process) -> None:
+    process.stdin.write("now\n")
+    process.stdin.flush()
+
+
+@pytest.fixture
+def where(tmp_path, redis):
+    with Redis.from_url(redis.url) as client:
+        client.flushdb()
+    return str(tmp_path / "journal.db")
+
+
+async def test_two_processes_buy_once_and_give_the_same_answer(where, redis):
+    with gateway(where, redis, "one") as one, gateway(where, redis, "two") as two:
+        first = {spawn(says(one)): (one, two), spawn(says(two)): (two, one)}
+        done, waiting = await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        (said,) = done
+        buyer, _ = first[said]
+        assert await said == "quoting" and await says(buyer) == "paying"
+        await deliver(buyer)
+        answer = await says(buyer)
+        (theirs,) = waiting
+        assert answer.startswith("answer answer of") and await theirs == answer
+
+
+async def test_a_process_that_is_killed_after_it_paid_is_not_followed_by_another_payment(
+    where, redis
+):
+    with gateway(where, redis, "one") as one:
+        assert [await says(one), await says(one)] == ["quoting", "paying"]
+        with gateway(where, redis, "two") as two:
+            await asyncio.sleep(1.0)
+            one.send_signal(signal.SIGKILL)
+            assert await says(two) == "error LostElsewhere unknown"
+        # Nor later, with everything forgotten but what Redis and the journal know.
+        with gateway(where, redis, "three") as three:
+            assert await says(three) == "error LostElsewhere unknown"
+
+
+async def test_a_process_that_is_killed_before_it_paid_is_followed_by_one_that_buys(where, redis):
+    with gateway(where, redis, "one", "never") as one:
+        assert await says(one) == "quoting"
+        with gateway(where, redis, "two") as two:
+            said = spawn(says(two))
+            assert not (await asyncio.wait({said}, timeout=2 * LEASE_S))[0]
+            one.send_signal(signal.SIGKILL)
+            assert await said == "quoting" and await says(two) == "paying"
+            await deliver(two)
+            assert await says(two) == "answer answer of two"

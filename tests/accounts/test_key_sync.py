@@ -1,0 +1,192 @@
+"""The keys in memory: read every second, accepted only while that goes well, and read whole after a step back in time."""
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import pytest
+from structlog.testing import capture_logs
+
+from lcp_gateway.accounts import key_sync as app_keys
+from lcp_gateway.accounts.callers import KeyRules, Scope
+from lcp_gateway.accounts.key_sync import KeySync
+from lcp_gateway.accounts.keys import KeyCache, KeysStale, generate_key
+from lcp_gateway.accounts.models import KeyChanges, KeyKind, KeyRecord
+from lcp_gateway.store.database.engines import DatabaseUnavailable
+from lcp_gateway.telemetry.logs import get_logger
+
+NOW = datetime.now(UTC)
+STATIC = "sk-the-operators-own"
+
+
+class Book:
+    """The store's keys; ``problem`` is raised instead, and a read waits for ``gate``."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, KeyRecord] = {}
+        self.upto = 0
+        self.problem: Exception | None = None
+        self.gate: asyncio.Event | None = None
+        self.whole_reads = 0
+
+    def make(self) -> str:
+        fresh = generate_key()
+        self.upto += 1
+        key_id = f"key_{self.upto}"
+        self.records[key_id] = KeyRecord(
+            id=key_id,
+            account_id="acct_1",
+            key_hash=fresh.hash,
+            prefix=fresh.prefix,
+            name="k",
+            kind=KeyKind.API,
+            rules=KeyRules(scopes=frozenset({Scope.INFERENCE})),
+            created_at=NOW,
+            revoked_at=None,
+            change=self.upto,
+        )
+        return fresh.text
+
+    def revoke(self, key_id: str) -> None:
+        self.upto += 1
+        self.records[key_id] = replace(self.records[key_id], revoked_at=NOW, change=self.upto)
+
+    async def load_all(self):
+        self.whole_reads += 1
+        return await self._read(lambda record: record.revoked_at is None)
+
+    async def changed_since(self, number):
+        return await self._read(lambda record: record.change > number)
+
+    async def _read(self, wanted):
+        found = KeyChanges(
+            [record for record in self.records.values() if wanted(record)], self.upto
+        )
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.problem is not None:
+            raise self.problem
+        return found
+
+
+@pytest.fixture
+def book():
+    return Book()
+
+
+@pytest.fixture
+def clock():
+    return SimpleNamespace(now=100.0)
+
+
+@pytest.fixture
+def keeper(book, clock):
+    cache = KeyCache([STATIC], KeyRules(scopes=frozenset({Scope.INFERENCE})))
+    return KeySync(
+        book,
+        cache,
+        get_logger("test"),
+        unavailable=(DatabaseUnavailable,),
+        stale_s=5.0,
+        clock=lambda: clock.now,
+    )
+
+
+async def test_a_key_is_accepted_for_as_long_as_was_said_after_the_last_read(keeper, book, clock):
+    """A1: a revoked key bought until the next restart, since nothing asked how old the list was."""
+    key = book.make()
+    await keeper.load()
+    clock.now += 5.0
+    assert keeper.find(key).account_id == "acct_1"
+    clock.now += 0.1
+    with pytest.raises(KeysStale, match="5 s ago, and are accepted for 5 s"):
+        keeper.find(key)
+    await keeper.refresh()
+    assert keeper.find(key).account_id == "acct_1"
+
+
+async def test_a_key_that_is_not_known_may_be_a_new_one_while_the_list_is_old(keeper, clock):
+    await keeper.load()
+    assert keeper.find("lcpg_none") is None
+    clock.now += 6.0
+    with pytest.raises(KeysStale):
+        keeper.find("lcpg_none")
+
+
+async def test_the_operators_own_keys_need_no_list(keeper, clock):
+    await keeper.load()
+    clock.now += 3_600.0
+    assert keeper.find(STATIC).account_id is None
+
+
+async def test_before_the_first_read_no_key_of_an_account_is_accepted(keeper):
+    with pytest.raises(KeysStale):
+        keeper.find("lcpg_none")
+
+
+async def test_a_list_is_as_old_as_the_beginning_of_its_read(keeper, book, clock):
+    """What was revoked while the answer was on its way is not in it."""
+    await keeper.load()
+    book.gate = asyncio.Event()
+    reading = asyncio.create_task(keeper.refresh())
+    await asyncio.sleep(0)
+    clock.now += 4.0
+    book.gate.set()
+    await reading
+    assert keeper.age_s == 4.0
+
+
+async def test_why_no_key_is_accepted_is_told(keeper, book, clock, monkeypatch):
+    monkeypatch.setattr(app_keys, "_KEYS_EVERY_S", 0.001)
+    await keeper.load()
+    assert list(keeper.problems()) == []
+    book.problem = DatabaseUnavailable("the database does not answer in time")
+    with capture_logs() as logs:
+        keeper._log = get_logger("test")
+        running = asyncio.create_task(keeper.run())
+        await asyncio.sleep(0.05)
+        clock.now += 7.0
+        (problem,) = keeper.problems()
+        assert problem == (
+            "the keys of accounts were last read 7 s ago, and are accepted for 5 s (keys_stale_s): "
+            "the database does not answer in time"
+        )
+        book.problem = None
+        await asyncio.sleep(0.05)
+        assert list(keeper.problems()) == []
+        running.cancel()
+    told = [line["event"] for line in logs]
+    assert told == ["keys cannot be read anew", "keys are read again"], "once each"
+
+
+async def test_an_error_that_is_no_absence_ends_the_task_for_its_supervisor(
+    keeper, book, monkeypatch
+):
+    monkeypatch.setattr(app_keys, "_KEYS_EVERY_S", 0.001)
+    book.problem = OverflowError()
+    with pytest.raises(OverflowError):
+        await asyncio.wait_for(keeper.run(), 5)
+
+
+async def test_after_the_database_went_back_in_time_all_keys_are_read_again(keeper, book):
+    """A failover to a standby that had not all of it: changes are numbered anew, and a revocation was missed."""
+    first = book.make()
+    lost = [book.make() for _ in range(3)]
+    await keeper.load()
+    for key_id in ("key_2", "key_3", "key_4"):
+        del book.records[key_id]
+    book.upto = 1
+    book.revoke("key_1")
+    await keeper.refresh()
+    assert book.whole_reads == 2
+    assert [keeper.find(key) for key in (first, *lost)] == [None] * 4
+
+
+async def test_other_settings_hold_at_once(keeper, book, clock):
+    key = book.make()
+    await keeper.load()
+    clock.now += 8.0
+    keeper.use(["another"], 10.0)
+    assert keeper.find(key) is not None
+    assert keeper.find("another") is not None and keeper.find(STATIC) is None
