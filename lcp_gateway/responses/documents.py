@@ -8,10 +8,15 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lcp_gateway.adapters.json_bytes import rewrite_object
+from lcp_gateway.adapters.json_bytes import (
+    array_elements,
+    member_value,
+    object_or_none,
+    rewrite_object,
+    write_json,
+)
 from lcp_gateway.adapters.sse import Event, EventReader, object_events
 from lcp_gateway.responses.chats import ChatAssembly
-from lcp_gateway.responses.slices import array_elements, member_value, object_or_none, write_json
 
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _ITEM_DONE = "response.output_item.done"

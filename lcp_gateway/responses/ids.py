@@ -3,11 +3,10 @@
 import secrets
 from typing import Any
 
-from lcp_gateway.adapters.json_bytes import rewrite_object
+from lcp_gateway.adapters.json_bytes import member_value, object_or_none, rewrite_object, write_json
 from lcp_gateway.adapters.sse import Event, EventReader, may_hold_object
 from lcp_gateway.responses.documents import find_id
 from lcp_gateway.responses.replay import with_changes
-from lcp_gateway.responses.slices import member_value, object_or_none, write_json
 
 BACKGROUND_PREFIX = "resp_bg_"
 """What the ids of background jobs begin with, whose clients are answered before any provider is."""

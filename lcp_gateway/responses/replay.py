@@ -4,9 +4,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from lcp_gateway.adapters.json_bytes import is_event_stream, rewrite_object
+from lcp_gateway.adapters.json_bytes import (
+    array_elements,
+    is_event_stream,
+    member_value,
+    object_or_none,
+    rewrite_object,
+    write_json,
+)
 from lcp_gateway.adapters.sse import Event, EventReader, may_hold_object
-from lcp_gateway.responses.slices import array_elements, member_value, object_or_none, write_json
 
 _STARTED = b'"in_progress"'
 # How an item looks before anything of it has come; only what it has is made empty.

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.responses.slices import array_elements, member_value, object_or_none, write_json
+from lcp_gateway.adapters.json_bytes import array_elements, member_value, object_or_none, write_json
 from tests.adapters.raw_json import SPACE, VALUES
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.adapters.json_bytes import members
+from lcp_gateway.adapters.json_bytes import array_elements, members
 from lcp_gateway.responses.history import (
     array_segment,
     input_segment,
@@ -14,7 +14,6 @@ from lcp_gateway.responses.history import (
     messages_segment,
     request_for_provider,
 )
-from lcp_gateway.responses.slices import array_elements
 from tests.adapters.raw_json import SPACE, VALUES, deep, tokens
 from tests.adapters.raw_json import joined as raw_joined
 from tests.adapters.raw_json import member as raw_member

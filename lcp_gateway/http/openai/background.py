@@ -9,7 +9,7 @@ from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.adapters.json_bytes import dump_json
+from lcp_gateway.adapters.json_bytes import dump_json, object_or_none
 from lcp_gateway.http.error_mapping import map_error
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, internal_error
 from lcp_gateway.http.openai.response import (
@@ -38,7 +38,6 @@ from lcp_gateway.responses.background import (
 from lcp_gateway.responses.items import Item, ItemKind
 from lcp_gateway.responses.recording import Recorder, RecordingPlan
 from lcp_gateway.responses.replay import opening_event
-from lcp_gateway.responses.slices import object_or_none
 from lcp_gateway.responses.store import ResponseStore
 
 # A decision comes with the journal's next commit, or once a database that is away has come back.

@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from lcp_gateway.adapters.json_bytes import parse_json
+from lcp_gateway.adapters.json_bytes import parse_json, write_json
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.openai.request_body import parse_object
 from lcp_gateway.http.openai.response import JSON
@@ -19,7 +19,6 @@ from lcp_gateway.responses.items import Item, ItemKind
 from lcp_gateway.responses.paging import InvalidPageQuery, list_object, read_page, select_page
 from lcp_gateway.responses.recording import Recorder, RecordingPlan
 from lcp_gateway.responses.request_options import InvalidOption, RequestOptions, read_options
-from lcp_gateway.responses.slices import write_json
 from lcp_gateway.responses.store import ResponseStore
 
 Renderer = Callable[[Any, str, int], dict[str, Any]]

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from aiohttp import web
 
+from lcp_gateway.adapters.json_bytes import object_or_none
 from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.error_mapping import map_error
 from lcp_gateway.http.errors import ApiError, bad_request
@@ -20,7 +21,6 @@ from lcp_gateway.responses.background import BackgroundJob, ResponseStatus
 from lcp_gateway.responses.history import join_segments
 from lcp_gateway.responses.items import Item, ItemKind
 from lcp_gateway.responses.replay import EventRewriter, end_event, is_readable, to_events
-from lcp_gateway.responses.slices import object_or_none
 from lcp_gateway.responses.store import ResponseStore
 
 # A stored stream is handed on in pieces of this size, so that a long one keeps nobody else waiting.
