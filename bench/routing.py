@@ -14,7 +14,7 @@ import orjson
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from lcp_gateway.app.chooser import Chooser, mode_of
+from lcp_gateway.app.chooser import Chooser
 from lcp_gateway.http.openai.models import ModelRoutes
 from lcp_gateway.http.openai.request_body import parse_task
 from lcp_gateway.purchase.candidate import Candidate
@@ -27,7 +27,7 @@ from lcp_gateway.routing.choice import RoutingRules
 from lcp_gateway.routing.needs import needs_of
 from lcp_gateway.routing.offers import Offers
 from lcp_gateway.routing.policy import parse_wish
-from lcp_gateway.routing.records import Mode, Records
+from lcp_gateway.routing.records import Mode, Records, mode_of
 from lcp_gateway.routing.registry import Registry
 from lcp_gateway.routing.standing import StandingRules, Standings
 

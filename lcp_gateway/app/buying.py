@@ -12,13 +12,13 @@ from lcp_gateway.config import Settings
 from lcp_gateway.lightning.checks import QuoteMismatch, check_quote
 from lcp_gateway.purchase.answers import Bounds
 from lcp_gateway.purchase.flow import Buyer, utc_now
-from lcp_gateway.purchase.journal import Period
 from lcp_gateway.purchase.limits import FeeReckoning, SpendingLimits
 from lcp_gateway.purchase.market import Asking, Market
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.quote import Quote, Source
 from lcp_gateway.purchase.service import Patience
 from lcp_gateway.purchase.shared import SharedAnswers
+from lcp_gateway.purchase.tariff import Period
 from lcp_gateway.routing.standing import Standings
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstreams.result_judges import judge_result

@@ -30,10 +30,10 @@ from lcp_gateway.routing.comparison import QuoteComparison
 from lcp_gateway.routing.explain import explanation, named_explanation
 from lcp_gateway.routing.needs import needs_of
 from lcp_gateway.routing.offers import Entry, Offers
-from lcp_gateway.routing.policy import UnknownWish, Wish, is_auto, parse_wish
+from lcp_gateway.routing.policy import UnknownWish, Wish, parse_wish
 from lcp_gateway.routing.prices import size_of
-from lcp_gateway.routing.records import Mode
-from lcp_gateway.routing.registry import Registry, Traits
+from lcp_gateway.routing.records import mode_of
+from lcp_gateway.routing.registry import Registry, Traits, is_auto
 from lcp_gateway.routing.weighing import Scored
 
 _KNOWN_WORDS = 20
@@ -53,13 +53,6 @@ class Catalogs(Protocol):
     async def refresh_if_stale(self) -> Catalog:
         """Give a fresh snapshot, or the last one if none can be had."""
         ...
-
-
-def mode_of(task: Task) -> Mode:
-    """Give the way in which a task is answered."""
-    if task.kind is TaskKind.EMBEDDINGS:
-        return Mode.EMBEDDING
-    return Mode.STREAM if task.stream else Mode.WHOLE
 
 
 class Chooser:

@@ -27,8 +27,8 @@ from lcp_gateway.http.openai.models import ModelRoutes
 from lcp_gateway.http.openai.response import ResponseWriter
 from lcp_gateway.purchase.book import QuoteBook
 from lcp_gateway.purchase.flow import utc_now
-from lcp_gateway.purchase.journal import Budget
 from lcp_gateway.purchase.service import PurchaseService
+from lcp_gateway.purchase.tariff import Budget
 from lcp_gateway.routing.query import answer, why_nothing
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.telemetry.logs import get_logger

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-from lcp_gateway.app.chooser import mode_of
 from lcp_gateway.purchase.answers import Answer
 from lcp_gateway.purchase.errors import PaymentFailed
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.service import Observer
 from lcp_gateway.purchase.states import State
-from lcp_gateway.routing.records import Mode, Records
+from lcp_gateway.routing.records import Mode, Records, mode_of
 from lcp_gateway.routing.standing import Standings
 from lcp_gateway.telemetry.metrics import Metrics
 

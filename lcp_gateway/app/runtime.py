@@ -14,10 +14,9 @@ from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
 from lcp_gateway.config import Settings
 from lcp_gateway.http.openai.admission import JobsInFlight
 from lcp_gateway.purchase.brake import LoopBrake
-from lcp_gateway.purchase.memory import AnswerMemory
+from lcp_gateway.purchase.memory import AnswerMemory, RepeatHashes
 from lcp_gateway.purchase.paid_jobs import PaidJobs
 from lcp_gateway.purchase.ports import Upstream
-from lcp_gateway.purchase.repeat_identity import RepeatHashes
 from lcp_gateway.purchase.tracing import Tracing
 from lcp_gateway.routing.records import Records
 from lcp_gateway.routing.registry import Registry

@@ -25,6 +25,7 @@ from lcp_gateway.purchase.errors import (
     UpstreamError,
 )
 from lcp_gateway.purchase.evidence import MIN_HTLC_MSAT, EvidenceRow, evidence_of_failure
+from lcp_gateway.purchase.interruption import Interrupted, Reason
 from lcp_gateway.purchase.journal import (
     BudgetExceeded,
     InsufficientBalance,
@@ -33,7 +34,6 @@ from lcp_gateway.purchase.journal import (
 )
 from lcp_gateway.purchase.memory import AnswerLost, KeyReused
 from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.service import Interrupted, Reason
 from lcp_gateway.purchase.shared import LostElsewhere
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.routing.choice import ContextTooLong, ModelNotFound, NoProvider, RoutingError

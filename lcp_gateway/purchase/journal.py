@@ -1,6 +1,5 @@
 """The journal as the heart sees it: what is written before a payment may go out, and what is learnt after."""
 
-import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,22 +12,8 @@ from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import VERDICTS, State, Verdict
-from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.purchase.tariff import Budget, Charge
 from lcp_gateway.purchase.task import TaskKind
-
-
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """What a customer's account is charged for a purchase.
-
-    ``amount_msat`` is the most that it can be, and is held until more is known. Where the price turns out to be lower,
-    ``markup`` tells the charge anew. ``refund_undelivered`` gives it back where no whole result came.
-    """
-
-    account_id: str
-    amount_msat: Msat
-    markup: Markup
-    refund_undelivered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +58,6 @@ class Learnt:
     """What it came to, where the quote's price was only the most that it could."""
     ending: Ending | None = None
     """How a paid purchase ended, with which its charge is kept or given back."""
-
-
-class Period(enum.StrEnum):
-    """The calendar periods of a budget, in UTC."""
-
-    HOUR = "hour"
-    DAY = "day"
-    MONTH = "month"
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """At most ``limit_msat`` in each period; for one credential, or for all when ``key_id`` is None."""
-
-    period: Period
-    limit_msat: Msat
-    key_id: str | None = None
 
 
 class BudgetExceeded(Refused):

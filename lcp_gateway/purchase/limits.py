@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lcp_gateway.purchase.errors import ChargeLimitExceeded, PriceLimitExceeded
-from lcp_gateway.purchase.journal import Budget, Charge, Period
 from lcp_gateway.purchase.money import LARGEST_MSAT, Msat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.quote import Quote, Source
-from lcp_gateway.purchase.tariff import Tariff
+from lcp_gateway.purchase.tariff import Budget, Charge, Period, Tariff
 
 _PPM = 1_000_000
 

@@ -1,19 +1,22 @@
 """Remembers answers by what may ask for them again, within a budget of bytes and a time."""
 
+import hashlib
+import hmac
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
 from lcp_gateway.purchase.answers import Answer, Pool
 from lcp_gateway.purchase.errors import PurchaseError
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.refunds import Refund
-from lcp_gateway.purchase.repeat_identity import RepeatHashes, RepeatIdentity
+from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import Verdict
 
 _MAX_ENTRIES = 20_000
-_UNKEYED = RepeatHashes(b"")
+_LENGTH_BYTES = 4
 
 
 class KeyReused(PurchaseError):
@@ -82,6 +85,62 @@ class _Names:
     def drop(self, name: _Name, answer: Answer) -> None:
         if (found := self._held.get(name)) is not None and found[0] is answer:
             del self._held[name]
+
+
+class RepeatHashes:
+    """Makes identities; two gateways with the same secret make the same ones."""
+
+    def __init__(
+        self, secret: bytes, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._secret = secret
+        self._now = now
+
+    def identity(
+        self,
+        *,
+        key_id: str,
+        kind: str,
+        body_sha256: bytes,
+        key: str | None,
+        key_for_s: float,
+        client_request_id: str | None,
+        retry_for_s: float,
+        looks_for_first_try: bool,
+    ) -> RepeatIdentity:
+        """Return the identity of a request.
+
+        An Idempotency-Key counts for ``key_for_s`` whatever the body; a client's request id for ``retry_for_s`` and
+        together with the body, and only where there is no key.
+        """
+        # For every purchase: one hash, of parts whose lengths are known or written before them.
+        whole = b"%d %b %b %b" % (len(key_id), key_id.encode(), kind.encode(), body_sha256)
+        body = hashlib.sha256(whole).digest()
+        if key is None and client_request_id is None and not looks_for_first_try:
+            return RepeatIdentity(body)
+        now = self._now()
+        retry_for = timedelta(seconds=retry_for_s)
+        since = now - retry_for if looks_for_first_try and key is None else None
+        if key is not None:
+            name = _joined(b"key", key_id, key.encode("utf-8", "surrogateescape"))
+            return RepeatIdentity(body, self._hash(name), now + timedelta(seconds=key_for_s))
+        if client_request_id is not None:
+            name = _joined(
+                b"client", key_id, client_request_id.encode("utf-8", "surrogateescape"), body
+            )
+            return RepeatIdentity(body, self._hash(name), now + retry_for, since)
+        return RepeatIdentity(body, first_try_since=since)
+
+    def _hash(self, name: bytes) -> bytes:
+        return hmac.digest(self._secret, name, "sha256")
+
+
+def _joined(what: bytes, key_id: str, *parts: bytes) -> bytes:
+    whole = (what, key_id.encode(), *parts)
+    return b"".join([len(part).to_bytes(_LENGTH_BYTES) + part for part in whole])
+
+
+_UNKEYED = RepeatHashes(b"")
 
 
 class AnswerMemory:

@@ -3,8 +3,8 @@
 import hashlib
 from dataclasses import dataclass, replace
 
-from lcp_gateway.purchase.journal import Budget
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.tariff import Budget
 from lcp_gateway.purchase.task import Task
 
 

@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import replace
 
 from lcp_gateway.purchase.candidate import Candidate
-from lcp_gateway.purchase.journal import Charge
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.outcome import EndedBy, Ending, Ruling
@@ -14,6 +13,7 @@ from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import VERDICTS, Event, State, Verdict, step
+from lcp_gateway.purchase.tariff import Charge
 
 
 def not_held_up() -> bool:

@@ -52,11 +52,9 @@ from lcp_gateway.purchase.tracing import (
 
 __all__ = [
     "CANCEL_REASON",
-    "Interrupted",
     "Observer",
     "Patience",
     "PurchaseService",
-    "Reason",
     "Routing",
 ]
 

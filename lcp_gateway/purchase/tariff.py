@@ -1,5 +1,6 @@
 """What a customer is charged: the provider's price with the operator's mark-up."""
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -72,3 +73,34 @@ class Tariff:
     def charge_msat(self, model: str, price_msat: int) -> Msat:
         """Give what is charged for an answer of this model that is bought at this price."""
         return self.markup_for(model).charge_msat(price_msat)
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a customer's account is charged for a purchase.
+
+    ``amount_msat`` is the most that it can be, and is held until more is known. Where the price turns out to be lower,
+    ``markup`` tells the charge anew. ``refund_undelivered`` gives it back where no whole result came.
+    """
+
+    account_id: str
+    amount_msat: Msat
+    markup: Markup
+    refund_undelivered: bool = False
+
+
+class Period(enum.StrEnum):
+    """The calendar periods of a budget, in UTC."""
+
+    HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """At most ``limit_msat`` in each period; for one credential, or for all when ``key_id`` is None."""
+
+    period: Period
+    limit_msat: Msat
+    key_id: str | None = None

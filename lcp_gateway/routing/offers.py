@@ -7,8 +7,7 @@ from types import MappingProxyType
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.routing.catalog import Catalog, Provider
-from lcp_gateway.routing.policy import is_auto
-from lcp_gateway.routing.registry import Registry, Traits
+from lcp_gateway.routing.registry import Registry, Traits, is_auto
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 
-from lcp_gateway.routing.registry import AUTO
-
 _EMPHASIS = 4.0
 _DIGITS = 12
 _WORD = re.compile(r"[a-z0-9_-]{1,32}")
@@ -83,11 +81,6 @@ class UnknownWish(ValueError):
         super().__init__(word)
         self.word = word
         self.known = known
-
-
-def is_auto(model: str) -> bool:
-    """Tell whether a model's name leaves the choice to the gateway."""
-    return model == AUTO or model.startswith(AUTO + ":")
 
 
 def parse_wish(model: str, offered: frozenset[str] = frozenset()) -> Wish:

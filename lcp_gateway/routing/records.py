@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.routing.averages import Faded
 from lcp_gateway.routing.catalog import NODE_PREFIX
 from lcp_gateway.routing.prices import ORDINARY, UNKNOWN, Price, Rates, Size, Sized
@@ -27,6 +28,13 @@ class Mode(enum.StrEnum):
     STREAM = "stream"
     WHOLE = "whole"
     EMBEDDING = "embedding"
+
+
+def mode_of(task: Task) -> Mode:
+    """Give the way in which a task is answered."""
+    if task.kind is TaskKind.EMBEDDINGS:
+        return Mode.EMBEDDING
+    return Mode.STREAM if task.stream else Mode.WHOLE
 
 
 @dataclass(slots=True)

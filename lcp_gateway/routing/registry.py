@@ -145,3 +145,8 @@ def kinds_for(traits: Traits, endpoints: frozenset[TaskKind]) -> frozenset[TaskK
     if not traits.type and endpoints == embeddings:
         return endpoints
     return endpoints - embeddings
+
+
+def is_auto(model: str) -> bool:
+    """Tell whether a model's name leaves the choice to the gateway."""
+    return model == AUTO or model.startswith(AUTO + ":")

@@ -7,13 +7,13 @@ import pytest
 
 from lcp_gateway.adapters.completions import NotAdaptable
 from lcp_gateway.app.adapting import COMPLETIONS_AS_CHAT
-from lcp_gateway.app.chooser import Chooser, mode_of
+from lcp_gateway.app.chooser import Chooser
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.routing.auto import AutoChoice, AutoPolicy, replay
 from lcp_gateway.routing.catalog import Catalog
 from lcp_gateway.routing.choice import ContextTooLong, ModelNotFound, NoProvider, RoutingRules
-from lcp_gateway.routing.records import Mode, Records
+from lcp_gateway.routing.records import Mode, Records, mode_of
 from lcp_gateway.routing.registry import ModelCard, Registry
 from lcp_gateway.routing.standing import StandingRules, Standings
 from tests.routing.offering import CHAT, provider

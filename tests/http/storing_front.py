@@ -26,7 +26,7 @@ from lcp_gateway.http.openai.create import CreateRoutes
 from lcp_gateway.http.openai.history import History
 from lcp_gateway.http.openai.response import ChargeReport, ResponseWriter
 from lcp_gateway.http.openai.responses import ResponseRoutes
-from lcp_gateway.purchase.service import Reason
+from lcp_gateway.purchase.interruption import Reason
 from lcp_gateway.responses.recording import Recorder
 from lcp_gateway.responses.store import ResponseStore, StoreLimits
 from lcp_gateway.store.database.engines import DatabaseUnavailable

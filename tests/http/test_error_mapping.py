@@ -15,9 +15,9 @@ from lcp_gateway.purchase.errors import (
     UpstreamError,
 )
 from lcp_gateway.purchase.evidence import verdict_of_failure
+from lcp_gateway.purchase.interruption import Interrupted, Reason
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.service import Interrupted, Reason
 from lcp_gateway.purchase.states import Event, Verdict
 from lcp_gateway.routing.choice import ModelNotFound, NoProvider
 from tests.support.purchases import order, quote

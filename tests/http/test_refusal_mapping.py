@@ -9,15 +9,14 @@ from lcp_gateway.http.error_mapping import map_refusal
 from lcp_gateway.purchase.book import quote_id
 from lcp_gateway.purchase.errors import ChargeLimitExceeded, PriceLimitExceeded
 from lcp_gateway.purchase.journal import (
-    Budget,
     BudgetExceeded,
     InsufficientBalance,
     JournalUnavailable,
     KeyRevoked,
-    Period,
 )
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.purchase.tariff import Budget, Period
 from tests.support.purchases import quote
 
 AT = quote(5_000)

@@ -15,20 +15,14 @@ from lcp_gateway.purchase.errors import (
     UpstreamError,
 )
 from lcp_gateway.purchase.flow import Buyer
-from lcp_gateway.purchase.journal import (
-    Budget,
-    BudgetExceeded,
-    InsufficientBalance,
-    JournalUnavailable,
-    Period,
-)
+from lcp_gateway.purchase.journal import BudgetExceeded, InsufficientBalance, JournalUnavailable
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.outcome import EndedBy
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.results import ResultStatus, StreamBegin, StreamEnd
 from lcp_gateway.purchase.states import IllegalTransition, State, Verdict
-from lcp_gateway.purchase.tariff import Markup, Tariff
+from lcp_gateway.purchase.tariff import Budget, Markup, Period, Tariff
 from tests.support.purchases import (
     HASH,
     NOW,

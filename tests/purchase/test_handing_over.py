@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from lcp_gateway.purchase.service import Reason
+from lcp_gateway.purchase.interruption import Reason
 from lcp_gateway.purchase.states import State
 from tests.support.shop import NO_REPEAT, ordered, settle, world
 

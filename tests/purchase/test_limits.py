@@ -5,11 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcp_gateway.purchase.errors import ChargeLimitExceeded, PriceLimitExceeded
-from lcp_gateway.purchase.journal import Budget, Period
 from lcp_gateway.purchase.limits import FeeReckoning, SpendingLimits
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Quote, Source
-from lcp_gateway.purchase.tariff import Markup, Tariff
+from lcp_gateway.purchase.tariff import Budget, Markup, Period, Tariff
 from tests.support.purchases import quote
 from tests.support.shop import ordered
 

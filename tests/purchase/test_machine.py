@@ -11,9 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from lcp_gateway.purchase.answers import AnswerGone
 from lcp_gateway.purchase.errors import PurchaseError, UpstreamError
 from lcp_gateway.purchase.evidence import verdict_of_failure
+from lcp_gateway.purchase.interruption import Reason
 from lcp_gateway.purchase.memory import AnswerLost, KeyReused, Repeat
 from lcp_gateway.purchase.results import ResultStatus, StreamBegin, StreamEnd
-from lcp_gateway.purchase.service import Reason
 from lcp_gateway.purchase.states import VERDICTS, State, Verdict
 from tests.support.model import GRACE_S, KEYS_FOR_S, Client, Job, Universe, verdict_told
 from tests.support.purchases import result

@@ -7,11 +7,11 @@ import pytest
 
 from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import PaymentFailed, Undelivered, UpstreamError
+from lcp_gateway.purchase.interruption import Reason
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.memory import Repeat
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.service import Reason
 from lcp_gateway.purchase.states import Verdict
 from tests.support.purchases import result, stream_events
 from tests.support.shop import NO_REPEAT, Peer, PlainJournal, Shop, ordered, settle, world

@@ -9,6 +9,7 @@ import pytest
 from lcp_gateway.purchase.answers import Bounds
 from lcp_gateway.purchase.errors import PurchaseError, UpstreamError
 from lcp_gateway.purchase.flow import Buyer
+from lcp_gateway.purchase.interruption import Reason
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.outcome import (
     FOUND_PAID,
@@ -22,7 +23,6 @@ from lcp_gateway.purchase.outcome import (
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.results import ResultStatus, StreamEnd
-from lcp_gateway.purchase.service import Reason
 from lcp_gateway.purchase.states import TRANSITIONS, Event, State
 from tests.support.purchases import (
     HASH,

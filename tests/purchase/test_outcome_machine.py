@@ -15,11 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from lcp_gateway.purchase.answers import Bounds
 from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.interruption import Reason
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.outcome import EndedBy, Received
 from lcp_gateway.purchase.results import ResultStatus, StreamBegin, StreamEnd
-from lcp_gateway.purchase.service import Reason
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.accounts import Accounts
 from lcp_gateway.store.accounts.ledger import Ledger

@@ -17,14 +17,12 @@ from lcp_gateway.purchase.errors import (
     Undelivered,
     UpstreamError,
 )
+from lcp_gateway.purchase.interruption import Interrupted, Reason
 from lcp_gateway.purchase.journal import (
-    Budget,
     BudgetExceeded,
-    Charge,
     DuplicateIntent,
     EarlierPurchase,
     JournalUnavailable,
-    Period,
     RequestRepeated,
 )
 from lcp_gateway.purchase.limits import SpendingLimits
@@ -33,9 +31,9 @@ from lcp_gateway.purchase.memory import AnswerLost, KeyReused, MemoryLimits, Rep
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.results import ResultStatus
-from lcp_gateway.purchase.service import CANCEL_REASON, Interrupted, Reason
+from lcp_gateway.purchase.service import CANCEL_REASON
 from lcp_gateway.purchase.states import State, Verdict
-from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.purchase.tariff import Budget, Charge, Markup, Period
 from tests.support.purchases import quote, result, stream_events
 from tests.support.shop import (
     NO_REPEAT,

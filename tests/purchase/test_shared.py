@@ -7,9 +7,9 @@ import pytest
 from lcp_gateway.purchase.answers import Head
 from lcp_gateway.purchase.book import UnknownQuote
 from lcp_gateway.purchase.errors import PaymentFailed, UpstreamError
+from lcp_gateway.purchase.interruption import Interrupted, Reason
 from lcp_gateway.purchase.memory import AnswerLost, KeyReused, Repeat
 from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.service import Interrupted, Reason
 from lcp_gateway.purchase.shared import Bought, LostElsewhere
 from lcp_gateway.purchase.states import Event, Verdict
 from tests.support.purchases import quote

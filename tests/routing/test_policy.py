@@ -1,6 +1,7 @@
 import pytest
 
-from lcp_gateway.routing.policy import UnknownWish, Weights, is_auto, parse_wish
+from lcp_gateway.routing.policy import UnknownWish, Weights, parse_wish
+from lcp_gateway.routing.registry import is_auto
 
 
 @pytest.mark.parametrize("name", ["auto", "auto:", "auto:fast", "auto:code+cheap"])

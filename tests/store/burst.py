@@ -4,10 +4,11 @@ import asyncio
 import sys
 from datetime import UTC, datetime
 
-from lcp_gateway.purchase.journal import Budget, BudgetExceeded, InsufficientBalance, Period
+from lcp_gateway.purchase.journal import BudgetExceeded, InsufficientBalance
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.tariff import Budget, Period
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import charged, intent, job, written

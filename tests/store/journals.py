@@ -4,11 +4,11 @@ import asyncio
 import hashlib
 from datetime import UTC, datetime, timedelta
 
-from lcp_gateway.purchase.journal import Budget, Charge, Intent, Period
+from lcp_gateway.purchase.journal import Intent
+from lcp_gateway.purchase.memory import RepeatHashes
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Quote, Source
-from lcp_gateway.purchase.repeat_identity import RepeatHashes
-from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.purchase.tariff import Budget, Charge, Markup, Period
 from lcp_gateway.purchase.task import TaskKind
 
 NOW = datetime(2026, 11, 21, 12, 30, tzinfo=UTC)

@@ -4,11 +4,11 @@ from datetime import timedelta
 
 import pytest
 
-from lcp_gateway.purchase.journal import Charge, JournalUnavailable
+from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import State, Verdict
-from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.purchase.tariff import Charge, Markup
 from lcp_gateway.store.background_responses import BackgroundRows
 from lcp_gateway.store.database.engines import DatabaseUnavailable, open_database
 from lcp_gateway.store.journal.recovery import resolve, sweep

@@ -8,10 +8,10 @@ import grpc
 import lcp_gateway
 from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.lightning.checks import Mismatch
-from lcp_gateway.purchase.journal import Period
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import VERDICTS as VERDICT_OF_STATE
 from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.tariff import Period
 from lcp_gateway.routing import catalog, registry
 from lcp_gateway.telemetry.metric_table import (
     AUTO,

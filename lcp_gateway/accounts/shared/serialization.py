@@ -16,17 +16,16 @@ from lcp_gateway.purchase.errors import (
     Undelivered,
     UpstreamError,
 )
-from lcp_gateway.purchase.journal import Charge
+from lcp_gateway.purchase.interruption import Interrupted, Reason
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.outcome import EndedBy, Ending, Received
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Quote, Source
 from lcp_gateway.purchase.refunds import Refund
-from lcp_gateway.purchase.service import Interrupted, Reason
 from lcp_gateway.purchase.shared import Bought
 from lcp_gateway.purchase.states import Event, State, Verdict
-from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.purchase.tariff import Charge, Markup
 from lcp_gateway.purchase.task import Task, TaskKind
 
 _WAYS: Final[Mapping[State, tuple[Event, ...]]] = MappingProxyType(

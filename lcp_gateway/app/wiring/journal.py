@@ -10,11 +10,12 @@ from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.app.background_tasks import BackgroundTask
 from lcp_gateway.config import Settings, journal_place
-from lcp_gateway.purchase.journal import Budget, Period, PurchaseJournal
+from lcp_gateway.purchase.journal import PurchaseJournal
 from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.refunds import NO_LIMITS, Refund, RefundDecision, RefundLimits
 from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.tariff import Budget, Period
 from lcp_gateway.routing.standing import PeerHistory, Standings
 from lcp_gateway.store.background_responses import BackgroundRows
 from lcp_gateway.store.database.engines import (

@@ -28,10 +28,10 @@ from lcp_gateway.routing.auto import AutoChoice
 from lcp_gateway.routing.catalog import NODE_PREFIX
 from lcp_gateway.routing.model_names import EMBEDDING
 from lcp_gateway.routing.offers import Offers
-from lcp_gateway.routing.policy import Wish, is_auto
+from lcp_gateway.routing.policy import Wish
 from lcp_gateway.routing.query import MOST, WORDS
 from lcp_gateway.routing.records import Mode
-from lcp_gateway.routing.registry import Traits, kinds_for
+from lcp_gateway.routing.registry import Traits, is_auto, kinds_for
 
 _UNKNOWN = "?"
 

@@ -20,11 +20,12 @@ from lcp_gateway.http.openai.response import (
 )
 from lcp_gateway.purchase.answers import Answer
 from lcp_gateway.purchase.earlier import refusal_of
+from lcp_gateway.purchase.interruption import Reason
 from lcp_gateway.purchase.journal import RequestRepeated
 from lcp_gateway.purchase.memory import AnswerLost, Repeat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.service import PurchaseService, Reason
+from lcp_gateway.purchase.service import PurchaseService
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.responses import ids
 from lcp_gateway.responses.background import (

@@ -14,10 +14,9 @@ from lcp_gateway.http.fields import json_response
 from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.routing.choice import RoutingRules
 from lcp_gateway.routing.offers import Offers
-from lcp_gateway.routing.policy import is_auto
 from lcp_gateway.routing.query import WORDS, endpoints_of
 from lcp_gateway.routing.records import Records
-from lcp_gateway.routing.registry import AUTO, Registry, Traits
+from lcp_gateway.routing.registry import AUTO, Registry, Traits, is_auto
 
 # A list of a thousand models takes some milliseconds to write: those who ask within a second share one.
 _HELD_S = 1.0

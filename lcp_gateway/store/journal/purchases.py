@@ -7,12 +7,11 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from lcp_gateway.purchase.journal import Charge
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.outcome import RULINGS, EndedBy, Received
 from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.purchase.tariff import Charge, Markup
 from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.store.database.times import from_micros
 

@@ -17,13 +17,13 @@ from sqlalchemy import (
     update,
 )
 
-from lcp_gateway.purchase.journal import Charge, EarlierPurchase, Intent
+from lcp_gateway.purchase.journal import EarlierPurchase, Intent
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Quote, Source
 from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.purchase.tariff import Charge, Markup
 from lcp_gateway.store.database.schema import purchases
 from lcp_gateway.store.database.statements import Row, execute_in, execute_many
 from lcp_gateway.store.database.times import from_micros, to_micros

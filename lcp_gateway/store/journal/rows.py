@@ -6,12 +6,12 @@ from typing import Any
 
 from sqlalchemy import BindParameter, Connection, Select, bindparam, func, insert, select, update
 
-from lcp_gateway.purchase.journal import Charge, Intent, Learnt
+from lcp_gateway.purchase.journal import Intent, Learnt
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.purchase.tariff import Charge, Markup
 from lcp_gateway.store.database.schema import OPEN_STATES, purchases
 from lcp_gateway.store.database.statements import execute_in, execute_many
 from lcp_gateway.store.database.times import to_micros

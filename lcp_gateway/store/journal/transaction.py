@@ -19,7 +19,6 @@ from lcp_gateway.accounts.callers import L402_KEY_PREFIX
 from lcp_gateway.accounts.models import Cause
 from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.journal import (
-    Budget,
     BudgetExceeded,
     DuplicateIntent,
     InsufficientBalance,
@@ -32,6 +31,7 @@ from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.outcome import LOST_BY_CRASH
 from lcp_gateway.purchase.refunds import NO_LIMITS, Refund, RefundDecision, RefundLimits
 from lcp_gateway.purchase.states import TRANSITIONS, State
+from lcp_gateway.purchase.tariff import Budget
 from lcp_gateway.store.accounts.balances import Balances
 from lcp_gateway.store.database.schema import accounts, budget_spend, keys, purchase_states
 from lcp_gateway.store.database.statements import execute_in, execute_many

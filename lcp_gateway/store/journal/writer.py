@@ -12,16 +12,11 @@ from typing import TypeAlias
 from sqlalchemy.exc import IntegrityError
 
 from lcp_gateway.purchase.errors import Refused
-from lcp_gateway.purchase.journal import (
-    Budget,
-    EarlierPurchase,
-    Intent,
-    JournalUnavailable,
-    Learnt,
-)
+from lcp_gateway.purchase.journal import EarlierPurchase, Intent, JournalUnavailable, Learnt
 from lcp_gateway.purchase.ports import StartTask, start_unsupervised
 from lcp_gateway.purchase.refunds import NO_LIMITS, Refund, RefundDecision
 from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.tariff import Budget
 from lcp_gateway.store.accounts.balances import LARGEST_AMOUNT
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
 from lcp_gateway.store.journal.repeats import find_job

@@ -20,11 +20,11 @@ from lcp_gateway.accounts.shared.results import RedisAnswers
 from lcp_gateway.purchase.answers import Bounds
 from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import PaymentFailed, Undelivered, UpstreamError
-from lcp_gateway.purchase.journal import Charge, JournalUnavailable
+from lcp_gateway.purchase.interruption import Interrupted, Reason
+from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.memory import AnswerLost, KeyReused, MemoryLimits, Repeat
-from lcp_gateway.purchase.service import Interrupted, Reason
 from lcp_gateway.purchase.states import State, Verdict
-from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.purchase.tariff import Charge, Markup
 from tests.accounts.shared.replica import LEASE_S, SECRET
 from tests.support.purchases import result, stream_events
 from tests.support.redis import RunningRedis, running_redis

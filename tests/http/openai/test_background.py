@@ -10,14 +10,14 @@ from openai.types.responses import Response
 
 from lcp_gateway.purchase.answers import Bounds, Head
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.journal import Charge, InsufficientBalance, JournalUnavailable
+from lcp_gateway.purchase.interruption import Reason
+from lcp_gateway.purchase.journal import InsufficientBalance, JournalUnavailable
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.refunds import Refund
-from lcp_gateway.purchase.service import Reason
 from lcp_gateway.purchase.shared import Bought, LostElsewhere
 from lcp_gateway.purchase.states import Event, Verdict
-from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.purchase.tariff import Charge, Markup
 from lcp_gateway.responses.store import StoreLimits
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from tests.http.storing_front import BOB, events, response, storing_front

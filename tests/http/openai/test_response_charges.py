@@ -11,12 +11,12 @@ from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.openai import response
 from lcp_gateway.http.openai.response import ChargeReport
 from lcp_gateway.purchase.answers import Answer
-from lcp_gateway.purchase.journal import Charge, EarlierPurchase, InsufficientBalance
+from lcp_gateway.purchase.journal import EarlierPurchase, InsufficientBalance
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.states import Event, State
-from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.purchase.tariff import Charge, Markup
 from tests.support.purchases import order, quote
 
 LOG = structlog.get_logger()

@@ -10,9 +10,10 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from lcp_gateway.purchase.journal import Period, RequestRepeated
+from lcp_gateway.purchase.journal import RequestRepeated
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.tariff import Period
 from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.store.accounts.accounts import Accounts
 from lcp_gateway.store.accounts.ledger import Ledger

@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from lcp_gateway.purchase.journal import Budget, BudgetExceeded, DuplicateIntent, Learnt, Period
+from lcp_gateway.purchase.journal import BudgetExceeded, DuplicateIntent, Learnt
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.states import TRANSITIONS, State
+from lcp_gateway.purchase.tariff import Budget, Period
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.purchases import PurchaseFilter
 from lcp_gateway.store.journal.transaction import IntentEntry, JournalTransaction

@@ -4,10 +4,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lcp_gateway.purchase.journal import Learnt, Period
+from lcp_gateway.purchase.journal import Learnt
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.outcome import FOUND_PAID
 from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.tariff import Period
 from lcp_gateway.store.journal.purchases import PurchaseFilter
 from lcp_gateway.store.journal.recovery import NotUnknown, resolve
 from tests.store.journals import HOUR, NOW, intent, job, spent, written

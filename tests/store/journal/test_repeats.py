@@ -8,7 +8,6 @@ from sqlalchemy import select
 
 from lcp_gateway.purchase.journal import (
     BudgetExceeded,
-    Charge,
     DuplicateIntent,
     JournalUnavailable,
     RequestRepeated,
@@ -16,7 +15,7 @@ from lcp_gateway.purchase.journal import (
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.purchase.tariff import Charge, Markup
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.database.schema import purchases
 from lcp_gateway.store.journal.queries import Books

@@ -8,20 +8,17 @@ from sqlalchemy import text
 
 from lcp_gateway.accounts.models import Balance, Cause
 from lcp_gateway.purchase.journal import (
-    Budget,
     BudgetExceeded,
-    Charge,
     DuplicateIntent,
     InsufficientBalance,
     JournalUnavailable,
     Learnt,
-    Period,
 )
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.outcome import EndedBy, Ending, Received
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.purchase.tariff import Budget, Charge, Markup, Period
 from lcp_gateway.store.accounts import balances as balances_module
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.recovery import resolve, sweep

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lcp_gateway.purchase.journal import Budget, BudgetExceeded, Learnt, Period
+from lcp_gateway.purchase.journal import BudgetExceeded, Learnt
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Source
 from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.tariff import Budget, Period
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.recovery import sweep
