@@ -15,8 +15,8 @@ from lcp_gateway.lightning import bolt11
 from lcp_gateway.lightning.checks import check_quote
 from lcp_gateway.lightning.terms import terms_hash
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.quote import Quote
-from lcp_gateway.purchase.task import Task, TaskKind
 
 _MICRO = 1_000_000
 

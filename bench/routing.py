@@ -17,19 +17,17 @@ from aiohttp.test_utils import TestClient, TestServer
 from lcp_gateway.app.chooser import Chooser
 from lcp_gateway.http.openai.models import ModelRoutes
 from lcp_gateway.http.openai.request_body import parse_task
-from lcp_gateway.purchase.candidate import Candidate
-from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.order import Order, TaskKind
+from lcp_gateway.purchase.quote import Candidate, ProviderSource
 from lcp_gateway.routing.auto import AutoChoice, AutoPolicy
 from lcp_gateway.routing.catalog import Catalog, ModelFacts, Provider
-from lcp_gateway.routing.choice import RoutingRules
-from lcp_gateway.routing.needs import needs_of
+from lcp_gateway.routing.explicit import RoutingRules
+from lcp_gateway.routing.measurements import Measurements, Mode, answer_mode
+from lcp_gateway.routing.model_registry import ModelRegistry
 from lcp_gateway.routing.offers import Offers
-from lcp_gateway.routing.policy import parse_wish
-from lcp_gateway.routing.records import Mode, Records, mode_of
-from lcp_gateway.routing.registry import Registry
-from lcp_gateway.routing.standing import StandingRules, Standings
+from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
+from lcp_gateway.routing.preferences import parse_preferences
+from lcp_gateway.routing.requirements import requirements_of
 
 _CHAT = TaskKind.CHAT_COMPLETIONS
 _MICRO, _MILLI = 1e6, 1e3
@@ -37,7 +35,7 @@ _GOLDEN = 0.618034
 # Once this is over, everything that is held for a second is made anew.
 _PAST_A_SECOND_S = 1.5
 _NAMES = ("llama-{n}-8b", "Qwen2.5-Coder-{n}-14B", "vendor/chat-{n}-70b", "plain-{n}")
-_SETTLED = StandingRules(
+_SETTLED = TrustRules(
     exposure_base_msat=0, exposure_share_ppm=0, breaker_failures=3, breaker_pause_s=30.0
 )
 
@@ -77,9 +75,9 @@ class Market:
     def __init__(self, size: Size) -> None:
         self.clock = Clock()
         self.catalog = Catalog(tuple(_providers(size)), 0.0)
-        self.records = Records(half_life_s=300.0, clock=self.clock)
-        standings = Standings(_SETTLED, clock=self.clock)
-        registry = Registry({})
+        self.records = Measurements(half_life_s=300.0, clock=self.clock)
+        standings = PeerTrust(_SETTLED, clock=self.clock)
+        registry = ModelRegistry({})
         rules = RoutingRules()
         draws = ((number * _GOLDEN) % 1.0 for number in itertools.count())
         self.draw = draws.__next__
@@ -149,7 +147,7 @@ def _providers(size: Size) -> Iterator[Provider]:
                 "http://127.0.0.1",
                 0,
                 {_CHAT: tuple(models), TaskKind.COMPLETIONS: tuple(models)},
-                source=Source.NODE,
+                source=ProviderSource.NODE,
                 facts={name: ModelFacts(32_768, 1_700_000_000) for name in models},
                 list_price_msat=1_000 * (1 + number),
             )
@@ -234,15 +232,17 @@ class Table:
 def _decisions(market: Market, bodies: dict[str, bytes], table: Table, rounds: int) -> None:
     orders = {name: _order(body) for name, body in bodies.items()}
     small = next(iter(orders.values())).task
-    offers, wish = market.chooser.offers(), parse_wish("auto")
-    needs = needs_of(_CHAT, orjson.loads(small.body), len(small.body))
+    offers, wish = market.chooser.offers(), parse_preferences("auto")
+    needs = requirements_of(_CHAT, orjson.loads(small.body), len(small.body))
 
     def decide() -> object:
-        return market.auto.decide(offers, _CHAT, mode_of(small), wish, needs, market.draw())
+        return market.auto.decide(offers, _CHAT, answer_mode(small), wish, needs, market.draw())
 
     def told() -> None:
         # The one that was chosen, so that what is known of the foremost changes, and somebody else.
-        chosen = market.auto.decide(offers, _CHAT, mode_of(small), wish, needs, 0.0).chosen.entry
+        chosen = market.auto.decide(
+            offers, _CHAT, answer_mode(small), wish, needs, 0.0
+        ).chosen.entry
         market.measure((chosen.provider.peer_id, chosen.model))
         market.measure_next()
 
@@ -281,7 +281,7 @@ def _decisions(market: Market, bodies: dict[str, bytes], table: Table, rounds: i
     )
 
     def read_anew() -> object:
-        return Offers.of(market.catalog, Registry({}))
+        return Offers.of(market.catalog, ModelRegistry({}))
 
     table.line("another catalog read", _cost(read_anew, calls=2, rounds=rounds))
 

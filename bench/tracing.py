@@ -14,7 +14,7 @@ from pathlib import Path
 from bench import processes, standin
 from bench.processes import Gateway
 from bench.workload import Load, Workload
-from lcp_gateway.purchase.tracing import NO_TRACING, Step, Tracing
+from lcp_gateway.purchase.tracing import NO_TRACING, TraceStep, Tracing
 
 _PROMPT = "word " * 90
 _MICRO, _MILLI = 1e6, 1e3
@@ -60,7 +60,7 @@ def _facts() -> dict[str, str | int]:
 def _one_request(tracing: Tracing) -> None:
     """Make the calls that a streamed request makes, and nothing else."""
     with tracing.request((), ()) as root:
-        for step in (Step.ROUTE, Step.QUOTE, Step.PAY, Step.STREAM):
+        for step in (TraceStep.ROUTE, TraceStep.QUOTE, TraceStep.PAY, TraceStep.STREAM):
             with tracing.span(step) as span:
                 span.note(_facts)
                 tracing.headers()

@@ -7,9 +7,8 @@ from datetime import datetime
 from typing import Generic, TypeVar
 
 from lcp_gateway.accounts.callers import Caller, KeyRules
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.money import Msat, Refund
 from lcp_gateway.purchase.outcome import EndedBy, Received
-from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.states import State
 
 T = TypeVar("T")

@@ -25,8 +25,7 @@ from lcp_gateway.accounts.models import (
     TopupPurpose,
     Totals,
 )
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.refunds import Refund
+from lcp_gateway.purchase.money import Msat, Refund
 
 
 class AccountRepository(Protocol):

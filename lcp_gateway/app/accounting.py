@@ -5,17 +5,16 @@ from collections.abc import Callable
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.lightning.checks import QuoteMismatch
-from lcp_gateway.purchase.answers import Answer
 from lcp_gateway.purchase.errors import PurchaseError, Refused, UpstreamError
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.quote import Quote, Source
+from lcp_gateway.purchase.quote import ProviderSource, Quote
+from lcp_gateway.purchase.result_buffer import ResultBuffer
 from lcp_gateway.purchase.service import Observer
 from lcp_gateway.purchase.states import State, Verdict
 from lcp_gateway.routing.catalog import NODE_PREFIX
-from lcp_gateway.routing.prices import size_of
-from lcp_gateway.routing.records import Records
-from lcp_gateway.routing.standing import Standings
+from lcp_gateway.routing.measurements import Measurements, request_size
+from lcp_gateway.routing.peer_trust import PeerTrust
 from lcp_gateway.telemetry.metrics import Metrics
 
 _UNPAID = frozenset({State.QUOTED, State.REFUSED, State.EXPIRED})
@@ -30,13 +29,13 @@ class Accounting(Observer):
         self._log = log
         self.on_settled: Callable[[Purchase], None] | None = None
 
-    def quoted(self, answer: Answer) -> None:
+    def quoted(self, answer: ResultBuffer) -> None:
         """Count what was saved by asking around."""
         purchase = answer.purchase
         if purchase is not None and purchase.runner_up_msat is not None:
             self._metrics.runner_up_saving(purchase.runner_up_msat - purchase.quote.price_msat)
 
-    def ended(self, answer: Answer) -> None:
+    def ended(self, answer: ResultBuffer) -> None:
         """Count how a purchase ended."""
         purchase = answer.purchase
         if purchase is None or purchase.state in _UNPAID:
@@ -51,7 +50,11 @@ class Accounting(Observer):
         if quote.is_free:
             return
         self._metrics.payment(outcome, quote.peer_id, model, purchase.cost_msat)
-        if outcome == "settled" and quote.source is Source.LCP and self.on_settled is not None:
+        if (
+            outcome == "settled"
+            and quote.source is ProviderSource.LCP
+            and self.on_settled is not None
+        ):
             self.on_settled(purchase)
         if purchase.state is State.UNDELIVERED and purchase.blames_provider:
             self._metrics.undelivered(quote.peer_id, purchase.cost_msat)
@@ -72,28 +75,28 @@ class Accounting(Observer):
 class QuoteNotes:
     """Notes every quote."""
 
-    def __init__(self, metrics: Metrics, records: Records) -> None:
+    def __init__(self, metrics: Metrics, records: Measurements) -> None:
         self._metrics = metrics
         self._records = records
 
     def __call__(self, order: Order, quote: Quote, duration_s: float) -> None:
         """Note who asked what for a model, and how long that took."""
         model = order.task.model
-        self._records.quoted(quote.peer_id, model, quote.price_msat, size_of(order.task))
+        self._records.quoted(quote.peer_id, model, quote.price_msat, request_size(order.task))
         self._metrics.quote(quote.peer_id, model, duration_s, quote.price_msat)
 
 
 class QuoteFailures:
     """Counts providers that fell out before payment, and has them stand accordingly."""
 
-    def __init__(self, metrics: Metrics, standings: Standings, records: Records) -> None:
+    def __init__(self, metrics: Metrics, standings: PeerTrust, records: Measurements) -> None:
         self._metrics = metrics
         self._standings = standings
         self._records = records
 
     def __call__(self, peer_id: str, error: PurchaseError) -> None:
         """Note that a peer gave no quote that can be bought."""
-        source = Source.NODE if peer_id.startswith(NODE_PREFIX) else Source.LCP
+        source = ProviderSource.NODE if peer_id.startswith(NODE_PREFIX) else ProviderSource.LCP
         self._metrics.failover("refused" if isinstance(error, Refused) else "failed", source.value)
         # UNAVAILABLE is the daemon's absence rather than a peer's fault, and most other words blame the request.
         hung = isinstance(error, UpstreamError) and error.status == "DEADLINE_EXCEEDED"

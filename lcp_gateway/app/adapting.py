@@ -8,9 +8,9 @@ from typing import Any
 from lcp_gateway.adapters.completions import to_chat
 from lcp_gateway.adapters.json_bytes import parse_json
 from lcp_gateway.adapters.splice import add_fields, replace_model
-from lcp_gateway.purchase.candidate import as_it_is
-from lcp_gateway.purchase.task import Task, TaskKind
-from lcp_gateway.routing.registry import ModelCard
+from lcp_gateway.purchase.order import Task, TaskKind
+from lcp_gateway.purchase.quote import unchanged
+from lcp_gateway.routing.model_registry import ModelCard
 
 COMPLETIONS_AS_CHAT = "completions-as-chat"
 """The name of the adapter that has a completion done by a model that chats."""
@@ -43,7 +43,7 @@ def adaptation(
     if as_chat:
         steps.append(_as_chat)
     if not steps:
-        return as_it_is
+        return unchanged
     return partial(_apply, tuple(steps))
 
 

@@ -1,27 +1,44 @@
-"""Makes what buys, as one configuration says it: limits, the inspection of quotes, the market and the buyer."""
+"""Makes what buys, as one configuration says it: limits, tariff, the inspection of quotes, quoting and execution."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
 from lcp_gateway.app.accounting import QuoteFailures, QuoteNotes
-from lcp_gateway.app.prices import tariff
 from lcp_gateway.app.runtime import Runtime
 from lcp_gateway.app.wiring.routing import model_limits
 from lcp_gateway.config import Settings
 from lcp_gateway.lightning.checks import QuoteMismatch, check_quote
-from lcp_gateway.purchase.answers import Bounds
-from lcp_gateway.purchase.flow import Buyer, utc_now
-from lcp_gateway.purchase.limits import FeeReckoning, SpendingLimits
-from lcp_gateway.purchase.market import Asking, Market
+from lcp_gateway.purchase.execution import PurchaseExecutor, utc_now
+from lcp_gateway.purchase.limits import FeeEstimate, SpendingLimits
+from lcp_gateway.purchase.money import PPM_PER_PERCENT, Markup, Msat, Period, Tariff
 from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.quote import Quote, Source
-from lcp_gateway.purchase.service import Patience
-from lcp_gateway.purchase.shared import SharedAnswers
-from lcp_gateway.purchase.tariff import Period
-from lcp_gateway.routing.standing import Standings
+from lcp_gateway.purchase.quote import ProviderSource, Quote
+from lcp_gateway.purchase.quoting import QuoteRequester, QuotingRules
+from lcp_gateway.purchase.result_buffer import BufferLimits
+from lcp_gateway.purchase.service import Timeouts
+from lcp_gateway.purchase.shared_purchases import SharedPurchases
+from lcp_gateway.routing.peer_trust import PeerTrust
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstreams.result_judges import judge_result
+
+
+def tariff(settings: Settings) -> Tariff:
+    """Give the mark-up of every model."""
+    default = _markup(settings.markup_percent, settings.markup_msat)
+    by_model = {
+        name: _markup(
+            settings.markup_percent if card.markup_percent is None else card.markup_percent,
+            settings.markup_msat if card.markup_msat is None else card.markup_msat,
+        )
+        for name, card in settings.models.items()
+        if card.markup_percent is not None or card.markup_msat is not None
+    }
+    return Tariff(default, by_model)
+
+
+def _markup(percent: float, fixed_msat: int) -> Markup:
+    return Markup(round(percent * PPM_PER_PERCENT), Msat(fixed_msat))
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +46,11 @@ class BuyingParts:
     """How a configuration buys."""
 
     limits: SpendingLimits
-    market: Market
-    buyer: Buyer
-    bounds: Bounds
-    patience: Patience
-    shared: SharedAnswers | None
+    market: QuoteRequester
+    buyer: PurchaseExecutor
+    bounds: BufferLimits
+    patience: Timeouts
+    shared: SharedPurchases | None
 
 
 def spending_limits(settings: Settings) -> SpendingLimits:
@@ -54,7 +71,7 @@ def spending_limits(settings: Settings) -> SpendingLimits:
             Period.DAY: settings.key_budget_day_msat,
             Period.MONTH: settings.key_budget_month_msat,
         },
-        fee=FeeReckoning(settings.fee_ppm, settings.fee_base_msat),
+        fee=FeeEstimate(settings.fee_ppm, settings.fee_base_msat),
         tariff=tariff(settings),
         refund_undelivered=settings.refund_undelivered,
     )
@@ -67,7 +84,7 @@ class Inspector:
         self,
         *,
         limits: SpendingLimits,
-        standings: Standings,
+        standings: PeerTrust,
         network: Callable[[], str | None],
         metrics: Metrics,
         now: Callable[[], datetime] = utc_now,
@@ -84,7 +101,7 @@ class Inspector:
         Raises:
             Refused: it may not be bought.
         """
-        if quote.source is Source.NODE:
+        if quote.source is ProviderSource.NODE:
             # The gateway itself reckoned the price, from what the operator set.
             self._limits.check_price(order, quote)
             self._standings.weigh(quote)
@@ -118,9 +135,9 @@ def buying_parts(settings: Settings, lasting: Runtime) -> BuyingParts:
     )
     return BuyingParts(
         limits=limits,
-        market=Market(
+        market=QuoteRequester(
             opened.upstream,
-            Asking(
+            QuotingRules(
                 at_once=settings.quote_fanout,
                 at_most=settings.quote_attempts,
                 timeout_s=settings.timeout_quote_s,
@@ -133,7 +150,7 @@ def buying_parts(settings: Settings, lasting: Runtime) -> BuyingParts:
             tracing=opened.tracing,
             paid_jobs=lasting.paid_jobs,
         ),
-        buyer=Buyer(
+        buyer=PurchaseExecutor(
             opened.upstream,
             journal=opened.ledgers.journal,
             inspect=inspector,
@@ -144,8 +161,8 @@ def buying_parts(settings: Settings, lasting: Runtime) -> BuyingParts:
             tracing=opened.tracing,
             paid_jobs=lasting.paid_jobs,
         ),
-        bounds=Bounds(window_bytes=settings.stream_buffer_bytes),
-        patience=Patience(
+        bounds=BufferLimits(window_bytes=settings.stream_buffer_bytes),
+        patience=Timeouts(
             settings.join_grace_s,
             settings.cancel_timeout_s,
             settings.timeout_s,

@@ -10,31 +10,27 @@ from typing import Any, Protocol
 from lcp_gateway.adapters.completions import NotAdaptable, to_chat
 from lcp_gateway.adapters.json_bytes import parse_json
 from lcp_gateway.app.adapting import COMPLETIONS_AS_CHAT, adaptation
-from lcp_gateway.purchase.candidate import Candidate
-from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.task import SUBJECTS, Task, TaskKind
+from lcp_gateway.purchase.order import SUBJECTS, Order, Task, TaskKind
+from lcp_gateway.purchase.quote import Candidate, ProviderSource
 from lcp_gateway.responses.token_estimate import clearly_exceeds
-from lcp_gateway.routing.auto import AutoChoice, Decision, Nobody
+from lcp_gateway.routing.auto import AutoChoice, Decision, NoMatch
 from lcp_gateway.routing.catalog import Catalog, Provider
-from lcp_gateway.routing.choice import (
+from lcp_gateway.routing.explain import explanation, named_explanation
+from lcp_gateway.routing.explicit import (
     ContextTooLong,
     ModelNotFound,
     NoProvider,
     RoutingError,
     RoutingRules,
-    candidates,
-    what_embeds,
+    describe_embedding_models,
+    explicit_providers,
 )
-from lcp_gateway.routing.comparison import QuoteComparison
-from lcp_gateway.routing.explain import explanation, named_explanation
-from lcp_gateway.routing.needs import needs_of
+from lcp_gateway.routing.measurements import answer_mode, request_size
+from lcp_gateway.routing.model_registry import ModelRegistry, Traits, is_auto
 from lcp_gateway.routing.offers import Entry, Offers
-from lcp_gateway.routing.policy import UnknownWish, Wish, parse_wish
-from lcp_gateway.routing.prices import size_of
-from lcp_gateway.routing.records import mode_of
-from lcp_gateway.routing.registry import Registry, Traits, is_auto
-from lcp_gateway.routing.weighing import Scored
+from lcp_gateway.routing.preferences import Preferences, UnknownPreference, parse_preferences
+from lcp_gateway.routing.requirements import requirements_of
+from lcp_gateway.routing.scoring import QuoteComparison, Scored
 
 _KNOWN_WORDS = 20
 # More than these are hardly ever asked for one request.
@@ -42,7 +38,7 @@ _CANDIDATES = 5
 _LOOKED_AT = 50
 
 
-class Catalogs(Protocol):
+class CatalogSource(Protocol):
     """Who keeps the catalog."""
 
     @property
@@ -60,10 +56,10 @@ class Chooser:
 
     def __init__(
         self,
-        catalogs: Catalogs,
+        catalogs: CatalogSource,
         *,
         rules: RoutingRules,
-        registry: Registry,
+        registry: ModelRegistry,
         auto: AutoChoice,
         available: Callable[[str], bool],
         on_decision: Callable[[Order, Decision], None] = lambda *_: None,
@@ -121,9 +117,13 @@ class Chooser:
         traits = offers.traits.get(name) or self._registry.traits(name)
         if _is_too_long(task, traits):
             raise _too_long(task, f"the context of this model, {traits.context_length} tokens")
-        found = candidates(catalog, wanted, self._rules, asked_as=task.model)
+        found = explicit_providers(catalog, wanted, self._rules, asked_as=task.model)
         entries = [Entry(provider, name, traits) for provider in found]
-        scored = list(self._auto.rank(entries, mode_of(task), Wish(), len(entries), size_of(task)))
+        scored = list(
+            self._auto.rank(
+                entries, answer_mode(task), Preferences(), len(entries), request_size(task)
+            )
+        )
         by_score = self._goes_by_score(found)
         if not by_score:
             scored.sort(key=lambda one: found.index(one.entry.provider))
@@ -150,23 +150,23 @@ class Chooser:
         document: Any = parse_json(task.body)
         unfit_for_chat = _why_unfit_for_chat(task)
         try:
-            wish = parse_wish(self._registry.resolve(task.model), offers.capabilities)
+            wish = parse_preferences(self._registry.resolve(task.model), offers.capabilities)
             return self._auto.decide(
                 offers,
                 task.kind,
-                mode_of(task),
+                answer_mode(task),
                 wish,
-                needs_of(task.kind, document, len(task.body)),
+                requirements_of(task.kind, document, len(task.body)),
                 self._draw(),
-                size=size_of(task),
+                size=request_size(task),
                 native=unfit_for_chat is not None,
                 only=order.models,
             )
-        except UnknownWish as error:
+        except UnknownPreference as error:
             raise ModelNotFound(
                 "after auto: only these words are known: " + ", ".join(error.known[:_KNOWN_WORDS])
             ) from None
-        except Nobody as error:
+        except NoMatch as error:
             if not catalog.providers:
                 raise NoProvider("no peers are connected") from None
             if error.offered:
@@ -176,7 +176,7 @@ class Chooser:
             if unfit_for_chat is not None:
                 raise unfit_for_chat from None
             if task.kind is TaskKind.EMBEDDINGS:
-                raise ModelNotFound(what_embeds(catalog)) from None
+                raise ModelNotFound(describe_embedding_models(catalog)) from None
             raise ModelNotFound("no model that is offered here suits this request") from None
 
     def _decided(
@@ -196,11 +196,15 @@ class Chooser:
         traits = self._offers_of(catalog).traits.get(name) or self._registry.traits(name)
         if _is_too_long(task, traits):
             raise _too_long(task, f"the context of this model, {traits.context_length} tokens")
-        found = candidates(catalog, wanted, self._rules, self._available, asked_as=task.model)
+        found = explicit_providers(
+            catalog, wanted, self._rules, self._available, asked_as=task.model
+        )
         if len(found) > 1 and self._goes_by_score(found):
             offers = self._offers_of(catalog)
             entries = [Entry(provider, name, offers.traits[name]) for provider in found]
-            decision = self._auto.order(entries, mode_of(task), self._draw(), size_of(task))
+            decision = self._auto.order(
+                entries, answer_mode(task), self._draw(), request_size(task)
+            )
             if decision is not None:
                 comparison = _NamedComparison(decision.considered, decision.weights)
                 return _those_that_fit(
@@ -217,7 +221,7 @@ class Chooser:
 
     def _goes_by_score(self, found: Sequence[Provider]) -> bool:
         """Tell whether scores decide. Among peers alone the daemon's order holds, as with openai-serve, if not told otherwise."""
-        return self._rules.by_score or any(p.source is Source.NODE for p in found)
+        return self._rules.by_score or any(p.source is ProviderSource.NODE for p in found)
 
     def _candidate(self, task: Task, provider: Provider, model: str) -> Candidate:
         # A provider that offers neither was named by the operator: it gets what peers take.
@@ -315,9 +319,9 @@ def _told(decision: Decision, scored: Scored, among: Sequence[Scored]) -> dict[s
     """Return what the client is told of a choice."""
     provider = scored.entry.provider
     where = (
-        {"source": Source.NODE.value, "node": provider.node_name}
-        if provider.source is Source.NODE
-        else {"source": Source.LCP.value, "peer": provider.peer_id}
+        {"source": ProviderSource.NODE.value, "node": provider.node_name}
+        if provider.source is ProviderSource.NODE
+        else {"source": ProviderSource.LCP.value, "peer": provider.peer_id}
     )
     return {
         **where,

@@ -25,11 +25,11 @@ from lcp_gateway.http.middleware import RequestMiddleware
 from lcp_gateway.http.openai.create import CreateRoutes
 from lcp_gateway.http.openai.models import ModelRoutes
 from lcp_gateway.http.openai.response import ResponseWriter
-from lcp_gateway.purchase.book import QuoteBook
-from lcp_gateway.purchase.flow import utc_now
+from lcp_gateway.purchase.execution import utc_now
+from lcp_gateway.purchase.held_quotes import HeldQuotes
+from lcp_gateway.purchase.money import Budget
 from lcp_gateway.purchase.service import PurchaseService
-from lcp_gateway.purchase.tariff import Budget
-from lcp_gateway.routing.query import answer, why_nothing
+from lcp_gateway.routing.route_query import explain_no_match, rank_models
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.upstreams.lcpd.adapter import SUPPORTED_VERSIONS
@@ -98,7 +98,7 @@ class Gateway:
             buyer=buying.buyer,
             routing=parts.routing.chooser,
             memory=lasting.memory,
-            book=QuoteBook(utc_now),
+            book=HeldQuotes(utc_now),
             brake=lasting.brake,
             bounds=buying.bounds,
             patience=buying.patience,
@@ -266,8 +266,8 @@ class Gateway:
                 asks_for_key=settings.auth == "accounts" or bool(settings.api_keys)
             ),
             ranking=RankingRoutes(
-                lambda query: answer(query, chooser.offers(), routing.auto),
-                why_nothing=lambda query: why_nothing(query, chooser.offers()),
+                lambda query: rank_models(query, chooser.offers(), routing.auto),
+                why_nothing=lambda query: explain_no_match(query, chooser.offers()),
                 read_timeout_s=settings.request_read_timeout_s,
             ),
             health=health,

@@ -23,7 +23,7 @@ from lcp_gateway.lightning.reconcile import (
 from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.states import State
-from lcp_gateway.routing.standing import Standings
+from lcp_gateway.routing.peer_trust import PeerTrust
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.store.journal.payment_details import PaymentDetails
 from lcp_gateway.store.journal.recovery import NotUnknown, resolve
@@ -74,7 +74,7 @@ class LndWatch:
         ledgers: Ledgers,
         *,
         daemon_node_id: Callable[[], str],
-        standings: Standings,
+        standings: PeerTrust,
         interval_s: float,
         metrics: Metrics,
         log: FilteringBoundLogger,

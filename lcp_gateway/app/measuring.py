@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from lcp_gateway.purchase.answers import Answer
 from lcp_gateway.purchase.errors import PaymentFailed
 from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.quote import ProviderSource
+from lcp_gateway.purchase.result_buffer import ResultBuffer
 from lcp_gateway.purchase.service import Observer
 from lcp_gateway.purchase.states import State
-from lcp_gateway.routing.records import Mode, Records, mode_of
-from lcp_gateway.routing.standing import Standings
+from lcp_gateway.routing.measurements import Measurements, Mode, answer_mode
+from lcp_gateway.routing.peer_trust import PeerTrust
 from lcp_gateway.telemetry.metrics import Metrics
 
 # A stream's event carries about a token in about so many bytes of JSON; a whole answer's token has about four.
@@ -24,12 +24,12 @@ _NODES_OWN = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "DATA_LOSS", "RESOUR
 class Measuring(Observer):
     """Keeps the records of speed and delivery, and the nodes' standing."""
 
-    def __init__(self, records: Records, standings: Standings, metrics: Metrics) -> None:
+    def __init__(self, records: Measurements, standings: PeerTrust, metrics: Metrics) -> None:
         self._records = records
         self._standings = standings
         self._metrics = metrics
 
-    def quoted(self, answer: Answer) -> None:
+    def quoted(self, answer: ResultBuffer) -> None:
         """Note that a provider gets something to do."""
         if answer.purchase is not None:
             self._records.started(answer.purchase.quote.peer_id)
@@ -49,7 +49,7 @@ class Measuring(Observer):
             if goes_on:
                 self._records.failed(provider_id)
 
-    def ended(self, answer: Answer) -> None:
+    def ended(self, answer: ResultBuffer) -> None:
         """Note how it went."""
         purchase = answer.purchase
         if purchase is None:
@@ -57,7 +57,7 @@ class Measuring(Observer):
         quote, task = purchase.quote, purchase.order.task
         self._records.finished(quote.peer_id)
         if purchase.state is State.DELIVERED:
-            mode = mode_of(task)
+            mode = answer_mode(task)
             first_byte_s, tokens_per_s, tokens = _speed(answer, mode)
             self._records.delivered(
                 quote.peer_id,
@@ -85,7 +85,7 @@ class Observers(Observer):
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
 
-    def quoted(self, answer: Answer) -> None:
+    def quoted(self, answer: ResultBuffer) -> None:
         """A quote was taken for it."""
         for observer in self._observers:
             observer.quoted(answer)
@@ -100,13 +100,13 @@ class Observers(Observer):
         for observer in self._observers:
             observer.fell_out(purchase, error, goes_on=goes_on)
 
-    def ended(self, answer: Answer) -> None:
+    def ended(self, answer: ResultBuffer) -> None:
         """Nothing more will come of it."""
         for observer in self._observers:
             observer.ended(answer)
 
 
-def _speed(answer: Answer, mode: Mode) -> tuple[float | None, float | None, float | None]:
+def _speed(answer: ResultBuffer, mode: Mode) -> tuple[float | None, float | None, float | None]:
     """Give the time of the first byte, the pace of what followed in tokens a second, and the tokens."""
     took_s = max((answer.execute_s or 0.0) - answer.waited_s, _LEAST_S)
     match mode:
@@ -121,10 +121,10 @@ def _speed(answer: Answer, mode: Mode) -> tuple[float | None, float | None, floa
             return answer.first_byte_s, tokens / rest_s, tokens
 
 
-def _is_requests_fault(answer: Answer, purchase: Purchase) -> bool:
+def _is_requests_fault(answer: ResultBuffer, purchase: Purchase) -> bool:
     error = answer.error
     return (
-        purchase.quote.source is Source.NODE
+        purchase.quote.source is ProviderSource.NODE
         and isinstance(error, PaymentFailed)
         and error.status not in _NODES_OWN
     )

@@ -25,7 +25,7 @@ from lcp_gateway.app.wiring.journal import WiringError, book_tasks, remember_pee
 from lcp_gateway.app.wiring.responses import purge
 from lcp_gateway.config import Loaded, Settings, parse_host_port
 from lcp_gateway.http.server.tls import BadCertificate
-from lcp_gateway.purchase.interruption import Reason
+from lcp_gateway.purchase.purchase import InterruptReason
 from lcp_gateway.telemetry.event_loop import SlowCallbacks, watch_loop
 from lcp_gateway.telemetry.logs import configure_logging, get_logger
 from lcp_gateway.telemetry.metrics import Metrics
@@ -133,7 +133,7 @@ async def _wind_down(gateway: Gateway, settings: Settings, log: FilteringBoundLo
     log.info("shutting down", jobs_in_flight=len(lasting.jobs))
     ended = await lasting.jobs.drain(
         settings.shutdown_grace_s,
-        lambda: gateway.service.interrupt_all(Reason.SHUTTING_DOWN),
+        lambda: gateway.service.interrupt_all(InterruptReason.SHUTTING_DOWN),
     )
     if ended:
         log.warning("purchases were ended before they were done", purchases=ended)

@@ -22,8 +22,8 @@ from lcp_gateway.config import Settings
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.tracing import Tracing
 from lcp_gateway.routing.catalog import Catalog
-from lcp_gateway.routing.model_names import read_name
-from lcp_gateway.routing.standing import Standings
+from lcp_gateway.routing.model_registry import read_name
+from lcp_gateway.routing.peer_trust import PeerTrust
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, UnsupportedVersion
@@ -75,7 +75,7 @@ async def open_parts(
     shop = await _enter(stack, open_access(settings, ledgers, metrics, tasks, log))
     sharing = SharedResults(settings.redis_url, ledgers, metrics, tasks.starter("claims"), log)
     stack.push_async_callback(sharing.close)
-    standings = Standings(standing_rules(settings))
+    standings = PeerTrust(standing_rules(settings))
     accounting = Accounting(metrics, get_logger("purchase"))
     lasting = [
         BackgroundTask("peers", peers.run),

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from lcp_gateway.cli.output import CommandFailed, printable
 from lcp_gateway.config import Settings, parse_host_port
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.order import TaskKind
 
 _TIMEOUT_S = 2.0
 _MAX_READYZ_BYTES = 2**20

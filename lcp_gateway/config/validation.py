@@ -9,9 +9,8 @@ from lcp_gateway.config.nodes import NodeConfig
 from lcp_gateway.config.parsers import JOURNAL_OFF, NODE_PREFIX, parse_host_port
 from lcp_gateway.config.settings import Settings
 from lcp_gateway.config.sources import Source, nearest, others_may_read
-from lcp_gateway.purchase.evidence import MIN_HTLC_MSAT
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.tariff import PPM_PER_PERCENT, Markup, loss_range
+from lcp_gateway.purchase.money import PPM_PER_PERCENT, Markup, Msat, loss_range
+from lcp_gateway.purchase.payment_evidence import MIN_HTLC_MSAT
 
 DAEMON_FEE_LIMIT_SAT: Final = 10_000
 """What lcpd-grpcd lets lnd pay for the routing of one payment, as its source has it; it cannot be configured."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from lcp_gateway.accounts.callers import Caller, KeyRules
-from lcp_gateway.purchase.answers import Answer
 from lcp_gateway.purchase.journal import EarlierPurchase
 from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.result_buffer import ResultBuffer
 from lcp_gateway.purchase.states import Verdict
 
 SERVER = "lcp-gateway"
@@ -41,7 +41,7 @@ class RequestContext:
     client: str = ""
     may_read_details: bool = True
     headers: dict[str, str] = field(default_factory=dict)
-    answer: Answer | None = None
+    answer: ResultBuffer | None = None
     earlier: EarlierPurchase | None = None
     joined: bool = False
     problem: str = ""

@@ -10,9 +10,6 @@ from lcp_gateway.accounts.limits.rates import RateLimited
 from lcp_gateway.accounts.shared.outage import LimitsUnavailable
 from lcp_gateway.adapters.completions import NotAdaptable
 from lcp_gateway.http.errors import ApiError, bad_request
-from lcp_gateway.purchase.answers import AnswerGone
-from lcp_gateway.purchase.book import QuoteForAnotherBody, UnknownQuote, quote_id
-from lcp_gateway.purchase.brake import LoopDetected
 from lcp_gateway.purchase.errors import (
     ChargeLimitExceeded,
     PaymentFailed,
@@ -24,19 +21,22 @@ from lcp_gateway.purchase.errors import (
     Undelivered,
     UpstreamError,
 )
-from lcp_gateway.purchase.evidence import MIN_HTLC_MSAT, EvidenceRow, evidence_of_failure
-from lcp_gateway.purchase.interruption import Interrupted, Reason
+from lcp_gateway.purchase.held_quotes import QuoteForAnotherBody, UnknownQuote, quote_id
+from lcp_gateway.purchase.idempotency import KeyReused, ResultLost
 from lcp_gateway.purchase.journal import (
     BudgetExceeded,
     InsufficientBalance,
     JournalUnavailable,
     KeyRevoked,
 )
-from lcp_gateway.purchase.memory import AnswerLost, KeyReused
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.shared import LostElsewhere
+from lcp_gateway.purchase.limits import LoopDetected
+from lcp_gateway.purchase.payment_evidence import MIN_HTLC_MSAT, EvidenceRow, evidence_of_failure
+from lcp_gateway.purchase.purchase import Interrupted, InterruptReason
+from lcp_gateway.purchase.quote import ProviderSource
+from lcp_gateway.purchase.result_buffer import ResultGone
+from lcp_gateway.purchase.shared_purchases import LostElsewhere
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.routing.choice import ContextTooLong, ModelNotFound, NoProvider, RoutingError
+from lcp_gateway.routing.explicit import ContextTooLong, ModelNotFound, NoProvider, RoutingError
 
 _Answer = tuple[int, str, bool, dict[str, object]]
 """Status, reason for the metric, whether another try may help, and details."""
@@ -186,7 +186,7 @@ def map_error(error: Exception) -> ApiError | None:
             return bad_request(error.message, error.param, error.code)
         case PurchaseError():
             return map_purchase_error(error)
-        case AnswerGone():
+        case ResultGone():
             return ApiError(
                 409,
                 "this was bought before and its answer is no longer held",
@@ -208,7 +208,7 @@ def map_purchase_error(error: PurchaseError) -> ApiError:
             return map_refusal(error)
         case Undelivered():
             return _of(error, 502, "undelivered")
-        case AnswerLost():
+        case ResultLost():
             return _of(error, 409, "answer_gone")
         case KeyReused():
             return _of(error, 422, "idempotency_key_reused", reason="idempotency")
@@ -217,9 +217,11 @@ def map_purchase_error(error: PurchaseError) -> ApiError:
         case UnknownQuote():
             return _of(error, 404, "quote_not_found", reason="quote_unknown")
         case Interrupted():
-            status = 504 if error.code == Reason.TIMED_OUT.value else 503
+            status = 504 if error.code == InterruptReason.TIMED_OUT.value else 503
             # What was cancelled is not wanted any more: a client that tried again by itself would buy it after all.
-            is_worth_it = error.verdict is Verdict.NONE and error.code != Reason.CANCELLED.value
+            is_worth_it = (
+                error.verdict is Verdict.NONE and error.code != InterruptReason.CANCELLED.value
+            )
             return _of(error, status, error.code, retry=is_worth_it)
         case _:
             return _of(error, 500, "internal_error")
@@ -267,7 +269,7 @@ def _no_provider_reached(error: UpstreamError | PaymentFailed) -> ApiError:
 
 
 def _of_payment_failure(error: PaymentFailed) -> ApiError:
-    if error.quote is not None and error.quote.source is Source.NODE:
+    if error.quote is not None and error.quote.source is ProviderSource.NODE:
         return _of_node_failure(error)
     match error.verdict:
         case Verdict.NONE:

@@ -13,8 +13,8 @@ from typing import Final
 from lcp_gateway.lightning.bolt11 import Invoice, InvoiceError, decode
 from lcp_gateway.lightning.terms import terms_hash
 from lcp_gateway.purchase.errors import Refused
+from lcp_gateway.purchase.order import Task
 from lcp_gateway.purchase.quote import Quote
-from lcp_gateway.purchase.task import Task
 
 EXPIRY_SLACK_S: Final = 5
 """How much longer than its quote an invoice may be payable; what the protocol's own daemon allows."""

@@ -23,9 +23,9 @@ from lcp_gateway.lightning.checks import (
 )
 from lcp_gateway.lightning.terms import CONTENT_ENCODING, CONTENT_TYPE
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import VERDICTS, State, Verdict
-from lcp_gateway.purchase.task import TaskKind
 
 OBJECT: Final = "lcp.receipt"
 VERSION: Final = 1

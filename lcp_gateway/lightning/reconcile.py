@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from lcp_gateway.lightning.bolt11 import InvoiceError, decode
 from lcp_gateway.lightning.lnd.records import LndError, PaymentRecord, PaymentState
-from lcp_gateway.purchase.journal import JournalUnavailable, Learnt
+from lcp_gateway.purchase.journal import JournalUnavailable, PurchaseUpdate
 from lcp_gateway.purchase.states import State
 
 MAX_ERRORS_IN_A_ROW: Final = 3
@@ -73,7 +73,7 @@ class PaymentResolution:
     state: State
     evidence: ResolvedBy
     at: datetime
-    learnt: Learnt = field(default_factory=Learnt)
+    learnt: PurchaseUpdate = field(default_factory=PurchaseUpdate)
 
 
 class OpenPayments(Protocol):
@@ -299,7 +299,7 @@ class Reconciler:
                     State.SETTLED,
                     ResolvedBy.PREIMAGE,
                     asked_at,
-                    Learnt(fee_msat=record.fee_msat, preimage=record.preimage),
+                    PurchaseUpdate(fee_msat=record.fee_msat, preimage=record.preimage),
                 )
             case PaymentState.FAILED:
                 if self._lnd_pays():

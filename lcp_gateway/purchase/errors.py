@@ -1,8 +1,7 @@
 """The errors of a purchase: a small tree, raised where known and mapped to an answer once, at the HTTP edge."""
 
-from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.outcome import Received
-from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.quote import Candidate, Quote
 from lcp_gateway.purchase.states import Verdict
 
 

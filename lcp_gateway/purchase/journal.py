@@ -1,4 +1,4 @@
-"""The journal as the heart sees it: what is written before a payment may go out, and what is learnt after."""
+"""The journal as a purchase sees it: the intent that is written before a payment, and the states recorded after it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,26 @@ from datetime import datetime
 from typing import Protocol
 
 from lcp_gateway.purchase.errors import Refused
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.money import Budget, Charge, Msat, Refund
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.outcome import Ending
 from lcp_gateway.purchase.quote import Quote
-from lcp_gateway.purchase.refunds import Refund
-from lcp_gateway.purchase.repeat_identity import RepeatIdentity
 from lcp_gateway.purchase.states import VERDICTS, State, Verdict
-from lcp_gateway.purchase.tariff import Budget, Charge
-from lcp_gateway.purchase.task import TaskKind
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatIdentity:
+    """What a repeat of a request is recognised by.
+
+    ``key`` is None where the client sent nothing that it keeps over its retries; it counts until ``until``. ``body``
+    is the same for the same kind and body from the same credential. ``first_try_since`` is set for a retry whose first
+    try is not known to this process: a purchase for the same body since then counts as that.
+    """
+
+    body: bytes
+    key: bytes | None = None
+    until: datetime | None = None
+    first_try_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +59,7 @@ class Intent:
 
 
 @dataclass(frozen=True, slots=True)
-class Learnt:
+class PurchaseUpdate:
     """What became known with a later state; None means nothing new."""
 
     result_sha256: bytes | None = None
@@ -185,7 +197,7 @@ class PurchaseJournal(Protocol):
         job_id: bytes,
         state: State,
         at: datetime,
-        learnt: Learnt = Learnt(),
+        learnt: PurchaseUpdate = PurchaseUpdate(),
         on_refund: Callable[[Refund], None] | None = None,
     ) -> None:
         """Write a later state soon, in order, without being waited for; ``not_paid`` gives its reservation back.

@@ -1,19 +1,20 @@
-"""What may be spent: caps on one purchase, and budgets for many."""
+"""Limits before a purchase: price caps, budgets, and the loop brake that holds one request sent over and over."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lcp_gateway.purchase.errors import ChargeLimitExceeded, PriceLimitExceeded
-from lcp_gateway.purchase.money import LARGEST_MSAT, Msat
+from lcp_gateway.purchase.errors import ChargeLimitExceeded, PriceLimitExceeded, Refused
+from lcp_gateway.purchase.money import LARGEST_MSAT, Budget, Charge, Msat, Period, Tariff
 from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.quote import Quote, Source
-from lcp_gateway.purchase.tariff import Budget, Charge, Period, Tariff
+from lcp_gateway.purchase.quote import ProviderSource, Quote
 
 _PPM = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class FeeReckoning:
+class FeeEstimate:
     """The routing fee that is reckoned with before lnd tells the real one: a share of the price, and a base."""
 
     ppm: int = 10_000
@@ -25,7 +26,7 @@ class FeeReckoning:
 
     def fee_for(self, quote: Quote) -> Msat:
         """Give the fee for a quote; nothing is routed to a node."""
-        return Msat(0) if quote.source is Source.NODE else self.fee_msat(quote.price_msat)
+        return Msat(0) if quote.source is ProviderSource.NODE else self.fee_msat(quote.price_msat)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class SpendingLimits:
     model_max_price_msat: Mapping[str, int] = field(default_factory=dict)
     budgets: Mapping[Period, int] = field(default_factory=dict)
     key_budgets: Mapping[Period, int] = field(default_factory=dict)
-    fee: FeeReckoning = FeeReckoning()
+    fee: FeeEstimate = FeeEstimate()
     tariff: Tariff = field(default_factory=Tariff)
     refund_undelivered: bool = False
 
@@ -90,3 +91,54 @@ class SpendingLimits:
                 if limit
             ]
         return found
+
+
+_WINDOW_S = 60.0
+_MAX_BODIES = 10_000
+
+
+class LoopDetected(Refused):
+    """The same body came too often from the same credential."""
+
+    code = "loop_detected"
+
+    def __init__(self, per_minute: int, wait_s: float) -> None:
+        super().__init__(
+            f"the same request came more than {per_minute} times in a minute; nothing was paid"
+        )
+        self.wait_s = wait_s
+
+
+class LoopBrake:
+    """Lets the same body pass ``per_minute`` times for a credential; 0 turns it off."""
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute = per_minute
+        self._clock = clock
+        self._seen: OrderedDict[tuple[str, bytes], deque[float]] = OrderedDict()
+
+    def use(self, per_minute: int) -> None:
+        """Let another number pass; what came lately still counts."""
+        if per_minute == self._per_minute:
+            return
+        self._per_minute = per_minute
+        for name, times in self._seen.items():
+            self._seen[name] = deque(times, maxlen=per_minute)
+
+    def check(self, order: Order) -> None:
+        """Count an order.
+
+        Raises:
+            LoopDetected: there were too many like it.
+        """
+        if not self._per_minute:
+            return
+        now = self._clock()
+        name = (order.key_id, order.body_sha256)
+        times = self._seen.setdefault(name, deque(maxlen=self._per_minute))
+        self._seen.move_to_end(name)
+        while len(self._seen) > _MAX_BODIES:
+            self._seen.popitem(last=False)
+        if len(times) == self._per_minute and now - times[0] < _WINDOW_S:
+            raise LoopDetected(self._per_minute, _WINDOW_S - (now - times[0]))
+        times.append(now)

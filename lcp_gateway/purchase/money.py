@@ -1,6 +1,10 @@
-"""Amounts of money: whole millisatoshi, never floats."""
+"""Money: amounts in whole millisatoshi, what a customer is charged and refunded, and budgets."""
 
-from typing import NewType
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, NewType
 
 Msat = NewType("Msat", int)
 """An amount in millisatoshi (1 sat = 1,000 msat)."""
@@ -16,3 +20,151 @@ def format_sat(amount: Msat) -> str:
     sign = "-" if amount < 0 else ""
     whole, rest = divmod(abs(amount), MSAT_PER_SAT)
     return f"{sign}{whole:,}.{rest:03d} sat"
+
+
+PPM_PER_PERCENT: Final = 10_000
+_PPM = 1_000_000
+_NOTHING = Msat(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Markup:
+    """What is added to a price: a share of it in millionths (50,000 is 5 %), and a fixed amount.
+
+    Raises:
+        ValueError: one of them is negative.
+    """
+
+    ppm: int = 0
+    fixed_msat: Msat = _NOTHING
+
+    def __post_init__(self) -> None:
+        if self.ppm < 0 or self.fixed_msat < 0:
+            raise ValueError("a mark-up is not negative")
+
+    def charge_msat(self, price_msat: int) -> Msat:
+        """Give what is charged for something of this price, rounded up."""
+        return Msat(price_msat + self.fixed_msat - (-price_msat * self.ppm // _PPM))
+
+
+NO_MARKUP = Markup()
+
+
+@dataclass(frozen=True, slots=True)
+class LossRange:
+    """The prices at which a mark-up does not cover the estimated routing fee; ``below_msat`` is None for no end."""
+
+    from_msat: int
+    below_msat: int | None
+
+
+def loss_range(markup: Markup, fee_ppm: int, fee_base_msat: int) -> LossRange | None:
+    """Return the prices at which an operator pays more for the route than the mark-up brings; None where there are none.
+
+    The mark-up brings ``fixed_msat + ppm * price``, the route costs ``fee_base_msat + fee_ppm * price``: two lines,
+    which cross at ``(fee_base_msat - fixed_msat) / (ppm - fee_ppm)`` where they do.
+    """
+    missing_msat = fee_base_msat - markup.fixed_msat
+    gained_ppm = markup.ppm - fee_ppm
+    if missing_msat <= 0 and gained_ppm >= 0:
+        return None
+    if missing_msat >= 0 and gained_ppm <= 0:
+        return LossRange(0, None)
+    crossing_msat = -(-missing_msat * _PPM // gained_ppm)
+    return LossRange(0, crossing_msat) if gained_ppm > 0 else LossRange(crossing_msat, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Tariff:
+    """The mark-up of each model; ``default`` is that of every other."""
+
+    default: Markup = NO_MARKUP
+    by_model: Mapping[str, Markup] = field(default_factory=dict)
+
+    def markup_for(self, model: str) -> Markup:
+        """Give the mark-up of a model."""
+        return self.by_model.get(model, self.default)
+
+    def charge_msat(self, model: str, price_msat: int) -> Msat:
+        """Give what is charged for an answer of this model that is bought at this price."""
+        return self.markup_for(model).charge_msat(price_msat)
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a customer's account is charged for a purchase.
+
+    ``amount_msat`` is the most that it can be, and is held until more is known. Where the price turns out to be lower,
+    ``markup`` tells the charge anew. ``refund_undelivered`` gives it back where no whole result came.
+    """
+
+    account_id: str
+    amount_msat: Msat
+    markup: Markup
+    refund_undelivered: bool = False
+
+
+class Period(enum.StrEnum):
+    """The calendar periods of a budget, in UTC."""
+
+    HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """At most ``limit_msat`` in each period; for one credential, or for all when ``key_id`` is None."""
+
+    period: Period
+    limit_msat: Msat
+    key_id: str | None = None
+
+
+class Refund(enum.StrEnum):
+    """What became of a charge that was to be given back. The value is stored, and told to the customer."""
+
+    GIVEN = "given"
+    """It was given back at once."""
+    WITHHELD = "withheld"
+    """A limit was reached: the operator decides."""
+    GRANTED = "granted"
+    """It was withheld, and the operator gave it back."""
+    DENIED = "denied"
+    """It was withheld, and the operator kept it."""
+
+
+REFUND_MESSAGES: Final = MappingProxyType(
+    {
+        Refund.GIVEN: "the charge was given back",
+        Refund.WITHHELD: "the charge is withheld until the operator decides: a limit of refunds is reached",
+        Refund.GRANTED: "the operator gave the charge back",
+        Refund.DENIED: "the operator kept the charge",
+    }
+)
+"""What the customer is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefundLimits:
+    """What is given back at most in a calendar day (UTC) without the operator looking; 0 sets no limit.
+
+    A refund counts with what is given back or with what the provider was paid (price and fee), whichever is more, so that
+    the limit bounds what the operator can lose.
+    """
+
+    account_day_msat: int = 0
+    day_msat: int = 0
+
+
+NO_REFUND_LIMITS = RefundLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class RefundDecision:
+    """What was decided on the charge of one purchase; ``amount_msat`` is the charge."""
+
+    job_id: bytes
+    account_id: str
+    amount_msat: int
+    refund: Refund

@@ -1,11 +1,60 @@
-"""An order: a task with who asks for it and on what conditions."""
+"""An order: the task as the bytes that the client sent, who orders it and on what conditions."""
 
+import enum
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
 
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.tariff import Budget
-from lcp_gateway.purchase.task import Task
+from lcp_gateway.purchase.money import Budget, Msat
+
+OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+"""The fields of requests that limit the output."""
+
+
+class TaskKind(enum.StrEnum):
+    """The kinds of task. Protocol version 2 knows the first two, and their value is the name that a terms hash covers."""
+
+    CHAT_COMPLETIONS = "openai.chat_completions.v1"
+    RESPONSES = "openai.responses.v1"
+    COMPLETIONS = "openai.completions.v1"
+    EMBEDDINGS = "openai.embeddings.v1"
+
+
+SUBJECTS: Mapping[TaskKind, str] = MappingProxyType(
+    {
+        TaskKind.CHAT_COMPLETIONS: "messages",
+        TaskKind.RESPONSES: "input",
+        TaskKind.COMPLETIONS: "prompt",
+        TaskKind.EMBEDDINGS: "input",
+    }
+)
+"""The field of each kind that holds what is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One computation to buy.
+
+    ``body`` is the request exactly as the client sent it: no part of the gateway re-serialises it. ``output_tokens`` is
+    the limit that it sets to its output, 0 where it sets none.
+    """
+
+    kind: TaskKind
+    model: str
+    body: bytes = field(repr=False)
+    stream: bool
+    output_tokens: int = 0
+
+
+def output_limit(document: Mapping[str, Any]) -> int:
+    """Return the most tokens of output that a request's body allows, 0 where it sets no usable limit."""
+    for name in OUTPUT_LIMITS:
+        limit = document.get(name)
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+            return limit
+    return 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-from lcp_gateway.purchase.states import Event
-from lcp_gateway.purchase.task import Task
+from lcp_gateway.purchase.order import Task
+from lcp_gateway.purchase.states import PurchaseEvent
 
 
 class EndedBy(enum.StrEnum):
@@ -57,17 +57,17 @@ class Ruling:
     limits of refunds say. ``blames_provider`` says that the purchase counts as lost to its provider.
     """
 
-    event: Event
+    event: PurchaseEvent
     keeps_charge: bool
     blames_provider: bool
 
 
-_DELIVERED = Ruling(Event.DELIVER, keeps_charge=True, blames_provider=False)
-_FAILED = Ruling(Event.FAIL_DELIVERY, keeps_charge=False, blames_provider=True)
+_DELIVERED = Ruling(PurchaseEvent.DELIVER, keeps_charge=True, blames_provider=False)
+_FAILED = Ruling(PurchaseEvent.FAIL_DELIVERY, keeps_charge=False, blames_provider=True)
 # The client wanted no more of what its provider was sending.
-_LEFT = Ruling(Event.ABANDON, keeps_charge=True, blames_provider=False)
+_LEFT = Ruling(PurchaseEvent.ABANDON, keeps_charge=True, blames_provider=False)
 # The client gave up, and its provider had taken the money and sent nothing.
-_LEFT_WITH_NOTHING = Ruling(Event.ABANDON, keeps_charge=True, blames_provider=True)
+_LEFT_WITH_NOTHING = Ruling(PurchaseEvent.ABANDON, keeps_charge=True, blames_provider=True)
 
 _ALWAYS_FAILED = dict.fromkeys(EndedBy, _FAILED)
 
@@ -133,7 +133,7 @@ class Judge(Protocol):
         ...
 
 
-class Judgement(Protocol):
+class JudgeFactory(Protocol):
     """Makes the judge of a result."""
 
     def __call__(self, task: Task, content_type: str, content_encoding: str) -> Judge:
@@ -158,6 +158,6 @@ class _Satisfied:
 _SATISFIED = _Satisfied()
 
 
-def no_judgement(task: Task, content_type: str, content_encoding: str) -> Judge:  # noqa: ARG001 - it takes every result alike
+def no_judge(task: Task, content_type: str, content_encoding: str) -> Judge:  # noqa: ARG001 - it takes every result alike
     """Take every result whose hash, length and status are right for whole."""
     return _SATISFIED

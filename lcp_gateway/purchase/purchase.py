@@ -1,19 +1,18 @@
-"""A purchase: an order, the quote taken for it, and where it stands."""
+"""A purchase: an order, the quote taken for it, its state, and how the gateway itself ends one early."""
 
 import asyncio
+import enum
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-from lcp_gateway.purchase.candidate import Candidate
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.errors import PurchaseError
+from lcp_gateway.purchase.journal import RepeatIdentity
+from lcp_gateway.purchase.money import Charge, Msat, Refund
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.outcome import EndedBy, Ending, Ruling
-from lcp_gateway.purchase.quote import Quote
-from lcp_gateway.purchase.refunds import Refund
-from lcp_gateway.purchase.repeat_identity import RepeatIdentity
-from lcp_gateway.purchase.states import VERDICTS, Event, State, Verdict, step
-from lcp_gateway.purchase.tariff import Charge
+from lcp_gateway.purchase.quote import Candidate, Quote
+from lcp_gateway.purchase.states import VERDICTS, PurchaseEvent, State, Verdict, step
 
 
 def not_held_up() -> bool:
@@ -180,7 +179,7 @@ class Purchase:
             self.charge = replace(self.charge, refund_undelivered=False)
         return ruling
 
-    def apply(self, event: Event) -> State:
+    def apply(self, event: PurchaseEvent) -> State:
         """Move on; gives the new state.
 
         Raises:
@@ -188,3 +187,48 @@ class Purchase:
         """
         self._state = step(self._state, event)
         return self._state
+
+
+class InterruptReason(enum.StrEnum):
+    """Why the gateway ended a purchase itself; the value is the error's code."""
+
+    NOBODY_WAITS = "nobody_waits"
+    SHUTTING_DOWN = "shutting_down"
+    ENDED = "ended"
+    TAKEN_OVER = "taken_over"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+
+
+_ENDED_BY = {
+    InterruptReason.NOBODY_WAITS: EndedBy.CLIENT,
+    InterruptReason.SHUTTING_DOWN: EndedBy.GATEWAY,
+    InterruptReason.ENDED: EndedBy.GATEWAY,
+    InterruptReason.TAKEN_OVER: EndedBy.GATEWAY,
+    InterruptReason.CANCELLED: EndedBy.CLIENT,
+}
+
+_MESSAGES = {
+    InterruptReason.NOBODY_WAITS: "nobody waited for the answer any more",
+    InterruptReason.SHUTTING_DOWN: "the gateway is shutting down and could not wait for this any longer",
+    InterruptReason.ENDED: "the gateway ended the request",
+    InterruptReason.TAKEN_OVER: "another gateway took the request over; nothing was paid here",
+    InterruptReason.TIMED_OUT: "the purchase took longer than this gateway allows",
+    InterruptReason.CANCELLED: "the client cancelled it",
+}
+
+
+def party_of(reason: InterruptReason, purchase: Purchase) -> EndedBy:
+    """Return the party that an interruption is due to; the end of the time is its readers' doing or its provider's."""
+    if reason is InterruptReason.TIMED_OUT:
+        return EndedBy.CLIENT if purchase.held_up_by_readers() else EndedBy.PROVIDER
+    return _ENDED_BY[reason]
+
+
+class Interrupted(PurchaseError):
+    """The gateway itself ended the purchase."""
+
+    def __init__(self, reason: InterruptReason, purchase: Purchase | None) -> None:
+        super().__init__(_MESSAGES[reason], quote=None if purchase is None else purchase.quote)
+        self.code = reason.value
+        self.verdict = Verdict.NONE if purchase is None else purchase.verdict

@@ -8,12 +8,6 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from lcp_gateway.purchase.answers import Answer, Bounds, Head
-from lcp_gateway.purchase.book import NO_SUCH_QUOTE, HeldQuote, QuoteBook, UnknownQuote, job_of
-from lcp_gateway.purchase.brake import LoopBrake
-from lcp_gateway.purchase.candidate import Candidate
-from lcp_gateway.purchase.delivery import PaidStream
-from lcp_gateway.purchase.earlier import BoughtBefore, wait_until_unpaid, what_was_bought_with
 from lcp_gateway.purchase.errors import (
     PaymentFailed,
     PurchaseError,
@@ -21,29 +15,49 @@ from lcp_gateway.purchase.errors import (
     Undelivered,
     UpstreamError,
 )
-from lcp_gateway.purchase.fallback import cheaper, others
-from lcp_gateway.purchase.flow import Buyer
-from lcp_gateway.purchase.holding import Holding
-from lcp_gateway.purchase.interruption import Interrupted, Reason, party_of
+from lcp_gateway.purchase.execution import PaidStream, PurchaseExecutor
+from lcp_gateway.purchase.held_quotes import (
+    NO_SUCH_QUOTE,
+    HeldQuote,
+    HeldQuotes,
+    Holding,
+    UnknownQuote,
+    job_id_of,
+)
+from lcp_gateway.purchase.idempotency import IdempotencyCache, KeyReused, RepeatKeys
 from lcp_gateway.purchase.journal import (
     DuplicateIntent,
     InsufficientBalance,
     JournalUnavailable,
+    RepeatIdentity,
     RequestRepeated,
 )
-from lcp_gateway.purchase.market import Market, Offer
-from lcp_gateway.purchase.memory import AnswerMemory, KeyReused, Repeat
+from lcp_gateway.purchase.limits import LoopBrake
+from lcp_gateway.purchase.money import Refund
 from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.purchase import Purchase, not_awaited, not_held_up
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.refunds import Refund
-from lcp_gateway.purchase.repeat_identity import RepeatIdentity
-from lcp_gateway.purchase.shared import Claim, SharedAnswers
-from lcp_gateway.purchase.sharing import Sharing
-from lcp_gateway.purchase.states import VERDICTS, Event, State, Verdict
+from lcp_gateway.purchase.purchase import (
+    Interrupted,
+    InterruptReason,
+    Purchase,
+    not_awaited,
+    not_held_up,
+    party_of,
+)
+from lcp_gateway.purchase.quote import Candidate, ProviderSource
+from lcp_gateway.purchase.quoting import Offer, QuoteRequester, cheaper, others
+from lcp_gateway.purchase.result_buffer import BufferLimits, ResultBuffer, ResultHead
+from lcp_gateway.purchase.shared_purchases import (
+    BoughtBefore,
+    Claim,
+    SharedOrder,
+    SharedPurchases,
+    find_bought_with,
+    wait_until_unpaid,
+)
+from lcp_gateway.purchase.states import VERDICTS, PurchaseEvent, State, Verdict
 from lcp_gateway.purchase.tracing import (
     NO_TRACING,
-    Step,
+    TraceStep,
     Tracing,
     choice_facts,
     outcome_facts,
@@ -53,9 +67,9 @@ from lcp_gateway.purchase.tracing import (
 __all__ = [
     "CANCEL_REASON",
     "Observer",
-    "Patience",
     "PurchaseService",
     "Routing",
+    "Timeouts",
 ]
 
 CANCEL_REASON = "request canceled"
@@ -70,7 +84,7 @@ Routing = Callable[[Order], Awaitable[Sequence[Candidate]]]
 class Observer:
     """Hears of what happens to orders. Does nothing itself."""
 
-    def quoted(self, answer: Answer) -> None:
+    def quoted(self, answer: ResultBuffer) -> None:
         """A quote was taken for it."""
 
     def let_go(self, purchase: Purchase) -> None:
@@ -79,12 +93,12 @@ class Observer:
     def fell_out(self, purchase: Purchase, error: PaymentFailed, *, goes_on: bool) -> None:
         """A node did not do it and nothing was paid; ``goes_on`` says that another provider is asked now."""
 
-    def ended(self, answer: Answer) -> None:
+    def ended(self, answer: ResultBuffer) -> None:
         """Nothing more will come of it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """How long a paid answer that nobody waits for goes on being taken in, and how long a peer may take to be told.
 
     ``limit_s`` is what a purchase may take in all; 0 sets no limit. ``elsewhere_s`` is how long a repeat waits for what
@@ -103,18 +117,18 @@ class PurchaseService:
     def __init__(
         self,
         *,
-        market: Market,
-        buyer: Buyer,
+        market: QuoteRequester,
+        buyer: PurchaseExecutor,
         routing: Routing,
-        memory: AnswerMemory,
-        book: QuoteBook,
+        memory: IdempotencyCache,
+        book: HeldQuotes,
         brake: LoopBrake,
-        bounds: Bounds,
-        patience: Patience,
+        bounds: BufferLimits,
+        patience: Timeouts,
         background: Callable[[Coroutine[Any, Any, None]], None],
         observer: Observer,
         clock: Callable[[], float],
-        shared: SharedAnswers | None = None,
+        shared: SharedPurchases | None = None,
         tracing: Tracing = NO_TRACING,
     ) -> None:
         """``shared`` is what this gateway knows together with others; None where it is the only one."""
@@ -132,10 +146,10 @@ class PurchaseService:
         self._shared = shared
         self._tracing = tracing
         # Where the requests that began answers are traced.
-        self._origins: WeakKeyDictionary[Answer, object] = WeakKeyDictionary()
-        self._running: dict[Answer, asyncio.Task[None]] = {}
-        self._leaving: dict[Answer, asyncio.TimerHandle] = {}
-        self._reasons: dict[Answer, Reason] = {}
+        self._origins: WeakKeyDictionary[ResultBuffer, object] = WeakKeyDictionary()
+        self._running: dict[ResultBuffer, asyncio.Task[None]] = {}
+        self._leaving: dict[ResultBuffer, asyncio.TimerHandle] = {}
+        self._reasons: dict[ResultBuffer, InterruptReason] = {}
 
     def __len__(self) -> int:
         """How many orders are being bought now."""
@@ -144,12 +158,12 @@ class PurchaseService:
     def use(
         self,
         *,
-        market: Market,
-        buyer: Buyer,
+        market: QuoteRequester,
+        buyer: PurchaseExecutor,
         routing: Routing,
-        bounds: Bounds,
-        patience: Patience,
-        shared: SharedAnswers | None,
+        bounds: BufferLimits,
+        patience: Timeouts,
+        shared: SharedPurchases | None,
     ) -> None:
         """Buy with these from now on. What is being bought goes on, a call that has gone out with what it went out with."""
         self._market = market
@@ -159,23 +173,23 @@ class PurchaseService:
         self._patience = patience
         self._shared = shared
 
-    def find(self, order: Order, repeat: Repeat) -> Answer | None:
+    def find(self, order: Order, repeat: RepeatKeys) -> ResultBuffer | None:
         """Give the answer that a request asks for again, or None.
 
         Raises:
-            KeyReused, AnswerLost: see ``AnswerMemory.find``.
+            KeyReused, AnswerLost: see ``IdempotencyCache.find``.
         """
         answer = self._memory.find(order, repeat)
         if answer is not None and (origin := self._origins.get(answer)) is not None:
             self._tracing.link(origin)
         return answer
 
-    def find_undecided(self, order: Order, repeat: Repeat) -> Answer | None:
+    def find_undecided(self, order: Order, repeat: RepeatKeys) -> ResultBuffer | None:
         """Return the answer that a request asks for again, if it ended with its payment unknown or its refund withheld."""
         answer = self._memory.find_undecided(order, repeat)
         return answer if answer not in self._running else None
 
-    async def learn_outcome(self, answer: Answer) -> None:
+    async def learn_outcome(self, answer: ResultBuffer) -> None:
         """Ask the journal what became of a payment that was unknown, or of a charge that was withheld.
 
         Where nothing was paid, it may be bought anew.
@@ -197,7 +211,7 @@ class PurchaseService:
         if purchase.state is not State.UNKNOWN:
             return
         if found.state is State.NOT_PAID:
-            purchase.apply(Event.FAIL_PAYMENT)
+            purchase.apply(PurchaseEvent.FAIL_PAYMENT)
         elif VERDICTS[found.state] is Verdict.SETTLED:
             raise BoughtBefore(found)
 
@@ -211,27 +225,29 @@ class PurchaseService:
         if self._shared is None and not self._holding.has(order, quote_name):
             raise await self._explain(order, quote_name, UnknownQuote(NO_SUCH_QUOTE)) from None
 
-    def identity(self, order: Order, repeat: Repeat) -> RepeatIdentity:
+    def identity(self, order: Order, repeat: RepeatKeys) -> RepeatIdentity:
         """Return what the journal recognises a repeat of an order by; before ``start``."""
         return self._memory.identity(order, repeat)
 
-    def start(self, order: Order, repeat: Repeat, quote_name: str | None = None) -> Answer:
+    def start(
+        self, order: Order, repeat: RepeatKeys, quote_name: str | None = None
+    ) -> ResultBuffer:
         """Begin to buy; with ``quote_name`` the quote of that id is taken.
 
         Raises:
             LoopDetected: the same request came too often.
-            UnknownQuote, QuoteForAnotherBody, QuoteExpired: see ``QuoteBook.take``. Where answers are shared they come
+            UnknownQuote, QuoteForAnotherBody, QuoteExpired: see ``HeldQuotes.take``. Where answers are shared they come
                 of the answer instead: another gateway may have taken the quote for the same request.
         """
         self._brake.check(order)
-        sharing: Sharing | None = None
-        answer = Answer(order, self._bounds, self._memory.pool)
+        sharing: SharedOrder | None = None
+        answer = ResultBuffer(order, self._bounds, self._memory.pool)
         answer.repeat = self._memory.identity(order, repeat)
         if self._shared is None:
             offer = self._holding.take(order, quote_name)
             work = self._run(answer, lambda: self._buy(answer, offer))
         else:
-            sharing = Sharing(self._shared, self._memory, answer, repeat)
+            sharing = SharedOrder(self._shared, self._memory, answer, repeat)
             work = self._run_shared(sharing, answer, quote_name)
         self._memory.add(answer, repeat)
         if repeat.key is not None:
@@ -244,7 +260,7 @@ class PurchaseService:
         task.add_done_callback(lambda _task: self._finished(answer, repeat, sharing))
         if limit_s := self._patience.limit_s:
             loop = asyncio.get_running_loop()
-            late = loop.call_later(limit_s, self.interrupt, answer, Reason.TIMED_OUT)
+            late = loop.call_later(limit_s, self.interrupt, answer, InterruptReason.TIMED_OUT)
             answer.when_ended(lambda _answer: late.cancel())
         return answer
 
@@ -261,7 +277,7 @@ class PurchaseService:
             raise
         return self._holding.hold(order, offer)
 
-    def left(self, answer: Answer) -> None:
+    def left(self, answer: ResultBuffer) -> None:
         """Say that a request no longer reads an answer; the last one to leave sets the end in motion."""
         answer.listeners -= 1
         if not answer.listeners:
@@ -270,24 +286,24 @@ class PurchaseService:
             return
         answer.outlives_requests = True
         if answer.verdict is Verdict.NONE:
-            self.interrupt(answer, Reason.NOBODY_WAITS)
+            self.interrupt(answer, InterruptReason.NOBODY_WAITS)
         elif answer not in self._leaving:
             loop = asyncio.get_running_loop()
             self._leaving[answer] = loop.call_later(self._patience.grace_s, self._abandon, answer)
 
-    def handed_over(self, answer: Answer) -> None:
+    def handed_over(self, answer: ResultBuffer) -> None:
         """Say that a client has the whole result, or that no request waits for it any more: it is recorded as delivered."""
         if answer.purchase is not None:
             answer.purchase.handed_over()
 
-    def joined(self, answer: Answer) -> None:
+    def joined(self, answer: ResultBuffer) -> None:
         """Say that a request waits for an answer; ``left`` has to follow."""
         answer.listeners += 1
         answer.outlives_requests = False
         if timer := self._leaving.pop(answer, None):
             timer.cancel()
 
-    def interrupt(self, answer: Answer, reason: Reason) -> None:
+    def interrupt(self, answer: ResultBuffer, reason: InterruptReason) -> None:
         """End an order that is being bought."""
         # One that has ended only tells the other gateways so.
         if (task := self._running.get(answer)) and not answer.ended:
@@ -296,7 +312,7 @@ class PurchaseService:
                 purchase.interrupted_by = party_of(reason, purchase)
             task.cancel()
 
-    def interrupt_all(self, reason: Reason) -> int:
+    def interrupt_all(self, reason: InterruptReason) -> int:
         """End all orders that are being bought; gives how many."""
         running = list(self._running)
         for answer in running:
@@ -308,12 +324,14 @@ class PurchaseService:
         if self._running:
             await asyncio.wait(self._running.values())
 
-    def _abandon(self, answer: Answer) -> None:
+    def _abandon(self, answer: ResultBuffer) -> None:
         self._leaving.pop(answer, None)
         if not answer.listeners:
-            self.interrupt(answer, Reason.NOBODY_WAITS)
+            self.interrupt(answer, InterruptReason.NOBODY_WAITS)
 
-    async def _run_shared(self, sharing: Sharing, answer: Answer, quote_name: str | None) -> None:
+    async def _run_shared(
+        self, sharing: SharedOrder, answer: ResultBuffer, quote_name: str | None
+    ) -> None:
         """Buy unless another gateway does or did; whoever waits for that here waits for this answer."""
 
         async def buy(claim: Claim) -> None:
@@ -326,7 +344,7 @@ class PurchaseService:
         await self._run(answer, lambda: sharing.obtain(buy))
         await sharing.ended()
 
-    async def _run(self, answer: Answer, obtain: Callable[[], Awaitable[None]]) -> None:
+    async def _run(self, answer: ResultBuffer, obtain: Callable[[], Awaitable[None]]) -> None:
         try:
             await obtain()
             answer.end()
@@ -343,12 +361,14 @@ class PurchaseService:
                 self._market.drop([purchase.quote])
             answer.fail(error)
 
-    def _take_back_if_reused(self, answer: Answer, repeat: Repeat) -> None:
+    def _take_back_if_reused(self, answer: ResultBuffer, repeat: RepeatKeys) -> None:
         """Forget an answer whose key turned out to be that of another request, before its error is seen."""
         if isinstance(answer.error, KeyReused):
             self._memory.take_back(answer, repeat)
 
-    def _finished(self, answer: Answer, repeat: Repeat, sharing: Sharing | None) -> None:
+    def _finished(
+        self, answer: ResultBuffer, repeat: RepeatKeys, sharing: SharedOrder | None
+    ) -> None:
         if not answer.ended:
             answer.fail(self._interrupted(answer))
         del self._running[answer]
@@ -360,21 +380,23 @@ class PurchaseService:
         if sharing is None or not sharing.bought_elsewhere:
             self._observer.ended(answer)
 
-    def _interrupted(self, answer: Answer) -> Interrupted:
-        return Interrupted(self._reasons.get(answer, Reason.ENDED), answer.purchase)
+    def _interrupted(self, answer: ResultBuffer) -> Interrupted:
+        return Interrupted(self._reasons.get(answer, InterruptReason.ENDED), answer.purchase)
 
     async def _explain(
         self, order: Order, quote_name: str | None, error: UnknownQuote
     ) -> PurchaseError:
         """Return what became of a quote that is not held: another process, or this one before a restart, may have taken it."""
-        job_id = job_of(quote_name or "")
+        job_id = job_id_of(quote_name or "")
         if job_id is None:
             return error
-        identity = self._memory.identity(order, Repeat())
-        bought = await what_was_bought_with(job_id, order.key_id, identity, self._buyer.find)
+        identity = self._memory.identity(order, RepeatKeys())
+        bought = await find_bought_with(job_id, order.key_id, identity, self._buyer.find)
         return bought or error
 
-    async def _buy(self, answer: Answer, offer: Offer | None, claim: Claim | None = None) -> None:
+    async def _buy(
+        self, answer: ResultBuffer, offer: Offer | None, claim: Claim | None = None
+    ) -> None:
         order = answer.order
         started = self._clock()
         if offer is None:
@@ -392,12 +414,12 @@ class PurchaseService:
             answer.quote_s = self._clock() - started
             self._observer.quoted(answer)
             if claim is not None and not await claim.may_pay():
-                raise Interrupted(Reason.TAKEN_OVER, purchase)
+                raise Interrupted(InterruptReason.TAKEN_OVER, purchase)
             try:
                 await self._carry_out(answer, purchase)
             except PaymentFailed as error:
                 candidates = others(offer.rest, answer, purchase, error)
-                if purchase.quote.source is Source.NODE and error.verdict is Verdict.NONE:
+                if purchase.quote.source is ProviderSource.NODE and error.verdict is Verdict.NONE:
                     self._observer.fell_out(purchase, error, goes_on=bool(candidates))
                 if not candidates:
                     raise
@@ -415,7 +437,7 @@ class PurchaseService:
             else:
                 return
 
-    async def _carry_out(self, answer: Answer, purchase: Purchase) -> None:
+    async def _carry_out(self, answer: ResultBuffer, purchase: Purchase) -> None:
         started = self._clock()
         try:
             if purchase.order.task.stream:
@@ -423,23 +445,23 @@ class PurchaseService:
             else:
                 result = await self._buyer.buy(purchase)
                 answer.append(result.body)
-                answer.begin(Head(result.content_type, result.content_encoding))
+                answer.begin(ResultHead(result.content_type, result.content_encoding))
         finally:
             answer.execute_s = self._clock() - started
             # Asked no more, and else a circle of the two.
             purchase.is_awaited = not_awaited
 
     async def _route(self, order: Order) -> Sequence[Candidate]:
-        with self._tracing.span(Step.ROUTE) as span:
+        with self._tracing.span(TraceStep.ROUTE) as span:
             candidates = await self._routing(order)
             span.note(choice_facts, candidates)
             return candidates
 
-    async def _stream(self, answer: Answer, purchase: Purchase) -> None:
+    async def _stream(self, answer: ResultBuffer, purchase: Purchase) -> None:
         started = self._clock()
         stream = await self._buyer.open_stream(purchase)
-        answer.begin(Head(stream.content_type, stream.content_encoding))
-        with self._tracing.span(Step.STREAM) as span:
+        answer.begin(ResultHead(stream.content_type, stream.content_encoding))
+        with self._tracing.span(TraceStep.STREAM) as span:
             try:
                 await self._take_in(answer, purchase, stream, started)
             finally:
@@ -447,7 +469,7 @@ class PurchaseService:
                 span.note(stream_facts, answer)
 
     async def _take_in(
-        self, answer: Answer, purchase: Purchase, stream: PaidStream, started: float
+        self, answer: ResultBuffer, purchase: Purchase, stream: PaidStream, started: float
     ) -> None:
         purchase.held_up_by_readers = partial(self._is_held_up, answer, started)
         try:
@@ -456,7 +478,7 @@ class PurchaseService:
             # Asked no more, and else a circle of the two.
             purchase.held_up_by_readers = not_held_up
 
-    async def _take_chunks(self, answer: Answer, stream: PaidStream, started: float) -> None:
+    async def _take_chunks(self, answer: ResultBuffer, stream: PaidStream, started: float) -> None:
         judge = stream.judge
         async with aclosing(stream.chunks()) as chunks:
             async for block in chunks:
@@ -470,9 +492,12 @@ class PurchaseService:
                     answer.waited_s += self._clock() - waits
                 if not answer.listeners and not answer.readable:
                     # Too large to be kept, and nobody takes it. Whoever left it to us did not leave.
-                    self.interrupt(answer, Reason.ENDED if answer.kept else Reason.NOBODY_WAITS)
+                    self.interrupt(
+                        answer,
+                        InterruptReason.ENDED if answer.kept else InterruptReason.NOBODY_WAITS,
+                    )
 
-    def _is_held_up(self, answer: Answer, started: float) -> bool:
+    def _is_held_up(self, answer: ResultBuffer, started: float) -> bool:
         now = self._clock()
         waits_s = 0.0 if answer.waits_since is None else now - answer.waits_since
         return 2 * (answer.waited_s + waits_s) > now - started
@@ -491,5 +516,5 @@ class PurchaseService:
             )
 
 
-def _is_awaited(answer: Answer) -> bool:
+def _is_awaited(answer: ResultBuffer) -> bool:
     return answer.listeners > 0 and not answer.kept

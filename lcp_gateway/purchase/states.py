@@ -19,7 +19,7 @@ class State(enum.StrEnum):
     UNDELIVERED = "undelivered"
 
 
-class Event(enum.StrEnum):
+class PurchaseEvent(enum.StrEnum):
     """What can happen to a purchase."""
 
     REFUSE = "refuse"
@@ -42,29 +42,29 @@ class Event(enum.StrEnum):
     """Paid, and the client did not want the rest of its result."""
 
 
-TRANSITIONS: Mapping[State, Mapping[Event, State]] = MappingProxyType(
+TRANSITIONS: Mapping[State, Mapping[PurchaseEvent, State]] = MappingProxyType(
     {
         State.QUOTED: {
-            Event.REFUSE: State.REFUSED,
-            Event.EXPIRE: State.EXPIRED,
-            Event.PAY: State.PAYING,
+            PurchaseEvent.REFUSE: State.REFUSED,
+            PurchaseEvent.EXPIRE: State.EXPIRED,
+            PurchaseEvent.PAY: State.PAYING,
         },
         State.PAYING: {
-            Event.FAIL_PAYMENT: State.NOT_PAID,
-            Event.LOSE_SIGHT: State.UNKNOWN,
-            Event.SETTLE: State.SETTLED,
+            PurchaseEvent.FAIL_PAYMENT: State.NOT_PAID,
+            PurchaseEvent.LOSE_SIGHT: State.UNKNOWN,
+            PurchaseEvent.SETTLE: State.SETTLED,
         },
         State.UNKNOWN: {
-            Event.FAIL_PAYMENT: State.NOT_PAID,
+            PurchaseEvent.FAIL_PAYMENT: State.NOT_PAID,
             # By the gateway that bought it, where another took it for dead while it ran.
-            Event.SETTLE: State.SETTLED,
+            PurchaseEvent.SETTLE: State.SETTLED,
             # By anyone else, who has no answer to go with the evidence.
-            Event.FAIL_DELIVERY: State.UNDELIVERED,
+            PurchaseEvent.FAIL_DELIVERY: State.UNDELIVERED,
         },
         State.SETTLED: {
-            Event.DELIVER: State.DELIVERED,
-            Event.FAIL_DELIVERY: State.UNDELIVERED,
-            Event.ABANDON: State.UNDELIVERED,
+            PurchaseEvent.DELIVER: State.DELIVERED,
+            PurchaseEvent.FAIL_DELIVERY: State.UNDELIVERED,
+            PurchaseEvent.ABANDON: State.UNDELIVERED,
         },
         State.REFUSED: {},
         State.EXPIRED: {},
@@ -103,7 +103,7 @@ class IllegalTransition(RuntimeError):
     """The table has no such move: a bug in the gateway, and never a reason to pay."""
 
 
-def step(state: State, event: Event) -> State:
+def step(state: State, event: PurchaseEvent) -> State:
     """Give the state that follows.
 
     Raises:

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import ParamSpec, Protocol, Self
 
-from lcp_gateway.purchase.answers import Answer
-from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import PaymentFailed, Refused, Undelivered, UpstreamError
+from lcp_gateway.purchase.order import Task
 from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.quote import Quote
-from lcp_gateway.purchase.task import Task
+from lcp_gateway.purchase.quote import Candidate, Quote
+from lcp_gateway.purchase.result_buffer import ResultBuffer
 
 MAX_TEXT = 256
 """Characters of a value that a client or a provider makes up; the rest is cut off."""
@@ -21,7 +20,7 @@ Facts = Mapping[str, str | int | float | bool]
 """Attributes of a span by name."""
 
 
-class Step(enum.StrEnum):
+class TraceStep(enum.StrEnum):
     """The steps of a purchase that have a span; the value is its name."""
 
     ROUTE = "route"
@@ -35,7 +34,7 @@ class Step(enum.StrEnum):
     @property
     def is_call(self) -> bool:
         """Tell whether somebody else is called and waited for."""
-        return self is not Step.ROUTE
+        return self is not TraceStep.ROUTE
 
 
 class Span(Protocol):
@@ -75,7 +74,7 @@ class Tracing(Protocol):
         """Trace a request; ``parents`` and ``states`` are its headers ``traceparent`` and ``tracestate``, valid or not."""
         ...
 
-    def span(self, step: Step) -> AbstractContextManager[Span]:
+    def span(self, step: TraceStep) -> AbstractContextManager[Span]:
         """Trace a step of the request that is traced; nothing outside of one."""
         ...
 
@@ -129,7 +128,7 @@ class NoTracing:
         """Give a span that is not recorded."""
         return NO_SPAN
 
-    def span(self, step: Step) -> AbstractContextManager[Span]:  # noqa: ARG002 - as above
+    def span(self, step: TraceStep) -> AbstractContextManager[Span]:  # noqa: ARG002 - as above
         """Give a span that is not recorded."""
         return NO_SPAN
 
@@ -194,7 +193,7 @@ def choice_facts(candidates: Sequence[Candidate]) -> Facts:
     return {"lcp.candidates": len(candidates)}
 
 
-def stream_facts(answer: Answer) -> Facts:
+def stream_facts(answer: ResultBuffer) -> Facts:
     """What a span says of a stream: ``lcp.waited_s`` is how much of it went by for readers that were behind."""
     facts: dict[str, int | float] = {"lcp.result_bytes": answer.size}
     if answer.first_byte_s is not None:

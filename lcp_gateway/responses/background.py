@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from lcp_gateway.adapters.json_bytes import dump_json
-from lcp_gateway.purchase.answers import Answer
-from lcp_gateway.purchase.repeat_identity import RepeatIdentity
+from lcp_gateway.purchase.journal import RepeatIdentity
+from lcp_gateway.purchase.result_buffer import ResultBuffer
 from lcp_gateway.purchase.states import State
 
 _ECHOED = (
@@ -118,7 +118,7 @@ class BackgroundJob:
     owner: str
     created_at: int
     model: str
-    answer: Answer
+    answer: ResultBuffer
     request: Mapping[str, Any] = field(repr=False)
     inputs: tuple[bytes, ...] = field(default=(), repr=False)
     opening: bytes = field(default=b"", repr=False)

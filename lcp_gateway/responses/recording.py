@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from lcp_gateway.adapters.json_bytes import is_event_stream
-from lcp_gateway.purchase.answers import Answer, AnswerGone
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.order import TaskKind
+from lcp_gateway.purchase.result_buffer import ResultBuffer, ResultGone
 from lcp_gateway.responses.documents import find_id
 from lcp_gateway.responses.history import input_segment, messages_segment
 from lcp_gateway.responses.items import Item, ItemKind, metadata_text
@@ -34,7 +34,7 @@ class RecordingPlan:
     opening: bytes = field(default=b"", repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
     changes: Mapping[str, object] = field(default_factory=dict, repr=False)
-    headers: Callable[[Answer], Mapping[str, str]] = lambda _answer: {}
+    headers: Callable[[ResultBuffer], Mapping[str, str]] = lambda _answer: {}
 
     def inputs(self) -> tuple[bytes, ...]:
         """Give the segments of all that was said before the answer."""
@@ -58,18 +58,18 @@ class Recorder:
         self._now = now
         self._on_lost = on_lost
 
-    def keep(self, answer: Answer, plan: RecordingPlan) -> None:
+    def keep(self, answer: ResultBuffer, plan: RecordingPlan) -> None:
         """Keep an answer once it has come whole. Takes references to its bytes: no stream waits for it."""
         answer.when_ended(partial(self._ended, plan))
 
-    def item(self, answer: Answer, plan: RecordingPlan) -> Item | None:
+    def item(self, answer: ResultBuffer, plan: RecordingPlan) -> Item | None:
         """Give what is kept of an answer that has come whole; None where it is no longer held, or has no id."""
         head, purchase = answer.head, answer.purchase
         if head is None or head.content_encoding.strip().lower() not in _PLAIN:
             return None
         try:
             blocks = answer.blocks()
-        except AnswerGone:
+        except ResultGone:
             return None
         stream = is_event_stream(head.content_type)
         try:
@@ -99,7 +99,7 @@ class Recorder:
             headers=plan.headers(answer),
         )
 
-    def _ended(self, plan: RecordingPlan, answer: Answer) -> None:
+    def _ended(self, plan: RecordingPlan, answer: ResultBuffer) -> None:
         if answer.error is not None:
             return
         item = self.item(answer, plan)

@@ -7,17 +7,29 @@ from heapq import nsmallest
 from operator import attrgetter
 from typing import Any
 
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.routing.catalog import Provider
-from lcp_gateway.routing.comparison import QuoteComparison
-from lcp_gateway.routing.needs import Needs
+from lcp_gateway.routing.measurements import ORDINARY_SIZE, Measurements, Mode, Price, RequestSize
 from lcp_gateway.routing.offers import Entry, Offers
-from lcp_gateway.routing.policy import Weights, Wish
-from lcp_gateway.routing.prices import ORDINARY, Price, Size
-from lcp_gateway.routing.records import Mode, Records
-from lcp_gateway.routing.score import Features, fit_feature, load_feature, pick
-from lcp_gateway.routing.suiting import Availability, Question, question_of, suiting
-from lcp_gateway.routing.weighing import DIGITS, Row, Scored, weigh
+from lcp_gateway.routing.preferences import Preferences, Weights
+from lcp_gateway.routing.requirements import (
+    Availability,
+    OfferFilter,
+    Requirements,
+    matching_offers,
+    offer_filter,
+)
+from lcp_gateway.routing.scoring import (
+    FEATURE_DIGITS,
+    Features,
+    QuoteComparison,
+    Scored,
+    ScoringRow,
+    fit_feature,
+    load_feature,
+    pick,
+    score_all,
+)
 
 # So many are weighed anew for every request; the others only when the list is made, once in a while.
 _SHORTLISTED = 12
@@ -46,8 +58,8 @@ class Decision:
     ranked: tuple[Scored, ...]
     considered: tuple[Scored, ...]
     offered: int
-    wish: Wish
-    needs: Needs
+    wish: Preferences
+    needs: Requirements
     weights: Weights
     temperature: float
     draw: float
@@ -104,7 +116,7 @@ class _Shortlist:
     anybody: bool
 
 
-class Nobody(Exception):
+class NoMatch(Exception):
     """Nobody does it now; ``offered`` tells whether somebody would who may not be asked at present."""
 
     def __init__(self, *, offered: bool) -> None:
@@ -121,7 +133,7 @@ class AutoChoice:
     def __init__(
         self,
         policy: AutoPolicy,
-        records: Records,
+        records: Measurements,
         availability: Availability,
         *,
         clock: Callable[[], float],
@@ -131,19 +143,19 @@ class AutoChoice:
         self._availability = availability
         self._clock = clock
         self._offers: Offers | None = None
-        self._shortlists: OrderedDict[Question, _Shortlist] = OrderedDict()
-        self._weights: dict[Wish, Weights] = {}
+        self._shortlists: OrderedDict[OfferFilter, _Shortlist] = OrderedDict()
+        self._weights: dict[Preferences, Weights] = {}
 
     def decide(
         self,
         offers: Offers,
         kind: TaskKind,
         mode: Mode,
-        wish: Wish,
-        needs: Needs,
+        wish: Preferences,
+        needs: Requirements,
         draw: float,
         *,
-        size: Size = ORDINARY,
+        size: RequestSize = ORDINARY_SIZE,
         native: bool = False,
         only: frozenset[str] = frozenset(),
     ) -> Decision:
@@ -157,7 +169,7 @@ class AutoChoice:
         if offers is not self._offers:
             self._offers = offers
             self._shortlists.clear()
-        question = question_of(kind, mode, wish, needs, native=native, only=only)
+        question = offer_filter(kind, mode, wish, needs, native=native, only=only)
         found = self._shortlists.get(question)
         if found is None or self._clock() - found.made_at > _SHORTLIST_S:
             found = self._shortlist(offers, question, size)
@@ -168,28 +180,33 @@ class AutoChoice:
             found = self._shortlist(offers, question, size)
             considered = self._weigh(found.entries, mode, wish, weights, size)
         if not considered:
-            raise Nobody(offered=found.anybody)
+            raise NoMatch(offered=found.anybody)
         return self._decision(considered, found.offered, wish, needs, weights, draw)
 
     def order(
-        self, entries: Sequence[Entry], mode: Mode, draw: float, size: Size = ORDINARY
+        self, entries: Sequence[Entry], mode: Mode, draw: float, size: RequestSize = ORDINARY_SIZE
     ) -> Decision | None:
         """Put the providers of one model that the client named in order; None where none of them may be asked now."""
-        wish = Wish()
+        wish = Preferences()
         weights = self._weights_of(wish)
         considered = self._weigh(entries, mode, wish, weights, size)
         if not considered:
             return None
-        return self._decision(considered, len(considered), wish, Needs(), weights, draw)
+        return self._decision(considered, len(considered), wish, Requirements(), weights, draw)
 
     def rank(
-        self, entries: Sequence[Entry], mode: Mode, wish: Wish, most: int, size: Size = ORDINARY
+        self,
+        entries: Sequence[Entry],
+        mode: Mode,
+        wish: Preferences,
+        most: int,
+        size: RequestSize = ORDINARY_SIZE,
     ) -> Sequence[Scored]:
         """Score entries, the best first, those that are left alone now too; for display."""
         weights = self._weights_of(wish)
         return self._weigh(entries, mode, wish, weights, size, resting_too=True)[:most]
 
-    def _weights_of(self, wish: Wish) -> Weights:
+    def _weights_of(self, wish: Preferences) -> Weights:
         weights = self._weights.get(wish)
         if weights is None:
             if len(self._weights) >= _MAX_SHORTLISTS:
@@ -201,8 +218,8 @@ class AutoChoice:
         self,
         considered: Sequence[Scored],
         offered: int,
-        wish: Wish,
-        needs: Needs,
+        wish: Preferences,
+        needs: Requirements,
         weights: Weights,
         draw: float,
     ) -> Decision:
@@ -220,8 +237,8 @@ class AutoChoice:
             draw,
         )
 
-    def _shortlist(self, offers: Offers, question: Question, size: Size) -> _Shortlist:
-        entries, anybody = suiting(offers, question, self._availability)
+    def _shortlist(self, offers: Offers, question: OfferFilter, size: RequestSize) -> _Shortlist:
+        entries, anybody = matching_offers(offers, question, self._availability)
         weights = self._weights_of(question.wish)
         weighed = self._distinct(entries, question.wish)
         scored = self._weigh(weighed, question.mode, question.wish, weights, size)
@@ -233,7 +250,7 @@ class AutoChoice:
             self._shortlists.popitem(last=False)
         return found
 
-    def _distinct(self, entries: Sequence[Entry], wish: Wish) -> Sequence[Entry]:
+    def _distinct(self, entries: Sequence[Entry], wish: Preferences) -> Sequence[Entry]:
         """Leave out entries that cannot come onto a shortlist, since as many others are before them whatever the weights.
 
         Models of one provider that were never bought differ by how well their sizes fit, and else by their places alone.
@@ -250,7 +267,7 @@ class AutoChoice:
                 continue
             fit = fits.get(params_b)
             if fit is None:
-                fit = fits[params_b] = round(fit_feature(params_b, wish.size), DIGITS)
+                fit = fits[params_b] = round(fit_feature(params_b, wish.size), FEATURE_DIGITS)
             unseen.setdefault(provider_id, []).append((-fit, at))
         for places in unseen.values():
             # The first ones where sizes do not count, and those that fit best where they do.
@@ -262,9 +279,9 @@ class AutoChoice:
         self,
         entries: Iterable[Entry],
         mode: Mode,
-        wish: Wish,
+        wish: Preferences,
         weights: Weights,
-        size: Size,
+        size: RequestSize,
         *,
         resting_too: bool = False,
     ) -> list[Scored]:
@@ -285,12 +302,12 @@ class AutoChoice:
             params_b = entry.traits.params_b
             fit = fits.get(params_b)
             if fit is None:
-                fit = fits[params_b] = round(fit_feature(params_b, wish.size), DIGITS)
+                fit = fits[params_b] = round(fit_feature(params_b, wish.size), FEATURE_DIGITS)
             listed = listed_msat(entry.provider, size)
             # A node's price list is certain, a peer's price what it asked for requests of such a size.
             sure = price if listed is None else Price(listed, is_known=True)
-            rows.append(Row(entry, rooms[entry.provider.peer_id] or 0.0, fit, view, sure))
-        scored = weigh(rows, weights)
+            rows.append(ScoringRow(entry, rooms[entry.provider.peer_id] or 0.0, fit, view, sure))
+        scored = score_all(rows, weights)
         scored.sort(key=attrgetter("score"), reverse=True)
         return scored
 
@@ -300,12 +317,14 @@ class AutoChoice:
         if not available and not resting_too:
             return None
         in_flight = self._records.in_flight(provider.peer_id)
-        return round(available * load_feature(in_flight, provider.max_inflight_jobs), DIGITS)
+        return round(
+            available * load_feature(in_flight, provider.max_inflight_jobs), FEATURE_DIGITS
+        )
 
 
-def listed_msat(provider: Provider, size: Size) -> float | None:
+def listed_msat(provider: Provider, size: RequestSize) -> float | None:
     """Return what a node's price list says of a request; None for a peer, which has none."""
-    if provider.price_list is not None and size is not ORDINARY:
+    if provider.price_list is not None and size is not ORDINARY_SIZE:
         return provider.price_list.most_msat(*size)
     return None if provider.list_price_msat is None else float(provider.list_price_msat)
 

@@ -5,8 +5,8 @@ from copy import copy
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.order import TaskKind
+from lcp_gateway.purchase.quote import ProviderSource
 
 NODE_PREFIX = "node:"
 """What the provider id of a virtual node begins with; the rest is the node's name."""
@@ -53,7 +53,7 @@ class Provider:
     max_stream_bytes: int = 0
     max_job_bytes: int = 0
     max_inflight_jobs: int = 0
-    source: Source = Source.LCP
+    source: ProviderSource = ProviderSource.LCP
     owned_by: str = "lcp"
     facts: Mapping[str, ModelFacts] = field(default_factory=dict)
     list_price_msat: int | None = None
@@ -62,7 +62,7 @@ class Provider:
     @property
     def node_name(self) -> str:
         """The node's name as the operator gave it; empty for a peer."""
-        return self.peer_id.removeprefix(NODE_PREFIX) if self.source is Source.NODE else ""
+        return self.peer_id.removeprefix(NODE_PREFIX) if self.source is ProviderSource.NODE else ""
 
     def offers(self, kind: TaskKind, model: str) -> bool:
         """Tell whether the peer advertises ``model`` for tasks of ``kind``."""
@@ -126,7 +126,7 @@ class Catalog:
         return {model: tuple(by_id.values()) for model, by_id in found.items()}
 
 
-def empty(now: float) -> Catalog:
+def empty_catalog(now: float) -> Catalog:
     """Give a catalog of nobody, as before the daemon was first heard."""
     return Catalog(providers=(), taken_at=now)
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from lcp_gateway.purchase.task import Task
+from lcp_gateway.purchase.order import Task
 from lcp_gateway.routing.auto import Decision
-from lcp_gateway.routing.weighing import Scored
+from lcp_gateway.routing.scoring import Scored
 
 
 def explanation(task: Task, name: str, decision: Decision) -> Mapping[str, object]:

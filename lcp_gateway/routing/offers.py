@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.order import TaskKind
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.routing.catalog import Catalog, Provider
-from lcp_gateway.routing.registry import Registry, Traits, is_auto
+from lcp_gateway.routing.model_registry import ModelRegistry, Traits, is_auto
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Offers:
     def of(
         cls,
         catalog: Catalog,
-        registry: Registry,
+        registry: ModelRegistry,
         *,
         allowlist: frozenset[str] = frozenset(),
         model_peers: Mapping[str, str] = MappingProxyType({}),
@@ -79,4 +79,4 @@ class Offers:
 
 def _default(provider: Provider, default_peer_id: str | None) -> str | None:
     """Give the default peer where it stands in for this provider: nodes were named by the operator too."""
-    return None if provider.source is Source.NODE else default_peer_id
+    return None if provider.source is ProviderSource.NODE else default_peer_id

@@ -6,8 +6,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select
 
-from lcp_gateway.purchase.journal import JournalUnavailable, RequestRepeated
-from lcp_gateway.purchase.repeat_identity import RepeatIdentity
+from lcp_gateway.purchase.journal import JournalUnavailable, RepeatIdentity, RequestRepeated
 from lcp_gateway.purchase.states import VERDICTS, Verdict
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
 from lcp_gateway.store.database.schema import background_jobs, purchases

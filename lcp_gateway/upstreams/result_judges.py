@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from lcp_gateway.adapters.judgement import Form, Judgement, StreamJudge, is_readable, judge_document
+from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.outcome import Judge, Received
-from lcp_gateway.purchase.task import Task, TaskKind
 
 _RECEIVED: Mapping[Judgement, Received] = MappingProxyType(
     {

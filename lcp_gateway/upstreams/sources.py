@@ -2,10 +2,9 @@
 
 from collections.abc import AsyncGenerator
 
-from lcp_gateway.purchase.ports import Upstream
-from lcp_gateway.purchase.quote import Quote, Source
-from lcp_gateway.purchase.results import Result, StreamEvent
-from lcp_gateway.purchase.task import Task
+from lcp_gateway.purchase.order import Task
+from lcp_gateway.purchase.ports import Result, StreamEvent, Upstream
+from lcp_gateway.purchase.quote import ProviderSource, Quote
 from lcp_gateway.routing.catalog import NODE_PREFIX
 
 
@@ -37,4 +36,4 @@ class Upstreams:
         await self._of(quote).cancel(quote, reason, timeout_s)
 
     def _of(self, quote: Quote) -> Upstream:
-        return self._nodes if quote.source is Source.NODE else self._peers
+        return self._nodes if quote.source is ProviderSource.NODE else self._peers

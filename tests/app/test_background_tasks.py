@@ -218,7 +218,7 @@ SHORT = {
     "http/openai/admission.py": "the end waits for them",
     "http/openai/models.py": "one list of models; the clients that asked wait for it",
     "http/openai/sse_relay.py": "as long as its stream, which waits for it",
-    "purchase/market.py": "quotes; the caller waits for them",
+    "purchase/quoting.py": "quotes; the caller waits for them",
     "purchase/ports.py": "the way to start a task without a supervisor, for commands and tests",
     "purchase/service.py": "a purchase; its end is taken note of",
     "upstreams/openai/node_watch.py": "a question to a node; the caller waits for it",

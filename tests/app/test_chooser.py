@@ -8,14 +8,13 @@ import pytest
 from lcp_gateway.adapters.completions import NotAdaptable
 from lcp_gateway.app.adapting import COMPLETIONS_AS_CHAT
 from lcp_gateway.app.chooser import Chooser
-from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.order import Order, Task, TaskKind
 from lcp_gateway.routing.auto import AutoChoice, AutoPolicy, replay
 from lcp_gateway.routing.catalog import Catalog
-from lcp_gateway.routing.choice import ContextTooLong, ModelNotFound, NoProvider, RoutingRules
-from lcp_gateway.routing.records import Mode, Records, mode_of
-from lcp_gateway.routing.registry import ModelCard, Registry
-from lcp_gateway.routing.standing import StandingRules, Standings
+from lcp_gateway.routing.explicit import ContextTooLong, ModelNotFound, NoProvider, RoutingRules
+from lcp_gateway.routing.measurements import Measurements, Mode, answer_mode
+from lcp_gateway.routing.model_registry import ModelCard, ModelRegistry
+from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
 from tests.routing.offering import CHAT, provider
 
 RESPONSES, COMPLETIONS, EMBEDDINGS = (
@@ -72,9 +71,9 @@ class Choosing:
             Catalog(tuple(self.providers), 0.0),
             None if self.fresh is None else Catalog(tuple(self.fresh), 1.0),
         )
-        self.records = Records(half_life_s=300, clock=lambda: self.now)
-        self.standings = Standings(
-            StandingRules(
+        self.records = Measurements(half_life_s=300, clock=lambda: self.now)
+        self.standings = PeerTrust(
+            TrustRules(
                 exposure_base_msat=0,
                 exposure_share_ppm=0,
                 breaker_failures=2,
@@ -88,7 +87,7 @@ class Choosing:
         self.chooser = Chooser(
             self.keeper,
             rules=RoutingRules(**self.rules),
-            registry=Registry({name: ModelCard(**said) for name, said in self.cards.items()}),
+            registry=ModelRegistry({name: ModelCard(**said) for name, said in self.cards.items()}),
             auto=self.auto,
             available=self._available,
             on_decision=lambda order, decision: self.decisions.append((order, decision)),
@@ -521,9 +520,9 @@ async def test_embeddings_that_nobody_makes_name_what_is_there():
 
 
 def test_the_way_of_answering_is_told_from_the_task():
-    assert mode_of(task()) is Mode.WHOLE
-    assert mode_of(task(stream=True)) is Mode.STREAM
-    assert mode_of(task(kind=EMBEDDINGS, stream=True)) is Mode.EMBEDDING
+    assert answer_mode(task()) is Mode.WHOLE
+    assert answer_mode(task(stream=True)) is Mode.STREAM
+    assert answer_mode(task(kind=EMBEDDINGS, stream=True)) is Mode.EMBEDDING
 
 
 # -- explaining -----------------------------------------------------------------------------------

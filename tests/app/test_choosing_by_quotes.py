@@ -6,11 +6,10 @@ from collections import Counter
 import pytest
 
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.market import Asking, Market
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.routing.prices import size_of
-from lcp_gateway.routing.records import Mode
+from lcp_gateway.purchase.quote import ProviderSource
+from lcp_gateway.purchase.quoting import QuoteRequester, QuotingRules
+from lcp_gateway.routing.measurements import Mode, request_size
 from tests.app.test_chooser import Choosing, order, task
 from tests.routing.offering import provider
 from tests.support.shop import Peer, Shop
@@ -22,7 +21,7 @@ class Counters(Shop):
     async def request_quote(self, task, peer_id, timeout_s):
         quote = await super().request_quote(task, peer_id, timeout_s)
         if peer_id.startswith("node:"):
-            object.__setattr__(quote, "source", Source.NODE)
+            object.__setattr__(quote, "source", ProviderSource.NODE)
         return quote
 
 
@@ -33,9 +32,9 @@ class Bazaar:
         self.choosing = Choosing(providers, cards or {})
         self.shop = Counters({one.peer_id: Peer(_price(one, prices)) for one in providers})
         self.background: list = []
-        self.market = Market(
+        self.market = QuoteRequester(
             self.shop,
-            asking or Asking(),
+            asking or QuotingRules(),
             inspect=lambda _order, _quote: b"",
             background=lambda coroutine: self.background.append(asyncio.ensure_future(coroutine)),
             cancel_timeout_s=1,
@@ -44,7 +43,7 @@ class Bazaar:
 
     def _quoted(self, order, quote, _duration_s):
         self.choosing.records.quoted(
-            quote.peer_id, order.task.model, quote.price_msat, size_of(order.task)
+            quote.peer_id, order.task.model, quote.price_msat, request_size(order.task)
         )
 
     async def offer(self, model="auto", draw=0.0):
@@ -150,7 +149,7 @@ async def test_a_price_that_has_risen_is_compared_before_it_is_paid():
 
 
 async def test_the_number_of_calls_to_peers_keeps_its_limit_and_a_node_needs_none():
-    one_call = Asking(at_most=1)
+    one_call = QuotingRules(at_most=1)
     bazaar = Bazaar(provider("a", "m"), provider("b", "m"), asking=one_call, a=9_000, b=1_000)
     assert (await bazaar.offer()).candidate.provider_id == "a"
     bazaar = Bazaar(provider("a", "best-14b"), free(), asking=one_call, a=9_000)

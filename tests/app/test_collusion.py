@@ -13,10 +13,10 @@ from lcp_gateway.app.wiring.journal import refund_limits
 from lcp_gateway.app.wiring.routing import standing_rules
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.errors import PurchaseError, Refused
-from lcp_gateway.purchase.flow import Buyer
+from lcp_gateway.purchase.execution import PurchaseExecutor
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.routing.standing import StandingRules, Standings
+from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
 from lcp_gateway.store.accounts.accounts import Accounts
 from lcp_gateway.store.accounts.ledger import Ledger
 from lcp_gateway.store.database.engines import open_database
@@ -31,7 +31,7 @@ PEERS = [f"03{number:064x}" for number in range(20)]
 SAT = 1_000
 RICH = Msat(10**12)
 DEFAULTS = Settings()
-NO_EXPOSURE = StandingRules(exposure_base_msat=0, breaker_failures=0)
+NO_EXPOSURE = TrustRules(exposure_base_msat=0, breaker_failures=0)
 
 
 class Clock:
@@ -70,12 +70,12 @@ class Operator:
         self.journal.start()
         self.ledger, self.books = Ledger(self.database), Books(self.database)
         self.league = League()
-        self.buyer = Buyer(
+        self.buyer = PurchaseExecutor(
             self.league,
             journal=self.journal,
             inspect=lambda _order, _quote: HASH,
             limits=spending_limits(DEFAULTS),
-            exposure=Standings(rules or standing_rules(DEFAULTS), clock=self.clock),
+            exposure=PeerTrust(rules or standing_rules(DEFAULTS), clock=self.clock),
             execute_timeout_s=1,
             now=self.clock.now,
         )

@@ -5,28 +5,28 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from lcp_gateway.app.measuring import Measuring, Observers
-from lcp_gateway.purchase.answers import Answer, Bounds, Pool
 from lcp_gateway.purchase.errors import PaymentFailed, Undelivered, UpstreamError
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.quote import ProviderSource
+from lcp_gateway.purchase.result_buffer import BufferLimits, BufferPool, ResultBuffer
 from lcp_gateway.purchase.service import Observer
-from lcp_gateway.purchase.states import Event, Verdict
-from lcp_gateway.purchase.task import TaskKind
-from lcp_gateway.routing.records import Mode, Records
-from lcp_gateway.routing.standing import StandingRules, Standings
+from lcp_gateway.purchase.states import PurchaseEvent, Verdict
+from lcp_gateway.routing.measurements import Measurements, Mode
+from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
 from tests.support.purchases import PEER, TASK, order, quote
 
 NODE = "node:n"
 MIB = 1024 * 1024
 ENDS = {
-    "delivered": (Event.PAY, Event.SETTLE, Event.DELIVER),
-    "undelivered": (Event.PAY, Event.SETTLE, Event.FAIL_DELIVERY),
-    "unknown": (Event.PAY, Event.LOSE_SIGHT),
-    "not_paid": (Event.PAY, Event.FAIL_PAYMENT),
-    "refused": (Event.REFUSE,),
-    "expired": (Event.EXPIRE,),
+    "delivered": (PurchaseEvent.PAY, PurchaseEvent.SETTLE, PurchaseEvent.DELIVER),
+    "undelivered": (PurchaseEvent.PAY, PurchaseEvent.SETTLE, PurchaseEvent.FAIL_DELIVERY),
+    "unknown": (PurchaseEvent.PAY, PurchaseEvent.LOSE_SIGHT),
+    "not_paid": (PurchaseEvent.PAY, PurchaseEvent.FAIL_PAYMENT),
+    "refused": (PurchaseEvent.REFUSE,),
+    "expired": (PurchaseEvent.EXPIRE,),
     "quoted": (),
-    "paying": (Event.PAY,),
+    "paying": (PurchaseEvent.PAY,),
 }
 OF_THE_NODE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "DATA_LOSS", "RESOURCE_EXHAUSTED")
 OF_THE_REQUEST = ("INVALID_ARGUMENT", "UNAUTHENTICATED", "NOT_FOUND", "CANCELLED")
@@ -50,9 +50,9 @@ class World:
     def __init__(self) -> None:
         self.now = 0.0
         self.told = Told()
-        self.records = Records(half_life_s=300, clock=lambda: self.now)
-        self.standings = Standings(
-            StandingRules(
+        self.records = Measurements(half_life_s=300, clock=lambda: self.now)
+        self.standings = PeerTrust(
+            TrustRules(
                 exposure_base_msat=0,
                 exposure_share_ppm=0,
                 breaker_failures=1,
@@ -74,7 +74,7 @@ class World:
         first_byte_s=None,
         waited_s=0.0,
         error=None,
-    ) -> Answer:
+    ) -> ResultBuffer:
         """Have a purchase go its whole way."""
         answer = bought(provider_id, kind=kind, stream=stream)
         self.measuring.quoted(answer)
@@ -89,16 +89,16 @@ class World:
         return self.records.view(provider_id, "m", mode)
 
 
-def bought(provider_id=PEER, *, kind=TASK.kind, stream=False) -> Answer:
-    source = Source.NODE if provider_id == NODE else Source.LCP
+def bought(provider_id=PEER, *, kind=TASK.kind, stream=False) -> ResultBuffer:
+    source = ProviderSource.NODE if provider_id == NODE else ProviderSource.LCP
     made = order(replace(TASK, kind=kind, stream=stream))
-    answer = Answer(made, Bounds(), Pool(MIB))
+    answer = ResultBuffer(made, BufferLimits(), BufferPool(MIB))
     answer.purchase = Purchase(made, replace(quote(), peer_id=provider_id, source=source))
     return answer
 
 
 def failed(status, provider_id=NODE, verdict=Verdict.NONE) -> PaymentFailed:
-    source = Source.NODE if provider_id == NODE else Source.LCP
+    source = ProviderSource.NODE if provider_id == NODE else ProviderSource.LCP
     quoted = replace(quote(), peer_id=provider_id, source=source)
     return PaymentFailed(UpstreamError(status, "words"), verdict, quote=quoted)
 
@@ -117,7 +117,7 @@ def test_a_provider_is_at_work_from_the_quote_to_the_end_whatever_that_is(how):
 
 def test_an_order_that_never_got_a_quote_tells_nothing():
     world = World()
-    answer = Answer(order(), Bounds(), Pool(MIB))
+    answer = ResultBuffer(order(), BufferLimits(), BufferPool(MIB))
     world.measuring.quoted(answer)
     world.measuring.ended(answer)
     assert world.records.in_flight(PEER) == 0 and world.view().expected_s is None

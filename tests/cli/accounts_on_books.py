@@ -4,7 +4,7 @@ import asyncio
 import json
 from datetime import UTC, datetime
 
-from lcp_gateway.purchase.journal import Learnt
+from lcp_gateway.purchase.journal import PurchaseUpdate
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import charged, job
@@ -34,7 +34,7 @@ def bought(where, account_id, number, *states):
         journal.start()
         await journal.intend(charged(number, account_id))
         for state in states:
-            journal.note(job(number), state, datetime.now(UTC), Learnt())
+            journal.note(job(number), state, datetime.now(UTC), PurchaseUpdate())
         await journal.close()
         await database.close()
 

@@ -26,7 +26,7 @@ from lcp_gateway.http.openai.create import CreateRoutes
 from lcp_gateway.http.openai.history import History
 from lcp_gateway.http.openai.response import ChargeReport, ResponseWriter
 from lcp_gateway.http.openai.responses import ResponseRoutes
-from lcp_gateway.purchase.interruption import Reason
+from lcp_gateway.purchase.purchase import InterruptReason
 from lcp_gateway.responses.recording import Recorder
 from lcp_gateway.responses.store import ResponseStore, StoreLimits
 from lcp_gateway.store.database.engines import DatabaseUnavailable
@@ -304,7 +304,7 @@ async def storing_front(
         try:
             yield front
         finally:
-            w.service.interrupt_all(Reason.ENDED)
+            w.service.interrupt_all(InterruptReason.ENDED)
             await w.service.wait_idle()
 
 

@@ -6,7 +6,6 @@ import pytest
 from lcp_gateway.adapters.completions import NotAdaptable
 from lcp_gateway.http.error_mapping import STATUS_OF_GRPC, map_error, map_purchase_error
 from lcp_gateway.http.errors import ApiError
-from lcp_gateway.purchase.answers import AnswerGone
 from lcp_gateway.purchase.errors import (
     PaymentFailed,
     PriceLimitExceeded,
@@ -14,12 +13,12 @@ from lcp_gateway.purchase.errors import (
     Undelivered,
     UpstreamError,
 )
-from lcp_gateway.purchase.evidence import verdict_of_failure
-from lcp_gateway.purchase.interruption import Interrupted, Reason
-from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.states import Event, Verdict
-from lcp_gateway.routing.choice import ModelNotFound, NoProvider
+from lcp_gateway.purchase.payment_evidence import verdict_of_failure
+from lcp_gateway.purchase.purchase import Interrupted, InterruptReason, Purchase
+from lcp_gateway.purchase.quote import ProviderSource
+from lcp_gateway.purchase.result_buffer import ResultGone
+from lcp_gateway.purchase.states import PurchaseEvent, Verdict
+from lcp_gateway.routing.explicit import ModelNotFound, NoProvider
 from tests.support.purchases import order, quote
 
 
@@ -164,7 +163,7 @@ CURABLE = {"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "DATA_LOSS"
 
 
 def of_node(status, verdict=Verdict.NONE, *, code=None):
-    at = replace(quote(), peer_id="node:n", source=Source.NODE, payment_request="")
+    at = replace(quote(), peer_id="node:n", source=ProviderSource.NODE, payment_request="")
     cause = UpstreamError(status, "the node said no: invoice", code=code)
     return answered(map_purchase_error(PaymentFailed(cause, verdict, quote=at)))
 
@@ -212,7 +211,7 @@ def test_a_quote_that_failed_keeps_its_providers_word_as_well():
 
 
 def test_nothing_was_paid_to_a_free_node_that_broke_off():
-    at = replace(quote(0), peer_id="node:n", source=Source.NODE, payment_request="")
+    at = replace(quote(0), peer_id="node:n", source=ProviderSource.NODE, payment_request="")
     response, body = answered(
         map_purchase_error(Undelivered("cut", quote=at, verdict=Verdict.NONE))
     )
@@ -250,7 +249,7 @@ def test_what_cannot_be_adapted_names_its_parameter():
 
 
 def test_an_answer_that_is_gone_was_paid():
-    response, body = answered(map_error(AnswerGone()))
+    response, body = answered(map_error(ResultGone()))
     assert (response.status, body["code"]) == (409, "answer_gone")
     assert response.headers["X-Lcp-Payment"] == "settled"
 
@@ -262,11 +261,11 @@ def test_what_nobody_foresaw_is_no_answer():
 @pytest.mark.parametrize(
     ("reason", "status", "retry"),
     [
-        (Reason.TIMED_OUT, 504, True),
-        (Reason.SHUTTING_DOWN, 503, True),
-        (Reason.TAKEN_OVER, 503, True),
+        (InterruptReason.TIMED_OUT, 504, True),
+        (InterruptReason.SHUTTING_DOWN, 503, True),
+        (InterruptReason.TAKEN_OVER, 503, True),
         # It is not wanted any more: who tried again by itself would buy it after all.
-        (Reason.CANCELLED, 503, False),
+        (InterruptReason.CANCELLED, 503, False),
     ],
 )
 def test_what_the_gateway_ended_may_be_tried_again_only_where_it_cost_nothing_and_is_wanted(
@@ -280,6 +279,6 @@ def test_what_the_gateway_ended_may_be_tried_again_only_where_it_cost_nothing_an
         Verdict.NONE,
     )
     purchase = Purchase(order(), quote())
-    purchase.apply(Event.PAY)
+    purchase.apply(PurchaseEvent.PAY)
     paying = map_error(Interrupted(reason, purchase))
     assert (paying.status, paying.retry, paying.verdict) == (status, False, Verdict.UNKNOWN)

@@ -6,17 +6,16 @@ from lcp_gateway.accounts.limits.concurrency import TooManyConcurrentJobs
 from lcp_gateway.accounts.limits.rates import LimitedBy, RateKind, RateLimited
 from lcp_gateway.accounts.shared.outage import LimitsUnavailable
 from lcp_gateway.http.error_mapping import map_refusal
-from lcp_gateway.purchase.book import quote_id
 from lcp_gateway.purchase.errors import ChargeLimitExceeded, PriceLimitExceeded
+from lcp_gateway.purchase.held_quotes import quote_id
 from lcp_gateway.purchase.journal import (
     BudgetExceeded,
     InsufficientBalance,
     JournalUnavailable,
     KeyRevoked,
 )
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.money import Budget, Msat, Period
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.purchase.tariff import Budget, Period
 from tests.support.purchases import quote
 
 AT = quote(5_000)

@@ -17,9 +17,9 @@ from lcp_gateway.lightning.checks import (
     mismatches,
 )
 from lcp_gateway.lightning.terms import terms_hash
+from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.purchase.task import Task, TaskKind
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "quotes_regtest.json").read_text())
 KEY = PrivateKey(b"\x01" * 32)

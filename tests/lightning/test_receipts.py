@@ -20,9 +20,9 @@ from lcp_gateway.lightning.receipts import (
     verify_receipt,
 )
 from lcp_gateway.lightning.terms import terms_hash
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import VERDICTS, State, Verdict
-from lcp_gateway.purchase.task import TaskKind
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "quotes_regtest.json").read_text())
 KEY = PrivateKey(b"\x01" * 32)

@@ -5,10 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcp_gateway.purchase.errors import ChargeLimitExceeded, PriceLimitExceeded
-from lcp_gateway.purchase.limits import FeeReckoning, SpendingLimits
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.quote import Quote, Source
-from lcp_gateway.purchase.tariff import Budget, Markup, Period, Tariff
+from lcp_gateway.purchase.limits import FeeEstimate, SpendingLimits
+from lcp_gateway.purchase.money import Budget, Markup, Msat, Period, Tariff
+from lcp_gateway.purchase.quote import ProviderSource, Quote
 from tests.support.purchases import quote
 from tests.support.shop import ordered
 
@@ -29,18 +28,20 @@ def takes(limits: SpendingLimits, offer: Quote, *, asks_at_most=None) -> bool:
 
 
 def of_node(price_msat: int) -> Quote:
-    return replace(quote(price_msat), peer_id="node:n", source=Source.NODE, payment_request="")
+    return replace(
+        quote(price_msat), peer_id="node:n", source=ProviderSource.NODE, payment_request=""
+    )
 
 
 def test_the_fee_is_reckoned_as_a_share_and_a_base_rounded_up():
-    assert FeeReckoning().fee_msat(10_000) == FEE_OF_10_000
-    assert FeeReckoning().fee_msat(1) == 1_001
-    assert FeeReckoning(0, 0).fee_msat(10_000) == 0
+    assert FeeEstimate().fee_msat(10_000) == FEE_OF_10_000
+    assert FeeEstimate().fee_msat(1) == 1_001
+    assert FeeEstimate(0, 0).fee_msat(10_000) == 0
 
 
 @given(price=st.integers(0, 10**15), ppm=st.integers(0, 10**6), base=st.integers(0, 10**9))
 def test_the_fee_is_never_reckoned_too_low(price, ppm, base):
-    fee = FeeReckoning(ppm, base).fee_msat(price)
+    fee = FeeEstimate(ppm, base).fee_msat(price)
     assert (fee - base) * 1_000_000 >= price * ppm > (fee - base - 1) * 1_000_000
 
 
@@ -144,8 +145,8 @@ def test_the_refusal_names_the_models_own_cap():
 
 
 def test_nothing_is_routed_to_a_node_so_no_fee_is_reckoned():
-    assert FeeReckoning().fee_for(of_node(10_000)) == 0
-    assert FeeReckoning().fee_for(quote(10_000)) == FEE_OF_10_000
+    assert FeeEstimate().fee_for(of_node(10_000)) == 0
+    assert FeeEstimate().fee_for(quote(10_000)) == FEE_OF_10_000
     limits = SpendingLimits(max_total_msat=10_000)
     assert takes(limits, of_node(10_000))
     assert not takes(limits, of_node(10_001))

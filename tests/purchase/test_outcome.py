@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lcp_gateway.purchase.answers import Bounds
 from lcp_gateway.purchase.errors import PurchaseError, UpstreamError
-from lcp_gateway.purchase.flow import Buyer
-from lcp_gateway.purchase.interruption import Reason
+from lcp_gateway.purchase.execution import PurchaseExecutor
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.outcome import (
     FOUND_PAID,
@@ -18,12 +16,13 @@ from lcp_gateway.purchase.outcome import (
     EndedBy,
     Ending,
     Received,
-    no_judgement,
+    no_judge,
 )
-from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.results import ResultStatus, StreamEnd
-from lcp_gateway.purchase.states import TRANSITIONS, Event, State
+from lcp_gateway.purchase.ports import ResultStatus, StreamEnd
+from lcp_gateway.purchase.purchase import InterruptReason, Purchase
+from lcp_gateway.purchase.quote import ProviderSource
+from lcp_gateway.purchase.result_buffer import BufferLimits
+from lcp_gateway.purchase.states import TRANSITIONS, PurchaseEvent, State
 from tests.support.purchases import (
     HASH,
     NOW,
@@ -74,7 +73,7 @@ def test_only_a_whole_result_is_delivered_and_only_it_clears_its_provider_of_eve
     for received, row in RULINGS.items():
         for ruling in row.values():
             whole = received is Received.WHOLE
-            assert (ruling.event is Event.DELIVER) is whole
+            assert (ruling.event is PurchaseEvent.DELIVER) is whole
             assert TRANSITIONS[State.SETTLED][ruling.event] is (
                 State.DELIVERED if whole else State.UNDELIVERED
             )
@@ -119,17 +118,17 @@ class Fixed:
         return self.said
 
 
-def bought(*, judge=None, source=Source.LCP, stream=False, **script):
+def bought(*, judge=None, source=ProviderSource.LCP, stream=False, **script):
     upstream = ScriptedUpstream(quoted=replace(quote(), source=source), **script)
     exposure = Trusting()
-    buyer = Buyer(
+    buyer = PurchaseExecutor(
         upstream,
         journal=MemoryJournal(upstream),
         inspect=lambda _order, _quote: HASH,
         limits=REFUND,
         exposure=exposure,
         execute_timeout_s=1,
-        judgement=no_judgement if judge is None else lambda *_what: judge,
+        judgement=no_judge if judge is None else lambda *_what: judge,
         now=lambda: NOW,
     )
     wanted = replace(order(STREAM if stream else TASK), account_id="acct_1")
@@ -252,11 +251,11 @@ async def test_a_lie_is_found_while_somebody_else_was_ending_it(party):
 # What the service ends before its time.
 
 
-async def interrupted(reason, *, begun, stream=True, source=Source.LCP):
+async def interrupted(reason, *, begun, stream=True, source=ProviderSource.LCP):
     w = world()
     answer = w.service.start(ordered(stream=stream), NO_REPEAT)
     work = await w.work()
-    if source is Source.NODE:
+    if source is ProviderSource.NODE:
         answer.purchase.quote = replace(answer.purchase.quote, source=source)
     if stream:
         work.put(*GOOD[: 2 if begun else 1])
@@ -267,7 +266,7 @@ async def interrupted(reason, *, begun, stream=True, source=Source.LCP):
     return answer.purchase, w.exposure.states[-1]
 
 
-@pytest.mark.parametrize("reason", [Reason.SHUTTING_DOWN, Reason.ENDED])
+@pytest.mark.parametrize("reason", [InterruptReason.SHUTTING_DOWN, InterruptReason.ENDED])
 @pytest.mark.parametrize("begun", [False, True])
 async def test_what_the_gateway_ends_is_given_back(reason, begun):
     """E, purchase/service ``interrupt``: what the gateway ends passed for the client's wish, and no test noticed."""
@@ -279,12 +278,12 @@ async def test_what_the_gateway_ends_is_given_back(reason, begun):
 
 async def test_what_takes_too_long_is_its_providers_doing():
     """E, as above, for the end of the time."""
-    purchase, seen = await interrupted(Reason.TIMED_OUT, begun=True)
+    purchase, seen = await interrupted(InterruptReason.TIMED_OUT, begun=True)
     assert purchase.ending == Ending(EndedBy.PROVIDER, Received.PART)
     assert (purchase.state, seen) == (State.UNDELIVERED, "undelivered")
 
 
-@pytest.mark.parametrize("reason", [Reason.CANCELLED, Reason.NOBODY_WAITS])
+@pytest.mark.parametrize("reason", [InterruptReason.CANCELLED, InterruptReason.NOBODY_WAITS])
 @pytest.mark.parametrize(("begun", "seen"), [(True, "left"), (False, "undelivered")])
 async def test_what_the_client_ends_it_pays_for(reason, begun, seen):
     purchase, heard = await interrupted(reason, begun=begun)
@@ -296,18 +295,18 @@ async def test_what_the_client_ends_it_pays_for(reason, begun, seen):
 @pytest.mark.parametrize(
     ("reason", "stream", "ending"),
     [
-        (Reason.CANCELLED, False, Ending(EndedBy.CLIENT, Received.PART)),
-        (Reason.SHUTTING_DOWN, False, Ending(EndedBy.GATEWAY, Received.PART)),
-        (Reason.TIMED_OUT, False, Ending(EndedBy.PROVIDER, Received.PART)),
+        (InterruptReason.CANCELLED, False, Ending(EndedBy.CLIENT, Received.PART)),
+        (InterruptReason.SHUTTING_DOWN, False, Ending(EndedBy.GATEWAY, Received.PART)),
+        (InterruptReason.TIMED_OUT, False, Ending(EndedBy.PROVIDER, Received.PART)),
     ],
 )
 async def test_a_node_that_was_at_work_is_paid_whatever_ends_it(reason, stream, ending):
-    purchase, _ = await interrupted(reason, begun=False, stream=stream, source=Source.NODE)
+    purchase, _ = await interrupted(reason, begun=False, stream=stream, source=ProviderSource.NODE)
     assert purchase.ending == ending
 
 
 async def test_readers_that_hold_a_stream_up_until_its_time_is_over_pay_for_it():
-    w = world(bounds=Bounds(window_bytes=2, whole_bytes=1_000), limit_s=0.05)
+    w = world(bounds=BufferLimits(window_bytes=2, whole_bytes=1_000), limit_s=0.05)
     answer = w.service.start(ordered(stream=True), NO_REPEAT)
     w.service.joined(answer)
     reader = answer.chunks()
@@ -328,7 +327,7 @@ async def test_readers_that_hold_a_stream_up_until_its_time_is_over_pay_for_it()
 
 async def test_a_provider_that_stalls_after_its_reader_did_is_not_excused_by_it():
     """A5: the reader's waiting was judged at the last block, and excused whatever came after it."""
-    w = world(bounds=Bounds(window_bytes=2, whole_bytes=1_000))
+    w = world(bounds=BufferLimits(window_bytes=2, whole_bytes=1_000))
     answer = w.service.start(ordered(stream=True), NO_REPEAT)
     w.service.joined(answer)
     reader = answer.chunks()

@@ -13,13 +13,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from lcp_gateway.purchase.answers import Bounds
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.interruption import Reason
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.outcome import EndedBy, Received
-from lcp_gateway.purchase.results import ResultStatus, StreamBegin, StreamEnd
+from lcp_gateway.purchase.ports import ResultStatus, StreamBegin, StreamEnd
+from lcp_gateway.purchase.purchase import InterruptReason
+from lcp_gateway.purchase.result_buffer import BufferLimits
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.accounts import Accounts
 from lcp_gateway.store.accounts.ledger import Ledger
@@ -106,7 +106,7 @@ class Endings(RuleBasedStateMachine):
         self.w = world(
             journal=self.journal,
             limits=SpendingLimits(refund_undelivered=True),
-            bounds=Bounds(window_bytes=WINDOW, whole_bytes=10_000),
+            bounds=BufferLimits(window_bytes=WINDOW, whole_bytes=10_000),
             grace_s=0.0,
         )
         self.w.shop.quotes.extend([None] * len(self.past))
@@ -119,7 +119,7 @@ class Endings(RuleBasedStateMachine):
         raise AssertionError(problem)
 
     async def _close(self):
-        self.w.service.interrupt_all(Reason.SHUTTING_DOWN)
+        self.w.service.interrupt_all(InterruptReason.SHUTTING_DOWN)
         await self.w.service.wait_idle()
         await self.journal.close()
         await self.database.close()
@@ -237,7 +237,9 @@ class Endings(RuleBasedStateMachine):
     @precondition(lambda self: self.jobs)
     @rule(
         pick=picks,
-        how=st.sampled_from(["leaves", Reason.CANCELLED, Reason.TIMED_OUT, Reason.ENDED]),
+        how=st.sampled_from(
+            ["leaves", InterruptReason.CANCELLED, InterruptReason.TIMED_OUT, InterruptReason.ENDED]
+        ),
     )
     def it_is_ended_before_its_time(self, pick, how):
         job = self._pick(self.jobs, pick)
@@ -247,7 +249,10 @@ class Endings(RuleBasedStateMachine):
             party = EndedBy.CLIENT
         else:
             self.w.service.interrupt(job.answer, how)
-            party = {Reason.CANCELLED: EndedBy.CLIENT, Reason.ENDED: EndedBy.GATEWAY}.get(how)
+            party = {
+                InterruptReason.CANCELLED: EndedBy.CLIENT,
+                InterruptReason.ENDED: EndedBy.GATEWAY,
+            }.get(how)
         if party is None:
             party = EndedBy.CLIENT if job.stream and job.is_held_up(now) else EndedBy.PROVIDER
         self._ended(job, party, job.came)
@@ -262,7 +267,7 @@ class Endings(RuleBasedStateMachine):
         if job.stream and job.waiting:
             # What stood behind its reader goes on to nobody, until it is ended at once.
             job.waiting = []
-        self.w.service.interrupt(job.answer, Reason.NOBODY_WAITS)
+        self.w.service.interrupt(job.answer, InterruptReason.NOBODY_WAITS)
 
     @precondition(lambda self: self.jobs)
     @rule()

@@ -4,10 +4,6 @@ from datetime import timedelta
 
 import pytest
 
-from lcp_gateway.purchase.answers import Bounds
-from lcp_gateway.purchase.book import QuoteForAnotherBody, UnknownQuote
-from lcp_gateway.purchase.brake import LoopDetected
-from lcp_gateway.purchase.earlier import BoughtBefore
 from lcp_gateway.purchase.errors import (
     PaymentFailed,
     PriceLimitExceeded,
@@ -17,7 +13,8 @@ from lcp_gateway.purchase.errors import (
     Undelivered,
     UpstreamError,
 )
-from lcp_gateway.purchase.interruption import Interrupted, Reason
+from lcp_gateway.purchase.held_quotes import QuoteForAnotherBody, UnknownQuote
+from lcp_gateway.purchase.idempotency import CacheLimits, KeyReused, RepeatKeys, ResultLost
 from lcp_gateway.purchase.journal import (
     BudgetExceeded,
     DuplicateIntent,
@@ -25,15 +22,15 @@ from lcp_gateway.purchase.journal import (
     JournalUnavailable,
     RequestRepeated,
 )
-from lcp_gateway.purchase.limits import SpendingLimits
-from lcp_gateway.purchase.market import Asking
-from lcp_gateway.purchase.memory import AnswerLost, KeyReused, MemoryLimits, Repeat
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.refunds import Refund
-from lcp_gateway.purchase.results import ResultStatus
+from lcp_gateway.purchase.limits import LoopDetected, SpendingLimits
+from lcp_gateway.purchase.money import Budget, Charge, Markup, Msat, Period, Refund
+from lcp_gateway.purchase.ports import ResultStatus
+from lcp_gateway.purchase.purchase import Interrupted, InterruptReason
+from lcp_gateway.purchase.quoting import QuotingRules
+from lcp_gateway.purchase.result_buffer import BufferLimits
 from lcp_gateway.purchase.service import CANCEL_REASON
+from lcp_gateway.purchase.shared_purchases import BoughtBefore
 from lcp_gateway.purchase.states import State, Verdict
-from lcp_gateway.purchase.tariff import Budget, Charge, Markup, Period
 from tests.support.purchases import quote, result, stream_events
 from tests.support.shop import (
     NO_REPEAT,
@@ -46,7 +43,7 @@ from tests.support.shop import (
     world,
 )
 
-KEY = Repeat(key="k")
+KEY = RepeatKeys(key="k")
 
 
 def spawn(coroutine) -> asyncio.Task:
@@ -215,7 +212,7 @@ async def test_when_the_answer_ends_within_the_grace_it_is_kept_for_a_retry():
     work.deliver()
     await w.service.wait_idle()
     assert w.journal.only[-1] == "delivered"
-    assert await w.ask(ordered(), Repeat(is_retry=True)) == b"answer"
+    assert await w.ask(ordered(), RepeatKeys(is_retry=True)) == b"answer"
     assert len(w.shop.works) == 1
 
 
@@ -342,10 +339,10 @@ async def test_a_bug_in_the_upstream_reaches_those_who_wait_and_counts_as_unknow
 
 async def test_ending_all_ends_what_runs_and_says_what_was_paid():
     w = world()
-    asked = [spawn(w.ask(ordered(stream=True), Repeat(key=str(at)))) for at in range(3)]
+    asked = [spawn(w.ask(ordered(stream=True), RepeatKeys(key=str(at)))) for at in range(3)]
     (await w.work(2)).put(*stream_events(b"one")[:2])
     await settle()
-    assert w.service.interrupt_all(Reason.SHUTTING_DOWN) == 3
+    assert w.service.interrupt_all(InterruptReason.SHUTTING_DOWN) == 3
     await w.service.wait_idle()
     for one in await asyncio.gather(*asked, return_exceptions=True):
         assert isinstance(one, Interrupted) and "shutting down" in one.message
@@ -358,7 +355,7 @@ async def test_an_order_that_is_ended_before_it_began_ends_too():
     """The gateway may be told to stop in the very moment in which a request comes in."""
     w = world()
     answer = w.service.start(ordered(), KEY)
-    w.service.interrupt_all(Reason.SHUTTING_DOWN)
+    w.service.interrupt_all(InterruptReason.SHUTTING_DOWN)
     await w.service.wait_idle()
     await settle()
     assert answer.ended and len(w.service) == 0
@@ -369,7 +366,7 @@ async def test_an_order_that_is_ended_before_it_began_ends_too():
 
 
 async def test_a_stream_too_large_to_keep_that_nobody_takes_is_ended():
-    w = world(grace_s=60, bounds=Bounds(window_bytes=1_000, whole_bytes=10))
+    w = world(grace_s=60, bounds=BufferLimits(window_bytes=1_000, whole_bytes=10))
     asked = spawn(w.ask(ordered(stream=True), KEY))
     work = await w.work()
     begin, one, two, *_ = stream_events(b"x" * 8, b"y" * 8)
@@ -386,7 +383,7 @@ async def test_a_stream_too_large_to_keep_that_nobody_takes_is_ended():
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_large_answer_reaches_who_pays_for_it(stream):
-    w = world(bounds=Bounds(window_bytes=1_000, whole_bytes=10))
+    w = world(bounds=BufferLimits(window_bytes=1_000, whole_bytes=10))
     asked = spawn(w.ask(ordered(stream=stream), KEY))
     work = await w.work()
     if stream:
@@ -394,14 +391,14 @@ async def test_a_large_answer_reaches_who_pays_for_it(stream):
     else:
         work.deliver(b"x" * 16)
     assert len(await asked) == 16
-    with pytest.raises(AnswerLost) as caught:
+    with pytest.raises(ResultLost) as caught:
         await w.ask(ordered(stream=stream), KEY)
     assert caught.value.verdict is Verdict.SETTLED
     assert len(w.shop.works) == 1
 
 
 async def test_a_slow_reader_holds_the_peer_back():
-    w = world(bounds=Bounds(window_bytes=10, whole_bytes=1_000))
+    w = world(bounds=BufferLimits(window_bytes=10, whole_bytes=1_000))
     answer = w.service.start(ordered(stream=True), NO_REPEAT)
     w.service.joined(answer)
     work = await w.work()
@@ -421,7 +418,7 @@ async def test_a_slow_reader_holds_the_peer_back():
 
 @pytest.mark.parametrize(("stands_s", "seen"), [(80.0, "left"), (10.0, "undelivered")])
 async def test_a_stream_whose_time_runs_out_for_its_reader_is_its_readers_doing(stands_s, seen):
-    w = world(bounds=Bounds(window_bytes=10, whole_bytes=1_000))
+    w = world(bounds=BufferLimits(window_bytes=10, whole_bytes=1_000))
     answer = w.service.start(ordered(stream=True), NO_REPEAT)
     w.service.joined(answer)
     work = await w.work()
@@ -446,14 +443,14 @@ async def test_a_stream_whose_time_runs_out_for_its_reader_is_its_readers_doing(
 
 
 async def test_an_answer_that_is_gone_is_not_bought_again():
-    w = world(memory_limits=MemoryLimits(bytes_in_all=10))
+    w = world(memory_limits=CacheLimits(bytes_in_all=10))
     first = spawn(w.ask(ordered(), KEY))
     (await w.work()).deliver(b"x" * 8)
     await first
-    other = spawn(w.ask(ordered(OTHER_BODY), Repeat(key="other")))
+    other = spawn(w.ask(ordered(OTHER_BODY), RepeatKeys(key="other")))
     (await w.work(1)).deliver(b"y" * 8)
     assert await other == b"y" * 8
-    with pytest.raises(AnswerLost) as caught:
+    with pytest.raises(ResultLost) as caught:
         await w.ask(ordered(), KEY)
     assert caught.value.verdict is Verdict.SETTLED
     assert len(w.shop.works) == 2
@@ -500,7 +497,7 @@ async def test_a_retry_of_a_taken_quote_joins_it():
     held = await w.service.quote(ordered())
     asked = spawn(w.ask(ordered(), quote_id=held.id))
     await w.work()
-    retry = spawn(w.ask(ordered(), Repeat(is_retry=True), quote_id=held.id))
+    retry = spawn(w.ask(ordered(), RepeatKeys(is_retry=True), quote_id=held.id))
     await settle()
     w.shop.works[0].deliver()
     assert await asked == await retry == b"answer"
@@ -563,15 +560,15 @@ async def test_budgets_are_asked_for_the_credential():
 async def test_the_brake_holds_what_comes_again_and_again_but_not_what_joins():
     w = world(per_minute=2)
     for at in range(2):
-        asked = spawn(w.ask(ordered(), Repeat(key=str(at))))
+        asked = spawn(w.ask(ordered(), RepeatKeys(key=str(at))))
         (await w.work(at)).deliver()
         await asked
-    assert await w.ask(ordered(), Repeat(key="1")) == b"answer", "joining is free"
+    assert await w.ask(ordered(), RepeatKeys(key="1")) == b"answer", "joining is free"
     with pytest.raises(LoopDetected):
-        await w.ask(ordered(), Repeat(key="2"))
+        await w.ask(ordered(), RepeatKeys(key="2"))
     assert len(w.shop.works) == 2
     w.clock[0] += 61
-    asked = spawn(w.ask(ordered(), Repeat(key="2")))
+    asked = spawn(w.ask(ordered(), RepeatKeys(key="2")))
     (await w.work(2)).deliver()
     assert await asked == b"answer"
 
@@ -640,13 +637,13 @@ async def test_a_second_request_joins_what_is_kept_and_may_leave_again():
 
 
 async def test_a_kept_answer_larger_than_what_is_held_ends_when_nobody_takes_it():
-    w = world(bounds=Bounds(window_bytes=10, whole_bytes=20))
+    w = world(bounds=BufferLimits(window_bytes=10, whole_bytes=20))
     answer = w.service.start(ordered(stream=True), NO_REPEAT)
     answer.kept_for = object()
     work = await w.work()
     work.put(*stream_events(b"x" * 15, b"y" * 15)[:3])
     await w.service.wait_idle()
-    assert answer.error.code == Reason.ENDED.value
+    assert answer.error.code == InterruptReason.ENDED.value
     assert answer.verdict is Verdict.SETTLED
     assert w.memory.pool.held_bytes == 0
 
@@ -656,7 +653,7 @@ async def test_what_is_cancelled_before_its_payment_costs_nothing():
     w = world(shop=shop)
     answer = w.service.start(ordered(), KEY)
     await settle()
-    w.service.interrupt(answer, Reason.CANCELLED)
+    w.service.interrupt(answer, InterruptReason.CANCELLED)
     await w.service.wait_idle()
     assert (answer.error.code, answer.error.verdict) == ("cancelled", Verdict.NONE)
     assert w.shop.works == [] and w.shop.cancelled == [] and w.journal.states == {}
@@ -667,7 +664,7 @@ async def test_what_is_cancelled_while_its_intent_is_written_is_known_not_to_be_
     w = world(journal=journal)
     answer = w.service.start(ordered(), KEY)
     await settle()
-    w.service.interrupt(answer, Reason.CANCELLED)
+    w.service.interrupt(answer, InterruptReason.CANCELLED)
     await w.service.wait_idle()
     assert answer.verdict is Verdict.NONE
     assert w.shop.works == [] and journal.only == ["not_paid"]
@@ -689,8 +686,8 @@ async def test_what_is_cancelled_after_its_payment_says_what_is_known_and_tells_
     if stream:
         work.put(*stream_events(b"one")[:2])
         await answer.wait_head()
-    w.service.interrupt(answer, Reason.CANCELLED)
-    w.service.interrupt(answer, Reason.CANCELLED)
+    w.service.interrupt(answer, InterruptReason.CANCELLED)
+    w.service.interrupt(answer, InterruptReason.CANCELLED)
     await w.service.wait_idle()
     await settle()
     assert (answer.error.code, answer.error.verdict) == ("cancelled", verdict)
@@ -708,7 +705,7 @@ async def test_cancelling_what_has_ended_changes_nothing():
     (await w.work()).deliver()
     await asked
     (answer,) = w.observer.ends
-    w.service.interrupt(answer, Reason.CANCELLED)
+    w.service.interrupt(answer, InterruptReason.CANCELLED)
     await settle()
     assert answer.error is None and w.shop.cancelled == []
 
@@ -808,7 +805,7 @@ def bought_elsewhere(w, state, *, body=None, key_id="", number=99):
 async def test_what_another_process_bought_is_not_bought_again(state, verdict):
     w = world()
     earlier = bought_elsewhere(w, state)
-    with pytest.raises(AnswerLost) as lost:
+    with pytest.raises(ResultLost) as lost:
         await w.ask(ordered(), KEY)
     assert lost.value.verdict is verdict
     assert (lost.value.quote, lost.value.request_id) == (earlier.quote, "req_elsewhere")
@@ -823,7 +820,7 @@ async def test_another_request_under_a_key_of_another_process_is_refused_and_doe
     bought_elsewhere(w, State.DELIVERED)
     with pytest.raises(KeyReused):
         await w.ask(ordered(OTHER_BODY), KEY)
-    with pytest.raises(AnswerLost):
+    with pytest.raises(ResultLost):
         await w.ask(ordered(), KEY)
 
 
@@ -834,7 +831,7 @@ async def test_what_another_process_is_paying_is_waited_for():
     await asyncio.sleep(0.05)
     assert not asked.done()
     w.journal.elsewhere[earlier.quote.job_id] = replace(earlier, state=State.DELIVERED)
-    with pytest.raises(AnswerLost) as lost:
+    with pytest.raises(ResultLost) as lost:
         await asked
     assert lost.value.verdict is Verdict.SETTLED
 
@@ -862,7 +859,7 @@ async def _first_work(w):
 async def test_what_another_process_pays_for_ever_is_not_waited_for_for_ever():
     w = world(elsewhere_s=0.05)
     bought_elsewhere(w, State.PAYING)
-    with pytest.raises(AnswerLost) as lost:
+    with pytest.raises(ResultLost) as lost:
         await asyncio.wait_for(w.ask(ordered(), KEY), 2)
     assert lost.value.verdict is Verdict.UNKNOWN
 
@@ -872,7 +869,7 @@ async def test_a_quote_that_another_process_took_says_what_was_bought_with_it():
     held = await w.service.quote(ordered())
     earlier = bought_elsewhere(w, State.DELIVERED)
     name = f"quote_{earlier.quote.job_id.hex()}"
-    with pytest.raises(AnswerLost) as lost:
+    with pytest.raises(ResultLost) as lost:
         await w.service.check_quote(ordered(), name)
     assert lost.value.verdict is Verdict.SETTLED
     # Nothing is told to another credential or of another request, and nothing of what was not paid.
@@ -888,7 +885,7 @@ async def test_a_quote_that_another_process_took_says_what_was_bought_with_it():
 
 async def test_a_retry_looks_for_its_first_try_elsewhere_only_if_it_was_not_here():
     w = world()
-    retry = Repeat(is_retry=True)
+    retry = RepeatKeys(is_retry=True)
     assert w.memory.identity(ordered(), retry).first_try_since is not None
     asked = spawn(w.ask(ordered()))
     (await w.work()).deliver()
@@ -927,7 +924,7 @@ async def test_a_duplicate_never_cancels_the_job_that_another_process_paid_for()
 async def test_a_quote_that_is_not_taken_never_cancels_a_job_that_was_paid_for():
     """A13: the quote may also be too dear, or lose against another one."""
     limits = SpendingLimits(max_price_msat=5_000)
-    w = world(limits=limits, asking=Asking(at_once=2, at_most=2))
+    w = world(limits=limits, asking=QuotingRules(at_once=2, at_most=2))
     first = spawn(w.ask(ordered()))
     work = await w.work()
     w.shop.same_job = work.quote.job_id

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from lcp_gateway.purchase.states import (
     TRANSITIONS,
     VERDICTS,
-    Event,
     IllegalTransition,
+    PurchaseEvent,
     State,
     Verdict,
     step,
@@ -18,7 +18,7 @@ def test_every_state_has_a_row_and_a_verdict():
 
 
 def test_only_a_quoted_purchase_may_be_paid():
-    assert [state for state in State if Event.PAY in TRANSITIONS[state]] == [State.QUOTED]
+    assert [state for state in State if PurchaseEvent.PAY in TRANSITIONS[state]] == [State.QUOTED]
 
 
 def test_no_row_leads_back_to_quoted_or_paying():
@@ -31,13 +31,13 @@ def test_no_row_leads_back_to_quoted_or_paying():
 
 def test_unknown_is_left_only_by_evidence():
     assert TRANSITIONS[State.UNKNOWN] == {
-        Event.FAIL_PAYMENT: State.NOT_PAID,
-        Event.SETTLE: State.SETTLED,
-        Event.FAIL_DELIVERY: State.UNDELIVERED,
+        PurchaseEvent.FAIL_PAYMENT: State.NOT_PAID,
+        PurchaseEvent.SETTLE: State.SETTLED,
+        PurchaseEvent.FAIL_DELIVERY: State.UNDELIVERED,
     }
 
 
-@given(st.lists(st.sampled_from(Event), max_size=12))
+@given(st.lists(st.sampled_from(PurchaseEvent), max_size=12))
 def test_whatever_happens_it_is_paid_at_most_once_and_money_never_comes_back(events):
     state = State.QUOTED
     payments = 0
@@ -47,7 +47,7 @@ def test_whatever_happens_it_is_paid_at_most_once_and_money_never_comes_back(eve
             state = step(state, event)
         except IllegalTransition:
             continue
-        payments += event is Event.PAY
+        payments += event is PurchaseEvent.PAY
         if seen_settled:
             assert VERDICTS[state] is Verdict.SETTLED
         seen_settled |= VERDICTS[state] is Verdict.SETTLED
@@ -55,7 +55,7 @@ def test_whatever_happens_it_is_paid_at_most_once_and_money_never_comes_back(eve
 
 
 @pytest.mark.parametrize("state", [s for s in State if not TRANSITIONS[s]])
-@pytest.mark.parametrize("event", list(Event))
+@pytest.mark.parametrize("event", list(PurchaseEvent))
 def test_an_end_is_an_end(state, event):
     with pytest.raises(IllegalTransition, match=state.value):
         step(state, event)

@@ -10,15 +10,15 @@ from lcp_gateway.purchase.errors import (
     Undelivered,
     UpstreamError,
 )
-from lcp_gateway.purchase.market import Asking
-from lcp_gateway.purchase.memory import Repeat
+from lcp_gateway.purchase.idempotency import RepeatKeys
+from lcp_gateway.purchase.quoting import QuotingRules
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.purchase.tracing import NO_TRACING, Step, error_type, paid_facts
+from lcp_gateway.purchase.tracing import NO_TRACING, TraceStep, error_type, paid_facts
 from tests.support.purchases import quote, stream_events
 from tests.support.shop import NO_REPEAT, Peer, Shop, World, ordered, settle, world
 from tests.support.spans import Kept
 
-KEY = Repeat(key="k")
+KEY = RepeatKeys(key="k")
 HEAD, REST = stream_events(b"one", b"two")[:2], stream_events(b"one", b"two")[2:]
 PROMPT = b'{"model":"m","messages":["MARKER of the prompt"]}'
 
@@ -83,7 +83,7 @@ async def test_each_provider_that_is_asked_has_a_span():
             "good": Peer(),
         }
     )
-    w, kept = traced(shop=shop, asking=Asking(at_once=3))
+    w, kept = traced(shop=shop, asking=QuotingRules(at_once=3))
     asked = asyncio.ensure_future(ask(w, kept, ordered()))
     (await w.work()).deliver()
     await asked
@@ -99,7 +99,7 @@ async def test_each_provider_that_is_asked_has_a_span():
 
 async def test_a_peer_that_does_not_answer_in_time_is_not_an_error():
     shop = Shop({"slow": Peer(ready=asyncio.Event()), "good": Peer()})
-    w, kept = traced(shop=shop, asking=Asking(at_once=2, patience_s=0.01))
+    w, kept = traced(shop=shop, asking=QuotingRules(at_once=2, patience_s=0.01))
     asked = asyncio.ensure_future(ask(w, kept, ordered()))
     await asyncio.sleep(0.05)
     (await w.work()).deliver()
@@ -218,7 +218,7 @@ def test_an_errors_word_is_none_of_a_providers(error, word):
 
 
 def test_nothing_is_worked_out_for_a_trace_that_nobody_asked_for():
-    with NO_TRACING.request(["x"], []) as root, NO_TRACING.span(Step.PAY) as span:
+    with NO_TRACING.request(["x"], []) as root, NO_TRACING.span(TraceStep.PAY) as span:
         root.name("n")
         root.note(pytest.fail, "asked")
         span.note(paid_facts, None)

@@ -5,7 +5,7 @@ from openai.types.responses import Response
 
 from lcp_gateway.purchase.errors import Undelivered
 from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.states import Event
+from lcp_gateway.purchase.states import PurchaseEvent
 from lcp_gateway.responses.background import (
     BackgroundJob,
     ResponseStatus,
@@ -46,10 +46,10 @@ def job(answer, request=None, **fields):
     ("events", "status"),
     [
         ((), ResponseStatus.QUEUED),
-        ((Event.PAY,), ResponseStatus.IN_PROGRESS),
-        ((Event.PAY, Event.SETTLE), ResponseStatus.IN_PROGRESS),
-        ((Event.PAY, Event.LOSE_SIGHT), ResponseStatus.IN_PROGRESS),
-        ((Event.REFUSE,), ResponseStatus.IN_PROGRESS),
+        ((PurchaseEvent.PAY,), ResponseStatus.IN_PROGRESS),
+        ((PurchaseEvent.PAY, PurchaseEvent.SETTLE), ResponseStatus.IN_PROGRESS),
+        ((PurchaseEvent.PAY, PurchaseEvent.LOSE_SIGHT), ResponseStatus.IN_PROGRESS),
+        ((PurchaseEvent.REFUSE,), ResponseStatus.IN_PROGRESS),
     ],
 )
 def test_a_job_that_runs_is_queued_until_its_payment_goes_out(events, status):
@@ -65,7 +65,7 @@ def test_one_with_a_quote_that_is_not_paid_is_queued_still():
 
 def test_one_that_has_ended_is_completed_failed_or_cancelled():
     assert job(came(b"{}")).status is ResponseStatus.COMPLETED
-    failed = begun(None, Event.PAY, Event.SETTLE, Event.FAIL_DELIVERY)
+    failed = begun(None, PurchaseEvent.PAY, PurchaseEvent.SETTLE, PurchaseEvent.FAIL_DELIVERY)
     failed.fail(Undelivered("cut"))
     assert job(failed).status is ResponseStatus.FAILED
     assert job(failed, cancelled=True).status is ResponseStatus.CANCELLED

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.purchase.answers import Bounds
 from lcp_gateway.purchase.errors import Undelivered
-from lcp_gateway.purchase.states import Event, Verdict
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.order import TaskKind
+from lcp_gateway.purchase.result_buffer import BufferLimits
+from lcp_gateway.purchase.states import PurchaseEvent, Verdict
 from lcp_gateway.responses.items import ItemKind
 from lcp_gateway.responses.recording import Recorder, RecordingPlan
 from lcp_gateway.responses.store import ResponseStore, StoreLimits
@@ -60,7 +60,7 @@ def test_a_whole_answer_is_not_copied():
 
 
 async def test_it_is_there_as_soon_as_the_answer_has_ended_and_not_before():
-    keeping, answer = Keeping(), begun(None, Event.PAY, Event.SETTLE)
+    keeping, answer = Keeping(), begun(None, PurchaseEvent.PAY, PurchaseEvent.SETTLE)
     keeping.keep(answer)
     answer.begin(came(DOCUMENT).head)
     answer.append(DOCUMENT)
@@ -71,7 +71,7 @@ async def test_it_is_there_as_soon_as_the_answer_has_ended_and_not_before():
 
 @pytest.mark.parametrize("verdict", list(Verdict))
 def test_what_was_cut_or_failed_is_not_kept(verdict):
-    keeping, answer = Keeping(), begun(None, Event.PAY, Event.SETTLE)
+    keeping, answer = Keeping(), begun(None, PurchaseEvent.PAY, PurchaseEvent.SETTLE)
     keeping.keep(answer)
     answer.begin(came(DOCUMENT).head)
     answer.append(DOCUMENT)
@@ -137,7 +137,7 @@ def test_what_is_not_encoded_is_kept(encoding):
 
 def test_an_answer_whose_beginning_is_gone_is_lost():
     keeping = Keeping()
-    keeping.keep(came(DOCUMENT, bounds=Bounds(whole_bytes=5)))
+    keeping.keep(came(DOCUMENT, bounds=BufferLimits(whole_bytes=5)))
     assert (len(keeping.store), keeping.lost) == (0, 1)
 
 
@@ -167,7 +167,7 @@ def test_an_id_that_cannot_stand_in_a_path_is_none():
 @pytest.mark.parametrize("kind", [TaskKind.RESPONSES, TaskKind.CHAT_COMPLETIONS])
 async def test_whatever_a_provider_sends_an_answer_stays_delivered(block, content_type, kind):
     complaints, keeping = Complaints(), Keeping()
-    answer = begun(None, Event.PAY, Event.SETTLE, Event.DELIVER)
+    answer = begun(None, PurchaseEvent.PAY, PurchaseEvent.SETTLE, PurchaseEvent.DELIVER)
     keeping.keep(answer, kind=kind, fixed_id="resp_bg_1")
     answer.begin(came(content_type=content_type).head)
     answer.append(block)

@@ -1,6 +1,6 @@
 import pytest
 
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.responses.request_options import (
     NO_OPTIONS,
     InvalidOption,

@@ -1,22 +1,21 @@
 """Catalogs for tests of the choice, written in a line: providers, models, and what is said of them."""
 
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.order import TaskKind
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.routing.auto import AutoChoice, AutoPolicy
 from lcp_gateway.routing.catalog import Catalog, Provider
-from lcp_gateway.routing.needs import Needs
+from lcp_gateway.routing.measurements import ORDINARY_SIZE, Measurements, Mode
+from lcp_gateway.routing.model_registry import ModelCard, ModelRegistry
 from lcp_gateway.routing.offers import Offers
-from lcp_gateway.routing.policy import parse_wish
-from lcp_gateway.routing.prices import ORDINARY
-from lcp_gateway.routing.records import Mode, Records
-from lcp_gateway.routing.registry import ModelCard, Registry
+from lcp_gateway.routing.preferences import parse_preferences
+from lcp_gateway.routing.requirements import Requirements
 
 CHAT = TaskKind.CHAT_COMPLETIONS
 
 
 def provider(peer_id, *models, kind=CHAT, **more) -> Provider:
     """A provider of some models; an id that begins with ``node:`` is a node."""
-    source = Source.NODE if peer_id.startswith("node:") else Source.LCP
+    source = ProviderSource.NODE if peer_id.startswith("node:") else ProviderSource.LCP
     return Provider(peer_id, "addr", 2, {kind: tuple(models)}, source=source, **more)
 
 
@@ -26,8 +25,8 @@ class Bench:
     def __init__(self, *providers, cards=None, policy=None, half_life_s=300.0, **rules) -> None:
         self.now = 0.0
         self.ready: dict[str, float] = {}
-        self.registry = Registry({k: ModelCard(**v) for k, v in (cards or {}).items()})
-        self.records = Records(half_life_s=half_life_s, clock=lambda: self.now)
+        self.registry = ModelRegistry({k: ModelCard(**v) for k, v in (cards or {}).items()})
+        self.records = Measurements(half_life_s=half_life_s, clock=lambda: self.now)
         self.auto = AutoChoice(
             policy or AutoPolicy(),
             self.records,
@@ -45,11 +44,11 @@ class Bench:
         mode=Mode.WHOLE,
         tokens=0,
         needs=(),
-        size=ORDINARY,
+        size=ORDINARY_SIZE,
     ):
-        wish = parse_wish(model, self.offers.capabilities)
+        wish = parse_preferences(model, self.offers.capabilities)
         return self.auto.decide(
-            self.offers, kind, mode, wish, Needs(frozenset(needs), tokens), draw, size=size
+            self.offers, kind, mode, wish, Requirements(frozenset(needs), tokens), draw, size=size
         )
 
     def chosen(self, model="auto", **more) -> str:

@@ -4,13 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.purchase.task import TaskKind
-from lcp_gateway.routing.auto import AutoPolicy, Nobody, replay
+from lcp_gateway.purchase.order import TaskKind
+from lcp_gateway.routing.auto import AutoPolicy, NoMatch, replay
 from lcp_gateway.routing.catalog import PriceList
-from lcp_gateway.routing.needs import Needs
-from lcp_gateway.routing.policy import Weights, parse_wish
-from lcp_gateway.routing.prices import Size
-from lcp_gateway.routing.records import Mode
+from lcp_gateway.routing.measurements import Mode, RequestSize
+from lcp_gateway.routing.preferences import Weights, parse_preferences
+from lcp_gateway.routing.requirements import Requirements
 from tests.routing.offering import CHAT, Bench, provider
 
 TOOLS = {"capabilities": ("tools",)}
@@ -114,7 +113,7 @@ def test_a_node_with_a_price_list_is_known_before_it_was_asked():
 
 
 def test_nobody_is_free_where_everybody_asks_a_price():
-    with pytest.raises(Nobody) as caught:
+    with pytest.raises(NoMatch) as caught:
         two().decide("auto:free")
     assert not caught.value.offered
 
@@ -185,10 +184,10 @@ def test_a_peer_that_rests_is_not_chosen_and_one_on_trial_seldom():
 def test_nobody_there_is_told_from_nothing_suitable():
     bench = two()
     bench.ready.update(a=0.0, b=0.0)
-    with pytest.raises(Nobody) as caught:
+    with pytest.raises(NoMatch) as caught:
         bench.decide()
     assert caught.value.offered
-    with pytest.raises(Nobody) as caught:
+    with pytest.raises(NoMatch) as caught:
         bench.decide(kind=TaskKind.EMBEDDINGS)
     assert not caught.value.offered
 
@@ -338,7 +337,7 @@ def test_the_cheapest_is_weighed_however_many_score_better():
 
 def test_prices_are_compared_for_the_size_of_this_request():
     bench = two()
-    small, large = Size(100, 50), Size(100, 8_000)
+    small, large = RequestSize(100, 50), RequestSize(100, 8_000)
     for _ in range(3):
         bench.measured("a", "m", 1)
         bench.measured("b", "m", 1)
@@ -355,17 +354,17 @@ def test_a_nodes_price_list_is_read_for_the_size_of_the_request():
         provider("node:a", "m", list_price_msat=500, price_list=by_output),
         provider("node:b", "m", list_price_msat=900, price_list=PriceList(per_request=900)),
     )
-    assert bench.chosen("auto:cheap", size=Size(10, 50)) == "node:a"
-    assert bench.chosen("auto:cheap", size=Size(10, 9_000)) == "node:b"
-    assert bench.chosen("auto:cheap", size=Size(10)) == "node:b"
+    assert bench.chosen("auto:cheap", size=RequestSize(10, 50)) == "node:a"
+    assert bench.chosen("auto:cheap", size=RequestSize(10, 9_000)) == "node:b"
+    assert bench.chosen("auto:cheap", size=RequestSize(10)) == "node:b"
 
 
 # -- keys that are good for some models only ------------------------------------------------------
 
 
 def only(bench, *models, **more):
-    offers, wish = bench.offers, parse_wish("auto", bench.offers.capabilities)
-    needs = Needs(frozenset(), 0)
+    offers, wish = bench.offers, parse_preferences("auto", bench.offers.capabilities)
+    needs = Requirements(frozenset(), 0)
     return bench.auto.decide(
         offers, CHAT, Mode.WHOLE, wish, needs, more.get("draw", 0.0), only=frozenset(models)
     ).chosen.entry
@@ -390,7 +389,7 @@ def test_one_keys_models_are_not_taken_for_anothers():
 
 
 def test_where_nobody_offers_a_keys_models_nobody_is_chosen():
-    with pytest.raises(Nobody):
+    with pytest.raises(NoMatch):
         only(two(), "other")
 
 

@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from lcp_gateway.purchase.task import Task
+from lcp_gateway.purchase.order import Task
 from lcp_gateway.routing.auto import replay
 from lcp_gateway.routing.explain import explanation, named_explanation
-from lcp_gateway.routing.policy import Wish
-from lcp_gateway.routing.records import Mode
+from lcp_gateway.routing.measurements import Mode
+from lcp_gateway.routing.preferences import Preferences
 from tests.routing.offering import CHAT, Bench, provider
 
 
@@ -23,7 +23,7 @@ def two() -> Bench:
 
 
 def named(bench, *, by_score=True):
-    scored = bench.auto.rank(bench.offers.by_kind[CHAT], Mode.WHOLE, Wish(), 9)
+    scored = bench.auto.rank(bench.offers.by_kind[CHAT], Mode.WHOLE, Preferences(), 9)
     return named_explanation(task("alias"), "m", scored, by_score=by_score)
 
 

@@ -1,7 +1,7 @@
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.routing.catalog import Catalog, ModelFacts, merge_kinds
+from lcp_gateway.routing.model_registry import ModelCard, ModelRegistry
 from lcp_gateway.routing.offers import Offers
-from lcp_gateway.routing.registry import ModelCard, Registry
 from tests.routing.offering import CHAT, provider
 
 RESPONSES, COMPLETIONS, EMBEDDINGS = (
@@ -12,7 +12,7 @@ RESPONSES, COMPLETIONS, EMBEDDINGS = (
 
 
 def offered(*providers, cards=None, **rules) -> Offers:
-    registry = Registry({name: ModelCard(**said) for name, said in (cards or {}).items()})
+    registry = ModelRegistry({name: ModelCard(**said) for name, said in (cards or {}).items()})
     return Offers.of(Catalog(providers, 0.0), registry, **rules)
 
 

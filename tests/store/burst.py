@@ -5,10 +5,9 @@ import sys
 from datetime import UTC, datetime
 
 from lcp_gateway.purchase.journal import BudgetExceeded, InsufficientBalance
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.money import Budget, Msat, Period
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Budget, Period
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import charged, intent, job, written
@@ -31,7 +30,7 @@ async def burst(
 
     async def client() -> None:
         for number in numbers:
-            kind = {"source": Source(source)}
+            kind = {"source": ProviderSource(source)}
             wanted = (
                 charged(f"{name}-{number}", account_id, **kind)
                 if account_id

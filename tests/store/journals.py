@@ -4,12 +4,11 @@ import asyncio
 import hashlib
 from datetime import UTC, datetime, timedelta
 
+from lcp_gateway.purchase.idempotency import RepeatHashes
 from lcp_gateway.purchase.journal import Intent
-from lcp_gateway.purchase.memory import RepeatHashes
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.quote import Quote, Source
-from lcp_gateway.purchase.tariff import Budget, Charge, Markup, Period
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.money import Budget, Charge, Markup, Msat, Period
+from lcp_gateway.purchase.order import TaskKind
+from lcp_gateway.purchase.quote import ProviderSource, Quote
 
 NOW = datetime(2026, 11, 21, 12, 30, tzinfo=UTC)
 PEER = "02" + "ab" * 32
@@ -32,7 +31,7 @@ def intent(
     *,
     price_msat: int = 1_000,
     peer_id: str = PEER,
-    source: Source = Source.LCP,
+    source: ProviderSource = ProviderSource.LCP,
     **changes,
 ) -> Intent:
     """An intent of 1,010 msat in all, unless told otherwise."""

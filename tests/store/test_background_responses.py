@@ -5,10 +5,9 @@ from datetime import timedelta
 import pytest
 
 from lcp_gateway.purchase.journal import JournalUnavailable
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.money import Charge, Markup, Msat
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import State, Verdict
-from lcp_gateway.purchase.tariff import Charge, Markup
 from lcp_gateway.store.background_responses import BackgroundRows
 from lcp_gateway.store.database.engines import DatabaseUnavailable, open_database
 from lcp_gateway.store.journal.recovery import resolve, sweep
@@ -124,7 +123,7 @@ async def test_what_a_dead_process_handed_to_a_node_counts_as_bought(jobs, datab
     journal = JournalWriter(other, on_problem=print)
     journal.start()
     await noted(BackgroundRows(other))
-    await journal.intend(bought(source=Source.NODE))
+    await journal.intend(bought(source=ProviderSource.NODE))
     await journal.close()
     await other.close()
     await sweep(database, NOW)

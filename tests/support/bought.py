@@ -10,11 +10,11 @@ from coincurve import PrivateKey
 
 from lcp_gateway.lightning import bolt11
 from lcp_gateway.lightning.terms import terms_hash
-from lcp_gateway.purchase.journal import Intent, Learnt
+from lcp_gateway.purchase.journal import Intent, PurchaseUpdate
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.writer import JournalWriter
 
@@ -122,9 +122,9 @@ def written(where: Path | str, *bought: Bought) -> None:
     asyncio.run(write(where, *bought))
 
 
-def _learnt(one: Bought, step: State) -> Learnt:
+def _learnt(one: Bought, step: State) -> PurchaseUpdate:
     if step is State.DELIVERED:
-        return Learnt(sha256(RESULT).digest(), len(RESULT))
+        return PurchaseUpdate(sha256(RESULT).digest(), len(RESULT))
     if step is State.SETTLED and one.fee_msat is not None:
-        return Learnt(fee_msat=Msat(one.fee_msat), preimage=one.preimage)
-    return Learnt()
+        return PurchaseUpdate(fee_msat=Msat(one.fee_msat), preimage=one.preimage)
+    return PurchaseUpdate()

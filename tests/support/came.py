@@ -2,16 +2,15 @@
 
 import asyncio
 
-from lcp_gateway.purchase.answers import Answer, Bounds, Head, Pool
-from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.order import Order, Task, TaskKind
 from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.states import Event
-from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.result_buffer import BufferLimits, BufferPool, ResultBuffer, ResultHead
+from lcp_gateway.purchase.states import PurchaseEvent
 from tests.support.purchases import quote
 
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
-PAID = (Event.PAY, Event.SETTLE, Event.DELIVER)
+PAID = (PurchaseEvent.PAY, PurchaseEvent.SETTLE, PurchaseEvent.DELIVER)
 
 
 def order_of(
@@ -25,9 +24,11 @@ def order_of(
     return Order.of(task, request_id="req_1", key_id=key_id, limit_msat=None)
 
 
-def begun(order: Order | None = None, *events: Event, bounds: Bounds | None = None) -> Answer:
+def begun(
+    order: Order | None = None, *events: PurchaseEvent, bounds: BufferLimits | None = None
+) -> ResultBuffer:
     """Give an answer of which nothing has come; ``events`` are what happened to its purchase, if it has one."""
-    answer = Answer(order or order_of(), bounds or Bounds(), Pool(10**9))
+    answer = ResultBuffer(order or order_of(), bounds or BufferLimits(), BufferPool(10**9))
     if events:
         answer.purchase = Purchase(answer.order, quote())
         for event in events:
@@ -40,11 +41,11 @@ def came(
     content_type: str = JSON,
     encoding: str = "identity",
     order: Order | None = None,
-    bounds: Bounds | None = None,
-) -> Answer:
+    bounds: BufferLimits | None = None,
+) -> ResultBuffer:
     """Give an answer that has come whole."""
     answer = begun(order, *PAID, bounds=bounds)
-    answer.begin(Head(content_type, encoding))
+    answer.begin(ResultHead(content_type, encoding))
     for block in blocks:
         answer.append(block)
     answer.end()

@@ -11,21 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
-from lcp_gateway.purchase.answers import Answer, Bounds
-from lcp_gateway.purchase.book import QuoteBook
-from lcp_gateway.purchase.brake import LoopBrake
-from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import PurchaseError
-from lcp_gateway.purchase.flow import Buyer
+from lcp_gateway.purchase.execution import PurchaseExecutor
+from lcp_gateway.purchase.held_quotes import HeldQuotes
+from lcp_gateway.purchase.idempotency import CacheLimits, IdempotencyCache, RepeatKeys
 from lcp_gateway.purchase.journal import JournalUnavailable
-from lcp_gateway.purchase.limits import SpendingLimits
-from lcp_gateway.purchase.market import Asking, Market
-from lcp_gateway.purchase.memory import AnswerMemory, MemoryLimits, Repeat
-from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.quote import Quote
-from lcp_gateway.purchase.service import Observer, Patience, PurchaseService
+from lcp_gateway.purchase.limits import LoopBrake, SpendingLimits
+from lcp_gateway.purchase.order import Order, Task, TaskKind
+from lcp_gateway.purchase.quote import Candidate, Quote
+from lcp_gateway.purchase.quoting import QuoteRequester, QuotingRules
+from lcp_gateway.purchase.result_buffer import BufferLimits, ResultBuffer
+from lcp_gateway.purchase.service import Observer, PurchaseService, Timeouts
 from lcp_gateway.purchase.states import TRANSITIONS, State, Verdict
-from lcp_gateway.purchase.task import Task, TaskKind
 from tests.support.purchases import HASH, NOW, Trusting, quote
 
 GRACE_S = 10.0
@@ -159,12 +156,12 @@ class Client:
 
     body: bytes
     stream: bool
-    repeat: Repeat
+    repeat: RepeatKeys
     key_id: str
     life: int
     quote_id: str | None = None
     asked_at: float = 0.0
-    answer: Answer | None = None
+    answer: ResultBuffer | None = None
     got: bytearray = field(default_factory=bytearray)
     finished: bool = False
     error: Exception | None = None
@@ -198,15 +195,15 @@ class Life:
         async def routing(order):
             return [Candidate("p1"), Candidate("p2")]
 
-        self.memory = AnswerMemory(
-            MemoryLimits(bytes_in_all=60, bytes_for_s=100, keys_for_s=KEYS_FOR_S, repeats_for_s=50),
+        self.memory = IdempotencyCache(
+            CacheLimits(bytes_in_all=60, bytes_for_s=100, keys_for_s=KEYS_FOR_S, repeats_for_s=50),
             loop.time,
         )
         self.service = PurchaseService(
-            market=Market(
-                self, Asking(at_most=2), inspect=inspect, background=spawn, cancel_timeout_s=1
+            market=QuoteRequester(
+                self, QuotingRules(at_most=2), inspect=inspect, background=spawn, cancel_timeout_s=1
             ),
-            buyer=Buyer(
+            buyer=PurchaseExecutor(
                 self,
                 journal=self.journal,
                 inspect=inspect,
@@ -217,10 +214,10 @@ class Life:
             ),
             routing=routing,
             memory=self.memory,
-            book=QuoteBook(universe.now),
+            book=HeldQuotes(universe.now),
             brake=LoopBrake(0),
-            bounds=Bounds(window_bytes=16, whole_bytes=40),
-            patience=Patience(grace_s=GRACE_S, limit_s=LIMIT_S),
+            bounds=BufferLimits(window_bytes=16, whole_bytes=40),
+            patience=Timeouts(grace_s=GRACE_S, limit_s=LIMIT_S),
             background=spawn,
             observer=Observer(),
             clock=loop.time,
@@ -303,11 +300,11 @@ class Life:
             if not is_handed_over:
                 self.leases -= 1
 
-    def _keep(self, answer: Answer, client: Client) -> None:
-        def fail(_answer: Answer) -> None:
+    def _keep(self, answer: ResultBuffer, client: Client) -> None:
+        def fail(_answer: ResultBuffer) -> None:
             raise Bug
 
-        def ended(_answer: Answer) -> None:
+        def ended(_answer: ResultBuffer) -> None:
             self.leases -= 1
             if answer.error is None and answer.readable:
                 client.stored = b"".join(answer.blocks())

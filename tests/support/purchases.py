@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.order import Order, Task, TaskKind
+from lcp_gateway.purchase.ports import Result, ResultStatus, StreamBegin, StreamEnd
 from lcp_gateway.purchase.quote import Quote
-from lcp_gateway.purchase.results import Result, ResultStatus, StreamBegin, StreamEnd
-from lcp_gateway.purchase.task import Task, TaskKind
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 PEER = "02" + "ab" * 32

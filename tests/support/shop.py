@@ -5,27 +5,23 @@ import hashlib
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from lcp_gateway.purchase.answers import Answer, Bounds
-from lcp_gateway.purchase.book import QuoteBook
-from lcp_gateway.purchase.brake import LoopBrake
-from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.flow import Buyer
+from lcp_gateway.purchase.execution import PurchaseExecutor
+from lcp_gateway.purchase.held_quotes import HeldQuotes
+from lcp_gateway.purchase.idempotency import CacheLimits, IdempotencyCache, RepeatKeys
 from lcp_gateway.purchase.journal import EarlierPurchase
-from lcp_gateway.purchase.limits import SpendingLimits
-from lcp_gateway.purchase.market import Asking, Market
-from lcp_gateway.purchase.memory import AnswerMemory, MemoryLimits, Repeat
+from lcp_gateway.purchase.limits import LoopBrake, SpendingLimits
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.paid_jobs import PaidJobs
-from lcp_gateway.purchase.quote import Quote
-from lcp_gateway.purchase.service import Observer, Patience, PurchaseService
-from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.order import Order, Task, TaskKind
+from lcp_gateway.purchase.quote import Candidate, Quote
+from lcp_gateway.purchase.quoting import PaidJobs, QuoteRequester, QuotingRules
+from lcp_gateway.purchase.result_buffer import BufferLimits, ResultBuffer
+from lcp_gateway.purchase.service import Observer, PurchaseService, Timeouts
 from tests.support.purchases import HASH, NOW, Trusting, quote, result, stream_events
 
 BODY = b'{"model":"m","messages":[1]}'
 OTHER_BODY = b'{"model":"m","messages":[2]}'
-NO_REPEAT = Repeat()
+NO_REPEAT = RepeatKeys()
 
 
 def ordered(
@@ -168,13 +164,13 @@ class Noting(Observer):
     """Remembers which answers ended."""
 
     def __init__(self) -> None:
-        self.quotes: list[Answer] = []
-        self.ends: list[Answer] = []
+        self.quotes: list[ResultBuffer] = []
+        self.ends: list[ResultBuffer] = []
 
-    def quoted(self, answer: Answer) -> None:
+    def quoted(self, answer: ResultBuffer) -> None:
         self.quotes.append(answer)
 
-    def ended(self, answer: Answer) -> None:
+    def ended(self, answer: ResultBuffer) -> None:
         self.ends.append(answer)
 
 
@@ -185,7 +181,7 @@ class World:
     service: PurchaseService
     shop: Shop
     journal: PlainJournal
-    memory: AnswerMemory
+    memory: IdempotencyCache
     observer: Noting
     exposure: Trusting
     clock: list[float]
@@ -193,12 +189,12 @@ class World:
     limits: SpendingLimits
     background: set = field(default_factory=set)
 
-    async def ask(self, order: Order, repeat: Repeat = NO_REPEAT, quote_id: str | None = None):
+    async def ask(self, order: Order, repeat: RepeatKeys = NO_REPEAT, quote_id: str | None = None):
         """Do what a request does; gives the bytes."""
         answer = self.service.find(order, repeat) or self.service.start(order, repeat, quote_id)
         return await self.read(answer)
 
-    async def read(self, answer: Answer) -> bytes:
+    async def read(self, answer: ResultBuffer) -> bytes:
         self.service.joined(answer)
         try:
             await answer.wait_head()
@@ -220,10 +216,10 @@ def world(
     *,
     shop: Shop | None = None,
     journal=None,
-    asking: Asking | None = None,
+    asking: QuotingRules | None = None,
     limits: SpendingLimits | None = None,
-    memory_limits: MemoryLimits | None = None,
-    bounds: Bounds | None = None,
+    memory_limits: CacheLimits | None = None,
+    bounds: BufferLimits | None = None,
     grace_s: float = 0.02,
     limit_s: float = 0.0,
     elsewhere_s: float = 1.0,
@@ -255,17 +251,17 @@ def world(
     async def routing(order):
         return shop.candidates()
 
-    memory = AnswerMemory(memory_limits or MemoryLimits(), lambda: clock[0])
+    memory = IdempotencyCache(memory_limits or CacheLimits(), lambda: clock[0])
     service = PurchaseService(
-        market=Market(
+        market=QuoteRequester(
             shop,
-            asking or Asking(),
+            asking or QuotingRules(),
             inspect=inspect,
             background=background,
             cancel_timeout_s=1,
             paid_jobs=paid_jobs,
         ),
-        buyer=Buyer(
+        buyer=PurchaseExecutor(
             shop,
             journal=journal,
             inspect=inspect,
@@ -277,10 +273,10 @@ def world(
         ),
         routing=routing,
         memory=memory,
-        book=QuoteBook(lambda: now[0]),
+        book=HeldQuotes(lambda: now[0]),
         brake=LoopBrake(per_minute, lambda: clock[0]),
-        bounds=bounds or Bounds(),
-        patience=Patience(grace_s=grace_s, limit_s=limit_s, elsewhere_s=elsewhere_s),
+        bounds=bounds or BufferLimits(),
+        patience=Timeouts(grace_s=grace_s, limit_s=limit_s, elsewhere_s=elsewhere_s),
         background=background,
         observer=observer,
         clock=lambda: clock[0],

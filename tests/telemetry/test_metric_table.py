@@ -8,11 +8,11 @@ import grpc
 import lcp_gateway
 from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.lightning.checks import Mismatch
-from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.money import Period
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import VERDICTS as VERDICT_OF_STATE
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Period
-from lcp_gateway.routing import catalog, registry
+from lcp_gateway.routing import catalog, model_registry
 from lcp_gateway.telemetry.metric_table import (
     AUTO,
     GRPC_CODES,
@@ -80,9 +80,9 @@ def test_periods_are_those_of_the_budgets():
 
 
 def test_sources_and_names_are_those_of_the_router():
-    assert set(SOURCES) == {source.value for source in Source}
+    assert set(SOURCES) == {source.value for source in ProviderSource}
     assert catalog.NODE_PREFIX == NODE_PREFIX
-    assert registry.AUTO == AUTO
+    assert model_registry.AUTO == AUTO
 
 
 def test_methods_are_those_of_the_service():

@@ -4,7 +4,7 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
-from lcp_gateway.purchase.tracing import Step, error_type
+from lcp_gateway.purchase.tracing import TraceStep, error_type
 from lcp_gateway.telemetry import trace_export
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.trace_export import Flow, TraceExport
@@ -47,7 +47,7 @@ def trace_one(export: TraceExport) -> None:
     tracing = OtelTracing(export.tracer, error_type)
     with tracing.request([], []) as root:
         root.name("root")
-        with tracing.span(Step.PAY):
+        with tracing.span(TraceStep.PAY):
             pass
 
 

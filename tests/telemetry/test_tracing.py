@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from opentelemetry.trace import SpanKind, StatusCode
 
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.tracing import Step
+from lcp_gateway.purchase.tracing import TraceStep
 from tests.support.spans import Kept
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -26,9 +26,9 @@ def test_steps_are_children_of_the_request_and_calls_are_a_clients():
     kept = Kept()
     with kept.tracing.request([], []) as root:
         root.name("chat m")
-        with kept.tracing.span(Step.ROUTE):
+        with kept.tracing.span(TraceStep.ROUTE):
             pass
-        with kept.tracing.span(Step.PAY) as span:
+        with kept.tracing.span(TraceStep.PAY) as span:
             span.note(facts, **{"lcp.price_msat": 5})
     assert kept.names == ["route", "pay", "chat m"]
     root = kept["chat m"]
@@ -41,7 +41,7 @@ def test_steps_are_children_of_the_request_and_calls_are_a_clients():
 
 def test_outside_of_a_request_nothing_is_traced():
     kept = Kept()
-    with kept.tracing.span(Step.QUOTE) as span:
+    with kept.tracing.span(TraceStep.QUOTE) as span:
         span.note(facts, a=1)
         span.failed("UNAVAILABLE")
     assert kept.spans == []
@@ -55,7 +55,7 @@ async def test_steps_of_a_task_that_outlives_its_request_are_still_of_its_trace(
 
     async def buy():
         await gate.wait()
-        with kept.tracing.span(Step.STREAM) as span:
+        with kept.tracing.span(TraceStep.STREAM) as span:
             span.note(facts, late=True)
 
     with kept.tracing.request([PARENT], []) as root:
@@ -73,7 +73,7 @@ def test_an_error_is_told_by_its_word_and_nothing_else():
     with (
         contextlib.suppress(UpstreamError),
         kept.tracing.request([], []),
-        kept.tracing.span(Step.PAY),
+        kept.tracing.span(TraceStep.PAY),
     ):
         raise UpstreamError("UNAVAILABLE", "SECRET in a message")
     pay = kept["pay"]
@@ -87,7 +87,7 @@ def test_what_is_cancelled_has_not_failed():
     with (
         contextlib.suppress(asyncio.CancelledError),
         kept.tracing.request([], []),
-        kept.tracing.span(Step.QUOTE),
+        kept.tracing.span(TraceStep.QUOTE),
     ):
         raise asyncio.CancelledError
     assert kept["quote"].attributes == {"error.type": "cancelled"}
@@ -105,7 +105,7 @@ def test_the_callers_trace_goes_on_here_and_beyond():
     kept = Kept(ratio=0.0)
     with kept.tracing.request([PARENT], ["vendor=1", "other=2"]) as root:
         assert root.trace_id == TRACE
-        with kept.tracing.span(Step.PAY):
+        with kept.tracing.span(TraceStep.PAY):
             headers = kept.tracing.headers()
     assert kept["request"].parent.is_remote
     span_id = f"{kept['pay'].context.span_id:016x}"
@@ -117,7 +117,7 @@ def test_a_caller_that_does_not_trace_is_followed_in_that_too():
     kept = Kept()
     with kept.tracing.request([UNSAMPLED], []) as root:
         root.note(lambda: pytest.fail("nobody asked"))
-        with kept.tracing.span(Step.PAY) as span:
+        with kept.tracing.span(TraceStep.PAY) as span:
             span.note(lambda: pytest.fail("nobody asked"))
             assert kept.tracing.headers()["traceparent"].startswith(f"00-{TRACE}-")
             assert kept.tracing.headers()["traceparent"].endswith("-00")
@@ -128,7 +128,7 @@ def test_a_caller_that_does_not_trace_is_followed_in_that_too():
 def test_the_ratio_is_the_share_of_requests_without_a_trace_of_their_own():
     kept = Kept(ratio=0.25)
     for _ in range(2_000):
-        with kept.tracing.request([], []), kept.tracing.span(Step.ROUTE):
+        with kept.tracing.request([], []), kept.tracing.span(TraceStep.ROUTE):
             pass
     assert kept.names.count("request") == kept.names.count("route")
     assert 350 < kept.names.count("request") < 650

@@ -3,8 +3,8 @@
 import pytest
 
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.task import Task, TaskKind
-from lcp_gateway.purchase.tracing import Step
+from lcp_gateway.purchase.order import Task, TaskKind
+from lcp_gateway.purchase.tracing import TraceStep
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
 from lcp_gateway.upstreams.lcpd.channel import LcpdAddress
 from lcp_gateway.upstreams.openai.adapter import OpenAIHttpUpstream
@@ -37,7 +37,7 @@ async def test_a_node_is_told_and_gets_the_same_bytes(stream):
             [VirtualNode("a", server.base_url, api_key="sk-key")], tracing=kept.tracing
         )
         quote = await upstream.request_quote(task, "node:a", 1)
-        with kept.tracing.request([PARENT], STATES), kept.tracing.span(Step.PAY):
+        with kept.tracing.request([PARENT], STATES), kept.tracing.span(TraceStep.PAY):
             if stream:
                 assert [event async for event in upstream.execute_stream(quote, task, 5)]
             else:
@@ -66,12 +66,16 @@ async def test_the_daemon_is_told_beside_the_operators_own_metadata(daemon):
     kept = Kept()
     address = LcpdAddress(daemon.address, metadata=(("macaroon", "abc"),))
     upstream = LcpdUpstream(address, tracing=kept.tracing)
-    with kept.tracing.request([PARENT], STATES), kept.tracing.span(Step.QUOTE):
+    with kept.tracing.request([PARENT], STATES), kept.tracing.span(TraceStep.QUOTE):
         quote = await upstream.request_quote(TASK, PEER, 1)
     assert daemon.metadata["macaroon"] == "abc"
     assert daemon.metadata["traceparent"].startswith(f"00-{TRACE}-")
     assert daemon.metadata["tracestate"] == ",".join(STATES)
-    with kept.tracing.request([], []), kept.tracing.span(Step.PAY), pytest.raises(UpstreamError):
+    with (
+        kept.tracing.request([], []),
+        kept.tracing.span(TraceStep.PAY),
+        pytest.raises(UpstreamError),
+    ):
         # The scripted daemon has no such answer ready; that it was asked is enough.
         [event async for event in upstream.execute_stream(quote, TASK, 1)]
     assert daemon.metadata["macaroon"] == "abc" and "traceparent" in daemon.metadata

@@ -26,12 +26,12 @@ from lcp_gateway.accounts.shared.claims import (
 )
 from lcp_gateway.accounts.shared.encryption import DecryptionFailed, Seals
 from lcp_gateway.accounts.shared.serialization import SerializedResult, serialize
-from lcp_gateway.purchase.answers import Answer
-from lcp_gateway.purchase.memory import KeyReused, MemoryLimits, Repeat
+from lcp_gateway.purchase.idempotency import CacheLimits, KeyReused, RepeatKeys
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.ports import StartTask, start_unsupervised
 from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.shared import Bought, Claim, LostElsewhere
+from lcp_gateway.purchase.result_buffer import ResultBuffer
+from lcp_gateway.purchase.shared_purchases import BoughtElsewhere, Claim, LostElsewhere
 from lcp_gateway.purchase.states import VERDICTS, State, Verdict
 
 StateOfRequest = Callable[[str, str, datetime], Awaitable[State | None]]
@@ -52,7 +52,7 @@ _CLOCK_SLACK = timedelta(seconds=5)
 
 
 class RedisAnswers:
-    """``SharedAnswers`` of gateways that have one Redis, one secret (of ``seals``) and one journal together.
+    """``SharedPurchases`` of gateways that have one Redis, one secret (of ``seals``) and one journal together.
 
     ``state_of`` asks the journal. ``limits`` says how long things may be asked for again; of answers larger than
     ``most_bytes`` only that they were bought is kept. Whoever meets a running order waits ``wait_s`` for its end.
@@ -65,7 +65,7 @@ class RedisAnswers:
         seals: Seals,
         *,
         state_of: StateOfRequest,
-        limits: MemoryLimits,
+        limits: CacheLimits,
         wait_s: float,
         most_bytes: int = MAX_RESULT_BYTES,
         on_joined: Callable[[str], None] = lambda _how: None,
@@ -81,11 +81,11 @@ class RedisAnswers:
         self._most_bytes = most_bytes
         self._on_joined = on_joined
 
-    async def claim(self, order: Order, repeat: Repeat) -> Claim | Bought:
+    async def claim(self, order: Order, repeat: RepeatKeys) -> Claim | BoughtElsewhere:
         """Claim an order, or give what came of it elsewhere; waits while it is bought there.
 
         Raises:
-            KeyReused, AnswerLost, Refused: as ``SharedAnswers`` says.
+            KeyReused, AnswerLost, Refused: as ``SharedPurchases`` says.
         """
         stand = self._stand(order, repeat)
         give_up_at = time.monotonic() + self._wait_s
@@ -119,19 +119,19 @@ class RedisAnswers:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, _MOST_PAUSE_S)
 
-    def _claimed(self, stand: OwnClaim, repeat: Repeat) -> Claim:
+    def _claimed(self, stand: OwnClaim, repeat: RepeatKeys) -> Claim:
         limits = self._limits
         keep_s = limits.bytes_for_s if repeat.key is not None else limits.repeats_for_s
         return _Claim(self._claims, self._seals, stand, keep_s, self._most_bytes, self._start_task)
 
-    def _stand(self, order: Order, repeat: Repeat) -> OwnClaim:
+    def _stand(self, order: Order, repeat: RepeatKeys) -> OwnClaim:
         names = self._names(order, repeat)
         stand = OwnClaim(names)
         about = orjson.dumps({"request_id": order.request_id, "at": datetime.now(UTC).isoformat()})
         stand.about = self._seals.close(_part(stand.id, b"about"), about, names.mark)
         return stand
 
-    def _names(self, order: Order, repeat: Repeat) -> ClaimNames:
+    def _names(self, order: Order, repeat: RepeatKeys) -> ClaimNames:
         """Give the names of an order: those that the process's own memory goes by."""
         key_id, kind, digest = order.key_id.encode(), order.task.kind.encode(), order.body_sha256
         repeats_ms = round(self._limits.repeats_for_s * 1_000)
@@ -172,7 +172,7 @@ class RedisAnswers:
                 VERDICTS[state],
             )
 
-    async def _bought(self, order: Order, found: FoundClaim) -> Bought:
+    async def _bought(self, order: Order, found: FoundClaim) -> BoughtElsewhere:
         """Give what came of an order.
 
         Raises:
@@ -240,7 +240,7 @@ class _Claim:
             await self._claims.renew(stand)
         return not stand.is_lost
 
-    async def ended(self, answer: Answer) -> None:
+    async def ended(self, answer: ResultBuffer) -> None:
         """Keep what came of it, or what is known of it; let go of what cost nothing."""
         # First, so that no renewal makes it anew.
         self._renewing.cancel()
@@ -252,7 +252,7 @@ class _Claim:
             with suppress(ClaimsUnavailable):
                 await self._keep(answer, purchase)
 
-    async def _keep(self, answer: Answer, purchase: Purchase) -> None:
+    async def _keep(self, answer: ResultBuffer, purchase: Purchase) -> None:
         seals, stand = self._seals, self._stand
         body = None
         if answer.head is not None and answer.readable and answer.size <= self._most_bytes:
@@ -272,7 +272,7 @@ class _Claim:
             await self._claims.renew(self._stand)
 
 
-async def _bytes_of(answer: Answer) -> bytes:
+async def _bytes_of(answer: ResultBuffer) -> bytes:
     blocks: list[bytes] = []
     try:
         async for block in answer.chunks():

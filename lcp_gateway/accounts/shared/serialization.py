@@ -8,37 +8,32 @@ from typing import Any, Final
 
 import orjson
 
-from lcp_gateway.purchase.answers import Answer, Head
-from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import (
     PaymentFailed,
     PurchaseError,
     Undelivered,
     UpstreamError,
 )
-from lcp_gateway.purchase.interruption import Interrupted, Reason
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.money import Charge, Markup, Msat, Refund
+from lcp_gateway.purchase.order import Order, Task, TaskKind
 from lcp_gateway.purchase.outcome import EndedBy, Ending, Received
-from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.quote import Quote, Source
-from lcp_gateway.purchase.refunds import Refund
-from lcp_gateway.purchase.shared import Bought
-from lcp_gateway.purchase.states import Event, State, Verdict
-from lcp_gateway.purchase.tariff import Charge, Markup
-from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.purchase import Interrupted, InterruptReason, Purchase
+from lcp_gateway.purchase.quote import Candidate, ProviderSource, Quote
+from lcp_gateway.purchase.result_buffer import ResultBuffer, ResultHead
+from lcp_gateway.purchase.shared_purchases import BoughtElsewhere
+from lcp_gateway.purchase.states import PurchaseEvent, State, Verdict
 
-_WAYS: Final[Mapping[State, tuple[Event, ...]]] = MappingProxyType(
+_WAYS: Final[Mapping[State, tuple[PurchaseEvent, ...]]] = MappingProxyType(
     {
         State.QUOTED: (),
-        State.REFUSED: (Event.REFUSE,),
-        State.EXPIRED: (Event.EXPIRE,),
-        State.PAYING: (Event.PAY,),
-        State.NOT_PAID: (Event.PAY, Event.FAIL_PAYMENT),
-        State.UNKNOWN: (Event.PAY, Event.LOSE_SIGHT),
-        State.SETTLED: (Event.PAY, Event.SETTLE),
-        State.DELIVERED: (Event.PAY, Event.SETTLE, Event.DELIVER),
-        State.UNDELIVERED: (Event.PAY, Event.SETTLE, Event.FAIL_DELIVERY),
+        State.REFUSED: (PurchaseEvent.REFUSE,),
+        State.EXPIRED: (PurchaseEvent.EXPIRE,),
+        State.PAYING: (PurchaseEvent.PAY,),
+        State.NOT_PAID: (PurchaseEvent.PAY, PurchaseEvent.FAIL_PAYMENT),
+        State.UNKNOWN: (PurchaseEvent.PAY, PurchaseEvent.LOSE_SIGHT),
+        State.SETTLED: (PurchaseEvent.PAY, PurchaseEvent.SETTLE),
+        State.DELIVERED: (PurchaseEvent.PAY, PurchaseEvent.SETTLE, PurchaseEvent.DELIVER),
+        State.UNDELIVERED: (PurchaseEvent.PAY, PurchaseEvent.SETTLE, PurchaseEvent.FAIL_DELIVERY),
     }
 )
 
@@ -51,7 +46,7 @@ class FailedElsewhere(PurchaseError):
         self.verdict = verdict
 
 
-def serialize(answer: Answer, purchase: Purchase, *, is_kept: bool) -> bytes:
+def serialize(answer: ResultBuffer, purchase: Purchase, *, is_kept: bool) -> bytes:
     """Give what is known of an answer but for its bytes; ``is_kept`` says whether those are kept too."""
     quote, task, charge = purchase.quote, purchase.order.task, purchase.charge
     facts = {
@@ -105,13 +100,13 @@ class SerializedResult:
         """Whether there were any bytes: what failed before its head has none."""
         return self._facts["head"] is not None
 
-    def bought(self, order: Order, body: bytes) -> Bought:
+    def bought(self, order: Order, body: bytes) -> BoughtElsewhere:
         """Give what was bought, as an answer to an order for the same."""
         purchase = self.purchase(order)
         head, error = self._facts["head"], self._facts["error"]
-        return Bought(
+        return BoughtElsewhere(
             purchase,
-            None if head is None else Head(*head),
+            None if head is None else ResultHead(*head),
             body,
             None if error is None else _error_of(error, purchase),
         )
@@ -156,7 +151,7 @@ def _quote_of(facts: Mapping[str, Any]) -> Quote:
         # It is paid, or must not be.
         payment_request="",
         protocol_version=facts["protocol_version"],
-        source=Source(facts["source"]),
+        source=ProviderSource(facts["source"]),
     )
 
 
@@ -203,7 +198,7 @@ def _error_of(facts: Mapping[str, Any], purchase: Purchase) -> PurchaseError:
                 is_told=facts.get("is_told", False),
             )
         case "interrupted":
-            return Interrupted(Reason(facts["reason"]), purchase)
+            return Interrupted(InterruptReason(facts["reason"]), purchase)
         case _:
             return FailedElsewhere(quote, verdict)
 

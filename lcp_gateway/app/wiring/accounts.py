@@ -20,7 +20,7 @@ from lcp_gateway.app.wiring.journal import WiringError
 from lcp_gateway.config import Settings, auth_mode, journal_place
 from lcp_gateway.http.openai.admission import Admission
 from lcp_gateway.purchase.ports import StartTask
-from lcp_gateway.routing.registry import Registry
+from lcp_gateway.routing.model_registry import ModelRegistry
 
 if TYPE_CHECKING:
     from lcp_gateway.accounts.limits.rate_counters import MemoryWindows, RateLimits, RedisWindows
@@ -65,7 +65,7 @@ from lcp_gateway.http.gateway.api_limits import ApiLimits
 from lcp_gateway.http.gateway.refunds import RefundRoutes
 from lcp_gateway.http.gateway.wallet import WalletRoutes
 from lcp_gateway.http.openai.response import ChargeReport
-from lcp_gateway.purchase.refunds import RefundDecision
+from lcp_gateway.purchase.money import RefundDecision
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
 
@@ -118,7 +118,7 @@ class Limits:
         self._shielded = ShieldedCalls() if redis_url else None
         self._leases: Leases = self._redis_leases or MemoryLeases()
 
-    def admission(self, settings: Settings, registry: Registry) -> Admission:
+    def admission(self, settings: Settings, registry: ModelRegistry) -> Admission:
         """Give the limits of the settings."""
         return Admission(
             self._rate_limits(settings),
@@ -339,7 +339,7 @@ class Access:
         """Yield why no customer can buy now."""
         return () if self._customers is None else self._customers.keeper.problems()
 
-    def parts(self, settings: Settings, registry: Registry) -> AccessParts:
+    def parts(self, settings: Settings, registry: ModelRegistry) -> AccessParts:
         """Make the parts. Settings of another kind of access than the shop was opened for need another shop.
 
         Raises:

@@ -11,12 +11,18 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.app.background_tasks import BackgroundTask
 from lcp_gateway.config import Settings, journal_place
 from lcp_gateway.purchase.journal import PurchaseJournal
+from lcp_gateway.purchase.money import (
+    NO_REFUND_LIMITS,
+    Budget,
+    Period,
+    Refund,
+    RefundDecision,
+    RefundLimits,
+)
 from lcp_gateway.purchase.ports import StartTask
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.refunds import NO_LIMITS, Refund, RefundDecision, RefundLimits
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Budget, Period
-from lcp_gateway.routing.standing import PeerHistory, Standings
+from lcp_gateway.routing.peer_trust import PeerHistory, PeerTrust
 from lcp_gateway.store.background_responses import BackgroundRows
 from lcp_gateway.store.database.engines import (
     BadDatabaseUrl,
@@ -73,7 +79,7 @@ class Ledgers:
     @property
     def refund_limits(self) -> RefundLimits:
         """What is given back without the operator looking."""
-        return NO_LIMITS if self.stored is None else self.stored.refunds
+        return NO_REFUND_LIMITS if self.stored is None else self.stored.refunds
 
     def use(self, settings: Settings) -> None:
         """Give back within other limits from now on."""
@@ -101,7 +107,7 @@ class Ledgers:
         if self.books is None:
             return None
         record = await self.books.purchase(job_id)
-        if record is None or record.key_id != key_id or record.kind != Source.LCP:
+        if record is None or record.key_id != key_id or record.kind != ProviderSource.LCP:
             # A node gives no invoice, and so nothing that a receipt could prove.
             return None
         # Few ask for one, so what makes it is loaded with the first.
@@ -205,7 +211,7 @@ def record_swept(
             refunds(decision)
 
 
-async def remember_peers(ledgers: Ledgers, standings: Standings) -> None:
+async def remember_peers(ledgers: Ledgers, standings: PeerTrust) -> None:
     """Begin with what the journal knows of the peers, so that a restart forgives nobody."""
     if ledgers.books is None:
         return
@@ -236,7 +242,7 @@ async def remember_peers(ledgers: Ledgers, standings: Standings) -> None:
 def book_tasks(
     ledgers: Ledgers,
     budgets: Callable[[], Iterable[Budget]],
-    standings: Standings,
+    standings: PeerTrust,
     metrics: Metrics,
     log: FilteringBoundLogger,
 ) -> Iterable[BackgroundTask]:
@@ -268,7 +274,7 @@ async def _sweep(
     ledgers: Ledgers,
     database: Database,
     stored: JournalWriter,
-    standings: Standings,
+    standings: PeerTrust,
     metrics: Metrics,
     log: FilteringBoundLogger,
 ) -> None:

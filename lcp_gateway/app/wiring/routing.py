@@ -6,29 +6,28 @@ from dataclasses import dataclass, fields
 
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.app.catalogs import Catalogs
 from lcp_gateway.app.chooser import Chooser
 from lcp_gateway.config import ModelConfig, NodeConfig, Settings, all_nodes, may_use_proxy
-from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.order import Order, TaskKind
 from lcp_gateway.purchase.ports import StartTask
-from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.purchase.tracing import Tracing
 from lcp_gateway.routing.auto import AutoChoice, AutoPolicy, Decision
-from lcp_gateway.routing.choice import RoutingRules
-from lcp_gateway.routing.policy import Weights
-from lcp_gateway.routing.query import WORDS
-from lcp_gateway.routing.records import Records
-from lcp_gateway.routing.registry import ModelCard, Registry, kinds_for
-from lcp_gateway.routing.standing import StandingRules, Standings
-from lcp_gateway.routing.weighing import Scored
+from lcp_gateway.routing.explicit import RoutingRules
+from lcp_gateway.routing.measurements import Measurements
+from lcp_gateway.routing.model_registry import ModelCard, ModelRegistry, kinds_for
+from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
+from lcp_gateway.routing.preferences import Weights
+from lcp_gateway.routing.route_query import ENDPOINT_NAMES
+from lcp_gateway.routing.scoring import Scored
 from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.upstreams.merged_catalog import MergedCatalog
 from lcp_gateway.upstreams.openai.adapter import OpenAIHttpUpstream
 from lcp_gateway.upstreams.openai.connections import VirtualNode
 from lcp_gateway.upstreams.openai.input_tokens import TokenCounter
 from lcp_gateway.upstreams.openai.node_watch import NodeWatch
 from lcp_gateway.upstreams.openai.price import NodePrice
 
-_KIND_OF = {word: kind for kind, word in WORDS.items()}
+_KIND_OF = {word: kind for kind, word in ENDPOINT_NAMES.items()}
 _MSAT_PER_SAT = 1_000
 
 
@@ -40,7 +39,7 @@ class NodeParts:
     watch: NodeWatch
     counter: TokenCounter
 
-    def use(self, settings: Settings, registry: Registry) -> None:
+    def use(self, settings: Settings, registry: ModelRegistry) -> None:
         """Take the nodes of other settings; those that are described as before stay as they are."""
         nodes = http_nodes(settings)
         self.upstream.use(nodes)
@@ -58,7 +57,7 @@ class RoutingParts:
     """How a configuration chooses."""
 
     rules: RoutingRules
-    registry: Registry
+    registry: ModelRegistry
     auto: AutoChoice
     chooser: Chooser
 
@@ -74,9 +73,9 @@ def routing_rules(settings: Settings) -> RoutingRules:
     )
 
 
-def model_registry(settings: Settings) -> Registry:
+def model_registry(settings: Settings) -> ModelRegistry:
     """What the settings say about models."""
-    return Registry({name: _card(config) for name, config in settings.models.items()})
+    return ModelRegistry({name: _card(config) for name, config in settings.models.items()})
 
 
 def http_nodes(settings: Settings) -> tuple[VirtualNode, ...]:
@@ -84,9 +83,9 @@ def http_nodes(settings: Settings) -> tuple[VirtualNode, ...]:
     return tuple(_node(config, settings) for config in all_nodes(settings))
 
 
-def standing_rules(settings: Settings) -> StandingRules:
+def standing_rules(settings: Settings) -> TrustRules:
     """What the settings say about trust in providers."""
-    return StandingRules(
+    return TrustRules(
         exposure_base_msat=settings.exposure_base_msat,
         exposure_share_ppm=settings.exposure_share_ppm,
         exposure_unproven_msat=settings.exposure_unproven_msat,
@@ -137,9 +136,9 @@ def node_parts(
 def routing_parts(
     settings: Settings,
     *,
-    catalogs: Catalogs,
-    records: Records,
-    standings: Standings,
+    catalogs: MergedCatalog,
+    records: Measurements,
+    standings: PeerTrust,
     metrics: Metrics,
     log: FilteringBoundLogger,
 ) -> RoutingParts:
@@ -200,7 +199,7 @@ def model_limits(settings: Settings) -> tuple[Mapping[str, int], Mapping[str, in
     return {name: limit for name, limit in prices.items() if limit}, totals
 
 
-def _describe(registry: Registry) -> Callable[[str, VirtualNode], frozenset[TaskKind]]:
+def _describe(registry: ModelRegistry) -> Callable[[str, VirtualNode], frozenset[TaskKind]]:
     def describe(model: str, node: VirtualNode) -> frozenset[TaskKind]:
         return kinds_for(registry.traits(model), node.kinds)
 

@@ -8,10 +8,10 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.accounts.shared.outage import Outage, RedisNotInstalled
 from lcp_gateway.app.wiring.journal import Ledgers, WiringError
 from lcp_gateway.config import Settings
+from lcp_gateway.purchase.idempotency import CacheLimits
 from lcp_gateway.purchase.journal import JournalUnavailable
-from lcp_gateway.purchase.memory import MemoryLimits
 from lcp_gateway.purchase.ports import StartTask
-from lcp_gateway.purchase.shared import SharedAnswers
+from lcp_gateway.purchase.shared_purchases import SharedPurchases
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from lcp_gateway.accounts.shared.claims import RedisClaims
 
 
-def memory_limits(settings: Settings) -> MemoryLimits:
+def memory_limits(settings: Settings) -> CacheLimits:
     """How much is remembered of answers, and for how long."""
-    return MemoryLimits(
+    return CacheLimits(
         bytes_in_all=settings.answers_max_bytes,
         bytes_for_s=settings.answers_keep_s,
         repeats_for_s=settings.retry_window_s,
@@ -48,7 +48,7 @@ class SharedResults:
         self._log = log
         self._claims: RedisClaims | None = None
 
-    def answers(self, settings: Settings) -> SharedAnswers | None:
+    def answers(self, settings: Settings) -> SharedPurchases | None:
         """Give the answers that gateways share, or None: ``redis_url`` is not set, or there is nothing to seal them with.
 
         Raises:

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 
 from lcp_gateway.cli.books.journal import format_time
-from lcp_gateway.purchase.refunds import Refund
+from lcp_gateway.purchase.money import Refund
 from lcp_gateway.purchase.states import VERDICTS, State
 from lcp_gateway.store.journal.purchases import PurchaseRecord
 

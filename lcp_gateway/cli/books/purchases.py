@@ -56,7 +56,7 @@ from lcp_gateway.cli.output import (
 )
 from lcp_gateway.config import Settings
 from lcp_gateway.config.derived import state_folder
-from lcp_gateway.purchase.refunds import WORDS, Refund, RefundLimits
+from lcp_gateway.purchase.money import REFUND_MESSAGES, Refund, RefundLimits
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.refunds import Refunds
 from lcp_gateway.store.journal.purchases import (
@@ -346,7 +346,7 @@ def resolve_purchase(
         raise CommandFailed(f"{error}; nothing was changed") from None
     typer.echo(f"entered as {resolved.state}; your reason is kept in {kept}")
     if resolved.refund is not None:
-        typer.echo(WORDS[resolved.refund])
+        typer.echo(REFUND_MESSAGES[resolved.refund])
     return 0
 
 
@@ -395,7 +395,9 @@ def refund_purchase(
         raise CommandFailed(f"--why: {error}", exit_code=USAGE_ERROR) from None
     except AccountError as error:
         raise CommandFailed(f"{error}; nothing was changed") from None
-    typer.echo(WORDS[decided.refund] if is_new else f"{WORDS[decided.refund]} before")
+    typer.echo(
+        REFUND_MESSAGES[decided.refund] if is_new else f"{REFUND_MESSAGES[decided.refund]} before"
+    )
     return 0
 
 

@@ -19,8 +19,7 @@ from lcp_gateway.cli.books.journal import (
 from lcp_gateway.cli.options import JsonOption, load_settings, setting_flags
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, print_json, print_table
 from lcp_gateway.config import Settings
-from lcp_gateway.purchase.money import Msat, format_sat
-from lcp_gateway.purchase.tariff import Period
+from lcp_gateway.purchase.money import Msat, Period, format_sat
 from lcp_gateway.store.journal.purchases import PurchaseFilter
 from lcp_gateway.store.journal.queries import Books, Spend
 

@@ -35,8 +35,8 @@ from lcp_gateway.config import (
 )
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.money import Msat, format_sat
+from lcp_gateway.purchase.order import Task
 from lcp_gateway.purchase.quote import Quote
-from lcp_gateway.purchase.task import Task
 from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.store.database.schema import HEAD

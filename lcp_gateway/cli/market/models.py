@@ -22,16 +22,15 @@ from lcp_gateway.cli.options import JsonOption, load_settings, setting_flags
 from lcp_gateway.cli.output import print_json, print_table, report
 from lcp_gateway.cli.serve.serve import daemon_for
 from lcp_gateway.config import Group, Settings, all_nodes
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.order import TaskKind
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.routing.auto import AutoChoice
 from lcp_gateway.routing.catalog import NODE_PREFIX
-from lcp_gateway.routing.model_names import EMBEDDING
+from lcp_gateway.routing.measurements import Mode
+from lcp_gateway.routing.model_registry import EMBEDDING, Traits, is_auto, kinds_for
 from lcp_gateway.routing.offers import Offers
-from lcp_gateway.routing.policy import Wish
-from lcp_gateway.routing.query import MOST, WORDS
-from lcp_gateway.routing.records import Mode
-from lcp_gateway.routing.registry import Traits, is_auto, kinds_for
+from lcp_gateway.routing.preferences import Preferences
+from lcp_gateway.routing.route_query import ENDPOINT_NAMES, MAX_RESULTS
 
 _UNKNOWN = "?"
 
@@ -57,9 +56,11 @@ class ModelRow:
     score: float | None = None
 
     @property
-    def source(self) -> Source:
+    def source(self) -> ProviderSource:
         """What kind of provider it is."""
-        return Source.NODE if self.provider_id.startswith(NODE_PREFIX) else Source.LCP
+        return (
+            ProviderSource.NODE if self.provider_id.startswith(NODE_PREFIX) else ProviderSource.LCP
+        )
 
 
 @app.command()
@@ -102,7 +103,7 @@ def models(
 
 def _as_told(gateway: RunningGateway, settings: Settings) -> Sequence[ModelRow]:
     # What embeds is ranked apart from what talks.
-    ranking = [*gateway.ranking(MOST), *gateway.ranking(MOST, EMBEDDING)]
+    ranking = [*gateway.ranking(MAX_RESULTS), *gateway.ranking(MAX_RESULTS, EMBEDDING)]
     rows = rows_of_gateway(gateway.models(), ranking)
     there = {row.provider_id for row in rows}
     down = [name for name, up in gateway.nodes_up.items() if not up]
@@ -181,7 +182,7 @@ def _scores(offers: Offers, auto: AutoChoice) -> Mapping[tuple[str, str], float]
     scores = {}
     for embeds in (False, True):
         alike = [e for e in entries.values() if (e.traits.type == EMBEDDING) is embeds]
-        for one in auto.rank(alike, Mode.WHOLE, Wish(), len(alike)):
+        for one in auto.rank(alike, Mode.WHOLE, Preferences(), len(alike)):
             scores[one.entry.provider.peer_id, one.entry.model] = round(one.score, 4)
     return scores
 
@@ -242,7 +243,7 @@ def _words(kinds: Iterable[TaskKind]) -> tuple[str, ...]:
     if TaskKind.CHAT_COMPLETIONS in found:
         # An adapter has them done as a chat.
         found.add(TaskKind.COMPLETIONS)
-    return tuple(word for kind, word in WORDS.items() if kind in found)
+    return tuple(word for kind, word in ENDPOINT_NAMES.items() if kind in found)
 
 
 def _in_order(rows: Iterable[ModelRow]) -> Sequence[ModelRow]:

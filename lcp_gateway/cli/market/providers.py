@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, TypeVar
 from lcp_gateway.cli.output import CommandFailed, report
 from lcp_gateway.config import Settings, all_nodes, specs
 from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.ports import Upstream
-from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.routing.auto import AutoChoice, AutoPolicy
 from lcp_gateway.routing.catalog import Catalog, Provider
-from lcp_gateway.routing.query import WORDS
-from lcp_gateway.routing.records import Records
-from lcp_gateway.routing.registry import Registry, kinds_for
+from lcp_gateway.routing.measurements import Measurements
+from lcp_gateway.routing.model_registry import ModelRegistry, kinds_for
+from lcp_gateway.routing.route_query import ENDPOINT_NAMES
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def daemon_advice(error: UpstreamError, settings: Settings) -> str:
             return "see the daemon's own log"
 
 
-KINDS: Mapping[str, TaskKind] = {word: kind for kind, word in WORDS.items()}
+KINDS: Mapping[str, TaskKind] = {word: kind for kind, word in ENDPOINT_NAMES.items()}
 """The kinds of task by the words that the command line has for them."""
 
 NOTHING_MEASURED = "nothing measured yet: scores are for providers nobody has tried"
@@ -104,7 +104,7 @@ class ReachableProviders:
 class UnmeasuredRouting:
     """Routing as a gateway has it that has just started: nothing is measured, and the best score is always chosen."""
 
-    registry: Registry
+    registry: ModelRegistry
     auto: AutoChoice
     chooser: "Chooser"
 
@@ -194,7 +194,7 @@ def unmeasured_routing(settings: Settings, catalog: Catalog) -> UnmeasuredRoutin
     registry = model_registry(settings)
     auto = AutoChoice(
         AutoPolicy(routing_weights(settings), settings.routing_temperature),
-        Records(half_life_s=settings.routing_half_life_s, clock=time.monotonic),
+        Measurements(half_life_s=settings.routing_half_life_s, clock=time.monotonic),
         lambda _provider_id: 1.0,
         clock=time.monotonic,
     )

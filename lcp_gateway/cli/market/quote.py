@@ -47,15 +47,13 @@ from lcp_gateway.lightning.checks import (
     mismatches,
 )
 from lcp_gateway.lightning.terms import terms_hash
-from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import PriceLimitExceeded, UpstreamError
 from lcp_gateway.purchase.money import Msat, format_sat
-from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.quote import Quote, Source
-from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.order import Order, Task, TaskKind
+from lcp_gateway.purchase.quote import Candidate, ProviderSource, Quote
 from lcp_gateway.routing.catalog import Catalog
-from lcp_gateway.routing.choice import RoutingError
-from lcp_gateway.routing.query import WORDS
+from lcp_gateway.routing.explicit import RoutingError
+from lcp_gateway.routing.route_query import ENDPOINT_NAMES
 
 _NOT_LOOKED_AT = "not looked at"
 _OF_THE_INVOICE = (
@@ -304,7 +302,7 @@ async def _judged(task: Task, found: Quote, catalog: Catalog, settings: Settings
     except PriceLimitExceeded as error:
         over_limit = str(error)
     checks: Sequence[QuoteCheck] = ()
-    if found.source is Source.LCP:
+    if found.source is ProviderSource.LCP:
         network = await invoice_network(settings)
         checks = check_all(task, found, datetime.now(UTC), network=network)
     provider = catalog.peer(found.peer_id)
@@ -322,8 +320,8 @@ def _print(quoted: CheckedQuote) -> None:
     found = quoted.quote
     rows = [
         ("model", quoted.task.model),
-        ("kind", WORDS[quoted.task.kind]),
-        *(_node_rows(quoted) if found.source is Source.NODE else _peer_rows(quoted)),
+        ("kind", ENDPOINT_NAMES[quoted.task.kind]),
+        *(_node_rows(quoted) if found.source is ProviderSource.NODE else _peer_rows(quoted)),
         ("expires", found.expires_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")),
         ("job", found.job_id.hex()),
         ("terms hash", found.terms_hash.hex()),

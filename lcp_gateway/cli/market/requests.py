@@ -12,9 +12,9 @@ import typer
 from lcp_gateway.cli.market.providers import KINDS
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
 from lcp_gateway.config import Settings
-from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.routing.catalog import Catalog, Provider
-from lcp_gateway.routing.choice import RoutingError, candidates
+from lcp_gateway.routing.explicit import RoutingError, explicit_providers
 
 SHORT_PROMPT = "Hello"
 SHORT_ANSWER_TOKENS = 16
@@ -77,7 +77,7 @@ def providers_for(catalog: Catalog, task: Task, settings: Settings) -> Sequence[
     """
     from lcp_gateway.app import routing_rules  # noqa: PLC0415 - imports the whole gateway
 
-    return candidates(catalog, task, routing_rules(settings))
+    return explicit_providers(catalog, task, routing_rules(settings))
 
 
 def first_servable(

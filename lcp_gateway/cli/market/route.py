@@ -32,13 +32,12 @@ from lcp_gateway.cli.options import JsonOption, load_settings, setting_flags, ut
 from lcp_gateway.cli.output import CommandFailed, print_json, print_pairs, print_table, report
 from lcp_gateway.cli.serve.serve import daemon_for
 from lcp_gateway.config import Group, Settings
-from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.task import TaskKind
-from lcp_gateway.routing.choice import RoutingError
-from lcp_gateway.routing.needs import needs_of
-from lcp_gateway.routing.query import WORDS
-from lcp_gateway.routing.registry import AUTO
-from lcp_gateway.routing.score import Features
+from lcp_gateway.purchase.order import Order, TaskKind
+from lcp_gateway.routing.explicit import RoutingError
+from lcp_gateway.routing.model_registry import AUTO
+from lcp_gateway.routing.requirements import requirements_of
+from lcp_gateway.routing.route_query import ENDPOINT_NAMES
+from lcp_gateway.routing.scoring import Features
 
 _UNKNOWN = "?"
 _CHOSEN = "*"
@@ -144,12 +143,12 @@ def _print(document: Mapping[str, Any], kind: TaskKind, request: bytes) -> None:
 
 def _head(document: Mapping[str, Any], kind: TaskKind, request: bytes) -> Iterator[tuple[str, str]]:
     asked, resolved = document["model"], document["resolved_model"]
-    yield "endpoint", WORDS[kind]
+    yield "endpoint", ENDPOINT_NAMES[kind]
     yield "model", asked if asked == resolved else f"{asked}, which is {resolved} here"
     decision = document["decision"]
     if decision is None:
         fields: Any = parse_json(request)
-        needs = needs_of(kind, fields, len(request))
+        needs = requirements_of(kind, fields, len(request))
         yield "needs", _needs(sorted(needs.capabilities), needs.tokens)
         return
     yield "needs", _needs(decision["needs"], decision["tokens"])

@@ -10,7 +10,7 @@ from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.openai.admission import JobsInFlight
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.routing.catalog import Catalog
 from lcp_gateway.telemetry.metrics import Metrics
 
@@ -96,7 +96,7 @@ class HealthRoutes:
         """
         problem = self._catalog.problem
         providers = self._catalog.catalog.providers
-        peers = sum(provider.source is Source.LCP for provider in providers)
+        peers = sum(provider.source is ProviderSource.LCP for provider in providers)
         reasons = []
         if self._jobs.draining:
             reasons.append("the gateway is shutting down")

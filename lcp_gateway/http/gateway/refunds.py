@@ -12,7 +12,7 @@ from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import json_response, read_fields, read_page
 from lcp_gateway.http.gateway.wallet import account_of, of_account_error, told
-from lcp_gateway.purchase.refunds import Refund, RefundDecision
+from lcp_gateway.purchase.money import Refund, RefundDecision
 
 _JOB_ID = re.compile(r"[0-9a-f]{64}")
 _DECISIONS = {"grant": True, "deny": False}

@@ -8,7 +8,7 @@ from aiohttp import web
 from lcp_gateway.http.errors import bad_request
 from lcp_gateway.http.fields import json_response
 from lcp_gateway.http.openai.request_body import read_body
-from lcp_gateway.routing.query import BadQuery, RouteQuery, read_query
+from lcp_gateway.routing.route_query import BadQuery, RouteQuery, read_query
 
 
 class RankingRoutes:

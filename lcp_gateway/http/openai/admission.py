@@ -10,11 +10,9 @@ from lcp_gateway.accounts.limits.concurrency import ConcurrencyLimits, Lease
 from lcp_gateway.accounts.limits.rates import Allowance
 from lcp_gateway.accounts.shared.outage import ShieldedCalls
 from lcp_gateway.http.errors import ApiError
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.tariff import Budget, Period
-from lcp_gateway.purchase.task import Task
-from lcp_gateway.routing.registry import is_auto
+from lcp_gateway.purchase.money import Budget, Msat, Period
+from lcp_gateway.purchase.order import Order, Task
+from lcp_gateway.routing.model_registry import is_auto
 from lcp_gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:

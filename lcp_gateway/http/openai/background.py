@@ -18,14 +18,13 @@ from lcp_gateway.http.openai.response import (
     purchase_headers,
     refund_status,
 )
-from lcp_gateway.purchase.answers import Answer
-from lcp_gateway.purchase.earlier import refusal_of
-from lcp_gateway.purchase.interruption import Reason
+from lcp_gateway.purchase.idempotency import RepeatKeys, ResultLost
 from lcp_gateway.purchase.journal import RequestRepeated
-from lcp_gateway.purchase.memory import AnswerLost, Repeat
 from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.purchase import InterruptReason, Purchase
+from lcp_gateway.purchase.result_buffer import ResultBuffer
 from lcp_gateway.purchase.service import PurchaseService
+from lcp_gateway.purchase.shared_purchases import refusal_of
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.responses import ids
 from lcp_gateway.responses.background import (
@@ -83,11 +82,11 @@ class BackgroundResponses:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @staticmethod
-    def of(answer: Answer) -> BackgroundJob | None:
+    def of(answer: ResultBuffer) -> BackgroundJob | None:
         """Give the job that an answer belongs to, also after its end."""
         return answer.kept_for if isinstance(answer.kept_for, BackgroundJob) else None
 
-    def repeated(self, order: Order, repeat: Repeat) -> BackgroundJob | None:
+    def repeated(self, order: Order, repeat: RepeatKeys) -> BackgroundJob | None:
         """Give the job that a request asks for again; its result may be stored though its bytes are no longer held.
 
         Raises:
@@ -95,7 +94,7 @@ class BackgroundResponses:
         """
         try:
             answer = self._service.find(order, repeat)
-        except AnswerLost as lost:
+        except ResultLost as lost:
             job = self.of(lost.answer)
             if job is None:
                 raise
@@ -112,7 +111,7 @@ class BackgroundResponses:
         plan: RecordingPlan,
         request: Mapping[str, Any],
         *,
-        repeat: Repeat,
+        repeat: RepeatKeys,
         quote_name: str | None,
     ) -> BackgroundJob:
         """Begin to buy; gives the job, or the one that the request repeats.
@@ -168,7 +167,7 @@ class BackgroundResponses:
         book: BackgroundRepository,
         response_id: str,
         order: Order,
-        repeat: Repeat,
+        repeat: RepeatKeys,
         now: datetime,
     ) -> None:
         """Write a job down, unless its request was bought before by another process or before a restart.
@@ -202,7 +201,7 @@ class BackgroundResponses:
     async def cancel(self, job: BackgroundJob) -> None:
         """End a job as its client wishes, and wait until it has ended."""
         job.cancelled = True
-        self._service.interrupt(job.answer, Reason.CANCELLED)
+        self._service.interrupt(job.answer, InterruptReason.CANCELLED)
         await ended(job.answer)
 
     def item(self, job: BackgroundJob) -> Item:
@@ -215,7 +214,7 @@ class BackgroundResponses:
         if item is not None:
             return item
         if job.status is ResponseStatus.COMPLETED:
-            raise AnswerLost(job.answer)
+            raise ResultLost(job.answer)
         return _item_of(job, *self.shown(job))
 
     def given(self, job: BackgroundJob) -> tuple[bytes, Mapping[str, str]]:
@@ -367,21 +366,21 @@ class BackgroundResponses:
             self._log.error("work for a background job failed", exc_info=error)
 
 
-async def ended(answer: Answer) -> None:
+async def ended(answer: ResultBuffer) -> None:
     """Wait for an answer's end."""
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     answer.when_ended(lambda _answer: None if done.done() else done.set_result(None))
     await done
 
 
-async def _attend(answer: Answer, release: Awaitable[None]) -> None:
+async def _attend(answer: ResultBuffer, release: Awaitable[None]) -> None:
     try:
         await ended(answer)
     finally:
         await release
 
 
-def headers_of(answer: Answer) -> Mapping[str, str]:
+def headers_of(answer: ResultBuffer) -> Mapping[str, str]:
     """Give the headers that tell of the purchase so far."""
     purchase = answer.purchase
     if purchase is None:
@@ -403,7 +402,7 @@ def _failure(job: BackgroundJob) -> ApiError:
     return found or internal_error(answer.verdict, quote)
 
 
-def _not_kept(answer: Answer) -> ApiError:
+def _not_kept(answer: ResultBuffer) -> ApiError:
     return ApiError(
         502,
         "the answer came, and is larger than what can be stored or has no form that can be shown",

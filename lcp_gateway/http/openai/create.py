@@ -18,15 +18,14 @@ from lcp_gateway.http.openai.history import History
 from lcp_gateway.http.openai.request_body import ParsedRequest, parse_request, read_body
 from lcp_gateway.http.openai.request_headers import RequestHeaders, read_request_headers
 from lcp_gateway.http.openai.response import JSON, ChargeReport, ResponseWriter, quote_response
-from lcp_gateway.purchase.answers import Answer
-from lcp_gateway.purchase.earlier import BoughtBefore
 from lcp_gateway.purchase.errors import Refused
+from lcp_gateway.purchase.idempotency import RepeatKeys, ResultLost
 from lcp_gateway.purchase.journal import InsufficientBalance
 from lcp_gateway.purchase.limits import SpendingLimits
-from lcp_gateway.purchase.memory import AnswerLost, Repeat
-from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.order import Order, TaskKind
+from lcp_gateway.purchase.result_buffer import ResultBuffer
 from lcp_gateway.purchase.service import PurchaseService
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.shared_purchases import BoughtBefore
 from lcp_gateway.responses.background import BackgroundJob
 from lcp_gateway.responses.request_options import RequestOptions
 from lcp_gateway.telemetry.metrics import Metrics
@@ -152,16 +151,16 @@ class CreateRoutes:
             self._note_joined(exchange, answer)
         return await self._delivering.deliver(request, exchange, order, answer)
 
-    def _find(self, order: Order, repeat: Repeat) -> Answer | None:
+    def _find(self, order: Order, repeat: RepeatKeys) -> ResultBuffer | None:
         try:
             return self._service.find(order, repeat)
-        except AnswerLost:
+        except ResultLost:
             self._metrics.joined("lost")
             raise
 
     def _start(
         self, exchange: RequestContext, order: Order, wishes: RequestOptions, asked: RequestHeaders
-    ) -> Answer:
+    ) -> ResultBuffer:
         """Begin to buy. Nothing is awaited since the answer was looked for: nobody else has begun meanwhile."""
         completed = self._stateful.complete(order, wishes)
         exchange.request_bytes = len(completed.order.task.body)
@@ -204,7 +203,7 @@ class CreateRoutes:
             completed.order, plan, parsed.document, repeat=asked.repeat, quote_name=asked.quote_id
         )
 
-    def _note_joined(self, exchange: RequestContext, answer: Answer) -> None:
+    def _note_joined(self, exchange: RequestContext, answer: ResultBuffer) -> None:
         exchange.joined = True
         self._metrics.joined("replayed" if answer.ended else "running")
 
@@ -241,7 +240,7 @@ class _Place:
         if not self._handed_over:
             await self._give_back(None)
 
-    async def _give_back(self, answer: Answer | None) -> None:
+    async def _give_back(self, answer: ResultBuffer | None) -> None:
         exchange = self._exchange
         result_bytes = exchange.result_bytes if answer is None else answer.size
         await self._admission.release(

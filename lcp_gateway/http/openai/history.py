@@ -10,9 +10,8 @@ from lcp_gateway.adapters.json_bytes import parse_json, write_json
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.openai.request_body import parse_object
 from lcp_gateway.http.openai.response import JSON
-from lcp_gateway.purchase.answers import Answer
-from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.order import Order, TaskKind
+from lcp_gateway.purchase.result_buffer import ResultBuffer
 from lcp_gateway.responses import ids
 from lcp_gateway.responses.history import request_for_provider
 from lcp_gateway.responses.items import Item, ItemKind
@@ -176,7 +175,7 @@ class History:
             raise _off(_PREVIOUS)
         return request_for_provider(body, self._earlier(owner, previous))
 
-    def keep(self, answer: Answer, plan: RecordingPlan) -> None:
+    def keep(self, answer: ResultBuffer, plan: RecordingPlan) -> None:
         """Have an answer kept when it has come."""
         answer.given_id = plan.given_id
         self._keeper.keep(answer, plan)

@@ -14,9 +14,9 @@ from lcp_gateway.http.errors import PAYMENT_HEADER, bad_request
 from lcp_gateway.http.fields import json_response
 from lcp_gateway.http.openai.admission import Admission
 from lcp_gateway.http.openai.request_body import parse_object, read_body
-from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.order import Task, TaskKind
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.responses.request_options import InvalidOption, read_options
 from lcp_gateway.routing.offers import Offers
 
@@ -100,7 +100,7 @@ class InputTokenRoutes:
         ids = [
             entry.provider.peer_id
             for entry in self._offers().by_kind[_KIND]
-            if entry.model == real and entry.provider.source is Source.NODE
+            if entry.model == real and entry.provider.source is ProviderSource.NODE
         ]
         if not ids:
             return None, ""

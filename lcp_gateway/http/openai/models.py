@@ -12,11 +12,11 @@ from aiohttp import web
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.fields import json_response
 from lcp_gateway.routing.catalog import Catalog, Provider
-from lcp_gateway.routing.choice import RoutingRules
+from lcp_gateway.routing.explicit import RoutingRules
+from lcp_gateway.routing.measurements import Measurements
+from lcp_gateway.routing.model_registry import AUTO, ModelRegistry, Traits, is_auto
 from lcp_gateway.routing.offers import Offers
-from lcp_gateway.routing.query import WORDS, endpoints_of
-from lcp_gateway.routing.records import Records
-from lcp_gateway.routing.registry import AUTO, Registry, Traits, is_auto
+from lcp_gateway.routing.route_query import ENDPOINT_NAMES, endpoints_of
 
 # A list of a thousand models takes some milliseconds to write: those who ask within a second share one.
 _HELD_S = 1.0
@@ -32,8 +32,8 @@ class ModelRoutes:
         catalog: Callable[[], Catalog],
         offers: Callable[[], Offers],
         rules: RoutingRules,
-        registry: Registry,
-        records: Records,
+        registry: ModelRegistry,
+        records: Measurements,
         is_there: Callable[[str], bool],
         charge: Callable[[str, int], int] | None = None,
         lists_auto: bool = False,
@@ -159,7 +159,9 @@ class ModelRoutes:
         """Describe the choice that the gateway makes itself; what depends on the model that it chooses is not known."""
         lcp: dict[str, object] = {
             "providers": [*there],
-            "endpoints": [WORDS[kind] for kind, entries in offers.by_kind.items() if entries],
+            "endpoints": [
+                ENDPOINT_NAMES[kind] for kind, entries in offers.by_kind.items() if entries
+            ],
             "context_length": None,
             "capabilities": sorted(offers.capabilities),
             "params_b": None,

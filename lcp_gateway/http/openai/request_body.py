@@ -11,7 +11,7 @@ from aiohttp import web
 
 from lcp_gateway.adapters.json_bytes import rewrite_object
 from lcp_gateway.http.errors import ApiError, bad_request
-from lcp_gateway.purchase.task import SUBJECTS, Task, TaskKind, output_limit
+from lcp_gateway.purchase.order import SUBJECTS, Task, TaskKind, output_limit
 
 
 async def read_body(request: web.Request, timeout_s: float) -> bytes:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lcp_gateway.http.errors import ApiError, bad_request
-from lcp_gateway.purchase.memory import Repeat
+from lcp_gateway.purchase.idempotency import RepeatKeys
 from lcp_gateway.purchase.money import Msat
 
 _MAX_KEY_CHARS = 255
@@ -17,7 +17,7 @@ _DIGITS = re.compile(r"[0-9]{1,18}")
 class RequestHeaders:
     """The headers of a request that are meant for the gateway."""
 
-    repeat: Repeat
+    repeat: RepeatKeys
     quote_only: bool = False
     route_only: bool = False
     quote_id: str | None = None
@@ -37,7 +37,7 @@ def read_request_headers(headers: Mapping[str, str]) -> RequestHeaders:
     if limit is not None and not _DIGITS.fullmatch(limit.strip()):
         raise _bad("X-Lcp-Max-Price-Msat", "must be a whole number of millisatoshi")
     return RequestHeaders(
-        repeat=Repeat(
+        repeat=RepeatKeys(
             key=key,
             is_retry=_is_retry(headers.get("x-stainless-retry-count")),
             # Codex keeps this over the retries of one request.

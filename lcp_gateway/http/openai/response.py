@@ -19,14 +19,14 @@ from lcp_gateway.http.error_mapping import map_error, map_purchase_error
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, quote_headers
 from lcp_gateway.http.gateway.api_limits import ApiLimits, account
 from lcp_gateway.http.openai.sse_relay import SseRelay, close_if_http10, safe_header
-from lcp_gateway.purchase.answers import Answer, Head
-from lcp_gateway.purchase.book import HeldQuote
 from lcp_gateway.purchase.errors import Undelivered
+from lcp_gateway.purchase.held_quotes import HeldQuote
 from lcp_gateway.purchase.journal import EarlierPurchase, InsufficientBalance
 from lcp_gateway.purchase.limits import SpendingLimits
+from lcp_gateway.purchase.money import REFUND_MESSAGES, Refund
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.refunds import WORDS, Refund
+from lcp_gateway.purchase.result_buffer import ResultBuffer, ResultHead
 from lcp_gateway.purchase.service import PurchaseService
 from lcp_gateway.responses.documents import find_id
 from lcp_gateway.responses.ids import IdInjector
@@ -53,7 +53,7 @@ def purchase_headers(purchase: Purchase) -> dict[str, str]:
     return headers
 
 
-def result_headers(purchase: Purchase, head: Head, otherwise: str) -> dict[str, str]:
+def result_headers(purchase: Purchase, head: ResultHead, otherwise: str) -> dict[str, str]:
     """Give the headers of a result; ``otherwise`` is its type where the provider names none that can be sent."""
     headers = {
         "Content-Type": safe_header(head.content_type, otherwise),
@@ -163,7 +163,7 @@ class ChargeReport:
         if (refund := refund_status(purchase)) is not None:
             failure.details = {**failure.details, "refund": refund}
         if purchase.refund is Refund.WITHHELD:
-            failure.message = f"{failure.message}; {WORDS[Refund.WITHHELD]}"
+            failure.message = f"{failure.message}; {REFUND_MESSAGES[Refund.WITHHELD]}"
 
     async def refuse(self, exchange: RequestContext, error: InsufficientBalance) -> ApiError:
         """Give the answer for a balance that is too low, with an invoice for what is missing."""
@@ -328,7 +328,7 @@ class ResponseWriter:
         request: web.Request,
         exchange: RequestContext,
         order: Order,
-        answer: Answer,
+        answer: ResultBuffer,
     ) -> web.StreamResponse:
         """Give the response. ``order`` is as the client sent it.
 
@@ -368,7 +368,7 @@ class ResponseWriter:
         self,
         request: web.Request,
         exchange: RequestContext,
-        answer: Answer,
+        answer: ResultBuffer,
         shaping: ResultTransform,
         headers: dict[str, str],
     ) -> web.StreamResponse:
@@ -443,7 +443,7 @@ class ResponseWriter:
         exchange.counted_bytes = exchange.result_bytes
 
 
-def _not_read(answer: Answer) -> ApiError:
+def _not_read(answer: ResultBuffer) -> ApiError:
     return ApiError(
         408,
         "the answer was not read in time",

@@ -16,7 +16,7 @@ from lcp_gateway.http.openai.history import input_item, not_stored, page_respons
 from lcp_gateway.http.openai.response import EVENTS, JSON, STREAM_HEADERS
 from lcp_gateway.http.openai.sse_relay import SseRelay
 from lcp_gateway.purchase.errors import Undelivered
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.responses.background import BackgroundJob, ResponseStatus
 from lcp_gateway.responses.history import join_segments
 from lcp_gateway.responses.items import Item, ItemKind

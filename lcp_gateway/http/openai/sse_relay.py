@@ -13,7 +13,7 @@ from aiohttp import HttpVersion11, web
 from lcp_gateway.adapters.json_bytes import is_event_stream
 from lcp_gateway.adapters.sse import ends_event
 from lcp_gateway.http.errors import ApiError
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.order import TaskKind
 
 _HEARTBEAT = b": heartbeat\n\n"
 # How long an answer that was broken off may take to leave before the connection is torn down.

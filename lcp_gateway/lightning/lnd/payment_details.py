@@ -23,7 +23,7 @@ from lcp_gateway.lightning.lnd.records import (
     PaymentRecord,
     PaymentState,
 )
-from lcp_gateway.purchase.journal import JournalUnavailable, Learnt
+from lcp_gateway.purchase.journal import JournalUnavailable, PurchaseUpdate
 from lcp_gateway.purchase.money import Msat
 
 PAGE: Final = 200
@@ -51,7 +51,7 @@ class FoundDetails:
     """What lnd tells of a purchase's payment, to be written down."""
 
     job_id: bytes
-    learnt: Learnt
+    learnt: PurchaseUpdate
 
 
 class PaymentSource(Protocol):
@@ -402,7 +402,7 @@ def _details(record: PaymentRecord, jobs: Sequence[bytes]) -> list[FoundDetails]
         return []
     return [
         FoundDetails(
-            job_id, Learnt(fee_msat=Msat(0) if place else Msat(fee_msat), preimage=preimage)
+            job_id, PurchaseUpdate(fee_msat=Msat(0) if place else Msat(fee_msat), preimage=preimage)
         )
         for place, job_id in enumerate(jobs)
         if job_id

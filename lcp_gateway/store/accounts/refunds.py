@@ -23,9 +23,8 @@ from lcp_gateway.accounts.models import (
     RefundRecord,
     check_text,
 )
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.money import Msat, Refund
 from lcp_gateway.purchase.outcome import EndedBy, Received
-from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.admin_log import write_act
 from lcp_gateway.store.accounts.balances import Balances

@@ -62,7 +62,7 @@ purchases = Table(
     Column("job_id", LargeBinary(32), primary_key=True),
     Column("payment_hash", LargeBinary(32), index=True),
     Column("state", Text, nullable=False),
-    # Where it was bought: a value of ``Source``.
+    # Where it was bought: a value of ``ProviderSource``.
     Column("kind", Text, nullable=False),
     Column("task_kind", Text, nullable=False),
     Column("model", Text, nullable=False),

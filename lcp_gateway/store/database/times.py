@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import NewType
 
-from lcp_gateway.purchase.tariff import Period
+from lcp_gateway.purchase.money import Period
 
 Micros = NewType("Micros", int)
 """Microseconds since 1970-01-01T00:00:00Z."""

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import BindParameter, Connection, Select, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from lcp_gateway.purchase.refunds import Refund, RefundLimits
-from lcp_gateway.purchase.tariff import Budget, Period
+from lcp_gateway.purchase.money import Budget, Period, Refund, RefundLimits
 from lcp_gateway.store.database.schema import budget_spend
 from lcp_gateway.store.database.statements import execute_in, execute_many
 from lcp_gateway.store.database.times import MICROS_PER_HOUR, period_start

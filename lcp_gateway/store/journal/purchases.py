@@ -7,12 +7,10 @@ from typing import Any
 
 from sqlalchemy import RowMapping
 
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.money import Charge, Markup, Msat, Refund
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.outcome import RULINGS, EndedBy, Received
-from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Charge, Markup
-from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.store.database.times import from_micros
 
 _NOT_SHOWN = ("intent_no", "repeat_key", "repeat_body", "repeat_until")
@@ -24,7 +22,7 @@ _CHARGE_COLUMNS = ("account_id", "charge_msat", "markup_ppm", "markup_msat", "re
 class PurchaseRecord:
     """One purchase. Hashes are 32 bytes, times aware UTC; None means not known, or not yet.
 
-    ``kind`` is a value of ``Source``: ``lcp`` for what was bought from a Lightning peer, ``node`` for what a virtual node
+    ``kind`` is a value of ``ProviderSource``: ``lcp`` for what was bought from a Lightning peer, ``node`` for what a virtual node
     did, of which there is no invoice. ``paying_at`` is the time of the intent. ``charge`` is None where no customer was
     charged; its amount is what is held while the purchase is open, and once it is settled, what was taken. ``ended_by``
     and ``received`` tell how a paid purchase ended without a whole result, ``refund`` what became of its charge.

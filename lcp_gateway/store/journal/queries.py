@@ -16,11 +16,9 @@ from sqlalchemy import (
     select,
 )
 
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.money import Budget, Msat, Period, Refund
 from lcp_gateway.purchase.outcome import RULINGS
-from lcp_gateway.purchase.refunds import Refund
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Budget, Period
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import OPEN_STATES, budget_spend, purchase_states, purchases
 from lcp_gateway.store.database.times import (

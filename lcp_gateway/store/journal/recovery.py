@@ -7,11 +7,10 @@ from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, select, text
 
-from lcp_gateway.purchase.journal import Learnt
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.journal import PurchaseUpdate
+from lcp_gateway.purchase.money import NO_REFUND_LIMITS, Msat, Refund, RefundDecision, RefundLimits
 from lcp_gateway.purchase.outcome import FOUND_PAID, LOST_BY_CRASH
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.refunds import NO_LIMITS, Refund, RefundDecision, RefundLimits
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import purchases
@@ -43,7 +42,7 @@ _LEFT_OF_OWNER = tuple(
 _STANDS = select(purchases.c.state, purchases.c.owner).where(
     purchases.c.job_id == bindparam("of_job")
 )
-_LOST = Learnt(ending=LOST_BY_CRASH)
+_LOST = PurchaseUpdate(ending=LOST_BY_CRASH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,9 @@ class NotUnknown(Exception):
         self.state = state
 
 
-async def sweep(database: Database, at: datetime, refunds: RefundLimits = NO_LIMITS) -> SweepResult:
+async def sweep(
+    database: Database, at: datetime, refunds: RefundLimits = NO_REFUND_LIMITS
+) -> SweepResult:
     """Move on what dead processes left: ``paying`` to ``unknown``, or at a node, and ``settled``, to ``undelivered``.
 
     What a dead process had delivered of a settled purchase cannot be known: the customer is not charged for it, within the
@@ -130,8 +131,8 @@ async def resolve(
     job_id: bytes,
     state: State,
     at: datetime,
-    learnt: Learnt = NOTHING_NEW,
-    refunds: RefundLimits = NO_LIMITS,
+    learnt: PurchaseUpdate = NOTHING_NEW,
+    refunds: RefundLimits = NO_REFUND_LIMITS,
 ) -> Resolved:
     """Record, on evidence, what became of an unknown purchase: ``not_paid``, or ``settled``, which is ``undelivered``.
 
@@ -190,7 +191,7 @@ def _sweep_some(
         notes: list[NoteEntry] = []
         for job_id, kind, state, peer_id, price_msat in _left(connection, owner):
             left = LostPurchase(job_id, peer_id, Msat(price_msat))
-            if state == State.PAYING and kind == Source.LCP:
+            if state == State.PAYING and kind == ProviderSource.LCP:
                 notes.append(NoteEntry(job_id, State.UNKNOWN, at))
                 swept.unsettled.append(left)
                 continue

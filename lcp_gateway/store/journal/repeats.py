@@ -17,13 +17,10 @@ from sqlalchemy import (
     update,
 )
 
-from lcp_gateway.purchase.journal import EarlierPurchase, Intent
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.quote import Quote, Source
-from lcp_gateway.purchase.refunds import Refund
-from lcp_gateway.purchase.repeat_identity import RepeatIdentity
+from lcp_gateway.purchase.journal import EarlierPurchase, Intent, RepeatIdentity
+from lcp_gateway.purchase.money import Charge, Markup, Msat, Refund
+from lcp_gateway.purchase.quote import ProviderSource, Quote
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Charge, Markup
 from lcp_gateway.store.database.schema import purchases
 from lcp_gateway.store.database.statements import Row, execute_in, execute_many
 from lcp_gateway.store.database.times import from_micros, to_micros
@@ -117,7 +114,7 @@ class _Found:
             terms_hash=self.terms_hash,
             payment_request="",
             protocol_version=self.protocol_version,
-            source=Source(self.kind),
+            source=ProviderSource(self.kind),
         )
         charge = None
         if self.account_id is not None:

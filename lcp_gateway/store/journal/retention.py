@@ -6,7 +6,7 @@ from typing import Final
 
 from sqlalchemy import Connection, bindparam, delete, func, select
 
-from lcp_gateway.purchase.refunds import Refund
+from lcp_gateway.purchase.money import Refund
 from lcp_gateway.store.database import cursors
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import OPEN_STATES, budget_spend, purchases

@@ -6,18 +6,16 @@ from typing import Any
 
 from sqlalchemy import BindParameter, Connection, Select, bindparam, func, insert, select, update
 
-from lcp_gateway.purchase.journal import Intent, Learnt
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.repeat_identity import RepeatIdentity
+from lcp_gateway.purchase.journal import Intent, PurchaseUpdate, RepeatIdentity
+from lcp_gateway.purchase.money import Charge, Markup, Msat
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Charge, Markup
 from lcp_gateway.store.database.schema import OPEN_STATES, purchases
 from lcp_gateway.store.database.statements import execute_in, execute_many
 from lcp_gateway.store.database.times import to_micros
 
 _NOTHING_TAKEN = frozenset({*OPEN_STATES, State.NOT_PAID})
-_UPSTREAMS = {Source.LCP: "lcpd", Source.NODE: "openai_http"}
+_UPSTREAMS = {ProviderSource.LCP: "lcpd", ProviderSource.NODE: "openai_http"}
 
 
 _NO_CHARGE: dict[str, object] = dict.fromkeys(
@@ -123,7 +121,7 @@ class PurchaseRow:
             return 0
         return self.price_msat + (self.fee_cap_msat if self.fee_msat is None else self.fee_msat)
 
-    def learn(self, learnt: Learnt) -> bool:
+    def learn(self, learnt: PurchaseUpdate) -> bool:
         """Fill in what was not known; what was known stays. Tells whether anything was new."""
         before = self._known
         if learnt.charged_msat is not None:

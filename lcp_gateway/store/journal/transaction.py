@@ -24,14 +24,19 @@ from lcp_gateway.purchase.journal import (
     InsufficientBalance,
     Intent,
     KeyRevoked,
-    Learnt,
+    PurchaseUpdate,
     RequestRepeated,
 )
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.money import (
+    NO_REFUND_LIMITS,
+    Budget,
+    Msat,
+    Refund,
+    RefundDecision,
+    RefundLimits,
+)
 from lcp_gateway.purchase.outcome import LOST_BY_CRASH
-from lcp_gateway.purchase.refunds import NO_LIMITS, Refund, RefundDecision, RefundLimits
 from lcp_gateway.purchase.states import TRANSITIONS, State
-from lcp_gateway.purchase.tariff import Budget
 from lcp_gateway.store.accounts.balances import Balances
 from lcp_gateway.store.database.schema import accounts, budget_spend, keys, purchase_states
 from lcp_gateway.store.database.statements import execute_in, execute_many
@@ -52,7 +57,7 @@ from lcp_gateway.store.journal.rows import (
     write_rows,
 )
 
-NOTHING_NEW = Learnt()
+NOTHING_NEW = PurchaseUpdate()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ class NoteEntry:
     job_id: bytes
     state: State | None
     at: datetime
-    learnt: Learnt = NOTHING_NEW
+    learnt: PurchaseUpdate = NOTHING_NEW
     withdraws: int | None = None
     on_refund: Callable[[Refund], None] | None = None
 
@@ -168,7 +173,7 @@ class JournalTransaction:
         owner: str,
         notes: Sequence[NoteEntry],
         intents: Sequence[IntentEntry],
-        refunds: RefundLimits = NO_LIMITS,
+        refunds: RefundLimits = NO_REFUND_LIMITS,
     ) -> None:
         """``refunds`` bounds what is given back; a charge that is over it is withheld."""
         self._owner = owner

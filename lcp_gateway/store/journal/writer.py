@@ -12,11 +12,10 @@ from typing import TypeAlias
 from sqlalchemy.exc import IntegrityError
 
 from lcp_gateway.purchase.errors import Refused
-from lcp_gateway.purchase.journal import EarlierPurchase, Intent, JournalUnavailable, Learnt
+from lcp_gateway.purchase.journal import EarlierPurchase, Intent, JournalUnavailable, PurchaseUpdate
+from lcp_gateway.purchase.money import NO_REFUND_LIMITS, Budget, Refund, RefundDecision
 from lcp_gateway.purchase.ports import StartTask, start_unsupervised
-from lcp_gateway.purchase.refunds import NO_LIMITS, Refund, RefundDecision
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Budget
 from lcp_gateway.store.accounts.balances import LARGEST_AMOUNT
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
 from lcp_gateway.store.journal.repeats import find_job
@@ -100,7 +99,7 @@ class JournalWriter:
     ) -> None:
         self._database = database
         self._on_refund = on_refund
-        self.refunds = NO_LIMITS
+        self.refunds = NO_REFUND_LIMITS
         self._on_problem = on_problem
         self._on_commit = on_commit
         self._limits = limits
@@ -207,7 +206,7 @@ class JournalWriter:
         job_id: bytes,
         state: State,
         at: datetime,
-        learnt: Learnt = NOTHING_NEW,
+        learnt: PurchaseUpdate = NOTHING_NEW,
         on_refund: Callable[[Refund], None] | None = None,
     ) -> None:
         """Write a later state soon, in order; ``not_paid`` gives its reservation back.
@@ -216,7 +215,7 @@ class JournalWriter:
         """
         self._add(NoteEntry(job_id, state, at, learnt, on_refund=on_refund))
 
-    def learn(self, job_id: bytes, at: datetime, learnt: Learnt) -> None:
+    def learn(self, job_id: bytes, at: datetime, learnt: PurchaseUpdate) -> None:
         """Write what became known of a purchase without its state changing: its real fee, say."""
         self._add(NoteEntry(job_id, None, at, learnt))
 
@@ -464,7 +463,7 @@ class NullJournal:
         job_id: bytes,
         state: State,
         at: datetime,
-        learnt: Learnt = NOTHING_NEW,
+        learnt: PurchaseUpdate = NOTHING_NEW,
         on_refund: Callable[[Refund], None] | None = None,
     ) -> None:
         """Forget it."""

@@ -15,10 +15,10 @@ from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
 from lcp_gateway._gen.lcpd.lcpd_pb2_grpc import LCPDServiceStub
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.order import Task, TaskKind
+from lcp_gateway.purchase.ports import Result, ResultStatus, StreamBegin, StreamEnd, StreamEvent
 from lcp_gateway.purchase.quote import Quote
-from lcp_gateway.purchase.results import Result, ResultStatus, StreamBegin, StreamEnd, StreamEvent
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
 from lcp_gateway.routing.catalog import Provider, merge_kinds
 from lcp_gateway.upstreams.lcpd.channel import (

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.routing.catalog import Catalog, Provider, empty
+from lcp_gateway.routing.catalog import Catalog, Provider, empty_catalog
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, LocalInfo, UnsupportedVersion
 
 _RETRY_S = 1.0
@@ -37,7 +37,7 @@ class PeerWatch:
         self._miss_after_s = miss_after_s
         self._timeout_s = timeout_s
         self._on_refresh = on_refresh
-        self._catalog = empty(time.monotonic())
+        self._catalog = empty_catalog(time.monotonic())
         self._info: LocalInfo | None = None
         self._problem: UpstreamError | None = UpstreamError(
             "UNAVAILABLE", "the daemon has not been asked yet"
@@ -105,7 +105,7 @@ class PeerWatch:
             self._problem = error
             if isinstance(error, UnsupportedVersion):
                 # It answers, but in a language in which nothing may be bought.
-                self._catalog = empty(self._catalog.taken_at)
+                self._catalog = empty_catalog(self._catalog.taken_at)
             self._on_refresh(None)
             return
         if providers == self._catalog.providers:

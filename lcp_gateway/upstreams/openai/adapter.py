@@ -14,12 +14,12 @@ from http import HTTPStatus
 import aiohttp
 
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.flow import utc_now
+from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.quote import Quote, Source
-from lcp_gateway.purchase.results import Result, StreamEvent
+from lcp_gateway.purchase.order import Task, TaskKind
+from lcp_gateway.purchase.ports import Result, StreamEvent
+from lcp_gateway.purchase.quote import ProviderSource, Quote
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
 from lcp_gateway.routing.catalog import NODE_PREFIX
 from lcp_gateway.upstreams.openai.connections import NodeConnections, SendState, VirtualNode
@@ -119,7 +119,7 @@ class OpenAIHttpUpstream:
             terms_hash=node_terms_hash(node.name, task, price_msat),
             payment_request="",
             protocol_version=0,
-            source=Source.NODE,
+            source=ProviderSource.NODE,
         )
 
     async def execute(self, quote: Quote, task: Task, timeout_s: float) -> Result:

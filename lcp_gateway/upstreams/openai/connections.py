@@ -9,8 +9,8 @@ from typing import Any, Final
 import aiohttp
 
 from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.routing.catalog import NODE_PREFIX
 from lcp_gateway.upstreams.openai.price import NodePrice
 

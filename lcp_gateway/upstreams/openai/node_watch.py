@@ -12,10 +12,10 @@ from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.flow import utc_now
+from lcp_gateway.purchase.execution import utc_now
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.ports import StartTask, start_unsupervised
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.routing.catalog import ModelFacts, Provider, merge_kinds
 from lcp_gateway.upstreams.openai.adapter import NoModelList, OpenAIHttpUpstream
 from lcp_gateway.upstreams.openai.connections import VirtualNode
@@ -312,7 +312,7 @@ class NodeWatch:
                 # In the enumeration's order: a set has none to keep.
                 for kind in sorted(self._describe(name, node), key=list(TaskKind).index)
             ),
-            source=Source.NODE,
+            source=ProviderSource.NODE,
             owned_by=node.owned_by or node.name,
             facts=MappingProxyType(dict(watched.facts_of(m for m in listed if m.id in names))),
             list_price_msat=node.price.list_price_msat(),

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.routing.catalog import PriceList
 
 _PER_1K = 1_000

@@ -10,10 +10,10 @@ import aiohttp
 from lcp_gateway.adapters.judgement import is_readable
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.order import Task
 from lcp_gateway.purchase.outcome import Judge, Received
-from lcp_gateway.purchase.results import Result, ResultStatus, StreamBegin
+from lcp_gateway.purchase.ports import Result, ResultStatus, StreamBegin
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.purchase.task import Task
 from lcp_gateway.upstreams.openai.errors import FAILURES, connection_error
 from lcp_gateway.upstreams.result_judges import StreamResultJudge, WholeResultJudge
 

@@ -16,7 +16,7 @@ from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.accounts.shared.results import RedisAnswers
 from lcp_gateway.app.wiring.shared_results import RequestStates
 from lcp_gateway.purchase.errors import PurchaseError
-from lcp_gateway.purchase.memory import MemoryLimits, Repeat
+from lcp_gateway.purchase.idempotency import CacheLimits, RepeatKeys
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.writer import JournalWriter
 from tests.support.shop import Shop, ordered, world
@@ -54,10 +54,10 @@ async def replica(where: str, url: str, name: str, how: str) -> None:
         RedisClaims(url, Outage(report=print), LEASE_S),
         Seals(SECRET),
         state_of=RequestStates(SimpleNamespace(database=database)),
-        limits=MemoryLimits(),
+        limits=CacheLimits(),
         wait_s=20.0,
     )
-    asked = asyncio.ensure_future(w.ask(ordered(key_id="key_1"), Repeat(key="k")))
+    asked = asyncio.ensure_future(w.ask(ordered(key_id="key_1"), RepeatKeys(key="k")))
 
     async def deliver() -> None:
         await asyncio.to_thread(sys.stdin.readline)

@@ -17,23 +17,23 @@ from lcp_gateway.accounts.shared.claims import RedisClaims
 from lcp_gateway.accounts.shared.encryption import Seals
 from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.accounts.shared.results import RedisAnswers
-from lcp_gateway.purchase.answers import Bounds
-from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import PaymentFailed, Undelivered, UpstreamError
-from lcp_gateway.purchase.interruption import Interrupted, Reason
+from lcp_gateway.purchase.idempotency import CacheLimits, KeyReused, RepeatKeys, ResultLost
 from lcp_gateway.purchase.journal import JournalUnavailable
-from lcp_gateway.purchase.memory import AnswerLost, KeyReused, MemoryLimits, Repeat
+from lcp_gateway.purchase.money import Charge, Markup
+from lcp_gateway.purchase.purchase import Interrupted, InterruptReason
+from lcp_gateway.purchase.quote import Candidate
+from lcp_gateway.purchase.result_buffer import BufferLimits
 from lcp_gateway.purchase.states import State, Verdict
-from lcp_gateway.purchase.tariff import Charge, Markup
 from tests.accounts.shared.replica import LEASE_S, SECRET
 from tests.support.purchases import result, stream_events
 from tests.support.redis import RunningRedis, running_redis
 from tests.support.shop import NO_REPEAT, OTHER_BODY, Peer, Shop, ordered, world
 
 ROOT = Path(__file__).parents[2]
-KEY = Repeat(key="k")
-RETRY = Repeat(is_retry=True)
-CODEX = Repeat(client_request_id="c1")
+KEY = RepeatKeys(key="k")
+RETRY = RepeatKeys(is_retry=True)
+CODEX = RepeatKeys(client_request_id="c1")
 NO_ROUTE = UpstreamError("FAILED_PRECONDITION", "payment failed: FAILURE_REASON_NO_ROUTE: no route")
 
 
@@ -78,7 +78,7 @@ async def replica(redis, journals):
             claims,
             Seals(secret),
             state_of=journals,
-            limits=keep or MemoryLimits(),
+            limits=keep or CacheLimits(),
             wait_s=wait_s,
             most_bytes=most_bytes,
             on_joined=joined.append,
@@ -297,7 +297,7 @@ async def test_what_the_gateway_ended_itself_ended_everywhere(replica):
     one, other = await replica(), await replica()
     asked = spawn(one.ask(ordered(), KEY))
     await work_of(one)
-    one.service.interrupt_all(Reason.SHUTTING_DOWN)
+    one.service.interrupt_all(InterruptReason.SHUTTING_DOWN)
     with pytest.raises(Interrupted):
         await asked
     await one.service.wait_idle()
@@ -308,10 +308,10 @@ async def test_what_the_gateway_ended_itself_ended_everywhere(replica):
 
 @pytest.mark.parametrize("size", [1_001, 5_000])
 async def test_an_answer_too_large_to_keep_is_known_to_have_been_bought(replica, size):
-    bounds = Bounds(whole_bytes=2_000)
+    bounds = BufferLimits(whole_bytes=2_000)
     one, other = await replica(bounds=bounds), await replica()
     await bought(one, ordered(), KEY, result(b"x" * size))
-    with pytest.raises(AnswerLost) as error:
+    with pytest.raises(ResultLost) as error:
         await other.ask(ordered(), KEY)
     assert error.value.verdict is Verdict.SETTLED
     assert error.value.quote.job_id == one.shop.quotes[0].job_id
@@ -319,11 +319,11 @@ async def test_an_answer_too_large_to_keep_is_known_to_have_been_bought(replica,
 
 
 async def test_bytes_are_kept_for_a_time_and_names_for_longer(replica):
-    keep = MemoryLimits(bytes_for_s=0.1, keys_for_s=0.5, repeats_for_s=0.1)
+    keep = CacheLimits(bytes_for_s=0.1, keys_for_s=0.5, repeats_for_s=0.1)
     one, other = await replica(keep=keep), await replica(keep=keep)
     await bought(one)
     await asyncio.sleep(0.2)
-    with pytest.raises(AnswerLost):
+    with pytest.raises(ResultLost):
         await other.ask(ordered(), KEY)
     assert await bought(other, ordered(), RETRY) == b"answer"
     await asyncio.sleep(0.6)
@@ -332,7 +332,7 @@ async def test_bytes_are_kept_for_a_time_and_names_for_longer(replica):
 
 async def test_nothing_readable_lies_in_redis(replica):
     one, other = await replica(), await replica()
-    key = Repeat(key="a-telling-key", client_request_id="telling-client")
+    key = RepeatKeys(key="a-telling-key", client_request_id="telling-client")
     order = ordered(b'{"messages":["a telling prompt"]}', key_id="key_telling")
     running = spawn(one.ask(order, key))
     work = await work_of(one)
@@ -354,7 +354,7 @@ async def test_nothing_readable_lies_in_redis(replica):
 async def test_what_somebody_put_in_the_place_of_an_answer_is_given_to_nobody(replica):
     one, other = await replica(), await replica()
     await bought(one)
-    await bought(one, ordered(OTHER_BODY, key_id="victim"), Repeat(key="v"))
+    await bought(one, ordered(OTHER_BODY, key_id="victim"), RepeatKeys(key="v"))
     redis = one.claims._redis
     names = [name async for name in redis.scan_iter("lcp-gateway:repeat:*")]
     answers = [name async for name in redis.scan_iter("lcp-gateway:answer:*")]
@@ -362,7 +362,7 @@ async def test_what_somebody_put_in_the_place_of_an_answer_is_given_to_nobody(re
     await redis.set(answers[0], second)
     await redis.set(answers[1], first)
     assert len(names) == 4
-    with pytest.raises(AnswerLost) as error:
+    with pytest.raises(ResultLost) as error:
         await other.ask(ordered(), KEY)
     assert error.value.verdict is Verdict.UNKNOWN
 
@@ -386,7 +386,7 @@ async def test_what_a_dead_gateway_had_paid_for_is_not_bought_again(
     await work_of(one)
     await left_alone(one)
     journals.state = state
-    with pytest.raises(AnswerLost) as error:
+    with pytest.raises(ResultLost) as error:
         await other.ask(ordered(key_id="key_1"), KEY)
     assert error.value.verdict is verdict
     assert not other.shop.asked
@@ -452,7 +452,7 @@ async def test_who_waits_too_long_is_told_that_it_still_runs(replica):
     one, other = await replica(), await replica(wait_s=0.2)
     asked = spawn(one.ask(ordered(), KEY))
     work = await work_of(one)
-    with pytest.raises(AnswerLost, match="still being bought") as error:
+    with pytest.raises(ResultLost, match="still being bought") as error:
         await other.ask(ordered(), KEY)
     assert error.value.verdict is Verdict.UNKNOWN
     await other.service.wait_idle()
@@ -497,16 +497,16 @@ async def test_without_redis_each_is_on_its_own_and_says_so(journals):
         w = world()
         claims = RedisClaims(server.url, Outage(report=reports.append), 5.0)
         w.service._shared = RedisAnswers(
-            claims, Seals(SECRET), state_of=journals, limits=MemoryLimits(), wait_s=5.0
+            claims, Seals(SECRET), state_of=journals, limits=CacheLimits(), wait_s=5.0
         )
         assert await bought(w) == b"answer"
         server.stop()
-        assert await bought(w, ordered(), Repeat(key="l")) == b"answer"
-        assert await w.ask(ordered(), Repeat(key="l")) == b"answer"
+        assert await bought(w, ordered(), RepeatKeys(key="l")) == b"answer"
+        assert await w.ask(ordered(), RepeatKeys(key="l")) == b"answer"
         assert len(reports) == 1 and server.url not in reports[0]
         server.start()
         claims._outage._until = 0
-        assert await bought(w, ordered(), Repeat(key="m")) == b"answer"
+        assert await bought(w, ordered(), RepeatKeys(key="m")) == b"answer"
         await claims.aclose()
     assert len(w.shop.works) == 3
 

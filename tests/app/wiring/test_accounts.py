@@ -14,7 +14,7 @@ from lcp_gateway.accounts.key_sync import KeySync
 from lcp_gateway.accounts.keys import KeyCache
 from lcp_gateway.accounts.limits.concurrency import TooManyConcurrentJobs
 from lcp_gateway.app.background_tasks import BackgroundTasks
-from lcp_gateway.app.prices import tariff
+from lcp_gateway.app.buying import tariff
 from lcp_gateway.app.wiring import accounts
 from lcp_gateway.app.wiring.accounts import credit_observer, l402_secret, open_access
 from lcp_gateway.app.wiring.journal import Ledgers, WiringError

@@ -8,7 +8,7 @@ import structlog
 
 from lcp_gateway.app.wiring.journal import Ledgers, book_tasks
 from lcp_gateway.purchase.states import State
-from lcp_gateway.routing.standing import StandingRules, Standings
+from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
 from lcp_gateway.store.database.engines import DatabaseUnavailable, open_database
 from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.writer import JournalWriter
@@ -46,7 +46,7 @@ def tasks_of(ledgers, standings, log=None):
 
 async def test_what_a_sweep_moves_on_counts_for_its_peer(opened):
     """On PostgreSQL that is after the start, when the journal was read for what is out with each peer."""
-    standings = Standings(StandingRules())
+    standings = PeerTrust(TrustRules())
     sweep = asyncio.create_task(tasks_of(opened, standings)["sweep"]())
     async with asyncio.timeout(10):
         while not standings.standing(PEER).undelivered_msat:
@@ -73,7 +73,7 @@ async def test_a_lock_that_was_taken_again_is_told_and_a_database_that_is_away_i
     log = Mock()
     opened.database = Mock(keep_alive=keep_alive)
     opened.stored = Mock()
-    run = tasks_of(opened, Standings(StandingRules()), log)["owner_lock"]
+    run = tasks_of(opened, PeerTrust(TrustRules()), log)["owner_lock"]
     task = asyncio.create_task(run())
     await asyncio.wait_for(done.wait(), 15)
     task.cancel()

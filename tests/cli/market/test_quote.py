@@ -9,7 +9,7 @@ from datetime import UTC, timedelta
 import pytest
 
 from lcp_gateway.cli.market.quote import check_all
-from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.order import Task, TaskKind
 from tests.support.bought import NOW, Bought
 
 BOUGHT = Bought(1)

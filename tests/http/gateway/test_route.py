@@ -9,7 +9,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.gateway.route import RankingRoutes
-from lcp_gateway.routing.query import RouteQuery, answer, why_nothing
+from lcp_gateway.routing.route_query import RouteQuery, explain_no_match, rank_models
 from tests.routing.offering import Bench, provider
 
 
@@ -52,7 +52,7 @@ async def test_the_models_are_ranked_with_scores_and_reasons():
         bench.measured("node:n", "x-8b", 1, price_msat=1_000)
         bench.measured("a", "Qwen2.5-Coder-14B", 60, price_msat=9_000)
     status, document = await asked(
-        b'{"limit": 5}', lambda query: answer(query, bench.offers, bench.auto)
+        b'{"limit": 5}', lambda query: rank_models(query, bench.offers, bench.auto)
     )
     assert status == 200
     first, second = document["data"]
@@ -94,8 +94,8 @@ async def test_where_nothing_suits_the_reasons_are_told():
     """D8: the list was just empty."""
     bench = Bench(provider("a", "x-7b"))
     ranking = RankingRoutes(
-        lambda query: answer(query, bench.offers, bench.auto),
-        why_nothing=lambda query: why_nothing(query, bench.offers),
+        lambda query: rank_models(query, bench.offers, bench.auto),
+        why_nothing=lambda query: explain_no_match(query, bench.offers),
         read_timeout_s=5,
     )
     app = web.Application(middlewares=[errors])

@@ -17,9 +17,8 @@ from lcp_gateway.accounts.shared.outage import ShieldedCalls
 from lcp_gateway.http.authentication import ANONYMOUS
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.openai.admission import Admission
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.tariff import Budget, Period
-from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.money import Budget, Msat, Period
+from lcp_gateway.purchase.order import Task, TaskKind
 
 
 def caller(**rules) -> Caller:

@@ -8,16 +8,13 @@ import weakref
 import pytest
 from openai.types.responses import Response
 
-from lcp_gateway.purchase.answers import Bounds, Head
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.interruption import Reason
 from lcp_gateway.purchase.journal import InsufficientBalance, JournalUnavailable
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.refunds import Refund
-from lcp_gateway.purchase.shared import Bought, LostElsewhere
-from lcp_gateway.purchase.states import Event, Verdict
-from lcp_gateway.purchase.tariff import Charge, Markup
+from lcp_gateway.purchase.money import Charge, Markup, Msat, Refund
+from lcp_gateway.purchase.purchase import InterruptReason, Purchase
+from lcp_gateway.purchase.result_buffer import BufferLimits, ResultHead
+from lcp_gateway.purchase.shared_purchases import BoughtElsewhere, LostElsewhere
+from lcp_gateway.purchase.states import PurchaseEvent, Verdict
 from lcp_gateway.responses.store import StoreLimits
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from tests.http.storing_front import BOB, events, response, storing_front
@@ -333,7 +330,7 @@ async def test_however_a_job_ends_its_place_comes_back(how):
             case "cancelled":
                 await front.ask("POST", f"/v1/responses/{job_id}/cancel")
             case "shutting down":
-                front.world.service.interrupt_all(Reason.SHUTTING_DOWN)
+                front.world.service.interrupt_all(InterruptReason.SHUTTING_DOWN)
         await front.idle()
         expected = {"result": "completed", "cancelled": "cancelled"}.get(how, "failed")
         assert await status(front, job_id) == expected
@@ -464,7 +461,7 @@ async def test_a_result_that_is_too_large_is_a_failure_that_says_it_was_paid():
 
 
 async def test_a_stream_larger_than_what_is_held_is_one_too():
-    async with storing_front(bounds=Bounds(window_bytes=1_000, whole_bytes=2_000)) as front:
+    async with storing_front(bounds=BufferLimits(window_bytes=1_000, whole_bytes=2_000)) as front:
         asked = asyncio.ensure_future(front.create(background=True, stream=True))
         (await front.work()).stream(*events(text="x" * 3_000))
         got = await asked
@@ -568,7 +565,7 @@ async def test_what_runs_when_the_gateway_ends_stays_written_down(front):
     job_id = await begin(front)
     await front.work()
     interrupted = await front.jobs.drain(
-        0.01, lambda: front.world.service.interrupt_all(Reason.SHUTTING_DOWN)
+        0.01, lambda: front.world.service.interrupt_all(InterruptReason.SHUTTING_DOWN)
     )
     await front.idle()
     assert interrupted == 1 and front.book.rows == {job_id: "key_alice"}
@@ -646,8 +643,10 @@ async def test_a_job_that_another_gateway_has_bought_is_stored_here_and_not_paid
     purchase = Purchase(order_of(), quote())
     for event in PAID:
         purchase.apply(event)
-    head = Head("application/json", "identity")
-    front.world.service._shared = Others(Bought(purchase, head, response(text="theirs"), None))
+    head = ResultHead("application/json", "identity")
+    front.world.service._shared = Others(
+        BoughtElsewhere(purchase, head, response(text="theirs"), None)
+    )
     job_id = await begin(front, headers=KEY)
     await front.idle()
     got = await front.get(f"/v1/responses/{job_id}")
@@ -658,10 +657,10 @@ async def test_a_job_that_another_gateway_has_bought_is_stored_here_and_not_paid
 
 async def test_a_job_that_failed_at_another_gateway_says_what_was_paid_there(front):
     purchase = Purchase(order_of(), quote())
-    purchase.apply(Event.PAY)
-    purchase.apply(Event.LOSE_SIGHT)
+    purchase.apply(PurchaseEvent.PAY)
+    purchase.apply(PurchaseEvent.LOSE_SIGHT)
     error = LostElsewhere("its gateway is gone", verdict=Verdict.UNKNOWN, quote=purchase.quote)
-    front.world.service._shared = Others(Bought(purchase, None, b"", error))
+    front.world.service._shared = Others(BoughtElsewhere(purchase, None, b"", error))
     job_id = await begin(front)
     await front.idle()
     got = await front.get(f"/v1/responses/{job_id}")

@@ -14,11 +14,11 @@ from lcp_gateway.http.context import CONTEXT, RequestContext
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.openai.admission import Admission
 from lcp_gateway.http.openai.input_tokens import InputTokenRoutes
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.responses.token_estimate import estimate_input_tokens
 from lcp_gateway.routing.catalog import Catalog
+from lcp_gateway.routing.model_registry import ModelCard, ModelRegistry
 from lcp_gateway.routing.offers import Offers
-from lcp_gateway.routing.registry import ModelCard, Registry
 from lcp_gateway.upstreams.openai.connections import VirtualNode
 from lcp_gateway.upstreams.openai.input_tokens import TokenCounter
 from tests.routing.offering import provider
@@ -41,7 +41,7 @@ async def serving(
 ):
     """Serve the route; ``nodes`` are a, b, …, each of which offers the models. Gives how to ask, and what it saw."""
     http_nodes = [VirtualNode(name, n.base_url) for name, n in zip("abc", nodes, strict=False)]
-    registry = Registry({"m": ModelCard(aliases=("nick",))})
+    registry = ModelRegistry({"m": ModelCard(aliases=("nick",))})
     catalog = Catalog(
         (*providers, *(provider(n.provider_id, *models, kind=kind) for n in http_nodes)), 0.0
     )

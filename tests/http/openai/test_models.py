@@ -8,12 +8,12 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.openai.models import ModelRoutes
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.routing.catalog import Catalog, ModelFacts
-from lcp_gateway.routing.choice import RoutingRules
+from lcp_gateway.routing.explicit import RoutingRules
+from lcp_gateway.routing.measurements import Measurements
+from lcp_gateway.routing.model_registry import ModelCard, ModelRegistry
 from lcp_gateway.routing.offers import Offers
-from lcp_gateway.routing.records import Records
-from lcp_gateway.routing.registry import ModelCard, Registry
 from tests.routing.offering import CHAT, provider
 
 NOW = 1_700_000_000
@@ -27,8 +27,8 @@ class Listing:
         self.there: dict[str, bool] = {}
         self.readings = 0
         self.rules = RoutingRules(**rules)
-        self.registry = Registry({k: ModelCard(**v) for k, v in (cards or {}).items()})
-        self.records = Records(half_life_s=300, clock=lambda: self.now)
+        self.registry = ModelRegistry({k: ModelCard(**v) for k, v in (cards or {}).items()})
+        self.records = Measurements(half_life_s=300, clock=lambda: self.now)
         self.offer(*providers)
         self.models = ModelRoutes(
             catalog=lambda: self.catalog,

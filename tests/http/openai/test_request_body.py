@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.openai.request_body import parse_object, parse_request, parse_task
-from lcp_gateway.purchase.task import TaskKind
+from lcp_gateway.purchase.order import TaskKind
 
 CHAT, RESPONSES = TaskKind.CHAT_COMPLETIONS, TaskKind.RESPONSES
 COMPLETIONS, EMBEDDINGS = TaskKind.COMPLETIONS, TaskKind.EMBEDDINGS

@@ -7,11 +7,11 @@ import pytest
 
 from lcp_gateway.app.adapting import COMPLETIONS_AS_CHAT
 from lcp_gateway.http.openai.response import ADAPTER_HEADER, ROUTING_HEADER, ResultTransform
-from lcp_gateway.purchase.candidate import Candidate
 from lcp_gateway.purchase.errors import Undelivered
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.quote import Candidate
 from tests.support.purchases import PEER, TASK, order, quote
 
 COMPLETION = Task(

@@ -10,21 +10,19 @@ from lcp_gateway.http.context import RequestContext
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.openai import response
 from lcp_gateway.http.openai.response import ChargeReport
-from lcp_gateway.purchase.answers import Answer
 from lcp_gateway.purchase.journal import EarlierPurchase, InsufficientBalance
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.money import Charge, Markup, Msat, Refund
 from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.refunds import Refund
-from lcp_gateway.purchase.states import Event, State
-from lcp_gateway.purchase.tariff import Charge, Markup
+from lcp_gateway.purchase.result_buffer import ResultBuffer
+from lcp_gateway.purchase.states import PurchaseEvent, State
 from tests.support.purchases import order, quote
 
 LOG = structlog.get_logger()
 TEN_PERCENT = Markup(100_000)
-SETTLED = (Event.PAY, Event.SETTLE)
+SETTLED = (PurchaseEvent.PAY, PurchaseEvent.SETTLE)
 
 
-def exchange(account_id, *events: Event, refund=False, charged_msat=None) -> RequestContext:
+def exchange(account_id, *events: PurchaseEvent, refund=False, charged_msat=None) -> RequestContext:
     """An exchange of a customer; with events it has bought something for 5,000 msat, charged at 5,500."""
     found = RequestContext("req_1", caller=Caller("key_1", account_id, KeyRules()))
     if events:
@@ -38,7 +36,7 @@ def exchange(account_id, *events: Event, refund=False, charged_msat=None) -> Req
     return found
 
 
-class _Bought(Answer):
+class _Bought(ResultBuffer):
     """An answer of which nothing but its purchase is looked at."""
 
     def __init__(self, purchase: Purchase) -> None:
@@ -60,20 +58,20 @@ async def test_an_answer_says_what_it_is_charged_at_and_what_is_left(bank):
 
 async def test_what_came_to_less_is_charged_at_less(bank):
     account_id = await bank.customer(9_000)
-    found = exchange(account_id, *SETTLED, Event.DELIVER, charged_msat=Msat(1_000))
+    found = exchange(account_id, *SETTLED, PurchaseEvent.DELIVER, charged_msat=Msat(1_000))
     assert (await told(bank, found))["X-Lcp-Charged-Msat"] == "1100"
 
 
 @pytest.mark.parametrize(("refund", "charged"), [(True, "0"), (False, "5500")])
 async def test_what_did_not_come_is_charged_as_the_operator_says(bank, refund, charged):
     account_id = await bank.customer(9_000)
-    found = exchange(account_id, *SETTLED, Event.FAIL_DELIVERY, refund=refund)
+    found = exchange(account_id, *SETTLED, PurchaseEvent.FAIL_DELIVERY, refund=refund)
     assert (await told(bank, found))["X-Lcp-Charged-Msat"] == charged
 
 
 async def test_what_was_not_paid_is_not_charged(bank):
     account_id = await bank.customer(9_000)
-    found = exchange(account_id, Event.PAY, Event.FAIL_PAYMENT)
+    found = exchange(account_id, PurchaseEvent.PAY, PurchaseEvent.FAIL_PAYMENT)
     assert (await told(bank, found))["X-Lcp-Charged-Msat"] == "0"
 
 
@@ -106,7 +104,7 @@ async def test_an_answer_that_is_paid_goes_out_though_no_balance_can_be_read(ban
 
 async def test_an_error_says_what_is_charged_all_the_same():
     failure = ApiError(502, "no", details={"a": 1})
-    await ChargeReport.say(exchange("acct_1", *SETTLED, Event.FAIL_DELIVERY), failure)
+    await ChargeReport.say(exchange("acct_1", *SETTLED, PurchaseEvent.FAIL_DELIVERY), failure)
     assert failure.details == {"a": 1, "charged_msat": 5_500}
 
 
@@ -119,7 +117,7 @@ async def test_an_error_waits_for_what_becomes_of_the_charge(
     """A6: the customer is told where its charge is withheld."""
     monkeypatch.setattr(response, "_REFUND_S", 10.0 if decided else 0.01)
     account_id = await bank.customer(9_000)
-    found = exchange(account_id, *SETTLED, Event.FAIL_DELIVERY, refund=True)
+    found = exchange(account_id, *SETTLED, PurchaseEvent.FAIL_DELIVERY, refund=True)
     failure = ApiError(502, "no")
     saying = asyncio.ensure_future(ChargeReport.say(found, failure))
     await asyncio.sleep(0)
@@ -226,7 +224,7 @@ async def test_a_repeat_is_told_the_charge_of_the_purchase_that_it_repeats(
     """A4: it was told the charge of its own quote, which was refused: nothing, whatever was in the books."""
     account_id = await bank.customer(9_000)
     charge = Charge(account_id, Msat(5_500), TEN_PERCENT, refund is not Refund.WITHHELD)
-    found, failure = exchange(account_id, Event.REFUSE), ApiError(409, "bought before")
+    found, failure = exchange(account_id, PurchaseEvent.REFUSE), ApiError(409, "bought before")
     found.earlier = EarlierPurchase(quote(5_000), state, "key_1", "req_0", None, charge, refund)
     await ChargeReport.say(found, failure)
     headers = await told(bank, found)

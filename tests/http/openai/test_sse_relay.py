@@ -10,8 +10,8 @@ from aiohttp.test_utils import TestServer
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.openai.sse_relay import SseRelay, safe_header
 from lcp_gateway.purchase.errors import Undelivered
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.purchase.task import TaskKind
 from tests.support.purchases import quote
 
 BROKEN = ApiError(502, "cut", code="undelivered", verdict=Verdict.SETTLED, quote=quote())

@@ -13,7 +13,7 @@ from lcp_gateway.app.wiring.journal import Ledgers
 from lcp_gateway.lightning.lnd.client import LndBalance, LndInfo
 from lcp_gateway.lightning.lnd.records import LndError
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.routing.standing import StandingRules, Standings
+from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
 from lcp_gateway.store.journal.writer import NullJournal
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
@@ -52,7 +52,7 @@ async def watched(node, *, questions, daemon=lambda: DAEMON):
         node,
         Ledgers(NullJournal()),
         daemon_node_id=daemon,
-        standings=Standings(StandingRules()),
+        standings=PeerTrust(TrustRules()),
         interval_s=30,
         metrics=Metrics(),
         log=log,
@@ -118,7 +118,7 @@ async def test_an_answer_that_cannot_be_understood_ends_neither_the_watch_nor_th
         node,
         Ledgers(NullJournal(), books=books),
         daemon_node_id=lambda: DAEMON,
-        standings=Standings(StandingRules()),
+        standings=PeerTrust(TrustRules()),
         interval_s=0.01,
         metrics=Metrics(),
         log=get_logger("test"),

@@ -9,11 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lcp_gateway.accounts.models import AdjustmentExceedsBalance, AdjustmentIdReused, Balance
-from lcp_gateway.purchase.journal import DuplicateIntent, InsufficientBalance, Learnt
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.journal import DuplicateIntent, InsufficientBalance, PurchaseUpdate
+from lcp_gateway.purchase.money import Markup, Msat
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import TRANSITIONS, State
-from lcp_gateway.purchase.tariff import Markup
 from lcp_gateway.store.accounts.accounts import Accounts
 from lcp_gateway.store.accounts.ledger import Ledger
 from lcp_gateway.store.accounts.topups import Topups
@@ -45,7 +44,7 @@ buys = st.tuples(
     AMOUNTS,
     st.sampled_from(MARKUPS),
     st.booleans(),
-    st.sampled_from(Source),
+    st.sampled_from(ProviderSource),
 )
 steps = st.one_of(
     # More of what the rest is about.
@@ -67,7 +66,7 @@ class Bought:
     charge_msat: int
     markup: Markup
     refund: bool
-    source: Source
+    source: ProviderSource
     notes: list = field(default_factory=list)
     waiting: list = field(default_factory=list)
 
@@ -86,7 +85,7 @@ class Bought:
 
     def swept(self, notes):
         match self.after(notes)[0]:
-            case State.PAYING if self.source is Source.LCP:
+            case State.PAYING if self.source is ProviderSource.LCP:
                 ends = [State.UNKNOWN]
             case State.PAYING:
                 ends = [State.SETTLED, State.UNDELIVERED]
@@ -214,7 +213,7 @@ class Gateway:
             )
 
     async def note(self, number, state, charged_msat):
-        learnt = Learnt(charged_msat=None if charged_msat is None else Msat(charged_msat))
+        learnt = PurchaseUpdate(charged_msat=None if charged_msat is None else Msat(charged_msat))
         job_id = job(self.name(number))
         if state is None:
             self.journal.learn(job_id, NOW, learnt)

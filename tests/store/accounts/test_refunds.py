@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lcp_gateway.accounts.models import Cause, InvalidText, PurchaseNotFound, RefundNotWithheld
-from lcp_gateway.purchase.journal import Learnt
+from lcp_gateway.purchase.journal import PurchaseUpdate
+from lcp_gateway.purchase.money import NO_REFUND_LIMITS, Refund, RefundLimits
 from lcp_gateway.purchase.outcome import EndedBy, Ending, Received
-from lcp_gateway.purchase.refunds import NO_LIMITS, Refund, RefundLimits
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.admin_log import AdminLog
 from lcp_gateway.store.accounts.refunds import Refunds
@@ -43,7 +43,7 @@ async def undelivered(journal, number, account_id, *, ending=CUT, at=NOW, heard=
     """Buy something that does not come whole."""
     await journal.intend(charged(number, account_id, refund_undelivered=True, at=at, **changes))
     journal.note(job(number), State.SETTLED, at)
-    journal.note(job(number), State.UNDELIVERED, at, Learnt(ending=ending), heard)
+    journal.note(job(number), State.UNDELIVERED, at, PurchaseUpdate(ending=ending), heard)
     await written(journal)
 
 
@@ -141,7 +141,7 @@ async def test_many_in_one_batch_see_one_another(journal, books, customer):
     )
     for number in range(20):
         journal.note(job(number), State.SETTLED, NOW)
-        journal.note(job(number), State.UNDELIVERED, NOW, Learnt(ending=CUT))
+        journal.note(job(number), State.UNDELIVERED, NOW, PurchaseUpdate(ending=CUT))
     await written(journal)
     given = [await refund_of(books, number) for number in range(20)]
     assert given.count(Refund.GIVEN) == 3
@@ -359,4 +359,4 @@ async def test_the_limits_are_kept_to_the_msat(sqlite_where, bought, account_day
 
 
 def test_without_limits_everything_is_given_back():
-    assert (NO_LIMITS.account_day_msat, NO_LIMITS.day_msat) == (0, 0)
+    assert (NO_REFUND_LIMITS.account_day_msat, NO_REFUND_LIMITS.day_msat) == (0, 0)

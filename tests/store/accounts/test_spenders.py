@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from lcp_gateway.accounts.models import Balance
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.ledger import Ledger
 from lcp_gateway.store.database.engines import open_database
@@ -18,7 +18,7 @@ from tests.store.journals import NO_LIMIT, NOW
 EACH_MSAT = 1_050
 
 
-def spender(where, name, purchases, account_id, source=Source.LCP):
+def spender(where, name, purchases, account_id, source=ProviderSource.LCP):
     return gateway(where, name, purchases, NO_LIMIT, source.value, account_id)
 
 
@@ -42,7 +42,7 @@ async def test_a_balance_outlives_the_processes_that_spend_it(where, customer, d
     ledger, books = Ledger(database), Books(database)
     with (
         spender(where, "killed", 100_000, account_id) as killed,
-        spender(where, "node", 60, account_id, Source.NODE) as node,
+        spender(where, "node", 60, account_id, ProviderSource.NODE) as node,
     ):
         await asyncio.to_thread(read_until, killed, "intended", 100)
         killed.send_signal(signal.SIGKILL)

@@ -11,10 +11,9 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from lcp_gateway.purchase.journal import RequestRepeated
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.money import Msat, Period
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Period
-from lcp_gateway.purchase.task import TaskKind
 from lcp_gateway.store.accounts.accounts import Accounts
 from lcp_gateway.store.accounts.ledger import Ledger
 from lcp_gateway.store.background_responses import BackgroundRows

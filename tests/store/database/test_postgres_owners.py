@@ -5,10 +5,9 @@ import time
 
 import pytest
 
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.money import Msat, Refund
 from lcp_gateway.purchase.outcome import LOST_BY_CRASH
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.refunds import Refund
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.accounts import Accounts
 from lcp_gateway.store.accounts.ledger import Ledger
@@ -167,7 +166,7 @@ async def beating(database):
 
 
 @pytest.mark.parametrize("state", [State.PAYING, State.SETTLED])
-@pytest.mark.parametrize("source", [Source.LCP, Source.NODE])
+@pytest.mark.parametrize("source", [ProviderSource.LCP, ProviderSource.NODE])
 async def test_what_a_live_owner_has_under_way_outlives_its_session(
     pair, live, problems, state, source
 ):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lcp_gateway.app.background_tasks import BackgroundTasks, Backoff
-from lcp_gateway.purchase.journal import JournalUnavailable, Learnt
+from lcp_gateway.purchase.journal import JournalUnavailable, PurchaseUpdate
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import DatabaseUnavailable, open_database
 from lcp_gateway.store.journal.queries import Books
@@ -133,7 +133,7 @@ async def test_notes_keep_their_order_when_a_bad_one_is_singled_out_and_the_data
         return await write(work)
 
     monkeypatch.setattr(sqlite, "write", fail_the_third)
-    journal_on_sqlite.note(job(2), State.SETTLED, NOW, Learnt(result_bytes=2**70))
+    journal_on_sqlite.note(job(2), State.SETTLED, NOW, PurchaseUpdate(result_bytes=2**70))
     journal_on_sqlite.note(job(1), State.SETTLED, NOW)
     journal_on_sqlite.note(job(1), State.DELIVERED, NOW)
     await written(journal_on_sqlite)

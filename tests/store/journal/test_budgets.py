@@ -9,10 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from lcp_gateway.purchase.journal import BudgetExceeded, DuplicateIntent, Learnt
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.journal import BudgetExceeded, DuplicateIntent, PurchaseUpdate
+from lcp_gateway.purchase.money import Budget, Msat, Period
 from lcp_gateway.purchase.states import TRANSITIONS, State
-from lcp_gateway.purchase.tariff import Budget, Period
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.purchases import PurchaseFilter
 from lcp_gateway.store.journal.transaction import IntentEntry, JournalTransaction
@@ -102,12 +101,12 @@ async def test_what_is_unknown_stays_counted_until_it_is_known(journal, books):
 async def test_the_real_fee_takes_the_place_of_the_reckoned_one(journal, books):
     for number in (1, 2):
         await journal.intend(intent(number))
-    journal.note(job(1), State.SETTLED, NOW, Learnt(fee_msat=Msat(3)))
+    journal.note(job(1), State.SETTLED, NOW, PurchaseUpdate(fee_msat=Msat(3)))
     journal.note(job(2), State.SETTLED, NOW)
     journal.note(job(2), State.DELIVERED, NOW)
     await written(journal)
     assert await spent(books) == 1_003 + 1_010
-    journal.learn(job(2), NOW, Learnt(fee_msat=Msat(25)))
+    journal.learn(job(2), NOW, PurchaseUpdate(fee_msat=Msat(25)))
     await written(journal)
     assert await spent(books) == 1_003 + 1_025
     assert (await books.purchase(job(2))).fee_msat == 25
@@ -261,9 +260,9 @@ async def test_the_counters_are_what_a_model_says_after_any_sequence(journal, bo
             _, number, state, fee_msat = step
             job_id = job(f"{month}/{number}")
             if state is None:
-                journal.learn(job_id, base, Learnt(fee_msat=fee_msat))
+                journal.learn(job_id, base, PurchaseUpdate(fee_msat=fee_msat))
             else:
-                journal.note(job_id, state, base, Learnt(fee_msat=fee_msat))
+                journal.note(job_id, state, base, PurchaseUpdate(fee_msat=fee_msat))
             model.note(job_id, state, fee_msat)
     await written(journal)
     for at in (base, base + timedelta(days=1)):

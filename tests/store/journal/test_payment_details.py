@@ -11,7 +11,7 @@ from lcp_gateway.lightning.lnd.client import Lnd
 from lcp_gateway.lightning.lnd.payment_details import PaymentDetailsReader, ReadTimes
 from lcp_gateway.lightning.lnd.records import LndError
 from lcp_gateway.purchase.journal import JournalUnavailable
-from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database import cursors
 from lcp_gateway.store.database.engines import open_database
@@ -105,7 +105,7 @@ async def test_many_purchases_are_a_few_questions_and_not_one_each(journal, book
 async def test_lnd_is_not_asked_while_nothing_is_missing(journal, node, learner):
     assert (await learner.once()).learnt == 0
     await pay(journal, 1, state=State.PAYING)
-    await pay(journal, "node", source=Source.NODE, payment_hash=None)
+    await pay(journal, "node", source=ProviderSource.NODE, payment_hash=None)
     await learner.once()
     assert node.calls == []
 

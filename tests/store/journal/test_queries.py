@@ -4,11 +4,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lcp_gateway.purchase.journal import Learnt
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.journal import PurchaseUpdate
+from lcp_gateway.purchase.money import Msat, Period
 from lcp_gateway.purchase.outcome import FOUND_PAID
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Period
 from lcp_gateway.store.journal.purchases import PurchaseFilter
 from lcp_gateway.store.journal.recovery import NotUnknown, resolve
 from tests.store.journals import HOUR, NOW, intent, job, spent, written
@@ -142,7 +141,7 @@ async def test_what_was_spent_by_period(history, books, period, starts):
 
 async def test_an_unknown_that_turns_out_settled_has_its_fee_and_preimage(history, database, books):
     before = await spent(books)
-    learnt = Learnt(fee_msat=Msat(4), preimage=b"p" * 32)
+    learnt = PurchaseUpdate(fee_msat=Msat(4), preimage=b"p" * 32)
     await resolve(database, job("e"), State.SETTLED, NOW, learnt)
     found = await books.purchase(job("e"))
     assert (found.state, found.fee_msat, found.preimage) == (State.UNDELIVERED, 4, b"p" * 32)

@@ -12,10 +12,8 @@ from lcp_gateway.purchase.journal import (
     JournalUnavailable,
     RequestRepeated,
 )
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.refunds import Refund
+from lcp_gateway.purchase.money import Charge, Markup, Msat, Refund
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Charge, Markup
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.database.schema import purchases
 from lcp_gateway.store.journal.queries import Books

@@ -12,13 +12,12 @@ from lcp_gateway.purchase.journal import (
     DuplicateIntent,
     InsufficientBalance,
     JournalUnavailable,
-    Learnt,
+    PurchaseUpdate,
 )
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.money import Budget, Charge, Markup, Msat, Period
 from lcp_gateway.purchase.outcome import EndedBy, Ending, Received
-from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Budget, Charge, Markup, Period
 from lcp_gateway.store.accounts import balances as balances_module
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.recovery import resolve, sweep
@@ -39,7 +38,12 @@ async def lines(ledger, account_id):
 
 async def note(journal, number, *states, **learnt):
     for state in states:
-        journal.note(job(number), state, NOW, Learnt(**learnt) if state is states[-1] else Learnt())
+        journal.note(
+            job(number),
+            state,
+            NOW,
+            PurchaseUpdate(**learnt) if state is states[-1] else PurchaseUpdate(),
+        )
     await written(journal)
 
 
@@ -156,7 +160,7 @@ async def test_a_charge_that_is_lowered_twice_is_given_back_twice(journal, ledge
     await journal.intend(charged(1, account_id, refund_undelivered=True))
     await note(journal, 1, State.SETTLED)
     for charged_msat in (800, 500, 600):
-        journal.learn(job(1), NOW, Learnt(charged_msat=Msat(charged_msat)))
+        journal.learn(job(1), NOW, PurchaseUpdate(charged_msat=Msat(charged_msat)))
     await note(journal, 1, State.UNDELIVERED)
     assert await lines(ledger, account_id) == [
         PAID,
@@ -181,7 +185,7 @@ async def test_a_late_note_moves_no_money(journal, ledger, customer, problems):
 
 async def test_a_free_answer_can_have_a_fixed_price(journal, ledger, customer):
     account_id = await customer(100)
-    fixed = {"price_msat": 0, "markup": Markup(0, Msat(60)), "source": Source.NODE}
+    fixed = {"price_msat": 0, "markup": Markup(0, Msat(60)), "source": ProviderSource.NODE}
     await journal.intend(charged(1, account_id, fee_cap_msat=Msat(0), **fixed))
     with pytest.raises(InsufficientBalance):
         await journal.intend(charged(2, account_id, fee_cap_msat=Msat(0), **fixed))
@@ -294,9 +298,9 @@ async def test_evidence_ends_a_hold(journal, database, ledger, customer, state, 
 @pytest.mark.parametrize(
     ("source", "refund", "balance"),
     [
-        (Source.LCP, True, Balance(Msat(10_000), Msat(1_050))),
-        (Source.NODE, False, Balance(Msat(8_950), Msat(0))),
-        (Source.NODE, True, Balance(Msat(10_000), Msat(0))),
+        (ProviderSource.LCP, True, Balance(Msat(10_000), Msat(1_050))),
+        (ProviderSource.NODE, False, Balance(Msat(8_950), Msat(0))),
+        (ProviderSource.NODE, True, Balance(Msat(10_000), Msat(0))),
     ],
 )
 async def test_who_sweeps_after_a_dead_gateway_goes_by_the_row(

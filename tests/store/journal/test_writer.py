@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from lcp_gateway.purchase.journal import DuplicateIntent, JournalUnavailable, Learnt
+from lcp_gateway.purchase.journal import DuplicateIntent, JournalUnavailable, PurchaseUpdate
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.queries import Books
@@ -68,7 +68,7 @@ async def test_notes_are_written_in_order_with_what_was_learnt(journal, books):
         job(1),
         State.DELIVERED,
         NOW + timedelta(seconds=2),
-        Learnt(result_sha256=b"r" * 32, result_bytes=77),
+        PurchaseUpdate(result_sha256=b"r" * 32, result_bytes=77),
     )
     await written(journal)
     found = await books.purchase(job(1))
@@ -129,7 +129,7 @@ async def test_an_entry_that_the_database_refuses_leaves_its_neighbours_alone(
     journal, books, problems
 ):
     await journal.intend(intent(99))
-    bad_hash = Learnt(result_bytes=2**70)
+    bad_hash = PurchaseUpdate(result_bytes=2**70)
     outcomes = asyncio.gather(
         *(journal.intend(intent(n, model="\udc80" if n == 3 else "m")) for n in range(8)),
         return_exceptions=True,

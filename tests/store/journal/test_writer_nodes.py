@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lcp_gateway.purchase.journal import BudgetExceeded, Learnt
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.quote import Source
+from lcp_gateway.purchase.journal import BudgetExceeded, PurchaseUpdate
+from lcp_gateway.purchase.money import Budget, Msat, Period
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import State
-from lcp_gateway.purchase.tariff import Budget, Period
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.recovery import sweep
@@ -25,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 
 def node_intent(number, **changes):
     changes = {"payment_hash": None, "fee_cap_msat": Msat(0), **changes}
-    return intent(number, source=Source.NODE, peer_id=NODE, **changes)
+    return intent(number, source=ProviderSource.NODE, peer_id=NODE, **changes)
 
 
 async def test_a_purchase_tells_where_it_was_made(journal, books):
@@ -40,7 +39,7 @@ async def test_what_it_came_to_replaces_the_ceiling_and_gives_the_rest_back(jour
     await journal.intend(node_intent(1, price_msat=5_000))
     assert await spent(books) == 5_000
     journal.note(job(1), State.SETTLED, NOW)
-    journal.note(job(1), State.DELIVERED, NOW, Learnt(charged_msat=Msat(1_200)))
+    journal.note(job(1), State.DELIVERED, NOW, PurchaseUpdate(charged_msat=Msat(1_200)))
     await written(journal)
     assert await spent(books) == 1_200
     assert (await books.purchase(job(1))).price_msat == 1_200
@@ -49,7 +48,7 @@ async def test_what_it_came_to_replaces_the_ceiling_and_gives_the_rest_back(jour
 async def test_a_charge_above_the_ceiling_is_not_believed(journal, books):
     await journal.intend(node_intent(1, price_msat=5_000))
     journal.note(job(1), State.SETTLED, NOW)
-    journal.note(job(1), State.DELIVERED, NOW, Learnt(charged_msat=Msat(9_000)))
+    journal.note(job(1), State.DELIVERED, NOW, PurchaseUpdate(charged_msat=Msat(9_000)))
     await written(journal)
     assert await spent(books) == 5_000
 
@@ -60,7 +59,7 @@ async def test_the_ceiling_counts_against_budgets_until_it_is_known_better(journ
     with pytest.raises(BudgetExceeded):
         await journal.intend(node_intent(2, price_msat=5_000), budget)
     journal.note(job(1), State.SETTLED, NOW)
-    journal.note(job(1), State.DELIVERED, NOW, Learnt(charged_msat=Msat(500)))
+    journal.note(job(1), State.DELIVERED, NOW, PurchaseUpdate(charged_msat=Msat(500)))
     await written(journal)
     await journal.intend(node_intent(3, price_msat=5_000), budget)
 

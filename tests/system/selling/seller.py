@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lcp_gateway.lightning.lnd.demo import Paid, pay
-from lcp_gateway.purchase.tariff import Markup
+from lcp_gateway.purchase.money import Markup
 from tests.support.daemon import free_address
 from tests.support.gateway import RunningGateway, gateway
 from tests.support.node_thread import eventually

@@ -6,8 +6,8 @@ import pytest
 
 from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.results import Result, ResultStatus, StreamBegin, StreamEnd
-from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.order import Task, TaskKind
+from lcp_gateway.purchase.ports import Result, ResultStatus, StreamBegin, StreamEnd
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, UnsupportedVersion
 from lcp_gateway.upstreams.lcpd.channel import LcpdAddress, TlsFiles
 from tests.support.scripted_daemon import PEER, Daemon, begin, chunk, serving, terms

@@ -4,7 +4,7 @@ import pytest
 
 from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.results import StreamBegin
+from lcp_gateway.purchase.ports import StreamBegin
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
 from lcp_gateway.upstreams.lcpd.channel import LcpdAddress

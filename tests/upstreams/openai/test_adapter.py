@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.outcome import Received
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.results import Result, ResultStatus, StreamBegin
+from lcp_gateway.purchase.ports import Result, ResultStatus, StreamBegin
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.upstreams.openai.adapter import NoModelList, OpenAIHttpUpstream, node_terms_hash
 from lcp_gateway.upstreams.openai.connections import VirtualNode
 from lcp_gateway.upstreams.openai.price import NodePrice
@@ -93,7 +93,7 @@ async def test_a_quote_is_made_here_and_nobody_is_asked(opened):
     asked = task(max_tokens=7)
     before = datetime.now(UTC)
     quote = await upstream.request_quote(asked, "node:a", 1)
-    assert (quote.source, quote.peer_id, quote.price_msat) == (Source.NODE, "node:a", 1_007)
+    assert (quote.source, quote.peer_id, quote.price_msat) == (ProviderSource.NODE, "node:a", 1_007)
     assert (quote.payment_request, quote.protocol_version) == ("", 0)
     assert timedelta(seconds=299) < quote.expires_at - before < timedelta(seconds=301)
     assert len(quote.job_id) == 32

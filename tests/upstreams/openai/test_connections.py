@@ -10,8 +10,8 @@ import pytest
 
 from lcp_gateway.http.error_mapping import map_purchase_error
 from lcp_gateway.purchase.errors import PaymentFailed, UpstreamError
+from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.upstreams.openai.adapter import OpenAIHttpUpstream
 from lcp_gateway.upstreams.openai.connections import VirtualNode
 from lcp_gateway.upstreams.openai.errors import http_error, retry_after_s

@@ -10,8 +10,8 @@ import pytest
 
 from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks, Backoff
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.quote import Source
-from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.order import Task, TaskKind
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.routing.catalog import Catalog, ModelFacts
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.upstreams.openai.adapter import NoModelList, OpenAIHttpUpstream
@@ -93,7 +93,11 @@ async def test_a_node_becomes_a_provider_with_all_that_is_known_of_it():
     watch, changes = watch_of(Lists(a=listed), node(price=price))
     await watch.refresh()
     (provider,) = watch.providers
-    assert (provider.peer_id, provider.node_name, provider.source) == ("node:a", "a", Source.NODE)
+    assert (provider.peer_id, provider.node_name, provider.source) == (
+        "node:a",
+        "a",
+        ProviderSource.NODE,
+    )
     assert provider.address == "http://a.test:1/v1"
     assert provider.models == {CHAT: ("m",), EMBEDDINGS: ("embed-x",)}
     assert provider.facts["m"] == ModelFacts(4096, 5, frozenset({"tools"}))

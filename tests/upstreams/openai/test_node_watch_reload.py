@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.results import Result
+from lcp_gateway.purchase.order import Task, TaskKind
+from lcp_gateway.purchase.ports import Result
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.purchase.task import Task, TaskKind
 from lcp_gateway.upstreams.openai.adapter import OpenAIHttpUpstream
 from lcp_gateway.upstreams.openai.connections import VirtualNode
 from lcp_gateway.upstreams.openai.models import ListedModel

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.upstreams.openai.price import NodePrice, Usage, usage_of
 
 CHAT = TaskKind.CHAT_COMPLETIONS

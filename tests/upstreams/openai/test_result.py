@@ -7,9 +7,9 @@ import time
 import pytest
 
 from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.outcome import Received
-from lcp_gateway.purchase.results import Result
-from lcp_gateway.purchase.task import Task, TaskKind
+from lcp_gateway.purchase.ports import Result
 from lcp_gateway.upstreams.openai import result as node_answer
 from lcp_gateway.upstreams.openai.adapter import OpenAIHttpUpstream
 from lcp_gateway.upstreams.openai.connections import VirtualNode

@@ -1,0 +1,532 @@
+"""Execution: pay once, and verify the result as it flows, so that a cut or altered result never passes for a whole one."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from types import MappingProxyType
+from typing import Protocol
+
+from lcp_gateway.purchase.errors import (
+    PaymentFailed,
+    QuoteExpired,
+    Refused,
+    Undelivered,
+    UpstreamError,
+)
+from lcp_gateway.purchase.journal import EarlierPurchase, Intent, PurchaseJournal, PurchaseUpdate
+from lcp_gateway.purchase.limits import SpendingLimits
+from lcp_gateway.purchase.outcome import (
+    EndedBy,
+    Ending,
+    Judge,
+    JudgeFactory,
+    Received,
+    no_judge,
+)
+from lcp_gateway.purchase.payment_evidence import verdict_of_failure
+from lcp_gateway.purchase.ports import (
+    Exposure,
+    Result,
+    ResultStatus,
+    StreamBegin,
+    StreamEnd,
+    StreamEvent,
+    Upstream,
+)
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.quote import ProviderSource
+from lcp_gateway.purchase.quoting import Inspection, PaidJobs
+from lcp_gateway.purchase.states import PurchaseEvent, State, Verdict
+from lcp_gateway.purchase.tracing import NO_TRACING, TraceStep, Tracing, paid_facts
+
+END_WAIT_S = 15.0
+"""How long a peer may take, after its result's own end, to say which hash and length it sent."""
+CLOSE_WAIT_S = 2.0
+"""How long a call may take to end, once the whole result has come and its hash is right."""
+# The stream's end and the result.
+_ALL_ENDS = 2
+# What has arrived already is still taken.
+_LEAST_WAIT_S = 0.05
+
+
+def problem_with_status(result: Result) -> str | None:
+    """Say what is wrong with what a provider says of its own work, or give None."""
+    if result.status is ResultStatus.OK:
+        return None
+    return result.message.strip() or f"the provider's result has the status {result.status}"
+
+
+def problem_with_bytes(
+    sha256: bytes, length: int, claimed: bytes, claimed_length: int
+) -> str | None:
+    """Compare what came with what the provider says it sent; give the difference in words, or None."""
+    if length != claimed_length:
+        return f"the result has {length} bytes, its provider says {claimed_length}"
+    if sha256 != claimed:
+        return "the result's SHA-256 is not the one that its provider gives"
+    return None
+
+
+class End(Protocol):
+    """Ends a paid purchase and has it written down."""
+
+    def __call__(self, purchase: Purchase, ending: Ending, learnt: PurchaseUpdate = ...) -> None:
+        """Apply what follows from ``ending``; ``learnt`` is what became known with it."""
+        ...
+
+
+def ending_of_error(purchase: Purchase, received: Received, error: BaseException) -> Ending:
+    """Return the ending of a paid purchase whose call ended in an error before everything had come."""
+    if not isinstance(error, UpstreamError):
+        return Ending(purchase.interrupted_by or EndedBy.GATEWAY, received)
+    # Only the end of its time can be its readers' doing; every other error is the provider's own.
+    late = error.status == "DEADLINE_EXCEEDED" and purchase.held_up_by_readers()
+    return Ending(EndedBy.CLIENT if late else EndedBy.PROVIDER, received)
+
+
+class PaidStream:
+    """A streamed result that has been paid for: its head, and its chunks checked as they flow."""
+
+    def __init__(
+        self,
+        purchase: Purchase,
+        begin: StreamBegin,
+        events: AsyncGenerator[StreamEvent, None],
+        end: End,
+        judge: Judge,
+    ) -> None:
+        self.content_type = begin.content_type
+        self.content_encoding = begin.content_encoding
+        self._purchase = purchase
+        self._events = events
+        self._end = end
+        self.judge = judge
+        self._is_read = begin.judge is not None
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Give the result's bytes as they come. Iterate once; close it when you stop early.
+
+        Ends normally only when the whole result came, its status, length and hash are right, and it is a result.
+
+        Raises:
+            Undelivered: the stream was cut, or something about it is wrong.
+        """
+        digest = hashlib.sha256()
+        length = 0
+        judge = self.judge
+        feed = _nothing if self._is_read else judge.feed
+        ends: list[StreamEvent] = []
+        ending, learnt = Ending(EndedBy.PROVIDER, Received.WHOLE), PurchaseUpdate()
+        try:
+            async for event in self._events:
+                # bytes first: nearly every event is a chunk
+                if isinstance(event, bytes) and not ends:
+                    digest.update(event)
+                    feed(event)
+                    length += len(event)
+                    yield event
+                    if judge.is_complete:
+                        break
+                else:
+                    ends.append(event)
+                    self._check_order(ends)
+            if judge.is_complete and not ends:
+                async for event in self._after_end(ends):
+                    if isinstance(event, bytes) and not ends:
+                        digest.update(event)
+                        feed(event)
+                        length += len(event)
+                        yield event
+                    else:
+                        ends.append(event)
+                        self._check_order(ends)
+            learnt = self._check(digest.digest(), length, ends)
+        except Undelivered as error:
+            ending = Ending(EndedBy.PROVIDER, error.received)
+            raise
+        except UpstreamError as error:
+            ending = ending_of_error(self._purchase, _begun(length), error)
+            problem = f"the stream broke off: {error.message}"
+            raise self._undelivered(problem, ending.received) from error
+        except BaseException as error:
+            ending = ending_of_error(self._purchase, _begun(length), error)
+            raise
+        finally:
+            self._end(self._purchase, ending, learnt)
+            await self._events.aclose()
+
+    async def _after_end(self, ends: Sequence[StreamEvent]) -> AsyncGenerator[StreamEvent, None]:
+        """Return the events that follow the result's own end; ``ends`` are those after its last chunk so far.
+
+        No more than a bounded time is waited for them. A peer's word on hash and length has to come: without it nothing
+        shows that what came is what was sent. Once that word has come, how the call ends says nothing more.
+        """
+        judge, left_s = self.judge, END_WAIT_S
+        while not judge.is_flooded:
+            has_word = judge.shows_error or any(isinstance(event, StreamEnd) for event in ends)
+            waits_since = time.monotonic()
+            try:
+                async with asyncio.timeout(min(left_s, CLOSE_WAIT_S) if has_word else left_s):
+                    event = await anext(self._events)
+            except StopAsyncIteration:
+                return
+            except (TimeoutError, UpstreamError) as error:
+                if has_word:
+                    return
+                if isinstance(error, UpstreamError):
+                    raise
+                raise UpstreamError("DATA_LOSS", "its hash did not follow its end") from None
+            left_s = max(left_s - (time.monotonic() - waits_since), _LEAST_WAIT_S)
+            yield event
+            if len(ends) == _ALL_ENDS:
+                return
+        raise UpstreamError("DATA_LOSS", "too much follows its end")
+
+    def _check_order(self, ends: Sequence[StreamEvent]) -> None:
+        """Allow what may follow the last chunk: the stream's end, the result, or both in this order, once each."""
+        kinds = tuple(map(type, ends))
+        if kinds not in {(StreamEnd,), (Result,), (StreamEnd, Result), (Result, StreamEnd)}:
+            raise self._undelivered("the stream's events are out of order", Received.ALTERED)
+
+    def _check(self, sha256: bytes, length: int, ends: Sequence[StreamEvent]) -> PurchaseUpdate:
+        """Return what became known with a whole result.
+
+        Raises:
+            Undelivered: it is none.
+        """
+        end = next((event for event in ends if isinstance(event, StreamEnd)), None)
+        terminal = next((event for event in ends if isinstance(event, Result)), None)
+        if terminal is None and not (end is not None and self.judge.is_complete):
+            problem = "the stream ended without the provider's word that it is complete"
+            received = Received.ERROR if self.judge.shows_error else _begun(length)
+            raise self._undelivered(problem, received)
+        if problem_found := _problem_with_end(sha256, length, end, terminal):
+            raise self._undelivered(problem_found, Received.ALTERED)
+        received = self.judge.received()
+        if received is not Received.WHOLE:
+            raise self._undelivered(PROBLEMS[received], received)
+        charged_msat = None if terminal is None else terminal.charged_msat
+        return PurchaseUpdate(result_sha256=sha256, result_bytes=length, charged_msat=charged_msat)
+
+    def _undelivered(self, problem: str, received: Received) -> Undelivered:
+        purchase = self._purchase
+        return Undelivered(
+            problem,
+            quote=purchase.quote,
+            verdict=purchase.verdict,
+            received=received,
+            is_told=self.judge.shows_error,
+        )
+
+
+PROBLEMS: Mapping[Received, str] = MappingProxyType(
+    {
+        Received.NOTHING: "the provider sent nothing",
+        Received.PART: "the result ends before its end",
+        Received.ALTERED: "the result is not what its provider says it is",
+        Received.UNKNOWN: "it cannot be known what the provider sent",
+        Received.ERROR: "the provider sent an error in place of a result",
+        Received.EMPTY: "the provider's result is empty, or not of the kind that was asked for",
+    }
+)
+"""What is said of a result whose hash and length are right, and which is none."""
+
+
+def _nothing(_chunk: bytes) -> None:
+    """Take a chunk that its upstream has read already."""
+
+
+def _begun(length: int) -> Received:
+    return Received.PART if length else Received.NOTHING
+
+
+def _problem_with_end(
+    sha256: bytes, length: int, end: StreamEnd | None, terminal: Result | None
+) -> str | None:
+    if terminal is not None and (problem := problem_with_status(terminal)):
+        return problem
+    claim = end or terminal
+    assert claim is not None  # noqa: S101 - one of them has come, or this is not asked
+    if problem := problem_with_bytes(sha256, length, claim.sha256, claim.length):
+        return problem
+    if end and terminal and terminal.sha256 and terminal.sha256 != end.sha256:
+        return "the stream's end and the result name different hashes"
+    return None
+
+
+_NOTHING_LEARNT = PurchaseUpdate()
+
+
+def utc_now() -> datetime:
+    """Give the time, aware."""
+    return datetime.now(UTC)
+
+
+class PurchaseExecutor:
+    """Buys results from one upstream.
+
+    The call that may pay goes out at most once for a purchase: the state table has a single move into ``paying`` and
+    none back, and nothing here repeats it.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        *,
+        journal: PurchaseJournal,
+        inspect: Inspection,
+        limits: SpendingLimits,
+        exposure: Exposure,
+        execute_timeout_s: float,
+        judgement: JudgeFactory = no_judge,
+        now: Callable[[], datetime] = utc_now,
+        tracing: Tracing = NO_TRACING,
+        paid_jobs: PaidJobs | None = None,
+    ) -> None:
+        """``judgement`` tells whether the bytes of a result, whose hash and length are right, are one.
+
+        ``paid_jobs`` gets to know every job before it is paid for.
+        """
+        self._paid_jobs = PaidJobs() if paid_jobs is None else paid_jobs
+        self._upstream = upstream
+        self._journal = journal
+        self._inspect = inspect
+        self._limits = limits
+        self._exposure = exposure
+        self._execute_timeout_s = execute_timeout_s
+        self._judgement = judgement
+        self._now = now
+        self._tracing = tracing
+
+    async def buy(self, purchase: Purchase) -> Result:
+        """Pay and wait for the whole result, checked against its hash and length.
+
+        Raises:
+            Refused: something said no; nothing was paid.
+            PaymentFailed: the call ended in an error; its verdict says what is known of the money.
+            Undelivered: paid, and no whole and right result came.
+        """
+        with self._tracing.span(TraceStep.PAY) as span:
+            try:
+                return await self._buy(purchase)
+            finally:
+                span.note(paid_facts, purchase)
+
+    async def open_stream(self, purchase: Purchase) -> PaidStream:
+        """Pay and wait for the head of the streamed result.
+
+        Raises:
+            Refused, PaymentFailed, Undelivered: as in ``buy``.
+        """
+        with self._tracing.span(TraceStep.PAY) as span:
+            try:
+                return await self._open_stream(purchase)
+            finally:
+                span.note(paid_facts, purchase)
+
+    async def find(self, job_id: bytes) -> EarlierPurchase | None:
+        """Return the purchase of a job as the journal has it, whoever made it; None where it has none.
+
+        Raises:
+            JournalUnavailable: the journal cannot be read.
+        """
+        return await self._journal.find(job_id)
+
+    async def cancel(self, purchase: Purchase, reason: str, timeout_s: float) -> None:
+        """Tell the peer that nobody waits any more. A payment is not undone.
+
+        Raises:
+            UpstreamError: it could not be told.
+        """
+        await self._upstream.cancel(purchase.quote, reason, timeout_s)
+
+    async def _buy(self, purchase: Purchase) -> Result:
+        await self._authorise(purchase)
+        try:
+            result = await self._upstream.execute(
+                purchase.quote, purchase.order.task, self._execute_timeout_s
+            )
+        except UpstreamError as error:
+            raise self._failed(purchase, error) from error
+        except BaseException as error:
+            self._lose_sight(purchase, Received.PART, error)
+            raise
+        self._move(purchase, PurchaseEvent.SETTLE)
+        digest = hashlib.sha256(result.body).digest()
+        problem = problem_with_status(result) or problem_with_bytes(
+            digest, len(result.body), result.sha256, result.length
+        )
+        received = Received.ALTERED if problem else self._judge(purchase, result)
+        if received is not Received.WHOLE:
+            self._end(purchase, Ending(EndedBy.PROVIDER, received))
+            raise Undelivered(
+                problem or PROBLEMS[received],
+                quote=purchase.quote,
+                verdict=purchase.verdict,
+                received=received,
+            )
+        self._end(
+            purchase,
+            Ending(EndedBy.PROVIDER, received),
+            PurchaseUpdate(
+                result_sha256=digest,
+                result_bytes=len(result.body),
+                charged_msat=result.charged_msat,
+            ),
+        )
+        return result
+
+    async def _open_stream(self, purchase: Purchase) -> PaidStream:
+        await self._authorise(purchase)
+        events = self._upstream.execute_stream(
+            purchase.quote, purchase.order.task, self._execute_timeout_s
+        )
+        try:
+            first = await anext(events)
+        except StopAsyncIteration:
+            nothing = UpstreamError("UNKNOWN", "the stream ended before it began")
+            raise self._failed(purchase, nothing) from None
+        except UpstreamError as error:
+            raise self._failed(purchase, error) from error
+        except BaseException as error:
+            self._lose_sight(purchase, Received.NOTHING, error)
+            raise
+        self._move(purchase, PurchaseEvent.SETTLE)
+        if not isinstance(first, StreamBegin):
+            # A provider whose first word is not the head failed before it produced anything.
+            await events.aclose()
+            self._end(purchase, Ending(EndedBy.PROVIDER, Received.NOTHING))
+            problem = problem_with_status(first) if isinstance(first, Result) else None
+            raise Undelivered(
+                problem or "the stream has no head",
+                quote=purchase.quote,
+                verdict=purchase.verdict,
+                received=Received.NOTHING,
+            )
+        judge = first.judge or self._judgement(
+            purchase.order.task, first.content_type, first.content_encoding
+        )
+        return PaidStream(purchase, first, events, self._end, judge)
+
+    def _judge(self, purchase: Purchase, result: Result) -> Received:
+        judge = self._judgement(purchase.order.task, result.content_type, result.content_encoding)
+        judge.feed(result.body)
+        return judge.received()
+
+    async def _authorise(self, purchase: Purchase) -> None:
+        """Let a purchase through to the one call that pays, once everything speaks for it and it is written down."""
+        quote, order = purchase.quote, purchase.order
+        now = self._now()
+        if now >= quote.expires_at:
+            purchase.apply(PurchaseEvent.EXPIRE)
+            raise QuoteExpired(
+                "the quote expired before it was taken; nothing was paid", quote=quote
+            )
+        try:
+            self._exposure.check(quote)
+            if purchase.payment_hash is None:
+                purchase.payment_hash = self._inspect(order, quote)
+            # Again, and with what is written down now: the limits may have been changed since the quote was looked at.
+            self._limits.check_price(order, quote)
+            purchase.charge = self._limits.charge_for(order, quote)
+            if not purchase.costs_nothing:
+                budgets = (*self._limits.budgets_for(order.key_id), *order.budgets)
+                await self._journal.intend(self._intent(purchase, now), budgets)
+        except Refused:
+            self._exposure.ended(quote, purchase.apply(PurchaseEvent.REFUSE))
+            raise
+        except BaseException:
+            # Cancelled while it was being written: the intent may stand, and it is known that nothing went out.
+            purchase.apply(PurchaseEvent.PAY)
+            self._move(purchase, PurchaseEvent.FAIL_PAYMENT)
+            raise
+        # Written before the call goes out: after a crash the journal knows of every payment that may have happened.
+        purchase.apply(PurchaseEvent.PAY)
+        if self._now() >= quote.expires_at:
+            # The journal may have taken seconds. Its intent is taken back, with all that it reserved.
+            self._move(purchase, PurchaseEvent.FAIL_PAYMENT)
+            raise QuoteExpired(
+                "the quote expired while the purchase was being written down; nothing was paid",
+                quote=quote,
+            )
+        self._paid_jobs.add(quote.job_id)
+        self._exposure.paying(quote)
+
+    def _intent(self, purchase: Purchase, now: datetime) -> Intent:
+        order, quote = purchase.order, purchase.quote
+        return Intent(
+            quote=quote,
+            kind=order.task.kind,
+            model=order.task.model,
+            stream=order.task.stream,
+            request_id=order.request_id,
+            key_id=order.key_id,
+            request_sha256=order.body_sha256,
+            request_bytes=len(order.task.body),
+            payment_hash=purchase.payment_hash,
+            fee_cap_msat=self._limits.fee.fee_for(quote),
+            runner_up_msat=purchase.runner_up_msat,
+            at=now,
+            charge=purchase.charge,
+            repeat=purchase.repeat,
+        )
+
+    def _failed(self, purchase: Purchase, error: UpstreamError) -> PaymentFailed:
+        verdict = error.evidence or verdict_of_failure(error.status, error.message)
+        match verdict:
+            case Verdict.NONE:
+                self._move(purchase, PurchaseEvent.FAIL_PAYMENT)
+            case Verdict.UNKNOWN:
+                self._move(purchase, PurchaseEvent.LOSE_SIGHT)
+            case Verdict.SETTLED:
+                self._move(purchase, PurchaseEvent.SETTLE)
+                self._end(purchase, ending_of_error(purchase, Received.NOTHING, error))
+        return PaymentFailed(error, purchase.verdict, quote=purchase.quote)
+
+    def _lose_sight(self, purchase: Purchase, received: Received, error: BaseException) -> None:
+        """Leave a call of which nothing more will be heard."""
+        if purchase.quote.source is ProviderSource.NODE:
+            # A node has no payment to look up later: what it was handed and did not refuse counts as bought.
+            self._move(purchase, PurchaseEvent.SETTLE)
+            self._end(purchase, ending_of_error(purchase, received, error))
+        else:
+            self._move(purchase, PurchaseEvent.LOSE_SIGHT)
+
+    def _end(
+        self, purchase: Purchase, ending: Ending, learnt: PurchaseUpdate = _NOTHING_LEARNT
+    ) -> None:
+        """End a paid purchase: the table of endings decides about charge and blame."""
+        ruling = purchase.end(ending)
+        if ruling.event is not PurchaseEvent.DELIVER:
+            learnt = replace(learnt, ending=ending)
+        self._note(purchase, learnt)
+        if ruling.blames_provider or ruling.event is PurchaseEvent.DELIVER:
+            self._exposure.ended(purchase.quote, purchase.state)
+        else:
+            self._exposure.left(purchase.quote)
+
+    def _move(self, purchase: Purchase, event: PurchaseEvent) -> None:
+        """Move a purchase on while it is not settled, or to settled."""
+        state = purchase.apply(event)
+        self._note(purchase, _NOTHING_LEARNT)
+        if event is not PurchaseEvent.SETTLE:
+            self._exposure.ended(purchase.quote, state)
+
+    def _note(self, purchase: Purchase, learnt: PurchaseUpdate) -> None:
+        if learnt.charged_msat is not None:
+            purchase.charged_msat = learnt.charged_msat
+        if purchase.costs_nothing:
+            return
+        job_id, state, now = purchase.quote.job_id, purchase.state, self._now()
+        if purchase.awaits_refund:
+            self._journal.note(job_id, state, now, learnt, purchase.hear_refund)
+        elif state is State.DELIVERED and purchase.charge is not None and purchase.is_awaited():
+            # A customer is not charged for what a killed gateway had in its memory: until its client has the whole
+            # result, the journal says `settled`, which the sweep after a crash gives back.
+            purchase.hold_delivery(partial(self._journal.note, job_id, state, now, learnt))
+        else:
+            self._journal.note(job_id, state, now, learnt)

@@ -1,0 +1,138 @@
+"""Quotes that were shown to a client and can still be taken, each once."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from lcp_gateway.purchase.errors import PurchaseError, QuoteExpired, Refused
+from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.quote import Candidate, Quote
+from lcp_gateway.purchase.quoting import Offer
+
+_MAX_QUOTES = 10_000
+_JOB_ID_BYTES = 32
+NO_SUCH_QUOTE = "there is no such quote, or it has been taken"
+
+
+class UnknownQuote(PurchaseError):
+    """There is no such quote, or it has been taken."""
+
+
+class QuoteForAnotherBody(PurchaseError):
+    """The quote is for another request."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldQuote:
+    """An offer, and the order that it was made for."""
+
+    order: Order
+    offer: Offer
+
+    @property
+    def id(self) -> str:
+        """The name by which it is taken."""
+        return quote_id(self.offer.quote)
+
+
+def quote_id(quote: Quote) -> str:
+    """Give the name under which a quote can be taken."""
+    return f"quote_{quote.job_id.hex()}"
+
+
+def job_id_of(name: str) -> bytes | None:
+    """Return the job of a quote's name; None for what is none."""
+    prefix, _, digits = name.partition("_")
+    try:
+        job_id = bytes.fromhex(digits)
+    except ValueError:
+        return None
+    return job_id if prefix == "quote" and len(job_id) == _JOB_ID_BYTES else None
+
+
+class HeldQuotes:
+    """Holds quotes until they are taken or run out."""
+
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        self._now = now
+        self._held: OrderedDict[str, HeldQuote] = OrderedDict()
+
+    def hold(self, held: HeldQuote) -> str:
+        """Hold a quote; gives its id."""
+        self._held[held.id] = held
+        while len(self._held) > _MAX_QUOTES:
+            self._held.popitem(last=False)
+        return held.id
+
+    def has(self, order: Order, name: str) -> bool:
+        """Return whether a quote is held that was shown to this credential."""
+        held = self._held.get(name)
+        return held is not None and held.order.key_id == order.key_id
+
+    def take(self, order: Order, name: str) -> Offer:
+        """Give the offer of that id and forget it: nobody else can take it.
+
+        Raises:
+            UnknownQuote: nobody holds such a quote, or it was shown to another credential.
+            QuoteForAnotherBody: the request is not the one that was quoted.
+            QuoteExpired: it has run out.
+        """
+        held = self._held.get(name)
+        if held is None or held.order.key_id != order.key_id:
+            raise UnknownQuote(NO_SUCH_QUOTE)
+        quote = held.offer.quote
+        if self._now() >= quote.expires_at:
+            del self._held[name]
+            raise QuoteExpired(
+                "the quote has expired; nothing was paid", quote=quote, was_named=True
+            )
+        same_kind = held.order.task.kind is order.task.kind
+        if held.order.body_sha256 != order.body_sha256 or not same_kind:
+            raise QuoteForAnotherBody("the quote is for another request", quote=quote)
+        del self._held[name]
+        return held.offer
+
+
+class Holding:
+    """Holds quotes without the bodies that they are for: these come again with the request that takes one."""
+
+    def __init__(self, book: HeldQuotes) -> None:
+        self._book = book
+
+    def take(self, order: Order, quote_name: str | None) -> Offer | None:
+        """Give the quote that a request names; None where it names none.
+
+        Raises:
+            UnknownQuote, QuoteForAnotherBody, QuoteExpired: see ``HeldQuotes.take``.
+        """
+        if quote_name is None:
+            return None
+        held = self._book.take(order, quote_name)
+        # Without its payment hash, so that it is inspected again: limits may differ from when it was shown.
+        bought = order.for_task(held.candidate.adapt(order.task))
+        return replace(held, order=bought, payment_hash=None)
+
+    def has(self, order: Order, quote_name: str) -> bool:
+        """Return whether a quote of that name is held for the credential of an order."""
+        return self._book.has(order, quote_name)
+
+    def hold(self, order: Order, offer: Offer) -> HeldQuote:
+        """Hold a quote for an order."""
+        held = HeldQuote(
+            order.without_body(), replace(offer, order=offer.order.without_body(), rest=())
+        )
+        self._book.hold(held)
+        return held
+
+    def hold_if_good(
+        self, order: Order, error: Exception, purchase: Purchase | None = None
+    ) -> bool:
+        """Hold the quote of a refusal that may pass later; tells whether there is one. ``purchase`` is what was refused."""
+        if isinstance(error, Refused) and error.may_pass_later and error.quote is not None:
+            bought = None if purchase is None else purchase.candidate
+            whose = error.candidate or bought or Candidate(error.quote.peer_id)
+            self.hold(order, Offer(order, whose, error.quote, None))
+            return True
+        return False

@@ -1,0 +1,295 @@
+"""Remembers answers by what may ask for them again, within a budget of bytes and a time."""
+
+import hashlib
+import hmac
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from lcp_gateway.purchase.errors import PurchaseError
+from lcp_gateway.purchase.journal import RepeatIdentity
+from lcp_gateway.purchase.money import Refund
+from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.result_buffer import BufferPool, ResultBuffer
+from lcp_gateway.purchase.states import Verdict
+
+_MAX_ENTRIES = 20_000
+_LENGTH_BYTES = 4
+
+
+class KeyReused(PurchaseError):
+    """The idempotency key belongs to another request."""
+
+
+class ResultLost(PurchaseError):
+    """It was bought before, and its answer is no longer held."""
+
+    def __init__(self, answer: ResultBuffer) -> None:
+        quote = answer.purchase.quote if answer.purchase is not None else None
+        super().__init__(
+            "this was bought before and its answer is no longer held; asking again would pay again",
+            quote=quote,
+        )
+        self.verdict = answer.verdict
+        self.answer = answer
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatKeys:
+    """What tells that a request may be a repeat of another.
+
+    ``key`` is the client's idempotency key. ``is_retry`` is set where the client says that it tries again.
+    ``client_request_id`` is an id that a client keeps over its retries.
+    """
+
+    key: str | None = None
+    is_retry: bool = False
+    client_request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLimits:
+    """How much is remembered and for how long: bytes in all, seconds for bytes, for keys and for unmarked repeats."""
+
+    bytes_in_all: int = 64 * 1024 * 1024
+    bytes_for_s: float = 600.0
+    keys_for_s: float = 86_400.0
+    repeats_for_s: float = 120.0
+
+
+_Key = tuple[str, str, str, bytes]
+
+
+class _TimedIndex:
+    """Answers by name, each for ``keep_s``; the oldest go first when there are too many."""
+
+    def __init__(self, keep_s: float) -> None:
+        self.keep_s = keep_s
+        self._held: OrderedDict[_Key, tuple[ResultBuffer, float]] = OrderedDict()
+
+    def get(self, name: _Key, now: float) -> ResultBuffer | None:
+        found = self._held.get(name)
+        return found[0] if found is not None and now - found[1] <= self.keep_s else None
+
+    def put(self, name: _Key, answer: ResultBuffer, now: float) -> None:
+        self._held[name] = (answer, now)
+        self._held.move_to_end(name)
+        while self._held:
+            oldest, (_, since) = next(iter(self._held.items()))
+            if len(self._held) <= _MAX_ENTRIES and now - since <= self.keep_s:
+                return
+            del self._held[oldest]
+
+    def drop(self, name: _Key, answer: ResultBuffer) -> None:
+        if (found := self._held.get(name)) is not None and found[0] is answer:
+            del self._held[name]
+
+
+class RepeatHashes:
+    """Makes identities; two gateways with the same secret make the same ones."""
+
+    def __init__(
+        self, secret: bytes, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._secret = secret
+        self._now = now
+
+    def identity(
+        self,
+        *,
+        key_id: str,
+        kind: str,
+        body_sha256: bytes,
+        key: str | None,
+        key_for_s: float,
+        client_request_id: str | None,
+        retry_for_s: float,
+        looks_for_first_try: bool,
+    ) -> RepeatIdentity:
+        """Return the identity of a request.
+
+        An Idempotency-Key counts for ``key_for_s`` whatever the body; a client's request id for ``retry_for_s`` and
+        together with the body, and only where there is no key.
+        """
+        # For every purchase: one hash, of parts whose lengths are known or written before them.
+        whole = b"%d %b %b %b" % (len(key_id), key_id.encode(), kind.encode(), body_sha256)
+        body = hashlib.sha256(whole).digest()
+        if key is None and client_request_id is None and not looks_for_first_try:
+            return RepeatIdentity(body)
+        now = self._now()
+        retry_for = timedelta(seconds=retry_for_s)
+        since = now - retry_for if looks_for_first_try and key is None else None
+        if key is not None:
+            name = _joined(b"key", key_id, key.encode("utf-8", "surrogateescape"))
+            return RepeatIdentity(body, self._hash(name), now + timedelta(seconds=key_for_s))
+        if client_request_id is not None:
+            name = _joined(
+                b"client", key_id, client_request_id.encode("utf-8", "surrogateescape"), body
+            )
+            return RepeatIdentity(body, self._hash(name), now + retry_for, since)
+        return RepeatIdentity(body, first_try_since=since)
+
+    def _hash(self, name: bytes) -> bytes:
+        return hmac.digest(self._secret, name, "sha256")
+
+
+def _joined(what: bytes, key_id: str, *parts: bytes) -> bytes:
+    whole = (what, key_id.encode(), *parts)
+    return b"".join([len(part).to_bytes(_LENGTH_BYTES) + part for part in whole])
+
+
+_UNKEYED = RepeatHashes(b"")
+
+
+class IdempotencyCache:
+    """Finds the answer that a request asks for again."""
+
+    def __init__(
+        self,
+        limits: CacheLimits,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        on_held: Callable[[int], None] = lambda _byte_count: None,
+        hashes: RepeatHashes = _UNKEYED,
+    ) -> None:
+        """``on_held`` is told how many bytes are held, each time an answer ends.
+
+        ``hashes`` make what the journal recognises repeats by.
+        """
+        self._hashes = hashes
+        self._limits = limits
+        self._clock = clock
+        self._on_held = on_held
+        self._by_key = _TimedIndex(limits.keys_for_s)
+        self._by_repeat = _TimedIndex(limits.repeats_for_s)
+        # Ended answers whose bytes are held, with the time until which they are; each in order of that time.
+        self._keyed: deque[tuple[ResultBuffer, float]] = deque()
+        self._unkeyed: deque[tuple[ResultBuffer, float]] = deque()
+        self.pool = BufferPool(limits.bytes_in_all)
+        self.pool.make_room = self._make_room
+
+    def use(self, limits: CacheLimits) -> None:
+        """Go by other limits. What is too much for them is let go at once; answers that are held keep their times."""
+        self._limits = limits
+        self._by_key.keep_s = limits.keys_for_s
+        self._by_repeat.keep_s = limits.repeats_for_s
+        self.pool.limit_bytes = limits.bytes_in_all
+        self._make_room()
+
+    def find(self, order: Order, repeat: RepeatKeys) -> ResultBuffer | None:
+        """Give the answer that this request repeats, if it does.
+
+        Raises:
+            KeyReused: the idempotency key came with another body before.
+            AnswerLost: it was bought, and its bytes are gone.
+        """
+        answer = self._repeated(order, repeat)
+        if answer is None:
+            return None
+        if answer.error is not None and answer.verdict is Verdict.NONE:
+            # It came to nothing and cost nothing: it is tried anew.
+            return None
+        if not answer.readable and answer.error is None:
+            raise ResultLost(answer)
+        return answer
+
+    def find_undecided(self, order: Order, repeat: RepeatKeys) -> ResultBuffer | None:
+        """Return the answer that this request repeats, if it ended with its payment unknown or its refund withheld."""
+        if repeat.key is None and repeat.client_request_id is None and not repeat.is_retry:
+            return None
+        try:
+            answer = self._repeated(order, repeat)
+        except KeyReused:
+            return None
+        if answer is None or not answer.ended or (purchase := answer.purchase) is None:
+            return None
+        is_undecided = answer.verdict is Verdict.UNKNOWN or purchase.refund is Refund.WITHHELD
+        return answer if is_undecided else None
+
+    def identity(self, order: Order, repeat: RepeatKeys) -> RepeatIdentity:
+        """Return what the journal recognises a repeat of an order by; before the order's own answer is added."""
+        return self._hashes.identity(
+            key_id=order.key_id,
+            kind=order.task.kind.value,
+            body_sha256=order.body_sha256,
+            key=repeat.key,
+            key_for_s=self._limits.keys_for_s,
+            client_request_id=repeat.client_request_id,
+            retry_for_s=self._limits.repeats_for_s,
+            looks_for_first_try=repeat.is_retry and not self._knows_body(order),
+        )
+
+    def _knows_body(self, order: Order) -> bool:
+        """Return whether the same body is known here: then a retry's first try was here too, and what came of it is known."""
+        return self._by_repeat.get(_body_name(order), self._clock()) is not None
+
+    def add(self, answer: ResultBuffer, repeat: RepeatKeys) -> None:
+        """Remember an answer that is about to be bought; ``ended`` has to follow."""
+        now = self._clock()
+        order = answer.order
+        self._by_repeat.put(_body_name(order), answer, now)
+        if repeat.client_request_id is not None:
+            self._by_repeat.put(_client_name(order, repeat.client_request_id), answer, now)
+        if repeat.key is not None:
+            self._by_key.put(_key_name(order, repeat.key), answer, now)
+
+    def take_back(self, answer: ResultBuffer, repeat: RepeatKeys) -> None:
+        """Forget an answer whose key turned out to be that of another request; ``ended`` has to follow all the same."""
+        order = answer.order
+        self._by_repeat.drop(_body_name(order), answer)
+        if repeat.client_request_id is not None:
+            self._by_repeat.drop(_client_name(order, repeat.client_request_id), answer)
+        if repeat.key is not None:
+            self._by_key.drop(_key_name(order, repeat.key), answer)
+
+    def ended(self, answer: ResultBuffer, repeat: RepeatKeys) -> None:
+        """Keep an ended answer's bytes for as long as they may be asked for."""
+        now = self._clock()
+        if repeat.key is not None:
+            self._keyed.append((answer, now + self._limits.bytes_for_s))
+        else:
+            self._unkeyed.append((answer, now + self._limits.repeats_for_s))
+        for held in (self._keyed, self._unkeyed):
+            while held and held[0][1] < now:
+                held.popleft()[0].forget()
+        # One that was kept for somebody may have grown past the limit while it could not be let go.
+        self._make_room()
+        self._on_held(self.pool.held_bytes)
+
+    def _make_room(self) -> None:
+        """Let go of the bytes of ended answers until the pool is within its limit, the unmarked ones first."""
+        for held in (self._unkeyed, self._keyed):
+            while held and self.pool.held_bytes > self.pool.limit_bytes:
+                held.popleft()[0].forget()
+
+    def _repeated(self, order: Order, repeat: RepeatKeys) -> ResultBuffer | None:
+        now = self._clock()
+        if repeat.key is not None:
+            found = self._by_key.get(_key_name(order, repeat.key), now)
+            if found is not None and not _is_same(found.order, order):
+                raise KeyReused("the idempotency key was used with another request before")
+            return found
+        found = None
+        if repeat.is_retry:
+            found = self._by_repeat.get(_body_name(order), now)
+        if found is None and repeat.client_request_id is not None:
+            found = self._by_repeat.get(_client_name(order, repeat.client_request_id), now)
+        return found
+
+
+def _key_name(order: Order, key: str) -> _Key:
+    return ("key", order.key_id, key, b"")
+
+
+def _body_name(order: Order) -> _Key:
+    return ("body", order.key_id, order.task.kind.value, order.body_sha256)
+
+
+def _client_name(order: Order, client_request_id: str) -> _Key:
+    return ("client", order.key_id, client_request_id, order.body_sha256)
+
+
+def _is_same(one: Order, other: Order) -> bool:
+    return one.body_sha256 == other.body_sha256 and one.task.kind is other.task.kind

@@ -1,0 +1,327 @@
+"""Asking for quotes: one provider after another or several at once, until one can be bought."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from lcp_gateway.purchase.errors import (
+    PaymentFailed,
+    PriceLimitExceeded,
+    PurchaseError,
+    Refused,
+    UpstreamError,
+)
+from lcp_gateway.purchase.journal import InsufficientBalance
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.ports import Upstream
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.quote import Candidate, ProviderSource, Quote
+from lcp_gateway.purchase.result_buffer import ResultBuffer
+from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.purchase.tracing import (
+    NO_TRACING,
+    TraceStep,
+    Tracing,
+    asked_facts,
+    error_type,
+    quote_facts,
+)
+
+_MOST: Final = 4_096
+
+
+class PaidJobs:
+    """Ids of jobs whose one call that may pay has gone out, the newest few thousand.
+
+    Job ids are the peer's choice. One that hands out the id of a running job again must not have that job cancelled when
+    its second quote is not taken.
+    """
+
+    def __init__(self) -> None:
+        self._ids: OrderedDict[bytes, None] = OrderedDict()
+
+    def __contains__(self, job_id: bytes) -> bool:
+        """Return whether a job was paid for lately, or may have been."""
+        return job_id in self._ids
+
+    def add(self, job_id: bytes) -> None:
+        """Remember a job that is about to be paid for."""
+        self._ids[job_id] = None
+        if len(self._ids) > _MOST:
+            self._ids.popitem(last=False)
+
+
+_NOT_TAKEN = "another quote was taken"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The quote that was chosen, whose it is, and the price of the next best where several were asked.
+
+    ``order`` is for the task as the candidate gets it, which is what was quoted. ``rest`` are the candidates that may still
+    do it, in their order: those that were not asked, and those whose quotes were not taken.
+    """
+
+    order: Order
+    candidate: Candidate
+    quote: Quote
+    payment_hash: bytes | None
+    runner_up_msat: Msat | None = None
+    rest: tuple[Candidate, ...] = ()
+
+
+Inspection = Callable[[Order, Quote], bytes | None]
+"""Looks at a quote and gives the payment hash of its invoice, where it has one and is read; raises ``Refused`` for one that may
+not be bought."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuotingRules:
+    """How peers are asked: so many at once, at most so many in all, and how long an answer may take.
+
+    Once one quote can be bought, others that were asked with it have ``patience_s`` left.
+    """
+
+    at_once: int = 1
+    at_most: int = 3
+    timeout_s: float = 5.0
+    patience_s: float = 0.3
+
+
+class QuoteRequester:
+    """Finds the quote to buy. Everything here costs nothing and may fail over freely."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        asking: QuotingRules,
+        *,
+        inspect: Inspection,
+        background: Callable[[Coroutine[Any, Any, None]], None],
+        cancel_timeout_s: float,
+        on_quote: Callable[[Order, Quote, float], None] = lambda _order, _quote, _duration_s: None,
+        on_failure: Callable[[str, PurchaseError], None] = lambda _peer_id, _error: None,
+        clock: Callable[[], float] = time.monotonic,
+        tracing: Tracing = NO_TRACING,
+        paid_jobs: PaidJobs | None = None,
+    ) -> None:
+        """``on_quote`` hears of each quote and how many seconds it took, ``on_failure`` why a peer fell out.
+
+        ``paid_jobs`` are never cancelled, whatever quote names them again.
+        """
+        self._paid_jobs = PaidJobs() if paid_jobs is None else paid_jobs
+        self._upstream = upstream
+        self._asking = asking
+        self._inspect = inspect
+        self._background = background
+        self._cancel_timeout_s = cancel_timeout_s
+        self._on_quote = on_quote
+        self._on_failure = on_failure
+        self._clock = clock
+        self._tracing = tracing
+
+    async def offer(self, order: Order, candidates: Sequence[Candidate]) -> Offer:
+        """Give the best acceptable quote of the first candidates that have one.
+
+        Where several are asked at once the cheapest is the best; else the first is, unless the gateway chose it and its
+        quote is a surprise: then it is compared with the quotes of others.
+
+        Raises:
+            Refused: no quote was acceptable; carries the cheapest one that was only too dear, if any.
+            UpstreamError: no peer gave a quote.
+        """
+        failures: list[PurchaseError] = []
+        left, calls = [*candidates], self._asking.at_most
+        while left and calls > 0:
+            group = left[: min(self._asking.at_once, calls)]
+            del left[: len(group)]
+            calls -= len(group)
+            offers = await self._ask(order, group, failures)
+            if offers:
+                offers = await self._compare(order, offers, left, calls, failures)
+                best, *others = offers
+                self.drop(offer.quote for offer in others)
+                self.drop(error.quote for error in failures)
+                return _taken(best, others, left)
+        error = _most_telling(failures)
+        # The cheapest that was too dear stays: it can still be taken by whoever raises the limit.
+        kept = error.quote if isinstance(error, PriceLimitExceeded) else None
+        self.drop(failed.quote for failed in failures if failed.quote is not kept)
+        raise error
+
+    async def _compare(
+        self,
+        order: Order,
+        offers: list[Offer],
+        left: list[Candidate],
+        calls: int,
+        failures: list[PurchaseError],
+    ) -> list[Offer]:
+        """Ask more candidates where a quote was not what the choice was made by; gives the best offer first."""
+        comparison = offers[0].candidate.comparison
+        if comparison is None:
+            return offers
+        while True:
+            asked = _asked(offers)
+            place = comparison.next(asked, [one.place for one in left], peers_too=calls > 0)
+            candidate = next((one for one in left if one.place == place), None)
+            if candidate is None:
+                break
+            left.remove(candidate)
+            calls -= 1
+            offers += await self._ask(order, [candidate], failures)
+        if self._asking.at_once > 1:
+            return sorted(offers, key=_price)
+        best = comparison.best(asked)
+        return sorted(offers, key=lambda offer: (offer.candidate.place != best, _price(offer)))
+
+    def drop(self, quotes: Iterable[Quote | None]) -> None:
+        """Tell those who gave quotes that nobody takes them. Nothing is waited for."""
+        for quote in quotes:
+            if quote is not None and quote.job_id not in self._paid_jobs:
+                self._background(self._upstream.cancel(quote, _NOT_TAKEN, self._cancel_timeout_s))
+
+    async def _ask(
+        self, order: Order, candidates: Sequence[Candidate], failures: list[PurchaseError]
+    ) -> list[Offer]:
+        """Ask some at once; gives the quotes that can be bought, the cheapest first."""
+        if len(candidates) == 1:
+            results: Sequence[Offer | PurchaseError | None] = [
+                await self._try(order, candidates[0])
+            ]
+        else:
+            results = await self._ask_together(order, candidates)
+        offers = []
+        for candidate, result in zip(candidates, results, strict=True):
+            if isinstance(result, Offer):
+                offers.append(result)
+            elif result is not None:
+                failures.append(result)
+                self._on_failure(candidate.provider_id, result)
+        return sorted(offers, key=_price)
+
+    async def _ask_together(
+        self, order: Order, candidates: Sequence[Candidate]
+    ) -> "Sequence[Offer | PurchaseError | None]":
+        tasks = [asyncio.create_task(self._try(order, candidate)) for candidate in candidates]
+        try:
+            waiting = set(tasks)
+            while waiting and not any(_has_offer(task) for task in tasks):
+                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if waiting:
+                await asyncio.wait(waiting, timeout=self._asking.patience_s)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return [task.result() if task.done() and not task.cancelled() else None for task in tasks]
+
+    async def _try(self, asked: Order, candidate: Candidate) -> Offer | PurchaseError:
+        started = self._clock()
+        order = asked.for_task(candidate.adapt(asked.task))
+        with self._tracing.span(TraceStep.QUOTE) as span:
+            span.note(asked_facts, candidate, order.task)
+            try:
+                quote = await self._upstream.request_quote(
+                    order.task, candidate.provider_id, self._asking.timeout_s
+                )
+                span.note(quote_facts, quote)
+                self._on_quote(order, quote, self._clock() - started)
+                return Offer(order, candidate, quote, self._inspect(order, quote))
+            except UpstreamError as error:
+                span.failed(error_type(error))
+                return error
+            except Refused as error:
+                span.failed(error_type(error))
+                error.candidate = candidate
+                return error
+
+
+def _taken(best: Offer, others: Sequence[Offer], left: Sequence[Candidate]) -> Offer:
+    """Give the offer to buy as it compares with the others that were made."""
+    candidate = best.candidate
+    if candidate.comparison is None and not others and not left:
+        return best
+    if candidate.comparison is not None:
+        told = candidate.comparison.taken(candidate.place, _asked([best, *others]))
+        # The comparison is over, and what it was made of need not be kept as long as the purchase.
+        candidate = replace(candidate, routing=told, comparison=None)
+    # One that asked less and was not taken for other reasons is no saving.
+    dearer = [price for price in map(_price, others) if price >= best.quote.price_msat]
+    return replace(
+        best,
+        candidate=candidate,
+        runner_up_msat=min(dearer, default=None),
+        rest=(*(offer.candidate for offer in others), *left),
+    )
+
+
+def _asked(offers: Sequence[Offer]) -> dict[int, Msat]:
+    return {offer.candidate.place: offer.quote.price_msat for offer in offers}
+
+
+def _price(offer: Offer) -> Msat:
+    return offer.quote.price_msat
+
+
+def _most_telling(failures: Sequence[PurchaseError]) -> PurchaseError:
+    too_dear = [error for error in failures if isinstance(error, PriceLimitExceeded)]
+    if too_dear:
+        return min(too_dear, key=lambda error: error.price_msat)
+    refused = [error for error in failures if isinstance(error, Refused)]
+    return (refused or failures)[-1]
+
+
+def _has_offer(task: "asyncio.Task[Offer | PurchaseError]") -> bool:
+    return task.done() and not task.cancelled() and isinstance(task.result(), Offer)
+
+
+# Failures of a node after which another provider may do the work, because the node itself has not.
+_WORTH_ANOTHER = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "NOT_FOUND", "DATA_LOSS"})
+
+
+def others(
+    rest: Sequence[Candidate], answer: ResultBuffer, purchase: Purchase, error: PaymentFailed
+) -> Sequence[Candidate]:
+    """Give those of the rest that may do what a node did not do: none once anything was or may have been paid.
+
+    A peer's failed payment is never repeated elsewhere: only a node's refusal is known to have cost nothing.
+    """
+    if (
+        purchase.quote.source is not ProviderSource.NODE
+        or error.verdict is not Verdict.NONE
+        or error.status not in _WORTH_ANOTHER
+        or answer.head is not None
+    ):
+        return ()
+    return rest
+
+
+async def cheaper(
+    market: QuoteRequester,
+    order: Order,
+    candidates: Sequence[Candidate],
+    too_dear: InsufficientBalance,
+) -> Offer:
+    """Give the next offer that asks less than the one that the customer cannot pay.
+
+    Whoever asked as much or more is told that nobody takes the quote.
+
+    Raises:
+        InsufficientBalance: there is none; the one that was too dear is told.
+    """
+    for number, candidate in enumerate(candidates, 1):
+        try:
+            offer = await market.offer(order, [candidate])
+        except PurchaseError as error:
+            if isinstance(error, PriceLimitExceeded):
+                # The market keeps such a quote for the client, who is told of another one here.
+                market.drop([error.quote])
+            continue
+        if offer.quote.price_msat < (too_dear.quote.price_msat if too_dear.quote else 0):
+            return replace(offer, rest=tuple(candidates[number:]))
+        market.drop([offer.quote])
+    raise too_dear

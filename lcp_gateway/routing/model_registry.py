@@ -1,0 +1,303 @@
+"""The model registry: the operator's word on a model, over providers' lists, over what its name says."""
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from lcp_gateway.purchase.order import TaskKind
+from lcp_gateway.routing.catalog import ModelFacts
+
+EMBEDDING: Final = "embedding"
+
+# More than peers may offer together (upstreams/lcpd/adapter.py): reading a name costs as much as a hundred look-ups.
+REMEMBERED_NAMES: Final = 16_384
+# A client may make up a name as long as a body: what is remembered of names stays small.
+_READ_CHARACTERS = 256
+
+# A size begins a word ("-8b", ":8b", "_8b"): in "gemma-2-2b" the first 2 is a version, in "A22B" and "b200" a letter
+# stands before. It ends one as well, which leaves out "4bit" and "4bpw". The "e" is Gemma's "effective" size.
+_WORD_BEGINS = r"(?<![a-z0-9.])"
+_WORD_ENDS = r"(?![a-z0-9])"
+_NUMBER = r"\d{1,4}(?:\.\d{1,3})?"
+_EXPERTS = re.compile(rf"{_WORD_BEGINS}(\d{{1,3}})x({_NUMBER})b{_WORD_ENDS}")
+_BILLIONS = re.compile(rf"{_WORD_BEGINS}e?({_NUMBER})b{_WORD_ENDS}")
+# "1_6b" and "7b1" are 1.6b and 7.1b, where a name may hold no point.
+_POINTLESS = re.compile(rf"(?<=-)(\d{{1,3}})(?:_(\d)b|b(\d)){_WORD_ENDS}")
+_MILLIONS = re.compile(rf"{_WORD_BEGINS}({_NUMBER})m{_WORD_ENDS}")
+_TRILLIONS = re.compile(rf"{_WORD_BEGINS}({_NUMBER})t{_WORD_ENDS}")
+# "1m" and "4m" are lengths of context: no language model is that small.
+_FEWEST_MILLIONS = 10
+
+_CAPABILITIES: Mapping[str, re.Pattern[str]] = MappingProxyType(
+    {
+        "code": re.compile(
+            r"(?<!en)(?<!de)coder|(?<![a-z])(?:open)?code(?![a-z])|devstral"
+            r"|code(?:x|llama|qwen|gemma|gen|geex|stral|reason)"
+        ),
+        "reasoning": re.compile(
+            r"(?<![a-z0-9])(?:r1|qwq|qvq|o1|o3|o4-mini)(?![a-z0-9])"
+            r"|(?<!non-)(?<!non)reason(?:ing|er)|think(?:ing|er)(?![a-z])|gpt-oss|magistral|exaone-deep"
+        ),
+        "vision": re.compile(
+            r"(?<![a-z])vlm?\d*(?![a-z])|internvl|smolvlm|cogvlm|vision|multimodal|(?<![a-z])omni(?![a-z])"
+            r"|llava|pixtral|moondream|paligemma|molmo|idefics|qvq|minicpm-[vo](?![a-z])|glm-\d(?:\.\d)?v(?![a-z])"
+            r"|(?<![a-z])gpt-?4(?:o(?!-(?:audio|transcribe|mini-(?:audio|transcribe|tts)))|-turbo|\.1)(?![a-z0-9])"
+            r"|claude-(?:3|opus|sonnet|haiku)|gemini-[1-9]|llama-?4(?![0-9])"
+        ),
+    }
+)
+
+_EMBEDDING = re.compile(
+    r"embed|(?<![a-z])(?:bge|gte|voyage|mxbai)-|(?<![a-z0-9])e5-|all-(?:minilm|mpnet)|paraphrase-|uae-large|labse"
+)
+_NOT_EMBEDDING = re.compile(r"rerank")
+
+# The first that fits is it: those who build on others' models stand before them.
+_VENDORS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (vendor, re.compile(rf"(?<![a-z])(?:{families})"))
+    for vendor, families in (
+        ("nvidia", r"nemotron|nv-embed|nvlm"),
+        ("deepseek", r"deepseek"),
+        ("nousresearch", r"(?:nous-)?hermes"),
+        ("intfloat", r"(?:multilingual-)?e5-"),
+        ("baai", r"bge-"),
+        ("nomic", r"nomic"),
+        ("mixedbread", r"mxbai"),
+        ("snowflake", r"snowflake|arctic"),
+        ("jina", r"jina"),
+        ("voyage", r"voyage-"),
+        ("sentence-transformers", r"all-(?:minilm|mpnet)|paraphrase-"),
+        ("alibaba", r"gte-"),
+        ("eleutherai", r"gpt-?(?:j|neo)|pythia"),
+        ("mistral", r"mistral|mixtral|codestral|devstral|ministral|magistral|pixtral|voxtral"),
+        ("qwen", r"(?:code)?qwen|qwq|qvq|text-embedding-v\d"),
+        ("google", r"(?:code|embedding|pali)?gemma|gemini|text-embedding-00\d"),
+        ("bigcode", r"starcoder"),
+        ("meta", r"(?:code)?llama"),
+        ("microsoft", r"phi(?![a-z])|orca"),
+        (
+            "openai",
+            r"(?:chat)?gpt|(?<!.)o[134](?![a-z0-9])|text-embedding|whisper|davinci|babbage|codex|dall-e",
+        ),
+        ("anthropic", r"claude"),
+        ("cohere", r"command(?![a-z])|aya(?![a-z])|c4ai|embed-(?:english|multilingual)"),
+        ("ibm", r"granite"),
+        ("xai", r"grok"),
+        ("zai", r"(?:chat|code)?(?:glm|geex)"),
+        ("01-ai", r"yi(?![a-z])"),
+        ("moonshotai", r"kimi|moonlight"),
+        ("minimax", r"minimax"),
+        ("tii", r"falcon"),
+        ("ai21", r"jamba"),
+        ("allenai", r"olmo|tulu|molmo"),
+        ("databricks", r"dbrx"),
+        ("huggingface", r"smol(?:lm|vlm)|zephyr|idefics"),
+        ("stabilityai", r"stable(?:lm|-code)"),
+        ("internlm", r"intern(?:lm|vl)"),
+        ("openbmb", r"minicpm"),
+        ("perplexity", r"sonar"),
+        ("amazon", r"amazon|titan"),
+        ("liquid", r"lfm"),
+        ("baidu", r"ernie"),
+        ("tencent", r"hunyuan"),
+        ("upstage", r"solar"),
+        ("lg", r"exaone"),
+        ("moondream", r"moondream"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NameFacts:
+    """What a name tells; ``None``, empty or not in the set where it tells nothing.
+
+    ``params_b`` is in billions and counts all experts of a mixture. ``type`` is ``embedding`` or empty.
+    """
+
+    params_b: float | None
+    capabilities: frozenset[str]
+    vendor: str
+    type: str
+
+
+def read_name(model: str) -> NameFacts:
+    """Read a model's name, as providers write them: ``Qwen/Qwen2.5-Coder-14B``, ``llama3.1:8b``, ``gpt-4o``."""
+    return _read(model[:_READ_CHARACTERS])
+
+
+@functools.lru_cache(maxsize=REMEMBERED_NAMES)
+def _read(model: str) -> NameFacts:
+    owner, _, name = model.lower().rpartition("/")
+    is_embedding = bool(_EMBEDDING.search(name)) and not _NOT_EMBEDDING.search(name)
+    return NameFacts(
+        params_b=_params_b(name),
+        capabilities=frozenset(
+            capability for capability, pattern in _CAPABILITIES.items() if pattern.search(name)
+        ),
+        vendor=next(
+            (vendor for vendor, pattern in _VENDORS if pattern.search(name)),
+            owner.rpartition("/")[2],
+        ),
+        type=EMBEDDING if is_embedding else "",
+    )
+
+
+def _params_b(name: str) -> float | None:
+    if experts := _EXPERTS.search(name):
+        return int(experts[1]) * float(experts[2]) or None
+    pointed = _POINTLESS.sub(r"\1.\2\3b", name)
+    billions = [float(found[1]) for found in _BILLIONS.finditer(pointed)]
+    if billions:
+        # Of two sizes the smaller is what a mixture uses at a time, or a draft model's.
+        return max(billions) or None
+    millions = [float(found[1]) for found in _MILLIONS.finditer(name)]
+    if millions and max(millions) >= _FEWEST_MILLIONS:
+        return max(millions) / 1_000
+    trillions = [float(found[1]) for found in _TRILLIONS.finditer(name)]
+    return max(trillions) * 1_000 or None if trillions else None
+
+
+AUTO: Final = "auto"
+"""The name under which a client leaves the choice of the model to the gateway."""
+
+COMPLETION: Final = "completion"
+
+# What a model that turns text into numbers cannot do, whoever made it.
+_NOT_OF_EMBEDDINGS = frozenset({"vision", "tools", "json_schema", "audio"})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What the operator says of a model; 0, empty and ``None`` where nothing is said.
+
+    ``type`` is ``chat``, ``completion`` or ``embedding``. ``params_b`` is in billions. ``capabilities`` that are given
+    are all that the model has. ``aliases`` are other names under which clients may ask for it.
+    """
+
+    type: str = ""
+    context_length: int = 0
+    dimensions: int = 0
+    params_b: float = 0.0
+    capabilities: tuple[str, ...] | None = None
+    owned_by: str = ""
+    aliases: tuple[str, ...] = ()
+    max_price_msat: int = 0
+    max_total_msat: int = 0
+    default_temperature: float | None = None
+    default_max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What is known of a model from all sources; 0, empty and ``None`` where nobody says.
+
+    ``complete`` means that the model has no other ``capabilities`` than these. ``vendor`` is who made it, as far as
+    the name tells; ``owned_by`` what the operator wants shown.
+    """
+
+    type: str
+    context_length: int
+    dimensions: int
+    params_b: float | None
+    capabilities: frozenset[str]
+    complete: bool
+    vendor: str
+    owned_by: str
+
+    def has(self, capability: str) -> bool | None:
+        """Tell whether the model can do something; ``None`` where nobody knows."""
+        if capability in self.capabilities:
+            return True
+        if self.complete or (self.type == EMBEDDING and capability in _NOT_OF_EMBEDDINGS):
+            return False
+        return None
+
+
+class ModelRegistry:
+    """The models that the operator described, by their real names; ``auto`` may be among them, for its aliases."""
+
+    def __init__(self, cards: Mapping[str, ModelCard]) -> None:
+        self._cards = dict(cards)
+        self._real_names = {
+            alias: name
+            for name, card in self._cards.items()
+            for alias in card.aliases
+            if alias not in self._cards
+        }
+
+    def resolve(self, name: str) -> str:
+        """Give the real name behind an alias, ``auto`` for an alias of that; any other name stays as it is."""
+        return self._real_names.get(name, name)
+
+    def card(self, name: str) -> ModelCard | None:
+        """Give what the operator says of the model with this real name."""
+        return self._cards.get(name)
+
+    def names(self) -> tuple[str, ...]:
+        """Give the real names of the models that are described, in the operator's order; ``auto`` is no model."""
+        return tuple(name for name in self._cards if name != AUTO)
+
+    def traits(self, model: str, facts: Iterable[ModelFacts] = ()) -> Traits:
+        """Put together what is known of a model; ``facts`` are what the lists of its providers say.
+
+        A capability counts when a list or the name tells of it, unless the operator says which there are. A context is
+        taken to be as long as the shortest that a list names.
+        """
+        listed = tuple(facts)
+        if model not in self._cards and not listed:
+            return _traits_told(read_name(model))
+        card = self._cards.get(model) or ModelCard()
+        told = read_name(model)
+        if card.capabilities is None:
+            capabilities = told.capabilities.union(*(found.capabilities for found in listed))
+        else:
+            capabilities = frozenset(card.capabilities)
+        contexts = (found.context_length for found in listed if found.context_length)
+        return Traits(
+            type=card.type or told.type,
+            context_length=card.context_length or min(contexts, default=0),
+            dimensions=card.dimensions,
+            params_b=card.params_b or told.params_b,
+            capabilities=capabilities,
+            complete=card.capabilities is not None,
+            vendor=told.vendor,
+            owned_by=card.owned_by,
+        )
+
+
+@functools.lru_cache(maxsize=REMEMBERED_NAMES)
+def _traits_told(told: NameFacts) -> Traits:
+    """Return what is known of a model of which nothing but its name is."""
+    return Traits(
+        type=told.type,
+        context_length=0,
+        dimensions=0,
+        params_b=told.params_b,
+        capabilities=told.capabilities,
+        complete=False,
+        vendor=told.vendor,
+        owned_by="",
+    )
+
+
+def kinds_for(traits: Traits, endpoints: frozenset[TaskKind]) -> frozenset[TaskKind]:
+    """Give the kinds of task that a model takes on a node that serves ``endpoints``.
+
+    A model of unknown type is taken to speak chat, except on a node that serves nothing but embeddings.
+    """
+    embeddings = frozenset({TaskKind.EMBEDDINGS})
+    if traits.type == EMBEDDING:
+        return endpoints & embeddings
+    if traits.type == COMPLETION:
+        return endpoints & {TaskKind.COMPLETIONS}
+    if not traits.type and endpoints == embeddings:
+        return endpoints
+    return endpoints - embeddings
+
+
+def is_auto(model: str) -> bool:
+    """Tell whether a model's name leaves the choice to the gateway."""
+    return model == AUTO or model.startswith(AUTO + ":")

@@ -1,0 +1,396 @@
+"""The peers' standing: who is trusted with how much, learnt from what was paid for and came."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from lcp_gateway.purchase.errors import PeerNotTrusted
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.states import State
+from lcp_gateway.routing.breaker import Breaker
+from lcp_gateway.routing.catalog import NODE_PREFIX
+
+RESERVED_S = 30.0
+"""How long a price that passed the check is held while nothing is heard of its payment."""
+
+LOSS_WEIGHT = 10
+"""How many delivered msat one lost msat outweighs."""
+
+_EXPOSED_FOR_S = 0.1
+_PPM = 1_000_000
+_MICROS = 1_000_000
+_DAY_MICROS = 86_400 * _MICROS
+
+
+@dataclass(frozen=True, slots=True)
+class TrustRules:
+    """What a peer is trusted with, and when it is left alone.
+
+    At most ``exposure_base_msat`` and ``exposure_share_ppm`` of what a peer has delivered may be out with it; a base of
+    0 sets no limit. At most ``exposure_unproven_msat`` may be out with all peers together that have not delivered a base
+    yet; 0 sets no limit. After ``breaker_failures`` failures in a row it is left alone for ``breaker_pause_s``; 0
+    failures turns that off.
+    """
+
+    exposure_base_msat: int = 2_000_000
+    exposure_share_ppm: int = 500_000
+    exposure_unproven_msat: int = 0
+    breaker_failures: int = 5
+    breaker_pause_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerHistory:
+    """What the journal holds of a peer; amounts with or without fees, which makes little difference here.
+
+    ``undelivered_msat`` counts as lost just now, so it is best taken over the last week only; the deliveries over all
+    time. ``lost_today_msat`` is the part of it that was lost within a day. ``unknown`` is each job of which nobody knows whether it was paid, with its price. ``failures`` is how many of
+    the last purchases in a row were paid and not delivered.
+    """
+
+    peer_id: str
+    delivered_msat: int = 0
+    delivered_count: int = 0
+    undelivered_msat: int = 0
+    unknown: Mapping[bytes, int] = field(default_factory=dict)
+    failures: int = 0
+    lost_today_msat: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrustStatus:
+    """Where a peer stands. ``limit_msat`` is None where there is no limit, ``resting_s`` 0 where it is not left alone.
+
+    ``out_msat`` is reserved, being paid or unknown; ``undelivered_msat`` was lost to it and is not yet forgiven.
+    """
+
+    delivered_msat: Msat
+    delivered_count: int
+    out_msat: Msat
+    undelivered_msat: Msat
+    limit_msat: Msat | None
+    resting_s: float
+    on_trial: bool
+
+
+@dataclass(slots=True)
+class _Account:
+    breaker: Breaker
+    limited: bool = True
+    delivered_msat: int = 0
+    delivered_count: int = 0
+    lost_msat: int = 0
+    lost_at: float = 0.0
+    out_msat: int = 0
+    _jobs: dict[bytes, int] = field(default_factory=dict)
+    _lapse_at: dict[bytes, float] = field(default_factory=dict)
+
+    def put(self, job_id: bytes, price_msat: int, lapse_at: float | None = None) -> None:
+        self.take(job_id)
+        self._jobs[job_id] = price_msat
+        self.out_msat += price_msat
+        if lapse_at is not None:
+            self._lapse_at[job_id] = lapse_at
+
+    def take(self, job_id: bytes) -> None:
+        self.out_msat -= self._jobs.pop(job_id, 0)
+        self._lapse_at.pop(job_id, None)
+
+    def out_without(self, job_id: bytes) -> int:
+        return self.out_msat - self._jobs.get(job_id, 0)
+
+    def drop_lapsed(self, now: float) -> None:
+        # They lapse in the order in which they were made, which is the dict's.
+        while self._lapse_at:
+            job_id, lapse_at = next(iter(self._lapse_at.items()))
+            if now < lapse_at:
+                return
+            self.take(job_id)
+
+
+class PeerTrust:
+    """Keeps the peers' standing; the heart's ``Exposure``. No I/O, one thread, deterministic with its clock.
+
+    **Exposure.** What is out with a peer (prices that passed the check and are not yet paid, are being paid, or are
+    unknown) and what was lost to it must, with the new price, stay within a limit: the base, and a share of what it has
+    delivered. One lost msat outweighs ten delivered ones, so that deliveries work a loss off slowly: a peer that keeps
+    more than about a tenth of its money falls back to the base and is soon cut off. Time works it off as well: each day
+    one base is forgiven, so that a peer that only takes can take one base at once, and then one a day.
+
+    **Unproven peers together.** A peer that has not delivered a base more than its losses outweigh is unproven. What is
+    out with all of them and what was lost to any of them stay within one limit, of which a day forgives as much as it is:
+    twenty strangers can take no more than one of them might.
+
+    **Breaker.** A peer that fails several times in a row, by not quoting or by not delivering what was paid for, is
+    left alone for a while, and then tried with one job at a time: see ``Breaker``. A payment that is not known to be
+    made is no failure until it is, and one that was not made is none at all.
+
+    ``clock`` is a monotonic clock in seconds.
+    """
+
+    def __init__(self, rules: TrustRules, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rules = rules
+        self._clock = clock
+        self._accounts: dict[str, _Account] = {}
+        # What was lost to peers that were unproven.
+        self._strangers_lost_msat = 0
+        self._strangers_lost_at = 0.0
+        # What was out with and lost to them when it was last added up; what is paid is weighed exactly.
+        self._exposed_msat = 0
+        self._exposed_at = -math.inf
+
+    def load(self, histories: Iterable[PeerHistory]) -> None:
+        """Begin with what the journal knows; once, before the first purchase."""
+        now = self._clock()
+        for history in histories:
+            account = self._account(history.peer_id)
+            account.delivered_msat = history.delivered_msat
+            account.delivered_count = history.delivered_count
+            account.lost_msat, account.lost_at = history.undelivered_msat, now
+            for job_id, price_msat in history.unknown.items():
+                account.put(job_id, price_msat)
+            if history.failures:
+                account.breaker.failed_to_deliver(now, history.failures)
+            if self._is_unproven(account, now):
+                self._lose_to_strangers(history.lost_today_msat, now)
+
+    def use(self, rules: TrustRules) -> None:
+        """Go by other rules from now on; what is known of everybody stays."""
+        now = self._clock()
+        self._lose_to_strangers(0, now)
+        for account in self._accounts.values():
+            # What the old rules have forgiven by now stays forgiven.
+            account.lost_msat, account.lost_at = self._lost_msat(account, now), now
+            account.breaker.use(rules.breaker_failures, rules.breaker_pause_s)
+        self._rules = rules
+
+    # -- before a quote -------------------------------------------------------------------------
+
+    def available(self, peer_id: str) -> bool:
+        """Ask whether a peer may be asked for a quote now.
+
+        A peer that is tried after a pause is given to one asker at a time, so ask only for peers that are meant to be
+        asked: an unused yes holds others back for ``breaker.TRIAL_S`` seconds.
+        """
+        account = self._accounts.get(peer_id) or self._new_account(peer_id)
+        now = self._clock()
+        limit_msat = self._limit_msat(account, now)
+        account.drop_lapsed(now)
+        if limit_msat is not None:
+            exposed_msat = account.out_msat + self._lost_msat(account, now)
+            if exposed_msat >= limit_msat or self._strangers_are_full(account, now):
+                return False
+        return account.breaker.ask(now)
+
+    def readiness(self, peer_id: str) -> float:
+        """Tell how ready a peer is to be asked: 0 not now, 1 at once, a half when it is on trial. Changes nothing."""
+        account = self._accounts.get(peer_id) or self._new_account(peer_id)
+        now = self._clock()
+        if account.breaker.resting_s(now):
+            return 0.0
+        limit_msat = self._limit_msat(account, now)
+        if limit_msat is not None:
+            account.drop_lapsed(now)
+            exposed_msat = account.out_msat + self._lost_msat(account, now)
+            if exposed_msat >= limit_msat or self._strangers_are_full(account, now):
+                return 0.0
+        return 0.5 if account.breaker.is_on_trial(now) else 1.0
+
+    def quoted(self, peer_id: str) -> None:
+        """Note a good quote: earlier failures to quote are forgotten."""
+        if account := self._accounts.get(peer_id):
+            account.breaker.quoted()
+
+    def failed_to_quote(self, peer_id: str) -> None:
+        """Note that a peer gave no quote, or a false one. Only for what is its own fault, not the request's."""
+        self._account(peer_id).breaker.failed_to_quote(self._clock())
+
+    def weigh(self, quote: Quote) -> None:
+        """Tell whether a quote would pass ``check`` now, and hold nothing: for quotes that may not be taken.
+
+        Raises:
+            PeerNotTrusted: as in ``check``.
+        """
+        self._weigh(self._account(quote.peer_id), quote)
+
+    # -- a purchase -----------------------------------------------------------------------------
+
+    def check(self, quote: Quote) -> None:
+        """Let a quote pass, and hold its price until ``paying`` or ``ended``, or for ``RESERVED_S`` seconds.
+
+        Held, because others may be checked between this and the payment. A quote may be checked again.
+
+        Raises:
+            PeerNotTrusted: its peer has not delivered enough for this price, or is left alone for now.
+        """
+        account = self._account(quote.peer_id)
+        now = self._weigh(account, quote)
+        account.breaker.hold(quote.job_id, now)
+        account.put(quote.job_id, quote.price_msat, now + RESERVED_S)
+
+    def _weigh(self, account: _Account, quote: Quote) -> float:
+        """Raise unless a quote may be taken now; give the time for which this holds."""
+        now = self._clock()
+        account.drop_lapsed(now)
+        limit_msat = self._limit_msat(account, now)
+        if limit_msat is not None:
+            out_msat = account.out_without(quote.job_id)
+            lost_msat = self._lost_msat(account, now)
+            if out_msat + lost_msat + quote.price_msat > limit_msat:
+                raise PeerNotTrusted(
+                    f"the peer is trusted with {limit_msat} msat until it has delivered more; "
+                    f"{out_msat} msat are out with it, {lost_msat} msat were paid and not delivered, "
+                    f"and the quote asks {quote.price_msat} msat; nothing was paid",
+                    quote=quote,
+                )
+            self._weigh_strangers(account, quote, now)
+        if not account.breaker.would_pay(quote.job_id, now):
+            raise PeerNotTrusted(
+                "the peer failed several times in a row and is left alone for now; nothing was paid",
+                quote=quote,
+            )
+        return now
+
+    def _weigh_strangers(self, account: _Account, quote: Quote, now: float) -> None:
+        limit_msat = self._rules.exposure_unproven_msat
+        if not limit_msat or not self._is_unproven(account, now):
+            return
+        exposed_msat = self._exposed_to_strangers_msat(now, without=quote.job_id)
+        if exposed_msat + quote.price_msat > limit_msat:
+            raise PeerNotTrusted(
+                f"all peers that have not proven themselves are trusted with {limit_msat} msat together; "
+                f"{exposed_msat} msat are out with them or were lost to them, and the quote asks "
+                f"{quote.price_msat} msat; nothing was paid",
+                quote=quote,
+            )
+
+    def paying(self, quote: Quote) -> None:
+        """Note that a payment is about to go out."""
+        account = self._account(quote.peer_id)
+        account.put(quote.job_id, quote.price_msat)
+        account.breaker.paying(quote.job_id)
+
+    def ended(self, quote: Quote, state: State) -> None:
+        """Note what a purchase has come to; see ``resolved``."""
+        self.resolved(quote.peer_id, quote.job_id, quote.price_msat, state)
+
+    def left(self, quote: Quote) -> None:
+        """Give back what was held of a purchase whose client wanted no more of it; nobody gains or loses by it."""
+        account = self._account(quote.peer_id)
+        account.take(quote.job_id)
+        account.breaker.ended(quote.job_id)
+
+    def resolved(self, peer_id: str, job_id: bytes, price_msat: int, state: State) -> None:
+        """Note what a purchase has come to, once for each state; also for what became of an unknown.
+
+        ``settled`` is an unknown that turned out to be paid: nothing was delivered for it. States before a payment
+        (``refused``, ``expired``) and ``not_paid`` give back what was held.
+        """
+        account = self._account(peer_id)
+        now = self._clock()
+        account.take(job_id)
+        account.breaker.ended(job_id)
+        match state:
+            case State.DELIVERED:
+                account.delivered_msat += price_msat
+                account.delivered_count += 1
+                account.breaker.delivered()
+            case State.UNDELIVERED | State.SETTLED:
+                if self._is_unproven(account, now):
+                    self._lose_to_strangers(price_msat, now)
+                account.lost_msat = self._lost_msat(account, now) + price_msat
+                account.lost_at = now
+                account.breaker.failed_to_deliver(now)
+            case State.UNKNOWN | State.PAYING:
+                account.put(job_id, price_msat)
+            case _:
+                pass
+
+    # -- what is known --------------------------------------------------------------------------
+
+    def peers(self) -> tuple[str, ...]:
+        """Give the peers of whom anything is known."""
+        return tuple(self._accounts)
+
+    def standing(self, peer_id: str) -> TrustStatus:
+        """Give where a peer stands; changes nothing."""
+        account = self._accounts.get(peer_id) or self._new_account(peer_id)
+        now = self._clock()
+        account.drop_lapsed(now)
+        limit_msat = self._limit_msat(account, now)
+        return TrustStatus(
+            delivered_msat=Msat(account.delivered_msat),
+            delivered_count=account.delivered_count,
+            out_msat=Msat(account.out_msat),
+            undelivered_msat=Msat(self._lost_msat(account, now)),
+            limit_msat=None if limit_msat is None else Msat(limit_msat),
+            resting_s=account.breaker.resting_s(now),
+            on_trial=account.breaker.is_on_trial(now),
+        )
+
+    def _limit_msat(self, account: _Account, now: float) -> int | None:
+        rules = self._rules
+        if not (rules.exposure_base_msat and account.limited):
+            return None
+        earned_msat = self._earned_msat(account, now)
+        return rules.exposure_base_msat + earned_msat * rules.exposure_share_ppm // _PPM
+
+    def _earned_msat(self, account: _Account, now: float) -> int:
+        if not account.lost_msat:
+            return account.delivered_msat
+        return max(0, account.delivered_msat - LOSS_WEIGHT * self._lost_msat(account, now))
+
+    def _is_unproven(self, account: _Account, now: float) -> bool:
+        base_msat = self._rules.exposure_base_msat
+        if account.delivered_msat < base_msat:
+            return account.limited
+        return account.limited and self._earned_msat(account, now) < base_msat
+
+    def _strangers_are_full(self, account: _Account, now: float) -> bool:
+        limit_msat = self._rules.exposure_unproven_msat
+        if not limit_msat or not self._is_unproven(account, now):
+            return False
+        # Asked for every provider of a choice, and for every model of a list: added up anew only from time to time.
+        if not 0 <= now - self._exposed_at < _EXPOSED_FOR_S:
+            self._exposed_msat, self._exposed_at = self._exposed_to_strangers_msat(now), now
+        return self._exposed_msat >= limit_msat
+
+    def _exposed_to_strangers_msat(self, now: float, *, without: bytes = b"") -> int:
+        exposed_msat = self._lost_to_strangers_msat(now)
+        for account in self._accounts.values():
+            if account.out_msat and self._is_unproven(account, now):
+                account.drop_lapsed(now)
+                exposed_msat += account.out_without(without)
+        return exposed_msat
+
+    def _lose_to_strangers(self, amount_msat: int, now: float) -> None:
+        self._strangers_lost_msat = self._lost_to_strangers_msat(now) + amount_msat
+        self._strangers_lost_at = now
+
+    def _lost_to_strangers_msat(self, now: float) -> int:
+        if not self._strangers_lost_msat:
+            return 0
+        elapsed_micros = int((now - self._strangers_lost_at) * _MICROS)
+        forgiven_msat = elapsed_micros * self._rules.exposure_unproven_msat // _DAY_MICROS
+        return max(0, self._strangers_lost_msat - forgiven_msat)
+
+    def _lost_msat(self, account: _Account, now: float) -> int:
+        # Asked several times for every request, of peers that have nearly all lost nothing.
+        if not account.lost_msat:
+            return 0
+        elapsed_micros = int((now - account.lost_at) * _MICROS)
+        forgiven_msat = elapsed_micros * self._rules.exposure_base_msat // _DAY_MICROS
+        return max(0, account.lost_msat - forgiven_msat)
+
+    def _account(self, peer_id: str) -> _Account:
+        account = self._accounts.get(peer_id)
+        if account is None:
+            account = self._accounts[peer_id] = self._new_account(peer_id)
+        return account
+
+    def _new_account(self, peer_id: str) -> _Account:
+        breaker = Breaker(self._rules.breaker_failures, self._rules.breaker_pause_s)
+        # The operator chose the nodes, and nothing is paid to them ahead.
+        return _Account(breaker, limited=not peer_id.startswith(NODE_PREFIX))

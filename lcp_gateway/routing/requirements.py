@@ -1,0 +1,174 @@
+"""The requirements of a request, read from its body, and the offers that meet them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from lcp_gateway.purchase.order import TaskKind, output_limit
+from lcp_gateway.routing.measurements import Mode
+from lcp_gateway.routing.model_registry import EMBEDDING
+from lcp_gateway.routing.offers import Entry, Offers
+from lcp_gateway.routing.preferences import Preferences
+
+_BYTES_PER_TOKEN = 4
+# About what models count for an image, whatever the size of its encoding.
+_TOKENS_PER_IMAGE = 1_000
+_LONG_TEXT = 256
+_IMAGES = frozenset({"image_url", "input_image", "image"})
+_AUDIO = frozenset({"input_audio", "audio"})
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """Capabilities that the request uses, and the context that it fills: its own tokens and those it allows."""
+
+    capabilities: frozenset[str] = frozenset()
+    tokens: int = 0
+
+
+def requirements_of(kind: TaskKind, document: Mapping[str, Any], body_bytes: int) -> Requirements:
+    """Read them. Whatever is not shaped as expected needs nothing: the provider will say so itself."""
+    found: set[str] = set()
+    tools = document.get("tools") or document.get("functions")
+    if isinstance(tools, list) and tools and document.get("tool_choice") != "none":
+        found.add("tools")
+    if _asks_for_schema(kind, document):
+        found.add("json_schema")
+    tokens = body_bytes // _BYTES_PER_TOKEN
+    for part in _parts(document):
+        type_ = part.get("type")
+        if type_ in _IMAGES or type_ in _AUDIO:
+            found.add("vision" if type_ in _IMAGES else "audio")
+            tokens += _TOKENS_PER_IMAGE - _encoded_bytes(part) // _BYTES_PER_TOKEN
+    return Requirements(frozenset(found), max(0, tokens + output_limit(document)))
+
+
+def _asks_for_schema(kind: TaskKind, document: Mapping[str, Any]) -> bool:
+    if kind is TaskKind.RESPONSES:
+        text = document.get("text")
+        form = text.get("format") if isinstance(text, dict) else None
+    else:
+        form = document.get("response_format")
+    return isinstance(form, dict) and form.get("type") == "json_schema"
+
+
+def _parts(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    messages = document.get("messages")
+    if not isinstance(messages, list):
+        messages = document.get("input")
+    if not isinstance(messages, list):
+        return
+    for message in messages:
+        if not isinstance(message, dict):
+            continue
+        yield message
+        content = message.get("content")
+        if isinstance(content, list):
+            yield from (part for part in content if isinstance(part, dict))
+
+
+def _encoded_bytes(part: Mapping[str, Any]) -> int:
+    """Give the length of what is encoded in a part, which is no text for the model to read."""
+    total = 0
+    for value in part.values():
+        inner = value.values() if isinstance(value, dict) else (value,)
+        total += sum(
+            len(text) for text in inner if isinstance(text, str) and len(text) > _LONG_TEXT
+        )
+    return total
+
+
+Availability = Callable[[str], float]
+"""Tells of a provider's id whether it may be asked now: 0 no, 1 yes, between them when it is on trial."""
+
+_UNFIT = 1_000
+# Sizes are told apart in steps of three per cent at most, or every request would have a list of its own.
+_STEPS = 5
+
+
+class OfferFilter(NamedTuple):
+    """What a request asks of a choice, in so far as it decides who suits. Equal questions have the same answer.
+
+    ``tokens`` is rounded up. ``native`` is set where only a provider of the very endpoint will do,
+    ``only`` names the models that come into question, all where it is empty.
+    """
+
+    kind: TaskKind
+    mode: Mode
+    wish: Preferences
+    wanted: frozenset[str]
+    tokens: int
+    native: bool = False
+    only: frozenset[str] = frozenset()
+
+
+def offer_filter(
+    kind: TaskKind,
+    mode: Mode,
+    wish: Preferences,
+    needs: Requirements,
+    *,
+    native: bool = False,
+    only: frozenset[str] = frozenset(),
+) -> OfferFilter:
+    """Give the question that a request amounts to."""
+    step = 1 << max(0, needs.tokens.bit_length() - _STEPS)
+    tokens = -(-needs.tokens // step) * step
+    return OfferFilter(
+        kind, mode, wish, needs.capabilities | wish.capabilities, tokens, native, only
+    )
+
+
+def matching_offers(
+    offers: Offers, question: OfferFilter, availability: Availability
+) -> tuple[list[Entry], bool]:
+    """Give the entries that suit best and may be asked now, and whether any would if all might be asked.
+
+    Those that can do everything that is wanted come alone; where there are none, those of which the least is unknown.
+    """
+    suits: dict[str, int] = {}
+    there: dict[str, float] = {}
+    least, found, anybody = _UNFIT, [], False
+    for entry in offers.by_kind[question.kind]:
+        if not _comes_into_question(entry, question):
+            continue
+        anybody = True
+        provider_id = entry.provider.peer_id
+        if provider_id not in there:
+            there[provider_id] = availability(provider_id)
+        if not there[provider_id]:
+            continue
+        unsure = suits.get(entry.model)
+        if unsure is None:
+            unsure = suits[entry.model] = _unsure(entry, question)
+        if unsure < least:
+            least, found = unsure, [entry]
+        elif unsure == least:
+            found.append(entry)
+    return found, anybody
+
+
+def _comes_into_question(entry: Entry, question: OfferFilter) -> bool:
+    kind = question.kind
+    if question.only and entry.model not in question.only:
+        return False
+    if question.wish.only_free and entry.provider.list_price_msat != 0:
+        return False
+    if question.native and not entry.provider.offers(kind, entry.model):
+        return False
+    return kind is TaskKind.EMBEDDINGS or entry.traits.type != EMBEDDING
+
+
+def _unsure(entry: Entry, question: OfferFilter) -> int:
+    """Count what is wanted of a model and nobody knows of it; a thousand where it is known not to do it."""
+    traits = entry.traits
+    if question.tokens and traits.context_length and question.tokens > traits.context_length:
+        return _UNFIT
+    unknown = 0
+    for capability in question.wanted:
+        can = traits.has(capability)
+        if can is None:
+            unknown += 1
+        elif not can:
+            return _UNFIT
+    return unknown

@@ -1,0 +1,239 @@
+"""B2 and B3: an answer that is whole is whole, an error is an error, and how the provider's call ends decides neither."""
+
+import asyncio
+import json
+from dataclasses import replace
+
+import pytest
+
+from lcp_gateway.purchase import execution
+from lcp_gateway.purchase.errors import Undelivered, UpstreamError
+from lcp_gateway.purchase.execution import PurchaseExecutor
+from lcp_gateway.purchase.limits import SpendingLimits
+from lcp_gateway.purchase.order import Task, TaskKind
+from lcp_gateway.purchase.outcome import Received
+from lcp_gateway.purchase.ports import ResultStatus, StreamBegin, StreamEnd
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.quote import ProviderSource
+from lcp_gateway.upstreams.result_judges import judge_result
+from tests.support.purchases import (
+    HASH,
+    NOW,
+    TASK,
+    MemoryJournal,
+    ScriptedUpstream,
+    Trusting,
+    order,
+    quote,
+    result,
+    stream_events,
+)
+
+HELLO = b'data: {"choices":[{"delta":{"content":"hello"}}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+ERROR = b'data: {"error":{"message":"no"}}\n\n'
+BROKEN = UpstreamError("UNAVAILABLE", "the connection was lost")
+NEVER = "never"
+
+
+class Hanging(ScriptedUpstream):
+    """An upstream whose events may be followed by silence."""
+
+    async def execute_stream(self, quote, task, timeout_s):
+        try:
+            for event in self.events:
+                if event is NEVER:
+                    await asyncio.Event().wait()
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+        finally:
+            self.closed = True
+
+
+def bought(*, source=ProviderSource.LCP, stream=True, kind=TaskKind.CHAT_COMPLETIONS, **script):
+    upstream = Hanging(quoted=replace(quote(), source=source), **script)
+    exposure, journal = Trusting(), MemoryJournal(upstream)
+    buyer = PurchaseExecutor(
+        upstream,
+        journal=journal,
+        inspect=lambda _order, _quote: HASH,
+        limits=SpendingLimits(),
+        exposure=exposure,
+        execute_timeout_s=1,
+        judgement=judge_result,
+        now=lambda: NOW,
+    )
+    task = Task(kind, TASK.model, TASK.body, stream=stream)
+    return upstream, journal, exposure, buyer, Purchase(order(task), upstream.quoted)
+
+
+async def read(buyer, purchase):
+    """Read a stream; gives its bytes, how many of them a client was shown before the end, and the error."""
+    stream = await buyer.open_stream(purchase)
+    came = b""
+    try:
+        async for chunk in stream.chunks():
+            came += chunk
+    except Undelivered as error:
+        return came, stream.judge.free_bytes, error
+    return came, stream.judge.free_bytes, None
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    """Nothing here is waited for longer than a test may take."""
+    monkeypatch.setattr(execution, "END_WAIT_S", 0.2)
+    monkeypatch.setattr(execution, "CLOSE_WAIT_S", 0.05)
+
+
+ENDED = stream_events(HELLO, DONE)
+*WITHOUT_RESULT, RESULT = ENDED
+*WITHOUT_WORD, WORD = WITHOUT_RESULT
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        ENDED,
+        [*ENDED, NEVER],
+        [*ENDED, BROKEN],
+        [*WITHOUT_RESULT, NEVER],
+        [*WITHOUT_RESULT, BROKEN],
+        WITHOUT_RESULT,
+        stream_events(HELLO, DONE, b": bye\n\n" * 1_500),
+    ],
+    ids=[
+        "whole",
+        "open",
+        "broken",
+        "no result, open",
+        "no result, broken",
+        "no result",
+        "comments",
+    ],
+)
+async def test_a_whole_answer_with_the_right_hash_is_delivered_however_its_call_ends(events):
+    upstream, journal, exposure, buyer, purchase = bought(events=events)
+    came, shown, error = await read(buyer, purchase)
+    assert error is None
+    assert came.startswith(HELLO + DONE)
+    assert shown == len(HELLO), "its end goes out with the end"
+    assert journal.states == ["paying", "settled", "delivered"]
+    assert exposure.states == ["paying", "delivered"]
+    assert upstream.closed
+
+
+@pytest.mark.parametrize(
+    ("events", "received"),
+    [
+        ([*WITHOUT_WORD, NEVER], Received.PART),
+        ([*WITHOUT_WORD, BROKEN], Received.PART),
+        (WITHOUT_WORD, Received.PART),
+        ([*WITHOUT_WORD, StreamEnd(b"\0" * 32, WORD.length), RESULT], Received.ALTERED),
+        ([*WITHOUT_WORD, StreamEnd(WORD.sha256, 1), NEVER], Received.ALTERED),
+        ([*WITHOUT_RESULT, replace(RESULT, status=ResultStatus.FAILED)], Received.ALTERED),
+        (stream_events(HELLO, DONE, b"x" * 300_000), Received.PART),
+    ],
+    ids=["open", "broken", "ended", "wrong hash", "wrong length", "failed", "flood"],
+)
+async def test_an_end_mark_without_the_peers_word_on_its_hash_is_never_shown(events, received):
+    """A peer whose call stays open after its end mark has not said what it sent: nothing of it can be checked."""
+    upstream, journal, exposure, buyer, purchase = bought(events=events)
+    _, shown, error = await read(buyer, purchase)
+    assert error.received is received
+    assert shown == len(HELLO)
+    assert journal.states[-1] == "undelivered"
+    assert exposure.states[-1] == "undelivered"
+    assert upstream.closed
+
+
+@pytest.mark.parametrize(
+    ("stream", "received", "shown", "is_told"),
+    [
+        (HELLO, Received.PART, len(HELLO), False),
+        (ERROR + DONE, Received.ERROR, len(ERROR), True),
+        (HELLO + ERROR + HELLO + DONE, Received.ERROR, len(HELLO + ERROR), True),
+        (b"", Received.EMPTY, 0, False),
+        (b" \r\n", Received.EMPTY, 0, False),
+        (DONE, Received.EMPTY, 0, False),
+        (b'{"error":{"message":"no"}}', Received.ERROR, 0, False),
+        (b"<html>log in</html>", Received.EMPTY, 0, False),
+        (b'{"choices":[{"message":{"content":"hello"}}]}', Received.WHOLE, 0, False),
+    ],
+)
+@pytest.mark.parametrize("source", ProviderSource)
+async def test_a_stream_is_what_its_bytes_are_whatever_its_hash_says(
+    stream, received, shown, is_told, source
+):
+    _, journal, exposure, buyer, purchase = bought(
+        events=stream_events(*([stream] if stream else [])), source=source
+    )
+    _, was_shown, error = await read(buyer, purchase)
+    assert was_shown == shown
+    if received is Received.WHOLE:
+        assert error is None
+        assert exposure.states[-1] == journal.states[-1] == "delivered"
+    else:
+        assert (error.received, error.is_told) == (received, is_told)
+        assert exposure.states[-1] == journal.states[-1] == "undelivered"
+
+
+async def test_an_error_is_not_waited_upon(monkeypatch):
+    """Nothing that follows makes it an answer, also not the hash."""
+    monkeypatch.setattr(execution, "END_WAIT_S", 60)
+    begin = StreamBegin("text/event-stream", "")
+    _, _, _, buyer, purchase = bought(events=[begin, ERROR, NEVER])
+    async with asyncio.timeout(5):
+        _, _, error = await read(buyer, purchase)
+    assert (error.received, error.is_told) == (Received.ERROR, True)
+
+
+async def test_a_reader_that_is_slow_after_the_end_mark_takes_nothing_from_the_wait(monkeypatch):
+    monkeypatch.setattr(execution, "END_WAIT_S", 0.1)
+    begin, hello, done, *rest = ENDED
+    _, journal, _, buyer, purchase = bought(events=[begin, hello, done, *rest])
+    stream = await buyer.open_stream(purchase)
+    async for _ in stream.chunks():
+        await asyncio.sleep(0.15)
+    assert journal.states[-1] == "delivered"
+
+
+@pytest.mark.parametrize(
+    ("kind", "good"),
+    [
+        (TaskKind.CHAT_COMPLETIONS, {"choices": [{"message": {"content": "hello"}}]}),
+        (TaskKind.COMPLETIONS, {"choices": [{"text": "hello"}]}),
+        (TaskKind.RESPONSES, {"output": [{"type": "message"}]}),
+        (TaskKind.EMBEDDINGS, {"data": [{"embedding": [1]}]}),
+    ],
+)
+@pytest.mark.parametrize("source", ProviderSource)
+async def test_a_result_in_one_piece_is_what_its_bytes_are(kind, good, source):
+    for body, received in [
+        (json.dumps(good).encode(), Received.WHOLE),
+        (b'{"error":{"message":"no"}}', Received.ERROR),
+        (b"", Received.EMPTY),
+        (b"  \n", Received.EMPTY),
+        (b"<html>log in</html>", Received.EMPTY),
+        (b"{}", Received.EMPTY),
+        (json.dumps(good).encode()[:-3], Received.PART),
+    ]:
+        _, journal, exposure, buyer, purchase = bought(
+            outcome=result(body), source=source, kind=kind, stream=False
+        )
+        if received is Received.WHOLE:
+            assert (await buyer.buy(purchase)).body == body
+            assert journal.states[-1] == exposure.states[-1] == "delivered"
+            continue
+        with pytest.raises(Undelivered) as caught:
+            await buyer.buy(purchase)
+        assert caught.value.received is received
+        assert journal.states[-1] == exposure.states[-1] == "undelivered"
+
+
+async def test_a_compressed_result_is_left_to_its_hash():
+    packed = result(b"\x1f\x8b", content_encoding="gzip")
+    _, journal, _, buyer, purchase = bought(outcome=packed, stream=False)
+    await buyer.buy(purchase)
+    assert journal.states[-1] == "delivered"

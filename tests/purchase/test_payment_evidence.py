@@ -1,0 +1,144 @@
+import pytest
+
+from lcp_gateway.purchase.payment_evidence import EVIDENCE, evidence_of_failure, verdict_of_failure
+from lcp_gateway.purchase.states import Verdict
+
+GRPC_CODES = [
+    "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE",
+    "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+]  # fmt: skip
+
+FINAL = {"FAILED_PRECONDITION"}
+REFUSED = {"FAILED_PRECONDITION", "NOT_FOUND"}
+LND_STOPPED = (
+    "DecodePayReq: rpc error: code = Unavailable desc = connection error: desc = "
+    '"transport: Error while dialing: dial tcp 127.0.0.1:10009: connect: connection refused"'
+)
+
+# Every text that says something of the money, the statuses with which it does, and what it says then.
+TEXTS = [
+    ("payment failed: FAILURE_REASON_NO_ROUTE", FINAL, Verdict.NONE, "no_route"),
+    ("payment failed: FAILURE_REASON_NO_ROUTE: no route", FINAL, Verdict.NONE, "no_route"),
+    (
+        "payment failed: FAILURE_REASON_INSUFFICIENT_BALANCE",
+        FINAL,
+        Verdict.NONE,
+        "insufficient_balance",
+    ),
+    ("payment failed: FAILURE_REASON_TIMEOUT", FINAL, Verdict.NONE, "timeout"),
+    ("payment failed: FAILURE_REASON_ERROR", FINAL, Verdict.NONE, "error"),
+    (
+        "payment failed: FAILURE_REASON_INCORRECT_PAYMENT_DETAILS",
+        FINAL,
+        Verdict.NONE,
+        "incorrect_payment_details",
+    ),
+    (LND_STOPPED, {"UNAVAILABLE"}, Verdict.NONE, "lnd_away"),
+    (
+        "DecodePayReq: rpc error: code = Unknown desc = wallet locked, unlock it to enable full RPC access",
+        {"UNAVAILABLE"},
+        Verdict.NONE,
+        "lnd_away",
+    ),
+    (
+        "DecodePayReq: rpc error: code = Unknown desc = the RPC server is in the process of starting up",
+        {"UNAVAILABLE"},
+        Verdict.NONE,
+        "lnd_away",
+    ),
+    ("quote expired", REFUSED, Verdict.NONE, "quote_expired"),
+    ("job not found", REFUSED, Verdict.NONE, "unknown_job"),
+    ("unknown job", REFUSED, Verdict.NONE, "unknown_job"),
+    (
+        "invoice description_hash does not match terms_hash",
+        REFUSED,
+        Verdict.NONE,
+        "invoice_refused",
+    ),
+    ("invoice description_hash mismatch", REFUSED, Verdict.NONE, "invoice_refused"),
+    ("invoice amount does not match price_msat", REFUSED, Verdict.NONE, "invoice_refused"),
+    ("invoice expiry exceeds quote_expiry", REFUSED, Verdict.NONE, "invoice_refused"),
+    ("invoice expiry overflows", REFUSED, Verdict.NONE, "invoice_refused"),
+    ("decode invoice: bad checksum", REFUSED, Verdict.NONE, "invoice_refused"),
+    (
+        "lcp_error code=7: backend unavailable: x",
+        set(GRPC_CODES),
+        Verdict.SETTLED,
+        "peer_error",
+    ),
+    ("lcp_error code=3: quote expired", set(GRPC_CODES), Verdict.SETTLED, "peer_error"),
+    ("lcp_error code=12: checksum mismatch", set(GRPC_CODES), Verdict.SETTLED, "peer_error"),
+    # A peer that quotes lnd's words has been paid all the same.
+    (
+        "lcp_error code=7: payment failed: FAILURE_REASON_NO_ROUTE",
+        set(GRPC_CODES),
+        Verdict.SETTLED,
+        "peer_error",
+    ),
+    (
+        "SendPaymentV2 recv: rpc error: code = AlreadyExists desc = invoice is already paid",
+        set(GRPC_CODES),
+        Verdict.SETTLED,
+        "paid_before",
+    ),
+]
+
+
+@pytest.mark.parametrize("status", GRPC_CODES)
+@pytest.mark.parametrize(
+    ("message", "statuses", "verdict", "name"), TEXTS, ids=[text[0][:60] for text in TEXTS]
+)
+def test_a_text_is_evidence_with_the_statuses_that_it_was_seen_with_and_with_no_other(
+    status, message, statuses, verdict, name
+):
+    """A18, A19, and the gate on the status that no test noticed when it was taken out (E)."""
+    row = evidence_of_failure(status, message)
+    if status in statuses:
+        assert row is not None and (row.name, row.verdict) == (name, verdict)
+        assert verdict_of_failure(status, message) is verdict
+    else:
+        assert row is None
+        assert verdict_of_failure(status, message) is Verdict.UNKNOWN
+
+
+@pytest.mark.parametrize("status", GRPC_CODES)
+@pytest.mark.parametrize(
+    "message",
+    [
+        "",
+        "connection reset",
+        "something new",
+        "context deadline exceeded",
+        # The daemon writes this where lnd's stream of updates ended early, and lnd may be paying still.
+        "payment failed: no final payment status",
+        "payment failed: FAILURE_REASON_NONE",
+        "payment failed: FAILURE_REASON_CANCELED",
+        "payment failed: FAILURE_REASON_ERROR_OF_A_LATER_LND",
+        "payment failed",
+        "FAILURE_REASON_NO_ROUTE",
+        "the peer says: payment failed: FAILURE_REASON_NO_ROUTE",
+        "SendPaymentV2: rpc error: code = Unavailable desc = connection refused",
+        "SendPaymentV2 recv: rpc error: code = Unavailable desc = error reading from server: EOF",
+        "SendPaymentV2 recv: rpc error: DecodePayReq: connection refused",
+        # After the payment: lnd's answer was a preimage that makes no sense.
+        "invalid request: payment_preimage is empty",
+        "pay invoice: payment is in flight",
+        "pay invoice: invoice expired",
+        "payment of an invoice that does not match",
+        "invoice in transition",
+    ],
+)
+def test_whatever_was_never_seen_is_unknown(status, message):
+    assert verdict_of_failure(status, message) is Verdict.UNKNOWN
+
+
+def test_every_row_says_how_it_is_known_and_has_a_name_of_its_own():
+    assert all(
+        row.source.startswith(("observed", "by the daemon's code")) and row.says for row in EVIDENCE
+    )
+    assert len({row.name for row in EVIDENCE}) == len(EVIDENCE)
+
+
+def test_what_was_paid_is_never_worth_a_retry():
+    assert not any(row.worth_a_retry for row in EVIDENCE if row.verdict is Verdict.SETTLED)

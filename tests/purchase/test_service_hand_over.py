@@ -1,0 +1,100 @@
+"""When a customer's purchase is on disk as delivered: only once its client has the whole result, or is gone.
+
+A gateway that is killed before has lost what was in its memory, and what the journal calls `settled` is given back.
+"""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from lcp_gateway.purchase.purchase import InterruptReason
+from lcp_gateway.purchase.states import State
+from tests.support.shop import NO_REPEAT, ordered, settle, world
+
+
+def of_a_customer(*, stream=False):
+    return replace(ordered(stream=stream), account_id="acct_1")
+
+
+async def complete_in_memory(w, *, stream):
+    """Have a customer's result come whole while its client has not taken it yet; gives the answer."""
+    answer = w.service.start(of_a_customer(stream=stream), NO_REPEAT)
+    w.service.joined(answer)
+    work = await w.work()
+    if stream:
+        work.stream(b"a", b"b")
+    else:
+        work.deliver()
+    await settle()
+    assert answer.ended and answer.purchase.state is State.DELIVERED
+    return answer
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_whole_in_memory_alone_is_not_on_disk_as_delivered(stream):
+    w = world()
+    answer = await complete_in_memory(w, stream=stream)
+    assert w.journal.only == ["paying", "settled"]
+    w.service.handed_over(answer)
+    assert w.journal.only == ["paying", "settled", "delivered"]
+    w.service.left(answer)
+    assert w.journal.only == ["paying", "settled", "delivered"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_a_whole_result_unread_is_charged(stream):
+    w = world()
+    w.service.left(await complete_in_memory(w, stream=stream))
+    assert w.journal.only == ["paying", "settled", "delivered"]
+
+
+async def test_the_first_of_several_clients_that_has_it_is_enough():
+    w = world()
+    answer = await complete_in_memory(w, stream=True)
+    w.service.joined(answer)
+    w.service.left(answer)
+    assert w.journal.only == ["paying", "settled"]
+    w.service.joined(answer)
+    w.service.handed_over(answer)
+    assert w.journal.only == ["paying", "settled", "delivered"]
+
+
+async def test_what_comes_whole_after_its_client_has_left_is_delivered_at_once():
+    w = world(grace_s=5)
+    answer = w.service.start(of_a_customer(), NO_REPEAT)
+    w.service.joined(answer)
+    work = await w.work()
+    w.service.left(answer)
+    work.deliver()
+    await settle()
+    assert w.journal.only == ["paying", "settled", "delivered"]
+
+
+async def test_what_is_kept_for_a_job_in_the_background_is_delivered_at_once():
+    w = world()
+    answer = w.service.start(of_a_customer(), NO_REPEAT)
+    answer.kept_for = object()
+    w.service.joined(answer)
+    (await w.work()).deliver()
+    await settle()
+    assert w.journal.only == ["paying", "settled", "delivered"]
+
+
+async def test_without_a_customer_nothing_is_held_back():
+    w = world()
+    answer = w.service.start(ordered(), NO_REPEAT)
+    w.service.joined(answer)
+    (await w.work()).deliver()
+    await settle()
+    assert w.journal.only == ["paying", "settled", "delivered"]
+
+
+async def test_what_did_not_come_is_told_at_once():
+    w = world()
+    answer = w.service.start(of_a_customer(stream=True), NO_REPEAT)
+    w.service.joined(answer)
+    await w.work()
+    w.service.interrupt(answer, InterruptReason.SHUTTING_DOWN)
+    await asyncio.wait_for(w.service.wait_idle(), 5)
+    assert w.journal.only[-1] != "settled"
