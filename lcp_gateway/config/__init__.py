@@ -1,11 +1,11 @@
 """Configuration: one model of settings, loaded from flags, environment and file, with the origin of each value."""
 
+from lcp_gateway.config.addresses import HostPort, parse_host_port, without_password
 from lcp_gateway.config.derived import all_nodes, journal_place, known_hosts, may_use_proxy
 from lcp_gateway.config.docs import docs_markdown, written
 from lcp_gateway.config.loading import ConfigError, Loaded, load
 from lcp_gateway.config.models import ModelConfig
 from lcp_gateway.config.nodes import NodeConfig
-from lcp_gateway.config.parsers import HostPort, parse_host_port, without_password
 from lcp_gateway.config.setting import Group, Spec
 from lcp_gateway.config.settings import Settings, specs
 from lcp_gateway.config.sources import Source, SourceKind, others_may_read

@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from lcp_gateway.config.addresses import JOURNAL_OFF, parse_host_port
 from lcp_gateway.config.nodes import NodeConfig
-from lcp_gateway.config.parsers import JOURNAL_OFF, parse_host_port
 from lcp_gateway.config.settings import Settings
 
 
 def journal_place(settings: Settings, environ: Mapping[str, str] = os.environ) -> Path | str | None:
-    """Give where the journal is: a file's path, a database URL, or ``None`` where none is kept.
-
-    The URL may hold a password: see ``without_password``.
-    """
+    """Return the journal's place: a file's path, a database URL (perhaps with a password), or ``None`` where it is off."""
     match settings.journal_url:
         case "":
             name = "embedded.db" if settings.embedded else "journal.db"
@@ -27,21 +24,18 @@ def journal_place(settings: Settings, environ: Mapping[str, str] = os.environ) -
 
 
 def state_folder(environ: Mapping[str, str]) -> Path:
-    """Give the folder for what must outlive the process, by the XDG rules or those of the platform."""
+    """Return the folder for files that outlive the process, by the XDG rules or those of the platform."""
     base = environ.get("XDG_STATE_HOME", "")
     # The XDG specification says to ignore a relative path.
     if base and Path(base).is_absolute():
         return Path(base) / "lcp-gateway"
-    import platformdirs  # noqa: PLC0415 - costs 20 ms, and only some need it
+    import platformdirs  # noqa: PLC0415 - costs 20 ms
 
     return platformdirs.user_state_path("lcp-gateway", appauthor=False)
 
 
 def known_hosts(settings: Settings) -> tuple[str, ...]:
-    """Give the names by which callers without a credential may reach the gateway.
-
-    Those of the settings, and a name that it listens on, which the operator chose.
-    """
+    """Return the names by which clients without a credential may reach the gateway: ``allowed_hosts``, and those it listens on."""
     listening = [
         parse_host_port(address).host
         for address in (settings.http_addr, settings.metrics_addr)
@@ -51,7 +45,7 @@ def known_hosts(settings: Settings) -> tuple[str, ...]:
 
 
 def all_nodes(settings: Settings) -> tuple[NodeConfig, ...]:
-    """Give every node of the settings, OpenClaw's last where that is enabled."""
+    """Return every node of the settings; OpenClaw's is the last where it is enabled."""
     if not settings.openclaw_enabled:
         return settings.nodes
     openclaw = NodeConfig(
@@ -67,9 +61,9 @@ def all_nodes(settings: Settings) -> tuple[NodeConfig, ...]:
 
 
 def may_use_proxy(settings: Settings, target: str) -> bool:
-    """Tell whether a connection may go through the environment's proxy: only if the settings say so, never on this machine.
+    """Whether a connection may go through the environment's proxy; one to this machine never may.
 
-    ``target`` is a URL, or what gRPC dials.
+    ``target`` is a URL or a gRPC target.
     """
     return settings.proxy_from_environment and not _is_local(target)
 

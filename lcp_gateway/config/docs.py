@@ -27,19 +27,23 @@ Every setting has a default, and each can be given in several ways. The first of
 5. the default
 
 An empty environment variable counts as unset. Unknown keys, unknown variables that begin with one of the first two prefixes,
-and values that cannot be read are errors; all of them are reported at once. `lcp-gateway config show` prints what is in
-force and where each value came from.
+and values that cannot be read are errors; all of them are reported at once. `lcp-gateway config show` prints the settings
+in force and the source of each value.
 
 The variables that Kubernetes and `docker --link` make for a service called `lcp-gateway` or `openai-serve` (`LCP_GATEWAY_PORT=tcp://…`,
 `LCP_GATEWAY_SERVICE_HOST`, `LCP_GATEWAY_PORT_8080_TCP_ADDR` and their like) set nothing and are no errors.
 
 `lcp-gateway config generate` writes a file with every setting, its default and its meaning, commented out. `lcp-gateway config
-check [FILE]` tells what is wrong with a file, together with the environment as `serve` would take it, or alone with
-`--no-environment` where the file is for another machine; it says what it looked at.
+check [FILE]` prints all problems of a file, together with the environment as `serve` would take it, or alone with
+`--no-environment` where the file is for another machine; it names the sources that it checked.
 
 Secrets have no flag, because other users of a machine can read its command lines. Keep them in the environment or in a
 file that only the gateway may read. A secret in quotes or brackets is an error (`docker run --env-file` keeps the quotes of
-`LCP_GATEWAY_API_KEYS="k1"` as part of the value); blanks and line ends around it are dropped. Lists and tables of tables have none either, since they would not fit into one.
+`LCP_GATEWAY_API_KEYS="k1"` as part of the value); blanks and line ends around it are dropped. Lists of tables and tables of tables
+have no flag either, since they would not fit into one.
+
+A running gateway takes most changes at a reload (SIGHUP, `lcp-gateway reload`); for a setting that needs a restart, its entry says
+so and why. See [Reload](operations.md#reload).
 
 ## How values are written
 
@@ -60,7 +64,7 @@ file that only the gateway may read. A secret in quotes or brackets is an error 
 
 
 def docs_markdown() -> str:
-    """Give the text of docs/configuration.md."""
+    """Return the text of docs/configuration.md."""
     by_group: dict[Group, list[Spec]] = {group: [] for group in Group}
     for spec in specs().values():
         by_group[spec.group].append(spec)
@@ -79,6 +83,7 @@ def _entry(spec: Spec) -> str:
         ("openai-serve", f"`{spec.openai_serve}`" if spec.openai_serve else ""),
         ("OpenClaw", f"`{spec.openclaw}`" if spec.openclaw else ""),
         ("flag", f"`{spec.flag}`{switch}" if spec.flag else ""),
+        ("a change needs a restart", spec.restart),
     ]
     lines = "\n".join(f"- {label}: {text}" for label, text in rows if text)
     table = _columns(spec.form.row) if spec.form.row else ""
@@ -99,7 +104,7 @@ def _default(value: object) -> str:
 
 
 def written(value: object) -> str:
-    """Write a value as it would stand in the TOML file."""
+    """Return a value as TOML."""
     match value:
         case None:
             return '""'
@@ -121,25 +126,25 @@ def written(value: object) -> str:
 
 
 SAMPLE_COLUMNS: Final = 100
-"""How wide the lines of prose are."""
+"""The width of the prose."""
 
 _SAMPLE_HEAD = (
     "Configuration of lcp-gateway.",
     (
         'Every setting stands here with its default. What begins with "#" and no blank is a setting: take the "#" away to '
-        "change it. Flags and environment variables go before what stands here. `lcp-gateway config show` tells what is in "
-        "force and why, `lcp-gateway config check` whether it can be used."
+        "change it. Flags and environment variables go before what stands here. `lcp-gateway config show` prints the settings in "
+        "force and their sources, `lcp-gateway config check` all problems."
     ),
     (
         'A duration is a number of seconds, or a text with units: 5, 0.5, "500ms", "1m30s". A size is a number of bytes, or '
         'a text with a unit: 65536, "64KiB", "10MB". Amounts whose name ends in _msat are in millisatoshi: 1000 are one sat.'
     ),
-    "Secrets may stand here as long as nobody else can read the file (chmod 600), or come from the environment.",
+    "Secrets may stand here as long as no other user can read the file (chmod 600), or come from the environment.",
 )
 _TABLES_TITLE = "Tables"
-_TABLES_WORDS = "They stand last: whatever follows a table belongs to it."
+_TABLES_WORDS = "They stand last: in TOML, all keys after a table's head belong to the table."
 
-# What a table is shown with where a field has no default that could stand in a file, or where one tells more.
+# The values of a table's fields that have no default, or none that makes a good example.
 _EXAMPLES: Mapping[str, object] = MappingProxyType(
     {
         "nodes.name": "ollama",
@@ -157,7 +162,10 @@ _EXAMPLE_NAME = "some-model"
 
 
 def sample_file() -> str:
-    """Give the text of the file: valid TOML as it is, and with any of its settings uncommented."""
+    """Return a sample file: every setting with its default, its meaning and its other names, commented out.
+
+    It is valid TOML as it is, and with any of its settings uncommented.
+    """
     plain: dict[Group, list[Spec]] = {group: [] for group in Group}
     tables: list[Spec] = []
     for spec in specs().values():
@@ -211,9 +219,13 @@ def _about(spec: Spec) -> Iterator[str]:
     names = [spec.environment, *filter(None, (spec.openai_serve, spec.openclaw))]
     yield from _prose(f"Type: {spec.form.name}. Environment: {', '.join(names)}.")
     if spec.secret:
-        yield from _prose("A secret: better in the environment, or nobody else may read this file.")
+        yield from _prose(
+            "A secret: better in the environment, or no other user may read this file."
+        )
     elif spec.may_hold_password:
-        yield from _prose("With a password in it, it is a secret: nobody else may read this file.")
+        yield from _prose(
+            "With a password in it, it is a secret: no other user may read this file."
+        )
 
 
 def _table(spec: Spec) -> Iterator[str]:

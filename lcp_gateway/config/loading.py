@@ -1,4 +1,4 @@
-"""Loading: the layers put over each other, checked as a whole, with every problem reported at once."""
+"""Loading: the sources in their order of precedence, checked as a whole, with every problem reported at once."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -27,9 +27,9 @@ from lcp_gateway.config.tables import columns, place
 from lcp_gateway.config.validation import cautions, contradictions
 
 _SHOWN_CHARACTERS = 80
-# What pydantic adds to the place of a mapping's key, to tell it from its value.
+# Pydantic marks the location of a mapping's key with this, as opposed to its value.
 _OF_A_KEY = "[key]"
-# As far as the last "@": a key that stands in a URL where none belongs is not repeated.
+# As far as the last "@": a key that stands in a URL by mistake is not repeated.
 _USER_IN_URL = re.compile(r"(?<=://).*@", re.DOTALL)
 
 
@@ -43,7 +43,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The settings in force, where they came from, and what the operator should hear about them."""
+    """The settings in force, their sources, and the warnings for the operator."""
 
     settings: Settings
     warnings: tuple[str, ...]
@@ -52,14 +52,14 @@ class Loaded:
     _sources: Mapping[str, Source]
 
     def source_of(self, name: str) -> Source:
-        """Tell where the value of a setting came from."""
+        """Return where the value of a setting came from."""
         return self._sources.get(name, DEFAULT_SOURCE)
 
     def keeping(self, before: Settings, names: Collection[str]) -> Settings:
-        """Give the settings with the values that some of them had before.
+        """Return the settings, with the named ones as they were before.
 
         Raises:
-            ConfigError: these do not go together with the others.
+            ConfigError: the old values contradict the others.
         """
         if not names:
             return self.settings
@@ -78,13 +78,13 @@ def load(
     config_path: Path | None = None,
     flag_names: Mapping[str, str] = MappingProxyType({}),
 ) -> Loaded:
-    """Read every source; a flag beats the environment, that openai-serve's and OpenClaw's, that the file, that the default.
+    """Read every source. Precedence: flags, the environment, openai-serve's and OpenClaw's variables, the file, defaults.
 
-    ``flags`` go by the names of the settings, with ``None`` for those that were not given; ``flag_names`` says how a
-    command calls a flag that is not named after its setting.
+    ``flags`` are keyed by setting, with ``None`` for those that were not given; ``flag_names`` are the flags of a command
+    that are not named after their setting.
 
     Raises:
-        ConfigError: something is unknown, malformed or contradictory; it lists all that was found.
+        ConfigError: with all that is unknown, malformed or contradictory.
     """
     known = specs()
     path, named_by = file_to_read(environ, config_path)
@@ -129,7 +129,7 @@ def _bad_values(
 
 
 def _table_problem(location: tuple[int | str, ...], kind: str, reason: str, row: type) -> str:
-    """Say what is wrong in a setting made of tables: the place, and nothing of what stands there."""
+    """Return the problem of a setting made of tables: its place, and no value."""
     if len(location) == 1:
         return _lower_first(reason)
     if location[-1] == _OF_A_KEY:

@@ -1,4 +1,4 @@
-"""The model registry as the operator writes it: what is known of models, and by which names they are asked for."""
+"""The model registry as the operator writes it: the properties of models, and the names that clients may use."""
 
 import re
 from collections.abc import Mapping
@@ -65,11 +65,7 @@ def _parse_model_name(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """What the operator says of a model; 0, empty and ``None`` where nothing is said.
-
-    ``params_b`` is in billions. ``capabilities`` that are given are all that the model has. Limits are for a request,
-    without the routing fee (``max_price_msat``) and with it (``max_total_msat``).
-    """
+    """The operator's statements of a model; 0, empty and ``None`` where there is none."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ROW_CONFIG
 
@@ -77,7 +73,7 @@ class ModelConfig:
         str,
         Form(", ".join(MODEL_TYPES[:-1]) + " or " + MODEL_TYPES[-1], "TYPE"),
         read_by(_parse_type),
-        Field(description="What it does."),
+        Field(description="Its kind."),
     ] = ""
     context_length: Annotated[
         parsers.Count,
@@ -88,7 +84,7 @@ class ModelConfig:
     dimensions: Annotated[
         parsers.Count,
         Field(
-            description="How many numbers an embedding of it has; written into requests that do not say, which changes their "
+            description="How many numbers an embedding of it has; written into requests that state none, which changes their "
             "bytes."
         ),
     ] = 0
@@ -98,8 +94,8 @@ class ModelConfig:
         Form("list", "A,B"),
         read_by(_parse_capabilities),
         Field(
-            description="All that it can do: `code`, `reasoning`, `vision`, `tools`, `json_schema`, `audio`, or words "
-            "of your own. What is not in the list it cannot do."
+            description="All its capabilities: `code`, `reasoning`, `vision`, `tools`, `json_schema`, `audio`, or words "
+            "of your own. It has none that is not in the list."
         ),
     ] = None
     owned_by: Annotated[parsers.Text, Field(description="Its owner, as clients see it.")] = ""
@@ -112,7 +108,7 @@ class ModelConfig:
     ] = 0
     max_total_msat: Annotated[
         parsers.Count,
-        Field(description="The most that one may cost with its routing fee; 0 sets no limit."),
+        Field(description="The most that one may cost, routing fee included; 0 sets no limit."),
     ] = 0
     default_temperature: Annotated[
         float | None,
@@ -131,7 +127,7 @@ class ModelConfig:
         Form("number", "N"),
         read_by(parse_number),
         Field(
-            description="What customers are charged on top, instead of `markup_percent` at large."
+            description="Mark-up that customers are charged, instead of the setting `markup_percent`."
         ),
     ] = None
     markup_msat: Annotated[

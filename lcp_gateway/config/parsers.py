@@ -1,6 +1,5 @@
-"""How values are read from text or TOML: durations, sizes, addresses, lists, maps."""
+"""How values are read from text or TOML: durations, sizes, numbers, keys, lists, maps."""
 
-import ipaddress
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -8,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Final, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator
 
@@ -17,10 +15,10 @@ _BRACKETS: Final = ("[]", "{}")
 
 
 def refuse_quotes(text: str) -> str:
-    """Return the text as it is. No message repeats it.
+    """Return the text unchanged. Docker's env files keep quotes and brackets as part of a value.
 
     Raises:
-        ValueError: it begins or ends with a quote, or stands in brackets as JSON does.
+        ValueError: it begins or ends with a quote, or stands in brackets as JSON does. The message does not repeat it.
     """
     if text and (text[0] in _QUOTES or text[-1] in _QUOTES):
         raise ValueError("has a quote at its begin or end, which would be part of it: leave it out")
@@ -30,11 +28,7 @@ def refuse_quotes(text: str) -> str:
 
 
 def refuse_json_list(value: object) -> None:
-    """Refuse text that is to be a list with commas, and is written as JSON or in quotes as a whole.
-
-    Raises:
-        ValueError: it is such a text. The message repeats nothing of it.
-    """
+    """Refuse a list that is written as JSON, or in quotes as a whole; no message repeats it."""
     text = value.strip() if isinstance(value, str) else ""
     if text.startswith("[") or text.endswith("]"):
         raise ValueError(
@@ -43,8 +37,6 @@ def refuse_json_list(value: object) -> None:
     if len(text) > 1 and text[0] == text[-1] and text[0] in _QUOTES and text.count(text[0]) == 2:  # noqa: PLR2004 - a pair
         raise ValueError("stands in quotes, which would be part of it: leave them out")
 
-
-MAX_PORT = 65_535
 
 _DURATION_UNITS_S: Mapping[str, float] = {
     "ns": 1e-9,
@@ -78,55 +70,20 @@ _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 _BEARER_KEY = re.compile(r"[\x21-\x7e]+")
 
 NODE_PREFIX = "node:"
-"""What stands before a node's name where a provider is named."""
+"""The prefix of a node's name where a provider is named."""
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How a type is called and written in the docs and in ``--help``.
-
-    ``row`` is the dataclass that each table of the value becomes, where the value is made of tables.
-    """
+    """The name of a type in the docs and in ``--help``; ``row`` is the dataclass of its tables, where it has any."""
 
     name: str
     metavar: str
     row: type | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HostPort:
-    """Where a server listens. An empty host means all interfaces, port 0 any free port."""
-
-    host: str
-    port: int
-
-
-def parse_host_port(text: str) -> HostPort:
-    """Read ``host:port``, ``:port`` (all interfaces, as in Go) or ``[::1]:port``.
-
-    Raises:
-        ValueError: the text is none of these.
-    """
-    host, colon, port_text = text.strip().rpartition(":")
-    if not colon:
-        raise ValueError('must be "host:port", for example 127.0.0.1:8080')
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host or "[" in host or "]" in host:
-        raise ValueError('an IPv6 address stands in brackets, for example "[::1]:8080"')
-    if any(character.isspace() or character in "/@" for character in host):
-        raise ValueError('must be "host:port" without a scheme or a path')
-    if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > MAX_PORT:
-        raise ValueError(f"the port must be a number from 0 to {MAX_PORT}")
-    return HostPort(host, int(port_text))
-
-
 def parse_duration_s(value: object) -> float:
-    """Read seconds from a number, from digits, or from Go's form (``5s``, ``1m30s``, ``500ms``).
-
-    Raises:
-        ValueError: the value is none of these, negative, or not finite.
-    """
+    """Read seconds from a number, from digits, or from Go's form (``5s``, ``1m30s``, ``500ms``)."""
     problem = ValueError('must be a duration: seconds, or a form such as "5s", "500ms" or "1m30s"')
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise problem
@@ -147,11 +104,7 @@ def parse_duration_s(value: object) -> float:
 
 
 def parse_size_bytes(value: object) -> int:
-    """Read a number of bytes from an integer or from a form such as ``1MiB``, ``64KiB`` or ``10MB``.
-
-    Raises:
-        ValueError: the value is none of these or no whole number of bytes.
-    """
+    """Read a number of bytes from an integer or from a form such as ``1MiB``, ``64KiB`` or ``10MB``."""
     problem = ValueError('must be a size: whole bytes, or a form such as "64KiB" or "1MiB"')
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise problem
@@ -168,11 +121,7 @@ def parse_size_bytes(value: object) -> int:
 
 
 def parse_count(value: object) -> int:
-    """Read a whole number that is not negative.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """Read a whole number that is not negative."""
     problem = ValueError("must be a whole number, 0 or more")
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise problem
@@ -186,28 +135,21 @@ def parse_count(value: object) -> int:
 
 
 def parse_number(value: object) -> float:
-    """Read a number that is not negative.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """Read a number that is not negative."""
+    problem = ValueError("must be a number, 0 or more")
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("must be a number, 0 or more")  # noqa: TRY004 - pydantic collects ValueErrors
+        raise problem
     try:
         number = float(value)
     except ValueError:
-        raise ValueError("must be a number, 0 or more") from None
+        raise problem from None
     if not math.isfinite(number) or number < 0:
-        raise ValueError("must be a number, 0 or more")
+        raise problem
     return number
 
 
 def parse_text(value: object) -> str:
-    """Take a text without the blanks around it.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """Read a text without the blanks around it."""
     if not isinstance(value, str):
         raise ValueError("must be text")  # noqa: TRY004 - pydantic collects ValueErrors
     return value.strip()
@@ -224,51 +166,7 @@ def _parse_switch(value: object) -> bool:
     raise ValueError("must be true or false")
 
 
-def _parse_listen(value: object) -> str:
-    text = parse_text(value)
-    parse_host_port(text)
-    return text
-
-
-def _parse_optional_listen(value: object) -> str:
-    return _parse_listen(value) if parse_text(value) else ""
-
-
-def parse_grpc_target(value: object) -> str:
-    """Accept what gRPC dials: ``host:port``, ``unix:/path``, or a ``dns:///``, ``ipv4:``, ``ipv6:`` target."""
-    text = parse_text(value)
-    scheme, colon, rest = text.partition(":")
-    if scheme == "unix" and colon:
-        if not rest.removeprefix("//"):
-            raise ValueError('a unix address needs a path, for example "unix:/run/lcpd.sock"')
-        return text
-    if text.startswith("/"):
-        raise ValueError('a socket is written "unix:/path"')
-    if "://" in text and scheme != "dns":
-        raise ValueError('must be "host:port" or "unix:/path", without a scheme such as http://')
-    if scheme in {"dns", "ipv4", "ipv6"} and colon and not rest.isdigit():
-        rest = rest.removeprefix("///")
-    else:
-        rest = text
-    where = parse_host_port(rest)
-    if not where.host or not where.port:
-        raise ValueError('must name a host and a port, for example "127.0.0.1:50051"')
-    return text
-
-
-def _parse_optional_grpc_listen(value: object) -> str:
-    text = parse_text(value)
-    if text.startswith("unix:"):
-        return parse_grpc_target(text)
-    return _parse_listen(text) if text else ""
-
-
-def parse_node_name(value: object) -> str:
-    """Read the name of a node.
-
-    Raises:
-        ValueError: it is empty, too long, or holds something else than letters, digits, ".", "_" and "-".
-    """
+def _parse_node_name(value: object) -> str:
     text = parse_text(value)
     if not _NODE_NAME.fullmatch(text):
         raise ValueError('a node\'s name is 1 to 64 letters, digits, ".", "_" or "-"')
@@ -276,11 +174,7 @@ def parse_node_name(value: object) -> str:
 
 
 def parse_bearer_key(value: object) -> str:
-    """Read a key that is sent as a bearer token; it may be empty. No message repeats it.
-
-    Raises:
-        ValueError: a header cannot carry it, or it came with quotes or brackets.
-    """
+    """Read a key that is sent as a bearer token; it may be empty. No message repeats it."""
     text = refuse_quotes(parse_text(value))
     if text and not _BEARER_KEY.fullmatch(text):
         raise ValueError("holds a character that no header can carry")
@@ -288,10 +182,9 @@ def parse_bearer_key(value: object) -> str:
 
 
 def _parse_provider(value: object) -> str:
-    """Read a peer's id, or ``node:`` and a node's name."""
     text = parse_text(value)
     if text.startswith(NODE_PREFIX):
-        return NODE_PREFIX + parse_node_name(text.removeprefix(NODE_PREFIX))
+        return NODE_PREFIX + _parse_node_name(text.removeprefix(NODE_PREFIX))
     if not _PEER_ID.fullmatch(text.lower()):
         raise ValueError(
             "a peer id is 66 hexadecimal digits (the node's public key); "
@@ -300,16 +193,8 @@ def _parse_provider(value: object) -> str:
     return text.lower()
 
 
-def _parse_optional_provider(value: object) -> str:
-    return _parse_provider(value) if parse_text(value) else ""
-
-
 def parse_list(value: object) -> tuple[str, ...]:
-    """Split at commas, or take an array of texts; blanks and repeats are dropped.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Read a text with commas, or an array of texts; blanks and repeats are dropped."""
     if isinstance(value, str):
         items: Iterable[object] = value.split(",")
     elif isinstance(value, list | tuple):
@@ -334,32 +219,8 @@ def _parse_bearer_keys(value: object) -> tuple[str, ...]:
     return keys
 
 
-def _parse_origins(value: object) -> tuple[str, ...]:
-    origins = parse_list(value)
-    for origin in origins:
-        if origin in {"*", "null"}:
-            continue
-        parts = urlsplit(origin)
-        is_site = parts.scheme in {"http", "https"}
-        if (
-            not parts.scheme
-            or origin.lower() != f"{parts.scheme}://{parts.netloc}".lower()
-            or (is_site and (not parts.netloc or "*" in parts.netloc))
-            or ("*" in parts.netloc and parts.netloc != "*")
-        ):
-            raise ValueError(
-                'an origin is "*", or written as "https://chat.example.com", or for programs built on a browser as '
-                '"app://obsidian.md" or "vscode-webview://*"'
-            )
-    return origins
-
-
-def pairs(value: object, *, last_equals: bool) -> list[tuple[str, str]]:
-    """Read a table, or ``key=value;key=value``; with ``last_equals`` the key may hold the sign itself.
-
-    Raises:
-        ValueError: it is neither.
-    """
+def _pairs(value: object, *, last_equals: bool) -> list[tuple[str, str]]:
+    """Read a table, or ``key=value;key=value``; with ``last_equals`` a key may hold the sign itself."""
     if isinstance(value, Mapping):
         return [(parse_text(key), parse_text(item)) for key, item in value.items()]
     if not isinstance(value, str):
@@ -373,20 +234,14 @@ def pairs(value: object, *, last_equals: bool) -> list[tuple[str, str]]:
     return found
 
 
-def unique(found_pairs: list[tuple[str, str]]) -> dict[str, str]:
-    """Make a map of pairs.
-
-    Raises:
-        ValueError: a key stands there twice.
-    """
+def _unique(found_pairs: list[tuple[str, str]]) -> dict[str, str]:
     if len(found := dict(found_pairs)) != len(found_pairs):
         raise ValueError("a key stands there twice")
     return found
 
 
 def _parse_model_map(value: object) -> dict[str, str]:
-    """A model's name may hold "=", a provider never does."""
-    found = unique(pairs(value, last_equals=True))
+    found = _unique(_pairs(value, last_equals=True))
     if not all(found):
         raise ValueError("a model has no name")
     providers = {}
@@ -399,10 +254,10 @@ def _parse_model_map(value: object) -> dict[str, str]:
 
 
 def _parse_metadata(value: object) -> dict[str, str]:
-    """Values are often secrets: no message repeats one."""
+    """Read metadata, whose values are often secrets: no message repeats one."""
     if isinstance(value, str):
         refuse_quotes(value.strip())
-    found = unique([(key.lower(), item) for key, item in pairs(value, last_equals=False)])
+    found = _unique([(key.lower(), item) for key, item in _pairs(value, last_equals=False)])
     for number, (key, item) in enumerate(found.items(), start=1):
         if not _METADATA_KEY.fullmatch(key) or key.startswith("grpc-") or key.endswith("-bin"):
             raise ValueError(f"key number {number} is no name for plain gRPC metadata")
@@ -416,11 +271,7 @@ def _parse_metadata(value: object) -> dict[str, str]:
 
 
 def parse_file(value: object) -> Path | None:
-    """Read a path, with the tilde of a home folder; an empty text names none.
-
-    Raises:
-        ValueError: it is no text.
-    """
+    """Read a path, which may begin with a tilde; an empty text is no path."""
     if isinstance(value, Path):
         return value
     text = parse_text(value) if value is not None else ""
@@ -436,60 +287,15 @@ def _lower(value: object) -> str:
     return parse_text(value).lower()
 
 
-def _parse_backend(value: object) -> str:
-    text = parse_text(value)
-    if text == "echo":
-        return text
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError('must be "echo" or a base URL such as "http://127.0.0.1:11434/v1"')
-    if parts.username or parts.password:
-        raise ValueError("a key belongs into node_backend_api_key, not into the URL")
-    return text.rstrip("/")
+def optional(parse: Callable[[object], str]) -> Callable[[object], str]:
+    """Return a parser that also accepts an empty text."""
+    return lambda value: parse(value) if parse_text(value) else ""
 
 
 def read_by(parse: Callable[[object], object]) -> BeforeValidator:
-    """Have a type read by a function that raises ``ValueError`` for what it cannot read."""
+    """Return the validator that reads a type by a function, which raises ``ValueError`` for bad values."""
     return BeforeValidator(parse)
 
-
-Text = Annotated[str, Form("text", "TEXT"), read_by(parse_text)]
-Listen = Annotated[str, Form("address", "HOST:PORT"), read_by(_parse_listen)]
-OptionalListen = Annotated[str, Form("address", "HOST:PORT"), read_by(_parse_optional_listen)]
-GrpcTarget = Annotated[str, Form("gRPC address", "ADDRESS"), read_by(parse_grpc_target)]
-OptionalGrpcListen = Annotated[
-    str, Form("gRPC address", "ADDRESS"), read_by(_parse_optional_grpc_listen)
-]
-Duration = Annotated[float, Form("duration", "DURATION"), read_by(parse_duration_s)]
-Size = Annotated[int, Form("size", "BYTES"), read_by(parse_size_bytes)]
-Count = Annotated[int, Form("whole number", "N"), read_by(parse_count)]
-Number = Annotated[float, Form("number", "N"), read_by(parse_number)]
-Switch = Annotated[bool, Form("true or false", ""), read_by(_parse_switch)]
-NodeName = Annotated[str, Form("node's name", "NAME"), read_by(parse_node_name)]
-BearerKey = Annotated[str, Form("text", "TEXT"), read_by(parse_bearer_key)]
-OptionalProvider = Annotated[str, Form("provider", "PROVIDER"), read_by(_parse_optional_provider)]
-Names = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(parse_list)]
-BearerKeys = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_bearer_keys)]
-Origins = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_origins)]
-ModelMap = Annotated[
-    Mapping[str, str], Form("map", "MODEL=PROVIDER;..."), read_by(_parse_model_map)
-]
-Metadata = Annotated[Mapping[str, str], Form("map", "KEY=VALUE;..."), read_by(_parse_metadata)]
-OptionalFile = Annotated[Path | None, Form("file", "FILE"), read_by(parse_file)]
-LogLevel = Annotated[
-    Literal["debug", "info", "warn", "error"],
-    Form("debug, info, warn or error", "LEVEL"),
-    read_by(_parse_level),
-]
-LogFormat = Annotated[
-    Literal["auto", "console", "json"], Form("auto, console or json", "FORMAT"), read_by(_lower)
-]
-Choice = Annotated[Literal["score", "order"], Form("score or order", "CHOICE"), read_by(_lower)]
-Backend = Annotated[str, Form('"echo" or a URL', "BACKEND"), read_by(_parse_backend)]
-
-
-JOURNAL_OFF: Final = "off"
-"""How it is said that no journal is kept."""
 
 # Invoices of both testnets begin alike.
 INVOICE_PREFIXES: Final[Mapping[str, str]] = MappingProxyType(
@@ -503,37 +309,7 @@ INVOICE_PREFIXES: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """The prefix of a network's invoices (BOLT 11) by the name of the network."""
-
-_DATABASE_SCHEMES = frozenset({"sqlite", "postgresql", "postgres"})
 _PPM = 1_000_000
-# As far as the last "@": a password that holds one unescaped is not left half shown.
-_URL_PASSWORD = re.compile(r"(?<=://)([^:@/?#]*):.*@", re.DOTALL)
-_QUERY_PASSWORD = re.compile(r"(?<=[?&])(\w*password)=[^&]*", re.IGNORECASE)
-_HIDDEN = "***"
-
-
-def without_password(text: str) -> str:
-    """Give a database URL as it may be shown; other texts stay as they are."""
-    if "://" not in text:
-        return text
-    hidden = _URL_PASSWORD.sub(rf"\1:{_HIDDEN}@", text)
-    return _QUERY_PASSWORD.sub(rf"\1={_HIDDEN}", hidden)
-
-
-def _parse_journal(value: object) -> str:
-    text = str(value) if isinstance(value, Path) else refuse_quotes(parse_text(value))
-    if text.lower() == JOURNAL_OFF:
-        return JOURNAL_OFF
-    scheme, mark, rest = text.partition("://")
-    if not mark:
-        if text == ":memory:":
-            raise ValueError("a journal in memory forgets what it is for: give a file")
-        return str(Path(text).expanduser()) if text else ""
-    if scheme.partition("+")[0] not in _DATABASE_SCHEMES:
-        raise ValueError('must be a path, "sqlite:///path", "postgresql://..." or "off"')
-    if not rest.strip("/"):
-        raise ValueError("the address names no database")
-    return text
 
 
 def _parse_network(value: object) -> str:
@@ -546,11 +322,10 @@ def _parse_network(value: object) -> str:
 
 
 def _parse_model_limits(value: object) -> dict[str, int]:
-    """A model's name may hold "=", an amount never does."""
     if isinstance(value, Mapping):
         found: dict[str, object] = {parse_text(key): item for key, item in value.items()}
     else:
-        found = dict(unique(pairs(value, last_equals=True)))
+        found = dict(_unique(_pairs(value, last_equals=True)))
     if not all(found):
         raise ValueError("a model has no name")
     limits = {}
@@ -568,77 +343,46 @@ def _parse_ppm(value: object) -> int:
     return ppm
 
 
-def _parse_optional_grpc_target(value: object) -> str:
-    return parse_grpc_target(value) if parse_text(value) else ""
-
-
-def _parse_optional_redis(value: object) -> str:
-    text = refuse_quotes(parse_text(value))
-    if text and text.partition("://")[0] not in {"redis", "rediss", "unix"}:
-        raise ValueError('must be a URL such as "redis://127.0.0.1:6379/0"')
-    return text
-
-
-OptionalRedis = Annotated[str, Form("Redis URL", "URL"), read_by(_parse_optional_redis)]
-Journal = Annotated[str, Form("path, database URL or off", "PLACE"), read_by(_parse_journal)]
-Network = Annotated[str, Form("network", "NETWORK"), read_by(_parse_network)]
-ModelLimits = Annotated[
-    Mapping[str, int], Form("map", "MODEL=MSAT;..."), read_by(_parse_model_limits)
-]
-PartsPerMillion = Annotated[int, Form("parts per million", "PPM"), read_by(_parse_ppm)]
-OptionalGrpcTarget = Annotated[
-    str, Form("gRPC address", "ADDRESS"), read_by(_parse_optional_grpc_target)
-]
-
-
-_HOST_NAME = re.compile(r"(\*\.)?[^\s:/\\@,*\[\]]+")
-
-
-def _parse_networks(value: object) -> tuple[str, ...]:
-    """Take addresses and networks; an address is the network of it alone."""
-    found = []
-    for text in parse_list(value):
-        try:
-            found.append(str(ipaddress.ip_network(text)))
-        except ValueError as error:
-            raise ValueError(
-                f'must be addresses or networks such as "10.0.0.7" or "10.0.0.0/8": {error}'
-            ) from None
-    return tuple(dict.fromkeys(found))
-
-
-def _parse_optional_http_url(value: object) -> str:
-    text = parse_text(value)
-    if not text:
-        return ""
-    parts = urlsplit(text)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError('must be a base URL such as "http://127.0.0.1:4318"')
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("must be a base URL alone; a key belongs into otlp_headers")
-    return text.rstrip("/")
-
-
-def _parse_hosts(value: object) -> tuple[str, ...]:
-    """Take names, without scheme and port; in lower case and without the dot of the root."""
-    found = []
-    for text in parse_list(value):
-        if text != "*" and not _HOST_NAME.fullmatch(text):
-            raise ValueError(
-                'must be names such as "gateway" or "*.example.com", without a scheme and a port, or "*"'
-            )
-        found.append(text.lower().removesuffix("."))
-    return tuple(dict.fromkeys(found))
-
-
 def _parse_ratio(value: object) -> float:
     if (ratio := parse_number(value)) > 1:
         raise ValueError("must be from 0 to 1")
     return ratio
 
 
-Hosts = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_hosts)]
-Networks = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_networks)]
+Text = Annotated[str, Form("text", "TEXT"), read_by(parse_text)]
+Duration = Annotated[float, Form("duration", "DURATION"), read_by(parse_duration_s)]
+Size = Annotated[int, Form("size", "BYTES"), read_by(parse_size_bytes)]
+Count = Annotated[int, Form("whole number", "N"), read_by(parse_count)]
+Number = Annotated[float, Form("number", "N"), read_by(parse_number)]
+Switch = Annotated[bool, Form("true or false", ""), read_by(_parse_switch)]
+NodeName = Annotated[str, Form("node's name", "NAME"), read_by(_parse_node_name)]
+BearerKey = Annotated[str, Form("text", "TEXT"), read_by(parse_bearer_key)]
+OptionalProvider = Annotated[str, Form("provider", "PROVIDER"), read_by(optional(_parse_provider))]
+Names = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(parse_list)]
+BearerKeys = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_bearer_keys)]
+ModelMap = Annotated[
+    Mapping[str, str], Form("map", "MODEL=PROVIDER;..."), read_by(_parse_model_map)
+]
+Metadata = Annotated[Mapping[str, str], Form("map", "KEY=VALUE;..."), read_by(_parse_metadata)]
+OptionalFile = Annotated[Path | None, Form("file", "FILE"), read_by(parse_file)]
+Auth = Annotated[
+    Literal["", "none", "keys", "accounts"],
+    Form("none, keys or accounts", "MODE"),
+    read_by(_lower),
+]
+LogLevel = Annotated[
+    Literal["debug", "info", "warn", "error"],
+    Form("debug, info, warn or error", "LEVEL"),
+    read_by(_parse_level),
+]
+LogFormat = Annotated[
+    Literal["auto", "console", "json"], Form("auto, console or json", "FORMAT"), read_by(_lower)
+]
+Choice = Annotated[Literal["score", "order"], Form("score or order", "CHOICE"), read_by(_lower)]
+Network = Annotated[str, Form("network", "NETWORK"), read_by(_parse_network)]
+ModelLimits = Annotated[
+    Mapping[str, int], Form("map", "MODEL=MSAT;..."), read_by(_parse_model_limits)
+]
+PartsPerMillion = Annotated[int, Form("parts per million", "PPM"), read_by(_parse_ppm)]
 OptionalFolder = Annotated[Path | None, Form("folder", "FOLDER"), read_by(parse_file)]
-OptionalHttpUrl = Annotated[str, Form("URL", "URL"), read_by(_parse_optional_http_url)]
 Ratio = Annotated[float, Form("number from 0 to 1", "N"), read_by(_parse_ratio)]

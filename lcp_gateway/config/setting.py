@@ -1,4 +1,4 @@
-"""How a setting is declared: one entry that holds its type, default, words, group and other names."""
+"""How a setting is declared: one entry that holds its type, default, description, group and other names."""
 
 import enum
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
-from lcp_gateway.config.parsers import Form, without_password
+from lcp_gateway.config.addresses import without_password
+from lcp_gateway.config.parsers import Form
 from lcp_gateway.config.tables import REDACTED, has_secret, shown_tables
 
 ENVIRONMENT_PREFIX = "LCP_GATEWAY_"
@@ -43,12 +44,14 @@ def setting(
     secret: bool = False,
     may_hold_password: bool = False,
     gt: float | None = None,
+    restart: str = "",
 ) -> Any:
     """Declare a setting.
 
     ``openai_serve`` is the name after ``OPENAI_SERVE_`` that also sets it, ``openclaw`` that after ``OPENCLAW_``. A
     secret has no flag, since other users of the machine can read a command line, and is never shown.
-    ``may_hold_password`` is for a URL, which is shown without its password.
+    ``may_hold_password`` is for a URL, which is shown without its password. ``restart`` says why a running gateway cannot
+    take a change of the setting at a reload; empty where it can.
     """
     return Field(
         default,
@@ -61,13 +64,14 @@ def setting(
             "openclaw": openclaw,
             "secret": secret,
             "may_hold_password": may_hold_password,
+            "restart": restart,
         },
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What is known of a setting apart from its value."""
+    """A setting apart from its value."""
 
     name: str
     default: object
@@ -80,6 +84,8 @@ class Spec:
     """The same for a variable of the OpenClaw integration."""
     secret: bool
     may_hold_password: bool
+    restart: str
+    """Why a change of it waits for the next start; empty where a reload takes it in."""
 
     @property
     def environment(self) -> str:
@@ -97,7 +103,7 @@ class Spec:
         return isinstance(self.default, bool)
 
     def shown(self, value: object) -> object:
-        """Give a value as it may be shown: of a secret only whether there is one."""
+        """Return a value as it may be shown: of a secret only whether there is one."""
         if self.secret:
             return REDACTED if value else value
         if self.form.row:
@@ -107,7 +113,7 @@ class Spec:
         )
 
     def is_secret_when(self, value: object) -> bool:
-        """Tell whether this value of the setting must be kept from others; it may be one as it was written."""
+        """Whether this value of the setting must be kept from other users; ``value`` may be unparsed."""
         if self.form.row:
             return has_secret(value, self.form.row)
         return self.secret or self.shown(value) != value

@@ -1,19 +1,145 @@
 """The settings: one flat model in which a setting is one entry, from its type to its place in the docs."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Any, cast
 
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict
 
-from lcp_gateway.config import parsers
+from lcp_gateway.config import addresses, parsers
 from lcp_gateway.config.models import Models
-from lcp_gateway.config.nodes import Nodes, OpenClawUrl
-from lcp_gateway.config.parsers import Form, parse_text, read_by
+from lcp_gateway.config.nodes import Nodes
 from lcp_gateway.config.setting import OPENAI_SERVE_PREFIX, OPENCLAW_PREFIX, Group, Spec, setting
 
+# Why a change of these settings waits for the next start.
+_DAEMON = "jobs are under way on the connection to the daemon"
+_LND = "the connection to lnd is open"
+_COLLECTOR = "traces are under way to the collector"
+_NODE = "the embedded node is started with the gateway"
 
-class MarketSettings(BaseSettings):
-    """One part of ``Settings``, which see."""
+
+class Settings(BaseModel):
+    """Everything that can be configured: plain, checked values. ``load`` reads them from outside."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    # -- Serving HTTP ---------------------------------------------------------------------------
+
+    http_addr: addresses.Listen = setting(
+        "127.0.0.1:8080",
+        'Where the gateway listens. ":8080" means all interfaces.',
+        Group.HTTP,
+        openai_serve="HTTP_ADDR",
+        restart="its socket is open",
+    )
+    api_keys: parsers.BearerKeys = setting(
+        (),
+        "Keys that clients present as bearer tokens. Without any, every client that reaches the address is served.",
+        Group.HTTP,
+        openai_serve="API_KEYS",
+        secret=True,
+    )
+    allowed_hosts: addresses.Hosts = setting(
+        (),
+        'Names by which clients without a credential may reach the gateway, beside IP addresses and localhost: "gateway", '
+        '"*.example.com" for all names below it, "*" for any. A request that comes under another name is refused with '
+        "421, since a web page can have its own name lead to this address.",
+        Group.HTTP,
+    )
+    cors_origins: addresses.Origins = setting(
+        (),
+        'Origins whose pages may call the gateway; "*" allows all. Off when empty. Programs built on a browser have '
+        'origins of their own: "app://obsidian.md", "vscode-webview://*", "chrome-extension://<id>", "file://", "null".',
+        Group.HTTP,
+    )
+    trusted_proxies: addresses.Networks = setting(
+        (),
+        "Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed; none by default.",
+        Group.HTTP,
+    )
+    http_tls_cert: parsers.OptionalFile = setting(
+        None,
+        "PEM file of the certificate and its chain, with which HTTPS is served.",
+        Group.HTTP,
+    )
+    http_tls_key: parsers.OptionalFile = setting(
+        None, "PEM file of the certificate's key; it may stand in the same file.", Group.HTTP
+    )
+
+    # -- The daemon -----------------------------------------------------------------------------
+
+    lcpd_grpc_addr: addresses.GrpcTarget = setting(
+        "127.0.0.1:50051",
+        'The daemon: "host:port" or "unix:/path". Not used with `embedded`.',
+        Group.DAEMON,
+        openai_serve="LCPD_GRPC_ADDR",
+        restart=_DAEMON,
+    )
+    lcpd_tls: parsers.Switch = setting(
+        False,
+        "Speak TLS to the daemon.",
+        Group.DAEMON,
+        restart=_DAEMON,
+    )
+    lcpd_tls_ca: parsers.OptionalFile = setting(
+        None,
+        "PEM file of the authorities to trust, instead of the system's.",
+        Group.DAEMON,
+        restart=_DAEMON,
+    )
+    lcpd_tls_cert: parsers.OptionalFile = setting(
+        None,
+        "PEM file of the gateway's client certificate.",
+        Group.DAEMON,
+        restart=_DAEMON,
+    )
+    lcpd_tls_key: parsers.OptionalFile = setting(
+        None,
+        "PEM file of the key to the client certificate.",
+        Group.DAEMON,
+        restart=_DAEMON,
+    )
+    lcpd_tls_server_name: parsers.Text = setting(
+        "",
+        "Name to expect in the daemon's certificate, where it differs from the host.",
+        Group.DAEMON,
+        restart=_DAEMON,
+    )
+    lcpd_metadata: parsers.Metadata = setting(
+        {},
+        "Extra gRPC metadata sent with each call, for example a macaroon.",
+        Group.DAEMON,
+        secret=True,
+        restart=_DAEMON,
+    )
+    proxy_from_environment: parsers.Switch = setting(
+        False,
+        "Reach the daemon, lnd, nodes and the collector through the proxy that `http_proxy`, `https_proxy`, `grpc_proxy` "
+        "and `no_proxy` name. Loopback addresses and unix sockets are reached directly all the same. Without it these "
+        "variables are ignored.",
+        Group.DAEMON,
+        restart="connections are open",
+    )
+    peers_refresh_s: parsers.Duration = setting(
+        5.0, "How often the list of peers is refreshed.", Group.DAEMON, gt=0
+    )
+    peers_stale_s: parsers.Duration = setting(
+        15.0, "Age from which the list of peers is called stale.", Group.DAEMON, gt=0
+    )
+    preflight: parsers.Switch = setting(
+        True,
+        "Reach the daemon before the port is bound, and give up if that fails.",
+        Group.DAEMON,
+        restart="it applies at the start only",
+    )
+    preflight_timeout_s: parsers.Duration = setting(
+        5.0,
+        "How long the daemon may take to answer at the start.",
+        Group.DAEMON,
+        gt=0,
+        restart="it applies at the start only",
+    )
+
+    # -- Models and providers -------------------------------------------------------------------
 
     default_peer_id: parsers.OptionalProvider = setting(
         "",
@@ -39,41 +165,48 @@ class MarketSettings(BaseSettings):
         Group.ROUTING,
         openai_serve="ALLOW_UNLISTED_MODELS",
     )
-
     explicit_choice: parsers.Choice = setting(
         "order",
-        "Who is asked first where several peers offer the model that a client names: in the daemon's `order`, as with "
+        "Which peer is asked first where several offer the model that a client names: by the daemon's `order`, as with "
         "openai-serve, or by `score`, as for `auto`. Where a node offers it too, scores always decide.",
         Group.ROUTING,
     )
-
+    default_model: parsers.Text = setting(
+        "",
+        "The model of a request that names none, embeddings apart. Such a request is a 400 when empty.",
+        Group.ROUTING,
+    )
+    list_auto: parsers.Switch = setting(
+        True,
+        "Put `auto` into the list of models, for clients that offer the models they find there.",
+        Group.ROUTING,
+    )
     models: Models = setting(
         {},
-        'What is known of models, each in a table `[models."name"]`. It goes before what providers say of a model and '
-        "before what its name tells. `[models.auto]` holds nothing but other names for `auto`.",
+        'What the operator states of models, each in a table `[models."name"]`. It takes precedence over what providers '
+        "state and over what the model's name implies. `[models.auto]` holds nothing but other names for `auto`.",
         Group.ROUTING,
     )
     nodes: Nodes = setting(
         (),
-        "OpenAI-compatible HTTP servers that are providers beside the peers, each in a table `[[nodes]]`. One is named "
+        "OpenAI-compatible HTTP servers that are providers beside the peers, each in a table `[[nodes]]`. A node is named "
         "`node:NAME` elsewhere.",
         Group.ROUTING,
     )
     nodes_refresh_s: parsers.Duration = setting(
         15.0,
-        "How often nodes are asked whether they are there, and for their models.",
+        "How often nodes are asked whether they are up, and for their models.",
         Group.ROUTING,
         gt=0,
     )
-
     openclaw_enabled: parsers.Switch = setting(
-        False, "Take an OpenClaw instance in as a node.", Group.ROUTING, openclaw="ENABLED"
+        False, "Use an OpenClaw instance as a node.", Group.ROUTING, openclaw="ENABLED"
     )
-    openclaw_base_url: OpenClawUrl = setting(
-        "", "Where it is, for example `http://127.0.0.1:3000`.", Group.ROUTING, openclaw="BASE_URL"
+    openclaw_base_url: addresses.OpenClawUrl = setting(
+        "", "Its address, for example `http://127.0.0.1:3000`.", Group.ROUTING, openclaw="BASE_URL"
     )
     openclaw_api_key: parsers.BearerKey = setting(
-        "", "The key that it asks for, if any.", Group.ROUTING, openclaw="API_KEY", secret=True
+        "", "Its API key, if it needs one.", Group.ROUTING, openclaw="API_KEY", secret=True
     )
     openclaw_node_name: parsers.NodeName = setting(
         "OpenClaw",
@@ -87,10 +220,9 @@ class MarketSettings(BaseSettings):
     openclaw_timeout: parsers.Duration = setting(
         120.0, "How long a request to it may take.", Group.ROUTING, openclaw="TIMEOUT", gt=0
     )
-
     routing_weight_availability: parsers.Number = setting(
         0.15,
-        "How much it counts that a provider is there, where the choice is left to the gateway. Only the proportions of "
+        "Weight of a provider's availability, where the choice is left to the gateway. Only the proportions of "
         "the five weights matter.",
         Group.ROUTING,
     )
@@ -98,83 +230,27 @@ class MarketSettings(BaseSettings):
         0.30, "The same for its measured speed.", Group.ROUTING
     )
     routing_weight_delivery: parsers.Number = setting(
-        0.25, "The same for how much of what it was asked for came.", Group.ROUTING
+        0.25, "The same for the share of requests that it delivered.", Group.ROUTING
     )
     routing_weight_price: parsers.Number = setting(0.20, "The same for its price.", Group.ROUTING)
     routing_weight_fit: parsers.Number = setting(
         0.10, "The same for how well the model fits the request.", Group.ROUTING
     )
     routing_temperature: parsers.Number = setting(
-        0.05, "How far the choice strays from the best score; small is strict.", Group.ROUTING, gt=0
+        0.05,
+        "How far the choice may stray from the best score; small is strict.",
+        Group.ROUTING,
+        gt=0,
     )
     routing_half_life_s: parsers.Duration = setting(
-        300.0, "The age at which a measurement counts half.", Group.ROUTING, gt=0
+        300.0,
+        "The age at which a measurement counts half.",
+        Group.ROUTING,
+        gt=0,
+        restart="measurements fade by it",
     )
 
-
-class MoneySettings(BaseSettings):
-    """One part of ``Settings``, which see."""
-
-    journal_url: parsers.Journal = setting(
-        "",
-        "Where every purchase is written down before it is paid: the path of a SQLite file, a `postgresql://` URL "
-        "(needs lcp-gateway[postgres]), or `off`. When empty: `lcp-gateway/journal.db` in `$XDG_STATE_HOME` "
-        "(`~/.local/state`), and `embedded.db` beside it with `embedded`, so that play money never mixes with real. "
-        "A password in the URL is never shown, and is refused on the command line.",
-        Group.MONEY,
-        may_hold_password=True,
-    )
-    network: parsers.Network = setting(
-        "",
-        "The network whose invoices are paid: mainnet, testnet, testnet4, signet, regtest or simnet, or the prefix of "
-        "its invoices, as which it is kept. When empty, what lnd says; without lnd, any.",
-        Group.MONEY,
-    )
-    max_price_msat: parsers.Count = setting(
-        0,
-        "The most that one request may be priced at, in millisatoshi and without the routing fee; 0 sets no limit.",
-        Group.MONEY,
-        openai_serve="MAX_PRICE_MSAT",
-    )
-    max_total_msat: parsers.Count = setting(
-        0,
-        "The most that one request may cost, price and reckoned routing fee together; 0 sets no limit.",
-        Group.MONEY,
-    )
-    model_max_total_msat: parsers.ModelLimits = setting(
-        {},
-        'The same by model: a table, or "model=msat;model=msat". The lowest limit holds.',
-        Group.MONEY,
-    )
-    fee_ppm: parsers.PartsPerMillion = setting(
-        10_000,
-        "The routing fee that is reckoned with: this share of the price (10000 is 1%) and `fee_base_msat`. It counts "
-        "against limits and budgets until lnd tells the real fee. The daemon does not keep to it: it pays fees of up "
-        "to 10,000 sat a payment, a limit of its own that nothing here can change.",
-        Group.MONEY,
-    )
-    fee_base_msat: parsers.Count = setting(
-        1_000, "The fixed part of the routing fee that is reckoned with.", Group.MONEY
-    )
-    budget_hour_msat: parsers.Count = setting(
-        0,
-        "What may be spent in a calendar hour (UTC), fees and unknown payments counted; 0 sets no limit.",
-        Group.MONEY,
-    )
-    budget_day_msat: parsers.Count = setting(0, "The same for a day (UTC).", Group.MONEY)
-    budget_month_msat: parsers.Count = setting(0, "The same for a month (UTC).", Group.MONEY)
-    key_budget_hour_msat: parsers.Count = setting(
-        0,
-        "What each of `api_keys` may spend in a calendar hour (UTC); 0 sets no limit.",
-        Group.MONEY,
-    )
-    key_budget_day_msat: parsers.Count = setting(0, "The same for a day (UTC).", Group.MONEY)
-    key_budget_month_msat: parsers.Count = setting(0, "The same for a month (UTC).", Group.MONEY)
-    loop_brake_per_minute: parsers.Count = setting(
-        0,
-        "How often the same body may come from the same key within a minute; past it the answer is 429. 0 is off.",
-        Group.MONEY,
-    )
+    # -- Quotes and trust in peers --------------------------------------------------------------
 
     quote_attempts: parsers.Count = setting(
         3, "How many peers are asked for a quote of one request at most.", Group.TRUST, gt=0
@@ -192,13 +268,13 @@ class MoneySettings(BaseSettings):
     )
     exposure_unproven_msat: parsers.Count = setting(
         50_000_000,
-        "How much of that may be out with all peers together that have not delivered `exposure_base_msat` yet, what was "
-        "lost to them counted in; a day forgives as much. 0 sets no limit.",
+        "The same for all peers together that have not delivered `exposure_base_msat` yet, what was "
+        "lost to them included; losses of as much are forgiven each day. 0 sets no limit.",
         Group.TRUST,
     )
     exposure_share_ppm: parsers.PartsPerMillion = setting(
         500_000,
-        "How much more of that a peer earns: this share of what it has delivered (500000 is half).",
+        "By how much a peer's deliveries raise `exposure_base_msat` for it: this share of what it has delivered (500000 is half).",
         Group.TRUST,
     )
     breaker_failures: parsers.Count = setting(
@@ -208,171 +284,84 @@ class MoneySettings(BaseSettings):
         30.0, "How long a peer is left out before it is tried again.", Group.TRUST, gt=0
     )
 
-    retry_window_s: parsers.Duration = setting(
-        120.0,
-        "How long after a request the same bytes from the same key, marked as a retry by the client's SDK, get its "
-        "answer instead of buying again; 0 is off.",
-        Group.ANSWERS,
-    )
-    join_grace_s: parsers.Duration = setting(
-        10.0,
-        "How long a paid answer is awaited after its client has gone, so that a retry can join.",
-        Group.ANSWERS,
-    )
-    answers_keep_s: parsers.Duration = setting(
-        600.0,
-        "How long an answer is kept for requests with the same Idempotency-Key.",
-        Group.ANSWERS,
-    )
-    answers_max_bytes: parsers.Size = setting(
-        64 * 2**20,
-        "Memory for kept answers; past it the oldest are let go.",
-        Group.ANSWERS,
-    )
-    lnd_grpc_addr: parsers.OptionalGrpcTarget = setting(
+    # -- Money ----------------------------------------------------------------------------------
+
+    journal_url: addresses.Journal = setting(
         "",
-        'lnd\'s gRPC address, "host:port", to learn what came of a payment (needs lcp-gateway[lnd]). It is only read '
-        "from. Off when empty.",
-        Group.LND,
+        "Where every purchase is recorded before it is paid: the path of a SQLite file, a `postgresql://` URL "
+        "(needs lcp-gateway[postgres]), or `off`. When empty: `lcp-gateway/journal.db` in `$XDG_STATE_HOME` "
+        "(`~/.local/state`), and `embedded.db` beside it with `embedded`, so that play money never mixes with real. "
+        "A password in the URL is never shown, and is refused on the command line.",
+        Group.MONEY,
+        may_hold_password=True,
+        restart="the journal is open",
     )
-    lnd_tls_cert: parsers.OptionalFile = setting(None, "lnd's `tls.cert`.", Group.LND)
-    lnd_macaroon_file: parsers.OptionalFile = setting(
-        None,
-        "A macaroon that may read: `lncli bakemacaroon info:read offchain:read`.",
-        Group.LND,
-    )
-    reconcile_interval_s: parsers.Duration = setting(
-        30.0, "How often lnd is asked about payments whose end is unknown.", Group.LND, gt=0
-    )
-
-
-class OperationSettings(BaseSettings):
-    """One part of ``Settings``, which see."""
-
-    http_tls_cert: parsers.OptionalFile = setting(
-        None,
-        "PEM file of the certificate, and what leads to its root, that HTTPS is served with.",
-        Group.HTTP,
-    )
-    http_tls_key: parsers.OptionalFile = setting(
-        None, "PEM file of the certificate's key; it may stand in the same file.", Group.HTTP
-    )
-    trusted_proxies: parsers.Networks = setting(
-        (),
-        "Addresses or networks of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed. Nobody's by default.",
-        Group.HTTP,
-    )
-
-    default_model: parsers.Text = setting(
+    network: parsers.Network = setting(
         "",
-        "The model of a request that names none, embeddings apart. Such a request is a 400 when empty.",
-        Group.ROUTING,
+        "The network whose invoices are paid: mainnet, testnet, testnet4, signet, regtest or simnet, or the prefix of "
+        "its invoices, which is what is stored. When empty: the network of lnd; without lnd, any.",
+        Group.MONEY,
+        restart="invoices of the other network may be under way",
     )
-
-    list_auto: parsers.Switch = setting(
-        True,
-        "Put `auto` into the list of models, for clients that offer what they find there.",
-        Group.ROUTING,
-    )
-
-    timeout_s: parsers.Duration = setting(
-        0.0,
-        "How long one purchase may take in all, quote, payment and the last byte included; 0 leaves it to "
-        "`timeout_quote_s` and `timeout_execute_s`.",
-        Group.LIMITS,
-    )
-
-    max_stored_items: parsers.Count = setting(
-        1_000,
-        "Responses and chat completions that are stored for each credential, the oldest out first. 0 turns storing off, "
-        "and with it `previous_response_id` and `background`.",
-        Group.STORED,
-    )
-    max_stored_bytes: parsers.Size = setting(
-        64 * 2**20, "Memory for what is stored in all.", Group.STORED, gt=0
-    )
-    stored_for_s: parsers.Duration = setting(
-        86_400.0, "How long it is stored at most.", Group.STORED, gt=0
-    )
-
-    state_dir: parsers.OptionalFolder = setting(
-        None,
-        "Folder of the PID files and logs of gateways that run in the background. When empty: `lcp-gateway/run` in the "
-        "folder for state, by the XDG rules.",
-        Group.BACKGROUND,
-    )
-    pid_file: parsers.OptionalFile = setting(
-        None,
-        "The PID file, instead of one in `state_dir` named after host and port.",
-        Group.BACKGROUND,
-    )
-    log_file: parsers.OptionalFile = setting(
-        None, "The log, instead of one in `state_dir` named after host and port.", Group.BACKGROUND
-    )
-    log_max_bytes: parsers.Size = setting(
-        10 * 2**20,
-        "Size at which a background gateway's log is rotated; 0 never.",
-        Group.BACKGROUND,
-    )
-    log_keep: parsers.Count = setting(5, "How many rotated logs are kept.", Group.BACKGROUND)
-    start_timeout_s: parsers.Duration = setting(
-        30.0, "How long `start` waits for the gateway to be ready.", Group.BACKGROUND, gt=0
-    )
-    stop_timeout_s: parsers.Duration = setting(
-        45.0,
-        "How long `stop` waits for the gateway to end before it kills it; longer than `shutdown_grace_s`, or paid answers "
-        "may be cut.",
-        Group.BACKGROUND,
-        gt=0,
-    )
-
-    verbose: parsers.Switch = setting(
-        False,
-        "Log at debug level, and the settings in force at the start (without secrets).",
-        Group.TELEMETRY,
-    )
-    slow_callback_ms: parsers.Count = setting(
+    max_price_msat: parsers.Count = setting(
         0,
-        "Log each stretch of so many milliseconds or more in which the event loop did one thing only, and what it did; for "
-        "finding faults of the gateway. 0 is off.",
-        Group.TELEMETRY,
+        "The most that one request may be priced at, in millisatoshi and without the routing fee; 0 sets no limit.",
+        Group.MONEY,
+        openai_serve="MAX_PRICE_MSAT",
     )
-    otlp_endpoint: parsers.OptionalHttpUrl = setting(
+    max_total_msat: parsers.Count = setting(
+        0,
+        "The most that one request may cost, price and estimated routing fee together; 0 sets no limit.",
+        Group.MONEY,
+    )
+    model_max_total_msat: parsers.ModelLimits = setting(
+        {},
+        'The same by model: a table, or "model=msat;model=msat". The lowest limit holds.',
+        Group.MONEY,
+    )
+    fee_ppm: parsers.PartsPerMillion = setting(
+        10_000,
+        "The estimated routing fee: this share of the price (10000 is 1%) and `fee_base_msat`. It counts "
+        "against limits and budgets until lnd reports the real fee. The daemon does not keep to it: it pays fees of up "
+        "to 10,000 sat a payment, a limit of its own that nothing here can change.",
+        Group.MONEY,
+    )
+    fee_base_msat: parsers.Count = setting(
+        1_000, "The fixed part of the estimated routing fee.", Group.MONEY
+    )
+    budget_hour_msat: parsers.Count = setting(
+        0,
+        "What may be spent in a calendar hour (UTC), fees and unknown payments counted; 0 sets no limit.",
+        Group.MONEY,
+    )
+    budget_day_msat: parsers.Count = setting(0, "The same for a day (UTC).", Group.MONEY)
+    budget_month_msat: parsers.Count = setting(0, "The same for a month (UTC).", Group.MONEY)
+    key_budget_hour_msat: parsers.Count = setting(
+        0,
+        "What each of `api_keys` may spend in a calendar hour (UTC); 0 sets no limit.",
+        Group.MONEY,
+    )
+    key_budget_day_msat: parsers.Count = setting(0, "The same for a day (UTC).", Group.MONEY)
+    key_budget_month_msat: parsers.Count = setting(0, "The same for a month (UTC).", Group.MONEY)
+    loop_brake_per_minute: parsers.Count = setting(
+        0,
+        "How often the same key may send the same body within a minute; more requests are answered 429. 0 is off.",
+        Group.MONEY,
+    )
+
+    # -- Access and accounts --------------------------------------------------------------------
+
+    auth: parsers.Auth = setting(
         "",
-        "Where traces go: the base URL of an OpenTelemetry collector (OTLP over HTTP), as http://127.0.0.1:4318. Needs "
-        "`lcp-gateway[tracing]`. No traces when empty.",
-        Group.TELEMETRY,
-    )
-    otlp_headers: parsers.Metadata = setting(
-        {}, "Headers that the collector asks for.", Group.TELEMETRY, secret=True
-    )
-    trace_ratio: parsers.Ratio = setting(
-        1.0,
-        "Share of the requests that are traced, from 0 to 1; a request that comes with a trace follows that one.",
-        Group.TELEMETRY,
-    )
-
-
-Auth = Annotated[
-    Literal["", "none", "keys", "accounts"],
-    Form("none, keys or accounts", "MODE"),
-    read_by(lambda value: parse_text(value).lower()),
-]
-
-
-class SellingSettings(BaseSettings):
-    """One part of ``Settings``, which see."""
-
-    auth: Auth = setting(
-        "",
-        "Who is served: everyone (`none`), who has one of `api_keys` (`keys`), or who has a key of an account, and is "
+        "Which clients are served: all (`none`), those with one of `api_keys` (`keys`), or those with a key of an account, which is "
         "charged for it (`accounts`). When empty: `keys` where `api_keys` are set, else `none`.",
         Group.ACCOUNTS,
+        restart="accounts and their keys are opened at the start",
     )
     allow_open: parsers.Switch = setting(
         False,
-        "Serve everyone on an address that other machines can reach. Without it the gateway does not start there "
-        "unless it asks for keys.",
+        "Serve clients without a key on an address that other machines can reach. Without it the gateway does not start there "
+        "unless it requires keys.",
         Group.ACCOUNTS,
     )
     admin_key: parsers.BearerKey = setting(
@@ -384,73 +373,59 @@ class SellingSettings(BaseSettings):
     keys_stale_s: parsers.Duration = setting(
         5.0,
         "How long the keys of accounts are accepted after they were last read from the database, which happens every "
-        "second. Past it they are answered 503 and buy nothing: one may have been revoked.",
+        "second. After that, their requests are answered 503 and buy nothing: a key may have been revoked.",
         Group.ACCOUNTS,
         gt=2,
     )
-    api_concurrent: parsers.Count = setting(
-        32,
-        "Requests at one time that ask the database and buy nothing (`/api/wallet`, `/api/admin`, receipts, L402 invoices "
-        "and tokens), of all customers; strangers and the operator have as many each. Some more wait a moment, the rest is "
-        "answered 429.",
-        Group.RATES,
-        gt=0,
-    )
-    api_concurrent_per_caller: parsers.Count = setting(
-        8,
-        "Such requests of one account, one key of the operator, or one client address without a key.",
-        Group.RATES,
-        gt=0,
-    )
     markup_percent: parsers.Number = setting(
         0.0,
-        "What customers are charged on top of a price, as a share of it; rounded up. Routing fees are yours.",
+        "Mark-up that customers are charged on top of a price, in percent of it, rounded up. You pay the routing fees.",
         Group.ACCOUNTS,
     )
     markup_msat: parsers.Count = setting(
         0,
-        "What they are charged besides for each request, also for one that is free.",
+        "Fixed mark-up for each request, also for one that is free.",
         Group.ACCOUNTS,
     )
     refund_undelivered: parsers.Switch = setting(
         True,
-        "Give customers back what they were charged for an answer that was paid and did not come. The loss is yours.",
+        "Refund customers the charge of an answer that was paid and not delivered. You bear the loss.",
         Group.ACCOUNTS,
     )
     refund_account_day_msat: parsers.Count = setting(
         10_000_000,
-        "What is given back so to one account in a day (UTC) at most; what is over it is withheld until you decide "
+        "The most that is refunded to one account in a day (UTC); refunds above it are withheld until you decide "
         "(`purchases refund`). 0 sets no limit.",
         Group.ACCOUNTS,
     )
     refund_day_msat: parsers.Count = setting(
         50_000_000,
-        "What is given back so to all accounts together in a day at most. 0 sets no limit.",
+        "The same for all accounts together. 0 sets no limit.",
         Group.ACCOUNTS,
     )
     topup_min_msat: parsers.Count = setting(
-        1_000, "The least that a customer can pay in at once.", Group.ACCOUNTS, gt=0
+        1_000, "The least that a customer can top up at once.", Group.ACCOUNTS, gt=0
     )
     topup_max_msat: parsers.Count = setting(1_000_000_000, "The most.", Group.ACCOUNTS, gt=0)
     topup_expiry_s: parsers.Duration = setting(
-        3_600.0, "How long an invoice for it can be paid.", Group.ACCOUNTS, gt=0
+        3_600.0, "How long the invoice of a top-up can be paid.", Group.ACCOUNTS, gt=0
     )
     topups_open_max: parsers.Count = setting(
         20, "How many invoices of one account may be open.", Group.ACCOUNTS, gt=0
     )
     l402: parsers.Switch = setting(
         False,
-        "Let whoever has no key pay for one at the door (L402): the invoice of a 402 answer buys a token with a balance.",
+        "Let clients without a key buy one (L402): the invoice of a 402 answer buys a token with a balance.",
         Group.ACCOUNTS,
     )
     l402_msat: parsers.Count = setting(
         100_000,
-        "The balance of such a token; it can be filled up like any other.",
+        "The balance of such a token; it can be topped up like any account.",
         Group.ACCOUNTS,
         gt=0,
     )
     l402_expiry_s: parsers.Duration = setting(
-        30 * 86_400.0, "How long such a token is good.", Group.ACCOUNTS, gt=0
+        30 * 86_400.0, "How long such a token is valid.", Group.ACCOUNTS, gt=0
     )
     l402_invoices_per_minute: parsers.Count = setting(
         10,
@@ -460,26 +435,44 @@ class SellingSettings(BaseSettings):
     )
     l402_secret: parsers.BearerKey = setting(
         "",
-        "The secret that tokens are made with, the same for all replicas. When empty: made once, and kept in a file "
+        "The secret that tokens are made with, the same for all replicas. When empty: created once, and kept in a file "
         "beside the journal.",
         Group.ACCOUNTS,
         secret=True,
+        restart="tokens made with the old one would become worthless",
     )
     lnd_invoice_macaroon_file: parsers.OptionalFile = setting(
         None,
-        "A macaroon that may make invoices: `lncli bakemacaroon info:read invoices:read invoices:write`. When empty "
+        "A macaroon that may create invoices: `lncli bakemacaroon info:read invoices:read invoices:write`. When empty "
         "`lnd_macaroon_file` is used.",
         Group.ACCOUNTS,
+        restart=_LND,
     )
 
+    # -- Rates ----------------------------------------------------------------------------------
+
+    api_concurrent: parsers.Count = setting(
+        32,
+        "Requests at one time that query the database and buy nothing (`/api/wallet`, `/api/admin`, receipts, L402 invoices "
+        "and tokens), of all customers; clients without a key and the operator have as many each. A few more wait a moment, the rest are "
+        "answered 429.",
+        Group.RATES,
+        gt=0,
+    )
+    api_concurrent_per_caller: parsers.Count = setting(
+        8,
+        "The same for one account, one key of the operator, or one client address without a key.",
+        Group.RATES,
+        gt=0,
+    )
     max_requests_per_minute: parsers.Count = setting(
         0,
-        "Requests a minute of everybody together; past it the answer is 429. 0 sets no limit.",
+        "Requests a minute of all clients together; more are answered 429. 0 sets no limit.",
         Group.RATES,
     )
     max_tokens_per_minute: parsers.Count = setting(
         0,
-        "Tokens a minute of everybody together, as reckoned from the requests; 0 sets no limit.",
+        "Tokens a minute of all clients together, as estimated from the requests; 0 sets no limit.",
         Group.RATES,
     )
     account_requests_per_minute: parsers.Count = setting(
@@ -491,110 +484,90 @@ class SellingSettings(BaseSettings):
     )
     key_tokens_per_minute: parsers.Count = setting(0, "The same for its tokens.", Group.RATES)
     key_concurrent_jobs: parsers.Count = setting(
-        0, "Jobs at one time of each key that has no limit of its own; 0 sets none.", Group.RATES
+        0,
+        "Jobs at one time of each key that has no limit of its own; 0 sets no limit.",
+        Group.RATES,
     )
-    redis_url: parsers.OptionalRedis = setting(
+    redis_url: addresses.OptionalRedis = setting(
         "",
-        "`redis://` URL of the memory that several gateways share, for rate limits and repeated requests (needs "
+        "`redis://` URL of the Redis that several gateways share, for rate limits and repeated requests (needs "
         "lcp-gateway[redis]). When empty each gateway counts for itself.",
         Group.RATES,
         may_hold_password=True,
+        restart="its counts are shared with other gateways",
     )
 
+    # -- Answers and retries --------------------------------------------------------------------
 
-class Settings(OperationSettings, MarketSettings, SellingSettings, MoneySettings):
-    """Everything that can be configured. Plain values, already checked; nothing is read from outside."""
-
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=False
+    retry_window_s: parsers.Duration = setting(
+        120.0,
+        "How long after a request the same bytes from the same key, marked as a retry by the client's SDK, get the same "
+        "answer instead of buying again; 0 is off.",
+        Group.ANSWERS,
     )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic-settings'
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - as above
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Leave the sources to ``load``, which remembers where each value came from."""
-        return (init_settings,)
-
-    http_addr: parsers.Listen = setting(
-        "127.0.0.1:8080",
-        'Where the gateway listens. ":8080" means all interfaces.',
-        Group.HTTP,
-        openai_serve="HTTP_ADDR",
+    join_grace_s: parsers.Duration = setting(
+        10.0,
+        "How long a paid answer is awaited after its client has disconnected, so that a retry can join.",
+        Group.ANSWERS,
     )
-    api_keys: parsers.BearerKeys = setting(
-        (),
-        "Keys that clients present as bearer tokens. Without any, everyone who reaches the address is served.",
-        Group.HTTP,
-        openai_serve="API_KEYS",
-        secret=True,
+    answers_keep_s: parsers.Duration = setting(
+        600.0,
+        "How long an answer is kept for requests with the same Idempotency-Key.",
+        Group.ANSWERS,
     )
-    allowed_hosts: parsers.Hosts = setting(
-        (),
-        'Names by which callers without a credential may reach the gateway, beside IP addresses and localhost: "gateway", '
-        '"*.example.com" for all names below it, "*" for any. A request that comes under another name is refused with '
-        "421, since a web page can have its own name lead to this address.",
-        Group.HTTP,
-    )
-    cors_origins: parsers.Origins = setting(
-        (),
-        'Origins whose pages may call the gateway; "*" allows all. Off when empty. Programs built on a browser have '
-        'origins of their own: "app://obsidian.md", "vscode-webview://*", "chrome-extension://<id>", "file://", "null".',
-        Group.HTTP,
+    answers_max_bytes: parsers.Size = setting(
+        64 * 2**20,
+        "Memory for kept answers; the oldest are dropped first.",
+        Group.ANSWERS,
     )
 
-    lcpd_grpc_addr: parsers.GrpcTarget = setting(
-        "127.0.0.1:50051",
-        'The daemon: "host:port" or "unix:/path". Not used with `embedded`.',
-        Group.DAEMON,
-        openai_serve="LCPD_GRPC_ADDR",
+    # -- Stored responses and completions -------------------------------------------------------
+
+    max_stored_items: parsers.Count = setting(
+        1_000,
+        "Responses and chat completions that are stored for each credential; the oldest are dropped first. 0 turns storing off, "
+        "and with it `previous_response_id` and `background`.",
+        Group.STORED,
     )
-    lcpd_tls: parsers.Switch = setting(False, "Speak TLS to the daemon.", Group.DAEMON)
-    lcpd_tls_ca: parsers.OptionalFile = setting(
-        None, "PEM file of the authorities to trust, instead of the system's.", Group.DAEMON
+    max_stored_bytes: parsers.Size = setting(
+        64 * 2**20, "Memory for all stored objects together.", Group.STORED, gt=0
     )
-    lcpd_tls_cert: parsers.OptionalFile = setting(
-        None, "PEM file of the gateway's client certificate.", Group.DAEMON
+    stored_for_s: parsers.Duration = setting(
+        86_400.0, "How long an object is stored at most.", Group.STORED, gt=0
     )
-    lcpd_tls_key: parsers.OptionalFile = setting(
-        None, "PEM file of the key to the client certificate.", Group.DAEMON
-    )
-    lcpd_tls_server_name: parsers.Text = setting(
+
+    # -- lnd ------------------------------------------------------------------------------------
+
+    lnd_grpc_addr: addresses.OptionalGrpcTarget = setting(
         "",
-        "Name to expect in the daemon's certificate, where it differs from the host.",
-        Group.DAEMON,
+        'lnd\'s gRPC address, "host:port", to learn the outcome of payments (needs lcp-gateway[lnd]). It is only read '
+        "from. Off when empty.",
+        Group.LND,
+        restart=_LND,
     )
-    lcpd_metadata: parsers.Metadata = setting(
-        {},
-        "Extra gRPC metadata sent with each call, for example a macaroon.",
-        Group.DAEMON,
-        secret=True,
+    lnd_tls_cert: parsers.OptionalFile = setting(None, "lnd's `tls.cert`.", Group.LND, restart=_LND)
+    lnd_macaroon_file: parsers.OptionalFile = setting(
+        None,
+        "A macaroon with read access: `lncli bakemacaroon info:read offchain:read`.",
+        Group.LND,
+        restart=_LND,
     )
-    proxy_from_environment: parsers.Switch = setting(
-        False,
-        "Reach the daemon, lnd, nodes and the collector through the proxy that `http_proxy`, `https_proxy`, `grpc_proxy` "
-        "and `no_proxy` name. Loopback addresses and unix sockets are reached directly all the same. Without it these "
-        "variables are ignored.",
-        Group.DAEMON,
-    )
-    peers_refresh_s: parsers.Duration = setting(
-        5.0, "How often the list of peers is read anew.", Group.DAEMON, gt=0
-    )
-    peers_stale_s: parsers.Duration = setting(
-        15.0, "Age from which the list of peers is called stale.", Group.DAEMON, gt=0
-    )
-    preflight: parsers.Switch = setting(
-        True, "Reach the daemon before the port is bound, and give up if that fails.", Group.DAEMON
-    )
-    preflight_timeout_s: parsers.Duration = setting(
-        5.0, "How long the daemon may take to answer at the start.", Group.DAEMON, gt=0
+    reconcile_interval_s: parsers.Duration = setting(
+        30.0,
+        "How often lnd is asked about payments whose outcome is unknown.",
+        Group.LND,
+        gt=0,
+        restart=_LND,
     )
 
+    # -- Limits and time-outs -------------------------------------------------------------------
+
+    timeout_s: parsers.Duration = setting(
+        0.0,
+        "How long one purchase may take in all, quote, payment and the last byte included; 0 leaves it to "
+        "`timeout_quote_s` and `timeout_execute_s`.",
+        Group.LIMITS,
+    )
     timeout_quote_s: parsers.Duration = setting(
         5.0, "How long a quote may take.", Group.LIMITS, openai_serve="TIMEOUT_QUOTE", gt=0
     )
@@ -606,16 +579,16 @@ class Settings(OperationSettings, MarketSettings, SellingSettings, MoneySettings
         gt=0,
     )
     cancel_timeout_s: parsers.Duration = setting(
-        2.0, "How long telling a peer that a job is abandoned may take.", Group.LIMITS, gt=0
+        2.0, "How long the message that cancels a job at its peer may take.", Group.LIMITS, gt=0
     )
     max_body_bytes: parsers.Size = setting(
-        2**20, "The largest request body; past it the answer is 413.", Group.LIMITS, gt=0
+        2**20, "The largest request body; larger ones are answered 413.", Group.LIMITS, gt=0
     )
     max_header_bytes: parsers.Size = setting(
-        32 * 2**10, "The largest request head; past it the answer is 431.", Group.LIMITS, gt=0
+        32 * 2**10, "The largest request head; larger ones are answered 431.", Group.LIMITS, gt=0
     )
     max_concurrent_requests: parsers.Count = setting(
-        2048, "Jobs at one time; past it the answer is 429. 0 sets no limit.", Group.LIMITS
+        2048, "Jobs at one time; more are answered 429. 0 sets no limit.", Group.LIMITS
     )
     request_read_timeout_s: parsers.Duration = setting(
         30.0, "How long a client may take to send its request.", Group.LIMITS, gt=0
@@ -624,65 +597,166 @@ class Settings(OperationSettings, MarketSettings, SellingSettings, MoneySettings
         75.0, "How long an idle connection is kept open.", Group.LIMITS, gt=0
     )
     shutdown_grace_s: parsers.Duration = setting(
-        30.0, "How long running jobs may go on after SIGTERM.", Group.LIMITS
+        30.0, "How long running jobs may continue after SIGTERM.", Group.LIMITS
     )
     heartbeat_s: parsers.Duration = setting(
         0.0,
-        "Silence in a stream after which a comment line is sent, against proxies that cut it; 0 is off.",
+        "Silence in a stream after which a comment line is sent, so that proxies do not cut it; 0 is off.",
         Group.LIMITS,
     )
     stream_buffer_bytes: parsers.Size = setting(
-        256 * 2**10, "What is held for a client that reads a stream slowly.", Group.LIMITS, gt=0
+        256 * 2**10,
+        "How much of a stream is buffered for a client that reads it slowly.",
+        Group.LIMITS,
+        gt=0,
     )
+
+    # -- Logs, metrics and traces ---------------------------------------------------------------
 
     log_level: parsers.LogLevel = setting(
         "info", "The least severe level that is logged.", Group.TELEMETRY, openai_serve="LOG_LEVEL"
     )
     log_format: parsers.LogFormat = setting(
-        "auto", "`auto` is `console` on a terminal and `json` elsewhere.", Group.TELEMETRY
+        "auto",
+        "`auto` is `console` on a terminal and `json` elsewhere.",
+        Group.TELEMETRY,
+        restart="a log has one format",
     )
-    metrics_addr: parsers.OptionalListen = setting(
-        "",
-        "An address of its own for /metrics, which then needs no key. Beside the API when empty.",
+    verbose: parsers.Switch = setting(
+        False,
+        "Log at debug level, and the settings in force at the start (without secrets).",
         Group.TELEMETRY,
     )
+    metrics_addr: addresses.OptionalListen = setting(
+        "",
+        "A separate address for /metrics, which then needs no key. When empty, the API's address has it.",
+        Group.TELEMETRY,
+        restart="its socket is open",
+    )
+    slow_callback_ms: parsers.Count = setting(
+        0,
+        "Log each stretch of so many milliseconds or more in which the event loop ran a single callback, and its stack; for "
+        "finding faults of the gateway. 0 is off.",
+        Group.TELEMETRY,
+        restart="it is measured from the start",
+    )
+    otlp_endpoint: addresses.OptionalHttpUrl = setting(
+        "",
+        "Where traces go: the base URL of an OpenTelemetry collector (OTLP over HTTP), as http://127.0.0.1:4318. Needs "
+        "`lcp-gateway[tracing]`. No traces when empty.",
+        Group.TELEMETRY,
+        restart=_COLLECTOR,
+    )
+    otlp_headers: parsers.Metadata = setting(
+        {},
+        "Headers that the collector needs.",
+        Group.TELEMETRY,
+        secret=True,
+        restart=_COLLECTOR,
+    )
+    trace_ratio: parsers.Ratio = setting(
+        1.0,
+        "Share of the requests that are traced, from 0 to 1; a request that carries a trace context follows that one.",
+        Group.TELEMETRY,
+        restart=_COLLECTOR,
+    )
+
+    # -- Running in the background --------------------------------------------------------------
+
+    state_dir: parsers.OptionalFolder = setting(
+        None,
+        "Folder of the PID files and logs of gateways that run in the background. When empty: `lcp-gateway/run` in the "
+        "folder for state, by the XDG rules.",
+        Group.BACKGROUND,
+        restart="the PID file and the log are there",
+    )
+    pid_file: parsers.OptionalFile = setting(
+        None,
+        "The PID file, instead of one in `state_dir` named after host and port.",
+        Group.BACKGROUND,
+        restart="the file exists already",
+    )
+    log_file: parsers.OptionalFile = setting(
+        None,
+        "The log, instead of one in `state_dir` named after host and port.",
+        Group.BACKGROUND,
+        restart="the log is open",
+    )
+    log_max_bytes: parsers.Size = setting(
+        10 * 2**20,
+        "Size at which a background gateway's log is rotated; 0 never.",
+        Group.BACKGROUND,
+        restart="the log is open",
+    )
+    log_keep: parsers.Count = setting(
+        5, "How many rotated logs are kept.", Group.BACKGROUND, restart="the log is open"
+    )
+    start_timeout_s: parsers.Duration = setting(
+        30.0, "How long `start` waits for the gateway to be ready.", Group.BACKGROUND, gt=0
+    )
+    stop_timeout_s: parsers.Duration = setting(
+        45.0,
+        "How long `stop` waits for the gateway to end before it kills it; longer than `shutdown_grace_s`, or paid answers "
+        "may be cut.",
+        Group.BACKGROUND,
+        gt=0,
+    )
+
+    # -- The embedded node ----------------------------------------------------------------------
 
     embedded: parsers.Switch = setting(
         False,
         "Start a node with simulated Lightning and use it as the daemon. No real money moves.",
         Group.NODE,
+        restart=_NODE,
     )
-    node_listen: parsers.OptionalGrpcListen = setting(
+    node_listen: addresses.OptionalGrpcListen = setting(
         "",
         "Where the node listens. When empty: a private socket with `embedded`, 127.0.0.1:50051 for `lcp-gateway node`.",
         Group.NODE,
+        restart=_NODE,
     )
-    node_backend: parsers.Backend = setting(
+    node_backend: addresses.Backend = setting(
         "echo",
-        "What computes: `echo`, or the base URL of an OpenAI-compatible server.",
+        "The node's backend: `echo`, or the base URL of an OpenAI-compatible server.",
         Group.NODE,
+        restart=_NODE,
     )
     node_backend_api_key: parsers.BearerKey = setting(
-        "", "The key that the backend asks for.", Group.NODE, secret=True
+        "",
+        "The API key of the backend.",
+        Group.NODE,
+        secret=True,
+        restart=_NODE,
     )
     node_peers_file: parsers.OptionalFile = setting(
-        None, "TOML file that describes the node's peers.", Group.NODE
+        None,
+        "TOML file that describes the node's peers.",
+        Group.NODE,
+        restart=_NODE,
     )
     node_faults: parsers.Switch = setting(
-        False, "Add a peer whose models misbehave in scripted ways.", Group.NODE
+        False,
+        "Add a peer whose models misbehave in scripted ways.",
+        Group.NODE,
+        restart=_NODE,
     )
     node_events_file: parsers.OptionalFile = setting(
         None,
         "File to which the node appends each quote, payment and result, as JSON lines.",
         Group.NODE,
+        restart=_NODE,
     )
     node_tokens_per_second: parsers.Number = setting(
-        0.0, "Pace of the echo backend; 0 leaves it to each peer.", Group.NODE
+        0.0,
+        "Pace of the echo backend; 0 leaves it to each peer.",
+        Group.NODE,
+        restart=_NODE,
     )
 
 
 def specs() -> Mapping[str, Spec]:
-    """Give the spec of every setting by name, in the order of their groups."""
+    """Return the spec of every setting by name, in the order of the reference."""
     found: dict[str, Spec] = {}
     for name, info in Settings.model_fields.items():
         extra = cast("dict[str, Any]", info.json_schema_extra)
@@ -697,6 +771,6 @@ def specs() -> Mapping[str, Spec]:
             openclaw=OPENCLAW_PREFIX + openclaw if openclaw else "",
             secret=extra["secret"],
             may_hold_password=extra["may_hold_password"],
+            restart=extra["restart"],
         )
-    order = list(Group)
-    return dict(sorted(found.items(), key=lambda item: order.index(item[1].group)))
+    return found

@@ -40,11 +40,12 @@ _DOCKER_NAME: Final = re.compile(_NAME + r"NAME")
 _DOCKER_VARIABLE: Final = re.compile(r"((?:[A-Z0-9_]+_)?)ENV_.+")
 
 
-def is_service_link(variable: str, environ: Mapping[str, str], prefix: str) -> bool:
-    """Tell whether a variable that begins with ``prefix`` was made for a service: by its name and by its value.
+def _is_service_link(variable: str, environ: Mapping[str, str], prefix: str) -> bool:
+    """Whether a variable that begins with ``prefix`` was made for a service, by its name and its value.
 
-    ``docker --link`` also copies the variables of the other container (``…_ENV_PATH``); these count where the link's own
-    ``…_NAME`` is there.
+    Kubernetes adds such variables to every container of a namespace for each Service there, and ``docker --link`` for each
+    link; for a service called ``lcp-gateway`` they begin like the gateway's own, and set nothing. ``docker --link`` also
+    copies the other container's variables (``…_ENV_PATH``); these count where the link's own ``…_NAME`` is present.
     """
     rest, value = variable.removeprefix(prefix), environ[variable].strip()
     if any(name.fullmatch(rest) and form.fullmatch(value) for name, form in _ENDINGS):
@@ -60,7 +61,7 @@ def is_service_link(variable: str, environ: Mapping[str, str], prefix: str) -> b
 
 CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
 
-# Codex and other clients read this one (`env_key`): it says nothing to the gateway.
+# Codex and other clients read this one (`env_key`); it is no setting of the gateway.
 _CLIENT_VARIABLES = frozenset({"OPENAI_SERVE_API_KEY"})
 _RETIRED_VARIABLES = frozenset({"OPENAI_SERVE_MAX_PROMPT_BYTES"})
 _GROUP_AND_OTHERS_READ = 0o044
@@ -79,13 +80,13 @@ class SourceKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a value came from: ``where`` names the flag, the variable, or the file and key."""
+    """The origin of a value: ``where`` names the flag, the variable, or the file and key."""
 
     kind: SourceKind
     where: str
 
     def __str__(self) -> str:
-        """Name the source as a person would look for it."""
+        """Return the flag, variable or place in the file."""
         return self.where or self.kind.value
 
 
@@ -94,7 +95,7 @@ DEFAULT_SOURCE = Source(SourceKind.DEFAULT, "")
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value as it was written, with its origin."""
+    """An unparsed value with its origin."""
 
     value: object
     source: Source
@@ -102,7 +103,7 @@ class Given:
 
 @dataclass(slots=True)
 class Layer:
-    """What one source gave, and what was wrong or odd about it."""
+    """The values of one source, with its problems and warnings."""
 
     given: dict[str, Given] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -117,7 +118,7 @@ def from_flags(
 ) -> Layer:
     """Read flags by the name of their setting; ``None`` means that the flag was not given.
 
-    ``flag_names`` are the flags of a command that calls some settings by a shorter name.
+    ``flag_names`` are the flags of a command that are not named after their setting.
     """
     layer = Layer()
     for name, value in flags.items():
@@ -144,45 +145,37 @@ def from_flags(
 def from_environment(environ: Mapping[str, str], specs: Mapping[str, Spec]) -> Layer:
     """Read the gateway's own variables. Empty ones count as unset."""
     known = {spec.environment: name for name, spec in specs.items()}
-    layer = Layer()
-    for variable, value in _with_prefix(environ, ENVIRONMENT_PREFIX):
-        if name := known.get(variable):
-            layer.given[name] = Given(value, Source(SourceKind.ENVIRONMENT, variable))
-        elif variable != CONFIG_VARIABLE:
-            hint = nearest(variable, [*known, CONFIG_VARIABLE])
-            layer.problems.append(f"{variable}: unknown environment variable{hint}")
+    layer, unknown = _from_variables(environ, ENVIRONMENT_PREFIX, known, SourceKind.ENVIRONMENT)
+    layer.problems += [
+        _unknown_variable(variable, [*known, CONFIG_VARIABLE])
+        for variable in unknown
+        if variable != CONFIG_VARIABLE
+    ]
     return layer
 
 
 def from_openai_serve(environ: Mapping[str, str], specs: Mapping[str, Spec]) -> Layer:
     """Read the variables of the Go program that the gateway replaces. Empty ones count as unset."""
     known = {spec.openai_serve: name for name, spec in specs.items() if spec.openai_serve}
-    layer = Layer()
-    for variable, value in _with_prefix(environ, OPENAI_SERVE_PREFIX):
-        if name := known.get(variable):
-            layer.given[name] = Given(value, Source(SourceKind.OPENAI_SERVE, variable))
-        elif variable in _RETIRED_VARIABLES:
+    layer, unknown = _from_variables(environ, OPENAI_SERVE_PREFIX, known, SourceKind.OPENAI_SERVE)
+    for variable in unknown:
+        if variable in _RETIRED_VARIABLES:
             layer.warnings.append(
                 f"{variable} is no longer used and has no effect; see max_body_bytes"
             )
         elif variable not in _CLIENT_VARIABLES:
-            hint = nearest(variable, known)
-            layer.problems.append(f"{variable}: unknown environment variable{hint}")
+            layer.problems.append(_unknown_variable(variable, known))
     return layer
 
 
 def from_openclaw(environ: Mapping[str, str], specs: Mapping[str, Spec]) -> Layer:
-    """Read the variables that take OpenClaw in as a node. Empty ones count as unset, the others are OpenClaw's own."""
+    """Read the variables that make OpenClaw a node. Empty ones count as unset, unknown ones are OpenClaw's own."""
     known = {spec.openclaw: name for name, spec in specs.items() if spec.openclaw}
-    layer = Layer()
-    for variable, value in _with_prefix(environ, OPENCLAW_PREFIX):
-        if name := known.get(variable):
-            layer.given[name] = Given(value, Source(SourceKind.OPENCLAW, variable))
-    return layer
+    return _from_variables(environ, OPENCLAW_PREFIX, known, SourceKind.OPENCLAW)[0]
 
 
 def from_file(path: Path, specs: Mapping[str, Spec], *, named_by: str = "") -> Layer:
-    """Read a TOML file whose keys are the names of the settings; ``named_by`` says who asked for it."""
+    """Read a TOML file whose keys are the names of the settings; ``named_by`` is the flag or variable that names it."""
     layer = Layer()
     try:
         # Some editors put a byte order mark first, which TOML does not know.
@@ -215,7 +208,7 @@ def from_file(path: Path, specs: Mapping[str, Spec], *, named_by: str = "") -> L
 def file_to_read(environ: Mapping[str, str], chosen: Path | None) -> tuple[Path | None, str]:
     """Find the TOML file: the chosen one, the one that the environment names, or the user's own if it exists.
 
-    Gives the path, or ``None`` where there is nothing to read, and a prefix that says who named the file.
+    Returns the path, or ``None`` where there is no file, and the flag or variable that named it.
     """
     if chosen is not None:
         return chosen.expanduser(), "--config"
@@ -225,24 +218,24 @@ def file_to_read(environ: Mapping[str, str], chosen: Path | None) -> tuple[Path 
     try:
         is_there = usual.exists()
     except OSError:
-        # In a folder that cannot be entered: whoever reads it says so.
+        # In a folder that cannot be entered: reading the file reports it.
         is_there = True
     return (usual if is_there else None), ""
 
 
 def default_file(environ: Mapping[str, str]) -> Path:
-    """Give the place of the user's own file, by the XDG rules or those of the platform."""
+    """Return the place of the user's own file, by the XDG rules or those of the platform."""
     base = environ.get("XDG_CONFIG_HOME", "")
     # The XDG specification says to ignore a relative path.
     if base and Path(base).is_absolute():
         return Path(base) / "lcp-gateway" / "config.toml"
-    import platformdirs  # noqa: PLC0415 - costs 20 ms, and most machines set the variable or need it once
+    import platformdirs  # noqa: PLC0415 - costs 20 ms
 
     return platformdirs.user_config_path("lcp-gateway", appauthor=False) / "config.toml"
 
 
 def others_may_read(path: Path) -> bool:
-    """Tell whether users other than its owner may read a file; false where that cannot be found out."""
+    """Whether users other than its owner may read a file; false where its mode cannot be read."""
     try:
         return bool(path.stat().st_mode & _GROUP_AND_OTHERS_READ)
     except OSError:
@@ -250,17 +243,30 @@ def others_may_read(path: Path) -> bool:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Give ``; did you mean X?`` for the closest known name, or nothing."""
+    """Return ``; did you mean X?`` for the closest known name, or an empty text."""
     folded = {candidate.lower().replace("-", "_"): candidate for candidate in known}
     found = difflib.get_close_matches(name.lower().replace("-", "_"), folded, n=1, cutoff=0.6)
     return f"; did you mean {folded[found[0]]}?" if found else ""
 
 
-def _with_prefix(environ: Mapping[str, str], prefix: str) -> list[tuple[str, str]]:
-    return sorted(
-        (variable, value)
-        for variable, value in environ.items()
-        if variable.startswith(prefix)
-        and value.strip()
-        and not is_service_link(variable, environ, prefix)
-    )
+def _from_variables(
+    environ: Mapping[str, str], prefix: str, known: Mapping[str, str], kind: SourceKind
+) -> tuple[Layer, list[str]]:
+    """Return what the variables of a prefix set, and those that are unknown; ``known`` maps variables to settings."""
+    layer, unknown = Layer(), []
+    for variable, value in sorted(environ.items()):
+        if (
+            not variable.startswith(prefix)
+            or not value.strip()
+            or _is_service_link(variable, environ, prefix)
+        ):
+            continue
+        if name := known.get(variable):
+            layer.given[name] = Given(value, Source(kind, variable))
+        else:
+            unknown.append(variable)
+    return layer, unknown
+
+
+def _unknown_variable(variable: str, known: Iterable[str]) -> str:
+    return f"{variable}: unknown environment variable{nearest(variable, known)}"

@@ -1,7 +1,7 @@
 """Settings made of tables: how they are read, shown, described, and how a place in one is named.
 
-Each table becomes a frozen dataclass whose fields have the types of ``forms``. Pydantic reads them, so that everything
-that is wrong is found at once. A field that is left out of the dataclass's ``repr`` is a secret.
+Each table becomes a frozen dataclass whose fields have the types of ``parsers``. Pydantic reads them, so that all problems
+are found at once. A field that is left out of the dataclass's ``repr`` is a secret.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from lcp_gateway.config.parsers import Form
 REDACTED: Final = "(redacted)"
 
 ROW_CONFIG: Final = ConfigDict(extra="forbid", hide_input_in_errors=True)
-"""For ``__pydantic_config__`` of a dataclass that a table becomes."""
+"""The ``__pydantic_config__`` of a table's dataclass."""
 
 _BARE_KEY = re.compile(r"\w[\w-]*", re.ASCII)
 
@@ -37,7 +37,7 @@ class Column:
 
 
 def columns(row: type) -> tuple[Column, ...]:
-    """Give the fields of a table that becomes ``row``."""
+    """Return the fields of a table that becomes ``row``."""
     hints = get_type_hints(row, include_extras=True)
     found = []
     for field in dataclasses.fields(row):
@@ -60,11 +60,7 @@ def _description(metadata: Iterable[object]) -> str:
 
 
 def list_of_tables(value: object) -> object:
-    """Take an array of tables, or the JSON of one; whole rows stay as they are.
-
-    Raises:
-        ValueError: it is something else. The message repeats nothing of it.
-    """
+    """Read an array of tables, or the JSON of one; rows that are parsed already stay. No message repeats the value."""
     found = _from_json(value)
     if not isinstance(found, list | tuple) or any(map(_is_no_table, found)):
         raise ValueError("must be an array of tables; in the environment, of JSON objects")
@@ -72,11 +68,7 @@ def list_of_tables(value: object) -> object:
 
 
 def tables_by_name(value: object) -> object:
-    """Take a table of tables, or the JSON of one; whole rows stay as they are.
-
-    Raises:
-        ValueError: it is something else. The message repeats nothing of it.
-    """
+    """Read a table of tables, or the JSON of one; rows that are parsed already stay. No message repeats the value."""
     found = _from_json(value)
     if not isinstance(found, Mapping) or any(map(_is_no_table, found.values())):
         raise ValueError("must hold a table for each name; in the environment, a JSON object")
@@ -84,15 +76,15 @@ def tables_by_name(value: object) -> object:
 
 
 def place(location: Iterable[int | str]) -> str:
-    """Name a place in tables as a program would: ``nodes[1].base_url``, ``models["gpt-4.1"].type``; from 0."""
+    """Return the name of a place in tables: ``nodes[1].base_url``, ``models["gpt-4.1"].type``; indices are from 0."""
     first, *others = location
     return str(first) + "".join(map(_step, others))
 
 
 def shown_tables(value: object, row: type) -> object:
-    """Give tables as they may be shown, in plain values: without secrets, and without fields at their default.
+    """Return tables as plain values, without secrets and without fields at their default.
 
-    ``value`` may hold rows, or tables as they were written; what is neither is not shown at all.
+    ``value`` may hold rows, or unparsed tables; anything else is redacted as a whole.
     """
     if isinstance(value, Mapping):
         return {key: _shown_row(item, row) for key, item in value.items()}
@@ -102,7 +94,7 @@ def shown_tables(value: object, row: type) -> object:
 
 
 def has_secret(value: object, row: type) -> bool:
-    """Tell whether tables hold a secret; where that cannot be told, it is taken that they do."""
+    """Whether tables hold a secret; a value that is no table counts as one that does."""
     secrets = [column.name for column in columns(row) if column.secret]
     if isinstance(value, Mapping):
         items: Iterable[object] = value.values()
@@ -150,7 +142,7 @@ def _from_json(value: object) -> object:
     try:
         return json.loads(value, object_pairs_hook=_once_each)
     except json.JSONDecodeError as error:
-        # What stands there may be a key: only the place is told.
+        # The text may hold a key: the message names the place only.
         raise ValueError(f"is not JSON: {error.msg} at character {error.pos}") from None
     except RecursionError:
         raise ValueError("is nested too deeply") from None

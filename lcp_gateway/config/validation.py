@@ -1,19 +1,20 @@
-"""The settings looked at together: what contradicts itself, what is odd, and what its user should know."""
+"""Checks across settings: contradictions are errors, odd combinations are warnings."""
 
 from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
+from lcp_gateway.config.addresses import JOURNAL_OFF, parse_host_port
 from lcp_gateway.config.derived import all_nodes
 from lcp_gateway.config.nodes import NodeConfig
-from lcp_gateway.config.parsers import JOURNAL_OFF, NODE_PREFIX, parse_host_port
+from lcp_gateway.config.parsers import NODE_PREFIX
 from lcp_gateway.config.settings import Settings
 from lcp_gateway.config.sources import Source, nearest, others_may_read
 from lcp_gateway.purchase.money import PPM_PER_PERCENT, Markup, Msat, loss_range
 from lcp_gateway.purchase.payment_evidence import MIN_HTLC_MSAT
 
 DAEMON_FEE_LIMIT_SAT: Final = 10_000
-"""What lcpd-grpcd lets lnd pay for the routing of one payment, as its source has it; it cannot be configured."""
+"""The routing fee of one payment that lcpd-grpcd allows lnd, fixed in its source."""
 
 _LOOPBACK_HOSTS = frozenset({"localhost", "::1"})
 _FILES = (
@@ -45,10 +46,9 @@ _KEY_CAPS = ("key_budget_hour_msat", "key_budget_day_msat", "key_budget_month_ms
 
 
 def contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
-    """Find settings that are right one by one and wrong together."""
+    """Yield the problems of settings that are valid one by one and not together."""
     yield from _access_contradictions(settings, sources)
     yield from _tls_contradictions(settings, sources)
-    yield from _https_contradictions(settings, sources)
     yield from _lnd_contradictions(settings, sources)
     yield from _node_contradictions(settings, sources)
     for name in _FILES:
@@ -79,15 +79,12 @@ def _tls_contradictions(settings: Settings, sources: Mapping[str, Source]) -> It
     if not settings.lcpd_tls:
         for name in tls:
             if getattr(settings, name):
-                # Whoever names a certificate believes that the connection is encrypted.
+                # The operator who names a certificate expects an encrypted connection.
                 yield f"{sources[name]}: has no effect while lcpd_tls is false"
     if settings.lcpd_tls_cert and not settings.lcpd_tls_key:
         yield f"{sources['lcpd_tls_cert']}: a client certificate needs lcpd_tls_key too"
     if settings.lcpd_tls_key and not settings.lcpd_tls_cert:
         yield f"{sources['lcpd_tls_key']}: a client key needs lcpd_tls_cert too"
-
-
-def _https_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
     if settings.http_tls_key and not settings.http_tls_cert:
         yield f"{sources['http_tls_key']}: a key without a certificate: set http_tls_cert too"
 
@@ -116,7 +113,7 @@ def _node_contradictions(settings: Settings, sources: Mapping[str, Source]) -> I
 
 
 def _unknown_node(provider: str, settings: Settings) -> str:
-    """Say that a provider is a node that is not there; empty for all others."""
+    """Return the problem of a provider that is a missing node; empty for all others."""
     known = [node.name for node in all_nodes(settings)]
     name = provider.removeprefix(NODE_PREFIX)
     if name == provider or name in known:
@@ -125,7 +122,7 @@ def _unknown_node(provider: str, settings: Settings) -> str:
 
 
 def auth_mode(settings: Settings) -> str:
-    """Give who is served: none (everyone), keys or accounts."""
+    """Return the mode of authentication: none, keys or accounts."""
     return settings.auth or ("keys" if settings.api_keys else "none")
 
 
@@ -135,11 +132,11 @@ def _access_contradictions(settings: Settings, sources: Mapping[str, Source]) ->
     if mode == "none" and not local and not settings.allow_open:
         source = sources.get("http_addr") or "http_addr"
         yield (
-            f"{source}: {settings.http_addr} can be reached by other machines, and whoever reaches it would spend your "
+            f"{source}: {settings.http_addr} can be reached by other machines, and any client there would spend your "
             "money: set api_keys or auth, or say allow_open"
         )
     if mode == "keys" and not settings.api_keys:
-        yield f"{sources['auth']}: keys are asked for, and no api_keys are set"
+        yield f"{sources['auth']}: keys are required, and no api_keys are set"
     if mode == "none" and settings.api_keys:
         yield f"{sources['api_keys']}: has no effect while auth is none"
     if mode != "accounts":
@@ -161,13 +158,15 @@ def _access_contradictions(settings: Settings, sources: Mapping[str, Source]) ->
 
 
 def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
-    """Find what is allowed and most likely not meant."""
+    """Yield warnings of settings that are allowed and most likely not intended."""
     if settings.allow_open and auth_mode(settings) == "none" and not settings.embedded:
         by_name = (
-            "" if settings.allowed_hosts else ". By a name it is reached once allowed_hosts has it"
+            ""
+            if settings.allowed_hosts
+            else ". Clients reach it by a name once allowed_hosts has it"
         )
         yield (
-            f"{sources['allow_open']}: {settings.http_addr} serves everyone: whoever reaches it spends your money{by_name}"
+            f"{sources['allow_open']}: {settings.http_addr} serves every client: any that reaches it spends your money{by_name}"
         )
     yield from _page_cautions(settings, sources)
     is_behind_proxy = _is_local(parse_host_port(settings.http_addr).host) and not settings.embedded
@@ -184,8 +183,8 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
         yield f"{sources['lcpd_grpc_addr']} has no effect: the embedded node is used"
     if settings.journal_url == JOURNAL_OFF:
         yield (
-            f"{sources['journal_url']}: no journal is kept: what was paid is forgotten when the gateway stops, "
-            "budgets count from its start, and no payment in doubt is ever cleared up"
+            f"{sources['journal_url']}: no journal is kept: payments are forgotten when the gateway stops, "
+            "budgets count from its start, and no unknown payment is ever resolved"
         )
     if settings.embedded and settings.journal_url not in {"", JOURNAL_OFF}:
         yield (
@@ -199,7 +198,7 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
 
 
 def _markup_cautions(settings: Settings) -> Iterator[str]:
-    """Find mark-ups that do not cover the estimated routing fee, by which an operator loses with each purchase."""
+    """Yield mark-ups that do not cover the estimated routing fee, so that the operator loses with each purchase."""
     if auth_mode(settings) != "accounts" or settings.embedded:
         return
     marked_up = {"": (settings.markup_percent, settings.markup_msat)}
@@ -210,13 +209,13 @@ def _markup_cautions(settings: Settings) -> Iterator[str]:
                 settings.markup_msat if model.markup_msat is None else model.markup_msat,
             )
     if not settings.lnd_grpc_addr and not any(map(any, marked_up.values())):
-        # Nothing is sold yet: customers cannot pay in, which is a warning of its own.
+        # Customers cannot pay in yet, which is a warning of its own.
         return
     for name, (percent, fixed_msat) in marked_up.items():
         markup = Markup(round(percent * PPM_PER_PERCENT), Msat(fixed_msat))
         losses = loss_range(markup, settings.fee_ppm, settings.fee_base_msat)
         if losses is None or (losses.below_msat is not None and losses.below_msat <= MIN_HTLC_MSAT):
-            # Nothing can be paid at such a price.
+            # No payment can be as small as such a price.
             continue
         if losses.below_msat is not None:
             where = f"at prices below {losses.below_msat:,} msat"
@@ -234,7 +233,7 @@ def _markup_cautions(settings: Settings) -> Iterator[str]:
 
 
 def _page_cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
-    """Find what lets web pages spend."""
+    """Yield settings that let web pages spend."""
     if auth_mode(settings) != "none":
         return
     if "*" in settings.cors_origins:
@@ -275,9 +274,9 @@ def _is_local(host: str) -> bool:
 
 
 def spending_cautions(settings: Settings) -> tuple[str, ...]:
-    """Say what bounds, or does not bound, the money that can go out; nothing where no real money moves.
+    """Return what bounds spending, and what does not; nothing where no real money moves.
 
-    Apart from ``cautions``, because nobody has made a mistake: it is said at the start and by ``doctor`` only.
+    Apart from ``cautions``, since these are no mistakes: ``serve`` and ``doctor`` print them, ``config check`` does not.
     """
     if settings.embedded:
         return ()
@@ -286,11 +285,11 @@ def spending_cautions(settings: Settings) -> tuple[str, ...]:
     caps = _CAPS + (_KEY_CAPS if settings.api_keys else ())
     if not any(getattr(settings, name) for name in caps):
         found.append(
-            "no limit on spending is set: a request may cost whatever a peer asks. "
+            "no limit on spending is set: a request may cost any price that a peer asks. "
             "See max_total_msat and budget_day_msat"
         )
     found.append(
         f"the daemon pays routing fees of up to {DAEMON_FEE_LIMIT_SAT:,} sat a payment, a fixed limit of its own; "
-        f"reckoned with are {settings.fee_ppm / PPM_PER_PERCENT:g}% and {settings.fee_base_msat} msat"
+        f"the estimate is {settings.fee_ppm / PPM_PER_PERCENT:g}% and {settings.fee_base_msat} msat"
     )
     return tuple(found)

@@ -10,7 +10,7 @@ import pytest
 
 TIMEOUT_S = 30
 # Typer itself loads pydantic.
-HEAVY = {"pydantic_settings", "sqlalchemy", "grpc", "aiohttp", "alembic", "rich", "google.protobuf"}
+HEAVY = {"sqlalchemy", "grpc", "aiohttp", "alembic", "rich", "google.protobuf"}
 
 
 def asked(python, **environment):

@@ -1,7 +1,5 @@
 """Which connections may go through the environment's proxy."""
 
-import pytest
-
 from lcp_gateway.config import Settings, may_use_proxy
 
 ASKED, NOT_ASKED = Settings(proxy_from_environment=True), Settings()
@@ -31,12 +29,14 @@ ELSEWHERE = [
 ]
 
 
-@pytest.mark.parametrize("target", LOCAL)
-def test_nothing_on_this_machine(target):
-    assert not may_use_proxy(ASKED, target)
+def test_nothing_on_this_machine(subtests):
+    for target in LOCAL:
+        with subtests.test(str(target)):
+            assert not may_use_proxy(ASKED, target)
 
 
-@pytest.mark.parametrize("target", ELSEWHERE)
-def test_elsewhere_if_that_is_asked_for(target):
-    assert may_use_proxy(ASKED, target)
-    assert not may_use_proxy(NOT_ASKED, target)
+def test_elsewhere_if_that_is_asked_for(subtests):
+    for target in ELSEWHERE:
+        with subtests.test(str(target)):
+            assert may_use_proxy(ASKED, target)
+            assert not may_use_proxy(NOT_ASKED, target)

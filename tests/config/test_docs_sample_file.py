@@ -3,8 +3,6 @@
 import re
 import tomllib
 
-import pytest
-
 from lcp_gateway.config import Group, load, specs
 from lcp_gateway.config.docs import SAMPLE_COLUMNS, sample_file
 from lcp_gateway.config.tables import columns
@@ -44,28 +42,31 @@ def test_the_groups_are_those_of_the_reference():
     assert titles == [*Group, "Tables"]
 
 
-@pytest.mark.parametrize("spec", specs().values(), ids=lambda spec: spec.name)
-def test_a_setting_has_its_words_its_type_and_its_other_names(spec):
+def test_a_setting_has_its_description_its_type_and_its_other_names(subtests):
     prose = " ".join(TEXT.replace("\n#", "").split())
-    assert " ".join(spec.description.split()) in prose
-    names = [spec.environment, *filter(None, (spec.openai_serve, spec.openclaw))]
-    assert f"Type: {spec.form.name}. Environment: {', '.join(names)}." in prose
+    for spec in specs().values():
+        with subtests.test(spec.name):
+            assert " ".join(spec.description.split()) in prose
+            names = [spec.environment, *filter(None, (spec.openai_serve, spec.openclaw))]
+            assert f"Type: {spec.form.name}. Environment: {', '.join(names)}." in prose
 
 
-@pytest.mark.parametrize("spec", [spec for spec in PLAIN if spec.secret], ids=lambda s: s.name)
-def test_a_secret_is_called_one(spec):
-    (before,) = re.findall(rf"((?:^# .*\n)+)#{spec.name} = ", TEXT, re.MULTILINE)
-    assert "A secret:" in before
+def test_a_secret_is_called_one(subtests):
+    for spec in PLAIN:
+        if spec.secret:
+            with subtests.test(spec.name):
+                (before,) = re.findall(rf"((?:^# .*\n)+)#{spec.name} = ", TEXT, re.MULTILINE)
+                assert "A secret:" in before
 
 
-@pytest.mark.parametrize("spec", PLAIN, ids=lambda spec: spec.name)
-def test_a_setting_that_is_uncommented_has_its_default(spec, tmp_path):
-    found = loaded(
-        tmp_path, re.sub(rf"^#({spec.name} = )", r"\1", TEXT, count=1, flags=re.MULTILINE)
-    )
-    assert getattr(found.settings, spec.name) == spec.default
-    assert found.source_of(spec.name).where.endswith(f"config.toml: {spec.name}")
-    assert not found.warnings
+def test_a_setting_that_is_uncommented_has_its_default(tmp_path, subtests):
+    for spec in PLAIN:
+        line = re.findall(rf"^#({spec.name} = .*)$", TEXT, re.MULTILINE)[0]
+        with subtests.test(spec.name):
+            found = loaded(tmp_path, line)
+            assert getattr(found.settings, spec.name) == spec.default
+            assert found.source_of(spec.name).where.endswith(f"config.toml: {spec.name}")
+            assert not found.warnings
 
 
 def test_all_of_it_uncommented_is_a_configuration_with_the_examples(tmp_path):
@@ -77,16 +78,17 @@ def test_all_of_it_uncommented_is_a_configuration_with_the_examples(tmp_path):
     assert not found.warnings
 
 
-@pytest.mark.parametrize("spec", TABLES, ids=lambda spec: spec.name)
-def test_every_field_of_a_table_is_in_its_example_and_may_stand_alone(spec, tmp_path):
-    (block,) = re.findall(rf"^(#\[+{spec.name}[\].](?:.+\n)+)", TEXT, re.MULTILINE)
-    head, *rest = block.splitlines()
-    fields = {line[1:].split(" = ")[0]: line for line in rest if re.match(r"#\w", line)}
-    assert list(fields) == [column.name for column in columns(spec.form.row)]
-    needed = [fields[column.name][1:] for column in columns(spec.form.row) if column.required]
-    for name, line in fields.items():
-        kept = [one for one in needed if not one.startswith(f"{name} =")]
-        loaded(tmp_path, "\n".join([head[1:], *kept, line[1:]]))
+def test_every_field_of_a_table_is_in_its_example_and_may_stand_alone(tmp_path, subtests):
+    for spec in TABLES:
+        (block,) = re.findall(rf"^(#\[+{spec.name}[\].](?:.+\n)+)", TEXT, re.MULTILINE)
+        head, *rest = block.splitlines()
+        fields = {line[1:].split(" = ")[0]: line for line in rest if re.match(r"#\w", line)}
+        assert list(fields) == [column.name for column in columns(spec.form.row)]
+        needed = [fields[column.name][1:] for column in columns(spec.form.row) if column.required]
+        for name, line in fields.items():
+            kept = [one for one in needed if not one.startswith(f"{name} =")]
+            with subtests.test(f"{spec.name}.{name}"):
+                loaded(tmp_path, "\n".join([head[1:], *kept, line[1:]]))
 
 
 def test_prose_fits_into_a_terminal():

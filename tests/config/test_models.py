@@ -111,9 +111,8 @@ def test_every_problem_names_its_place(problems_of):
     )
 
 
-@pytest.mark.parametrize(
-    ("toml", "problem"),
-    [
+def test_a_name_means_one_thing(problems_of, subtests):
+    for toml, problem in [
         (
             '[models.a]\naliases = ["x"]\n[models.b]\naliases = ["x"]\n',
             "'x' is an alias of both 'a' and 'b'",
@@ -139,10 +138,9 @@ def test_every_problem_names_its_place(problems_of):
             '[models."auto:cheap"]\n',
             "'auto:cheap' cannot be described: it is a way to choose a model",
         ),
-    ],
-)
-def test_a_name_means_one_thing(toml, problem, problems_of):
-    assert problems_of(toml) == [problem]
+    ]:
+        with subtests.test(str(toml)):
+            assert problems_of(toml) == [problem]
 
 
 def test_models_hold_no_secret_and_are_shown_without_what_is_not_said():

@@ -14,7 +14,7 @@ from lcp_gateway.config import (
     specs,
     written,
 )
-from lcp_gateway.config.nodes import parse_base_url
+from lcp_gateway.config.addresses import parse_base_url
 
 KEY = "sk-do-not-print"
 BOX = '[[nodes]]\nname = "box"\nbase_url = "http://127.0.0.1:11434"\n'
@@ -96,9 +96,8 @@ def test_the_environment_holds_nodes_as_json(read):
     assert loaded.source_of("nodes").kind is SourceKind.ENVIRONMENT
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
+def test_a_base_url_ends_without_a_slash_and_has_a_path(subtests):
+    for given, expected in [
         ("http://h", "http://h/v1"),
         ("http://h/", "http://h/v1"),
         ("http://h:8000//", "http://h:8000/v1"),
@@ -106,24 +105,38 @@ def test_the_environment_holds_nodes_as_json(read):
         ("http://h/api/openai", "http://h/api/openai"),
         ("http://[::1]:80/v1", "http://[::1]:80/v1"),
         (" http://h ", "http://h/v1"),
-    ],
-)
-def test_a_base_url_ends_without_a_slash_and_has_a_path(given, expected):
-    assert parse_base_url(given) == expected
+    ]:
+        with subtests.test(str(given)):
+            assert parse_base_url(given) == expected
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        1, "", "h", "h:80", "ftp://h", "http://", "http:///v1", "http://:80", "http://h:port", "http://h:99999",
-        "http://h:0", "http://[::1", "http://u@h", "http://u:p@h", "http://@h", "http://h?", "http://h/v1?a=b",
-        "http://h/v1#", "http://h/a b", "http://h/\nv1",
-    ],
-)  # fmt: skip
-def test_what_is_no_base_url_is_refused_and_not_repeated(given):
-    with pytest.raises(ValueError, match=r"^(must be|a key or a password)") as caught:
-        parse_base_url(given)
-    assert "@" not in str(caught.value)
+def test_what_is_no_base_url_is_refused_and_not_repeated(subtests):
+    for given in [
+        1,
+        "",
+        "h",
+        "h:80",
+        "ftp://h",
+        "http://",
+        "http:///v1",
+        "http://:80",
+        "http://h:port",
+        "http://h:99999",
+        "http://h:0",
+        "http://[::1",
+        "http://u@h",
+        "http://u:p@h",
+        "http://@h",
+        "http://h?",
+        "http://h/v1?a=b",
+        "http://h/v1#",
+        "http://h/a b",
+        "http://h/\nv1",
+    ]:
+        with subtests.test(str(given)):
+            with pytest.raises(ValueError, match=r"^(must be|a key or a password)") as caught:
+                parse_base_url(given)
+            assert "@" not in str(caught.value)
 
 
 def test_every_problem_names_its_place_and_all_are_told_at_once(problems_of):
@@ -152,12 +165,25 @@ def test_every_problem_names_its_place_and_all_are_told_at_once(problems_of):
     assert all(problem.startswith(start) for problem in found)
     places = [problem.removeprefix(start).partition(":")[0] for problem in found]
     assert places == [
-        *(f"nodes[1].{name}" for name in (
-            "name", "base_url", "api_key", "price_per_request_msat", "price_per_minute_sat", "max_output_tokens",
-            "timeout_s", "models", "owned_by", "endpoints", "max_connections", "timeout",
-        )),
+        *(
+            f"nodes[1].{name}"
+            for name in (
+                "name",
+                "base_url",
+                "api_key",
+                "price_per_request_msat",
+                "price_per_minute_sat",
+                "max_output_tokens",
+                "timeout_s",
+                "models",
+                "owned_by",
+                "endpoints",
+                "max_connections",
+                "timeout",
+            )
+        ),
         *(f"nodes[2].{name}" for name in ("name", "base_url", "endpoints")),
-    ]  # fmt: skip
+    ]
     assert f"{start}nodes[1].timeout: unknown key; did you mean timeout_s?" in found
     assert f"{start}nodes[2].name: is missing" in found
     assert "use api_key" in found[1]
@@ -244,9 +270,8 @@ def test_only_a_node_with_a_key_makes_the_file_a_secret(read):
     assert warning.endswith("holds a secret and other users may read it: chmod 600")
 
 
-@pytest.mark.parametrize(
-    ("url", "key", "warned"),
-    [
+def test_a_key_that_travels_unencrypted_is_a_warning(read, subtests):
+    for url, key, warned in [
         ("http://box", KEY, True),
         ("http://192.168.1.2:80/v1", KEY, True),
         ("http://box", "", False),
@@ -254,21 +279,22 @@ def test_only_a_node_with_a_key_makes_the_file_a_secret(read):
         ("http://127.0.0.5:80", KEY, False),
         ("http://localhost", KEY, False),
         ("http://[::1]:80", KEY, False),
-    ],
-)
-def test_a_key_that_travels_unencrypted_is_a_warning(url, key, warned, read):
-    value = json.dumps([{"name": "a", "base_url": url, "api_key": key}])
-    openclaw = {
-        "OPENCLAW_ENABLED": "1",
-        "OPENCLAW_BASE_URL": url,
-        "OPENCLAW_API_KEY": key,
-        "OPENCLAW_NODE_NAME": "a",
-    }
-    for environ in ({"LCP_GATEWAY_NODES": value}, openclaw):
-        warnings = read(environ=environ).warnings
-        assert len(warnings) == warned
-        assert all("the key of node a travels unencrypted" in warning for warning in warnings)
-        assert KEY not in " ".join(warnings)
+    ]:
+        with subtests.test(str(url)):
+            value = json.dumps([{"name": "a", "base_url": url, "api_key": key}])
+            openclaw = {
+                "OPENCLAW_ENABLED": "1",
+                "OPENCLAW_BASE_URL": url,
+                "OPENCLAW_API_KEY": key,
+                "OPENCLAW_NODE_NAME": "a",
+            }
+            for environ in ({"LCP_GATEWAY_NODES": value}, openclaw):
+                warnings = read(environ=environ).warnings
+                assert len(warnings) == warned
+                assert all(
+                    "the key of node a travels unencrypted" in warning for warning in warnings
+                )
+                assert KEY not in " ".join(warnings)
 
 
 def test_a_model_may_be_mapped_to_a_node(read):

@@ -1,6 +1,7 @@
 """A secret that came in quotes or as JSON is refused at the start: no client's key would ever match it."""
 
 import codecs
+import itertools
 import json
 
 import pytest
@@ -37,42 +38,42 @@ def problems_of(environ, tmp_path):
     return caught.value.problems
 
 
-@pytest.mark.parametrize("written", WRONGLY_WRITTEN.values(), ids=WRONGLY_WRITTEN.keys())
-@pytest.mark.parametrize("spec", SECRETS, ids=lambda spec: spec.name)
-def test_no_secret_is_taken_in_quotes_or_brackets(spec, written, tmp_path):
+def test_no_secret_is_taken_in_quotes_or_brackets(tmp_path, subtests):
     """C4: every client got 401 without a warning."""
-    value = WRITTEN[spec.form.name].format(written)
-    (problem,) = problems_of({spec.environment: value}, tmp_path)
-    assert problem.startswith(f"{spec.environment}: ")
-    assert "quote" in problem or "brackets" in problem or "JSON" in problem
-    assert KEY not in problem
+    for spec, (kind, written) in itertools.product(SECRETS, WRONGLY_WRITTEN.items()):
+        with subtests.test(spec.name, kind=kind):
+            value = WRITTEN[spec.form.name].format(written)
+            (problem,) = problems_of({spec.environment: value}, tmp_path)
+            assert problem.startswith(f"{spec.environment}: ")
+            assert "quote" in problem or "brackets" in problem or "JSON" in problem
+            assert KEY not in problem
 
 
-@pytest.mark.parametrize("spec", SECRETS, ids=lambda spec: spec.name)
-@pytest.mark.parametrize("around", [" {} ", "{}\r", "\t{}\r\n", "{}\n"])
-def test_blanks_and_line_ends_around_a_secret_are_no_part_of_it(around, spec, tmp_path):
-    plain = WRITTEN[spec.form.name].format(KEY)
-    environ = {spec.environment: around.format(plain)}
-    if spec.name in {"admin_key", "l402_secret"}:
-        environ["LCP_GATEWAY_AUTH"] = "accounts"
-    found = getattr(loaded(environ, tmp_path).settings, spec.name)
-    assert found in (KEY, (KEY,), {"authorization": KEY})
+def test_blanks_and_line_ends_around_a_secret_are_no_part_of_it(tmp_path, subtests):
+    for spec, around in itertools.product(SECRETS, [" {} ", "{}\r", "\t{}\r\n", "{}\n"]):
+        with subtests.test(spec.name, around=around):
+            environ = {spec.environment: around.format(WRITTEN[spec.form.name].format(KEY))}
+            if spec.name in {"admin_key", "l402_secret"}:
+                environ["LCP_GATEWAY_AUTH"] = "accounts"
+            found = getattr(loaded(environ, tmp_path).settings, spec.name)
+            assert found in (KEY, (KEY,), {"authorization": KEY})
 
 
-@pytest.mark.parametrize("spec", SECRETS, ids=lambda spec: spec.name)
-@pytest.mark.parametrize("inside", ["sk-\r1", "sk-\n1", "sk-“1”"])
-def test_no_secret_holds_a_character_that_no_header_can_carry(inside, spec, tmp_path):
-    value = WRITTEN[spec.form.name].format(inside)
-    (problem,) = problems_of({spec.environment: value}, tmp_path)
-    assert "no header can carry" in problem
+def test_no_secret_holds_a_character_that_no_header_can_carry(tmp_path, subtests):
+    for spec, inside in itertools.product(SECRETS, ["sk-\r1", "sk-\n1", "sk-“1”"]):
+        with subtests.test(spec.name, inside=inside):
+            value = WRITTEN[spec.form.name].format(inside)
+            (problem,) = problems_of({spec.environment: value}, tmp_path)
+            assert "no header can carry" in problem
 
 
-@pytest.mark.parametrize("list_of_keys", ['["k1","k2"]', '["k1", "k2"]', '"k1","k2"', '"k1,k2"'])
-def test_a_list_of_keys_in_another_notation_is_refused(list_of_keys, tmp_path):
-    for variable in ("LCP_GATEWAY_API_KEYS", "OPENAI_SERVE_API_KEYS"):
-        (problem,) = problems_of({variable: list_of_keys}, tmp_path)
-        assert problem.startswith(f"{variable}: ")
-        assert "k1" not in problem
+def test_a_list_of_keys_in_another_notation_is_refused(tmp_path, subtests):
+    for list_of_keys in ('["k1","k2"]', '["k1", "k2"]', '"k1","k2"', '"k1,k2"'):
+        for variable in ("LCP_GATEWAY_API_KEYS", "OPENAI_SERVE_API_KEYS"):
+            with subtests.test(variable, value=list_of_keys):
+                (problem,) = problems_of({variable: list_of_keys}, tmp_path)
+                assert problem.startswith(f"{variable}: ")
+                assert "k1" not in problem
 
 
 def test_a_list_of_the_file_is_no_json_in_a_text(tmp_path):
@@ -93,20 +94,22 @@ def test_an_address_with_a_password_is_not_taken_in_quotes(name, tmp_path):
     assert KEY not in problem
 
 
-@pytest.mark.parametrize("written", WRONGLY_WRITTEN.values(), ids=WRONGLY_WRITTEN.keys())
-def test_the_key_of_a_node_is_refused_in_quotes(written, tmp_path):
+def test_the_key_of_a_node_is_refused_in_quotes(tmp_path, subtests):
     node = {"name": "box", "base_url": "http://127.0.0.1:1"}
-    (problem,) = problems_of(
-        {"LCP_GATEWAY_NODES": json.dumps([node | {"api_key": written}])}, tmp_path
-    )
-    assert "nodes[0].api_key" in problem
     key_file = tmp_path / "key"
-    key_file.write_text(written + "\r\n")
-    (problem,) = problems_of(
-        {"LCP_GATEWAY_NODES": json.dumps([node | {"api_key_file": str(key_file)}])}, tmp_path
-    )
-    assert "nodes[0]" in problem
-    assert KEY not in problem
+    for kind, written in WRONGLY_WRITTEN.items():
+        with subtests.test(kind):
+            (problem,) = problems_of(
+                {"LCP_GATEWAY_NODES": json.dumps([node | {"api_key": written}])}, tmp_path
+            )
+            assert "nodes[0].api_key" in problem
+            key_file.write_text(written + "\r\n")
+            (problem,) = problems_of(
+                {"LCP_GATEWAY_NODES": json.dumps([node | {"api_key_file": str(key_file)}])},
+                tmp_path,
+            )
+            assert "nodes[0]" in problem
+            assert KEY not in problem
 
 
 def test_a_byte_order_mark_is_no_part_of_the_configuration(tmp_path):

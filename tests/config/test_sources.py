@@ -127,33 +127,38 @@ def test_a_value_that_loses_is_not_judged(nowhere):
     assert price(flags={}, environ=environ)[0] == 3
 
 
-@pytest.mark.parametrize("name", list(specs()))
-def test_every_setting_is_read_from_its_own_variable(name, nowhere, tmp_path):
+def test_every_setting_is_read_from_its_own_variable(nowhere, tmp_path, subtests):
     existing = tmp_path / "file"
     existing.touch()
-    text, expected = EXAMPLES[name] if name in EXAMPLES else (str(existing), existing)
+    for name, spec in specs().items():
+        with subtests.test(name):
+            text, expected = EXAMPLES[name] if name in EXAMPLES else (str(existing), existing)
+            environ = nowhere | needed_beside(name, str(existing)) | {spec.environment: text}
+            loaded = load(flags={}, environ=environ)
+            assert getattr(loaded.settings, name) == expected
+            assert loaded.source_of(name).kind is SourceKind.ENVIRONMENT
+            assert expected != spec.default
+
+
+def needed_beside(name, existing):
+    """The variables without which a setting is a contradiction."""
     extra = {"LCP_GATEWAY_LCPD_TLS": "1"} if name.startswith("lcpd_tls_") else {}
     if name in {"lcpd_tls_cert", "lcpd_tls_key"}:
-        extra |= {
-            f"LCP_GATEWAY_{other}": str(existing) for other in ("LCPD_TLS_CERT", "LCPD_TLS_KEY")
-        }
+        extra |= {f"LCP_GATEWAY_{other}": existing for other in ("LCPD_TLS_CERT", "LCPD_TLS_KEY")}
     if name.startswith("lnd_"):
         extra |= {"LCP_GATEWAY_LND_GRPC_ADDR": "lnd:10009"} | {
-            f"LCP_GATEWAY_{other}": str(existing) for other in ("LND_TLS_CERT", "LND_MACAROON_FILE")
+            f"LCP_GATEWAY_{other}": existing for other in ("LND_TLS_CERT", "LND_MACAROON_FILE")
         }
     if name in {"http_tls_cert", "http_tls_key"}:
-        extra |= {f"LCP_GATEWAY_HTTP_TLS_{other}": str(existing) for other in ("CERT", "KEY")}
+        extra |= {f"LCP_GATEWAY_HTTP_TLS_{other}": existing for other in ("CERT", "KEY")}
     if name in {"admin_key", "l402", "l402_secret"}:
         extra |= {"LCP_GATEWAY_AUTH": "accounts"}
     if name == "openclaw_enabled":
         extra |= {"LCP_GATEWAY_OPENCLAW_BASE_URL": "http://claw"}
-    loaded = load(flags={}, environ=nowhere | extra | {f"LCP_GATEWAY_{name.upper()}": text})
-    assert getattr(loaded.settings, name) == expected
-    assert loaded.source_of(name).kind is SourceKind.ENVIRONMENT
-    assert expected != specs()[name].default
+    return extra
 
 
-def test_no_setting_is_read_from_the_process_behind_loads_back(monkeypatch):
+def test_settings_read_nothing_from_the_process_by_themselves(monkeypatch):
     monkeypatch.setenv("HTTP_ADDR", "10.0.0.1:1")
     monkeypatch.setenv("EMBEDDED", "true")
     assert Settings().http_addr == "127.0.0.1:8080"

@@ -31,13 +31,13 @@ def nowhere(tmp_path):
     return {"XDG_CONFIG_HOME": str(tmp_path)}
 
 
-@pytest.mark.parametrize("variable", VARIABLES)
-def test_each_variable_sets_what_it_set_in_openai_serve(variable, nowhere):
-    text, name, expected = VARIABLES[variable]
-    loaded = load(flags={}, environ=nowhere | {variable: text})
-    assert getattr(loaded.settings, name) == expected
-    assert loaded.source_of(name).kind is SourceKind.OPENAI_SERVE
-    assert loaded.source_of(name).where == variable
+def test_each_variable_sets_what_it_set_in_openai_serve(nowhere, subtests):
+    for variable, (text, name, expected) in VARIABLES.items():
+        with subtests.test(variable):
+            loaded = load(flags={}, environ=nowhere | {variable: text})
+            assert getattr(loaded.settings, name) == expected
+            assert loaded.source_of(name).kind is SourceKind.OPENAI_SERVE
+            assert loaded.source_of(name).where == variable
 
 
 def test_all_of_them_work_together(nowhere):

@@ -56,9 +56,8 @@ def test_settings_beside_the_links_are_read(tmp_path):
     assert loaded(environ, tmp_path).settings.http_addr == "127.0.0.1:9999"
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [
+def test_a_variable_that_no_link_makes_is_still_told(tmp_path, subtests):
+    for variable, value in [
         ("LCP_GATEWAY_SERVICE_PRT", "8080"),
         ("LCP_GATEWAY_SERVICE_PORT", "http"),
         ("LCP_GATEWAY_PORT_8080_TCP_ADR", "10.0.0.1"),
@@ -66,9 +65,8 @@ def test_settings_beside_the_links_are_read(tmp_path):
         ("LCP_GATEWAY_NAME", "my gateway"),
         ("LCP_GATEWAY_ENV_HTTP_ADDR", ":8080"),
         ("OPENAI_SERVE_HTTP_PORT", "8080"),
-    ],
-)
-def test_a_variable_that_no_link_makes_is_still_told(variable, value, tmp_path):
-    with pytest.raises(ConfigError) as caught:
-        loaded({variable: value}, tmp_path)
-    assert [problem for problem in caught.value.problems if problem.startswith(variable)]
+    ]:
+        with subtests.test(str(variable)):
+            with pytest.raises(ConfigError) as caught:
+                loaded({variable: value}, tmp_path)
+            assert [problem for problem in caught.value.problems if problem.startswith(variable)]

@@ -47,28 +47,33 @@ def test_a_relative_state_folder_is_ignored():
     assert place.is_absolute()
 
 
-@pytest.mark.parametrize(
-    ("written", "place"),
-    [
+def test_the_journal_is_where_it_is_said_to_be(subtests):
+    for written, place in [
         ("off", None),
         ("OFF", None),
         ("/var/lib/lcp/j.db", Path("/var/lib/lcp/j.db")),
         ("sqlite:////var/j.db", "sqlite:////var/j.db"),
         (URL, URL),
         ("~/j.db", Path("~/j.db").expanduser()),
-    ],
-)
-def test_the_journal_is_where_it_is_said_to_be(written, place):
-    assert journal_place(Settings(journal_url=written)) == place
+    ]:
+        with subtests.test(str(written)):
+            assert journal_place(Settings(journal_url=written)) == place
 
 
-@pytest.mark.parametrize(
-    ("written", "prefix"),
-    [("mainnet", "bc"), ("TESTNET", "tb"), ("testnet4", "tb"), ("signet", "tbs"), ("regtest", "bcrt"),
-     ("simnet", "sb"), ("bc", "bc"), ("tbs", "tbs"), ("", "")],
-)  # fmt: skip
-def test_a_network_is_named_or_given_by_its_prefix(written, prefix):
-    assert Settings(network=written).network == prefix
+def test_a_network_is_named_or_given_by_its_prefix(subtests):
+    for written, prefix in [
+        ("mainnet", "bc"),
+        ("TESTNET", "tb"),
+        ("testnet4", "tb"),
+        ("signet", "tbs"),
+        ("regtest", "bcrt"),
+        ("simnet", "sb"),
+        ("bc", "bc"),
+        ("tbs", "tbs"),
+        ("", ""),
+    ]:
+        with subtests.test(str(written)):
+            assert Settings(network=written).network == prefix
 
 
 def test_limits_of_models_may_stand_in_a_table(tmp_path):
@@ -78,9 +83,8 @@ def test_limits_of_models_may_stand_in_a_table(tmp_path):
     assert settings.model_max_total_msat == {"gpt-5": 100, "llama": 200}
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
+def test_no_password_is_shown(subtests):
+    for url in [
         URL,
         f"postgresql://u:{PASSWORD}@h/db",
         f"postgresql://u:a@{PASSWORD}@h/db",
@@ -89,12 +93,11 @@ def test_limits_of_models_may_stand_in_a_table(tmp_path):
         f"postgresql://h/db?user=u&password={PASSWORD}",
         f"postgresql://h/db?sslpassword={PASSWORD}&x=1",
         f"postgres://:{PASSWORD}@h/db",
-    ],
-)
-def test_no_password_is_shown(url):
-    assert PASSWORD not in without_password(url)
-    assert PASSWORD not in repr(Settings(journal_url=url))
-    assert PASSWORD not in str(specs()["journal_url"].shown(url))
+    ]:
+        with subtests.test(str(url)):
+            assert PASSWORD not in without_password(url)
+            assert PASSWORD not in repr(Settings(journal_url=url))
+            assert PASSWORD not in str(specs()["journal_url"].shown(url))
 
 
 @given(st.text(st.characters(exclude_characters="@", exclude_categories=["Cs"]), min_size=1))
@@ -103,9 +106,10 @@ def test_no_password_is_shown_whatever_it_is(password):
     assert marked not in without_password(f"postgresql://user:{marked}@host/db")
 
 
-@pytest.mark.parametrize("text", ["/var/j.db", "off", "", "postgresql://u@h/db", "/odd:name@x"])
-def test_what_holds_no_password_is_shown_as_it_is(text):
-    assert without_password(text) == text
+def test_what_holds_no_password_is_shown_as_it_is(subtests):
+    for text in ["/var/j.db", "off", "", "postgresql://u@h/db", "/odd:name@x"]:
+        with subtests.test(str(text)):
+            assert without_password(text) == text
 
 
 def test_a_bad_address_with_a_password_is_not_repeated(loaded):
@@ -157,12 +161,11 @@ def test_a_start_without_any_limit_is_warned_about():
     assert "10,000 sat a payment" in found[1]
 
 
-@pytest.mark.parametrize(
-    "cap", ["max_price_msat", "max_total_msat", "budget_hour_msat", "budget_month_msat"]
-)
-def test_any_cap_is_a_limit(cap):
-    (left,) = spending_cautions(Settings(**{cap: 1}))
-    assert "10,000 sat" in left
+def test_any_cap_is_a_limit(subtests):
+    for cap in ["max_price_msat", "max_total_msat", "budget_hour_msat", "budget_month_msat"]:
+        with subtests.test(str(cap)):
+            (left,) = spending_cautions(Settings(**{cap: 1}))
+            assert "10,000 sat" in left
 
 
 def test_a_budget_of_each_key_limits_nobody_without_keys():

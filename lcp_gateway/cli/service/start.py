@@ -49,7 +49,7 @@ from lcp_gateway.config import (
     specs,
     spending_cautions,
 )
-from lcp_gateway.config.parsers import JOURNAL_OFF
+from lcp_gateway.config.addresses import JOURNAL_OFF
 from lcp_gateway.config.sources import CONFIG_VARIABLE
 from lcp_gateway.telemetry.log_file import open_log
 
