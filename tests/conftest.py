@@ -16,7 +16,7 @@ settings.register_profile(
     "quick",
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
-    max_examples=25,
+    max_examples=30,
     # In CI the same examples every time: a run that fails can be repeated.
     derandomize=bool(os.environ.get("CI")),
 )

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lcp_gateway.lightning import bech32, bolt11
 from lcp_gateway.lightning.bolt11 import InvoiceError, decode, encode
+from tests.support.examples import examples
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "quotes_regtest.json").read_text())
 KEY = PrivateKey(bytes.fromhex("e126f68f7eafcc8b74f54d269fe206be715000f94dac067d1c04a8ca3b2db734"))
@@ -294,7 +295,7 @@ def test_what_does_not_fit_an_invoice_is_not_written(changes):
         make(**changes)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(1.5), deadline=None)
 @given(
     network=st.sampled_from(["bc", "tb", "tbs", "bcrt", "sb"]),
     timestamp=st.integers(0, (1 << 35) - 1),
@@ -344,14 +345,14 @@ def test_what_is_written_is_what_is_read(
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(2), deadline=None)
 @given(st.text(max_size=400))
 def test_garbage_raises_nothing_but_an_invoice_error(text):
     with pytest.raises(InvoiceError):
         decode(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(3), deadline=None)
 @given(
     prefix=st.sampled_from([b"lnbcrt", b"lnbc1m", b"lntb10p", b"ln", b"lnbc0", b"x"]),
     symbols=st.lists(st.integers(0, 31), max_size=400).map(bytes),
@@ -364,7 +365,7 @@ def test_garbage_with_a_good_checksum_raises_nothing_but_an_invoice_error(prefix
         return
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(2), deadline=None)
 @given(st.data())
 def test_any_single_change_of_a_letter_is_noticed(data):
     at = data.draw(st.integers(7, len(BEANS) - 1))

@@ -28,6 +28,7 @@ from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.recovery import sweep
 from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import written
+from tests.support.examples import examples
 from tests.support.purchases import NOW, result, stream_events
 from tests.support.shop import NO_REPEAT, ordered, settle, world
 
@@ -430,5 +431,7 @@ def _ends(sent, how):
             return [end, done]
 
 
-Endings.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+Endings.TestCase.settings = settings(
+    max_examples=examples(0.25), stateful_step_count=25, deadline=None
+)
 TestEndings = Endings.TestCase

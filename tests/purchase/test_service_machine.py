@@ -15,6 +15,7 @@ from lcp_gateway.purchase.ports import ResultStatus, StreamBegin, StreamEnd
 from lcp_gateway.purchase.purchase import InterruptReason
 from lcp_gateway.purchase.result_buffer import ResultGone
 from lcp_gateway.purchase.states import VERDICTS, State, Verdict
+from tests.support.examples import examples
 from tests.support.model import GRACE_S, KEYS_FOR_S, Client, Job, Universe, verdict_told
 from tests.support.purchases import result
 
@@ -428,5 +429,5 @@ class Money(RuleBasedStateMachine):
             assert client.error is None or isinstance(client.error, PurchaseError | ResultGone)
 
 
-Money.TestCase.settings = settings(max_examples=120, stateful_step_count=40)
+Money.TestCase.settings = settings(max_examples=examples(1.2), stateful_step_count=40)
 TestMoney = Money.TestCase

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from lcp_gateway.responses import store as tally
 from lcp_gateway.responses.store import EvictionReason, ResponseStore, StoreLimits
+from tests.support.examples import examples
 
 ROOMY = StoreLimits(items_per_owner=1_000, bytes_in_all=10**9, keep_s=10**6)
 KIB = 1024
@@ -474,7 +475,9 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestStoreMachine.settings = settings(
+    max_examples=examples(1.5), stateful_step_count=40, deadline=None
+)
 
 
 def test_the_memory_of_ten_thousand_large_items_stays_near_the_budget():

@@ -13,6 +13,7 @@ from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.ports import Exposure
 from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.peer_trust import RESERVED_S, PeerHistory, PeerTrust, TrustRules
+from tests.support.examples import examples
 from tests.support.purchases import PEER, quote
 
 DAY_S = 86_400
@@ -587,7 +588,7 @@ class AnyHistory(RuleBasedStateMachine):
 
 
 AnyHistory.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, database=None
+    max_examples=examples(0.8), stateful_step_count=40, deadline=None, database=None
 )
 test_no_history_breaks_the_rules = AnyHistory.TestCase
 

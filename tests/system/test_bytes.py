@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lcp_gateway.node.config import FaultConfig, ModelConfig, NodeConfig, PeerConfig
 from lcp_gateway.node.faults import FaultInjector
+from tests.support.examples import examples
 from tests.support.gateway import gateway
 from tests.support.node_thread import threaded_node
 from tests.support.wire import CHAT, RESPONSES, document, post
@@ -19,7 +20,7 @@ from tests.support.wire import CHAT, RESPONSES, document, post
 BOTH = pytest.mark.parametrize("path", [CHAT, RESPONSES])
 STREAMED_OR_NOT = pytest.mark.parametrize("stream", [False, True])
 MIB = 1 << 20
-QUICKLY = settings(max_examples=60, deadline=None)
+QUICKLY = settings(max_examples=examples(0.6), deadline=None)
 
 
 @pytest.fixture(scope="module")

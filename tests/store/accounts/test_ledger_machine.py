@@ -23,6 +23,7 @@ from lcp_gateway.store.journal.recovery import sweep
 from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.invoices import asked, hash_of
 from tests.store.journals import NOW, charged, job, written
+from tests.support.examples import examples
 
 LEFT_OPEN = PurchaseFilter(states=[State.PAYING, State.SETTLED])
 WHOSE = st.integers(0, 1)
@@ -261,7 +262,7 @@ _runs = itertools.count()
 
 
 @settings(
-    max_examples=25,
+    max_examples=examples(0.25),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

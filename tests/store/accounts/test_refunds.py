@@ -20,6 +20,7 @@ from lcp_gateway.store.journal.recovery import resolve, sweep
 from lcp_gateway.store.journal.retention import forget
 from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import NOW, charged, job, written
+from tests.support.examples import examples
 
 CUT = Ending(EndedBy.PROVIDER, Received.PART)
 # Of each: price 1,000, charge 1,050, and 1,010 with the reckoned fee; the charge counts.
@@ -312,7 +313,9 @@ buys = st.tuples(
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(0.25),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.lists(buys, max_size=12), st.integers(0, 6_000), st.integers(0, 9_000))
 async def test_the_limits_are_kept_to_the_msat(sqlite_where, bought, account_day_msat, day_msat):

@@ -17,6 +17,7 @@ from lcp_gateway.store.journal.purchases import PurchaseFilter
 from lcp_gateway.store.journal.transaction import IntentEntry, JournalTransaction
 from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import DAY, HOUR, MONTH, NOW, intent, job, key_budget, spent, written
+from tests.support.examples import examples
 
 
 def for_ten(period: Period = Period.HOUR, key_id: str | None = None) -> Budget:
@@ -233,7 +234,9 @@ def _period(period, at):
 
 
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(0.3),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(st.lists(intents | notes, max_size=25))
 async def test_the_counters_are_what_a_model_says_after_any_sequence(journal, books, steps):

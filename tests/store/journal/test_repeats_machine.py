@@ -18,6 +18,7 @@ from lcp_gateway.store.journal.recovery import NotUnknown, resolve, sweep
 from lcp_gateway.store.journal.retention import forget_repeat_keys
 from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import NOW, keyed, written
+from tests.support.examples import examples
 
 RETRY_WINDOW = timedelta(seconds=120)
 KEY_FOR = timedelta(hours=24)
@@ -234,7 +235,7 @@ _runs = itertools.count()
 
 
 @settings(
-    max_examples=30,
+    max_examples=examples(0.3),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

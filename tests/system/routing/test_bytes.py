@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.support.http_node import HttpNodeThread
 from tests.support.wire import CHAT, RESPONSES, post
 from tests.system.routing.fair import COMPLETIONS, EMBEDDINGS, row, served_by
@@ -17,7 +18,7 @@ ALIAS = 'gpt-4o "mini" \u00fc'
 MODEL = json.dumps(NAME).encode()
 DEFAULTS = {"default_temperature": 0.25, "default_max_tokens": 77}
 PATHS = pytest.mark.parametrize("path", [CHAT, RESPONSES, COMPLETIONS, EMBEDDINGS])
-QUICKLY = settings(max_examples=60, deadline=None)
+QUICKLY = settings(max_examples=examples(0.6), deadline=None)
 SUBJECT = b'"messages":[{"role":"user","content":"x"}],"input":"x","prompt":"x"'
 # Each with one place for the value of the model, and its subject.
 HOSTILE = {

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.support.http_node import HttpNodeThread
 from tests.support.stored import MODEL, ended, input_items, on_http_node, respond, retrieve
 from tests.support.wire import RESPONSES, post
@@ -193,7 +194,7 @@ VALUES = st.recursive(
 )
 
 
-@hypothesis_settings(max_examples=40)
+@hypothesis_settings(max_examples=examples(0.4))
 @given(st.lists(st.dictionaries(TEXTS, VALUES, max_size=4), min_size=1, max_size=4), st.booleans())
 def test_whatever_was_said_comes_first_and_unchanged(node, port, items, ascii_only):
     written = json.dumps(items, ensure_ascii=ascii_only).encode()
