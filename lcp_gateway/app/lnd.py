@@ -30,14 +30,14 @@ from lcp_gateway.store.journal.recovery import NotUnknown, resolve
 from lcp_gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from lcp_gateway.lightning.lnd.client import Lnd
+    from lcp_gateway.lightning.lnd.client import LndClient
 
 _WATCH_S = 5.0
 _ALL_OPEN = 10_000
 
 
 @contextlib.asynccontextmanager
-async def open_lnd(settings: Settings) -> "AsyncIterator[Lnd | None]":
+async def open_lnd(settings: Settings) -> "AsyncIterator[LndClient | None]":
     """Open lnd, where the settings name one.
 
     Raises:
@@ -47,7 +47,7 @@ async def open_lnd(settings: Settings) -> "AsyncIterator[Lnd | None]":
         yield None
         return
     # Imported where it is used: lnd's stubs are an optional extra.
-    from lcp_gateway.lightning.lnd.client import Lnd, LndAddress, LndNotInstalled  # noqa: PLC0415 - see above
+    from lcp_gateway.lightning.lnd.client import LndAddress, LndClient, LndNotInstalled  # noqa: PLC0415 - see above
 
     if settings.lnd_tls_cert is None or settings.lnd_macaroon_file is None:
         raise WiringError("lnd_grpc_addr needs lnd_tls_cert and lnd_macaroon_file")
@@ -58,7 +58,7 @@ async def open_lnd(settings: Settings) -> "AsyncIterator[Lnd | None]":
         may_use_proxy(settings, settings.lnd_grpc_addr),
     )
     try:
-        lnd = Lnd(address)
+        lnd = LndClient(address)
     except (LndNotInstalled, OSError) as error:
         raise WiringError(f"lnd cannot be used: {error}") from error
     async with lnd:
@@ -70,7 +70,7 @@ class LndWatch:
 
     def __init__(
         self,
-        lnd: "Lnd",
+        lnd: "LndClient",
         ledgers: Ledgers,
         *,
         daemon_node_id: Callable[[], str],

@@ -28,10 +28,10 @@ from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, UnsupportedVersion
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
-from lcp_gateway.upstreams.sources import Upstreams
+from lcp_gateway.upstreams.sources import UpstreamBySource
 
 if TYPE_CHECKING:
-    from lcp_gateway.lightning.lnd.client import Lnd
+    from lcp_gateway.lightning.lnd.client import LndClient
 
 T = TypeVar("T")
 
@@ -98,7 +98,7 @@ async def open_parts(
         lnd_report = lnd_watch.report
     opened = Opened(
         metrics=metrics,
-        upstream=Upstreams(daemon, nodes.upstream),
+        upstream=UpstreamBySource(daemon, nodes.upstream),
         peers=peers,
         nodes=nodes,
         ledgers=ledgers,
@@ -153,7 +153,7 @@ async def _prepare(
     metrics: Metrics,
     tasks: BackgroundTasks,
     log: FilteringBoundLogger,
-) -> "tuple[Ledgers, Lnd | None]":
+) -> "tuple[Ledgers, LndClient | None]":
     """Find daemon and nodes and open the journal, at the same time: each mostly waits for somebody else."""
     ledgers = open_ledgers(settings, metrics, tasks.starter("journal"), log)
     opening = asyncio.create_task(stack.enter_async_context(ledgers))

@@ -12,7 +12,7 @@ from lcp_gateway.config import Settings, may_use_proxy
 from lcp_gateway.lightning.lnd.records import LndError
 
 if TYPE_CHECKING:
-    from lcp_gateway.lightning.lnd.invoices import Invoices
+    from lcp_gateway.lightning.lnd.invoices import LndInvoices
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ async def open_till(settings: Settings, stack: contextlib.AsyncExitStack) -> "Ln
     if not (settings.embedded or settings.lnd_grpc_addr):
         return None
     from lcp_gateway.lightning.lnd.channel import LndAddress  # noqa: PLC0415 - as above
-    from lcp_gateway.lightning.lnd.invoices import Invoices  # noqa: PLC0415 - few gateways sell
+    from lcp_gateway.lightning.lnd.invoices import LndInvoices  # noqa: PLC0415 - few gateways sell
     from lcp_gateway.lightning.lnd.stubs import LndNotInstalled  # noqa: PLC0415 - as above
 
     if settings.lnd_grpc_addr:
@@ -46,7 +46,7 @@ async def open_till(settings: Settings, stack: contextlib.AsyncExitStack) -> "Ln
         address = LndAddress(settings.lcpd_grpc_addr)
     try:
         return LndTill(
-            await stack.enter_async_context(Invoices(address, network=settings.network or None))
+            await stack.enter_async_context(LndInvoices(address, network=settings.network or None))
         )
     except (LndNotInstalled, OSError) as error:
         raise WiringError(f"lnd cannot be used for top-ups: {error}") from error
@@ -55,7 +55,7 @@ async def open_till(settings: Settings, stack: contextlib.AsyncExitStack) -> "Ln
 class LndTill:
     """Makes invoices at an lnd, and hears of their payment."""
 
-    def __init__(self, invoices: "Invoices") -> None:
+    def __init__(self, invoices: "LndInvoices") -> None:
         self._invoices = invoices
 
     async def create(self, amount_msat: int, memo: str, expiry_s: int) -> NewInvoice:

@@ -9,14 +9,14 @@ from lcp_gateway.config import Settings, may_use_proxy
 from lcp_gateway.lightning.lnd.records import LndError
 
 if TYPE_CHECKING:
-    from lcp_gateway.lightning.lnd.client import Lnd
+    from lcp_gateway.lightning.lnd.client import LndClient
 if TYPE_CHECKING:
     from lcp_gateway.app.till import LndTill
     from lcp_gateway.lightning.lnd.channel import LndAddress
 
 
 @contextlib.asynccontextmanager
-async def opened_lnd(settings: Settings) -> AsyncIterator["Lnd | None"]:
+async def opened_lnd(settings: Settings) -> AsyncIterator["LndClient | None"]:
     """Open lnd for the block; gives ``None`` where the settings name none.
 
     Raises:
@@ -26,10 +26,10 @@ async def opened_lnd(settings: Settings) -> AsyncIterator["Lnd | None"]:
     if not settings.lnd_grpc_addr or cert is None or macaroon is None:
         yield None
         return
-    from lcp_gateway.lightning.lnd.client import Lnd, LndAddress, LndNotInstalled  # noqa: PLC0415 - an optional extra
+    from lcp_gateway.lightning.lnd.client import LndAddress, LndClient, LndNotInstalled  # noqa: PLC0415 - an optional extra
 
     try:
-        lnd = Lnd(
+        lnd = LndClient(
             LndAddress(
                 settings.lnd_grpc_addr,
                 cert,
@@ -105,11 +105,11 @@ async def opened_invoice_issuer(settings: Settings) -> "AsyncIterator[LndTill]":
     """
     address = _address(settings)
     from lcp_gateway.app.till import LndTill  # noqa: PLC0415 - imports the whole gateway
-    from lcp_gateway.lightning.lnd.invoices import Invoices  # noqa: PLC0415 - an optional extra
+    from lcp_gateway.lightning.lnd.invoices import LndInvoices  # noqa: PLC0415 - an optional extra
     from lcp_gateway.lightning.lnd.stubs import LndNotInstalled  # noqa: PLC0415 - as above
 
     try:
-        invoices = Invoices(
+        invoices = LndInvoices(
             address, network=settings.network or None, timeout_s=settings.preflight_timeout_s
         )
     except LndNotInstalled as error:

@@ -244,7 +244,6 @@ __all__ = [
     "ReceiptError",
     "ReceiptFinding",
     "document",
-    "holds",
     "read_receipt",
     "verify_receipt",
 ]
@@ -334,7 +333,7 @@ def verify_receipt(
     return findings
 
 
-def holds(findings: Sequence[ReceiptFinding]) -> bool:
+def is_sound(findings: Sequence[ReceiptFinding]) -> bool:
     """Tell whether nothing in a receipt was found to be wrong."""
     return all(finding.outcome is not FindingOutcome.FAILED for finding in findings)
 

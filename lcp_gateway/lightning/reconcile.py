@@ -97,7 +97,7 @@ class RecordResolution(Protocol):
 
 
 Lookup = Callable[[bytes], Awaitable[PaymentRecord]]
-"""Asks by payment hash (32 bytes); raises ``LndError`` when there is no answer. ``Lnd.payment`` is one."""
+"""Asks by payment hash (32 bytes); raises ``LndError`` when there is no answer. ``LndClient.payment`` is one."""
 
 
 @dataclass(frozen=True, slots=True)

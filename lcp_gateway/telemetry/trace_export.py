@@ -31,7 +31,7 @@ _FLUSH_AWAY_S: Final = 0.5
 _WORD_EVERY_S: Final = 60.0
 
 
-class Flow:
+class ExportCounts:
     """Counts what becomes of spans, and says so in the log when they are lost: a line a minute at most.
 
     ``on_exported`` and ``on_lost`` hear of how many spans, from any thread.
@@ -93,17 +93,17 @@ class Flow:
 class _CountingExporter(SpanExporter):
     """An exporter whose every batch is counted."""
 
-    def __init__(self, exporter: SpanExporter, flow: Flow) -> None:
+    def __init__(self, exporter: SpanExporter, counts: ExportCounts) -> None:
         self._exporter = exporter
-        self._flow = flow
+        self._counts = counts
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self._flow.took(len(spans))
+        self._counts.took(len(spans))
         result = SpanExportResult.FAILURE
         try:
             result = self._exporter.export(spans)
         finally:
-            self._flow.ended(len(spans), well=result is SpanExportResult.SUCCESS)
+            self._counts.ended(len(spans), well=result is SpanExportResult.SUCCESS)
         return result
 
     def shutdown(self) -> None:
@@ -113,16 +113,16 @@ class _CountingExporter(SpanExporter):
 class _BoundedProcessor(BatchSpanProcessor):
     """A queue that turns spans away when it is full, and never waits."""
 
-    def __init__(self, exporter: SpanExporter, flow: Flow) -> None:
+    def __init__(self, exporter: SpanExporter, counts: ExportCounts) -> None:
         super().__init__(
-            _CountingExporter(exporter, flow),
+            _CountingExporter(exporter, counts),
             max_queue_size=_QUEUE_SPANS,
             max_export_batch_size=_BATCH_SPANS,
         )
-        self._flow = flow
+        self._counts = counts
 
     def on_end(self, span: ReadableSpan) -> None:
-        if span.context.trace_flags.sampled and self._flow.admit():
+        if span.context.trace_flags.sampled and self._counts.admit():
             super().on_end(span)
 
 
@@ -136,7 +136,7 @@ class TraceExport:
         headers: Mapping[str, str],
         ratio: float,
         version: str,
-        flow: Flow,
+        counts: ExportCounts,
         proxy: bool = False,
     ) -> None:
         """``ratio`` is the share of requests that are traced, unless they come with a trace.
@@ -150,16 +150,16 @@ class TraceExport:
         session = requests.Session()
         session.trust_env = proxy
         exporter = OTLPSpanExporter(url, headers=dict(headers), session=session)
-        self._flow = flow
+        self._counts = counts
         self._exporter = exporter
         self._provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(ratio)),
             resource=_resource(version),
             shutdown_on_exit=False,
         )
-        self._provider.add_span_processor(_BoundedProcessor(exporter, flow))
+        self._provider.add_span_processor(_BoundedProcessor(exporter, counts))
         self.tracer: Tracer = self._provider.get_tracer(SCOPE, version)
-        # All that is worth a line is told by the flow; what the libraries would add is one for each try.
+        # All that is worth a line is told by the counts; what the libraries would add is one for each try.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
 
     async def close(self) -> None:
@@ -176,7 +176,7 @@ class TraceExport:
         # Not a thread of the loop's pool, which would be waited for.
         threading.Thread(target=close, name="close-traces", daemon=True).start()
         try:
-            async with asyncio.timeout(_FLUSH_AWAY_S if self._flow.is_away else _FLUSH_S):
+            async with asyncio.timeout(_FLUSH_AWAY_S if self._counts.is_away else _FLUSH_S):
                 await closed.wait()
         except TimeoutError:
             # Whatever is being tried again is given up.

@@ -8,7 +8,7 @@ from lcp_gateway.purchase.quote import ProviderSource, Quote
 from lcp_gateway.routing.catalog import NODE_PREFIX
 
 
-class Upstreams:
+class UpstreamBySource:
     """Lightning peers and virtual nodes behind the heart's one ``Upstream``."""
 
     def __init__(self, peers: Upstream, nodes: Upstream) -> None:

@@ -15,7 +15,7 @@ from lcp_gateway.lightning.receipts import (
     Receipt,
     ReceiptError,
     document,
-    holds,
+    is_sound,
     read_receipt,
     verify_receipt,
 )
@@ -113,7 +113,7 @@ def test_a_receipt_of_a_delivered_purchase_holds_in_every_respect():
     findings = verify_receipt(handed_out(made()), request=REQUEST, result=RESULT)
 
     assert outcomes(findings) == dict.fromkeys(FindingSubject, FindingOutcome.OK)
-    assert holds(findings)
+    assert is_sound(findings)
     print(
         "\n".join(f"{finding.outcome} {finding.subject}: {finding.words}" for finding in findings)
     )
@@ -263,7 +263,7 @@ def test_a_settled_purchase_without_a_preimage_is_not_proven_and_not_wrong():
     findings = verify_receipt(handed_out(made(preimage=None)))
 
     assert outcomes(findings)[FindingSubject.PREIMAGE] is FindingOutcome.UNPROVEN
-    assert holds(findings)
+    assert is_sound(findings)
 
 
 @pytest.mark.parametrize("state", list(State))
@@ -272,7 +272,7 @@ def test_every_state_can_be_told_of_without_a_preimage(state):
 
     findings = verify_receipt(handed_out(receipt))
 
-    assert holds(findings)
+    assert is_sound(findings)
     assert receipt.verdict is VERDICTS[state]
     assert (FindingSubject.PREIMAGE in outcomes(findings)) == (receipt.verdict is Verdict.SETTLED)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcp_gateway.lightning import bolt11, reconcile
-from lcp_gateway.lightning.lnd.client import Lnd
+from lcp_gateway.lightning.lnd.client import LndClient
 from lcp_gateway.lightning.lnd.records import FailureReason, LndError, PaymentRecord, PaymentState
 from lcp_gateway.lightning.reconcile import (
     MAX_ERRORS_IN_A_ROW,
@@ -542,7 +542,7 @@ async def test_against_an_lnd_that_restarts_every_payment_is_resolved(tmp_path, 
         elif number % 3 == 1:
             node.knows(unfinished(payment.payment_hash, status=FAILED, failure_reason=2))
     try:
-        async with Lnd(node.address, timeout_s=10) as lnd:
+        async with LndClient(node.address, timeout_s=10) as lnd:
             reconciler = world.make(lookup=lnd.payment, batch=10)
             assert (await reconciler.once()).still_open == 23
             await node.stop()

@@ -12,7 +12,7 @@ import pytest
 from coincurve import PrivateKey
 
 from lcp_gateway.lightning import bolt11
-from lcp_gateway.lightning.lnd.client import Lnd, LndAddress
+from lcp_gateway.lightning.lnd.client import LndAddress, LndClient
 from lcp_gateway.lightning.lnd.stubs import LndNotInstalled, load_stubs
 from lcp_gateway.node import lnd_service
 from lcp_gateway.node.config import NodeConfig, WalletConfig
@@ -397,7 +397,7 @@ async def test_invoices_are_in_the_events_file(tmp_path):
 async def test_the_gateways_own_questions_are_answered(lnd):
     added = await lnd.add(value_msat=50_000)
     await lnd.pay(added.payment_request)
-    async with Lnd(LndAddress(lnd.address), timeout_s=10) as client:
+    async with LndClient(LndAddress(lnd.address), timeout_s=10) as client:
         info = await client.info()
         balance = await client.balance()
         channels = await client.channels()

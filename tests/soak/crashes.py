@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from lcp_gateway.lightning.lnd.client import Lnd
+from lcp_gateway.lightning.lnd.client import LndClient
 from lcp_gateway.lightning.reconcile import Reconciler, open_payment
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.queries import Books as StoredBooks
@@ -228,7 +228,7 @@ async def _resolve_later(journal: str, lnd: LndStandin) -> None:
         return True
 
     try:
-        async with Lnd(lnd.address) as client:
+        async with LndClient(lnd.address) as client:
             reconciler = Reconciler(
                 lookup=client.payment,
                 open_payments=unknowns,

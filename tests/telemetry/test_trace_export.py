@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 from lcp_gateway.purchase.tracing import TraceStep, error_type
 from lcp_gateway.telemetry import trace_export
 from lcp_gateway.telemetry.logs import get_logger
-from lcp_gateway.telemetry.trace_export import Flow, TraceExport
+from lcp_gateway.telemetry.trace_export import ExportCounts, TraceExport
 from lcp_gateway.telemetry.tracing import OtelTracing
 from tests.support.otlp_collector import collector
 
@@ -15,11 +15,11 @@ LIMIT = trace_export._QUEUE_SPANS
 
 
 class Counts:
-    """A flow on a clock that only the test turns."""
+    """A counts on a clock that only the test turns."""
 
     def __init__(self):
         self.now, self.exported, self.lost = 0.0, 0, 0
-        self.flow = Flow(
+        self.counts = ExportCounts(
             on_exported=self._exported,
             on_lost=self._lost,
             log=get_logger("test"),
@@ -39,7 +39,7 @@ def soon(monkeypatch):
 
 
 def export_to(endpoint: str, counts: Counts, **changes) -> TraceExport:
-    wanted = {"headers": {}, "ratio": 1.0, "version": "1.2.3", "flow": counts.flow, **changes}
+    wanted = {"headers": {}, "ratio": 1.0, "version": "1.2.3", "counts": counts.counts, **changes}
     return TraceExport(endpoint, **wanted)
 
 
@@ -55,7 +55,7 @@ def test_an_hour_without_a_collector_is_a_line_a_minute():
     counts = Counts()
     with capture_logs() as lines:
         for _ in range(720):
-            counts.flow.ended(10, well=False)
+            counts.counts.ended(10, well=False)
             counts.now += 5
     assert len(lines) == 60
     assert {line["problem"] for line in lines} == {"the collector takes no spans"}
@@ -68,7 +68,7 @@ def test_a_collector_that_comes_and_goes_does_not_fill_the_log():
     counts = Counts()
     with capture_logs() as lines:
         for turn in range(600):
-            counts.flow.ended(1, well=bool(turn % 2))
+            counts.counts.ended(1, well=bool(turn % 2))
             counts.now += 1
     assert 9 <= len(lines) <= 10
 
@@ -77,17 +77,17 @@ def test_a_collector_that_is_well_is_not_worth_a_line():
     counts = Counts()
     with capture_logs() as lines:
         for _ in range(100):
-            counts.flow.ended(10, well=True)
+            counts.counts.ended(10, well=True)
             counts.now += 5
     assert lines == [] and counts.exported == 1_000
 
 
 def test_a_full_queue_turns_spans_away():
     counts = Counts()
-    assert all(counts.flow.admit() for _ in range(LIMIT))
-    assert not counts.flow.admit()
-    counts.flow.took(2)
-    assert [counts.flow.admit() for _ in range(3)] == [True, True, False]
+    assert all(counts.counts.admit() for _ in range(LIMIT))
+    assert not counts.counts.admit()
+    counts.counts.took(2)
+    assert [counts.counts.admit() for _ in range(3)] == [True, True, False]
     assert counts.lost == 2
 
 

@@ -467,12 +467,12 @@ def _l402_door(
 
 
 async def _pay_for_demo(node_address: str, payment_request: str) -> None:
-    from lcp_gateway.lightning.lnd.demo import PaymentFailed, pay  # noqa: PLC0415 - for demos only
+    from lcp_gateway.lightning.lnd.demo import DemoPaymentFailed, pay  # noqa: PLC0415 - for demos only
     from lcp_gateway.lightning.lnd.records import LndError  # noqa: PLC0415 - as above
 
     try:
         await pay(node_address, payment_request)
-    except PaymentFailed as error:
+    except DemoPaymentFailed as error:
         raise InvoiceNotPaid(error.reason, is_final=True) from error
     except LndError as error:
         reason = "the node does not answer" if error.retryable else error.message

@@ -28,7 +28,7 @@ async def open_tracing(
         yield NO_TRACING
         return
     try:
-        from lcp_gateway.telemetry.trace_export import Flow, TraceExport  # noqa: PLC0415 - an optional extra
+        from lcp_gateway.telemetry.trace_export import ExportCounts, TraceExport  # noqa: PLC0415 - an optional extra
         from lcp_gateway.telemetry.tracing import OtelTracing  # noqa: PLC0415 - as above
 
         export = TraceExport(
@@ -37,7 +37,9 @@ async def open_tracing(
             ratio=settings.trace_ratio,
             version=__version__,
             proxy=may_use_proxy(settings, settings.otlp_endpoint),
-            flow=Flow(on_exported=metrics.spans_exported, on_lost=metrics.spans_lost, log=log),
+            counts=ExportCounts(
+                on_exported=metrics.spans_exported, on_lost=metrics.spans_lost, log=log
+            ),
         )
     except ImportError as error:
         raise TracingUnavailable(

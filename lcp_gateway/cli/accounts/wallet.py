@@ -155,7 +155,7 @@ def pay(
 
     try:
         paid = asyncio.run(demo.pay(node, payment_request))
-    except (LndNotInstalled, demo.PaymentFailed) as error:
+    except (LndNotInstalled, demo.DemoPaymentFailed) as error:
         raise CommandFailed(str(error)) from None
     except LndError as error:
         if error.status in _NO_WALLET:

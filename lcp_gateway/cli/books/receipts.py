@@ -33,7 +33,7 @@ def verify(
     json: JsonOption = False,
 ) -> int:
     """Recompute all of a receipt that can be recomputed. Offline; ends with 1 when something does not hold."""
-    from lcp_gateway.lightning.receipts import holds  # noqa: PLC0415 - `show` needs none of it
+    from lcp_gateway.lightning.receipts import is_sound  # noqa: PLC0415 - `show` needs none of it
     from lcp_gateway.lightning.receipts import verify_receipt as verified  # noqa: PLC0415 - as above
 
     findings = verified(
@@ -41,7 +41,7 @@ def verify(
         request=_bytes(request) if request else None,
         result=_bytes(result) if result else None,
     )
-    right = holds(findings)
+    right = is_sound(findings)
     if json:
         print_json(
             {

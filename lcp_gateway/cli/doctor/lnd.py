@@ -14,7 +14,7 @@ from lcp_gateway.lightning.lnd.records import LndError
 from lcp_gateway.purchase.money import format_sat
 
 if TYPE_CHECKING:
-    from lcp_gateway.lightning.lnd.client import Lnd, LndInfo
+    from lcp_gateway.lightning.lnd.client import LndClient, LndInfo
     from lcp_gateway.lightning.lnd.permissions import Permission
 
 _BAD_CERTIFICATE = re.compile(
@@ -90,7 +90,7 @@ async def _permission_findings(settings: Settings) -> AsyncIterator[Finding]:
 async def _permission_finding(
     settings: Settings, setting: str, macaroon: Path, wanted: Sequence["Permission"]
 ) -> Finding:
-    from lcp_gateway.lightning.lnd.permissions import MacaroonNotAccepted, MacaroonProbe
+    from lcp_gateway.lightning.lnd.permissions import MacaroonNotAccepted, MacaroonProbe  # noqa: PLC0415 - loads gRPC
 
     name = "lnd macaroon"
     try:
@@ -169,7 +169,7 @@ def _state(info: "LndInfo", settings: Settings) -> Sequence[Finding]:
     return found
 
 
-async def _money(lnd: "Lnd", settings: Settings) -> AsyncIterator[Finding]:
+async def _money(lnd: "LndClient", settings: Settings) -> AsyncIterator[Finding]:
     balance, channels = await lnd.balance(), await lnd.channels()
     usable = channels.active > 0 and channels.spendable_msat > 0
     yield Finding(

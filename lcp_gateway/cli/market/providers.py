@@ -144,13 +144,13 @@ async def reachable_providers(settings: Settings) -> AsyncIterator[ReachableProv
             found = await _peers(peers, settings, nodes)
             yield ReachableProviders(peers, Catalog(found, time.monotonic()), {})
             return
-        from lcp_gateway.upstreams.sources import Upstreams  # noqa: PLC0415 - only where there are nodes
+        from lcp_gateway.upstreams.sources import UpstreamBySource  # noqa: PLC0415 - only where there are nodes
 
         found, _ = await asyncio.gather(_peers(peers, settings, nodes), nodes.watch.refresh())
         states = nodes.watch.states
         report(*(f"node {name}: {s.problem}" for name, s in states.items() if not s.up))
         yield ReachableProviders(
-            Upstreams(peers, nodes.upstream),
+            UpstreamBySource(peers, nodes.upstream),
             Catalog((*found, *nodes.watch.providers), time.monotonic()),
             states,
         )

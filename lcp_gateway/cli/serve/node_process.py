@@ -48,7 +48,7 @@ class NodeOptions:
         Raises:
             lcp_gateway.node.config.ConfigError: the file cannot be read, or a value is wrong.
         """
-        from lcp_gateway.node.config import ConfigError, NodeConfig
+        from lcp_gateway.node.config import ConfigError, NodeConfig  # noqa: PLC0415 - only where a node runs
 
         try:
             base = NodeConfig.from_toml(Path(self.peers_file)) if self.peers_file else NodeConfig()

@@ -26,10 +26,10 @@ from lcp_gateway.purchase.money import MSAT_PER_SAT, Msat
 
 __all__ = [
     "INVOICE_PREFIXES",
-    "Lnd",
     "LndAddress",
     "LndBalance",
     "LndChannels",
+    "LndClient",
     "LndInfo",
     "LndInvoice",
     "LndNotInstalled",
@@ -126,7 +126,7 @@ class LndInvoice:
     description_hash: bytes | None
 
 
-class Lnd:
+class LndClient:
     """Questions to one lnd. It is dialled on the first question, and again by itself after it was away.
 
     Every method raises ``LndError`` when there is no answer within ``timeout_s``. Made and used in one event loop.

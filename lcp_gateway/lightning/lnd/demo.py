@@ -12,7 +12,7 @@ from lcp_gateway.lightning.lnd.stubs import load_stubs
 from lcp_gateway.purchase.money import Msat
 
 
-class PaymentFailed(Exception):
+class DemoPaymentFailed(Exception):
     """The node tried and did not pay; ``reason`` is lnd's word for why ("invoice is already paid", "no_route", …)."""
 
     def __init__(self, reason: str) -> None:
@@ -21,7 +21,7 @@ class PaymentFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Paid:
+class DemoPayment:
     """What a payer gets for the money; hash and preimage are 32 bytes."""
 
     payment_hash: bytes
@@ -31,14 +31,14 @@ class Paid:
 
 async def pay(
     target: str, payment_request: str, *, amount_msat: int = 0, timeout_s: float = 60.0
-) -> Paid:
+) -> DemoPayment:
     """Pay an invoice at a node (``host:port`` or ``unix:/path``); ``amount_msat`` is for one that names no amount.
 
     Raises:
         LndNotInstalled: the extra is missing.
         LndError: nothing that can be paid (expired, malformed, another network), or no answer in time. It may be paid
             all the same when there is no answer.
-        PaymentFailed: it was paid before, or cannot be.
+        DemoPaymentFailed: it was paid before, or cannot be.
     """
     stubs = load_stubs()
     async with open_channel(LndAddress(target)) as channel:
@@ -47,10 +47,10 @@ async def pay(
         async with lnd_errors():
             answer = await stub.SendPaymentSync(request, timeout=timeout_s)
     if answer.payment_error:
-        raise PaymentFailed(answer.payment_error)
+        raise DemoPaymentFailed(answer.payment_error)
     if sha256(answer.payment_preimage).digest() != answer.payment_hash:
         raise LndError("INTERNAL", "the preimage does not fit the payment hash", retryable=False)
-    return Paid(
+    return DemoPayment(
         payment_hash=answer.payment_hash,
         preimage=answer.payment_preimage,
         amount_msat=Msat(answer.payment_route.total_amt_msat),

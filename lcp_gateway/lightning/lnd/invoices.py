@@ -35,9 +35,9 @@ __all__ = [
     "InvoiceFlaw",
     "InvoiceState",
     "InvoiceStatus",
-    "Invoices",
     "LndAddress",
     "LndError",
+    "LndInvoices",
     "LndNotInstalled",
     "NodeIdentity",
     "SettledInvoice",
@@ -58,7 +58,7 @@ _CANCELED = 2
 _STATES = MappingProxyType({_SETTLED: InvoiceStatus.SETTLED, _CANCELED: InvoiceStatus.CANCELED})
 
 
-class Invoices:
+class LndInvoices:
     """The invoices of one lnd. It is dialled on the first call, and again by itself after it was away.
 
     ``network`` is the prefix that invoices must have ("bc", "bcrt", …), None for the one that lnd says it is on;

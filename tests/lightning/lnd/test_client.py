@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from lcp_gateway.lightning.lnd import client as lnd_module
-from lcp_gateway.lightning.lnd.client import Lnd, LndNotInstalled
+from lcp_gateway.lightning.lnd.client import LndClient, LndNotInstalled
 from lcp_gateway.lightning.lnd.records import FailureReason, LndError, PaymentState
 from tests.support.lnd_standin import (
     FAILED,
@@ -41,7 +41,7 @@ async def node(tmp_path):
 
 @pytest.fixture
 async def lnd(node):
-    async with Lnd(node.address, timeout_s=10) as client:
+    async with LndClient(node.address, timeout_s=10) as client:
         yield client
 
 
@@ -312,7 +312,7 @@ async def test_the_text_of_an_error_is_bounded_and_printable(node, lnd):
 
 async def test_an_lnd_that_does_not_answer_is_given_up_in_time(node):
     node.trouble = Trouble(delay_s=5)
-    async with Lnd(node.address, timeout_s=0.2) as lnd:
+    async with LndClient(node.address, timeout_s=0.2) as lnd:
         begun = monotonic()
         for question in (lnd.info(), lnd.payment(HASH)):
             error = await failure(question)
@@ -323,7 +323,7 @@ async def test_an_lnd_that_does_not_answer_is_given_up_in_time(node):
 async def test_the_wrong_macaroon_is_refused_and_not_shown(node, tmp_path):
     wrong = tmp_path / "wrong.macaroon"
     wrong.write_bytes(b"\xaa\xbb\xcc" * 9)
-    async with Lnd(replace(node.address, macaroon=wrong)) as lnd:
+    async with LndClient(replace(node.address, macaroon=wrong)) as lnd:
         error = await failure(lnd.info())
 
     assert "verification failed" in str(error) and not error.retryable
@@ -335,7 +335,7 @@ async def test_another_certificate_than_lnds_own_is_not_trusted(node, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     other = LndStandin(elsewhere).address
-    async with Lnd(replace(node.address, tls_cert=other.tls_cert), timeout_s=1) as lnd:
+    async with LndClient(replace(node.address, tls_cert=other.tls_cert), timeout_s=1) as lnd:
         error = await failure(lnd.info())
 
     assert error.status in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
@@ -345,7 +345,7 @@ async def test_another_certificate_than_lnds_own_is_not_trusted(node, tmp_path):
 @pytest.mark.parametrize("field", ["tls_cert", "macaroon"])
 async def test_a_file_that_is_not_there_is_found_at_once(node, tmp_path, field):
     with pytest.raises(FileNotFoundError):
-        Lnd(replace(node.address, **{field: tmp_path / "nowhere"}))
+        LndClient(replace(node.address, **{field: tmp_path / "nowhere"}))
 
 
 async def test_a_restart_of_lnd_is_survived_and_what_it_knew_is_still_known(node, lnd):
@@ -365,7 +365,7 @@ async def test_lnd_may_start_after_us(tmp_path):
     node = LndStandin(tmp_path)
     await node.start()
     await node.stop()
-    async with Lnd(node.address, timeout_s=1) as lnd:
+    async with LndClient(node.address, timeout_s=1) as lnd:
         assert (await failure(lnd.info())).retryable
         await node.start()
         assert (await eventually(lnd.info)).identity == node.identity

@@ -11,7 +11,7 @@ from coincurve import PrivateKey
 from lcp_gateway.lightning import bolt11
 from lcp_gateway.lightning.lnd import demo
 from lcp_gateway.lightning.lnd.channel import LndAddress
-from lcp_gateway.lightning.lnd.invoices import Invoices
+from lcp_gateway.lightning.lnd.invoices import LndInvoices
 from lcp_gateway.lightning.lnd.records import (
     InvoiceFlaw,
     InvoiceState,
@@ -38,14 +38,14 @@ async def lnd(tmp_path):
 
 @pytest.fixture
 async def invoices(lnd):
-    async with Invoices(lnd.address, timeout_s=10, poll_s=0.01) as client:
+    async with LndInvoices(lnd.address, timeout_s=10, poll_s=0.01) as client:
         yield client
 
 
 class Follower:
     """Collects settlements in the background, and what ended them."""
 
-    def __init__(self, invoices: Invoices, settle_index: int = 0) -> None:
+    def __init__(self, invoices: LndInvoices, settle_index: int = 0) -> None:
         self.heard: list[SettledInvoice] = []
         self._arrived = asyncio.Event()
         self.task = asyncio.create_task(self._follow(invoices, settle_index))
@@ -116,7 +116,7 @@ class TestMakingInvoices:
         assert (await invoices.create(1_000, "", 600)).add_index == created.add_index + 1
 
     async def test_route_hints_are_asked_for_where_channels_are_private(self, lnd):
-        async with Invoices(lnd.address, route_hints=True, timeout_s=10) as invoices:
+        async with LndInvoices(lnd.address, route_hints=True, timeout_s=10) as invoices:
             created = await invoices.create(1_000, "", 600)
         assert lnd.invoice(created.payment_hash).private
 
@@ -159,7 +159,7 @@ class TestMakingInvoices:
         assert wrong.value.flaw is InvoiceFlaw.MALFORMED
 
     async def test_the_network_may_be_laid_down(self, lnd):
-        async with Invoices(lnd.address, network="bc", timeout_s=10) as invoices:
+        async with LndInvoices(lnd.address, network="bc", timeout_s=10) as invoices:
             with pytest.raises(WrongInvoice) as wrong:
                 await invoices.create(5_000, "a top-up", HOUR)
         assert wrong.value.flaw is InvoiceFlaw.NETWORK
@@ -197,7 +197,7 @@ class TestMakingInvoices:
         await invoices.create(1_000, "x" * 639, HOUR)
 
     async def test_an_lnd_that_is_slow_or_away_is_an_error(self, lnd):
-        async with Invoices(lnd.address, timeout_s=0.2) as invoices:
+        async with LndInvoices(lnd.address, timeout_s=0.2) as invoices:
             await invoices.identity()
             lnd.trouble = Trouble(delay_s=1)
             with pytest.raises(LndError) as slow:
@@ -213,7 +213,7 @@ class TestMakingInvoices:
     async def test_a_wrong_macaroon_is_not_worth_another_try(self, lnd, tmp_path):
         other = tmp_path / "other.macaroon"
         other.write_bytes(b"\x02other")
-        async with Invoices(
+        async with LndInvoices(
             LndAddress(lnd.address.target, lnd.address.tls_cert, other)
         ) as invoices:
             with pytest.raises(LndError) as refused:
@@ -409,7 +409,7 @@ class TestFollowing:
         await lnd.start()
 
 
-async def pay_at(address, payment_request) -> demo.Paid:
+async def pay_at(address, payment_request) -> demo.DemoPayment:
     return await demo.pay(address, payment_request, timeout_s=10)
 
 
@@ -425,7 +425,7 @@ async def node():
 class TestTheNodeOfOurOwn:
     async def test_it_is_asked_and_followed_like_lnd(self, node):
         made, address = node
-        async with Invoices(LndAddress(address), timeout_s=10, poll_s=0.01) as invoices:
+        async with LndInvoices(LndAddress(address), timeout_s=10, poll_s=0.01) as invoices:
             identity = await invoices.identity()
             follower = Follower(invoices)
             created = await invoices.create(21_000, "a top-up", HOUR)
@@ -448,11 +448,11 @@ class TestTheNodeOfOurOwn:
 
     async def test_paying_twice_says_so(self, node):
         _, address = node
-        async with Invoices(LndAddress(address), timeout_s=10) as invoices:
+        async with LndInvoices(LndAddress(address), timeout_s=10) as invoices:
             created = await invoices.create(21_000, "a top-up", HOUR)
         await pay_at(address, created.payment_request)
 
-        with pytest.raises(demo.PaymentFailed, match="the invoice was not paid") as failed:
+        with pytest.raises(demo.DemoPaymentFailed, match="the invoice was not paid") as failed:
             await pay_at(address, created.payment_request)
 
         assert failed.value.reason == "invoice is already paid"
@@ -461,7 +461,7 @@ class TestTheNodeOfOurOwn:
         first = Node(NodeConfig(listen="127.0.0.1:0"))
         address = await first.start()
         config = NodeConfig(listen=address)
-        async with Invoices(LndAddress(address), timeout_s=10, poll_s=0.01) as invoices:
+        async with LndInvoices(LndAddress(address), timeout_s=10, poll_s=0.01) as invoices:
             before = await invoices.create(21_000, "", HOUR)
             await pay_at(address, before.payment_request)
             follower = Follower(invoices)
@@ -489,7 +489,7 @@ class TestTheNodeOfOurOwn:
     async def test_it_is_reached_through_a_unix_socket_too(self, tmp_path):
         node = Node(NodeConfig(listen=f"unix:{tmp_path / 'node.sock'}"))
         address = await node.start()
-        async with Invoices(LndAddress(address), timeout_s=10) as invoices:
+        async with LndInvoices(LndAddress(address), timeout_s=10) as invoices:
             created = await invoices.create(21_000, "", HOUR)
             assert (await pay_at(address, created.payment_request)).amount_msat == 21_000
         await node.stop()

@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from lcp_gateway.lightning.lnd import payment_details
-from lcp_gateway.lightning.lnd.client import Lnd
+from lcp_gateway.lightning.lnd.client import LndClient
 from lcp_gateway.lightning.lnd.payment_details import PaymentDetailsReader, ReadTimes
 from lcp_gateway.lightning.lnd.records import LndError
 from lcp_gateway.purchase.journal import JournalUnavailable
@@ -44,7 +44,7 @@ async def node(tmp_path):
 
 @pytest.fixture
 async def lnd(node):
-    async with Lnd(node.address, timeout_s=10) as client:
+    async with LndClient(node.address, timeout_s=10) as client:
         yield client
 
 
@@ -135,7 +135,7 @@ async def test_another_gateway_after_a_restart_goes_on_from_where_the_last_one_w
     await pay(journal, 5)
     asked = []
 
-    class Listening(Lnd):
+    class Listening(LndClient):
         async def payments_after(self, index, limit):
             asked.append(index)
             return await super().payments_after(index, limit)
@@ -271,7 +271,7 @@ async def test_a_preimage_that_does_not_fit_proves_nothing(journal, books, node,
 async def test_a_macaroon_that_may_not_list_learns_one_by_one(
     journal, books, node, lnd, database, clock
 ):
-    class MayNotList(Lnd):
+    class MayNotList(LndClient):
         async def payments_before(self, index, limit):
             raise LndError("UNKNOWN", "permission denied", retryable=False)
 
@@ -381,7 +381,7 @@ async def test_two_gateways_that_learn_at_once_learn_each_fee_once(
     for number in range(100):
         node.knows(settled(job(number), fee_msat=5))
     await pay(journal, *range(100))
-    async with Lnd(node.address) as one, Lnd(node.address) as other:
+    async with LndClient(node.address) as one, LndClient(node.address) as other:
         await asyncio.gather(
             *(PaymentDetailsReader(it, PaymentDetails(database)).once() for it in (one, other))
         )

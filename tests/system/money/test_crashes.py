@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from lcp_gateway.lightning.lnd.client import Lnd
+from lcp_gateway.lightning.lnd.client import LndClient
 from lcp_gateway.lightning.reconcile import Reconciler, open_payment
 from lcp_gateway.node.config import NodeConfig, derive_key
 from lcp_gateway.store.database.engines import open_database
@@ -309,7 +309,7 @@ async def resolved_later(journal: Path, lnd: LndStandin) -> None:
         return True
 
     try:
-        async with Lnd(lnd.address) as client:
+        async with LndClient(lnd.address) as client:
             reconciler = Reconciler(
                 lookup=client.payment,
                 open_payments=unknowns,

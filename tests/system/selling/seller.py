@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lcp_gateway.lightning.lnd.demo import Paid, pay
+from lcp_gateway.lightning.lnd.demo import DemoPayment, pay
 from lcp_gateway.purchase.money import Markup
 from tests.support.daemon import free_address
 from tests.support.gateway import RunningGateway, gateway
@@ -178,7 +178,7 @@ class Shop:
     def office(self) -> Office:
         return Office(self.port)
 
-    def pay(self, payment_request: str) -> Paid:
+    def pay(self, payment_request: str) -> DemoPayment:
         return asyncio.run(pay(self.node, payment_request, timeout_s=10))
 
     def paid_msat(self, since: int = 0) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from lcp_gateway.lightning.lnd.demo import PaymentFailed
+from lcp_gateway.lightning.lnd.demo import DemoPaymentFailed
 from tests.support.node_thread import eventually
 from tests.support.wire import CHAT, Answer, document, get, post
 from tests.system.selling.seller import MARKUP, Office, charged, is_401, price, shop
@@ -169,7 +169,7 @@ def test_what_is_not_paid_opens_nothing(served):
 
 def test_an_invoice_is_paid_once(served):
     token = buy(served)
-    with pytest.raises(PaymentFailed):
+    with pytest.raises(DemoPaymentFailed):
         served.pay(token.invoice)
     assert ask(served.port, token).status == 200
 
