@@ -407,10 +407,11 @@ async def test_no_call_here_can_pay(node, lnd):
 def test_the_stubs_are_loaded_only_when_lnd_is_asked_and_leave_the_process_as_it_was():
     program = (
         "import os, sys\n"
-        "from lcp_gateway.lightning import lnd, reconcile, receipt, checks\n"
+        "from lcp_gateway.lightning import checks, receipts, reconcile\n"
+        "from lcp_gateway.lightning.lnd import client\n"
         "assert 'lndgrpc' not in sys.modules\n"
         "before = dict(os.environ)\n"
-        "lnd._load_stubs()\n"
+        "client._load_stubs()\n"
         "assert 'lndgrpc' in sys.modules\n"
         "assert dict(os.environ) == before, 'gRPC ciphers of the whole process were changed'\n"
     )
