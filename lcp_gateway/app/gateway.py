@@ -171,22 +171,22 @@ class Gateway:
         health = self._health(settings)
         cors = Cors(settings.cors_origins)
         guard = BrowserGuard(cors, known_hosts(settings), log=get_logger("request"))
-        edge = RequestMiddleware(
-            door=parts.selling.door,
+        middleware = RequestMiddleware(
+            authenticator=parts.selling.door,
             cors=cors,
             guard=guard,
             metrics=opened.metrics,
             log=get_logger("request"),
             open_paths=OPEN_PATHS,
             max_header_bytes=settings.max_header_bytes,
-            away=(DatabaseUnavailable,),
+            unavailable=(DatabaseUnavailable,),
             tracing=opened.tracing,
         )
         return Configured(
             parts=parts,
             app=build_application(
                 self._routes(parts, health),
-                edge,
+                middleware,
                 max_body_bytes=settings.max_body_bytes,
                 with_metrics=not settings.metrics_addr,
                 api_limits=opened.shop.api_limits,
@@ -227,19 +227,19 @@ class Gateway:
             relay_limit_s=relay_limit_s,
         )
         return Routes(
-            inference=CreateRoutes(
+            create=CreateRoutes(
                 service=self.service,
                 limits=limits,
                 jobs=lasting.jobs,
                 metrics=opened.metrics,
                 admission=selling.admission,
-                charging=selling.charging,
-                stateful=stateful.stateful,
+                charges=selling.charging,
+                history=stateful.stateful,
                 background=self.kept.background,
-                delivering=ResponseWriter(
+                writer=ResponseWriter(
                     service=self.service,
                     metrics=opened.metrics,
-                    charging=selling.charging,
+                    charges=selling.charging,
                     heartbeat_s=settings.heartbeat_s,
                     relay_limit_s=relay_limit_s,
                 ),
@@ -249,8 +249,8 @@ class Gateway:
                 read_timeout_s=settings.request_read_timeout_s,
             ),
             input_tokens=stateful.input_tokens,
-            stored_responses=stateful.responses,
-            stored_chats=stateful.chats,
+            responses=stateful.responses,
+            chats=stateful.chats,
             models=ModelRoutes(
                 catalog=lambda: lasting.catalogs.catalog,
                 offers=chooser.offers,

@@ -22,6 +22,7 @@ from lcp_gateway.http.openai.create import CreateRoutes
 from lcp_gateway.http.openai.input_tokens import InputTokenRoutes
 from lcp_gateway.http.openai.models import ModelRoutes
 from lcp_gateway.http.openai.responses import ResponseRoutes
+from lcp_gateway.purchase.order import TaskKind
 
 Bounded = Callable[[Handler], Handler]
 """Bounds how often a handler runs at one time."""
@@ -34,14 +35,14 @@ AGENT_PREFIX = f"/api/agent/{{{AGENT_TOKEN}}}"
 class Routes:
     """The families of routes."""
 
-    inference: CreateRoutes
+    create: CreateRoutes
     models: ModelRoutes
     ranking: RankingRoutes
     health: HealthRoutes
     receipts: ReceiptRoutes
     input_tokens: InputTokenRoutes
-    stored_responses: ResponseRoutes
-    stored_chats: ChatRoutes
+    responses: ResponseRoutes
+    chats: ChatRoutes
     wallet: WalletRoutes | None = None
     admin: AdminRoutes | None = None
     welcome: WelcomeRoutes | None = None
@@ -50,7 +51,7 @@ class Routes:
 
 def build_application(
     routes: Routes,
-    edge: RequestMiddleware,
+    middleware: RequestMiddleware,
     *,
     max_body_bytes: int,
     with_metrics: bool,
@@ -60,8 +61,8 @@ def build_application(
 
     ``api_limits`` bounds what asks the database and is no purchase.
     """
-    app = web.Application(middlewares=[edge.middleware()], client_max_size=max_body_bytes)
-    app.on_response_prepare.append(edge.on_response_prepare)
+    app = web.Application(middlewares=[middleware.handle], client_max_size=max_body_bytes)
+    app.on_response_prepare.append(middleware.on_response_prepare)
     bounded = api_limits.bounded
     for prefix in ("", AGENT_PREFIX):
         _add_openai_routes(app, routes, prefix, bounded)
@@ -103,16 +104,16 @@ def build_metrics_application(health: HealthRoutes, guard: BrowserGuard) -> web.
 
 def _add_openai_routes(app: web.Application, routes: Routes, prefix: str, bounded: Bounded) -> None:
     """Add what clients of OpenAI use; an agent's address may leave the version out."""
-    inference = routes.inference
-    buying = {
-        "chat/completions": inference.chat_completions,
-        "responses": inference.responses,
-        "completions": inference.completions,
-        "embeddings": inference.embeddings,
+    create = routes.create
+    handlers = {
+        "chat/completions": create.handler(TaskKind.CHAT_COMPLETIONS),
+        "responses": create.handler(TaskKind.RESPONSES),
+        "completions": create.handler(TaskKind.COMPLETIONS),
+        "embeddings": create.handler(TaskKind.EMBEDDINGS),
     }
     for version in ("/v1", "") if prefix else ("/v1",):
         base = prefix + version
-        for path, handler in buying.items():
+        for path, handler in handlers.items():
             app.router.add_route("POST", f"{base}/{path}", handler, expect_handler=_expect)
         _add_stored_routes(app, routes, base)
         app.router.add_get(f"{base}/models", routes.models.list)
@@ -122,7 +123,7 @@ def _add_openai_routes(app: web.Application, routes: Routes, prefix: str, bounde
 
 
 def _add_stored_routes(app: web.Application, routes: Routes, base: str) -> None:
-    router, responses, chats = app.router, routes.stored_responses, routes.stored_chats
+    router, responses, chats = app.router, routes.responses, routes.chats
     # Before the routes of an id, which this would be.
     router.add_post(f"{base}/responses/input_tokens", routes.input_tokens.count)
     # OpenAI has it, and this gateway has not: else it would pass for an id that takes no POST.

@@ -66,7 +66,7 @@ class RequestContext:
         return time.monotonic() - self.started
 
 
-CONTEXT = web.RequestKey("exchange", RequestContext)
+CONTEXT = web.RequestKey("context", RequestContext)
 
 
 def request_id_of(claimed: str | None) -> str:

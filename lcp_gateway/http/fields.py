@@ -12,9 +12,16 @@ from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.openai.request_body import read_body
 
 
-def json_response(document: object, *, status: int = 200) -> web.Response:
-    """Give a document as an answer."""
-    return web.Response(status=status, body=orjson.dumps(document), content_type="application/json")
+def json_response(
+    document: object, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """Return a document as a JSON response."""
+    return web.Response(
+        status=status,
+        body=orjson.dumps(document),
+        content_type="application/json",
+        headers=headers,
+    )
 
 
 MOST_MSAT = 2_100_000_000_000_000_000

@@ -1,8 +1,7 @@
 """The outermost middleware: request ids, authentication, CORS, errors, metrics and the access log."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 from structlog.contextvars import bind_contextvars
@@ -38,68 +37,77 @@ class RequestMiddleware:
     def __init__(
         self,
         *,
-        door: Authenticator,
+        authenticator: Authenticator,
         cors: Cors,
         guard: BrowserGuard,
         metrics: Metrics,
         log: FilteringBoundLogger,
         open_paths: frozenset[str],
         max_header_bytes: int,
-        away: tuple[type[Exception], ...] = (),
+        unavailable: tuple[type[Exception], ...] = (),
         tracing: Tracing = NO_TRACING,
     ) -> None:
-        """``open_paths`` need no key, ``guard`` checks who comes without one. ``away`` are the errors of a database that cannot be reached."""
-        self._away = away
-        self._tracing = tracing
-        self._door = door
+        """``open_paths`` need no key; ``guard`` checks requests without one. ``unavailable`` are errors of an unreachable database."""
+        self._authenticator = authenticator
         self._cors = cors
         self._guard = guard
         self._metrics = metrics
         self._log = log
         self._open_paths = open_paths
         self._max_header_bytes = max_header_bytes
+        self._unavailable = unavailable
+        self._tracing = tracing
 
-    def middleware(self) -> Any:
-        """Give the middleware for the application."""
-
-        @web.middleware
-        async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
-            exchange = RequestContext(request_id_of(request.headers.get("x-request-id")))
-            resource = request.match_info.route.resource
-            if resource is not None:
-                exchange.endpoint = resource.canonical
-            exchange.client = display_address(request.remote)
-            request[CONTEXT] = exchange
-            # Each request runs in a task, and so in a context, of its own: nothing has to be unbound.
-            bind_contextvars(request_id=exchange.request_id)
-            if exchange.endpoint in NOT_TRACED:
-                return await self._answer(request, handler, exchange, NO_SPAN)
-            headers = request.headers
-            with self._tracing.request(
+    @web.middleware
+    async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Handle a request: the middleware of the application."""
+        headers = request.headers
+        context = RequestContext(request_id_of(headers.get("x-request-id")))
+        resource = request.match_info.route.resource
+        if resource is not None:
+            context.endpoint = resource.canonical
+        context.client = display_address(request.remote)
+        request[CONTEXT] = context
+        # Each request runs in a task, and so in a context, of its own: nothing has to be unbound.
+        bind_contextvars(request_id=context.request_id)
+        traced: AbstractContextManager[RequestSpan] = nullcontext(NO_SPAN)
+        if context.endpoint not in NOT_TRACED:
+            traced = self._tracing.request(
                 headers.getall("traceparent", ()), headers.getall("tracestate", ())
-            ) as span:
-                if span.trace_id:
-                    bind_contextvars(trace_id=span.trace_id)
-                return await self._answer(request, handler, exchange, span)
-
-        return edge
+            )
+        with traced as span:
+            if span.trace_id:
+                bind_contextvars(trace_id=span.trace_id)
+            status = 499  # as nginx logs a client that left before its response
+            try:
+                try:
+                    response = await self._admit(request, context)
+                    if response is None:
+                        response = await handler(request)
+                except Exception as error:  # noqa: BLE001 - a bug must still become a response that says what was paid
+                    response = self._refuse(self._api_error(error, context), context)
+                status = response.status
+                return response
+            finally:
+                finish(span, request, context, status)
+                self._report(context, status)
 
     async def on_response_prepare(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Put the headers on that every answer carries."""
-        # What is refused before the middlewares run has no exchange yet.
-        exchange = request.get(CONTEXT) or RequestContext(
+        """Add the headers of every response."""
+        # A request that is refused before the middleware runs has no context yet.
+        context = request.get(CONTEXT) or RequestContext(
             request_id_of(request.headers.get("x-request-id"))
         )
         headers = response.headers
-        headers["x-request-id"] = exchange.request_id
+        headers["x-request-id"] = context.request_id
         headers["Server"] = SERVER
-        headers["openai-processing-ms"] = str(round(exchange.elapsed_s() * 1000))
+        headers["openai-processing-ms"] = str(round(context.elapsed_s() * 1000))
         if PAYMENT_HEADER not in headers:
             headers[PAYMENT_HEADER] = Verdict.NONE.value
-        for name, value in exchange.headers.items():
+        for name, value in context.headers.items():
             headers.setdefault(name, value)
         if AGENT_TOKEN in request.match_info:
-            # The address holds a secret, which no page may pass on.
+            # The address holds a secret, which a page must not pass on.
             headers["Referrer-Policy"] = "no-referrer"
         for name, value in PAGE_HEADERS.items():
             headers.setdefault(name, value)
@@ -110,47 +118,21 @@ class RequestMiddleware:
             if "Access-Control-Allow-Origin" in cors:
                 headers["Cross-Origin-Resource-Policy"] = "cross-origin"
 
-    async def _answer(
-        self, request: web.Request, handler: Handler, exchange: RequestContext, span: RequestSpan
-    ) -> web.StreamResponse:
-        status = 499  # as nginx logs a client that went away before its answer
-        try:
-            response = await self._guarded(request, handler, exchange)
-            status = response.status
-            return response
-        finally:
-            finish(span, request, exchange, status)
-            self._account(exchange, status)
+    async def _admit(
+        self, request: web.Request, context: RequestContext
+    ) -> web.StreamResponse | None:
+        """Authenticate a request, and check it as far as every route does; return the response of a CORS preflight.
 
-    async def _guarded(
-        self, request: web.Request, handler: Handler, exchange: RequestContext
-    ) -> web.StreamResponse:
-        try:
-            _check_version(request)
-            self._check_headers(request)
-            if preflight := self._cors.preflight(request):
-                return preflight
-            if request.path in self._open_paths:
-                exchange.may_read_details = self._guard.passes(request)
-            else:
-                exchange.caller = await self._door.admit(request)
-                if not exchange.caller.key_id:
-                    self._guard.check(request)
-            return await handler(request)
-        except ApiError as error:
-            return self._refuse(error, exchange)
-        except web.HTTPException as error:
-            return self._refuse(map_http_exception(error), exchange)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a bug must still become an answer that says what was paid
-            if isinstance(error, self._away):
-                return self._refuse(_away(exchange), exchange)
-            self._log.error("unexpected error", exc_info=error)
-            quote = exchange.purchase.quote if exchange.purchase else None
-            return self._refuse(internal_error(exchange.verdict, quote), exchange)
-
-    def _check_headers(self, request: web.Request) -> None:
+        Raises:
+            ApiError: the request is refused.
+        """
+        if request.version not in _VERSIONS:
+            raise ApiError(
+                505,
+                "this server speaks HTTP/1.1 and HTTP/1.0",
+                code="http_version_not_supported",
+                headers={"Connection": "close"},
+            )
         size = sum(len(name) + len(value) + 4 for name, value in request.raw_headers)
         if size > self._max_header_bytes:
             raise ApiError(
@@ -160,9 +142,37 @@ class RequestMiddleware:
                 reason="too_large",
                 headers={"Connection": "close"},
             )
+        if preflight := self._cors.preflight(request):
+            return preflight
+        if request.path in self._open_paths:
+            context.may_read_details = self._guard.passes(request)
+        else:
+            context.caller = await self._authenticator.admit(request)
+            if not context.caller.key_id:
+                self._guard.check(request)
+        return None
 
-    def _refuse(self, error: ApiError, exchange: RequestContext) -> web.Response:
-        exchange.problem = error.code or str(error.status)
+    def _api_error(self, error: Exception, context: RequestContext) -> ApiError:
+        if isinstance(error, ApiError):
+            return error
+        if isinstance(error, web.HTTPException):
+            return map_http_exception(error)
+        quote = context.purchase.quote if context.purchase else None
+        if isinstance(error, self._unavailable):
+            return ApiError(
+                503,
+                "the gateway's database cannot be read right now",
+                code="journal_unavailable",
+                retry=context.verdict is Verdict.NONE,
+                verdict=context.verdict,
+                quote=quote,
+                reason="journal",
+            )
+        self._log.error("unexpected error", exc_info=error)
+        return internal_error(context.verdict, quote)
+
+    def _refuse(self, error: ApiError, context: RequestContext) -> web.Response:
+        context.problem = error.code or str(error.status)
         if error.reason:
             self._metrics.refusal(error.reason)
         response = error.response()
@@ -170,89 +180,66 @@ class RequestMiddleware:
             response.force_close()
         return response
 
-    def _account(self, exchange: RequestContext, status: int) -> None:
-        verdict = exchange.verdict
+    def _report(self, context: RequestContext, status: int) -> None:
+        verdict = context.verdict
         self._metrics.request(
-            exchange.endpoint,
-            exchange.model,
+            context.endpoint,
+            context.model,
             status,
             verdict.value,
-            exchange.stream,
-            exchange.elapsed_s(),
+            context.stream,
+            context.elapsed_s(),
         )
-        if exchange.operation:
-            self._log_job(exchange, status)
+        if context.operation:
+            self._log_job(context, status)
         else:
             self._log.debug(
-                "request", endpoint=exchange.endpoint, status=status, problem=exchange.problem
+                "request", endpoint=context.endpoint, status=status, problem=context.problem
             )
 
-    def _log_job(self, exchange: RequestContext, status: int) -> None:
+    def _log_job(self, context: RequestContext, status: int) -> None:
         fields: dict[str, object] = {
             "status": status,
-            "model": exchange.model,
-            "stream": exchange.stream,
-            "payment": exchange.verdict.value,
-            "request_bytes": exchange.request_bytes,
-            "request_tokens_approx": exchange.request_bytes // _BYTES_PER_TOKEN,
-            "total_ms": round(exchange.elapsed_s() * 1000),
+            "model": context.model,
+            "stream": context.stream,
+            "payment": context.verdict.value,
+            "request_bytes": context.request_bytes,
+            "request_tokens_approx": context.request_bytes // _BYTES_PER_TOKEN,
+            "total_ms": round(context.elapsed_s() * 1000),
         }
-        if exchange.purchase is not None:
-            quote = exchange.purchase.quote
-            fields["state"] = exchange.purchase.state.value
-            if (ending := exchange.purchase.ending) is not None:
+        if context.purchase is not None:
+            quote = context.purchase.quote
+            fields["state"] = context.purchase.state.value
+            if (ending := context.purchase.ending) is not None:
                 fields["ended_by"], fields["received"] = ending
             fields["peer_id"] = quote.peer_id
             fields["job_id"] = quote.job_id.hex()
-            fields["price_msat"] = exchange.purchase.cost_msat
+            fields["price_msat"] = context.purchase.cost_msat
             fields["source"] = quote.source.value
-            bought = exchange.purchase.order.task.model
-            if bought != exchange.model:
+            bought = context.purchase.order.task.model
+            if bought != context.model:
                 fields["bought_model"] = bought
             fields["terms_hash"] = quote.terms_hash.hex()
-        answer = exchange.answer
+        answer = context.answer
         if answer is not None and answer.quote_s is not None:
             fields["quote_ms"] = round(answer.quote_s * 1000)
         if answer is not None and answer.head is not None:
             if answer.execute_s is not None:
                 fields["execute_ms"] = round(answer.execute_s * 1000)
-            size, tokens = exchange.result_bytes, exchange.result_bytes // _BYTES_PER_TOKEN
-            what = "streamed" if exchange.stream else "completion"
+            size, tokens = context.result_bytes, context.result_bytes // _BYTES_PER_TOKEN
+            what = "streamed" if context.stream else "completion"
             fields[f"{what}_bytes"] = size
             fields[f"{what}_tokens_approx"] = tokens
-            fields["total_tokens_approx"] = (exchange.request_bytes // _BYTES_PER_TOKEN) + tokens
+            fields["total_tokens_approx"] = (context.request_bytes // _BYTES_PER_TOKEN) + tokens
         said = {
-            "key_id": exchange.key_id,
-            "client": exchange.client,
-            "joined": exchange.joined,
-            "problem": exchange.problem,
+            "key_id": context.key_id,
+            "client": context.client,
+            "joined": context.joined,
+            "problem": context.problem,
         }
         fields.update((name, value) for name, value in said.items() if value)
-        if exchange.problem and exchange.verdict is not Verdict.NONE:
+        if context.problem and context.verdict is not Verdict.NONE:
             # Money has left, or may have, and no whole answer came of it.
-            self._log.warning(exchange.operation, **fields)
+            self._log.warning(context.operation, **fields)
         else:
-            self._log.info(exchange.operation, **fields)
-
-
-def _away(exchange: RequestContext) -> ApiError:
-    quote = exchange.purchase.quote if exchange.purchase else None
-    return ApiError(
-        503,
-        "the gateway's books cannot be read right now",
-        code="journal_unavailable",
-        retry=exchange.verdict is Verdict.NONE,
-        verdict=exchange.verdict,
-        quote=quote,
-        reason="journal",
-    )
-
-
-def _check_version(request: web.Request) -> None:
-    if request.version not in _VERSIONS:
-        raise ApiError(
-            505,
-            "this server speaks HTTP/1.1 and HTTP/1.0",
-            code="http_version_not_supported",
-            headers={"Connection": "close"},
-        )
+            self._log.info(context.operation, **fields)

@@ -31,51 +31,51 @@ _CLIENT_LEFT = 499
 _SERVER_ERROR = 500
 
 
-def finish(span: RequestSpan, request: web.Request, exchange: RequestContext, status: int) -> None:
+def finish(span: RequestSpan, request: web.Request, context: RequestContext, status: int) -> None:
     """Say on a request's span how it ended; ``status`` is 499 where the client went away before its answer."""
     if not span.trace_id:
         return
-    span.name(_name(request, exchange))
-    span.note(_http_facts, request, exchange, status)
-    if _operation(exchange):
-        span.note(_inference_facts, exchange)
-    if exchange.purchase is not None:
-        span.note(purchase_facts, exchange.purchase)
-    if not exchange.problem:
+    span.name(_name(request, context))
+    span.note(_http_facts, request, context, status)
+    if _operation(context):
+        span.note(_inference_facts, context)
+    if context.purchase is not None:
+        span.note(purchase_facts, context.purchase)
+    if not context.problem:
         return
     if status == _CLIENT_LEFT:
         span.failed("cancelled")
-    elif status >= _SERVER_ERROR or exchange.result_bytes or exchange.verdict is not Verdict.NONE:
+    elif status >= _SERVER_ERROR or context.result_bytes or context.verdict is not Verdict.NONE:
         # Ours or a provider's; what the client got wrong is no error of the server's.
-        span.failed(_error_type(exchange))
+        span.failed(_error_type(context))
     else:
-        span.note(_refusal_facts, exchange)
+        span.note(_refusal_facts, context)
 
 
-def _name(request: web.Request, exchange: RequestContext) -> str:
-    operation = _operation(exchange)
+def _name(request: web.Request, context: RequestContext) -> str:
+    operation = _operation(context)
     if operation:
-        return f"{operation} {exchange.model}".rstrip()
+        return f"{operation} {context.model}".rstrip()
     method = request.method if request.method in _METHODS else "HTTP"
-    return f"{method} {exchange.endpoint}" if _is_matched(exchange) else method
+    return f"{method} {context.endpoint}" if _is_matched(context) else method
 
 
-def _is_matched(exchange: RequestContext) -> bool:
-    return exchange.endpoint.startswith("/")
+def _is_matched(context: RequestContext) -> bool:
+    return context.endpoint.startswith("/")
 
 
-def _operation(exchange: RequestContext) -> str:
-    return _OPERATIONS.get(exchange.operation, "")
+def _operation(context: RequestContext) -> str:
+    return _OPERATIONS.get(context.operation, "")
 
 
-def _http_facts(request: web.Request, exchange: RequestContext, status: int) -> Facts:
+def _http_facts(request: web.Request, context: RequestContext, status: int) -> Facts:
     facts: dict[str, str | int] = {
         "http.request.method": request.method if request.method in _METHODS else "_OTHER",
-        "lcp.request_id": exchange.request_id,
+        "lcp.request_id": context.request_id,
     }
-    if _is_matched(exchange):
+    if _is_matched(context):
         # The template: the path itself may hold an agent's token.
-        facts["http.route"] = exchange.endpoint
+        facts["http.route"] = context.endpoint
     if status != _CLIENT_LEFT:
         facts["http.response.status_code"] = status
     # Where it was taken in, and not the header Host, which is whatever the client says.
@@ -85,29 +85,29 @@ def _http_facts(request: web.Request, exchange: RequestContext, status: int) -> 
     return facts
 
 
-def _inference_facts(exchange: RequestContext) -> Facts:
+def _inference_facts(context: RequestContext) -> Facts:
     facts: dict[str, str | bool] = {
-        "gen_ai.operation.name": _operation(exchange),
-        "gen_ai.request.stream": exchange.stream,
-        "lcp.payment": exchange.verdict.value,
-        "lcp.joined": exchange.joined,
+        "gen_ai.operation.name": _operation(context),
+        "gen_ai.request.stream": context.stream,
+        "lcp.payment": context.verdict.value,
+        "lcp.joined": context.joined,
     }
-    if exchange.model:
-        facts["gen_ai.request.model"] = exchange.model[:MAX_TEXT]
-    if exchange.purchase is not None:
-        bought = exchange.purchase.order.task.model
-        if bought != exchange.model:
+    if context.model:
+        facts["gen_ai.request.model"] = context.model[:MAX_TEXT]
+    if context.purchase is not None:
+        bought = context.purchase.order.task.model
+        if bought != context.model:
             facts["lcp.bought_model"] = bought[:MAX_TEXT]
     return facts
 
 
-def _refusal_facts(exchange: RequestContext) -> Facts:
-    return {"error.type": _error_type(exchange)}
+def _refusal_facts(context: RequestContext) -> Facts:
+    return {"error.type": _error_type(context)}
 
 
-def _error_type(exchange: RequestContext) -> str:
-    error = exchange.answer.error if exchange.answer is not None else None
+def _error_type(context: RequestContext) -> str:
+    error = context.answer.error if context.answer is not None else None
     # The problem is a word of the gateway's own, unless a provider failed: then it may be one of the provider's.
     if isinstance(error, PaymentFailed | UpstreamError):
         return error_type(error)
-    return exchange.problem
+    return context.problem

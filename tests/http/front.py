@@ -105,18 +105,17 @@ async def front(
         api_limits=api_limits,
         per_minute=l402_per_minute,
     )
-    names = ("chat_completions", "responses", "completions", "embeddings")
     reading = SimpleNamespace(list=who, get=who, rank=who, healthz=who, readyz=who, metrics=who)
     of_stored = ("get", "delete", "cancel", "input_items", "list", "update", "messages", "count")
     stored = SimpleNamespace(**dict.fromkeys(of_stored, who))
     routes = Routes(
-        inference=SimpleNamespace(**dict.fromkeys(names, who)),
+        create=SimpleNamespace(handler=lambda _kind: who),
         models=reading,
         ranking=reading,
         health=reading,
         receipts=reading,
-        stored_responses=stored,
-        stored_chats=stored,
+        responses=stored,
+        chats=stored,
         input_tokens=stored,
         wallet=WalletRoutes(
             wallet, read_timeout_s=5, api_limits=api_limits, pay_for_demo=pay_for_demo
@@ -130,8 +129,8 @@ async def front(
             read_timeout_s=5,
         ),
     )
-    edge = RequestMiddleware(
-        door=AccountAuthenticator(
+    middleware = RequestMiddleware(
+        authenticator=AccountAuthenticator(
             find=keeper.find,
             check_fresh=keeper.check,
             admin_key=ADMIN_KEY,
@@ -143,10 +142,10 @@ async def front(
         log=log,
         open_paths=frozenset({"/healthz"}),
         max_header_bytes=16_384,
-        away=(DatabaseUnavailable,),
+        unavailable=(DatabaseUnavailable,),
     )
     app = build_application(
-        routes, edge, max_body_bytes=65_536, with_metrics=True, api_limits=api_limits
+        routes, middleware, max_body_bytes=65_536, with_metrics=True, api_limits=api_limits
     )
     async with TestClient(TestServer(app)) as client:
         found = Front(bank, client, l402)

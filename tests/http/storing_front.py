@@ -245,14 +245,14 @@ async def storing_front(
     admission = Admission(None, ConcurrencyLimits(leases, default=per_key), lambda name: name)
     charging = ChargeReport(None, log)
     stored_responses = ResponseRoutes(store, background, heartbeat_s=heartbeat_s, relay_limit_s=5)
-    inference = CreateRoutes(
+    create = CreateRoutes(
         service=w.service,
         limits=w.limits,
         jobs=jobs,
         metrics=metrics,
         admission=admission,
-        charging=charging,
-        stateful=History(
+        charges=charging,
+        history=History(
             store,
             keeper,
             max_body_bytes=max_body_bytes,
@@ -260,8 +260,8 @@ async def storing_front(
             estimate=lambda document: len(json.dumps(document)),
         ),
         background=background,
-        delivering=ResponseWriter(
-            service=w.service, metrics=metrics, charging=charging, heartbeat_s=heartbeat_s, relay_limit_s=5
+        writer=ResponseWriter(
+            service=w.service, metrics=metrics, charges=charging, heartbeat_s=heartbeat_s, relay_limit_s=5
         ),
         follow=stored_responses.follow,
         explain=lambda order: {"body": order.task.body.decode()},
@@ -276,27 +276,31 @@ async def storing_front(
         list=nothing, get=nothing, rank=nothing, healthz=nothing, readyz=nothing, metrics=nothing, count=nothing
     )  # fmt: skip
     routes = Routes(
-        inference=inference,
+        create=create,
         models=others,
         ranking=others,
         health=others,
         receipts=others,
         input_tokens=others,
-        stored_responses=stored_responses,
-        stored_chats=ChatRoutes(store, read_timeout_s=5),
+        responses=stored_responses,
+        chats=ChatRoutes(store, read_timeout_s=5),
     )
-    edge = RequestMiddleware(
-        door=KeyDoor(),
+    middleware = RequestMiddleware(
+        authenticator=KeyDoor(),
         cors=Cors([]),
         guard=BrowserGuard(Cors([])),
         metrics=metrics,
         log=log,
         open_paths=frozenset(),
         max_header_bytes=16_384,
-        away=(DatabaseUnavailable,),
+        unavailable=(DatabaseUnavailable,),
     )
     app = build_application(
-        routes, edge, max_body_bytes=max_body_bytes, with_metrics=False, api_limits=ApiLimits(8, 32)
+        routes,
+        middleware,
+        max_body_bytes=max_body_bytes,
+        with_metrics=False,
+        api_limits=ApiLimits(8, 32),
     )
     server = TestServer(app, handler_cancellation=True)
     async with TestClient(server) as client:

@@ -1,83 +1,160 @@
-"""The jobs under way: how many there may be, and how they end when the gateway does."""
+"""Admission of requests that buy: what a request must pass before a provider is asked, and what it holds until its end."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from lcp_gateway.accounts.callers import Caller
 from lcp_gateway.accounts.limits.concurrency import ConcurrencyLimits, Lease
 from lcp_gateway.accounts.limits.rates import Allowance
 from lcp_gateway.accounts.shared.outage import ShieldedCalls
+from lcp_gateway.http.context import RequestContext
+from lcp_gateway.http.error_mapping import map_purchase_error
 from lcp_gateway.http.errors import ApiError
+from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.money import Budget, Msat, Period
 from lcp_gateway.purchase.order import Order, Task
+from lcp_gateway.purchase.result_buffer import ResultBuffer
 from lcp_gateway.routing.model_registry import is_auto
 from lcp_gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from lcp_gateway.accounts.limits.rate_counters import RateLimits
 
+T = TypeVar("T")
 
-# What an interrupted job may take to tell its client.
+# How long interrupted requests may take to tell their clients.
 _ABORT_S = 6.0
+_BYTES_PER_TOKEN = 4
 
 
-class Job:
-    """One request that may pay, from before its body is read until its last byte is written."""
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The limits that the settings and a caller's key set. ``resolve`` returns the real name behind an alias.
 
-    __slots__ = ("_handed_over", "_jobs", "_task")
+    ``shielded`` runs calls to Redis, where Redis counts: a client that leaves during such a call is not served, and
+    nothing stays taken.
+    """
 
-    def __init__(self, jobs: "JobsInFlight") -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - handlers run in tasks
-        self._jobs = jobs
-        self._task: asyncio.Task[Any] = task
-        self._handed_over = False
+    rates: "RateLimits | None"
+    jobs: ConcurrencyLimits
+    resolve: Callable[[str], str]
+    shielded: ShieldedCalls | None = None
 
-    def __enter__(self) -> Self:
-        self._jobs.started(self)
-        return self
+    async def lease(self, caller: Caller) -> Lease:
+        """Count a job of a key; the lease has to be given back.
 
-    def __exit__(self, *_: object) -> None:
-        if not self._handed_over:
-            self._jobs.ended(self)
+        Raises:
+            TooManyJobs, LimitsAway: see ``ConcurrencyLimits.take``.
+        """
+        take = self.jobs.take(caller if caller.key_id else None)
+        return await (take if self.shielded is None else self.shielded.run(take, Lease.give_back))
 
-    def hand_over(self, task: "asyncio.Task[Any]") -> None:
-        """Let it last as long as another task, and no longer as the request that it began with."""
-        self._task = task
-        self._handed_over = True
-        task.add_done_callback(lambda _task: self._jobs.ended(self))
+    async def count(self, caller: Caller, task: Task) -> Allowance:
+        """Count a request against every rate that applies to it, by the size of its body.
 
-    def cut(self) -> None:
-        """End it without a word: nothing that it writes is being read."""
-        self._task.cancel()
+        Raises:
+            RateLimited, LimitsAway: see ``RateLimits.check``.
+        """
+        if self.rates is None:
+            return Allowance()
+        tokens = max(1, len(task.body) // _BYTES_PER_TOKEN)
+        # A request that came is counted, even if its client has left meanwhile.
+        return await self._to_its_end(self.rates.check(caller if caller.key_id else None, tokens))
+
+    async def release(
+        self, lease: Lease, allowance: Allowance, request_bytes: int, result_bytes: int
+    ) -> None:
+        """Give the lease back and count the result, whose size is known now, against the rates."""
+
+        async def end() -> None:
+            await lease.give_back()
+            if self.rates is not None and allowance.counted:
+                tokens = (request_bytes + result_bytes) // _BYTES_PER_TOKEN
+                await self.rates.settle(allowance, tokens)
+
+        await self._to_its_end(end())
+
+    async def _to_its_end(self, call: Coroutine[Any, Any, T]) -> T:
+        return await (call if self.shielded is None else self.shielded.run(call))
+
+    def order(
+        self, caller: Caller, task: Task, *, request_id: str, limit_msat: Msat | None
+    ) -> Order:
+        """Return the order that a caller may place.
+
+        Raises:
+            ApiError: 403 for a model that the caller's key may not buy.
+        """
+        rules = caller.rules
+        # Most keys may buy all models.
+        models = self._models(rules.models, task.model) if rules.models else rules.models
+        caps = [cap for cap in (limit_msat, rules.max_price_msat or None) if cap is not None]
+        return Order.of(
+            task,
+            request_id=request_id,
+            key_id=caller.key_id,
+            limit_msat=min(caps, default=None),
+            account_id=caller.account_id,
+            budgets=_budgets(caller),
+            models=models,
+        )
+
+    def _models(self, models: frozenset[str], requested: str) -> frozenset[str]:
+        """Return the models that a key may buy, by all their names.
+
+        Raises:
+            ApiError: the requested model is not among them.
+        """
+        allowed = models | {self.resolve(name) for name in models}
+        names = {requested, self.resolve(requested)}
+        if not names & allowed and not any(map(is_auto, names)):
+            raise ApiError(
+                403,
+                "this key is not good for that model",
+                code="model_not_allowed",
+                param="model",
+                reason="auth",
+            )
+        return allowed
+
+
+def _budgets(caller: Caller) -> tuple[Budget, ...]:
+    rules = caller.rules
+    limits: Mapping[Period, Msat] = {
+        Period.HOUR: rules.budget_hour_msat,
+        Period.DAY: rules.budget_day_msat,
+        Period.MONTH: rules.budget_month_msat,
+    }
+    return tuple(Budget(period, limit, caller.key_id) for period, limit in limits.items() if limit)
 
 
 class JobsInFlight:
-    """Admits jobs up to a limit (0 means none), and lets them finish before the gateway ends."""
+    """The requests that may pay, up to a limit (0 means none); a gateway that shuts down waits for them."""
 
     def __init__(self, limit: int, metrics: Metrics) -> None:
         self._limit = limit
         self._metrics = metrics
-        self._running: set[Job] = set()
+        self._running: set[AdmissionTicket] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._hurry = asyncio.Event()
         self.draining = False
 
     def use(self, limit: int) -> None:
-        """Admit up to another number; those that run are not ended."""
+        """Admit up to another number; running jobs are not ended."""
         self._limit = limit
 
     def __len__(self) -> int:
         return len(self._running)
 
-    def admit(self) -> Job:
-        """Give a job that runs in the current task, to be entered at once.
+    def enter(self, ticket: "AdmissionTicket") -> None:
+        """Count a request in; ``leave`` has to follow.
 
         Raises:
-            ApiError: 503 while the gateway is ending, 429 when all places are taken.
+            ApiError: 503 while the gateway shuts down, 429 at the limit.
         """
         if self.draining:
             raise ApiError(
@@ -96,23 +173,19 @@ class JobsInFlight:
                 retry=True,
                 reason="concurrency",
             )
-        return Job(self)
-
-    def started(self, job: Job) -> None:
-        """Count a job in."""
-        self._running.add(job)
+        self._running.add(ticket)
         self._idle.clear()
         self._metrics.job_started()
 
-    def ended(self, job: Job) -> None:
-        """Count a job out."""
+    def leave(self, ticket: "AdmissionTicket") -> None:
+        """Count a request out."""
         self._metrics.job_ended()
-        self._running.discard(job)
+        self._running.discard(ticket)
         if not self._running:
             self._idle.set()
 
     async def drain(self, grace_s: float, interrupt: Callable[[], int]) -> int:
-        """Take no new jobs, wait ``grace_s`` for those that run, then have them ended; gives how many purchases were.
+        """Admit no new jobs, wait ``grace_s`` for the running ones, then end them; return how many purchases were ended.
 
         ``interrupt`` ends the purchases, whose requests then tell their clients why.
         """
@@ -121,8 +194,8 @@ class JobsInFlight:
         interrupted = interrupt()
         self._hurry.clear()
         await self._wait_idle(_ABORT_S)
-        for job in list(self._running):
-            job.cut()
+        for ticket in list(self._running):
+            ticket.cut()
         return interrupted
 
     def hurry(self) -> None:
@@ -136,110 +209,77 @@ class JobsInFlight:
             wait.cancel()
 
 
-T = TypeVar("T")
+class AdmissionTicket:
+    """What one request that may pay holds: a place among the jobs in flight, its key's lease, its count against the rates.
 
-_BYTES_PER_TOKEN = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """Lets orders through as their caller may place them. ``resolve`` gives the real name behind an alias.
-
-    ``shielded`` runs what is asked of a Redis, where one counts: a caller that leaves during such a call is not served,
-    and leaves nothing taken.
+    Held from before the body is read until the last byte is written, or by ``hand_over`` for as long as a background job.
     """
 
-    rates: "RateLimits | None"
-    jobs: ConcurrencyLimits
-    resolve: Callable[[str], str]
-    shielded: ShieldedCalls | None = None
+    __slots__ = ("_admission", "_allowance", "_context", "_in_flight", "_lease", "_task", "_until")
 
-    async def job(self, caller: Caller) -> Lease:
-        """Count a job of a key; give the lease back at its end.
+    def __init__(
+        self, admission: Admission, in_flight: JobsInFlight, context: RequestContext
+    ) -> None:
+        self._admission = admission
+        self._in_flight = in_flight
+        self._context = context
+        self._allowance = Allowance()
+        self._until: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Take a place and a lease.
 
         Raises:
-            TooManyJobs, LimitsAway: see ``ConcurrencyLimits.take``.
+            ApiError: the gateway shuts down, or a limit is reached.
         """
-        take = self.jobs.take(caller if caller.key_id else None)
-        return await (take if self.shielded is None else self.shielded.run(take, Lease.give_back))
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - handlers run in tasks
+        self._task: asyncio.Task[Any] = task
+        self._in_flight.enter(self)
+        try:
+            self._lease = await self._admission.lease(self._context.caller)
+        except BaseException as error:
+            self._in_flight.leave(self)
+            if isinstance(error, Refused):
+                raise map_purchase_error(error) from error
+            raise
+        return self
 
-    async def count(self, caller: Caller, task: Task) -> Allowance:
-        """Count a request against every rate that holds for it, by the size of its body.
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._until is not None:
+            return
+        try:
+            await self.release()
+        finally:
+            self._in_flight.leave(self)
+
+    async def count(self, task: Task) -> None:
+        """Count the request against its rates, and put what is left of them into the response's headers.
 
         Raises:
             RateLimited, LimitsAway: see ``RateLimits.check``.
         """
-        if self.rates is None:
-            return Allowance()
-        tokens = max(1, len(task.body) // _BYTES_PER_TOKEN)
-        # A request that came is counted, also when its client left meanwhile.
-        return await self._to_its_end(self.rates.check(caller if caller.key_id else None, tokens))
+        self._allowance = await self._admission.count(self._context.caller, task)
+        self._context.headers.update(self._allowance.headers)
 
-    async def release(
-        self, lease: Lease, allowance: Allowance, request_bytes: int, result_bytes: int
-    ) -> None:
-        """End a job: give its lease back and count its answer, whose size is known now."""
-
-        async def end() -> None:
-            await lease.give_back()
-            await self.settle(allowance, request_bytes, result_bytes)
-
-        await self._to_its_end(end())
-
-    async def settle(self, allowance: Allowance, request_bytes: int, result_bytes: int) -> None:
-        """Count the answer too, now that its size is known."""
-        if self.rates is not None and allowance.counted:
-            await self.rates.settle(allowance, (request_bytes + result_bytes) // _BYTES_PER_TOKEN)
-
-    async def _to_its_end(self, call: Coroutine[Any, Any, T]) -> T:
-        return await (call if self.shielded is None else self.shielded.run(call))
-
-    def order(
-        self, caller: Caller, task: Task, *, request_id: str, limit_msat: Msat | None
-    ) -> Order:
-        """Give the order that a caller may place.
-
-        Raises:
-            ApiError: 403 for a model that its key is not good for.
-        """
-        rules = caller.rules
-        # Most keys are good for all models.
-        good_for = self._good_for(rules.models, task.model) if rules.models else rules.models
-        caps = [cap for cap in (limit_msat, rules.max_price_msat or None) if cap is not None]
-        return Order.of(
-            task,
-            request_id=request_id,
-            key_id=caller.key_id,
-            limit_msat=min(caps, default=None),
-            account_id=caller.account_id,
-            budgets=_budgets(caller),
-            models=good_for,
+    async def release(self, answer: ResultBuffer | None = None) -> None:
+        """Give the lease back and count the result: that of ``answer``, by default what the request was sent."""
+        context = self._context
+        result_bytes = context.result_bytes if answer is None else answer.size
+        await self._admission.release(
+            self._lease, self._allowance, context.request_bytes, result_bytes
         )
 
-    def _good_for(self, models: frozenset[str], asked: str) -> frozenset[str]:
-        """Give the models that a key is good for, by all their names.
+    def hand_over(self, until: "asyncio.Task[None]") -> None:
+        """Hold the place until a task has ended, which has to await ``release``, and not only until the request ends."""
+        self._until = self._task = until
+        until.add_done_callback(lambda _task: self._in_flight.leave(self))
 
-        Raises:
-            ApiError: the one that is asked for is not among them.
-        """
-        good_for = models | {self.resolve(name) for name in models}
-        wanted = {asked, self.resolve(asked)}
-        if not wanted & good_for and not any(map(is_auto, wanted)):
-            raise ApiError(
-                403,
-                "this key is not good for that model",
-                code="model_not_allowed",
-                param="model",
-                reason="auth",
-            )
-        return good_for
-
-
-def _budgets(caller: Caller) -> tuple[Budget, ...]:
-    rules = caller.rules
-    limits: Mapping[Period, Msat] = {
-        Period.HOUR: rules.budget_hour_msat,
-        Period.DAY: rules.budget_day_msat,
-        Period.MONTH: rules.budget_month_msat,
-    }
-    return tuple(Budget(period, limit, caller.key_id) for period, limit in limits.items() if limit)
+    def cut(self) -> None:
+        """End the request without an error of its own: its client no longer reads."""
+        self._task.cancel()

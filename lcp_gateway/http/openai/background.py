@@ -12,12 +12,7 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.adapters.json_bytes import dump_json, object_or_none
 from lcp_gateway.http.error_mapping import map_error
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, internal_error
-from lcp_gateway.http.openai.response import (
-    CHARGED_HEADER,
-    REFUND_HEADER,
-    purchase_headers,
-    refund_status,
-)
+from lcp_gateway.http.openai.response import charge_details, charge_headers, purchase_headers
 from lcp_gateway.purchase.idempotency import RepeatKeys, ResultLost
 from lcp_gateway.purchase.journal import RequestRepeated
 from lcp_gateway.purchase.order import Order
@@ -90,7 +85,7 @@ class BackgroundResponses:
         """Give the job that a request asks for again; its result may be stored though its bytes are no longer held.
 
         Raises:
-            KeyReused, AnswerLost: as ``PurchaseService.find``.
+            KeyReused, ResultLost: as ``PurchaseService.find``.
         """
         try:
             answer = self._service.find(order, repeat)
@@ -173,7 +168,7 @@ class BackgroundResponses:
         """Write a job down, unless its request was bought before by another process or before a restart.
 
         Raises:
-            KeyReused, AnswerLost: it was, or another request was under the same key.
+            KeyReused, ResultLost: it was, or another request was under the same key.
             JournalUnavailable: it cannot be written.
         """
         identity = self._service.identity(order, repeat)
@@ -208,7 +203,7 @@ class BackgroundResponses:
         """Give what is stored of a job that has ended.
 
         Raises:
-            AnswerLost: it was bought, and is no longer stored.
+            ResultLost: it was bought, and is no longer stored.
         """
         item = self._store.get(job.owner, ItemKind.RESPONSE, job.id)
         if item is not None:
@@ -221,7 +216,7 @@ class BackgroundResponses:
         """Give the response object of a job as it stands, with its result if that has come, and its headers.
 
         Raises:
-            AnswerLost: as in ``item``.
+            ResultLost: as in ``item``.
         """
         if not job.answer.ended:
             return self.shown(job)
@@ -237,10 +232,7 @@ class BackgroundResponses:
         error = failure.as_object()
         money = error.pop("lcp", None) or {"payment": failure.verdict.value}
         assert isinstance(money, dict)  # noqa: S101 - as ``as_object`` writes it
-        if (purchase := answer.purchase) is not None and purchase.customer_msat is not None:
-            money["charged_msat"] = purchase.customer_msat
-            if (refund := refund_status(purchase)) is not None:
-                money["refund"] = refund
+        money.update(charge_details(answer.purchase))
         # Whoever cancelled it knows why there is nothing.
         said = None if job.status is ResponseStatus.CANCELLED else error
         return job.document(error=said, money=money), headers_of(answer)
@@ -271,10 +263,7 @@ class BackgroundResponses:
             error=None if left.elsewhere else lost,
             money=left.money,
         )
-        headers = {PAYMENT_HEADER: str(left.money["payment"])}
-        for header, name in ((CHARGED_HEADER, "charged_msat"), (REFUND_HEADER, "refund")):
-            if name in left.money:
-                headers[header] = str(left.money[name])
+        headers = {PAYMENT_HEADER: str(left.money["payment"]), **charge_headers(left.money)}
         return dump_json(shown), headers
 
     async def learnt(self, owner: str, item: Item) -> tuple[bytes, Mapping[str, str]] | None:
@@ -385,12 +374,7 @@ def headers_of(answer: ResultBuffer) -> Mapping[str, str]:
     purchase = answer.purchase
     if purchase is None:
         return {PAYMENT_HEADER: answer.verdict.value}
-    headers = purchase_headers(purchase)
-    if purchase.customer_msat is not None:
-        headers[CHARGED_HEADER] = str(purchase.customer_msat)
-    if (refund := refund_status(purchase)) is not None:
-        headers[REFUND_HEADER] = refund
-    return headers
+    return {**purchase_headers(purchase), **charge_headers(charge_details(purchase))}
 
 
 def _failure(job: BackgroundJob) -> ApiError:

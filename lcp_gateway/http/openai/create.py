@@ -2,23 +2,22 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any
 
 from aiohttp import web
 
-from lcp_gateway.accounts.limits.concurrency import Lease
-from lcp_gateway.accounts.limits.rates import Allowance
 from lcp_gateway.http.authentication import check_may_buy
 from lcp_gateway.http.context import CONTEXT, RequestContext
-from lcp_gateway.http.error_mapping import map_error, map_purchase_error
+from lcp_gateway.http.error_mapping import map_error
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.fields import json_response
-from lcp_gateway.http.openai.admission import Admission, Job, JobsInFlight
+from lcp_gateway.http.openai.admission import Admission, AdmissionTicket, JobsInFlight
 from lcp_gateway.http.openai.background import BackgroundResponses
 from lcp_gateway.http.openai.history import History
-from lcp_gateway.http.openai.request_body import ParsedRequest, parse_request, read_body
+from lcp_gateway.http.openai.request_body import parse_request, read_body
 from lcp_gateway.http.openai.request_headers import RequestHeaders, read_request_headers
 from lcp_gateway.http.openai.response import JSON, ChargeReport, ResponseWriter, quote_response
-from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.idempotency import RepeatKeys, ResultLost
 from lcp_gateway.purchase.journal import InsufficientBalance
 from lcp_gateway.purchase.limits import SpendingLimits
@@ -30,9 +29,17 @@ from lcp_gateway.responses.background import BackgroundJob
 from lcp_gateway.responses.request_options import RequestOptions
 from lcp_gateway.telemetry.metrics import Metrics
 
+OPERATIONS: Mapping[TaskKind, str] = {
+    TaskKind.CHAT_COMPLETIONS: "chat completion",
+    TaskKind.RESPONSES: "response",
+    TaskKind.COMPLETIONS: "completion",
+    TaskKind.EMBEDDINGS: "embedding",
+}
+"""The names of what is bought in the access log."""
+
 
 class CreateRoutes:
-    """Serves the routes that buy something."""
+    """Serves POST /v1/chat/completions, /v1/responses, /v1/completions and /v1/embeddings."""
 
     def __init__(
         self,
@@ -42,114 +49,99 @@ class CreateRoutes:
         jobs: JobsInFlight,
         metrics: Metrics,
         admission: Admission,
-        charging: ChargeReport,
-        stateful: History,
+        charges: ChargeReport,
+        history: History,
         background: BackgroundResponses,
-        delivering: ResponseWriter,
+        writer: ResponseWriter,
         follow: Callable[[web.Request, BackgroundJob], Awaitable[web.StreamResponse]],
         explain: Callable[[Order], Mapping[str, object]],
         default_model: str,
         read_timeout_s: float,
     ) -> None:
-        """``explain`` says how an order would be routed, and does nothing about it; ``follow`` streams a job's events."""
+        """``explain`` describes how an order would be routed, without effect; ``follow`` streams a background job's events."""
         self._service = service
         self._limits = limits
         self._jobs = jobs
         self._metrics = metrics
         self._admission = admission
-        self._charging = charging
-        self._stateful = stateful
+        self._charges = charges
+        self._history = history
         self._background = background
-        self._delivering = delivering
+        self._writer = writer
         self._follow = follow
         self._explain = explain
         self._default_model = default_model
         self._read_timeout_s = read_timeout_s
 
-    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
-        """Serve POST /v1/chat/completions."""
-        return await self._serve(request, TaskKind.CHAT_COMPLETIONS, "chat completion")
+    def handler(self, kind: TaskKind) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """Return the handler of a kind of task."""
+        return partial(self._create, kind)
 
-    async def responses(self, request: web.Request) -> web.StreamResponse:
-        """Serve POST /v1/responses."""
-        return await self._serve(request, TaskKind.RESPONSES, "response")
-
-    async def completions(self, request: web.Request) -> web.StreamResponse:
-        """Serve POST /v1/completions."""
-        return await self._serve(request, TaskKind.COMPLETIONS, "completion")
-
-    async def embeddings(self, request: web.Request) -> web.StreamResponse:
-        """Serve POST /v1/embeddings."""
-        return await self._serve(request, TaskKind.EMBEDDINGS, "embedding")
-
-    async def _serve(
-        self, request: web.Request, kind: TaskKind, operation: str
-    ) -> web.StreamResponse:
-        exchange = request[CONTEXT]
-        exchange.operation = operation
-        with self._jobs.admit() as job:
+    async def _create(self, kind: TaskKind, request: web.Request) -> web.StreamResponse:
+        context = request[CONTEXT]
+        context.operation = OPERATIONS[kind]
+        async with AdmissionTicket(self._admission, self._jobs, context) as ticket:
             try:
-                lease = await self._admission.job(exchange.caller)
-            except Refused as refusal:
-                raise map_purchase_error(refusal) from refusal
-            place = _Place(self._admission, exchange, job, lease)
-            try:
-                return await self._answer(request, exchange, kind, place)
+                obtained = await self._obtain(request, context, kind, ticket)
+                if isinstance(obtained, web.StreamResponse):
+                    return obtained
+                order, answer = obtained
+                return await self._writer.deliver(request, context, order, answer)
             except asyncio.CancelledError:
-                self._note_departure(exchange)
+                self._record_departure(context)
                 raise
             except ApiError:
                 raise
             except InsufficientBalance as error:
-                raise await self._charging.refuse(exchange, error) from error
+                raise await self._charges.refuse(context, error) from error
             except Exception as error:
                 if isinstance(error, BoughtBefore):
                     self._metrics.joined("lost")
-                    exchange.earlier = error.earlier
+                    context.earlier = error.earlier
                 failure = map_error(error)
                 if failure is None:
                     raise
-                await self._charging.say(exchange, failure)
-                await self._charging.tell(exchange)
+                await self._charges.describe(context, failure)
+                await self._charges.add_headers(context)
                 raise failure from error
-            finally:
-                await place.leave()
 
-    async def _answer(
-        self, request: web.Request, exchange: RequestContext, kind: TaskKind, place: "_Place"
-    ) -> web.StreamResponse:
-        asked = read_request_headers(request.headers)
-        if not asked.route_only:
-            check_may_buy(exchange.caller)
+    async def _obtain(
+        self, request: web.Request, context: RequestContext, kind: TaskKind, ticket: AdmissionTicket
+    ) -> tuple[Order, ResultBuffer] | web.StreamResponse:
+        """Return the order as the client sent it with the answer that it gets, or the response of a request that reads none."""
+        headers = read_request_headers(request.headers)
+        if not headers.route_only:
+            check_may_buy(context.caller)
         body = await read_body(request, self._read_timeout_s)
         parsed = parse_request(kind, body, self._default_model)
         task = parsed.task
-        exchange.model, exchange.stream = task.model, task.stream
-        exchange.request_bytes = len(task.body)
-        wishes = self._stateful.read(kind, parsed.document)
+        context.model, context.stream = task.model, task.stream
+        context.request_bytes = len(task.body)
+        wishes = self._history.read(kind, parsed.document)
         order = self._admission.order(
-            exchange.caller, task, request_id=exchange.request_id, limit_msat=asked.limit_msat
+            context.caller, task, request_id=context.request_id, limit_msat=headers.limit_msat
         )
-        place.allowance = await self._admission.count(exchange.caller, task)
-        exchange.headers.update(place.allowance.headers)
-        if asked.route_only:
-            return json_response(self._explain(self._stateful.complete(order, wishes).order))
-        if asked.quote_only:
-            held = await self._service.quote(self._stateful.complete(order, wishes).order)
+        await ticket.count(task)
+        if headers.route_only:
+            return json_response(self._explain(self._history.complete(order, wishes).order))
+        if headers.quote_only:
+            held = await self._service.quote(self._history.complete(order, wishes).order)
             return quote_response(held, self._limits)
-        if (undecided := self._service.find_undecided(order, asked.repeat)) is not None:
+        if (undecided := self._service.find_undecided(order, headers.repeat)) is not None:
             await self._service.learn_outcome(undecided)
         if wishes.background:
-            return await self._in_background(request, exchange, parsed, order, asked, place)
-        answer = self._find(order, asked.repeat)
-        if answer is None and asked.quote_id is not None:
-            await self._service.check_quote(order, asked.quote_id)
-            answer = self._find(order, asked.repeat)
+            return await self._in_background(
+                request, context, parsed.document, order, wishes, headers, ticket
+            )
+        answer = self._find(order, headers.repeat)
+        if answer is None and headers.quote_id is not None:
+            await self._service.check_quote(order, headers.quote_id)
+            answer = self._find(order, headers.repeat)
         if answer is None:
-            answer = self._start(exchange, order, wishes, asked)
+            answer = self._start(context, order, wishes, headers)
         else:
-            self._note_joined(exchange, answer)
-        return await self._delivering.deliver(request, exchange, order, answer)
+            self._record_joined(context, answer)
+        return order, answer
 
     def _find(self, order: Order, repeat: RepeatKeys) -> ResultBuffer | None:
         try:
@@ -159,90 +151,54 @@ class CreateRoutes:
             raise
 
     def _start(
-        self, exchange: RequestContext, order: Order, wishes: RequestOptions, asked: RequestHeaders
+        self, context: RequestContext, order: Order, wishes: RequestOptions, headers: RequestHeaders
     ) -> ResultBuffer:
-        """Begin to buy. Nothing is awaited since the answer was looked for: nobody else has begun meanwhile."""
-        completed = self._stateful.complete(order, wishes)
-        exchange.request_bytes = len(completed.order.task.body)
-        answer = self._service.start(completed.order, asked.repeat, asked.quote_id)
-        if plan := self._stateful.plan(order, completed, wishes):
-            self._stateful.keep(answer, plan)
+        """Begin to buy. Nothing is awaited after the answer was looked for: no other request has begun meanwhile."""
+        completed = self._history.complete(order, wishes)
+        context.request_bytes = len(completed.order.task.body)
+        answer = self._service.start(completed.order, headers.repeat, headers.quote_id)
+        if plan := self._history.plan(order, completed, wishes):
+            self._history.keep(answer, plan)
         return answer
 
     async def _in_background(
         self,
         request: web.Request,
-        exchange: RequestContext,
-        parsed: ParsedRequest,
+        context: RequestContext,
+        document: Mapping[str, Any],
         order: Order,
-        asked: RequestHeaders,
-        place: "_Place",
+        wishes: RequestOptions,
+        headers: RequestHeaders,
+        ticket: AdmissionTicket,
     ) -> web.StreamResponse:
-        job = self._background.repeated(order, asked.repeat)
+        job = self._background.repeated(order, headers.repeat)
         if job is None:
-            job = await self._begin(exchange, parsed, order, asked)
+            completed = self._history.complete(order, wishes)
+            context.request_bytes = len(completed.order.task.body)
+            plan = self._history.plan(order, completed, wishes)
+            assert plan is not None  # noqa: S101 - background is refused where nothing is stored
+            job = await self._background.begin(
+                completed.order, plan, document, repeat=headers.repeat, quote_name=headers.quote_id
+            )
         if job.attended:
-            self._note_joined(exchange, job.answer)
+            self._record_joined(context, job.answer)
         else:
-            place.hand_over(self._background, job)
-        exchange.answer = job.answer
+            ticket.hand_over(self._background.attend(job, ticket.release(job.answer)))
+        context.answer = job.answer
         if order.task.stream:
             return await self._follow(request, job)
-        document, headers = self._background.given(job)
-        return web.Response(body=document, headers={**headers, "Content-Type": JSON})
+        body, response_headers = self._background.given(job)
+        return web.Response(body=body, headers={**response_headers, "Content-Type": JSON})
 
-    async def _begin(
-        self, exchange: RequestContext, parsed: ParsedRequest, order: Order, asked: RequestHeaders
-    ) -> BackgroundJob:
-        wishes = self._stateful.read(order.task.kind, parsed.document)
-        completed = self._stateful.complete(order, wishes)
-        exchange.request_bytes = len(completed.order.task.body)
-        plan = self._stateful.plan(order, completed, wishes)
-        assert plan is not None  # noqa: S101 - the background is refused where nothing is stored
-        return await self._background.begin(
-            completed.order, plan, parsed.document, repeat=asked.repeat, quote_name=asked.quote_id
-        )
-
-    def _note_joined(self, exchange: RequestContext, answer: ResultBuffer) -> None:
-        exchange.joined = True
+    def _record_joined(self, context: RequestContext, answer: ResultBuffer) -> None:
+        context.joined = True
         self._metrics.joined("replayed" if answer.ended else "running")
 
-    def _note_departure(self, exchange: RequestContext) -> None:
-        answer = exchange.answer
+    def _record_departure(self, context: RequestContext) -> None:
+        answer = context.answer
         if answer is None or answer.purchase is None:
             phase = "quote"
         else:
             phase = "execute" if answer.head is None else "stream"
         self._metrics.client_disconnect(phase)
-        exchange.problem = f"the client went away ({phase})"
-
-
-class _Place:
-    """What a request holds while it is worked on: its place among the jobs, its key's lease, its share of the rates."""
-
-    def __init__(
-        self, admission: Admission, exchange: RequestContext, job: Job, lease: Lease
-    ) -> None:
-        self.allowance = Allowance()
-        self._admission = admission
-        self._exchange = exchange
-        self._job = job
-        self._lease = lease
-        self._handed_over = False
-
-    def hand_over(self, background: BackgroundResponses, job: BackgroundJob) -> None:
-        """Let it last as long as a job in the background."""
-        self._handed_over = True
-        self._job.hand_over(background.attend(job, self._give_back(job.answer)))
-
-    async def leave(self) -> None:
-        """Give everything back, unless it was handed over."""
-        if not self._handed_over:
-            await self._give_back(None)
-
-    async def _give_back(self, answer: ResultBuffer | None) -> None:
-        exchange = self._exchange
-        result_bytes = exchange.result_bytes if answer is None else answer.size
-        await self._admission.release(
-            self._lease, self.allowance, exchange.request_bytes, result_bytes
-        )
+        context.problem = f"the client went away ({phase})"

@@ -1,11 +1,12 @@
 """Responses of the routes that buy: headers, charges, changes of the body that the client asked for, and delivery."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Protocol
 
-import orjson
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
@@ -17,8 +18,9 @@ from lcp_gateway.adapters.routing_info import RoutingInfoStream, add_to_result, 
 from lcp_gateway.http.context import RequestContext
 from lcp_gateway.http.error_mapping import map_error, map_purchase_error
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, quote_headers
+from lcp_gateway.http.fields import json_response
 from lcp_gateway.http.gateway.api_limits import ApiLimits, account
-from lcp_gateway.http.openai.sse_relay import SseRelay, close_if_http10, safe_header
+from lcp_gateway.http.openai.sse_relay import SseRelay, close_if_http10
 from lcp_gateway.purchase.errors import Undelivered
 from lcp_gateway.purchase.held_quotes import HeldQuote
 from lcp_gateway.purchase.journal import EarlierPurchase, InsufficientBalance
@@ -35,13 +37,38 @@ from lcp_gateway.telemetry.metrics import Metrics
 
 JSON = "application/json; charset=utf-8"
 EVENTS = "text/event-stream; charset=utf-8"
-
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-"""What keeps proxies from holding a stream up."""
+"""Headers that keep proxies from holding a stream up."""
+
+CHARGED_HEADER = "X-Lcp-Charged-Msat"
+BALANCE_HEADER = "X-Lcp-Balance-Msat"
+REFUND_HEADER = "X-Lcp-Refund"
+ADAPTER_HEADER = "X-Lcp-Adapter"
+ROUTING_HEADER = "X-Lcp-Routing"
+
+_SAFE_HEADER = re.compile(r"[\x20-\x7e]{1,256}")
+_PENDING = "pending"
+# A paid response does not wait longer for a figure that goes with it.
+_BALANCE_S = 1.0
+# Nor does an error wait longer for a decision that the journal makes with its next commit.
+_REFUND_S = 1.0
+# The counter of streamed bytes is updated this often, not for every chunk.
+_COUNT_EVERY_BYTES = 16_384
+# How often to look whether a slow client has taken what was written.
+_LEAST_PAUSE_S = 0.002
+_MOST_PAUSE_S = 0.1
+
+# -- headers --------------------------------------------------------------------------------------
+
+
+def safe_header(value: str, otherwise: str) -> str:
+    """Return a provider's header value if it may stand in a header as it is, else ``otherwise``."""
+    value = value.strip()
+    return value if _SAFE_HEADER.fullmatch(value) else otherwise
 
 
 def purchase_headers(purchase: Purchase) -> dict[str, str]:
-    """Give the headers that tell of a purchase."""
+    """Return the headers of a purchase: payment, peer, job, price."""
     headers = {
         # Every head is that of a purchase that was paid, or that is free; a stream's goes out before it is whole.
         PAYMENT_HEADER: purchase.verdict.value,
@@ -54,10 +81,10 @@ def purchase_headers(purchase: Purchase) -> dict[str, str]:
 
 
 def result_headers(purchase: Purchase, head: ResultHead, otherwise: str) -> dict[str, str]:
-    """Give the headers of a result; ``otherwise`` is its type where the provider names none that can be sent."""
+    """Return the headers of a result; ``otherwise`` is its type where the provider's cannot be sent."""
     headers = {
         "Content-Type": safe_header(head.content_type, otherwise),
-        # A provider chooses the type of its bytes, and no browser shall guess another.
+        # A provider chooses the type of its bytes, and a browser must not guess another.
         "X-Content-Type-Options": "nosniff",
         **purchase_headers(purchase),
     }
@@ -68,7 +95,7 @@ def result_headers(purchase: Purchase, head: ResultHead, otherwise: str) -> dict
 
 
 def quote_response(held: HeldQuote, limits: SpendingLimits) -> web.Response:
-    """Give a quote that can be taken with ``X-Lcp-Quote-Id``; nothing was paid."""
+    """Return the response to ``X-Lcp-Quote-Only``: a quote that can be taken with ``X-Lcp-Quote-Id``."""
     offer = held.offer
     quote = offer.quote
     document: dict[str, object] = {
@@ -88,28 +115,28 @@ def quote_response(held: HeldQuote, limits: SpendingLimits) -> web.Response:
         document["charge_msat"] = charge.amount_msat
     if offer.candidate.routing is not None:
         document["routing_info"] = {**offer.candidate.routing, "price_msat": quote.price_msat}
-    return web.Response(
-        body=orjson.dumps(document),
-        content_type="application/json",
-        headers=quote_headers(quote),
-    )
+    return json_response(document, headers=quote_headers(quote))
 
 
-CHARGED_HEADER = "X-Lcp-Charged-Msat"
-BALANCE_HEADER = "X-Lcp-Balance-Msat"
-REFUND_HEADER = "X-Lcp-Refund"
-# A paid answer does not wait longer for a figure that goes with it.
-_BALANCE_S = 1.0
-# Nor does an error wait longer for a decision that the journal makes with its next commit.
-_REFUND_S = 1.0
-_PENDING = "pending"
+# -- charges --------------------------------------------------------------------------------------
 
 
-def refund_status(purchase: Purchase | EarlierPurchase) -> str | None:
-    """Return what became of a charge that is to be given back; None where there is none."""
+def charge_details(purchase: Purchase | EarlierPurchase | None) -> dict[str, int | str]:
+    """Return the charge of a purchase and its refund as JSON fields; empty where no customer is charged."""
+    if purchase is None or purchase.customer_msat is None:
+        return {}
+    details: dict[str, int | str] = {"charged_msat": purchase.customer_msat}
     if purchase.refund is not None:
-        return purchase.refund.value
-    return _PENDING if _awaits_refund(purchase) else None
+        details["refund"] = purchase.refund.value
+    elif _awaits_refund(purchase):
+        details["refund"] = _PENDING
+    return details
+
+
+def charge_headers(details: Mapping[str, object]) -> dict[str, str]:
+    """Return ``charge_details`` as headers."""
+    names = {"charged_msat": CHARGED_HEADER, "refund": REFUND_HEADER}
+    return {header: str(details[name]) for name, header in names.items() if name in details}
 
 
 def _awaits_refund(purchase: Purchase | EarlierPurchase) -> bool:
@@ -118,7 +145,7 @@ def _awaits_refund(purchase: Purchase | EarlierPurchase) -> bool:
 
 
 class ChargeReport:
-    """Tells customers. Where there are no accounts it has nothing to tell."""
+    """Tells customers their charge, their balance and their refund; without accounts there is nothing to tell."""
 
     def __init__(
         self,
@@ -126,49 +153,44 @@ class ChargeReport:
         log: FilteringBoundLogger,
         api_limits: ApiLimits | None = None,
     ) -> None:
-        """``api_limits`` bounds how many invoices are made at one time, and by default none is made without a bound."""
+        """``api_limits`` bounds how many invoices are made at one time; by default it is one."""
         self._wallet = wallet
         self._log = log
         self._api_limits = api_limits or ApiLimits(1, 1)
 
-    async def tell(self, exchange: RequestContext) -> None:
-        """Put the charge and what is left into the headers of an answer that is about to go out."""
-        account_id, purchase = exchange.caller.account_id, exchange.earlier or exchange.purchase
+    async def add_headers(self, context: RequestContext) -> None:
+        """Put the charge and the balance into the headers of a response that is about to go out."""
+        account_id, purchase = context.caller.account_id, context.earlier or context.purchase
         if self._wallet is None or account_id is None:
             return
-        if purchase is not None and purchase.customer_msat is not None:
-            exchange.headers[CHARGED_HEADER] = str(purchase.customer_msat)
-            if (refund := refund_status(purchase)) is not None:
-                exchange.headers[REFUND_HEADER] = refund
-            if _awaits_refund(purchase):
-                # What is given back is on its way: a balance without it would only mislead.
-                return
+        context.headers.update(charge_headers(charge_details(purchase)))
+        if purchase is not None and purchase.customer_msat is not None and _awaits_refund(purchase):
+            # The refund is on its way: a balance without it would only mislead.
+            return
         try:
             async with asyncio.timeout(_BALANCE_S):
                 balance = await self._wallet.balance(account_id)
-        except Exception as error:  # noqa: BLE001 - an answer that is paid must not fail for want of a figure
+        except Exception as error:  # noqa: BLE001 - a paid response must not fail for want of a figure
             self._log.warning("a balance cannot be read", error=type(error).__name__)
             return
-        exchange.headers[BALANCE_HEADER] = str(balance.available_msat)
+        context.headers[BALANCE_HEADER] = str(balance.available_msat)
 
     @staticmethod
-    async def say(exchange: RequestContext, failure: ApiError) -> None:
-        """Say in an error what the customer is charged all the same, and what became of a charge to be given back."""
-        purchase = exchange.earlier or exchange.purchase
+    async def describe(context: RequestContext, failure: ApiError) -> None:
+        """Add to an error the charge that stands all the same, and its refund."""
+        purchase = context.earlier or context.purchase
         if purchase is None or purchase.customer_msat is None:
             return
         if isinstance(purchase, Purchase):
             await purchase.refund_decided(_REFUND_S)
-        failure.details = {**failure.details, "charged_msat": purchase.customer_msat}
-        if (refund := refund_status(purchase)) is not None:
-            failure.details = {**failure.details, "refund": refund}
+        failure.details = {**failure.details, **charge_details(purchase)}
         if purchase.refund is Refund.WITHHELD:
             failure.message = f"{failure.message}; {REFUND_MESSAGES[Refund.WITHHELD]}"
 
-    async def refuse(self, exchange: RequestContext, error: InsufficientBalance) -> ApiError:
-        """Give the answer for a balance that is too low, with an invoice for what is missing."""
+    async def refuse(self, context: RequestContext, error: InsufficientBalance) -> ApiError:
+        """Return the error for a balance that is too low, with an invoice for the missing amount."""
         refusal = map_purchase_error(error)
-        account_id = exchange.caller.account_id
+        account_id = context.caller.account_id
         if self._wallet is None or account_id is None:
             return refusal
         missing_msat = error.required_msat - error.available_msat
@@ -192,24 +214,23 @@ class ChargeReport:
         return refusal
 
 
-ADAPTER_HEADER = "X-Lcp-Adapter"
-ROUTING_HEADER = "X-Lcp-Routing"
+# -- the body -------------------------------------------------------------------------------------
 
 
 class StreamStep(Protocol):
     """Changes a stream as it flows."""
 
     def feed(self, chunk: bytes) -> bytes:
-        """Take some bytes and give those that can go on."""
+        """Take some bytes; return those that can go on."""
         ...
 
     def rest(self) -> bytes:
-        """Give what was held back, at the end."""
+        """Return what was held back, at the end."""
         ...
 
 
 class ResultTransform:
-    """What the answer to one order needs: the way back through an adapter, and the word on the routing."""
+    """Changes a result only as far as the client asked the gateway itself: adapter, given id, routing information."""
 
     def __init__(
         self,
@@ -219,10 +240,7 @@ class ResultTransform:
         *,
         given_id: str = "",
     ) -> None:
-        """``order`` is as the client sent it: it tells what a result has to be turned back into.
-
-        ``given_id`` is the id of a result that has none.
-        """
+        """``order`` is as the client sent it; ``given_id`` is the id of a result that has none."""
         candidate = purchase.candidate
         plain = content_encoding.strip().lower() in {"", "identity"}
         self._adapter = candidate.adapter
@@ -230,43 +248,43 @@ class ResultTransform:
         self._info: Mapping[str, object] | None = None
         if candidate.routing is not None:
             self._info = {**candidate.routing, "price_msat": purchase.cost_msat}
-        self._tells_inside = self._info is not None and plain
+        self._body_info = self._info if plain else None
         self._purchase = purchase
         self._given_id = given_id if plain else ""
 
     def headers(self) -> dict[str, str]:
-        """Give the headers that say what was done."""
-        found = {}
+        """Return the headers that name the adapter and the routing."""
+        headers = {}
         if self._adapter:
-            found[ADAPTER_HEADER] = self._adapter
+            headers[ADAPTER_HEADER] = self._adapter
         if self._info is not None:
-            found[ROUTING_HEADER] = header_value(self._info)
-        return found
+            headers[ROUTING_HEADER] = header_value(self._info)
+        return headers
 
     def whole(self, body: bytes) -> bytes:
-        """Give a whole result as the client gets it."""
+        """Return a whole result as the client gets it."""
         if self._plan is not None:
             try:
                 body = from_chat(body, self._plan)
             except ValueError as error:
                 raise self._undelivered(error) from error
         if self._given_id and find_id((body,), stream=False) is None:
-            # What is no JSON object has no place for an id, and is not stored either.
+            # A body that is no JSON object has no place for an id, and is not stored either.
             with suppress(ValueError):
                 body = with_changes(body, {"id": self._given_id})
-        if self._tells_inside and self._info is not None:
-            body = add_to_result(body, self._info)
+        if self._body_info is not None:
+            body = add_to_result(body, self._body_info)
         return body
 
     def stream(self, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-        """Give a stream's bytes as the client gets them."""
+        """Return a stream's chunks as the client gets them."""
         steps: list[StreamStep] = []
         if self._plan is not None:
             steps.append(FromChatStream(self._plan))
         if self._given_id:
             steps.append(IdInjector(self._given_id))
-        if self._tells_inside and self._info is not None:
-            steps.append(RoutingInfoStream(self._info))
+        if self._body_info is not None:
+            steps.append(RoutingInfoStream(self._body_info))
         return self._through(chunks, steps) if steps else chunks
 
     async def _through(
@@ -275,178 +293,168 @@ class ResultTransform:
         try:
             async with aclosing(chunks):
                 async for chunk in chunks:
-                    shaped = chunk
+                    changed = chunk
                     for step in steps:
-                        shaped = step.feed(shaped)
-                    if shaped:
-                        yield shaped
+                        changed = step.feed(changed)
+                    if changed:
+                        yield changed
             tail = b""
             for step in steps:
                 tail = step.feed(tail) + step.rest()
             if tail:
                 yield tail
         except ValueError as error:
-            # It came whole, and is beyond what the adapter can turn back.
+            # The result came whole, and the adapter cannot turn it back.
             raise self._undelivered(error) from error
 
     def _undelivered(self, error: ValueError) -> Undelivered:
-        purchase = self._purchase
         return Undelivered(
             f"the result cannot be adapted: {error}",
-            quote=purchase.quote,
-            verdict=purchase.verdict,
+            quote=self._purchase.quote,
+            verdict=self._purchase.verdict,
         )
 
 
-# The counter of streamed bytes is touched this often, not for every chunk.
-_COUNT_EVERY_BYTES = 16_384
-# How often is looked whether a slow client has taken what was written.
-_LEAST_PAUSE_S = 0.002
-_MOST_PAUSE_S = 0.1
+# -- delivery -------------------------------------------------------------------------------------
 
 
 class ResponseWriter:
-    """Hands answers over."""
+    """Sends answers to the clients that wait for them: whole, or as they come."""
 
     def __init__(
         self,
         *,
         service: PurchaseService,
         metrics: Metrics,
-        charging: ChargeReport,
+        charges: ChargeReport,
         heartbeat_s: float,
         relay_limit_s: float,
     ) -> None:
+        """``relay_limit_s`` is how long a client may take to read a result."""
         self._service = service
         self._metrics = metrics
-        self._charging = charging
+        self._charges = charges
         self._heartbeat_s = heartbeat_s
         self._relay_limit_s = relay_limit_s
 
     async def deliver(
-        self,
-        request: web.Request,
-        exchange: RequestContext,
-        order: Order,
-        answer: ResultBuffer,
+        self, request: web.Request, context: RequestContext, order: Order, answer: ResultBuffer
     ) -> web.StreamResponse:
-        """Give the response. ``order`` is as the client sent it.
+        """Return the response. ``order`` is as the client sent it.
 
         Raises:
-            Exception: what kept the answer from coming, as long as the response has not begun.
+            Exception: the answer's own failure, as long as the response has not begun.
         """
-        exchange.answer = answer
+        context.answer = answer
         self._service.joined(answer)
         try:
             head = await answer.wait_head()
             purchase = answer.purchase
             assert purchase is not None  # noqa: S101 - a head comes of a purchase
-            shaping = ResultTransform(
+            transform = ResultTransform(
                 order, purchase, head.content_encoding, given_id=answer.given_id
             )
-            await self._charging.tell(exchange)
-            if purchase.order.task.stream:
-                headers = {
+            await self._charges.add_headers(context)
+            if not purchase.order.task.stream:
+                headers = {**result_headers(purchase, head, JSON), **transform.headers()}
+                body = transform.whole(b"".join([block async for block in answer.chunks()]))
+                return await self._whole(request, context, answer, body, headers)
+            response = web.StreamResponse(
+                headers={
                     **result_headers(purchase, head, EVENTS),
-                    **shaping.headers(),
+                    **transform.headers(),
                     **STREAM_HEADERS,
                 }
-                return await self._stream(request, exchange, answer, shaping, headers)
-            body = shaping.whole(b"".join([block async for block in answer.chunks()]))
-            exchange.result_bytes = len(body)
-            self._metrics.first_byte(exchange.endpoint, exchange.model, exchange.elapsed_s())
-            headers = {**result_headers(purchase, head, JSON), **shaping.headers()}
-            response = web.Response(body=body, headers=headers)
-            if purchase.holds_delivery:
-                await self._hand_over(request, response)
-                self._service.handed_over(answer)
+            )
+            relay = SseRelay(
+                request,
+                response,
+                kind=answer.order.task.kind,
+                heartbeat_s=self._heartbeat_s,
+                limit_s=self._relay_limit_s,
+                on_bytes=partial(self._count, context),
+            )
+            try:
+                await relay.run(transform.stream(answer.chunks()))
+                await self._confirm(request, answer)
+            except ConnectionError:
+                # The write found the client gone before the cancellation did.
+                raise asyncio.CancelledError from None
+            except Exception as error:
+                failure = _not_read(answer) if isinstance(error, TimeoutError) else map_error(error)
+                if failure is None or not relay.begun:
+                    raise
+                context.problem = failure.code or "broken off"
+                await self._charges.describe(context, failure)
+                is_told = isinstance(error, Undelivered) and error.is_told
+                await relay.break_off(failure, is_told=is_told)
+            finally:
+                self._count_streamed(context)
             return response
         finally:
             self._service.left(answer)
 
-    async def _stream(
+    async def _whole(
         self,
         request: web.Request,
-        exchange: RequestContext,
+        context: RequestContext,
         answer: ResultBuffer,
-        shaping: ResultTransform,
-        headers: dict[str, str],
-    ) -> web.StreamResponse:
-        response = web.StreamResponse(headers=headers)
-        relay = SseRelay(
-            request,
-            response,
-            kind=answer.order.task.kind,
-            heartbeat_s=self._heartbeat_s,
-            limit_s=self._relay_limit_s,
-            on_bytes=lambda count: self._note_bytes(exchange, count),
-        )
-        try:
-            await relay.run(shaping.stream(answer.chunks()))
-            if answer.purchase is not None and answer.purchase.holds_delivery:
-                await self._wait_until_sent(request)
-                self._service.handed_over(answer)
-        except ConnectionError:
-            # The write found the client gone before the cancellation did.
-            raise asyncio.CancelledError from None
-        except Exception as error:
-            failure = _not_read(answer) if isinstance(error, TimeoutError) else map_error(error)
-            if failure is None or not relay.begun:
-                raise
-            exchange.problem = failure.code or "broken off"
-            await self._charging.say(exchange, failure)
-            is_told = isinstance(error, Undelivered) and error.is_told
-            await relay.break_off(failure, is_told=is_told)
-        finally:
-            self._count(exchange)
+        body: bytes,
+        headers: Mapping[str, str],
+    ) -> web.Response:
+        context.result_bytes = len(body)
+        self._metrics.first_byte(context.endpoint, context.model, context.elapsed_s())
+        response = web.Response(body=body, headers=headers)
+        if answer.purchase is not None and answer.purchase.holds_delivery:
+            # Written here and not by aiohttp, so that it is known when it has left this process.
+            try:
+                async with asyncio.timeout(self._relay_limit_s):
+                    close_if_http10(request, response)
+                    await response.prepare(request)
+                    await response.write_eof()
+                await self._confirm(request, answer)
+            except (ConnectionError, TimeoutError):
+                if request.transport is not None:
+                    request.transport.abort()
+                raise asyncio.CancelledError from None
         return response
 
-    async def _hand_over(self, request: web.Request, response: web.Response) -> None:
-        """Write a response in one piece here and now, so that it is known when it has left this process."""
-        try:
-            async with asyncio.timeout(self._relay_limit_s):
-                close_if_http10(request, response)
-                await response.prepare(request)
-                await response.write_eof()
-            await self._wait_until_sent(request)
-        except (ConnectionError, TimeoutError):
-            if request.transport is not None:
-                request.transport.abort()
-            raise asyncio.CancelledError from None
-
-    async def _wait_until_sent(self, request: web.Request) -> None:
-        """Wait until the kernel has taken all that was written: from then on a kill of this process takes nothing back.
+    async def _confirm(self, request: web.Request, answer: ResultBuffer) -> None:
+        """Record a delivery that waits for it, once the kernel has taken all bytes: a kill of this process then loses none.
 
         A client that does not read for as long as a result may take is cut off.
         """
+        if answer.purchase is None or not answer.purchase.holds_delivery:
+            return
         pause_s, left_s = _LEAST_PAUSE_S, self._relay_limit_s
         transport = request.transport
         while transport is not None and not transport.is_closing():
             if not transport.get_write_buffer_size():
-                return
+                break
             if left_s <= 0:
                 transport.abort()
-                return
+                break
             await asyncio.sleep(pause_s)
             left_s -= pause_s
             pause_s = min(2 * pause_s, _MOST_PAUSE_S)
+        self._service.handed_over(answer)
 
-    def _note_bytes(self, exchange: RequestContext, count: int) -> None:
-        if not exchange.result_bytes:
-            self._metrics.first_byte(exchange.endpoint, exchange.model, exchange.elapsed_s())
-        exchange.result_bytes += count
-        if exchange.result_bytes - exchange.counted_bytes >= _COUNT_EVERY_BYTES:
-            self._count(exchange)
+    def _count(self, context: RequestContext, byte_count: int) -> None:
+        if not context.result_bytes:
+            self._metrics.first_byte(context.endpoint, context.model, context.elapsed_s())
+        context.result_bytes += byte_count
+        if context.result_bytes - context.counted_bytes >= _COUNT_EVERY_BYTES:
+            self._count_streamed(context)
 
-    def _count(self, exchange: RequestContext) -> None:
-        self._metrics.streamed(exchange.result_bytes - exchange.counted_bytes)
-        exchange.counted_bytes = exchange.result_bytes
+    def _count_streamed(self, context: RequestContext) -> None:
+        self._metrics.streamed(context.result_bytes - context.counted_bytes)
+        context.counted_bytes = context.result_bytes
 
 
 def _not_read(answer: ResultBuffer) -> ApiError:
     return ApiError(
         408,
-        "the answer was not read in time",
+        "the client did not read the answer in time",
         code="answer_not_read",
         verdict=answer.verdict,
         quote=answer.purchase.quote if answer.purchase is not None else None,

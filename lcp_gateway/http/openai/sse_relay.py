@@ -1,11 +1,12 @@
 """Relays a paid stream to the client: its bytes as they come, and never a clean end unless all of them came."""
 
 import asyncio
-import re
 import socket
 import struct
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
+from types import TracebackType
+from typing import Any, Self
 
 import orjson
 from aiohttp import HttpVersion11, web
@@ -16,19 +17,13 @@ from lcp_gateway.http.errors import ApiError
 from lcp_gateway.purchase.order import TaskKind
 
 _HEARTBEAT = b": heartbeat\n\n"
-# How long an answer that was broken off may take to leave before the connection is torn down.
+# How long a response that was broken off may take to leave before the connection is torn down.
 _FLUSH_S = 5.0
-_SAFE_HEADER = re.compile(r"[\x20-\x7e]{1,256}")
-
-
-def safe_header(value: str, otherwise: str) -> str:
-    """Give a provider's header value if it may stand in a header as it is, else ``otherwise``."""
-    value = value.strip()
-    return value if _SAFE_HEADER.fullmatch(value) else otherwise
+_TAIL_BYTES = 4
 
 
 def close_if_http10(request: web.Request, response: web.StreamResponse) -> None:
-    """Have the connection of an HTTP/1.0 client closed at a body's end, also where it asked to keep it.
+    """Close the connection of an HTTP/1.0 client at the body's end, also where the client asked to keep it.
 
     Without chunks and without a length nothing else ends the body.
     """
@@ -37,7 +32,7 @@ def close_if_http10(request: web.Request, response: web.StreamResponse) -> None:
 
 
 class SseRelay:
-    """Writes one streamed answer."""
+    """Writes one streamed response."""
 
     def __init__(
         self,
@@ -50,7 +45,7 @@ class SseRelay:
         on_bytes: Callable[[int], None],
         on_head: Callable[[], None] = lambda: None,
     ) -> None:
-        """``on_bytes`` is told how many of the result's bytes have just come, ``on_head`` that the head goes out now."""
+        """``on_bytes`` is called with the size of each chunk that has come, ``on_head`` before the head goes out."""
         self._request = request
         self._response = response
         self._kind = kind
@@ -65,26 +60,43 @@ class SseRelay:
 
     @property
     def begun(self) -> bool:
-        """Tell whether the answer's head is out, so that an error can no longer be an answer of its own."""
+        """Whether the head is out, so that an error can no longer be a response of its own."""
         return self._response.prepared
 
     async def run(self, chunks: AsyncGenerator[bytes, None]) -> None:
         """Write all chunks, then the end.
 
-        Waits for the first chunk before the head goes out: what fails before it is an ordinary error answer.
+        Waits for the first chunk, or for the first heartbeat, before the head goes out: a failure before it is an
+        ordinary error response.
 
         Raises:
-            whatever ``chunks`` raises, ConnectionResetError when the client is gone, and TimeoutError when it does not
-            read.
+            whatever ``chunks`` raises, ConnectionResetError when the client is gone, and TimeoutError when the client does
+            not read for ``limit_s``.
         """
+        response = self._response
+        heartbeats = _Heartbeats(self._heartbeat_s, self._write) if self._sse else None
+        beating: AbstractAsyncContextManager[object] = heartbeats or nullcontext()
         # A client that does not read must not hold its place for longer than the result can be had.
-        async with asyncio.timeout(self._limit_s):
-            await self._relay(chunks)
+        async with asyncio.timeout(self._limit_s), beating, aclosing(chunks):
+            async for chunk in chunks:
+                self._on_bytes(len(chunk))
+                if heartbeats is not None:
+                    await heartbeats.pause()
+                if not response.prepared:
+                    await self._write(chunk)
+                elif chunk:
+                    await response.write(chunk)
+                if heartbeats is not None:
+                    heartbeats.go_on(chunk)
+            if heartbeats is not None:
+                await heartbeats.pause()
+            await self._prepare()
+            await response.write_eof()
 
     async def break_off(self, error: ApiError, *, is_told: bool = False) -> None:
-        """End an answer that has begun: say why, if the client reads events, and close without the end of the body.
+        """End a response that has begun: write the error if the client reads events, and close without the end of the body.
 
-        ``is_told`` says that the client has read an error already: that of the provider.
+        ``is_told`` is true where the client has read an error already: that of the provider.
         """
         transport = self._request.transport
         if transport is None or transport.is_closing():
@@ -99,27 +111,14 @@ class SseRelay:
         if self._request.version < HttpVersion11:
             # Without chunks the end of the connection is the end of the body: only a reset tells that it was cut.
             _reset_on_close(transport)
-        # close() sends what is written and then ends the connection: no last chunk, so nobody takes it for whole.
+        # close() sends what is written and then ends the connection: without a last chunk no client takes it for whole.
         transport.close()
         asyncio.get_running_loop().call_later(_FLUSH_S, transport.abort)
 
-    async def _relay(self, chunks: AsyncGenerator[bytes, None]) -> None:
-        source = self._with_heartbeats(chunks) if self._heartbeat_s and self._sse else chunks
-        async with aclosing(chunks), aclosing(source):
-            async for chunk in source:
-                if chunk is _HEARTBEAT:
-                    await self._write(chunk)
-                    continue
-                self._on_bytes(len(chunk))
-                await self._write(chunk)
-        await self._prepare()
-        await self._response.write_eof()
-
     async def _write(self, data: bytes) -> None:
-        if not data:
-            return
-        await self._prepare()
-        await self._response.write(data)
+        if data:
+            await self._prepare()
+            await self._response.write(data)
 
     async def _prepare(self) -> None:
         if not self._response.prepared:
@@ -127,32 +126,69 @@ class SseRelay:
             close_if_http10(self._request, self._response)
             await self._response.prepare(self._request)
 
-    async def _with_heartbeats(
-        self, chunks: AsyncGenerator[bytes, None]
-    ) -> AsyncGenerator[bytes, None]:
-        """Put a comment between events while nothing comes; never inside one."""
-        tail = b"\n\n"
-        pending = asyncio.ensure_future(anext(chunks, None))
-        try:
-            while True:
-                done, _ = await asyncio.wait({pending}, timeout=self._heartbeat_s)
-                if not done:
-                    if ends_event(tail):
-                        yield _HEARTBEAT
-                    continue
-                chunk = pending.result()
-                if chunk is None:
-                    return
-                yield chunk
-                tail = (tail + chunk)[-4:]
-                pending = asyncio.ensure_future(anext(chunks, None))
-        finally:
-            if not pending.done():
-                pending.cancel()
-                await asyncio.wait({pending})
-            elif not pending.cancelled():
-                # Looked at, since whoever would have raised it is gone.
-                pending.exception()
+
+class _Heartbeats:
+    """Writes a comment between events, never inside one, whenever no chunk has come for ``every_s``; 0 is never."""
+
+    def __init__(self, every_s: float, write: Callable[[bytes], Coroutine[Any, Any, None]]) -> None:
+        self._every_s = every_s
+        self._write = write
+        self._loop = asyncio.get_running_loop()
+        self._idle_since: float | None = self._loop.time()
+        self._tail = b"\n\n"
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._every_s:
+            self._timer = self._loop.call_later(self._every_s, self._due)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        writing = self._writing
+        if writing is None:
+            return
+        if not isinstance(error, asyncio.CancelledError):
+            # A head that it writes is out before the caller asks; the client's absence is told by the block's own error.
+            with suppress(ConnectionError):
+                await writing
+        elif not writing.cancel() and not writing.cancelled():
+            # Retrieved: the error of a task that has ended is logged otherwise.
+            writing.exception()
+
+    async def pause(self) -> None:
+        """Write no heartbeat from now on, and wait for one that is being written.
+
+        Raises:
+            ConnectionError: the client is gone.
+        """
+        self._idle_since = None
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            await writing
+
+    def go_on(self, chunk: bytes) -> None:
+        """Write heartbeats again; ``chunk`` was written last."""
+        self._tail = (self._tail + chunk[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+        self._idle_since = self._loop.time()
+
+    def _due(self) -> None:
+        # One timer for the whole stream, which looks when the last chunk came: cheaper than one a chunk.
+        idle_s = 0.0 if self._idle_since is None else self._loop.time() - self._idle_since
+        wait_s = self._every_s - idle_s
+        if wait_s <= 0:
+            wait_s = self._every_s
+            last = self._writing
+            if ends_event(self._tail) and (last is None or (last.done() and not last.exception())):
+                self._writing = self._loop.create_task(self._write(_HEARTBEAT))
+        self._timer = self._loop.call_later(wait_s, self._due)
 
 
 def _reset_on_close(transport: asyncio.Transport) -> None:
@@ -162,17 +198,10 @@ def _reset_on_close(transport: asyncio.Transport) -> None:
 
 
 def _error_event(kind: TaskKind, error: ApiError) -> bytes:
-    """Write an error as an event; the empty line before it ends an event that was cut."""
+    """Return an error as an event; the empty line before it ends an event that was cut."""
     body = error.as_object()
     if kind is TaskKind.RESPONSES:
-        data = orjson.dumps(
-            {
-                "type": "error",
-                "code": body["code"],
-                "message": body["message"],
-                "param": body["param"],
-                "error": body,
-            }
-        )
+        told = {key: body[key] for key in ("code", "message", "param")}
+        data = orjson.dumps({"type": "error", **told, "error": body})
         return b"\n\nevent: error\ndata: " + data + b"\n\n"
     return b"\n\ndata: " + orjson.dumps({"error": body}) + b"\n\n"

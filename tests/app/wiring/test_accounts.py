@@ -177,11 +177,11 @@ async def test_what_runs_counts_against_a_limit_that_is_set_later():
     none, one = Settings(key_concurrent_jobs=2), Settings(key_concurrent_jobs=1)
     caller = SimpleNamespace(key_id="k", rules=KeyRules())
     async with shop(none) as it:
-        lease = await parts_of(it, none).admission.job(caller)
+        lease = await parts_of(it, none).admission.lease(caller)
         with pytest.raises(TooManyConcurrentJobs):
-            await parts_of(it, one).admission.job(caller)
+            await parts_of(it, one).admission.lease(caller)
         await lease.give_back()
-        await parts_of(it, one).admission.job(caller)
+        await parts_of(it, one).admission.lease(caller)
 
 
 # -- keys, kept in memory -------------------------------------------------------------------------

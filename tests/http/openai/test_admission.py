@@ -15,10 +15,12 @@ from lcp_gateway.accounts.limits.rate_counters import MemoryWindows, RateLimits
 from lcp_gateway.accounts.limits.rates import Allowance, LimitedBy, RateKind, RateLimited, Rates
 from lcp_gateway.accounts.shared.outage import ShieldedCalls
 from lcp_gateway.http.authentication import ANONYMOUS
+from lcp_gateway.http.context import RequestContext
 from lcp_gateway.http.errors import ApiError
-from lcp_gateway.http.openai.admission import Admission
+from lcp_gateway.http.openai.admission import Admission, AdmissionTicket, JobsInFlight
 from lcp_gateway.purchase.money import Budget, Msat, Period
 from lcp_gateway.purchase.order import Task, TaskKind
+from lcp_gateway.telemetry.metrics import Metrics
 
 
 def caller(**rules) -> Caller:
@@ -88,23 +90,23 @@ def test_a_key_buys_no_other_model(model):
 
 async def test_a_key_has_so_many_jobs_at_once_and_the_place_is_free_when_one_ends():
     gate, who = admission(), caller(concurrent_jobs=2)
-    first, _second = await gate.job(who), await gate.job(who)
+    first, _second = await gate.lease(who), await gate.lease(who)
     with pytest.raises(TooManyConcurrentJobs):
-        await gate.job(who)
+        await gate.lease(who)
     await first.give_back()
-    await gate.job(who)
+    await gate.lease(who)
     with pytest.raises(TooManyConcurrentJobs):
-        await gate.job(who)
+        await gate.lease(who)
 
 
 async def test_the_jobs_of_those_who_need_no_key_are_not_counted():
     gate = admission(jobs=1)
     for _ in range(3):
-        await gate.job(ANONYMOUS)
+        await gate.lease(ANONYMOUS)
     # The same gate counts the jobs of a key.
-    await gate.job(caller())
+    await gate.lease(caller())
     with pytest.raises(TooManyConcurrentJobs):
-        await gate.job(caller())
+        await gate.lease(caller())
 
 
 # -- clients that leave while Redis is asked --------------------------------------------------------
@@ -166,10 +168,10 @@ async def left_during(slow, work) -> None:
 async def test_a_client_that_leaves_while_its_job_is_counted_leaves_no_lease(slow, calls):
     """A12: the lease was taken all the same and renewed for ever, so that the key was locked out."""
     gate = of_redis(slow, calls)
-    await left_during(slow, gate.job(caller()))
+    await left_during(slow, gate.lease(caller()))
     await calls.close()
     renewed = slow.renewed
-    async with await gate.job(caller()):
+    async with await gate.lease(caller()):
         pass
     await asyncio.sleep(2 * slow.lease_s)
     assert slow.renewed == renewed, "nothing is renewed for a job that never ran"
@@ -178,7 +180,7 @@ async def test_a_client_that_leaves_while_its_job_is_counted_leaves_no_lease(slo
 async def test_a_client_that_leaves_while_too_many_run_is_no_error_later(slow, calls):
     gate = of_redis(slow, calls)
     slow._running["key_1"] = 1
-    await left_during(slow, gate.job(caller()))
+    await left_during(slow, gate.lease(caller()))
     await calls.close()
     assert slow._running == {"key_1": 1}
 
@@ -186,7 +188,7 @@ async def test_a_client_that_leaves_while_too_many_run_is_no_error_later(slow, c
 async def test_a_client_that_leaves_at_the_very_end_of_its_job_leaves_no_lease(slow, calls):
     gate = of_redis(slow, calls)
     slow.answers.set()
-    lease = await gate.job(caller())
+    lease = await gate.lease(caller())
     slow.answers.clear()
     slow.asked.clear()
     await left_during(slow, gate.release(lease, Allowance(), 4, 4))
@@ -230,18 +232,22 @@ def clock():
     return lambda: 600_000.0
 
 
+async def settle(gate: Admission, *counted) -> None:
+    await gate.release(await gate.lease(ANONYMOUS), *counted)
+
+
 async def test_without_limits_nothing_is_counted():
     gate = admission()
     allowance = await gate.count(caller(), task())
     assert (allowance.tokens, allowance.headers) == (0, {})
-    await gate.settle(allowance, 400, 400)
+    await settle(gate, allowance, 400, 400)
 
 
 async def test_a_request_counts_as_the_tokens_of_its_body_and_its_answer_is_counted_after(clock):
     gate = limited(clock, key=Rates(tokens_per_minute=250))
     first = await gate.count(caller(), task(size=400))
     assert first.headers["x-ratelimit-remaining-tokens"] == "150"
-    await gate.settle(first, 400, 400)
+    await settle(gate, first, 400, 400)
     second = await gate.count(caller(), task(size=4))
     assert second.headers["x-ratelimit-remaining-tokens"] == "49"
 
@@ -270,7 +276,7 @@ async def test_those_without_a_key_are_not_one_key_together(clock):
 async def test_what_an_answer_took_stands_in_the_way_of_the_next_request(clock):
     gate = limited(clock, key=Rates(tokens_per_minute=150))
     allowance = await gate.count(caller(), task(size=400))
-    await gate.settle(allowance, 400, 4_000)
+    await settle(gate, allowance, 400, 4_000)
     with pytest.raises(RateLimited):
         await gate.count(caller(), task(size=4))
 
@@ -279,13 +285,209 @@ async def test_what_an_answer_took_stands_in_the_way_of_the_next_request(clock):
 @pytest.mark.parametrize("asked", ["gpt-4o-mini", "real"])
 def test_an_alias_and_its_model_are_the_same_to_a_key(listed, asked):
     names = {"gpt-4o-mini": "real"}
-    door = Admission(
+    gate = Admission(
         None,
         ConcurrencyLimits(MemoryLeases(), default=0),
         resolve=lambda name: names.get(name, name),
     )
     who = caller(models=frozenset({listed}))
-    order = door.order(who, task(asked), request_id="r", limit_msat=None)
+    order = gate.order(who, task(asked), request_id="r", limit_msat=None)
     assert "real" in order.models
     with pytest.raises(ApiError):
-        door.order(who, task("other"), request_id="r", limit_msat=None)
+        gate.order(who, task("other"), request_id="r", limit_msat=None)
+
+
+# -- the place of a request among those in flight ----------------------------------------------------
+
+
+def jobs(limit=0) -> JobsInFlight:
+    return JobsInFlight(limit, Metrics())
+
+
+def ticket(
+    held: JobsInFlight, who: Caller = ANONYMOUS, gate: Admission | None = None
+) -> AdmissionTicket:
+    context = RequestContext("r")
+    context.caller = who
+    return AdmissionTicket(gate or admission(), held, context)
+
+
+async def refused(held: JobsInFlight) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        await ticket(held).__aenter__()
+    return caught.value
+
+
+async def work(held: JobsInFlight, until: asyncio.Event, ended: list):
+    async with ticket(held):
+        try:
+            await until.wait()
+            ended.append("done")
+        except asyncio.CancelledError:
+            ended.append("cut")
+
+
+async def test_past_the_limit_a_job_is_turned_away_and_may_come_again():
+    held = jobs(limit=1)
+    async with ticket(held):
+        error = await refused(held)
+        assert (error.status, error.retry) == (429, True)
+    async with ticket(held):
+        assert len(held) == 1
+
+
+async def test_while_draining_no_job_is_taken():
+    held = jobs()
+    assert await held.drain(0.1, lambda: 0) == 0
+    assert (await refused(held)).status == 503
+
+
+async def test_draining_waits_for_what_runs():
+    held, ended, until = jobs(), [], asyncio.Event()
+    running = asyncio.create_task(work(held, until, ended))
+    asyncio.get_running_loop().call_later(0.1, until.set)
+    await asyncio.sleep(0)
+    assert await held.drain(5, lambda: len(held)) == 0
+    await running
+    assert ended == ["done"]
+
+
+async def test_what_does_not_finish_in_time_is_interrupted_and_may_say_so():
+    held, ended, until = jobs(), [], asyncio.Event()
+    running = asyncio.create_task(work(held, until, ended))
+    await asyncio.sleep(0)
+
+    def interrupt():
+        until.set()
+        return 1
+
+    assert await held.drain(0.05, interrupt) == 1
+    await running
+    assert ended == ["done"]
+
+
+async def test_what_does_not_even_then_end_is_cut(monkeypatch):
+    monkeypatch.setattr("lcp_gateway.http.openai.admission._ABORT_S", 0.05)
+    held, ended = jobs(), []
+    running = asyncio.create_task(work(held, asyncio.Event(), ended))
+    await asyncio.sleep(0)
+    await held.drain(0.05, lambda: 0)
+    await running
+    assert ended == ["cut"]
+
+
+async def test_a_hurry_cuts_the_grace_time():
+    held, ended, until = jobs(), [], asyncio.Event()
+    running = asyncio.create_task(work(held, until, ended))
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0.05, held.hurry)
+    async with asyncio.timeout(5):
+        await held.drain(60, lambda: until.set() or 0)
+    await running
+
+
+async def test_another_limit_ends_nothing_and_holds_for_the_next():
+    held, until, ended = jobs(limit=2), asyncio.Event(), []
+    running = [asyncio.create_task(work(held, until, ended)) for _ in range(2)]
+    await asyncio.sleep(0)
+    held.use(1)
+    await refused(held)
+    until.set()
+    await asyncio.gather(*running)
+    assert ended == ["done", "done"]
+    async with ticket(held):
+        await refused(held)
+    held.use(0)
+    async with ticket(held), ticket(held):
+        assert len(held) == 2
+
+
+# -- requests that are handed over to a background job ----------------------------------------------
+
+
+async def hand_over(held: JobsInFlight, coroutine) -> asyncio.Task:
+    """Admit a job as a request does, and have it last as long as another task."""
+    task = asyncio.ensure_future(coroutine)
+    async with ticket(held) as held_ticket:
+        held_ticket.hand_over(task)
+    return task
+
+
+async def test_a_job_that_was_handed_over_lasts_as_long_as_its_task_and_ends_once():
+    held, until = jobs(limit=1), asyncio.Event()
+    task = await hand_over(held, until.wait())
+    assert len(held) == 1
+    await refused(held)
+    until.set()
+    await task
+    await asyncio.sleep(0)
+    assert len(held) == 0
+    assert held._metrics.registry.get_sample_value("lcpgateway_jobs_in_flight") == 0
+    async with ticket(held):
+        assert len(held) == 1
+
+
+async def test_one_whose_task_has_ended_already_ends_too():
+    held = jobs()
+    task = asyncio.ensure_future(asyncio.sleep(0))
+    await task
+    async with ticket(held) as held_ticket:
+        held_ticket.hand_over(task)
+    await asyncio.sleep(0)
+    assert len(held) == 0
+
+
+async def test_one_whose_task_fails_or_is_cancelled_ends_too():
+    async def fail():
+        raise RuntimeError
+
+    held = jobs()
+    failing = await hand_over(held, fail())
+    cancelled = await hand_over(held, asyncio.Event().wait())
+    cancelled.cancel()
+    await asyncio.gather(failing, cancelled, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert len(held) == 0
+
+
+async def test_one_that_is_not_handed_over_because_its_request_failed_ends_with_that():
+    held = jobs()
+    with pytest.raises(RuntimeError):
+        async with ticket(held):
+            raise RuntimeError
+    assert len(held) == 0
+
+
+async def test_draining_waits_for_what_was_handed_over():
+    held, until = jobs(), asyncio.Event()
+    await hand_over(held, until.wait())
+    asyncio.get_running_loop().call_later(0.05, until.set)
+    async with asyncio.timeout(5):
+        assert await held.drain(5, lambda: len(held)) == 0
+
+
+async def test_what_was_handed_over_and_does_not_end_is_cut(monkeypatch):
+    monkeypatch.setattr("lcp_gateway.http.openai.admission._ABORT_S", 0.05)
+    held = jobs()
+    request = asyncio.current_task()
+    task = await hand_over(held, asyncio.Event().wait())
+    await held.drain(0.05, lambda: 0)
+    await asyncio.sleep(0)
+    assert task.cancelled() and not request.cancelling()
+
+
+async def test_a_place_is_free_again_where_the_key_has_no_lease_left():
+    held, gate, who = jobs(limit=2), admission(), caller(concurrent_jobs=1)
+    async with ticket(held, who, gate):
+        with pytest.raises(ApiError) as caught:
+            await ticket(held, who, gate).__aenter__()
+        assert (caught.value.status, len(held)) == (429, 1)
+    async with ticket(held, who, gate):
+        assert len(held) == 1
+
+
+async def test_a_client_that_leaves_while_its_lease_is_taken_leaves_no_place(slow, calls):
+    held = jobs(limit=1)
+    await left_during(slow, ticket(held, caller(), of_redis(slow, calls)).__aenter__())
+    assert len(held) == 0
+    await calls.close()

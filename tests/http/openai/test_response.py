@@ -6,7 +6,12 @@ from dataclasses import replace
 import pytest
 
 from lcp_gateway.app.adapting import COMPLETIONS_AS_CHAT
-from lcp_gateway.http.openai.response import ADAPTER_HEADER, ROUTING_HEADER, ResultTransform
+from lcp_gateway.http.openai.response import (
+    ADAPTER_HEADER,
+    ROUTING_HEADER,
+    ResultTransform,
+    safe_header,
+)
 from lcp_gateway.purchase.errors import Undelivered
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task, TaskKind
@@ -196,3 +201,8 @@ async def test_a_reader_that_leaves_lets_the_stream_behind_go():
     assert b"routing_info" in await anext(stream)
     await stream.aclose()
     assert left == ["closed"]
+
+
+@pytest.mark.parametrize("value", ["", "text/plain\r\nX-Evil: 1", "a\x00b", "é", "x" * 300])
+def test_a_header_that_a_provider_chose_cannot_do_harm(value):
+    assert safe_header(value, "text/plain") == "text/plain"

@@ -44,7 +44,7 @@ class _Bought(ResultBuffer):
 
 
 async def told(bank, found: RequestContext) -> dict[str, str]:
-    await ChargeReport(bank.wallet(), LOG).tell(found)
+    await ChargeReport(bank.wallet(), LOG).add_headers(found)
     return found.headers
 
 
@@ -83,7 +83,7 @@ async def test_who_bought_nothing_is_told_the_balance_alone(bank):
 async def test_where_nobody_is_charged_nothing_is_said(bank):
     assert await told(bank, exchange(None, *SETTLED)) == {}
     found = exchange(None, *SETTLED)
-    await ChargeReport(None, LOG).tell(found)
+    await ChargeReport(None, LOG).add_headers(found)
     assert found.headers == {}
 
 
@@ -97,14 +97,14 @@ async def test_an_answer_that_is_paid_goes_out_though_no_balance_can_be_read(ban
     wallet.balance = away
     found = exchange(account_id, *SETTLED)
     with structlog.testing.capture_logs() as logs:
-        await ChargeReport(wallet, structlog.get_logger()).tell(found)
+        await ChargeReport(wallet, structlog.get_logger()).add_headers(found)
     assert found.headers == {"X-Lcp-Charged-Msat": "5500"}
     assert [(line["log_level"], line["error"]) for line in logs] == [("warning", "OSError")]
 
 
 async def test_an_error_says_what_is_charged_all_the_same():
     failure = ApiError(502, "no", details={"a": 1})
-    await ChargeReport.say(exchange("acct_1", *SETTLED, PurchaseEvent.FAIL_DELIVERY), failure)
+    await ChargeReport.describe(exchange("acct_1", *SETTLED, PurchaseEvent.FAIL_DELIVERY), failure)
     assert failure.details == {"a": 1, "charged_msat": 5_500}
 
 
@@ -119,7 +119,7 @@ async def test_an_error_waits_for_what_becomes_of_the_charge(
     account_id = await bank.customer(9_000)
     found = exchange(account_id, *SETTLED, PurchaseEvent.FAIL_DELIVERY, refund=True)
     failure = ApiError(502, "no")
-    saying = asyncio.ensure_future(ChargeReport.say(found, failure))
+    saying = asyncio.ensure_future(ChargeReport.describe(found, failure))
     await asyncio.sleep(0)
     if decided is not None:
         found.purchase.hear_refund(decided)
@@ -134,7 +134,7 @@ async def test_an_error_waits_for_what_becomes_of_the_charge(
 
 async def test_an_error_says_nothing_of_charges_to_those_who_have_none():
     failure = ApiError(502, "no")
-    await ChargeReport.say(exchange(None, *SETTLED), failure)
+    await ChargeReport.describe(exchange(None, *SETTLED), failure)
     assert failure.details == {}
 
 
@@ -226,7 +226,7 @@ async def test_a_repeat_is_told_the_charge_of_the_purchase_that_it_repeats(
     charge = Charge(account_id, Msat(5_500), TEN_PERCENT, refund is not Refund.WITHHELD)
     found, failure = exchange(account_id, PurchaseEvent.REFUSE), ApiError(409, "bought before")
     found.earlier = EarlierPurchase(quote(5_000), state, "key_1", "req_0", None, charge, refund)
-    await ChargeReport.say(found, failure)
+    await ChargeReport.describe(found, failure)
     headers = await told(bank, found)
     assert headers["X-Lcp-Charged-Msat"] == str(charged_msat)
     assert headers["X-Lcp-Balance-Msat"] == "9000"
