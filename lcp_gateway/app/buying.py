@@ -1,11 +1,12 @@
 """Makes what buys, as one configuration says it: limits, tariff, the inspection of quotes, quoting and execution."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from lcp_gateway.app.accounting import QuoteFailures, QuoteNotes
-from lcp_gateway.app.runtime import Runtime
+from lcp_gateway.app.wiring.journal import Ledgers
 from lcp_gateway.app.wiring.routing import model_limits
 from lcp_gateway.config import Settings
 from lcp_gateway.lightning.checks import QuoteMismatch, check_quote
@@ -13,11 +14,14 @@ from lcp_gateway.purchase.execution import PurchaseExecutor, utc_now
 from lcp_gateway.purchase.limits import FeeEstimate, SpendingLimits
 from lcp_gateway.purchase.money import PPM_PER_PERCENT, Markup, Msat, Period, Tariff
 from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.ports import Upstream
 from lcp_gateway.purchase.quote import ProviderSource, Quote
-from lcp_gateway.purchase.quoting import QuoteRequester, QuotingRules
+from lcp_gateway.purchase.quoting import PaidJobs, QuoteRequester, QuotingRules
 from lcp_gateway.purchase.result_buffer import BufferLimits
 from lcp_gateway.purchase.service import Timeouts
 from lcp_gateway.purchase.shared_purchases import SharedPurchases
+from lcp_gateway.purchase.tracing import Tracing
+from lcp_gateway.routing.measurements import Measurements
 from lcp_gateway.routing.peer_trust import PeerTrust
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstreams.result_judges import judge_result
@@ -118,48 +122,54 @@ class Inspector:
         return invoice.payment_hash
 
 
-def buying_parts(settings: Settings, lasting: Runtime) -> BuyingParts:
-    """Wire them.
-
-    Raises:
-        LedgerError: something that the settings ask for cannot be had.
-    """
-    opened = lasting.opened
-    metrics, standings = opened.metrics, opened.standings
+def buying_parts(
+    settings: Settings,
+    *,
+    upstream: Upstream,
+    ledgers: Ledgers,
+    trust: PeerTrust,
+    measurements: Measurements,
+    background: Callable[[Coroutine[Any, Any, None]], None],
+    paid_jobs: PaidJobs,
+    shared: SharedPurchases | None,
+    metrics: Metrics,
+    tracing: Tracing,
+) -> BuyingParts:
+    """Wire what buys."""
     limits = spending_limits(settings)
     inspector = Inspector(
         limits=limits,
-        standings=standings,
-        network=lambda: settings.network or opened.ledgers.network,
+        standings=trust,
+        network=lambda: settings.network or ledgers.network,
         metrics=metrics,
     )
     return BuyingParts(
         limits=limits,
         market=QuoteRequester(
-            opened.upstream,
+            upstream,
             QuotingRules(
                 at_once=settings.quote_fanout,
                 at_most=settings.quote_attempts,
                 timeout_s=settings.timeout_quote_s,
             ),
             inspect=inspector,
-            background=lasting.background.start,
+            background=background,
             cancel_timeout_s=settings.cancel_timeout_s,
-            on_quote=QuoteNotes(metrics, lasting.records),
-            on_failure=QuoteFailures(metrics, standings, lasting.records),
-            tracing=opened.tracing,
-            paid_jobs=lasting.paid_jobs,
+            on_quote=QuoteNotes(metrics, measurements),
+            on_failure=QuoteFailures(metrics, trust, measurements),
+            tracing=tracing,
+            paid_jobs=paid_jobs,
         ),
         buyer=PurchaseExecutor(
-            opened.upstream,
-            journal=opened.ledgers.journal,
+            upstream,
+            journal=ledgers.journal,
             inspect=inspector,
             limits=limits,
-            exposure=standings,
+            exposure=trust,
             execute_timeout_s=settings.timeout_execute_s,
             judgement=judge_result,
-            tracing=opened.tracing,
-            paid_jobs=lasting.paid_jobs,
+            tracing=tracing,
+            paid_jobs=paid_jobs,
         ),
         bounds=BufferLimits(window_bytes=settings.stream_buffer_bytes),
         patience=Timeouts(
@@ -168,5 +178,5 @@ def buying_parts(settings: Settings, lasting: Runtime) -> BuyingParts:
             settings.timeout_s,
             settings.timeout_quote_s + settings.timeout_execute_s,
         ),
-        shared=opened.sharing.answers(settings),
+        shared=shared,
     )

@@ -1,19 +1,22 @@
-"""Makes the gateway: what lasts, and what one configuration makes of it, which is exchanged as a whole when settings change."""
+"""The gateway: its runtime state, and what one configuration makes of it, which a reload exchanges as a whole."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aiohttp import web
 
 from lcp_gateway.__about__ import __version__
+from lcp_gateway.app.accounting import Accounting
+from lcp_gateway.app.background_tasks import BackgroundTasks, ShortTasks
 from lcp_gateway.app.buying import BuyingParts, buying_parts
 from lcp_gateway.app.measuring import Measuring, Observers
-from lcp_gateway.app.runtime import Runtime
-from lcp_gateway.app.wiring.accounts import AccessParts
+from lcp_gateway.app.wiring.accounts import Access, AccessParts
+from lcp_gateway.app.wiring.journal import Ledgers
 from lcp_gateway.app.wiring.responses import open_stored_state, responses_parts, store_limits
-from lcp_gateway.app.wiring.routing import RoutingParts, routing_parts
-from lcp_gateway.config import Settings, known_hosts, may_use_proxy
+from lcp_gateway.app.wiring.routing import NodeParts, RoutingParts, routing_parts, trust_rules
+from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
+from lcp_gateway.config import Settings, auth_mode, known_hosts
 from lcp_gateway.http.application import Routes, build_application, build_metrics_application
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.cors import Cors
@@ -22,257 +25,289 @@ from lcp_gateway.http.gateway.receipts import ReceiptRoutes
 from lcp_gateway.http.gateway.route import RankingRoutes
 from lcp_gateway.http.gateway.welcome import WelcomeRoutes
 from lcp_gateway.http.middleware import RequestMiddleware
+from lcp_gateway.http.openai.admission import JobsInFlight
 from lcp_gateway.http.openai.create import CreateRoutes
 from lcp_gateway.http.openai.models import ModelRoutes
 from lcp_gateway.http.openai.response import ResponseWriter
 from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.held_quotes import HeldQuotes
+from lcp_gateway.purchase.idempotency import IdempotencyCache
+from lcp_gateway.purchase.limits import LoopBrake
 from lcp_gateway.purchase.money import Budget
+from lcp_gateway.purchase.ports import Upstream
+from lcp_gateway.purchase.quoting import PaidJobs
 from lcp_gateway.purchase.service import PurchaseService
+from lcp_gateway.purchase.tracing import Tracing
+from lcp_gateway.routing.measurements import Measurements
+from lcp_gateway.routing.peer_trust import PeerTrust
 from lcp_gateway.routing.route_query import explain_no_match, rank_models
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.telemetry.logs import get_logger
+from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstreams.lcpd.adapter import SUPPORTED_VERSIONS
-from lcp_gateway.upstreams.lcpd.channel import LcpdAddress, TlsFiles
+from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
+from lcp_gateway.upstreams.merged_catalog import MergedCatalog
 
 OPEN_PATHS = frozenset({"/", "/v1", "/v1/", "/healthz", "/readyz"})
-# What a client has for the rest of an answer after its provider's time is over.
+# How long a client may go on reading after its provider's time is over.
 _RELAY_SLACK_S = 5.0
 
 
-def lcpd_address(settings: Settings) -> LcpdAddress:
-    """Where the settings say that the daemon listens."""
-    tls = None
-    if settings.lcpd_tls:
-        tls = TlsFiles(
-            ca=settings.lcpd_tls_ca,
-            certificate=settings.lcpd_tls_cert,
-            key=settings.lcpd_tls_key,
-            server_name=settings.lcpd_tls_server_name or None,
-        )
-    return LcpdAddress(
-        target=settings.lcpd_grpc_addr,
-        tls=tls,
-        metadata=tuple(settings.lcpd_metadata.items()),
-        proxy=may_use_proxy(settings, settings.lcpd_grpc_addr),
-    )
-
-
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """What one configuration makes: parts without a state of their own. A request is served by one set from end to end."""
+class Runtime:
+    """All that outlives a change of settings: connections, the journal, measurements, purchases under way.
 
-    settings: Settings
-    routing: RoutingParts
-    selling: AccessParts
-    buying: BuyingParts
+    ``lnd_report`` returns lnd's state for ``/readyz``; None where no lnd is configured.
+    """
+
+    metrics: Metrics
+    tracing: Tracing
+    tasks: BackgroundTasks
+    short_tasks: ShortTasks
+    peers: PeerWatch
+    nodes: NodeParts
+    catalog: MergedCatalog
+    upstream: Upstream
+    ledgers: Ledgers
+    access: Access
+    shared_results: SharedResults
+    trust: PeerTrust
+    measurements: Measurements
+    accounting: Accounting
+    jobs: JobsInFlight
+    cache: IdempotencyCache
+    paid_jobs: PaidJobs
+    brake: LoopBrake
+    lnd_report: Callable[[], Mapping[str, object]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """The parts with the applications that they are reached by; ``metrics_app`` is the metrics' own."""
+    """What one configuration makes: parts without state of their own. A request is served by one of these from end to end.
 
-    parts: Parts
+    ``metrics_app`` is for ``metrics_addr``.
+    """
+
+    settings: Settings
+    routing: RoutingParts
+    access: AccessParts
+    buying: BuyingParts
     app: web.Application
     metrics_app: web.Application
 
 
 class Gateway:
-    """What serves requests.
+    """Serves requests by the settings in force.
 
     Raises:
-        LedgerError: something that the settings ask for cannot be had.
+        WiringError: a part cannot be made as the settings say.
     """
 
-    def __init__(self, settings: Settings, lasting: Runtime) -> None:
-        opened = lasting.opened
-        metrics = opened.metrics
+    def __init__(self, settings: Settings, runtime: Runtime) -> None:
+        metrics = runtime.metrics
         metrics.build_info(__version__, ",".join(str(v) for v in sorted(SUPPORTED_VERSIONS)))
         metrics.concurrency_limit(settings.max_concurrent_requests)
-        self.lasting = lasting
+        self.runtime = runtime
         self._started = int(time.time())
-        parts = self._parts(settings)
-        buying = parts.buying
+        routing, access, buying = self._parts(settings)
         self.service = PurchaseService(
             market=buying.market,
             buyer=buying.buyer,
-            routing=parts.routing.chooser,
-            memory=lasting.memory,
+            routing=routing.chooser,
+            memory=runtime.cache,
             book=HeldQuotes(utc_now),
-            brake=lasting.brake,
+            brake=runtime.brake,
             bounds=buying.bounds,
             patience=buying.patience,
-            background=lasting.background.start,
+            background=runtime.short_tasks.start,
             observer=Observers(
-                [Measuring(lasting.records, opened.standings, metrics), opened.accounting]
+                [Measuring(runtime.measurements, runtime.trust, metrics), runtime.accounting]
             ),
             clock=time.monotonic,
             shared=buying.shared,
-            tracing=opened.tracing,
+            tracing=runtime.tracing,
         )
-        self.kept = open_stored_state(
+        self.stored = open_stored_state(
             settings,
             service=self.service,
-            ledgers=opened.ledgers,
-            jobs=lasting.jobs,
+            ledgers=runtime.ledgers,
+            jobs=runtime.jobs,
             metrics=metrics,
-            api_limits=opened.shop.api_limits,
+            api_limits=runtime.access.api_limits,
             log=get_logger("stored"),
         )
-        self.made = self._applications(parts)
+        self.configured = self._configure(settings, routing, access, buying)
 
     def budgets(self) -> Sequence[Budget]:
-        """Give the budgets of the whole gateway that are in force."""
-        return self.made.parts.buying.limits.budgets_for("")
+        """Return the budgets of the whole gateway that are in force."""
+        return self.configured.buying.limits.budgets_for("")
 
-    def make(self, settings: Settings) -> Configured:
-        """Make what other settings say, and change nothing yet.
+    def configure(self, settings: Settings) -> Configured:
+        """Make the parts of other settings, and change nothing yet.
 
         Raises:
-            LedgerError: something that they ask for cannot be had.
+            WiringError: a part cannot be made as the settings say.
         """
-        return self._applications(self._parts(settings))
+        return self._configure(settings, *self._parts(settings))
 
-    def use(self, made: Configured) -> None:
-        """Buy and remember by other settings from now on; whoever routes requests has to go to their application."""
-        settings, buying = made.parts.settings, made.parts.buying
-        self.lasting.use(settings, made.parts.routing.registry)
-        self.lasting.opened.metrics.concurrency_limit(settings.max_concurrent_requests)
-        self.kept.store.use(store_limits(settings))
+    def use(self, configured: Configured) -> None:
+        """Buy and store by other settings from now on; cannot fail. The listeners have to use their applications."""
+        settings, buying, runtime = configured.settings, configured.buying, self.runtime
+        runtime.peers.use(refresh_s=settings.peers_refresh_s, timeout_s=settings.timeout_quote_s)
+        runtime.nodes.use(settings, configured.routing.registry)
+        runtime.access.use(settings)
+        runtime.trust.use(trust_rules(settings))
+        runtime.ledgers.use(settings)
+        runtime.jobs.use(settings.max_concurrent_requests)
+        runtime.cache.use(memory_limits(settings))
+        runtime.brake.use(settings.loop_brake_per_minute)
+        runtime.metrics.concurrency_limit(settings.max_concurrent_requests)
+        self.stored.store.use(store_limits(settings))
         self.service.use(
             market=buying.market,
             buyer=buying.buyer,
-            routing=made.parts.routing.chooser,
+            routing=configured.routing.chooser,
             bounds=buying.bounds,
             patience=buying.patience,
             shared=buying.shared,
         )
-        self.made = made
+        self.configured = configured
 
-    def _parts(self, settings: Settings) -> Parts:
-        lasting, opened = self.lasting, self.lasting.opened
+    def _parts(self, settings: Settings) -> tuple[RoutingParts, AccessParts, BuyingParts]:
+        runtime = self.runtime
         routing = routing_parts(
             settings,
-            catalogs=lasting.catalogs,
-            records=lasting.records,
-            standings=opened.standings,
-            metrics=opened.metrics,
+            catalogs=runtime.catalog,
+            records=runtime.measurements,
+            standings=runtime.trust,
+            metrics=runtime.metrics,
             log=get_logger("gateway"),
         )
-        return Parts(
-            settings=settings,
-            routing=routing,
-            selling=opened.shop.parts(settings, routing.registry),
-            buying=buying_parts(settings, lasting),
+        buying = buying_parts(
+            settings,
+            upstream=runtime.upstream,
+            ledgers=runtime.ledgers,
+            trust=runtime.trust,
+            measurements=runtime.measurements,
+            background=runtime.short_tasks.start,
+            paid_jobs=runtime.paid_jobs,
+            shared=runtime.shared_results.answers(settings),
+            metrics=runtime.metrics,
+            tracing=runtime.tracing,
         )
+        return routing, runtime.access.parts(settings, routing.registry), buying
 
-    def _applications(self, parts: Parts) -> Configured:
-        settings, opened = parts.settings, self.lasting.opened
-        health = self._health(settings)
+    def _configure(
+        self, settings: Settings, routing: RoutingParts, access: AccessParts, buying: BuyingParts
+    ) -> Configured:
+        runtime = self.runtime
+        health = HealthRoutes(
+            catalog=runtime.catalog,
+            daemon_problem=lambda: runtime.peers.problem,
+            nodes=lambda: runtime.nodes.watch.states,
+            jobs=runtime.jobs,
+            metrics=runtime.metrics,
+            stale_s=settings.peers_stale_s,
+            other_reasons=lambda: (
+                *runtime.ledgers.problems(),
+                *runtime.access.problems(),
+                *runtime.tasks.reasons(),
+            ),
+            tasks=runtime.tasks.report,
+            lnd_report=runtime.lnd_report,
+        )
         cors = Cors(settings.cors_origins)
         guard = BrowserGuard(cors, known_hosts(settings), log=get_logger("request"))
         middleware = RequestMiddleware(
-            authenticator=parts.selling.door,
+            authenticator=access.door,
             cors=cors,
             guard=guard,
-            metrics=opened.metrics,
+            metrics=runtime.metrics,
             log=get_logger("request"),
             open_paths=OPEN_PATHS,
             max_header_bytes=settings.max_header_bytes,
             unavailable=(DatabaseUnavailable,),
-            tracing=opened.tracing,
+            tracing=runtime.tracing,
         )
         return Configured(
-            parts=parts,
+            settings=settings,
+            routing=routing,
+            access=access,
+            buying=buying,
             app=build_application(
-                self._routes(parts, health),
+                self._routes(settings, routing, access, buying, health),
                 middleware,
                 max_body_bytes=settings.max_body_bytes,
                 with_metrics=not settings.metrics_addr,
-                api_limits=opened.shop.api_limits,
+                api_limits=runtime.access.api_limits,
             ),
             metrics_app=build_metrics_application(health, guard),
         )
 
-    def _health(self, settings: Settings) -> HealthRoutes:
-        opened = self.lasting.opened
-        return HealthRoutes(
-            catalog=self.lasting.catalogs,
-            daemon_problem=lambda: opened.peers.problem,
-            nodes=lambda: opened.nodes.watch.states,
-            jobs=self.lasting.jobs,
-            metrics=opened.metrics,
-            stale_s=settings.peers_stale_s,
-            other_reasons=lambda: (
-                *opened.ledgers.problems(),
-                *opened.shop.problems(),
-                *opened.tasks.reasons(),
-            ),
-            tasks=opened.tasks.report,
-            lnd_report=opened.lnd_report,
-        )
-
-    def _routes(self, parts: Parts, health: HealthRoutes) -> Routes:
-        settings, routing, selling = parts.settings, parts.routing, parts.selling
-        lasting, opened = self.lasting, self.lasting.opened
-        limits, chooser = parts.buying.limits, routing.chooser
-        standings = opened.standings
+    def _routes(
+        self,
+        settings: Settings,
+        routing: RoutingParts,
+        access: AccessParts,
+        buying: BuyingParts,
+        health: HealthRoutes,
+    ) -> Routes:
+        runtime, chooser, trust = self.runtime, routing.chooser, self.runtime.trust
+        sells = access.wallet_routes is not None
         relay_limit_s = settings.timeout_execute_s + _RELAY_SLACK_S
-        stateful = responses_parts(
+        responses = responses_parts(
             settings,
-            self.kept,
+            self.stored,
             routing=routing,
-            admission=selling.admission,
-            counter=opened.nodes.counter,
+            admission=access.admission,
+            counter=runtime.nodes.counter,
             relay_limit_s=relay_limit_s,
         )
         return Routes(
             create=CreateRoutes(
                 service=self.service,
-                limits=limits,
-                jobs=lasting.jobs,
-                metrics=opened.metrics,
-                admission=selling.admission,
-                charges=selling.charging,
-                history=stateful.stateful,
-                background=self.kept.background,
+                limits=buying.limits,
+                jobs=runtime.jobs,
+                metrics=runtime.metrics,
+                admission=access.admission,
+                charges=access.charging,
+                history=responses.stateful,
+                background=self.stored.background,
                 writer=ResponseWriter(
                     service=self.service,
-                    metrics=opened.metrics,
-                    charges=selling.charging,
+                    metrics=runtime.metrics,
+                    charges=access.charging,
                     heartbeat_s=settings.heartbeat_s,
                     relay_limit_s=relay_limit_s,
                 ),
-                follow=stateful.responses.follow,
+                follow=responses.responses.follow,
                 explain=chooser.explain,
                 default_model=settings.default_model,
                 read_timeout_s=settings.request_read_timeout_s,
             ),
-            input_tokens=stateful.input_tokens,
-            responses=stateful.responses,
-            chats=stateful.chats,
+            input_tokens=responses.input_tokens,
+            responses=responses.responses,
+            chats=responses.chats,
             models=ModelRoutes(
-                catalog=lambda: lasting.catalogs.catalog,
+                catalog=lambda: runtime.catalog.catalog,
                 offers=chooser.offers,
                 rules=routing.rules,
                 registry=routing.registry,
-                records=lasting.records,
-                is_there=lambda provider_id: bool(standings.readiness(provider_id)),
+                records=runtime.measurements,
+                is_there=lambda provider_id: bool(trust.readiness(provider_id)),
                 lists_auto=settings.list_auto,
                 started=self._started,
-                charge=limits.tariff.charge_msat if selling.wallet_routes is not None else None,
+                charge=buying.limits.tariff.charge_msat if sells else None,
             ),
-            welcome=WelcomeRoutes(
-                asks_for_key=settings.auth == "accounts" or bool(settings.api_keys)
-            ),
+            welcome=WelcomeRoutes(asks_for_key=auth_mode(settings) != "none"),
             ranking=RankingRoutes(
                 lambda query: rank_models(query, chooser.offers(), routing.auto),
                 why_nothing=lambda query: explain_no_match(query, chooser.offers()),
                 read_timeout_s=settings.request_read_timeout_s,
             ),
             health=health,
-            receipts=ReceiptRoutes(opened.ledgers.receipt),
-            wallet=selling.wallet_routes,
-            admin=selling.admin_routes,
-            refunds=selling.refund_routes,
+            receipts=ReceiptRoutes(runtime.ledgers.receipt),
+            wallet=access.wallet_routes,
+            admin=access.admin_routes,
+            refunds=access.refund_routes,
         )

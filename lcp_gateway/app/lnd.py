@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.app.background_tasks import BackgroundTask
-from lcp_gateway.app.wiring.journal import Ledgers, WiringError
+from lcp_gateway.app.wiring import WiringError
+from lcp_gateway.app.wiring.journal import Ledgers
 from lcp_gateway.config import Settings, may_use_proxy
 from lcp_gateway.lightning.lnd.payment_details import PaymentDetailsReader, ReadSummary
 from lcp_gateway.lightning.lnd.records import LndError
@@ -41,7 +42,7 @@ async def open_lnd(settings: Settings) -> "AsyncIterator[LndClient | None]":
     """Open lnd, where the settings name one.
 
     Raises:
-        LedgerError: its files or its stubs are missing.
+        WiringError: its files or its stubs are missing.
     """
     if not settings.lnd_grpc_addr:
         yield None

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.app.systemd import Notifier
-from lcp_gateway.app.wiring.journal import WiringError
+from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.config import ConfigError, Loaded, Settings, specs
 from lcp_gateway.http.server.tls import BadCertificate
 from lcp_gateway.telemetry.logs import log_always

@@ -1,4 +1,4 @@
-"""The addresses on which the gateway is reached, and the exchange of everything that a configuration makes."""
+"""The addresses on which the gateway listens, and the exchange of its applications at a reload."""
 
 import contextlib
 from collections.abc import AsyncIterator, Collection
@@ -12,7 +12,7 @@ from lcp_gateway.telemetry.logs import set_log_level
 
 
 class Serving:
-    """A gateway that is reached; ``metrics`` is where its metrics are, if they have an address of their own."""
+    """A gateway that listens; ``metrics`` is the listener of ``metrics_addr``, if that is set."""
 
     def __init__(
         self, gateway: Gateway, main: Listener, metrics: Listener | None, tls: Tls | None
@@ -29,22 +29,20 @@ class Serving:
 
     @property
     def scheme(self) -> str:
-        """What is spoken there."""
+        """The scheme of the main address."""
         return "http" if self._tls is None else "https"
 
     async def renew(self, settings: Settings) -> Collection[str]:
-        """Serve by other settings from now on; gives the names of those whose files have changed.
+        """Serve by other settings from now on; return the names of those whose files have changed.
 
         All that may fail comes first, so that nothing is half done.
 
         Raises:
-            LedgerError, BadCertificate: they cannot be used, and all is as it was.
+            WiringError, BadCertificate: they cannot be used, and nothing has changed.
         """
-        made = self._gateway.make(settings)
-        app, metrics_app = (
-            await prepare_application(made.app),
-            await prepare_application(made.metrics_app),
-        )
+        configured = self._gateway.configure(settings)
+        app = await prepare_application(configured.app)
+        metrics_app = await prepare_application(configured.metrics_app)
         renewed = set()
         if (
             self._tls is not None
@@ -52,13 +50,13 @@ class Serving:
             and self._tls.use(settings.http_tls_cert, settings.http_tls_key)
         ):
             renewed.add("http_tls_cert")
-        self._gateway.use(made)
+        self._gateway.use(configured)
         self._main.use(app, settings)
         if self._metrics is not None:
             self._metrics.use(metrics_app, settings)
         set_log_level(log_level(settings))
-        # New nodes are asked at once, so that who comes next finds them.
-        await self._gateway.lasting.opened.nodes.watch.refresh_if_stale()
+        # New nodes are asked at once, so that the next request finds them.
+        await self._gateway.runtime.nodes.watch.refresh_if_stale()
         return renewed
 
 
@@ -73,21 +71,21 @@ async def open_serving(settings: Settings, gateway: Gateway) -> AsyncIterator[Se
     tls = None
     if settings.http_tls_cert is not None:
         tls = Tls(settings.http_tls_cert, settings.http_tls_key)
-    made = gateway.made
+    configured = gateway.configured
     async with contextlib.AsyncExitStack() as stack:
         context = None if tls is None else tls.context
         main = await stack.enter_async_context(
-            listening(made.app, settings.http_addr, settings, context)
+            listening(configured.app, settings.http_addr, settings, context)
         )
         metrics = None
         if settings.metrics_addr:
             # Without TLS: it is for a scraper beside us, not for the name that the certificate is made out to.
             metrics = await stack.enter_async_context(
-                listening(made.metrics_app, settings.metrics_addr, settings)
+                listening(configured.metrics_app, settings.metrics_addr, settings)
             )
         yield Serving(gateway, main, metrics, tls)
 
 
 def log_level(settings: Settings) -> str:
-    """Give the least severe level that is logged."""
+    """Return the least severe level that is logged."""
     return "debug" if settings.verbose else settings.log_level

@@ -1,33 +1,38 @@
-"""Opens what lasts: the daemon, the nodes, the books, lnd and the shop; and finds those who have to be there."""
+"""The start: opens the daemon, the nodes, the journal, lnd and the accounts, and fails where a needed one is missing."""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.app.accounting import Accounting
-from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
-from lcp_gateway.app.gateway import lcpd_address
+from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks, ShortTasks
+from lcp_gateway.app.gateway import Runtime
 from lcp_gateway.app.lnd import LndWatch, open_lnd
-from lcp_gateway.app.runtime import Opened
+from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.accounts import open_access
-from lcp_gateway.app.wiring.journal import Ledgers, WiringError, open_ledgers
-from lcp_gateway.app.wiring.routing import NodeParts, node_parts, standing_rules
-from lcp_gateway.app.wiring.shared_results import SharedResults
-from lcp_gateway.app.wiring.telemetry import TracingUnavailable, open_tracing
+from lcp_gateway.app.wiring.journal import Ledgers, open_ledgers
+from lcp_gateway.app.wiring.routing import NodeParts, lcpd_address, node_parts, trust_rules
+from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
+from lcp_gateway.app.wiring.telemetry import PeersObserver, open_tracing
 from lcp_gateway.config import Settings
+from lcp_gateway.http.openai.admission import JobsInFlight
 from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.idempotency import IdempotencyCache, RepeatHashes
+from lcp_gateway.purchase.limits import LoopBrake
+from lcp_gateway.purchase.quoting import PaidJobs
 from lcp_gateway.purchase.tracing import Tracing
 from lcp_gateway.routing.catalog import Catalog
+from lcp_gateway.routing.measurements import Measurements
 from lcp_gateway.routing.model_registry import read_name
 from lcp_gateway.routing.peer_trust import PeerTrust
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, UnsupportedVersion
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
+from lcp_gateway.upstreams.merged_catalog import MergedCatalog
 from lcp_gateway.upstreams.sources import UpstreamBySource
 
 if TYPE_CHECKING:
@@ -42,21 +47,21 @@ class StartError(Exception):
     """The gateway cannot start; the message says why and what to do."""
 
 
-class _DaemonAway(StartError):
+class _DaemonUnreachable(StartError):
     """The daemon did not answer."""
 
 
-async def open_parts(
+async def open_runtime(
     settings: Settings,
     stack: contextlib.AsyncExitStack,
     metrics: Metrics,
     tasks: BackgroundTasks,
     log: FilteringBoundLogger,
-) -> tuple[Opened, list[BackgroundTask]]:
-    """Open everything for as long as the stack; return it with what has to run beside the requests.
+) -> tuple[Runtime, list[BackgroundTask]]:
+    """Open everything for as long as the stack; return it with the tasks that have to run beside the requests.
 
     Raises:
-        StartError: something that must be there is not.
+        StartError: a needed part is missing.
     """
     tracing = await _enter(stack, open_tracing(settings, metrics, get_logger("tracing")))
     daemon = _open_daemon(settings, metrics, tracing)
@@ -68,19 +73,21 @@ async def open_parts(
         daemon,
         refresh_s=settings.peers_refresh_s,
         timeout_s=settings.timeout_quote_s,
-        on_refresh=_Refreshed(metrics, log, nodes),
+        on_refresh=PeersObserver(metrics, log, nodes.watch),
         prepare=_read_names,
     )
     ledgers, lnd = await _prepare(stack, daemon, peers, nodes, settings, metrics, tasks, log)
-    shop = await _enter(stack, open_access(settings, ledgers, metrics, tasks, log))
-    sharing = SharedResults(settings.redis_url, ledgers, metrics, tasks.starter("claims"), log)
-    stack.push_async_callback(sharing.close)
-    standings = PeerTrust(standing_rules(settings))
+    access = await _enter(stack, open_access(settings, ledgers, metrics, tasks, log))
+    shared_results = SharedResults(
+        settings.redis_url, ledgers, metrics, tasks.starter("claims"), log
+    )
+    stack.push_async_callback(shared_results.close)
+    trust = PeerTrust(trust_rules(settings))
     accounting = Accounting(metrics, get_logger("purchase"))
     lasting = [
         BackgroundTask("peers", peers.run),
         BackgroundTask("nodes", nodes.watch.run),
-        *shop.tasks,
+        *access.tasks,
     ]
     lnd_report = None
     if lnd is not None:
@@ -88,7 +95,7 @@ async def open_parts(
             lnd,
             ledgers,
             daemon_node_id=lambda: peers.info.node_id if peers.info else "",
-            standings=standings,
+            standings=trust,
             interval_s=settings.reconcile_interval_s,
             metrics=metrics,
             log=log,
@@ -96,21 +103,35 @@ async def open_parts(
         lasting += lnd_watch.tasks()
         accounting.on_settled = lnd_watch.settled
         lnd_report = lnd_watch.report
-    opened = Opened(
+    runtime = Runtime(
         metrics=metrics,
-        upstream=UpstreamBySource(daemon, nodes.upstream),
-        peers=peers,
-        nodes=nodes,
-        ledgers=ledgers,
-        shop=shop,
-        sharing=sharing,
-        standings=standings,
-        accounting=accounting,
         tracing=tracing,
         tasks=tasks,
+        short_tasks=ShortTasks(
+            lambda error: log.info("cancel job failed", grpc_code=error.status),
+            lambda error: log.error("work after a request failed", exc_info=error),
+        ),
+        peers=peers,
+        nodes=nodes,
+        catalog=MergedCatalog(peers, nodes.watch),
+        upstream=UpstreamBySource(daemon, nodes.upstream),
+        ledgers=ledgers,
+        access=access,
+        shared_results=shared_results,
+        trust=trust,
+        measurements=Measurements(half_life_s=settings.routing_half_life_s, clock=time.monotonic),
+        accounting=accounting,
+        jobs=JobsInFlight(settings.max_concurrent_requests, metrics),
+        cache=IdempotencyCache(
+            memory_limits(settings),
+            on_held=metrics.answers_held,
+            hashes=RepeatHashes(ledgers.repeat_secret),
+        ),
+        paid_jobs=PaidJobs(),
+        brake=LoopBrake(settings.loop_brake_per_minute),
         lnd_report=lnd_report,
     )
-    return opened, lasting
+    return runtime, lasting
 
 
 def _open_daemon(settings: Settings, metrics: Metrics, tracing: Tracing) -> LcpdUpstream:
@@ -118,7 +139,7 @@ def _open_daemon(settings: Settings, metrics: Metrics, tracing: Tracing) -> Lcpd
         return LcpdUpstream(
             lcpd_address(settings),
             on_error=metrics.grpc_error,
-            on_odd_peer=_tell_odd_peer,
+            on_odd_peer=_log_odd_peer,
             tracing=tracing,
         )
     except OSError as error:
@@ -126,12 +147,12 @@ def _open_daemon(settings: Settings, metrics: Metrics, tracing: Tracing) -> Lcpd
 
 
 def _read_names(catalog: Catalog) -> None:
-    """Have the names of all models read, which is remembered."""
+    """Parse the names of all models, whose results are cached."""
     for name in catalog.models():
         read_name(name)
 
 
-def _tell_odd_peer(peer_id: str, problem: str) -> None:
+def _log_odd_peer(peer_id: str, problem: str) -> None:
     get_logger("peers").warning("a peer is listed in part", peer=peer_id, problem=problem)
 
 
@@ -140,7 +161,7 @@ async def _enter(
 ) -> T:
     try:
         return await stack.enter_async_context(parts)
-    except (WiringError, TracingUnavailable) as error:
+    except WiringError as error:
         raise StartError(str(error)) from error
 
 
@@ -154,17 +175,17 @@ async def _prepare(
     tasks: BackgroundTasks,
     log: FilteringBoundLogger,
 ) -> "tuple[Ledgers, LndClient | None]":
-    """Find daemon and nodes and open the journal, at the same time: each mostly waits for somebody else."""
+    """Reach the daemon and the nodes and open the journal, at the same time, since each waits for another process."""
     ledgers = open_ledgers(settings, metrics, tasks.starter("journal"), log)
     opening = asyncio.create_task(stack.enter_async_context(ledgers))
     finding = asyncio.create_task(_preflight(daemon, peers, settings))
-    # A node that is away is no reason not to start: it is taken in when it comes.
+    # A node that is down does not prevent the start: it is used once it is up.
     looking = asyncio.create_task(nodes.watch.refresh())
     await asyncio.wait([opening, finding, looking])
     try:
         try:
             await finding
-        except _DaemonAway as error:
+        except _DaemonUnreachable as error:
             if not nodes.watch.providers:
                 raise
             log.warning("starting with nodes alone", problem=str(error))
@@ -174,7 +195,7 @@ async def _prepare(
 
 
 async def _preflight(daemon: LcpdUpstream, peers: PeerWatch, settings: Settings) -> None:
-    """Find the daemon before the port is bound, unless that is not wanted.
+    """Reach the daemon before the port is bound, unless ``preflight`` is off.
 
     Raises:
         StartError: it did not answer in time, or speaks another version.
@@ -192,43 +213,10 @@ async def _preflight(daemon: LcpdUpstream, peers: PeerWatch, settings: Settings)
             if time.monotonic() + _PREFLIGHT_PAUSE_S < deadline:
                 await asyncio.sleep(_PREFLIGHT_PAUSE_S)
                 continue
-            raise _DaemonAway(
+            raise _DaemonUnreachable(
                 f"the daemon at {settings.lcpd_grpc_addr} did not answer within "
                 f"{settings.preflight_timeout_s:g} s ({error.status}). Start lcpd-grpcd, set "
                 "lcpd_grpc_addr, try --embedded, or start without asking it: --no-preflight"
             ) from error
         break
     await peers.refresh()
-
-
-class _Refreshed:
-    """Counts and logs what a refresh of the peers brought."""
-
-    def __init__(self, metrics: Metrics, log: FilteringBoundLogger, nodes: NodeParts) -> None:
-        self._metrics = metrics
-        self._log = log
-        self._nodes = nodes
-        self._was_up: bool | None = None
-        self._counted: tuple[object, object, int] = (None, None, 0)
-
-    def _count(self, catalog: Catalog) -> None:
-        """Count the models, where they are others than before: there may be thousands."""
-        peers, nodes = catalog.providers, self._nodes.watch.providers
-        if self._counted[0] is not peers or self._counted[1] is not nodes:
-            models = catalog.models()
-            of_nodes: Mapping[str, object] = Catalog(nodes, 0.0).models()
-            self._metrics.set_known({*models, *of_nodes}, [provider.peer_id for provider in peers])
-            self._counted = (peers, nodes, len(models))
-        self._metrics.snapshot(len(peers), self._counted[2])
-
-    def __call__(self, catalog: Catalog | None) -> None:
-        up = catalog is not None
-        self._metrics.daemon_up(up)
-        if catalog is not None:
-            self._count(catalog)
-        if up is not self._was_up and (self._was_up is not None or not up):
-            if up:
-                self._log.info("the daemon is back")
-            else:
-                self._log.warning("the daemon cannot be used")
-        self._was_up = up

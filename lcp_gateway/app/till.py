@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
 from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable, NewInvoice, PaidInvoice
-from lcp_gateway.app.wiring.journal import WiringError
+from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.config import Settings, may_use_proxy
 from lcp_gateway.lightning.lnd.records import LndError
 
@@ -29,7 +29,7 @@ async def open_till(settings: Settings, stack: contextlib.AsyncExitStack) -> "Ln
     """Open the till that the settings name, for as long as the stack; None where they name none.
 
     Raises:
-        LedgerError: it cannot be opened.
+        WiringError: it cannot be opened.
     """
     if not (settings.embedded or settings.lnd_grpc_addr):
         return None

@@ -74,7 +74,7 @@ def tasks(time, restarts):
     )
 
 
-async def lasting(work: Work) -> None:
+async def runs_on(work: Work) -> None:
     async with asyncio.timeout(60):
         await work.lasts.wait()
 
@@ -87,7 +87,7 @@ async def test_an_error_is_logged_with_its_cause_counted_and_the_task_goes_on(
     work = Work(time, cause)
     with capture_logs() as logs:
         async with tasks.running(BackgroundTask("keys", work)):
-            await lasting(work)
+            await runs_on(work)
     assert work.runs == 2
     assert restarts == ["keys"]
     (line,) = logs
@@ -99,14 +99,14 @@ async def test_a_task_that_returns_although_it_is_meant_to_last_has_failed(tasks
     work = Work(time, None)
     with capture_logs() as logs:
         async with tasks.running(BackgroundTask("books", work)):
-            await lasting(work)
+            await runs_on(work)
     assert restarts == ["books"] and logs[0]["log_level"] == "error"
 
 
 async def test_a_task_that_is_cancelled_from_within_has_failed_too(tasks, time, restarts):
     work = Work(time, asyncio.CancelledError())
     async with tasks.running(BackgroundTask("lnd", work)):
-        await lasting(work)
+        await runs_on(work)
     assert restarts == ["lnd"]
 
 
@@ -125,7 +125,7 @@ async def test_an_error_in_one_task_ends_no_other(tasks, time, restarts):
         tasks.running(BackgroundTask("reconciler", reconciler)),
         tasks.running(BackgroundTask("learning", learning)),
     ):
-        await lasting(learning)
+        await runs_on(learning)
         assert restarts == ["learning"] * 2 and ended == []
     assert ended == ["reconciler"]
 
@@ -133,7 +133,7 @@ async def test_an_error_in_one_task_ends_no_other(tasks, time, restarts):
 async def test_pauses_grow_with_each_failure_up_to_the_longest(tasks, time):
     work = Work(time, *[ValueError()] * 6)
     async with tasks.running(BackgroundTask("peers", work)):
-        await lasting(work)
+        await runs_on(work)
     assert time.pauses == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
 
 
@@ -142,14 +142,14 @@ async def test_chance_shortens_a_pause_by_a_half_at_most(tasks, time):
     time.chance = 0.0
     work = Work(time, ValueError(), ValueError())
     async with tasks.running(BackgroundTask("peers", work)):
-        await lasting(work)
+        await runs_on(work)
     assert time.pauses == [0.5, 1.0]
 
 
 async def test_after_a_run_that_was_long_enough_pauses_begin_from_the_first_again(tasks, time):
     work = Work(time, ValueError(), ValueError(), (59.0, ValueError()), (60.0, ValueError()))
     async with tasks.running(BackgroundTask("peers", work)):
-        await lasting(work)
+        await runs_on(work)
     assert time.pauses == [1.0, 2.0, 4.0, 1.0]
 
 
@@ -164,7 +164,7 @@ async def test_a_task_is_named_while_it_is_down_and_until_it_has_run_for_a_while
     work = Work(time, ValueError("with a secret in it"))
     async with tasks.running(BackgroundTask("keys", work)):
         assert tasks.report() == {"keys": {"up": True, "restarts": 0}}
-        await lasting(work)
+        await runs_on(work)
         down = {"up": False, "restarts": 1, "problem": "ValueError"}
         because = ["the background task keys is down: ValueError"]
         assert seen == [(down, because)]
@@ -180,7 +180,7 @@ async def test_a_task_without_which_the_gateway_sells_all_the_same_is_told_and_n
 ):
     work = Work(time, ValueError())
     async with tasks.running(BackgroundTask("loop", work)):
-        await lasting(work)
+        await runs_on(work)
         assert tasks.report()["loop"]["up"] is False
         assert list(tasks.reasons()) == []
 
@@ -188,7 +188,7 @@ async def test_a_task_without_which_the_gateway_sells_all_the_same_is_told_and_n
 async def test_of_several_tasks_of_a_name_each_is_restarted_by_itself(tasks, time, restarts):
     broken, sound = Work(time, ValueError()), Work(time)
     started = [tasks.starter("nodes")(work) for work in (broken, sound)]
-    await lasting(broken)
+    await runs_on(broken)
     assert (broken.runs, sound.runs) == (2, 1)
     assert tasks.report()["nodes"] == {"up": False, "restarts": 1, "problem": "ValueError"}
     started[0].cancel()

@@ -10,7 +10,7 @@ import pytest
 
 from lcp_gateway.app.buying import spending_limits
 from lcp_gateway.app.wiring.journal import refund_limits
-from lcp_gateway.app.wiring.routing import standing_rules
+from lcp_gateway.app.wiring.routing import trust_rules
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.errors import PurchaseError, Refused
 from lcp_gateway.purchase.execution import PurchaseExecutor
@@ -75,7 +75,7 @@ class Operator:
             journal=self.journal,
             inspect=lambda _order, _quote: HASH,
             limits=spending_limits(DEFAULTS),
-            exposure=PeerTrust(rules or standing_rules(DEFAULTS), clock=self.clock),
+            exposure=PeerTrust(rules or trust_rules(DEFAULTS), clock=self.clock),
             execute_timeout_s=1,
             now=self.clock.now,
         )

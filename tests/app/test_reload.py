@@ -10,10 +10,9 @@ import structlog
 from lcp_gateway.app.background_tasks import BackgroundTasks
 from lcp_gateway.app.gateway import Gateway
 from lcp_gateway.app.reload import Reload, changes
-from lcp_gateway.app.runtime import Runtime
 from lcp_gateway.app.serving import log_level, open_serving
-from lcp_gateway.app.startup import open_parts
-from lcp_gateway.app.wiring.journal import WiringError
+from lcp_gateway.app.startup import open_runtime
+from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.config import ConfigError, Settings, load, specs
 from lcp_gateway.http.server.tls import BadCertificate
 from lcp_gateway.telemetry.metrics import Metrics
@@ -63,8 +62,8 @@ async def serving_of(settings):
     """Serve as the program does, without a daemon."""
     async with AsyncExitStack() as stack:
         log = structlog.get_logger()
-        opened, _ = await open_parts(settings, stack, Metrics(), BackgroundTasks(log), log)
-        gateway = Gateway(settings, Runtime(settings, opened))
+        runtime, _ = await open_runtime(settings, stack, Metrics(), BackgroundTasks(log), log)
+        gateway = Gateway(settings, runtime)
         yield gateway, await stack.enter_async_context(open_serving(settings, gateway))
 
 
@@ -106,8 +105,8 @@ async def test_every_setting_that_can_change_is_read_when_settings_are_taken_in(
 
 async def test_what_has_a_state_lasts_and_the_rest_is_made_anew():
     async with serving_of(Settings(**QUIET, journal_url="off")) as (gateway, serving):
-        before, lasting = gateway.made, gateway.lasting
-        service, store = gateway.service, gateway.kept.store
+        before, runtime = gateway.configured, gateway.runtime
+        service, store = gateway.service, gateway.stored.store
         other = Settings(
             **QUIET,
             journal_url="off",
@@ -116,9 +115,9 @@ async def test_what_has_a_state_lasts_and_the_rest_is_made_anew():
             budget_day_msat=5,
         )
         await serving.renew(other)
-        assert gateway.made.app is not before.app
-        assert (gateway.lasting, gateway.service, gateway.kept.store) == (lasting, service, store)
-        assert (lasting.jobs._limit, store.limits.items_per_owner) == (7, 3)
+        assert gateway.configured.app is not before.app
+        assert (gateway.runtime, gateway.service, gateway.stored.store) == (runtime, service, store)
+        assert (runtime.jobs._limit, store.limits.items_per_owner) == (7, 3)
         assert [budget.limit_msat for budget in gateway.budgets()] == [5]
 
 
@@ -127,8 +126,8 @@ async def test_settings_that_cannot_be_used_leave_everything_as_it_was(tmp_path,
     files = {"http_tls_cert": pair.certificate, "http_tls_key": pair.key}
     good = Settings(**QUIET, journal_url="off", **files)
     async with serving_of(good) as (gateway, serving):
-        before, used = gateway.made, []
-        monkeypatch.setattr(Runtime, "use", lambda *_: used.append(1))
+        before, used = gateway.configured, []
+        monkeypatch.setattr(Gateway, "use", lambda *_: used.append(1))
         with pytest.raises(BadCertificate):
             await serving.renew(good.model_copy(update={"http_tls_key": other.key}))
         monkeypatch.setattr(
@@ -137,7 +136,7 @@ async def test_settings_that_cannot_be_used_leave_everything_as_it_was(tmp_path,
         )
         with pytest.raises(WiringError):
             await serving.renew(good)
-        assert (gateway.made, used) == (before, [])
+        assert (gateway.configured, used) == (before, [])
 
 
 def raised(error):

@@ -1,1 +1,5 @@
-"""What one room of the gateway is made of, as the settings say: one module for each room. Nothing is decided here."""
+"""One module for each room: what the settings make of it. Nothing is decided here."""
+
+
+class WiringError(Exception):
+    """A part cannot be made as the settings say; the message says why."""

@@ -16,7 +16,7 @@ from lcp_gateway.accounts.limits.concurrency import (
 )
 from lcp_gateway.accounts.limits.rates import Rates
 from lcp_gateway.accounts.shared.outage import Outage, RedisNotInstalled, ShieldedCalls
-from lcp_gateway.app.wiring.journal import WiringError
+from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.config import Settings, auth_mode, journal_place
 from lcp_gateway.http.openai.admission import Admission
 from lcp_gateway.purchase.ports import StartTask
@@ -76,7 +76,7 @@ def l402_secret(settings: Settings) -> bytes:
     """Give the secret that tokens are made with; the first time it is made, and kept beside the journal.
 
     Raises:
-        LedgerError: there is none, and none can be made.
+        WiringError: there is none, and none can be made.
     """
     if settings.l402_secret:
         return hashlib.sha256(settings.l402_secret.encode()).digest()
@@ -100,7 +100,7 @@ class Limits:
     """Counts in this process, or in a Redis for several. It lasts: a limit that is changed does not forget what runs.
 
     Raises:
-        LedgerError: Redis cannot be used as the settings say.
+        WiringError: Redis cannot be used as the settings say.
     """
 
     def __init__(self, redis_url: str, start_task: StartTask, log: FilteringBoundLogger) -> None:
@@ -155,7 +155,7 @@ class Limits:
         # Imported where they are used: the library takes as long to load as the rest of the gateway's accounts.
         from lcp_gateway.accounts.limits.rate_counters import (  # noqa: PLC0415 - see above
             MemoryWindows,
-            RateLimits,  # noqa: PLC0415 - see above
+            RateLimits,
             RedisWindows,
         )
 
@@ -196,7 +196,7 @@ async def open_customers(
     """Open the books.
 
     Raises:
-        LedgerError: something that the settings ask for cannot be had.
+        WiringError: something that the settings ask for cannot be had.
     """
     # Imported where they are used: most gateways keep no accounts.
     from lcp_gateway.store.accounts.accounts import Accounts  # noqa: PLC0415 - see above
@@ -343,7 +343,7 @@ class Access:
         """Make the parts. Settings of another kind of access than the shop was opened for need another shop.
 
         Raises:
-            LedgerError: something that the settings ask for cannot be had.
+            WiringError: something that the settings ask for cannot be had.
         """
         admission = self._counting.admission(settings, registry)
         customers = self._customers
@@ -425,7 +425,7 @@ async def open_access(
     """Open what lasts.
 
     Raises:
-        LedgerError: something that the settings ask for cannot be had.
+        WiringError: something that the settings ask for cannot be had.
     """
     async with contextlib.AsyncExitStack() as stack:
         counting = Limits(settings.redis_url, tasks.starter("leases"), log)

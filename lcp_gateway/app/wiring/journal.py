@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.app.background_tasks import BackgroundTask
+from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.config import Settings, journal_place
 from lcp_gateway.purchase.journal import PurchaseJournal
 from lcp_gateway.purchase.money import (
@@ -56,10 +57,6 @@ _GRAVE = frozenset(
         JournalProblemKind.UNAVAILABLE,
     }
 )
-
-
-class WiringError(Exception):
-    """The journal or lnd cannot be used as the settings say; the message says why."""
 
 
 @dataclass(slots=True)
@@ -126,7 +123,7 @@ async def open_ledgers(
     ``start_task`` starts the task that writes it.
 
     Raises:
-        LedgerError: it cannot be opened.
+        WiringError: it cannot be opened.
     """
     place = journal_place(settings)
     if place is None:

@@ -20,6 +20,7 @@ from lcp_gateway.routing.preferences import Weights
 from lcp_gateway.routing.route_query import ENDPOINT_NAMES
 from lcp_gateway.routing.scoring import Scored
 from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.upstreams.lcpd.channel import LcpdAddress, TlsFiles
 from lcp_gateway.upstreams.merged_catalog import MergedCatalog
 from lcp_gateway.upstreams.openai.adapter import OpenAIHttpUpstream
 from lcp_gateway.upstreams.openai.connections import VirtualNode
@@ -62,6 +63,24 @@ class RoutingParts:
     chooser: Chooser
 
 
+def lcpd_address(settings: Settings) -> LcpdAddress:
+    """Return the daemon's address."""
+    tls = None
+    if settings.lcpd_tls:
+        tls = TlsFiles(
+            ca=settings.lcpd_tls_ca,
+            certificate=settings.lcpd_tls_cert,
+            key=settings.lcpd_tls_key,
+            server_name=settings.lcpd_tls_server_name or None,
+        )
+    return LcpdAddress(
+        target=settings.lcpd_grpc_addr,
+        tls=tls,
+        metadata=tuple(settings.lcpd_metadata.items()),
+        proxy=may_use_proxy(settings, settings.lcpd_grpc_addr),
+    )
+
+
 def routing_rules(settings: Settings) -> RoutingRules:
     """What the settings say about who gets a task."""
     return RoutingRules(
@@ -83,7 +102,7 @@ def http_nodes(settings: Settings) -> tuple[VirtualNode, ...]:
     return tuple(_node(config, settings) for config in all_nodes(settings))
 
 
-def standing_rules(settings: Settings) -> TrustRules:
+def trust_rules(settings: Settings) -> TrustRules:
     """What the settings say about trust in providers."""
     return TrustRules(
         exposure_base_msat=settings.exposure_base_msat,

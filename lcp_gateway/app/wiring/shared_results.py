@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.accounts.shared.outage import Outage, RedisNotInstalled
-from lcp_gateway.app.wiring.journal import Ledgers, WiringError
+from lcp_gateway.app.wiring import WiringError
+from lcp_gateway.app.wiring.journal import Ledgers
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.idempotency import CacheLimits
 from lcp_gateway.purchase.journal import JournalUnavailable
@@ -52,7 +53,7 @@ class SharedResults:
         """Give the answers that gateways share, or None: ``redis_url`` is not set, or there is nothing to seal them with.
 
         Raises:
-            LedgerError: Redis cannot be used as the settings say.
+            WiringError: Redis cannot be used as the settings say.
         """
         if not self._redis_url:
             return None

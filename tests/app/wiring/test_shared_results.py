@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from lcp_gateway.accounts.shared.results import RedisAnswers
-from lcp_gateway.app.wiring.journal import Ledgers, WiringError
+from lcp_gateway.app.wiring import WiringError
+from lcp_gateway.app.wiring.journal import Ledgers
 from lcp_gateway.app.wiring.shared_results import RequestStates, SharedResults
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.journal import JournalUnavailable

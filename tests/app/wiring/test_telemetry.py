@@ -4,7 +4,8 @@ import sys
 import pytest
 from structlog.testing import capture_logs
 
-from lcp_gateway.app.wiring.telemetry import TracingUnavailable, open_tracing
+from lcp_gateway.app.wiring import WiringError
+from lcp_gateway.app.wiring.telemetry import open_tracing
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.tracing import NO_TRACING
 from lcp_gateway.telemetry.logs import get_logger
@@ -14,7 +15,7 @@ from tests.support.otlp_collector import collector
 OURS = ("lcp_gateway.telemetry.tracing", "lcp_gateway.telemetry.trace_export")
 
 IMPORTED = """
-import sys, lcp_gateway.app.run, lcp_gateway.cli.serve.serve
+import sys, lcp_gateway.app.main, lcp_gateway.cli.serve.serve
 print([name for name in sys.modules if name.partition(".")[0] in ("opentelemetry", "requests")])
 """
 
@@ -39,14 +40,14 @@ async def test_without_the_extra_the_start_says_what_is_missing(monkeypatch):
     for name in OURS:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(TracingUnavailable, match=r"pip install 'lcp-gateway\[tracing\]'"):
+    with pytest.raises(WiringError, match=r"pip install 'lcp-gateway\[tracing\]'"):
         async with open_with(otlp_endpoint="http://127.0.0.1:1"):
             pass
 
 
 async def test_a_variable_that_makes_no_sense_is_said_at_the_start(monkeypatch):
     monkeypatch.setenv("OTEL_SPAN_EVENT_COUNT_LIMIT", "-5")
-    with pytest.raises(TracingUnavailable, match="OTEL_SPAN_EVENT_COUNT_LIMIT"):
+    with pytest.raises(WiringError, match="OTEL_SPAN_EVENT_COUNT_LIMIT"):
         async with open_with(otlp_endpoint="http://127.0.0.1:1"):
             pass
 

@@ -17,11 +17,11 @@ from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
 from lcp_gateway.app.gateway import Gateway
 from lcp_gateway.app.listening import CannotListen
 from lcp_gateway.app.reload import Reload
-from lcp_gateway.app.runtime import Runtime
 from lcp_gateway.app.serving import Serving, log_level, open_serving
-from lcp_gateway.app.startup import StartError, open_parts
+from lcp_gateway.app.startup import StartError, open_runtime
 from lcp_gateway.app.systemd import Notifier
-from lcp_gateway.app.wiring.journal import WiringError, book_tasks, remember_peers
+from lcp_gateway.app.wiring import WiringError
+from lcp_gateway.app.wiring.journal import book_tasks, remember_peers
 from lcp_gateway.app.wiring.responses import purge
 from lcp_gateway.config import Loaded, Settings, parse_host_port
 from lcp_gateway.http.server.tls import BadCertificate
@@ -44,12 +44,12 @@ def run(
     read_settings: Callable[[], Loaded],
     lost_log_lines: Callable[[], int] = lambda: 0,
 ) -> int:
-    """Run the gateway until SIGTERM or SIGINT; gives the exit code.
+    """Run the gateway until SIGTERM or SIGINT; return the exit code.
 
-    ``read_settings`` gives the settings as they are when it is called, at each SIGHUP, or raises ``ConfigError``.
-    ``lost_log_lines`` tells how many lines for standard output and error were lost so far.
+    ``read_settings`` is called at each SIGHUP; it raises ``ConfigError`` where the settings cannot be used.
+    ``lost_log_lines`` returns how many lines for standard output and error were lost so far.
     """
-    # Nothing that start-up makes is garbage worth looking for; see where it is turned on again.
+    # The start makes hardly any garbage; the collector is turned on again below.
     gc.disable()
     configure_logging(log_level(settings), settings.log_format)
     log = get_logger("gateway")
@@ -62,7 +62,7 @@ def run(
         sys.stderr.write(f"lcp-gateway: {error}\n")
         return 1
     finally:
-        # The process ends: to look through all that it holds once more would take seconds after a busy day.
+        # The process ends: another collection would take seconds after a busy day.
         gc.disable()
         gc.freeze()
     return 0
@@ -78,7 +78,7 @@ async def _serve(
 ) -> None:
     metrics = Metrics()
 
-    def note_pulse(lag_s: float) -> None:
+    def record_pulse(lag_s: float) -> None:
         metrics.loop_lag(lag_s)
         metrics.log_lines_lost(lost_log_lines())
 
@@ -87,19 +87,19 @@ async def _serve(
         stack.enter_context(_hang_ups(stop, reload_wanted))
         if settings.slow_callback_ms:
             limit_s = settings.slow_callback_ms / 1000
-            stack.enter_context(SlowCallbacks(limit_s, partial(_tell_slow, log)))
+            stack.enter_context(SlowCallbacks(limit_s, partial(_log_slow_callback, log)))
         tasks = BackgroundTasks(log, on_restart=metrics.task_restarted)
-        opened, lasting = await open_parts(settings, stack, metrics, tasks, log)
+        runtime, lasting = await open_runtime(settings, stack, metrics, tasks, log)
         try:
-            gateway = Gateway(settings, Runtime(settings, opened))
-            await remember_peers(opened.ledgers, opened.standings)
+            gateway = Gateway(settings, runtime)
+            await remember_peers(runtime.ledgers, runtime.trust)
         except WiringError as error:
             raise StartError(str(error)) from error
         _on_stop(stop, gateway)
         lasting += [
-            BackgroundTask("loop", lambda: watch_loop(note_pulse)),
-            *book_tasks(opened.ledgers, gateway.budgets, opened.standings, metrics, log),
-            BackgroundTask("purge", lambda: purge(gateway.kept.store)),
+            BackgroundTask("loop", lambda: watch_loop(record_pulse)),
+            *book_tasks(runtime.ledgers, gateway.budgets, runtime.trust, metrics, log),
+            BackgroundTask("purge", lambda: purge(gateway.stored.store)),
         ]
         if notifier.has_watchdog:
             lasting.append(BackgroundTask("watchdog", lambda: notifier.watch(lambda: True)))
@@ -116,7 +116,7 @@ async def _serve(
         )
         _greet(gateway, serving, settings, banner)
         notifier.ready(_status(gateway))
-        # What start-up made stays: the collector need not look at it again.
+        # The objects of the start live as long as the process: the collector need not look at them again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
@@ -129,26 +129,26 @@ async def _serve(
 
 
 async def _wind_down(gateway: Gateway, settings: Settings, log: FilteringBoundLogger) -> None:
-    lasting = gateway.lasting
-    log.info("shutting down", jobs_in_flight=len(lasting.jobs))
-    ended = await lasting.jobs.drain(
+    runtime = gateway.runtime
+    log.info("shutting down", jobs_in_flight=len(runtime.jobs))
+    ended = await runtime.jobs.drain(
         settings.shutdown_grace_s,
         lambda: gateway.service.interrupt_all(InterruptReason.SHUTTING_DOWN),
     )
     if ended:
         log.warning("purchases were ended before they were done", purchases=ended)
     await gateway.service.wait_idle()
-    await lasting.background.close()
+    await runtime.short_tasks.close()
 
 
-def _tell_slow(log: FilteringBoundLogger, held_s: float, frames: list[str]) -> None:
+def _log_slow_callback(log: FilteringBoundLogger, held_s: float, frames: list[str]) -> None:
     log.warning("the event loop was held up", held_ms=round(held_s * 1000), frames=frames)
 
 
 def _on_stop(stop: asyncio.Event, gateway: Gateway) -> None:
     def stopped() -> None:
         if stop.is_set():
-            gateway.lasting.jobs.hurry()
+            gateway.runtime.jobs.hurry()
         stop.set()
 
     loop = asyncio.get_running_loop()
@@ -158,10 +158,7 @@ def _on_stop(stop: asyncio.Event, gateway: Gateway) -> None:
 
 @contextlib.contextmanager
 def _hang_ups(stop: asyncio.Event, reload_wanted: asyncio.Event) -> Iterator[None]:
-    """Take SIGHUP for a wish to read the settings anew, unless the terminal that we were started in was closed.
-
-    After the block it does nothing any more.
-    """
+    """Reload at SIGHUP, or stop where it came because the gateway's terminal was closed. After the block it is ignored."""
     terminal = next((number for number in _STANDARD_STREAMS if os.isatty(number)), None)
 
     def hung_up() -> None:
@@ -171,7 +168,7 @@ def _hang_ups(stop: asyncio.Event, reload_wanted: asyncio.Event) -> Iterator[Non
             reload_wanted.set()
 
     loop = asyncio.get_running_loop()
-    # Not left to the loop, which would give it back when it is closed: then it would end us at once.
+    # Not a handler of the loop, which would restore the default when it is closed: the signal would end the process.
     signal.signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(hung_up))
     try:
         yield
@@ -186,7 +183,7 @@ def _greet(gateway: Gateway, serving: Serving, settings: Settings, banner: Seque
         f"lcp-gateway {__version__} listening on {serving.scheme}://{host}:{serving.port} "
         f"({_status(gateway)}, daemon {settings.lcpd_grpc_addr})"
     )
-    # What is asked for at all addresses is called on this machine's own.
+    # A gateway on all interfaces is called at the loopback address.
     called = _CALLED_AS.get(host, host)
     usage = (
         f"base URL for OpenAI clients: {serving.scheme}://{called}:{serving.port}/v1 (model auto)"
@@ -196,5 +193,5 @@ def _greet(gateway: Gateway, serving: Serving, settings: Settings, banner: Seque
 
 
 def _status(gateway: Gateway) -> str:
-    catalog = gateway.lasting.catalogs.catalog
+    catalog = gateway.runtime.catalog.catalog
     return f"{len(catalog.providers)} peers, {len(catalog.models())} models"
