@@ -1,39 +1,29 @@
-"""The settings of a node: its peers, their models and prices, its wallet and its backend; read from TOML, with errors that name the key."""
+"""The settings of a node: its peers, their models and prices, its wallet and its backend.
 
+Read from TOML, with errors that name the key.
+"""
+
+import dataclasses
+import difflib
 import tomllib
+import types
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
 
 from coincurve import PrivateKey
 
-from lcp_gateway.node.reading import ConfigError, read_dataclass
+T = TypeVar("T")
 
 
-def derive_key(seed: str, name: str) -> PrivateKey:
-    """Give the private key of one party. Simulation only: a seed is guessed as easily as it is read."""
-    return PrivateKey(sha256(f"lcp-gateway node\n{seed}\n{name}".encode()).digest())
+class ConfigError(ValueError):
+    """A setting is unknown, missing or wrong; the text begins with its key."""
 
-
-def public_id(key: PrivateKey) -> str:
-    """Write a party's public key as Lightning does, 66 lower-case hex digits."""
-    return key.public_key.format().hex()
-
-
-__all__ = [
-    "ECHO",
-    "ConfigError",
-    "FaultConfig",
-    "ModelConfig",
-    "NodeConfig",
-    "PeerConfig",
-    "WalletConfig",
-    "default_peers",
-]
 
 ECHO: Final = "echo"
-"""The backend that needs nothing else."""
+"""The backend that needs no other server."""
 
 _MIB = 1024 * 1024
 _LCP_VERSION = 2
@@ -76,7 +66,7 @@ class PeerConfig:
 class WalletConfig:
     """The wallet that pays: its balance, the cost and time of a route, and the smallest payment that finds one.
 
-    ``customer_balance_msat`` is what the customer of a demonstration has, who pays the node's own invoices.
+    ``customer_balance_msat`` is the balance of the demonstration's customer, which pays the node's own invoices.
     """
 
     balance_msat: int = 10_000_000_000
@@ -102,7 +92,7 @@ class FaultConfig:
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """Everything a node needs to start.
+    """The settings that a node starts with.
 
     ``listen`` is "host:port" (port 0 picks one) or "unix:/path". ``backend`` is "echo" or the base URL of an
     OpenAI-compatible server. ``seed`` decides every key, so that peers keep their ids across restarts. With
@@ -126,7 +116,7 @@ class NodeConfig:
     events_path: Path | None = None
 
     def __post_init__(self) -> None:
-        """Check what types cannot say."""
+        """Check what the types do not."""
         if self.backend != ECHO and not self.backend.startswith(("http://", "https://")):
             raise ConfigError(f'backend: must be "{ECHO}" or an http(s) URL')
         if not self.listen.startswith("unix:") and ":" not in self.listen:
@@ -152,7 +142,7 @@ class NodeConfig:
             raise ConfigError(f"{path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: {error}") from error
-        return read_dataclass(cls, document)
+        return _read_dataclass(cls, document)
 
 
 def default_peers() -> tuple[PeerConfig, ...]:
@@ -162,3 +152,67 @@ def default_peers() -> tuple[PeerConfig, ...]:
         PeerConfig("Bob", (ModelConfig("echo-1", 2_500, 3, 16),)),
         PeerConfig("Carol", (ModelConfig("echo-slow", tokens_per_second=20.0),)),
     )
+
+
+def derive_key(seed: str, name: str) -> PrivateKey:
+    """Return one party's private key, the same after a restart. Simulation only: a seed is easily guessed."""
+    return PrivateKey(sha256(f"lcp-gateway node\n{seed}\n{name}".encode()).digest())
+
+
+def public_id(key: PrivateKey) -> str:
+    """Return a party's public key as Lightning writes it, 66 lower-case hex digits."""
+    return key.public_key.format().hex()
+
+
+def _read_dataclass(cls: type[T], document: Mapping[str, Any], at: str = "") -> T:
+    """Build a ``cls`` of a document whose keys are its fields.
+
+    A validation library would do more, and takes longer to import than the whole node takes to start.
+
+    Raises:
+        ConfigError: a key is unknown, missing or has a value of the wrong kind.
+    """
+    if not dataclasses.is_dataclass(cls):
+        raise TypeError("cls must be a dataclass")
+    hints = get_type_hints(cls)
+    fields = {each.name: each for each in dataclasses.fields(cls)}
+    for key in document:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, 1)
+            raise ConfigError(
+                f"{at}{key}: unknown key" + (f", nearest is {near[0]}" if near else "")
+            )
+    for name, each in fields.items():
+        required = (
+            each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+        )
+        if required and name not in document:
+            raise ConfigError(f"{at}{name}: missing")
+    values = {key: _read(hints[key], value, at + key) for key, value in document.items()}
+    return cls(**values)
+
+
+def _read(wanted: Any, value: Any, at: str) -> Any:
+    if get_origin(wanted) is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{at}: must be a list")
+        item = get_args(wanted)[0]
+        return tuple(_read(item, entry, f"{at}[{index}]") for index, entry in enumerate(value))
+    if isinstance(wanted, types.UnionType):
+        wanted = next(kind for kind in get_args(wanted) if kind is not types.NoneType)
+    if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{at}: must be a table")
+        return _read_dataclass(wanted, value, at + ".")
+    if wanted is Path:
+        wanted, make = str, Path
+    else:
+        make = wanted
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    # A bool is an int to Python; where a number belongs it is the operator's mistake.
+    if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
+        raise ConfigError(f"{at}: must be of type {wanted.__name__}, not {type(value).__name__}")
+    if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
+        raise ConfigError(f"{at}: must not be negative")
+    return make(value)

@@ -1,4 +1,4 @@
-"""What happened on the node: counted in memory, and written to a file that survives a kill."""
+"""The node's events: counted in memory, and appended to a file that survives a kill."""
 
 import enum
 import os
@@ -10,15 +10,17 @@ from typing import Final
 
 import orjson
 
+from lcp_gateway.node.jobs import Job
+
 KEPT_EVENTS: Final = 10_000
-"""How many events stay in memory; the counters go on."""
+"""Events held in memory; the counters go on."""
 
 
 class EventKind(enum.StrEnum):
-    """The moments of a job that a test or a person may want to count.
+    """The moments of a job.
 
     ``PAID`` is money leaving the wallet, ``SETTLED`` the preimage coming back, ``UNPAID`` an attempt that failed.
-    ``INVOICE`` and ``INVOICE_PAID`` belong to no job: the node asks for money, and gets it.
+    ``INVOICE`` and ``INVOICE_PAID`` belong to no job: an invoice of the node was added, or paid.
     """
 
     QUOTE = "quote"
@@ -34,10 +36,9 @@ class EventKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One moment of a job; ids and hashes are hex, ``at`` is Unix seconds, ``detail`` says how it ended.
+    """One event; ids and hashes are hex, ``at`` is Unix seconds, ``detail`` says how a job ended.
 
-    Where there is no job, its id and model are empty, ``peer_id`` is the node's own, and ``price_msat`` what is asked
-    for or what was paid.
+    Without a job, its id and model are empty, ``peer_id`` is the node's own, and ``price_msat`` the invoice's amount.
     """
 
     kind: EventKind
@@ -52,7 +53,7 @@ class Event:
 
 
 class EventLog:
-    """Keeps the last events and counts all of them; with a path, appends each as a line of JSON at once."""
+    """Holds the last events and counts all of them; with a path, appends each as a line of JSON at once."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.kept: deque[Event] = deque(maxlen=KEPT_EVENTS)
@@ -73,7 +74,7 @@ class EventLog:
         fee_msat: int = 0,
         detail: str = "",
     ) -> None:
-        """Note an event now. One write of one line, so that lines never mix and none is lost to a buffer."""
+        """Record an event now, in one write of one line, so that lines never mix and none is lost in a buffer."""
         event = Event(
             kind,
             job_id.hex(),
@@ -90,12 +91,25 @@ class EventLog:
         if self._file >= 0:
             os.write(self._file, orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE))
 
+    def record_job(self, kind: EventKind, job: Job, detail: str = "") -> None:
+        """Record an event of a job, now."""
+        self.record(
+            kind,
+            job_id=job.id,
+            payment_hash=job.payment_hash,
+            peer_id=job.peer.id,
+            model=job.model.name,
+            price_msat=job.price_msat,
+            fee_msat=job.fee_msat,
+            detail=detail,
+        )
+
     def of(self, kind: EventKind) -> list[Event]:
-        """Give the kept events of one kind, oldest first."""
+        """Return the held events of one kind, oldest first."""
         return [event for event in self.kept if event.kind is kind]
 
     def close(self) -> None:
-        """Close the file. What is recorded afterwards is only counted."""
+        """Close the file. Later events are only counted."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

@@ -1,4 +1,4 @@
-"""Runs a paid job: the backend's answer, its hash and length, its limits in time and size."""
+"""Runs a paid job: the backend's result, its hash and length, its limits in time and size."""
 
 import asyncio
 import time
@@ -14,9 +14,9 @@ from lcp_gateway.node.compute.backend import (
     PaidTask,
     ResultEnd,
 )
-from lcp_gateway.node.events import EventKind
+from lcp_gateway.node.events import EventKind, EventLog
 from lcp_gateway.node.faults import FaultInjector, wait_forever
-from lcp_gateway.node.jobs import Job, JobLog
+from lcp_gateway.node.jobs import Job
 from lcp_gateway.node.status import LcpErrorCode, lcp_error
 from lcp_gateway.node.tasks import Task
 
@@ -24,10 +24,10 @@ _UNLIMITED_FAULTS = frozenset({"stream-floods"})
 
 
 class Sink(Protocol):
-    """Where an answer goes. Each call returns when there is room for more, which is what holds a fast backend back."""
+    """The receiver of a result. Each call returns when it has room for more, which holds a fast backend back."""
 
     async def begin(self, content_type: str, content_encoding: str) -> None:
-        """Take the head of the answer."""
+        """Take the head of the result."""
         ...
 
     async def chunk(self, data: bytes) -> None:
@@ -39,21 +39,60 @@ class Executor:
     """Runs jobs on a backend."""
 
     def __init__(
-        self, backend: Backend, saboteur: FaultInjector, log: JobLog, tokens_per_second: float
+        self, backend: Backend, injector: FaultInjector, events: EventLog, tokens_per_second: float
     ) -> None:
         self._backend = backend
-        self._saboteur = saboteur
-        self._log = log
+        self._injector = injector
+        self._events = events
         self._tokens_per_second = tokens_per_second
 
     async def run(self, job: Job, task: Task, sink: Sink) -> ResultEnd | None:
-        """Run a paid job into a sink, and give its end; None when there is to be no answer at all.
+        """Run a paid job into a sink, and return its end; None when the call is to end without any result.
 
-        A job that CancelJob has stopped answers nothing: the call stays open until its caller gives up.
+        A job that CancelJob has stopped sends nothing more: the call stays open until its caller gives up.
 
         Raises:
             CallError: the peer fails the job, which stays paid.
         """
+        fault = job.fault
+        async with self._running(job):
+            if fault is not None:
+                await self._injector.before_result(fault)
+                if fault.name == "no-result":
+                    return None
+            pace = job.model.tokens_per_second or self._tokens_per_second
+            limit = job.peer.config.max_stream_bytes
+            if fault is not None and fault.name in _UNLIMITED_FAULTS:
+                limit = 1 << 63
+            digest, length = sha256(), 0
+            try:
+                result = await self._backend.compute(PaidTask(job.id, task, job.created_at, pace))
+                if fault is not None:
+                    result = self._injector.change_result(fault, result, stream=task.stream)
+                async with _closing(result), aclosing(result.chunks) as chunks:
+                    await sink.begin(result.content_type, result.content_encoding)
+                    async for chunk in chunks:
+                        digest.update(chunk)
+                        length += len(chunk)
+                        if length > limit:
+                            raise lcp_error(
+                                LcpErrorCode.PAYLOAD_TOO_LARGE, "result exceeds max_stream_bytes"
+                            )
+                        await sink.chunk(chunk)
+            except BackendUnavailable as error:
+                self._events.record_job(EventKind.RESULT, job, "failed")
+                raise lcp_error(
+                    LcpErrorCode.RATE_LIMITED, f"backend unavailable: {error}"
+                ) from error
+            end = ResultEnd(result.content_type, result.content_encoding, digest.digest(), length)
+            if fault is not None:
+                end = self._injector.change_end(fault, end)
+            self._events.record_job(EventKind.RESULT, job, "ok" if fault is None else fault.name)
+            return end
+
+    @asynccontextmanager
+    async def _running(self, job: Job) -> AsyncIterator[None]:
+        """Count a job as running; end it when its quote expires, and fall silent when CancelJob stops it."""
         runner = asyncio.current_task()
         job.runner = runner
         job.peer.inflight += 1
@@ -61,12 +100,12 @@ class Executor:
             if job.cancelled:
                 await wait_forever()
             async with asyncio.timeout(max(0.0, job.expires_at - time.time())):
-                return await self._run(job, task, sink)
+                yield
         except TimeoutError:
-            self._log.record(EventKind.RESULT, job, "expired")
+            self._events.record_job(EventKind.RESULT, job, "expired")
             raise lcp_error(LcpErrorCode.QUOTE_EXPIRED, "quote expired") from None
         except asyncio.CancelledError:
-            # CancelJob ends a job in the same way as a caller that goes away; only the latter ends the call.
+            # CancelJob cancels this task just as a caller that goes away does; only the latter ends the call.
             if job.cancelled and runner is not None and runner.uncancel() == 0:
                 await wait_forever()
             raise
@@ -74,47 +113,11 @@ class Executor:
             job.peer.inflight -= 1
             job.runner = None
 
-    async def _run(self, job: Job, task: Task, sink: Sink) -> ResultEnd | None:
-        fault = job.fault
-        if fault is not None:
-            await self._saboteur.strike(fault)
-            if fault.name == "no-result":
-                return None
-        work = PaidTask(
-            job.id, task, job.created_at, job.model.tokens_per_second or self._tokens_per_second
-        )
-        limit = job.peer.config.max_stream_bytes
-        if fault is not None and fault.name in _UNLIMITED_FAULTS:
-            limit = 1 << 63
-        digest, length = sha256(), 0
-        try:
-            answer = await self._backend.answer(work)
-            if fault is not None:
-                answer = self._saboteur.spoil(fault, answer, stream=task.stream)
-            async with _closing(answer), aclosing(answer.chunks) as chunks:
-                await sink.begin(answer.content_type, answer.content_encoding)
-                async for chunk in chunks:
-                    digest.update(chunk)
-                    length += len(chunk)
-                    if length > limit:
-                        raise lcp_error(
-                            LcpErrorCode.PAYLOAD_TOO_LARGE, "result exceeds max_stream_bytes"
-                        )
-                    await sink.chunk(chunk)
-        except BackendUnavailable as error:
-            self._log.record(EventKind.RESULT, job, "failed")
-            raise lcp_error(LcpErrorCode.RATE_LIMITED, f"backend unavailable: {error}") from error
-        finish = ResultEnd(answer.content_type, answer.content_encoding, digest.digest(), length)
-        if fault is not None:
-            finish = self._saboteur.finish(fault, finish)
-        self._log.record(EventKind.RESULT, job, "ok" if fault is None else fault.name)
-        return finish
-
 
 @asynccontextmanager
-async def _closing(answer: ComputeResult) -> AsyncIterator[None]:
+async def _closing(result: ComputeResult) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        if answer.close is not None:
-            await answer.close()
+        if result.close is not None:
+            await result.close()

@@ -1,4 +1,4 @@
-"""Every failure that can be scripted: its name, when it strikes, whether the job was paid by then, and how it is carried out.
+"""Every failure that can be scripted: its name, its stage, whether the job was paid by then, and its effect.
 
 A fault is asked for by model name (``fault/<name>`` on the extra peer that ``faults`` adds) or in process, through
 ``FaultScript``.
@@ -25,7 +25,7 @@ PEER_ALIAS: Final = "Mallory"
 
 
 class Stage(enum.Enum):
-    """The call at which a fault strikes."""
+    """The call that a fault is injected into."""
 
     QUOTE = enum.auto()
     EXECUTE = enum.auto()
@@ -33,7 +33,7 @@ class Stage(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A failure. ``paid`` tells whether an accepted job has been paid; ``code`` is the status it ends with, if any."""
+    """A failure. ``paid`` says whether an accepted job has been paid; ``code`` is the status it ends with, if any."""
 
     name: str
     stage: Stage
@@ -68,7 +68,7 @@ _ALL: Final = (
     _quote("expensive", "a price far above what such a task costs"),
     _quote("expired", "a quote that has already expired"),
     _quote("wrong-price", "an invoice for another amount than the terms"),
-    _quote("wrong-payee", "an invoice signed by somebody else"),
+    _quote("wrong-payee", "an invoice signed by another key"),
     _quote("wrong-description-hash", "an invoice whose description hash is not the terms hash"),
     _quote("wrong-terms-hash", "terms and invoice agree on a hash that the terms do not have"),
     _quote("wrong-network", "an invoice for mainnet"),
@@ -88,7 +88,7 @@ _ALL: Final = (
         for code in _status_codes()
     ),
     _unpaid("no-route", "FAILED_PRECONDITION payment failed: FAILURE_REASON_NO_ROUTE"),
-    _paid("already-paid", "UNAVAILABLE, because the invoice was paid by somebody earlier"),
+    _paid("already-paid", "UNAVAILABLE, because the invoice was paid before"),
     _paid("fail-after-payment", "RESOURCE_EXHAUSTED lcp_error code=7 once it is paid"),
     _paid("execute-hangs", "nothing once it is paid, until the caller's deadline"),
     _paid("wrong-hash", "a result hash that the bytes do not have"),
@@ -105,7 +105,7 @@ _ALL: Final = (
     _paid("stream-binary", "bytes that are no text at all"),
     _paid("big-result", "a result as large as the limit allows"),
     _paid("empty-chunks", "empty chunks between the others"),
-    _paid("odd-content-type", "a content type that nobody asked for"),
+    _paid("odd-content-type", "a content type that the request did not ask for"),
     _paid("gzip-encoding", "a result that is gzipped, and says so"),
     *(
         Fault(
@@ -119,22 +119,22 @@ _ALL: Final = (
     ),
 )
 FAULTS: Final = {fault.name: fault for fault in _ALL}
-"""Every fault by name. The truth table of payments is its ``paid`` column: quotes cost nothing, and of the faults at
-execution only no-route strikes before the money is gone."""
+"""Every fault by name. Its ``paid`` column is the truth table of payments: quotes cost nothing, and of the faults at
+execution only no-route comes before the payment."""
 
 
 def names() -> tuple[str, ...]:
-    """Give the name of every fault, quote side first."""
+    """Return the name of every fault, quote side first."""
     return tuple(FAULTS)
 
 
 def model_name(name: str) -> str:
-    """Give the model that asks for a fault."""
+    """Return the model that asks for a fault."""
     return MODEL_PREFIX + FAULTS[name].name
 
 
 class FaultScript:
-    """Decides which fault strikes a call: first what is queued for it, then what is set for its model."""
+    """Selects the fault of a call: the next one queued for its stage, else the one set for its model."""
 
     def __init__(self, *, by_model_name: bool) -> None:
         self._by_model_name = by_model_name
@@ -152,7 +152,7 @@ class FaultScript:
             self._queued[fault.stage].append(fault)
 
     def queue_none(self, stage: Stage) -> None:
-        """Let the next call of a stage pass, between others that fail."""
+        """Let the next call of a stage succeed, between others that fail."""
         self._queued[stage].append(None)
 
     def set_for_model(self, model: str, name: str) -> None:
@@ -165,13 +165,13 @@ class FaultScript:
         self._for_model[fault.stage, model] = fault
 
     def clear(self) -> None:
-        """Forget everything that was scripted in process."""
+        """Drop all faults that were scripted in process."""
         self._for_model.clear()
         for queue in self._queued.values():
             queue.clear()
 
     def next(self, stage: Stage, model: str) -> Fault | None:
-        """Give the fault that strikes this call, if any."""
+        """Return the fault of this call, if any."""
         if queue := self._queued[stage]:
             return queue.popleft()
         if (fault := self._for_model.get((stage, model))) is not None:
@@ -192,17 +192,17 @@ _ChunkFilter = Callable[[_Chunks], _Chunks]
 
 
 async def wait_forever() -> NoReturn:
-    """Answer nothing; only the end of the call ends it."""
+    """Never return; only the end of the call ends it."""
     while True:
         await asyncio.Event().wait()
 
 
 class FaultInjector:
-    """Spoils answers as a fault says."""
+    """Changes results as a fault says."""
 
     def __init__(self, config: FaultConfig) -> None:
         self._config = config
-        self._any_spoilers: dict[str, _ChunkFilter] = {
+        self._filters: dict[str, _ChunkFilter] = {
             "stream-cut": self._cut,
             "stream-cut-silently": self._take,
             "stream-stalls": self._stall,
@@ -212,13 +212,13 @@ class FaultInjector:
             "empty-chunks": _interleave_empty,
         }
         # These add what only a stream of events may hold.
-        self._stream_spoilers: dict[str, _ChunkFilter] = {
+        self._stream_filters: dict[str, _ChunkFilter] = {
             "stream-floods": self._flood,
             "stream-split-utf8": lambda chunks: _split_characters(_prepend(_COMMENT, chunks)),
         }
 
-    async def strike(self, fault: Fault) -> None:
-        """Do what a fault does between the payment and the answer.
+    async def before_result(self, fault: Fault) -> None:
+        """Apply a fault between the payment and the result.
 
         Raises:
             CallError: the fault ends the call.
@@ -230,38 +230,38 @@ class FaultInjector:
         if fault.name == "execute-hangs":
             await wait_forever()
 
-    def spoil(self, fault: Fault, answer: ComputeResult, *, stream: bool) -> ComputeResult:
-        """Give an answer with the fault in its head or its chunks; others come back as they are."""
+    def change_result(self, fault: Fault, result: ComputeResult, *, stream: bool) -> ComputeResult:
+        """Return a result with the fault in its head or its chunks; without such a fault, unchanged."""
         if fault.name == "odd-content-type":
-            return replace(answer, content_type='application/x-odd; charset=koi8-r; q="a,b"')
+            return replace(result, content_type='application/x-odd; charset=koi8-r; q="a,b"')
         if fault.name == "gzip-encoding":
-            return replace(answer, content_encoding="gzip", chunks=_gzip(answer.chunks))
+            return replace(result, content_encoding="gzip", chunks=_gzip(result.chunks))
         if fault.name == "big-result":
-            return replace(answer, chunks=self._enlarge(answer))
-        spoilers = {**self._any_spoilers, **(self._stream_spoilers if stream else {})}
-        if (spoiler := spoilers.get(fault.name)) is not None:
-            return replace(answer, chunks=spoiler(answer.chunks))
-        return answer
+            return replace(result, chunks=self._enlarge(result))
+        filters = {**self._filters, **(self._stream_filters if stream else {})}
+        if (chunk_filter := filters.get(fault.name)) is not None:
+            return replace(result, chunks=chunk_filter(result.chunks))
+        return result
 
-    def finish(self, fault: Fault, finish: ResultEnd) -> ResultEnd:
-        """Give the end of an answer with the fault in it."""
+    def change_end(self, fault: Fault, end: ResultEnd) -> ResultEnd:
+        """Return the end of a result with the fault in it."""
         match fault.name:
             case "wrong-hash":
-                return replace(finish, sha256=sha256(finish.sha256).digest())
+                return replace(end, sha256=sha256(end.sha256).digest())
             case "wrong-length":
-                return replace(finish, length=finish.length + 1)
+                return replace(end, length=end.length + 1)
             case "result-failed":
                 return replace(
-                    finish, status=lcpd_pb2.Result.STATUS_FAILED, message="scripted failure"
+                    end, status=lcpd_pb2.Result.STATUS_FAILED, message="scripted failure"
                 )
             case "result-cancelled":
                 return replace(
-                    finish, status=lcpd_pb2.Result.STATUS_CANCELLED, message="scripted cancel"
+                    end, status=lcpd_pb2.Result.STATUS_CANCELLED, message="scripted cancel"
                 )
             case "stream-cut-silently":
-                return replace(finish, sent=False)
+                return replace(end, sent=False)
             case _:
-                return finish
+                return end
 
     async def _take(self, chunks: _Chunks) -> _Chunks:
         left = self._config.chunks_before_failure
@@ -297,11 +297,11 @@ class FaultInjector:
             await asyncio.sleep(self._config.slow_chunk_s)
             yield chunk
 
-    async def _enlarge(self, answer: ComputeResult) -> _Chunks:
+    async def _enlarge(self, result: ComputeResult) -> _Chunks:
         """Put white space before a JSON text, or a comment before events: both mean the same as without."""
-        parts = [chunk async for chunk in answer.chunks]
+        parts = [chunk async for chunk in result.chunks]
         room = max(0, self._config.big_result_bytes - sum(map(len, parts)))
-        if answer.content_type == STREAM_TYPE:
+        if result.content_type == STREAM_TYPE:
             yield (b": " + b"x" * (room - 4) + b"\n\n") if room >= 4 else b""  # noqa: PLR2004 - its frame
         else:
             yield b" " * room

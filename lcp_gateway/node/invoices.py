@@ -1,4 +1,4 @@
-"""The node's own invoices: signed, kept in memory, and told of in the order in which they were added and settled."""
+"""The node's own invoices: signed, held in memory, and followed in the order in which they are added and settled."""
 
 import asyncio
 import os
@@ -58,16 +58,16 @@ class Invoice:
 
     @property
     def expired(self) -> bool:
-        """Whether it is too late to pay it; one that is being paid is past that question."""
+        """Whether it can no longer be paid; one that is being paid has not expired."""
         too_late = time.time() >= self.created_at + self.expiry_s
         return too_late and not self.settled and not self.in_flight
 
 
 class InvoiceBook:
-    """Invoices by payment hash; unpaid ones are forgotten before settled ones, and the oldest first.
+    """Invoices by payment hash; unpaid ones are dropped before settled ones, and the oldest first.
 
-    Indexes only ever grow, and those of a later run begin above those of an earlier one, so that who remembers the
-    last settlement of a node that has been restarted since misses none of the new ones.
+    Indexes only ever grow, and those of a later run begin above those of an earlier one: a gateway that stored the last
+    settle index misses no settlement after a restart of the node.
     """
 
     def __init__(
@@ -87,7 +87,6 @@ class InvoiceBook:
         self._closed = False
 
     def __len__(self) -> int:
-        """Count the invoices that are remembered."""
         return len(self._all)
 
     def add(
@@ -99,10 +98,10 @@ class InvoiceBook:
         expiry_s: int = 0,
         preimage: bytes = b"",
     ) -> Invoice:
-        """Make an invoice. What is left out is lnd's default, or random.
+        """Add an invoice. Arguments left out take lnd's default, or a random value.
 
         Raises:
-            CallError: UNKNOWN with the reason, as lnd has it, for what no invoice can say or there is no room for.
+            CallError: UNKNOWN with the reason, as lnd has it: a value is out of bounds, or there is no room.
         """
         _check(amount_msat, memo, description_hash, expiry_s, preimage)
         preimage = preimage or os.urandom(_HASH_BYTES)
@@ -140,15 +139,15 @@ class InvoiceBook:
             add_index=self._add_index,
         )
         self._all[payment_hash] = self._unpaid[payment_hash] = invoice
-        self._note(EventKind.INVOICE, invoice, amount_msat)
+        self._record(EventKind.INVOICE, invoice, amount_msat)
         return invoice
 
     def find(self, payment_hash: bytes) -> Invoice | None:
-        """Find an invoice."""
+        """Return an invoice by its payment hash."""
         return self._all.get(payment_hash)
 
     def settle(self, invoice: Invoice, paid_msat: int) -> None:
-        """Take note that an invoice was paid."""
+        """Record that an invoice was paid."""
         self._settle_index += 1
         invoice.settle_index = self._settle_index
         invoice.settled_at = int(time.time())
@@ -156,12 +155,12 @@ class InvoiceBook:
         invoice.in_flight = False
         del self._unpaid[invoice.payment_hash]
         self._settled[invoice.payment_hash] = invoice
-        self._note(EventKind.INVOICE_PAID, invoice, paid_msat)
+        self._record(EventKind.INVOICE_PAID, invoice, paid_msat)
 
     def page(
         self, offset: int, limit: int, *, newest_first: bool, pending_only: bool
     ) -> list[Invoice]:
-        """Give invoices beside an add index, those before it when ``newest_first``; always in the order of adding."""
+        """Return invoices after an add index, or before it when ``newest_first``; always in the order of adding."""
         pending = (it for it in self._all.values() if not it.settled and not it.expired)
         chosen: list[Invoice] = list(pending) if pending_only else list(self._all.values())
         if newest_first:
@@ -169,9 +168,9 @@ class InvoiceBook:
         return list(islice((it for it in chosen if it.add_index > offset), limit))
 
     async def follow(self, add_index: int, settle_index: int) -> AsyncGenerator[Invoice, None]:
-        """Give each invoice when it is added and again when it is settled, until the book is closed.
+        """Yield each invoice when it is added and again when it is settled, until the book is closed.
 
-        What came after the given indexes is given first; an index of 0 asks for nothing of the past.
+        Those after the given indexes come first; an index of 0 asks for none of the past.
         """
         added = add_index or self._add_index
         settled = settle_index or self._settle_index
@@ -186,7 +185,7 @@ class InvoiceBook:
             await changed.wait()
 
     def close(self) -> None:
-        """Let everybody who follows come to the end."""
+        """End every ``follow``."""
         self._closed = True
         self._announce()
 
@@ -200,7 +199,7 @@ class InvoiceBook:
         for kept in (self._all, self._unpaid, self._settled):
             kept.pop(oldest.payment_hash, None)
 
-    def _note(self, kind: EventKind, invoice: Invoice, amount_msat: int) -> None:
+    def _record(self, kind: EventKind, invoice: Invoice, amount_msat: int) -> None:
         self._events.record(
             kind,
             job_id=b"",
@@ -217,14 +216,14 @@ class InvoiceBook:
 
 
 def lnd_refusal(reason: str) -> CallError:
-    """Refuse a request in lnd's way, which has one status for whatever is wrong with it."""
+    """Return lnd's refusal of a request; it has one status for every reason."""
     return CallError(grpc.StatusCode.UNKNOWN, reason)
 
 
 def _after(
     index: int, invoices: Reversible[Invoice], index_of: Callable[[Invoice], int]
 ) -> list[Invoice]:
-    """Give the invoices with a higher index, lowest first; they stand at the end."""
+    """Return the invoices with a higher index, lowest first; they stand at the end."""
     return list(takewhile(lambda it: index_of(it) > index, reversed(invoices)))[::-1]
 
 

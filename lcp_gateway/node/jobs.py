@@ -1,4 +1,4 @@
-"""The node's memory of quoted and paid jobs: bounded in number and in bytes, gone with the process."""
+"""Quoted and paid jobs: bounded in number and in bytes, gone with the process."""
 
 import asyncio
 import enum
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from lcp_gateway.node.config import ModelConfig
-from lcp_gateway.node.events import EventKind, EventLog
 from lcp_gateway.node.faults import Fault
 from lcp_gateway.node.peers import Peer
 from lcp_gateway.node.status import not_found
@@ -18,7 +17,7 @@ MAX_HELD_BYTES: Final = 256 * 1024 * 1024
 
 
 class JobPayment(enum.Enum):
-    """Where a job's payment is."""
+    """The state of a job's payment."""
 
     NONE = enum.auto()
     IN_FLIGHT = enum.auto()
@@ -27,9 +26,9 @@ class JobPayment(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A quoted task. ``task`` is let go of once the job has run; ``created_at`` and ``expires_at`` are Unix seconds.
+    """A quoted task. ``task`` is released once the job runs; ``created_at`` and ``expires_at`` are Unix seconds.
 
-    ``invoice_problem`` is what the daemon will find when it checks the invoice before paying it.
+    ``invoice_problem`` is the error that the daemon's check of the invoice before paying will give.
     """
 
     id: bytes
@@ -50,7 +49,7 @@ class Job:
 
 
 class Jobs:
-    """Jobs by id, the oldest forgotten first."""
+    """Jobs by id; the oldest are dropped first."""
 
     def __init__(self, max_jobs: int = MAX_JOBS, max_held_bytes: int = MAX_HELD_BYTES) -> None:
         self._jobs: OrderedDict[bytes, Job] = OrderedDict()
@@ -59,11 +58,10 @@ class Jobs:
         self._held_bytes = 0
 
     def __len__(self) -> int:
-        """Count the jobs that are remembered."""
         return len(self._jobs)
 
     def add(self, job: Job) -> None:
-        """Remember a job, and forget old ones if that takes too much room."""
+        """Add a job, and drop the oldest while they take too much room."""
         self._jobs[job.id] = job
         self._held_bytes += len(job.task.body) if job.task else 0
         while len(self._jobs) > self._max_jobs or (
@@ -84,10 +82,10 @@ class Jobs:
         return job
 
     def take_task(self, job: Job) -> Task:
-        """Hand over a job's task to be run, so that its bytes are not held until the job is forgotten.
+        """Take a job's task out to run it, so that its bytes are not held until the job is dropped.
 
         Raises:
-            CallError: it was handed over before.
+            CallError: it was taken before.
         """
         task, job.task = job.task, None
         if task is None:
@@ -95,23 +93,3 @@ class Jobs:
         if job.id in self._jobs:
             self._held_bytes -= len(task.body)
         return task
-
-
-class JobLog:
-    """Writes what happens to jobs into the event log."""
-
-    def __init__(self, events: EventLog) -> None:
-        self._events = events
-
-    def record(self, kind: EventKind, job: Job, detail: str = "") -> None:
-        """Note an event of a job, now."""
-        self._events.record(
-            kind,
-            job_id=job.id,
-            payment_hash=job.payment_hash,
-            peer_id=job.peer.id,
-            model=job.model.name,
-            price_msat=job.price_msat,
-            fee_msat=job.fee_msat,
-            detail=detail,
-        )

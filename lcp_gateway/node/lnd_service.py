@@ -1,6 +1,6 @@
-"""A few calls of lnd's own service, so that the gateway's top-ups have a node to be paid through: simulated as all here.
+"""A few calls of lnd's own service, simulated, so that top-ups of the gateway have a node to be paid at.
 
-Their messages come with an optional extra. They are loaded at the first call; a node without them does all the rest.
+Their messages come with an optional extra and are loaded at the first call; a node without them serves all other calls.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ from lcp_gateway.node.invoices import Invoice, InvoiceBook, lnd_refusal
 from lcp_gateway.node.peers import Peers
 from lcp_gateway.node.status import CallError, not_found
 from lcp_gateway.node.wallets import CustomerPaymentFailed, CustomerWallet, Wallet
+from lcp_gateway.units import MSAT_PER_SAT
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 _SERVICE: Final = "/lnrpc.Lightning/"
-_MSAT_PER_SAT: Final = 1_000
 _HASH_BYTES: Final = 32
 _DEFAULT_PAGE: Final = 100
 _NETWORKS: Final = MappingProxyType(
@@ -54,7 +54,7 @@ class LndService:
         self._peers = peers
 
     async def get_info(self, messages: Any, _request: Any) -> Any:
-        """Say who this is: the same node that pays for jobs."""
+        """Return the identity: the same node that pays for jobs."""
         return messages.GetInfoResponse(
             identity_pubkey=self._book.node_id,
             alias="lcp-gateway node",
@@ -67,34 +67,34 @@ class LndService:
         )
 
     async def channel_balance(self, messages: Any, _request: Any) -> Any:
-        """Give what the node has, and at the other end what its customer has."""
+        """Return the node's balance, and as the remote one its customer's."""
         ours, theirs = self._wallet.balance_msat, self._customer.balance_msat
         return messages.ChannelBalanceResponse(
-            balance=ours // _MSAT_PER_SAT,
-            local_balance=messages.Amount(sat=ours // _MSAT_PER_SAT, msat=ours),
-            remote_balance=messages.Amount(sat=theirs // _MSAT_PER_SAT, msat=theirs),
+            balance=ours // MSAT_PER_SAT,
+            local_balance=messages.Amount(sat=ours // MSAT_PER_SAT, msat=ours),
+            remote_balance=messages.Amount(sat=theirs // MSAT_PER_SAT, msat=theirs),
         )
 
     async def list_channels(self, messages: Any, _request: Any) -> Any:
-        """Give the one channel that stands for all."""
+        """Return the one channel that stands for all."""
         ours, theirs = self._wallet.balance_msat, self._customer.balance_msat
         return messages.ListChannelsResponse(
             channels=[
                 messages.Channel(
                     active=True,
-                    capacity=(ours + theirs) // _MSAT_PER_SAT,
-                    local_balance=ours // _MSAT_PER_SAT,
-                    remote_balance=theirs // _MSAT_PER_SAT,
+                    capacity=(ours + theirs) // MSAT_PER_SAT,
+                    local_balance=ours // MSAT_PER_SAT,
+                    remote_balance=theirs // MSAT_PER_SAT,
                 )
             ]
         )
 
     async def wallet_balance(self, messages: Any, _request: Any) -> Any:
-        """Give what is on chain, which is nothing."""
+        """Return the balance on chain, which is 0."""
         return messages.WalletBalanceResponse()
 
     async def add_invoice(self, messages: Any, request: Any) -> Any:
-        """Make an invoice."""
+        """Add an invoice."""
         invoice = self._book.add(
             _amount_msat(request.value, request.value_msat),
             memo=request.memo,
@@ -110,7 +110,7 @@ class LndService:
         )
 
     async def lookup_invoice(self, messages: Any, request: Any) -> Any:
-        """Give one invoice."""
+        """Return one invoice."""
         try:
             payment_hash = request.r_hash or bytes.fromhex(request.r_hash_str)
         except ValueError:
@@ -123,7 +123,7 @@ class LndService:
         return _invoice_message(messages, invoice)
 
     async def list_invoices(self, messages: Any, request: Any) -> Any:
-        """Give a page of invoices."""
+        """Return a page of invoices."""
         page = self._book.page(
             request.index_offset,
             request.num_max_invoices or _DEFAULT_PAGE,
@@ -137,13 +137,13 @@ class LndService:
         )
 
     async def subscribe_invoices(self, messages: Any, request: Any) -> AsyncGenerator[Any, None]:
-        """Tell of invoices as they are added and settled, from the given indexes on."""
+        """Yield invoices as they are added and settled, from the given indexes on."""
         async with aclosing(self._book.follow(request.add_index, request.settle_index)) as found:
             async for invoice in found:
                 yield _invoice_message(messages, invoice)
 
     async def send_payment_sync(self, messages: Any, request: Any) -> Any:
-        """Have the customer pay one of the node's invoices. Failures are part of the answer, as in lnd."""
+        """Have the customer pay one of the node's invoices. Failures are part of the response, as in lnd."""
         if not request.payment_request:
             raise lnd_refusal("only payment requests can be paid here")
         try:
@@ -156,7 +156,7 @@ class LndService:
             payment_preimage=invoice.preimage,
             payment_hash=invoice.payment_hash,
             payment_route=messages.Route(
-                total_amt=invoice.paid_msat // _MSAT_PER_SAT, total_amt_msat=invoice.paid_msat
+                total_amt=invoice.paid_msat // MSAT_PER_SAT, total_amt_msat=invoice.paid_msat
             ),
         )
 
@@ -166,7 +166,7 @@ _Stream = Callable[[Any, Any], AsyncGenerator[Any, None]]
 
 
 class LndServiceHandler(grpc.GenericRpcHandler):
-    """Serves the calls. It takes bytes and gives bytes, so that nothing is imported before the first one."""
+    """Serves the calls, from bytes to bytes, so that nothing is imported before the first one."""
 
     def __init__(self, lnd: LndService) -> None:
         self._unary: dict[str, tuple[str, _Unary]] = {
@@ -186,7 +186,7 @@ class LndServiceHandler(grpc.GenericRpcHandler):
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        """Find what answers a call; None for a call of another service or one that is not served here."""
+        """Return the handler of a call; None for a call of another service or one that is not served here."""
         service, slash, name = handler_call_details.method.rpartition("/")
         if service + slash != _SERVICE:
             return None
@@ -229,7 +229,7 @@ def _stream_handler(
 
 
 async def _load_messages(context: Context) -> Any:
-    """Import in a thread: answers that are being streamed go on."""
+    """Import in a thread: streams that are under way go on."""
     try:
         return (await asyncio.to_thread(load_stubs)).lightning
     except LndNotInstalled:
@@ -248,7 +248,7 @@ def _parse(messages: Any, request_type: str, request: bytes) -> Any:
 def _amount_msat(sat: int, msat: int) -> int:
     if sat and msat:
         raise lnd_refusal("msat and sat arguments are mutually exclusive")
-    return msat or sat * _MSAT_PER_SAT
+    return msat or sat * MSAT_PER_SAT
 
 
 def _invoice_message(messages: Any, invoice: Invoice) -> Any:
@@ -257,7 +257,7 @@ def _invoice_message(messages: Any, invoice: Invoice) -> Any:
         memo=invoice.memo,
         r_preimage=invoice.preimage,
         r_hash=invoice.payment_hash,
-        value=invoice.amount_msat // _MSAT_PER_SAT,
+        value=invoice.amount_msat // MSAT_PER_SAT,
         value_msat=invoice.amount_msat,
         settled=invoice.settled,
         creation_date=invoice.created_at,
@@ -268,7 +268,7 @@ def _invoice_message(messages: Any, invoice: Invoice) -> Any:
         add_index=invoice.add_index,
         settle_index=invoice.settle_index,
         amt_paid=invoice.paid_msat,
-        amt_paid_sat=invoice.paid_msat // _MSAT_PER_SAT,
+        amt_paid_sat=invoice.paid_msat // MSAT_PER_SAT,
         amt_paid_msat=invoice.paid_msat,
         state=state,
         payment_addr=invoice.payment_secret,

@@ -1,4 +1,4 @@
-"""The peers that a node is connected to, and what each says of itself."""
+"""The peers that a node is connected to, and the manifest of each."""
 
 from collections.abc import Iterable, Iterator
 
@@ -30,7 +30,7 @@ class Peer:
         self.description = self._describe(protocol_version)
 
     def model_for(self, task: Task) -> ModelConfig:
-        """Find the model that a task asks for.
+        """Return the model that a task asks for.
 
         Raises:
             CallError: the peer does not offer it for this kind of task.
@@ -45,7 +45,7 @@ class Peer:
         return model
 
     def check_room(self, task: Task) -> None:
-        """Refuse what the manifest's limits do not allow.
+        """Check a task against the manifest's limits.
 
         Raises:
             CallError: RESOURCE_EXHAUSTED, by the daemon for a size and by the peer for its number of jobs.
@@ -104,11 +104,11 @@ class Peers:
         self._by_alias = {peer.config.alias: peer for peer in peers}
 
     def __iter__(self) -> Iterator[Peer]:
-        """Give every peer, ready or not, in the order of the configuration."""
+        """Yield every peer, ready or not, in the order of the configuration."""
         return iter(self._by_id.values())
 
     def named(self, alias: str) -> Peer:
-        """Find a peer by its alias.
+        """Return a peer by its alias.
 
         Raises:
             KeyError: no peer has it.
@@ -116,7 +116,7 @@ class Peers:
         return self._by_alias[alias]
 
     def connected(self, peer_id: str) -> Peer:
-        """Find a peer that can be talked to, by its exact id.
+        """Return a peer that is ready, by its exact id.
 
         Raises:
             CallError: NOT_FOUND for an unknown one, FAILED_PRECONDITION for one that is not ready.

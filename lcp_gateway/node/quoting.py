@@ -24,7 +24,7 @@ _MIN_FINAL_CLTV = 80
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """What RequestQuote answers; ``expires_at`` is Unix seconds."""
+    """A quote as RequestQuote answers it."""
 
     job: Job
     protocol_version: int
@@ -49,7 +49,7 @@ class _Draft:
 
 
 def price_msat(model: ModelConfig, task: Task) -> int:
-    """Price a task: the output it is allowed is charged in full, for each choice, whatever is used of it."""
+    """Return the price of a task: the output it is allowed is charged in full, for each choice, used or not."""
     output = (task.max_tokens or model.default_max_tokens) * task.choices
     return (
         model.base_msat
@@ -63,10 +63,10 @@ class Quoter:
 
     def __init__(self, config: NodeConfig) -> None:
         self._config = config
-        self._stranger = derive_key(config.seed, "a stranger")
+        self._other_key = derive_key(config.seed, "a stranger")
 
     def quote(self, peer: Peer, model: ModelConfig, task: Task, fault: Fault | None) -> Quote:
-        """Make a quote for a task that was let in; a fault of the quote side may spoil it."""
+        """Make a quote for a task that was admitted, with the fault of the quote side, if any."""
         secrets = os.urandom(96)
         preimage = secrets[32:64]
         payment_hash = sha256(preimage).digest()
@@ -74,7 +74,7 @@ class Quoter:
         problem = None
         name = fault.name if fault is not None else ""
         if name:
-            draft = self._spoil(draft, name, peer, task)
+            draft = self._inject(draft, name, peer, task)
             problem = _PROBLEMS.get(name)
         if name == "garbage-invoice":
             payment_request = "lnbcrt1thisisnotaninvoice"
@@ -135,7 +135,7 @@ class Quoter:
             model=task.model,
         )
 
-    def _spoil(self, draft: _Draft, name: str, peer: Peer, task: Task) -> _Draft:
+    def _inject(self, draft: _Draft, name: str, peer: Peer, task: Task) -> _Draft:
         if name == "expensive":
             return self._draft(peer, task, draft.job_id, self._config.fault_settings.expensive_msat)
         if name == "short-job-id":
@@ -151,9 +151,9 @@ class Quoter:
                 invoice_expiry_s=1,
             )
         if name == "wrong-payee":
-            return replace(draft, key=self._stranger)
-        spoiler = _SPOILERS.get(name)
-        return spoiler(draft) if spoiler is not None else draft
+            return replace(draft, key=self._other_key)
+        change = _CHANGES.get(name)
+        return change(draft) if change is not None else draft
 
 
 def _wrong_terms_hash(draft: _Draft) -> _Draft:
@@ -169,7 +169,7 @@ def _outliving_invoice(draft: _Draft) -> _Draft:
     return replace(draft, invoice_expiry_s=draft.expires_at - draft.invoice_at + _HOUR_S)
 
 
-_SPOILERS: dict[str, Callable[[_Draft], _Draft]] = {
+_CHANGES: dict[str, Callable[[_Draft], _Draft]] = {
     "wrong-price": lambda draft: replace(draft, invoice_msat=draft.price_msat + 1_000),
     "wrong-description-hash": lambda draft: replace(
         draft, description_hash=sha256(draft.terms_hash).digest()
@@ -190,8 +190,8 @@ _PROBLEMS = {
     "bad-signature": "decode invoice: invalid signature",
     "garbage-invoice": "decode invoice: not an invoice",
 }
-"""What the daemon finds wrong when it checks the invoice. It cannot see that terms_hash itself is wrong when the
-invoice repeats it: only who knows the request can."""
+"""The daemon's error when it checks the invoice. It cannot see that terms_hash itself is wrong when the invoice repeats
+it: only the client, which knows the request, can."""
 
 
 def _break_signature(payment_request: str) -> str:

@@ -25,7 +25,7 @@ from lcp_gateway.node.events import EventLog
 from lcp_gateway.node.execution import Executor
 from lcp_gateway.node.faults import FaultInjector, FaultScript
 from lcp_gateway.node.invoices import InvoiceBook
-from lcp_gateway.node.jobs import JobLog, Jobs
+from lcp_gateway.node.jobs import Jobs
 from lcp_gateway.node.lnd_service import LndService, LndServiceHandler
 from lcp_gateway.node.peers import Peers
 from lcp_gateway.node.quoting import Quoter
@@ -41,8 +41,8 @@ _SERVER_OPTIONS = (
     ("grpc.server.max_pending_requests", _MAX_WAITING_CALLS),
     ("grpc.server.max_pending_requests_hard_limit", _MAX_WAITING_CALLS),
 )
-"""Everything else stays at gRPC's defaults, as on the daemon: 4 MiB to receive, and no patience with keepalive pings
-more often than every five minutes."""
+"""All other options stay at gRPC's defaults, as on the daemon: 4 MiB to receive, and a closed connection for keepalive
+pings more often than every five minutes."""
 
 _NO_LIMIT_BYTES = 2**40
 
@@ -53,8 +53,7 @@ class Node:
     def __init__(self, config: NodeConfig) -> None:
         self.config = config
         self.events = EventLog(config.events_path)
-        self._log = JobLog(self.events)
-        self.wallet = Wallet(config.wallet, self._log)
+        self.wallet = Wallet(config.wallet, self.events)
         self.invoices = InvoiceBook(config.seed, config.network, self.events)
         self.customer = CustomerWallet(
             config.wallet, config.network, book=self.invoices, wallet=self.wallet
@@ -77,7 +76,7 @@ class Node:
         return self._peers
 
     async def start(self) -> str:
-        """Get the backend ready, listen, and give the address as a client would dial it.
+        """Start the backend, listen, and return the address as a client would dial it.
 
         Raises:
             ConfigError: the address cannot be listened on, or there is nothing to offer.
@@ -85,9 +84,12 @@ class Node:
         """
         config = self.config
         models = await self._backend.start()
-        self._peers = Peers(_with_mallory(config, models), config.seed, config.protocol_version)
+        self._peers = Peers(_all_peers(config, models), config.seed, config.protocol_version)
         executor = Executor(
-            self._backend, FaultInjector(config.fault_settings), self._log, config.tokens_per_second
+            self._backend,
+            FaultInjector(config.fault_settings),
+            self.events,
+            config.tokens_per_second,
         )
         service = LcpdService(
             config,
@@ -97,7 +99,7 @@ class Node:
             quoter=Quoter(config),
             executor=executor,
             script=self.faults,
-            log=self._log,
+            events=self.events,
         )
         server = grpc.aio.server(options=_SERVER_OPTIONS)
         lcpd_pb2_grpc.add_LCPDServiceServicer_to_server(service, server)
@@ -121,8 +123,8 @@ class Node:
         return f"{config.listen.rpartition(':')[0]}:{port}"
 
     async def stop(self, grace_s: float = 0.0) -> None:
-        """Take no more calls, give running ones ``grace_s`` to end, and let go of everything."""
-        # Who waits for settlements hears the end of it, as lnd has it, and is not cut off.
+        """Take no more calls, give running ones ``grace_s`` to end, and close everything."""
+        # Subscriptions to settlements end in good order, as at lnd, before calls are cut off.
         self.invoices.close()
         if self._server is not None:
             await self._server.stop(grace_s)
@@ -153,8 +155,8 @@ def _models_are_named(config: NodeConfig) -> bool:
     return bool(config.peers or config.backend_models)
 
 
-def _with_mallory(config: NodeConfig, discovered: tuple[str, ...]) -> tuple[PeerConfig, ...]:
-    """Give the peers to run: those configured, else those that fit the backend; and the one that fails on demand."""
+def _all_peers(config: NodeConfig, discovered: tuple[str, ...]) -> tuple[PeerConfig, ...]:
+    """Return the peers to run: those configured, else those that fit the backend; and the one that fails on demand."""
     if config.peers:
         peers = config.peers
     elif config.backend == ECHO:
@@ -169,7 +171,7 @@ def _with_mallory(config: NodeConfig, discovered: tuple[str, ...]) -> tuple[Peer
     if any(peer.alias == faults.PEER_ALIAS for peer in peers):
         raise ConfigError(f"peers: {faults.PEER_ALIAS} is the name of the peer that faults adds")
     models = tuple(ModelConfig(faults.model_name(name)) for name in faults.names())
-    # Its flood is to be stopped by its reader, not by a limit that it named itself.
+    # The reader has to stop its flood, not a limit in its own manifest.
     peer = replace(
         PeerConfig(faults.PEER_ALIAS, models),
         max_stream_bytes=_NO_LIMIT_BYTES,
@@ -234,7 +236,7 @@ def _announce(address: str) -> None:
 
 
 def _watch_stdin(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> bool:
-    """Set ``stopped`` when standard input ends, and tell whether it can be watched at all."""
+    """Set ``stopped`` when standard input ends; return whether it can be watched at all."""
 
     def read() -> None:
         try:
@@ -251,6 +253,6 @@ def _watch_stdin(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> boo
         os.set_blocking(_STDIN, False)
         loop.add_reader(_STDIN, read)
     except OSError:
-        # A file or nothing at all: there is no parent at the other end that could go away.
+        # A file, or closed: there is no parent at the other end.
         return False
     return True

@@ -11,10 +11,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from lcp_gateway._gen.lcpd import lcpd_pb2, lcpd_pb2_grpc
 from lcp_gateway.node.compute.backend import ResultEnd
 from lcp_gateway.node.config import NodeConfig, derive_key, public_id
-from lcp_gateway.node.events import EventKind
+from lcp_gateway.node.events import EventKind, EventLog
 from lcp_gateway.node.execution import Executor
 from lcp_gateway.node.faults import Fault, FaultScript, Stage, wait_forever
-from lcp_gateway.node.jobs import Job, JobLog, Jobs
+from lcp_gateway.node.jobs import Job, Jobs
 from lcp_gateway.node.peers import Peers
 from lcp_gateway.node.quoting import Quoter
 from lcp_gateway.node.status import (
@@ -34,7 +34,7 @@ _NODE_LIMITS = (16_384, 4 * 1024 * 1024, 8 * 1024 * 1024, 4_096)
 
 
 class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
-    """Answers the daemon's calls out of a node's parts."""
+    """Serves the daemon's calls out of a node's parts."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
         quoter: Quoter,
         executor: Executor,
         script: FaultScript,
-        log: JobLog,
+        events: EventLog,
     ) -> None:
         self._config = config
         self._peers = peers
@@ -55,14 +55,14 @@ class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
         self._quoter = quoter
         self._executor = executor
         self._script = script
-        self._log = log
+        self._events = events
         self._manifest_refusals: Counter[str] = Counter()
         self._info = _local_info(config)
 
     async def ListLCPPeers(  # noqa: N802 - named by the protocol
         self, request: lcpd_pb2.ListLCPPeersRequest, context: Context
     ) -> lcpd_pb2.ListLCPPeersResponse:
-        """Give the peers that are ready."""
+        """Return the peers that are ready."""
         del request, context
         return lcpd_pb2.ListLCPPeersResponse(
             peers=[peer.description for peer in self._peers if peer.ready]
@@ -71,7 +71,7 @@ class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
     async def GetLocalInfo(  # noqa: N802 - named by the protocol
         self, request: lcpd_pb2.GetLocalInfoRequest, context: Context
     ) -> lcpd_pb2.GetLocalInfoResponse:
-        """Say who this node is and which protocol version it speaks."""
+        """Return this node's identity and protocol version."""
         del request, context
         return self._info
 
@@ -87,49 +87,47 @@ class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
     async def AcceptAndExecute(  # noqa: N802 - named by the protocol
         self, request: lcpd_pb2.AcceptAndExecuteRequest, context: Context
     ) -> lcpd_pb2.AcceptAndExecuteResponse:
-        """Pay a quote and give the whole result."""
+        """Pay a quote and return the whole result."""
         sink = _WholeSink()
         try:
-            finish = await self._accept(request, sink)
+            end = await self._accept(request, sink)
         except CallError as error:
             await _abort(context, error)
-        if finish is None or not finish.sent:
+        if end is None or not end.sent:
             return lcpd_pb2.AcceptAndExecuteResponse()
-        ok = finish.status == lcpd_pb2.Result.STATUS_OK
+        ok = end.status == lcpd_pb2.Result.STATUS_OK
         return lcpd_pb2.AcceptAndExecuteResponse(
-            result=_result(finish, b"".join(sink.chunks) if ok else b"")
+            result=_result(end, b"".join(sink.chunks) if ok else b"")
         )
 
     async def AcceptAndExecuteStream(  # type: ignore[override]  # noqa: N802 - named by the protocol; the stub knows only generators, and writing costs less
         self, request: lcpd_pb2.AcceptAndExecuteStreamRequest, context: Context
     ) -> None:
-        """Pay a quote and give the result as it is made."""
+        """Pay a quote and send the result as it is computed."""
         try:
-            finish = await self._accept(request, _StreamSink(context))
+            end = await self._accept(request, _StreamSink(context))
         except CallError as error:
             await _abort(context, error)
-        if finish is None or not finish.sent:
+        if end is None or not end.sent:
             return
         await context.write(
             lcpd_pb2.AcceptAndExecuteStreamResponse(
-                result_end=lcpd_pb2.ResultStreamEnd(
-                    result_hash=finish.sha256, result_len=finish.length
-                )
+                result_end=lcpd_pb2.ResultStreamEnd(result_hash=end.sha256, result_len=end.length)
             )
         )
-        await context.write(lcpd_pb2.AcceptAndExecuteStreamResponse(result=_result(finish, b"")))
+        await context.write(lcpd_pb2.AcceptAndExecuteStreamResponse(result=_result(end, b"")))
 
     async def CancelJob(  # noqa: N802 - named by the protocol
         self, request: lcpd_pb2.CancelJobRequest, context: Context
     ) -> lcpd_pb2.CancelJobResponse:
-        """Stop a job's compute. Its payment stands, and a call that waits for its result goes on waiting."""
+        """Stop a job's compute. Its payment stands, and the call that waits for its result goes on waiting."""
         try:
             if len(request.reason) > _MAX_REASON_CHARACTERS:
                 raise invalid("reason is longer than 256 characters")
             job = self._jobs.find(self._peers.connected(request.peer_id), request.job_id)
         except CallError as error:
             await _abort(context, error)
-        self._log.record(EventKind.CANCEL, job)
+        self._events.record_job(EventKind.CANCEL, job)
         job.cancelled = True
         if job.runner is not None:
             job.runner.cancel()
@@ -147,7 +145,7 @@ class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
             await asyncio.sleep(peer.config.quote_latency_s)
         quote = self._quoter.quote(peer, model, task, fault)
         self._jobs.add(quote.job)
-        self._log.record(EventKind.QUOTE, quote.job)
+        self._events.record_job(EventKind.QUOTE, quote.job)
         return lcpd_pb2.RequestQuoteResponse(
             peer_id=peer.id,
             terms=lcpd_pb2.Terms(
@@ -179,7 +177,7 @@ class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
     ) -> ResultEnd | None:
         """Check, pay and run a job, in the daemon's order."""
         job = self._jobs.find(self._peers.connected(request.peer_id), request.job_id)
-        self._log.record(EventKind.ACCEPT, job)
+        self._events.record_job(EventKind.ACCEPT, job)
         if not request.pay_invoice:
             raise invalid("pay_invoice must be true")
         job.fault = self._script.next(Stage.EXECUTE, job.model.name)
@@ -198,7 +196,7 @@ class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
 
 
 class _WholeSink:
-    """Gathers an answer; AcceptAndExecute sends it in one message."""
+    """Collects a result; AcceptAndExecute sends it in one message."""
 
     def __init__(self) -> None:
         self.chunks: list[bytes] = []
@@ -207,12 +205,11 @@ class _WholeSink:
         """The head travels with the result."""
 
     async def chunk(self, data: bytes) -> None:
-        """Keep the bytes."""
         self.chunks.append(data)
 
 
 class _StreamSink:
-    """Writes an answer to a call; a write waits until the transport has taken it, so a slow reader slows us."""
+    """Writes a result to a call; a write waits until the transport has taken it, so a slow reader slows the backend."""
 
     def __init__(self, context: Context) -> None:
         self._write = context.write
@@ -241,15 +238,15 @@ async def _abort(context: Context, error: CallError) -> NoReturn:
     raise AssertionError  # abort does not return
 
 
-def _result(finish: ResultEnd, body: bytes) -> lcpd_pb2.Result:
+def _result(end: ResultEnd, body: bytes) -> lcpd_pb2.Result:
     return lcpd_pb2.Result(
-        status=finish.status,
+        status=end.status,
         result=body,
-        result_hash=finish.sha256,
-        result_len=finish.length,
-        content_type=finish.content_type,
-        content_encoding=finish.content_encoding,
-        message=finish.message,
+        result_hash=end.sha256,
+        result_len=end.length,
+        content_type=end.content_type,
+        content_encoding=end.content_encoding,
+        message=end.message,
     )
 
 

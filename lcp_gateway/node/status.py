@@ -1,4 +1,4 @@
-"""How a call ends when it does not end well: a gRPC status and the text that the daemon would send with it."""
+"""How a call fails: a gRPC status and the text that the daemon would send with it."""
 
 import enum
 
@@ -15,7 +15,7 @@ class CallError(Exception):
 
 
 class LcpErrorCode(enum.IntEnum):
-    """What a peer answers on the wire when it refuses."""
+    """The codes of a peer's refusal on the wire."""
 
     UNSUPPORTED_VERSION = 1
     UNSUPPORTED_TASK = 2
@@ -35,7 +35,7 @@ _EXHAUSTED = frozenset({LcpErrorCode.PAYLOAD_TOO_LARGE, LcpErrorCode.RATE_LIMITE
 
 
 def lcp_error(code: LcpErrorCode, message: str) -> CallError:
-    """A peer's refusal as the daemon passes it on."""
+    """Return a peer's refusal as the daemon passes it on."""
     status = (
         grpc.StatusCode.RESOURCE_EXHAUSTED
         if code in _EXHAUSTED
@@ -45,15 +45,15 @@ def lcp_error(code: LcpErrorCode, message: str) -> CallError:
 
 
 def invalid(message: str) -> CallError:
-    """The caller's request is malformed."""
+    """Return the error of a malformed request."""
     return CallError(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def not_found(message: str) -> CallError:
-    """There is no such peer or job."""
+    """Return the error of an unknown peer or job."""
     return CallError(grpc.StatusCode.NOT_FOUND, message)
 
 
 def failed_precondition(message: str) -> CallError:
-    """The call cannot be served in this state; nothing was paid."""
+    """Return the error of a call that cannot be served in this state; nothing was paid."""
     return CallError(grpc.StatusCode.FAILED_PRECONDITION, message)

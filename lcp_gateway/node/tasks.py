@@ -1,4 +1,4 @@
-"""A task as it arrives at RequestQuote: checked as the daemon checks it, and read once."""
+"""A task as it arrives at RequestQuote: checked as the daemon checks it, and parsed once."""
 
 import enum
 import json
@@ -9,6 +9,7 @@ import orjson
 
 from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.node.status import LcpErrorCode, invalid, lcp_error
+from lcp_gateway.units import BYTES_PER_TOKEN
 
 MAX_OUTPUT_TOKENS: Final = 1 << 31
 MAX_CHOICES: Final = 128
@@ -43,11 +44,11 @@ class Task:
     @property
     def prompt_tokens(self) -> int:
         """The size of the prompt as it is priced and counted: a token for every four bytes begun."""
-        return (len(self.body) + 3) // 4
+        return -(-len(self.body) // BYTES_PER_TOKEN)
 
 
 def read_task(message: lcpd_pb2.Task) -> Task:
-    """Check a task and read what prices and compute need.
+    """Check a task and read what pricing and compute need.
 
     Raises:
         CallError: INVALID_ARGUMENT as the daemon's own validation gives it, or the peer's refusal of a limit.

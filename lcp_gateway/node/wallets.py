@@ -8,10 +8,11 @@ import grpc
 
 from lcp_gateway.lightning import bolt11
 from lcp_gateway.node.config import WalletConfig
-from lcp_gateway.node.events import EventKind
+from lcp_gateway.node.events import EventKind, EventLog
 from lcp_gateway.node.invoices import Invoice, InvoiceBook, lnd_refusal
-from lcp_gateway.node.jobs import Job, JobLog, JobPayment
+from lcp_gateway.node.jobs import Job, JobPayment
 from lcp_gateway.node.status import CallError, failed_precondition
+from lcp_gateway.units import PPM
 
 MAX_FEE_MSAT = 10_000_000
 """The daemon's fixed limit on routing fees, 10,000 sat."""
@@ -20,9 +21,9 @@ MAX_FEE_MSAT = 10_000_000
 class Wallet:
     """Pays jobs' invoices, each at most once."""
 
-    def __init__(self, config: WalletConfig, log: JobLog) -> None:
+    def __init__(self, config: WalletConfig, events: EventLog) -> None:
         self._config = config
-        self._log = log
+        self._events = events
         self._under_way: set[asyncio.Task[None]] = set()
         self.balance_msat = config.balance_msat
         self.spent_msat = 0
@@ -31,7 +32,7 @@ class Wallet:
         self.received_msat = 0
 
     def receive(self, amount_msat: int) -> None:
-        """Take in what somebody paid to one of the node's invoices."""
+        """Add a payment of one of the node's invoices to the balance."""
         self.balance_msat += amount_msat
         self.received_msat += amount_msat
 
@@ -53,7 +54,7 @@ class Wallet:
         self.balance_msat -= job.price_msat + fee
         job.payment = JobPayment.IN_FLIGHT
         job.fee_msat = fee
-        self._log.record(EventKind.PAID, job)
+        self._events.record_job(EventKind.PAID, job)
         if self._config.payment_latency_s > 0:
             task = asyncio.create_task(self._settle_later(job))
             self._under_way.add(task)
@@ -63,8 +64,8 @@ class Wallet:
             self._settle(job)
 
     def fee_msat(self, amount_msat: int) -> int:
-        """What a route for an amount costs."""
-        return self._config.fee_base_msat + amount_msat * self._config.fee_ppm // 1_000_000
+        """Return the routing fee of an amount."""
+        return self._config.fee_base_msat + amount_msat * self._config.fee_ppm // PPM
 
     async def close(self) -> None:
         """Abandon what is in flight, as a daemon that is stopped does."""
@@ -73,7 +74,7 @@ class Wallet:
         await asyncio.gather(*self._under_way, return_exceptions=True)
 
     def _refuse(self, job: Job, reason: str) -> None:
-        self._log.record(EventKind.UNPAID, job, reason)
+        self._events.record_job(EventKind.UNPAID, job, reason)
         raise failed_precondition(f"payment failed: {reason}")
 
     async def _settle_later(self, job: Job) -> None:
@@ -85,7 +86,7 @@ class Wallet:
         self.spent_msat += job.price_msat
         self.fees_msat += job.fee_msat
         self.payments += 1
-        self._log.record(EventKind.SETTLED, job)
+        self._events.record_job(EventKind.SETTLED, job)
 
 
 class CustomerPaymentFailed(Exception):

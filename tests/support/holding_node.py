@@ -51,7 +51,7 @@ def hold_payments() -> None:
     async def fail_later(self: Wallet, job: Job) -> None:
         await asyncio.sleep(held_s(job.payment_hash))
         self.balance_msat += job.price_msat + job.fee_msat
-        self._log.record(EventKind.UNPAID, job, "FAILURE_REASON_NO_ROUTE")
+        self._events.record_job(EventKind.UNPAID, job, "FAILURE_REASON_NO_ROUTE")
 
     async def held(self: Wallet, job: Job, *, no_route: bool = False) -> None:
         fate = fate_of(job.payment_hash)
@@ -61,7 +61,7 @@ def hold_payments() -> None:
         job.fee_msat = self.fee_msat(job.price_msat)
         self.balance_msat -= job.price_msat + job.fee_msat
         job.payment = JobPayment.IN_FLIGHT
-        self._log.record(EventKind.PAID, job)
+        self._events.record_job(EventKind.PAID, job)
         task = asyncio.create_task(fail_later(self, job))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)

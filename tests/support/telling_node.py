@@ -3,17 +3,16 @@
 import sys
 
 from lcp_gateway.cli import main
-from lcp_gateway.node.events import EventKind
-from lcp_gateway.node.jobs import JobLog
+from lcp_gateway.node.events import EventKind, EventLog
 
 
 def tell_preimages() -> None:
-    record = JobLog.record
+    record = EventLog.record_job
 
     def telling(self, kind, job, detail=""):
         record(self, kind, job, job.preimage.hex() if kind is EventKind.PAID else detail)
 
-    JobLog.record = telling
+    EventLog.record_job = telling
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What turns a paid task into an answer."""
+"""The backends that compute the results of paid tasks."""

@@ -9,10 +9,34 @@ from typing import Final, Protocol
 from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.node.tasks import Task
 
+JSON_TYPE: Final = "application/json; charset=utf-8"
+STREAM_TYPE: Final = "text/event-stream; charset=utf-8"
+IDENTITY: Final = "identity"
+
+
+@dataclass(frozen=True, slots=True)
+class PaidTask:
+    """A task to compute. ``created_at`` is Unix seconds; ``tokens_per_second`` 0 means no pause."""
+
+    job_id: bytes
+    task: Task
+    created_at: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeResult:
+    """A result, chunk by chunk as it is computed. ``close``, if set, is awaited at the end, read or not."""
+
+    content_type: str
+    content_encoding: str
+    chunks: AsyncGenerator[bytes, None]
+    close: Callable[[], Awaitable[None]] | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class ResultEnd:
-    """How an answer ended. ``sent`` is false when the caller never hears of it: the call just ends."""
+    """The hash, length and status that a result ends with. ``sent`` is false when the call ends without them."""
 
     content_type: str
     content_encoding: str
@@ -23,44 +47,19 @@ class ResultEnd:
     sent: bool = True
 
 
-JSON_TYPE: Final = "application/json; charset=utf-8"
-STREAM_TYPE: Final = "text/event-stream; charset=utf-8"
-IDENTITY: Final = "identity"
-
-
-@dataclass(frozen=True, slots=True)
-class PaidTask:
-    """A paid task. ``created_at`` is Unix seconds; ``tokens_per_second`` 0 means no pause."""
-
-    job_id: bytes
-    task: Task
-    created_at: int
-    tokens_per_second: float
-
-
-@dataclass(frozen=True, slots=True)
-class ComputeResult:
-    """An answer, chunk by chunk as it is made. ``close``, if there is one, is awaited in the end, read or not."""
-
-    content_type: str
-    content_encoding: str
-    chunks: AsyncGenerator[bytes, None]
-    close: Callable[[], Awaitable[None]] | None = None
-
-
 class BackendUnavailable(Exception):
-    """The backend gave no answer, or broke off; the text holds nothing of the request or the answer."""
+    """The backend sent no result, or broke off; the text holds nothing of the request or the result."""
 
 
 class Backend(Protocol):
-    """Something that computes answers."""
+    """A source of results: the echo, or an OpenAI-compatible server."""
 
     async def start(self) -> tuple[str, ...]:
-        """Get ready, and give the models found; none when the configuration alone decides."""
+        """Get ready, and return the models found; none when the configuration alone names them."""
         ...
 
-    async def answer(self, work: PaidTask) -> ComputeResult:
-        """Begin an answer. A task that does not stream may come in one chunk.
+    async def compute(self, paid: PaidTask) -> ComputeResult:
+        """Begin a result. A task that does not stream may come in one chunk.
 
         Raises:
             BackendUnavailable: there will be none. The chunks may raise it too.
@@ -68,5 +67,5 @@ class Backend(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close all connections."""
         ...

@@ -16,38 +16,38 @@ from lcp_gateway.node.compute.echo_reply import Reply, compose, paced
 from lcp_gateway.node.tasks import TaskKind
 
 
-def chat_completion(work: PaidTask, reply: Reply) -> bytes:
-    """Give a whole ``chat.completion``."""
+def chat_completion(paid: PaidTask, reply: Reply) -> bytes:
+    """Return a whole ``chat.completion``."""
     message: dict[str, Any] = {"role": "assistant", "content": None, "refusal": None}
     if reply.tool is None:
         message["content"] = reply.text
         message["annotations"] = []
     choices = []
-    for index in range(work.task.choices):
-        said = message
+    for index in range(paid.task.choices):
+        with_call = message
         if reply.tool is not None:
-            said = {**message, "tool_calls": [_tool_call(work, reply, index)]}
+            with_call = {**message, "tool_calls": [_tool_call(paid, reply, index)]}
         choices.append(
             {
                 "index": index,
-                "message": said,
+                "message": with_call,
                 "logprobs": None,
                 "finish_reason": _finish_reason(reply),
             }
         )
     return orjson.dumps(
         {
-            **_head(work, "chat.completion"),
+            **_head(paid, "chat.completion"),
             "choices": choices,
-            "usage": _chat_usage(work, reply),
+            "usage": _chat_usage(paid, reply),
         }
     )
 
 
-async def chat_chunks(work: PaidTask, reply: Reply) -> AsyncGenerator[bytes, None]:
-    """Give a stream, one event a token: the role, the tokens of each choice, its finish, usage if asked for."""
-    head = orjson.dumps(_head(work, "chat.completion.chunk"))[:-1] + b',"choices":['
-    options = work.task.document.get("stream_options")
+async def chat_chunks(paid: PaidTask, reply: Reply) -> AsyncGenerator[bytes, None]:
+    """Yield a stream, one event a token: the role, the tokens of each choice, its finish, usage if requested."""
+    head = orjson.dumps(_head(paid, "chat.completion.chunk"))[:-1] + b',"choices":['
+    options = paid.task.document.get("stream_options")
     with_usage = isinstance(options, dict) and options.get("include_usage") is True
     tail = b'],"usage":null}\n\n' if with_usage else b"]}\n\n"
 
@@ -58,43 +58,43 @@ async def chat_chunks(work: PaidTask, reply: Reply) -> AsyncGenerator[bytes, Non
         )  # fmt: skip
 
     dumps = orjson.dumps
-    for index in range(work.task.choices):
+    for index in range(paid.task.choices):
         opening: dict[str, Any] = {"role": "assistant", "content": "", "refusal": None}
         if reply.tool is not None:
             opening["content"] = None
-            call = _tool_call(work, reply, index)
+            call = _tool_call(paid, reply, index)
             call["function"]["arguments"] = ""
             opening["tool_calls"] = [{"index": 0, **call}]
         yield event(index, dumps(opening))
-    async for token in paced(reply.tokens, work.tokens_per_second):
+    async for token in paced(reply.tokens, paid.tokens_per_second):
         if reply.tool is None:
             delta = b'{"content":%b}' % dumps(token)
         else:
             delta = b'{"tool_calls":[{"index":0,"function":{"arguments":%b}}]}' % dumps(token)
-        for index in range(work.task.choices):
+        for index in range(paid.task.choices):
             yield event(index, delta)
-    for index in range(work.task.choices):
+    for index in range(paid.task.choices):
         yield event(index, b"{}", dumps(_finish_reason(reply)))
     if with_usage:
-        usage = orjson.dumps(_chat_usage(work, reply))
+        usage = orjson.dumps(_chat_usage(paid, reply))
         yield b'data: %b],"usage":%b}\n\n' % (head, usage)
     yield b"data: [DONE]\n\n"
 
 
-def _head(work: PaidTask, kind: str) -> dict[str, Any]:
+def _head(paid: PaidTask, kind: str) -> dict[str, Any]:
     return {
-        "id": f"chatcmpl-{work.job_id[:12].hex()}",
+        "id": f"chatcmpl-{paid.job_id[:12].hex()}",
         "object": kind,
-        "created": work.created_at,
-        "model": work.task.model,
+        "created": paid.created_at,
+        "model": paid.task.model,
         "service_tier": "default",
         "system_fingerprint": "fp_echo",
     }
 
 
-def _tool_call(work: PaidTask, reply: Reply, index: int) -> dict[str, Any]:
+def _tool_call(paid: PaidTask, reply: Reply, index: int) -> dict[str, Any]:
     return {
-        "id": f"call_{work.job_id[:11].hex()}{index:02x}",
+        "id": f"call_{paid.job_id[:11].hex()}{index:02x}",
         "type": "function",
         "function": {"name": reply.tool, "arguments": reply.text},
     }
@@ -106,9 +106,9 @@ def _finish_reason(reply: Reply) -> str:
     return "stop" if reply.tool is None else "tool_calls"
 
 
-def _chat_usage(work: PaidTask, reply: Reply) -> dict[str, Any]:
-    prompt = work.task.prompt_tokens
-    output = len(reply.tokens) * work.task.choices
+def _chat_usage(paid: PaidTask, reply: Reply) -> dict[str, Any]:
+    prompt = paid.task.prompt_tokens
+    output = len(reply.tokens) * paid.task.choices
     return {
         "prompt_tokens": prompt,
         "completion_tokens": output,
@@ -144,16 +144,16 @@ _ECHOED: dict[str, Any] = {
     "truncation": "disabled",
     "user": None,
 }
-"""The parts of a response that repeat the request, and what they are when it leaves them out."""
+"""The fields of a response that repeat the request, with their defaults."""
 
 
-def whole_response(work: PaidTask, reply: Reply) -> bytes:
-    """Give a whole ``response``."""
-    return orjson.dumps(_finished(work, reply))
+def whole_response(paid: PaidTask, reply: Reply) -> bytes:
+    """Return a whole ``response``."""
+    return orjson.dumps(_finished(paid, reply))
 
 
-async def response_events(work: PaidTask, reply: Reply) -> AsyncGenerator[bytes, None]:
-    """Give a stream, one event a token: created, the output item as it grows, and completed or incomplete."""
+async def response_events(paid: PaidTask, reply: Reply) -> AsyncGenerator[bytes, None]:
+    """Yield a stream, one event a token: created, the output item as it grows, and completed or incomplete."""
     number = 0
 
     def event(kind: str, **fields: Any) -> bytes:
@@ -162,11 +162,11 @@ async def response_events(work: PaidTask, reply: Reply) -> AsyncGenerator[bytes,
         number += 1
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), body)
 
-    started = _response(work, "in_progress", [], None)
+    started = _response(paid, "in_progress", [], None)
     yield event("response.created", response=started)
     yield event("response.in_progress", response=started)
     is_call = reply.tool is not None
-    item = _item(work, reply)
+    item = _item(paid, reply)
     place: dict[str, Any] = {"item_id": item["id"], "output_index": 0}
     blank: dict[str, Any] = {"arguments": ""} if is_call else {"content": []}
     yield event(
@@ -180,7 +180,7 @@ async def response_events(work: PaidTask, reply: Reply) -> AsyncGenerator[bytes,
     kind = "response.function_call_arguments.delta" if is_call else "response.output_text.delta"
     start = b'event: %b\ndata: {"type":"%b",' % (kind.encode(), kind.encode())
     end = b"," + orjson.dumps(place if is_call else {**place, "logprobs": []})[1:] + b"\n\n"
-    async for token in paced(reply.tokens, work.tokens_per_second):
+    async for token in paced(reply.tokens, paid.tokens_per_second):
         yield b'%b"sequence_number":%d,"delta":%b%b' % (start, number, orjson.dumps(token), end)
         number += 1
     if is_call:
@@ -191,32 +191,32 @@ async def response_events(work: PaidTask, reply: Reply) -> AsyncGenerator[bytes,
         yield event("response.output_text.done", **place, text=reply.text, logprobs=[])
         yield event("response.content_part.done", **place, part=_part(reply.text))
     yield event("response.output_item.done", output_index=0, item=item)
-    finished = _finished(work, reply)
+    finished = _finished(paid, reply)
     yield event(f"response.{finished['status']}", response=finished)
 
 
-def _finished(work: PaidTask, reply: Reply) -> dict[str, Any]:
+def _finished(paid: PaidTask, reply: Reply) -> dict[str, Any]:
     status = "incomplete" if reply.cut else "completed"
-    return _response(work, status, [_item(work, reply)], _response_usage(work, reply))
+    return _response(paid, status, [_item(paid, reply)], _response_usage(paid, reply))
 
 
 def _response(
-    work: PaidTask, status: str, output: list[dict[str, Any]], usage: dict[str, Any] | None
+    paid: PaidTask, status: str, output: list[dict[str, Any]], usage: dict[str, Any] | None
 ) -> dict[str, Any]:
-    document = work.task.document
+    document = paid.task.document
     repeated = {
         key: default if document.get(key) is None else document[key]
         for key, default in _ECHOED.items()
     }
     return {
-        "id": f"resp_{work.job_id[:24].hex()}",
+        "id": f"resp_{paid.job_id[:24].hex()}",
         "object": "response",
-        "created_at": work.created_at,
+        "created_at": paid.created_at,
         "status": status,
-        "completed_at": work.created_at if status == "completed" else None,
+        "completed_at": paid.created_at if status == "completed" else None,
         "error": None,
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-        "model": work.task.model,
+        "model": paid.task.model,
         "output": output,
         "service_tier": "default",
         "usage": usage,
@@ -224,19 +224,19 @@ def _response(
     }
 
 
-def _item(work: PaidTask, reply: Reply) -> dict[str, Any]:
+def _item(paid: PaidTask, reply: Reply) -> dict[str, Any]:
     status = "incomplete" if reply.cut else "completed"
     if reply.tool is not None:
         return {
-            "id": f"fc_{work.job_id[:24].hex()}",
+            "id": f"fc_{paid.job_id[:24].hex()}",
             "type": "function_call",
             "status": status,
-            "call_id": f"call_{work.job_id[:12].hex()}",
+            "call_id": f"call_{paid.job_id[:12].hex()}",
             "name": reply.tool,
             "arguments": reply.text,
         }
     return {
-        "id": f"msg_{work.job_id[:24].hex()}",
+        "id": f"msg_{paid.job_id[:24].hex()}",
         "type": "message",
         "status": status,
         "role": "assistant",
@@ -248,8 +248,8 @@ def _part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def _response_usage(work: PaidTask, reply: Reply) -> dict[str, Any]:
-    prompt = work.task.prompt_tokens
+def _response_usage(paid: PaidTask, reply: Reply) -> dict[str, Any]:
+    prompt = paid.task.prompt_tokens
     output = len(reply.tokens)
     return {
         "input_tokens": prompt,
@@ -261,23 +261,23 @@ def _response_usage(work: PaidTask, reply: Reply) -> dict[str, Any]:
 
 
 class EchoBackend:
-    """Needs nothing and keeps nothing."""
+    """A backend without state or connections."""
 
     async def start(self) -> tuple[str, ...]:
-        """Give no models: the configuration alone names them."""
+        """Return no models: the configuration alone names them."""
         return ()
 
-    async def answer(self, work: PaidTask) -> ComputeResult:
-        """Begin an answer at the work's pace; a whole one comes after the time that its tokens take."""
-        task = work.task
+    async def compute(self, paid: PaidTask) -> ComputeResult:
+        """Begin a result at the task's pace; a whole one comes after the time that its tokens take."""
+        task = paid.task
         reply = compose(task)
         is_chat = task.kind is TaskKind.CHAT
         if task.stream:
-            stream = chat_chunks(work, reply) if is_chat else response_events(work, reply)
+            stream = chat_chunks(paid, reply) if is_chat else response_events(paid, reply)
             return ComputeResult(STREAM_TYPE, IDENTITY, stream)
-        body = chat_completion(work, reply) if is_chat else whole_response(work, reply)
+        body = chat_completion(paid, reply) if is_chat else whole_response(paid, reply)
         return ComputeResult(
-            JSON_TYPE, IDENTITY, _whole(body, reply.tokens, work.tokens_per_second)
+            JSON_TYPE, IDENTITY, _whole(body, reply.tokens, paid.tokens_per_second)
         )
 
     async def close(self) -> None:

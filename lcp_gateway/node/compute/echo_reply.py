@@ -1,4 +1,7 @@
-"""What the echo backend answers to a request: a text, a JSON text or a tool call, as tokens."""
+"""The echo's reply to a request: a text, a JSON text or a tool call, as tokens.
+
+A token here is a word with the white space before it, long words in pieces of sixteen characters.
+"""
 
 import asyncio
 import re
@@ -21,7 +24,7 @@ def split_tokens(text: str) -> list[str]:
 
 
 async def paced(tokens: Sequence[str], tokens_per_second: float) -> AsyncIterator[str]:
-    """Give tokens at a pace, the first after one step; 0 means at once. Lateness is made up, not added up."""
+    """Yield tokens at a pace, the first after one step; 0 means at once. Lateness is made up, not added up."""
     if tokens_per_second <= 0:
         for token in tokens:
             yield token
@@ -49,9 +52,10 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """The end of a conversation. ``earlier`` is what the user said in the turns that were answered before it. ``tool_output`` is set when a tool has answered last, ``tool`` when one shall be called.
+    """The end of a conversation, the same for both kinds of task.
 
-    ``json_schema`` is None for plain text, and True where any JSON object will do.
+    ``earlier`` holds the user's texts of the answered turns before it. ``tool_output`` is set when the last message is
+    a tool's, ``tool`` when one is to be called. ``json_schema`` is None for plain text, True for any JSON object.
     """
 
     user_text: str
@@ -63,7 +67,7 @@ class Conversation:
 
 
 def read_conversation(task: Task) -> Conversation:
-    """Read a task's document. Whatever has an unexpected shape is passed over, never refused."""
+    """Read a task's document. A part of an unexpected shape is skipped, never refused."""
     document = task.document
     chat = task.kind is TaskKind.CHAT
     items = document.get("messages" if chat else "input")
@@ -87,21 +91,21 @@ def read_conversation(task: Task) -> Conversation:
 
 
 def _earlier(messages: list[dict[str, Any]], user: dict[str, Any]) -> tuple[str, ...]:
-    """Give what the user said before an answer of the assistant that is part of the request."""
+    """Return the user's texts before an answer of the assistant that is part of the request."""
     answers = [at for at, item in enumerate(messages) if item.get("role") == "assistant"]
     if not answers:
-        # What clients put before the first question, such as their surroundings, is no turn.
+        # Messages that clients put before the first question, such as their surroundings, are no turn.
         return ()
-    said = (
+    texts = (
         _read_content(item.get("content"))[0]
         for item in messages[: answers[-1]]
         if item.get("role") == "user" and item is not user
     )
-    return tuple(filter(None, said))
+    return tuple(filter(None, texts))
 
 
 def _read_content(content: Any) -> tuple[str, int]:
-    """Give the text of a message and how many images it has."""
+    """Return the text of a message and its number of images."""
     if isinstance(content, str):
         return content[:MAX_ECHO_CHARACTERS], 0
     texts: list[str] = []
@@ -165,10 +169,9 @@ _MAX_EARLIER_CHARACTERS = 200
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What is said, token by token.
+    """A reply, token by token; with ``tool`` the tokens are the arguments of a call to it.
 
-    With ``tool`` the tokens are the arguments of a call to it. ``cut`` is true when the limit on tokens was reached
-    before the end.
+    ``cut`` is true when the limit on tokens was reached before the end.
     """
 
     tokens: tuple[str, ...]
@@ -177,15 +180,17 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """The whole of it."""
+        """The tokens, joined."""
         return "".join(self.tokens)
 
 
 def compose(task: Task) -> Reply:
-    """Say something in answer to a task: the same for the same request."""
+    """Compose the reply to a task: the same for the same request."""
     conversation = read_conversation(task)
     tool = conversation.tool
-    text = _dump(sample_json(tool.parameters or {"type": "object"})) if tool else _say(conversation)
+    text = (
+        _dump(sample_json(tool.parameters or {"type": "object"})) if tool else _text(conversation)
+    )
     parts = split_tokens(text)
     cut = task.max_tokens is not None and len(parts) > task.max_tokens
     return Reply(
@@ -193,7 +198,7 @@ def compose(task: Task) -> Reply:
     )
 
 
-def _say(conversation: Conversation) -> str:
+def _text(conversation: Conversation) -> str:
     if conversation.json_schema is True:
         return _dump({"echo": conversation.user_text})
     if conversation.json_schema is not None:
@@ -204,13 +209,13 @@ def _say(conversation: Conversation) -> str:
     if conversation.images:
         noun = "image" if conversation.images == 1 else "images"
         seen = f" (and sent {conversation.images} {noun})"
-    said = f"This is the echo node. You said{seen}: {conversation.user_text}"
+    text = f"This is the echo node. You said{seen}: {conversation.user_text}"
     if not conversation.earlier:
-        return said
+        return text
     shown = " / ".join(conversation.earlier)
     if len(shown) > _MAX_EARLIER_CHARACTERS:
         shown = f"{shown[:_MAX_EARLIER_CHARACTERS]}…"
-    return f"{said} (and before that: {shown})"
+    return f"{text} (and before that: {shown})"
 
 
 def _dump(value: object) -> str:

@@ -1,4 +1,4 @@
-"""A backend that passes tasks on to an OpenAI-compatible server (Ollama, vLLM, llama.cpp), bytes in and bytes out."""
+"""A backend that forwards tasks to an OpenAI-compatible server (Ollama, vLLM, llama.cpp), bytes in and bytes out."""
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
@@ -21,7 +21,7 @@ class HttpBackend:
     def __init__(self, base_url: str, api_key: str = "", *, discover: bool = True) -> None:
         self._base_url = base_url.rstrip("/")
         self._discover = discover
-        # Compression would only be undone here: answers travel on as identity.
+        # Compression would only be undone here: results travel on as identity.
         self._headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
@@ -35,7 +35,7 @@ class HttpBackend:
         """
         self._session = aiohttp.ClientSession(
             headers=self._headers,
-            # A long answer is no failure; the quote's expiry and the caller's deadline end it.
+            # A slow result is no failure; the quote's expiry and the caller's deadline end it.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),
             connector=aiohttp.TCPConnector(limit=0),
         )
@@ -47,16 +47,16 @@ class HttpBackend:
             await self.close()
             raise
 
-    async def answer(self, work: PaidTask) -> ComputeResult:
-        """Post a task and give the answer as it comes."""
+    async def compute(self, paid: PaidTask) -> ComputeResult:
+        """Post a task, and return the result as it comes."""
         if self._session is None:
             raise BackendUnavailable("not started")
         stack = AsyncExitStack()
         try:
             response = await stack.enter_async_context(
                 self._session.post(
-                    self._base_url + _PATHS[work.task.kind],
-                    data=work.task.body,
+                    self._base_url + _PATHS[paid.task.kind],
+                    data=paid.task.body,
                     allow_redirects=False,
                 )
             )
@@ -98,7 +98,7 @@ class HttpBackend:
 
 
 async def _read(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
-    """Give each read of the server as a chunk."""
+    """Yield each read of the server as a chunk."""
     try:
         async for chunk in response.content.iter_any():
             yield chunk
@@ -107,5 +107,5 @@ async def _read(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]
 
 
 def _name(error: BaseException) -> str:
-    """Say what kind of failure it was; its text may hold an address or a part of the answer."""
+    """Return the kind of a failure; its text may hold an address or a part of the result."""
     return type(error).__name__

@@ -27,12 +27,12 @@ _FORMATS = {
 
 
 def sample_json(schema: Any) -> Any:
-    """Give a value for a schema. What is not understood of it is ignored; its patterns are not followed."""
+    """Return a value for a schema. Keywords that are not known are ignored, and so are patterns."""
     return _Sampler(schema).value(schema, 0)
 
 
 class _Sampler:
-    """Makes one value; counts what it makes, since a short schema can ask for more than any memory holds."""
+    """Makes one value; counts its parts, since a short schema can ask for more than any memory holds."""
 
     def __init__(self, root: Any) -> None:
         self._root = root
@@ -83,7 +83,7 @@ class _Sampler:
         prefix = schema.get("prefixItems")
         if isinstance(prefix, list):
             return [self.value(item, depth + 1) for item in prefix[:_MAX_ITEMS]]
-        # A type that contains itself ends where nothing asks for another item.
+        # A type that contains itself ends where no keyword demands another item.
         count = _whole(schema.get("minItems"), 0 if depth > _MAX_DEPTH // 2 else 1)
         items = schema.get("items", {})
         made: list[Any] = []
