@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
+from redis.asyncio import Redis
 
 START_TIMEOUT_S = 15.0
 
@@ -51,6 +52,12 @@ class RunningRedis:
                         return
             time.sleep(0.02)
         raise AssertionError("Redis did not answer")
+
+    async def forget(self) -> None:
+        """Delete everything."""
+        client = Redis.from_url(self.url)
+        await client.flushdb()
+        await client.aclose()
 
     def stop(self) -> None:
         if self.process is not None:

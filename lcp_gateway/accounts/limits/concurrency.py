@@ -8,29 +8,29 @@ from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 from lcp_gateway.accounts.callers import Caller
-from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, connect
+from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, connect, redis_errors
 from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.ports import StartTask, start_unsupervised
 
 _LEASE_S: Final = 60.0
-# Longer than Redis's time-out, tried twice; whatever takes longer is not a renewal under way.
+# Longer than Redis's time-out, tried twice; a call that takes longer is not a renewal under way.
 _RENEWAL_S: Final = 2.0
 _MS_PER_S = 1_000
 _ID_BYTES = 12
 
-# A key's jobs are a sorted set of their ids by the time, on Redis's own clock, at which each is given up for dead.
-_TAKE = """
+# A key's jobs are a sorted set of their ids by the time, on Redis's own clock, at which each lease runs out.
+_NOW = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+"""
+_TAKE = f"""{_NOW}
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
 redis.call('ZADD', KEYS[1], now + tonumber(ARGV[3]), ARGV[1])
 redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[3]))
 return 1
 """
-_RENEW = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+_RENEW = f"""{_NOW}
 redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1])
 redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[2]))
 """
@@ -48,20 +48,24 @@ class TooManyConcurrentJobs(Refused):
 
 
 class Leases(Protocol):
-    """Where running jobs are counted. A lease that is not renewed for ``lease_s`` runs out; None is never."""
+    """Where running jobs are counted. A lease that is not renewed for ``lease_s`` runs out; None is never.
+
+    ``errors`` are those of a counter that cannot be reached.
+    """
 
     lease_s: float | None
+    errors: tuple[type[Exception], ...]
 
     async def take(self, key_id: str, lease_id: str, limit: int) -> bool:
-        """Take a lease if the key has fewer than the limit; tell whether it was taken."""
+        """Take a lease if the key has fewer than the limit; return whether it was taken."""
         ...
 
     async def renew(self, key_id: str, lease_id: str) -> None:
-        """Say that the job still runs."""
+        """Let a lease run for another whole time."""
         ...
 
     async def give_back(self, key_id: str, lease_id: str) -> None:
-        """Say that it does not."""
+        """End a lease that was taken; one that has run out is no error."""
         ...
 
 
@@ -69,6 +73,7 @@ class MemoryLeases:
     """Counts the jobs of this process; they end with it."""
 
     lease_s: float | None = None
+    errors: tuple[type[Exception], ...] = ()
 
     def __init__(self) -> None:
         self._running: Counter[str] = Counter()
@@ -81,21 +86,21 @@ class MemoryLeases:
         return True
 
     async def renew(self, key_id: str, lease_id: str) -> None:
-        """Nothing runs out here."""
+        """Do nothing: no lease runs out here."""
 
     async def give_back(self, key_id: str, lease_id: str) -> None:  # noqa: ARG002 - a count needs no ids
-        """Give a lease back that was taken."""
+        """End a lease that was taken."""
         self._running[key_id] -= 1
         if not self._running[key_id]:
             del self._running[key_id]
 
 
 class RedisLeases:
-    """Counts the jobs of all replicas; those of one that died run out by themselves.
+    """Counts the jobs of all gateways; those of a gateway that died run out by themselves.
 
     Raises:
-        RedisNotInstalled: the extra is not there.
-        ValueError: the URL is none of Redis.
+        RedisNotInstalled: the extra is missing.
+        ValueError: the URL is not one of Redis.
     """
 
     def __init__(self, url: str, *, lease_s: float = _LEASE_S) -> None:
@@ -103,22 +108,23 @@ class RedisLeases:
         from redis.asyncio import Redis  # noqa: PLC0415 - an optional extra, and connect() has it
 
         self.lease_s: float | None = lease_s
+        self.errors = redis_errors()
         self._lease_ms = int(lease_s * _MS_PER_S)
         self._redis = Redis(connection_pool=self._pool)
         self._take: Any = self._redis.register_script(_TAKE)
         self._renew: Any = self._redis.register_script(_RENEW)
 
     async def take(self, key_id: str, lease_id: str, limit: int) -> bool:
-        """Take a lease if the key has fewer than the limit, on all replicas together."""
-        return bool(await self._take([_name(key_id)], [lease_id, limit, self._lease_ms]))
+        """Take a lease if the key has fewer than the limit, on all gateways together."""
+        return bool(await self._take([_redis_key(key_id)], [lease_id, limit, self._lease_ms]))
 
     async def renew(self, key_id: str, lease_id: str) -> None:
         """Let a lease run for another whole time."""
-        await self._renew([_name(key_id)], [lease_id, self._lease_ms])
+        await self._renew([_redis_key(key_id)], [lease_id, self._lease_ms])
 
     async def give_back(self, key_id: str, lease_id: str) -> None:
-        """Give a lease back; one that has run out is no error."""
-        await self._redis.zrem(_name(key_id), lease_id)
+        """End a lease; one that has run out is no error."""
+        await self._redis.zrem(_redis_key(key_id), lease_id)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -158,7 +164,7 @@ class Lease:
         await self.give_back()
 
     async def give_back(self) -> None:
-        """Give the lease back; a second time does nothing. Where Redis is away it runs out there."""
+        """Give the lease back; a second time does nothing. While Redis is unreachable it runs out there."""
         leases, self._leases = self._leases, None
         if leases is None:
             return
@@ -168,13 +174,13 @@ class Lease:
             _, unfinished = await asyncio.wait([self._renewing], timeout=_RENEWAL_S)
             for renewing in unfinished:
                 renewing.cancel()
-        with contextlib.suppress(*_away()):
+        with contextlib.suppress(*leases.errors):
             await leases.give_back(self._key_id, self._lease_id)
 
     async def _renew(self, leases: Leases, every_s: float) -> None:
         while not await self._ends_within(every_s):
             # One that was missed is made up for by the next; two fit into a lease.
-            with contextlib.suppress(*_away()):
+            with contextlib.suppress(*leases.errors):
                 await leases.renew(self._key_id, self._lease_id)
 
     async def _ends_within(self, seconds: float) -> bool:
@@ -185,10 +191,9 @@ class Lease:
 
 
 class ConcurrencyLimits:
-    """Lets a key run as many jobs at once as its rules say, or as ``default`` says where they do not; 0 is no limit.
+    """Lets a key run as many jobs at once as its rules allow, or ``default`` where they set no limit; 0 is no limit.
 
-    While a Redis that counts them is away, ``outage`` says what happens; by default jobs run uncounted, and it is
-    reported.
+    While a Redis that counts them is unreachable, ``outage`` decides; by default jobs run uncounted, and it is reported.
     """
 
     def __init__(
@@ -199,7 +204,7 @@ class ConcurrencyLimits:
         outage: Outage | None = None,
         start_task: StartTask = start_unsupervised,
     ) -> None:
-        """``start_task`` starts what renews a lease for as long as its job runs."""
+        """``start_task`` starts the task that renews a lease for as long as its job runs."""
         self._leases = leases
         self._start_task = start_task
         self._default = default
@@ -209,35 +214,25 @@ class ConcurrencyLimits:
         """Let a job run, and count it until its lease is given back.
 
         Raises:
-            TooManyJobs: as many as may run do.
-            LimitsAway: Redis is away, and nothing may run uncounted.
+            TooManyConcurrentJobs: as many as may run do.
+            LimitsUnavailable: Redis is unreachable, and no job may run uncounted.
         """
         limit = self._default if caller is None else caller.rules.concurrent_jobs or self._default
         if caller is None or not limit:
             return Lease(None, "", "")
+        if self._outage.is_on:
+            self._outage.admit_or_refuse()
+            return Lease(None, "", "")
         lease_id = secrets.token_hex(_ID_BYTES)
-        if not self._outage.is_on:
-            try:
-                if not await self._leases.take(caller.key_id, lease_id, limit):
-                    raise TooManyConcurrentJobs(limit)
-                return Lease(self._leases, caller.key_id, lease_id, self._start_task)
-            except _away() as error:
-                self._outage.begin(error)
-                self._outage.let_pass()
-                # It may have been counted all the same, and only the answer was lost: it is renewed and given back.
-                return Lease(self._leases, caller.key_id, lease_id, self._start_task)
-        self._outage.let_pass()
-        return Lease(None, "", "")
+        try:
+            if not await self._leases.take(caller.key_id, lease_id, limit):
+                raise TooManyConcurrentJobs(limit)
+        except self._leases.errors as error:
+            self._outage.begin(error)
+            self._outage.admit_or_refuse()
+            # It may have been counted all the same, and only the answer was lost: it is renewed and given back.
+        return Lease(self._leases, caller.key_id, lease_id, self._start_task)
 
 
-def _name(key_id: str) -> str:
+def _redis_key(key_id: str) -> str:
     return f"{REDIS_KEY_PREFIX}:jobs:{key_id}"
-
-
-def _away() -> tuple[type[Exception], ...]:
-    """Give the errors that say that Redis is away; without its client there are none."""
-    try:
-        from redis.exceptions import RedisError  # noqa: PLC0415 - an optional extra
-    except ImportError:
-        return (OSError,)
-    return (RedisError, OSError)

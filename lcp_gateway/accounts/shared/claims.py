@@ -1,28 +1,35 @@
-"""Claims in a Redis: who buys what now, and what came of it; told from one another by names that say nothing."""
+"""Claims in a Redis: the orders that gateways are buying now, and their results, under names that are keyed hashes."""
 
 import asyncio
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, ShieldedCalls, connect
+from lcp_gateway.accounts.shared.outage import (
+    REDIS_KEY_PREFIX,
+    Outage,
+    ShieldedCalls,
+    connect,
+    redis_errors,
+)
 
 _ID_BYTES: Final = 16
 _CLAIMS: Final = f"{REDIS_KEY_PREFIX}:claim:".encode()
-_ANSWERS: Final = f"{REDIS_KEY_PREFIX}:answer:".encode()
+_BODIES: Final = f"{REDIS_KEY_PREFIX}:answer:".encode()
 _NAMES: Final = f"{REDIS_KEY_PREFIX}:repeat:".encode()
 
-# A name holds the id of a claim. A claim is a hash: its state is running, ended or taken (by another, after it ran out).
+# A name holds the id of a claim. A claim is a hash: its state is running, ended or taken (by another gateway, after it ran out).
 # Times are those of Redis's own clock.
 _NOW = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
-# KEYS: the names to look at, then all names. ARGV: how many to look at, the claim's id, its lease, how long it is kept,
-# its fingerprint, its seal, the id of a claim that has run out and may be taken over, the prefix of claims, and how long
-# each name is kept.
+# KEYS: the names to look up, then all names. ARGV: how many to look up, the claim's id, its lease, how long it is kept, the
+# order's fingerprint, its encrypted description, the id of a claim that has run out and may be taken over, the prefix of
+# claims, and how long each name is kept.
 _CLAIM = f"""{_NOW}
 local looks, id, dead, prefix = tonumber(ARGV[1]), ARGV[2], ARGV[7], ARGV[8]
 for i = 1, looks do
@@ -44,8 +51,8 @@ redis.call('PEXPIRE', prefix .. id, ARGV[4])
 for i = looks + 1, #KEYS do redis.call('SET', KEYS[i], id, 'PX', ARGV[8 + i - looks]) end
 return {{}}
 """
-# KEYS: the claim, then its names. ARGV: its id, its lease, how long it is kept, its fingerprint, its seal, and how long
-# each name is kept. A claim that Redis has forgotten is made again, unless somebody else has one of its names.
+# KEYS: the claim, then its names. ARGV: its id, its lease, how long it is kept, the order's fingerprint, its encrypted
+# description, and how long each name is kept. A claim that Redis has lost is made again, unless another has one of its names.
 _RENEW = f"""{_NOW}
 local id = ARGV[1]
 local state = redis.call('HGET', KEYS[1], 'state')
@@ -65,8 +72,8 @@ for i = 2, #KEYS do
 end
 return 1
 """
-# KEYS: the claim, its answer, then its names. ARGV: its id, its fingerprint, how long it is kept, its facts, how long the
-# answer's bytes are (0: not at all), these, and how long each name is kept.
+# KEYS: the claim, its result, then its names. ARGV: its id, the order's fingerprint, how long it is kept, its facts, how long
+# the result's bytes are (0: not at all), these, and how long each name is kept.
 _END = """
 local id = ARGV[1]
 if redis.call('HGET', KEYS[1], 'state') == 'taken' then return 0 end
@@ -91,76 +98,75 @@ redis.call('DEL', KEYS[1])
 
 @dataclass(frozen=True, slots=True)
 class ClaimNames:
-    """The names of an order: those that are looked at before it is bought, and all with the time that each is kept.
+    """The names of an order: those that are looked up before it is bought, and all with the time that each is kept.
 
-    ``mark`` tells the order from another of the same name.
+    ``fingerprint`` tells the order from another of the same name.
     """
 
-    mark: bytes
-    looked_at: Sequence[bytes]
+    fingerprint: bytes
+    looked_up: Sequence[bytes]
     all: Sequence[bytes]
     keep_ms: Sequence[int]
 
     @property
-    def most_ms(self) -> int:
-        """How long what they lead to is kept."""
+    def claim_ms(self) -> int:
+        """How long the claim itself is kept."""
         return max(self.keep_ms)
 
 
 @dataclass(frozen=True, slots=True)
 class FoundClaim:
-    """What is there under one of the names: a claim that runs, for another ``left_ms``, or that has ended."""
+    """The claim that one of the names leads to: it runs, for another ``left_ms``, or has ended."""
 
     claim_id: bytes
     state: bytes
     left_ms: int
-    mark: bytes
-    about: bytes
+    fingerprint: bytes
+    description: bytes
     facts: bytes
 
     @property
     def has_ended(self) -> bool:
-        """Tell whether something came of it."""
+        """Whether there is a result."""
         return self.state == b"ended"
 
     @property
     def ran_out(self) -> bool:
-        """Tell whether its gateway has not renewed it: it is gone, or cannot be heard of."""
+        """Whether its gateway has not renewed it: that one is down, or cut off from Redis."""
         return not self.has_ended and self.left_ms <= 0
 
 
 class ClaimsUnavailable(Exception):
-    """Redis is away."""
+    """Redis is unreachable."""
 
 
 @dataclass(slots=True, eq=False)
 class OwnClaim:
-    """A claim as its own gateway sees it. ``about`` is what others shall know of it, sealed; ``in_order`` keeps calls apart."""
+    """A claim of this gateway. ``description`` is encrypted; ``lock`` keeps the calls for it in order."""
 
     names: ClaimNames
     id: bytes = field(default_factory=lambda: secrets.token_hex(_ID_BYTES).encode())
-    about: bytes = b""
+    description: bytes = b""
     renewed_at: float = -float("inf")
     is_lost: bool = False
-    in_order: asyncio.Lock = field(default_factory=asyncio.Lock)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class RedisClaims:
-    """The claims that all gateways on one Redis see. While it is away, as ``outage`` remembers, nothing is tried.
+    """The claims that all gateways on one Redis see. While it is unreachable, as ``outage`` remembers, it is not called.
 
     Raises:
-        RedisNotInstalled: the extra is not there.
-        ValueError: the URL is none of Redis.
+        RedisNotInstalled: the extra is missing.
+        ValueError: the URL is not one of Redis.
     """
 
     def __init__(self, url: str, outage: Outage, lease_s: float) -> None:
         self._pool: Any = connect(url)
         from redis.asyncio import Redis  # noqa: PLC0415 - an optional extra, and connect() has it
-        from redis.exceptions import RedisError  # noqa: PLC0415 - as above
 
         self.lease_s = lease_s
         self._lease_ms = int(lease_s * 1_000)
-        self._away = (RedisError, OSError)
+        self._errors = redis_errors()
         self._outage = outage
         self._redis = Redis(connection_pool=self._pool)
         self._take: Any = self._redis.register_script(_CLAIM)
@@ -169,97 +175,95 @@ class RedisClaims:
         self._release: Any = self._redis.register_script(_RELEASE)
         self._calls = ShieldedCalls()
 
-    async def take(self, stand: OwnClaim, dead: bytes) -> FoundClaim | None:
-        """Make a claim, unless there is one already, which is given; ``dead`` is one that ran out and does not count.
+    async def take(self, claim: OwnClaim, expired_id: bytes) -> FoundClaim | None:
+        """Make a claim, or return the one that exists already; that of ``expired_id`` ran out, and is taken over.
 
         Raises:
-            ClaimsAway: neither; whether it was made is not known.
+            ClaimsUnavailable: whether the claim was made is not known.
         """
-        names = stand.names
-        asked_at = time.monotonic()
-        asking = self._ask(
-            stand.in_order,
+        names = claim.names
+        called_at = time.monotonic()
+        call = self._start(
+            claim.lock,
             self._take,
-            [*_keys(names.looked_at), *_keys(names.all)],
+            [*_keys(names.looked_up), *_keys(names.all)],
             [
-                *(len(names.looked_at), stand.id, self._lease_ms, names.most_ms, names.mark),
-                *(stand.about, dead, _CLAIMS, *names.keep_ms),
+                *(len(names.looked_up), claim.id, self._lease_ms, names.claim_ms),
+                *(names.fingerprint, claim.description, expired_id, _CLAIMS, *names.keep_ms),
             ],
         )
         try:
-            found = await asyncio.shield(asking)
+            found = await asyncio.shield(call)
         except asyncio.CancelledError:
-            # It will have been made, and nobody would end it.
-            self._calls.start(self.release(stand))
+            # It will have been made, and no purchase would end it.
+            self._calls.start(self.release(claim))
             raise
         if found:
             return FoundClaim(*found)
-        stand.renewed_at = asked_at
+        claim.renewed_at = called_at
         return None
 
-    async def renew(self, stand: OwnClaim) -> None:
-        """Let a claim stand for another whole lease, unless somebody took it over. Where Redis is away, it is let be."""
-        names = stand.names
-        asked_at = time.monotonic()
+    async def renew(self, claim: OwnClaim) -> None:
+        """Let a claim run for another whole lease, unless another gateway took it over; no error while Redis is down."""
+        names = claim.names
+        called_at = time.monotonic()
         try:
-            stands = await asyncio.shield(
-                self._ask(
-                    stand.in_order,
+            is_held = await asyncio.shield(
+                self._start(
+                    claim.lock,
                     self._renew,
-                    [_CLAIMS + stand.id, *_keys(names.all)],
+                    [_CLAIMS + claim.id, *_keys(names.all)],
                     [
-                        *(stand.id, self._lease_ms, names.most_ms, names.mark, stand.about),
-                        *names.keep_ms,
+                        *(claim.id, self._lease_ms, names.claim_ms),
+                        *(names.fingerprint, claim.description, *names.keep_ms),
                     ],
                 )
             )
         except ClaimsUnavailable:
             return
-        if stands:
-            stand.renewed_at = asked_at
+        if is_held:
+            claim.renewed_at = called_at
         else:
-            stand.is_lost = True
+            claim.is_lost = True
 
-    async def end(self, stand: OwnClaim, facts: bytes, body: bytes, keep_body_s: float) -> None:
-        """Keep what came of it; with no ``body`` only the facts.
+    async def end(self, claim: OwnClaim, facts: bytes, body: bytes, keep_body_s: float) -> None:
+        """Store a result; without ``body`` the facts alone.
 
         Raises:
-            ClaimsAway: it is not kept.
+            ClaimsUnavailable: it is not stored.
         """
-        names = stand.names
+        names = claim.names
         keep_ms = int(keep_body_s * 1_000) if body else 0
         await asyncio.shield(
-            self._ask(
-                stand.in_order,
+            self._start(
+                claim.lock,
                 self._end,
-                [_CLAIMS + stand.id, _ANSWERS + stand.id, *_keys(names.all)],
-                [stand.id, names.mark, names.most_ms, facts, keep_ms, body, *names.keep_ms],
+                [_CLAIMS + claim.id, _BODIES + claim.id, *_keys(names.all)],
+                [claim.id, names.fingerprint, names.claim_ms, facts, keep_ms, body, *names.keep_ms],
             )
         )
 
-    async def release(self, stand: OwnClaim) -> None:
-        """Let anybody claim it. Where Redis is away, it runs out."""
-        try:
+    async def release(self, claim: OwnClaim) -> None:
+        """Let another gateway buy. While Redis is unreachable, the claim runs out there."""
+        with suppress(ClaimsUnavailable):
             await asyncio.shield(
-                self._ask(
-                    stand.in_order,
+                self._start(
+                    claim.lock,
                     self._release,
-                    [_CLAIMS + stand.id, *_keys(stand.names.all)],
-                    [stand.id],
+                    [_CLAIMS + claim.id, *_keys(claim.names.all)],
+                    [claim.id],
                 )
             )
-        except ClaimsUnavailable:
-            return
 
     async def body(self, claim_id: bytes) -> bytes | None:
-        """Give the bytes that were kept, as long as they are.
+        """Return the bytes of a result, or None when they are no longer kept.
 
         Raises:
-            ClaimsAway: they cannot be had now.
+            ClaimsUnavailable: they cannot be read now.
         """
         body: bytes | None = await asyncio.shield(
-            self._ask(
-                asyncio.Lock(), lambda _keys, _values: self._redis.get(_ANSWERS + claim_id), [], []
+            self._start(
+                asyncio.Lock(), lambda _keys, _values: self._redis.get(_BODIES + claim_id), [], []
             )
         )
         return body
@@ -269,29 +273,29 @@ class RedisClaims:
         await self._calls.close()
         await self._pool.disconnect()
 
-    def _ask(
+    def _start(
         self,
-        in_order: asyncio.Lock,
+        lock: asyncio.Lock,
         script: Callable[..., Any],
         keys: Sequence[bytes],
         values: Sequence[object],
     ) -> asyncio.Task[Any]:
-        """Ask in a task of its own, to be shielded: the client of Redis takes a cancellation for a lost connection.
+        """Start a call in a task of its own, to be shielded: the client of Redis takes a cancellation for a lost connection.
 
-        What was asked of a claim and left goes on, so that the next thing waits for it.
+        A call that its caller left goes on, and the next one for the same claim waits for it.
         """
 
-        async def ask() -> Any:
+        async def call() -> Any:
             if self._outage.is_on:
                 raise ClaimsUnavailable
             try:
-                async with in_order:
+                async with lock:
                     return await script(keys, values)
-            except self._away as error:
+            except self._errors as error:
                 self._outage.begin(error)
                 raise ClaimsUnavailable from error
 
-        return self._calls.start(ask())
+        return self._calls.start(call())
 
 
 def _keys(names: Sequence[bytes]) -> Sequence[bytes]:

@@ -1,4 +1,4 @@
-"""Names and seals for what gateways keep in a place that others may read: nothing of it says what it is of."""
+"""Keyed names and encryption of what gateways keep in a Redis, which others may read."""
 
 import hashlib
 import hmac
@@ -7,28 +7,29 @@ from typing import Final
 
 from lcp_gateway.accounts.shared.outage import RedisNotInstalled
 
-LEAST_SECRET_BYTES: Final = 16
+MIN_SECRET_BYTES: Final = 16
 _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 
 
 class DecryptionFailed(Exception):
-    """It was made with another secret, or for something else, or altered."""
+    """The ciphertext was made with another secret, name or context, or was altered."""
 
 
-class Seals:
-    """Makes names that only the holders of a secret can make, and seals that only they can open.
+class Encryption:
+    """Names and ciphertexts that only the holders of one secret can make and read.
 
-    AES-256-GCM, each time with a key of its own, derived (HKDF) from the secret and the name of what is sealed.
+    AES-256-GCM, each time with a key of its own, derived (HKDF) from the secret and the name. ``context`` is authenticated
+    with the content: a ciphertext decrypts in the same context only.
 
     Raises:
-        ValueError: the secret is too short to be one.
-        RedisNotInstalled: the library for it is part of the extra, and is not there.
+        ValueError: the secret is too short.
+        RedisNotInstalled: the library for it is part of the extra, which is missing.
     """
 
     def __init__(self, secret: bytes) -> None:
-        if len(secret) < LEAST_SECRET_BYTES:
-            raise ValueError(f"the secret needs {LEAST_SECRET_BYTES} bytes at least")
+        if len(secret) < MIN_SECRET_BYTES:
+            raise ValueError(f"the secret needs {MIN_SECRET_BYTES} bytes at least")
         try:
             from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - an optional extra
             from cryptography.hazmat.primitives.ciphers.aead import (  # noqa: PLC0415 - an optional extra
@@ -53,24 +54,24 @@ class Seals:
         self._derive = derive
         self._name_key = derive(b"names")
 
-    def name(self, *parts: bytes) -> bytes:
-        """Give the name of something; without the secret nobody can tell what of, not even by trying."""
+    def keyed_name(self, *parts: bytes) -> bytes:
+        """Return a name for some parts; without the secret it says nothing about them, even if they are guessed."""
         whole = b"".join(len(part).to_bytes(4) + part for part in parts)
         return hmac.digest(self._name_key, whole, hashlib.sha256)
 
-    def close(self, name: bytes, content: bytes, belongs_to: bytes) -> bytes:
-        """Seal something; it opens only for the same name, and for what it belongs to."""
+    def encrypt(self, name: bytes, content: bytes, context: bytes) -> bytes:
+        """Encrypt content under a name."""
         nonce = os.urandom(_NONCE_BYTES)
-        return nonce + self._aes(self._derive(b"seal " + name)).encrypt(nonce, content, belongs_to)
+        return nonce + self._aes(self._derive(b"seal " + name)).encrypt(nonce, content, context)
 
-    def open(self, name: bytes, sealed: bytes, belongs_to: bytes) -> bytes:
-        """Open it.
+    def decrypt(self, name: bytes, ciphertext: bytes, context: bytes) -> bytes:
+        """Decrypt what ``encrypt`` made.
 
         Raises:
-            BrokenSeal: it is not what it should be.
+            DecryptionFailed: the name, the context or the secret is another, or the ciphertext was altered.
         """
-        nonce, closed = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
+        nonce, encrypted = ciphertext[:_NONCE_BYTES], ciphertext[_NONCE_BYTES:]
         try:
-            return self._aes(self._derive(b"seal " + name)).decrypt(nonce, closed, belongs_to)
+            return self._aes(self._derive(b"seal " + name)).decrypt(nonce, encrypted, context)
         except (self._invalid, ValueError):
             raise DecryptionFailed from None

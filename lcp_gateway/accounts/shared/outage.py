@@ -1,4 +1,4 @@
-"""What several gateways share for their limits: one Redis, and what happens while it is away."""
+"""The one Redis that several gateways share: connections to it, and the decision what happens while it is unreachable."""
 
 import asyncio
 import time
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MAX_CONNECTIONS = 64
-# Redis answers within a millisecond; one that takes this long is as good as gone.
+# Redis answers within a millisecond; after this long it counts as unreachable.
 _ANSWER_S = 0.5
 _PAUSE_S = 1.0
 # Waiting for a free connection is load, not an outage: a flood of requests must not open the limits.
 _FREE_CONNECTION_S = 10.0
 
 REDIS_KEY_PREFIX: Final = "lcp-gateway"
-"""Begins the name of everything that is kept in Redis."""
+"""Begins every key in Redis."""
 
 
 class RedisNotInstalled(Exception):
-    """Redis is asked for, and its client is not there: it is the extra ``redis``."""
+    """Redis is configured, and its client, the extra ``redis``, is not installed."""
 
 
 class LimitsUnavailable(Refused):
-    """The limits cannot be looked at, and nothing may pass without."""
+    """The limits cannot be checked, and no request may pass without."""
 
     code = "limits_unavailable"
 
@@ -38,11 +38,11 @@ class LimitsUnavailable(Refused):
 
 
 def connect(url: str) -> "BlockingConnectionPool":
-    """Give connections to a Redis, of which none is opened yet: ``redis[s]://[[user]:password@]host[:port][/db]``.
+    """Return a pool for ``redis[s]://[[user]:password@]host[:port][/db]``; no connection is opened yet.
 
     Raises:
-        RedisNotInstalled: the extra is not there.
-        ValueError: the URL is none of Redis.
+        RedisNotInstalled: the extra is missing.
+        ValueError: the URL is not one of Redis.
     """
     try:
         from redis.asyncio import BlockingConnectionPool  # noqa: PLC0415 - an optional extra
@@ -57,20 +57,26 @@ def connect(url: str) -> "BlockingConnectionPool":
             timeout=_FREE_CONNECTION_S,
             socket_timeout=_ANSWER_S,
             socket_connect_timeout=_ANSWER_S,
-            # Once more, and at once: a stale connection is replaced, a Redis that is away is not waited for.
+            # Once more, and at once: a stale connection is replaced, an unreachable Redis is not waited for.
             retry=Retry(NoBackoff(), 1),
         )
     except ValueError:
-        # Its words may quote the password.
+        # The library's message may quote the password.
         raise ValueError("not a URL of Redis") from None
 
 
-class Outage:
-    """Remembers for a second that Redis is away, so that not every request waits to find out.
+def redis_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of an unreachable Redis; its client is known to be installed."""
+    from redis.exceptions import RedisError  # noqa: PLC0415 - an optional extra
 
-    ``report`` is called with the name of the error when one is found, at most once a second: no message of Redis, and
-    with it no address and no password, leaves here. ``allows`` says what is done meanwhile: let requests pass unlimited,
-    or refuse them.
+    return (RedisError, OSError)
+
+
+class Outage:
+    """Remembers for a second that Redis is unreachable, so that not every request waits to find out.
+
+    ``report`` is called with the name of the error, at most once a second: no message of Redis, and with it no address and
+    no password, leaves here. ``allows`` decides meanwhile: requests pass without limits, or are refused.
     """
 
     def __init__(
@@ -87,20 +93,20 @@ class Outage:
 
     @property
     def is_on(self) -> bool:
-        """Whether Redis was away a moment ago, and is not to be asked yet."""
+        """Whether Redis was unreachable a moment ago, and must not be tried yet."""
         return self._clock() < self._until
 
     def begin(self, error: Exception) -> None:
-        """Take note that Redis is away."""
+        """Record that Redis is unreachable."""
         if not self.is_on:
             self._until = self._clock() + _PAUSE_S
             self._report(type(error).__name__)
 
-    def let_pass(self) -> None:
-        """Let a request pass unlimited, or not.
+    def admit_or_refuse(self) -> None:
+        """Decide on a request whose limits cannot be checked.
 
         Raises:
-            LimitsAway: it may not.
+            LimitsUnavailable: it may not pass.
         """
         if not self._allows:
             raise LimitsUnavailable(_PAUSE_S)
@@ -109,8 +115,8 @@ class Outage:
 class ShieldedCalls:
     """Calls of Redis that run to their end when the task that awaits them is cancelled.
 
-    The client of Redis takes a cancellation for a lost connection: it could swallow it, and what was asked for may have
-    happened. So each call is a task of its own, and what it took for a caller that is gone is given back.
+    The client of Redis takes a cancellation for a lost connection: it could swallow it, and the command may have been
+    executed. So each call is a task of its own, and ``give_back`` undoes what it took for a cancelled caller.
     """
 
     def __init__(self) -> None:
@@ -121,7 +127,7 @@ class ShieldedCalls:
         call: Coroutine[Any, Any, T],
         give_back: Callable[[T], Awaitable[None]] | None = None,
     ) -> T:
-        """Await a call. Where the caller is cancelled meanwhile, ``give_back`` gets the result as soon as it is there."""
+        """Await a call. If the caller is cancelled meanwhile, ``give_back`` gets the result as soon as it is known."""
         task = self.start(call)
         try:
             return await asyncio.shield(task)

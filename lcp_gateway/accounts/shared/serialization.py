@@ -1,4 +1,4 @@
-"""What must be known of an answer to give it again at another gateway, as bytes and back."""
+"""The facts of a result as bytes and back, so that another gateway can replay it."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -39,7 +39,7 @@ _WAYS: Final[Mapping[State, tuple[PurchaseEvent, ...]]] = MappingProxyType(
 
 
 class FailedElsewhere(PurchaseError):
-    """Another gateway failed after it had paid, in a way that nobody foresaw."""
+    """Another gateway failed after it had paid, by an error that it did not expect."""
 
     def __init__(self, quote: Quote, verdict: Verdict) -> None:
         super().__init__("the gateway that bought this failed", quote=quote)
@@ -47,7 +47,7 @@ class FailedElsewhere(PurchaseError):
 
 
 def serialize(answer: ResultBuffer, purchase: Purchase, *, is_kept: bool) -> bytes:
-    """Give what is known of an answer but for its bytes; ``is_kept`` says whether those are kept too."""
+    """Return the facts of an answer without its bytes; ``is_kept`` says whether those are stored too."""
     quote, task, charge = purchase.quote, purchase.order.task, purchase.charge
     facts = {
         "state": purchase.state,
@@ -85,23 +85,23 @@ def serialize(answer: ResultBuffer, purchase: Purchase, *, is_kept: bool) -> byt
 
 
 class SerializedResult:
-    """What ``pack`` made of an answer."""
+    """The facts that ``serialize`` wrote."""
 
     def __init__(self, packed: bytes) -> None:
         self._facts: dict[str, Any] = orjson.loads(packed)
 
     @property
     def is_kept(self) -> bool:
-        """Whether its bytes are to be had as well, for a time."""
+        """Whether its bytes were stored too, for a time."""
         return bool(self._facts["kept"])
 
     @property
     def has_body(self) -> bool:
-        """Whether there were any bytes: what failed before its head has none."""
+        """Whether there were any bytes: an answer that failed before its head has none."""
         return self._facts["head"] is not None
 
     def bought(self, order: Order, body: bytes) -> BoughtElsewhere:
-        """Give what was bought, as an answer to an order for the same."""
+        """Return the result for an order of the same."""
         purchase = self.purchase(order)
         head, error = self._facts["head"], self._facts["error"]
         return BoughtElsewhere(
@@ -112,7 +112,7 @@ class SerializedResult:
         )
 
     def purchase(self, order: Order) -> Purchase:
-        """Give the purchase, in the state that it ended in."""
+        """Return the purchase, in the state that it ended in."""
         facts = self._facts
         kind, model, stream = facts["task"]
         # Without a body: it was bought for the task that a provider got, which may be another than the order's.
@@ -133,7 +133,7 @@ class SerializedResult:
         purchase.charged_msat = facts["charged_msat"]
         for event in _WAYS[State(facts["state"])]:
             purchase.apply(event)
-        # Not there where a gateway of an earlier release wrote them.
+        # Missing where a gateway of an earlier release wrote them.
         if (ending := facts.get("ending")) is not None:
             purchase.ending = Ending(EndedBy(ending[0]), Received(ending[1]))
         if (refund := facts.get("refund")) is not None:
@@ -148,7 +148,7 @@ def _quote_of(facts: Mapping[str, Any]) -> Quote:
         price_msat=Msat(facts["price_msat"]),
         expires_at=datetime.fromisoformat(facts["expires_at"]),
         terms_hash=bytes.fromhex(facts["terms_hash"]),
-        # It is paid, or must not be.
+        # It is paid, or must not be paid.
         payment_request="",
         protocol_version=facts["protocol_version"],
         source=ProviderSource(facts["source"]),
@@ -189,7 +189,7 @@ def _error_of(facts: Mapping[str, Any], purchase: Purchase) -> PurchaseError:
             )
             return PaymentFailed(cause, verdict, quote=quote)
         case "undelivered":
-            # Gateways of an earlier version do not say more than that.
+            # A gateway of an earlier version says no more than that.
             return Undelivered(
                 facts["message"],
                 quote=quote,
@@ -204,7 +204,7 @@ def _error_of(facts: Mapping[str, Any], purchase: Purchase) -> PurchaseError:
 
 
 def _plain(value: object) -> object:
-    """Give what the library does not know by itself as what it does."""
+    """Convert a mapping that is no dict; the JSON library takes none."""
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError

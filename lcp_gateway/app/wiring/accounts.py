@@ -1,38 +1,33 @@
 """Access as the settings say: authentication, the limits of a request, the customers' accounts and their payments."""
 
+import asyncio
 import contextlib
 import hashlib
 import secrets
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
+from lcp_gateway.accounts.key_sync import KeySync
+from lcp_gateway.accounts.keys import KeyCache
+from lcp_gateway.accounts.limits.addresses import AddressLimits
 from lcp_gateway.accounts.limits.concurrency import (
     ConcurrencyLimits,
     Leases,
     MemoryLeases,
     RedisLeases,
 )
-from lcp_gateway.accounts.limits.rates import Rates
-from lcp_gateway.accounts.shared.outage import Outage, RedisNotInstalled, ShieldedCalls
-from lcp_gateway.app.wiring import WiringError
-from lcp_gateway.config import Settings, auth_mode, journal_place
-from lcp_gateway.http.openai.admission import Admission
-from lcp_gateway.purchase.ports import StartTask
-from lcp_gateway.routing.model_registry import ModelRegistry
-
-if TYPE_CHECKING:
-    from lcp_gateway.accounts.limits.rate_counters import MemoryWindows, RateLimits, RedisWindows
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
-from datetime import timedelta
-from functools import partial
-
-from lcp_gateway.accounts.key_sync import KeySync
-from lcp_gateway.accounts.keys import KeyCache
-from lcp_gateway.accounts.limits.addresses import AddressLimits
+from lcp_gateway.accounts.limits.rates import (
+    MemoryCounters,
+    RateCounters,
+    RateLimits,
+    Rates,
+    RedisCounters,
+)
 from lcp_gateway.accounts.models import Credit
 from lcp_gateway.accounts.repositories import (
     AccountRepository,
@@ -44,11 +39,13 @@ from lcp_gateway.accounts.repositories import (
     TopupRepository,
 )
 from lcp_gateway.accounts.settlements import Settlements
+from lcp_gateway.accounts.shared.outage import Outage, RedisNotInstalled, ShieldedCalls
 from lcp_gateway.accounts.wallet import InvoiceNotPaid, TopupRules, Wallet
 from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
 from lcp_gateway.app.till import open_till
+from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.journal import Ledgers
-from lcp_gateway.config import known_hosts
+from lcp_gateway.config import Settings, auth_mode, journal_place, known_hosts
 from lcp_gateway.http.authentication import (
     ANONYMOUS,
     AccountAuthenticator,
@@ -64,8 +61,11 @@ from lcp_gateway.http.gateway.admin import AdminRoutes
 from lcp_gateway.http.gateway.api_limits import ApiLimits
 from lcp_gateway.http.gateway.refunds import RefundRoutes
 from lcp_gateway.http.gateway.wallet import WalletRoutes
+from lcp_gateway.http.openai.admission import Admission
 from lcp_gateway.http.openai.response import ChargeReport
 from lcp_gateway.purchase.money import RefundDecision
+from lcp_gateway.purchase.ports import StartTask
+from lcp_gateway.routing.model_registry import ModelRegistry
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
 
@@ -108,15 +108,17 @@ class Limits:
         self._start_task = start_task
         self._redis_url = redis_url
         self._outage = Outage(report=lambda error: log.warning("Redis is away", problem=error))
-        self._windows: MemoryWindows | RedisWindows | None = None
         self._redis_leases: RedisLeases | None = None
+        self._redis_counters: RedisCounters | None = None
         if redis_url:
             try:
                 self._redis_leases = RedisLeases(redis_url)
+                self._redis_counters = RedisCounters(redis_url)
             except (RedisNotInstalled, ValueError) as error:
                 raise WiringError(f"Redis cannot be used: {error}") from error
         self._shielded = ShieldedCalls() if redis_url else None
         self._leases: Leases = self._redis_leases or MemoryLeases()
+        self._rate_counters: RateCounters = self._redis_counters or MemoryCounters()
 
     def admission(self, settings: Settings, registry: ModelRegistry) -> Admission:
         """Give the limits of the settings."""
@@ -136,33 +138,19 @@ class Limits:
         """Close the connections."""
         if self._shielded is not None:
             await self._shielded.close()
-        # Imported with them: they are there only if it is.
-        if self._redis_leases is not None:
-            await self._redis_leases.aclose()
-        if self._windows is not None and self._redis_url:
-            from lcp_gateway.accounts.limits.rate_counters import RedisWindows  # noqa: PLC0415 - loaded already
+        for redis in (self._redis_leases, self._redis_counters):
+            if redis is not None:
+                await redis.aclose()
 
-            assert isinstance(self._windows, RedisWindows)  # noqa: S101 - made where there is a URL
-            await self._windows.aclose()
-
-    def _rate_limits(self, settings: Settings) -> "RateLimits | None":
+    def _rate_limits(self, settings: Settings) -> RateLimits | None:
         gateway = Rates(settings.max_requests_per_minute, settings.max_tokens_per_minute)
         account = Rates(settings.account_requests_per_minute, settings.account_tokens_per_minute)
         key = Rates(settings.key_requests_per_minute, settings.key_tokens_per_minute)
         if gateway == account == key == Rates() and auth_mode(settings) != "accounts":
             # No key can have a limit of its own, so nothing is ever counted.
             return None
-        # Imported where they are used: the library takes as long to load as the rest of the gateway's accounts.
-        from lcp_gateway.accounts.limits.rate_counters import (  # noqa: PLC0415 - see above
-            MemoryWindows,
-            RateLimits,
-            RedisWindows,
-        )
-
-        if self._windows is None:
-            self._windows = RedisWindows(self._redis_url) if self._redis_url else MemoryWindows()
         return RateLimits(
-            self._windows, gateway=gateway, account=account, key=key, outage=self._outage
+            self._rate_counters, gateway=gateway, account=account, key=key, outage=self._outage
         )
 
 

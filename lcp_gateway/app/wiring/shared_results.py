@@ -58,27 +58,27 @@ class SharedResults:
         if not self._redis_url:
             return None
         # Imported where they are used: few gateways are several.
-        from lcp_gateway.accounts.shared.encryption import LEAST_SECRET_BYTES, Seals  # noqa: PLC0415 - see above
-        from lcp_gateway.accounts.shared.results import RedisAnswers  # noqa: PLC0415 - see above
+        from lcp_gateway.accounts.shared.encryption import MIN_SECRET_BYTES, Encryption  # noqa: PLC0415 - see above
+        from lcp_gateway.accounts.shared.results import RedisResults  # noqa: PLC0415 - see above
 
         secrets = (settings.l402_secret.encode(), settings.admin_key.encode())
-        secret = next((one for one in secrets if len(one) >= LEAST_SECRET_BYTES), None)
+        secret = next((one for one in secrets if len(one) >= MIN_SECRET_BYTES), None)
         if secret is None:
             # With nothing to hide answers with, they stay where they are.
             self._log.warning(
                 "repeated requests are known only to the gateway that got the first",
                 problem="to share their answers, give all gateways the same l402_secret or admin_key, "
-                f"of {LEAST_SECRET_BYTES} characters at least",
+                f"of {MIN_SECRET_BYTES} characters at least",
             )
             return None
         try:
-            seals = Seals(secret)
+            encryption = Encryption(secret)
             claims = self._connect()
         except (RedisNotInstalled, ValueError) as error:
             raise WiringError(f"Redis cannot be used: {error}") from error
-        return RedisAnswers(
+        return RedisResults(
             claims,
-            seals,
+            encryption,
             state_of=RequestStates(self._ledgers),
             limits=memory_limits(settings),
             wait_s=settings.timeout_quote_s + settings.timeout_execute_s,

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from lcp_gateway.accounts.callers import Caller
 from lcp_gateway.accounts.limits.concurrency import ConcurrencyLimits, Lease
-from lcp_gateway.accounts.limits.rates import Allowance
+from lcp_gateway.accounts.limits.rates import Allowance, RateLimits
 from lcp_gateway.accounts.shared.outage import ShieldedCalls
 from lcp_gateway.http.context import RequestContext
 from lcp_gateway.http.error_mapping import map_purchase_error
@@ -19,9 +19,6 @@ from lcp_gateway.purchase.order import Order, Task
 from lcp_gateway.purchase.result_buffer import ResultBuffer
 from lcp_gateway.routing.model_registry import is_auto
 from lcp_gateway.telemetry.metrics import Metrics
-
-if TYPE_CHECKING:
-    from lcp_gateway.accounts.limits.rate_counters import RateLimits
 
 T = TypeVar("T")
 
@@ -38,7 +35,7 @@ class Admission:
     nothing stays taken.
     """
 
-    rates: "RateLimits | None"
+    rates: RateLimits | None
     jobs: ConcurrencyLimits
     resolve: Callable[[str], str]
     shielded: ShieldedCalls | None = None

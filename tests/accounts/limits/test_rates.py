@@ -1,18 +1,27 @@
 import asyncio
+import math
 import re
 import time
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lcp_gateway.accounts.callers import Caller, KeyRules
-from lcp_gateway.accounts.limits.rate_counters import (
-    MemoryWindows,
+from lcp_gateway.accounts.limits.rates import (
+    WINDOW_S,
+    LimitedBy,
+    MemoryCounters,
+    RateKind,
+    RateLimit,
+    RateLimited,
     RateLimits,
-    RedisWindows,
+    Rates,
+    RateWindow,
+    RedisCounters,
     format_reset,
 )
-from lcp_gateway.accounts.limits.rates import LimitedBy, RateKind, RateLimited, Rates
 from lcp_gateway.accounts.shared.outage import LimitsUnavailable, Outage
 from tests.support.redis import RunningRedis, running_redis
 
@@ -41,13 +50,13 @@ def redis() -> Iterator[RunningRedis]:
 
 
 @pytest.fixture(params=["memory", "redis"])
-async def windows(request):
+async def counters(request):
     if request.param == "memory":
-        yield MemoryWindows()
+        yield MemoryCounters()
         return
     server = request.getfixturevalue("redis")
-    kept = RedisWindows(server.url)
-    await kept.reset()
+    await server.forget()
+    kept = RedisCounters(server.url)
     yield kept
     await kept.aclose()
 
@@ -63,62 +72,62 @@ async def passed(limits: RateLimits, who: Caller | None, times: int, tokens: int
     return count
 
 
-async def test_without_limits_everything_passes_and_no_header_is_made(windows):
-    limits = RateLimits(windows)
+async def test_without_limits_everything_passes_and_no_header_is_made(counters):
+    limits = RateLimits(counters)
 
     assert (await limits.check(None, 10)).headers == {}
     assert (await limits.check(caller(), 10)).headers == {}
 
 
-async def test_a_key_may_send_as_many_requests_a_minute_as_its_rules_say(windows):
-    limits = RateLimits(windows)
+async def test_a_key_may_send_as_many_requests_a_minute_as_its_rules_say(counters):
+    limits = RateLimits(counters)
 
     assert await passed(limits, caller(requests_per_minute=5), 8) == 5
     assert await passed(limits, caller("key_2", requests_per_minute=5), 8) == 5
 
 
-async def test_a_key_without_rules_of_its_own_has_those_of_all_keys(windows):
-    limits = RateLimits(windows, key=Rates(requests_per_minute=3))
+async def test_a_key_without_rules_of_its_own_has_those_of_all_keys(counters):
+    limits = RateLimits(counters, key=Rates(requests_per_minute=3))
 
     assert await passed(limits, caller(), 5) == 3
     assert await passed(limits, caller("key_2", requests_per_minute=4), 5) == 4
 
 
-async def test_the_keys_of_an_account_share_its_limit(windows):
-    limits = RateLimits(windows, account=Rates(requests_per_minute=4))
+async def test_the_keys_of_an_account_share_its_limit(counters):
+    limits = RateLimits(counters, account=Rates(requests_per_minute=4))
 
     assert await passed(limits, caller("key_1"), 3) == 3
     assert await passed(limits, caller("key_2"), 3) == 1
     assert await passed(limits, caller("key_3", "acct_2"), 3) == 3
 
 
-async def test_the_gateways_limit_holds_for_everyone_with_and_without_a_key(windows):
-    limits = RateLimits(windows, gateway=Rates(requests_per_minute=4))
+async def test_the_gateways_limit_holds_for_everyone_with_and_without_a_key(counters):
+    limits = RateLimits(counters, gateway=Rates(requests_per_minute=4))
 
     assert await passed(limits, None, 2) == 2
     assert await passed(limits, caller("key_1", None), 1) == 1
     assert await passed(limits, caller("key_2"), 3) == 1
 
 
-async def test_tokens_are_counted_too(windows):
-    limits = RateLimits(windows)
+async def test_tokens_are_counted_too(counters):
+    limits = RateLimits(counters)
     who = caller(tokens_per_minute=1_000)
 
     assert await passed(limits, who, 5, tokens=400) == 2
     assert await passed(limits, who, 1, tokens=200) == 1
 
 
-async def test_a_refused_request_counts_against_nothing(windows):
-    limits = RateLimits(windows, gateway=Rates(requests_per_minute=6, tokens_per_minute=10_000))
+async def test_a_refused_request_counts_against_nothing(counters):
+    limits = RateLimits(counters, gateway=Rates(requests_per_minute=6, tokens_per_minute=10_000))
     tight = caller("key_1", requests_per_minute=2, tokens_per_minute=100)
 
     assert await passed(limits, tight, 20, tokens=50) == 2
     assert await passed(limits, caller("key_2"), 10, tokens=1) == 4
 
 
-async def test_requests_at_once_never_pass_more_than_the_limit_and_leave_nothing_behind(windows):
+async def test_requests_at_once_never_pass_more_than_the_limit_and_leave_nothing_behind(counters):
     limits = RateLimits(
-        windows, gateway=Rates(requests_per_minute=100), account=Rates(requests_per_minute=7)
+        counters, gateway=Rates(requests_per_minute=100), account=Rates(requests_per_minute=7)
     )
 
     results = await asyncio.gather(
@@ -135,8 +144,8 @@ async def test_requests_at_once_never_pass_more_than_the_limit_and_leave_nothing
     assert last.headers["x-ratelimit-remaining-requests"] == "6"
 
 
-async def test_a_refusal_says_which_limit_and_when_it_fits(windows):
-    limits = RateLimits(windows, gateway=Rates(requests_per_minute=1_000))
+async def test_a_refusal_says_which_limit_and_when_it_fits(counters):
+    limits = RateLimits(counters, gateway=Rates(requests_per_minute=1_000))
     who = caller(requests_per_minute=1)
     await limits.check(who, 0)
 
@@ -152,8 +161,8 @@ async def test_a_refusal_says_which_limit_and_when_it_fits(windows):
     assert "key_1" not in error.message
 
 
-async def test_a_request_larger_than_the_limit_is_not_told_to_come_again(windows):
-    limits = RateLimits(windows)
+async def test_a_request_larger_than_the_limit_is_not_told_to_come_again(counters):
+    limits = RateLimits(counters)
 
     with pytest.raises(RateLimited, match="larger than the limit") as refused:
         await limits.check(caller(tokens_per_minute=100), 101)
@@ -161,9 +170,9 @@ async def test_a_request_larger_than_the_limit_is_not_told_to_come_again(windows
     assert refused.value.retry_after_s is None and not refused.value.may_pass_later
 
 
-async def test_headers_are_openais_and_show_the_tightest_limit(windows):
+async def test_headers_are_openais_and_show_the_tightest_limit(counters):
     limits = RateLimits(
-        windows,
+        counters,
         gateway=Rates(requests_per_minute=100, tokens_per_minute=50_000),
         account=Rates(requests_per_minute=3, tokens_per_minute=90_000),
     )
@@ -181,8 +190,8 @@ async def test_headers_are_openais_and_show_the_tightest_limit(windows):
     }
 
 
-async def test_what_was_really_used_replaces_what_was_reckoned_with(windows):
-    limits = RateLimits(windows)
+async def test_what_was_really_used_replaces_what_was_reckoned_with(counters):
+    limits = RateLimits(counters)
     who = caller(tokens_per_minute=1_000)
 
     cheap = await limits.check(who, 900)
@@ -190,8 +199,8 @@ async def test_what_was_really_used_replaces_what_was_reckoned_with(windows):
     assert (await limits.check(who, 500)).headers["x-ratelimit-remaining-tokens"] == "400"
 
 
-async def test_more_than_reckoned_is_counted_even_above_the_limit(windows):
-    limits = RateLimits(windows)
+async def test_more_than_reckoned_is_counted_even_above_the_limit(counters):
+    limits = RateLimits(counters)
     who = caller(tokens_per_minute=1_000)
 
     dear = await limits.check(who, 10)
@@ -204,8 +213,8 @@ async def test_more_than_reckoned_is_counted_even_above_the_limit(windows):
     assert refused.value.retry_after_s is not None and refused.value.retry_after_s > 48
 
 
-async def test_a_request_can_be_given_back_whole(windows):
-    limits = RateLimits(windows)
+async def test_a_request_can_be_given_back_whole(counters):
+    limits = RateLimits(counters)
     who = caller(requests_per_minute=1, tokens_per_minute=100)
 
     await limits.give_back(await limits.check(who, 100))
@@ -214,7 +223,7 @@ async def test_a_request_can_be_given_back_whole(windows):
 
 
 async def test_what_is_given_back_late_never_lets_more_than_the_limit_pass(clock):
-    limits = RateLimits(MemoryWindows(clock))
+    limits = RateLimits(MemoryCounters(clock))
     who = caller(tokens_per_minute=1_000)
     early = await limits.check(who, 1_000)
     clock.at += 60
@@ -226,7 +235,7 @@ async def test_what_is_given_back_late_never_lets_more_than_the_limit_pass(clock
 
 
 async def test_a_request_fits_after_the_time_that_was_told_and_not_before(clock):
-    limits = RateLimits(MemoryWindows(clock))
+    limits = RateLimits(MemoryCounters(clock))
     who = caller(requests_per_minute=10)
     assert await passed(limits, who, 11) == 10
     with pytest.raises(RateLimited) as refused:
@@ -241,7 +250,7 @@ async def test_a_request_fits_after_the_time_that_was_told_and_not_before(clock)
 
 
 async def test_limits_of_many_keys_cost_no_more_than_those_of_one():
-    limits = RateLimits(MemoryWindows())
+    limits = RateLimits(MemoryCounters())
     for number in range(20_000):
         await limits.check(caller(f"key_{number}", requests_per_minute=5), 0)
 
@@ -253,8 +262,8 @@ async def test_limits_of_many_keys_cost_no_more_than_those_of_one():
 
 
 async def test_replicas_on_one_redis_share_every_limit(redis):
-    one, two = RedisWindows(redis.url), RedisWindows(redis.url)
-    await one.reset()
+    one, two = RedisCounters(redis.url), RedisCounters(redis.url)
+    await redis.forget()
     first, second = RateLimits(one), RateLimits(two)
     who = caller(requests_per_minute=6)
 
@@ -266,7 +275,7 @@ async def test_replicas_on_one_redis_share_every_limit(redis):
 async def test_while_redis_is_away_requests_pass_and_it_is_reported_once_a_second(clock):
     reports: list[str] = []
     with running_redis() as server:
-        kept = RedisWindows(server.url)
+        kept = RedisCounters(server.url)
         limits = RateLimits(kept, outage=Outage(report=reports.append, clock=clock))
         who = caller(requests_per_minute=2)
         assert await passed(limits, who, 3) == 2
@@ -293,7 +302,7 @@ async def test_while_redis_is_away_requests_pass_and_it_is_reported_once_a_secon
 async def test_what_cannot_be_settled_while_redis_is_away_is_left_and_reported(clock):
     reports: list[str] = []
     with running_redis() as server:
-        kept = RedisWindows(server.url)
+        kept = RedisCounters(server.url)
         limits = RateLimits(kept, outage=Outage(report=reports.append, clock=clock))
         allowance = await limits.check(caller(tokens_per_minute=100), 10)
         server.stop()
@@ -307,7 +316,7 @@ async def test_what_cannot_be_settled_while_redis_is_away_is_left_and_reported(c
 
 async def test_an_operator_may_have_everything_refused_while_redis_is_away(clock):
     with running_redis() as server:
-        kept = RedisWindows(server.url)
+        kept = RedisCounters(server.url)
         server.stop()
         limits = RateLimits(kept, outage=Outage(allows=False, clock=clock))
 
@@ -322,7 +331,7 @@ async def test_an_operator_may_have_everything_refused_while_redis_is_away(clock
 @pytest.mark.parametrize("url", ["http://127.0.0.1", "redis://user:secret", "nonsense"])
 def test_a_url_that_is_none_of_redis_is_refused_without_being_quoted(url):
     with pytest.raises(ValueError, match="not a URL of Redis") as refused:
-        RedisWindows(url)
+        RedisCounters(url)
     assert refused.value.__suppress_context__
 
 
@@ -343,3 +352,132 @@ def test_a_url_that_is_none_of_redis_is_refused_without_being_quoted(url):
 )
 def test_times_are_written_as_openai_writes_them(seconds, text):
     assert format_reset(seconds) == text
+
+
+def counted(window: RateWindow, in_s: float) -> float:
+    """What counts after a time, if nothing is added: the definition, in plain steps."""
+    if in_s < window.left_s:
+        return window.last * (window.left_s - in_s) / WINDOW_S + window.this
+    return window.this * max(0.0, WINDOW_S - (in_s - window.left_s)) / WINDOW_S
+
+
+windows = st.builds(RateWindow, st.integers(0, 500), st.integers(0, 500), st.floats(0.01, WINDOW_S))
+
+
+@given(windows, st.integers(1, 300), st.integers(0, 300))
+def test_an_amount_fits_after_the_wait_and_not_before(window, limit, amount):
+    amount = min(amount, limit)
+
+    wait_s = window.wait_s(amount, limit)
+
+    assert math.floor(counted(window, wait_s) + 1e-9) + amount <= limit
+    if wait_s > 0.01:
+        assert math.floor(counted(window, wait_s - 0.01) + 1e-9) + amount >= limit
+        assert window.used + amount > limit
+
+
+@given(windows, st.integers(1, 300))
+def test_nothing_counts_after_the_reset(window, limit):
+    assert math.floor(counted(window, window.reset_s(limit)) + 1e-9) == 0
+
+
+async def counts(counters, key: str, amount: int, limit: int = 10) -> bool:
+    return (await counters.count([of(key, amount, limit)]))[0]
+
+
+def of(key: str, amount: int, limit: int = 10) -> RateLimit:
+    return RateLimit(RateKind.TOKENS, LimitedBy.KEY, key, limit, amount)
+
+
+async def test_a_window_slides_and_runs_out(clock):
+    counters = MemoryCounters(clock)
+
+    assert await counts(counters, "a", 10)
+    assert not await counts(counters, "a", 1)
+    clock.at += 60 + 30
+    assert not await counts(counters, "a", 6)
+    assert await counts(counters, "a", 5)
+    assert not await counts(counters, "a", 1)
+    clock.at += 120
+    assert await counts(counters, "a", 10)
+
+
+async def test_of_several_windows_all_count_or_none(counters):
+    assert await counts(counters, "a", 9)
+
+    fits, before = await counters.count([of("b", 5), of("a", 5)])
+
+    assert not fits
+    assert [window.used for window in before] == [0, 9]
+    assert await counts(counters, "b", 10)
+
+
+async def test_windows_go_below_zero_never(counters):
+    await counters.add({of("a", 1).key: -5})
+
+    assert await counts(counters, "a", 10)
+    assert not await counts(counters, "a", 1)
+
+
+async def test_expired_windows_are_dropped_as_others_are_used(clock):
+    counters = MemoryCounters(clock)
+    for number in range(1_000):
+        await counts(counters, f"old{number}", 1)
+    clock.at += 130
+
+    for number in range(600):
+        await counts(counters, f"new{number}", 1)
+
+    assert len(counters) == 600
+
+
+@given(st.lists(st.tuples(st.floats(0, 50), st.integers(1, 6)), max_size=60))
+async def test_no_sixty_seconds_hold_much_more_than_the_limit(steps):
+    """The window is an estimate that takes the last minute's requests for evenly spread: at worst it is twice the limit."""
+    clock = Clock()
+    counters = MemoryCounters(clock)
+    hits = []
+    for pause_s, amount in steps:
+        clock.at += pause_s
+        if await counts(counters, "a", amount):
+            hits.append((clock.at, amount))
+
+    for at, _ in hits:
+        assert sum(amount for then, amount in hits if at - 60 < then <= at) <= 20
+
+
+async def test_the_minute_before_counts_on_after_another_window_was_used(clock):
+    """Dropping expired windows may not take one that has expired only in part."""
+    counters = MemoryCounters(clock)
+    assert await counts(counters, "a", 10)
+    clock.at += 61
+    assert await counts(counters, "b", 1)
+
+    assert not await counts(counters, "a", 2)
+    assert len(counters) == 2
+
+
+async def test_memory_and_redis_count_alike(redis):
+    """The same steps at the same times: Redis's clock is the wall clock, so a turn of the minute repeats them."""
+    for _ in range(3):
+        await redis.forget()
+        kept = RedisCounters(redis.url)
+        memory = MemoryCounters()
+        begun = int(time.time() // WINDOW_S)
+        results = []
+        for counters in (memory, kept):
+            results.append(
+                [
+                    await counts(counters, "a", 7),
+                    await counts(counters, "a", 4),
+                    await counts(counters, "a", 3),
+                    await counters.add({of("a", 0).key: -2}),
+                    await counts(counters, "a", 3),
+                    await counts(counters, "a", 2),
+                    await counts(counters, "a", 0),
+                ]
+            )
+        await kept.aclose()
+        if begun == int(time.time() // WINDOW_S):
+            break
+    assert results[0] == results[1] == [True, False, True, None, False, True, True]

@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 from lcp_gateway.accounts.shared.claims import RedisClaims
-from lcp_gateway.accounts.shared.encryption import Seals
+from lcp_gateway.accounts.shared.encryption import Encryption
 from lcp_gateway.accounts.shared.outage import Outage
-from lcp_gateway.accounts.shared.results import RedisAnswers
+from lcp_gateway.accounts.shared.results import RedisResults
 from lcp_gateway.app.wiring.shared_results import RequestStates
 from lcp_gateway.purchase.errors import PurchaseError
 from lcp_gateway.purchase.idempotency import CacheLimits, RepeatKeys
@@ -50,9 +50,9 @@ async def replica(where: str, url: str, name: str, how: str) -> None:
     shop.never = how == "never"
     w = world(shop=shop, journal=journal)
     w.now[0] = datetime.now(UTC)
-    w.service._shared = RedisAnswers(
+    w.service._shared = RedisResults(
         RedisClaims(url, Outage(report=print), LEASE_S),
-        Seals(SECRET),
+        Encryption(SECRET),
         state_of=RequestStates(SimpleNamespace(database=database)),
         limits=CacheLimits(),
         wait_s=20.0,

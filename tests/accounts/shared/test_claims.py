@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from lcp_gateway.accounts.shared.claims import ClaimNames, OwnClaim, RedisClaims
-from lcp_gateway.accounts.shared.encryption import Seals
+from lcp_gateway.accounts.shared.encryption import Encryption
 from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.accounts.shared.results import _Claim
 from lcp_gateway.purchase.ports import start_unsupervised
@@ -33,7 +33,7 @@ async def gateways(redis):
 
 
 def stand() -> OwnClaim:
-    return OwnClaim(ClaimNames(MARK, [NAME], [NAME], [60_000]), about=b"about")
+    return OwnClaim(ClaimNames(MARK, [NAME], [NAME], [60_000]), description=b"about")
 
 
 class Slow:
@@ -101,7 +101,7 @@ async def test_a_gateway_whose_renewal_was_slow_does_not_pay_once_another_took_o
     a, b = gateways
     first, second = stand(), stand()
     assert await a.take(first, b"") is None
-    claim = _Claim(a, Seals(b"s" * 32), first, 60.0, 1_000, start_unsupervised)
+    claim = _Claim(a, Encryption(b"s" * 32), first, 60.0, 1_000, start_unsupervised)
     claim._renewing.cancel()
     await asyncio.sleep(2 * a.lease_s)
     renew = a._renew

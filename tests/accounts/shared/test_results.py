@@ -14,9 +14,9 @@ import pytest
 from redis import Redis
 
 from lcp_gateway.accounts.shared.claims import RedisClaims
-from lcp_gateway.accounts.shared.encryption import Seals
+from lcp_gateway.accounts.shared.encryption import Encryption
 from lcp_gateway.accounts.shared.outage import Outage
-from lcp_gateway.accounts.shared.results import RedisAnswers
+from lcp_gateway.accounts.shared.results import RedisResults
 from lcp_gateway.purchase.errors import PaymentFailed, Undelivered, UpstreamError
 from lcp_gateway.purchase.idempotency import CacheLimits, KeyReused, RepeatKeys, ResultLost
 from lcp_gateway.purchase.journal import JournalUnavailable
@@ -30,7 +30,7 @@ from tests.support.purchases import result, stream_events
 from tests.support.redis import RunningRedis, running_redis
 from tests.support.shop import NO_REPEAT, OTHER_BODY, Peer, Shop, ordered, world
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KEY = RepeatKeys(key="k")
 RETRY = RepeatKeys(is_retry=True)
 CODEX = RepeatKeys(client_request_id="c1")
@@ -67,20 +67,20 @@ async def replica(redis, journals):
     """Make a gateway that shares its answers; its world also has what it heard of Redis and of repeats."""
     opened = []
 
-    async def make(*, lease_s=5.0, wait_s=10.0, secret=SECRET, keep=None, most_bytes=1_000, **more):
+    async def make(*, lease_s=5.0, wait_s=10.0, secret=SECRET, keep=None, max_bytes=1_000, **more):
         reports, joined = [], []
         claims = RedisClaims(redis.url, Outage(report=reports.append), lease_s)
         if not opened:
             await claims._redis.flushdb()
         opened.append(claims)
         w = world(**more)
-        w.service._shared = RedisAnswers(
+        w.service._shared = RedisResults(
             claims,
-            Seals(secret),
+            Encryption(secret),
             state_of=journals,
             limits=keep or CacheLimits(),
             wait_s=wait_s,
-            most_bytes=most_bytes,
+            max_bytes=max_bytes,
             on_joined=joined.append,
         )
         w.claims, w.reports, w.joined = claims, reports, joined
@@ -496,8 +496,8 @@ async def test_without_redis_each_is_on_its_own_and_says_so(journals):
         reports = []
         w = world()
         claims = RedisClaims(server.url, Outage(report=reports.append), 5.0)
-        w.service._shared = RedisAnswers(
-            claims, Seals(SECRET), state_of=journals, limits=CacheLimits(), wait_s=5.0
+        w.service._shared = RedisResults(
+            claims, Encryption(SECRET), state_of=journals, limits=CacheLimits(), wait_s=5.0
         )
         assert await bought(w) == b"answer"
         server.stop()

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lcp_gateway.accounts.shared.results import RedisAnswers
+from lcp_gateway.accounts.shared.results import RedisResults
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.journal import Ledgers
 from lcp_gateway.app.wiring.shared_results import RequestStates, SharedResults
@@ -49,7 +49,7 @@ async def test_one_gateway_shares_nothing():
 @pytest.mark.parametrize("name", ["l402_secret", "admin_key"])
 async def test_several_with_a_redis_and_a_secret_share_their_answers(name):
     made, warnings = await shared(redis_url="redis://127.0.0.1:1/0", **{name: SECRET})
-    assert isinstance(made, RedisAnswers) and warnings == []
+    assert isinstance(made, RedisResults) and warnings == []
 
 
 @pytest.mark.parametrize("key", ["", "short"])

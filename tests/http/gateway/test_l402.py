@@ -10,8 +10,7 @@ from aiohttp.test_utils import make_mocked_request
 from yarl import URL
 
 from lcp_gateway.accounts.l402 import Issuer, parse
-from lcp_gateway.accounts.limits.rate_counters import MemoryWindows, RateLimits
-from lcp_gateway.accounts.limits.rates import Rates
+from lcp_gateway.accounts.limits.rates import MemoryCounters, RateLimits, Rates
 from lcp_gateway.accounts.models import TopupPurpose, TopupState
 from lcp_gateway.http.gateway import l402 as door
 from tests.http.front import PAGE, SECRET, front
@@ -214,7 +213,7 @@ async def test_a_stranger_who_asks_too_often_waits_and_nobody_else_does(bank):
 
 async def test_a_strangers_flood_uses_up_no_rate_of_the_whole_gateway(bank):
     """A9: strangers counted in the gateway's requests a minute, and customers were refused."""
-    rates = RateLimits(MemoryWindows(), gateway=Rates(requests_per_minute=2))
+    rates = RateLimits(MemoryCounters(), gateway=Rates(requests_per_minute=2))
     async with front(bank) as gateway:
         gateway.l402._rates = rates
         for _ in range(5):

@@ -11,8 +11,15 @@ from lcp_gateway.accounts.limits.concurrency import (
     MemoryLeases,
     TooManyConcurrentJobs,
 )
-from lcp_gateway.accounts.limits.rate_counters import MemoryWindows, RateLimits
-from lcp_gateway.accounts.limits.rates import Allowance, LimitedBy, RateKind, RateLimited, Rates
+from lcp_gateway.accounts.limits.rates import (
+    Allowance,
+    LimitedBy,
+    MemoryCounters,
+    RateKind,
+    RateLimited,
+    RateLimits,
+    Rates,
+)
 from lcp_gateway.accounts.shared.outage import ShieldedCalls
 from lcp_gateway.http.authentication import ANONYMOUS
 from lcp_gateway.http.context import RequestContext
@@ -224,7 +231,7 @@ async def test_a_client_that_leaves_while_its_rates_are_checked_is_not_served_an
 
 
 def limited(clock, **rates) -> Admission:
-    return admission(limits=RateLimits(MemoryWindows(clock), **rates))
+    return admission(limits=RateLimits(MemoryCounters(clock), **rates))
 
 
 @pytest.fixture
