@@ -43,7 +43,7 @@ def sqlite_where(tmp_path: Path, migrated_file: Path) -> str:
 
 @pytest.fixture
 def postgres_where(postgres: RunningPostgres, migrated_database: str) -> Iterator[str]:  # noqa: F811 - the fixture
-    with postgres.fresh_database(migrated_database) as url:
+    with postgres.lent_database(migrated_database) as url:
         yield url
 
 
