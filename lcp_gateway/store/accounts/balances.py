@@ -1,24 +1,28 @@
-"""Customers' money within one transaction: what is held, taken and given back, and the entries that say so.
+"""Customers' money within one transaction: amounts held, taken and given back, with their ledger entries.
 
 The ledger is double entry: every movement is one entry in the customer's book and its opposite in one of the operator's.
-A row of ``balances`` carries the sum of a customer's entries, and what is held of it, so that one locked row tells what
-can be spent; the audit proves it equal to the entries.
+A row of ``balances`` carries the sum of a customer's entries, and what is held of it, so that one locked row is enough
+to know the available balance; the audit proves it equal to the entries.
 """
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Select, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from lcp_gateway.accounts.models import Balance, Cause
 from lcp_gateway.purchase.money import LARGEST_MSAT, Msat
 from lcp_gateway.store.database.schema import balances, ledger_entries
-from lcp_gateway.store.database.statements import execute_in, execute_many
+from lcp_gateway.store.database.statements import (
+    AnySelect,
+    Parameters,
+    execute_in,
+    execute_many,
+)
 
 LIGHTNING = "lightning"
-"""What came in, counted negative: it is where customers' money is from."""
+"""The book of payments over Lightning, which is negative: customers' money comes from it."""
 REVENUE = "revenue"
 ADJUSTMENTS = "adjustments"
 _CUSTOMER = "customer:"
@@ -34,16 +38,16 @@ _OPPOSITES = {
 
 
 def book_of(account_id: str) -> str:
-    """Give the book of a customer."""
+    """Return the name of a customer's book."""
     return f"{_CUSTOMER}{account_id}"
 
 
 def account_of(book: str) -> str | None:
-    """Give the account that a book is of; None for the operator's."""
+    """Return the account of a book; None for the operator's books."""
     return book.removeprefix(_CUSTOMER) if book.startswith(_CUSTOMER) else None
 
 
-def _lock(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[Any, ...]]:
+def _lock(parameters: Parameters) -> AnySelect:
     (account_ids,) = parameters
     return (
         select(balances.c.account_id, balances.c.balance_msat, balances.c.held_msat)
@@ -62,7 +66,7 @@ _ADD = (
         held_msat=balances.c.held_msat + bindparam("more_held_msat"),
     )
 )
-# Inline: nobody asks for the numbers that the rows get.
+# Inline: the ids of the rows are not read back.
 _INSERT = insert(ledger_entries).inline()
 
 
@@ -83,7 +87,7 @@ class Balances:
         self._entries: list[dict[str, object]] = []
 
     def lock(self, connection: Connection, also: Iterable[str] = ()) -> None:
-        """Lock and read the balances of what was changed so far, and of the accounts of ``also``."""
+        """Lock and read the balances of the accounts that were changed so far, and of those of ``also``."""
         wanted = {*self._changes, *also}
         if wanted:
             found = execute_in(connection, _lock, sorted(wanted))
@@ -93,7 +97,7 @@ class Balances:
             }
 
     def get(self, account_id: str) -> Balance | None:
-        """Give a locked balance with what this transaction changes; None where there is no such account."""
+        """Return a locked balance with the changes of this transaction; None where there is no such account."""
         found = self._found.get(account_id)
         if found is None:
             return None
@@ -103,7 +107,7 @@ class Balances:
         )
 
     def available_msat(self, account_id: str) -> Msat:
-        """Give what can be spent; nothing where there is no such account."""
+        """Return the available balance; 0 where there is no such account."""
         found = self.get(account_id)
         return Msat(0) if found is None else found.available_msat
 
@@ -114,31 +118,26 @@ class Balances:
     def move(
         self, account_id: str, amount_msat: int, cause: Cause, cause_id: str, at_micros: int
     ) -> None:
-        """Give the customer an amount, or take it where it is negative; a movement of nothing leaves no entry."""
+        """Credit the customer, or debit where the amount is negative; an amount of 0 leaves no entry."""
         if not amount_msat:
             return
         self._of(account_id).balance_msat += amount_msat
-        tx = secrets.randbits(63)
+        movement = {
+            "tx": secrets.randbits(63),
+            "at": at_micros,
+            "cause": cause.value,
+            "cause_id": cause_id,
+        }
         self._entries += (
-            {
-                "tx": tx,
-                "at": at_micros,
-                "book": book,
-                "amount_msat": amount,
-                "cause": cause.value,
-                "cause_id": cause_id,
-            }
-            for book, amount in (
-                (book_of(account_id), amount_msat),
-                (_OPPOSITES[cause], -amount_msat),
-            )
+            {**movement, "book": book_of(account_id), "amount_msat": amount_msat},
+            {**movement, "book": _OPPOSITES[cause], "amount_msat": -amount_msat},
         )
 
     def write(self, connection: Connection) -> None:
-        """Write what was changed.
+        """Write the changes.
 
         Raises:
-            IntegrityError: a cause was counted before, or a balance would be below what is held: nothing is to remain.
+            IntegrityError: a cause was counted before, or a balance would be below what is held: roll back.
         """
         changes = [
             {

@@ -1,4 +1,4 @@
-"""Keys: their hashes, what they may do, and a count of changes by which others keep up."""
+"""Keys: their hashes, their rules, and the number of the last change, by which other gateways follow."""
 
 import json
 import secrets
@@ -7,14 +7,10 @@ from datetime import datetime
 from functools import lru_cache
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     RowMapping,
-    Select,
-    and_,
     bindparam,
     insert,
-    or_,
     select,
     update,
 )
@@ -32,14 +28,20 @@ from lcp_gateway.accounts.models import (
 )
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.store.accounts.accounts import check_lives
-from lcp_gateway.store.accounts.admin_log import write_act
+from lcp_gateway.store.accounts.admin_log import write_admin_action
 from lcp_gateway.store.accounts.balances import LARGEST_AMOUNT
 from lcp_gateway.store.database import cursors
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import keys
-from lcp_gateway.store.database.times import from_micros, to_micros
+from lcp_gateway.store.database.statements import (
+    AnySelect,
+    fetch_one,
+    fetch_page,
+    newest_first,
+    read_records,
+)
+from lcp_gateway.store.database.times import from_micros, from_micros_or_none, to_micros
 
-_MOST = 1_000
 _MOST_MODELS = 100
 
 _NUMBERS = (
@@ -59,7 +61,7 @@ _REVOKE = (
 
 
 class Keys:
-    """The keys of accounts. Every method raises ``DatabaseUnavailable``; ``actor`` is who did it, for the log of acts."""
+    """The repository of keys. Every method raises ``DatabaseUnavailable``; ``actor`` is named in the admin log."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -74,12 +76,12 @@ class Keys:
         rules: KeyRules = KeyRules(),  # noqa: B008 - frozen
         kind: KeyKind = KeyKind.API,
     ) -> NewKey:
-        """Make a key. Its text is in what this gives, and can never be had again.
+        """Create a key. The result holds its text, which is stored nowhere.
 
         Raises:
-            NoSuchAccount: there is none of this id.
-            BadText: the name, or that of a model, cannot be one.
-            BadAmount: a limit is negative, or more than anybody has.
+            AccountNotFound: there is none of this id.
+            InvalidText: the name, or that of a model, cannot be one.
+            InvalidAmount: a limit is negative or too large, or the models are too many.
         """
         name = check_text(name, "name")
         _check(rules)
@@ -101,7 +103,7 @@ class Keys:
                 change=cursors.take_next(connection, cursors.KEYS),
             )
             connection.execute(insert(keys).values(_values(record)))
-            write_act(
+            write_admin_action(
                 connection,
                 at,
                 actor,
@@ -115,57 +117,52 @@ class Keys:
         return NewKey(await self._database.write(work), made.text)
 
     async def revoke(self, key_id: str, *, actor: str, at: datetime) -> KeyRecord | None:
-        """Let a key in no more; gives it as it is now, or None where there is none. Once is enough, twice is no error."""
+        """Revoke a key and return it, or None where there is none. A key that is revoked stays as it is."""
         values = {"of_key": key_id, "now": to_micros(at)}
 
         def work(connection: Connection) -> KeyRecord | None:
             number = cursors.take_next(connection, cursors.KEYS)
             if connection.execute(_REVOKE, {**values, "number": number}).rowcount:
-                write_act(connection, at, actor, "key.revoke", key_id)
-            return _one(connection, select(keys).where(keys.c.id == key_id))
+                write_admin_action(connection, at, actor, "key.revoke", key_id)
+            found = read_records(connection, select(keys).where(keys.c.id == key_id), _record)
+            return found[0] if found else None
 
         return await self._database.write(work)
 
     async def get(self, key_id: str) -> KeyRecord | None:
-        """Give one key, revoked or not."""
-        query = select(keys).where(keys.c.id == key_id)
-        return await self._database.read(lambda connection: _one(connection, query))
+        """Return a key, revoked or not."""
+        return await fetch_one(self._database, select(keys).where(keys.c.id == key_id), _record)
 
     async def by_hash(self, key_hash: bytes) -> KeyRecord | None:
-        """Give the key whose SHA-256 this is, revoked or not."""
-        query = select(keys).where(keys.c.hash == key_hash)
-        return await self._database.read(lambda connection: _one(connection, query))
+        """Return the key with this SHA-256, revoked or not."""
+        return await fetch_one(self._database, select(keys).where(keys.c.hash == key_hash), _record)
 
     async def page(
         self, account_id: str | None = None, *, limit: int = 100, after: str | None = None
     ) -> Listing[KeyRecord]:
-        """Give an account's keys, or all, the newest first, at most 1,000 at a time. ``after`` is a key's id."""
-        limit = max(1, min(limit, _MOST))
-        query = select(keys)
+        """Return the keys of an account, or of all, the newest first. ``after`` is a key's id."""
+        query = newest_first(select(keys), keys.c.created_at, keys.c.id, after)
         if account_id is not None:
             query = query.where(keys.c.account_id == account_id)
-        if after is not None:
-            query = query.where(_older_than(after))
-        query = query.order_by(keys.c.created_at.desc(), keys.c.id.desc()).limit(limit + 1)
-        found = await self._database.read(lambda connection: _all(connection, query))
-        return Listing(found[:limit], found[limit - 1].id if len(found) > limit else None)
+        page = await fetch_page(self._database, query, _record, limit, lambda last: last.id)
+        return Listing(*page)
 
     async def load_all(self) -> KeyChanges:
-        """Give every key that is not revoked, for a cache."""
+        """Return every key that is not revoked."""
         return await self._changes(select(keys).where(keys.c.revoked_at.is_(None)))
 
     async def changed_since(self, number: int) -> KeyChanges:
-        """Give the keys, revoked ones as well, that changed after what ``upto`` was before. Costs little when none did."""
+        """Return the keys, revoked ones as well, that changed after the change of this number."""
         return await self._changes(
             select(keys).where(keys.c.change > number).order_by(keys.c.change)
         )
 
-    async def _changes(self, query: Select[*tuple[object, ...]]) -> KeyChanges:
+    async def _changes(self, query: AnySelect) -> KeyChanges:
         def work(connection: Connection) -> KeyChanges:
             upto = cursors.get(connection, cursors.KEYS)
-            return KeyChanges(_all(connection, query), upto)
+            return KeyChanges(read_records(connection, query, _record), upto)
 
-        # A revoked key must be known as one however many others read.
+        # Other reads must not delay the news that a key was revoked.
         return await self._database.read_reserved(work)
 
 
@@ -176,23 +173,6 @@ def _check(rules: KeyRules) -> None:
         raise InvalidAmount
     for model in rules.models:
         check_text(model, "model's name")
-
-
-def _older_than(key_id: str) -> ColumnElement[bool]:
-    created_at = select(keys.c.created_at).where(keys.c.id == key_id).scalar_subquery()
-    return or_(
-        keys.c.created_at < created_at,
-        and_(keys.c.created_at == created_at, keys.c.id < key_id),
-    )
-
-
-def _one(connection: Connection, query: Select[*tuple[object, ...]]) -> KeyRecord | None:
-    row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else _record(row)
-
-
-def _all(connection: Connection, query: Select[*tuple[object, ...]]) -> list[KeyRecord]:
-    return [_record(row) for row in connection.execute(query).mappings()]
 
 
 def _values(record: KeyRecord) -> dict[str, object]:
@@ -215,7 +195,6 @@ def _values(record: KeyRecord) -> dict[str, object]:
 
 
 def _record(row: RowMapping) -> KeyRecord:
-    expires_at, revoked_at = row["expires_at"], row["revoked_at"]
     return KeyRecord(
         id=row["id"],
         account_id=row["account_id"],
@@ -233,10 +212,10 @@ def _record(row: RowMapping) -> KeyRecord:
             budget_day_msat=Msat(row["budget_day_msat"]),
             budget_month_msat=Msat(row["budget_month_msat"]),
             concurrent_jobs=row["concurrent_jobs"],
-            expires_at=None if expires_at is None else from_micros(expires_at),
+            expires_at=from_micros_or_none(row["expires_at"]),
         ),
         created_at=from_micros(row["created_at"]),
-        revoked_at=None if revoked_at is None else from_micros(revoked_at),
+        revoked_at=from_micros_or_none(row["revoked_at"]),
         change=row["change"],
     )
 

@@ -30,7 +30,7 @@ from lcp_gateway.accounts.models import (
 )
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.states import State
-from lcp_gateway.store.accounts.admin_log import write_act
+from lcp_gateway.store.accounts.admin_log import write_admin_action
 from lcp_gateway.store.accounts.balances import LARGEST_AMOUNT, Balances, account_of, book_of
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import (
@@ -41,6 +41,7 @@ from lcp_gateway.store.database.schema import (
     purchases,
     topups,
 )
+from lcp_gateway.store.database.statements import MAX_ROWS, fetch_one
 from lcp_gateway.store.database.times import from_micros, to_micros
 
 _MOST_PROBLEMS = 100
@@ -117,7 +118,7 @@ _CREDITS_OF_NOTHING = (
 
 
 def totals(connection: Connection) -> Totals:
-    """Give what all customers have together."""
+    """Return the sums of all balances."""
     lives = select(func.count()).select_from(accounts).where(accounts.c.deleted_at.is_(None))
     sums = select(
         func.coalesce(func.sum(balances.c.balance_msat), 0),
@@ -131,7 +132,7 @@ def totals(connection: Connection) -> Totals:
 
 
 def audit(connection: Connection) -> Audit:
-    """Look at everything. What is wrong is said with ids and amounts, at most a hundred times."""
+    """Check everything; the result lists at most a hundred problems, with ids and amounts."""
     books: dict[str, int] = {}
     entries = 0
     for book, amount_msat, count in connection.execute(_BOOKS):
@@ -185,9 +186,9 @@ def _problems_of_balances(connection: Connection, books: Mapping[str, int]) -> I
 
 
 def _problems_of_charges(connection: Connection) -> Iterator[str]:
-    """Compare what each purchase says was taken with the entries, purchases being in the order of their ids.
+    """Compare the amount taken for each purchase with its entries, in the order of the purchases' ids.
 
-    Entries of purchases that were forgotten since have nothing to be compared with.
+    Entries of purchases that retention deleted since have nothing to be compared with.
     """
     query = _CHARGED
     while found := connection.execute(query).all():
@@ -211,35 +212,25 @@ def _problems_of_charges(connection: Connection) -> Iterator[str]:
         query = _CHARGED.where(purchases.c.job_id > last)
 
 
-_MOST = 1_000
-
-
 class Ledger:
-    """Customers' money. Every method raises ``DatabaseUnavailable``."""
+    """The repository of balances and their entries. Every method raises ``DatabaseUnavailable``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def balance(self, account_id: str) -> Balance | None:
-        """Give what an account has; None where there never was one."""
+        """Return the balance of an account; None where there never was one."""
         query = select(balances.c.balance_msat, balances.c.held_msat).where(
             balances.c.account_id == account_id
         )
 
-        def work(connection: Connection) -> Balance | None:
-            row = connection.execute(query).one_or_none()
-            return None if row is None else Balance(Msat(row[0]), Msat(row[1]))
-
-        return await self._database.read(work)
+        return await fetch_one(self._database, query, lambda row: Balance(**row))
 
     async def statement(
         self, account_id: str, *, limit: int = 100, after: int | None = None
     ) -> Statement:
-        """Give what moved an account's balance, the newest first, at most 1,000 lines at a time.
-
-        What is held has not moved yet, and is not among it.
-        """
-        limit = max(1, min(limit, _MOST))
+        """Return the entries of an account, the newest first, with the balance after each. Holds are no entries."""
+        limit = max(1, min(limit, MAX_ROWS))
         of_book = ledger_entries.c.book == book_of(account_id)
         lines = select(ledger_entries).where(of_book)
         total = select(func.coalesce(func.sum(ledger_entries.c.amount_msat), 0)).where(of_book)
@@ -277,17 +268,17 @@ class Ledger:
         at: datetime,
         adjustment_id: str | None = None,
     ) -> Balance:
-        """Give a customer an amount by hand, or take it where it is negative; gives the balance after it.
+        """Credit a customer by hand, or debit where the amount is negative; return the balance after it.
 
-        With an id of the caller's own it happens once, however often it is called. Who did it, and why, stands in the
-        log of acts. A deleted account can be adjusted, so that its books can be closed.
+        With an id of the caller's own it happens once, however often it is called. A deleted account can be adjusted, so
+        that its books can be closed.
 
         Raises:
-            NoSuchAccount: there never was one.
-            BalanceTooLow: it would take what is held, or what is not there.
-            IdReused: the id was that of another adjustment.
-            BadAmount: it is nothing, or more than anybody has.
-            BadText: the reason cannot be one.
+            AccountNotFound: there never was one.
+            AdjustmentExceedsBalance: it would take more than is available.
+            AdjustmentIdReused: another adjustment has the id.
+            InvalidAmount: it is 0 or too large.
+            InvalidText: the reason cannot be one.
         """
         if not 0 < abs(amount_msat) < LARGEST_AMOUNT:
             raise InvalidAmount
@@ -306,7 +297,7 @@ class Ledger:
                 raise AdjustmentExceedsBalance(before.available_msat)
             moved.move(account_id, amount_msat, Cause.ADJUSTMENT, name, to_micros(at))
             moved.write(connection)
-            write_act(
+            write_admin_action(
                 connection,
                 at,
                 actor,
@@ -321,19 +312,19 @@ class Ledger:
         try:
             return await self._database.write(work)
         except (IntegrityError, sqlite3.IntegrityError):
-            # Another gateway used the id for another account at the same moment.
+            # Another gateway used the id for another account at the same time.
             raise AdjustmentIdReused from None
 
     async def audit(self) -> Audit:
-        """Look whether all the books agree with one another. Reads everything there is: not for every minute."""
+        """Check whether all the books agree with one another. Reads every entry and every charged purchase."""
         found = await self._database.read(audit)
         if (replaced := self._database.replaced) is not None:
-            # Books that are gone as a whole agree with one another.
+            # The books of a journal that lost everything agree with one another.
             return dataclasses.replace(found, problems=(replaced, *found.problems))
         return found
 
     async def totals(self) -> Totals:
-        """Give what all customers have together."""
+        """Return the sums of all balances."""
         return await self._database.read(totals)
 
 

@@ -1,16 +1,11 @@
-"""Refunds: the charges that wait for the operator's decision, and what became of them."""
+"""Refunds: charges of undelivered purchases that were given back, withheld, or decided on by the operator."""
 
-from collections.abc import Iterator
 from datetime import datetime
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     RowMapping,
-    and_,
     bindparam,
-    false,
-    or_,
     select,
     update,
 )
@@ -26,14 +21,12 @@ from lcp_gateway.accounts.models import (
 from lcp_gateway.purchase.money import Msat, Refund
 from lcp_gateway.purchase.outcome import EndedBy, Received
 from lcp_gateway.purchase.states import State
-from lcp_gateway.store.accounts.admin_log import write_act
+from lcp_gateway.store.accounts.admin_log import write_admin_action
 from lcp_gateway.store.accounts.balances import Balances
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import purchases
-from lcp_gateway.store.database.times import from_micros, to_micros
-
-_MOST = 1_000
-
+from lcp_gateway.store.database.statements import fetch_one, fetch_page, newest_first
+from lcp_gateway.store.database.times import from_micros, from_micros_or_none, to_micros
 
 _COLUMNS = (
     purchases.c.job_id,
@@ -68,7 +61,7 @@ _DECIDE = (
 
 
 class Refunds:
-    """The charges of undelivered purchases, and the operator's decisions on them. Raises ``DatabaseUnavailable``."""
+    """The repository of refunds. Every method raises ``DatabaseUnavailable``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -81,45 +74,42 @@ class Refunds:
         limit: int = 100,
         after: str | None = None,
     ) -> Listing[RefundRecord]:
-        """Return refunds, the newest purchase first, at most 1,000 at a time; of one account or of all."""
-        limit = max(1, min(limit, _MOST))
-        query = (
-            select(*_COLUMNS)
-            .where(*_conditions(account_id, refund, after))
-            .order_by(purchases.c.paying_at.desc(), purchases.c.job_id.desc())
-            .limit(limit + 1)
+        """Return refunds of one account or of all, the newest purchase first. ``after`` is a job id in hexadecimal digits."""
+        try:
+            behind = None if after is None else bytes.fromhex(after)
+        except ValueError:
+            # No listing ends there, and nothing follows it.
+            return Listing([], None)
+        # Stated so that the index of refunds is used.
+        query = select(*_COLUMNS).where(purchases.c.refund.is_not(None))
+        if account_id is not None:
+            query = query.where(purchases.c.account_id == account_id)
+        if refund is not None:
+            query = query.where(purchases.c.refund == refund.value)
+        query = newest_first(query, purchases.c.paying_at, purchases.c.job_id, behind)
+        page = await fetch_page(
+            self._database, query, _record, limit, lambda last: last.job_id.hex()
         )
-
-        def work(connection: Connection) -> list[RefundRecord]:
-            return [_record(row) for row in connection.execute(query).mappings()]
-
-        found = await self._database.read(work)
-        more = len(found) > limit
-        return Listing(found[:limit], found[limit - 1].job_id.hex() if more else None)
+        return Listing(*page)
 
     async def get(self, job_id: bytes) -> RefundRecord | None:
         """Return the refund of one purchase, or None."""
         query = select(*_COLUMNS).where(
             purchases.c.job_id == job_id, purchases.c.refund.is_not(None)
         )
-
-        def work(connection: Connection) -> RefundRecord | None:
-            row = connection.execute(query).mappings().one_or_none()
-            return None if row is None else _record(row)
-
-        return await self._database.read(work)
+        return await fetch_one(self._database, query, _record)
 
     async def decide(
         self, job_id: bytes, *, grant: bool, reason: str, actor: str, at: datetime
     ) -> tuple[RefundRecord, bool]:
-        """Give a withheld charge back, or keep it for good; return it, and whether this changed anything.
+        """Refund a withheld charge, or keep it for good; return it, and whether this changed anything.
 
         The same decision again does not.
 
         Raises:
-            NoSuchPurchase: the journal has no such purchase.
-            NotWithheld: its charge waits for no decision, or the other one was made.
-            BadText: the reason cannot be one.
+            PurchaseNotFound: the journal has no such purchase.
+            RefundNotWithheld: its charge waits for no decision, or the other one was made.
+            InvalidText: the reason cannot be one.
         """
         reason = check_text(reason, "reason")
         decided = Refund.GRANTED if grant else Refund.DENIED
@@ -143,7 +133,7 @@ class Refunds:
                 moved.lock(connection, [account_id])
                 moved.move(account_id, amount_msat, Cause.REFUND, f"{job_id.hex()}:0", micros)
                 moved.write(connection)
-            write_act(
+            write_admin_action(
                 connection,
                 at,
                 actor,
@@ -159,7 +149,7 @@ class Refunds:
 
 
 def _record(row: RowMapping) -> RefundRecord:
-    ended_by, received, ended_at = row["ended_by"], row["received"], row["ended_at"]
+    ended_by, received = row["ended_by"], row["received"]
     return RefundRecord(
         job_id=row["job_id"],
         account_id=row["account_id"],
@@ -170,31 +160,5 @@ def _record(row: RowMapping) -> RefundRecord:
         ended_by=None if ended_by is None else EndedBy(ended_by),
         received=None if received is None else Received(received),
         paying_at=from_micros(row["paying_at"]),
-        ended_at=None if ended_at is None else from_micros(ended_at),
-    )
-
-
-def _conditions(
-    account_id: str | None, refund: Refund | None, after: str | None
-) -> Iterator[ColumnElement[bool]]:
-    # Said so that the index of refunds is used.
-    yield purchases.c.refund.is_not(None)
-    if account_id is not None:
-        yield purchases.c.account_id == account_id
-    if refund is not None:
-        yield purchases.c.refund == refund.value
-    if after is not None:
-        yield _follows(after)
-
-
-def _follows(place: str) -> ColumnElement[bool]:
-    try:
-        job_id = bytes.fromhex(place)
-    except ValueError:
-        # No listing ends there, and nothing follows it.
-        return false()
-    at = select(purchases.c.paying_at).where(purchases.c.job_id == job_id).scalar_subquery()
-    return or_(
-        purchases.c.paying_at < at,
-        and_(purchases.c.paying_at == at, purchases.c.job_id < job_id),
+        ended_at=from_micros_or_none(row["ended_at"]),
     )

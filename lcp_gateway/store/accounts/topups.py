@@ -1,20 +1,16 @@
-"""Top-ups: invoices of ours, and the one time that each is credited when it is paid."""
+"""Top-ups: invoices of the operator's node, each credited once when it is paid."""
 
 import secrets
 from collections.abc import Sequence
 from datetime import datetime
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     RowMapping,
-    Select,
-    and_,
     bindparam,
     delete,
     func,
     insert,
-    or_,
     select,
     update,
 )
@@ -36,11 +32,17 @@ from lcp_gateway.store.accounts.balances import LARGEST_AMOUNT, Balances
 from lcp_gateway.store.database import cursors
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import accounts, topups
-from lcp_gateway.store.database.times import from_micros, to_micros
+from lcp_gateway.store.database.statements import (
+    MAX_ROWS,
+    fetch,
+    fetch_one,
+    fetch_page,
+    newest_first,
+)
+from lcp_gateway.store.database.times import from_micros, from_micros_or_none, to_micros
 
-_MOST = 1_000
 _NAME_OF_PAYERS = "L402"
-"""The name of accounts that an L402 payment made: of whose they are, nothing is known."""
+"""The name of accounts that an L402 payment created."""
 
 _BY_HASH = select(topups).where(topups.c.payment_hash == bindparam("of_hash")).with_for_update()
 _SETTLE = (
@@ -70,7 +72,7 @@ _FORGET = delete(topups).where(
 
 
 class Topups:
-    """The top-ups. Every method raises ``DatabaseUnavailable``."""
+    """The repository of top-ups. Every method raises ``DatabaseUnavailable``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -88,15 +90,15 @@ class Topups:
         purpose: TopupPurpose = TopupPurpose.TOPUP,
         most_open: int = 0,
     ) -> Topup:
-        """Write down an invoice before anybody is shown it. ``most_open`` bounds the unpaid ones of an account; 0 does not.
+        """Record an invoice before the payer is shown it. ``most_open`` bounds the unpaid ones of an account; 0 does not.
 
-        Without an account, for L402, the id of one is made up, and the account is made when it is paid.
+        Without an account, for L402, it gets the id of a new one, which is created when the invoice is paid.
 
         Raises:
-            NoSuchAccount: there is none of this id.
-            TooManyOpen: the account has as many as it may.
-            BadAmount: it is not an amount that can be paid.
-            BadText: the memo cannot be one.
+            AccountNotFound: there is none of this id.
+            TooManyOpenTopups: the account has ``most_open`` unpaid ones.
+            InvalidAmount: it cannot be paid.
+            InvalidText: the memo cannot be one.
         """
         if not 0 < amount_msat < LARGEST_AMOUNT:
             raise InvalidAmount
@@ -127,52 +129,51 @@ class Topups:
         return topup
 
     async def get(self, topup_id: str) -> Topup | None:
-        """Give one top-up, or None."""
-        found = await self._topups(select(topups).where(topups.c.id == topup_id))
-        return found[0] if found else None
+        """Return a top-up, or None."""
+        return await fetch_one(
+            self._database, select(topups).where(topups.c.id == topup_id), _topup
+        )
 
     async def by_payment_hash(self, payment_hash: bytes) -> Topup | None:
-        """Give the top-up whose invoice has this hash, or None."""
-        found = await self._topups(select(topups).where(topups.c.payment_hash == payment_hash))
-        return found[0] if found else None
+        """Return the top-up whose invoice has this hash, or None."""
+        query = select(topups).where(topups.c.payment_hash == payment_hash)
+        return await fetch_one(self._database, query, _topup)
 
     async def of_living_account(self, payment_hash: bytes) -> Topup | None:
-        """Give the top-up whose invoice has this hash; None also where its account was deleted.
+        """Return the top-up whose invoice has this hash; None also where its account was deleted.
 
-        An account that is made when the invoice is paid may not be there yet.
+        An account that is created when the invoice is paid may not exist yet.
         """
-        found = await self._topups(
+        query = (
             select(topups)
             .join_from(topups, accounts, accounts.c.id == topups.c.account_id, isouter=True)
             .where(topups.c.payment_hash == payment_hash, accounts.c.deleted_at.is_(None))
         )
-        return found[0] if found else None
+        return await fetch_one(self._database, query, _topup)
 
     async def page(
         self, account_id: str, *, limit: int = 100, after: str | None = None
     ) -> Listing[Topup]:
-        """Give an account's top-ups, the newest first, at most 1,000 at a time. ``after`` is a top-up's id."""
-        limit = max(1, min(limit, _MOST))
+        """Return an account's top-ups, the newest first. ``after`` is a top-up's id."""
         query = select(topups).where(topups.c.account_id == account_id)
-        if after is not None:
-            query = query.where(_older_than(after))
-        query = query.order_by(topups.c.created_at.desc(), topups.c.id.desc()).limit(limit + 1)
-        found = await self._topups(query)
-        return Listing(found[:limit], found[limit - 1].id if len(found) > limit else None)
+        query = newest_first(query, topups.c.created_at, topups.c.id, after)
+        page = await fetch_page(self._database, query, _topup, limit, lambda last: last.id)
+        return Listing(*page)
 
-    async def open_ones(self, *, limit: int = _MOST) -> Sequence[Topup]:
-        """Give those whose end is not known, the first to expire first."""
-        return await self._topups(
+    async def open_ones(self, *, limit: int = MAX_ROWS) -> Sequence[Topup]:
+        """Return those that are open, the first to expire first."""
+        query = (
             select(topups)
             .where(topups.c.state == TopupState.OPEN.value)
             .order_by(topups.c.expires_at, topups.c.id)
             .limit(limit)
         )
+        return await fetch(self._database, query, _topup)
 
     async def open_count(
         self, at: datetime, *, account_id: str | None = None, purpose: TopupPurpose | None = None
     ) -> int:
-        """Count what is unpaid and can be paid still: of an account, for a purpose, or in all."""
+        """Count the unpaid invoices that have not expired: of an account, for a purpose, or all."""
         return await self._database.read(
             lambda connection: _count(connection, to_micros(at), account_id, purpose)
         )
@@ -186,14 +187,14 @@ class Topups:
         at: datetime,
         node_id: str | None = None,
     ) -> Credit | None:
-        """Credit what was paid, once, however often this is called; None where the invoice is none of ours.
+        """Credit a payment once, however often this is called; return None where no top-up has this hash.
 
-        Money that came is credited, even to a top-up that had expired or was given up. ``node_id`` says that the
-        settlement is the next in the order of that node's, and moves ``followed`` on in the same step: not for one that
-        was looked up out of order.
+        A payment is credited even to a top-up that expired or was cancelled. ``node_id`` is passed where the settlement
+        is the next in the order of that node's, and moves ``followed`` on in the same transaction; not for one that was
+        looked up out of order.
 
         Raises:
-            BadAmount: nothing can have been paid like this.
+            InvalidAmount: no payment is of this amount.
         """
         if not 0 < received_msat < LARGEST_AMOUNT:
             raise InvalidAmount
@@ -217,20 +218,20 @@ class Topups:
         return await self._database.write(work)
 
     async def followed(self, node_id: str) -> int:
-        """Give the settle index up to which the settlements of a node were followed; 0 at the beginning."""
+        """Return the settle index up to which the settlements of a node were followed; 0 at the beginning."""
         return await self._database.read(
             lambda connection: cursors.get(connection, cursors.settlements_of(node_id))
         )
 
     async def cancel(self, topup_id: str) -> bool:
-        """Give an unpaid top-up up; tells whether it was one."""
+        """Cancel an unpaid top-up; return whether it was one."""
         values = {"of_topup": topup_id, "to_state": TopupState.CANCELED.value}
         return await self._database.write(
             lambda connection: connection.execute(_END, values).rowcount > 0
         )
 
     async def make_room(self, at: datetime, *, purpose: TopupPurpose, most_open: int) -> int:
-        """Give up the oldest unpaid top-ups of a purpose, so that fewer than a bound are left; gives how many.
+        """Cancel the oldest unpaid top-ups of a purpose, so that fewer than a bound are left; return how many.
 
         They can still be paid, and are credited then.
         """
@@ -250,36 +251,30 @@ class Topups:
         )
 
         def work(connection: Connection) -> int:
-            given_up = connection.execute(oldest).scalars().all()
-            for topup_id in given_up:
+            canceled = connection.execute(oldest).scalars().all()
+            for topup_id in canceled:
                 values = {"of_topup": topup_id, "to_state": TopupState.CANCELED.value}
                 connection.execute(_END, values)
-            return len(given_up)
+            return len(canceled)
 
         return await self._database.write(work)
 
     async def expire(self, before: datetime) -> int:
-        """Mark what is unpaid and ran out before a time; gives how many.
+        """Mark the unpaid top-ups that expired before a time; return how many.
 
-        The node is to be asked first: what was paid at the last moment is credited all the same, but shown as expired
-        until then.
+        Ask the node first: a payment at the last moment is credited all the same, but shown as expired until then.
         """
         return await self._database.write(
             lambda connection: connection.execute(_EXPIRE, {"before": to_micros(before)}).rowcount
         )
 
     async def forget_unpaid(self, before: datetime) -> int:
-        """Delete what expired or was given up, and could not be paid any more before a time; gives how many.
+        """Delete the expired and cancelled top-ups that ended before a time; return how many.
 
-        Whoever asks for invoices and never pays them is not to fill the disk.
+        Otherwise a client that asks for invoices and never pays them would fill the disk.
         """
         return await self._database.write(
             lambda connection: connection.execute(_FORGET, {"before": to_micros(before)}).rowcount
-        )
-
-    async def _topups(self, query: Select[*tuple[object, ...]]) -> list[Topup]:
-        return await self._database.read(
-            lambda connection: [_topup(row) for row in connection.execute(query).mappings()]
         )
 
 
@@ -307,14 +302,6 @@ def _count(
     return connection.execute(query).scalar_one()
 
 
-def _older_than(topup_id: str) -> ColumnElement[bool]:
-    created_at = select(topups.c.created_at).where(topups.c.id == topup_id).scalar_subquery()
-    return or_(
-        topups.c.created_at < created_at,
-        and_(topups.c.created_at == created_at, topups.c.id < topup_id),
-    )
-
-
 def _values(topup: Topup) -> dict[str, object]:
     return {
         "id": topup.id,
@@ -331,7 +318,6 @@ def _values(topup: Topup) -> dict[str, object]:
 
 
 def _topup(row: RowMapping) -> Topup:
-    settled_at = row["settled_at"]
     return Topup(
         id=row["id"],
         account_id=row["account_id"],
@@ -343,7 +329,7 @@ def _topup(row: RowMapping) -> Topup:
         purpose=TopupPurpose(row["purpose"]),
         created_at=from_micros(row["created_at"]),
         expires_at=from_micros(row["expires_at"]),
-        settled_at=None if settled_at is None else from_micros(settled_at),
+        settled_at=from_micros_or_none(row["settled_at"]),
         settle_index=row["settle_index"],
         received_msat=row["received_msat"],
     )

@@ -1,4 +1,4 @@
-"""How far something has come: numbers that grow, one row for each."""
+"""Named positions that only grow: how far a node's settlements were followed, the number of the last change of a key."""
 
 from sqlalchemy import Connection, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -32,35 +32,35 @@ _GET = select(watch_state.c.position).where(watch_state.c.name == bindparam("of_
 
 
 def settlements_of(node_id: str) -> str:
-    """Give the name under which it is kept how far the settlements of a node were followed."""
+    """Return the name of the position up to which the settlements of a node were followed."""
     return f"settled:{node_id}"
 
 
 def payments_of(node_id: str) -> str:
-    """Return the name under which it is kept how far the payments of a node were read."""
+    """Return the name of the position up to which the payments of a node were read."""
     return f"payments:{node_id}"
 
 
 def get(connection: Connection, name: str) -> int:
-    """Give how far it has come; 0 at the beginning."""
+    """Return a position; 0 at the beginning."""
     return connection.execute(_GET, {"of_name": name}).scalar() or 0
 
 
 def take_next(connection: Connection, name: str) -> int:
-    """Give the next number. Whoever else wants one waits for this transaction: numbers become visible in order."""
+    """Return the next number. Another transaction that takes one waits for this one: numbers become visible in order."""
     _make(connection, name)
     number: int = connection.execute(_NEXT, {"of_name": name}).scalar_one()
     return number
 
 
 def advance(connection: Connection, name: str, number: int) -> None:
-    """Say that it has come so far; never goes back."""
+    """Move a position on; it never goes back."""
     _make(connection, name)
     connection.execute(_ADVANCE, {"of_name": name, "to_number": number})
 
 
 def restart(connection: Connection, name: str) -> None:
-    """Begin anew: what is counted there counts from the beginning again."""
+    """Set a position back to the beginning."""
     connection.execute(_RESTART, {"of_name": name})
 
 

@@ -1,26 +1,49 @@
-"""Statements that are compiled once and then handed to the driver as they are.
+"""Statements of the repositories: compiled once for the journal, and the ways in which rows are read and listed.
 
 SQLAlchemy prepares each row of parameters, and each list of an ``IN``, anew at each call, which for the journal's short
-rows takes several times as long as SQLite needs for them. The values here are plain integers, text and bytes, which
-every driver takes and gives as they are.
+rows takes several times as long as SQLite needs for them. So the journal's statements are compiled once and then handed
+to the driver as they are: their values are plain integers, text and bytes, which every driver takes and returns as they
+are.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import BindParameter, Connection, Dialect, Select, bindparam
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    ColumnElement,
+    Connection,
+    Dialect,
+    RowMapping,
+    Select,
+    and_,
+    bindparam,
+    or_,
+    select,
+)
 from sqlalchemy.sql.dml import UpdateBase
 
+from lcp_gateway.store.database.engines import Database
+
+T = TypeVar("T")
+P = TypeVar("P")
+
+MAX_ROWS = 1_000
+"""The most that one call returns of a list."""
+
 _CHEAP = "sqlite"
-"""Where a statement takes less time than SQLAlchemy's care of it: such a driver is called, and fails, directly."""
+"""A dialect whose statements take less time than SQLAlchemy's own work on them: its driver is called directly."""
 
 Row = Mapping[str, Any]
 """The parameters of one row, by name."""
 
-Query = Callable[[Sequence[Sequence[BindParameter[Any]]]], Select[*tuple[Any, ...]]]
-"""Makes a query from the parameters of each of its lists."""
+Parameters = Sequence[Sequence[BindParameter[Any]]]
+"""The parameters of each list of a query."""
+AnySelect = Select[*tuple[Any, ...]]
+Query = Callable[[Parameters], AnySelect]
 
 
 def execute_many(connection: Connection, statement: UpdateBase, rows: Sequence[Row]) -> None:
@@ -36,7 +59,7 @@ def execute_many(connection: Connection, statement: UpdateBase, rows: Sequence[R
 def execute_in(
     connection: Connection, query: Query, *lists: Sequence[Any]
 ) -> Sequence[Sequence[Any]]:
-    """Execute a query, a function of the module's own, whose lists have one value at least; gives all rows."""
+    """Execute a query, a function of the module's own, whose lists have one value at least; return all rows."""
     # Few lengths, so that few texts are made; the last value again does not change what is found.
     padded = [[*values, *[values[-1]] * (_length(len(values)) - len(values))] for values in lists]
     sql, places = _compiled_in(query, connection.dialect, tuple(len(values) for values in padded))
@@ -59,7 +82,7 @@ def _compiled(
     compiled = statement.compile(dialect=dialect, column_keys=list(names))
     places = tuple(compiled.positiontup or ())
     if len(places) == 1:
-        # Of one name an itemgetter gives no tuple.
+        # An itemgetter of one name returns no tuple.
         return compiled.string, lambda row: (row[places[0]],)
     return compiled.string, itemgetter(*places)
 
@@ -78,3 +101,51 @@ def _compiled_in(
         parameters[which].append(bindparam(name))
     compiled = query(parameters).compile(dialect=dialect)
     return compiled.string, tuple(places[name] for name in compiled.positiontup or ())
+
+
+def read_records(
+    connection: Connection, query: AnySelect, record: Callable[[RowMapping], T]
+) -> list[T]:
+    """Return the rows of a query as records."""
+    return [record(row) for row in connection.execute(query).mappings()]
+
+
+async def fetch(database: Database, query: AnySelect, record: Callable[[RowMapping], T]) -> list[T]:
+    """Return the rows of a query as records, in a transaction of its own."""
+    return await database.read(lambda connection: read_records(connection, query, record))
+
+
+async def fetch_one(
+    database: Database, query: AnySelect, record: Callable[[RowMapping], T]
+) -> T | None:
+    """Return the one row that a query can find, or None."""
+    found = await fetch(database, query, record)
+    return found[0] if found else None
+
+
+async def fetch_page(
+    database: Database,
+    query: AnySelect,
+    record: Callable[[RowMapping], T],
+    limit: int,
+    place: Callable[[T], P],
+) -> tuple[list[T], P | None]:
+    """Return at most ``limit`` records, no more than ``MAX_ROWS``, and the place of the last where more follow."""
+    limit = max(1, min(limit, MAX_ROWS))
+    found = await fetch(database, query.limit(limit + 1), record)
+    return found[:limit], place(found[limit - 1]) if len(found) > limit else None
+
+
+def newest_first(
+    query: AnySelect, time: Column[int], key: Column[Any], after: object = None
+) -> AnySelect:
+    """Order a query by time and key, the newest first, from behind the row with the key ``after`` on."""
+    if after is not None:
+        at = select(time).where(key == after).scalar_subquery()
+        query = query.where(follows(time, key, at, after))
+    return query.order_by(time.desc(), key.desc())
+
+
+def follows(time: Column[int], key: Column[Any], at: Any, after: object) -> ColumnElement[bool]:
+    """Return the condition of the rows behind the one with this time and key, the newest first."""
+    return or_(time < at, and_(time == at, key < after))

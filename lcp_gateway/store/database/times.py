@@ -18,10 +18,10 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def to_micros(at: datetime) -> Micros:
-    """Give an aware time as microseconds.
+    """Return an aware time as microseconds.
 
     Raises:
-        ValueError: the time has no zone, so nobody knows when it is.
+        ValueError: the time has no zone.
     """
     if at.tzinfo is None:
         raise ValueError("a time without a zone")
@@ -29,12 +29,17 @@ def to_micros(at: datetime) -> Micros:
 
 
 def from_micros(micros: int) -> datetime:
-    """Give the aware UTC time."""
+    """Return the aware UTC time."""
     return _EPOCH + timedelta(microseconds=micros)
 
 
+def from_micros_or_none(micros: int | None) -> datetime | None:
+    """Return the aware UTC time of a column that may be null."""
+    return None if micros is None else from_micros(micros)
+
+
 def period_start(period: Period, micros: int) -> Micros:
-    """Give the beginning of the calendar period, in UTC, that holds the time."""
+    """Return the beginning of the calendar period, in UTC, that holds the time."""
     match period:
         case Period.HOUR:
             return Micros(micros - micros % MICROS_PER_HOUR)
@@ -46,7 +51,7 @@ def period_start(period: Period, micros: int) -> Micros:
 
 
 def next_period_start(period: Period, micros: int) -> Micros:
-    """Give the beginning of the calendar period after the one that holds the time."""
+    """Return the beginning of the calendar period after the one that holds the time."""
     start = period_start(period, micros)
     match period:
         case Period.HOUR:
