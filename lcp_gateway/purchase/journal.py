@@ -10,7 +10,7 @@ from lcp_gateway.purchase.money import Budget, Charge, Msat, Refund
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.outcome import Ending
 from lcp_gateway.purchase.quote import Quote
-from lcp_gateway.purchase.states import VERDICTS, State, Verdict
+from lcp_gateway.purchase.states import State
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +137,7 @@ class EarlierPurchase:
     @property
     def customer_msat(self) -> Msat | None:
         """What the customer is charged as things stand, or None where there is no customer."""
-        if self.charge is None:
-            return None
-        is_given_back = self.state is State.UNDELIVERED and self.charge.refund_undelivered
-        is_unpaid = VERDICTS[self.state] is Verdict.NONE
-        return Msat(0) if is_given_back or is_unpaid else self.charge.amount_msat
+        return None if self.charge is None else self.charge.due_msat(self.state)
 
 
 class DuplicateIntent(Refused):

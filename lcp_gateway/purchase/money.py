@@ -2,9 +2,11 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, NewType
+
+from lcp_gateway.purchase.states import VERDICTS, State, Verdict
 
 Msat = NewType("Msat", int)
 """An amount in millisatoshi (1 sat = 1,000 msat)."""
@@ -95,13 +97,33 @@ class Charge:
     """What a customer's account is charged for a purchase.
 
     ``amount_msat`` is the most that it can be, and is held until more is known. Where the price turns out to be lower,
-    ``markup`` tells the charge anew. ``refund_undelivered`` gives it back where no whole result came.
+    the charge is computed anew with ``markup``. ``refund_undelivered`` says that it is refunded where no whole result came.
     """
 
     account_id: str
     amount_msat: Msat
     markup: Markup
     refund_undelivered: bool = False
+
+    def due_msat(self, state: State) -> Msat:
+        """What the customer is charged as things stand: the one rule of it.
+
+        Nothing where nothing was paid, or where the charge of an undelivered purchase is refunded.
+        """
+        is_refunded = state is State.UNDELIVERED and self.refund_undelivered
+        return Msat(0) if is_refunded or VERDICTS[state] is Verdict.NONE else self.amount_msat
+
+    def held_msat(self, state: State) -> Msat:
+        """The part of ``due_msat`` that is held: all of it, while it is not known whether the provider was paid."""
+        return self.due_msat(state) if VERDICTS[state] is Verdict.UNKNOWN else Msat(0)
+
+    def taken_msat(self, state: State) -> Msat:
+        """The part of ``due_msat`` that was taken: all of it, once the provider was paid."""
+        return self.due_msat(state) if VERDICTS[state] is Verdict.SETTLED else Msat(0)
+
+    def lowered_to(self, price_msat: int) -> "Charge":
+        """Return the charge where the provider's price turned out to be lower; it never grows."""
+        return replace(self, amount_msat=min(self.amount_msat, self.markup.charge_msat(price_msat)))
 
 
 class Period(enum.StrEnum):

@@ -101,14 +101,9 @@ class Purchase:
     @property
     def customer_msat(self) -> Msat | None:
         """What the customer is charged as things stand, or None where there is no customer."""
-        charge = self.charge
-        if charge is None:
+        if self.charge is None:
             return None
-        if self._state is State.UNDELIVERED and charge.refund_undelivered:
-            return Msat(0)
-        if VERDICTS[self._state] is Verdict.NONE:
-            return Msat(0)
-        return charge.markup.charge_msat(self.cost_msat)
+        return self.charge.lowered_to(self.cost_msat).due_msat(self._state)
 
     @property
     def cost_msat(self) -> Msat:

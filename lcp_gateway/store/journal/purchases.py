@@ -11,11 +11,12 @@ from lcp_gateway.purchase.money import Charge, Markup, Msat, Refund
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.outcome import RULINGS, EndedBy, Received
 from lcp_gateway.purchase.states import State
-from lcp_gateway.store.database.times import from_micros
+from lcp_gateway.store.database.times import from_micros, from_micros_or_none
 
 _NOT_SHOWN = ("intent_no", "repeat_key", "repeat_body", "repeat_until")
 """Columns that serve the journal itself."""
-_CHARGE_COLUMNS = ("account_id", "charge_msat", "markup_ppm", "markup_msat", "refund_undelivered")
+CHARGE_COLUMNS = ("account_id", "charge_msat", "markup_ppm", "markup_msat", "refund_undelivered")
+"""The columns of a charge, in the order of the parameters of ``charge_of``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +74,7 @@ class PurchaseRecord:
     @property
     def charged_msat(self) -> Msat:
         """What the customer has paid for it in the end: nothing while it is open, was not paid, or was given back."""
-        if self.charge is None or self.state in {State.PAYING, State.UNKNOWN, State.NOT_PAID}:
-            return Msat(0)
-        if self.state is State.UNDELIVERED and self.charge.refund_undelivered:
-            return Msat(0)
-        return self.charge.amount_msat
+        return Msat(0) if self.charge is None else self.charge.taken_msat(self.state)
 
     @property
     def cost_msat(self) -> Msat:
@@ -123,16 +120,26 @@ class PurchasePage:
     after: PurchaseCursor | None
 
 
+def charge_of(
+    account_id: str | None,
+    charge_msat: int | None,
+    markup_ppm: int | None,
+    markup_msat: int | None,
+    refund_undelivered: bool | int | None,
+) -> Charge | None:
+    """Return the charge of a row; None where no customer is charged."""
+    if account_id is None:
+        return None
+    markup = Markup(markup_ppm or 0, Msat(markup_msat or 0))
+    return Charge(account_id, Msat(charge_msat or 0), markup, bool(refund_undelivered))
+
+
 def record_of(row: RowMapping) -> PurchaseRecord:
     """Read a row of the table."""
     values: dict[str, Any] = dict(row)
     for name in _NOT_SHOWN:
         del values[name]
-    account_id, charge_msat, ppm, fixed_msat, refund_undelivered = map(values.pop, _CHARGE_COLUMNS)
-    charge = None
-    if account_id is not None:
-        charge = Charge(account_id, charge_msat, Markup(ppm, fixed_msat), refund_undelivered)
-    ended_at = values["ended_at"]
+    charge = charge_of(*map(values.pop, CHARGE_COLUMNS))
     for name, kind in (("ended_by", EndedBy), ("received", Received), ("refund", Refund)):
         values[name] = None if values[name] is None else kind(values[name])
     values.update(
@@ -140,7 +147,7 @@ def record_of(row: RowMapping) -> PurchaseRecord:
         task_kind=TaskKind(values["task_kind"]),
         expires_at=from_micros(values["expires_at"]),
         paying_at=from_micros(values["paying_at"]),
-        ended_at=None if ended_at is None else from_micros(ended_at),
+        ended_at=from_micros_or_none(values["ended_at"]),
         updated_at=from_micros(values["updated_at"]),
         charge=charge,
     )

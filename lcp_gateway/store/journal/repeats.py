@@ -18,12 +18,13 @@ from sqlalchemy import (
 )
 
 from lcp_gateway.purchase.journal import EarlierPurchase, Intent, RepeatIdentity
-from lcp_gateway.purchase.money import Charge, Markup, Msat, Refund
+from lcp_gateway.purchase.money import Charge, Msat, Refund
 from lcp_gateway.purchase.quote import ProviderSource, Quote
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.schema import purchases
 from lcp_gateway.store.database.statements import Row, execute_in, execute_many
 from lcp_gateway.store.database.times import from_micros, to_micros
+from lcp_gateway.store.journal.purchases import CHARGE_COLUMNS, charge_of
 
 # In the text of a statement whose parameters are lists.
 _NOT_PAID: ColumnElement[str] = literal_column(f"'{State.NOT_PAID.value}'")
@@ -44,12 +45,8 @@ _COLUMNS = (
     purchases.c.repeat_key,
     purchases.c.repeat_body,
     purchases.c.repeat_until,
-    purchases.c.account_id,
-    purchases.c.charge_msat,
-    purchases.c.markup_ppm,
-    purchases.c.markup_msat,
-    purchases.c.refund_undelivered,
     purchases.c.refund,
+    *(purchases.c[name] for name in CHARGE_COLUMNS),
 )
 _ONE = select(*_COLUMNS).where(purchases.c.job_id == bindparam("of_job"))
 _RELEASE = (
@@ -82,6 +79,7 @@ def _by_body(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tupl
 class _Found:
     """A purchase as it was found."""
 
+    charge: Charge | None
     job_id: bytes
     state: str
     owner: str
@@ -97,11 +95,6 @@ class _Found:
     repeat_key: bytes | None
     repeat_body: bytes | None
     repeat_until: int | None
-    account_id: str | None
-    charge_msat: int | None
-    markup_ppm: int | None
-    markup_msat: int | None
-    refund_undelivered: bool | None
     refund: str | None
 
     def earlier(self) -> EarlierPurchase:
@@ -116,19 +109,13 @@ class _Found:
             protocol_version=self.protocol_version,
             source=ProviderSource(self.kind),
         )
-        charge = None
-        if self.account_id is not None:
-            markup = Markup(self.markup_ppm or 0, Msat(self.markup_msat or 0))
-            charge = Charge(
-                self.account_id, Msat(self.charge_msat or 0), markup, bool(self.refund_undelivered)
-            )
         return EarlierPurchase(
             quote,
             State(self.state),
             self.key_id,
             self.request_id,
             self.repeat_body,
-            charge,
+            self.charge,
             None if self.refund is None else Refund(self.refund),
         )
 
@@ -222,4 +209,5 @@ def find_job(connection: Connection, job_id: bytes) -> EarlierPurchase | None:
 
 
 def _row(row: Sequence[Any]) -> _Found:
-    return _Found(*row)
+    own = len(row) - len(CHARGE_COLUMNS)
+    return _Found(charge_of(*row[own:]), *row[:own])

@@ -1,55 +1,68 @@
-"""A row of purchases in one transaction of the journal: found and locked, changed by what became known, and written back."""
+"""A row of purchases in one transaction of the journal: locked, changed by later states, and written back."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-from sqlalchemy import BindParameter, Connection, Select, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from lcp_gateway.purchase.journal import Intent, PurchaseUpdate, RepeatIdentity
-from lcp_gateway.purchase.money import Charge, Markup, Msat
+from lcp_gateway.purchase.money import Charge
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import State
-from lcp_gateway.store.database.schema import OPEN_STATES, purchases
-from lcp_gateway.store.database.statements import execute_in, execute_many
-from lcp_gateway.store.database.times import to_micros
-
-_NOTHING_TAKEN = frozenset({*OPEN_STATES, State.NOT_PAID})
-_UPSTREAMS = {ProviderSource.LCP: "lcpd", ProviderSource.NODE: "openai_http"}
-
-
-_NO_CHARGE: dict[str, object] = dict.fromkeys(
-    ("account_id", "charge_msat", "markup_ppm", "markup_msat", "refund_undelivered")
+from lcp_gateway.store.database.schema import purchases
+from lcp_gateway.store.database.statements import (
+    AnySelect,
+    Parameters,
+    execute_in,
+    execute_many,
 )
+from lcp_gateway.store.database.times import to_micros
+from lcp_gateway.store.journal.purchases import CHARGE_COLUMNS, charge_of
+
+_UPSTREAMS = {ProviderSource.LCP: "lcpd", ProviderSource.NODE: "openai_http"}
+_NO_CHARGE: dict[str, object] = dict.fromkeys(CHARGE_COLUMNS)
 _NO_REPEAT: dict[str, object] = dict.fromkeys(("repeat_key", "repeat_body", "repeat_until"))
 
+_LOCKED = (
+    "job_id",
+    "state",
+    "owner",
+    "intent_no",
+    "key_id",
+    "price_msat",
+    "fee_cap_msat",
+    "fee_msat",
+    "result_sha256",
+    "result_bytes",
+    "preimage",
+    "paying_at",
+    "ended_at",
+    "ended_by",
+    "received",
+    "refund",
+)
+"""The columns that a locked row is read with, in the order of the fields of ``PurchaseRow`` behind the charge."""
+_CHANGED = (
+    "state",
+    "price_msat",
+    "fee_msat",
+    "result_sha256",
+    "result_bytes",
+    "preimage",
+    "ended_at",
+    "charge_msat",
+    "refund_undelivered",
+    "ended_by",
+    "received",
+    "refund",
+)
+"""The columns that a later state can change."""
 
-def _lock(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[Any, ...]]:
+
+def _lock(parameters: Parameters) -> AnySelect:
     (job_ids,) = parameters
     return (
-        select(
-            purchases.c.job_id,
-            purchases.c.state,
-            purchases.c.owner,
-            purchases.c.intent_no,
-            purchases.c.key_id,
-            purchases.c.price_msat,
-            purchases.c.fee_cap_msat,
-            purchases.c.fee_msat,
-            purchases.c.result_sha256,
-            purchases.c.result_bytes,
-            purchases.c.preimage,
-            purchases.c.paying_at,
-            purchases.c.ended_at,
-            purchases.c.account_id,
-            purchases.c.charge_msat,
-            purchases.c.markup_ppm,
-            purchases.c.markup_msat,
-            purchases.c.refund_undelivered,
-            purchases.c.ended_by,
-            purchases.c.received,
-            purchases.c.refund,
-        )
+        select(*(purchases.c[name] for name in (*_LOCKED, *CHARGE_COLUMNS)))
         .where(purchases.c.job_id.in_(job_ids))
         # Always in the same order, or two gateways would wait for each other.
         .order_by(purchases.c.job_id)
@@ -58,7 +71,7 @@ def _lock(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[A
 
 
 _INSERT = insert(purchases)
-_MOVE = (
+_UPDATE = (
     update(purchases)
     .where(
         purchases.c.job_id == bindparam("of_job"),
@@ -66,19 +79,8 @@ _MOVE = (
         purchases.c.state == bindparam("from_state"),
     )
     .values(
-        state=bindparam("to_state"),
-        price_msat=bindparam("new_price_msat"),
-        fee_msat=bindparam("new_fee_msat"),
-        result_sha256=bindparam("new_result_sha256"),
-        result_bytes=bindparam("new_result_bytes"),
-        preimage=bindparam("new_preimage"),
-        ended_at=bindparam("new_ended_at"),
-        charge_msat=bindparam("new_charge_msat"),
-        refund_undelivered=bindparam("new_refund_undelivered"),
-        ended_by=bindparam("new_ended_by"),
-        received=bindparam("new_received"),
-        refund=bindparam("new_refund"),
-        updated_at=func.coalesce(bindparam("now"), purchases.c.updated_at),
+        {name: bindparam(f"new_{name}") for name in _CHANGED}
+        | {"updated_at": func.coalesce(bindparam("now"), purchases.c.updated_at)}
     )
 )
 
@@ -87,8 +89,9 @@ _MOVE = (
 class PurchaseRow:
     """A purchase as it was found, and as the notes of this transaction leave it."""
 
+    charge: Charge | None
     job_id: bytes
-    found: str
+    found_state: str
     owner: str
     intent_no: int
     key_id: str
@@ -100,11 +103,6 @@ class PurchaseRow:
     preimage: bytes | None
     paying_at: int
     ended_at: int | None
-    account_id: str | None
-    charge_msat: int | None
-    markup_ppm: int | None
-    markup_msat: int | None
-    refund_undelivered: bool | None
     ended_by: str | None
     received: str | None
     refund: str | None
@@ -112,21 +110,33 @@ class PurchaseRow:
     updated_at: int | None = None
 
     def __post_init__(self) -> None:
-        self.state = State(self.found)
+        self.state = State(self.found_state)
 
     @property
     def counted_msat(self) -> int:
-        """What the counters hold of it."""
+        """The part of it that the counters of budgets hold."""
         if self.state is State.NOT_PAID:
             return 0
         return self.price_msat + (self.fee_cap_msat if self.fee_msat is None else self.fee_msat)
 
+    @property
+    def held_msat(self) -> int:
+        """The amount held of the customer's balance."""
+        return 0 if self.charge is None else self.charge.held_msat(self.state)
+
+    @property
+    def taken_msat(self) -> int:
+        """The amount taken from the customer's balance."""
+        return 0 if self.charge is None else self.charge.taken_msat(self.state)
+
     def learn(self, learnt: PurchaseUpdate) -> bool:
-        """Fill in what was not known; what was known stays. Tells whether anything was new."""
+        """Fill in values that were not known, and keep those that were; return whether anything was new."""
         before = self._known
-        if learnt.charged_msat is not None:
-            # Of what may have been charged nothing is added here: a price can only turn out to be lower.
-            self._lower_price(learnt.charged_msat)
+        # Nothing is added to what may have been charged: a price can only turn out to be lower.
+        if learnt.charged_msat is not None and learnt.charged_msat < self.price_msat:
+            self.price_msat = learnt.charged_msat
+            if self.charge is not None:
+                self.charge = self.charge.lowered_to(learnt.charged_msat)
         if self.fee_msat is None:
             self.fee_msat = learnt.fee_msat
         if self.result_sha256 is None:
@@ -137,31 +147,9 @@ class PurchaseRow:
             self.preimage = learnt.preimage
         if learnt.ending is not None and self.ended_by is None:
             self.ended_by, self.received = learnt.ending.ended_by, learnt.ending.received
-            if learnt.ending.ruling.keeps_charge and self.refund_undelivered:
-                self.refund_undelivered = False
+            if learnt.ending.ruling.keeps_charge and self.charge is not None:
+                self.charge = replace(self.charge, refund_undelivered=False)
         return before != self._known
-
-    @property
-    def held_msat(self) -> int:
-        """What is held of the customer's balance for it."""
-        return (self.charge_msat or 0) if self.state in OPEN_STATES else 0
-
-    @property
-    def taken_msat(self) -> int:
-        """What the customer has paid for it in the end."""
-        if self.state in _NOTHING_TAKEN:
-            return 0
-        if self.state is State.UNDELIVERED and self.refund_undelivered:
-            return 0
-        return self.charge_msat or 0
-
-    def _lower_price(self, charged_msat: int) -> None:
-        if charged_msat >= self.price_msat:
-            return
-        self.price_msat = charged_msat
-        if self.charge_msat is not None:
-            markup = Markup(self.markup_ppm or 0, Msat(self.markup_msat or 0))
-            self.charge_msat = min(self.charge_msat, markup.charge_msat(charged_msat))
 
     @property
     def _known(self) -> tuple[object, ...]:
@@ -171,39 +159,42 @@ class PurchaseRow:
             self.result_sha256,
             self.result_bytes,
             self.preimage,
-            self.refund_undelivered,
+            self.charge,
             self.ended_by,
         )
 
-    def values(self) -> dict[str, object]:
-        """Give the parameters of the update."""
+    def changes(self) -> dict[str, object]:
+        """Return the parameters of the update."""
+        charge = self.charge
         return {
             "of_job": self.job_id,
-            "from_state": self.found,
-            "to_state": self.state.value,
+            "from_state": self.found_state,
+            "now": self.updated_at,
+            "new_state": self.state.value,
             "new_price_msat": self.price_msat,
             "new_fee_msat": self.fee_msat,
             "new_result_sha256": self.result_sha256,
             "new_result_bytes": self.result_bytes,
             "new_preimage": self.preimage,
             "new_ended_at": self.ended_at,
-            "new_charge_msat": self.charge_msat,
-            "new_refund_undelivered": self.refund_undelivered,
+            "new_charge_msat": None if charge is None else charge.amount_msat,
+            "new_refund_undelivered": None if charge is None else charge.refund_undelivered,
             "new_ended_by": self.ended_by,
             "new_received": self.received,
             "new_refund": self.refund,
-            "now": self.updated_at,
         }
 
 
 def lock_rows(connection: Connection, job_ids: Iterable[bytes]) -> dict[bytes, PurchaseRow]:
     """Find and lock the purchases of these jobs, of which there is one at least."""
-    return {row[0]: PurchaseRow(*row) for row in execute_in(connection, _lock, sorted(job_ids))}
+    found = execute_in(connection, _lock, sorted(job_ids))
+    own = len(_LOCKED)
+    return {row[0]: PurchaseRow(charge_of(*row[own:]), *row[:own]) for row in found}
 
 
 def write_rows(connection: Connection, rows: Sequence[PurchaseRow]) -> None:
-    """Write what was changed of locked rows, of which there is one at least."""
-    execute_many(connection, _MOVE, [row.values() for row in rows])
+    """Write the changes of locked rows, of which there is one at least."""
+    execute_many(connection, _UPDATE, [row.changes() for row in rows])
 
 
 def insert_rows(connection: Connection, rows: Sequence[Mapping[str, object]]) -> None:

@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -30,6 +30,7 @@ from lcp_gateway.purchase.journal import (
 from lcp_gateway.purchase.money import (
     NO_REFUND_LIMITS,
     Budget,
+    Charge,
     Msat,
     Refund,
     RefundDecision,
@@ -255,8 +256,8 @@ class JournalTransaction:
         for note in self._notes:
             if note.state is State.UNDELIVERED and (row := rows.get(note.job_id)) is not None:
                 kept = note.learnt.ending is not None and note.learnt.ending.ruling.keeps_charge
-                if row.account_id is not None and row.refund_undelivered and not kept:
-                    yield row.account_id, to_micros(note.at)
+                if row.charge is not None and row.charge.refund_undelivered and not kept:
+                    yield row.charge.account_id, to_micros(note.at)
 
     def _apply_notes(self, rows: Mapping[bytes, PurchaseRow]) -> list[PurchaseRow]:
         touched: dict[bytes, PurchaseRow] = {}
@@ -297,10 +298,10 @@ class JournalTransaction:
             if not TRANSITIONS[note.state]:
                 row.ended_at = at
         row.updated_at = at
-        if row.account_id is not None:
+        if row.charge is not None:
             if row.state is State.UNDELIVERED and not stays:
-                self._decide_refund(row, row.account_id, at)
-            self._charge(row, row.account_id, held_msat, taken_msat, at)
+                row.charge = self._decide_refund(row, row.charge, at)
+            self._charge(row, row.charge, held_msat, taken_msat, at)
         return True
 
     def _was_swept(self, note: NoteEntry, row: PurchaseRow) -> bool:
@@ -309,25 +310,26 @@ class JournalTransaction:
             note.state is State.DELIVERED and row.owner == self._owner and ending == LOST_BY_CRASH
         )
 
-    def _decide_refund(self, row: PurchaseRow, account_id: str, at: int) -> None:
-        """Give the charge of an undelivered purchase back, or withhold it where a limit is reached."""
-        charge_msat = row.charge_msat or 0
-        if not row.refund_undelivered or not charge_msat:
-            return
-        refund = self._refunds.decide(account_id, max(charge_msat, row.counted_msat), at)
+    def _decide_refund(self, row: PurchaseRow, charge: Charge, at: int) -> Charge:
+        """Refund the charge of an undelivered purchase, or withhold it where a limit is reached."""
+        account_id, amount_msat = charge.account_id, charge.amount_msat
+        if not charge.refund_undelivered or not amount_msat:
+            return charge
+        refund = self._refunds.decide(account_id, max(amount_msat, row.counted_msat), at)
         row.refund = refund.value
-        row.refund_undelivered = refund is Refund.GIVEN
-        self._decisions.append(RefundDecision(row.job_id, account_id, charge_msat, refund))
+        self._decisions.append(RefundDecision(row.job_id, account_id, amount_msat, refund))
+        return replace(charge, refund_undelivered=refund is Refund.GIVEN)
 
     def _charge(
-        self, row: PurchaseRow, account_id: str, held_msat: int, taken_msat: int, at: int
+        self, row: PurchaseRow, charge: Charge, held_msat: int, taken_msat: int, at: int
     ) -> None:
-        """Let the customer's money follow the purchase, from what was held and taken before."""
+        """Change the balance from the amounts held and taken before to those of the new state."""
+        account_id = charge.account_id
         self._balances.hold(account_id, row.held_msat - held_msat)
         job_id = row.job_id.hex()
         if held_msat and row.refund == Refund.GIVEN and not taken_msat:
             # Found to be paid and undelivered at once: taken and given back, so that the account's statement tells it.
-            taken_msat = row.charge_msat or 0
+            taken_msat = charge.amount_msat
             self._balances.move(account_id, -taken_msat, Cause.PURCHASE, job_id, at)
         if row.taken_msat > taken_msat:
             self._balances.move(account_id, -row.taken_msat, Cause.PURCHASE, job_id, at)
