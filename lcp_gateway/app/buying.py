@@ -7,8 +7,7 @@ from typing import Any
 
 from lcp_gateway.app.accounting import QuoteFailures, QuoteNotes
 from lcp_gateway.app.wiring.journal import Ledgers
-from lcp_gateway.app.wiring.routing import model_limits
-from lcp_gateway.config import Settings
+from lcp_gateway.config import Settings, markups, model_limits
 from lcp_gateway.lightning.checks import QuoteMismatch, check_quote
 from lcp_gateway.purchase.execution import PurchaseExecutor, utc_now
 from lcp_gateway.purchase.limits import FeeEstimate, SpendingLimits
@@ -28,21 +27,12 @@ from lcp_gateway.upstreams.result_judges import judge_result
 
 
 def tariff(settings: Settings) -> Tariff:
-    """Give the mark-up of every model."""
-    default = _markup(settings.markup_percent, settings.markup_msat)
+    """Return the mark-ups of all models."""
     by_model = {
-        name: _markup(
-            settings.markup_percent if card.markup_percent is None else card.markup_percent,
-            settings.markup_msat if card.markup_msat is None else card.markup_msat,
-        )
-        for name, card in settings.models.items()
-        if card.markup_percent is not None or card.markup_msat is not None
+        name: Markup(round(percent * PPM_PER_PERCENT), Msat(fixed_msat))
+        for name, (percent, fixed_msat) in markups(settings).items()
     }
-    return Tariff(default, by_model)
-
-
-def _markup(percent: float, fixed_msat: int) -> Markup:
-    return Markup(round(percent * PPM_PER_PERCENT), Msat(fixed_msat))
+    return Tariff(by_model.pop(""), by_model)
 
 
 @dataclass(frozen=True, slots=True)

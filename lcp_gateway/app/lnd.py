@@ -220,9 +220,8 @@ class LndWatch:
         except DatabaseUnavailable as error:
             raise JournalUnavailable(str(error)) from error
         await self._tell_standings(payment.job_id, resolved.state)
-        if self._ledgers.refund_notes is not None:
-            for decision in resolved.refunds:
-                self._ledgers.refund_notes(decision)
+        for decision in resolved.refunds:
+            self._ledgers.on_refund(decision)
         self._log.info(
             "an unknown payment was resolved",
             job_id=payment.job_id.hex(),

@@ -21,8 +21,8 @@ from lcp_gateway.app.serving import Serving, log_level, open_serving
 from lcp_gateway.app.startup import StartError, open_runtime
 from lcp_gateway.app.systemd import Notifier
 from lcp_gateway.app.wiring import WiringError
-from lcp_gateway.app.wiring.journal import book_tasks, remember_peers
-from lcp_gateway.app.wiring.responses import purge
+from lcp_gateway.app.wiring.journal import journal_tasks, load_trust
+from lcp_gateway.app.workers import purge
 from lcp_gateway.config import Loaded, Settings, parse_host_port
 from lcp_gateway.http.server.tls import BadCertificate
 from lcp_gateway.purchase.purchase import InterruptReason
@@ -92,13 +92,13 @@ async def _serve(
         runtime, lasting = await open_runtime(settings, stack, metrics, tasks, log)
         try:
             gateway = Gateway(settings, runtime)
-            await remember_peers(runtime.ledgers, runtime.trust)
+            await load_trust(runtime.ledgers, runtime.trust)
         except WiringError as error:
             raise StartError(str(error)) from error
         _on_stop(stop, gateway)
         lasting += [
             BackgroundTask("loop", lambda: watch_loop(record_pulse)),
-            *book_tasks(runtime.ledgers, gateway.budgets, runtime.trust, metrics, log),
+            *journal_tasks(runtime.ledgers, gateway.budgets, runtime.trust, metrics, log),
             BackgroundTask("purge", lambda: purge(gateway.stored.store)),
         ]
         if notifier.has_watchdog:

@@ -1,7 +1,15 @@
 """Configuration: one model of settings, loaded from flags, environment and file, with the origin of each value."""
 
 from lcp_gateway.config.addresses import HostPort, parse_host_port, without_password
-from lcp_gateway.config.derived import all_nodes, journal_place, known_hosts, may_use_proxy
+from lcp_gateway.config.derived import (
+    all_nodes,
+    auth_mode,
+    journal_place,
+    known_hosts,
+    markups,
+    may_use_proxy,
+    model_limits,
+)
 from lcp_gateway.config.docs import docs_markdown, written
 from lcp_gateway.config.loading import ConfigError, Loaded, load
 from lcp_gateway.config.models import ModelConfig
@@ -9,7 +17,7 @@ from lcp_gateway.config.nodes import NodeConfig
 from lcp_gateway.config.setting import Group, Spec
 from lcp_gateway.config.settings import Settings, specs
 from lcp_gateway.config.sources import Source, SourceKind, others_may_read
-from lcp_gateway.config.validation import auth_mode, spending_cautions
+from lcp_gateway.config.validation import spending_cautions
 
 __all__ = [
     "ConfigError",
@@ -28,7 +36,9 @@ __all__ = [
     "journal_place",
     "known_hosts",
     "load",
+    "markups",
     "may_use_proxy",
+    "model_limits",
     "others_may_read",
     "parse_host_port",
     "specs",

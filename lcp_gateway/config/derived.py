@@ -1,4 +1,4 @@
-"""Values that follow from several settings together: the journal's place, host names, nodes, the use of a proxy."""
+"""Values that follow from several settings together: paths, authentication, host names, nodes, mark-ups, limits, proxies."""
 
 import ipaddress
 import os
@@ -34,6 +34,11 @@ def state_folder(environ: Mapping[str, str]) -> Path:
     return platformdirs.user_state_path("lcp-gateway", appauthor=False)
 
 
+def auth_mode(settings: Settings) -> str:
+    """Return the mode of authentication: none, keys or accounts."""
+    return settings.auth or ("keys" if settings.api_keys else "none")
+
+
 def known_hosts(settings: Settings) -> tuple[str, ...]:
     """Return the names by which clients without a credential may reach the gateway: ``allowed_hosts``, and those it listens on."""
     listening = [
@@ -42,6 +47,29 @@ def known_hosts(settings: Settings) -> tuple[str, ...]:
         if address
     ]
     return (*settings.allowed_hosts, *filter(None, listening))
+
+
+def markups(settings: Settings) -> Mapping[str, tuple[float, int]]:
+    """Return the mark-ups, in percent and msat: by model where it has its own, else under an empty name."""
+    default = settings.markup_percent, settings.markup_msat
+    return {"": default} | {
+        name: (
+            default[0] if model.markup_percent is None else model.markup_percent,
+            default[1] if model.markup_msat is None else model.markup_msat,
+        )
+        for name, model in settings.models.items()
+        if model.markup_percent is not None or model.markup_msat is not None
+    }
+
+
+def model_limits(settings: Settings) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """Return the limits of models in msat: of the price alone, and of price and fee, the lower of two for one model."""
+    prices = {name: model.max_price_msat for name, model in settings.models.items()}
+    totals = dict(settings.model_max_total_msat)
+    for name, model in settings.models.items():
+        if model.max_total_msat:
+            totals[name] = min(model.max_total_msat, totals.get(name) or model.max_total_msat)
+    return {name: limit for name, limit in prices.items() if limit}, totals
 
 
 def all_nodes(settings: Settings) -> tuple[NodeConfig, ...]:

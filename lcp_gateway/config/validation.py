@@ -5,7 +5,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from lcp_gateway.config.addresses import JOURNAL_OFF, parse_host_port
-from lcp_gateway.config.derived import all_nodes
+from lcp_gateway.config.derived import all_nodes, auth_mode, markups
 from lcp_gateway.config.nodes import NodeConfig
 from lcp_gateway.config.parsers import NODE_PREFIX
 from lcp_gateway.config.settings import Settings
@@ -121,11 +121,6 @@ def _unknown_node(provider: str, settings: Settings) -> str:
     return f"no node is called {name!r}{nearest(name, known)}"
 
 
-def auth_mode(settings: Settings) -> str:
-    """Return the mode of authentication: none, keys or accounts."""
-    return settings.auth or ("keys" if settings.api_keys else "none")
-
-
 def _access_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
     mode = auth_mode(settings)
     local = _is_local(parse_host_port(settings.http_addr).host)
@@ -201,13 +196,7 @@ def _markup_cautions(settings: Settings) -> Iterator[str]:
     """Yield mark-ups that do not cover the estimated routing fee, so that the operator loses with each purchase."""
     if auth_mode(settings) != "accounts" or settings.embedded:
         return
-    marked_up = {"": (settings.markup_percent, settings.markup_msat)}
-    for name, model in settings.models.items():
-        if model.markup_percent is not None or model.markup_msat is not None:
-            marked_up[name] = (
-                settings.markup_percent if model.markup_percent is None else model.markup_percent,
-                settings.markup_msat if model.markup_msat is None else model.markup_msat,
-            )
+    marked_up = markups(settings)
     if not settings.lnd_grpc_addr and not any(map(any, marked_up.values())):
         # Customers cannot pay in yet, which is a warning of its own.
         return

@@ -4,6 +4,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
 
 from lcp_gateway.purchase.errors import PeerNotTrusted
 from lcp_gateway.purchase.money import Msat
@@ -17,6 +19,9 @@ RESERVED_S = 30.0
 
 LOSS_WEIGHT = 10
 """How many delivered msat one lost msat outweighs."""
+
+LOSSES_COUNT_FOR: Final = timedelta(days=7)
+"""How far back the losses of a ``PeerHistory`` go."""
 
 _EXPOSED_FOR_S = 0.1
 _PPM = 1_000_000

@@ -1,6 +1,5 @@
 """Access as the settings say: authentication, the limits of a request, the customers' accounts and their payments."""
 
-import asyncio
 import contextlib
 import hashlib
 import secrets
@@ -45,6 +44,7 @@ from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
 from lcp_gateway.app.till import open_till
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.journal import Ledgers
+from lcp_gateway.app.workers import measure_accounts
 from lcp_gateway.config import Settings, auth_mode, journal_place, known_hosts
 from lcp_gateway.http.authentication import (
     ANONYMOUS,
@@ -154,9 +154,6 @@ class Limits:
         )
 
 
-_SOLVENCY_EVERY_S = 5.0
-
-
 @dataclass(frozen=True, slots=True)
 class Customers:
     """The books, opened for as long as the gateway runs; ``till`` is None where nobody can pay in.
@@ -210,7 +207,7 @@ async def open_customers(
     credited = credit_observer(metrics, log)
     tasks = [
         BackgroundTask("keys", keeper.run),
-        BackgroundTask("solvency", lambda: _watch_solvency(ledger, metrics)),
+        BackgroundTask("solvency", lambda: measure_accounts(ledger, metrics)),
     ]
     async with contextlib.AsyncExitStack() as stack:
         till = await open_till(settings, stack)
@@ -228,16 +225,12 @@ async def open_customers(
             topups=topups,
             acts=AdminLog(database),
             refunds=Refunds(database),
-            refund_decided=ledgers.refund_notes or _ignore_refund,
+            refund_decided=ledgers.on_refund,
             keeper=keeper,
             till=till,
             credited=credited,
             tasks=tuple(tasks),
         )
-
-
-def _ignore_refund(_decision: RefundDecision) -> None:
-    """Nothing is counted."""
 
 
 def credit_observer(metrics: Metrics, log: FilteringBoundLogger) -> Callable[[Credit], None]:
@@ -279,14 +272,6 @@ def _settlements(
         on_lead=metrics.settlements_leader,
         away=(DatabaseUnavailable,),
     )
-
-
-async def _watch_solvency(ledger: LedgerRepository, metrics: Metrics) -> None:
-    while True:
-        with contextlib.suppress(DatabaseUnavailable):
-            totals = await ledger.totals()
-            metrics.customers(totals.accounts, totals.balance_msat, totals.held_msat)
-        await asyncio.sleep(_SOLVENCY_EVERY_S)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """Makes the parts that keep what clients come back for."""
 
-import asyncio
 import time
 from dataclasses import dataclass
 
@@ -24,8 +23,6 @@ from lcp_gateway.responses.token_estimate import estimate_input_tokens
 from lcp_gateway.store.background_responses import BackgroundRows
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstreams.openai.input_tokens import TokenCounter
-
-_PURGE_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +78,6 @@ def open_stored_state(
         log=log,
     )
     return StoredState(store, keeper, background)
-
-
-async def purge(store: ResponseStore[Item]) -> None:
-    """Let go what is too old also when nobody comes, until cancelled."""
-    while True:
-        await asyncio.sleep(_PURGE_EVERY_S)
-        store.purge()
 
 
 def responses_parts(

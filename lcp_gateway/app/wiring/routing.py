@@ -1,4 +1,4 @@
-"""Makes the parts that choose: the nodes, which last, and what a configuration says of models, providers and weights."""
+"""Providers and the choice among them as the settings say: the daemon, the nodes, models, trust and weights."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -34,14 +34,14 @@ _MSAT_PER_SAT = 1_000
 
 @dataclass(frozen=True, slots=True)
 class NodeParts:
-    """The virtual nodes: how they are bought from, who watches them, and who has them count tokens."""
+    """The virtual nodes: their upstream, the watch over them, and their counting of tokens."""
 
     upstream: OpenAIHttpUpstream
     watch: NodeWatch
     counter: TokenCounter
 
     def use(self, settings: Settings, registry: ModelRegistry) -> None:
-        """Take the nodes of other settings; those that are described as before stay as they are."""
+        """Use the nodes of other settings; nodes that have not changed keep their connections."""
         nodes = http_nodes(settings)
         self.upstream.use(nodes)
         self.counter.use(nodes)
@@ -55,7 +55,7 @@ class NodeParts:
 
 @dataclass(frozen=True, slots=True)
 class RoutingParts:
-    """How a configuration chooses."""
+    """The choice of providers by one configuration."""
 
     rules: RoutingRules
     registry: ModelRegistry
@@ -82,7 +82,7 @@ def lcpd_address(settings: Settings) -> LcpdAddress:
 
 
 def routing_rules(settings: Settings) -> RoutingRules:
-    """What the settings say about who gets a task."""
+    """Return the rules for the choice of a provider."""
     return RoutingRules(
         model_peers=settings.model_map,
         default_peer_id=settings.default_peer_id or None,
@@ -93,17 +93,17 @@ def routing_rules(settings: Settings) -> RoutingRules:
 
 
 def model_registry(settings: Settings) -> ModelRegistry:
-    """What the settings say about models."""
+    """Return the operator's models."""
     return ModelRegistry({name: _card(config) for name, config in settings.models.items()})
 
 
 def http_nodes(settings: Settings) -> tuple[VirtualNode, ...]:
-    """The virtual nodes that the settings name."""
+    """Return the virtual nodes of the settings."""
     return tuple(_node(config, settings) for config in all_nodes(settings))
 
 
 def trust_rules(settings: Settings) -> TrustRules:
-    """What the settings say about trust in providers."""
+    """Return the rules for trust in peers."""
     return TrustRules(
         exposure_base_msat=settings.exposure_base_msat,
         exposure_share_ppm=settings.exposure_share_ppm,
@@ -120,7 +120,7 @@ def node_parts(
     start_task: StartTask,
     log: FilteringBoundLogger,
 ) -> NodeParts:
-    """Make what the nodes need, also where there are none yet. Opens nothing."""
+    """Make the parts of the nodes, of which a reload may bring the first. Opens nothing."""
     nodes = http_nodes(settings)
 
     def changed(name: str, up: bool) -> None:
@@ -130,13 +130,13 @@ def node_parts(
         else:
             log.warning("a node is down", node=name, problem=watch.states[name].problem)
 
-    def gone(name: str) -> None:
+    def removed(name: str) -> None:
         metrics.node_gone(name)
         log.info("a node was taken out", node=name)
 
     upstream = OpenAIHttpUpstream(
         nodes,
-        on_down=lambda provider_id: watch.down(provider_id),  # noqa: PLW0108 - the watch comes after
+        on_down=lambda provider_id: watch.down(provider_id),  # noqa: PLW0108 - the watch is made later
         tracing=tracing,
     )
     watch = NodeWatch(
@@ -146,7 +146,7 @@ def node_parts(
         timeout_s=settings.timeout_quote_s,
         describe=_describe(model_registry(settings)),
         on_change=changed,
-        on_gone=gone,
+        on_gone=removed,
         start_task=start_task,
     )
     return NodeParts(upstream, watch, TokenCounter(nodes))
@@ -161,7 +161,7 @@ def routing_parts(
     metrics: Metrics,
     log: FilteringBoundLogger,
 ) -> RoutingParts:
-    """Wire what makes the choice."""
+    """Wire the choice of providers."""
     rules, registry = routing_rules(settings), model_registry(settings)
     auto = AutoChoice(
         AutoPolicy(routing_weights(settings), settings.routing_temperature),
@@ -198,7 +198,7 @@ def routing_parts(
 
 
 def routing_weights(settings: Settings) -> Weights:
-    """What the settings say that each property weighs."""
+    """Return the weights of the score."""
     return Weights(
         availability=settings.routing_weight_availability,
         speed=settings.routing_weight_speed,
@@ -206,16 +206,6 @@ def routing_weights(settings: Settings) -> Weights:
         price=settings.routing_weight_price,
         fit=settings.routing_weight_fit,
     )
-
-
-def model_limits(settings: Settings) -> tuple[Mapping[str, int], Mapping[str, int]]:
-    """Give the caps of models: on the price alone, and on price and fee together, the lower of two for one model."""
-    prices = {name: card.max_price_msat for name, card in settings.models.items()}
-    totals = dict(settings.model_max_total_msat)
-    for name, card in settings.models.items():
-        if card.max_total_msat:
-            totals[name] = min(card.max_total_msat, totals.get(name) or card.max_total_msat)
-    return {name: limit for name, limit in prices.items() if limit}, totals
 
 
 def _describe(registry: ModelRegistry) -> Callable[[str, VirtualNode], frozenset[TaskKind]]:

@@ -1,10 +1,22 @@
 """From the books to a receipt: one purchase and its steps as the document that anyone can check."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from lcp_gateway.lightning.receipts import Receipt
-from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.lightning.receipts import Receipt, document
+from lcp_gateway.purchase.quote import ProviderSource, Quote
 from lcp_gateway.store.journal.purchases import PurchaseRecord, StateChange
+from lcp_gateway.store.journal.queries import Books
+
+
+async def receipt_document(books: Books, job_id: bytes, key_id: str) -> Mapping[str, object] | None:
+    """Return the receipt of a job that this credential bought from a peer, or None.
+
+    A node gives no invoice, so a purchase from one has no receipt.
+    """
+    record = await books.purchase(job_id)
+    if record is None or record.key_id != key_id or record.kind != ProviderSource.LCP:
+        return None
+    return document(receipt_of(record, await books.steps(job_id)))
 
 
 def receipt_of(record: PurchaseRecord, steps: Sequence[StateChange]) -> Receipt:

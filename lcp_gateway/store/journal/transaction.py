@@ -107,6 +107,11 @@ class JournalProblemKind(enum.StrEnum):
     AVAILABLE = "available"
     """It can be written again."""
 
+    @property
+    def is_grave(self) -> bool:
+        """Whether it is an error; the rest are notes without effect, such as one about an intent that was taken back."""
+        return self in {self.NOTE_LOST, self.NOTE_REFUSED, self.SWEPT, self.UNAVAILABLE}
+
 
 @dataclass(frozen=True, slots=True)
 class JournalProblem:

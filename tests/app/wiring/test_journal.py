@@ -6,7 +6,7 @@ from unittest.mock import Mock
 import pytest
 import structlog
 
-from lcp_gateway.app.wiring.journal import Ledgers, book_tasks
+from lcp_gateway.app.wiring.journal import Ledgers, journal_tasks
 from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
 from lcp_gateway.store.database.engines import DatabaseUnavailable, open_database
@@ -40,7 +40,8 @@ async def opened(tmp_path):
 def tasks_of(ledgers, standings, log=None):
     log = log or structlog.get_logger()
     return {
-        task.name: task.run for task in book_tasks(ledgers, lambda: (), standings, Metrics(), log)
+        task.name: task.run
+        for task in journal_tasks(ledgers, lambda: (), standings, Metrics(), log)
     }
 
 

@@ -3,7 +3,8 @@ import asyncio
 import pytest
 
 from lcp_gateway.app.wiring.journal import Ledgers
-from lcp_gateway.app.wiring.responses import open_stored_state, purge, store_limits
+from lcp_gateway.app.wiring.responses import open_stored_state, store_limits
+from lcp_gateway.app.workers import purge
 from lcp_gateway.config import Settings
 from lcp_gateway.http.gateway.api_limits import ApiLimits
 from lcp_gateway.http.openai.admission import JobsInFlight
@@ -59,7 +60,7 @@ async def test_without_a_journal_jobs_in_the_background_are_not_written_down():
 
 
 async def test_what_is_too_old_goes_also_when_nobody_comes(monkeypatch):
-    monkeypatch.setattr("lcp_gateway.app.wiring.responses._PURGE_EVERY_S", 0.01)
+    monkeypatch.setattr("lcp_gateway.app.workers._PURGE_EVERY_S", 0.01)
     made, metrics = kept(stored_for_s=1)
     made.store.put("key_1", item(1))
     made.store.use(StoreLimits(10, 10**6, 0.02))
