@@ -42,4 +42,4 @@ def test_prometheus_leads_from_a_latency_to_a_trace(tmp_path):
 
                 latencies = ("request", "quote", "execute", "first_byte")
                 wanted = {f"lcpgateway_{name}_duration_seconds_bucket" for name in latencies}
-                eventually(lambda: named() == wanted, timeout_s=15)
+                eventually(lambda: named() == wanted)

@@ -98,7 +98,7 @@ class Operator:
         assert status == 201, made
         return made["key"]
 
-    def wait_for(self, what, timeout_s: float = 10.0):
+    def wait_for(self, what, timeout_s: float = 60.0):
         deadline = time.monotonic() + timeout_s
         while not (found := what()):
             assert time.monotonic() < deadline

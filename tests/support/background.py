@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 import uuid
@@ -16,9 +15,10 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.forked import ForkedProcess, start_module
 from tests.support.gateway import clean_environment
 
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 _MARK = "BACKGROUND_TEST_MARK"
 
 
@@ -39,6 +39,7 @@ class Outcome:
 class Machine:
     folder: Path
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+    commands: list[ForkedProcess | subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def run_folder(self) -> Path:
@@ -59,17 +60,19 @@ class Machine:
             }
         )
 
-    def launch(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    def launch(self, *arguments: str, **variables: str) -> ForkedProcess | subprocess.Popen[str]:
         """Begin a command, and do not wait for it."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "lcp_gateway", *arguments],
-            stdin=subprocess.DEVNULL,
+        command = start_module(
+            "lcp_gateway",
+            *arguments,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=self.environment(**variables),
             cwd=self.folder,
         )
+        self.commands.append(command)
+        return command
 
     def run(self, *arguments: str, **variables: str) -> Outcome:
         return ended(self.launch(*arguments, **variables))
@@ -101,9 +104,14 @@ class Machine:
 
     def processes(self) -> list[psutil.Process]:
         """Every process of this machine that still runs: commands, gateways and nodes."""
-        return [process for process in psutil.process_iter() if _carries(process, self.mark)]
+        commands = {command.pid for command in self.commands if command.poll() is None}
+        return [
+            process
+            for process in psutil.process_iter()
+            if process.pid in commands or _carries(process, self.mark)
+        ]
 
-    def wait_empty(self, timeout_s: float = 10.0) -> list[psutil.Process]:
+    def wait_empty(self, timeout_s: float = 60.0) -> list[psutil.Process]:
         """Wait until nothing runs any more, and give what still does."""
         deadline = time.monotonic() + timeout_s
         while (left := self.processes()) and time.monotonic() < deadline:
@@ -124,7 +132,7 @@ def machine(folder: Path) -> Iterator[Machine]:
             process.send_signal(signal.SIGKILL)
 
 
-def ended(process: subprocess.Popen[str]) -> Outcome:
+def ended(process: ForkedProcess | subprocess.Popen[str]) -> Outcome:
     try:
         out, err = process.communicate(timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -149,6 +157,12 @@ def answers(port: int) -> bool:
         return False
 
 
+def jobs_in_flight(port: int) -> int:
+    """Return how many requests a gateway works on."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=TIMEOUT_S) as response:
+        return json.load(response)["jobs_in_flight"]
+
+
 def post_chat(port: int, words: str) -> dict:
     """Buy an answer of the first model."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=10) as response:
@@ -159,12 +173,12 @@ def post_chat(port: int, words: str) -> dict:
         json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
         return json.load(response)
 
 
 def wait_for_answer(port: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + TIMEOUT_S
     while not answers(port):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -173,7 +187,7 @@ def wait_for_answer(port: int) -> None:
 def kill(pid: int) -> None:
     """End a process as a machine without memory does, and wait until it is gone."""
     os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + TIMEOUT_S
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -39,6 +39,8 @@ class ForkedProcess:
         self.pid = 0
         self.returncode: int | None = None
         self._ended = threading.Event()
+        self._readers: list[threading.Thread] = []
+        self._read_so_far: dict[IO, str | bytes] = {}
 
     def set_ended(self, code: int) -> None:
         self.returncode = code
@@ -56,6 +58,27 @@ class ForkedProcess:
         if self.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+    def communicate(self, timeout: float | None = None) -> tuple:
+        """Return standard output and standard error once the process has ended."""
+        if self.stdin is not None:
+            self.stdin.close()
+        if not self._readers:
+            for stream in (self.stdout, self.stderr):
+                reader = threading.Thread(target=self._read, args=(stream,), daemon=True)
+                self._readers.append(reader)
+                reader.start()
+        self.wait(timeout)
+        for reader in self._readers:
+            reader.join(timeout)
+            if reader.is_alive():
+                raise subprocess.TimeoutExpired(f"output of process {self.pid}", timeout)
+        return self._read_so_far.get(self.stdout), self._read_so_far.get(self.stderr)
+
+    def _read(self, stream: IO | None) -> None:
+        if stream is not None and not stream.closed:
+            with stream:
+                self._read_so_far[stream] = stream.read()
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)

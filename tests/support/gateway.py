@@ -17,7 +17,7 @@ import psutil
 
 from tests.support.forked import ForkedProcess, start_module
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
 _LISTENING = re.compile(r"listening on https?://\S+?:(\d+) ")
 
 
@@ -73,13 +73,13 @@ class RunningGateway:
         found = [json.loads(line) for line in whole.splitlines()]
         return [event for event in found if kind is None or event["kind"] == kind]
 
-    def wait_for_log(self, text: str, timeout_s: float = 10.0) -> None:
+    def wait_for_log(self, text: str, timeout_s: float = 60.0) -> None:
         deadline = time.monotonic() + timeout_s
         while text not in self.logs:
             assert time.monotonic() < deadline, f"{text!r} was not logged:\n{self.logs}"
             time.sleep(0.02)
 
-    def stop(self, sig: int = signal.SIGTERM, timeout_s: float = 15.0) -> int:
+    def stop(self, sig: int = signal.SIGTERM, timeout_s: float = 60.0) -> int:
         if self.process.poll() is None:
             self.process.send_signal(sig)
         try:

@@ -17,7 +17,7 @@ import pytest
 from tests.support.gateway import clean_environment
 from tests.support.promql import ROOT
 
-TIMEOUT_S = 60
+TIMEOUT_S = 120
 _LISTENING = re.compile(rb"listening on http://\S+?:(\d+) ")
 
 

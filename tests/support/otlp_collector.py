@@ -38,13 +38,13 @@ class SeenSpan:
 
 @dataclass
 class Collector:
-    """What came. ``status`` and ``delay_s`` say how the next batches are answered."""
+    """What came. ``status`` says how the next batches are answered, and none is while ``held`` is cleared."""
 
     port: int = 0
     status: int = 200
-    delay_s: float = 0.0
     spans: list[SeenSpan] = field(default_factory=list)
     raw: list[bytes] = field(default_factory=list)
+    held: threading.Event = field(default_factory=threading.Event)
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
 
@@ -58,7 +58,7 @@ class Collector:
             found.setdefault(span.trace_id, []).append(span)
         return found
 
-    def wait_for(self, names: Sequence[str], timeout_s: float = 15.0) -> "Trace":
+    def wait_for(self, names: Sequence[str], timeout_s: float = 60.0) -> "Trace":
         """Wait for a trace of exactly these spans, in any order; gives it."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -100,6 +100,7 @@ class Trace:
 def collector() -> Iterator[Collector]:
     """Run one on a free port."""
     seen = Collector()
+    seen.held.set()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -107,7 +108,7 @@ def collector() -> Iterator[Collector]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             status = seen.status
-            time.sleep(seen.delay_s)
+            seen.held.wait()
             seen.paths.append(self.path)
             seen.headers.append({name.lower(): value for name, value in self.headers.items()})
             if status == 200:
@@ -132,6 +133,7 @@ def collector() -> Iterator[Collector]:
     try:
         yield seen
     finally:
+        seen.held.set()
         server.shutdown()
         server.server_close()
         thread.join(5)

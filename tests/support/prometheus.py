@@ -21,7 +21,7 @@ import yaml
 from tests.support.promql import ALERTS, ROOT
 
 CONFIG = ROOT / "deploy" / "prometheus" / "prometheus.yml"
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
 
 
 def executable() -> str:
@@ -51,7 +51,7 @@ class RunningPrometheus:
         pairs = [(series["metric"], float(series["value"][1])) for series in found]
         return [(labels, value) for labels, value in pairs if not math.isnan(value)]
 
-    def wait_for(self, expr: str, is_so: Callable[[list], bool], timeout_s: float = 20.0) -> list:
+    def wait_for(self, expr: str, is_so: Callable[[list], bool], timeout_s: float = 60.0) -> list:
         deadline = time.monotonic() + timeout_s
         while not is_so(found := self.query(expr)):
             assert time.monotonic() < deadline, f"{expr}: {found}"

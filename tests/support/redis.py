@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 from redis.asyncio import Redis
 
-START_TIMEOUT_S = 15.0
+START_TIMEOUT_S = 60.0
 
 
 def binary() -> str:

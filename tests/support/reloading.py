@@ -35,7 +35,7 @@ class Reloadable:
     def hang_up(self) -> None:
         os.kill(self.running.pid, signal.SIGHUP)
 
-    def read(self, text: str, timeout_s: float = 10.0) -> dict[str, Any]:
+    def read(self, text: str, timeout_s: float = 60.0) -> dict[str, Any]:
         """Have the gateway read this; gives the line that says what came of it."""
         write(self.file, text)
         before = len(self.outcomes())

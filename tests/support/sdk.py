@@ -25,7 +25,7 @@ async def every(given: Any) -> list:
 
 
 async def polled(
-    client: Any, response_id: str, is_there: Callable[[Any], bool], timeout_s: float = 10.0
+    client: Any, response_id: str, is_there: Callable[[Any], bool], timeout_s: float = 60.0
 ) -> Any:
     """Retrieve a response until it is as wanted; gives it."""
     deadline = time.monotonic() + timeout_s

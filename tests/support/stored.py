@@ -89,7 +89,7 @@ def wait_for(
     wanted: Callable[[dict[str, Any]], object],
     *,
     headers: Mapping[str, str] | None = None,
-    timeout_s: float = 10.0,
+    timeout_s: float = 60.0,
 ) -> Answer:
     """Poll a response until it is as wanted; gives the last answer."""
     last: list[Answer] = []
@@ -103,7 +103,7 @@ def wait_for(
     return last[0]
 
 
-def ended(port: int, response_id: str, *, headers=None, timeout_s: float = 10.0) -> Answer:
+def ended(port: int, response_id: str, *, headers=None, timeout_s: float = 60.0) -> Answer:
     """Wait for a response in the background to come to its end, whatever it is."""
     return wait_for(
         port,

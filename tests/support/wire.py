@@ -59,7 +59,7 @@ class Answer:
 class Wire:
     """A connection."""
 
-    def __init__(self, port: int, timeout_s: float = 10.0) -> None:
+    def __init__(self, port: int, timeout_s: float = 60.0) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._held = b""
@@ -142,7 +142,7 @@ class Wire:
 
 
 @contextmanager
-def wire(port: int, timeout_s: float = 10.0):
+def wire(port: int, timeout_s: float = 60.0):
     connection = Wire(port, timeout_s)
     try:
         yield connection
@@ -173,7 +173,7 @@ def exchange(
     raw: bytes,
     *,
     method: str = "POST",
-    timeout_s: float = 10.0,
+    timeout_s: float = 60.0,
 ) -> Answer:
     """Send bytes on a connection of their own and read one answer."""
     with wire(port, timeout_s) as connection:
@@ -190,7 +190,7 @@ def post(
     path: str,
     body: bytes | dict,
     headers: Mapping[str, str] | None = None,
-    timeout_s: float = 10.0,
+    timeout_s: float = 60.0,
 ) -> Answer:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     return exchange(port, request_bytes("POST", path, raw, headers), timeout_s=timeout_s)

@@ -157,7 +157,7 @@ def test_a_client_that_leaves_during_the_quote_buys_nothing(served):
     with wire(served.port) as connection:
         connection.send(request_bytes("POST", CHAT, body))
         eventually(lambda: jobs(served.port) == 1)
-    eventually(lambda: jobs(served.port) == 0, timeout_s=3)
+    eventually(lambda: jobs(served.port) == 0)
     assert len(served.events("accept")) == accepted
 
 
@@ -221,5 +221,5 @@ def test_a_reader_that_never_reads_on_does_not_hold_its_job_for_ever(served):
         connection.send(request_bytes("POST", CHAT, body))
         connection.read_until(b"\r\n\r\n")
         assert jobs(served.port) == 1
-        eventually(lambda: jobs(served.port) == 0, timeout_s=15)
+        eventually(lambda: jobs(served.port) == 0)
     eventually(lambda: len(served.events("cancel")) > cancelled)

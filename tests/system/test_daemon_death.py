@@ -46,8 +46,8 @@ def alive(node, port):
     if node.process is None:
         node.start()
         # Ready may still be what was true before it died: only an answer proves that the new one is found.
-        eventually(lambda: post(port, CHAT, document()).status == 200, timeout_s=20)
-    eventually(lambda: get(port, "/readyz").status == 200, timeout_s=15)
+        eventually(lambda: post(port, CHAT, document()).status == 200)
+    eventually(lambda: get(port, "/readyz").status == 200)
 
 
 def test_a_daemon_that_is_gone_is_told_and_one_that_is_back_is_found(node, port):
@@ -71,7 +71,7 @@ def test_a_daemon_that_is_gone_is_told_and_one_that_is_back_is_found(node, port)
     assert get(port, "/v1/models").status == 200
     node.start()
     started = time.monotonic()
-    eventually(lambda: get(port, "/readyz").status == 200, timeout_s=15)
+    eventually(lambda: get(port, "/readyz").status == 200)
     answers = [post(port, path, document(path)).status for path in (CHAT, RESPONSES)]
     assert answers == [200, 200]
     assert time.monotonic() - started < 15
@@ -115,11 +115,11 @@ def test_a_daemon_that_hangs_is_told_and_found_again(node, port):
         answer = post(port, CHAT, document())
         assert answer.status == 504 and answer.verdict == "none"
         assert time.monotonic() - started < 5
-        eventually(lambda: get(port, "/readyz").status == 503, timeout_s=10)
+        eventually(lambda: get(port, "/readyz").status == 503)
         assert get(port, "/readyz").json["daemon"] == {"reachable": False}
     finally:
         node.process.send_signal(signal.SIGCONT)
-    eventually(lambda: get(port, "/readyz").status == 200, timeout_s=10)
+    eventually(lambda: get(port, "/readyz").status == 200)
     assert post(port, CHAT, document()).status == 200
 
 
@@ -132,9 +132,7 @@ def test_a_daemon_that_comes_back_with_another_version_is_not_paid(node, port, e
     node.flags = (*flags, "--protocol-version", "3")
     node.start()
     try:
-        eventually(
-            lambda: "version 3" in " ".join(get(port, "/readyz").json["reasons"]), timeout_s=20
-        )
+        eventually(lambda: "version 3" in " ".join(get(port, "/readyz").json["reasons"]))
         for stream in (False, True):
             answer = post(port, CHAT, document(stream=stream))
             assert answer.status in {500, 502, 503}

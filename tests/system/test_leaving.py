@@ -40,7 +40,7 @@ def left():
     with gateway(env=settings) as served:
         with ThreadPoolExecutor(12) as pool:
             list(pool.map(lambda number: leave(served.port, number), range(CLIENTS)))
-        eventually(lambda: get(served.port, "/readyz").json["jobs_in_flight"] == 0, timeout_s=15)
+        eventually(lambda: get(served.port, "/readyz").json["jobs_in_flight"] == 0)
         yield served
 
 

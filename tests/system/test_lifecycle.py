@@ -131,7 +131,7 @@ def test_the_embedded_node_does_not_outlive_a_gateway_that_is_killed():
         node_pids = served.node_pids()
         assert len(node_pids) == 1
         served.process.kill()
-        eventually(lambda: not psutil.pid_exists(node_pids[0]), timeout_s=10)
+        eventually(lambda: not psutil.pid_exists(node_pids[0]))
 
 
 def test_an_embedded_node_that_is_killed_is_started_again():
@@ -139,9 +139,9 @@ def test_an_embedded_node_that_is_killed_is_started_again():
         (node_pid,) = served.node_pids()
         os.kill(node_pid, signal.SIGKILL)
         # It is back so soon that the gateway may never have noticed: a new process is what there is to see.
-        eventually(lambda: served.node_pids() not in ([], [node_pid]), timeout_s=15)
+        eventually(lambda: served.node_pids() not in ([], [node_pid]))
         served.wait_for_log("it starts again in")
-        eventually(lambda: post(served.port, CHAT, document()).status == 200, timeout_s=15)
+        eventually(lambda: post(served.port, CHAT, document()).status == 200)
         assert post(served.port, CHAT, document()).status == 200
         assert served.node_pids() not in ([], [node_pid])
 
@@ -184,7 +184,7 @@ def test_without_preflight_it_serves_as_soon_as_there_is_a_daemon():
         assert answer.status in {502, 503} and answer.error["type"] == "server_error"
         assert answer.headers["x-should-retry"] == "true" and answer.verdict == "none"
         with daemon(address=address):
-            eventually(lambda: get(served.port, "/readyz").status == 200, timeout_s=10)
+            eventually(lambda: get(served.port, "/readyz").status == 200)
             assert post(served.port, CHAT, document()).status == 200
 
 

@@ -43,7 +43,7 @@ def test_lists_and_choices_among_very_many_models_are_quick():
     with in_a_thread(daemon):
         settings["LCP_GATEWAY_LCPD_GRPC_ADDR"] = daemon.address
         with gateway(embedded=False, env=settings) as served:
-            eventually(lambda: get(served.port, "/readyz").status == 200, timeout_s=30)
+            eventually(lambda: get(served.port, "/readyz").status == 200)
             slowest = Slowest(served.port)
             with slowest:
                 for _ in range(3):

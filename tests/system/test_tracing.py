@@ -294,22 +294,19 @@ def test_a_collector_in_trouble_is_no_trouble_of_the_clients(trouble):
         if trouble == "refuses":
             seen.status = 503
         elif trouble == "slow":
-            seen.delay_s = 30.0
+            seen.held.clear()
         if trouble == "away":
             with collector() as gone:
                 pass
         target = gone.endpoint if trouble == "away" else seen.endpoint
         settings = {"LCP_GATEWAY_OTLP_ENDPOINT": target, "OTEL_BSP_SCHEDULE_DELAY": "20"}
         with gateway(env=settings) as served:
-            took = []
+            # A collector that is slow answers nothing before all of this is over.
             for _ in range(60):
-                began = time.monotonic()
                 assert post(served.port, CHAT, document(CHAT, "echo-1", PROMPT)).status == 200
-                took.append(time.monotonic() - began)
-            assert sorted(took)[30] < 0.2 and max(took) < 1.0
-            began = time.monotonic()
             assert served.stop() == 0
-            assert time.monotonic() - began < 8
+            assert seen.raw == []
+            seen.held.set()
             lines = [line for line in served.json_logs() if line["logger"] == "tracing"]
             assert len(lines) <= 1
             assert "Traceback" not in served.logs and "opentelemetry" not in served.logs

@@ -46,7 +46,7 @@ def unread_gateway(folder):
     )
     os.close(write)
     try:
-        eventually(lambda: answers(port), timeout_s=20)
+        eventually(lambda: answers(port))
         yield port, process, read
     finally:
         process.kill()

@@ -4,9 +4,8 @@ import json
 import re
 import shutil
 import signal
-import time
 
-from tests.support.background import ended, free_port
+from tests.support.background import TIMEOUT_S, ended, free_port
 
 KEYS = {"LCP_GATEWAY_API_KEYS": "sk-first"}
 
@@ -164,9 +163,7 @@ def test_following_a_log_ends_well(machine, port):
     following = machine.launch("logs", "-f")
     assert following.stdout.readline()
     following.stdout.close()
-    began = time.monotonic()
-    assert following.wait(10) == 0
-    assert time.monotonic() - began < 5
+    assert following.wait(TIMEOUT_S) == 0
     assert following.stderr.read() == ""
     following.stderr.close()
     machine.run("stop")

@@ -2,12 +2,12 @@
 
 import signal
 import threading
-import time
 
 import psutil
 import pytest
 
-from tests.support.background import ended, kill, post_chat, wait_for_answer
+from tests.support.background import ended, jobs_in_flight, kill, post_chat, wait_for_answer
+from tests.support.node_thread import eventually
 
 
 def test_two_stops_at_once_ask_the_gateway_once(machine, port):
@@ -16,9 +16,7 @@ def test_two_stops_at_once_ask_the_gateway_once(machine, port):
 
     client = threading.Thread(target=lambda: answer.append(post_chat(port, "word " * 40)))
     client.start()
-    deadline = time.monotonic() + 10
-    while machine.status(port)[1]["jobs_in_flight"] != 1:
-        assert time.monotonic() < deadline
+    eventually(lambda: jobs_in_flight(port) == 1)
     # A second SIGTERM would have the gateway hurry, and cut what is paid for.
     stops = [machine.launch("stop") for _ in range(2)]
     outcomes = [ended(one) for one in stops]

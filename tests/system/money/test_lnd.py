@@ -59,7 +59,7 @@ def receipt(served, job_id):
 
 def test_the_real_fee_and_the_preimage_of_a_purchase_are_learnt(served, node):
     job_id = post(served.port, CHAT, chat()).headers["x-lcp-job-id"]
-    eventually(lambda: receipt(served, job_id)["preimage"] is not None, timeout_s=15)
+    eventually(lambda: receipt(served, job_id)["preimage"] is not None)
     (paid,) = [event for event in node.events("paid") if event["job_id"] == job_id]
     told = receipt(served, job_id)
     assert told["preimage"] == paid["detail"]
@@ -71,19 +71,19 @@ def test_a_purchase_that_settled_while_lnd_was_away_is_not_forgotten(served, nod
     lnd.run(lnd.stop())
     try:
         job_id = post(served.port, CHAT, chat()).headers["x-lcp-job-id"]
-        eventually(lambda: not get(served.port, "/readyz").json["lnd"]["reachable"], timeout_s=15)
+        eventually(lambda: not get(served.port, "/readyz").json["lnd"]["reachable"])
     finally:
         lnd.run(lnd.start())
-    eventually(lambda: receipt(served, job_id)["fee_msat"] is not None, timeout_s=50)
+    eventually(lambda: receipt(served, job_id)["fee_msat"] is not None)
     (paid,) = [event for event in node.events("paid") if event["job_id"] == job_id]
     assert receipt(served, job_id)["preimage"] == paid["detail"]
 
 
 def test_purchases_are_no_questions_to_lnd_of_their_own(served, lnd):
-    eventually(lambda: "TrackPaymentV2" not in lnd.calls[-20:], timeout_s=20)
+    eventually(lambda: "TrackPaymentV2" not in lnd.calls[-20:])
     lnd.calls.clear()
     jobs = [post(served.port, CHAT, chat()).headers["x-lcp-job-id"] for _ in range(10)]
-    eventually(lambda: all(receipt(served, it)["preimage"] for it in jobs), timeout_s=15)
+    eventually(lambda: all(receipt(served, it)["preimage"] for it in jobs))
     assert lnd.calls.count("TrackPaymentV2") == 0
     assert 1 <= lnd.calls.count("ListPayments") <= 6
 
@@ -92,7 +92,7 @@ def test_an_unknown_payment_is_resolved(served):
     answer = post(served.port, CHAT, chat("fault/execute-hangs"))
     assert answer.verdict == "unknown"
     job_id = answer.headers["x-lcp-job-id"]
-    eventually(lambda: receipt(served, job_id)["state"] == "undelivered", timeout_s=20)
+    eventually(lambda: receipt(served, job_id)["state"] == "undelivered")
     assert receipt(served, job_id)["preimage"]
 
 

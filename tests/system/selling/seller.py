@@ -151,7 +151,7 @@ class Customer:
         lines = self.office.lines(self.account_id)
         return [(line["cause"], line["amount_msat"]) for line in reversed(lines)]
 
-    def eventually_has(self, timeout_s: float = 8.0, **amounts: int) -> None:
+    def eventually_has(self, timeout_s: float = 60.0, **amounts: int) -> None:
         eventually(lambda: self.balance().items() >= amounts.items(), timeout_s)
 
 
