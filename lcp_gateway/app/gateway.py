@@ -309,5 +309,6 @@ class Gateway:
             receipts=ReceiptRoutes(runtime.ledgers.receipt),
             wallet=access.wallet_routes,
             admin=access.admin_routes,
+            keys=access.key_routes,
             refunds=access.refund_routes,
         )

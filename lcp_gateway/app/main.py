@@ -15,7 +15,6 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.__about__ import __version__
 from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
 from lcp_gateway.app.gateway import Gateway
-from lcp_gateway.app.listening import CannotListen
 from lcp_gateway.app.reload import Reload
 from lcp_gateway.app.serving import Serving, log_level, open_serving
 from lcp_gateway.app.startup import StartError, open_runtime
@@ -24,6 +23,7 @@ from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.journal import journal_tasks, load_trust
 from lcp_gateway.app.workers import purge
 from lcp_gateway.config import Loaded, Settings, parse_host_port
+from lcp_gateway.http.server.listener import CannotListen
 from lcp_gateway.http.server.tls import BadCertificate
 from lcp_gateway.purchase.purchase import InterruptReason
 from lcp_gateway.telemetry.event_loop import SlowCallbacks, watch_loop

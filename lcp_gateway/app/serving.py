@@ -4,9 +4,13 @@ import contextlib
 from collections.abc import AsyncIterator, Collection
 
 from lcp_gateway.app.gateway import Gateway
-from lcp_gateway.app.listening import Listener, listening
-from lcp_gateway.config import Settings
-from lcp_gateway.http.server.connection import prepare_application
+from lcp_gateway.config import Settings, parse_host_port
+from lcp_gateway.http.server.listener import (
+    Listener,
+    ServerOptions,
+    listen,
+    prepare_application,
+)
 from lcp_gateway.http.server.tls import Tls
 from lcp_gateway.telemetry.logs import set_log_level
 
@@ -51,9 +55,10 @@ class Serving:
         ):
             renewed.add("http_tls_cert")
         self._gateway.use(configured)
-        self._main.use(app, settings)
+        options = server_options(settings)
+        self._main.server.use(app, options)
         if self._metrics is not None:
-            self._metrics.use(metrics_app, settings)
+            self._metrics.server.use(metrics_app, options)
         set_log_level(log_level(settings))
         # New nodes are asked at once, so that the next request finds them.
         await self._gateway.runtime.nodes.watch.refresh_if_stale()
@@ -74,16 +79,29 @@ async def open_serving(settings: Settings, gateway: Gateway) -> AsyncIterator[Se
     configured = gateway.configured
     async with contextlib.AsyncExitStack() as stack:
         context = None if tls is None else tls.context
+        options = server_options(settings)
+        where = parse_host_port(settings.http_addr)
         main = await stack.enter_async_context(
-            listening(configured.app, settings.http_addr, settings, context)
+            listen(configured.app, where.host, where.port, options, context)
         )
         metrics = None
         if settings.metrics_addr:
             # Without TLS: it is for a scraper beside us, not for the name that the certificate is made out to.
+            where = parse_host_port(settings.metrics_addr)
             metrics = await stack.enter_async_context(
-                listening(configured.metrics_app, settings.metrics_addr, settings)
+                listen(configured.metrics_app, where.host, where.port, options)
             )
         yield Serving(gateway, main, metrics, tls)
+
+
+def server_options(settings: Settings) -> ServerOptions:
+    """Return how connections are served as the settings say."""
+    return ServerOptions(
+        head_timeout_s=settings.request_read_timeout_s,
+        keepalive_s=settings.keepalive_timeout_s,
+        max_header_bytes=settings.max_header_bytes,
+        trusted_proxies=settings.trusted_proxies,
+    )
 
 
 def log_level(settings: Settings) -> str:

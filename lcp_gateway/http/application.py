@@ -1,6 +1,6 @@
-"""Puts the routes, the edge and the limits together into one aiohttp application."""
+"""The route table: which handler serves which path, in one aiohttp application."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from aiohttp import hdrs, web
@@ -9,8 +9,9 @@ from lcp_gateway.http.authentication import AGENT_TOKEN
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.errors import PAGE_HEADERS, ApiError
 from lcp_gateway.http.gateway.admin import AdminRoutes
-from lcp_gateway.http.gateway.api_limits import ApiLimits, Handler
+from lcp_gateway.http.gateway.api_limits import ApiLimits
 from lcp_gateway.http.gateway.health import HealthRoutes
+from lcp_gateway.http.gateway.keys import KeyRoutes
 from lcp_gateway.http.gateway.receipts import ReceiptRoutes
 from lcp_gateway.http.gateway.refunds import RefundRoutes
 from lcp_gateway.http.gateway.route import RankingRoutes
@@ -24,16 +25,17 @@ from lcp_gateway.http.openai.models import ModelRoutes
 from lcp_gateway.http.openai.responses import ResponseRoutes
 from lcp_gateway.purchase.order import TaskKind
 
-Bounded = Callable[[Handler], Handler]
-"""Bounds how often a handler runs at one time."""
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Table = Iterable[tuple[str, str, Handler]]
+"""Methods, paths and handlers."""
 
 AGENT_PREFIX = f"/api/agent/{{{AGENT_TOKEN}}}"
-"""Where tools go that can only be told an address: the key is part of it."""
+"""For tools that can be told an address only: the key is part of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """The families of routes."""
+    """The handlers, by subject; None where the settings leave them out."""
 
     create: CreateRoutes
     models: ModelRoutes
@@ -45,6 +47,7 @@ class Routes:
     chats: ChatRoutes
     wallet: WalletRoutes | None = None
     admin: AdminRoutes | None = None
+    keys: KeyRoutes | None = None
     welcome: WelcomeRoutes | None = None
     refunds: RefundRoutes | None = None
 
@@ -57,24 +60,30 @@ def build_application(
     with_metrics: bool,
     api_limits: ApiLimits,
 ) -> web.Application:
-    """Give the application of the main address; ``with_metrics`` puts /metrics on it too.
+    """Return the application of the main address; ``with_metrics`` adds /metrics to it.
 
-    ``api_limits`` bounds what asks the database and is no purchase.
+    ``api_limits`` bounds the routes that use the database and buy nothing.
     """
     app = web.Application(middlewares=[middleware.handle], client_max_size=max_body_bytes)
     app.on_response_prepare.append(middleware.on_response_prepare)
-    bounded = api_limits.bounded
     for prefix in ("", AGENT_PREFIX):
-        _add_openai_routes(app, routes, prefix, bounded)
+        _add_openai_routes(app, routes, prefix, api_limits)
+    bounded: list[tuple[str, str, Handler]] = []
     if routes.wallet is not None:
-        _add_wallet_routes(app, routes.wallet, bounded)
+        # Bounded by the handler itself, once it has read the body.
+        app.router.add_post("/api/wallet/topups", routes.wallet.top_up)
+        bounded += _wallet_table(routes.wallet)
     if routes.admin is not None:
-        _add_admin_routes(app, routes.admin, bounded)
+        bounded += _admin_table(routes.admin)
+    if routes.keys is not None:
+        bounded += _key_table(routes.keys)
+    if routes.refunds is not None:
+        bounded += _refund_table(routes.refunds)
+    for method, path, handler in bounded:
+        _add(app, method, path, api_limits.bounded(handler))
     if routes.welcome is not None:
         for path in ("/", "/v1", "/v1/"):
             app.router.add_get(path, routes.welcome.get)
-    if routes.refunds is not None:
-        _add_refund_routes(app, routes.refunds, bounded)
     app.router.add_get("/healthz", routes.health.healthz)
     app.router.add_get("/readyz", routes.health.readyz)
     if with_metrics:
@@ -83,7 +92,7 @@ def build_application(
 
 
 def build_metrics_application(health: HealthRoutes, guard: BrowserGuard) -> web.Application:
-    """Give the application of the metrics' own address, which asks for no key, and is no place for web pages either."""
+    """Return the application of the metrics' own address, which needs no key and is closed to web pages all the same."""
 
     async def metrics(request: web.Request) -> web.Response:
         try:
@@ -102,76 +111,99 @@ def build_metrics_application(health: HealthRoutes, guard: BrowserGuard) -> web.
     return app
 
 
-def _add_openai_routes(app: web.Application, routes: Routes, prefix: str, bounded: Bounded) -> None:
-    """Add what clients of OpenAI use; an agent's address may leave the version out."""
-    create = routes.create
-    handlers = {
+def _add_openai_routes(
+    app: web.Application, routes: Routes, prefix: str, api_limits: ApiLimits
+) -> None:
+    """Add the routes that clients of OpenAI use; an agent's address may leave the version out."""
+    create, responses, chats = routes.create, routes.responses, routes.chats
+    buying = {
         "chat/completions": create.handler(TaskKind.CHAT_COMPLETIONS),
         "responses": create.handler(TaskKind.RESPONSES),
         "completions": create.handler(TaskKind.COMPLETIONS),
         "embeddings": create.handler(TaskKind.EMBEDDINGS),
     }
+    receipt = api_limits.bounded(routes.receipts.get)
+    table: Table = (
+        # Before the routes of an id, which this would be.
+        ("POST", "responses/input_tokens", routes.input_tokens.count),
+        # A route of OpenAI that this gateway lacks: it would pass for an id that takes no POST.
+        ("POST", "responses/compact", _no_such_route),
+        ("GET", "responses/{response_id}", responses.get),
+        ("DELETE", "responses/{response_id}", responses.delete),
+        ("POST", "responses/{response_id}/cancel", responses.cancel),
+        ("GET", "responses/{response_id}/input_items", responses.input_items),
+        ("GET", "chat/completions", chats.list),
+        ("GET", "chat/completions/{completion_id}", chats.get),
+        ("POST", "chat/completions/{completion_id}", chats.update),
+        ("DELETE", "chat/completions/{completion_id}", chats.delete),
+        ("GET", "chat/completions/{completion_id}/messages", chats.messages),
+        ("GET", "models", routes.models.list),
+        ("GET", "models/{model:.+}", routes.models.get),
+        ("GET", "receipts/{job_id}", receipt),
+    )
     for version in ("/v1", "") if prefix else ("/v1",):
-        base = prefix + version
-        for path, handler in handlers.items():
-            app.router.add_route("POST", f"{base}/{path}", handler, expect_handler=_expect)
-        _add_stored_routes(app, routes, base)
-        app.router.add_get(f"{base}/models", routes.models.list)
-        app.router.add_get(f"{base}/models/{{model:.+}}", routes.models.get)
-        app.router.add_get(f"{base}/receipts/{{job_id}}", bounded(routes.receipts.get))
+        for path, handler in buying.items():
+            app.router.add_route(
+                "POST", f"{prefix}{version}/{path}", handler, expect_handler=_expect
+            )
+        for method, path, handler in table:
+            _add(app, method, f"{prefix}{version}/{path}", handler)
     app.router.add_post(f"{prefix}/api/models/route", routes.ranking.rank)
 
 
-def _add_stored_routes(app: web.Application, routes: Routes, base: str) -> None:
-    router, responses, chats = app.router, routes.responses, routes.chats
-    # Before the routes of an id, which this would be.
-    router.add_post(f"{base}/responses/input_tokens", routes.input_tokens.count)
-    # OpenAI has it, and this gateway has not: else it would pass for an id that takes no POST.
-    router.add_post(f"{base}/responses/compact", _no_such_route)
-    router.add_get(f"{base}/responses/{{response_id}}", responses.get)
-    router.add_delete(f"{base}/responses/{{response_id}}", responses.delete)
-    router.add_post(f"{base}/responses/{{response_id}}/cancel", responses.cancel)
-    router.add_get(f"{base}/responses/{{response_id}}/input_items", responses.input_items)
-    router.add_get(f"{base}/chat/completions", chats.list)
-    router.add_get(f"{base}/chat/completions/{{completion_id}}", chats.get)
-    router.add_post(f"{base}/chat/completions/{{completion_id}}", chats.update)
-    router.add_delete(f"{base}/chat/completions/{{completion_id}}", chats.delete)
-    router.add_get(f"{base}/chat/completions/{{completion_id}}/messages", chats.messages)
+def _wallet_table(wallet: WalletRoutes) -> Table:
+    base = "/api/wallet"
+    return (
+        ("GET", base, wallet.balance),
+        ("GET", f"{base}/topups", wallet.topups),
+        ("GET", f"{base}/topups/{{id}}", wallet.topup),
+        ("POST", f"{base}/topups/{{id}}/demo-payment", wallet.pay_for_demo),
+        ("GET", f"{base}/topups/{{id}}/qr.{{form:svg|png}}", wallet.qr_code),
+        ("GET", f"{base}/transactions", wallet.transactions),
+    )
 
 
-def _add_wallet_routes(app: web.Application, wallet: WalletRoutes, bounded: Bounded) -> None:
-    app.router.add_get("/api/wallet", bounded(wallet.balance))
-    app.router.add_post("/api/wallet/topups", wallet.top_up)
-    app.router.add_get("/api/wallet/topups", bounded(wallet.topups))
-    app.router.add_get("/api/wallet/topups/{id}", bounded(wallet.topup))
-    app.router.add_post("/api/wallet/topups/{id}/demo-payment", bounded(wallet.pay_for_demo))
-    app.router.add_get("/api/wallet/topups/{id}/qr.{form:svg|png}", bounded(wallet.picture))
-    app.router.add_get("/api/wallet/transactions", bounded(wallet.transactions))
+def _refund_table(refunds: RefundRoutes) -> Table:
+    return (
+        ("GET", "/api/wallet/refunds", refunds.of_customer),
+        ("GET", "/api/admin/refunds", refunds.list_refunds),
+        ("GET", "/api/admin/refunds/{id}", refunds.get_refund),
+        ("POST", "/api/admin/refunds/{id}", refunds.decide),
+    )
 
 
-def _add_refund_routes(app: web.Application, refunds: RefundRoutes, bounded: Bounded) -> None:
-    app.router.add_get("/api/wallet/refunds", bounded(refunds.of_customer))
-    app.router.add_get("/api/admin/refunds", bounded(refunds.list_refunds))
-    app.router.add_get("/api/admin/refunds/{id}", bounded(refunds.get_refund))
-    app.router.add_post("/api/admin/refunds/{id}", bounded(refunds.decide))
-
-
-def _add_admin_routes(app: web.Application, admin: AdminRoutes, bounded: Bounded) -> None:
+def _admin_table(admin: AdminRoutes) -> Table:
     base = "/api/admin"
-    app.router.add_post(f"{base}/accounts", bounded(admin.create_account))
-    app.router.add_get(f"{base}/accounts", bounded(admin.list_accounts))
-    app.router.add_get(f"{base}/accounts/{{id}}", bounded(admin.get_account))
-    app.router.add_patch(f"{base}/accounts/{{id}}", bounded(admin.rename_account))
-    app.router.add_delete(f"{base}/accounts/{{id}}", bounded(admin.delete_account))
-    app.router.add_post(f"{base}/accounts/{{id}}/adjustments", bounded(admin.adjust))
-    app.router.add_get(f"{base}/accounts/{{id}}/statement", bounded(admin.statement))
-    app.router.add_post(f"{base}/accounts/{{id}}/keys", bounded(admin.create_key))
-    app.router.add_get(f"{base}/accounts/{{id}}/keys", bounded(admin.list_keys))
-    app.router.add_get(f"{base}/keys", bounded(admin.list_keys))
-    app.router.add_get(f"{base}/keys/{{id}}", bounded(admin.get_key))
-    app.router.add_delete(f"{base}/keys/{{id}}", bounded(admin.revoke_key))
-    app.router.add_get(f"{base}/audit", bounded(admin.audit))
-    app.router.add_get(f"{base}/log", bounded(admin.log))
+    return (
+        ("POST", f"{base}/accounts", admin.create_account),
+        ("GET", f"{base}/accounts", admin.list_accounts),
+        ("GET", f"{base}/accounts/{{id}}", admin.get_account),
+        ("PATCH", f"{base}/accounts/{{id}}", admin.rename_account),
+        ("DELETE", f"{base}/accounts/{{id}}", admin.delete_account),
+        ("POST", f"{base}/accounts/{{id}}/adjustments", admin.adjust),
+        ("GET", f"{base}/accounts/{{id}}/statement", admin.statement),
+        ("GET", f"{base}/audit", admin.audit),
+        ("GET", f"{base}/log", admin.log),
+    )
+
+
+def _key_table(keys: KeyRoutes) -> Table:
+    base = "/api/admin"
+    return (
+        ("POST", f"{base}/accounts/{{id}}/keys", keys.create),
+        ("GET", f"{base}/accounts/{{id}}/keys", keys.list),
+        ("GET", f"{base}/keys", keys.list),
+        ("GET", f"{base}/keys/{{id}}", keys.get),
+        ("DELETE", f"{base}/keys/{{id}}", keys.revoke),
+    )
+
+
+def _add(app: web.Application, method: str, path: str, handler: Handler) -> None:
+    # aiohttp's add_get answers HEAD as well.
+    if method == "GET":
+        app.router.add_get(path, handler)
+    else:
+        app.router.add_route(method, path, handler)
 
 
 async def _no_such_route(_request: web.Request) -> web.Response:
@@ -179,12 +211,12 @@ async def _no_such_route(_request: web.Request) -> web.Response:
 
 
 async def _expect(request: web.Request) -> None:
-    """Answer ``Expect: 100-continue``, unless the body that it announces is too large anyway."""
+    """Answer ``Expect: 100-continue``, unless the announced body is too large anyway."""
     expected = request.headers.get(hdrs.EXPECT, "")
     if expected.lower() != "100-continue":
         raise web.HTTPExpectationFailed
     announced = request.content_length or 0
     if request.version >= (1, 1) and announced <= request.client_max_size:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # Interim bytes are no part of the answer whose size aiohttp watches.
+        # Interim bytes are no part of the response whose size aiohttp tracks.
         request.writer.output_size = 0

@@ -1,13 +1,28 @@
 """The one error map: every failure of an order becomes an HTTP error."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
+from aiohttp import web
+
 from lcp_gateway.accounts.limits.concurrency import TooManyConcurrentJobs
 from lcp_gateway.accounts.limits.rates import RateLimited
+from lcp_gateway.accounts.models import (
+    AccountError,
+    AccountNotFound,
+    AdjustmentExceedsBalance,
+    AdjustmentIdReused,
+    PurchaseNotFound,
+    RefundNotWithheld,
+    TooManyOpenTopups,
+)
+from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable
 from lcp_gateway.accounts.shared.outage import LimitsUnavailable
+from lcp_gateway.accounts.wallet import AmountOutOfRange, TopupsDisabled
 from lcp_gateway.adapters.completions import NotAdaptable
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.purchase.errors import (
@@ -38,13 +53,15 @@ from lcp_gateway.purchase.shared_purchases import LostElsewhere
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.routing.explicit import ContextTooLong, ModelNotFound, NoProvider, RoutingError
 
-_Answer = tuple[int, str, bool, dict[str, object]]
+_TOPUPS_DISABLED = "top-ups are disabled: no lnd is configured (lnd_grpc_addr)"
+
+_Refusal = tuple[int, str, bool, dict[str, object]]
 """Status, reason for the metric, whether another try may help, and details."""
 
 
 def map_refusal(error: Refused) -> ApiError:
-    """Give the answer for a refusal; one that may pass later names the quote that can still be taken."""
-    status, reason, retry, details = _find(error)
+    """Return the error for a refusal; one that may pass later names the quote that can still be taken."""
+    status, reason, retry, details = _refusal(error)
     if error.may_pass_later and error.quote is not None:
         details["quote_id"] = quote_id(error.quote)
     answer = ApiError(
@@ -70,15 +87,15 @@ def map_refusal(error: Refused) -> ApiError:
     return answer
 
 
-def _find(error: Refused) -> _Answer:
+def _refusal(error: Refused) -> _Refusal:
     for kind in type(error).__mro__:
-        if found := _ANSWERS.get(kind):
+        if found := _REFUSALS.get(kind):
             return found(error)
     # A quote that is not what it says it is. Another try may find an honest peer, or the same one.
     return 502, "quote_mismatch", False, {}
 
 
-def _charge(error: ChargeLimitExceeded) -> _Answer:
+def _charge(error: ChargeLimitExceeded) -> _Refusal:
     details: dict[str, object] = {
         "limit_msat": error.limit_msat,
         "charge_msat": error.price_msat,
@@ -86,7 +103,7 @@ def _charge(error: ChargeLimitExceeded) -> _Answer:
     return 402, "price_limit", False, details
 
 
-def _balance(error: InsufficientBalance) -> _Answer:
+def _balance(error: InsufficientBalance) -> _Refusal:
     details: dict[str, object] = {
         "required_msat": error.required_msat,
         "balance_msat": error.available_msat,
@@ -94,7 +111,7 @@ def _balance(error: InsufficientBalance) -> _Answer:
     return 402, "balance", False, details
 
 
-def _budget(error: BudgetExceeded) -> _Answer:
+def _budget(error: BudgetExceeded) -> _Refusal:
     details: dict[str, object] = {
         "limit_msat": error.budget.limit_msat,
         "spent_msat": error.spent_msat,
@@ -102,7 +119,7 @@ def _budget(error: BudgetExceeded) -> _Answer:
     return 402, "budget", False, details
 
 
-_ANSWERS: Mapping[type, Callable[[Any], _Answer]] = MappingProxyType(
+_REFUSALS: Mapping[type, Callable[[Any], _Refusal]] = MappingProxyType(
     {
         QuoteExpired: lambda error: (410, "quote_expired", not error.was_named, {}),
         PriceLimitExceeded: lambda error: (
@@ -337,3 +354,60 @@ def _of_node_failure(error: PaymentFailed) -> ApiError:
     if answer.retry and error.retry_after_s is not None:
         answer.retry_after_s = math.ceil(error.retry_after_s)
     return answer
+
+
+# Status, code, param, and whether another try may help.
+_ACCOUNT_ERRORS: Mapping[type[Exception], tuple[int, str, str | None, bool]] = MappingProxyType(
+    {
+        TopupsDisabled: (503, "topups_unavailable", None, False),
+        InvoiceServiceUnavailable: (503, "topups_unavailable", None, True),
+        TooManyOpenTopups: (429, "too_many_open_topups", None, False),
+        AmountOutOfRange: (400, "invalid_value", "amount_msat", False),
+        AccountNotFound: (404, "account_not_found", None, False),
+        AdjustmentExceedsBalance: (409, "insufficient_balance", None, False),
+        AdjustmentIdReused: (409, "id_reused", None, False),
+        PurchaseNotFound: (404, "purchase_not_found", "id", False),
+        RefundNotWithheld: (409, "refund_not_withheld", "id", False),
+    }
+)
+
+
+def map_account_error(error: Exception) -> ApiError:
+    """Return the error for a change of accounts, or a top-up, that cannot be made."""
+    found = _ACCOUNT_ERRORS.get(type(error), (400, "invalid_value", None, False))
+    status, code, param, retry = found
+    message = _TOPUPS_DISABLED if isinstance(error, TopupsDisabled) else str(error)
+    reason = "bad_request" if status == HTTPStatus.BAD_REQUEST else ""
+    return ApiError(status, message, code, param, retry, reason=reason)
+
+
+@contextmanager
+def account_errors() -> Iterator[None]:
+    """Map the errors of accounts that the block raises.
+
+    Raises:
+        ApiError: 400, 404, 409, 429 or 503.
+    """
+    try:
+        yield
+    except (AccountError, TopupsDisabled, InvoiceServiceUnavailable) as error:
+        raise map_account_error(error) from None
+
+
+def map_http_exception(error: web.HTTPException) -> ApiError:
+    """Return the error for aiohttp's own refusal: an unknown route, a wrong method, a body that is too large."""
+    match error:
+        case web.HTTPNotFound():
+            return ApiError(404, "there is no such route", code="not_found", reason="not_found")
+        case web.HTTPMethodNotAllowed():
+            allow = ", ".join(sorted(error.allowed_methods))
+            return ApiError(
+                405,
+                f"this route does not take {error.method}; it takes {allow}",
+                code="method_not_allowed",
+                headers={"Allow": allow},
+            )
+        case web.HTTPExpectationFailed():
+            return ApiError(417, "only 100-continue can be expected", code="expectation_failed")
+        case _:
+            return ApiError(error.status, error.reason)

@@ -1,4 +1,4 @@
-"""An answer that is an error, in OpenAI's shape, that says what happened to the money."""
+"""Errors as responses in OpenAI's shape, which say what happened to the money."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ PAGE_HEADERS = MappingProxyType(
         "Cross-Origin-Resource-Policy": "same-origin",
     }
 )
-"""What keeps a web page from framing an answer, embedding it, or taking it for something that it is not."""
+"""Headers that keep a web page from framing a response, embedding it, or taking it for another type."""
 RETRY_AFTER_S = 1
 _MAX_MESSAGE_CHARS = 1_000
 
@@ -34,10 +34,10 @@ _TYPES = {
 
 @dataclass(slots=True)
 class ApiError(Exception):
-    """An answer that is an error.
+    """An error that becomes the response.
 
-    ``retry`` goes out as ``x-should-retry``, with a ``retry-after`` when it is true. ``reason`` is the word that the
-    metric of refusals counts it under; empty when it is none.
+    ``retry`` goes out as ``x-should-retry``, with a ``retry-after`` when it is true. ``reason`` is the label in the metric
+    of refusals; empty for an error that is no refusal.
     """
 
     status: int
@@ -54,7 +54,7 @@ class ApiError(Exception):
 
     @property
     def type(self) -> str:
-        """The error's type in OpenAI's words."""
+        """OpenAI's type of the error."""
         if self.status == HTTPStatus.HTTP_VERSION_NOT_SUPPORTED:
             return "invalid_request_error"
         if self.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -62,7 +62,7 @@ class ApiError(Exception):
         return _TYPES.get(self.status, "invalid_request_error")
 
     def as_object(self) -> dict[str, object]:
-        """The ``error`` object: OpenAI's four keys, and ``lcp`` where there was a quote."""
+        """Return the ``error`` object: OpenAI's four keys, and ``lcp`` where there was a quote."""
         error: dict[str, object] = {
             "message": self.message[:_MAX_MESSAGE_CHARS],
             "type": self.type,
@@ -80,7 +80,7 @@ class ApiError(Exception):
         return error
 
     def response(self) -> web.Response:
-        """The whole answer."""
+        """Return the whole response."""
         headers = {
             PAYMENT_HEADER: self.verdict.value,
             "x-should-retry": "true" if self.retry else "false",
@@ -99,7 +99,7 @@ class ApiError(Exception):
 
 
 def quote_headers(quote: Quote) -> dict[str, str]:
-    """The headers that tell which quote an answer belongs to."""
+    """Return the headers of the quote that a response belongs to."""
     return {
         "X-Lcp-Peer-Id": quote.peer_id,
         "X-Lcp-Job-Id": quote.job_id.hex(),
@@ -109,31 +109,12 @@ def quote_headers(quote: Quote) -> dict[str, str]:
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """A request that makes no sense."""
+    """Return the error for an invalid request."""
     return ApiError(400, message, code=code, param=param, reason="bad_request")
 
 
-def map_http_exception(error: web.HTTPException) -> ApiError:
-    """What aiohttp itself refuses: an unknown route, a wrong method, a body that is too large."""
-    match error:
-        case web.HTTPNotFound():
-            return ApiError(404, "there is no such route", code="not_found", reason="not_found")
-        case web.HTTPMethodNotAllowed():
-            allow = ", ".join(sorted(error.allowed_methods))
-            return ApiError(
-                405,
-                f"this route does not take {error.method}; it takes {allow}",
-                code="method_not_allowed",
-                headers={"Allow": allow},
-            )
-        case web.HTTPExpectationFailed():
-            return ApiError(417, "only 100-continue can be expected", code="expectation_failed")
-        case _:
-            return ApiError(error.status, error.reason)
-
-
 def internal_error(verdict: Verdict, quote: Quote | None) -> ApiError:
-    """A bug: nothing of its inside is shown."""
+    """Return the error for a bug, without any detail of it."""
     return ApiError(
         500, "the gateway failed; see its log", "internal_error", verdict=verdict, quote=quote
     )

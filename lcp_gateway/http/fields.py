@@ -1,15 +1,26 @@
-"""JSON bodies and queries of the gateway's own routes: every field checked, every mistake named."""
+"""Requests and responses of the gateway's own routes: JSON fields checked one by one, pages, ids, the caller."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 from aiohttp import web
 
+from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.openai.request_body import read_body
+
+MOST_MSAT = 2_100_000_000_000_000_000
+"""All the millisatoshi that there will ever be."""
+
+_DIGITS = re.compile(r"[0-9]{1,9}")
+# No id is longer or holds other characters, and databases disagree on what they make of such text.
+_NAME = re.compile(r"[A-Za-z0-9_]{0,64}")
+_NUMBER = re.compile(r"[0-9]{1,18}")
+_USUAL_PAGE = 50
+_LARGEST_PAGE = 500
 
 
 def json_response(
@@ -24,25 +35,42 @@ def json_response(
     )
 
 
-MOST_MSAT = 2_100_000_000_000_000_000
-"""All the millisatoshi that there will ever be."""
+def list_response(data: Iterable[object], after: str | int | None) -> web.Response:
+    """Return a page of a list; ``after`` is what the next page is asked for with, None at the end."""
+    following = None if after is None else str(after)
+    return json_response({"object": "list", "data": [*data], "after": following})
 
-_DIGITS = re.compile(r"[0-9]{1,9}")
-# Whatever is asked for beyond these is none that was ever given, and databases disagree on what they make of it.
-_NAME = re.compile(r"[A-Za-z0-9_]{0,64}")
-_NUMBER = re.compile(r"[0-9]{1,18}")
-_USUAL_PAGE = 50
-_LARGEST_PAGE = 500
+
+def unix_time(at: datetime) -> int:
+    """Return a time as Unix seconds."""
+    return int(at.timestamp())
+
+
+def account_of(request: web.Request) -> str:
+    """Return the account that a request's key belongs to.
+
+    Raises:
+        ApiError: 403, the key belongs to none.
+    """
+    account_id = request[CONTEXT].caller.account_id
+    if account_id is None:
+        raise ApiError(403, "this key belongs to no account", code="no_account", reason="auth")
+    return account_id
+
+
+def actor_of(request: web.Request) -> str:
+    """Return the administrator of a request as the log of administrators names it."""
+    return f"api:{request[CONTEXT].key_id}"
 
 
 class Fields:
-    """The fields of a body. Each is asked for once; ``done`` refuses what nobody asked for."""
+    """The fields of a body. Each is read once; ``done`` refuses the fields that were not read."""
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         self._left = dict(document)
 
     def text(self, name: str, *, required: bool = False, longest: int = 128) -> str:
-        """Give a text, "" where there is none."""
+        """Return a text, "" where there is none."""
         value = self._left.pop(name, None)
         if value is None and not required:
             return ""
@@ -56,7 +84,7 @@ class Fields:
         return value
 
     def amount(self, name: str, *, signed: bool = False) -> int | None:
-        """Give a whole amount, None where there is none."""
+        """Return a whole amount, None where there is none."""
         value = self._left.pop(name, None)
         if value is None:
             return None
@@ -67,7 +95,7 @@ class Fields:
         return value
 
     def names(self, name: str, *, allowed: frozenset[str] | None = None) -> frozenset[str] | None:
-        """Give an array of texts as a set, None where there is none."""
+        """Return an array of texts as a set, None where there is none."""
         value = self._left.pop(name, None)
         if value is None:
             return None
@@ -80,7 +108,7 @@ class Fields:
         return frozenset(value)
 
     def time(self, name: str) -> datetime | None:
-        """Give a time from Unix seconds or ISO 8601, None where there is none."""
+        """Return a time given in Unix seconds or ISO 8601, None where there is none."""
         value = self._left.pop(name, None)
         if value is None:
             return None
@@ -100,7 +128,7 @@ class Fields:
             raise problem from None
 
     def done(self) -> None:
-        """Refuse the fields that are left.
+        """Refuse the fields that were not read.
 
         Raises:
             ApiError: 400, naming one of them.
@@ -109,7 +137,7 @@ class Fields:
             raise bad_request(f"{name:.64} is not known here", name[:64], "unknown_parameter")
 
 
-async def read_fields(request: web.Request, timeout_s: float) -> Fields:
+async def read_object(request: web.Request, timeout_s: float) -> dict[str, Any]:
     """Read a body that is a JSON object, or empty.
 
     Raises:
@@ -122,7 +150,12 @@ async def read_fields(request: web.Request, timeout_s: float) -> Fields:
         raise bad_request(f"the body is not valid JSON: {error.msg}", code="invalid_json") from None
     if not isinstance(document, dict):
         raise bad_request("the body must be a JSON object", code="invalid_json")
-    return Fields(document)
+    return document
+
+
+async def read_fields(request: web.Request, timeout_s: float) -> Fields:
+    """Read the fields of a body, as ``read_object``."""
+    return Fields(await read_object(request, timeout_s))
 
 
 def read_page(request: web.Request) -> tuple[int, str]:
@@ -136,12 +169,12 @@ def read_page(request: web.Request) -> tuple[int, str]:
         raise bad_request(f"limit must be from 1 to {_LARGEST_PAGE}", "limit", "invalid_value")
     after = request.query.get("after", "")
     if not _NAME.fullmatch(after):
-        raise _no_place()
+        raise _bad_place()
     return int(limit), after
 
 
 def read_numbered_page(request: web.Request) -> tuple[int, int | None]:
-    """Read the same for what is asked for by number.
+    """Read ``limit`` and ``after`` of a list whose places are numbers.
 
     Raises:
         ApiError: 400, naming the parameter.
@@ -150,7 +183,7 @@ def read_numbered_page(request: web.Request) -> tuple[int, int | None]:
     if not after:
         return limit, None
     if not _NUMBER.fullmatch(after):
-        raise _no_place()
+        raise _bad_place()
     return limit, int(after)
 
 
@@ -158,13 +191,13 @@ def read_id(request: web.Request) -> str:
     """Read the id of a path.
 
     Raises:
-        ApiError: 404 for what can be none.
+        ApiError: 404 for a text that is no id.
     """
     found = request.match_info["id"]
     if not _NAME.fullmatch(found):
-        raise ApiError(404, "there is nothing of this id", code="not_found", param="id")
+        raise ApiError(404, "no object has this id", code="not_found", param="id")
     return found
 
 
-def _no_place() -> ApiError:
+def _bad_place() -> ApiError:
     return bad_request("after is not what a page gave", "after", "invalid_value")

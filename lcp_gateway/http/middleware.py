@@ -11,12 +11,12 @@ from lcp_gateway.http.authentication import AGENT_TOKEN, Authenticator
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.context import CONTEXT, SERVER, RequestContext, request_id_of
 from lcp_gateway.http.cors import Cors
+from lcp_gateway.http.error_mapping import map_http_exception
 from lcp_gateway.http.errors import (
     PAGE_HEADERS,
     PAYMENT_HEADER,
     ApiError,
     internal_error,
-    map_http_exception,
 )
 from lcp_gateway.http.server.proxies import display_address
 from lcp_gateway.http.tracing import NOT_TRACED, finish

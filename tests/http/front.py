@@ -19,6 +19,7 @@ from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.gateway.admin import AdminRoutes
 from lcp_gateway.http.gateway.api_limits import ApiLimits
+from lcp_gateway.http.gateway.keys import KeyRoutes
 from lcp_gateway.http.gateway.l402 import L402Routes
 from lcp_gateway.http.gateway.wallet import WalletRoutes
 from lcp_gateway.http.middleware import RequestMiddleware
@@ -122,12 +123,12 @@ async def front(
         ),
         admin=AdminRoutes(
             accounts=bank.accounts,
-            keys=bank.keys,
             ledger=bank.ledger,
-            acts=bank.acts,
+            actions=bank.acts,
             on_key_change=keeper.refresh,
             read_timeout_s=5,
         ),
+        keys=KeyRoutes(bank.keys, on_change=keeper.refresh, read_timeout_s=5),
     )
     middleware = RequestMiddleware(
         authenticator=AccountAuthenticator(

@@ -59,6 +59,7 @@ from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.gateway.admin import AdminRoutes
 from lcp_gateway.http.gateway.api_limits import ApiLimits
+from lcp_gateway.http.gateway.keys import KeyRoutes
 from lcp_gateway.http.gateway.refunds import RefundRoutes
 from lcp_gateway.http.gateway.wallet import WalletRoutes
 from lcp_gateway.http.openai.admission import Admission
@@ -283,6 +284,7 @@ class AccessParts:
     charging: ChargeReport
     wallet_routes: WalletRoutes | None = None
     admin_routes: AdminRoutes | None = None
+    key_routes: KeyRoutes | None = None
     refund_routes: RefundRoutes | None = None
 
 
@@ -373,10 +375,14 @@ class Access:
             ),
             admin_routes=AdminRoutes(
                 accounts=customers.accounts,
-                keys=customers.keys,
                 ledger=customers.ledger,
-                acts=customers.acts,
+                actions=customers.acts,
                 on_key_change=customers.keeper.refresh,
+                read_timeout_s=settings.request_read_timeout_s,
+            ),
+            key_routes=KeyRoutes(
+                customers.keys,
+                on_change=customers.keeper.refresh,
                 read_timeout_s=settings.request_read_timeout_s,
             ),
             refund_routes=RefundRoutes(

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lcp_gateway.accounts.documents import audit_document, balance_document
 from lcp_gateway.accounts.models import Audit
 from lcp_gateway.cli.accounts.books import (
     USUAL_LIMIT,
@@ -21,10 +22,8 @@ from lcp_gateway.cli.accounts.documents import (
     ACT_HEADINGS,
     account_document,
     account_row,
-    act_document,
     act_row,
-    audit_document,
-    balance_document,
+    action_document,
     format_amount,
     gather_pages,
     pairs,
@@ -213,7 +212,7 @@ async def log(
         limit,
         None if after is None else str(after),
     )
-    print_listing(found, ACT_HEADINGS, act_row, act_document, json=json)
+    print_listing(found, ACT_HEADINGS, act_row, action_document, json=json)
     return 0
 
 

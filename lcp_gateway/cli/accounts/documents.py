@@ -4,13 +4,14 @@ import csv
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import TypeVar
 
+from lcp_gateway.accounts import documents
+from lcp_gateway.accounts.documents import KEY_LIMITS, LINE_FIELDS, Document
 from lcp_gateway.accounts.models import (
     Account,
     AdminAction,
-    Audit,
-    Balance,
     KeyRecord,
     Listing,
     StatementLine,
@@ -21,8 +22,6 @@ from lcp_gateway.cli.books.journal import format_time
 from lcp_gateway.cli.output import print_json, print_pairs, print_table, report
 from lcp_gateway.purchase.money import Msat, format_sat
 
-Document = dict[str, object]
-
 ACCOUNT_HEADINGS = ("id", "name", "balance msat", "held msat", "available", "created", "deleted")
 KEY_HEADINGS = ("id", "account", "name", "kind", "begins", "scopes", "created", "state")
 LINE_HEADINGS = ("id", "time", "amount msat", "amount", "balance msat", "balance", "cause", "of")
@@ -32,30 +31,17 @@ TOPUP_HEADINGS = (
 )
 ACT_HEADINGS = ("id", "time", "actor", "action", "target", "detail")
 
-LINE_FIELDS = ("id", "at", "amount_msat", "balance_msat", "cause", "cause_id")
-"""The fields of a line of a statement in the order in which they are written."""
-
 _NOTHING = "-"
-_LIMITS = (
-    *("max_price_msat", "requests_per_minute", "tokens_per_minute"),
-    *("budget_hour_msat", "budget_day_msat", "budget_month_msat", "concurrent_jobs"),
-)
+
+account_document = partial(documents.account_document, time=format_time)
+key_document = partial(documents.key_document, time=format_time)
+line_document = partial(documents.line_document, time=format_time)
+action_document = partial(documents.action_document, time=format_time)
 
 
 def pairs(document: Mapping[str, object]) -> list[tuple[str, str]]:
     """Give a document's fields by name in words: amounts in sat as well, a dash for nothing."""
     return [(name, _words(name, value)) for name, value in document.items()]
-
-
-def account_document(account: Account) -> Document:
-    """Give an account by fields."""
-    return {
-        "id": account.id,
-        "name": account.name,
-        "created_at": format_time(account.created_at),
-        "deleted_at": _time(account.deleted_at),
-        **balance_document(account.balance),
-    }
 
 
 def account_row(account: Account) -> tuple[str, ...]:
@@ -72,33 +58,6 @@ def account_row(account: Account) -> tuple[str, ...]:
     )
 
 
-def balance_document(balance: Balance) -> Document:
-    """Give a balance by fields."""
-    return {
-        "balance_msat": balance.balance_msat,
-        "held_msat": balance.held_msat,
-        "available_msat": balance.available_msat,
-    }
-
-
-def key_document(record: KeyRecord) -> Document:
-    """Give a key by fields; a limit of 0 is none."""
-    rules = record.rules
-    return {
-        "id": record.id,
-        "account_id": record.account_id,
-        "name": record.name,
-        "kind": record.kind.value,
-        "prefix": record.prefix,
-        "scopes": sorted(scope.value for scope in rules.scopes),
-        "models": sorted(rules.models),
-        **{limit: getattr(rules, limit) for limit in _LIMITS},
-        "expires_at": _time(rules.expires_at),
-        "created_at": format_time(record.created_at),
-        "revoked_at": _time(record.revoked_at),
-    }
-
-
 def key_row(record: KeyRecord, now: datetime) -> tuple[str, ...]:
     """Give the cells under ``KEY_HEADINGS``."""
     return (
@@ -111,18 +70,6 @@ def key_row(record: KeyRecord, now: datetime) -> tuple[str, ...]:
         format_time(record.created_at),
         _state(record, now),
     )
-
-
-def line_document(line: StatementLine) -> Document:
-    """Give a movement of a balance by ``LINE_FIELDS``."""
-    return {
-        "id": line.id,
-        "at": format_time(line.at),
-        "amount_msat": line.amount_msat,
-        "balance_msat": line.balance_msat,
-        "cause": line.cause.value,
-        "cause_id": line.cause_id,
-    }
 
 
 def line_row(line: StatementLine) -> tuple[str, ...]:
@@ -140,20 +87,9 @@ def line_row(line: StatementLine) -> tuple[str, ...]:
 
 
 def topup_document(topup: Topup) -> Document:
-    """Give a top-up by fields."""
-    return {
-        "id": topup.id,
-        "account_id": topup.account_id,
-        "status": topup.state.value,
-        "purpose": topup.purpose.value,
-        "amount_msat": topup.amount_msat,
-        "received_msat": topup.received_msat,
-        "memo": topup.memo,
-        "created_at": format_time(topup.created_at),
-        "expires_at": format_time(topup.expires_at),
-        "settled_at": _time(topup.settled_at),
-        "payment_request": topup.payment_request,
-    }
+    """Return a top-up with its account and its purpose."""
+    more = {"account_id": topup.account_id, "purpose": topup.purpose.value}
+    return {"id": topup.id, **more, **documents.topup_document(topup, format_time)}
 
 
 def topup_row(topup: Topup) -> tuple[str, ...]:
@@ -170,36 +106,10 @@ def topup_row(topup: Topup) -> tuple[str, ...]:
     )
 
 
-def act_document(act: AdminAction) -> Document:
-    """Give something that an administrator did by fields."""
-    return {
-        "id": act.id,
-        "at": format_time(act.at),
-        "actor": act.actor,
-        "action": act.action,
-        "target": act.target,
-        "detail": dict(act.detail),
-    }
-
-
 def act_row(act: AdminAction) -> tuple[str, ...]:
     """Give the cells under ``ACT_HEADINGS``."""
     detail = "; ".join(f"{name}: {_words(name, value)}" for name, value in act.detail.items())
     return (str(act.id), format_time(act.at), act.actor, act.action, act.target, detail)
-
-
-def audit_document(audit: Audit) -> Document:
-    """Give what an audit found by fields."""
-    return {
-        "ok": audit.ok,
-        "problems": list(audit.problems),
-        "accounts": audit.totals.accounts,
-        "balance_msat": audit.totals.balance_msat,
-        "held_msat": audit.totals.held_msat,
-        "books": dict(sorted(audit.books.items())),
-        "entries": audit.entries,
-        "purchases": audit.purchases,
-    }
 
 
 def format_amount(amount_msat: int) -> str:
@@ -211,7 +121,7 @@ def _words(name: str, value: object) -> str:
     match value:
         case None | "" | []:
             return _NOTHING
-        case 0 if name in _LIMITS:
+        case 0 if name in KEY_LIMITS:
             return "none of its own"
         case int() if name.endswith("_msat"):
             return format_amount(value)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lcp_gateway.accounts.callers import KeyRules, Scope
+from lcp_gateway.accounts.documents import Document
 from lcp_gateway.accounts.models import KeyKind, KeyRecord
 from lcp_gateway.cli.accounts.books import (
     USUAL_LIMIT,
@@ -20,7 +21,6 @@ from lcp_gateway.cli.accounts.books import (
 )
 from lcp_gateway.cli.accounts.documents import (
     KEY_HEADINGS,
-    Document,
     gather_pages,
     key_document,
     key_row,

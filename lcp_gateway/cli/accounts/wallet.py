@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from lcp_gateway.accounts.documents import balance_document
 from lcp_gateway.accounts.models import AccountNotFound, Topup, check_text
 from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable
 from lcp_gateway.accounts.wallet import TopupRules, Wallet
@@ -25,7 +26,6 @@ from lcp_gateway.cli.accounts.books import (
 )
 from lcp_gateway.cli.accounts.documents import (
     TOPUP_HEADINGS,
-    balance_document,
     format_amount,
     gather_pages,
     print_document,

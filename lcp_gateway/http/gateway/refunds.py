@@ -8,10 +8,16 @@ from aiohttp import web
 
 from lcp_gateway.accounts.models import PurchaseNotFound, RefundRecord
 from lcp_gateway.accounts.repositories import RefundRepository
-from lcp_gateway.http.context import CONTEXT
+from lcp_gateway.http.error_mapping import account_errors, map_account_error
 from lcp_gateway.http.errors import ApiError, bad_request
-from lcp_gateway.http.fields import json_response, read_fields, read_page
-from lcp_gateway.http.gateway.wallet import account_of, of_account_error, told
+from lcp_gateway.http.fields import (
+    account_of,
+    actor_of,
+    json_response,
+    list_response,
+    read_fields,
+    read_page,
+)
 from lcp_gateway.purchase.money import Refund, RefundDecision
 
 _JOB_ID = re.compile(r"[0-9a-f]{64}")
@@ -28,7 +34,7 @@ class RefundRoutes:
         on_decision: Callable[[RefundDecision], None],
         read_timeout_s: float,
     ) -> None:
-        """``on_decision`` hears of each decision once."""
+        """``on_decision`` is called once for each decision."""
         self._refunds = refunds
         self._on_decision = on_decision
         self._read_timeout_s = read_timeout_s
@@ -38,7 +44,7 @@ class RefundRoutes:
         return await self._page(request, account_of(request), _customer_document)
 
     async def list_refunds(self, request: web.Request) -> web.Response:
-        """Serve GET /api/admin/refunds, with ``refund`` and ``account_id`` to choose by."""
+        """Serve GET /api/admin/refunds, filtered by ``refund`` and ``account_id``."""
         return await self._page(request, request.query.get("account_id") or None, _document)
 
     async def get_refund(self, request: web.Request) -> web.Response:
@@ -57,16 +63,14 @@ class RefundRoutes:
         fields.done()
         if decision not in _DECISIONS:
             raise bad_request("decision may be grant or deny", "decision", "invalid_value")
-        actor = f"api:{request[CONTEXT].key_id}"
-        decided, is_new = await told(
-            lambda: self._refunds.decide(
+        with account_errors():
+            decided, is_new = await self._refunds.decide(
                 job_id,
                 grant=_DECISIONS[decision],
                 reason=reason,
-                actor=actor,
+                actor=actor_of(request),
                 at=datetime.now(UTC),
             )
-        )
         if is_new:
             self._on_decision(
                 RefundDecision(job_id, decided.account_id, decided.amount_msat, decided.refund)
@@ -83,13 +87,7 @@ class RefundRoutes:
         page = await self._refunds.page(
             account_id=account_id, refund=_refund(request), limit=limit, after=after or None
         )
-        return json_response(
-            {
-                "object": "list",
-                "data": [document(record) for record in page.items],
-                "after": page.after,
-            }
-        )
+        return list_response(map(document, page.items), page.after)
 
 
 def _refund(request: web.Request) -> Refund | None:
@@ -106,7 +104,7 @@ def _refund(request: web.Request) -> Refund | None:
 def _job_id(request: web.Request) -> bytes:
     text = request.match_info["id"]
     if not _JOB_ID.fullmatch(text):
-        raise of_account_error(PurchaseNotFound())
+        raise map_account_error(PurchaseNotFound())
     return bytes.fromhex(text)
 
 

@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-import orjson
 from aiohttp import web
 
 from lcp_gateway.http.errors import bad_request
-from lcp_gateway.http.fields import json_response
-from lcp_gateway.http.openai.request_body import read_body
+from lcp_gateway.http.fields import json_response, read_object
 from lcp_gateway.routing.route_query import BadQuery, RouteQuery, read_query
 
 
@@ -28,15 +26,7 @@ class RankingRoutes:
 
     async def rank(self, request: web.Request) -> web.Response:
         """Serve POST /api/models/route; an empty body asks for the best of all."""
-        body = await read_body(request, self._read_timeout_s)
-        try:
-            document = orjson.loads(body) if body.strip() else {}
-        except orjson.JSONDecodeError as error:
-            raise bad_request(
-                f"the body is not valid JSON: {error.msg}", code="invalid_json"
-            ) from None
-        if not isinstance(document, dict):
-            raise bad_request("the body must be a JSON object", code="invalid_json")
+        document = await read_object(request, self._read_timeout_s)
         try:
             query = read_query(document)
         except BadQuery as error:

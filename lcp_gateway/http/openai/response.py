@@ -20,7 +20,8 @@ from lcp_gateway.http.error_mapping import map_error, map_purchase_error
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, quote_headers
 from lcp_gateway.http.fields import json_response
 from lcp_gateway.http.gateway.api_limits import ApiLimits, account
-from lcp_gateway.http.openai.sse_relay import SseRelay, close_if_http10
+from lcp_gateway.http.openai.sse_relay import SseRelay
+from lcp_gateway.http.server.connection import close_if_http10
 from lcp_gateway.purchase.errors import Undelivered
 from lcp_gateway.purchase.held_quotes import HeldQuote
 from lcp_gateway.purchase.journal import EarlierPurchase, InsufficientBalance

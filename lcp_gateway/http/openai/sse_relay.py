@@ -14,21 +14,13 @@ from aiohttp import HttpVersion11, web
 from lcp_gateway.adapters.json_bytes import is_event_stream
 from lcp_gateway.adapters.sse import ends_event
 from lcp_gateway.http.errors import ApiError
+from lcp_gateway.http.server.connection import close_if_http10
 from lcp_gateway.purchase.order import TaskKind
 
 _HEARTBEAT = b": heartbeat\n\n"
 # How long a response that was broken off may take to leave before the connection is torn down.
 _FLUSH_S = 5.0
 _TAIL_BYTES = 4
-
-
-def close_if_http10(request: web.Request, response: web.StreamResponse) -> None:
-    """Close the connection of an HTTP/1.0 client at the body's end, also where the client asked to keep it.
-
-    Without chunks and without a length nothing else ends the body.
-    """
-    if request.version < HttpVersion11:
-        response.force_close()
 
 
 class SseRelay:

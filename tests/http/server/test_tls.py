@@ -7,8 +7,9 @@ from contextlib import AsyncExitStack
 import pytest
 from aiohttp import ClientSession, web
 
-from lcp_gateway.app.listening import listening
+from lcp_gateway.app.serving import server_options
 from lcp_gateway.config import Settings
+from lcp_gateway.http.server.listener import listen
 from lcp_gateway.http.server.tls import BadCertificate, Tls, server_context
 from tests.support.certificates import DAY, certificate
 
@@ -98,7 +99,7 @@ async def serve():
             app = web.Application()
             app.router.add_get("/", hello)
             settings = Settings(request_read_timeout_s=1.0)
-            where = listening(app, "127.0.0.1:0", settings, tls.context)
+            where = listen(app, "127.0.0.1", 0, server_options(settings), tls.context)
             return (await stack.enter_async_context(where)).port
 
         yield start
@@ -157,7 +158,7 @@ async def test_a_renewal_that_cannot_be_used_leaves_the_certificate_of_before(tm
 
 
 async def test_whoever_speaks_something_else_or_nothing_harms_nobody(tmp_path, serve, monkeypatch):
-    monkeypatch.setattr("lcp_gateway.app.listening._HANDSHAKE_S", 0.3)
+    monkeypatch.setattr("lcp_gateway.http.server.listener._HANDSHAKE_S", 0.3)
     pair = certificate(tmp_path)
     port = await serve(Tls(pair.certificate, pair.key))
     told = []

@@ -1,0 +1,143 @@
+"""The addresses listened on: each gives its requests to an application that a reload can replace."""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp import web
+
+from lcp_gateway.http.error_mapping import map_http_exception
+from lcp_gateway.http.server.connection import GatewayConnection
+from lcp_gateway.http.server.proxies import TrustedProxies
+from lcp_gateway.telemetry.logs import get_logger
+
+# However slow a line is, a handshake is a few packets.
+_HANDSHAKE_S = 10.0
+_BACKLOG: Final = 1024
+# How long the rest of a refused body is read, so that its sender can read the response.
+_LINGER_S = 2.0
+# The application drains its jobs before it is cleaned up, so nothing is left to wait for here.
+_SHUTDOWN_S = 1.0
+
+
+class CannotListen(Exception):
+    """An address cannot be listened on; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """How connections are served. ``trusted_proxies`` are addresses or networks."""
+
+    head_timeout_s: float
+    keepalive_s: float
+    max_header_bytes: int
+    trusted_proxies: Sequence[str] = ()
+
+
+class GatewayServer(web.Server):
+    """Makes a ``GatewayConnection`` for each connection, and gives each request to the present application."""
+
+    def __init__(self, application: web.Server, options: ServerOptions) -> None:
+        super().__init__(self._answer, request_factory=self._request, handler_cancellation=True)
+        self.use(application, options)
+
+    def __call__(self) -> web.RequestHandler:
+        """Return the protocol for a new connection."""
+        return GatewayConnection(self, loop=self._loop, **self._connection_options)
+
+    def use(self, application: web.Server, options: ServerOptions) -> None:
+        """Give later requests to this application, and make connections with these options.
+
+        Requests under way end in the application that they came to.
+        """
+        self._application = application
+        self._proxies = TrustedProxies(options.trusted_proxies)
+        self._connection_options: Mapping[str, Any] = {
+            "head_timeout_s": options.head_timeout_s,
+            "keepalive_timeout": options.keepalive_s,
+            "lingering_time": _LINGER_S,
+            "max_line_size": options.max_header_bytes,
+            "max_field_size": options.max_header_bytes,
+            # The request's bytes go on as they came; compressed ones are refused, not unpacked.
+            "auto_decompress": False,
+            "access_log": None,
+            "logger": get_logger("http"),
+        }
+
+    def _request(self, *parts: Any) -> web.BaseRequest:
+        return self._proxies.seen_through(self._application.request_factory(*parts))
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await self._application.request_handler(request)
+        except web.HTTPException as error:
+            # Raised outside the middlewares: an Expect header that cannot be met.
+            return map_http_exception(error).response()
+
+
+class _Site(web.TCPSite):
+    """An address that is listened on; a handshake that takes longer than ``_HANDSHAKE_S`` is cut off."""
+
+    __slots__ = ()
+
+    async def start(self) -> None:
+        """Listen as aiohttp does, which lets a handshake take a minute."""
+        await web.BaseSite.start(self)
+        assert self._runner.server is not None  # noqa: S101 - the runner was set up
+        self._server = await asyncio.get_running_loop().create_server(
+            self._runner.server,
+            self._host,
+            self._port,
+            ssl=self._ssl_context,
+            backlog=self._backlog,
+            ssl_handshake_timeout=_HANDSHAKE_S if self._ssl_context else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """An address that is listened on."""
+
+    port: int
+    server: GatewayServer
+
+
+async def prepare_application(app: web.Application) -> web.Server:
+    """Return an application in the form in which a ``GatewayServer`` takes it."""
+    runner = web.AppRunner(app)
+    await runner.setup()
+    assert runner.server is not None  # noqa: S101 - made by the setup
+    return runner.server
+
+
+@contextlib.asynccontextmanager
+async def listen(
+    app: web.Application,
+    host: str,
+    port: int,
+    options: ServerOptions,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[Listener]:
+    """Serve on an address for the block. An empty ``host`` is all addresses; for port 0 the system chooses one.
+
+    Raises:
+        CannotListen: the address is taken, or not one of this machine.
+    """
+    server = GatewayServer(await prepare_application(app), options)
+    runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_S)
+    await runner.setup()
+    try:
+        site = _Site(runner, host=host or None, port=port, backlog=_BACKLOG, ssl_context=tls)
+        try:
+            await site.start()
+        except OSError as error:
+            shown = f"[{host}]" if ":" in host else host
+            raise CannotListen(
+                f"cannot listen on {shown}:{port}: {error.strerror or error}"
+            ) from error
+        yield Listener(runner.addresses[0][1], server)
+    finally:
+        await runner.cleanup()
