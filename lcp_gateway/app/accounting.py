@@ -16,6 +16,7 @@ from lcp_gateway.routing.catalog import NODE_PREFIX
 from lcp_gateway.routing.measurements import Measurements, request_size
 from lcp_gateway.routing.peer_trust import PeerTrust
 from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.upstream_status import UpstreamStatus
 
 _UNPAID = frozenset({State.QUOTED, State.REFUSED, State.EXPIRED})
 _OUTCOMES = {State.NOT_PAID: "not_paid", State.UNKNOWN: "unknown", State.PAYING: "unknown"}
@@ -99,7 +100,7 @@ class QuoteFailures:
         source = ProviderSource.NODE if peer_id.startswith(NODE_PREFIX) else ProviderSource.LCP
         self._metrics.failover("refused" if isinstance(error, Refused) else "failed", source.value)
         # UNAVAILABLE is the daemon's absence rather than a peer's fault, and most other words blame the request.
-        hung = isinstance(error, UpstreamError) and error.status == "DEADLINE_EXCEEDED"
+        hung = isinstance(error, UpstreamError) and error.status == UpstreamStatus.DEADLINE_EXCEEDED
         if hung or isinstance(error, QuoteMismatch):
             self._standings.failed_to_quote(peer_id)
             self._records.failed(peer_id)

@@ -17,8 +17,6 @@ _STREAM_BYTES_PER_TOKEN = 150.0
 _BYTES_PER_TOKEN = 4.0
 _LEAST_S = 0.001
 _FAILED = frozenset({State.UNDELIVERED, State.UNKNOWN, State.NOT_PAID})
-# A node's failures that are its own doing, rather than the request's.
-_NODES_OWN = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "DATA_LOSS", "RESOURCE_EXHAUSTED"})
 
 
 class Measuring(Observer):
@@ -44,7 +42,7 @@ class Measuring(Observer):
         if goes_on:
             self._records.finished(provider_id)
             self._metrics.failover("failed", purchase.quote.source.value)
-        if error.status in _NODES_OWN:
+        if error.status.is_upstreams_fault:
             self._standings.failed_to_quote(provider_id)
             if goes_on:
                 self._records.failed(provider_id)
@@ -126,5 +124,5 @@ def _is_requests_fault(answer: ResultBuffer, purchase: Purchase) -> bool:
     return (
         purchase.quote.source is ProviderSource.NODE
         and isinstance(error, PaymentFailed)
-        and error.status not in _NODES_OWN
+        and not error.status.is_upstreams_fault
     )

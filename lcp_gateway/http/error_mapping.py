@@ -52,6 +52,7 @@ from lcp_gateway.purchase.result_buffer import ResultGone
 from lcp_gateway.purchase.shared_purchases import LostElsewhere
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.routing.explicit import ContextTooLong, ModelNotFound, NoProvider, RoutingError
+from lcp_gateway.upstream_status import UpstreamStatus
 
 _TOPUPS_DISABLED = "top-ups are disabled: no lnd is configured (lnd_grpc_addr)"
 
@@ -143,33 +144,30 @@ _REFUSALS: Mapping[type, Callable[[Any], _Refusal]] = MappingProxyType(
 
 
 # As openai-serve maps them, so that clients written for it see no change.
-STATUS_OF_GRPC: Mapping[str, int] = {
-    "CANCELLED": 408,
-    "UNKNOWN": 500,
-    "INTERNAL": 500,
-    "DATA_LOSS": 500,
-    "INVALID_ARGUMENT": 400,
-    "NOT_FOUND": 400,
-    "FAILED_PRECONDITION": 400,
-    "OUT_OF_RANGE": 400,
-    "ALREADY_EXISTS": 409,
-    "ABORTED": 409,
-    "PERMISSION_DENIED": 403,
-    "UNAUTHENTICATED": 401,
-    "RESOURCE_EXHAUSTED": 429,
-    "UNIMPLEMENTED": 501,
-    "UNAVAILABLE": 502,
-    "DEADLINE_EXCEEDED": 504,
+STATUS_OF_GRPC: Mapping[UpstreamStatus, int] = {
+    UpstreamStatus.CANCELLED: 408,
+    UpstreamStatus.UNKNOWN: 500,
+    UpstreamStatus.INTERNAL: 500,
+    UpstreamStatus.DATA_LOSS: 500,
+    UpstreamStatus.INVALID_ARGUMENT: 400,
+    UpstreamStatus.NOT_FOUND: 400,
+    UpstreamStatus.FAILED_PRECONDITION: 400,
+    UpstreamStatus.OUT_OF_RANGE: 400,
+    UpstreamStatus.ALREADY_EXISTS: 409,
+    UpstreamStatus.ABORTED: 409,
+    UpstreamStatus.PERMISSION_DENIED: 403,
+    UpstreamStatus.UNAUTHENTICATED: 401,
+    UpstreamStatus.RESOURCE_EXHAUSTED: 429,
+    UpstreamStatus.UNIMPLEMENTED: 501,
+    UpstreamStatus.UNAVAILABLE: 502,
+    UpstreamStatus.DEADLINE_EXCEEDED: 504,
 }
 
 _CODES_OF_GRPC = {
-    "RESOURCE_EXHAUSTED": "rate_limit_exceeded",
-    "DEADLINE_EXCEEDED": "upstream_timeout",
-    "UNAVAILABLE": "upstream_unavailable",
+    UpstreamStatus.RESOURCE_EXHAUSTED: "rate_limit_exceeded",
+    UpstreamStatus.DEADLINE_EXCEEDED: "upstream_timeout",
+    UpstreamStatus.UNAVAILABLE: "upstream_unavailable",
 }
-
-# What another try may cure where a node has done nothing and nothing was paid.
-_WORTH_A_RETRY = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "DATA_LOSS"})
 
 
 def of_routing(error: RoutingError) -> ApiError:
@@ -347,7 +345,7 @@ def _of_node_failure(error: PaymentFailed) -> ApiError:
         STATUS_OF_GRPC.get(error.status, 500),
         error.message,
         code=error.code or _CODES_OF_GRPC.get(error.status, "node_failed"),
-        retry=error.verdict is Verdict.NONE and error.status in _WORTH_A_RETRY,
+        retry=error.verdict is Verdict.NONE and error.status.is_upstreams_fault,
         verdict=error.verdict,
         quote=error.quote,
     )

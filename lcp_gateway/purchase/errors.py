@@ -3,6 +3,7 @@
 from lcp_gateway.purchase.outcome import Received
 from lcp_gateway.purchase.quote import Candidate, Quote
 from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.upstream_status import UpstreamStatus
 
 
 class PurchaseError(Exception):
@@ -19,8 +20,7 @@ class PurchaseError(Exception):
 class UpstreamError(PurchaseError):
     """A call to an upstream failed.
 
-    ``status`` is the name of the gRPC status code in words of that standard (``UNAVAILABLE``, ``RESOURCE_EXHAUSTED``,
-    …), which every adapter maps its own errors to. ``retryable`` says that another try may cure it. ``evidence`` is what
+    ``status`` is the gRPC status code that the adapter maps its error to. ``retryable`` says that another try may cure it. ``evidence`` is what
     the adapter itself knows of the money after the call that may pay; None leaves it to ``evidence.verdict_of_failure``.
     ``code`` is the provider's own word for the error, in OpenAI's sense, where it gave one. ``is_away`` says that nothing
     was reached that could have answered. ``retry_after_s`` is how long the provider asks to be left alone.
@@ -28,7 +28,7 @@ class UpstreamError(PurchaseError):
 
     def __init__(
         self,
-        status: str,
+        status: UpstreamStatus,
         message: str,
         *,
         retryable: bool = False,
@@ -39,7 +39,7 @@ class UpstreamError(PurchaseError):
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message, quote=quote)
-        self.status = status
+        self.status = UpstreamStatus(status)
         self.retry_after_s = retry_after_s
         self.is_away = is_away
         self.retryable = retryable

@@ -42,6 +42,7 @@ from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.quoting import Inspection, PaidJobs
 from lcp_gateway.purchase.states import PurchaseEvent, State, Verdict
 from lcp_gateway.purchase.tracing import NO_TRACING, TraceStep, Tracing, paid_facts
+from lcp_gateway.upstream_status import UpstreamStatus
 
 END_WAIT_S = 15.0
 """How long a peer may take, after its result's own end, to say which hash and length it sent."""
@@ -84,7 +85,7 @@ def ending_of_error(purchase: Purchase, received: Received, error: BaseException
     if not isinstance(error, UpstreamError):
         return Ending(purchase.interrupted_by or EndedBy.GATEWAY, received)
     # Only the end of its time can be its readers' doing; every other error is the provider's own.
-    late = error.status == "DEADLINE_EXCEEDED" and purchase.held_up_by_readers()
+    late = error.status == UpstreamStatus.DEADLINE_EXCEEDED and purchase.held_up_by_readers()
     return Ending(EndedBy.CLIENT if late else EndedBy.PROVIDER, received)
 
 
@@ -179,12 +180,14 @@ class PaidStream:
                     return
                 if isinstance(error, UpstreamError):
                     raise
-                raise UpstreamError("DATA_LOSS", "its hash did not follow its end") from None
+                raise UpstreamError(
+                    UpstreamStatus.DATA_LOSS, "its hash did not follow its end"
+                ) from None
             left_s = max(left_s - (time.monotonic() - waits_since), _LEAST_WAIT_S)
             yield event
             if len(ends) == _ALL_ENDS:
                 return
-        raise UpstreamError("DATA_LOSS", "too much follows its end")
+        raise UpstreamError(UpstreamStatus.DATA_LOSS, "too much follows its end")
 
     def _check_order(self, ends: Sequence[StreamEvent]) -> None:
         """Allow what may follow the last chunk: the stream's end, the result, or both in this order, once each."""
@@ -388,7 +391,7 @@ class PurchaseExecutor:
         try:
             first = await anext(events)
         except StopAsyncIteration:
-            nothing = UpstreamError("UNKNOWN", "the stream ended before it began")
+            nothing = UpstreamError(UpstreamStatus.UNKNOWN, "the stream ended before it began")
             raise self._failed(purchase, nothing) from None
         except UpstreamError as error:
             raise self._failed(purchase, error) from error

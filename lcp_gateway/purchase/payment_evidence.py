@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.upstream_status import UpstreamStatus
 
 MIN_HTLC_MSAT: Final = 1_000
 """The smallest payment that a channel with lnd's default policy carries."""
 
 _ANY: Final[frozenset[str]] = frozenset()
-_FINAL_FAILURE: Final = frozenset({"FAILED_PRECONDITION"})
-_REFUSED: Final = frozenset({"FAILED_PRECONDITION", "NOT_FOUND"})
-_LND_AWAY: Final = frozenset({"UNAVAILABLE"})
+_FINAL_FAILURE: Final = frozenset({UpstreamStatus.FAILED_PRECONDITION})
+_REFUSED: Final = frozenset({UpstreamStatus.FAILED_PRECONDITION, UpstreamStatus.NOT_FOUND})
+_LND_AWAY: Final = frozenset({UpstreamStatus.UNAVAILABLE})
 
 # A text that speaks of paying does not prove that paying had not begun, whatever else it says of quote or invoice.
 _SPEAKS_OF_PAYING = r"(?!.*\bpa(?:y|id|ying|yment|yments)\b)"

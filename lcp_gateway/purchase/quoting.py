@@ -30,6 +30,7 @@ from lcp_gateway.purchase.tracing import (
     error_type,
     quote_facts,
 )
+from lcp_gateway.upstream_status import UpstreamStatus
 
 _MOST: Final = 4_096
 
@@ -280,7 +281,14 @@ def _has_offer(task: "asyncio.Task[Offer | PurchaseError]") -> bool:
 
 
 # Failures of a node after which another provider may do the work, because the node itself has not.
-_WORTH_ANOTHER = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "NOT_FOUND", "DATA_LOSS"})
+_WORTH_ANOTHER = frozenset(
+    {
+        UpstreamStatus.UNAVAILABLE,
+        UpstreamStatus.RESOURCE_EXHAUSTED,
+        UpstreamStatus.NOT_FOUND,
+        UpstreamStatus.DATA_LOSS,
+    }
+)
 
 
 def others(

@@ -63,6 +63,7 @@ from lcp_gateway.purchase.tracing import (
     outcome_facts,
     stream_facts,
 )
+from lcp_gateway.upstream_status import UpstreamStatus
 
 __all__ = [
     "CANCEL_REASON",
@@ -74,7 +75,7 @@ __all__ = [
 
 CANCEL_REASON = "request canceled"
 # Statuses after which the peer may still be working for nobody.
-_STILL_RUNNING = frozenset({"CANCELLED", "DEADLINE_EXCEEDED"})
+_STILL_RUNNING = frozenset({UpstreamStatus.CANCELLED, UpstreamStatus.DEADLINE_EXCEEDED})
 _PERHAPS_AT_WORK = frozenset({State.PAYING, State.UNKNOWN, State.SETTLED, State.UNDELIVERED})
 
 Routing = Callable[[Order], Awaitable[Sequence[Candidate]]]

@@ -1,1 +1,1 @@
-"""One adapter for each kind of compute; each implements the heart's ``Upstream``."""
+"""One adapter for each source of providers; each implements the ``Upstream`` of purchases."""

@@ -1,4 +1,4 @@
-"""The judges of results: what the bytes of one hold, in the words of the table of endings."""
+"""Judges of results: whether the bytes of one are whole, as the table of endings names it."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -20,7 +20,7 @@ _FORMS: Mapping[TaskKind, Form] = MappingProxyType({kind: Form(kind.value) for k
 
 
 class StreamResultJudge(StreamJudge):
-    """The judge of a streamed result. ``is_tidy`` says that its framing shows whether something is missing."""
+    """Judges a streamed result. ``is_tidy`` says that its framing shows whether a part is missing."""
 
     __slots__ = ("_received", "is_tidy")
 
@@ -35,14 +35,14 @@ class StreamResultJudge(StreamJudge):
         self._received: Received | None = None
 
     def received(self) -> Received:
-        """Say what came, now that no more comes."""
+        """Return the judgement, once the stream has ended."""
         if self._received is None:
             self._received = _RECEIVED[self.end(is_tidy=self.is_tidy)]
         return self._received
 
 
 class WholeResultJudge:
-    """The judge of a result in one piece: it may be shown once it is known to be right."""
+    """Judges a result in one piece, which may be shown once it is known to be right."""
 
     __slots__ = ("_body", "_form", "_is_readable")
 
@@ -55,11 +55,11 @@ class WholeResultJudge:
         self._body = b""
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes, which are usually all."""
+        """Take the next bytes, usually all of them."""
         self._body = self._body + chunk if self._body else chunk
 
     def received(self) -> Received:
-        """Say what came. A compressed result is not unpacked: its hash has to do."""
+        """Return the judgement. A compressed result is not unpacked: its hash has to do."""
         if not self._is_readable:
             return Received.WHOLE
         return _RECEIVED[judge_document(self._form, self._body)]

@@ -1,4 +1,4 @@
-"""Several kinds of upstream as one: each provider is reached through its own."""
+"""The two sources of providers behind the one ``Upstream`` of purchases."""
 
 from collections.abc import AsyncGenerator
 
@@ -9,7 +9,7 @@ from lcp_gateway.routing.catalog import NODE_PREFIX
 
 
 class UpstreamBySource:
-    """Lightning peers and virtual nodes behind the heart's one ``Upstream``."""
+    """Sends each call to the Lightning peers' upstream or to the virtual nodes'."""
 
     def __init__(self, peers: Upstream, nodes: Upstream) -> None:
         self._peers = peers
@@ -28,11 +28,11 @@ class UpstreamBySource:
     def execute_stream(
         self, quote: Quote, task: Task, timeout_s: float
     ) -> AsyncGenerator[StreamEvent, None]:
-        """Pay and give the result as it comes. Goes out once."""
+        """Pay and yield the result as it comes. Goes out once."""
         return self._of(quote).execute_stream(quote, task, timeout_s)
 
     async def cancel(self, quote: Quote, reason: str, timeout_s: float) -> None:
-        """Tell the provider that nobody waits for the job any more."""
+        """Tell the provider that the job's result is no longer wanted."""
         await self._of(quote).cancel(quote, reason, timeout_s)
 
     def _of(self, quote: Quote) -> Upstream:

@@ -51,10 +51,11 @@ from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, print_json
 from lcp_gateway.config import Settings
 from lcp_gateway.lightning.lnd.records import LndError
 from lcp_gateway.purchase.money import MSAT_PER_SAT
+from lcp_gateway.upstream_status import UpstreamStatus
 
 # Where letters are dark on a light ground the code would be inverted, and many cameras read none of those.
 _WHITE_ON_BLACK, _USUAL_COLOURS = "\033[97;40m", "\033[0m"
-_NO_WALLET = frozenset({"UNIMPLEMENTED", "UNAVAILABLE"})
+_NO_WALLET = frozenset({UpstreamStatus.UNIMPLEMENTED, UpstreamStatus.UNAVAILABLE})
 
 
 app = command_group("Look into the wallets of accounts, and fill them.")
@@ -163,7 +164,7 @@ def pay(
                 f"there is no node of our own at {node} ({error.status}): only the wallet of one pays, "
                 "and no real money"
             ) from None
-        if error.status == "DEADLINE_EXCEEDED":
+        if error.status == UpstreamStatus.DEADLINE_EXCEEDED:
             raise CommandFailed(
                 f"the node at {node} did not answer in time: it may be paid all the same"
             ) from None

@@ -209,7 +209,7 @@ def _unanswered(error: LndError, settings: Settings) -> Finding:
             f"lnd at {where} is not ready: {printable(text)}",
             "unlock its wallet (lncli unlock), or wait until it has started",
         )
-    if error.status in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}:
+    if error.status.is_unanswered:
         if _NO_TLS.search(text):
             return Finding(
                 "lnd",

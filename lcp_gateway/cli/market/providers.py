@@ -17,6 +17,7 @@ from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.routing.measurements import Measurements
 from lcp_gateway.routing.model_registry import ModelRegistry, kinds_for
 from lcp_gateway.routing.route_query import ENDPOINT_NAMES
+from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ async def retry_until_up(settings: Settings, ask: Callable[[float], Awaitable[_T
         try:
             return await ask(left_s)
         except UpstreamError as error:
-            starting = settings.embedded and error.status == "UNAVAILABLE"
+            starting = settings.embedded and error.status == UpstreamStatus.UNAVAILABLE
             if not starting or time.monotonic() + _POLL_S >= deadline:
                 raise
         await asyncio.sleep(_POLL_S)
@@ -62,7 +63,7 @@ async def retry_until_up(settings: Settings, ask: Callable[[float], Awaitable[_T
 
 def describe_daemon_error(error: UpstreamError, settings: Settings) -> str:
     """Say what went wrong between us and the daemon, without gRPC's own lengthy words where there was no answer."""
-    if error.status in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}:
+    if error.status.is_unanswered:
         return f"the daemon at {settings.lcpd_grpc_addr} does not answer ({error.status})"
     return f"{error.message} ({error.status})"
 
@@ -70,16 +71,16 @@ def describe_daemon_error(error: UpstreamError, settings: Settings) -> str:
 def daemon_advice(error: UpstreamError, settings: Settings) -> str:
     """Say what to do about a daemon that did not answer as it should."""
     match error.status:
-        case "UNAVAILABLE" | "DEADLINE_EXCEEDED" if settings.embedded:
+        case UpstreamStatus.UNAVAILABLE | UpstreamStatus.DEADLINE_EXCEEDED if settings.embedded:
             return "the embedded node did not start; its own message should stand above"
-        case "UNAVAILABLE" | "DEADLINE_EXCEEDED":
+        case UpstreamStatus.UNAVAILABLE | UpstreamStatus.DEADLINE_EXCEEDED:
             return (
                 "is lcpd-grpcd running there, with TLS as lcpd_tls says? "
                 "Set lcpd_grpc_addr to its address, or try --embedded"
             )
-        case "UNAUTHENTICATED" | "PERMISSION_DENIED":
+        case UpstreamStatus.UNAUTHENTICATED | UpstreamStatus.PERMISSION_DENIED:
             return "set what the daemon asks for in lcpd_metadata"
-        case "UNIMPLEMENTED":
+        case UpstreamStatus.UNIMPLEMENTED:
             return "something else than lcpd-grpcd listens there: check lcpd_grpc_addr"
         case _:
             return "see the daemon's own log"

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 
 from lcp_gateway.lightning.lnd.records import LndError
+from lcp_gateway.upstream_status import UpstreamStatus
 
 _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
@@ -28,18 +29,6 @@ _KEEPALIVE: tuple[tuple[str, Any], ...] = (
 )
 _MAX_MESSAGE_CHARS = 300
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
-_PASSING = frozenset(
-    {
-        "ABORTED",
-        "CANCELLED",
-        "DEADLINE_EXCEEDED",
-        "INTERNAL",
-        "RESOURCE_EXHAUSTED",
-        "UNAVAILABLE",
-        # lnd says UNKNOWN while it starts, while its wallet is locked, and to a macaroon that it does not accept.
-        "UNKNOWN",
-    }
-)
 NOT_READY: Final = re.compile(
     r"wallet locked|wallet not created|starting up|not yet ready", re.IGNORECASE
 )
@@ -102,7 +91,7 @@ async def lnd_errors() -> AsyncIterator[None]:
     try:
         yield
     except grpc.aio.AioRpcError as error:
-        status = error.code().name
+        status = UpstreamStatus[error.code().name]
         text = _UNPRINTABLE.sub(" ", error.details() or "").strip()[:_MAX_MESSAGE_CHARS]
-        retryable = status in _PASSING and not _NOT_ALLOWED.search(text)
+        retryable = status.may_pass and not _NOT_ALLOWED.search(text)
         raise LndError(status, text or "no reason given", retryable=retryable) from error

@@ -23,6 +23,7 @@ from lcp_gateway.lightning.lnd.records import (
 from lcp_gateway.lightning.lnd.stubs import LndNotInstalled
 from lcp_gateway.lightning.lnd.stubs import load_stubs as _load_stubs
 from lcp_gateway.purchase.money import MSAT_PER_SAT, Msat
+from lcp_gateway.upstream_status import UpstreamStatus
 
 __all__ = [
     "INVOICE_PREFIXES",
@@ -212,9 +213,9 @@ class LndClient:
         try:
             return await self._tracked(payment_hash)
         except LndError as error:
-            if error.status == "NOT_FOUND":
+            if error.status == UpstreamStatus.NOT_FOUND:
                 return PaymentRecord(payment_hash, PaymentState.UNKNOWN_TO_LND)
-            if error.status == "UNIMPLEMENTED":
+            if error.status == UpstreamStatus.UNIMPLEMENTED:
                 return await self._listed(payment_hash)
             raise
 
@@ -254,7 +255,9 @@ class LndClient:
             finally:
                 call.cancel()
         if update is grpc.aio.EOF:
-            raise LndError("UNKNOWN", "the answer ended before it began", retryable=True)
+            raise LndError(
+                UpstreamStatus.UNKNOWN, "the answer ended before it began", retryable=True
+            )
         return _record(update)
 
     async def _listed(self, payment_hash: bytes) -> PaymentRecord:
@@ -272,7 +275,7 @@ class LndClient:
                 return PaymentRecord(payment_hash, PaymentState.UNKNOWN_TO_LND)
             before = answer.first_index_offset
         raise LndError(
-            "OUT_OF_RANGE",
+            UpstreamStatus.OUT_OF_RANGE,
             f"the payment is not among the newest {_PAGE * _MAX_PAGES}",
             retryable=False,
         )
@@ -337,5 +340,7 @@ def _bytes32(text: str) -> bytes:
     except ValueError:
         value = b""
     if len(value) != _HASH_BYTES:
-        raise LndError("INTERNAL", "a hash in its answer is malformed", retryable=False)
+        raise LndError(
+            UpstreamStatus.INTERNAL, "a hash in its answer is malformed", retryable=False
+        )
     return value

@@ -10,6 +10,7 @@ from lcp_gateway.lightning.lnd.channel import LndAddress, lnd_errors, open_chann
 from lcp_gateway.lightning.lnd.records import LndError
 from lcp_gateway.lightning.lnd.stubs import load_stubs
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.upstream_status import UpstreamStatus
 
 
 class DemoPaymentFailed(Exception):
@@ -49,7 +50,9 @@ async def pay(
     if answer.payment_error:
         raise DemoPaymentFailed(answer.payment_error)
     if sha256(answer.payment_preimage).digest() != answer.payment_hash:
-        raise LndError("INTERNAL", "the preimage does not fit the payment hash", retryable=False)
+        raise LndError(
+            UpstreamStatus.INTERNAL, "the preimage does not fit the payment hash", retryable=False
+        )
     return DemoPayment(
         payment_hash=answer.payment_hash,
         preimage=answer.payment_preimage,

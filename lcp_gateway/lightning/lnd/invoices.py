@@ -28,6 +28,7 @@ from lcp_gateway.lightning.lnd.records import (
 )
 from lcp_gateway.lightning.lnd.stubs import LndNotInstalled, load_stubs
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.upstream_status import UpstreamStatus
 
 __all__ = [
     "MAX_MEMO_BYTES",
@@ -170,11 +171,15 @@ class LndInvoices:
         try:
             invoice = await self._ask(self._lightning.LookupInvoice, request)
         except LndError as error:
-            if error.status == "NOT_FOUND" or any(text in str(error) for text in _NO_SUCH_INVOICE):
+            if error.status == UpstreamStatus.NOT_FOUND or any(
+                text in str(error) for text in _NO_SUCH_INVOICE
+            ):
                 return InvoiceState(InvoiceStatus.UNKNOWN_TO_LND)
             raise
         if invoice.r_hash != payment_hash:
-            raise LndError("INTERNAL", "the answer is about another invoice", retryable=False)
+            raise LndError(
+                UpstreamStatus.INTERNAL, "the answer is about another invoice", retryable=False
+            )
         state = _STATES.get(invoice.state, InvoiceStatus.OPEN)
         if state is not InvoiceStatus.SETTLED:
             # lnd gives the preimage of an invoice that is still open, too. That one is worth money.
@@ -218,7 +223,9 @@ class LndInvoices:
                         yield _settled(invoice)
         finally:
             call.cancel()
-        raise SettlementsInterrupted("EOF", "lnd ended the subscription", retryable=True)
+        raise SettlementsInterrupted(
+            UpstreamStatus.CANCELLED, "lnd ended the subscription", retryable=True
+        )
 
     async def _newest_settled(self) -> list[Any]:
         """Give the settled ones among lnd's newest invoices, in the order of their settlement."""

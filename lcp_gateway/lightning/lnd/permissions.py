@@ -24,7 +24,6 @@ from lcp_gateway.lightning.lnd.stubs import Stubs, load_stubs
 _HASH_BYTES = 32
 _NO_SUCH_SETTLEMENT = 1 << 62
 _LISTENS_S = 1.0
-_UNANSWERED = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"})
 # lnd's words for a macaroon of another node, of a root key that was deleted, for none, for a file that holds none, and
 # for one whose time is over. Observed, but for the last.
 _NOT_ACCEPTED: Final = (
@@ -120,7 +119,7 @@ class MacaroonProbe:
                     request, timeout=self._timeout_s, metadata=self._metadata
                 )
         except LndError as error:
-            if error.status in _UNANSWERED:
+            if error.status.is_unanswered:
                 raise
             return False
         return bool(answer.valid)
@@ -135,7 +134,7 @@ class MacaroonProbe:
                 return False
             if any(words in text for words in _NOT_ACCEPTED):
                 raise MacaroonNotAccepted(error.status, error.message, retryable=False) from error
-            if error.status in _UNANSWERED or NOT_READY.search(text):
+            if error.status.is_unanswered or NOT_READY.search(text):
                 raise
         return True
 

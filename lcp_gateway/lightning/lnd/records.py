@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.upstream_status import UpstreamStatus
 
 
 class PaymentState(enum.StrEnum):
@@ -76,15 +77,11 @@ class NodeInfo(Protocol):
 
 
 class LndError(Exception):
-    """A question to lnd had no answer.
+    """A call to lnd failed; ``message`` is lnd's or gRPC's text, ``retryable`` says that a later call may succeed."""
 
-    ``status`` is the name of a gRPC status code, ``message`` lnd's or gRPC's text, ``retryable`` says that asking again
-    later may help.
-    """
-
-    def __init__(self, status: str, message: str, *, retryable: bool) -> None:
+    def __init__(self, status: UpstreamStatus, message: str, *, retryable: bool) -> None:
         super().__init__(f"lnd: {status}: {message}")
-        self.status = status
+        self.status = UpstreamStatus(status)
         self.message = message
         self.retryable = retryable
 
@@ -122,9 +119,9 @@ class WrongInvoice(Exception):
 
 
 class SettlementsInterrupted(LndError):
-    """There is nobody to hear of settlements from any more; follow again from the last settle index, after a pause.
+    """The subscription to settlements ended; follow again from the last settle index, after a pause.
 
-    ``status`` is "EOF" where lnd ended the subscription in good order, as it does when it is stopped.
+    ``status`` is CANCELLED where lnd ended it in good order, as it does when it is stopped.
     """
 
 

@@ -1,4 +1,4 @@
-"""The adapter to ``lcpd-grpcd``, protocol version 2: everything that knows that version's messages is here."""
+"""The adapter to ``lcpd-grpcd``: all code that depends on the messages of protocol version 2."""
 
 import asyncio
 import re
@@ -21,6 +21,7 @@ from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
 from lcp_gateway.routing.catalog import Provider, merge_kinds
+from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd.channel import (
     MAX_RECEIVE_BYTES,
     LcpdAddress,
@@ -33,7 +34,7 @@ SUPPORTED_VERSIONS = frozenset({2})
 _HASH_BYTES = 32
 _MAX_REASON_CHARS = 256
 _MAX_RESULT_BYTES = 32 * 1024 * 1024
-"""The largest result in one piece, whatever its peer says of itself: it is held in memory."""
+"""The largest result in one piece, whatever its peer's manifest allows: it is held in memory."""
 _NO_LIMIT = 2**63
 _PEERS_AT_ONCE = 4
 _MAX_MODELS = 512
@@ -42,7 +43,7 @@ _MAX_MODELS_IN_ALL = 8_192
 _FEW_MODELS = 64
 _MAX_MODEL_CHARS = 256
 _PEER_ID = re.compile(r"0[23][0-9a-f]{64}")
-# The words of gRPC's own library for a message that came and was not taken.
+# The text of gRPC's own library for a message that came and was not accepted.
 _TOO_LARGE = re.compile(rf"\bReceived message larger than max \(\d+ vs\. {MAX_RECEIVE_BYTES}\)")
 _T = TypeVar("_T")
 
@@ -63,7 +64,7 @@ class UnsupportedVersion(UpstreamError):
     def __init__(self, version: int) -> None:
         known = ", ".join(str(v) for v in sorted(SUPPORTED_VERSIONS))
         super().__init__(
-            "FAILED_PRECONDITION",
+            UpstreamStatus.FAILED_PRECONDITION,
             f"the daemon speaks LCP protocol version {version}; this gateway knows version {known}",
         )
         self.version = version
@@ -71,14 +72,14 @@ class UnsupportedVersion(UpstreamError):
 
 @dataclass(frozen=True, slots=True)
 class LocalInfo:
-    """Who the daemon is: its node's public key (66 hex digits) and its protocol version."""
+    """The daemon's identity: its node's public key (66 hex digits) and its protocol version."""
 
     node_id: str
     protocol_version: int
 
 
 class LcpdUpstream:
-    """Buys from LCP peers through a daemon. Implements the heart's ``Upstream``; every error is an ``UpstreamError``.
+    """Buys from LCP peers through a daemon. Implements the ``Upstream`` of purchases; every error is an ``UpstreamError``.
 
     Listing and quoting are retried where that is safe and useful; the calls that may pay never are.
     """
@@ -91,9 +92,9 @@ class LcpdUpstream:
         on_odd_peer: Callable[[str, str], None] = lambda _peer_id, _problem: None,
         tracing: Tracing = NO_TRACING,
     ) -> None:
-        """``on_error`` is told the method's and the status's name of every call that fails.
+        """``on_error`` gets the names of the method and the status of every call that fails.
 
-        ``on_odd_peer`` is told once of a peer that is listed in part or not at all, and why.
+        ``on_odd_peer`` gets, once, a peer that is listed in part or not at all, and the reason.
         """
         self._channel = open_channel(address)
         # grpc's generated stubs are typed for the blocking channel; with an aio channel they make aio calls.
@@ -107,7 +108,7 @@ class LcpdUpstream:
         self._tracing = tracing
 
     async def local_info(self, timeout_s: float) -> LocalInfo:
-        """Ask the daemon who it is.
+        """Return the daemon's identity.
 
         Raises:
             UnsupportedVersion: it speaks another version of the protocol.
@@ -122,7 +123,7 @@ class LcpdUpstream:
         return LocalInfo(answer.node_id, version)
 
     async def list_peers(self, timeout_s: float) -> tuple[Provider, ...]:
-        """Give the peers that are connected and ready, in the daemon's order."""
+        """Return the peers that are connected and ready, in the daemon's order."""
         answer = await self._retried(
             "ListLCPPeers", self._stub.ListLCPPeers, pb.ListLCPPeersRequest(), timeout_s
         )
@@ -131,7 +132,7 @@ class LcpdUpstream:
         most = min(_MAX_MODELS, max(_FEW_MODELS, _MAX_MODELS_IN_ALL // max(1, len(answer.peers))))
         for number, peer in enumerate(answer.peers, start=1):
             if number % _PEERS_AT_ONCE == 0:
-                # Each may have hundreds of models: others get their turn in between.
+                # Each may have hundreds of models: requests run in between.
                 await asyncio.sleep(0)
             if not _PEER_ID.fullmatch(peer.peer_id):
                 odd.add(("", "its id is no public key (66 hexadecimal digits): it is left out"))
@@ -153,7 +154,7 @@ class LcpdUpstream:
         """Ask a peer for its price.
 
         Raises:
-            UpstreamError: no quote came, or one that makes no sense.
+            UpstreamError: no quote came, or a malformed one.
         """
         request = pb.RequestQuoteRequest(peer_id=peer_id, task=_task_message(task))
         answer = await self._retried("RequestQuote", self._stub.RequestQuote, request, timeout_s)
@@ -174,7 +175,7 @@ class LcpdUpstream:
             )
         except UpstreamError as error:
             if _TOO_LARGE.search(error.message):
-                # It is the daemon's answer, and only what was paid for has one.
+                # The daemon answers with a result only once it is paid.
                 raise _too_long(_MAX_RESULT_BYTES) from error
             raise
         limit = min(_MAX_RESULT_BYTES, self._result_limits.get(quote.peer_id, _NO_LIMIT))
@@ -188,7 +189,7 @@ class LcpdUpstream:
         task: Task,  # noqa: ARG002 - as above
         timeout_s: float,
     ) -> AsyncGenerator[StreamEvent, None]:
-        """Pay and give the result as it comes. Goes out once."""
+        """Pay and yield the result as it comes. Goes out once."""
         request = pb.AcceptAndExecuteStreamRequest(
             peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True
         )
@@ -198,9 +199,9 @@ class LcpdUpstream:
         begun = False
         limit = left = self._result_limits.get(quote.peer_id, _NO_LIMIT)
         try:
-            # A message is read when the one before it has been taken: HTTP/2 flow control stops the daemon for us.
+            # A message is read when the one before it has been taken: HTTP/2 flow control holds the daemon back.
             while (event := await call.read()) is not grpc.aio.EOF:
-                # What ends the call before it is evidence of the payment; after it the text is for the client.
+                # An error before the first event is evidence of the payment; after it the text is for the client.
                 begun = True
                 if event.HasField("result_chunk"):
                     data = event.result_chunk.data
@@ -216,7 +217,7 @@ class LcpdUpstream:
             call.cancel()
 
     async def cancel(self, quote: Quote, reason: str, timeout_s: float) -> None:
-        """Tell the peer that nobody waits for the job any more."""
+        """Tell the peer that the job's result is no longer wanted."""
         request = pb.CancelJobRequest(
             peer_id=quote.peer_id, job_id=quote.job_id, reason=reason[:_MAX_REASON_CHARS]
         )
@@ -227,7 +228,7 @@ class LcpdUpstream:
         await self._channel.close()
 
     def _present_metadata(self) -> tuple[tuple[str, str], ...] | None:
-        """Give the operator's metadata and where the call is traced, which a daemon that does not trace lets be."""
+        """Return the operator's metadata and the trace context, which a daemon without traces ignores."""
         traced = self._tracing.headers().items()
         return (*self._metadata, *(p for p in traced if p[0] not in self._own_names)) or None
 
@@ -252,10 +253,10 @@ class LcpdUpstream:
         request: object,
         timeout_s: float,
     ) -> _T:
-        """Make a call that costs nothing; what passes quickly is tried again within ``timeout_s``."""
+        """Make a call that costs nothing; a transient failure is retried within ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         try:
-            # The first try pays for no retrying: most calls succeed.
+            # The first try is made without the retrying machinery: most calls succeed.
             return await self._once(method, call, request, timeout_s)
         except UpstreamError as error:
             if not is_transient(error):
@@ -295,9 +296,10 @@ def _task_message(task: Task) -> pb.Task:
                 )
             )
         case _:
-            # Routing finds no peer for it; a peer that an operator named for its model gets here.
+            # Routing finds no peer for it, unless the operator named one for its model.
             raise UpstreamError(
-                "UNIMPLEMENTED", "Lightning peers do not take tasks of this kind; nothing was paid"
+                UpstreamStatus.UNIMPLEMENTED,
+                "Lightning peers do not take tasks of this kind; nothing was paid",
             )
 
 
@@ -307,13 +309,19 @@ def _quote(peer_id: str, answer: pb.RequestQuoteResponse) -> Quote:
         # A daemon that was exchanged for another while we were connected.
         raise UnsupportedVersion(terms.protocol_version)
     if len(terms.job_id) != _HASH_BYTES or len(terms.terms_hash) != _HASH_BYTES:
-        raise UpstreamError("DATA_LOSS", "the quote's job id or terms hash is not 32 bytes long")
+        raise UpstreamError(
+            UpstreamStatus.DATA_LOSS, "the quote's job id or terms hash is not 32 bytes long"
+        )
     try:
         expires_at = datetime.fromtimestamp(terms.quote_expiry.seconds, UTC)
     except (OverflowError, ValueError, OSError):
-        raise UpstreamError("DATA_LOSS", "the quote's expiry is no possible time") from None
+        raise UpstreamError(
+            UpstreamStatus.DATA_LOSS, "the quote's expiry is no possible time"
+        ) from None
     if answer.peer_id not in {"", peer_id}:
-        raise UpstreamError("DATA_LOSS", "the quote comes from another peer than the one asked")
+        raise UpstreamError(
+            UpstreamStatus.DATA_LOSS, "the quote comes from another peer than the one asked"
+        )
     return Quote(
         peer_id=peer_id,
         job_id=terms.job_id,
@@ -347,19 +355,21 @@ def _stream_event(message: pb.AcceptAndExecuteStreamResponse) -> StreamEvent:
         case "result":
             return _result(message.result)
         case _:
-            raise UpstreamError("DATA_LOSS", "the daemon sent a stream event of an unknown kind")
+            raise UpstreamError(
+                UpstreamStatus.DATA_LOSS, "the daemon sent a stream event of an unknown kind"
+            )
 
 
 def _too_long(limit: int) -> UpstreamError:
     return UpstreamError(
-        "DATA_LOSS",
+        UpstreamStatus.DATA_LOSS,
         f"the result is longer than its peer may send ({limit} bytes)",
         evidence=Verdict.SETTLED,
     )
 
 
 def _provider(peer: pb.LCPPeer, most_models: int) -> tuple[Provider, Sequence[str]]:
-    """Return a peer as a provider, and what of it was left out."""
+    """Return a peer as a provider, and the parts that were left out."""
     manifest = peer.remote_manifest
     offers: list[tuple[TaskKind, str]] = []
     problems: dict[str, None] = {}

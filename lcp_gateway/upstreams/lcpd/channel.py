@@ -9,23 +9,24 @@ from typing import Any
 import grpc.aio
 
 from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.upstream_status import UpstreamStatus
 
 MAX_RECEIVE_BYTES = 33 * 1024 * 1024
-"""The largest message that is taken: a whole result, and a little around it."""
+"""The largest message that is accepted: a whole result, and a little around it."""
 _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
     ("grpc.max_send_message_length", -1),
     # grpc-go's servers close a connection that pings more often than every 5 minutes, and a quiet stream that has been
-    # paid for would die with it. A daemon that is gone is noticed sooner by the refresh of the peers.
+    # paid for would end with it. A daemon that is gone is noticed sooner by the refresh of the peers.
     ("grpc.keepalive_time_ms", 310_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     # Reconnects start at once and slow down to one every 2 s, so that a restarted daemon is found quickly.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    # No retry below us: a call that may pay goes out once.
+    # No retries in gRPC: a call that may pay goes out once.
     ("grpc.enable_retries", 0),
-    # Fixed, small windows: a client that stops reading must stop the daemon, not fill our memory.
+    # Fixed, small windows: a client that stops reading must hold the daemon back, not fill memory.
     ("grpc.http2.bdp_probe", 0),
     # A channel of our own even if another to the same address exists in this process.
     ("grpc.use_local_subchannel_pool", 1),
@@ -83,7 +84,7 @@ _UNPRINTABLE = re.compile(r"[^\x20-\x7e\u00a0-\ud7ff\ue000-\ufffd]+")
 DAEMON_AWAY = "the daemon that Lightning peers are reached through cannot be reached"
 """The sentence for every text in which gRPC says that it has no connection."""
 
-# What gRPC's own library says of a connection; a daemon's words about its lnd begin otherwise.
+# The texts of gRPC's own library about a connection; a daemon's about its lnd begin otherwise.
 _CONNECTION = re.compile(
     r"failed to connect to all addresses|connections to all backends failing|empty address list"
     r"|DNS (?:resolution|query)|.{0,40}name resolution"
@@ -101,50 +102,39 @@ _ADDRESS = re.compile(
 )
 _SOMEWHERE = "[address]"
 
-_PASSING = frozenset(
-    {
-        "ABORTED",
-        "CANCELLED",
-        "DATA_LOSS",
-        "DEADLINE_EXCEEDED",
-        "INTERNAL",
-        "RESOURCE_EXHAUSTED",
-        "UNAVAILABLE",
-        "UNKNOWN",
-    }
-)
 # A daemon that has just started, or a peer that is reconnecting.
 _NOT_READY_YET = re.compile(r"lcp_error code=10\b|manifest not exchanged|not (?:connected|ready)")
 _TOO_LARGE = re.compile(r"lcp_error code=6\b|too large|larger than max")
 
 
 def upstream_error(error: grpc.aio.AioRpcError, *, for_client: bool = True) -> UpstreamError:
-    """Give the error of a call in the gateway's words; the daemon's text is bounded and made printable.
+    """Return the gateway's error for one of gRPC's; the daemon's text is bounded and made printable.
 
     With ``for_client`` the text names no address. The call that pays needs the text as it is, for it is evidence.
     """
-    status = error.code().name
+    status = UpstreamStatus[error.code().name]
     text = _UNPRINTABLE.sub(" ", error.details() or "").strip()[:_MAX_MESSAGE_CHARS]
     message = text or f"the daemon answered {status}"
     retryable = is_retryable(status, message)
     if not for_client:
         return UpstreamError(status, message, retryable=retryable)
-    if status == "UNAVAILABLE" and _CONNECTION.match(text):
+    if status == UpstreamStatus.UNAVAILABLE and _CONNECTION.match(text):
         return UpstreamError(status, DAEMON_AWAY, retryable=retryable, is_away=True)
     return UpstreamError(status, _ADDRESS.sub(_SOMEWHERE, message), retryable=retryable)
 
 
-def is_retryable(status: str, message: str) -> bool:
-    """Tell whether asking again for a quote may help (for a payment the question does not arise)."""
-    if status == "RESOURCE_EXHAUSTED" and _TOO_LARGE.search(message):
+def is_retryable(status: UpstreamStatus, message: str) -> bool:
+    """Return whether asking again for a quote may succeed (a payment is never repeated)."""
+    if status == UpstreamStatus.RESOURCE_EXHAUSTED and _TOO_LARGE.search(message):
         return False
-    if status == "FAILED_PRECONDITION":
+    if status == UpstreamStatus.FAILED_PRECONDITION:
         return bool(_NOT_READY_YET.search(message))
-    return status in _PASSING
+    return status.may_pass
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell whether a try in the next half second is likely to succeed."""
+    """Return whether a try in the next half second is likely to succeed."""
     return isinstance(error, UpstreamError) and (
-        error.status == "UNAVAILABLE" or (error.status == "FAILED_PRECONDITION" and error.retryable)
+        error.status == UpstreamStatus.UNAVAILABLE
+        or (error.status == UpstreamStatus.FAILED_PRECONDITION and error.retryable)
     )

@@ -1,4 +1,4 @@
-"""Keeps the catalog: a snapshot of the peers, refreshed in the background and never once a request."""
+"""The catalog of peers: a snapshot that is refreshed in the background, and never with each request."""
 
 import asyncio
 import time
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.routing.catalog import Catalog, Provider, empty_catalog
+from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, LocalInfo, UnsupportedVersion
 
 _RETRY_S = 1.0
@@ -28,8 +29,8 @@ class PeerWatch:
     ) -> None:
         """``on_refresh`` gets each new catalog, or None when the daemon could not be asked.
 
-        ``prepare`` is called with a catalog of other providers than before, in a thread, before anybody gets it: what takes
-        long with thousands of models is done here, and not while requests wait for the event loop.
+        ``prepare`` is called in a thread with a catalog of other providers than before, ahead of its first use: work that
+        takes long with thousands of models does not hold up the event loop.
         """
         self._prepare = prepare
         self._upstream = upstream
@@ -40,12 +41,12 @@ class PeerWatch:
         self._catalog = empty_catalog(time.monotonic())
         self._info: LocalInfo | None = None
         self._problem: UpstreamError | None = UpstreamError(
-            "UNAVAILABLE", "the daemon has not been asked yet"
+            UpstreamStatus.UNAVAILABLE, "the daemon has not been asked yet"
         )
         self._refreshing: asyncio.Task[None] | None = None
 
     def use(self, *, refresh_s: float, timeout_s: float) -> None:
-        """Ask as often as this from the next time on, and wait so long."""
+        """Apply changed settings from the next refresh on."""
         self._refresh_s = refresh_s
         self._timeout_s = timeout_s
 
@@ -61,16 +62,16 @@ class PeerWatch:
 
     @property
     def info(self) -> LocalInfo | None:
-        """Who the daemon is, once it has said so."""
+        """The daemon's identity, once known."""
         return self._info
 
     @property
     def age_s(self) -> float:
-        """How old the snapshot is."""
+        """The age of the snapshot."""
         return time.monotonic() - self._catalog.taken_at
 
     async def refresh_if_stale(self) -> Catalog:
-        """Give a snapshot that is just taken or nearly so, or the last one if the daemon does not answer.
+        """Return a snapshot no older than ``miss_after_s``, or the last one if the daemon does not answer.
 
         Requests that come together share one refresh.
         """
@@ -79,7 +80,7 @@ class PeerWatch:
         return self._catalog
 
     async def refresh(self) -> None:
-        """Ask the daemon now. Never raises for a daemon that is away: ``problem`` tells."""
+        """Ask the daemon now. A failure is not raised but becomes ``problem``."""
         if self._refreshing is None:
             self._refreshing = asyncio.create_task(self._ask())
             self._refreshing.add_done_callback(self._asked)
@@ -104,7 +105,7 @@ class PeerWatch:
         except UpstreamError as error:
             self._problem = error
             if isinstance(error, UnsupportedVersion):
-                # It answers, but in a language in which nothing may be bought.
+                # It answers, in a version in which nothing may be bought.
                 self._catalog = empty_catalog(self._catalog.taken_at)
             self._on_refresh(None)
             return

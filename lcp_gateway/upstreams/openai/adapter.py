@@ -22,6 +22,7 @@ from lcp_gateway.purchase.quote import ProviderSource, Quote
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
 from lcp_gateway.routing.catalog import NODE_PREFIX
+from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.openai.connections import NodeConnections, SendState, VirtualNode
 from lcp_gateway.upstreams.openai.errors import (
     FAILURES,
@@ -44,7 +45,7 @@ _PATHS = {
 _QUOTE_LASTS = timedelta(seconds=300)
 _MAX_RESULT_BYTES = 32 * 1024 * 1024
 _CONNECT_TIMEOUT_S = 5.0
-# The node's system refuses what meets its close within one round trip; a node that took the request takes longer to fail.
+# The node's system refuses a request that meets its close within one round trip; a node that took it fails later.
 _CLOSE_KNOWN_S = 0.5
 # aiohttp wants longer bodies as a file, so as to write them in pieces.
 _LONG_BODY_BYTES = 1024 * 1024
@@ -59,10 +60,10 @@ class NoModelList(UpstreamError):
 
 
 class OpenAIHttpUpstream:
-    """Buys from virtual nodes. Implements the heart's ``Upstream`` for the providers ``node:<name>``.
+    """Buys from virtual nodes. Implements the ``Upstream`` of purchases for the providers ``node:<name>``.
 
-    Every error is an ``UpstreamError``, and names neither an address nor a key. There is no payment to look up: what a
-    node was handed and did not refuse counts as bought, unless it is free.
+    Every error is an ``UpstreamError``, and names neither an address nor a key. There is no payment to look up: a task
+    that a node got and did not refuse counts as bought, unless it is free.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class OpenAIHttpUpstream:
         on_down: Callable[[str], None] = lambda _provider_id: None,
         tracing: Tracing = NO_TRACING,
     ) -> None:
-        """``on_down`` is told the provider's id when a task found nobody there."""
-        self._links = {node.provider_id: NodeConnections(node) for node in nodes}
+        """``on_down`` gets the provider's id when a task could not connect."""
+        self._connections = {node.provider_id: NodeConnections(node) for node in nodes}
         self._leaving: dict[NodeConnections, asyncio.Task[None]] = {}
         self._max_result_bytes = max_result_bytes
         self._now = now
@@ -87,29 +88,35 @@ class OpenAIHttpUpstream:
     def use(self, nodes: Sequence[VirtualNode]) -> None:
         """Buy from these nodes from now on.
 
-        One that is as before keeps its connections. Tasks that another has been handed end as they would have, and then
-        its connections are closed.
+        An unchanged one keeps its connections. Tasks of a removed or changed one go on to their end, and then its
+        connections are closed.
         """
-        links = {}
+        kept = {}
         for node in nodes:
-            held = self._links.get(node.provider_id)
-            links[node.provider_id] = (
+            held = self._connections.get(node.provider_id)
+            kept[node.provider_id] = (
                 NodeConnections(node) if held is None or held.node != node else held
             )
-        gone = [link for name, link in self._links.items() if links.get(name) is not link]
-        self._links = links
-        for link in gone:
-            self._leaving[link] = asyncio.create_task(self._let_go(link))
+        gone = [
+            connections
+            for name, connections in self._connections.items()
+            if kept.get(name) is not connections
+        ]
+        self._connections = kept
+        for connections in gone:
+            self._leaving[connections] = asyncio.create_task(self._close_when_idle(connections))
 
-    async def request_quote(self, task: Task, peer_id: str, timeout_s: float) -> Quote:  # noqa: ARG002 - reckoned here, which takes no time
-        """Give the most that the task can come to. Nobody is asked.
+    async def request_quote(self, task: Task, peer_id: str, timeout_s: float) -> Quote:  # noqa: ARG002 - computed here, which takes no time
+        """Return the highest price of the task, from the node's price list.
 
         Raises:
             UpstreamError: there is no such node, or it does not take such tasks.
         """
-        node = self._link(peer_id).node
+        node = self._connections_of(peer_id).node
         if task.kind not in node.kinds:
-            raise UpstreamError("UNIMPLEMENTED", f"the node does not serve {_PATHS[task.kind]}")
+            raise UpstreamError(
+                UpstreamStatus.UNIMPLEMENTED, f"the node does not serve {_PATHS[task.kind]}"
+            )
         price_msat = node.price.most_msat(task, node.timeout_s)
         return Quote(
             peer_id=peer_id,
@@ -123,192 +130,162 @@ class OpenAIHttpUpstream:
         )
 
     async def execute(self, quote: Quote, task: Task, timeout_s: float) -> Result:
-        """Hand the task over and wait for the whole result. Goes out once."""
-        async with self._answer(quote, task, timeout_s) as answer:
-            body = b"".join([chunk async for chunk in answer.chunks()])
-            answer.check_whole(body)
-            return answer.result(body)
+        """Send the task and wait for the whole result. Goes out once."""
+        async with self._result(quote, task, timeout_s) as result:
+            body = b"".join([chunk async for chunk in result.chunks()])
+            result.check_whole(body)
+            return result.result(body)
 
     async def execute_stream(
         self, quote: Quote, task: Task, timeout_s: float
     ) -> AsyncGenerator[StreamEvent, None]:
-        """Hand the task over and give the result as it comes, read from the node only when asked. Goes out once."""
-        async with self._answer(quote, task, timeout_s) as answer:
-            yield answer.begin()
-            async for chunk in answer.chunks():
+        """Send the task and yield the result as it comes, read from the node only on demand. Goes out once."""
+        async with self._result(quote, task, timeout_s) as result:
+            yield result.begin()
+            async for chunk in result.chunks():
                 yield chunk
-            yield answer.result(b"")
+            yield result.result(b"")
 
     async def cancel(self, quote: Quote, reason: str, timeout_s: float) -> None:
-        """Do nothing: a quote holds nothing at the node, and a closed connection tells it all there is to tell."""
+        """Do nothing: a quote reserves nothing at the node, and a closed connection ends its work."""
 
     async def list_models(self, node_name: str, timeout_s: float) -> tuple[ListedModel, ...]:
         """Ask a node for its models; those without a usable name are left out.
 
         Raises:
             NoModelList: it has no list.
-            UpstreamError: it did not answer, or with something else.
+            UpstreamError: it did not answer, or with another document.
         """
-        link = self._link(NODE_PREFIX + node_name)
+        connections = self._connections_of(NODE_PREFIX + node_name)
         sending = SendState()
         try:
             async with (
-                link.used(),
-                link.session().get(
-                    link.node.base_url + "/models",
+                connections.used(),
+                connections.session().get(
+                    connections.node.base_url + "/models",
                     allow_redirects=False,
                     timeout=_timeout(timeout_s),
                     trace_request_ctx=sending,
                 ) as response,
             ):
                 if response.status in _NO_LIST:
-                    raise NoModelList("UNIMPLEMENTED", "the node has no list of models")
+                    raise NoModelList(
+                        UpstreamStatus.UNIMPLEMENTED, "the node has no list of models"
+                    )
                 if not _succeeded(response.status):
                     text = await read_at_most(response, MAX_ERROR_BYTES)
-                    raise http_error(response.status, text, link.node.api_key)
+                    raise http_error(response.status, text, connections.node.api_key)
                 body = await read_at_most(response, _MAX_LIST_BYTES + 1)
         except FAILURES as error:
             raise connection_error(error, evidence=Verdict.NONE) from None
         if len(body) > _MAX_LIST_BYTES:
-            raise UpstreamError("DATA_LOSS", "the node's list of models is too long")
+            raise UpstreamError(UpstreamStatus.DATA_LOSS, "the node's list of models is too long")
         return read_model_list(body)
 
     async def close(self) -> None:
         """Close all connections; calls under way end with an error."""
         for leaving in self._leaving.values():
             leaving.cancel()
-        for link in [*self._links.values(), *self._leaving]:
-            await link.close()
+        for connections in [*self._connections.values(), *self._leaving]:
+            await connections.close()
 
-    async def _let_go(self, link: NodeConnections) -> None:
-        await link.close_when_idle()
-        del self._leaving[link]
+    async def _close_when_idle(self, connections: NodeConnections) -> None:
+        await connections.close_when_idle()
+        del self._leaving[connections]
 
-    def _link(self, provider_id: str) -> NodeConnections:
-        link = self._links.get(provider_id)
-        if link is None:
+    def _connections_of(self, provider_id: str) -> NodeConnections:
+        connections = self._connections.get(provider_id)
+        if connections is None:
             raise UpstreamError(
-                "NOT_FOUND", "no node of that name is configured", evidence=Verdict.NONE
+                UpstreamStatus.NOT_FOUND,
+                "no node of that name is configured",
+                evidence=Verdict.NONE,
             )
-        return link
+        return connections
 
     @asynccontextmanager
-    async def _answer(
+    async def _result(
         self, quote: Quote, task: Task, timeout_s: float
     ) -> AsyncIterator[NodeResult]:
-        """Send a task and give the answer's head; the connection is given back, or closed, at the end."""
-        link = self._link(quote.peer_id)
-        limit_s = min(link.node.timeout_s, timeout_s)
+        """Send a task and yield the result's head; the connection is returned to the pool, or closed, at the end."""
+        connections = self._connections_of(quote.peer_id)
+        node = connections.node
+        limit_s = min(node.timeout_s, timeout_s)
         deadline = time.monotonic() + limit_s
-        async with link.place(limit_s):
+        async with connections.slot(limit_s):
             started = self._clock()
-            # What reached the node and is lost then counts as bought.
+            # A request that reached the node and whose result is lost counts as bought.
             lost = Verdict.NONE if quote.is_free else Verdict.SETTLED
-            left_s = max(deadline - time.monotonic(), 0.001)
-            response = await self._post(link, quote, task, left_s, lost)
+
+            def charge(usage_data: bytes, result_bytes: int) -> Msat:
+                return node.price.charge_msat(
+                    usage_of(usage_data),
+                    body_bytes=len(task.body),
+                    # Vectors are no tokens.
+                    result_bytes=0 if task.kind is TaskKind.EMBEDDINGS else result_bytes,
+                    elapsed_s=self._clock() - started,
+                    ceiling_msat=quote.price_msat,
+                )
+
+            response = await self._send(connections, quote, task, deadline, lost)
             try:
-                yield self._checked(response, link.node, quote, task, started, lost)
+                if not _succeeded(response.status):
+                    text = await _read_refusal(response)
+                    retry_after = response.headers.get("Retry-After", "")
+                    raise http_error(response.status, text, node.api_key, retry_after)
+                yield NodeResult(
+                    response, task, max_bytes=self._max_result_bytes, lost=lost, charge=charge
+                )
             finally:
                 # A connection whose answer was read to its end has gone back to the pool before.
                 response.close()
 
-    async def _post(
-        self, link: NodeConnections, quote: Quote, task: Task, timeout_s: float, lost: Verdict
-    ) -> aiohttp.ClientResponse:
-        response = await self._sent(link, quote, task, timeout_s, lost)
-        if _succeeded(response.status):
-            return response
-        try:
-            text = await _read_refusal(response)
-        finally:
-            response.close()
-        raise http_error(
-            response.status, text, link.node.api_key, response.headers.get("Retry-After", "")
-        )
-
-    async def _sent(
-        self, link: NodeConnections, quote: Quote, task: Task, timeout_s: float, lost: Verdict
+    async def _send(
+        self,
+        connections: NodeConnections,
+        quote: Quote,
+        task: Task,
+        deadline: float,
+        lost: Verdict,
     ) -> aiohttp.ClientResponse:
         """Send a task and return the head of the answer.
 
         A node closes connections that were idle for a while, and a request may meet that close: it was written, and
-        nothing ever read it. It is then sent once more, over a connection of its own. What tells this from a node that
-        took the request and died over it: the connection had been used before, not a byte of an answer came, and the
-        loss was known at once. Both carry the same Idempotency-Key, and what is booked is one answer.
+        never read. It is then sent once more, over a connection of its own. What tells this from a node that took the
+        request and died over it: the connection had been used before, not a byte of an answer came, and the loss was
+        known at once. Both carry the same Idempotency-Key, and one result is booked.
         """
-        deadline, sending = time.monotonic() + timeout_s, SendState()
-        sent_at = time.monotonic()
-        try:
-            return await self._post_once(link.session(), link.node, quote, task, timeout_s, sending)
-        except FAILURES as error:
-            now = time.monotonic()
-            met_close = (
-                sending.on_used_connection
-                and is_closed_connection(error)
-                and now - sent_at < _CLOSE_KNOWN_S
-            )
-            if not met_close or now >= deadline:
-                if is_unreachable(error):
-                    self._on_down(link.node.provider_id)
-                raise connection_error(
-                    error, evidence=lost, had_connection=sending.had_connection
-                ) from None
-        again = SendState()
-        try:
-            return await self._post_once(
-                link.unpooled_session(), link.node, quote, task, deadline - now, again
-            )
-        except FAILURES as error:
-            if is_unreachable(error):
-                self._on_down(link.node.provider_id)
-            raise connection_error(
-                error, evidence=lost, had_connection=again.had_connection
-            ) from None
-
-    async def _post_once(
-        self,
-        session: aiohttp.ClientSession,
-        node: VirtualNode,
-        quote: Quote,
-        task: Task,
-        timeout_s: float,
-        sending: SendState,
-    ) -> aiohttp.ClientResponse:
-        return await session.post(
-            node.base_url + _PATHS[task.kind],
-            data=_payload(task.body),
-            headers={**self._tracing.headers(), "Idempotency-Key": quote.job_id.hex()},
-            allow_redirects=False,
-            timeout=_timeout(max(timeout_s, 0.001)),
-            trace_request_ctx=sending,
-        )
-
-    def _checked(
-        self,
-        response: aiohttp.ClientResponse,
-        node: VirtualNode,
-        quote: Quote,
-        task: Task,
-        started: float,
-        lost: Verdict,
-    ) -> NodeResult:
-        def charge(tells_usage: bytes, result_bytes: int) -> Msat:
-            return node.price.charge_msat(
-                usage_of(tells_usage),
-                body_bytes=len(task.body),
-                # Vectors are no tokens.
-                result_bytes=0 if task.kind is TaskKind.EMBEDDINGS else result_bytes,
-                elapsed_s=self._clock() - started,
-                ceiling_msat=quote.price_msat,
-            )
-
-        return NodeResult(
-            response, task, max_bytes=self._max_result_bytes, lost=lost, charge=charge
-        )
+        session, is_repeat = connections.session(), False
+        while True:
+            state, sent_at = SendState(), time.monotonic()
+            try:
+                return await session.post(
+                    connections.node.base_url + _PATHS[task.kind],
+                    data=_payload(task.body),
+                    headers={**self._tracing.headers(), "Idempotency-Key": quote.job_id.hex()},
+                    allow_redirects=False,
+                    timeout=_timeout(max(deadline - sent_at, 0.001)),
+                    trace_request_ctx=state,
+                )
+            except FAILURES as error:
+                now = time.monotonic()
+                met_close = (
+                    not is_repeat
+                    and state.on_used_connection
+                    and is_closed_connection(error)
+                    and now - sent_at < _CLOSE_KNOWN_S
+                )
+                if not met_close or now >= deadline:
+                    if is_unreachable(error):
+                        self._on_down(connections.node.provider_id)
+                    raise connection_error(
+                        error, evidence=lost, had_connection=state.had_connection
+                    ) from None
+            session, is_repeat = connections.unpooled_session(), True
 
 
 def node_terms_hash(name: str, task: Task, price_msat: Msat) -> bytes:
-    """Give the hash of what a node's quote is for, so that a receipt can show it.
+    """Return the hash of the terms of a node's quote, for its receipt.
 
     SHA-256 over the ASCII JSON, without white space, of ``["lcp-gateway.node.v1", name, kind, model, price_msat,
     sha256]``, where ``sha256`` is that of the body in lower-case hex.
@@ -337,7 +314,7 @@ def _payload(body: bytes) -> bytes | io.BytesIO:
 
 
 async def _read_refusal(response: aiohttp.ClientResponse) -> bytes:
-    """Read why it was refused. That it was is known from its head, so a text that breaks off changes nothing."""
+    """Read the text of a refusal. Its head says that it is one, so a text that breaks off changes nothing."""
     try:
         return await read_at_most(response, MAX_ERROR_BYTES)
     except FAILURES:

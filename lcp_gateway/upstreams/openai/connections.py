@@ -12,18 +12,19 @@ from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.routing.catalog import NODE_PREFIX
+from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.openai.price import NodePrice
 
 # Below the 5 s after which many servers close an idle connection: a request that meets such a close is lost.
 _KEEPALIVE_S = 4.0
-# Connections beside those of tasks, so that a busy node can still be asked whether it is there.
+# Connections beside those of tasks, so that a busy node can still be probed.
 _SPARE_CONNECTIONS = 2
 _FREE = NodePrice()
 
 MAX_HEADER_BYTES: Final = 64 * 1024
-"""How long a header of a node's answer may be: proxies before it add long cookies and policies."""
+"""The longest header of a node's answer: proxies before it add long cookies and policies."""
 MAX_HEADERS: Final = 1024
-"""How many there may be."""
+"""The most headers of a node's answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class VirtualNode:
 
     @property
     def provider_id(self) -> str:
-        """The id that it has in the catalog."""
+        """Its id in the catalog."""
         return NODE_PREFIX + self.name
 
 
@@ -68,8 +69,8 @@ class NodeConnections:
 
     def __init__(self, node: VirtualNode) -> None:
         self.node = node
-        # Waited for here and not in the connector, where the wait would count as connecting.
-        self._places = asyncio.Semaphore(node.max_connections)
+        # Acquired here and not in the connector, where the wait would count as connecting.
+        self._slots = asyncio.Semaphore(node.max_connections)
         self._session: aiohttp.ClientSession | None = None
         self._unpooled: aiohttp.ClientSession | None = None
         self._closed = False
@@ -79,7 +80,7 @@ class NodeConnections:
 
     @asynccontextmanager
     async def used(self) -> AsyncIterator[None]:
-        """Keep the connections open for a call, also when the node has been given up meanwhile."""
+        """Keep the connections open for a call, also when the node is removed meanwhile."""
         self._users += 1
         self._idle.clear()
         try:
@@ -90,21 +91,30 @@ class NodeConnections:
                 self._idle.set()
 
     @asynccontextmanager
-    async def place(self, timeout_s: float) -> AsyncIterator[None]:
+    async def slot(self, timeout_s: float) -> AsyncIterator[None]:
         """Hold one of the node's connections for a task.
 
         Raises:
             UpstreamError: none became free in time.
         """
         async with self.used():
-            await self._take_place(timeout_s)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._slots.acquire()
+            except TimeoutError:
+                raise UpstreamError(
+                    UpstreamStatus.RESOURCE_EXHAUSTED,
+                    "all connections to the node are in use",
+                    retryable=True,
+                    evidence=Verdict.NONE,
+                ) from None
             try:
                 yield
             finally:
-                self._places.release()
+                self._slots.release()
 
     def session(self) -> aiohttp.ClientSession:
-        """Give the session; it belongs to the loop of the first call."""
+        """Return the session; it belongs to the loop of the first call."""
         self._check_open()
         if self._session is None:
             self._session = self._open()
@@ -132,25 +142,15 @@ class NodeConnections:
     def _check_open(self) -> None:
         if self._closed:
             raise UpstreamError(
-                "UNAVAILABLE", "the connections to the node are closed", evidence=Verdict.NONE
-            )
-
-    async def _take_place(self, timeout_s: float) -> None:
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._places.acquire()
-        except TimeoutError:
-            raise UpstreamError(
-                "RESOURCE_EXHAUSTED",
-                "all connections to the node are in use",
-                retryable=True,
+                UpstreamStatus.UNAVAILABLE,
+                "the connections to the node are closed",
                 evidence=Verdict.NONE,
-            ) from None
+            )
 
     def _open(self, *, force_close: bool = False) -> aiohttp.ClientSession:
         headers = {
             "Content-Type": "application/json",
-            # Compression would only be undone here: answers travel on as they are.
+            # Compression would only be undone here: results are forwarded as they are.
             "Accept-Encoding": "identity",
             "User-Agent": "lcp-gateway",
         }

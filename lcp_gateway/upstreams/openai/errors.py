@@ -1,4 +1,4 @@
-"""What goes wrong with a virtual node, in the gateway's words: mapped here once, and never with the node's key in it."""
+"""Errors of virtual nodes as the gateway's: mapped here once, and never with the node's key in them."""
 
 import errno
 import re
@@ -13,11 +13,12 @@ import orjson
 
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.upstream_status import UpstreamStatus
 
 FAILURES = (aiohttp.ClientError, TimeoutError, OSError)
-"""What a call over HTTP can end with."""
+"""The errors that a call over HTTP can end with."""
 MAX_ERROR_BYTES = 64 * 1024
-"""So much of an error's body is read."""
+"""Bytes of an error's body that are read."""
 
 _MAX_MESSAGE_CHARS = 500
 _MAX_RETRY_AFTER_S = 3_600.0
@@ -27,19 +28,18 @@ _CODE = re.compile(r"[a-z0-9_.-]{1,64}")
 _BEARER = re.compile(r"bearer\s+\S+", re.IGNORECASE)
 _REDACTED = "[redacted]"
 
-_STATUSES: Mapping[int, str] = {
-    HTTPStatus.BAD_REQUEST: "INVALID_ARGUMENT",
-    HTTPStatus.NOT_FOUND: "NOT_FOUND",
-    HTTPStatus.METHOD_NOT_ALLOWED: "UNIMPLEMENTED",
-    HTTPStatus.REQUEST_TIMEOUT: "DEADLINE_EXCEEDED",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "INVALID_ARGUMENT",
-    HTTPStatus.UNPROCESSABLE_ENTITY: "INVALID_ARGUMENT",
-    HTTPStatus.TOO_MANY_REQUESTS: "RESOURCE_EXHAUSTED",
-    HTTPStatus.NOT_IMPLEMENTED: "UNIMPLEMENTED",
-    HTTPStatus.GATEWAY_TIMEOUT: "DEADLINE_EXCEEDED",
+_STATUSES: Mapping[int, UpstreamStatus] = {
+    HTTPStatus.BAD_REQUEST: UpstreamStatus.INVALID_ARGUMENT,
+    HTTPStatus.NOT_FOUND: UpstreamStatus.NOT_FOUND,
+    HTTPStatus.METHOD_NOT_ALLOWED: UpstreamStatus.UNIMPLEMENTED,
+    HTTPStatus.REQUEST_TIMEOUT: UpstreamStatus.DEADLINE_EXCEEDED,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: UpstreamStatus.INVALID_ARGUMENT,
+    HTTPStatus.UNPROCESSABLE_ENTITY: UpstreamStatus.INVALID_ARGUMENT,
+    HTTPStatus.TOO_MANY_REQUESTS: UpstreamStatus.RESOURCE_EXHAUSTED,
+    HTTPStatus.NOT_IMPLEMENTED: UpstreamStatus.UNIMPLEMENTED,
+    HTTPStatus.GATEWAY_TIMEOUT: UpstreamStatus.DEADLINE_EXCEEDED,
 }
-_PASSING = frozenset({"DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "UNAVAILABLE"})
-# What these say is between the node and its operator: the client can do nothing about it, and their text may quote a key.
+# These are between the node and its operator: the client can do nothing about them, and their text may quote a key.
 _OPERATOR_PROBLEMS: Mapping[int, str] = {
     HTTPStatus.UNAUTHORIZED: "the node refused the gateway's credentials",
     HTTPStatus.FORBIDDEN: "the node refused the gateway's credentials",
@@ -49,21 +49,24 @@ _REDIRECT = "the node redirects, which is not followed"
 
 
 def http_error(status: int, body: bytes, api_key: str = "", retry_after: str = "") -> UpstreamError:
-    """Give the error for an HTTP status that is no success; nothing was bought with it.
+    """Return the error for an HTTP status that is no success; nothing was bought with it.
 
-    ``body`` is the answer's body or its beginning; what it says is passed on, bounded, printable and without the key.
+    ``body`` is the answer's body or its beginning; its message is passed on, bounded, printable and without the key.
     """
     if status < HTTPStatus.MULTIPLE_CHOICES or status == HTTPStatus.NOT_MODIFIED:
         return UpstreamError(
-            "UNAVAILABLE",
+            UpstreamStatus.UNAVAILABLE,
             f"the node answered with HTTP status {status}, which is no answer to a POST",
             evidence=Verdict.NONE,
         )
     if status < HTTPStatus.BAD_REQUEST:
-        return UpstreamError("UNAVAILABLE", _REDIRECT, evidence=Verdict.NONE)
+        return UpstreamError(UpstreamStatus.UNAVAILABLE, _REDIRECT, evidence=Verdict.NONE)
     if own := _OPERATOR_PROBLEMS.get(status):
-        return UpstreamError("UNAVAILABLE", own, evidence=Verdict.NONE)
-    name = _STATUSES.get(status) or _name_of_rest(status)
+        return UpstreamError(UpstreamStatus.UNAVAILABLE, own, evidence=Verdict.NONE)
+    name = _STATUSES.get(status)
+    if name is None:
+        is_server_error = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        name = UpstreamStatus.UNAVAILABLE if is_server_error else UpstreamStatus.FAILED_PRECONDITION
     message, code = _message_and_code(body)
     # Bounded last: a key that is cut in two would not be found.
     text = _redacted(_UNPRINTABLE.sub(" ", message).strip(), api_key)[:_MAX_MESSAGE_CHARS]
@@ -72,15 +75,15 @@ def http_error(status: int, body: bytes, api_key: str = "", retry_after: str = "
     return UpstreamError(
         name,
         text or f"the node answered with HTTP status {status}",
-        retryable=name in _PASSING,
+        retryable=name.may_pass,
         evidence=Verdict.NONE,
         code=code,
-        retry_after_s=retry_after_s(retry_after) if name in _PASSING else None,
+        retry_after_s=retry_after_s(retry_after) if name.may_pass else None,
     )
 
 
 def retry_after_s(value: str, now: datetime | None = None) -> float | None:
-    """Read a Retry-After header: seconds or a date. Give at most an hour; None for what is neither."""
+    """Return the seconds of a Retry-After header, given as such or as a date, at most an hour; None for neither."""
     text = value.strip()
     if text.isascii() and text.isdigit():
         seconds = float(text[:9])
@@ -110,18 +113,18 @@ def is_closed_connection(error: BaseException) -> bool:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Tell whether a call ended before it had a connection because none could be made."""
+    """Return whether no connection could be made."""
     return isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
 
 
 def connection_error(
     error: BaseException, *, evidence: Verdict, had_connection: bool = True
 ) -> UpstreamError:
-    """Give the error for one of ``FAILURES``; ``evidence`` holds if it had a connection, else nothing was bought.
+    """Return the error for one of ``FAILURES``; ``evidence`` holds if it had a connection, else nothing was bought.
 
-    Nothing of its own text is used, which may hold an address; its objects hold the key, so raise this ``from None``.
+    Its own text is not used, since it may hold an address; its objects hold the key, so raise this ``from None``.
     """
-    status = "UNAVAILABLE"
+    status = UpstreamStatus.UNAVAILABLE
     match error:
         case aiohttp.ClientConnectorDNSError():
             message = "the node's address does not resolve"
@@ -132,7 +135,7 @@ def connection_error(
         case aiohttp.ConnectionTimeoutError():
             message = "no connection to the node in time"
         case TimeoutError() if had_connection:
-            status, message = "DEADLINE_EXCEEDED", "the node did not answer in time"
+            status, message = UpstreamStatus.DEADLINE_EXCEEDED, "the node did not answer in time"
         case TimeoutError():
             message = "no connection to the node in time"
         case aiohttp.InvalidURL():
@@ -141,7 +144,7 @@ def connection_error(
             # The head was good, and came together with a body that is not.
             message = "the node's answer is not HTTP"
         case aiohttp.ClientResponseError():
-            # No answer at all: whatever it was, it is not booked.
+            # No answer at all: it is not booked.
             message, evidence = "the node's answer is not HTTP", Verdict.NONE
         case _:
             message = "the connection to the node was lost"
@@ -154,33 +157,29 @@ def connection_error(
     )
 
 
-def _name_of_rest(status: int) -> str:
-    server_error = status >= HTTPStatus.INTERNAL_SERVER_ERROR
-    return "UNAVAILABLE" if server_error else "FAILED_PRECONDITION"
-
-
 def _message_and_code(body: bytes) -> tuple[str, str | None]:
-    """Give an error's message and code, in any of the forms that servers write; empty where it has none."""
+    """Return an error's message and code, in any of the forms that servers write; empty where it has none."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
-        # A page of a proxy, or nothing: no text for a client.
+        # A page of a proxy, or no body: no text for a client.
         return "", None
     if not isinstance(document, dict):
         return "", None
     error = document.get("error")
     inner: dict[str, Any] = error if isinstance(error, dict) else {}
     code = inner.get("code", document.get("code"))
-    for said in (error, inner.get("message"), document.get("message"), document.get("detail")):
-        if isinstance(said, str) and said:
-            return said, code if isinstance(code, str) else None
-        if isinstance(said, list) and said:
-            return _of_validation(said), code if isinstance(code, str) else None
-    return "", code if isinstance(code, str) else None
+    known_code = code if isinstance(code, str) else None
+    for found in (error, inner.get("message"), document.get("message"), document.get("detail")):
+        if isinstance(found, str) and found:
+            return found, known_code
+        if isinstance(found, list) and found:
+            return _of_validation(found), known_code
+    return "", known_code
 
 
 def _of_validation(details: list[Any]) -> str:
-    """Put FastAPI's list of faults in words: where and what, without the input that it quotes."""
+    """Return FastAPI's list of faults as text: place and message, without the input that it quotes."""
     words = []
     for detail in details[:5]:
         if not isinstance(detail, dict) or not isinstance(detail.get("msg"), str):

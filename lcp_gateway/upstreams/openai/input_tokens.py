@@ -20,19 +20,19 @@ _CANNOT = frozenset(
 _REMEMBERED_S = 600.0
 _MAX_ANSWER_BYTES = 64 * 1024
 _MOST_TOKENS = 2**53
-# Apart from those of tasks, which are not to wait for somebody who only counts.
+# Apart from those of tasks, which must not wait for a count.
 _CONNECTIONS = 16
 _CONNECTIONS_PER_NODE = 4
 _CONNECT_TIMEOUT_S = 2.0
-# See node_link.py and openai_http.py, where the same holds for tasks.
+# See connections.py and adapter.py, where the same holds for tasks.
 _KEEPALIVE_S = 4.0
 _LONG_BODY_BYTES = 1024 * 1024
 
 
 class TokenCounter:
-    """Counts with the nodes' help, over connections of its own. A node that cannot count is left alone for ten minutes.
+    """Asks nodes to count, over connections of its own. A node that cannot count is not asked again for ten minutes.
 
-    Nothing here raises for a node's sake: whoever asks has an estimate to fall back on.
+    A node's failure is never raised: the caller has an estimate to fall back on.
     """
 
     def __init__(
@@ -47,17 +47,17 @@ class TokenCounter:
         self.use(nodes)
 
     def use(self, nodes: Iterable[VirtualNode]) -> None:
-        """Know these nodes from now on, and try anew what any of them could not do."""
+        """Ask these nodes from now on, also those that could not count before."""
         self._nodes = {node.provider_id: node for node in nodes}
         self._cannot.clear()
 
     async def count_at(self, provider_id: str, body: bytes, timeout_s: float) -> int | None:
-        """Ask the node that has this id in the catalog; see ``count``."""
+        """Ask the node of this provider id; see ``count``."""
         node = self._nodes.get(provider_id)
         return None if node is None else await self.count(node, body, timeout_s)
 
     async def count(self, node: VirtualNode, body: bytes, timeout_s: float) -> int | None:
-        """Give the tokens of a request for a response, in at most ``timeout_s``; None where the node does not tell."""
+        """Return the tokens of a request for a response, in at most ``timeout_s``; None where the node does not tell."""
         if self._closed or self._is_known_not_to(node):
             return None
         try:
@@ -70,7 +70,7 @@ class TokenCounter:
             ) as response:
                 if response.status in _CANNOT:
                     text = await read_at_most(response, MAX_ERROR_BYTES)
-                    self._note(node, response.status, text)
+                    self._record_refusal(node, response.status, text)
                     return None
                 if response.status != HTTPStatus.OK:
                     # What is left of it may be long; the connection goes with it.
@@ -91,14 +91,14 @@ class TokenCounter:
         until = self._cannot.get((node.name, node.base_url))
         return until is not None and self._clock() < until
 
-    def _note(self, node: VirtualNode, status: int, text: bytes) -> None:
+    def _record_refusal(self, node: VirtualNode, status: int, text: bytes) -> None:
         if status == HTTPStatus.NOT_FOUND and http_error(status, text).code is not None:
-            # It has the route: something else that the request names is not there.
+            # It has the route: another thing that the request names is missing.
             return
         self._cannot[node.name, node.base_url] = self._clock() + _REMEMBERED_S
 
     def _open_session(self, *, proxy: bool) -> aiohttp.ClientSession:
-        """Give the session; it belongs to the loop of the first call."""
+        """Return the session; it belongs to the loop of the first call."""
         if proxy not in self._sessions:
             self._sessions[proxy] = aiohttp.ClientSession(
                 headers={
@@ -122,7 +122,7 @@ class TokenCounter:
 
 
 def _read(answer: bytes) -> int | None:
-    """Give the count that an answer tells; None for anything else."""
+    """Return the count of an answer; None for any other document."""
     try:
         document = orjson.loads(answer)
     except orjson.JSONDecodeError:

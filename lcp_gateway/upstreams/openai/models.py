@@ -1,4 +1,4 @@
-"""What a virtual node's list of models says, in any of the forms that servers write."""
+"""A virtual node's list of models, in any of the forms that servers write."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.upstream_status import UpstreamStatus
 
 _MAX_MODELS = 10_000
 _MAX_ID_CHARS = 256
@@ -21,7 +22,7 @@ _PARAMETER_CAPABILITIES = {
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """What a node's list says of one model; 0 and empty where it says nothing. ``created`` is Unix seconds."""
+    """One model of a node's list; 0 and empty where the list does not say. ``created`` is Unix seconds."""
 
     id: str
     owned_by: str = ""
@@ -31,7 +32,7 @@ class ListedModel:
 
 
 def read_model_list(body: bytes) -> tuple[ListedModel, ...]:
-    """Give the models of a list, as ``GET /models`` answers it; those without a usable name are left out.
+    """Return the models of an answer to ``GET /models``; those without a usable name are left out.
 
     Raises:
         UpstreamError: it is no list.
@@ -39,7 +40,9 @@ def read_model_list(body: bytes) -> tuple[ListedModel, ...]:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
-        raise UpstreamError("DATA_LOSS", "the node's list of models is not JSON") from None
+        raise UpstreamError(
+            UpstreamStatus.DATA_LOSS, "the node's list of models is not JSON"
+        ) from None
     entries = document
     if isinstance(document, dict):
         entries = next((document[key] for key in ("data", "models") if key in document), None)
@@ -47,7 +50,7 @@ def read_model_list(body: bytes) -> tuple[ListedModel, ...]:
         # Ollama without a model.
         entries = []
     if not isinstance(entries, list):
-        raise UpstreamError("DATA_LOSS", "the node's list of models is no list")
+        raise UpstreamError(UpstreamStatus.DATA_LOSS, "the node's list of models is no list")
     listed = (_listed_model(entry) for entry in entries[:_MAX_MODELS])
     return tuple(model for model in listed if model is not None)
 
@@ -85,7 +88,7 @@ def _capabilities(entry: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _is_usable(text: str) -> bool:
-    """Tell whether a client could name it: a request's model has no white space at its ends and is printable."""
+    """Return whether a client can name it: a request's model is printable, without white space at its ends."""
     return 0 < len(text) <= _MAX_ID_CHARS and text.isprintable() and text == text.strip()
 
 

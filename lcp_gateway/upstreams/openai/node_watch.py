@@ -21,12 +21,12 @@ from lcp_gateway.upstreams.openai.adapter import NoModelList, OpenAIHttpUpstream
 from lcp_gateway.upstreams.openai.connections import VirtualNode
 from lcp_gateway.upstreams.openai.models import ListedModel
 
-NOT_ASKED: Final = "the node has not been asked yet"
+NOT_PROBED: Final = "the node has not been probed yet"
 
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
-    """How a node stands: ``problem`` is empty while it is up, ``models`` counts those it offers."""
+    """The state of a node: ``problem`` is empty while it is up, ``models`` counts those it offers."""
 
     up: bool
     problem: str
@@ -35,11 +35,11 @@ class NodeState:
 
 
 class WatchedNode:
-    """One node, and what is known of it."""
+    """One node, with the answers to its probes."""
 
     def __init__(self, node: VirtualNode, started: datetime) -> None:
         self.node = node
-        self.state = NodeState(up=False, problem=NOT_ASKED, models=0, since=started)
+        self.state = NodeState(up=False, problem=NOT_PROBED, models=0, since=started)
         self.listed: tuple[ListedModel, ...] | None = None
         self.provider: Provider | None = None
         self.probing: asyncio.Task[None] | None = None
@@ -50,17 +50,17 @@ class WatchedNode:
         self.told = False
 
     def described_as(self, node: VirtualNode) -> "WatchedNode":
-        """Give what is known of it to another description of it."""
+        """Return the same node with changed settings, believed to be as it was until it is probed."""
         other = WatchedNode(node, self.state.since)
         other.state, other.told = self.state, self.told
         other.listed, other.provider = self.listed, self.provider
         return other
 
     def facts_of(self, listed: Iterable[ListedModel]) -> Iterable[tuple[str, ModelFacts]]:
-        """Give the facts of each model once, as it was first listed.
+        """Yield the facts of each model once.
 
-        Some servers give the time of the asking as the time of creation; what was told before stays, or each list would
-        look like a new one.
+        Some servers give the time of the request as the time of creation; the first one stays, or each list would look
+        like a new one.
         """
         known = {} if self.provider is None else self.provider.facts
         seen = set()
@@ -74,16 +74,16 @@ class WatchedNode:
 
 
 _RETRY_S = 1.0
-# A request that finds nobody asks nodes anew that were asked longer ago than this, and waits so long.
+# A request that finds no provider probes nodes whose last probe is older than this, and waits so long.
 _MISS_AFTER_S = 1.0
-_MISS_PATIENCE_S = 0.5
+_MISS_TIMEOUT_S = 0.5
 _NO_LIST = "the node has no list of models; its models must be named in the configuration"
 
 
 class NodeWatch:
-    """Asks every node for its models each ``refresh_s``, and one that is down more often at first.
+    """Probes every node each ``refresh_s`` by asking for its models, and one that is down more often at first.
 
-    One failure takes a node out: a request goes elsewhere rather than find out again.
+    One failure takes a node out of the catalog, so that requests go elsewhere.
     """
 
     def __init__(
@@ -101,10 +101,10 @@ class NodeWatch:
         clock: Callable[[], float] = time.monotonic,
         start_task: StartTask = start_unsupervised,
     ) -> None:
-        """``describe`` gives the kinds of task that a model takes on a node.
+        """``describe`` returns the kinds of task that a model takes on a node.
 
-        ``on_change`` is told a node's name and whether it is up: at first, and whenever that changes. ``on_gone`` is told
-        the name of one that is no longer watched. ``start_task`` starts what keeps asking each of them.
+        ``on_change`` gets a node's name and whether it is up: at first, and whenever that changes. ``on_gone`` gets the
+        name of one that is no longer watched. ``start_task`` starts the background task that probes one node.
         """
         self._start_task = start_task
         self._upstream = upstream
@@ -131,8 +131,8 @@ class NodeWatch:
     ) -> None:
         """Watch these nodes from now on; the upstream must know them already.
 
-        One that is as before stays as it was found. One that is described otherwise is believed to be as it was, until
-        it has been asked, which is at once.
+        An unchanged one keeps its state. One with changed settings is believed to be as it was until its probe, which
+        is at once.
         """
         self._refresh_s, self._timeout_s, self._describe = refresh_s, timeout_s, describe
         before = self._watched
@@ -151,7 +151,7 @@ class NodeWatch:
             if name not in self._watched:
                 self._on_gone(watched.node.name)
         for watched in self._watched.values():
-            # Whoever waits for the next time to ask reckons it anew.
+            # The pause before each next probe is computed anew.
             watched.reported.set()
         self._exchanged.set()
 
@@ -162,17 +162,17 @@ class NodeWatch:
 
     @property
     def states(self) -> Mapping[str, NodeState]:
-        """How each node stands, by its name."""
+        """The state of each node, by its name."""
         return MappingProxyType({w.node.name: w.state for w in self._watched.values()})
 
     async def refresh(self) -> None:
-        """Ask every node now; callers share what is under way. Never raises for a node that is away."""
+        """Probe every node now; callers share a probe that is under way. Never raises for a node that is away."""
         await asyncio.gather(*(self._probe(watched) for watched in self._watched.values()))
 
     async def refresh_if_stale(self) -> None:
-        """Ask the nodes that were not asked within the last second, and wait half a second for them at most.
+        """Probe the nodes that were not probed within the last second, and wait half a second for them at most.
 
-        For a request that found nobody: it should hear of a node that has just come, and not wait for one that hangs.
+        For a request that found no provider: it should find a node that has just come, and not wait for one that hangs.
         """
         now = self._clock()
         stale = [
@@ -182,33 +182,33 @@ class NodeWatch:
         ]
         if stale:
             probes = [asyncio.create_task(self._probe(watched)) for watched in stale]
-            await asyncio.wait(probes, timeout=_MISS_PATIENCE_S)
+            await asyncio.wait(probes, timeout=_MISS_TIMEOUT_S)
 
     async def run(self) -> None:
-        """Keep asking until cancelled."""
-        asking: dict[WatchedNode, asyncio.Task[None]] = {}
+        """Probe until cancelled."""
+        probing: dict[WatchedNode, asyncio.Task[None]] = {}
         try:
             while True:
                 self._exchanged.clear()
                 watched_now = tuple(self._watched.values())
-                for watched in set(asking).difference(watched_now):
-                    asking.pop(watched).cancel()
+                for watched in set(probing).difference(watched_now):
+                    probing.pop(watched).cancel()
                 for watched in watched_now:
-                    if watched not in asking:
-                        # One for each: an error about one node must not keep the others from being asked.
-                        asking[watched] = self._start_task(partial(self._keep_asking, watched))
+                    if watched not in probing:
+                        # A task for each: an error of one node must not end the probes of the others.
+                        probing[watched] = self._start_task(partial(self._keep_probing, watched))
                 await self._exchanged.wait()
         finally:
-            for task in asking.values():
+            for task in probing.values():
                 task.cancel()
-            if asking:
-                await asyncio.wait(asking.values())
+            if probing:
+                await asyncio.wait(probing.values())
             for watched in self._watched.values():
                 if watched.probing is not None:
                     watched.probing.cancel()
 
     def down(self, provider_id: str) -> None:
-        """Take a node out at once, since a task found nobody there; it is asked again soon."""
+        """Take a node out at once, since a task could not connect; it is probed again soon."""
         watched = self._watched.get(provider_id)
         if watched is None:
             return
@@ -217,15 +217,15 @@ class NodeWatch:
         self._take_out(watched, "no connection to the node could be made for a task")
         watched.reported.set()
 
-    async def _keep_asking(self, watched: WatchedNode) -> None:
+    async def _keep_probing(self, watched: WatchedNode) -> None:
         while True:
             await self._probe(watched)
-            # Only these count: what others ask for must not put off the taking back.
+            # Only these count: probes that requests start must not put off its return.
             watched.failures = 0 if watched.state.up else watched.failures + 1
             await self._pause(watched)
 
     async def _pause(self, watched: WatchedNode) -> None:
-        """Wait until the node is to be asked again; a report in between starts the wait of one that has just gone."""
+        """Wait until the node is to be probed again; a report in between restarts the wait."""
         while True:
             watched.reported.clear()
             delay_s = self._refresh_s
@@ -242,7 +242,7 @@ class NodeWatch:
     async def _probe(self, watched: WatchedNode) -> None:
         if watched.probing is None:
             watched.probing = asyncio.create_task(self._ask(watched))
-        # A caller that gives up must not take the answer from the others.
+        # A caller that gives up must not cancel the probe of the others.
         await asyncio.shield(watched.probing)
 
     async def _ask(self, watched: WatchedNode) -> None:
@@ -263,12 +263,12 @@ class NodeWatch:
         finally:
             watched.probing = None
         if self._watched.get(node.provider_id) is not watched:
-            # It was given up, or described otherwise, while it was asked.
+            # It was removed, or its settings changed, during the probe.
             return
         if problem:
             self._take_out(watched, problem)
         elif reports == watched.reports:
-            # Else it was found gone while it was asked: what it said may be older than that.
+            # Else a task could not connect during the probe, whose answer may be older than that.
             self._succeeded(watched, listed)
 
     def _succeeded(self, watched: WatchedNode, listed: tuple[ListedModel, ...]) -> None:
@@ -321,6 +321,6 @@ class NodeWatch:
 
 
 def _without_credentials(url: str) -> str:
-    """Give the address as it may be shown."""
+    """Return the address without its credentials, query and fragment."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))

@@ -1,4 +1,4 @@
-"""What a virtual node's work costs: the most it can come to, told beforehand, and what it came to in the end."""
+"""The price of a virtual node's work: the ceiling that is quoted, and the charge at the end."""
 
 import json
 import math
@@ -11,14 +11,14 @@ import orjson
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.routing.catalog import PriceList
+from lcp_gateway.units import BYTES_PER_TOKEN
 
 _PER_1K = 1_000
 _MS_PER_MINUTE = 60_000
 # Ordinary text has more than two bytes to a token in every tokenizer in use, and a prompt that is given as numbers has
 # a digit and a comma to each. Text made of single symbols can have more tokens; the charge still stops at the ceiling.
 _LEAST_BYTES_PER_TOKEN = 2
-_USUAL_BYTES_PER_TOKEN = 4
-# 10,000 BTC: more than any limit allows, and what a wild max_tokens comes to still fits the journal's 64 bits.
+# 10,000 BTC: more than any limit allows, so that the price of a wild max_tokens still fits the journal's 64 bits.
 _MOST_MSAT = 10**15
 _USUAL_TOKENS = 500
 _USUAL_MS = 10_000
@@ -30,7 +30,7 @@ _MAX_USAGE_BYTES = 4 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The tokens that an answer says it took."""
+    """The tokens that a result says it took."""
 
     input_tokens: int
     output_tokens: int
@@ -38,9 +38,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class NodePrice:
-    """What a node's operator asks, in msat; all parts add up.
+    """A node's price list, in msat; all parts add up.
 
-    ``max_output_tokens`` is what is reckoned with for a request that sets no limit of its own.
+    ``max_output_tokens`` is assumed for a request that sets no limit of its own.
     """
 
     per_request_msat: int = 0
@@ -51,7 +51,7 @@ class NodePrice:
 
     @property
     def is_free(self) -> bool:
-        """Tell whether nothing is asked at all."""
+        """Whether all parts are 0."""
         return not (
             self.per_request_msat
             or self.per_1k_input_msat
@@ -60,9 +60,9 @@ class NodePrice:
         )
 
     def most_msat(self, task: Task, timeout_s: float) -> Msat:
-        """Give the most that a task can come to when it may take ``timeout_s``, rounded up.
+        """Return the highest price of a task that may take ``timeout_s``, rounded up.
 
-        The input is reckoned from the body's size, with one token for each two bytes: more than ordinary text has.
+        Input tokens are estimated from the body's size, one for each two bytes: more than ordinary text has.
         """
         input_tokens = 0
         if self.per_1k_input_msat:
@@ -79,23 +79,21 @@ class NodePrice:
         elapsed_s: float,
         ceiling_msat: Msat,
     ) -> Msat:
-        """Give what it came to, rounded up and never above the ceiling.
+        """Return the charge, rounded up and never above the ceiling.
 
-        Without ``usage`` the tokens are reckoned from the bytes of the request and the result, four to a token.
+        Without ``usage`` the tokens are estimated from the bytes of the request and the result.
         """
         if usage is None:
-            usage = Usage(
-                -(-body_bytes // _USUAL_BYTES_PER_TOKEN), -(-result_bytes // _USUAL_BYTES_PER_TOKEN)
-            )
+            usage = Usage(-(-body_bytes // BYTES_PER_TOKEN), -(-result_bytes // BYTES_PER_TOKEN))
         elapsed_ms = math.ceil(max(elapsed_s, 0.0) * 1_000)
         return min(self._sum(usage.input_tokens, usage.output_tokens, elapsed_ms), ceiling_msat)
 
     def list_price_msat(self) -> Msat:
-        """Give what an ordinary request costs: 500 tokens in, 500 tokens out, 10 seconds."""
+        """Return the price of an ordinary request: 500 tokens in, 500 tokens out, 10 seconds."""
         return self._sum(_USUAL_TOKENS, _USUAL_TOKENS, _USUAL_MS)
 
     def by_size(self, timeout_s: float) -> PriceList:
-        """Return what ``most_msat`` comes to by the size of a chat, for those who compare before they ask."""
+        """Return ``most_msat`` as a function of a chat's size, for comparing providers before asking for a quote."""
         return PriceList(
             per_request=self.per_request_msat
             + timeout_s * 1_000 * self.per_minute_msat / _MS_PER_MINUTE,
@@ -126,7 +124,7 @@ class NodePrice:
 def usage_of(data: bytes) -> Usage | None:
     """Find the last usage in a JSON result, or in the event of one; None where there is none.
 
-    The quotes of a string's inside are escaped, so that what a model says can not pass for the key.
+    Quotes inside a string are escaped, so that a model's text cannot pass for the key.
     """
     at = data.rfind(_USAGE)
     while at >= 0:
@@ -174,7 +172,7 @@ def _parse(body: bytes) -> Mapping[str, Any]:
 
 
 def _count(value: object) -> int:
-    """Give a number that may stand for a count, else 0."""
+    """Return a number that may stand for a count, else 0."""
     return max(_whole(value) or 0, 0)
 
 

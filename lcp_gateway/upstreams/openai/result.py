@@ -1,4 +1,4 @@
-"""A virtual node's answer, checked as it is read, so that a cut one never passes for a whole one."""
+"""A virtual node's result, checked as it is read, so that a cut one never passes for a whole one."""
 
 import asyncio
 import hashlib
@@ -14,17 +14,17 @@ from lcp_gateway.purchase.order import Task
 from lcp_gateway.purchase.outcome import Judge, Received
 from lcp_gateway.purchase.ports import Result, ResultStatus, StreamBegin
 from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.units import BYTES_PER_TOKEN
+from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.openai.errors import FAILURES, connection_error
 from lcp_gateway.upstreams.result_judges import StreamResultJudge, WholeResultJudge
 
 CLOSE_WAIT_S = 2.0
 """How long a node may take to end its answer once the result's own end has come."""
 
-_BYTES_PER_EVENT = 4
-
 
 class NodeResult:
-    """A node's answer, checked as it is read."""
+    """A node's result, checked as it is read."""
 
     def __init__(
         self,
@@ -35,10 +35,10 @@ class NodeResult:
         lost: Verdict,
         charge: Callable[[bytes, int], Msat],
     ) -> None:
-        """``lost`` is what an end without a whole result means.
+        """``lost`` is the verdict of an end without a whole result.
 
-        ``charge`` gets the part of the result that tells the usage and the size of the text in it: of a stream an event
-        counts as a token of four bytes, for most of its bytes are the event's own.
+        ``charge`` gets the part of the result that holds the usage, and the size of its text: an event of a stream
+        counts as one token, since most of its bytes are the event's own.
         """
         self.content_type = response.headers.get("Content-Type", "")
         self.content_encoding = response.headers.get("Content-Encoding", "identity")
@@ -48,7 +48,7 @@ class NodeResult:
         self._charge = charge
         self._digest = hashlib.sha256()
         self._length = 0
-        # Inside a compressed answer nothing can be seen; its framing still shows a cut.
+        # A compressed result cannot be read; its framing still shows a cut.
         is_events = self.content_type.partition(";")[
             0
         ].strip().lower() == "text/event-stream" and is_readable(self.content_encoding)
@@ -68,7 +68,7 @@ class NodeResult:
         return StreamBegin(self.content_type, self.content_encoding, self._judge)
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Give the bytes as they come.
+        """Yield the bytes as they come.
 
         Raises:
             UpstreamError: they broke off, are too many, or end before the result does.
@@ -89,10 +89,10 @@ class NodeResult:
             raise self._incomplete("the stream ended without its end mark")
 
     def check_whole(self, body: bytes) -> None:
-        """Look whether a result that came without a length has its end.
+        """Check that a result that came without a length has its end.
 
         Raises:
-            UpstreamError: it has not.
+            UpstreamError: it has none.
         """
         if self._is_framed:
             return
@@ -101,9 +101,9 @@ class NodeResult:
             raise self._incomplete("the node's answer has no end")
 
     def result(self, body: bytes) -> Result:
-        """Give the result, once all of it came; ``body`` is empty where it was streamed."""
-        text_bytes = self._length if self._events is None else self._events * _BYTES_PER_EVENT
-        tells = body if self._stream is None else self._stream.usage_data
+        """Return the result, once it is complete; ``body`` is empty where it was streamed."""
+        text_bytes = self._length if self._events is None else self._events * BYTES_PER_TOKEN
+        usage_data = body if self._stream is None else self._stream.usage_data
         return Result(
             status=ResultStatus.OK,
             body=body,
@@ -112,11 +112,11 @@ class NodeResult:
             content_type=self.content_type,
             content_encoding=self.content_encoding,
             message="",
-            charged_msat=self._charge(tells, text_bytes),
+            charged_msat=self._charge(usage_data, text_bytes),
         )
 
     async def _after_end(self) -> AsyncGenerator[bytes, None]:
-        """Give what follows the result's own end. However its connection ends then, the result is whole."""
+        """Yield the bytes after the result's own end. However its connection ends then, the result is whole."""
         left_s = CLOSE_WAIT_S
         while left_s > 0 and not self._judge.is_flooded:
             waits_since = time.monotonic()
@@ -142,11 +142,11 @@ class NodeResult:
             self._stream.feed(chunk)
 
     def _incomplete(self, message: str) -> UpstreamError:
-        return UpstreamError("DATA_LOSS", message, evidence=self._lost)
+        return UpstreamError(UpstreamStatus.DATA_LOSS, message, evidence=self._lost)
 
 
 async def read_at_most(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Read a body or its first ``limit`` bytes; more than that is not taken from the connection."""
+    """Read a body or its first ``limit`` bytes; no more is read from the connection."""
     data = bytearray()
     async for chunk in response.content.iter_any():
         data += chunk[: limit - len(data)]

@@ -361,7 +361,7 @@ class TestFollowing:
 
         ended = await follower.ends()
 
-        assert (ended.status, ended.retryable) == ("EOF", True)
+        assert (ended.status, ended.retryable) == ("CANCELLED", True)
         await lnd.start()
 
     async def test_a_killed_lnd_is_an_interruption(self, lnd, invoices):
@@ -470,7 +470,7 @@ class TestTheNodeOfOurOwn:
             await pay_at(address, (await invoices.create(21_000, "", HOUR)).payment_request)
             heard = (await follower.hears(2))[-1]
             await first.stop(1.0)
-            assert (await follower.ends()).status == "EOF"
+            assert (await follower.ends()).status == "CANCELLED"
 
             second = Node(config)
             await second.start()

@@ -75,11 +75,11 @@ async def ended(task):
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_before_it_has_asked_nobody_is_up():
+async def test_before_the_first_probe_no_node_is_up():
     watch, changes = watch_of(Lists(), node())
     assert watch.providers == ()
     assert not watch.states["a"].up
-    assert "not been asked" in watch.states["a"].problem
+    assert "not been probed" in watch.states["a"].problem
     assert changes == []
 
 

@@ -205,7 +205,7 @@ async def begun(upstream, server):
 
 async def test_a_stream_of_a_node_that_is_taken_out_ends_as_it_would_have(slow):
     async with upstream_of(served_by(slow)) as upstream:
-        link = upstream._links["node:alpha"]
+        link = upstream._connections["node:alpha"]
         events, first = await begun(upstream, slow)
         upstream.use(())
         rest = await read(events)
@@ -220,10 +220,10 @@ async def test_a_stream_of_a_node_that_is_taken_out_ends_as_it_would_have(slow):
 async def test_a_node_that_is_as_before_keeps_its_connections(slow):
     other = VirtualNode("beta", "http://beta.test:1/v1")
     async with upstream_of(served_by(slow)) as upstream:
-        link = upstream._links["node:alpha"]
+        link = upstream._connections["node:alpha"]
         upstream.use((other, served_by(slow)))
-        assert upstream._links["node:alpha"] is link
-        assert list(upstream._links) == ["node:beta", "node:alpha"]
+        assert upstream._connections["node:alpha"] is link
+        assert list(upstream._connections) == ["node:beta", "node:alpha"]
 
 
 async def test_a_task_ends_at_the_price_that_the_node_had_when_it_was_handed_over(slow):
@@ -254,7 +254,7 @@ async def test_the_end_does_not_wait_for_streams_of_nodes_that_were_taken_out(sl
     async with asyncio.timeout(2):
         async with upstream_of(served_by(slow)) as upstream:
             events, _ = await begun(upstream, slow)
-            link = upstream._links["node:alpha"]
+            link = upstream._connections["node:alpha"]
             upstream.use(())
         assert link._session.closed
         await events.aclose()
