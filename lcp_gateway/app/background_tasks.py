@@ -1,4 +1,4 @@
-"""The supervisor of every task that lasts as long as the gateway.
+"""The supervisor of every task that runs as long as the gateway, and the bound on short tasks.
 
 A task that ends, by an error or because it returned, is logged with its cause, counted, named in ``/readyz`` while it
 is down, and started again after a pause that grows with each failure.
@@ -34,15 +34,15 @@ class BackgroundTask(NamedTuple):
 
 
 class TaskReturned(Exception):
-    """A task that is meant to last came to its end without an error."""
+    """A task that must run as long as the gateway returned without an error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
     """The pauses before restarts: from ``first_s``, doubled for each failure in a row, to ``most_s``.
 
-    A task that was just restarted is still called down for ``steady_s``, so that one which fails again at once does not
-    seem well in between; after ``reset_s`` without an error the pauses begin from the first again.
+    A task counts as down until it has run for ``steady_s`` after a restart, so that one which fails again at once is not
+    reported as up in between; after ``reset_s`` without an error the pauses begin from the first again.
     """
 
     first_s: float = 0.25
@@ -65,10 +65,10 @@ class _Instance:
 
 
 class BackgroundTasks:
-    """Runs the gateway's lasting tasks. To be used on one event loop.
+    """Runs the tasks that last as long as the gateway, on one event loop.
 
-    ``on_restart`` is called with the task's name each time that one ends and is to be started again. ``clock`` is a
-    monotonic clock in seconds; ``sleep`` and ``chance`` (0 to 1) are asyncio's and random's, unless a test has its own.
+    ``on_restart`` is called with the name of each task that has ended and will be restarted. ``clock`` is a monotonic
+    clock in seconds; a test may replace ``sleep`` and ``chance`` (0 to 1).
     """
 
     def __init__(
@@ -93,9 +93,9 @@ class BackgroundTasks:
     def start(
         self, name: str, run: Run, *, may_return: Callable[[], bool] = bool
     ) -> asyncio.Task[None]:
-        """Start a task; cancelling what this returns ends it.
+        """Start a task; cancel the returned one to end it.
 
-        ``may_return`` says, when it has returned, whether it was meant to: a writer that is being closed, for example.
+        ``may_return`` is asked when the task has returned, whether that is no failure: a writer may be closed, for example.
         """
         if name not in TASKS:
             raise ValueError(f"{name} is not in the table of tasks")
@@ -108,7 +108,7 @@ class BackgroundTasks:
         return task
 
     def starter(self, name: str) -> StartTask:
-        """Return what starts tasks of this name, for parts that start them as they need."""
+        """Return the function that starts tasks of this name, for parts that start them on demand."""
         return functools.partial(self.start, name)
 
     @contextlib.asynccontextmanager
@@ -131,7 +131,7 @@ class BackgroundTasks:
         }
 
     def reasons(self) -> Iterable[str]:
-        """Yield why the gateway must not sell now: a task that it needs is down."""
+        """Yield the reasons why the gateway must not sell now: the needed tasks that are down."""
         for name, problem in sorted(self._down().items()):
             if name in NEEDED:
                 yield f"the background task {name} is down: {problem}"
@@ -153,14 +153,14 @@ class BackgroundTasks:
                 await instance.run()
                 if instance.may_return():
                     return
-                raise TaskReturned("the task returned although it is meant to last")  # noqa: TRY301 - as any other error
+                raise TaskReturned("the task returned although it must run as long as the gateway")  # noqa: TRY301 - as any other error
             except asyncio.CancelledError as error:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
                     raise
-                # Nothing cancelled this task: something that it awaited was cancelled.
+                # This task was not cancelled, but a future that it awaited.
                 await self._failed(instance, error)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the task has to go on
+            except Exception as error:  # noqa: BLE001 - the task has to go on after any error
                 await self._failed(instance, error)
 
     async def _failed(self, instance: _Instance, error: BaseException) -> None:
@@ -198,13 +198,13 @@ class ShortTasks:
         on_error: Callable[[UpstreamError], None],
         on_unexpected: Callable[[Exception], None] = lambda _error: None,
     ) -> None:
-        """``on_unexpected`` hears of every error that is not the provider's."""
+        """``on_unexpected`` is told of every error that is not the provider's."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._on_error = on_error
         self._on_unexpected = on_unexpected
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Start it, unless too many are under way already."""
+        """Start a task, unless too many are under way already."""
         if len(self._tasks) >= _MAX_UNDER_WAY:
             work.close()
             return
@@ -213,7 +213,7 @@ class ShortTasks:
         task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Wait for what is under way."""
+        """Wait for the tasks under way."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 

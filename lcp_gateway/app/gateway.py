@@ -191,7 +191,7 @@ class Gateway:
             measurements=runtime.measurements,
             background=runtime.short_tasks.start,
             paid_jobs=runtime.paid_jobs,
-            shared=runtime.shared_results.answers(settings),
+            shared=runtime.shared_results.results(settings),
             metrics=runtime.metrics,
             tracing=runtime.tracing,
         )
@@ -219,7 +219,7 @@ class Gateway:
         cors = Cors(settings.cors_origins)
         guard = BrowserGuard(cors, known_hosts(settings), log=get_logger("request"))
         middleware = RequestMiddleware(
-            authenticator=access.door,
+            authenticator=access.authenticator,
             cors=cors,
             guard=guard,
             metrics=runtime.metrics,
@@ -270,13 +270,13 @@ class Gateway:
                 jobs=runtime.jobs,
                 metrics=runtime.metrics,
                 admission=access.admission,
-                charges=access.charging,
-                history=responses.stateful,
+                charges=access.charges,
+                history=responses.history,
                 background=self.stored.background,
                 writer=ResponseWriter(
                     service=self.service,
                     metrics=runtime.metrics,
-                    charges=access.charging,
+                    charges=access.charges,
                     heartbeat_s=settings.heartbeat_s,
                     relay_limit_s=relay_limit_s,
                 ),

@@ -131,7 +131,7 @@ async def test_settings_that_cannot_be_used_leave_everything_as_it_was(tmp_path,
         with pytest.raises(BadCertificate):
             await serving.renew(good.model_copy(update={"http_tls_key": other.key}))
         monkeypatch.setattr(
-            "lcp_gateway.app.wiring.shared_results.SharedResults.answers",
+            "lcp_gateway.app.wiring.shared_results.SharedResults.results",
             lambda *_: raised(WiringError("no Redis")),
         )
         with pytest.raises(WiringError):

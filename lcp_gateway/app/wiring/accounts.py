@@ -74,10 +74,10 @@ _SECRET_BYTES = 32
 
 
 def l402_secret(settings: Settings) -> bytes:
-    """Give the secret that tokens are made with; the first time it is made, and kept beside the journal.
+    """Return the secret of L402's tokens: the setting, or one that is created once and kept beside the journal.
 
     Raises:
-        WiringError: there is none, and none can be made.
+        WiringError: there is none, and none can be created.
     """
     if settings.l402_secret:
         return hashlib.sha256(settings.l402_secret.encode()).digest()
@@ -92,20 +92,20 @@ def l402_secret(settings: Settings) -> bytes:
         file.write_bytes(secrets.token_bytes(_SECRET_BYTES))
     secret = file.read_bytes()
     if len(secret) < _SECRET_BYTES:
-        # Another gateway is just writing it, or one ended in the middle of that.
+        # Another gateway is writing it right now, or ended while it did.
         raise WiringError(f"{file} holds no secret for L402: start again, or delete it")
     return secret
 
 
 class Limits:
-    """Counts in this process, or in a Redis for several. It lasts: a limit that is changed does not forget what runs.
+    """The counters of rates and jobs, in this process or in Redis; they outlive a change of the limits.
 
     Raises:
         WiringError: Redis cannot be used as the settings say.
     """
 
     def __init__(self, redis_url: str, start_task: StartTask, log: FilteringBoundLogger) -> None:
-        """``start_task`` starts what renews the lease of a running job."""
+        """``start_task`` starts the task that renews the lease of a running job."""
         self._start_task = start_task
         self._redis_url = redis_url
         self._outage = Outage(report=lambda error: log.warning("Redis is away", problem=error))
@@ -122,7 +122,7 @@ class Limits:
         self._rate_counters: RateCounters = self._redis_counters or MemoryCounters()
 
     def admission(self, settings: Settings, registry: ModelRegistry) -> Admission:
-        """Give the limits of the settings."""
+        """Return the admission of requests within the limits of the settings."""
         return Admission(
             self._rate_limits(settings),
             ConcurrencyLimits(
@@ -148,7 +148,7 @@ class Limits:
         account = Rates(settings.account_requests_per_minute, settings.account_tokens_per_minute)
         key = Rates(settings.key_requests_per_minute, settings.key_tokens_per_minute)
         if gateway == account == key == Rates() and auth_mode(settings) != "accounts":
-            # No key can have a limit of its own, so nothing is ever counted.
+            # Without accounts no key has a limit of its own, so there is nothing to count.
             return None
         return RateLimits(
             self._rate_counters, gateway=gateway, account=account, key=key, outage=self._outage
@@ -156,33 +156,33 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Customers:
-    """The books, opened for as long as the gateway runs; ``till`` is None where nobody can pay in.
+class CustomerParts:
+    """The customers' accounts, opened for as long as the gateway runs.
 
-    ``credited`` is told of what was paid in.
+    ``invoices`` is None where customers cannot top up. ``on_credit`` is told of every paid top-up.
     """
 
     accounts: AccountRepository
     keys: KeyRepository
     ledger: LedgerRepository
     topups: TopupRepository
-    acts: AdminLogRepository
+    admin_log: AdminLogRepository
     refunds: RefundRepository
-    refund_decided: Callable[[RefundDecision], None]
-    keeper: KeySync
-    till: InvoiceService | None
-    credited: Callable[[Credit], None]
+    on_refund: Callable[[RefundDecision], None]
+    key_sync: KeySync
+    invoices: InvoiceService | None
+    on_credit: Callable[[Credit], None]
     tasks: tuple[BackgroundTask, ...]
 
 
 @contextlib.asynccontextmanager
-async def open_customers(
+async def _open_customers(
     settings: Settings, ledgers: Ledgers, metrics: Metrics, log: FilteringBoundLogger
-) -> AsyncIterator[Customers]:
-    """Open the books.
+) -> AsyncIterator[CustomerParts]:
+    """Open the customers' accounts.
 
     Raises:
-        WiringError: something that the settings ask for cannot be had.
+        WiringError: a part cannot be made as the settings say.
     """
     # Imported where they are used: most gateways keep no accounts.
     from lcp_gateway.store.accounts.accounts import Accounts  # noqa: PLC0415 - see above
@@ -197,45 +197,45 @@ async def open_customers(
         raise WiringError("accounts need a journal")
     topups, keys, ledger = Topups(database), Keys(database), Ledger(database)
     cache = KeyCache(settings.api_keys, ANONYMOUS.rules)
-    keeper = KeySync(
+    key_sync = KeySync(
         keys, cache, log, unavailable=(DatabaseUnavailable,), stale_s=settings.keys_stale_s
     )
     try:
-        await keeper.load()
+        await key_sync.load()
     except DatabaseUnavailable as error:
         raise WiringError(f"the keys cannot be read: {error}") from error
-    metrics.watch_keys(lambda: keeper.age_s, lambda: keeper.is_stale)
-    credited = credit_observer(metrics, log)
+    metrics.watch_keys(lambda: key_sync.age_s, lambda: key_sync.is_stale)
+    on_credit = credit_observer(metrics, log)
     tasks = [
-        BackgroundTask("keys", keeper.run),
+        BackgroundTask("keys", key_sync.run),
         BackgroundTask("solvency", lambda: measure_accounts(ledger, metrics)),
     ]
     async with contextlib.AsyncExitStack() as stack:
-        till = await open_till(settings, stack)
-        if till is not None:
-            settlements = _settlements(till, topups, database, stack, credited, metrics, log)
+        invoices = await open_till(settings, stack)
+        if invoices is not None:
+            settlements = _settlements(invoices, topups, database, stack, on_credit, metrics, log)
             tasks += [
                 BackgroundTask("settlements_lead", settlements.lead),
                 BackgroundTask("settlements", settlements.follow),
                 BackgroundTask("topups", settlements.look_up),
             ]
-        yield Customers(
+        yield CustomerParts(
             accounts=Accounts(database),
             keys=keys,
             ledger=ledger,
             topups=topups,
-            acts=AdminLog(database),
+            admin_log=AdminLog(database),
             refunds=Refunds(database),
-            refund_decided=ledgers.on_refund,
-            keeper=keeper,
-            till=till,
-            credited=credited,
+            on_refund=ledgers.on_refund,
+            key_sync=key_sync,
+            invoices=invoices,
+            on_credit=on_credit,
             tasks=tuple(tasks),
         )
 
 
 def credit_observer(metrics: Metrics, log: FilteringBoundLogger) -> Callable[[Credit], None]:
-    """Give what counts and logs a top-up that was paid."""
+    """Return the observer that counts and logs paid top-ups."""
 
     def credited(credit: Credit) -> None:
         metrics.topup(credit.topup.received_msat or 0)
@@ -250,11 +250,11 @@ def credit_observer(metrics: Metrics, log: FilteringBoundLogger) -> Callable[[Cr
 
 
 def _settlements(
-    till: InvoiceService,
+    invoices: InvoiceService,
     topups: TopupRepository,
     database: Database,
     stack: contextlib.AsyncExitStack,
-    credited: Callable[[Credit], None],
+    on_credit: Callable[[Credit], None],
     metrics: Metrics,
     log: FilteringBoundLogger,
 ) -> Settlements:
@@ -265,10 +265,10 @@ def _settlements(
     stack.push_async_callback(leadership.release)
 
     return Settlements(
-        till,
+        invoices,
         topups,
         leadership,
-        on_credit=credited,
+        on_credit=on_credit,
         on_trouble=lambda problem: log.warning("settlements cannot be followed", problem=problem),
         on_lead=metrics.settlements_leader,
         away=(DatabaseUnavailable,),
@@ -277,11 +277,11 @@ def _settlements(
 
 @dataclass(frozen=True, slots=True)
 class AccessParts:
-    """Who is let in, what a request must pass, and what customers are told; as one configuration says it."""
+    """Authentication, admission, the report of charges, and the customers' routes, by one configuration."""
 
-    door: Authenticator
+    authenticator: Authenticator
     admission: Admission
-    charging: ChargeReport
+    charges: ChargeReport
     wallet_routes: WalletRoutes | None = None
     admin_routes: AdminRoutes | None = None
     key_routes: KeyRoutes | None = None
@@ -289,56 +289,56 @@ class AccessParts:
 
 
 class Access:
-    """What lasts of access while settings change: the customers' books, if there are any, and what was counted."""
+    """The customers' accounts, if there are any, and the counters of limits; both outlive a change of settings."""
 
     def __init__(
         self,
-        counting: Limits,
-        customers: Customers | None,
+        limits: Limits,
+        customers: CustomerParts | None,
         api_limits: ApiLimits,
         log: FilteringBoundLogger,
     ) -> None:
-        self._counting = counting
+        self._limits = limits
         self._customers = customers
         self._log = log
         self._l402_limits = AddressLimits()
         self.api_limits = api_limits
-        """What bounds the requests of one caller, and of all, that ask the database and buy nothing."""
+        """The limits of requests that query the database and buy nothing."""
 
     @property
     def tasks(self) -> tuple[BackgroundTask, ...]:
-        """What has to run beside the requests."""
+        """The tasks that have to run beside the requests."""
         return () if self._customers is None else self._customers.tasks
 
     def problems(self) -> Iterable[str]:
         """Yield why no customer can buy now."""
-        return () if self._customers is None else self._customers.keeper.problems()
+        return () if self._customers is None else self._customers.key_sync.problems()
 
     def parts(self, settings: Settings, registry: ModelRegistry) -> AccessParts:
-        """Make the parts. Settings of another kind of access than the shop was opened for need another shop.
+        """Make the parts of a configuration, whose ``auth`` is the one that this was opened with.
 
         Raises:
-            WiringError: something that the settings ask for cannot be had.
+            WiringError: a part cannot be made as the settings say.
         """
-        admission = self._counting.admission(settings, registry)
+        admission = self._limits.admission(settings, registry)
         customers = self._customers
         if customers is not None:
             return self._for_customers(settings, customers, admission)
-        charging = ChargeReport(None, self._log)
+        charges = ChargeReport(None, self._log)
         if auth_mode(settings) == "none":
-            return AccessParts(OpenAuthenticator(), admission, charging)
+            return AccessParts(OpenAuthenticator(), admission, charges)
         return AccessParts(
-            StaticKeyAuthenticator(StaticKeys(settings.api_keys)), admission, charging
+            StaticKeyAuthenticator(StaticKeys(settings.api_keys)), admission, charges
         )
 
     def use(self, settings: Settings) -> None:
-        """Accept the static keys of the settings from now on, beside those of customers."""
+        """Accept the static keys of the settings from now on, beside those of customers, within other limits."""
         self.api_limits.use(settings.api_concurrent_per_caller, settings.api_concurrent)
         if self._customers is not None:
-            self._customers.keeper.use(settings.api_keys, settings.keys_stale_s)
+            self._customers.key_sync.use(settings.api_keys, settings.keys_stale_s)
 
     def _for_customers(
-        self, settings: Settings, customers: Customers, admission: Admission
+        self, settings: Settings, customers: CustomerParts, admission: Admission
     ) -> AccessParts:
         rules = TopupRules(
             settings.topup_min_msat,
@@ -349,22 +349,24 @@ class Access:
         wallet = Wallet(
             customers.ledger,
             customers.topups,
-            customers.till,
+            customers.invoices,
             rules,
-            on_credit=customers.credited,
+            on_credit=customers.on_credit,
         )
         l402 = None
-        if settings.l402 and customers.till is not None:
-            l402 = _l402_door(settings, customers, wallet, self._l402_limits, self.api_limits)
+        if settings.l402 and customers.invoices is not None:
+            l402 = _l402_authenticator(
+                settings, customers, wallet, self._l402_limits, self.api_limits
+            )
         return AccessParts(
-            door=AccountAuthenticator(
-                find=customers.keeper.find,
-                check_fresh=customers.keeper.check,
+            authenticator=AccountAuthenticator(
+                find=customers.key_sync.find,
+                check_fresh=customers.key_sync.check,
                 admin_key=settings.admin_key,
                 l402=l402,
             ),
             admission=admission,
-            charging=ChargeReport(wallet, self._log, self.api_limits),
+            charges=ChargeReport(wallet, self._log, self.api_limits),
             wallet_routes=WalletRoutes(
                 wallet,
                 read_timeout_s=settings.request_read_timeout_s,
@@ -376,18 +378,18 @@ class Access:
             admin_routes=AdminRoutes(
                 accounts=customers.accounts,
                 ledger=customers.ledger,
-                actions=customers.acts,
-                on_key_change=customers.keeper.refresh,
+                actions=customers.admin_log,
+                on_key_change=customers.key_sync.refresh,
                 read_timeout_s=settings.request_read_timeout_s,
             ),
             key_routes=KeyRoutes(
                 customers.keys,
-                on_change=customers.keeper.refresh,
+                on_change=customers.key_sync.refresh,
                 read_timeout_s=settings.request_read_timeout_s,
             ),
             refund_routes=RefundRoutes(
                 customers.refunds,
-                on_decision=customers.refund_decided,
+                on_decision=customers.on_refund,
                 read_timeout_s=settings.request_read_timeout_s,
             ),
         )
@@ -401,26 +403,26 @@ async def open_access(
     tasks: BackgroundTasks,
     log: FilteringBoundLogger,
 ) -> AsyncIterator[Access]:
-    """Open what lasts.
+    """Open the counters and, with ``auth = "accounts"``, the accounts.
 
     Raises:
-        WiringError: something that the settings ask for cannot be had.
+        WiringError: a part cannot be made as the settings say.
     """
     async with contextlib.AsyncExitStack() as stack:
-        counting = Limits(settings.redis_url, tasks.starter("leases"), log)
-        stack.push_async_callback(counting.close)
+        limits = Limits(settings.redis_url, tasks.starter("leases"), log)
+        stack.push_async_callback(limits.close)
         customers = None
         if auth_mode(settings) == "accounts":
             customers = await stack.enter_async_context(
-                open_customers(settings, ledgers, metrics, log)
+                _open_customers(settings, ledgers, metrics, log)
             )
         api_limits = ApiLimits(settings.api_concurrent_per_caller, settings.api_concurrent)
-        yield Access(counting, customers, api_limits, log)
+        yield Access(limits, customers, api_limits, log)
 
 
-def _l402_door(
+def _l402_authenticator(
     settings: Settings,
-    customers: Customers,
+    customers: CustomerParts,
     wallet: Wallet,
     limits: AddressLimits,
     api_limits: ApiLimits,
@@ -431,7 +433,7 @@ def _l402_door(
     try:
         issuer = Issuer(l402_secret(settings))
     except OSError as error:
-        raise WiringError(f"the secret for L402 cannot be kept: {error}") from error
+        raise WiringError(f"the secret for L402 cannot be stored: {error}") from error
     return L402Routes(
         wallet,
         customers.topups,

@@ -1,4 +1,4 @@
-"""Makes the parts that keep what clients come back for."""
+"""Stored responses, chats and background responses as the settings say."""
 
 import time
 from dataclasses import dataclass
@@ -27,25 +27,25 @@ from lcp_gateway.upstreams.openai.input_tokens import TokenCounter
 
 @dataclass(frozen=True, slots=True)
 class StoredState:
-    """What lasts of what is stored: the store itself, what puts answers into it, and the jobs that run for it."""
+    """The store, the recorder of answers and the background responses; all outlive a change of settings."""
 
     store: ResponseStore[Item]
-    keeper: Recorder
+    recorder: Recorder
     background: BackgroundResponses
 
 
 @dataclass(frozen=True, slots=True)
 class ResponsesParts:
-    """What reads requests for the store, and what serves what is stored; as one configuration says it."""
+    """The routes of stored objects by one configuration, and the history that expands requests."""
 
-    stateful: History
+    history: History
     input_tokens: InputTokenRoutes
     responses: ResponseRoutes
     chats: ChatRoutes
 
 
 def store_limits(settings: Settings) -> StoreLimits:
-    """What the settings say may be stored."""
+    """Return the limits of the store."""
     return StoreLimits(settings.max_stored_items, settings.max_stored_bytes, settings.stored_for_s)
 
 
@@ -59,68 +59,68 @@ def open_stored_state(
     api_limits: ApiLimits,
     log: FilteringBoundLogger,
 ) -> StoredState:
-    """Make what lasts."""
+    """Make the store and what runs for it."""
     store: ResponseStore[Item] = ResponseStore(
         store_limits(settings),
         clock=time.monotonic,
         on_change=metrics.stored,
         on_removed=lambda why: metrics.stored_removed(why.value),
     )
-    keeper = Recorder(store, now=time.time, on_lost=metrics.not_stored)
+    recorder = Recorder(store, now=time.time, on_lost=metrics.not_stored)
     background = BackgroundResponses(
         service=service,
         store=store,
-        keeper=keeper,
+        keeper=recorder,
         book=BackgroundRows(ledgers.database) if ledgers.database is not None else None,
         is_ending=lambda: jobs.draining,
         on_change=metrics.background_jobs,
         place=lambda owner: api_limits.place(ApiCaller(Group.CUSTOMERS, owner)),
         log=log,
     )
-    return StoredState(store, keeper, background)
+    return StoredState(store, recorder, background)
 
 
 def responses_parts(
     settings: Settings,
-    kept: StoredState,
+    stored: StoredState,
     *,
     routing: RoutingParts,
     admission: Admission,
     counter: TokenCounter,
     relay_limit_s: float,
 ) -> ResponsesParts:
-    """Wire what a configuration makes of it."""
+    """Wire the routes."""
     registry, offers = routing.registry, routing.chooser.offers
 
     def context_tokens(model: str) -> int:
         traits = offers().traits.get(registry.resolve(model))
         return traits.context_length if traits is not None else 0
 
-    stateful = History(
-        kept.store,
-        kept.keeper,
+    history = History(
+        stored.store,
+        stored.recorder,
         max_body_bytes=settings.max_body_bytes,
         context_tokens=context_tokens,
         estimate=estimate_input_tokens,
     )
     return ResponsesParts(
-        stateful=stateful,
+        history=history,
         input_tokens=InputTokenRoutes(
             ask=counter.count_at,
             offers=offers,
             resolve=registry.resolve,
             admission=admission,
-            expand=stateful.expand,
+            expand=history.expand,
             estimate=estimate_input_tokens,
             default_model=settings.default_model,
             read_timeout_s=settings.request_read_timeout_s,
             ask_timeout_s=settings.timeout_quote_s,
         ),
         responses=ResponseRoutes(
-            kept.store,
-            kept.background,
+            stored.store,
+            stored.background,
             heartbeat_s=settings.heartbeat_s,
             relay_limit_s=relay_limit_s,
         ),
-        chats=ChatRoutes(kept.store, read_timeout_s=settings.request_read_timeout_s),
+        chats=ChatRoutes(stored.store, read_timeout_s=settings.request_read_timeout_s),
     )

@@ -1,4 +1,4 @@
-"""Makes what several gateways share besides their database: the answers to repeated requests."""
+"""The results of repeated requests that several gateways share."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def memory_limits(settings: Settings) -> CacheLimits:
-    """How much is remembered of answers, and for how long."""
+    """Return the limits of kept answers."""
     return CacheLimits(
         bytes_in_all=settings.answers_max_bytes,
         bytes_for_s=settings.answers_keep_s,
@@ -31,7 +31,7 @@ def memory_limits(settings: Settings) -> CacheLimits:
 
 
 class SharedResults:
-    """What several gateways share besides their database; nothing where there is one gateway only."""
+    """The results of repeated requests that several gateways share in Redis; a single gateway shares none."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class SharedResults:
         start_task: StartTask,
         log: FilteringBoundLogger,
     ) -> None:
-        """``start_task`` starts what renews a claim."""
+        """``start_task`` starts the task that renews a claim."""
         self._start_task = start_task
         self._redis_url = redis_url
         self._ledgers = ledgers
@@ -49,22 +49,21 @@ class SharedResults:
         self._log = log
         self._claims: RedisClaims | None = None
 
-    def answers(self, settings: Settings) -> SharedPurchases | None:
-        """Give the answers that gateways share, or None: ``redis_url`` is not set, or there is nothing to seal them with.
+    def results(self, settings: Settings) -> SharedPurchases | None:
+        """Return the shared results; None without ``redis_url``, or without a secret to encrypt them with.
 
         Raises:
             WiringError: Redis cannot be used as the settings say.
         """
         if not self._redis_url:
             return None
-        # Imported where they are used: few gateways are several.
+        # Imported where they are used: few gateways share results.
         from lcp_gateway.accounts.shared.encryption import MIN_SECRET_BYTES, Encryption  # noqa: PLC0415 - see above
         from lcp_gateway.accounts.shared.results import RedisResults  # noqa: PLC0415 - see above
 
         secrets = (settings.l402_secret.encode(), settings.admin_key.encode())
         secret = next((one for one in secrets if len(one) >= MIN_SECRET_BYTES), None)
         if secret is None:
-            # With nothing to hide answers with, they stay where they are.
             self._log.warning(
                 "repeated requests are known only to the gateway that got the first",
                 problem="to share their answers, give all gateways the same l402_secret or admin_key, "
@@ -103,20 +102,20 @@ class SharedResults:
 
 
 class RequestStates:
-    """Asks the journal what became of the request of a gateway that is gone."""
+    """Looks up in the journal the purchase of another gateway's request."""
 
     def __init__(self, ledgers: Ledgers) -> None:
         self._ledgers = ledgers
 
     async def __call__(self, key_id: str, request_id: str, since: datetime) -> State | None:
-        """Give where its purchase stands, or None where nothing was paid. Without a journal nobody knows.
+        """Return the state of its purchase, or None where nothing was paid; unknown without a journal.
 
         Raises:
-            JournalUnavailable: it cannot be told.
+            JournalUnavailable: the journal cannot be read.
         """
         if self._ledgers.database is None:
             return State.UNKNOWN
-        from lcp_gateway.store.journal.recovery import state_of_request  # noqa: PLC0415 - asked of the dead only
+        from lcp_gateway.store.journal.recovery import state_of_request  # noqa: PLC0415 - needed for gateways that ended only
 
         try:
             return await state_of_request(self._ledgers.database, key_id, request_id, since)

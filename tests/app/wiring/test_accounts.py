@@ -103,7 +103,7 @@ def test_a_model_has_a_mark_up_of_its_own_and_takes_the_rest_from_the_general_on
 )
 async def test_without_accounts_there_is_a_door_and_nothing_to_administer(settings, door):
     async with opened(settings) as parts:
-        assert isinstance(parts.door, door)
+        assert isinstance(parts.authenticator, door)
         assert (parts.wallet_routes, parts.admin_routes) == (None, None)
         assert parts.admission.rates is None
 
@@ -112,7 +112,7 @@ async def test_with_accounts_there_is_all_of_it(bank):  # noqa: F811 - the fixtu
     settings = Settings(auth="accounts", admin_key="boss")
     async with shop(settings, bank.database) as it:
         parts = parts_of(it, settings)
-        assert isinstance(parts.door, AccountAuthenticator)
+        assert isinstance(parts.authenticator, AccountAuthenticator)
         assert None not in (parts.wallet_routes, parts.admin_routes, parts.admission.rates)
         assert [task.name for task in it.tasks] == ["keys", "solvency"], "no lnd, so none to follow"
 
@@ -137,7 +137,7 @@ async def test_static_keys_open_beside_those_of_accounts(bank):  # noqa: F811 - 
     )
     settings = Settings(auth="accounts", api_keys=("mine",))
     async with opened(settings, bank.database) as parts:
-        find = parts.door._find
+        find = parts.authenticator._find
         assert find("mine").account_id is None
         assert find(made.text).account_id == made.record.account_id
         assert find("neither") is None
@@ -165,7 +165,7 @@ async def test_other_static_keys_are_let_in_and_those_of_before_are_not(bank):  
     )
     async with shop(before, bank.database) as it:
         parts = parts_of(it, after)
-        find = parts.door._find
+        find = parts.authenticator._find
         assert find("old") is not None, "nothing has changed before it is said"
         it.use(after)
         assert find("old") is None

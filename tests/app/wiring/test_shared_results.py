@@ -38,7 +38,7 @@ async def shared(**settings):
         log,
     )
     async with aclosing(SimpleNamespace(aclose=sharing.close)):
-        made = sharing.answers(chosen)
+        made = sharing.results(chosen)
     return made, log.warnings
 
 
