@@ -1,7 +1,8 @@
-"""What all tests share: how Hypothesis runs, and that nothing of a run is left when it ends."""
+"""What all tests share: their order, how Hypothesis runs, and that nothing of a run is left when it ends."""
 
 import os
 import shutil
+import sys
 import tempfile
 import time
 import uuid
@@ -10,6 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support.forked import close_template
+
+# What one process has compiled, tests included, the many others need not compile again, whatever the environment says.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # The machines that run this are shared: how long an example takes says nothing.
 settings.register_profile(
@@ -46,6 +53,7 @@ class _NothingLeft:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        close_template()
         processes = self._wait_for_processes()
         left = [f"process {process.pid}: {_command(process)}" for process in processes]
         left += [f"file {path}" for path in sorted(self._folder.iterdir())]
@@ -82,6 +90,11 @@ def _command(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return "ended just now"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long and waits a good part of it: a worker that ends early then takes quick ones."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def pytest_configure(config: pytest.Config) -> None:

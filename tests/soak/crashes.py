@@ -8,29 +8,28 @@ pytest runs a short version of it. Ends with 1 where anything differs.
 import argparse
 import asyncio
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from lcp_gateway.lightning.lnd.client import LndClient
-from lcp_gateway.lightning.reconcile import Reconciler, open_payment
-from lcp_gateway.store.database.engines import open_database
-from lcp_gateway.store.journal.queries import Books as StoredBooks
-from lcp_gateway.store.journal.recovery import resolve
 from tests.soak.books import Books, read_books
 from tests.soak.customers import Accounts, Load, customers
 from tests.soak.lnd import lnd_beside
 from tests.soak.model import Facts, Verdict, compare
-from tests.support.gateway import clean_environment, gateway
+from tests.support.gateway import gateway
 from tests.support.holding_node import LONGEST_HOLD_S
 from tests.support.journaled import TestedNode, money_node, on_node
+from tests.support.killing import (
+    LONGEST_START_S,
+    kill_under_load,
+    kill_while_starting,
+    resolve_later,
+)
 from tests.support.lnd_standin import LndStandin, lnd_settings
 from tests.support.postgres import running_postgres
 from tests.system.selling.seller import Office, selling
@@ -44,7 +43,6 @@ ACCOUNTS = 4
 FILLED_MSAT = 10**12
 HUGE_BUDGET_MSAT = 10**15
 WHILE_STARTING = 0.12
-LONGEST_START_S = 2.0
 LONGEST_RUN_S = 1.6
 WIND_UP_S = 90.0
 
@@ -119,10 +117,10 @@ def run(
         with customers(accounts, clients, dice) as load:
             while done.kills.total() < kills and time.monotonic() < until:
                 if dice.random() < WHILE_STARTING:
-                    _kill_while_starting(settings, dice.uniform(0.3, LONGEST_START_S))
+                    kill_while_starting(settings, dice.uniform(0, LONGEST_START_S))
                     done.kills["while starting"] += 1
                 else:
-                    _kill_under_load(settings, load, dice.uniform(0, LONGEST_RUN_S))
+                    kill_under_load(settings, load, dice.uniform(0, LONGEST_RUN_S))
                     done.kills["under load"] += 1
                 if tell is not None:
                     tell(f"{done.kills.total()} kills, {len(load.orders)} orders")
@@ -144,29 +142,6 @@ def run(
             told = Office(last.port).get("audit").json
             done.verdict.discrepancies += [f"audit: {problem}" for problem in told["problems"]]
     return done
-
-
-def _kill_while_starting(settings: dict[str, str], after_s: float) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lcp_gateway", "serve"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=clean_environment({"LCP_GATEWAY_HTTP_ADDR": "127.0.0.1:0", **settings}),
-    )
-    time.sleep(after_s)
-    process.kill()
-    process.wait(5)
-
-
-def _kill_under_load(settings: dict[str, str], load: Load, after_s: float) -> None:
-    with gateway(embedded=False, env=settings) as running:
-        load.port = running.port
-        load.up.set()
-        time.sleep(after_s)
-        running.process.kill()
-        load.up.clear()
-        running.process.wait(5)
 
 
 def _wind_up(settings: dict[str, str], load: Load, clients: int) -> None:
@@ -203,7 +178,7 @@ def _reconciled(
     """Return the books once everything unknown is resolved: what lnd never heard of only when it cannot be paid any more."""
     before = asyncio.run(read_books(journal))
     left = {job for job, bought in before.purchases.items() if bought.state == "unknown"}
-    asyncio.run(_resolve_later(journal, lnd))
+    asyncio.run(resolve_later(Path(journal) if "://" not in journal else journal, lnd))
     after = asyncio.run(read_books(journal))
     for job_id, bought in after.purchases.items():
         if job_id in left:
@@ -211,36 +186,6 @@ def _reconciled(
         elif at_kill.get(job_id) in {"paying", "unknown"}:
             done.resolved[f"by a gateway, {bought.state}"] += 1
     return after
-
-
-async def _resolve_later(journal: str, lnd: LndStandin) -> None:
-    """Reconcile as the gateway does, once all invoices have been expired for long."""
-    database = await open_database(Path(journal) if "://" not in journal else journal)
-
-    async def unknowns():
-        for record in await StoredBooks(database).unknowns(limit=10_000):
-            yield open_payment(
-                record.job_id, record.payment_request, record.expires_at, record.paying_at
-            )
-
-    async def write(payment, resolution) -> bool:
-        await resolve(database, payment.job_id, resolution.state, resolution.at, resolution.learnt)
-        return True
-
-    try:
-        async with LndClient(lnd.address) as client:
-            reconciler = Reconciler(
-                lookup=client.payment,
-                open_payments=unknowns,
-                resolve=write,
-                lnd_pays=lambda: True,
-                now=lambda: datetime.now(UTC) + timedelta(hours=1),
-            )
-            while (await reconciler.once()).more:
-                pass
-    finally:
-        with suppress(Exception):
-            await database.close()
 
 
 def main() -> int:

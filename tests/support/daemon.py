@@ -3,7 +3,7 @@
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ class Daemon:
     address: str
     flags: tuple[str, ...] = ()
     module: str = "lcp_gateway"
+    variables: Mapping[str, str] = field(default_factory=dict)
     process: ForkedProcess | subprocess.Popen[str] | None = field(default=None, init=False)
 
     def start(self) -> None:
@@ -36,7 +37,7 @@ class Daemon:
             self.module,
             *("node", "--listen", self.address, *self.flags),
             stdout=subprocess.PIPE,
-            env=clean_environment({}),
+            env=clean_environment(self.variables),
             cwd=ROOT,
             text=True,
         )
@@ -57,9 +58,11 @@ class Daemon:
 
 
 @contextmanager
-def daemon(*flags: str, address: str = "", module: str = "lcp_gateway") -> Iterator[Daemon]:
+def daemon(
+    *flags: str, address: str = "", module: str = "lcp_gateway", **variables: str
+) -> Iterator[Daemon]:
     """Run a node for the block; ``module`` may be another that takes the same command line."""
-    running = Daemon(address or free_address(), flags, module)
+    running = Daemon(address or free_address(), flags, module, variables)
     try:
         running.start()
         yield running

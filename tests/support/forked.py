@@ -180,9 +180,15 @@ class _Template:
 
 @cache
 def _template() -> _Template:
-    template = _Template()
-    atexit.register(template.close)
-    return template
+    atexit.register(close_template)
+    return _Template()
+
+
+def close_template() -> None:
+    """End the process that the others are forked from, if there is one; they go on."""
+    if _template.cache_info().currsize:
+        _template().close()
+        _template.cache_clear()
 
 
 def _load() -> None:

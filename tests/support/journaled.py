@@ -53,9 +53,14 @@ class Since:
 
 @contextmanager
 def money_node(
-    folder: Path, *, toml: str = "", faults: bool = False, module: str = "lcp_gateway"
+    folder: Path,
+    *,
+    toml: str = "",
+    faults: bool = False,
+    module: str = "lcp_gateway",
+    **variables: str,
 ) -> Iterator[TestedNode]:
-    """Run a node as ``toml`` describes it."""
+    """Run a node as ``toml`` describes it; ``variables`` are added to its environment."""
     events_file = folder / "events.jsonl"
     flags = ["--events", str(events_file)]
     if toml:
@@ -64,7 +69,7 @@ def money_node(
         flags += ["--peers", str(peers)]
     if faults:
         flags.append("--faults")
-    with daemon(*flags, module=module) as running:
+    with daemon(*flags, module=module, **variables) as running:
         yield TestedNode(running, events_file)
 
 

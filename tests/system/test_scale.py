@@ -12,17 +12,20 @@ import time
 
 import pytest
 
+from tests.support.gated_node import GATE
 from tests.support.gateway import gateway
+from tests.support.journaled import money_node, on_node
 from tests.support.raw_streams import Memory, chunked_body, open_stream, request_bytes
 
 pytestmark = pytest.mark.slow
 
 MIB = 2**20
 FLOOD_BYTES = 100 * MIB
-# A minute is what is promised; ten seconds show the same in every run.
-STOP_S = float(os.environ.get("SCALE_STOP_S", "10"))
-STREAMS = 2_000
-VANISHING = 300
+# A minute is what is promised; three seconds show the same in every run.
+STOP_S = float(os.environ.get("SCALE_STOP_S", "3"))
+# More than the 1,024 descriptors of select(). docs/benchmarks.md says what two thousand take.
+STREAMS = int(os.environ.get("SCALE_STREAMS", "1100"))
+VANISHING = 200
 
 
 def test_a_reader_that_stops_does_not_grow_the_gateway_and_gets_all_of_it_later():
@@ -33,8 +36,8 @@ def test_a_reader_that_stops_does_not_grow_the_gateway_and_gets_all_of_it_later(
         with memory.watched(), _connected(running.port, "fault/stream-floods") as client:
             head = client.recv(65_536)
             assert head.startswith(b"HTTP/1.1 200")
-            time.sleep(1)  # what fits into the kernel's buffers and ours is on its way
-            streamed = _metric(running.port, "streamed_bytes_total")
+            # What fits into the kernel's buffers and ours is on its way.
+            streamed = _settled(running.port, "streamed_bytes_total")
             time.sleep(STOP_S)
             assert _metric(running.port, "streamed_bytes_total") == streamed < FLOOD_BYTES / 2
             stopped_peak = memory.growth_mib
@@ -61,25 +64,33 @@ def test_a_reader_that_stops_and_leaves_frees_what_it_held():
         assert memory.now_mib < 32
 
 
-async def test_two_thousand_slow_streams_are_all_complete_and_never_mixed_up():
-    _allow_open_files(3 * STREAMS)
-    env = {
-        "LCP_GATEWAY_MAX_CONCURRENT_REQUESTS": str(2 * STREAMS),
-        "LCP_GATEWAY_NODE_TOKENS_PER_SECOND": "1.2",
-        "LCP_GATEWAY_LOG_LEVEL": "warn",
+@contextlib.contextmanager
+def _held(folder, **settings):
+    """Run a gateway on a node whose streams wait after their first token; gives both, and the file that lets them go on."""
+    gate = folder / "gate"
+    with money_node(folder, module="tests.support.gated_node", **{GATE: str(gate)}) as node:
         # So many at once is more than a peer that has not delivered anything yet is trusted with.
-        "LCP_GATEWAY_EXPOSURE_BASE_MSAT": "0",
-        "LCP_GATEWAY_EXPOSURE_UNPROVEN_MSAT": "0",
-    }
-    with gateway(env=env) as running:
+        trust = {"exposure_base_msat": 0, "exposure_unproven_msat": 0}
+        env = on_node(node, **trust, **settings)
+        with gateway(embedded=False, env=env) as running:
+            yield running, node, gate
+
+
+async def test_a_thousand_streams_at_once_are_all_complete_and_never_mixed_up(tmp_path):
+    _allow_open_files(3 * STREAMS)
+    settings = {"max_concurrent_requests": 2 * STREAMS, "log_level": "warn"}
+    with _held(tmp_path, **settings) as (running, node, gate):
         memory = Memory(running.pid)
         began = time.monotonic()
         with memory.watched():
             streams = [asyncio.create_task(_told(running.port, n)) for n in range(STREAMS)]
             most_at_once = 0
-            while not all(stream.done() for stream in streams):
-                most_at_once = max(most_at_once, await _metric_soon(running.port, "jobs_in_flight"))
-                await asyncio.wait(streams, timeout=1)
+            while most_at_once < STREAMS:
+                most_at_once = await _metric_soon(running.port, "jobs_in_flight")
+                done, _ = await asyncio.wait(streams, timeout=0.2)
+                assert not done
+            gate.touch()
+            await asyncio.wait(streams)
         took_s = time.monotonic() - began
         print(
             f"{STREAMS} streams in {took_s:.1f} s, {most_at_once:.0f} at once, resident "
@@ -88,29 +99,28 @@ async def test_two_thousand_slow_streams_are_all_complete_and_never_mixed_up():
         wrong = [n for n, stream in enumerate(streams) if stream.result()[0] != _story(n)]
         assert wrong == []
         assert len({stream.result()[1] for stream in streams}) == STREAMS
-        assert most_at_once == STREAMS
-        assert len(running.events("settled")) == STREAMS
+        assert len(node.events("settled")) == STREAMS
         assert memory.growth_mib < 200
 
 
-async def test_clients_that_vanish_leave_nothing_behind():
-    env = {"LCP_GATEWAY_NODE_TOKENS_PER_SECOND": "2", "LCP_GATEWAY_LOG_LEVEL": "error"}
-    with gateway(env=env) as running:
+async def test_clients_that_vanish_leave_nothing_behind(tmp_path):
+    settings = {"log_level": "error", "join_grace_s": 0.2, "breaker_failures": 0}
+    with _held(tmp_path, **settings) as (running, node, _):
         # The first round makes what stays: arenas, caches, label values.
-        await _vanish(running, VANISHING)
+        await _vanish(running, node, VANISHING)
         memory = Memory(running.pid)
-        await _vanish(running, VANISHING)
-        accepted = {event["job_id"] for event in running.events("accept")}
-        cancelled = [event["job_id"] for event in running.events("cancel")]
+        await _vanish(running, node, VANISHING)
+        accepted = {event["job_id"] for event in node.events("accept")}
+        cancelled = [event["job_id"] for event in node.events("cancel")]
         print(f"after {VANISHING} more clients that vanished: {memory.now_mib:+.1f} MiB")
         assert len(cancelled) == len(set(cancelled)) == 2 * VANISHING
         assert set(cancelled) == accepted
         assert memory.now_mib < 8
 
 
-async def _vanish(running, count):
+async def _vanish(running, node, count):
     """Let clients start a stream, and go when it has begun: every other one with a reset."""
-    before = len(running.events("cancel"))
+    before = len(node.events("cancel"))
     clients = await asyncio.gather(
         *(open_stream(running.port, "echo-1", _words(n)) for n in range(count))
     )
@@ -121,10 +131,10 @@ async def _vanish(running, count):
             linger = struct.pack("ii", 1, 0)
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         writer.close()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (
         await _metric_soon(running.port, "jobs_in_flight")
-        or len(running.events("cancel")) < before + count
+        or len(node.events("cancel")) < before + count
     ):
         assert time.monotonic() < deadline, "jobs or cancellations are missing"
         await asyncio.sleep(0.1)
@@ -182,11 +192,20 @@ async def _metric_soon(port, name):
     return _value(answer, name)
 
 
+def _settled(port, name):
+    """Wait until a metric has stayed the same for a second; gives its value."""
+    before = None
+    while (found := _metric(port, name)) != before:
+        before = found
+        time.sleep(1)
+    return found
+
+
 def _value(metrics, name):
     return float(re.search(rb"(?m)^lcpgateway_" + name.encode() + rb" (\S+)", metrics)[1])
 
 
-def _wait_until(happened, timeout_s=15.0):
+def _wait_until(happened, timeout_s=60.0):
     deadline = time.monotonic() + timeout_s
     while not happened():
         assert time.monotonic() < deadline, "it did not happen in time"
