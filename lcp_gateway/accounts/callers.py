@@ -1,4 +1,4 @@
-"""Who sent a request, as a key tells it, and what that key may do."""
+"""The sender of a request, as its key identifies it, and the rules of that key."""
 
 import enum
 from dataclasses import dataclass
@@ -7,27 +7,27 @@ from datetime import datetime
 from lcp_gateway.purchase.money import Msat
 
 L402_KEY_PREFIX = "l402_"
-"""What the key ids of L402 tokens begin with: no row stands for such a token, and its account is all that can end it."""
+"""Begins the key ids of L402 tokens: they have no row in the database; only deleting their account ends them."""
 
 _NO_LIMIT = Msat(0)
 
 
 class Scope(enum.StrEnum):
-    """What a key may be used for."""
+    """A use that a key permits."""
 
     INFERENCE = "inference"
-    """Buying answers, and everything that OpenAI's interface has."""
+    """The routes of OpenAI's API."""
     WALLET = "wallet"
-    """Seeing the account's balance and statement, and topping it up."""
+    """Reading the account's balance and statement, and topping it up."""
     ADMIN = "admin"
     """Administering every account."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRules:
-    """What a key may do. 0 and an empty set of models mean no limit, None never; without a scope it may do nothing.
+    """The limits of a key. 0 and an empty set of models mean no limit, None never; without a scope every route refuses it.
 
-    ``max_price_msat`` bounds what one purchase costs; budgets are counted by calendar period in UTC.
+    ``max_price_msat`` bounds one purchase; budgets are counted by calendar period in UTC.
     """
 
     scopes: frozenset[Scope] = frozenset({Scope.INFERENCE, Scope.WALLET})
@@ -46,7 +46,7 @@ class KeyRules:
 class Caller:
     """The sender of a request.
 
-    ``key_id`` names the key without being one. ``account_id`` is whose balance is charged; None for the operator's own
+    ``key_id`` names the key without revealing it. ``account_id`` is the account that is charged; None for the operator's own
     keys, which are not charged.
     """
 

@@ -1,4 +1,4 @@
-"""The keys of customers, kept in memory as the store has them, and believed only while they were read a moment ago."""
+"""Keeps the customers' keys in memory in step with the database, and refuses them once the last read is too old."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from lcp_gateway.accounts.callers import Caller
 from lcp_gateway.accounts.keys import KeyCache, KeysStale
 from lcp_gateway.accounts.repositories import KeyRepository
 
-_KEYS_EVERY_S = 1.0
+_READ_EVERY_S = 1.0
 _STALE_S: Final = 5.0
 
 
@@ -24,11 +24,11 @@ def _clock() -> float:
 
 
 class KeySync:
-    """Keeps the keys of the store in memory: at most a second behind what others change, at once for what it is told.
+    """Reads changed keys every second, and at once on ``refresh``.
 
-    A key that was revoked elsewhere is known as one only after it has been read. So no key of the store is accepted once
-    the last read began more than ``stale_s`` ago, whatever keeps the next from its end; the operator's static keys come
-    from the settings, and go on being accepted.
+    A key that was revoked at another gateway is refused only after it has been read. So no stored key is accepted once the
+    last successful read began more than ``stale_s`` ago, whatever delays the next; the operator's static keys come from the
+    settings, and stay accepted.
     """
 
     def __init__(
@@ -51,25 +51,25 @@ class KeySync:
         self._upto = 0
         self._read_at = -float("inf")
         self._problem = ""
-        self._one_at_a_time = asyncio.Lock()
+        self._reading = asyncio.Lock()
 
     def use(self, static_keys: Iterable[str], stale_s: float) -> None:
-        """Accept these keys of the operator from now on, and no others of the operator's, and believe keys so long."""
+        """Accept these static keys from now on and no other ones, and stored keys for ``stale_s`` after a read."""
         self._cache.use_static(static_keys)
         self._stale_s = stale_s
 
     @property
     def age_s(self) -> float:
-        """How long ago the last read of the keys that came to its end began."""
+        """Seconds since the last successful read began."""
         return self._clock() - self._read_at
 
     @property
     def is_stale(self) -> bool:
-        """Whether the keys were read too long ago to be accepted."""
+        """Whether the last read is too old for stored keys to be accepted."""
         return self.age_s > self._stale_s
 
     def problems(self) -> Iterable[str]:
-        """Yield why no key of the store is accepted now."""
+        """Yield the reason why no stored key is accepted now."""
         if self.is_stale:
             because = f": {self._problem}" if self._problem else ""
             yield (
@@ -78,10 +78,10 @@ class KeySync:
             )
 
     def find(self, text: str) -> Caller | None:
-        """Return the caller that a key stands for now, or None.
+        """Return the caller that a key authenticates now, or None.
 
         Raises:
-            KeysStale: it is none of the operator's, and what the store has cannot be known.
+            KeysStale: it is not a static key, and the last read is too old.
         """
         caller = self._cache.check(text, datetime.now(UTC))
         if caller is None or caller.account_id is not None:
@@ -89,26 +89,26 @@ class KeySync:
         return caller
 
     def check(self) -> None:
-        """Let a credential pass whose standing is in the store.
+        """Return if credentials that the database can revoke may be accepted.
 
         Raises:
-            KeysStale: it cannot be known.
+            KeysStale: the last read is too old.
         """
         if self.is_stale:
             raise KeysStale(self.age_s, self._stale_s)
 
     async def load(self) -> None:
-        """Read them all."""
-        async with self._one_at_a_time:
+        """Read all keys."""
+        async with self._reading:
             await self._load()
 
     async def refresh(self) -> None:
-        """Read what has changed."""
-        async with self._one_at_a_time:
+        """Read the keys that changed."""
+        async with self._reading:
             begun = self._clock()
             changes = await self._keys.changed_since(self._upto)
             if changes.upto < self._upto:
-                # The database was put back to an earlier state, by a restore or a failover: its numbers count anew.
+                # The database was set back to an earlier state, by a restore or a failover: its change numbers start again.
                 self._log.warning("the database has gone back in time; all keys are read again")
                 await self._load()
                 return
@@ -116,9 +116,9 @@ class KeySync:
             self._upto, self._read_at = changes.upto, begun
 
     async def run(self) -> None:
-        """Read what has changed every second, until cancelled."""
+        """Read the keys that changed every second, until cancelled."""
         while True:
-            await asyncio.sleep(_KEYS_EVERY_S)
+            await asyncio.sleep(_READ_EVERY_S)
             try:
                 await self.refresh()
             except self._unavailable as error:

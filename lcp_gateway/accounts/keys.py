@@ -1,6 +1,6 @@
 """API keys: made once, kept as hashes, and checked in memory.
 
-A key has 256 bits of chance, so that a plain SHA-256 of it is as good as a slow hash: there is nothing to guess.
+A key has 256 random bits, so a plain SHA-256 of it is as good as a slow hash: it cannot be guessed.
 """
 
 import hashlib
@@ -15,13 +15,13 @@ from lcp_gateway.accounts.models import KeyRecord
 
 API_KEY_PREFIX: Final = "lcpg_"
 PREFIX_CHARS: Final = 10
-"""How much of a key is kept to show which one is meant."""
+"""The characters of a key that are stored, for display."""
 
 KeyHash = NewType("KeyHash", bytes)
 """The SHA-256 of a key's whole text."""
 
 _KEY_BYTES = 32
-# As many characters of the hash as the drop-in's list of keys names a key by.
+# As in the ids of the drop-in's list of keys.
 _NAME_CHARS = 12
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
 _NEVER = datetime.max.replace(tzinfo=UTC)
@@ -39,7 +39,7 @@ class KeysStale(Exception):
 
 
 class GeneratedKey(NamedTuple):
-    """A key at the only time at which its text is known."""
+    """A new key, with its text."""
 
     text: str
     hash: KeyHash
@@ -50,25 +50,25 @@ class GeneratedKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """Whom a key lets in, until when, and by which change it is known."""
+class _CachedKey:
+    """The caller of a key, the end of its validity, and the change that it was read with."""
 
     caller: Caller
     until: datetime
     change: int
 
 
-_NOBODY = _Known(Caller("", None, KeyRules(scopes=frozenset())), _LONG_AGO, 0)
+_UNKNOWN_KEY = _CachedKey(Caller("", None, KeyRules(scopes=frozenset())), _LONG_AGO, 0)
 
 
 def generate_key() -> GeneratedKey:
-    """Make a key: its text to be shown once, its hash to be kept, and its first characters for display."""
+    """Generate a key: its text to be shown once, its hash to be stored, and its first characters for display."""
     text = API_KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
     return GeneratedKey(text, hash_key(text), text[:PREFIX_CHARS])
 
 
 def hash_key(text: str) -> KeyHash:
-    """Give the hash of a text that may be a key; any text has one."""
+    """Return the hash of a text that may be a key; any text has one."""
     try:
         written = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -82,17 +82,17 @@ class KeyCache:
     ``static_keys`` are the operator's own, from the settings: they belong to no account, are named by their hash and
     stay whatever the store says.
 
-    A check does the same work for a key that is good, expired, revoked, unknown or no key at all: one hash, two
-    look-ups, one comparison of times. Its time depends on nothing but the length of the text that was sent. What a
-    look-up could tell about neighbouring keys, it would tell of their hashes, which nobody can choose.
+    A check does the same work for a key that is valid, expired, revoked, unknown or no key at all: one hash, two look-ups,
+    one comparison of times. Its time depends on the length of the text alone. A look-up could leak something about
+    neighbouring hashes only, which a client cannot choose.
     """
 
     def __init__(
         self, static_keys: Iterable[str] = (), static_rules: KeyRules | None = None
     ) -> None:
         self._static_rules = static_rules or KeyRules()
-        self._static: dict[KeyHash, _Known] = {}
-        self._stored: dict[KeyHash, _Known] = {}
+        self._static: dict[KeyHash, _CachedKey] = {}
+        self._stored: dict[KeyHash, _CachedKey] = {}
         self.use_static(static_keys)
 
     def __repr__(self) -> str:
@@ -100,14 +100,14 @@ class KeyCache:
 
     @property
     def count(self) -> int:
-        """How many keys are known, with those that let nobody in any more."""
+        """How many keys are known, revoked and expired ones included."""
         return len(self._static.keys() | self._stored.keys())
 
     def use_static(self, static_keys: Iterable[str]) -> None:
-        """Let these static keys in, and none of those before them."""
+        """Accept these static keys, and none of the earlier ones."""
         rules = self._static_rules
         self._static = {
-            key_hash: _Known(
+            key_hash: _CachedKey(
                 Caller(f"key_{key_hash.hex()[:_NAME_CHARS]}", None, rules),
                 rules.expires_at or _NEVER,
                 0,
@@ -116,33 +116,35 @@ class KeyCache:
         }
 
     def replace_all(self, records: Iterable[KeyRecord], upto: int | None = None) -> None:
-        """Know these keys and the static ones, and no others but those that changed after the records were read.
+        """Cache these keys and the static ones, and no others but those that changed after the records were read.
 
-        ``upto`` is the last change that the records hold. With it nothing else stays known, not even what seems to have
-        changed later: the store was read whole, and has the word.
+        ``upto`` is the last change that the records hold. With it no other key stays, not even one that seems to have
+        changed later: the store was read whole, and decides.
         """
-        known = {KeyHash(record.key_hash): _as_known(record) for record in records}
+        known = {KeyHash(record.key_hash): _cached(record) for record in records}
         if upto is None:
             newest = max((key.change for key in known.values()), default=0)
             known.update((key, it) for key, it in self._stored.items() if it.change > newest)
         self._stored = known
 
     def apply(self, changes: Iterable[KeyRecord]) -> None:
-        """Take in keys that are new, changed or revoked, in any order and however often: the latest change counts."""
+        """Apply new, changed and revoked keys, in any order and however often: the latest change counts."""
         for record in changes:
             key_hash = KeyHash(record.key_hash)
-            if record.change >= self._stored.get(key_hash, _NOBODY).change:
-                self._stored[key_hash] = _as_known(record)
+            if record.change >= self._stored.get(key_hash, _UNKNOWN_KEY).change:
+                self._stored[key_hash] = _cached(record)
 
     def check(self, text: str, now: datetime) -> Caller | None:
-        """Give whom a key lets in at this time, or None; why not is not told."""
+        """Return the caller that a key authenticates now, or None; the reason is not told."""
         key_hash = hash_key(text)
-        stored = self._stored.get(key_hash, _NOBODY)
-        known = self._static.get(key_hash, stored)
-        return known.caller if now < known.until else None
+        stored = self._stored.get(key_hash, _UNKNOWN_KEY)
+        cached = self._static.get(key_hash, stored)
+        return cached.caller if now < cached.until else None
 
 
-def _as_known(record: KeyRecord) -> _Known:
+def _cached(record: KeyRecord) -> _CachedKey:
     until = record.rules.expires_at or _NEVER
-    # One that is revoked stays known, so that an older record of it, read before and taken in after, changes nothing.
-    return _Known(record.caller, until if record.revoked_at is None else _LONG_AGO, record.change)
+    # A revoked key stays known, so that an older record of it, read before and applied after, changes nothing.
+    return _CachedKey(
+        record.caller, until if record.revoked_at is None else _LONG_AGO, record.change
+    )

@@ -1,12 +1,12 @@
 """L402: a macaroon and the preimage of the invoice that came with it, which together prove a payment (bLIP 26).
 
-The macaroon is the second binary format of libmacaroons, as lnd and its tools write it: an identifier, caveats in
-words, and a chain of HMACs over them that begins with a key which only the gateway has. Its identifier holds the payment
-hash, so that whoever knows the preimage has paid. Nothing has to be stored to check one.
+Macaroons are in the second binary format of libmacaroons, as lnd and its tools write it: an identifier, caveats as text, and
+a chain of HMACs over them that begins with a key which only the gateway has. The identifier holds the payment hash, so a
+client that knows the preimage has paid. Nothing has to be stored to check one.
 
-A caveat takes something away and never gives anything: whoever holds a macaroon may add one. That is why a macaroon of
-the gateway names its account in its first caveat and its end in the second, under a key of its own; the same caveats
-further behind can only narrow what these say. Caveats that mean nothing here are passed over, as bLIP 26 asks.
+A caveat only ever restricts: any holder of a macaroon may add one. That is why the gateway names the account in the first
+caveat and the end in the second, under a key of the macaroon's own; the same caveats further behind can only narrow these.
+Unknown caveats are ignored, as bLIP 26 asks.
 """
 
 import base64
@@ -54,7 +54,7 @@ _URL_SAFE_TO_STANDARD = str.maketrans("-_", "+/")
 
 
 class L402Error(Exception):
-    """A credential that proves nothing. The message holds nothing of it."""
+    """A credential that proves no payment. The message holds no part of it."""
 
 
 class Malformed(L402Error):
@@ -62,14 +62,14 @@ class Malformed(L402Error):
 
 
 class NotProven(L402Error):
-    """It can be read, and is not ours, was changed, or comes with another payment's preimage; which, is not told."""
+    """It is another service's, was changed, or comes with another payment's preimage; the message does not say which."""
 
     def __init__(self) -> None:
         super().__init__("the L402 credential is not valid")
 
 
 class Expired(L402Error):
-    """It was good, and its time is over."""
+    """It was valid, and has expired."""
 
     def __init__(self) -> None:
         super().__init__("the L402 credential has expired")
@@ -77,7 +77,7 @@ class Expired(L402Error):
 
 @dataclass(frozen=True, slots=True)
 class Macaroon:
-    """A macaroon with caveats of the first party: bytes as they are signed; none of them is shown."""
+    """A macaroon with first-party caveats: the bytes that are signed, which ``repr`` does not show."""
 
     identifier: bytes = field(repr=False)
     caveats: tuple[bytes, ...] = field(repr=False)
@@ -85,13 +85,13 @@ class Macaroon:
     location: bytes | None = field(default=None, repr=False)
 
     def with_caveat(self, name: str, value: str) -> "Macaroon":
-        """Give one that may do less; everyone who holds a macaroon can make it."""
+        """Return a more restricted macaroon; any holder can make one."""
         caveat = f"{name}={value}".encode()
         signature = _hmac(self.signature, caveat)
         return Macaroon(self.identifier, (*self.caveats, caveat), signature, self.location)
 
     def to_bytes(self) -> bytes:
-        """Write it in the second binary format."""
+        """Return the second binary format."""
         parts = [bytes([_FORMAT])]
         if self.location is not None:
             parts.append(_field(_LOCATION, self.location))
@@ -102,13 +102,13 @@ class Macaroon:
         return b"".join(parts)
 
     def to_text(self) -> str:
-        """Write it as base64, in which it travels."""
+        """Return base64, as headers carry it."""
         return base64.b64encode(self.to_bytes()).decode("ascii")
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What an ``Authorization`` header presents; nothing of it is proven yet."""
+    """The contents of an ``Authorization`` header, not proven yet."""
 
     macaroon: Macaroon
     preimage: bytes = field(repr=False)
@@ -116,9 +116,9 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class L402Token:
-    """What is proven: whose the payment is, which it was, and every caveat, in words, in their order.
+    """A proven credential: its account, its payment, and all caveats in their order.
 
-    ``expires_at`` is the nearest of all that were named.
+    ``expires_at`` is the earliest end that a caveat names.
     """
 
     token_id: bytes = field(repr=False)
@@ -146,10 +146,10 @@ def mint(
 
 
 def parse(text: str) -> Macaroon:
-    """Read a macaroon from base64: the standard's or that of URLs, filled up or not.
+    """Read a macaroon from base64, standard or URL-safe, padded or not.
 
     Raises:
-        Malformed: it is none, is too large, or has caveats that a third party would have to vouch for.
+        Malformed: it is not one, is too large, or has third-party caveats.
     """
     if len(text) > MAX_AUTHORIZATION_CHARS:
         raise Malformed("the macaroon is too long")
@@ -190,10 +190,10 @@ def from_bytes(data: bytes) -> Macaroon:
 
 
 def challenge_header(macaroon: Macaroon, payment_request: str) -> str:
-    """Give the value of ``WWW-Authenticate`` that asks for a payment.
+    """Return the value of ``WWW-Authenticate`` that asks for a payment.
 
     Raises:
-        ValueError: the payment request is none, and could end the quotation that it stands in.
+        ValueError: the payment request is not one, and could end its quoted string.
     """
     if len(payment_request) > MAX_INVOICE_CHARS or not _INVOICE.fullmatch(payment_request):
         raise ValueError("not a payment request in lower case")
@@ -201,7 +201,7 @@ def challenge_header(macaroon: Macaroon, payment_request: str) -> str:
 
 
 def parse_authorization(value: str) -> Credentials | None:
-    """Read the value of ``Authorization``; None when it is of another scheme than L402 or LSAT, as it was called.
+    """Read the value of ``Authorization``; None when its scheme is neither L402 nor LSAT, its old name.
 
     Raises:
         Malformed: it is of the scheme, and not one macaroon, a colon, and 64 digits.
@@ -218,11 +218,11 @@ def parse_authorization(value: str) -> Credentials | None:
 
 
 class Issuer:
-    """Makes the gateway's macaroons and knows them again, from one secret; what it made it does not remember."""
+    """Makes the gateway's macaroons and verifies them, from one secret and without storing them."""
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) < MIN_SECRET_BYTES:
-            raise ValueError(f"a secret has at least {MIN_SECRET_BYTES} bytes")
+            raise ValueError(f"the secret needs at least {MIN_SECRET_BYTES} bytes")
         self._secret = secret
 
     def issue(
@@ -232,7 +232,7 @@ class Issuer:
         expires_at: datetime,
         token_id: bytes | None = None,
     ) -> Macaroon:
-        """Make the macaroon for an invoice: once that is paid, it stands for the account until the time.
+        """Make the macaroon for an invoice: once that is paid, it authenticates the account until ``expires_at``.
 
         Raises:
             ValueError: the payment hash or the token id is not of 32 bytes, or the time is without a zone.
@@ -247,13 +247,13 @@ class Issuer:
         )
 
     def verify(self, macaroon: Macaroon, preimage: bytes, now: datetime) -> L402Token:
-        """Prove that the macaroon is ours as it is, that its invoice was paid, and that its time is not over.
+        """Prove that the gateway made the macaroon as it is, that its invoice was paid, and that it has not expired.
 
-        Every step is taken before anything is refused, and comparisons take the same time whatever differs.
+        All steps are done before any refusal, and comparisons take constant time.
 
         Raises:
-            NotProven: it is not ours, was changed, or the preimage is another's.
-            Expired: it was good once.
+            NotProven: it is another service's, was changed, or the preimage is another payment's.
+            Expired: it was valid once.
         """
         expected = _bare(self._root_key(macaroon.identifier), macaroon.identifier).signature
         for caveat in macaroon.caveats:
@@ -270,18 +270,18 @@ class Issuer:
         expires_at = datetime.fromtimestamp(ends, UTC)
         if now >= expires_at:
             raise Expired
-        words = tuple(caveat.decode("utf-8", "replace") for caveat in macaroon.caveats)
-        return L402Token(token_id, payment_hash, account_id, expires_at, words)
+        caveats = tuple(caveat.decode("utf-8", "replace") for caveat in macaroon.caveats)
+        return L402Token(token_id, payment_hash, account_id, expires_at, caveats)
 
     def _root_key(self, identifier: bytes) -> bytes:
         return _hmac(self._secret, _ROOT_KEY_LABEL + identifier)
 
 
 def _meaning(caveats: Sequence[bytes]) -> tuple[str, int]:
-    """Give the account and the nearest end, in Unix seconds, that proven caveats name.
+    """Return the account and the earliest end, in Unix seconds, that proven caveats name.
 
     Raises:
-        NotProven: the first two are not the gateway's, or a later one contradicts them or makes no sense.
+        NotProven: the first two are not the gateway's, or a later one contradicts them or cannot be read.
     """
     pairs = [_split(caveat) for caveat in caveats]
     if [name for name, _ in pairs[:2]] != [_ACCOUNT, _EXPIRES_AT]:
@@ -294,7 +294,7 @@ def _meaning(caveats: Sequence[bytes]) -> tuple[str, int]:
 
 
 def _split(caveat: bytes) -> tuple[str, str]:
-    """Give name and value of a caveat, without the blanks that some write around the sign."""
+    """Return name and value of a caveat, without the blanks that some clients write around the sign."""
     name, _, value = caveat.decode("utf-8", "replace").partition("=")
     return name.strip(), value.strip()
 
@@ -306,7 +306,7 @@ def _identifier(payment_hash: bytes, token_id: bytes) -> bytes:
 
 
 def _take_apart(identifier: bytes) -> tuple[bytes, bytes, bytes]:
-    """Give version, payment hash and token id; of an identifier of another form, whatever stands there."""
+    """Return version, payment hash and token id; of an identifier of another form, the bytes at their places."""
     end_of_version = len(_ID_VERSION)
     end_of_hash = end_of_version + HASH_BYTES
     return (
@@ -317,7 +317,7 @@ def _take_apart(identifier: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 def _bare(root_key: bytes, identifier: bytes) -> Macaroon:
-    """Begin the chain: the root key is hashed once with a label before it signs the identifier."""
+    """Begin the chain: the root key is hashed with a label before it signs the identifier."""
     return Macaroon(identifier, (), _hmac(_hmac(_CHAIN_LABEL, root_key), identifier))
 
 
@@ -352,7 +352,7 @@ def _read_caveats(reader: "_Reader") -> Iterator[bytes]:
 
 
 class _Reader:
-    """Reads what follows the first byte, field by field."""
+    """Reads the fields after the first byte."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -363,10 +363,10 @@ class _Reader:
         return self._at == len(self._data)
 
     def next(self) -> tuple[int, bytes]:
-        """Give the next field's kind and value; the mark of an end has no value.
+        """Return the next field's kind and value; the end mark has no value.
 
         Raises:
-            Malformed: there is none, or not the whole of it.
+            Malformed: there is none, or it is cut.
         """
         (kind,) = self._take(1)
         if kind == _END:

@@ -1,4 +1,4 @@
-"""Accounts, keys, top-ups and the ledger as the store keeps them, and what can be wrong with a change of them."""
+"""Accounts, keys, top-ups and the ledger as the store keeps them, and the errors of changes to them."""
 
 import enum
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ MAX_TEXT_CHARS = 128
 
 
 class AccountError(Exception):
-    """A change that cannot be made; nothing was changed. The message is fit for a client."""
+    """A change that is refused; nothing was changed. The message is fit for a client."""
 
 
 class AccountNotFound(AccountError):
-    """There is no account of this id, or it was deleted."""
+    """No account has this id, or it was deleted."""
 
     def __init__(self) -> None:
         super().__init__("there is no such account")
@@ -36,27 +36,27 @@ class PurchaseNotFound(AccountError):
 
 
 class RefundNotWithheld(AccountError):
-    """The charge of a purchase waits for no decision; ``refund`` is what became of it, None where there was none."""
+    """The refund of a purchase is not withheld, so there is nothing to decide; ``refund`` is its state, None without one."""
 
     def __init__(self, state: State, refund: Refund | None) -> None:
-        stands = f"its charge was {refund}" if refund else f"the purchase is {state}"
-        super().__init__(f"no refund of this purchase is withheld: {stands}")
+        reason = f"its charge was {refund}" if refund else f"the purchase is {state}"
+        super().__init__(f"no refund of this purchase is withheld: {reason}")
         self.refund = refund
 
 
 class InvalidText(AccountError):
-    """A name, a memo or a reason is empty where it must not be, too long, or not printable."""
+    """A name, a memo or a reason is empty, too long, or not printable."""
 
 
 class InvalidAmount(AccountError):
-    """An amount that nobody has."""
+    """An amount, a limit or a number of models that cannot be stored."""
 
-    def __init__(self) -> None:
-        super().__init__("this is no amount that anybody has")
+    def __init__(self, message: str = "the amount is out of range") -> None:
+        super().__init__(message)
 
 
 class AdjustmentExceedsBalance(AccountError):
-    """An adjustment would take what is held, or what is not there."""
+    """An adjustment would take more than is available."""
 
     def __init__(self, available_msat: Msat) -> None:
         super().__init__(f"only {available_msat} msat of the balance are available")
@@ -64,7 +64,7 @@ class AdjustmentExceedsBalance(AccountError):
 
 
 class AdjustmentIdReused(AccountError):
-    """The id belongs to another adjustment."""
+    """The id was used for another adjustment before."""
 
     def __init__(self) -> None:
         super().__init__("the id was used for another adjustment before")
@@ -80,7 +80,7 @@ class TooManyOpenTopups(AccountError):
 
 @dataclass(frozen=True, slots=True)
 class Listing(Generic[T]):
-    """Some of many, the newest first; ``after`` asks for those that follow, and is None at the end."""
+    """A page, the newest first; ``after`` asks for the next one, and is None at the end."""
 
     items: Sequence[T]
     after: str | None
@@ -88,14 +88,14 @@ class Listing(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """What a customer has: ``held_msat`` of ``balance_msat`` belong to purchases whose end is open."""
+    """A customer's money: ``held_msat`` of ``balance_msat`` are held for purchases that have not ended."""
 
     balance_msat: Msat
     held_msat: Msat
 
     @property
     def available_msat(self) -> Msat:
-        """What can be spent."""
+        """The money that can be spent."""
         return Msat(self.balance_msat - self.held_msat)
 
 
@@ -114,31 +114,31 @@ class Account:
 
 
 class KeyKind(enum.StrEnum):
-    """How a key is handed in."""
+    """How a key is sent."""
 
     API = "api"
     """In a header."""
     AGENT = "agent"
-    """In the URL, for tools that take nothing else."""
+    """In the URL, for tools that can be configured with a URL only."""
 
 
-def check_text(text: str, what: str, *, may_be_empty: bool = False) -> str:
-    """Give a name, a memo or a reason without the blanks around it; ``what`` says which of them it is.
+def check_text(text: str, noun: str, *, may_be_empty: bool = False) -> str:
+    """Return a name, a memo or a reason (``noun`` says which) without the blanks around it.
 
     Raises:
-        BadText: it cannot be one.
+        InvalidText: it is empty, too long, or not printable.
     """
     text = text.strip()
     if not text and not may_be_empty:
-        raise InvalidText(f"a {what} is not empty")
+        raise InvalidText(f"a {noun} must not be empty")
     if len(text) > MAX_TEXT_CHARS or not text.isprintable():
-        raise InvalidText(f"a {what} is at most {MAX_TEXT_CHARS} printable characters")
+        raise InvalidText(f"a {noun} is at most {MAX_TEXT_CHARS} printable characters")
     return text
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """A key as it is stored: never the key itself.
+    """A key as it is stored, without its text.
 
     ``key_hash`` is the SHA-256 of the whole key, ``prefix`` its first ten characters, for display. ``change`` grows with
     every change of any key.
@@ -157,13 +157,13 @@ class KeyRecord:
 
     @property
     def caller(self) -> Caller:
-        """Who comes with it."""
+        """The caller that the key authenticates."""
         return Caller(self.id, self.account_id, self.rules)
 
 
 @dataclass(frozen=True, slots=True)
 class KeyChanges:
-    """Keys that changed, or all; ``upto`` is what to ask for the next changes with."""
+    """Keys that changed, or all; the next changes are those since ``upto``."""
 
     records: Sequence[KeyRecord]
     upto: int
@@ -171,14 +171,14 @@ class KeyChanges:
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A key that was just made, with its text: shown once, stored nowhere."""
+    """A key that was just made, with its text, which is shown once and stored nowhere."""
 
     record: KeyRecord
     text: str = field(repr=False)
 
 
 class TopupState(enum.StrEnum):
-    """Where a top-up stands."""
+    """The state of a top-up."""
 
     OPEN = "open"
     SETTLED = "settled"
@@ -187,17 +187,17 @@ class TopupState(enum.StrEnum):
 
 
 class TopupPurpose(enum.StrEnum):
-    """What an invoice of ours is for."""
+    """The use of an invoice."""
 
     TOPUP = "topup"
-    """For an account that is there."""
+    """It fills an account."""
     L402 = "l402"
-    """For an account that is made when it is paid."""
+    """It makes an account when it is paid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Topup:
-    """An invoice that fills a balance. ``received_msat`` is what came, which may be more than was asked."""
+    """An invoice that fills a balance. ``received_msat`` may be more than ``amount_msat``."""
 
     id: str
     account_id: str
@@ -216,7 +216,7 @@ class Topup:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """A top-up that is settled; ``is_new`` tells whether this very call credited it."""
+    """A settled top-up; ``is_new`` says that this call credited it."""
 
     topup: Topup
     is_new: bool
@@ -248,7 +248,7 @@ class StatementLine:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """Some lines, the newest first; ``after`` asks for those that follow, and is None at the end."""
+    """A page of lines, the newest first; ``after`` asks for the next one, and is None at the end."""
 
     lines: Sequence[StatementLine]
     after: int | None
@@ -256,7 +256,7 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What all customers have together."""
+    """The sums over all customers."""
 
     accounts: int
     balance_msat: Msat
@@ -265,10 +265,9 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What a look through all the books found: ``problems`` in words, none where they are right.
+    """The result of an audit: ``problems`` in words, none where the books agree.
 
-    ``books`` are the sums of the ledger: what customers have, what came over Lightning (negative), what was earned, and
-    what was adjusted by hand.
+    ``books`` are the sums of the ledger's books: customers, Lightning (negative), revenue and adjustments.
     """
 
     problems: Sequence[str]
@@ -279,13 +278,13 @@ class Audit:
 
     @property
     def ok(self) -> bool:
-        """Tell whether nothing is wrong."""
+        """Whether the books agree."""
         return not self.problems
 
 
 @dataclass(frozen=True, slots=True)
 class RefundRecord:
-    """A charge that was to be given back, and what became of it. Times are aware UTC; None means not known."""
+    """A charge that was to be refunded, and the decision on it. Times are aware UTC; None means not known."""
 
     job_id: bytes
     account_id: str
@@ -301,7 +300,7 @@ class RefundRecord:
 
 @dataclass(frozen=True, slots=True)
 class AdminAction:
-    """Something that an administrator did. ``detail`` holds no secret and no name."""
+    """An action of an administrator. ``detail`` holds no secret and no name."""
 
     id: int
     at: datetime

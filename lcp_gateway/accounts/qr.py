@@ -19,18 +19,18 @@ _PNG_PIXELS = 600
 
 
 class NotAnInvoice(ValueError):
-    """A text that is no payment request, or too long for a camera."""
+    """A text that is not a payment request, or one too long for a camera."""
 
 
 def svg(payment_request: str) -> bytes:
-    """Draw an invoice as SVG that takes the size it is given.
+    """Draw an invoice as an SVG that scales to its container.
 
     Raises:
-        NotAnInvoice: it is none.
+        NotAnInvoice: the text is not one.
     """
     code = _code(payment_request)
     drawn = io.BytesIO()
-    # A white ground of its own: on a page in dark colours a bare code is inverted, and many cameras read none of those.
+    # A white background of its own: on a dark page a bare code is inverted, and many cameras do not read that.
     code.save(
         drawn, kind="svg", border=_QUIET_ZONE_MODULES, light="white", omitsize=True, xmldecl=False
     )
@@ -41,7 +41,7 @@ def png(payment_request: str) -> bytes:
     """Draw an invoice as a PNG of at least 600 pixels a side, each module the same whole number of them.
 
     Raises:
-        NotAnInvoice: it is none.
+        NotAnInvoice: the text is not one.
     """
     code = _code(payment_request)
     modules, _ = code.symbol_size(scale=1, border=_QUIET_ZONE_MODULES)
@@ -51,14 +51,14 @@ def png(payment_request: str) -> bytes:
 
 
 def _code(payment_request: str) -> segno.QRCode:
-    """Make ``lightning:`` and the invoice in upper case, which is written in 5.5 bits a character and not in 8.
+    """Encode ``lightning:`` and the invoice in upper case, which takes 5.5 bits a character instead of 8.
 
-    The lowest level of error correction keeps the modules large, which is what a phone in front of a screen needs;
-    where a higher one fits into the same size it is taken.
+    The lowest level of error correction keeps the modules large, as a phone in front of a screen needs them; a higher one
+    is taken where it fits into the same size.
     """
     text = payment_request.lower()
     if len(text) > MAX_INVOICE_CHARS or not _INVOICE.fullmatch(text):
         raise NotAnInvoice("not a payment request, or one too long to be drawn")
-    # Two segments. The library makes them of pairs of text and mode, which its types do not say.
+    # Two segments, as pairs of text and mode, which the library takes although its types do not say so.
     segments: Any = [("lightning:", consts.MODE_BYTE), (text.upper(), consts.MODE_ALPHANUMERIC)]
     return segno.make_qr(segments, error="l", boost_error=True)

@@ -1,7 +1,10 @@
-"""What accounts need of the outside, as protocols: the store's repositories, and who makes invoices.
+"""The database and the invoice service as accounts and HTTP see them, which may import neither SQL nor gRPC.
 
-Where nothing else is said, methods raise what their implementation says of a database that is away.
+``store/accounts/`` implements the repositories and documents their methods; all of them raise ``DatabaseUnavailable`` where
+the database cannot be reached. ``lightning/lnd/`` implements ``InvoiceService``.
 """
+
+# ruff: noqa: D102 - methods are documented where they are implemented
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
@@ -31,27 +34,17 @@ from lcp_gateway.purchase.money import Msat, Refund
 class AccountRepository(Protocol):
     """The customers."""
 
-    async def create(self, name: str, *, actor: str, at: datetime) -> Account:
-        """Make an account."""
-        ...
+    async def create(self, name: str, *, actor: str, at: datetime) -> Account: ...
 
-    async def get(self, account_id: str) -> Account | None:
-        """Give one, deleted or not."""
-        ...
+    async def get(self, account_id: str) -> Account | None: ...
 
     async def page(
         self, *, limit: int = ..., after: str | None = ..., with_deleted: bool = ...
-    ) -> Listing[Account]:
-        """Give some, the newest first."""
-        ...
+    ) -> Listing[Account]: ...
 
-    async def rename(self, account_id: str, name: str, *, actor: str, at: datetime) -> None:
-        """Give one another name."""
-        ...
+    async def rename(self, account_id: str, name: str, *, actor: str, at: datetime) -> None: ...
 
-    async def delete(self, account_id: str, *, actor: str, at: datetime) -> None:
-        """Forget whose it was."""
-        ...
+    async def delete(self, account_id: str, *, actor: str, at: datetime) -> None: ...
 
 
 class KeyRepository(Protocol):
@@ -66,45 +59,29 @@ class KeyRepository(Protocol):
         at: datetime,
         rules: KeyRules = ...,
         kind: KeyKind = ...,
-    ) -> NewKey:
-        """Make one."""
-        ...
+    ) -> NewKey: ...
 
-    async def revoke(self, key_id: str, *, actor: str, at: datetime) -> KeyRecord | None:
-        """Let one in no more."""
-        ...
+    async def revoke(self, key_id: str, *, actor: str, at: datetime) -> KeyRecord | None: ...
 
-    async def get(self, key_id: str) -> KeyRecord | None:
-        """Give one."""
-        ...
+    async def get(self, key_id: str) -> KeyRecord | None: ...
 
     async def page(
         self, account_id: str | None = ..., *, limit: int = ..., after: str | None = ...
-    ) -> Listing[KeyRecord]:
-        """Give some, the newest first."""
-        ...
+    ) -> Listing[KeyRecord]: ...
 
-    async def load_all(self) -> KeyChanges:
-        """Give all that let somebody in."""
-        ...
+    async def load_all(self) -> KeyChanges: ...
 
-    async def changed_since(self, number: int) -> KeyChanges:
-        """Give those that changed."""
-        ...
+    async def changed_since(self, number: int) -> KeyChanges: ...
 
 
 class LedgerRepository(Protocol):
-    """What customers have, and why."""
+    """The customers' balances and the entries behind them."""
 
-    async def balance(self, account_id: str) -> Balance | None:
-        """Give what an account has."""
-        ...
+    async def balance(self, account_id: str) -> Balance | None: ...
 
     async def statement(
         self, account_id: str, *, limit: int = ..., after: int | None = ...
-    ) -> Statement:
-        """Give what moved a balance."""
-        ...
+    ) -> Statement: ...
 
     async def adjust(
         self,
@@ -115,17 +92,11 @@ class LedgerRepository(Protocol):
         actor: str,
         at: datetime,
         adjustment_id: str | None = ...,
-    ) -> Balance:
-        """Give or take an amount by hand."""
-        ...
+    ) -> Balance: ...
 
-    async def audit(self) -> Audit:
-        """Look through all the books."""
-        ...
+    async def audit(self) -> Audit: ...
 
-    async def totals(self) -> Totals:
-        """Give what all customers have together."""
-        ...
+    async def totals(self) -> Totals: ...
 
 
 class RefundRepository(Protocol):
@@ -138,25 +109,13 @@ class RefundRepository(Protocol):
         refund: Refund | None = ...,
         limit: int = ...,
         after: str | None = ...,
-    ) -> Listing[RefundRecord]:
-        """Return refunds, the newest purchase first; of one account or of all."""
-        ...
+    ) -> Listing[RefundRecord]: ...
 
-    async def get(self, job_id: bytes) -> RefundRecord | None:
-        """Return the refund of one purchase, or None."""
-        ...
+    async def get(self, job_id: bytes) -> RefundRecord | None: ...
 
     async def decide(
         self, job_id: bytes, *, grant: bool, reason: str, actor: str, at: datetime
-    ) -> tuple[RefundRecord, bool]:
-        """Give a withheld charge back, or keep it for good; return it, and whether this changed anything.
-
-        Raises:
-            NoSuchPurchase: the journal has no such purchase.
-            NotWithheld: its charge waits for no decision, or the other one was made.
-            BadText: the reason cannot be one.
-        """
-        ...
+    ) -> tuple[RefundRecord, bool]: ...
 
 
 class TopupRepository(Protocol):
@@ -174,41 +133,25 @@ class TopupRepository(Protocol):
         memo: str = ...,
         purpose: TopupPurpose = ...,
         most_open: int = ...,
-    ) -> Topup:
-        """Write one down."""
-        ...
+    ) -> Topup: ...
 
-    async def get(self, topup_id: str) -> Topup | None:
-        """Give one."""
-        ...
+    async def get(self, topup_id: str) -> Topup | None: ...
 
-    async def by_payment_hash(self, payment_hash: bytes) -> Topup | None:
-        """Give the one that this payment pays."""
-        ...
+    async def by_payment_hash(self, payment_hash: bytes) -> Topup | None: ...
 
-    async def of_living_account(self, payment_hash: bytes) -> Topup | None:
-        """Give the one that this payment pays, unless its account was deleted."""
-        ...
+    async def of_living_account(self, payment_hash: bytes) -> Topup | None: ...
 
-    async def make_room(self, at: datetime, *, purpose: TopupPurpose, most_open: int) -> int:
-        """Give up the oldest unpaid ones of a purpose, so that one more fits under the bound."""
-        ...
+    async def make_room(self, at: datetime, *, purpose: TopupPurpose, most_open: int) -> int: ...
 
     async def page(
         self, account_id: str, *, limit: int = ..., after: str | None = ...
-    ) -> Listing[Topup]:
-        """Give some, the newest first."""
-        ...
+    ) -> Listing[Topup]: ...
 
-    async def open_ones(self, *, limit: int = ...) -> Sequence[Topup]:
-        """Give those that are not paid."""
-        ...
+    async def open_ones(self, *, limit: int = ...) -> Sequence[Topup]: ...
 
     async def open_count(
         self, at: datetime, *, account_id: str | None = ..., purpose: TopupPurpose | None = ...
-    ) -> int:
-        """Count what can still be paid."""
-        ...
+    ) -> int: ...
 
     async def settle(
         self,
@@ -218,97 +161,69 @@ class TopupRepository(Protocol):
         settle_index: int,
         at: datetime,
         node_id: str | None = ...,
-    ) -> Credit | None:
-        """Credit what was paid, once."""
-        ...
+    ) -> Credit | None: ...
 
-    async def followed(self, node_id: str) -> int:
-        """Give how far a node's settlements were followed."""
-        ...
+    async def followed(self, node_id: str) -> int: ...
 
-    async def cancel(self, topup_id: str) -> bool:
-        """Give an unpaid one up."""
-        ...
+    async def cancel(self, topup_id: str) -> bool: ...
 
-    async def expire(self, before: datetime) -> int:
-        """Mark what ran out."""
-        ...
+    async def expire(self, before: datetime) -> int: ...
 
-    async def forget_unpaid(self, before: datetime) -> int:
-        """Forget what was never paid."""
-        ...
+    async def forget_unpaid(self, before: datetime) -> int: ...
 
 
 class AdminLogRepository(Protocol):
-    """The log of what administrators did."""
+    """The log of the administrators' actions."""
 
-    async def page(self, *, limit: int = ..., after: str | None = ...) -> Listing[AdminAction]:
-        """Give some, the newest first."""
-        ...
+    async def page(self, *, limit: int = ..., after: str | None = ...) -> Listing[AdminAction]: ...
 
 
 class InvoiceServiceUnavailable(Exception):
-    """Nobody can make or look up invoices now. The message is fit for a client."""
+    """Invoices can be neither made nor looked up now. The message is fit for a client."""
 
 
 class NewInvoice(Protocol):
-    """An invoice to be shown to whoever shall pay it."""
+    """An invoice for a customer to pay: BOLT11, its hash of 32 bytes, and its end in aware UTC."""
 
     @property
-    def payment_request(self) -> str:
-        """BOLT11."""
-        ...
+    def payment_request(self) -> str: ...
 
     @property
-    def payment_hash(self) -> bytes:
-        """32 bytes."""
-        ...
+    def payment_hash(self) -> bytes: ...
 
     @property
-    def expires_at(self) -> datetime:
-        """Aware UTC."""
-        ...
+    def expires_at(self) -> datetime: ...
 
 
 class PaidInvoice(Protocol):
-    """An invoice that was paid, ours or another's."""
+    """An invoice of the node that was paid, made by the gateway or not; ``settle_index`` numbers the node's settlements."""
 
     @property
-    def payment_hash(self) -> bytes:
-        """32 bytes."""
-        ...
+    def payment_hash(self) -> bytes: ...
 
     @property
-    def amount_paid_msat(self) -> int:
-        """What came."""
-        ...
+    def amount_paid_msat(self) -> int: ...
 
     @property
-    def settle_index(self) -> int:
-        """Its number among the settlements of the node."""
-        ...
+    def settle_index(self) -> int: ...
 
     @property
-    def settled_at(self) -> datetime:
-        """Aware UTC."""
-        ...
+    def settled_at(self) -> datetime: ...
 
 
 class InvoiceService(Protocol):
-    """Who makes invoices and hears of their payment; every error is ``InvoiceServiceUnavailable``."""
+    """Makes invoices and reports their payment; every error is ``InvoiceServiceUnavailable``."""
 
-    async def create(self, amount_msat: int, memo: str, expiry_s: int) -> NewInvoice:
-        """Have an invoice made."""
-        ...
+    async def create(self, amount_msat: int, memo: str, expiry_s: int) -> NewInvoice: ...
 
     async def paid(self, payment_hash: bytes) -> PaidInvoice | None:
-        """Ask whether an invoice was paid."""
+        """Return the invoice if it was paid."""
         ...
 
     async def node_id(self) -> str:
-        """Say whose invoices these are."""
+        """Return the id of the node whose invoices these are."""
         ...
 
     def follow(self, settle_index: int) -> AsyncGenerator[PaidInvoice, None]:
-        """Give every invoice that is paid after that index; ends with an error only."""
+        """Yield every invoice that is settled after that index; ends with an error only."""
         ...

@@ -1,4 +1,4 @@
-"""A customer's wallet: what is in it, how it is filled, what became of it."""
+"""A customer's wallet: its balance, its statement, and the top-ups that fill it."""
 
 import math
 from collections.abc import Callable
@@ -18,9 +18,7 @@ from lcp_gateway.accounts.models import (
     TopupState,
 )
 from lcp_gateway.accounts.repositories import InvoiceService, LedgerRepository, TopupRepository
-from lcp_gateway.purchase.money import Msat
-
-_MSAT_PER_SAT = 1_000
+from lcp_gateway.purchase.money import MSAT_PER_SAT, Msat
 
 
 def _utc_now() -> datetime:
@@ -29,7 +27,7 @@ def _utc_now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class TopupRules:
-    """What may be paid in at once, how long it can be paid, and how many invoices of one account may be open."""
+    """The bounds of one top-up, how long its invoice can be paid, and how many invoices of one account may be open."""
 
     min_msat: int = 1_000
     max_msat: int = 1_000_000_000
@@ -38,11 +36,14 @@ class TopupRules:
 
 
 class TopupsDisabled(Exception):
-    """Nobody is there who could make an invoice: the operator has set none."""
+    """No invoice service is configured."""
+
+    def __init__(self) -> None:
+        super().__init__("top-ups are disabled: no lnd is configured (lnd_grpc_addr)")
 
 
 class InvoiceNotPaid(Exception):
-    """The invoice of a top-up was not paid for a demo; ``is_final`` says that another try cannot end otherwise."""
+    """The demo wallet did not pay an invoice; ``is_final`` says that another try cannot succeed."""
 
     def __init__(self, reason: str, *, is_final: bool) -> None:
         super().__init__(f"the invoice was not paid: {reason}")
@@ -50,11 +51,10 @@ class InvoiceNotPaid(Exception):
 
 
 class AmountOutOfRange(InvalidAmount):
-    """An amount below the least or above the most that can be paid in at once."""
+    """An amount below the minimum or above the maximum of one top-up."""
 
     def __init__(self, rules: TopupRules) -> None:
-        super().__init__()
-        self.args = (f"an amount must be from {rules.min_msat} to {rules.max_msat} msat",)
+        super().__init__(f"an amount must be from {rules.min_msat} to {rules.max_msat} msat")
 
 
 class Wallet:
@@ -64,26 +64,26 @@ class Wallet:
         self,
         ledger: LedgerRepository,
         topups: TopupRepository,
-        till: InvoiceService | None,
+        invoices: InvoiceService | None,
         rules: TopupRules,
         *,
         on_credit: Callable[[Credit], None] = lambda _credit: None,
         now: Callable[[], datetime] = _utc_now,
     ) -> None:
-        """``on_credit`` hears of what is credited because somebody asked, before it was heard of otherwise."""
+        """``on_credit`` is called for each credit that a look-up finds before the follower of settlements does."""
         self._on_credit = on_credit
         self._ledger = ledger
         self._topups = topups
-        self._till = till
+        self._invoices = invoices
         self._rules = rules
         self._now = now
 
     async def balance(self, account_id: str) -> Balance:
-        """Give what an account has."""
+        """Return an account's balance; zero where the account does not exist."""
         return await self._ledger.balance(account_id) or EMPTY_BALANCE
 
     async def statement(self, account_id: str, *, limit: int, after: int | None) -> Statement:
-        """Give what moved an account's balance."""
+        """Return a page of an account's statement."""
         return await self._ledger.statement(account_id, limit=limit, after=after)
 
     async def top_up(
@@ -94,28 +94,28 @@ class Wallet:
         purpose: TopupPurpose = TopupPurpose.TOPUP,
         expiry_s: int | None = None,
     ) -> Topup:
-        """Have an invoice made that fills an account; without one, the account is made when it is paid.
+        """Make an invoice that fills an account; without ``account_id``, the account is made when it is paid.
 
         ``expiry_s`` shortens the time in which it can be paid.
 
         Raises:
-            NoTill, InvoicesAway: there is nobody to make it.
-            OutOfBounds: it is too little or too much.
-            TooManyOpen: the account has as many unpaid ones as it may.
-            AccountError: the store does not take it.
+            TopupsDisabled, InvoiceServiceUnavailable: no invoice can be made.
+            AmountOutOfRange: it is too little or too much.
+            TooManyOpenTopups: the account has as many unpaid ones as it may.
+            AccountError: the store refuses it.
         """
-        if self._till is None:
+        if self._invoices is None:
             raise TopupsDisabled
         rules = self._rules
         if not rules.min_msat <= amount_msat <= rules.max_msat:
             raise AmountOutOfRange(rules)
         if account_id is not None:
-            # Looked at before lnd is troubled; the store looks again.
+            # Checked before lnd is asked; the store checks again.
             open_now = await self._topups.open_count(self._now(), account_id=account_id)
             if open_now >= rules.most_open:
                 raise TooManyOpenTopups(rules.most_open)
-        lasts_s = rules.expiry_s if expiry_s is None else min(expiry_s, rules.expiry_s)
-        invoice = await self._till.create(amount_msat, memo, lasts_s)
+        valid_s = rules.expiry_s if expiry_s is None else min(expiry_s, rules.expiry_s)
+        invoice = await self._invoices.create(amount_msat, memo, valid_s)
         return await self._topups.create(
             account_id,
             payment_hash=invoice.payment_hash,
@@ -129,15 +129,15 @@ class Wallet:
         )
 
     async def fill_for(self, account_id: str, missing_msat: int) -> Topup:
-        """Have an invoice made for what a customer lacks, in whole satoshi, or give one that is open for as much.
+        """Make an invoice for the missing amount, in whole satoshis, or return an open one for as much.
 
-        Where too many are open the oldest gives way: it can still be paid, and is credited then.
+        Where too many are open the oldest is cancelled: it can still be paid, and is credited then.
 
         Raises:
-            the same as ``top_up``, but for ``TooManyOpenTopups``.
+            The errors of ``top_up`` but ``TooManyOpenTopups``.
         """
         rules = self._rules
-        amount_msat = max(math.ceil(missing_msat / _MSAT_PER_SAT) * _MSAT_PER_SAT, rules.min_msat)
+        amount_msat = max(math.ceil(missing_msat / MSAT_PER_SAT) * MSAT_PER_SAT, rules.min_msat)
         now = self._now()
         page = await self._topups.page(account_id, limit=rules.most_open)
         open_ones = [
@@ -159,22 +159,21 @@ class Wallet:
             return await self.top_up(account_id, amount_msat)
 
     async def topup(self, account_id: str, topup_id: str) -> Topup | None:
-        """Give a top-up of this very account. Whether an unpaid one was paid is asked, so that polling is quick."""
+        """Return a top-up of this account; an unpaid one is looked up at the node, so that polling is quick."""
         found = await self._topups.get(topup_id)
         if found is None or found.account_id != account_id:
             return None
-        if found.state is TopupState.SETTLED or self._till is None:
-            return found
         return await self.look_up(found)
 
     async def look_up(self, topup: Topup) -> Topup:
-        """Ask whether a top-up was paid, and credit it if so.
+        """Credit a top-up if it was paid.
 
         Raises:
-            InvoicesAway: there is no answer.
+            InvoiceServiceUnavailable: that is not known.
         """
-        assert self._till is not None  # noqa: S101 - callers have looked
-        paid = await self._till.paid(topup.payment_hash)
+        if topup.state is TopupState.SETTLED or self._invoices is None:
+            return topup
+        paid = await self._invoices.paid(topup.payment_hash)
         if paid is None:
             return topup
         credit = await self._topups.settle(
@@ -190,5 +189,5 @@ class Wallet:
         return credit.topup
 
     async def topups(self, account_id: str, *, limit: int, after: str | None) -> Listing[Topup]:
-        """Give an account's top-ups, the newest first."""
+        """Return a page of an account's top-ups, the newest first."""
         return await self._topups.page(account_id, limit=limit, after=after)

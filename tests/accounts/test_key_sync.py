@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from structlog.testing import capture_logs
 
-from lcp_gateway.accounts import key_sync as app_keys
+from lcp_gateway.accounts import key_sync
 from lcp_gateway.accounts.callers import KeyRules, Scope
 from lcp_gateway.accounts.key_sync import KeySync
 from lcp_gateway.accounts.keys import KeyCache, KeysStale, generate_key
@@ -138,7 +138,7 @@ async def test_a_list_is_as_old_as_the_beginning_of_its_read(keeper, book, clock
 
 
 async def test_why_no_key_is_accepted_is_told(keeper, book, clock, monkeypatch):
-    monkeypatch.setattr(app_keys, "_KEYS_EVERY_S", 0.001)
+    monkeypatch.setattr(key_sync, "_READ_EVERY_S", 0.001)
     await keeper.load()
     assert list(keeper.problems()) == []
     book.problem = DatabaseUnavailable("the database does not answer in time")
@@ -163,7 +163,7 @@ async def test_why_no_key_is_accepted_is_told(keeper, book, clock, monkeypatch):
 async def test_an_error_that_is_no_absence_ends_the_task_for_its_supervisor(
     keeper, book, monkeypatch
 ):
-    monkeypatch.setattr(app_keys, "_KEYS_EVERY_S", 0.001)
+    monkeypatch.setattr(key_sync, "_READ_EVERY_S", 0.001)
     book.problem = OverflowError()
     with pytest.raises(OverflowError):
         await asyncio.wait_for(keeper.run(), 5)

@@ -55,7 +55,7 @@ class Follower:
             on_credit=bank.credits.append,
             on_trouble=self.troubles.append,
             on_lead=self.leading.append,
-            away=(DatabaseAway,),
+            unavailable=(DatabaseAway,),
         )
 
     @asynccontextmanager

@@ -1,7 +1,7 @@
-"""How often clients of one address may have something made for them that they do not pay for: a bucket for each network.
+"""How many unpaid invoices a minute clients of one address may ask for: a token bucket for each network.
 
-An address of IPv6 means little, since every customer of a provider has at least a /64 and many a /48. A client counts in
-both; the wider network may have a few times as much.
+An IPv6 address means little, since an internet provider gives each customer at least a /64 and often a /48. A client counts
+in both; the wider network may have a few times as many.
 """
 
 import ipaddress
@@ -14,27 +14,27 @@ from typing import Final
 HOST_BITS_V6: Final = 64
 SITE_BITS_V6: Final = 48
 SITE_FACTOR: Final = 8
-"""How many times the bound of an address the network of a whole site has."""
+"""The limit of a whole site as a multiple of an address's."""
 
-_MOST_BUCKETS = 20_000
+_MAX_BUCKETS = 20_000
 _S_PER_MINUTE = 60.0
 
 
 @dataclass(slots=True)
 class _Bucket:
-    """What is left of a bound, and when that was reckoned."""
+    """The rest of a limit, and the time of that."""
 
     left: float
     at: float
 
 
 class AddressLimits:
-    """Counts by address. A bucket begins full and fills within a minute; the ones that were not used longest are dropped."""
+    """Counts by address. A bucket begins full and fills within a minute; the least recently used are dropped."""
 
     def __init__(
-        self, *, most_buckets: int = _MOST_BUCKETS, clock: Callable[[], float] = time.monotonic
+        self, *, max_buckets: int = _MAX_BUCKETS, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._most = most_buckets
+        self._max_buckets = max_buckets
         self._clock = clock
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
@@ -42,7 +42,7 @@ class AddressLimits:
         return len(self._buckets)
 
     def take(self, address: str | None, per_minute: int) -> float:
-        """Count one for an address; return 0, or the seconds until one fits, and then nothing is counted."""
+        """Count one request of an address and return 0, or return the seconds until one fits and count nothing."""
         bounds = [
             (self._bucket(network, bound), bound)
             for network, bound in _networks(address, per_minute)
@@ -58,7 +58,7 @@ class AddressLimits:
         now = self._clock()
         bucket = self._buckets.get(network)
         if bucket is None:
-            while len(self._buckets) >= self._most:
+            while len(self._buckets) >= self._max_buckets:
                 self._buckets.popitem(last=False)
             bucket = self._buckets[network] = _Bucket(per_minute, now)
         self._buckets.move_to_end(network)
@@ -68,7 +68,7 @@ class AddressLimits:
 
 
 def _networks(address: str | None, per_minute: int) -> list[tuple[str, int]]:
-    """Give the networks in which an address counts, with the bound of each; what is no address is one like any other."""
+    """Return the networks in which an address counts, with the limit of each; a text that is no address counts as one."""
     try:
         ip = ipaddress.ip_address(address or "")
     except ValueError:

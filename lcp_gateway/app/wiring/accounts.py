@@ -271,7 +271,7 @@ def _settlements(
         on_credit=on_credit,
         on_trouble=lambda problem: log.warning("settlements cannot be followed", problem=problem),
         on_lead=metrics.settlements_leader,
-        away=(DatabaseUnavailable,),
+        unavailable=(DatabaseUnavailable,),
     )
 
 

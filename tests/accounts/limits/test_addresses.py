@@ -75,7 +75,7 @@ def test_what_has_no_address_is_bounded_too(limits, address):
 
 
 def test_many_addresses_take_bounded_memory_and_the_latest_are_remembered():
-    limits = AddressLimits(most_buckets=100, clock=lambda: 0.0)
+    limits = AddressLimits(max_buckets=100, clock=lambda: 0.0)
     for number in range(1_000):
         limits.take(f"10.0.{number // 250}.{number % 250}", 1)
     assert len(limits) == 100
