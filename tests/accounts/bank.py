@@ -1,4 +1,4 @@
-"""A bank for tests: the real books in a SQLite file, and a till that is paid by calling it."""
+"""A bank for tests: the real books in a SQLite file, and invoices that are paid by calling a method."""
 
 import asyncio
 import hashlib
@@ -43,10 +43,10 @@ class Payment:
 
 
 @dataclass
-class StandInTill:
+class StandInInvoiceService:
     """Makes invoices out of nothing; ``pay`` pays one. ``is_away`` makes every call fail."""
 
-    invoices: dict[bytes, Invoice] = field(default_factory=dict)
+    made: dict[bytes, Invoice] = field(default_factory=dict)
     payments: list[Payment] = field(default_factory=list)
     is_away: bool = False
     asked: list[str] = field(default_factory=list)
@@ -65,7 +65,7 @@ class StandInTill:
             amount_msat,
             memo,
         )
-        self.invoices[made.payment_hash] = made
+        self.made[made.payment_hash] = made
         return made
 
     async def paid(self, payment_hash: bytes) -> Payment | None:
@@ -86,11 +86,11 @@ class StandInTill:
                 yield payment
             await self.news.wait()
             if self.is_away:
-                raise InvoiceServiceUnavailable("the till went away")
+                raise InvoiceServiceUnavailable("lnd went away")
 
     def pay(self, payment_hash: bytes, amount_msat: int | None = None) -> bytes:
-        """Pay an invoice, with more than it asks for if told so; gives the preimage."""
-        invoice = self.invoices[payment_hash]
+        """Pay an invoice, by default with its amount; returns the preimage."""
+        invoice = self.made[payment_hash]
         self.payments.append(
             Payment(
                 payment_hash,
@@ -106,18 +106,18 @@ class StandInTill:
         self.is_away = True
         self.news.set()
 
-    def _call(self, what: str) -> None:
-        self.asked.append(what)
+    def _call(self, name: str) -> None:
+        self.asked.append(name)
         if self.is_away:
-            raise InvoiceServiceUnavailable("the till cannot be reached")
+            raise InvoiceServiceUnavailable("lnd cannot be reached")
 
 
 @dataclass
 class Bank:
-    """Books on one database, the till, and what was credited."""
+    """Books on one database, the invoice service, and the credits so far."""
 
     database: Database
-    till: StandInTill = field(default_factory=StandInTill)
+    invoices: StandInInvoiceService = field(default_factory=StandInInvoiceService)
     rules: TopupRules = field(default_factory=TopupRules)
     credits: list[Credit] = field(default_factory=list)
 
@@ -128,21 +128,20 @@ class Bank:
         self.topups = Topups(self.database)
         self.acts = AdminLog(self.database)
 
-    def wallet(self, *, till: StandInTill | None = None, **rules) -> Wallet:
-        """Give a wallet of customers, at the bank's own till unless another is given."""
+    def wallet(self, **rules) -> Wallet:
         return Wallet(
             self.ledger,
             self.topups,
-            till or self.till,
+            self.invoices,
             TopupRules(**rules),
             on_credit=self.credits.append,
         )
 
-    def wallet_without_till(self) -> Wallet:
+    def wallet_without_invoices(self) -> Wallet:
         return Wallet(self.ledger, self.topups, None, TopupRules())
 
     async def customer(self, balance_msat: int = 0, name: str = "a customer") -> str:
-        """Make an account; gives its id."""
+        """Make an account and return its id."""
         now = datetime.now(UTC)
         account = await self.accounts.create(name, actor="test", at=now)
         if balance_msat:

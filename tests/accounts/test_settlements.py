@@ -31,7 +31,7 @@ class Lead:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(settlements, "_RETRY_S", 0.01)
-    monkeypatch.setattr(settlements, "_MOST_RETRY_S", 0.02)
+    monkeypatch.setattr(settlements, "_MAX_RETRY_S", 0.02)
     monkeypatch.setattr(settlements, "_FOLLOWER_S", 0.01)
 
 
@@ -49,7 +49,7 @@ class Follower:
         self.troubles: list[str] = []
         self.leading: list[bool] = []
         self.settlements = Settlements(
-            bank.till,
+            bank.invoices,
             bank.topups,
             lead,
             on_credit=bank.credits.append,
@@ -91,20 +91,20 @@ async def opened(bank, count: int) -> tuple[str, list]:
 async def test_what_is_paid_is_credited_without_anybody_polling(bank, follower):
     account_id, (made,) = await opened(bank, 1)
     async with follower.running():
-        await until(lambda: bank.till.followed_from)
-        bank.till.pay(made.payment_hash)
+        await until(lambda: bank.invoices.followed_from)
+        bank.invoices.pay(made.payment_hash)
         await follower.credited(1)
     assert await bank.available(account_id) == 1_000
-    assert await bank.topups.followed(await bank.till.node_id()) == 1
+    assert await bank.topups.followed(await bank.invoices.node_id()) == 1
 
 
 async def test_what_was_paid_while_nobody_listened_is_credited_once_at_the_start(bank, follower):
     account_id, made = await opened(bank, 3)
     for topup in made:
-        bank.till.pay(topup.payment_hash)
+        bank.invoices.pay(topup.payment_hash)
     async with follower.running():
         await follower.credited(3)
-        await until(lambda: bank.till.followed_from)
+        await until(lambda: bank.invoices.followed_from)
         await asyncio.sleep(0.05)
     assert await bank.available(account_id) == 3_000
     assert sorted(c.topup.id for c in bank.credits) == sorted(t.id for t in made), "each once"
@@ -114,37 +114,37 @@ async def test_it_goes_on_from_where_it_was_left(bank, lead):
     account_id, made = await opened(bank, 2)
     for topup in made:
         async with Follower(bank, lead).running() as follower:
-            bank.till.pay(topup.payment_hash)
-            await follower.credited(len(bank.till.payments))
-            done = len(bank.till.payments)
+            bank.invoices.pay(topup.payment_hash)
+            await follower.credited(len(bank.invoices.payments))
+            done = len(bank.invoices.payments)
             await until(lambda done=done: _followed(bank, done))
     async with Follower(bank, lead).running():
-        await until(lambda: len(bank.till.followed_from) == 3)
-    assert bank.till.followed_from[-1] == 2
+        await until(lambda: len(bank.invoices.followed_from) == 3)
+    assert bank.invoices.followed_from[-1] == 2
     assert await bank.available(account_id) == 2_000
 
 
 async def _followed(bank, index: int) -> bool:
-    return await bank.topups.followed(await bank.till.node_id()) >= index
+    return await bank.topups.followed(await bank.invoices.node_id()) >= index
 
 
 async def test_what_the_node_forgot_to_tell_is_looked_up(bank, follower):
     account_id, (made,) = await opened(bank, 1)
-    bank.till.pay(made.payment_hash)
+    bank.invoices.pay(made.payment_hash)
     await follower.settlements.catch_up()
     await follower.settlements.catch_up()
     assert await bank.available(account_id) == 1_000
     assert len(bank.credits) == 1
-    assert bank.till.followed_from == []
+    assert bank.invoices.followed_from == []
 
 
 async def test_an_invoice_that_is_none_of_ours_is_passed_over(bank, follower):
     account_id, (made,) = await opened(bank, 1)
-    foreign = await bank.till.create(9_000, "", 60)
+    foreign = await bank.invoices.create(9_000, "", 60)
     async with follower.running():
-        await until(lambda: bank.till.followed_from)
-        bank.till.pay(foreign.payment_hash)
-        bank.till.pay(made.payment_hash)
+        await until(lambda: bank.invoices.followed_from)
+        bank.invoices.pay(foreign.payment_hash)
+        bank.invoices.pay(made.payment_hash)
         await follower.credited(1)
     assert await bank.available(account_id) == 1_000
     assert len(bank.credits) == 1
@@ -154,11 +154,11 @@ async def test_who_does_not_lead_asks_nobody_until_it_does(bank):
     lead = Lead(leads=False)
     follower = Follower(bank, lead)
     _, (made,) = await opened(bank, 1)
-    asked = len(bank.till.asked)
+    asked = len(bank.invoices.asked)
     async with follower.running():
-        bank.till.pay(made.payment_hash)
+        bank.invoices.pay(made.payment_hash)
         await asyncio.sleep(0.05)
-        assert (len(bank.till.asked), bank.credits, follower.leading) == (asked, [], [])
+        assert (len(bank.invoices.asked), bank.credits, follower.leading) == (asked, [], [])
         lead.leads = True
         await follower.credited(1)
         assert follower.leading == [True]
@@ -167,10 +167,10 @@ async def test_who_does_not_lead_asks_nobody_until_it_does(bank):
 async def test_who_loses_the_lead_stops_and_says_so(bank, lead, follower):
     _, (made,) = await opened(bank, 1)
     async with follower.running():
-        await until(lambda: bank.till.followed_from)
+        await until(lambda: bank.invoices.followed_from)
         lead.leads = False
         await until(lambda: follower.leading == [True, False])
-        bank.till.pay(made.payment_hash)
+        bank.invoices.pay(made.payment_hash)
         await asyncio.sleep(0.05)
         assert bank.credits == []
 
@@ -178,11 +178,11 @@ async def test_who_loses_the_lead_stops_and_says_so(bank, lead, follower):
 async def test_a_node_that_goes_away_is_followed_again_when_it_is_back(bank, follower):
     account_id, (made,) = await opened(bank, 1)
     async with follower.running():
-        await until(lambda: bank.till.followed_from)
-        bank.till.go_away()
+        await until(lambda: bank.invoices.followed_from)
+        bank.invoices.go_away()
         await until(lambda: len(follower.troubles) >= 2)
-        bank.till.is_away = False
-        bank.till.pay(made.payment_hash)
+        bank.invoices.is_away = False
+        bank.invoices.pay(made.payment_hash)
         await follower.credited(1)
     assert await bank.available(account_id) == 1_000
     assert len(bank.credits) == 1
@@ -190,7 +190,7 @@ async def test_a_node_that_goes_away_is_followed_again_when_it_is_back(bank, fol
 
 async def test_who_cannot_tell_whether_it_leads_does_not(bank, lead, follower):
     async with follower.running():
-        await until(lambda: bank.till.followed_from)
+        await until(lambda: bank.invoices.followed_from)
         lead.problem = DatabaseAway("the database is away")
         await until(lambda: follower.leading == [True, False])
         assert follower.troubles[0] == "the database is away"
@@ -222,7 +222,7 @@ async def test_what_nobody_paid_for_a_day_is_forgotten(bank, follower, purpose):
 async def test_what_was_paid_is_kept_however_old_it_is(bank, follower):
     account_id, (made,) = await opened(bank, 1)
     await bank.aged(made, timedelta(days=30))
-    bank.till.pay(made.payment_hash)
+    bank.invoices.pay(made.payment_hash)
     for _ in range(2):
         await follower.settlements.catch_up()
     assert (await bank.topups.get(made.id)).state is TopupState.SETTLED
@@ -239,7 +239,7 @@ async def test_a_bug_is_not_taken_for_an_absence(bank, lead, follower):
 async def test_a_lead_that_is_no_longer_looked_at_is_given_up(bank, lead, follower):
     """A2: the tasks are apart, and what follows must not go on without the one that knows whether it may."""
     async with follower.running():
-        await until(lambda: bank.till.followed_from)
+        await until(lambda: bank.invoices.followed_from)
         lead.problem = ZeroDivisionError()
         await until(lambda: follower.leading == [True, False])
 
@@ -254,10 +254,10 @@ async def test_an_error_while_following_keeps_no_top_up_from_being_looked_up(
         raise OverflowError("a date that is none")
         yield
 
-    bank.till.follow = broken
+    bank.invoices.follow = broken
     account_id, (made,) = await opened(bank, 1)
     async with follower.running():
-        bank.till.pay(made.payment_hash)
+        bank.invoices.pay(made.payment_hash)
         await follower.credited(1)
     assert await bank.available(account_id) == 1_000
 
@@ -266,15 +266,15 @@ async def test_a_top_up_that_cannot_be_looked_up_keeps_no_other_from_it(bank, fo
     """A2: one bad record must not keep the customers after it from their money."""
     account_id, made = await opened(bank, 3)
     for topup in made:
-        bank.till.pay(topup.payment_hash)
-    ask = bank.till.paid
+        bank.invoices.pay(topup.payment_hash)
+    ask = bank.invoices.paid
 
     async def paid(payment_hash):
         if payment_hash == made[0].payment_hash:
             raise OverflowError("a date that is none")
         return await ask(payment_hash)
 
-    bank.till.paid = paid
+    bank.invoices.paid = paid
     with pytest.raises(OverflowError):
         await follower.settlements.catch_up()
     assert await bank.available(account_id) == 2_000

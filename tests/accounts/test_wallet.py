@@ -18,7 +18,7 @@ from lcp_gateway.accounts.wallet import AmountOutOfRange, TopupsDisabled
 async def test_a_top_up_is_an_invoice_of_the_till_over_what_was_asked(bank):
     account_id = await bank.customer()
     made = await bank.wallet(expiry_s=600).top_up(account_id, 5_000, "rent")
-    invoice = bank.till.invoices[made.payment_hash]
+    invoice = bank.invoices.made[made.payment_hash]
     assert (invoice.amount_msat, invoice.memo) == (5_000, "rent")
     assert (made.payment_request, made.memo) == (invoice.payment_request, "rent")
     assert (made.state, made.purpose) == (TopupState.OPEN, TopupPurpose.TOPUP)
@@ -30,7 +30,7 @@ async def test_too_little_and_too_much_is_refused_before_the_till_is_asked(bank,
     account_id = await bank.customer()
     with pytest.raises(AmountOutOfRange, match="from 1000 to 2000 msat"):
         await bank.wallet(min_msat=1_000, max_msat=2_000).top_up(account_id, amount_msat)
-    assert bank.till.asked == []
+    assert bank.invoices.asked == []
 
 
 @pytest.mark.parametrize("amount_msat", [1_000, 2_000])
@@ -44,12 +44,12 @@ async def test_an_account_has_only_so_many_unpaid_ones_and_another_is_not_touche
     wallet = bank.wallet(most_open=2)
     first = await wallet.top_up(one, 1_000)
     await wallet.top_up(one, 1_000)
-    asked = len(bank.till.asked)
+    asked = len(bank.invoices.asked)
     with pytest.raises(TooManyOpenTopups):
         await wallet.top_up(one, 1_000)
-    assert len(bank.till.asked) == asked, "lnd is not troubled"
+    assert len(bank.invoices.asked) == asked, "lnd is not troubled"
     await wallet.top_up(another, 1_000)
-    bank.till.pay(first.payment_hash)
+    bank.invoices.pay(first.payment_hash)
     await wallet.topup(one, first.id)
     await wallet.top_up(one, 1_000)
 
@@ -57,7 +57,7 @@ async def test_an_account_has_only_so_many_unpaid_ones_and_another_is_not_touche
 async def test_without_a_till_nothing_can_be_paid_in_and_everything_can_be_seen(bank):
     account_id = await bank.customer(7_000)
     open_one = await bank.wallet().top_up(account_id, 1_000)
-    wallet = bank.wallet_without_till()
+    wallet = bank.wallet_without_invoices()
     with pytest.raises(TopupsDisabled):
         await wallet.top_up(account_id, 1_000)
     assert (await wallet.balance(account_id)).balance_msat == 7_000
@@ -66,7 +66,7 @@ async def test_without_a_till_nothing_can_be_paid_in_and_everything_can_be_seen(
 
 async def test_a_till_that_is_away_makes_nothing(bank):
     account_id = await bank.customer()
-    bank.till.is_away = True
+    bank.invoices.is_away = True
     with pytest.raises(InvoiceServiceUnavailable):
         await bank.wallet().top_up(account_id, 1_000)
     assert (await bank.topups.page(account_id)).items == []
@@ -83,7 +83,7 @@ async def test_polling_credits_what_was_paid_once_and_says_so_once(bank):
     wallet = bank.wallet()
     made = await wallet.top_up(account_id, 1_000)
     assert (await wallet.topup(account_id, made.id)).state is TopupState.OPEN
-    bank.till.pay(made.payment_hash, 1_500)
+    bank.invoices.pay(made.payment_hash, 1_500)
     for _ in range(3):
         found = await wallet.topup(account_id, made.id)
         assert (found.state, found.received_msat) == (TopupState.SETTLED, 1_500)
@@ -95,9 +95,9 @@ async def test_one_that_is_settled_is_not_asked_for_again(bank):
     account_id = await bank.customer()
     wallet = bank.wallet()
     made = await wallet.top_up(account_id, 1_000)
-    bank.till.pay(made.payment_hash)
+    bank.invoices.pay(made.payment_hash)
     await wallet.topup(account_id, made.id)
-    bank.till.is_away = True
+    bank.invoices.is_away = True
     assert (await wallet.topup(account_id, made.id)).state is TopupState.SETTLED
 
 
@@ -105,11 +105,11 @@ async def test_anothers_top_up_is_not_there_and_is_not_looked_up(bank):
     one, another = await bank.customer(), await bank.customer()
     wallet = bank.wallet()
     made = await wallet.top_up(one, 1_000)
-    bank.till.pay(made.payment_hash)
-    asked = len(bank.till.asked)
+    bank.invoices.pay(made.payment_hash)
+    asked = len(bank.invoices.asked)
     assert await wallet.topup(another, made.id) is None
     assert await wallet.topup(one, "top_none") is None
-    assert len(bank.till.asked) == asked
+    assert len(bank.invoices.asked) == asked
     assert (await wallet.topups(another, limit=10, after=None)).items == []
 
 
@@ -144,7 +144,7 @@ async def test_where_too_many_are_open_the_oldest_gives_way_and_is_credited_if_i
     ]
     found = [(await bank.topups.get(topup.id)).state for topup in (first, second, third)]
     assert found == [TopupState.CANCELED, TopupState.OPEN, TopupState.OPEN]
-    bank.till.pay(first.payment_hash)
+    bank.invoices.pay(first.payment_hash)
     await wallet.topup(account_id, first.id)
     assert await bank.available(account_id) == 7_000
 
@@ -171,7 +171,7 @@ async def test_one_that_was_paid_is_not_given_again(bank):
     account_id = await bank.customer()
     wallet = bank.wallet()
     first = await wallet.fill_for(account_id, 7_000)
-    bank.till.pay(first.payment_hash)
+    bank.invoices.pay(first.payment_hash)
     await wallet.topup(account_id, first.id)
     assert (await wallet.fill_for(account_id, 7_000)).id != first.id
 

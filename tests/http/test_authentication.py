@@ -110,7 +110,7 @@ async def test_nobody_else_is_let_in_and_all_hear_the_same(bank, key):
             assert (found.status, found.code) == (401, "invalid_api_key")
             assert found.headers["WWW-Authenticate"] == "Bearer"
             assert found.headers["X-Lcp-Payment"] == "none"
-        assert bank.till.asked == [], "no invoice for who came with a wrong key"
+        assert bank.invoices.asked == [], "no invoice for who came with a wrong key"
 
 
 async def test_a_401_is_the_same_for_a_key_that_never_was_and_one_that_is_over(bank):

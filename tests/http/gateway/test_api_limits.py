@@ -236,13 +236,13 @@ async def test_strangers_at_the_door_are_bounded_together_and_keep_no_customer_o
     account_id = await bank.customer()
     async with front(bank, api_per_caller=1, api_in_all=1) as gateway:
         key = await gateway.key(account_id)
-        create, gate = bank.till.create, asyncio.Event()
+        create, gate = bank.invoices.create, asyncio.Event()
 
         async def slow(*args, **more):
             await gate.wait()
             return await create(*args, **more)
 
-        monkeypatch.setattr(bank.till, "create", slow)
+        monkeypatch.setattr(bank.invoices, "create", slow)
         asked = [
             asyncio.create_task(gateway.ask("POST", "/v1/chat/completions", None))
             for _ in range(20)

@@ -25,7 +25,7 @@ async def challenged(gateway):
     assert (found.status, found.code) == (402, "payment_required")
     macaroon, invoice = CHALLENGE.fullmatch(found.headers["WWW-Authenticate"]).groups()
     assert found.headers["Cache-Control"] == "no-store"
-    made = [i for i in gateway.bank.till.invoices.values() if i.payment_request == invoice]
+    made = [i for i in gateway.bank.invoices.made.values() if i.payment_request == invoice]
     return macaroon, made[0]
 
 
@@ -42,7 +42,7 @@ async def gateway(bank):
 
 async def test_who_pays_at_the_door_has_what_was_paid(gateway):
     macaroon, invoice = await challenged(gateway)
-    gateway.bank.till.pay(invoice.payment_hash)
+    gateway.bank.invoices.pay(invoice.payment_hash)
     found = await come(gateway, macaroon, invoice.preimage)
     assert found.status == 200
     account_id = found.document["account_id"]
@@ -58,7 +58,7 @@ async def test_two_payers_have_two_accounts(gateway):
     found = []
     for _ in range(2):
         macaroon, invoice = await challenged(gateway)
-        gateway.bank.till.pay(invoice.payment_hash)
+        gateway.bank.invoices.pay(invoice.payment_hash)
         found.append((await come(gateway, macaroon, invoice.preimage)).document)
     assert found[0]["account_id"] != found[1]["account_id"]
     assert found[0]["key_id"] != found[1]["key_id"]
@@ -71,7 +71,7 @@ async def test_two_payers_have_two_accounts(gateway):
 async def test_only_who_wants_to_buy_an_answer_is_asked_to_pay(gateway, method, path):
     found = await gateway.ask(method, path, None)
     assert (found.status, found.headers["WWW-Authenticate"]) == (401, "Bearer")
-    assert gateway.bank.till.invoices == {}
+    assert gateway.bank.invoices.made == {}
 
 
 async def test_without_l402_nobody_is_asked_to_pay_at_the_door(bank):
@@ -92,7 +92,7 @@ async def test_anothers_preimage_opens_nothing(gateway):
     mine, my_invoice = await challenged(gateway)
     theirs, their_invoice = await challenged(gateway)
     for invoice in (my_invoice, their_invoice):
-        gateway.bank.till.pay(invoice.payment_hash)
+        gateway.bank.invoices.pay(invoice.payment_hash)
     assert (await come(gateway, mine, their_invoice.preimage)).status == 401
     assert (await come(gateway, theirs, my_invoice.preimage)).status == 401
     assert (await come(gateway, mine, my_invoice.preimage)).status == 200
@@ -100,7 +100,7 @@ async def test_anothers_preimage_opens_nothing(gateway):
 
 async def test_a_macaroon_that_names_anothers_account_opens_nothing(gateway):
     macaroon, invoice = await challenged(gateway)
-    gateway.bank.till.pay(invoice.payment_hash)
+    gateway.bank.invoices.pay(invoice.payment_hash)
     victim = await gateway.bank.customer(9_000)
     stretched = parse(macaroon).with_caveat("account", victim).to_text()
     assert (await come(gateway, stretched, invoice.preimage)).status == 401
@@ -113,7 +113,7 @@ async def test_a_macaroon_that_names_anothers_account_opens_nothing(gateway):
 
 async def test_a_macaroon_of_another_secret_or_changed_opens_nothing(gateway):
     macaroon, invoice = await challenged(gateway)
-    gateway.bank.till.pay(invoice.payment_hash)
+    gateway.bank.invoices.pay(invoice.payment_hash)
     account_id = (await come(gateway, macaroon, invoice.preimage)).document["account_id"]
     later = datetime.now(UTC) + timedelta(days=99)
     foreign = Issuer(b"t" * 32).issue(invoice.payment_hash, account_id, later).to_text()
@@ -125,7 +125,7 @@ async def test_a_macaroon_of_another_secret_or_changed_opens_nothing(gateway):
 
 async def test_a_macaroon_whose_time_is_over_opens_nothing_and_the_balance_stays(gateway):
     macaroon, invoice = await challenged(gateway)
-    gateway.bank.till.pay(invoice.payment_hash)
+    gateway.bank.invoices.pay(invoice.payment_hash)
     account_id = (await come(gateway, macaroon, invoice.preimage)).document["account_id"]
     gateway.l402._now = lambda: datetime.now(UTC) + timedelta(days=1, seconds=1)
     assert (await come(gateway, macaroon, invoice.preimage)).status == 401
@@ -134,7 +134,7 @@ async def test_a_macaroon_whose_time_is_over_opens_nothing_and_the_balance_stays
 
 async def test_a_holder_can_narrow_its_time_and_not_widen_it(gateway):
     macaroon, invoice = await challenged(gateway)
-    gateway.bank.till.pay(invoice.payment_hash)
+    gateway.bank.invoices.pay(invoice.payment_hash)
     for seconds, status in ((-1, 401), (60, 200), (10**9, 200)):
         ends = int(datetime.now(UTC).timestamp()) + seconds
         narrowed = parse(macaroon).with_caveat("expires_at", str(ends)).to_text()
@@ -151,11 +151,11 @@ async def test_a_credential_for_an_invoice_that_was_forgotten_opens_nothing(gate
 
 async def test_a_wrong_credential_gets_no_invoice(gateway):
     await come(gateway, "AAAA", b"p" * 32)
-    assert gateway.bank.till.invoices == {}
+    assert gateway.bank.invoices.made == {}
 
 
 async def test_where_no_invoice_can_be_made_another_try_is_worth_it(gateway):
-    gateway.bank.till.is_away = True
+    gateway.bank.invoices.is_away = True
     found = await gateway.ask("POST", CHAT, None)
     assert (found.status, found.code) == (503, "topups_unavailable")
     assert "retry-after" in found.headers
@@ -164,12 +164,12 @@ async def test_where_no_invoice_can_be_made_another_try_is_worth_it(gateway):
 async def test_while_the_node_cannot_be_asked_nobody_new_is_let_in_and_who_was_stays(gateway):
     paid, unpaid = await challenged(gateway), await challenged(gateway)
     for _, invoice in (paid, unpaid):
-        gateway.bank.till.pay(invoice.payment_hash)
+        gateway.bank.invoices.pay(invoice.payment_hash)
     await come(gateway, paid[0], paid[1].preimage)
-    gateway.bank.till.is_away = True
+    gateway.bank.invoices.is_away = True
     assert (await come(gateway, paid[0], paid[1].preimage)).status == 200
     assert (await come(gateway, unpaid[0], unpaid[1].preimage)).status == 401
-    gateway.bank.till.is_away = False
+    gateway.bank.invoices.is_away = False
     assert (await come(gateway, unpaid[0], unpaid[1].preimage)).status == 200
 
 
@@ -187,7 +187,7 @@ async def test_where_too_many_are_unpaid_the_oldest_gives_way_and_can_still_be_p
     assert states == [TopupState.CANCELED] * 2 + [TopupState.OPEN] * 3
     assert (await bank.topups.get(topup.id)).state is TopupState.OPEN, "top-ups are not touched"
     for macaroon, invoice in (open_ones[0], open_ones[4]):
-        bank.till.pay(invoice.payment_hash)
+        bank.invoices.pay(invoice.payment_hash)
         assert (await come(gateway, macaroon, invoice.preimage)).status == 200
 
 
@@ -204,7 +204,7 @@ async def test_a_stranger_who_asks_too_often_waits_and_nobody_else_does(bank):
         assert [error.status for error in answers] == [402] * 3 + [429] * 17
         assert {error.code for error in answers[3:]} == {"rate_limit_exceeded"}
         assert all(error.retry and 1 <= error.retry_after_s <= 20 for error in answers[3:])
-        assert len(bank.till.invoices) == 3, "lnd is not troubled"
+        assert len(bank.invoices.made) == 3, "lnd is not troubled"
         for address in ("203.0.113.6", "2001:db8::1", "::1", None):
             assert (await gateway.l402.challenge(from_address(address))).status == 402
         key = await gateway.key(await bank.customer(1_000))
@@ -242,7 +242,7 @@ async def test_only_the_routes_that_buy_make_an_invoice(gateway, method, path):
     found = await gateway.ask(method, URL(path, encoded=True), None)
     assert found.status == 401
     assert found.headers["WWW-Authenticate"] == "Bearer"
-    assert gateway.bank.till.invoices == {}
+    assert gateway.bank.invoices.made == {}
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ async def test_only_the_routes_that_buy_make_an_invoice(gateway, method, path):
 async def test_a_page_of_another_origin_makes_its_visitors_ask_for_no_invoice(gateway, headers):
     found = await gateway.ask("POST", CHAT, None, headers=headers)
     assert found.status == 403
-    assert gateway.bank.till.invoices == {}
+    assert gateway.bank.invoices.made == {}
     allowed = await gateway.ask("POST", CHAT, None, headers={"Origin": PAGE})
     assert allowed.status == 402
 
@@ -261,7 +261,7 @@ async def test_a_token_ends_with_its_account_at_once_and_on_every_gateway(bank):
     """A7: the token of a deleted account bought 41 more times."""
     async with front(bank) as one, front(bank) as other:
         macaroon, invoice = await challenged(one)
-        bank.till.pay(invoice.payment_hash)
+        bank.invoices.pay(invoice.payment_hash)
         for gateway in (one, other):
             found = await come(gateway, macaroon, invoice.preimage)
             assert found.status == 200

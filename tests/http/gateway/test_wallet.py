@@ -47,7 +47,7 @@ async def test_a_top_up_is_made_from_satoshi_or_from_millisatoshi(
     assert (document["status"], document["memo"]) == ("open", "rent")
     assert (document["received_msat"], document["settled_at"]) == (None, None)
     assert document["expires_at"] - document["created_at"] == pytest.approx(3_600, abs=2)
-    (invoice,) = gateway.bank.till.invoices.values()
+    (invoice,) = gateway.bank.invoices.made.values()
     assert document["payment_request"] == invoice.payment_request
     assert document["payment_hash"] == invoice.payment_hash.hex()
     assert invoice.preimage.hex() not in found.body.decode()
@@ -80,7 +80,7 @@ async def test_what_makes_no_sense_is_refused_with_the_field_that_does_not(
     assert (found.status, found.code) in {(400, code), (400, "invalid_type")}
     if param:
         assert found.document["error"]["param"] == param
-    assert gateway.bank.till.asked == []
+    assert gateway.bank.invoices.asked == []
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"3", b"\xff", b"null"])
@@ -92,7 +92,7 @@ async def test_a_body_that_is_no_object_is_refused(gateway, customer, body):
 async def test_polling_shows_that_it_was_paid_and_what_came(gateway, customer):
     account_id, key = customer
     made = (await gateway.ask("POST", TOPUPS, key, json={"amount_msat": 2_000})).document
-    gateway.bank.till.pay(bytes.fromhex(made["payment_hash"]), 2_500)
+    gateway.bank.invoices.pay(bytes.fromhex(made["payment_hash"]), 2_500)
     found = (await gateway.ask("GET", f"{TOPUPS}/{made['id']}", key)).document
     assert (found["status"], found["received_msat"]) == ("settled", 2_500)
     assert found["settled_at"] is not None
@@ -152,7 +152,7 @@ async def test_transactions_come_in_pages(gateway, customer):
     account_id, key = customer
     for _ in range(4):
         topup = await gateway.bank.wallet().top_up(account_id, 1_000)
-        gateway.bank.till.pay(topup.payment_hash)
+        gateway.bank.invoices.pay(topup.payment_hash)
         await gateway.bank.wallet().topup(account_id, topup.id)
     path, balances = "/api/wallet/transactions?limit=2", []
     after = ""
@@ -178,7 +178,7 @@ async def test_a_page_of_an_impossible_size_is_refused(gateway, customer, limit)
 
 async def test_a_till_that_is_away_is_said_and_another_try_is_worth_it(gateway, customer):
     made = (await gateway.ask("POST", TOPUPS, customer[1], json={"amount_sat": 2})).document
-    gateway.bank.till.is_away = True
+    gateway.bank.invoices.is_away = True
     for found in (
         await gateway.ask("POST", TOPUPS, customer[1], json={"amount_sat": 2}),
         await gateway.ask("GET", f"{TOPUPS}/{made['id']}", customer[1]),

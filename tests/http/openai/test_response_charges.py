@@ -170,7 +170,7 @@ async def test_whoever_pays_that_invoice_has_enough(bank):
     account_id = await bank.customer(1_200)
     await refused(bank, account_id)
     (topup,) = (await bank.topups.page(account_id)).items
-    bank.till.pay(topup.payment_hash)
+    bank.invoices.pay(topup.payment_hash)
     await bank.wallet().topup(account_id, topup.id)
     assert await bank.available(account_id) >= 5_500
 
@@ -178,7 +178,7 @@ async def test_whoever_pays_that_invoice_has_enough(bank):
 async def test_a_402_comes_without_an_invoice_where_none_can_be_made(bank):
     account_id = await bank.customer()
     wallets = [
-        bank.wallet_without_till(),
+        bank.wallet_without_invoices(),
         bank.wallet(max_msat=2_000),
         bank.wallet(most_open=0),
     ]
@@ -186,7 +186,7 @@ async def test_a_402_comes_without_an_invoice_where_none_can_be_made(bank):
         error = await refused(bank, account_id, wallet)
         assert (error.status, error.code) == (402, "insufficient_balance")
         assert "topup" not in error.details
-    bank.till.is_away = True
+    bank.invoices.is_away = True
     assert "topup" not in (await refused(bank, account_id)).details
 
 
@@ -206,7 +206,7 @@ async def test_many_refusals_make_one_invoice(bank):
     account_id = await bank.customer(1_200)
     for _ in range(5):
         await refused(bank, account_id)
-    assert len(bank.till.invoices) == 1
+    assert len(bank.invoices.made) == 1
 
 
 @pytest.mark.parametrize(
