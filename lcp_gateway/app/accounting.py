@@ -30,7 +30,7 @@ class Accounting(Observer):
         self._log = log
         self.on_settled: Callable[[Purchase], None] | None = None
 
-    def quoted(self, answer: ResultBuffer) -> None:
+    def quote_taken(self, answer: ResultBuffer) -> None:
         """Count what was saved by asking around."""
         purchase = answer.purchase
         if purchase is not None and purchase.runner_up_msat is not None:

@@ -9,10 +9,10 @@ from aiohttp import web
 from lcp_gateway.__about__ import __version__
 from lcp_gateway.app.accounting import Accounting
 from lcp_gateway.app.background_tasks import BackgroundTasks, ShortTasks
-from lcp_gateway.app.buying import BuyingParts, buying_parts
 from lcp_gateway.app.measuring import Measuring, Observers
 from lcp_gateway.app.wiring.accounts import Access, AccessParts
 from lcp_gateway.app.wiring.journal import Ledgers
+from lcp_gateway.app.wiring.purchase import BuyingParts, buying_parts
 from lcp_gateway.app.wiring.responses import open_stored_state, responses_parts, store_limits
 from lcp_gateway.app.wiring.routing import NodeParts, RoutingParts, routing_parts, trust_rules
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
@@ -111,14 +111,15 @@ class Gateway:
         self._started = int(time.time())
         routing, access, buying = self._parts(settings)
         self.service = PurchaseService(
-            market=buying.market,
-            buyer=buying.buyer,
+            quoting=buying.quoting,
+            executor=buying.executor,
             routing=routing.chooser,
-            memory=runtime.cache,
-            book=HeldQuotes(utc_now),
+            journal=runtime.ledgers.journal,
+            cache=runtime.cache,
+            held_quotes=HeldQuotes(utc_now),
             brake=runtime.brake,
-            bounds=buying.bounds,
-            patience=buying.patience,
+            buffer_limits=buying.buffer_limits,
+            timeouts=buying.timeouts,
             background=runtime.short_tasks.start,
             observer=Observers(
                 [Measuring(runtime.measurements, runtime.trust, metrics), runtime.accounting]
@@ -164,11 +165,11 @@ class Gateway:
         runtime.metrics.concurrency_limit(settings.max_concurrent_requests)
         self.stored.store.use(store_limits(settings))
         self.service.use(
-            market=buying.market,
-            buyer=buying.buyer,
+            quoting=buying.quoting,
+            executor=buying.executor,
             routing=configured.routing.chooser,
-            bounds=buying.bounds,
-            patience=buying.patience,
+            buffer_limits=buying.buffer_limits,
+            timeouts=buying.timeouts,
             shared=buying.shared,
         )
         self.configured = configured

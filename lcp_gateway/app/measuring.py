@@ -27,24 +27,24 @@ class Measuring(Observer):
         self._standings = standings
         self._metrics = metrics
 
-    def quoted(self, answer: ResultBuffer) -> None:
+    def quote_taken(self, answer: ResultBuffer) -> None:
         """Note that a provider gets something to do."""
         if answer.purchase is not None:
             self._records.started(answer.purchase.quote.peer_id)
 
-    def let_go(self, purchase: Purchase) -> None:
+    def quote_released(self, purchase: Purchase) -> None:
         """Note that a provider has nothing to do after all."""
         self._records.finished(purchase.quote.peer_id)
 
-    def fell_out(self, purchase: Purchase, error: PaymentFailed, *, goes_on: bool) -> None:
+    def node_failed(self, purchase: Purchase, error: PaymentFailed, *, fails_over: bool) -> None:
         """Note that a node did not do it."""
         provider_id = purchase.quote.peer_id
-        if goes_on:
+        if fails_over:
             self._records.finished(provider_id)
             self._metrics.failover("failed", purchase.quote.source.value)
         if error.status.is_upstreams_fault:
             self._standings.failed_to_quote(provider_id)
-            if goes_on:
+            if fails_over:
                 self._records.failed(provider_id)
 
     def ended(self, answer: ResultBuffer) -> None:
@@ -83,20 +83,20 @@ class Observers(Observer):
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
 
-    def quoted(self, answer: ResultBuffer) -> None:
+    def quote_taken(self, answer: ResultBuffer) -> None:
         """A quote was taken for it."""
         for observer in self._observers:
-            observer.quoted(answer)
+            observer.quote_taken(answer)
 
-    def let_go(self, purchase: Purchase) -> None:
+    def quote_released(self, purchase: Purchase) -> None:
         """Its quote is not taken after all."""
         for observer in self._observers:
-            observer.let_go(purchase)
+            observer.quote_released(purchase)
 
-    def fell_out(self, purchase: Purchase, error: PaymentFailed, *, goes_on: bool) -> None:
+    def node_failed(self, purchase: Purchase, error: PaymentFailed, *, fails_over: bool) -> None:
         """A node did not do it."""
         for observer in self._observers:
-            observer.fell_out(purchase, error, goes_on=goes_on)
+            observer.node_failed(purchase, error, fails_over=fails_over)
 
     def ended(self, answer: ResultBuffer) -> None:
         """Nothing more will come of it."""

@@ -3,12 +3,13 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from types import MappingProxyType
-from typing import Protocol
+from typing import Final
 
 from lcp_gateway.purchase.errors import (
     PaymentFailed,
@@ -17,7 +18,8 @@ from lcp_gateway.purchase.errors import (
     Undelivered,
     UpstreamError,
 )
-from lcp_gateway.purchase.journal import EarlierPurchase, Intent, PurchaseJournal, PurchaseUpdate
+from lcp_gateway.purchase.inspection import QuoteInspector
+from lcp_gateway.purchase.journal import Intent, PurchaseJournal, PurchaseUpdate
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.outcome import (
     EndedBy,
@@ -39,23 +41,23 @@ from lcp_gateway.purchase.ports import (
 )
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import ProviderSource
-from lcp_gateway.purchase.quoting import Inspection, PaidJobs
+from lcp_gateway.purchase.quoting import PaidJobs
 from lcp_gateway.purchase.states import PurchaseEvent, State, Verdict
 from lcp_gateway.purchase.tracing import NO_TRACING, TraceStep, Tracing, paid_facts
 from lcp_gateway.upstream_status import UpstreamStatus
 
-END_WAIT_S = 15.0
+END_WAIT_S: Final = 15.0
 """How long a peer may take, after its result's own end, to say which hash and length it sent."""
-CLOSE_WAIT_S = 2.0
+CLOSE_WAIT_S: Final = 2.0
 """How long a call may take to end, once the whole result has come and its hash is right."""
 # The stream's end and the result.
-_ALL_ENDS = 2
+_ALL_ENDS: Final = 2
 # What has arrived already is still taken.
-_LEAST_WAIT_S = 0.05
+_LEAST_WAIT_S: Final = 0.05
 
 
 def problem_with_status(result: Result) -> str | None:
-    """Say what is wrong with what a provider says of its own work, or give None."""
+    """Return what is wrong with the status that a provider gives its result, or None."""
     if result.status is ResultStatus.OK:
         return None
     return result.message.strip() or f"the provider's result has the status {result.status}"
@@ -64,7 +66,7 @@ def problem_with_status(result: Result) -> str | None:
 def problem_with_bytes(
     sha256: bytes, length: int, claimed: bytes, claimed_length: int
 ) -> str | None:
-    """Compare what came with what the provider says it sent; give the difference in words, or None."""
+    """Compare the bytes that came with the provider's word on them; return the difference in words, or None."""
     if length != claimed_length:
         return f"the result has {length} bytes, its provider says {claimed_length}"
     if sha256 != claimed:
@@ -72,12 +74,8 @@ def problem_with_bytes(
     return None
 
 
-class End(Protocol):
-    """Ends a paid purchase and has it written down."""
-
-    def __call__(self, purchase: Purchase, ending: Ending, learnt: PurchaseUpdate = ...) -> None:
-        """Apply what follows from ``ending``; ``learnt`` is what became known with it."""
-        ...
+EndPurchase = Callable[[Purchase, Ending, PurchaseUpdate], None]
+"""Ends a paid purchase and has it recorded, with what became known."""
 
 
 def ending_of_error(purchase: Purchase, received: Received, error: BaseException) -> Ending:
@@ -97,19 +95,19 @@ class PaidStream:
         purchase: Purchase,
         begin: StreamBegin,
         events: AsyncGenerator[StreamEvent, None],
-        end: End,
+        end: EndPurchase,
         judge: Judge,
     ) -> None:
         self.content_type = begin.content_type
         self.content_encoding = begin.content_encoding
-        self._purchase = purchase
+        self.purchase = purchase
         self._events = events
         self._end = end
         self.judge = judge
         self._is_read = begin.judge is not None
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Give the result's bytes as they come. Iterate once; close it when you stop early.
+        """Yield the result's bytes as they come. Iterate once; close it when you stop early.
 
         Ends normally only when the whole result came, its status, length and hash are right, and it is a result.
 
@@ -119,7 +117,7 @@ class PaidStream:
         digest = hashlib.sha256()
         length = 0
         judge = self.judge
-        feed = _nothing if self._is_read else judge.feed
+        feed = _ignore if self._is_read else judge.feed
         ends: list[StreamEvent] = []
         ending, learnt = Ending(EndedBy.PROVIDER, Received.WHOLE), PurchaseUpdate()
         try:
@@ -150,21 +148,21 @@ class PaidStream:
             ending = Ending(EndedBy.PROVIDER, error.received)
             raise
         except UpstreamError as error:
-            ending = ending_of_error(self._purchase, _begun(length), error)
+            ending = ending_of_error(self.purchase, _begun(length), error)
             problem = f"the stream broke off: {error.message}"
             raise self._undelivered(problem, ending.received) from error
         except BaseException as error:
-            ending = ending_of_error(self._purchase, _begun(length), error)
+            ending = ending_of_error(self.purchase, _begun(length), error)
             raise
         finally:
-            self._end(self._purchase, ending, learnt)
+            self._end(self.purchase, ending, learnt)
             await self._events.aclose()
 
     async def _after_end(self, ends: Sequence[StreamEvent]) -> AsyncGenerator[StreamEvent, None]:
         """Return the events that follow the result's own end; ``ends`` are those after its last chunk so far.
 
-        No more than a bounded time is waited for them. A peer's word on hash and length has to come: without it nothing
-        shows that what came is what was sent. Once that word has come, how the call ends says nothing more.
+        The wait for them is bounded. A peer's word on hash and length has to come: without it nothing shows that what came is
+        what was sent. Once that word has come, how the call ends says nothing more.
         """
         judge, left_s = self.judge, END_WAIT_S
         while not judge.is_flooded:
@@ -196,10 +194,10 @@ class PaidStream:
             raise self._undelivered("the stream's events are out of order", Received.ALTERED)
 
     def _check(self, sha256: bytes, length: int, ends: Sequence[StreamEvent]) -> PurchaseUpdate:
-        """Return what became known with a whole result.
+        """Return the update of a purchase whose result is whole.
 
         Raises:
-            Undelivered: it is none.
+            Undelivered: it is not.
         """
         end = next((event for event in ends if isinstance(event, StreamEnd)), None)
         terminal = next((event for event in ends if isinstance(event, Result)), None)
@@ -216,7 +214,7 @@ class PaidStream:
         return PurchaseUpdate(result_sha256=sha256, result_bytes=length, charged_msat=charged_msat)
 
     def _undelivered(self, problem: str, received: Received) -> Undelivered:
-        purchase = self._purchase
+        purchase = self.purchase
         return Undelivered(
             problem,
             quote=purchase.quote,
@@ -236,11 +234,11 @@ PROBLEMS: Mapping[Received, str] = MappingProxyType(
         Received.EMPTY: "the provider's result is empty, or not of the kind that was asked for",
     }
 )
-"""What is said of a result whose hash and length are right, and which is none."""
+"""The message for each kind of result that cannot be used."""
 
 
-def _nothing(_chunk: bytes) -> None:
-    """Take a chunk that its upstream has read already."""
+def _ignore(_chunk: bytes) -> None:
+    """Ignore a chunk that its upstream has judged already."""
 
 
 def _begun(length: int) -> Received:
@@ -261,11 +259,11 @@ def _problem_with_end(
     return None
 
 
-_NOTHING_LEARNT = PurchaseUpdate()
+_NO_UPDATE = PurchaseUpdate()
 
 
 def utc_now() -> datetime:
-    """Give the time, aware."""
+    """Return the time, aware."""
     return datetime.now(UTC)
 
 
@@ -281,147 +279,129 @@ class PurchaseExecutor:
         upstream: Upstream,
         *,
         journal: PurchaseJournal,
-        inspect: Inspection,
+        inspector: QuoteInspector,
         limits: SpendingLimits,
         exposure: Exposure,
         execute_timeout_s: float,
-        judgement: JudgeFactory = no_judge,
+        judges: JudgeFactory = no_judge,
         now: Callable[[], datetime] = utc_now,
         tracing: Tracing = NO_TRACING,
         paid_jobs: PaidJobs | None = None,
     ) -> None:
-        """``judgement`` tells whether the bytes of a result, whose hash and length are right, are one.
-
-        ``paid_jobs`` gets to know every job before it is paid for.
-        """
+        """``judges`` read the bytes of results whose hash and length are right; every job is added to ``paid_jobs``."""
         self._paid_jobs = PaidJobs() if paid_jobs is None else paid_jobs
         self._upstream = upstream
         self._journal = journal
-        self._inspect = inspect
+        self._inspector = inspector
         self._limits = limits
         self._exposure = exposure
         self._execute_timeout_s = execute_timeout_s
-        self._judgement = judgement
+        self._judges = judges
         self._now = now
         self._tracing = tracing
 
-    async def buy(self, purchase: Purchase) -> Result:
+    async def execute(self, purchase: Purchase) -> Result:
         """Pay and wait for the whole result, checked against its hash and length.
 
         Raises:
-            Refused: something said no; nothing was paid.
+            Refused: a check failed; nothing was paid.
             PaymentFailed: the call ended in an error; its verdict says what is known of the money.
             Undelivered: paid, and no whole and right result came.
         """
-        with self._tracing.span(TraceStep.PAY) as span:
+        with self._pay_span(purchase):
+            await self._authorise(purchase)
             try:
-                return await self._buy(purchase)
-            finally:
-                span.note(paid_facts, purchase)
+                result = await self._upstream.execute(
+                    purchase.quote, purchase.order.task, self._execute_timeout_s
+                )
+            except UpstreamError as error:
+                raise self._failed(purchase, error) from error
+            except BaseException as error:
+                self._lose_sight(purchase, Received.PART, error)
+                raise
+            self._move(purchase, PurchaseEvent.SETTLE)
+            digest = hashlib.sha256(result.body).digest()
+            problem = problem_with_status(result) or problem_with_bytes(
+                digest, len(result.body), result.sha256, result.length
+            )
+            received = Received.ALTERED if problem else self._judge(purchase, result)
+            if received is not Received.WHOLE:
+                self._end(purchase, Ending(EndedBy.PROVIDER, received))
+                raise Undelivered(
+                    problem or PROBLEMS[received],
+                    quote=purchase.quote,
+                    verdict=purchase.verdict,
+                    received=received,
+                )
+            update = PurchaseUpdate(
+                result_sha256=digest,
+                result_bytes=len(result.body),
+                charged_msat=result.charged_msat,
+            )
+            self._end(purchase, Ending(EndedBy.PROVIDER, received), update)
+            return result
 
     async def open_stream(self, purchase: Purchase) -> PaidStream:
         """Pay and wait for the head of the streamed result.
 
         Raises:
-            Refused, PaymentFailed, Undelivered: as in ``buy``.
+            Refused, PaymentFailed, Undelivered: as in ``execute``.
         """
-        with self._tracing.span(TraceStep.PAY) as span:
+        with self._pay_span(purchase):
+            await self._authorise(purchase)
+            events = self._upstream.execute_stream(
+                purchase.quote, purchase.order.task, self._execute_timeout_s
+            )
             try:
-                return await self._open_stream(purchase)
-            finally:
-                span.note(paid_facts, purchase)
-
-    async def find(self, job_id: bytes) -> EarlierPurchase | None:
-        """Return the purchase of a job as the journal has it, whoever made it; None where it has none.
-
-        Raises:
-            JournalUnavailable: the journal cannot be read.
-        """
-        return await self._journal.find(job_id)
+                first = await anext(events)
+            except StopAsyncIteration:
+                nothing = UpstreamError(UpstreamStatus.UNKNOWN, "the stream ended before it began")
+                raise self._failed(purchase, nothing) from None
+            except UpstreamError as error:
+                raise self._failed(purchase, error) from error
+            except BaseException as error:
+                self._lose_sight(purchase, Received.NOTHING, error)
+                raise
+            self._move(purchase, PurchaseEvent.SETTLE)
+            if not isinstance(first, StreamBegin):
+                # A provider whose first event is not the head failed before it produced anything.
+                await events.aclose()
+                self._end(purchase, Ending(EndedBy.PROVIDER, Received.NOTHING))
+                problem = problem_with_status(first) if isinstance(first, Result) else None
+                raise Undelivered(
+                    problem or "the stream has no head",
+                    quote=purchase.quote,
+                    verdict=purchase.verdict,
+                    received=Received.NOTHING,
+                )
+            judge = first.judge or self._judges(
+                purchase.order.task, first.content_type, first.content_encoding
+            )
+            return PaidStream(purchase, first, events, self._end, judge)
 
     async def cancel(self, purchase: Purchase, reason: str, timeout_s: float) -> None:
-        """Tell the peer that nobody waits any more. A payment is not undone.
+        """Tell the peer that no client waits any more. A payment is not undone.
 
         Raises:
             UpstreamError: it could not be told.
         """
         await self._upstream.cancel(purchase.quote, reason, timeout_s)
 
-    async def _buy(self, purchase: Purchase) -> Result:
-        await self._authorise(purchase)
-        try:
-            result = await self._upstream.execute(
-                purchase.quote, purchase.order.task, self._execute_timeout_s
-            )
-        except UpstreamError as error:
-            raise self._failed(purchase, error) from error
-        except BaseException as error:
-            self._lose_sight(purchase, Received.PART, error)
-            raise
-        self._move(purchase, PurchaseEvent.SETTLE)
-        digest = hashlib.sha256(result.body).digest()
-        problem = problem_with_status(result) or problem_with_bytes(
-            digest, len(result.body), result.sha256, result.length
-        )
-        received = Received.ALTERED if problem else self._judge(purchase, result)
-        if received is not Received.WHOLE:
-            self._end(purchase, Ending(EndedBy.PROVIDER, received))
-            raise Undelivered(
-                problem or PROBLEMS[received],
-                quote=purchase.quote,
-                verdict=purchase.verdict,
-                received=received,
-            )
-        self._end(
-            purchase,
-            Ending(EndedBy.PROVIDER, received),
-            PurchaseUpdate(
-                result_sha256=digest,
-                result_bytes=len(result.body),
-                charged_msat=result.charged_msat,
-            ),
-        )
-        return result
-
-    async def _open_stream(self, purchase: Purchase) -> PaidStream:
-        await self._authorise(purchase)
-        events = self._upstream.execute_stream(
-            purchase.quote, purchase.order.task, self._execute_timeout_s
-        )
-        try:
-            first = await anext(events)
-        except StopAsyncIteration:
-            nothing = UpstreamError(UpstreamStatus.UNKNOWN, "the stream ended before it began")
-            raise self._failed(purchase, nothing) from None
-        except UpstreamError as error:
-            raise self._failed(purchase, error) from error
-        except BaseException as error:
-            self._lose_sight(purchase, Received.NOTHING, error)
-            raise
-        self._move(purchase, PurchaseEvent.SETTLE)
-        if not isinstance(first, StreamBegin):
-            # A provider whose first word is not the head failed before it produced anything.
-            await events.aclose()
-            self._end(purchase, Ending(EndedBy.PROVIDER, Received.NOTHING))
-            problem = problem_with_status(first) if isinstance(first, Result) else None
-            raise Undelivered(
-                problem or "the stream has no head",
-                quote=purchase.quote,
-                verdict=purchase.verdict,
-                received=Received.NOTHING,
-            )
-        judge = first.judge or self._judgement(
-            purchase.order.task, first.content_type, first.content_encoding
-        )
-        return PaidStream(purchase, first, events, self._end, judge)
+    @contextmanager
+    def _pay_span(self, purchase: Purchase) -> Iterator[None]:
+        with self._tracing.span(TraceStep.PAY) as span:
+            try:
+                yield
+            finally:
+                span.note(paid_facts, purchase)
 
     def _judge(self, purchase: Purchase, result: Result) -> Received:
-        judge = self._judgement(purchase.order.task, result.content_type, result.content_encoding)
+        judge = self._judges(purchase.order.task, result.content_type, result.content_encoding)
         judge.feed(result.body)
         return judge.received()
 
     async def _authorise(self, purchase: Purchase) -> None:
-        """Let a purchase through to the one call that pays, once everything speaks for it and it is written down."""
+        """Let a purchase through to the one call that pays: every check has passed and the intent is durable."""
         quote, order = purchase.quote, purchase.order
         now = self._now()
         if now >= quote.expires_at:
@@ -430,12 +410,7 @@ class PurchaseExecutor:
                 "the quote expired before it was taken; nothing was paid", quote=quote
             )
         try:
-            self._exposure.check(quote)
-            if purchase.payment_hash is None:
-                purchase.payment_hash = self._inspect(order, quote)
-            # Again, and with what is written down now: the limits may have been changed since the quote was looked at.
-            self._limits.check_price(order, quote)
-            purchase.charge = self._limits.charge_for(order, quote)
+            self._inspector.before_paying(purchase)
             if not purchase.costs_nothing:
                 budgets = (*self._limits.budgets_for(order.key_id), *order.budgets)
                 await self._journal.intend(self._intent(purchase, now), budgets)
@@ -491,45 +466,43 @@ class PurchaseExecutor:
         return PaymentFailed(error, purchase.verdict, quote=purchase.quote)
 
     def _lose_sight(self, purchase: Purchase, received: Received, error: BaseException) -> None:
-        """Leave a call of which nothing more will be heard."""
+        """Leave a call whose outcome will not come."""
         if purchase.quote.source is ProviderSource.NODE:
-            # A node has no payment to look up later: what it was handed and did not refuse counts as bought.
+            # A node has no payment to look up later: a request that it got and did not refuse counts as bought.
             self._move(purchase, PurchaseEvent.SETTLE)
             self._end(purchase, ending_of_error(purchase, received, error))
         else:
             self._move(purchase, PurchaseEvent.LOSE_SIGHT)
 
-    def _end(
-        self, purchase: Purchase, ending: Ending, learnt: PurchaseUpdate = _NOTHING_LEARNT
-    ) -> None:
+    def _end(self, purchase: Purchase, ending: Ending, update: PurchaseUpdate = _NO_UPDATE) -> None:
         """End a paid purchase: the table of endings decides about charge and blame."""
         ruling = purchase.end(ending)
         if ruling.event is not PurchaseEvent.DELIVER:
-            learnt = replace(learnt, ending=ending)
-        self._note(purchase, learnt)
+            update = replace(update, ending=ending)
+        self._record(purchase, update)
         if ruling.blames_provider or ruling.event is PurchaseEvent.DELIVER:
             self._exposure.ended(purchase.quote, purchase.state)
         else:
-            self._exposure.left(purchase.quote)
+            self._exposure.released(purchase.quote)
 
     def _move(self, purchase: Purchase, event: PurchaseEvent) -> None:
         """Move a purchase on while it is not settled, or to settled."""
         state = purchase.apply(event)
-        self._note(purchase, _NOTHING_LEARNT)
+        self._record(purchase, _NO_UPDATE)
         if event is not PurchaseEvent.SETTLE:
             self._exposure.ended(purchase.quote, state)
 
-    def _note(self, purchase: Purchase, learnt: PurchaseUpdate) -> None:
-        if learnt.charged_msat is not None:
-            purchase.charged_msat = learnt.charged_msat
+    def _record(self, purchase: Purchase, update: PurchaseUpdate) -> None:
+        if update.charged_msat is not None:
+            purchase.charged_msat = update.charged_msat
         if purchase.costs_nothing:
             return
         job_id, state, now = purchase.quote.job_id, purchase.state, self._now()
         if purchase.awaits_refund:
-            self._journal.note(job_id, state, now, learnt, purchase.hear_refund)
+            self._journal.note(job_id, state, now, update, purchase.record_refund)
         elif state is State.DELIVERED and purchase.charge is not None and purchase.is_awaited():
-            # A customer is not charged for what a killed gateway had in its memory: until its client has the whole
-            # result, the journal says `settled`, which the sweep after a crash gives back.
-            purchase.hold_delivery(partial(self._journal.note, job_id, state, now, learnt))
+            # A customer is not charged for a result in the memory of a killed gateway: until its client has the whole
+            # result, the journal says `settled`, which the sweep after a crash refunds.
+            purchase.hold_delivery(partial(self._journal.note, job_id, state, now, update))
         else:
-            self._journal.note(job_id, state, now, learnt)
+            self._journal.note(job_id, state, now, update)

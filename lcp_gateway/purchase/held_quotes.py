@@ -38,7 +38,7 @@ class HeldQuote:
 
 
 def quote_id(quote: Quote) -> str:
-    """Give the name under which a quote can be taken."""
+    """Return the name by which a quote can be taken."""
     return f"quote_{quote.job_id.hex()}"
 
 
@@ -53,31 +53,45 @@ def job_id_of(name: str) -> bytes | None:
 
 
 class HeldQuotes:
-    """Holds quotes until they are taken or run out."""
+    """Holds quotes until they are taken or run out, without the bodies: these come again with the request that takes one."""
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now
         self._held: OrderedDict[str, HeldQuote] = OrderedDict()
 
-    def hold(self, held: HeldQuote) -> str:
-        """Hold a quote; gives its id."""
+    def hold(self, order: Order, offer: Offer) -> HeldQuote:
+        """Hold a quote for an order."""
+        held = HeldQuote(
+            order.without_body(), replace(offer, order=offer.order.without_body(), rest=())
+        )
         self._held[held.id] = held
         while len(self._held) > _MAX_QUOTES:
             self._held.popitem(last=False)
-        return held.id
+        return held
+
+    def hold_if_good(
+        self, order: Order, error: Exception, purchase: Purchase | None = None
+    ) -> bool:
+        """Hold the quote of a refusal that may pass later; return whether there is one. ``purchase`` is the refused one."""
+        if isinstance(error, Refused) and error.may_pass_later and error.quote is not None:
+            bought = None if purchase is None else purchase.candidate
+            candidate = error.candidate or bought or Candidate(error.quote.peer_id)
+            self.hold(order, Offer(order, candidate, error.quote, None))
+            return True
+        return False
 
     def has(self, order: Order, name: str) -> bool:
-        """Return whether a quote is held that was shown to this credential."""
+        """Return whether a quote is held that was shown to the credential of an order."""
         held = self._held.get(name)
         return held is not None and held.order.key_id == order.key_id
 
     def take(self, order: Order, name: str) -> Offer:
-        """Give the offer of that id and forget it: nobody else can take it.
+        """Return the offer of that name and drop it: it can be taken once.
 
         Raises:
-            UnknownQuote: nobody holds such a quote, or it was shown to another credential.
+            UnknownQuote: no such quote is held, or it was shown to another credential.
             QuoteForAnotherBody: the request is not the one that was quoted.
-            QuoteExpired: it has run out.
+            QuoteExpired: it has expired.
         """
         held = self._held.get(name)
         if held is None or held.order.key_id != order.key_id:
@@ -92,47 +106,6 @@ class HeldQuotes:
         if held.order.body_sha256 != order.body_sha256 or not same_kind:
             raise QuoteForAnotherBody("the quote is for another request", quote=quote)
         del self._held[name]
-        return held.offer
-
-
-class Holding:
-    """Holds quotes without the bodies that they are for: these come again with the request that takes one."""
-
-    def __init__(self, book: HeldQuotes) -> None:
-        self._book = book
-
-    def take(self, order: Order, quote_name: str | None) -> Offer | None:
-        """Give the quote that a request names; None where it names none.
-
-        Raises:
-            UnknownQuote, QuoteForAnotherBody, QuoteExpired: see ``HeldQuotes.take``.
-        """
-        if quote_name is None:
-            return None
-        held = self._book.take(order, quote_name)
         # Without its payment hash, so that it is inspected again: limits may differ from when it was shown.
-        bought = order.for_task(held.candidate.adapt(order.task))
-        return replace(held, order=bought, payment_hash=None)
-
-    def has(self, order: Order, quote_name: str) -> bool:
-        """Return whether a quote of that name is held for the credential of an order."""
-        return self._book.has(order, quote_name)
-
-    def hold(self, order: Order, offer: Offer) -> HeldQuote:
-        """Hold a quote for an order."""
-        held = HeldQuote(
-            order.without_body(), replace(offer, order=offer.order.without_body(), rest=())
-        )
-        self._book.hold(held)
-        return held
-
-    def hold_if_good(
-        self, order: Order, error: Exception, purchase: Purchase | None = None
-    ) -> bool:
-        """Hold the quote of a refusal that may pass later; tells whether there is one. ``purchase`` is what was refused."""
-        if isinstance(error, Refused) and error.may_pass_later and error.quote is not None:
-            bought = None if purchase is None else purchase.candidate
-            whose = error.candidate or bought or Candidate(error.quote.peer_id)
-            self.hold(order, Offer(order, whose, error.quote, None))
-            return True
-        return False
+        bought = order.for_task(held.offer.candidate.adapt(order.task))
+        return replace(held.offer, order=bought, payment_hash=None)

@@ -1,4 +1,4 @@
-"""Remembers answers by what may ask for them again, within a budget of bytes and a time."""
+"""The idempotency cache: results by the keys that a repeat of their request has, within a budget of bytes and a time."""
 
 import hashlib
 import hmac
@@ -24,24 +24,24 @@ class KeyReused(PurchaseError):
 
 
 class ResultLost(PurchaseError):
-    """It was bought before, and its answer is no longer held."""
+    """It was bought before, and its result is no longer held."""
 
-    def __init__(self, answer: ResultBuffer) -> None:
-        quote = answer.purchase.quote if answer.purchase is not None else None
+    def __init__(self, buffer: ResultBuffer) -> None:
+        quote = buffer.purchase.quote if buffer.purchase is not None else None
         super().__init__(
-            "this was bought before and its answer is no longer held; asking again would pay again",
+            "this was bought before and its result is no longer held; asking again would pay again",
             quote=quote,
         )
-        self.verdict = answer.verdict
-        self.answer = answer
+        self.verdict = buffer.verdict
+        self.buffer = buffer
 
 
 @dataclass(frozen=True, slots=True)
 class RepeatKeys:
-    """What tells that a request may be a repeat of another.
+    """The keys by which a request may be a repeat of another.
 
-    ``key`` is the client's idempotency key. ``is_retry`` is set where the client says that it tries again.
-    ``client_request_id`` is an id that a client keeps over its retries.
+    ``key`` is the client's Idempotency-Key. ``is_retry``: the client says that it tries again. ``client_request_id`` is an
+    id that a client keeps over its retries.
     """
 
     key: str | None = None
@@ -51,7 +51,7 @@ class RepeatKeys:
 
 @dataclass(frozen=True, slots=True)
 class CacheLimits:
-    """How much is remembered and for how long: bytes in all, seconds for bytes, for keys and for unmarked repeats."""
+    """How much is held and for how long: bytes in all, seconds for bytes, for keys and for unmarked repeats."""
 
     bytes_in_all: int = 64 * 1024 * 1024
     bytes_for_s: float = 600.0
@@ -63,7 +63,7 @@ _Key = tuple[str, str, str, bytes]
 
 
 class _TimedIndex:
-    """Answers by name, each for ``keep_s``; the oldest go first when there are too many."""
+    """Results by key, each for ``keep_s``; the oldest are dropped first when there are too many."""
 
     def __init__(self, keep_s: float) -> None:
         self.keep_s = keep_s
@@ -73,8 +73,8 @@ class _TimedIndex:
         found = self._held.get(name)
         return found[0] if found is not None and now - found[1] <= self.keep_s else None
 
-    def put(self, name: _Key, answer: ResultBuffer, now: float) -> None:
-        self._held[name] = (answer, now)
+    def put(self, name: _Key, buffer: ResultBuffer, now: float) -> None:
+        self._held[name] = (buffer, now)
         self._held.move_to_end(name)
         while self._held:
             oldest, (_, since) = next(iter(self._held.items()))
@@ -82,13 +82,13 @@ class _TimedIndex:
                 return
             del self._held[oldest]
 
-    def drop(self, name: _Key, answer: ResultBuffer) -> None:
-        if (found := self._held.get(name)) is not None and found[0] is answer:
+    def drop(self, name: _Key, buffer: ResultBuffer) -> None:
+        if (found := self._held.get(name)) is not None and found[0] is buffer:
             del self._held[name]
 
 
 class RepeatHashes:
-    """Makes identities; two gateways with the same secret make the same ones."""
+    """Makes the hashes by which the journal recognises repeats; two gateways with the same secret make the same ones."""
 
     def __init__(
         self, secret: bytes, now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -144,7 +144,7 @@ _UNKEYED = RepeatHashes(b"")
 
 
 class IdempotencyCache:
-    """Finds the answer that a request asks for again."""
+    """Finds the result that a request asks for again."""
 
     def __init__(
         self,
@@ -154,140 +154,135 @@ class IdempotencyCache:
         on_held: Callable[[int], None] = lambda _byte_count: None,
         hashes: RepeatHashes = _UNKEYED,
     ) -> None:
-        """``on_held`` is told how many bytes are held, each time an answer ends.
-
-        ``hashes`` make what the journal recognises repeats by.
-        """
+        """``on_held`` is told how many bytes are held, each time a result ends."""
         self._hashes = hashes
         self._limits = limits
         self._clock = clock
         self._on_held = on_held
         self._by_key = _TimedIndex(limits.keys_for_s)
         self._by_repeat = _TimedIndex(limits.repeats_for_s)
-        # Ended answers whose bytes are held, with the time until which they are; each in order of that time.
+        # Ended results whose bytes are held, with the time until which they are; each in order of that time.
         self._keyed: deque[tuple[ResultBuffer, float]] = deque()
         self._unkeyed: deque[tuple[ResultBuffer, float]] = deque()
         self.pool = BufferPool(limits.bytes_in_all)
         self.pool.make_room = self._make_room
 
     def use(self, limits: CacheLimits) -> None:
-        """Go by other limits. What is too much for them is let go at once; answers that are held keep their times."""
+        """Go by other limits. What exceeds them is released at once; results that are held keep their times."""
         self._limits = limits
         self._by_key.keep_s = limits.keys_for_s
         self._by_repeat.keep_s = limits.repeats_for_s
         self.pool.limit_bytes = limits.bytes_in_all
         self._make_room()
 
-    def find(self, order: Order, repeat: RepeatKeys) -> ResultBuffer | None:
-        """Give the answer that this request repeats, if it does.
+    def find(self, order: Order, keys: RepeatKeys) -> ResultBuffer | None:
+        """Return the result that this request repeats, if it does.
 
         Raises:
             KeyReused: the idempotency key came with another body before.
-            AnswerLost: it was bought, and its bytes are gone.
+            ResultLost: it was bought, and its bytes are gone.
         """
-        answer = self._repeated(order, repeat)
-        if answer is None:
+        buffer = self._repeated(order, keys)
+        if buffer is None:
             return None
-        if answer.error is not None and answer.verdict is Verdict.NONE:
-            # It came to nothing and cost nothing: it is tried anew.
+        if buffer.error is not None and buffer.verdict is Verdict.NONE:
+            # It failed and cost nothing: it is tried anew.
             return None
-        if not answer.readable and answer.error is None:
-            raise ResultLost(answer)
-        return answer
+        if not buffer.readable and buffer.error is None:
+            raise ResultLost(buffer)
+        return buffer
 
-    def find_undecided(self, order: Order, repeat: RepeatKeys) -> ResultBuffer | None:
-        """Return the answer that this request repeats, if it ended with its payment unknown or its refund withheld."""
-        if repeat.key is None and repeat.client_request_id is None and not repeat.is_retry:
+    def find_undecided(self, order: Order, keys: RepeatKeys) -> ResultBuffer | None:
+        """Return the result that this request repeats, if it ended with its payment unknown or its refund withheld."""
+        if keys.key is None and keys.client_request_id is None and not keys.is_retry:
             return None
         try:
-            answer = self._repeated(order, repeat)
+            buffer = self._repeated(order, keys)
         except KeyReused:
             return None
-        if answer is None or not answer.ended or (purchase := answer.purchase) is None:
+        if buffer is None or not buffer.ended or (purchase := buffer.purchase) is None:
             return None
-        is_undecided = answer.verdict is Verdict.UNKNOWN or purchase.refund is Refund.WITHHELD
-        return answer if is_undecided else None
+        is_undecided = buffer.verdict is Verdict.UNKNOWN or purchase.refund is Refund.WITHHELD
+        return buffer if is_undecided else None
 
-    def identity(self, order: Order, repeat: RepeatKeys) -> RepeatIdentity:
-        """Return what the journal recognises a repeat of an order by; before the order's own answer is added."""
+    def identity(self, order: Order, keys: RepeatKeys) -> RepeatIdentity:
+        """Return what the journal recognises a repeat of an order by; before the order's own result is added."""
+        # Where the same body is known here, a retry's first try was here too, and its outcome is known.
+        knows_body = self._by_repeat.get(_body_key(order), self._clock()) is not None
         return self._hashes.identity(
             key_id=order.key_id,
             kind=order.task.kind.value,
             body_sha256=order.body_sha256,
-            key=repeat.key,
+            key=keys.key,
             key_for_s=self._limits.keys_for_s,
-            client_request_id=repeat.client_request_id,
+            client_request_id=keys.client_request_id,
             retry_for_s=self._limits.repeats_for_s,
-            looks_for_first_try=repeat.is_retry and not self._knows_body(order),
+            looks_for_first_try=keys.is_retry and not knows_body,
         )
 
-    def _knows_body(self, order: Order) -> bool:
-        """Return whether the same body is known here: then a retry's first try was here too, and what came of it is known."""
-        return self._by_repeat.get(_body_name(order), self._clock()) is not None
-
-    def add(self, answer: ResultBuffer, repeat: RepeatKeys) -> None:
-        """Remember an answer that is about to be bought; ``ended`` has to follow."""
+    def add(self, buffer: ResultBuffer, keys: RepeatKeys) -> None:
+        """Add a result that is about to be bought; ``ended`` has to follow."""
         now = self._clock()
-        order = answer.order
-        self._by_repeat.put(_body_name(order), answer, now)
-        if repeat.client_request_id is not None:
-            self._by_repeat.put(_client_name(order, repeat.client_request_id), answer, now)
-        if repeat.key is not None:
-            self._by_key.put(_key_name(order, repeat.key), answer, now)
+        for index, key in self._places(buffer.order, keys):
+            index.put(key, buffer, now)
 
-    def take_back(self, answer: ResultBuffer, repeat: RepeatKeys) -> None:
-        """Forget an answer whose key turned out to be that of another request; ``ended`` has to follow all the same."""
-        order = answer.order
-        self._by_repeat.drop(_body_name(order), answer)
-        if repeat.client_request_id is not None:
-            self._by_repeat.drop(_client_name(order, repeat.client_request_id), answer)
-        if repeat.key is not None:
-            self._by_key.drop(_key_name(order, repeat.key), answer)
+    def remove(self, buffer: ResultBuffer, keys: RepeatKeys) -> None:
+        """Remove a result whose key turned out to be that of another request; ``ended`` has to follow all the same."""
+        for index, key in self._places(buffer.order, keys):
+            index.drop(key, buffer)
 
-    def ended(self, answer: ResultBuffer, repeat: RepeatKeys) -> None:
-        """Keep an ended answer's bytes for as long as they may be asked for."""
+    def ended(self, buffer: ResultBuffer, keys: RepeatKeys) -> None:
+        """Hold an ended result's bytes for as long as they may be asked for."""
         now = self._clock()
-        if repeat.key is not None:
-            self._keyed.append((answer, now + self._limits.bytes_for_s))
+        if keys.key is not None:
+            self._keyed.append((buffer, now + self._limits.bytes_for_s))
         else:
-            self._unkeyed.append((answer, now + self._limits.repeats_for_s))
+            self._unkeyed.append((buffer, now + self._limits.repeats_for_s))
         for held in (self._keyed, self._unkeyed):
             while held and held[0][1] < now:
                 held.popleft()[0].forget()
-        # One that was kept for somebody may have grown past the limit while it could not be let go.
+        # A retained result may have grown past the limit while it could not be released.
         self._make_room()
         self._on_held(self.pool.held_bytes)
 
     def _make_room(self) -> None:
-        """Let go of the bytes of ended answers until the pool is within its limit, the unmarked ones first."""
+        """Release the bytes of ended results until the pool is within its limit, the unmarked ones first."""
         for held in (self._unkeyed, self._keyed):
             while held and self.pool.held_bytes > self.pool.limit_bytes:
                 held.popleft()[0].forget()
 
-    def _repeated(self, order: Order, repeat: RepeatKeys) -> ResultBuffer | None:
+    def _places(self, order: Order, keys: RepeatKeys) -> list[tuple[_TimedIndex, _Key]]:
+        places = [(self._by_repeat, _body_key(order))]
+        if keys.client_request_id is not None:
+            places.append((self._by_repeat, _client_key(order, keys.client_request_id)))
+        if keys.key is not None:
+            places.append((self._by_key, _idempotency_key(order, keys.key)))
+        return places
+
+    def _repeated(self, order: Order, keys: RepeatKeys) -> ResultBuffer | None:
         now = self._clock()
-        if repeat.key is not None:
-            found = self._by_key.get(_key_name(order, repeat.key), now)
+        if keys.key is not None:
+            found = self._by_key.get(_idempotency_key(order, keys.key), now)
             if found is not None and not _is_same(found.order, order):
                 raise KeyReused("the idempotency key was used with another request before")
             return found
         found = None
-        if repeat.is_retry:
-            found = self._by_repeat.get(_body_name(order), now)
-        if found is None and repeat.client_request_id is not None:
-            found = self._by_repeat.get(_client_name(order, repeat.client_request_id), now)
+        if keys.is_retry:
+            found = self._by_repeat.get(_body_key(order), now)
+        if found is None and keys.client_request_id is not None:
+            found = self._by_repeat.get(_client_key(order, keys.client_request_id), now)
         return found
 
 
-def _key_name(order: Order, key: str) -> _Key:
+def _idempotency_key(order: Order, key: str) -> _Key:
     return ("key", order.key_id, key, b"")
 
 
-def _body_name(order: Order) -> _Key:
+def _body_key(order: Order) -> _Key:
     return ("body", order.key_id, order.task.kind.value, order.body_sha256)
 
 
-def _client_name(order: Order, client_request_id: str) -> _Key:
+def _client_key(order: Order, client_request_id: str) -> _Key:
     return ("client", order.key_id, client_request_id, order.body_sha256)
 
 

@@ -14,7 +14,7 @@ from lcp_gateway.purchase.states import State
 
 
 class ResultStatus(enum.StrEnum):
-    """What a provider says of its own work."""
+    """The status that a provider gives its own work."""
 
     UNSPECIFIED = "unspecified"
     OK = "ok"
@@ -26,7 +26,7 @@ class ResultStatus(enum.StrEnum):
 class Result:
     """A result, or after a stream its terminal message (``body`` may then be empty: the chunks carried it).
 
-    ``charged_msat`` is what it came to, where the quote's price was only the most that it could.
+    ``charged_msat`` is the final price, where the quote's price was only the most that it could be.
     """
 
     status: ResultStatus
@@ -53,7 +53,7 @@ class StreamBegin:
 
 @dataclass(frozen=True, slots=True)
 class StreamEnd:
-    """The provider's word on what it streamed; hash and length are checked against what came."""
+    """The provider's word on its stream; hash and length are checked against the bytes that came."""
 
     sha256: bytes
     length: int
@@ -77,22 +77,34 @@ class Upstream(Protocol):
     def execute_stream(
         self, quote: Quote, task: Task, timeout_s: float
     ) -> AsyncGenerator[StreamEvent, None]:
-        """Pay and give the result as it comes. Called once for a quote; closing the generator ends the call."""
+        """Pay and yield the result as it comes. Called once for a quote; closing the generator ends the call."""
         ...
 
     async def cancel(self, quote: Quote, reason: str, timeout_s: float) -> None:
-        """Tell the peer that nobody waits for the job any more."""
+        """Tell the peer that no client waits for the job any more."""
         ...
 
 
 class Exposure(Protocol):
-    """Who is trusted with how much, learnt from what was paid for and came."""
+    """How much each peer is trusted with, by what it was paid for and delivered."""
 
-    def check(self, quote: Quote) -> None:
-        """Let a quote pass.
+    def quoted(self, peer_id: str) -> None:
+        """Record a good quote."""
+        ...
+
+    def weigh(self, quote: Quote) -> None:
+        """Check a quote that may not be taken, and hold nothing.
 
         Raises:
             PeerNotTrusted: its peer has not delivered enough for this price.
+        """
+        ...
+
+    def check(self, quote: Quote) -> None:
+        """Check a quote that is about to be paid, and hold its price.
+
+        Raises:
+            PeerNotTrusted: as in ``weigh``.
         """
         ...
 
@@ -104,13 +116,13 @@ class Exposure(Protocol):
         """The purchase has come to ``state``: not_paid, unknown, delivered or undelivered."""
         ...
 
-    def left(self, quote: Quote) -> None:
-        """The purchase ended undelivered because nobody wanted the rest: its provider neither delivered nor failed to."""
+    def released(self, quote: Quote) -> None:
+        """The purchase ended undelivered because the client left: its provider neither delivered nor failed to."""
         ...
 
 
 class StartTask(Protocol):
-    """Starts a task that lasts. In the gateway it is supervised: logged and restarted where it ends by itself."""
+    """Starts a long-running task. In the gateway it is supervised: logged and restarted where it ends by itself."""
 
     def __call__(
         self, run: Callable[[], Coroutine[Any, Any, None]], *, may_return: Callable[[], bool] = ...
@@ -127,5 +139,5 @@ def start_unsupervised(
     *,
     may_return: Callable[[], bool] = bool,  # noqa: ARG001 - the protocol's signature
 ) -> asyncio.Task[None]:
-    """Start a task that nothing watches: for commands and tests, which hear of its error when they await it."""
+    """Start a task without a supervisor: for commands and tests, which get its error when they await it."""
     return asyncio.create_task(run())

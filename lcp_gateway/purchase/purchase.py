@@ -128,7 +128,7 @@ class Purchase:
             and self.charge.amount_msat > 0
         )
 
-    async def refund_decided(self, timeout_s: float) -> None:
+    async def wait_for_refund(self, timeout_s: float) -> None:
         """Wait until it is known what became of a charge that is to be given back, but not for longer than this."""
         if self.awaits_refund:
             if self._decided is None:
@@ -152,7 +152,7 @@ class Purchase:
         """Whether its delivery is recorded only when the client has the result."""
         return self._record_delivery is not None
 
-    def hear_refund(self, refund: Refund) -> None:
+    def record_refund(self, refund: Refund) -> None:
         """Take in what became of its charge."""
         self.refund = refund
         if self.charge is not None:
@@ -187,7 +187,7 @@ class Purchase:
 class InterruptReason(enum.StrEnum):
     """Why the gateway ended a purchase itself; the value is the error's code."""
 
-    NOBODY_WAITS = "nobody_waits"
+    NO_LISTENER = "nobody_waits"
     SHUTTING_DOWN = "shutting_down"
     ENDED = "ended"
     TAKEN_OVER = "taken_over"
@@ -196,7 +196,7 @@ class InterruptReason(enum.StrEnum):
 
 
 _ENDED_BY = {
-    InterruptReason.NOBODY_WAITS: EndedBy.CLIENT,
+    InterruptReason.NO_LISTENER: EndedBy.CLIENT,
     InterruptReason.SHUTTING_DOWN: EndedBy.GATEWAY,
     InterruptReason.ENDED: EndedBy.GATEWAY,
     InterruptReason.TAKEN_OVER: EndedBy.GATEWAY,
@@ -204,7 +204,7 @@ _ENDED_BY = {
 }
 
 _MESSAGES = {
-    InterruptReason.NOBODY_WAITS: "nobody waited for the answer any more",
+    InterruptReason.NO_LISTENER: "nobody waited for the answer any more",
     InterruptReason.SHUTTING_DOWN: "the gateway is shutting down and could not wait for this any longer",
     InterruptReason.ENDED: "the gateway ended the request",
     InterruptReason.TAKEN_OVER: "another gateway took the request over; nothing was paid here",

@@ -8,20 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from lcp_gateway.purchase.errors import (
-    PaymentFailed,
     PriceLimitExceeded,
     PurchaseError,
     Refused,
     UpstreamError,
 )
+from lcp_gateway.purchase.inspection import QuoteInspector
 from lcp_gateway.purchase.journal import InsufficientBalance
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.ports import Upstream
-from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.quote import Candidate, ProviderSource, Quote
-from lcp_gateway.purchase.result_buffer import ResultBuffer
-from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.purchase.quote import Candidate, Quote
 from lcp_gateway.purchase.tracing import (
     NO_TRACING,
     TraceStep,
@@ -30,9 +27,9 @@ from lcp_gateway.purchase.tracing import (
     error_type,
     quote_facts,
 )
-from lcp_gateway.upstream_status import UpstreamStatus
 
-_MOST: Final = 4_096
+_MOST_JOBS: Final = 4_096
+_NOT_TAKEN: Final = "another quote was taken"
 
 
 class PaidJobs:
@@ -50,21 +47,18 @@ class PaidJobs:
         return job_id in self._ids
 
     def add(self, job_id: bytes) -> None:
-        """Remember a job that is about to be paid for."""
+        """Add a job that is about to be paid for."""
         self._ids[job_id] = None
-        if len(self._ids) > _MOST:
+        if len(self._ids) > _MOST_JOBS:
             self._ids.popitem(last=False)
-
-
-_NOT_TAKEN = "another quote was taken"
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """The quote that was chosen, whose it is, and the price of the next best where several were asked.
+    """The quote that was chosen, its candidate, and the price of the next best where several were asked.
 
     ``order`` is for the task as the candidate gets it, which is what was quoted. ``rest`` are the candidates that may still
-    do it, in their order: those that were not asked, and those whose quotes were not taken.
+    do the task, in their order: those that were not asked, and those whose quotes were not taken.
     """
 
     order: Order
@@ -75,14 +69,9 @@ class Offer:
     rest: tuple[Candidate, ...] = ()
 
 
-Inspection = Callable[[Order, Quote], bytes | None]
-"""Looks at a quote and gives the payment hash of its invoice, where it has one and is read; raises ``Refused`` for one that may
-not be bought."""
-
-
 @dataclass(frozen=True, slots=True)
 class QuotingRules:
-    """How peers are asked: so many at once, at most so many in all, and how long an answer may take.
+    """How providers are asked: how many at once, how many in all, and how long each may take.
 
     Once one quote can be bought, others that were asked with it have ``patience_s`` left.
     """
@@ -94,14 +83,14 @@ class QuotingRules:
 
 
 class QuoteRequester:
-    """Finds the quote to buy. Everything here costs nothing and may fail over freely."""
+    """Requests the quotes and chooses the one to buy. Everything here costs nothing and may fail over freely."""
 
     def __init__(
         self,
         upstream: Upstream,
         asking: QuotingRules,
         *,
-        inspect: Inspection,
+        inspector: QuoteInspector,
         background: Callable[[Coroutine[Any, Any, None]], None],
         cancel_timeout_s: float,
         on_quote: Callable[[Order, Quote, float], None] = lambda _order, _quote, _duration_s: None,
@@ -110,14 +99,14 @@ class QuoteRequester:
         tracing: Tracing = NO_TRACING,
         paid_jobs: PaidJobs | None = None,
     ) -> None:
-        """``on_quote`` hears of each quote and how many seconds it took, ``on_failure`` why a peer fell out.
+        """``on_quote`` is told each quote and how many seconds it took, ``on_failure`` why a provider failed.
 
         ``paid_jobs`` are never cancelled, whatever quote names them again.
         """
         self._paid_jobs = PaidJobs() if paid_jobs is None else paid_jobs
         self._upstream = upstream
         self._asking = asking
-        self._inspect = inspect
+        self._inspector = inspector
         self._background = background
         self._cancel_timeout_s = cancel_timeout_s
         self._on_quote = on_quote
@@ -125,15 +114,15 @@ class QuoteRequester:
         self._clock = clock
         self._tracing = tracing
 
-    async def offer(self, order: Order, candidates: Sequence[Candidate]) -> Offer:
-        """Give the best acceptable quote of the first candidates that have one.
+    async def request(self, order: Order, candidates: Sequence[Candidate]) -> Offer:
+        """Return the best acceptable quote of the first candidates that have one.
 
         Where several are asked at once the cheapest is the best; else the first is, unless the gateway chose it and its
         quote is a surprise: then it is compared with the quotes of others.
 
         Raises:
             Refused: no quote was acceptable; carries the cheapest one that was only too dear, if any.
-            UpstreamError: no peer gave a quote.
+            UpstreamError: no provider gave a quote.
         """
         failures: list[PurchaseError] = []
         left, calls = [*candidates], self._asking.at_most
@@ -149,10 +138,33 @@ class QuoteRequester:
                 self.drop(error.quote for error in failures)
                 return _taken(best, others, left)
         error = _most_telling(failures)
-        # The cheapest that was too dear stays: it can still be taken by whoever raises the limit.
+        # The cheapest that was too dear is not dropped: the client can take it once it raises the limit.
         kept = error.quote if isinstance(error, PriceLimitExceeded) else None
         self.drop(failed.quote for failed in failures if failed.quote is not kept)
         raise error
+
+    async def request_cheaper(
+        self, order: Order, candidates: Sequence[Candidate], too_dear: InsufficientBalance
+    ) -> Offer:
+        """Return the next offer that asks less than the one that the customer cannot pay.
+
+        Quotes that ask as much or more are dropped.
+
+        Raises:
+            InsufficientBalance: there is none; ``too_dear`` itself.
+        """
+        for number, candidate in enumerate(candidates, 1):
+            try:
+                offer = await self.request(order, [candidate])
+            except PurchaseError as error:
+                if isinstance(error, PriceLimitExceeded):
+                    # ``request`` keeps such a quote for the client, which is told of another one here.
+                    self.drop([error.quote])
+                continue
+            if offer.quote.price_msat < (too_dear.quote.price_msat if too_dear.quote else 0):
+                return replace(offer, rest=tuple(candidates[number:]))
+            self.drop([offer.quote])
+        raise too_dear
 
     async def _compare(
         self,
@@ -162,7 +174,7 @@ class QuoteRequester:
         calls: int,
         failures: list[PurchaseError],
     ) -> list[Offer]:
-        """Ask more candidates where a quote was not what the choice was made by; gives the best offer first."""
+        """Ask more candidates where a quote was not what the choice was made by; return the best offer first."""
         comparison = offers[0].candidate.comparison
         if comparison is None:
             return offers
@@ -181,7 +193,7 @@ class QuoteRequester:
         return sorted(offers, key=lambda offer: (offer.candidate.place != best, _price(offer)))
 
     def drop(self, quotes: Iterable[Quote | None]) -> None:
-        """Tell those who gave quotes that nobody takes them. Nothing is waited for."""
+        """Tell the providers that their quotes are not taken. Nothing is waited for."""
         for quote in quotes:
             if quote is not None and quote.job_id not in self._paid_jobs:
                 self._background(self._upstream.cancel(quote, _NOT_TAKEN, self._cancel_timeout_s))
@@ -189,7 +201,7 @@ class QuoteRequester:
     async def _ask(
         self, order: Order, candidates: Sequence[Candidate], failures: list[PurchaseError]
     ) -> list[Offer]:
-        """Ask some at once; gives the quotes that can be bought, the cheapest first."""
+        """Ask some at once; return the quotes that can be bought, the cheapest first."""
         if len(candidates) == 1:
             results: Sequence[Offer | PurchaseError | None] = [
                 await self._try(order, candidates[0])
@@ -231,7 +243,7 @@ class QuoteRequester:
                 )
                 span.note(quote_facts, quote)
                 self._on_quote(order, quote, self._clock() - started)
-                return Offer(order, candidate, quote, self._inspect(order, quote))
+                return Offer(order, candidate, quote, self._inspector.at_quote(order, quote))
             except UpstreamError as error:
                 span.failed(error_type(error))
                 return error
@@ -242,7 +254,7 @@ class QuoteRequester:
 
 
 def _taken(best: Offer, others: Sequence[Offer], left: Sequence[Candidate]) -> Offer:
-    """Give the offer to buy as it compares with the others that were made."""
+    """Return the offer to buy as it compares with the others that were made."""
     candidate = best.candidate
     if candidate.comparison is None and not others and not left:
         return best
@@ -278,58 +290,3 @@ def _most_telling(failures: Sequence[PurchaseError]) -> PurchaseError:
 
 def _has_offer(task: "asyncio.Task[Offer | PurchaseError]") -> bool:
     return task.done() and not task.cancelled() and isinstance(task.result(), Offer)
-
-
-# Failures of a node after which another provider may do the work, because the node itself has not.
-_WORTH_ANOTHER = frozenset(
-    {
-        UpstreamStatus.UNAVAILABLE,
-        UpstreamStatus.RESOURCE_EXHAUSTED,
-        UpstreamStatus.NOT_FOUND,
-        UpstreamStatus.DATA_LOSS,
-    }
-)
-
-
-def others(
-    rest: Sequence[Candidate], answer: ResultBuffer, purchase: Purchase, error: PaymentFailed
-) -> Sequence[Candidate]:
-    """Give those of the rest that may do what a node did not do: none once anything was or may have been paid.
-
-    A peer's failed payment is never repeated elsewhere: only a node's refusal is known to have cost nothing.
-    """
-    if (
-        purchase.quote.source is not ProviderSource.NODE
-        or error.verdict is not Verdict.NONE
-        or error.status not in _WORTH_ANOTHER
-        or answer.head is not None
-    ):
-        return ()
-    return rest
-
-
-async def cheaper(
-    market: QuoteRequester,
-    order: Order,
-    candidates: Sequence[Candidate],
-    too_dear: InsufficientBalance,
-) -> Offer:
-    """Give the next offer that asks less than the one that the customer cannot pay.
-
-    Whoever asked as much or more is told that nobody takes the quote.
-
-    Raises:
-        InsufficientBalance: there is none; the one that was too dear is told.
-    """
-    for number, candidate in enumerate(candidates, 1):
-        try:
-            offer = await market.offer(order, [candidate])
-        except PurchaseError as error:
-            if isinstance(error, PriceLimitExceeded):
-                # The market keeps such a quote for the client, who is told of another one here.
-                market.drop([error.quote])
-            continue
-        if offer.quote.price_msat < (too_dear.quote.price_msat if too_dear.quote else 0):
-            return replace(offer, rest=tuple(candidates[number:]))
-        market.drop([offer.quote])
-    raise too_dear

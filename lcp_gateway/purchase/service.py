@@ -5,8 +5,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, Final
 
 from lcp_gateway.purchase.errors import (
     PaymentFailed,
@@ -20,7 +19,6 @@ from lcp_gateway.purchase.held_quotes import (
     NO_SUCH_QUOTE,
     HeldQuote,
     HeldQuotes,
-    Holding,
     UnknownQuote,
     job_id_of,
 )
@@ -29,6 +27,7 @@ from lcp_gateway.purchase.journal import (
     DuplicateIntent,
     InsufficientBalance,
     JournalUnavailable,
+    PurchaseJournal,
     RepeatIdentity,
     RequestRepeated,
 )
@@ -44,12 +43,12 @@ from lcp_gateway.purchase.purchase import (
     party_of,
 )
 from lcp_gateway.purchase.quote import Candidate, ProviderSource
-from lcp_gateway.purchase.quoting import Offer, QuoteRequester, cheaper, others
+from lcp_gateway.purchase.quoting import Offer, QuoteRequester
 from lcp_gateway.purchase.result_buffer import BufferLimits, ResultBuffer, ResultHead
 from lcp_gateway.purchase.shared_purchases import (
     BoughtBefore,
+    BoughtElsewhere,
     Claim,
-    SharedOrder,
     SharedPurchases,
     find_bought_with,
     wait_until_unpaid,
@@ -65,45 +64,46 @@ from lcp_gateway.purchase.tracing import (
 )
 from lcp_gateway.upstream_status import UpstreamStatus
 
-__all__ = [
-    "CANCEL_REASON",
-    "Observer",
-    "PurchaseService",
-    "Routing",
-    "Timeouts",
-]
-
-CANCEL_REASON = "request canceled"
-# Statuses after which the peer may still be working for nobody.
-_STILL_RUNNING = frozenset({UpstreamStatus.CANCELLED, UpstreamStatus.DEADLINE_EXCEEDED})
-_PERHAPS_AT_WORK = frozenset({State.PAYING, State.UNKNOWN, State.SETTLED, State.UNDELIVERED})
+CANCEL_REASON: Final = "request canceled"
+# Statuses after which the peer may still be working on a job that has no client any more.
+_STILL_RUNNING: Final = frozenset({UpstreamStatus.CANCELLED, UpstreamStatus.DEADLINE_EXCEEDED})
+# Failures of a node after which another provider may do the work, because the node itself has not.
+_WORTH_ANOTHER: Final = frozenset(
+    {
+        UpstreamStatus.UNAVAILABLE,
+        UpstreamStatus.RESOURCE_EXHAUSTED,
+        UpstreamStatus.NOT_FOUND,
+        UpstreamStatus.DATA_LOSS,
+    }
+)
+_PERHAPS_AT_WORK: Final = frozenset({State.PAYING, State.UNKNOWN, State.SETTLED, State.UNDELIVERED})
 
 Routing = Callable[[Order], Awaitable[Sequence[Candidate]]]
-"""Gives the candidates for an order, the first choice first; raises where there are none."""
+"""Returns the candidates for an order, the first choice first; raises where there are none."""
 
 
 class Observer:
-    """Hears of what happens to orders. Does nothing itself."""
+    """Is told what happens to orders. Does nothing itself."""
 
-    def quoted(self, answer: ResultBuffer) -> None:
-        """A quote was taken for it."""
+    def quote_taken(self, buffer: ResultBuffer) -> None:
+        """A quote was taken for the order."""
 
-    def let_go(self, purchase: Purchase) -> None:
-        """Its quote is not taken after all, and another one is."""
+    def quote_released(self, purchase: Purchase) -> None:
+        """The quote is not taken after all, and another one is."""
 
-    def fell_out(self, purchase: Purchase, error: PaymentFailed, *, goes_on: bool) -> None:
-        """A node did not do it and nothing was paid; ``goes_on`` says that another provider is asked now."""
+    def node_failed(self, purchase: Purchase, error: PaymentFailed, *, fails_over: bool) -> None:
+        """A node did not do the work and nothing was paid; ``fails_over``: another provider is asked now."""
 
-    def ended(self, answer: ResultBuffer) -> None:
-        """Nothing more will come of it."""
+    def ended(self, buffer: ResultBuffer) -> None:
+        """Nothing more will come of the order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long a paid answer that nobody waits for goes on being taken in, and how long a peer may take to be told.
+    """How long a purchase may take, in seconds.
 
-    ``limit_s`` is what a purchase may take in all; 0 sets no limit. ``elsewhere_s`` is how long a repeat waits for what
-    another process is buying.
+    ``grace_s``: a paid result without a listener is still received; ``cancel_timeout_s``: a peer is told of the end;
+    ``limit_s``: the whole purchase, 0 sets no limit; ``elsewhere_s``: a repeat waits for another process that is buying.
     """
 
     grace_s: float = 10.0
@@ -112,20 +112,41 @@ class Timeouts:
     elsewhere_s: float = 60.0
 
 
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A purchase that is being made: all that the service holds of it. ``shared`` is None where this gateway is alone."""
+
+    buffer: ResultBuffer
+    keys: RepeatKeys
+    shared: SharedPurchases | None
+    task: asyncio.Task[None] | None = None
+    claim: Claim | None = None
+    reason: InterruptReason = InterruptReason.ENDED
+    bought_elsewhere: bool = False
+    grace: asyncio.TimerHandle | None = None
+    deadline: asyncio.TimerHandle | None = None
+
+    def end_grace(self) -> None:
+        if self.grace is not None:
+            self.grace.cancel()
+            self.grace = None
+
+
 class PurchaseService:
     """Buys what is ordered, once."""
 
     def __init__(
         self,
         *,
-        market: QuoteRequester,
-        buyer: PurchaseExecutor,
+        quoting: QuoteRequester,
+        executor: PurchaseExecutor,
         routing: Routing,
-        memory: IdempotencyCache,
-        book: HeldQuotes,
+        journal: PurchaseJournal,
+        cache: IdempotencyCache,
+        held_quotes: HeldQuotes,
         brake: LoopBrake,
-        bounds: BufferLimits,
-        patience: Timeouts,
+        buffer_limits: BufferLimits,
+        timeouts: Timeouts,
         background: Callable[[Coroutine[Any, Any, None]], None],
         observer: Observer,
         clock: Callable[[], float],
@@ -133,24 +154,21 @@ class PurchaseService:
         tracing: Tracing = NO_TRACING,
     ) -> None:
         """``shared`` is what this gateway knows together with others; None where it is the only one."""
-        self._market = market
-        self._buyer = buyer
+        self._quoting = quoting
+        self._executor = executor
         self._routing = routing
-        self._memory = memory
-        self._holding = Holding(book)
+        self._journal = journal
+        self._cache = cache
+        self._held_quotes = held_quotes
         self._brake = brake
-        self._bounds = bounds
-        self._patience = patience
+        self._buffer_limits = buffer_limits
+        self._timeouts = timeouts
         self._background = background
         self._observer = observer
         self._clock = clock
         self._shared = shared
         self._tracing = tracing
-        # Where the requests that began answers are traced.
-        self._origins: WeakKeyDictionary[ResultBuffer, object] = WeakKeyDictionary()
-        self._running: dict[ResultBuffer, asyncio.Task[None]] = {}
-        self._leaving: dict[ResultBuffer, asyncio.TimerHandle] = {}
-        self._reasons: dict[ResultBuffer, InterruptReason] = {}
+        self._running: dict[ResultBuffer, _Running] = {}
 
     def __len__(self) -> int:
         """How many orders are being bought now."""
@@ -159,56 +177,58 @@ class PurchaseService:
     def use(
         self,
         *,
-        market: QuoteRequester,
-        buyer: PurchaseExecutor,
+        quoting: QuoteRequester,
+        executor: PurchaseExecutor,
         routing: Routing,
-        bounds: BufferLimits,
-        patience: Timeouts,
+        buffer_limits: BufferLimits,
+        timeouts: Timeouts,
         shared: SharedPurchases | None,
     ) -> None:
-        """Buy with these from now on. What is being bought goes on, a call that has gone out with what it went out with."""
-        self._market = market
-        self._buyer = buyer
+        """Buy with these from now on; a call that has gone out keeps those that it went out with."""
+        self._quoting = quoting
+        self._executor = executor
         self._routing = routing
-        self._bounds = bounds
-        self._patience = patience
+        self._buffer_limits = buffer_limits
+        self._timeouts = timeouts
         self._shared = shared
 
-    def find(self, order: Order, repeat: RepeatKeys) -> ResultBuffer | None:
-        """Give the answer that a request asks for again, or None.
+    # -- repeats ------------------------------------------------------------------------------------
+
+    def find(self, order: Order, keys: RepeatKeys) -> ResultBuffer | None:
+        """Return the result that a request asks for again, or None.
 
         Raises:
-            KeyReused, AnswerLost: see ``IdempotencyCache.find``.
+            KeyReused, ResultLost: see ``IdempotencyCache.find``.
         """
-        answer = self._memory.find(order, repeat)
-        if answer is not None and (origin := self._origins.get(answer)) is not None:
-            self._tracing.link(origin)
-        return answer
+        buffer = self._cache.find(order, keys)
+        if buffer is not None and buffer.trace_origin is not None:
+            self._tracing.link(buffer.trace_origin)
+        return buffer
 
-    def find_undecided(self, order: Order, repeat: RepeatKeys) -> ResultBuffer | None:
-        """Return the answer that a request asks for again, if it ended with its payment unknown or its refund withheld."""
-        answer = self._memory.find_undecided(order, repeat)
-        return answer if answer not in self._running else None
+    def find_undecided(self, order: Order, keys: RepeatKeys) -> ResultBuffer | None:
+        """Return the result that a request asks for again, if its payment is unknown or its refund withheld."""
+        buffer = self._cache.find_undecided(order, keys)
+        return buffer if buffer not in self._running else None
 
-    async def learn_outcome(self, answer: ResultBuffer) -> None:
+    async def learn_outcome(self, buffer: ResultBuffer) -> None:
         """Ask the journal what became of a payment that was unknown, or of a charge that was withheld.
 
-        Where nothing was paid, it may be bought anew.
+        Where nothing was paid, the order may be bought anew.
 
         Raises:
             BoughtBefore: it was paid.
         """
-        purchase = answer.purchase
+        purchase = buffer.purchase
         if purchase is None:
             return
         try:
-            found = await self._buyer.find(purchase.quote.job_id)
+            found = await self._journal.find(purchase.quote.job_id)
         except JournalUnavailable:
             return
         if found is None:
             return
         if purchase.refund is Refund.WITHHELD and found.refund is not None:
-            purchase.hear_refund(found.refund)
+            purchase.record_refund(found.refund)
         if purchase.state is not State.UNKNOWN:
             return
         if found.state is State.NOT_PAID:
@@ -216,54 +236,11 @@ class PurchaseService:
         elif VERDICTS[found.state] is Verdict.SETTLED:
             raise BoughtBefore(found)
 
-    async def check_quote(self, order: Order, quote_name: str) -> None:
-        """Let a quote pass that is held, before it is taken by ``start``; where answers are shared that is done there.
-
-        Raises:
-            UnknownQuote: it is not held here.
-            AnswerLost: it was taken before, by another process or before a restart.
-        """
-        if self._shared is None and not self._holding.has(order, quote_name):
-            raise await self._explain(order, quote_name, UnknownQuote(NO_SUCH_QUOTE)) from None
-
-    def identity(self, order: Order, repeat: RepeatKeys) -> RepeatIdentity:
+    def identity(self, order: Order, keys: RepeatKeys) -> RepeatIdentity:
         """Return what the journal recognises a repeat of an order by; before ``start``."""
-        return self._memory.identity(order, repeat)
+        return self._cache.identity(order, keys)
 
-    def start(
-        self, order: Order, repeat: RepeatKeys, quote_name: str | None = None
-    ) -> ResultBuffer:
-        """Begin to buy; with ``quote_name`` the quote of that id is taken.
-
-        Raises:
-            LoopDetected: the same request came too often.
-            UnknownQuote, QuoteForAnotherBody, QuoteExpired: see ``HeldQuotes.take``. Where answers are shared they come
-                of the answer instead: another gateway may have taken the quote for the same request.
-        """
-        self._brake.check(order)
-        sharing: SharedOrder | None = None
-        answer = ResultBuffer(order, self._bounds, self._memory.pool)
-        answer.repeat = self._memory.identity(order, repeat)
-        if self._shared is None:
-            offer = self._holding.take(order, quote_name)
-            work = self._run(answer, lambda: self._buy(answer, offer))
-        else:
-            sharing = SharedOrder(self._shared, self._memory, answer, repeat)
-            work = self._run_shared(sharing, answer, quote_name)
-        self._memory.add(answer, repeat)
-        if repeat.key is not None:
-            answer.when_ended(lambda _answer: self._take_back_if_reused(answer, repeat))
-        if (origin := self._tracing.origin()) is not None:
-            self._origins[answer] = origin
-        task = asyncio.create_task(work)
-        self._running[answer] = task
-        # A callback, since a task that is cancelled before its first step runs no code of its own.
-        task.add_done_callback(lambda _task: self._finished(answer, repeat, sharing))
-        if limit_s := self._patience.limit_s:
-            loop = asyncio.get_running_loop()
-            late = loop.call_later(limit_s, self.interrupt, answer, InterruptReason.TIMED_OUT)
-            answer.when_ended(lambda _answer: late.cancel())
-        return answer
+    # -- quotes -------------------------------------------------------------------------------------
 
     async def quote(self, order: Order) -> HeldQuote:
         """Get a quote that can be taken later; pays nothing.
@@ -272,185 +249,225 @@ class PurchaseService:
             Exception: no quote could be had.
         """
         try:
-            offer = await self._market.offer(order, await self._route(order))
+            offer = await self._quoting.request(order, await self._route(order))
         except Refused as refusal:
-            self._holding.hold_if_good(order, refusal)
+            self._held_quotes.hold_if_good(order, refusal)
             raise
-        return self._holding.hold(order, offer)
+        return self._held_quotes.hold(order, offer)
 
-    def left(self, answer: ResultBuffer) -> None:
-        """Say that a request no longer reads an answer; the last one to leave sets the end in motion."""
-        answer.listeners -= 1
-        if not answer.listeners:
-            self.handed_over(answer)
-        if answer.listeners or answer.kept or answer.ended or answer not in self._running:
+    async def check_quote(self, order: Order, quote_name: str) -> None:
+        """Check that a quote is held, before ``start`` takes it; where results are shared ``start`` does that.
+
+        Raises:
+            UnknownQuote: it is not held here.
+            ResultLost: it was taken before, by another process or before a restart.
+        """
+        if self._shared is None and not self._held_quotes.has(order, quote_name):
+            raise await self._explain(order, quote_name, UnknownQuote(NO_SUCH_QUOTE))
+
+    async def _explain(self, order: Order, quote_name: str, error: UnknownQuote) -> PurchaseError:
+        """Return what became of a quote that is not held: this process before a restart, or another, may have taken it."""
+        job_id = job_id_of(quote_name)
+        if job_id is None:
+            return error
+        identity = self._cache.identity(order, RepeatKeys())
+        return await find_bought_with(job_id, order.key_id, identity, self._journal.find) or error
+
+    # -- a purchase, as requests see it -------------------------------------------------------------
+
+    def start(self, order: Order, keys: RepeatKeys, quote_name: str | None = None) -> ResultBuffer:
+        """Begin to buy; with ``quote_name`` the quote of that name is taken.
+
+        Raises:
+            LoopDetected: the same request came too often.
+            UnknownQuote, QuoteForAnotherBody, QuoteExpired: see ``HeldQuotes.take``. Where results are shared they come
+                of the buffer instead: another gateway may have taken the quote for the same request.
+        """
+        self._brake.check(order)
+        buffer = ResultBuffer(order, self._buffer_limits, self._cache.pool)
+        buffer.repeat = self._cache.identity(order, keys)
+        running = _Running(buffer, keys, self._shared)
+        offer = None
+        if running.shared is None and quote_name is not None:
+            offer, quote_name = self._held_quotes.take(order, quote_name), None
+        self._cache.add(buffer, keys)
+        if keys.key is not None:
+            buffer.when_ended(lambda _buffer: self._remove_if_reused(buffer, keys))
+        buffer.trace_origin = self._tracing.origin()
+        self._running[buffer] = running
+        running.task = asyncio.create_task(self._run(running, offer, quote_name))
+        # A callback, since a task that is cancelled before its first step runs no code of its own.
+        running.task.add_done_callback(lambda _task: self._finished(running))
+        if limit_s := self._timeouts.limit_s:
+            running.deadline = asyncio.get_running_loop().call_later(
+                limit_s, self.interrupt, buffer, InterruptReason.TIMED_OUT
+            )
+        return buffer
+
+    def joined(self, buffer: ResultBuffer) -> None:
+        """Record that a request waits for a result; ``left`` has to follow."""
+        buffer.listeners += 1
+        buffer.outlives_requests = False
+        if running := self._running.get(buffer):
+            running.end_grace()
+
+    def left(self, buffer: ResultBuffer) -> None:
+        """Record that a request no longer reads a result; the last one to leave sets the end in motion."""
+        buffer.listeners -= 1
+        if not buffer.listeners:
+            self.handed_over(buffer)
+        running = self._running.get(buffer)
+        if buffer.listeners or buffer.is_retained or buffer.ended or running is None:
             return
-        answer.outlives_requests = True
-        if answer.verdict is Verdict.NONE:
-            self.interrupt(answer, InterruptReason.NOBODY_WAITS)
-        elif answer not in self._leaving:
+        buffer.outlives_requests = True
+        if buffer.verdict is Verdict.NONE:
+            self.interrupt(buffer, InterruptReason.NO_LISTENER)
+        elif running.grace is None:
             loop = asyncio.get_running_loop()
-            self._leaving[answer] = loop.call_later(self._patience.grace_s, self._abandon, answer)
+            running.grace = loop.call_later(self._timeouts.grace_s, self._end_grace, running)
 
-    def handed_over(self, answer: ResultBuffer) -> None:
-        """Say that a client has the whole result, or that no request waits for it any more: it is recorded as delivered."""
-        if answer.purchase is not None:
-            answer.purchase.handed_over()
+    def handed_over(self, buffer: ResultBuffer) -> None:
+        """Record the delivery: a client has the whole result, or no request waits for it any more."""
+        if buffer.purchase is not None:
+            buffer.purchase.handed_over()
 
-    def joined(self, answer: ResultBuffer) -> None:
-        """Say that a request waits for an answer; ``left`` has to follow."""
-        answer.listeners += 1
-        answer.outlives_requests = False
-        if timer := self._leaving.pop(answer, None):
-            timer.cancel()
-
-    def interrupt(self, answer: ResultBuffer, reason: InterruptReason) -> None:
+    def interrupt(self, buffer: ResultBuffer, reason: InterruptReason) -> None:
         """End an order that is being bought."""
+        running = self._running.get(buffer)
         # One that has ended only tells the other gateways so.
-        if (task := self._running.get(answer)) and not answer.ended:
-            self._reasons[answer] = reason
-            if (purchase := answer.purchase) is not None:
-                purchase.interrupted_by = party_of(reason, purchase)
-            task.cancel()
+        if running is None or buffer.ended:
+            return
+        running.reason = reason
+        if (purchase := buffer.purchase) is not None:
+            purchase.interrupted_by = party_of(reason, purchase)
+        if running.task is not None:
+            running.task.cancel()
 
     def interrupt_all(self, reason: InterruptReason) -> int:
-        """End all orders that are being bought; gives how many."""
-        running = list(self._running)
-        for answer in running:
-            self.interrupt(answer, reason)
-        return len(running)
+        """End all orders that are being bought; return how many."""
+        buffers = list(self._running)
+        for buffer in buffers:
+            self.interrupt(buffer, reason)
+        return len(buffers)
 
     async def wait_idle(self) -> None:
-        """Wait for the orders that are being bought to come to their end."""
-        if self._running:
-            await asyncio.wait(self._running.values())
+        """Wait until the orders that are being bought have ended."""
+        if tasks := [one.task for one in self._running.values() if one.task is not None]:
+            await asyncio.wait(tasks)
 
-    def _abandon(self, answer: ResultBuffer) -> None:
-        self._leaving.pop(answer, None)
-        if not answer.listeners:
-            self.interrupt(answer, InterruptReason.NOBODY_WAITS)
+    def _end_grace(self, running: _Running) -> None:
+        running.grace = None
+        if not running.buffer.listeners:
+            self.interrupt(running.buffer, InterruptReason.NO_LISTENER)
 
-    async def _run_shared(
-        self, sharing: SharedOrder, answer: ResultBuffer, quote_name: str | None
-    ) -> None:
-        """Buy unless another gateway does or did; whoever waits for that here waits for this answer."""
+    # -- a purchase, in its own task ----------------------------------------------------------------
 
-        async def buy(claim: Claim) -> None:
-            try:
-                offer = self._holding.take(answer.order, quote_name)
-            except UnknownQuote as error:
-                raise await self._explain(answer.order, quote_name, error) from None
-            await self._buy(answer, offer, claim)
-
-        await self._run(answer, lambda: sharing.obtain(buy))
-        await sharing.ended()
-
-    async def _run(self, answer: ResultBuffer, obtain: Callable[[], Awaitable[None]]) -> None:
+    async def _run(self, running: _Running, offer: Offer | None, quote_name: str | None) -> None:
+        """Buy, and end the buffer whatever happens. Each chunk passes through as few coroutines below this as can be."""
+        buffer = running.buffer
         try:
-            await obtain()
-            answer.end()
+            if running.shared is not None:
+                offer = await self._claim(running, running.shared, quote_name)
+            if not running.bought_elsewhere:
+                stream = await self._buy(running, offer)
+                if stream is not None:
+                    await self._receive(buffer, stream)
+                buffer.end()
         except asyncio.CancelledError:
-            self._cancel_job(answer.purchase)
-            answer.fail(self._interrupted(answer))
-        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
-            self._cancel_if_at_work(answer.purchase, error)
-            purchase = answer.purchase
-            held = self._holding.hold_if_good(answer.order, error, purchase)
+            self._cancel_job(buffer.purchase)
+            buffer.fail(Interrupted(running.reason, buffer.purchase))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the requests that wait must get it
+            self._cancel_if_at_work(buffer.purchase, error)
+            purchase = buffer.purchase
+            held = self._held_quotes.hold_if_good(buffer.order, error, purchase)
             # The job of a duplicate may be one that is paid for and running.
             is_dropped = not held and not isinstance(error, DuplicateIntent)
             if purchase is not None and purchase.state is State.REFUSED and is_dropped:
-                self._market.drop([purchase.quote])
-            answer.fail(error)
+                self._quoting.drop([purchase.quote])
+            buffer.fail(error)
+        if running.claim is not None:
+            await running.claim.ended(buffer)
 
-    def _take_back_if_reused(self, answer: ResultBuffer, repeat: RepeatKeys) -> None:
-        """Forget an answer whose key turned out to be that of another request, before its error is seen."""
-        if isinstance(answer.error, KeyReused):
-            self._memory.take_back(answer, repeat)
+    def _finished(self, running: _Running) -> None:
+        buffer = running.buffer
+        if not buffer.ended:
+            buffer.fail(Interrupted(running.reason, buffer.purchase))
+        del self._running[buffer]
+        running.end_grace()
+        if running.deadline is not None:
+            running.deadline.cancel()
+        self._cache.ended(buffer, running.keys)
+        # A purchase by another gateway is counted there.
+        if not running.bought_elsewhere:
+            self._observer.ended(buffer)
 
-    def _finished(
-        self, answer: ResultBuffer, repeat: RepeatKeys, sharing: SharedOrder | None
-    ) -> None:
-        if not answer.ended:
-            answer.fail(self._interrupted(answer))
-        del self._running[answer]
-        self._reasons.pop(answer, None)
-        if timer := self._leaving.pop(answer, None):
-            timer.cancel()
-        self._memory.ended(answer, repeat)
-        # What another gateway bought is counted there.
-        if sharing is None or not sharing.bought_elsewhere:
-            self._observer.ended(answer)
+    def _remove_if_reused(self, buffer: ResultBuffer, keys: RepeatKeys) -> None:
+        """Remove a result whose key turned out to be that of another request, before its error is seen."""
+        if isinstance(buffer.error, KeyReused):
+            self._cache.remove(buffer, keys)
 
-    def _interrupted(self, answer: ResultBuffer) -> Interrupted:
-        return Interrupted(self._reasons.get(answer, InterruptReason.ENDED), answer.purchase)
+    async def _claim(
+        self, running: _Running, shared: SharedPurchases, quote_name: str | None
+    ) -> Offer | None:
+        """Claim the order, and take the quote that it names; where another gateway bought it, take its result."""
+        buffer = running.buffer
+        found = await shared.claim(buffer.order, running.keys)
+        if isinstance(found, BoughtElsewhere):
+            running.bought_elsewhere = True
+            found.copy_to(buffer)
+            return None
+        running.claim = found
+        if quote_name is None:
+            return None
+        try:
+            return self._held_quotes.take(buffer.order, quote_name)
+        except UnknownQuote as error:
+            raise await self._explain(buffer.order, quote_name, error) from None
 
-    async def _explain(
-        self, order: Order, quote_name: str | None, error: UnknownQuote
-    ) -> PurchaseError:
-        """Return what became of a quote that is not held: another process, or this one before a restart, may have taken it."""
-        job_id = job_id_of(quote_name or "")
-        if job_id is None:
-            return error
-        identity = self._memory.identity(order, RepeatKeys())
-        bought = await find_bought_with(job_id, order.key_id, identity, self._buyer.find)
-        return bought or error
-
-    async def _buy(
-        self, answer: ResultBuffer, offer: Offer | None, claim: Claim | None = None
-    ) -> None:
-        order = answer.order
+    async def _buy(self, running: _Running, offer: Offer | None) -> PaidStream | None:
+        """Pay for one quote, after others where that is free; return the stream, None once a whole result is buffered."""
+        buffer = running.buffer
+        order = buffer.order
         started = self._clock()
         if offer is None:
-            offer = await self._market.offer(order, await self._route(order))
+            offer = await self._quoting.request(order, await self._route(order))
         while True:
-            answer.purchase = purchase = Purchase(
+            buffer.purchase = purchase = Purchase(
                 offer.order,
                 offer.quote,
                 payment_hash=offer.payment_hash,
                 runner_up_msat=offer.runner_up_msat,
                 candidate=offer.candidate,
-                repeat=answer.repeat,
+                repeat=buffer.repeat,
             )
-            purchase.is_awaited = partial(_is_awaited, answer)
-            answer.quote_s = self._clock() - started
-            self._observer.quoted(answer)
-            if claim is not None and not await claim.may_pay():
+            purchase.is_awaited = buffer.has_waiting_client
+            buffer.quote_s = self._clock() - started
+            self._observer.quote_taken(buffer)
+            if running.claim is not None and not await running.claim.may_pay():
                 raise Interrupted(InterruptReason.TAKEN_OVER, purchase)
             try:
-                await self._carry_out(answer, purchase)
+                return await self._pay(buffer, purchase)
             except PaymentFailed as error:
-                candidates = others(offer.rest, answer, purchase, error)
-                if purchase.quote.source is ProviderSource.NODE and error.verdict is Verdict.NONE:
-                    self._observer.fell_out(purchase, error, goes_on=bool(candidates))
-                if not candidates:
-                    raise
-                offer = await self._market.offer(order, candidates)
-            except RequestRepeated as error:
-                # Its own quote stays good meanwhile: it is taken once the other purchase has come to nothing.
-                await wait_until_unpaid(
-                    error.earlier, answer.repeat, self._buyer.find, self._patience.elsewhere_s
+                # A peer's failed payment is never repeated elsewhere: only a node's refusal is known to have cost nothing.
+                is_free = (
+                    purchase.quote.source is ProviderSource.NODE and error.verdict is Verdict.NONE
                 )
-                self._observer.let_go(purchase)
+                fails_over = is_free and error.status in _WORTH_ANOTHER and bool(offer.rest)
+                if is_free:
+                    self._observer.node_failed(purchase, error, fails_over=fails_over)
+                if not fails_over:
+                    raise
+                offer = await self._quoting.request(order, offer.rest)
+            except RequestRepeated as error:
+                # Its own quote stays good meanwhile: it is taken once the other purchase is known to be unpaid.
+                await wait_until_unpaid(
+                    error.earlier, buffer.repeat, self._journal.find, self._timeouts.elsewhere_s
+                )
+                self._observer.quote_released(purchase)
             except InsufficientBalance as error:
-                offer = await cheaper(self._market, order, offer.rest, error)
-                self._market.drop([purchase.quote])
-                self._observer.let_go(purchase)
-            else:
-                return
-
-    async def _carry_out(self, answer: ResultBuffer, purchase: Purchase) -> None:
-        started = self._clock()
-        try:
-            if purchase.order.task.stream:
-                await self._stream(answer, purchase)
-            else:
-                result = await self._buyer.buy(purchase)
-                answer.append(result.body)
-                answer.begin(ResultHead(result.content_type, result.content_encoding))
-        finally:
-            answer.execute_s = self._clock() - started
-            # Asked no more, and else a circle of the two.
-            purchase.is_awaited = not_awaited
+                offer = await self._quoting.request_cheaper(order, offer.rest, error)
+                self._quoting.drop([purchase.quote])
+                self._observer.quote_released(purchase)
 
     async def _route(self, order: Order) -> Sequence[Candidate]:
         with self._tracing.span(TraceStep.ROUTE) as span:
@@ -458,53 +475,63 @@ class PurchaseService:
             span.note(choice_facts, candidates)
             return candidates
 
-    async def _stream(self, answer: ResultBuffer, purchase: Purchase) -> None:
-        started = self._clock()
-        stream = await self._buyer.open_stream(purchase)
-        answer.begin(ResultHead(stream.content_type, stream.content_encoding))
+    async def _pay(self, buffer: ResultBuffer, purchase: Purchase) -> PaidStream | None:
+        buffer.executing_since = self._clock()
+        stream = None
+        try:
+            if purchase.order.task.stream:
+                stream = await self._executor.open_stream(purchase)
+            else:
+                result = await self._executor.execute(purchase)
+                buffer.append(result.body)
+                buffer.begin(ResultHead(result.content_type, result.content_encoding))
+        finally:
+            if stream is None:
+                self._call_ended(buffer, purchase)
+        return stream
+
+    async def _receive(self, buffer: ResultBuffer, stream: PaidStream) -> None:
+        """Take a stream's chunks in; waits while the slowest reader is too far behind."""
+        purchase, judge = stream.purchase, stream.judge
+        purchase.held_up_by_readers = partial(self._is_held_up, buffer)
+        buffer.begin(ResultHead(stream.content_type, stream.content_encoding))
         with self._tracing.span(TraceStep.STREAM) as span:
             try:
-                await self._take_in(answer, purchase, stream, started)
+                async with aclosing(stream.chunks()) as chunks:
+                    async for block in chunks:
+                        if buffer.first_byte_s is None:
+                            buffer.first_byte_s = self._clock() - buffer.executing_since
+                        buffer.append(block, judge.free_bytes)
+                        if buffer.is_ahead:
+                            waits = buffer.waits_since = self._clock()
+                            await buffer.room()
+                            buffer.waits_since = None
+                            buffer.waited_s += self._clock() - waits
+                        if not buffer.listeners and not buffer.readable:
+                            # Too large to be held, and without a reader. A client that handed it over did not leave.
+                            self.interrupt(
+                                buffer,
+                                InterruptReason.ENDED
+                                if buffer.is_retained
+                                else InterruptReason.NO_LISTENER,
+                            )
             finally:
                 span.note(outcome_facts, purchase)
-                span.note(stream_facts, answer)
+                span.note(stream_facts, buffer)
+                self._call_ended(buffer, purchase)
 
-    async def _take_in(
-        self, answer: ResultBuffer, purchase: Purchase, stream: PaidStream, started: float
-    ) -> None:
-        purchase.held_up_by_readers = partial(self._is_held_up, answer, started)
-        try:
-            await self._take_chunks(answer, stream, started)
-        finally:
-            # Asked no more, and else a circle of the two.
-            purchase.held_up_by_readers = not_held_up
+    def _call_ended(self, buffer: ResultBuffer, purchase: Purchase) -> None:
+        buffer.execute_s = self._clock() - buffer.executing_since
+        # Asked no more; with these the buffer and its purchase would hold each other.
+        purchase.is_awaited, purchase.held_up_by_readers = not_awaited, not_held_up
 
-    async def _take_chunks(self, answer: ResultBuffer, stream: PaidStream, started: float) -> None:
-        judge = stream.judge
-        async with aclosing(stream.chunks()) as chunks:
-            async for block in chunks:
-                if answer.first_byte_s is None:
-                    answer.first_byte_s = self._clock() - started
-                answer.append(block, judge.free_bytes)
-                if answer.is_ahead:
-                    waits = answer.waits_since = self._clock()
-                    await answer.room()
-                    answer.waits_since = None
-                    answer.waited_s += self._clock() - waits
-                if not answer.listeners and not answer.readable:
-                    # Too large to be kept, and nobody takes it. Whoever left it to us did not leave.
-                    self.interrupt(
-                        answer,
-                        InterruptReason.ENDED if answer.kept else InterruptReason.NOBODY_WAITS,
-                    )
-
-    def _is_held_up(self, answer: ResultBuffer, started: float) -> bool:
+    def _is_held_up(self, buffer: ResultBuffer) -> bool:
         now = self._clock()
-        waits_s = 0.0 if answer.waits_since is None else now - answer.waits_since
-        return 2 * (answer.waited_s + waits_s) > now - started
+        waits_s = 0.0 if buffer.waits_since is None else now - buffer.waits_since
+        return 2 * (buffer.waited_s + waits_s) > now - buffer.executing_since
 
     def _cancel_if_at_work(self, purchase: Purchase | None, error: Exception) -> None:
-        # A deadline, or a stream that broke off before its end: the peer may still be at it.
+        # A deadline, or a stream that broke off before its end: the peer may still be working.
         broke_off = isinstance(error, Undelivered) and isinstance(error.__cause__, UpstreamError)
         timed_out = isinstance(error, PaymentFailed) and error.status in _STILL_RUNNING
         if broke_off or timed_out:
@@ -513,9 +540,5 @@ class PurchaseService:
     def _cancel_job(self, purchase: Purchase | None) -> None:
         if purchase is not None and purchase.state in _PERHAPS_AT_WORK:
             self._background(
-                self._buyer.cancel(purchase, CANCEL_REASON, self._patience.cancel_timeout_s)
+                self._executor.cancel(purchase, CANCEL_REASON, self._timeouts.cancel_timeout_s)
             )
-
-
-def _is_awaited(answer: ResultBuffer) -> bool:
-    return answer.listeners > 0 and not answer.kept

@@ -7,115 +7,13 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from lcp_gateway.purchase.errors import PurchaseError
-from lcp_gateway.purchase.idempotency import IdempotencyCache, KeyReused, RepeatKeys, ResultLost
+from lcp_gateway.purchase.idempotency import KeyReused, RepeatKeys, ResultLost
 from lcp_gateway.purchase.journal import EarlierPurchase, JournalUnavailable, RepeatIdentity
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.result_buffer import ResultBuffer, ResultHead
 from lcp_gateway.purchase.states import VERDICTS, State, Verdict
-
-
-class LostElsewhere(ResultLost):
-    """Another gateway bought it, or may have, and its answer cannot be had here."""
-
-    request_id = ""
-    """The request that bought it, where that is known: what a job in the background is polled by."""
-
-    def __init__(self, message: str, *, verdict: Verdict, quote: Quote | None = None) -> None:
-        PurchaseError.__init__(self, message, quote=quote)
-        self.verdict = verdict
-
-
-@dataclass(frozen=True, slots=True)
-class BoughtElsewhere:
-    """What came of the same order at another gateway: bytes, and the error that cut them short if one did."""
-
-    purchase: Purchase
-    head: ResultHead | None
-    body: bytes = field(repr=False)
-    error: PurchaseError | None
-
-    def give(self, answer: ResultBuffer) -> None:
-        """Let an answer be this one, to its end."""
-        answer.purchase = self.purchase
-        if self.head is not None:
-            answer.append(self.body)
-            answer.begin(self.head)
-        if self.error is not None:
-            answer.fail(self.error)
-        else:
-            answer.end()
-
-
-class Claim(Protocol):
-    """The right to buy an order, which no other gateway has at the same time."""
-
-    async def may_pay(self) -> bool:
-        """Tell, right before a payment, whether the claim still stands. Once it does not, nothing may be paid."""
-        ...
-
-    async def ended(self, answer: ResultBuffer) -> None:
-        """Let the others have what came of it; what cost nothing may be bought anew. Raises nothing."""
-        ...
-
-
-class SharedPurchases(Protocol):
-    """Finds what other gateways buy and bought."""
-
-    async def claim(self, order: Order, repeat: RepeatKeys) -> Claim | BoughtElsewhere:
-        """Claim an order that is about to be bought, or give what came of it elsewhere; waits while it is bought there.
-
-        ``ended`` of the claim has to follow. While nothing can be shared every claim is granted, and it is reported.
-
-        Raises:
-            KeyReused: the idempotency key came with another body before.
-            AnswerLost: it was bought, or may have been, and its answer cannot be had.
-            Refused: nobody can tell.
-        """
-        ...
-
-
-class SharedOrder:
-    """One order that this gateway buys, unless another one does or did."""
-
-    def __init__(
-        self,
-        shared: SharedPurchases,
-        memory: IdempotencyCache,
-        answer: ResultBuffer,
-        repeat: RepeatKeys,
-    ) -> None:
-        self._shared = shared
-        self._memory = memory
-        self._answer = answer
-        self._repeat = repeat
-        self._claim: Claim | None = None
-        self.bought_elsewhere = False
-
-    async def obtain(self, buy: Callable[[Claim], Awaitable[None]]) -> None:
-        """Buy with a claim, or give the answer what came of the order elsewhere. ``ended`` has to follow.
-
-        Raises:
-            Exception: as ``SharedPurchases.claim`` and ``buy``.
-        """
-        try:
-            found = await self._shared.claim(self._answer.order, self._repeat)
-        except KeyReused:
-            self._memory.take_back(self._answer, self._repeat)
-            raise
-        if isinstance(found, BoughtElsewhere):
-            self.bought_elsewhere = True
-            found.give(self._answer)
-            return
-        self._claim = found
-        await buy(found)
-
-    async def ended(self) -> None:
-        """Let the others have what came of it."""
-        if self._claim is not None:
-            await self._claim.ended(self._answer)
-
 
 _FIRST_PAUSE_S: Final = 0.02
 _MOST_PAUSE_S: Final = 0.5
@@ -124,8 +22,19 @@ FindPurchase = Callable[[bytes], Awaitable[EarlierPurchase | None]]
 """Finds the purchase of a job in the journal; raises ``JournalUnavailable``."""
 
 
+class LostElsewhere(ResultLost):
+    """Another gateway bought it, or may have, and its result cannot be had here."""
+
+    request_id = ""
+    """The request that bought it, where that is known: the id by which a job in the background is polled."""
+
+    def __init__(self, message: str, *, verdict: Verdict, quote: Quote | None = None) -> None:
+        PurchaseError.__init__(self, message, quote=quote)
+        self.verdict = verdict
+
+
 class BoughtBefore(LostElsewhere):
-    """The journal has a purchase of the same request, and its answer cannot be had here."""
+    """The journal has a purchase of the same request, and its result cannot be had here."""
 
     def __init__(self, earlier: EarlierPurchase) -> None:
         verdict = VERDICTS[earlier.state]
@@ -143,8 +52,63 @@ def _message(state: State, verdict: Verdict) -> str:
             "if it turns out that it was not"
         )
     if state is State.UNDELIVERED:
-        return "this was bought before, and its answer did not come; it is not paid for again"
-    return "this was bought before and its answer is no longer held; it is not paid for again"
+        return "this was bought before, and its result did not come; it is not paid for again"
+    return "this was bought before and its result is no longer held; it is not paid for again"
+
+
+# -- by another gateway that runs now ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BoughtElsewhere:
+    """The result of the same order at another gateway: bytes, and the error that cut them short if one did."""
+
+    purchase: Purchase
+    head: ResultHead | None
+    body: bytes = field(repr=False)
+    error: PurchaseError | None
+
+    def copy_to(self, buffer: ResultBuffer) -> None:
+        """Fill a buffer with this result, to its end."""
+        buffer.purchase = self.purchase
+        if self.head is not None:
+            buffer.append(self.body)
+            buffer.begin(self.head)
+        if self.error is not None:
+            buffer.fail(self.error)
+        else:
+            buffer.end()
+
+
+class Claim(Protocol):
+    """The right to buy an order, which no other gateway has at the same time."""
+
+    async def may_pay(self) -> bool:
+        """Return, right before a payment, whether the claim still stands. Once it does not, nothing may be paid."""
+        ...
+
+    async def ended(self, buffer: ResultBuffer) -> None:
+        """Publish the result to the other gateways; what cost nothing may be bought anew. Raises nothing."""
+        ...
+
+
+class SharedPurchases(Protocol):
+    """Finds the purchases of other gateways, made and under way."""
+
+    async def claim(self, order: Order, keys: RepeatKeys) -> Claim | BoughtElsewhere:
+        """Claim an order that is about to be bought, or return its result elsewhere; waits while it is bought there.
+
+        ``ended`` of the claim has to follow. While nothing can be shared every claim is granted, and it is reported.
+
+        Raises:
+            KeyReused: the idempotency key came with another body before.
+            ResultLost: it was bought, or may have been, and its result cannot be had.
+            Refused: it cannot be known.
+        """
+        ...
+
+
+# -- before a restart, as the journal says ----------------------------------------------------------
 
 
 def refusal_of(earlier: EarlierPurchase, identity: RepeatIdentity | None) -> PurchaseError:
@@ -176,10 +140,10 @@ async def wait_until_unpaid(
         try:
             found = await find(earlier.quote.job_id)
         except JournalUnavailable:
-            # Away for a moment: what is known stands.
+            # Away for a moment: the state read before stands.
             continue
         if found is None:
-            # Only what has ended is ever removed from the journal.
+            # Only purchases that have ended are ever removed from the journal.
             break
         earlier = found
     if earlier.state is not State.NOT_PAID:

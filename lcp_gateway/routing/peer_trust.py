@@ -281,8 +281,8 @@ class PeerTrust:
         """Note what a purchase has come to; see ``resolved``."""
         self.resolved(quote.peer_id, quote.job_id, quote.price_msat, state)
 
-    def left(self, quote: Quote) -> None:
-        """Give back what was held of a purchase whose client wanted no more of it; nobody gains or loses by it."""
+    def released(self, quote: Quote) -> None:
+        """Release the price held of a purchase whose client left; it counts neither for the peer nor against it."""
         account = self._account(quote.peer_id)
         account.take(quote.job_id)
         account.breaker.ended(quote.job_id)

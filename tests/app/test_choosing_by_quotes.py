@@ -12,6 +12,7 @@ from lcp_gateway.purchase.quoting import QuoteRequester, QuotingRules
 from lcp_gateway.routing.measurements import Mode, request_size
 from tests.app.test_chooser import Choosing, order, task
 from tests.routing.offering import provider
+from tests.support.purchases import ScriptedInspector
 from tests.support.shop import Peer, Shop
 
 
@@ -35,7 +36,7 @@ class Bazaar:
         self.market = QuoteRequester(
             self.shop,
             asking or QuotingRules(),
-            inspect=lambda _order, _quote: b"",
+            inspector=ScriptedInspector(inspect=lambda _order, _quote: b""),
             background=lambda coroutine: self.background.append(asyncio.ensure_future(coroutine)),
             cancel_timeout_s=1,
             on_quote=self._quoted,
@@ -50,7 +51,7 @@ class Bazaar:
         self.choosing.draw = draw
         wanted = order(task(model))
         try:
-            return await self.market.offer(wanted, await self.choosing.chooser(wanted))
+            return await self.market.request(wanted, await self.choosing.chooser(wanted))
         finally:
             await asyncio.gather(*self.background)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lcp_gateway.app.buying import spending_limits
 from lcp_gateway.app.wiring.journal import refund_limits
+from lcp_gateway.app.wiring.purchase import spending_limits
 from lcp_gateway.app.wiring.routing import trust_rules
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.errors import PurchaseError, Refused
@@ -24,7 +24,7 @@ from lcp_gateway.store.journal.purchases import PurchaseFilter
 from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import written
-from tests.support.purchases import HASH, NOW, order, quote, result
+from tests.support.purchases import NOW, ScriptedInspector, order, quote, result
 
 PAGE = Path(__file__).parents[2] / "docs" / "money.md"
 PEERS = [f"03{number:064x}" for number in range(20)]
@@ -70,12 +70,14 @@ class Operator:
         self.journal.start()
         self.ledger, self.books = Ledger(self.database), Books(self.database)
         self.league = League()
-        self.buyer = PurchaseExecutor(
+        limits = spending_limits(DEFAULTS)
+        trust = PeerTrust(rules or trust_rules(DEFAULTS), clock=self.clock)
+        self.executor = PurchaseExecutor(
             self.league,
             journal=self.journal,
-            inspect=lambda _order, _quote: HASH,
-            limits=spending_limits(DEFAULTS),
-            exposure=PeerTrust(rules or trust_rules(DEFAULTS), clock=self.clock),
+            inspector=ScriptedInspector(limits, trust),
+            limits=limits,
+            exposure=trust,
             execute_timeout_s=1,
             now=self.clock.now,
         )
@@ -99,7 +101,7 @@ class Operator:
         )
         purchase = Purchase(replace(order(), account_id=account_id), quoted)
         try:
-            await self.buyer.buy(purchase)
+            await self.executor.execute(purchase)
         except Refused:
             return False
         except PurchaseError:

@@ -77,7 +77,7 @@ class World:
     ) -> ResultBuffer:
         """Have a purchase go its whole way."""
         answer = bought(provider_id, kind=kind, stream=stream)
-        self.measuring.quoted(answer)
+        self.measuring.quote_taken(answer)
         for event in ENDS[how]:
             answer.purchase.apply(event)
         answer.size, answer.execute_s, answer.waited_s = size, execute_s, waited_s
@@ -107,7 +107,7 @@ def failed(status, provider_id=NODE, verdict=Verdict.NONE) -> PaymentFailed:
 def test_a_provider_is_at_work_from_the_quote_to_the_end_whatever_that_is(how):
     world = World()
     first = bought()
-    world.measuring.quoted(first)
+    world.measuring.quote_taken(first)
     assert world.records.in_flight(PEER) == 1
     world.ends(how)
     assert world.records.in_flight(PEER) == 1
@@ -118,7 +118,7 @@ def test_a_provider_is_at_work_from_the_quote_to_the_end_whatever_that_is(how):
 def test_an_order_that_never_got_a_quote_tells_nothing():
     world = World()
     answer = ResultBuffer(order(), BufferLimits(), BufferPool(MIB))
-    world.measuring.quoted(answer)
+    world.measuring.quote_taken(answer)
     world.measuring.ended(answer)
     assert world.records.in_flight(PEER) == 0 and world.view().expected_s is None
 
@@ -224,8 +224,8 @@ def test_a_peer_that_does_not_take_the_payment_has_not_delivered(status):
 def test_a_node_that_falls_out_is_done_with_its_work_and_stands_accordingly(status):
     world = World()
     answer = bought(NODE)
-    world.measuring.quoted(answer)
-    world.measuring.fell_out(answer.purchase, failed(status), goes_on=True)
+    world.measuring.quote_taken(answer)
+    world.measuring.node_failed(answer.purchase, failed(status), fails_over=True)
     assert world.records.in_flight(NODE) == 0
     assert world.view(NODE).delivery < 1
     assert world.standings.readiness(NODE) == 0
@@ -236,8 +236,8 @@ def test_a_node_that_falls_out_is_done_with_its_work_and_stands_accordingly(stat
 def test_a_node_that_falls_out_over_the_request_stands_as_before(status):
     world = World()
     answer = bought(NODE)
-    world.measuring.quoted(answer)
-    world.measuring.fell_out(answer.purchase, failed(status), goes_on=True)
+    world.measuring.quote_taken(answer)
+    world.measuring.node_failed(answer.purchase, failed(status), fails_over=True)
     assert world.records.in_flight(NODE) == 0
     assert world.view(NODE).delivery == 1
     assert world.standings.readiness(NODE) == 1
@@ -246,9 +246,9 @@ def test_a_node_that_falls_out_over_the_request_stands_as_before(status):
 def test_the_last_node_that_falls_out_is_counted_once_at_the_end():
     world = World()
     answer = bought(NODE)
-    world.measuring.quoted(answer)
+    world.measuring.quote_taken(answer)
     error = failed("UNAVAILABLE")
-    world.measuring.fell_out(answer.purchase, error, goes_on=False)
+    world.measuring.node_failed(answer.purchase, error, fails_over=False)
     assert world.records.in_flight(NODE) == 1
     assert world.told.failovers == []
     for event in ENDS["not_paid"]:
@@ -264,10 +264,10 @@ def test_the_last_node_that_falls_out_is_counted_once_at_the_end():
 def test_the_next_provider_is_at_work_after_a_failover():
     world = World()
     answer = bought(NODE)
-    world.measuring.quoted(answer)
-    world.measuring.fell_out(answer.purchase, failed("UNAVAILABLE"), goes_on=True)
+    world.measuring.quote_taken(answer)
+    world.measuring.node_failed(answer.purchase, failed("UNAVAILABLE"), fails_over=True)
     answer.purchase = bought(PEER).purchase
-    world.measuring.quoted(answer)
+    world.measuring.quote_taken(answer)
     assert (world.records.in_flight(NODE), world.records.in_flight(PEER)) == (0, 1)
 
 
@@ -291,19 +291,19 @@ def test_several_are_told_in_order():
         def __init__(self, name):
             self.name = name
 
-        def quoted(self, answer):
+        def quote_taken(self, answer):
             heard.append((self.name, "quoted"))
 
-        def fell_out(self, purchase, error, *, goes_on):
-            heard.append((self.name, "fell out", goes_on))
+        def node_failed(self, purchase, error, *, fails_over):
+            heard.append((self.name, "fell out", fails_over))
 
         def ended(self, answer):
             heard.append((self.name, "ended"))
 
     observers = Observers([Noting("first"), Noting("second")])
     answer = bought()
-    observers.quoted(answer)
-    observers.fell_out(answer.purchase, failed("UNAVAILABLE"), goes_on=True)
+    observers.quote_taken(answer)
+    observers.node_failed(answer.purchase, failed("UNAVAILABLE"), fails_over=True)
     observers.ended(answer)
     assert heard == [
         ("first", "quoted"),

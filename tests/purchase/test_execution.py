@@ -26,6 +26,7 @@ from tests.support.purchases import (
     NOW,
     TASK,
     MemoryJournal,
+    ScriptedInspector,
     ScriptedUpstream,
     Trusting,
     order,
@@ -37,19 +38,22 @@ from tests.support.purchases import (
 NO_LIMITS = SpendingLimits()
 
 
-def world(*, now=NOW, inspect=lambda _order, _quote: HASH, limits=NO_LIMITS, **script):
+def world(
+    *, now=NOW, inspect=lambda _order, _quote: HASH, limits=NO_LIMITS, exposure=None, **script
+):
+    exposure = exposure or Trusting()
     upstream = ScriptedUpstream(**script)
     journal = MemoryJournal(upstream)
-    buyer = PurchaseExecutor(
+    executor = PurchaseExecutor(
         upstream,
         journal=journal,
-        inspect=inspect,
+        inspector=ScriptedInspector(limits, exposure, inspect),
         limits=limits,
-        exposure=Trusting(),
+        exposure=exposure,
         execute_timeout_s=1,
         now=lambda: now,
     )
-    return upstream, journal, buyer, Purchase(order(), upstream.quoted)
+    return upstream, journal, executor, Purchase(order(), upstream.quoted)
 
 
 async def read(stream: PaidStream) -> bytes:
@@ -57,20 +61,20 @@ async def read(stream: PaidStream) -> bytes:
 
 
 async def test_a_good_purchase_is_written_down_before_it_is_paid_and_ends_delivered():
-    upstream, journal, buyer, purchase = world(outcome=result())
-    assert (await buyer.buy(purchase)).body == b"answer"
+    upstream, journal, executor, purchase = world(outcome=result())
+    assert (await executor.execute(purchase)).body == b"answer"
     assert journal.states == ["paying", "settled", "delivered"]
     assert journal.calls_at[0] == (), "the intent is written before the call goes out"
     assert upstream.calls == ["execute"]
 
 
 async def test_a_purchase_cannot_be_bought_twice():
-    upstream, _, buyer, purchase = world(outcome=result())
-    await buyer.buy(purchase)
+    upstream, _, executor, purchase = world(outcome=result())
+    await executor.execute(purchase)
     with pytest.raises(IllegalTransition):
-        await buyer.buy(purchase)
+        await executor.execute(purchase)
     with pytest.raises(IllegalTransition):
-        await buyer.open_stream(purchase)
+        await executor.open_stream(purchase)
     assert upstream.calls == ["execute"]
 
 
@@ -79,27 +83,27 @@ async def test_a_quote_that_does_not_pass_inspection_is_refused_unpaid(streamed)
     def refuse(_order, quote):
         raise Refused("no", quote=quote)
 
-    upstream, journal, buyer, purchase = world(inspect=refuse, outcome=result())
+    upstream, journal, executor, purchase = world(inspect=refuse, outcome=result())
     with pytest.raises(Refused):
-        await (buyer.open_stream(purchase) if streamed else buyer.buy(purchase))
+        await (executor.open_stream(purchase) if streamed else executor.execute(purchase))
     assert (journal.states, upstream.calls) == ([], [])
     assert purchase.state is State.REFUSED and purchase.verdict is Verdict.NONE
 
 
 async def test_what_cannot_be_written_down_is_not_paid():
-    upstream, journal, buyer, purchase = world(outcome=result())
+    upstream, journal, executor, purchase = world(outcome=result())
     journal.refusal = JournalUnavailable("the disk is full", quote=purchase.quote)
     with pytest.raises(JournalUnavailable):
-        await buyer.buy(purchase)
+        await executor.execute(purchase)
     assert upstream.calls == []
     assert purchase.state is State.REFUSED
 
 
 async def test_who_is_cancelled_while_it_is_written_down_pays_nothing_and_says_so():
-    upstream, journal, buyer, purchase = world(outcome=result())
+    upstream, journal, executor, purchase = world(outcome=result())
     journal.refusal = asyncio.CancelledError()
     with pytest.raises(asyncio.CancelledError):
-        await buyer.buy(purchase)
+        await executor.execute(purchase)
     assert upstream.calls == []
     assert journal.states == ["not_paid"], (
         "the intent may stand in the journal, so it is taken back"
@@ -107,33 +111,31 @@ async def test_who_is_cancelled_while_it_is_written_down_pays_nothing_and_says_s
 
 
 async def test_a_peer_that_is_not_trusted_is_not_paid():
-    upstream, _, buyer, purchase = world(outcome=result())
-
     class Distrusting(Trusting):
         def check(self, quote):
             raise PeerNotTrusted("no", quote=quote)
 
-    buyer._exposure = Distrusting()
+    upstream, _, executor, purchase = world(outcome=result(), exposure=Distrusting())
     with pytest.raises(PeerNotTrusted):
-        await buyer.buy(purchase)
+        await executor.execute(purchase)
     assert upstream.calls == []
 
 
 async def test_what_a_budget_refuses_gives_back_what_its_peer_was_trusted_with():
     """E, purchase/flow: a price that was checked and refused by a budget stayed out with its peer, and no test noticed."""
-    upstream, journal, buyer, purchase = world(outcome=result())
+    upstream, journal, executor, purchase = world(outcome=result())
     budget = Budget(Period.DAY, Msat(1))
     journal.refusal = BudgetExceeded(purchase.quote, budget, Msat(1))
     with pytest.raises(BudgetExceeded):
-        await buyer.buy(purchase)
-    assert buyer._exposure.states == ["refused"]
+        await executor.execute(purchase)
+    assert executor._exposure.states == ["refused"]
     assert upstream.calls == []
 
 
 async def test_the_intent_says_what_is_about_to_be_paid_and_no_more():
     limits = SpendingLimits(budgets={Period.DAY: 9}, key_budgets={Period.HOUR: 5})
-    _, journal, buyer, purchase = world(outcome=result(), limits=limits)
-    await buyer.buy(purchase)
+    _, journal, executor, purchase = world(outcome=result(), limits=limits)
+    await executor.execute(purchase)
     (intent,) = journal.intents
     assert (intent.quote, intent.payment_hash, intent.model) == (purchase.quote, HASH, "m")
     assert (intent.fee_cap_msat, intent.amount_msat) == (1_050, 6_050)
@@ -142,11 +144,11 @@ async def test_the_intent_says_what_is_about_to_be_paid_and_no_more():
 
 
 async def test_an_expired_quote_is_not_paid():
-    upstream, journal, buyer, purchase = world(
+    upstream, journal, executor, purchase = world(
         now=NOW + timedelta(seconds=300), outcome=result(), quoted=quote(expires_in_s=300)
     )
     with pytest.raises(QuoteExpired):
-        await buyer.buy(purchase)
+        await executor.execute(purchase)
     assert (journal.states, upstream.calls) == ([], [])
     assert purchase.state is State.EXPIRED
 
@@ -154,16 +156,16 @@ async def test_an_expired_quote_is_not_paid():
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_quote_that_expires_while_it_is_written_down_is_not_paid(stream):
     """A17: expiry was looked at before the journal's commit, which may take seconds, and not again before the call."""
-    upstream, journal, buyer, purchase = world(outcome=result(), events=stream_events(b"x"))
+    upstream, journal, executor, purchase = world(outcome=result(), events=stream_events(b"x"))
     times = iter([NOW, NOW + timedelta(seconds=300)])
-    buyer._now = lambda: next(times, NOW + timedelta(seconds=301))
+    executor._now = lambda: next(times, NOW + timedelta(seconds=301))
     with pytest.raises(QuoteExpired, match="nothing was paid") as expired:
-        await (buyer.open_stream if stream else buyer.buy)(purchase)
+        await (executor.open_stream if stream else executor.execute)(purchase)
     assert upstream.calls == []
     # The intent is taken back, and with it the customer's hold, the budgets' share and the repeat key.
     assert journal.states == ["paying", "not_paid"]
     assert (purchase.state, expired.value.verdict) == (State.NOT_PAID, Verdict.NONE)
-    assert buyer._exposure.states == ["not_paid"]
+    assert executor._exposure.states == ["not_paid"]
 
 
 @pytest.mark.parametrize(
@@ -180,9 +182,9 @@ async def test_a_quote_that_expires_while_it_is_written_down_is_not_paid(stream)
 async def test_a_failed_call_is_judged_by_its_evidence_and_never_repeated(
     failure, states, verdict, streamed
 ):
-    upstream, journal, buyer, purchase = world(outcome=failure, events=[failure])
+    upstream, journal, executor, purchase = world(outcome=failure, events=[failure])
     with pytest.raises(PaymentFailed) as caught:
-        await (buyer.open_stream(purchase) if streamed else buyer.buy(purchase))
+        await (executor.open_stream(purchase) if streamed else executor.execute(purchase))
     assert caught.value.verdict is purchase.verdict is verdict
     assert journal.states == states
     assert upstream.calls == ["execute"]
@@ -191,9 +193,9 @@ async def test_a_failed_call_is_judged_by_its_evidence_and_never_repeated(
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_client_that_leaves_while_paying_leaves_an_unknown(streamed):
     gone = asyncio.CancelledError()
-    _, journal, buyer, purchase = world(outcome=gone, events=[gone])
+    _, journal, executor, purchase = world(outcome=gone, events=[gone])
     with pytest.raises(asyncio.CancelledError):
-        await (buyer.open_stream(purchase) if streamed else buyer.buy(purchase))
+        await (executor.open_stream(purchase) if streamed else executor.execute(purchase))
     assert journal.states == ["paying", "unknown"]
 
 
@@ -209,16 +211,16 @@ async def test_a_client_that_leaves_while_paying_leaves_an_unknown(streamed):
     ],
 )
 async def test_a_result_that_is_not_what_was_promised_is_undelivered(wrong):
-    _, journal, buyer, purchase = world(outcome=result(**wrong))
+    _, journal, executor, purchase = world(outcome=result(**wrong))
     with pytest.raises(Undelivered):
-        await buyer.buy(purchase)
+        await executor.execute(purchase)
     assert journal.states == ["paying", "settled", "undelivered"]
     assert purchase.verdict is Verdict.SETTLED
 
 
 async def test_a_whole_stream_is_delivered():
-    upstream, journal, buyer, purchase = world(events=stream_events(b"one", b"two"))
-    stream = await buyer.open_stream(purchase)
+    upstream, journal, executor, purchase = world(events=stream_events(b"one", b"two"))
+    stream = await executor.open_stream(purchase)
     assert purchase.state is State.SETTLED
     assert await read(stream) == b"onetwo"
     assert journal.states == ["paying", "settled", "delivered"]
@@ -241,8 +243,8 @@ def cut_streams():
 
 @pytest.mark.parametrize("events", [pytest.param(e, id=name) for name, e in cut_streams()])
 async def test_a_stream_that_is_not_whole_never_ends_cleanly(events):
-    upstream, journal, buyer, purchase = world(events=events)
-    stream = await buyer.open_stream(purchase)
+    upstream, journal, executor, purchase = world(events=events)
+    stream = await executor.open_stream(purchase)
     with pytest.raises(Undelivered):
         await read(stream)
     assert journal.states == ["paying", "settled", "undelivered"]
@@ -250,8 +252,8 @@ async def test_a_stream_that_is_not_whole_never_ends_cleanly(events):
 
 
 async def test_a_reader_that_stops_early_ends_the_call_and_the_purchase_as_undelivered():
-    upstream, journal, buyer, purchase = world(events=stream_events(b"one", b"two"))
-    chunks = (await buyer.open_stream(purchase)).chunks()
+    upstream, journal, executor, purchase = world(events=stream_events(b"one", b"two"))
+    chunks = (await executor.open_stream(purchase)).chunks()
     assert await anext(chunks) == b"one"
     await chunks.aclose()
     assert journal.states[-1] == "undelivered"
@@ -259,53 +261,55 @@ async def test_a_reader_that_stops_early_ends_the_call_and_the_purchase_as_undel
 
 
 def streamed_to_a_customer(*events):
-    _, journal, buyer, purchase = sold(events=events, refund=True)
+    _, journal, executor, purchase = sold(events=events, refund=True)
     purchase.order = order(replace(TASK, stream=True), key_id="key_1")
     purchase.order = replace(purchase.order, account_id="acct_1")
-    return journal, buyer, purchase
+    return journal, executor, purchase
 
 
 async def test_a_client_that_leaves_in_the_middle_pays_and_its_provider_is_not_blamed():
-    journal, buyer, purchase = streamed_to_a_customer(*stream_events(b"one", b"two"))
-    chunks = (await buyer.open_stream(purchase)).chunks()
+    journal, executor, purchase = streamed_to_a_customer(*stream_events(b"one", b"two"))
+    chunks = (await executor.open_stream(purchase)).chunks()
     await anext(chunks)
     purchase.interrupted_by = EndedBy.CLIENT
     await chunks.aclose()
     assert journal.states[-1] == "undelivered"
-    assert buyer._exposure.states[-1] == "left"
+    assert executor._exposure.states[-1] == "released"
     assert purchase.customer_msat == 5_500, "who leaves gets nothing back"
 
 
 async def test_a_provider_that_sent_nothing_is_not_excused_by_a_client_that_gave_up():
     begin, *_ = stream_events(b"one")
     gone = UpstreamError("CANCELLED", "closed")
-    _, buyer, purchase = streamed_to_a_customer(begin, gone)
-    stream = await buyer.open_stream(purchase)
+    _, executor, purchase = streamed_to_a_customer(begin, gone)
+    stream = await executor.open_stream(purchase)
     purchase.interrupted_by = EndedBy.CLIENT
     with pytest.raises(Undelivered):
         await read(stream)
-    assert buyer._exposure.states[-1] == "undelivered"
+    assert executor._exposure.states[-1] == "undelivered"
 
 
 async def test_a_stream_without_a_head_is_undelivered():
-    _, journal, buyer, purchase = world(events=[result(status=ResultStatus.FAILED, message="no")])
+    _, journal, executor, purchase = world(
+        events=[result(status=ResultStatus.FAILED, message="no")]
+    )
     with pytest.raises(Undelivered, match="no"):
-        await buyer.open_stream(purchase)
+        await executor.open_stream(purchase)
     assert journal.states == ["paying", "settled", "undelivered"]
 
 
 async def test_a_stream_that_says_nothing_leaves_an_unknown():
-    _, journal, buyer, purchase = world(events=[])
+    _, journal, executor, purchase = world(events=[])
     with pytest.raises(PaymentFailed) as caught:
-        await buyer.open_stream(purchase)
+        await executor.open_stream(purchase)
     assert caught.value.verdict is Verdict.UNKNOWN
     assert journal.states == ["paying", "unknown"]
 
 
 async def test_a_result_with_only_a_terminal_hash_is_still_checked():
     begin, one, _, done = stream_events(b"one")
-    _, journal, buyer, purchase = world(events=[begin, one, done])
-    assert await read(await buyer.open_stream(purchase)) == b"one"
+    _, journal, executor, purchase = world(events=[begin, one, done])
+    assert await read(await executor.open_stream(purchase)) == b"one"
     assert journal.states[-1] == "delivered"
     assert isinstance(begin, StreamBegin)
 
@@ -320,15 +324,15 @@ NOT_PAID = UpstreamError("UNAVAILABLE", "no route", evidence=Verdict.NONE)
 def sold(*, refund=False, tariff=TEN_PERCENT, budgets=(), **script):
     """The world of a customer that is charged 5,500 msat for a quote of 5,000."""
     limits = SpendingLimits(tariff=tariff, refund_undelivered=refund)
-    upstream, journal, buyer, _ = world(limits=limits, **script)
+    upstream, journal, executor, _ = world(limits=limits, **script)
     whose = replace(order(key_id="key_1"), account_id="acct_1", budgets=budgets)
-    return upstream, journal, buyer, Purchase(whose, upstream.quoted)
+    return upstream, journal, executor, Purchase(whose, upstream.quoted)
 
 
 async def test_the_intent_holds_what_the_customer_is_charged_at_most():
-    _, journal, buyer, purchase = sold(outcome=result(), refund=True)
+    _, journal, executor, purchase = sold(outcome=result(), refund=True)
     assert purchase.customer_msat is None, "nothing is held before"
-    await buyer.buy(purchase)
+    await executor.execute(purchase)
     charge = journal.intents[0].charge
     assert (charge.account_id, charge.amount_msat, charge.refund_undelivered) == (
         "acct_1",
@@ -340,22 +344,24 @@ async def test_the_intent_holds_what_the_customer_is_charged_at_most():
 
 
 async def test_without_an_account_nobody_is_charged():
-    _, journal, buyer, purchase = world(outcome=result(), limits=SpendingLimits(tariff=TEN_PERCENT))
-    await buyer.buy(purchase)
+    _, journal, executor, purchase = world(
+        outcome=result(), limits=SpendingLimits(tariff=TEN_PERCENT)
+    )
+    await executor.execute(purchase)
     assert journal.intents[0].charge is purchase.customer_msat is None
 
 
 async def test_who_has_too_little_buys_nothing_and_nothing_goes_out():
-    upstream, journal, buyer, purchase = sold(outcome=result())
+    upstream, journal, executor, purchase = sold(outcome=result())
     journal.refusal = InsufficientBalance(purchase.quote, Msat(5_500), Msat(5_499))
     with pytest.raises(InsufficientBalance):
-        await buyer.buy(purchase)
+        await executor.execute(purchase)
     assert (upstream.calls, purchase.state, purchase.customer_msat) == ([], State.REFUSED, 0)
 
 
 async def test_an_answer_that_cost_less_is_charged_at_less():
-    _, _, buyer, purchase = sold(outcome=result(charged_msat=Msat(1_001)))
-    await buyer.buy(purchase)
+    _, _, executor, purchase = sold(outcome=result(charged_msat=Msat(1_001)))
+    await executor.execute(purchase)
     assert purchase.customer_msat == 1_102, "rounded up"
 
 
@@ -365,38 +371,38 @@ async def test_an_answer_that_cost_less_is_charged_at_less():
     ids=["nothing was paid", "nobody knows"],
 )
 async def test_a_customer_is_told_of_no_charge_for_what_was_surely_not_paid(failure, charged_msat):
-    _, _, buyer, purchase = sold(outcome=failure)
+    _, _, executor, purchase = sold(outcome=failure)
     with pytest.raises(PaymentFailed):
-        await buyer.buy(purchase)
+        await executor.execute(purchase)
     assert purchase.customer_msat == charged_msat
 
 
 @pytest.mark.parametrize(("refund", "charged_msat"), [(True, 0), (False, 5_500)])
 async def test_what_was_paid_and_did_not_come_is_charged_as_the_operator_says(refund, charged_msat):
-    _, journal, buyer, purchase = sold(outcome=result(sha256=b"\0" * 32), refund=refund)
+    _, journal, executor, purchase = sold(outcome=result(sha256=b"\0" * 32), refund=refund)
     with pytest.raises(Undelivered):
-        await buyer.buy(purchase)
+        await executor.execute(purchase)
     assert journal.states == ["paying", "settled", "undelivered"]
     assert purchase.customer_msat == charged_msat
 
 
 async def test_what_is_free_and_charged_is_written_down_and_may_be_refused():
     fixed = Tariff(Markup(0, Msat(100)))
-    upstream, journal, buyer, purchase = sold(tariff=fixed, quoted=quote(0), outcome=result())
-    await buyer.buy(purchase)
+    upstream, journal, executor, purchase = sold(tariff=fixed, quoted=quote(0), outcome=result())
+    await executor.execute(purchase)
     assert journal.intents[0].charge.amount_msat == 100
     assert journal.states == ["paying", "settled", "delivered"]
-    upstream, journal, buyer, purchase = sold(tariff=fixed, quoted=quote(0), outcome=result())
+    upstream, journal, executor, purchase = sold(tariff=fixed, quoted=quote(0), outcome=result())
     journal.refusal = InsufficientBalance(purchase.quote, Msat(100), Msat(0))
     with pytest.raises(InsufficientBalance):
-        await buyer.buy(purchase)
+        await executor.execute(purchase)
     assert upstream.calls == []
 
 
 async def test_an_orders_own_budgets_are_asked_beside_the_gateways():
     own = Budget(Period.DAY, Msat(7), "key_1")
-    _, journal, buyer, purchase = sold(outcome=result(), budgets=(own,))
-    buyer._limits = replace(buyer._limits, budgets={Period.HOUR: 9})
+    _, journal, executor, purchase = sold(outcome=result(), budgets=(own,))
+    executor._limits = replace(executor._limits, budgets={Period.HOUR: 9})
     asked = []
     written = journal.intend
 
@@ -405,16 +411,16 @@ async def test_an_orders_own_budgets_are_asked_beside_the_gateways():
         await written(intent, budgets)
 
     journal.intend = intend
-    await buyer.buy(purchase)
+    await executor.execute(purchase)
     assert asked == [Budget(Period.HOUR, Msat(9)), own]
 
 
 async def test_a_limit_that_was_set_after_the_quote_was_looked_at_holds_before_it_is_paid():
-    upstream, journal, buyer, purchase = world(
+    upstream, journal, executor, purchase = world(
         outcome=result(), limits=SpendingLimits(max_price_msat=1)
     )
     purchase.payment_hash = HASH  # as it is after the inspection by the limits of before
     with pytest.raises(PriceLimitExceeded):
-        await buyer.buy(purchase)
+        await executor.execute(purchase)
     assert (upstream.calls, journal.states) == ([], [])
     assert purchase.state is State.REFUSED

@@ -17,10 +17,10 @@ from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.upstreams.result_judges import judge_result
 from tests.support.purchases import (
-    HASH,
     NOW,
     TASK,
     MemoryJournal,
+    ScriptedInspector,
     ScriptedUpstream,
     Trusting,
     order,
@@ -54,23 +54,23 @@ class Hanging(ScriptedUpstream):
 def bought(*, source=ProviderSource.LCP, stream=True, kind=TaskKind.CHAT_COMPLETIONS, **script):
     upstream = Hanging(quoted=replace(quote(), source=source), **script)
     exposure, journal = Trusting(), MemoryJournal(upstream)
-    buyer = PurchaseExecutor(
+    executor = PurchaseExecutor(
         upstream,
         journal=journal,
-        inspect=lambda _order, _quote: HASH,
+        inspector=ScriptedInspector(),
         limits=SpendingLimits(),
         exposure=exposure,
         execute_timeout_s=1,
-        judgement=judge_result,
+        judges=judge_result,
         now=lambda: NOW,
     )
     task = Task(kind, TASK.model, TASK.body, stream=stream)
-    return upstream, journal, exposure, buyer, Purchase(order(task), upstream.quoted)
+    return upstream, journal, exposure, executor, Purchase(order(task), upstream.quoted)
 
 
-async def read(buyer, purchase):
+async def read(executor, purchase):
     """Read a stream; gives its bytes, how many of them a client was shown before the end, and the error."""
-    stream = await buyer.open_stream(purchase)
+    stream = await executor.open_stream(purchase)
     came = b""
     try:
         async for chunk in stream.chunks():
@@ -114,8 +114,8 @@ ENDED = stream_events(HELLO, DONE)
     ],
 )
 async def test_a_whole_answer_with_the_right_hash_is_delivered_however_its_call_ends(events):
-    upstream, journal, exposure, buyer, purchase = bought(events=events)
-    came, shown, error = await read(buyer, purchase)
+    upstream, journal, exposure, executor, purchase = bought(events=events)
+    came, shown, error = await read(executor, purchase)
     assert error is None
     assert came.startswith(HELLO + DONE)
     assert shown == len(HELLO), "its end goes out with the end"
@@ -139,8 +139,8 @@ async def test_a_whole_answer_with_the_right_hash_is_delivered_however_its_call_
 )
 async def test_an_end_mark_without_the_peers_word_on_its_hash_is_never_shown(events, received):
     """A peer whose call stays open after its end mark has not said what it sent: nothing of it can be checked."""
-    upstream, journal, exposure, buyer, purchase = bought(events=events)
-    _, shown, error = await read(buyer, purchase)
+    upstream, journal, exposure, executor, purchase = bought(events=events)
+    _, shown, error = await read(executor, purchase)
     assert error.received is received
     assert shown == len(HELLO)
     assert journal.states[-1] == "undelivered"
@@ -166,10 +166,10 @@ async def test_an_end_mark_without_the_peers_word_on_its_hash_is_never_shown(eve
 async def test_a_stream_is_what_its_bytes_are_whatever_its_hash_says(
     stream, received, shown, is_told, source
 ):
-    _, journal, exposure, buyer, purchase = bought(
+    _, journal, exposure, executor, purchase = bought(
         events=stream_events(*([stream] if stream else [])), source=source
     )
-    _, was_shown, error = await read(buyer, purchase)
+    _, was_shown, error = await read(executor, purchase)
     assert was_shown == shown
     if received is Received.WHOLE:
         assert error is None
@@ -183,17 +183,17 @@ async def test_an_error_is_not_waited_upon(monkeypatch):
     """Nothing that follows makes it an answer, also not the hash."""
     monkeypatch.setattr(execution, "END_WAIT_S", 60)
     begin = StreamBegin("text/event-stream", "")
-    _, _, _, buyer, purchase = bought(events=[begin, ERROR, NEVER])
+    _, _, _, executor, purchase = bought(events=[begin, ERROR, NEVER])
     async with asyncio.timeout(5):
-        _, _, error = await read(buyer, purchase)
+        _, _, error = await read(executor, purchase)
     assert (error.received, error.is_told) == (Received.ERROR, True)
 
 
 async def test_a_reader_that_is_slow_after_the_end_mark_takes_nothing_from_the_wait(monkeypatch):
     monkeypatch.setattr(execution, "END_WAIT_S", 0.1)
     begin, hello, done, *rest = ENDED
-    _, journal, _, buyer, purchase = bought(events=[begin, hello, done, *rest])
-    stream = await buyer.open_stream(purchase)
+    _, journal, _, executor, purchase = bought(events=[begin, hello, done, *rest])
+    stream = await executor.open_stream(purchase)
     async for _ in stream.chunks():
         await asyncio.sleep(0.15)
     assert journal.states[-1] == "delivered"
@@ -219,21 +219,21 @@ async def test_a_result_in_one_piece_is_what_its_bytes_are(kind, good, source):
         (b"{}", Received.EMPTY),
         (json.dumps(good).encode()[:-3], Received.PART),
     ]:
-        _, journal, exposure, buyer, purchase = bought(
+        _, journal, exposure, executor, purchase = bought(
             outcome=result(body), source=source, kind=kind, stream=False
         )
         if received is Received.WHOLE:
-            assert (await buyer.buy(purchase)).body == body
+            assert (await executor.execute(purchase)).body == body
             assert journal.states[-1] == exposure.states[-1] == "delivered"
             continue
         with pytest.raises(Undelivered) as caught:
-            await buyer.buy(purchase)
+            await executor.execute(purchase)
         assert caught.value.received is received
         assert journal.states[-1] == exposure.states[-1] == "undelivered"
 
 
 async def test_a_compressed_result_is_left_to_its_hash():
     packed = result(b"\x1f\x8b", content_encoding="gzip")
-    _, journal, _, buyer, purchase = bought(outcome=packed, stream=False)
-    await buyer.buy(purchase)
+    _, journal, _, executor, purchase = bought(outcome=packed, stream=False)
+    await executor.execute(purchase)
     assert journal.states[-1] == "delivered"

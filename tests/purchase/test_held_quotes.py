@@ -26,9 +26,7 @@ class Library:
     def hold(self, order=None, **changes) -> HeldQuote:
         made = replace(quote(), **changes)
         asked = (order or ordered()).without_body()
-        held = HeldQuote(asked, Offer(asked, Candidate(made.peer_id), made, HASH))
-        assert self.book.hold(held) == held.id
-        return held
+        return self.book.hold(asked, Offer(asked, Candidate(made.peer_id), made, HASH))
 
 
 def test_a_quote_is_named_after_its_job():
@@ -38,13 +36,15 @@ def test_a_quote_is_named_after_its_job():
 def test_a_quote_can_be_taken_once():
     library = Library()
     held = library.hold()
-    assert library.book.take(ordered(), held.id) == held.offer
+    taken = library.book.take(ordered(), held.id)
+    # With the body that came with the request, and to be inspected again.
+    assert taken == replace(held.offer, order=ordered(), payment_hash=None)
     with pytest.raises(UnknownQuote):
         library.book.take(ordered(), held.id)
 
 
 @pytest.mark.parametrize("name", ["", "quote_", "quote_" + "00" * 32, "x" * 10_000])
-def test_what_nobody_holds_cannot_be_taken(name):
+def test_a_quote_that_is_not_held_cannot_be_taken(name):
     library = Library()
     library.hold()
     with pytest.raises(UnknownQuote):
@@ -82,7 +82,7 @@ def test_a_quote_holds_until_the_moment_it_expires():
         library.book.take(ordered(), held.id)
 
 
-def test_past_the_bound_the_oldest_is_forgotten(monkeypatch):
+def test_past_the_bound_the_oldest_is_dropped(monkeypatch):
     monkeypatch.setattr(book_module, "_MAX_QUOTES", 3)
     library = Library()
     held = [library.hold(job_id=bytes([at]) * 32) for at in range(4)]

@@ -218,7 +218,7 @@ def test_what_was_kept_beyond_the_limit_is_let_go_once_it_has_ended():
     kept = []
     for name in ("a", "b"):
         answer = m.running(ordered(), RepeatKeys(key=name))
-        answer.kept_for = object()
+        answer.retained_for = object()
         answer.append(b"12345678")
         kept.append(answer)
     assert m.memory.pool.held_bytes == 16

@@ -24,10 +24,10 @@ from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.result_buffer import BufferLimits
 from lcp_gateway.purchase.states import TRANSITIONS, PurchaseEvent, State
 from tests.support.purchases import (
-    HASH,
     NOW,
     TASK,
     MemoryJournal,
+    ScriptedInspector,
     ScriptedUpstream,
     Trusting,
     order,
@@ -121,27 +121,27 @@ class Fixed:
 def bought(*, judge=None, source=ProviderSource.LCP, stream=False, **script):
     upstream = ScriptedUpstream(quoted=replace(quote(), source=source), **script)
     exposure = Trusting()
-    buyer = PurchaseExecutor(
+    executor = PurchaseExecutor(
         upstream,
         journal=MemoryJournal(upstream),
-        inspect=lambda _order, _quote: HASH,
+        inspector=ScriptedInspector(REFUND),
         limits=REFUND,
         exposure=exposure,
         execute_timeout_s=1,
-        judgement=no_judge if judge is None else lambda *_what: judge,
+        judges=no_judge if judge is None else lambda *_what: judge,
         now=lambda: NOW,
     )
     wanted = replace(order(STREAM if stream else TASK), account_id="acct_1")
-    return buyer, exposure, Purchase(wanted, upstream.quoted)
+    return executor, exposure, Purchase(wanted, upstream.quoted)
 
 
-async def end_of(buyer, purchase, *, then=None):
+async def end_of(executor, purchase, *, then=None):
     """Buy to the end, and give how it ended; ``then`` comes over a stream after its first chunk."""
     try:
         if not purchase.order.task.stream:
-            await buyer.buy(purchase)
+            await executor.execute(purchase)
         else:
-            stream = await buyer.open_stream(purchase)
+            stream = await executor.open_stream(purchase)
             async for _ in stream.chunks():
                 if then is not None:
                     then(purchase)
@@ -165,8 +165,8 @@ FAILED = {"status": ResultStatus.FAILED}
     ],
 )
 async def test_what_a_provider_sends_in_one_piece(outcome, received):
-    buyer, exposure, purchase = bought(outcome=outcome)
-    assert await end_of(buyer, purchase) == Ending(EndedBy.PROVIDER, received)
+    executor, exposure, purchase = bought(outcome=outcome)
+    assert await end_of(executor, purchase) == Ending(EndedBy.PROVIDER, received)
     assert exposure.states[-1] == ("delivered" if received is Received.WHOLE else "undelivered")
     assert bool(purchase.customer_msat) is (received is Received.WHOLE)
 
@@ -196,9 +196,9 @@ GOOD = stream_events(b"one", b"two")
 @pytest.mark.parametrize("slow", [False, True])
 async def test_what_a_provider_streams_is_its_doing_however_slow_the_reader(events, received, slow):
     """A5: lies to a slow reader were charged to it, and never counted against the provider."""
-    buyer, exposure, purchase = bought(events=events, stream=True)
+    executor, exposure, purchase = bought(events=events, stream=True)
     purchase.held_up_by_readers = lambda: slow
-    assert await end_of(buyer, purchase) == Ending(EndedBy.PROVIDER, received)
+    assert await end_of(executor, purchase) == Ending(EndedBy.PROVIDER, received)
     assert exposure.states[-1] == ("delivered" if received is Received.WHOLE else "undelivered")
     assert bool(purchase.customer_msat) is (received is Received.WHOLE)
 
@@ -206,11 +206,11 @@ async def test_what_a_provider_streams_is_its_doing_however_slow_the_reader(even
 @pytest.mark.parametrize("slow", [False, True])
 async def test_the_end_of_the_time_is_the_doing_of_readers_that_held_the_stream_up(slow):
     late = UpstreamError("DEADLINE_EXCEEDED", "late")
-    buyer, exposure, purchase = bought(events=[*GOOD[:2], late], stream=True)
+    executor, exposure, purchase = bought(events=[*GOOD[:2], late], stream=True)
     purchase.held_up_by_readers = lambda: slow
     party = EndedBy.CLIENT if slow else EndedBy.PROVIDER
-    assert await end_of(buyer, purchase) == Ending(party, Received.PART)
-    assert exposure.states[-1] == ("left" if slow else "undelivered")
+    assert await end_of(executor, purchase) == Ending(party, Received.PART)
+    assert exposure.states[-1] == ("released" if slow else "undelivered")
     assert bool(purchase.customer_msat) is slow
 
 
@@ -218,10 +218,10 @@ async def test_the_end_of_the_time_is_the_doing_of_readers_that_held_the_stream_
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_judge_of_its_bytes_has_a_say_in_what_came(received, stream):
     judge = Fixed(received)
-    buyer, exposure, purchase = bought(
+    executor, exposure, purchase = bought(
         judge=judge, stream=stream, outcome=result(b"onetwo"), events=GOOD
     )
-    assert await end_of(buyer, purchase) == Ending(EndedBy.PROVIDER, received)
+    assert await end_of(executor, purchase) == Ending(EndedBy.PROVIDER, received)
     assert judge.read == b"onetwo"
     assert exposure.states[-1] == ("delivered" if received is Received.WHOLE else "undelivered")
 
@@ -229,21 +229,21 @@ async def test_the_judge_of_its_bytes_has_a_say_in_what_came(received, stream):
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_judge_cannot_make_a_wrong_hash_right(stream):
     events = [*GOOD[:3], StreamEnd(b"\0" * 32, 6), GOOD[4]]
-    buyer, _, purchase = bought(
+    executor, _, purchase = bought(
         judge=Fixed(Received.WHOLE), stream=stream, outcome=result(**WRONG_HASH), events=events
     )
-    assert (await end_of(buyer, purchase)).received is Received.ALTERED
+    assert (await end_of(executor, purchase)).received is Received.ALTERED
 
 
 @pytest.mark.parametrize("party", [EndedBy.CLIENT, EndedBy.GATEWAY, EndedBy.PROVIDER])
 async def test_a_lie_is_found_while_somebody_else_was_ending_it(party):
     events = [*GOOD[:3], StreamEnd(b"\0" * 32, 6), GOOD[4]]
-    buyer, exposure, purchase = bought(events=events, stream=True)
+    executor, exposure, purchase = bought(events=events, stream=True)
 
     def interrupted(purchase):
         purchase.interrupted_by = party
 
-    ending = await end_of(buyer, purchase, then=interrupted)
+    ending = await end_of(executor, purchase, then=interrupted)
     assert ending == Ending(EndedBy.PROVIDER, Received.ALTERED)
     assert exposure.states[-1] == "undelivered" and purchase.customer_msat == 0
 
@@ -283,8 +283,8 @@ async def test_what_takes_too_long_is_its_providers_doing():
     assert (purchase.state, seen) == (State.UNDELIVERED, "undelivered")
 
 
-@pytest.mark.parametrize("reason", [InterruptReason.CANCELLED, InterruptReason.NOBODY_WAITS])
-@pytest.mark.parametrize(("begun", "seen"), [(True, "left"), (False, "undelivered")])
+@pytest.mark.parametrize("reason", [InterruptReason.CANCELLED, InterruptReason.NO_LISTENER])
+@pytest.mark.parametrize(("begun", "seen"), [(True, "released"), (False, "undelivered")])
 async def test_what_the_client_ends_it_pays_for(reason, begun, seen):
     purchase, heard = await interrupted(reason, begun=begun)
     received = Received.PART if begun else Received.NOTHING

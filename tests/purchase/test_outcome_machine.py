@@ -114,7 +114,9 @@ class Endings(RuleBasedStateMachine):
         self.w.exposure.ended = lambda quote, state: self.blame.setdefault(quote.job_id, []).append(
             state.value
         )
-        self.w.exposure.left = lambda quote: self.blame.setdefault(quote.job_id, []).append("left")
+        self.w.exposure.released = lambda quote: self.blame.setdefault(quote.job_id, []).append(
+            "left"
+        )
 
     def _problem(self, problem):
         raise AssertionError(problem)
@@ -268,7 +270,7 @@ class Endings(RuleBasedStateMachine):
         if job.stream and job.waiting:
             # What stood behind its reader goes on to nobody, until it is ended at once.
             job.waiting = []
-        self.w.service.interrupt(job.answer, InterruptReason.NOBODY_WAITS)
+        self.w.service.interrupt(job.answer, InterruptReason.NO_LISTENER)
 
     @precondition(lambda self: self.jobs)
     @rule()

@@ -6,7 +6,7 @@ from lcp_gateway.purchase.errors import PriceLimitExceeded, Refused, UpstreamErr
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quoting import QuoteRequester, QuotingRules
-from tests.support.purchases import HASH
+from tests.support.purchases import HASH, ScriptedInspector
 from tests.support.shop import Peer, Shop, ordered, settle
 
 GONE = UpstreamError("UNAVAILABLE", "gone")
@@ -30,7 +30,7 @@ class Stall:
         self.market = QuoteRequester(
             self.shop,
             asking or QuotingRules(),
-            inspect=inspect,
+            inspector=ScriptedInspector(inspect=inspect),
             background=lambda coroutine: self.background.append(asyncio.ensure_future(coroutine)),
             cancel_timeout_s=1,
             on_failure=lambda peer, error: self.failures.append((peer, error)),
@@ -38,7 +38,7 @@ class Stall:
 
     async def offer(self, order=None):
         try:
-            return await self.market.offer(order or ordered(), self.shop.candidates())
+            return await self.market.request(order or ordered(), self.shop.candidates())
         finally:
             await asyncio.gather(*self.background)
 

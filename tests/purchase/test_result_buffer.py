@@ -356,17 +356,17 @@ async def test_the_blocks_of_what_was_let_go_cannot_be_had():
 async def test_what_is_kept_stays_whole_where_there_is_no_room():
     pool = BufferPool(5)
     kept, other = answer(pool=pool), answer(pool=pool)
-    kept.kept_for = object()
+    kept.retained_for = object()
     for source in (kept, other):
         source.append(b"longer than that")
-    assert (kept.kept, kept.readable) == (True, True)
-    assert (other.kept, other.readable) == (False, False)
+    assert (kept.is_retained, kept.readable) == (True, True)
+    assert (other.is_retained, other.readable) == (False, False)
     assert kept.blocks() == (b"longer than that",)
 
 
 async def test_what_is_kept_is_bounded_all_the_same():
     kept = answer(whole=10)
-    kept.kept_for = object()
+    kept.retained_for = object()
     for _ in range(5):
         kept.append(b"four")
     assert not kept.readable
@@ -376,7 +376,7 @@ async def test_what_is_kept_is_bounded_all_the_same():
 async def test_a_kept_answer_that_has_ended_gives_its_bytes_back_as_any_other():
     pool = BufferPool(5)
     kept = answer(pool=pool)
-    kept.kept_for = object()
+    kept.retained_for = object()
     kept.append(b"longer than that")
     kept.end()
     kept.forget()

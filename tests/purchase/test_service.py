@@ -416,7 +416,7 @@ async def test_a_slow_reader_holds_the_peer_back():
     w.service.left(answer)
 
 
-@pytest.mark.parametrize(("stands_s", "seen"), [(80.0, "left"), (10.0, "undelivered")])
+@pytest.mark.parametrize(("stands_s", "seen"), [(80.0, "released"), (10.0, "undelivered")])
 async def test_a_stream_whose_time_runs_out_for_its_reader_is_its_readers_doing(stands_s, seen):
     w = world(bounds=BufferLimits(window_bytes=10, whole_bytes=1_000))
     answer = w.service.start(ordered(stream=True), NO_REPEAT)
@@ -588,8 +588,7 @@ async def test_the_brake_does_not_use_up_a_quote():
 
 
 async def test_the_runner_up_price_is_written_down():
-    w = world(shop=Shop({"p1": Peer(5_000), "p2": Peer(4_000)}))
-    w.service._market._asking = replace(w.service._market._asking, at_once=2)
+    w = world(shop=Shop({"p1": Peer(5_000), "p2": Peer(4_000)}), asking=QuotingRules(at_once=2))
     asked = spawn(w.ask(ordered()))
     work = await w.work()
     assert work.quote.price_msat == 4_000
@@ -606,7 +605,7 @@ async def test_the_runner_up_price_is_written_down():
 async def test_what_is_kept_is_bought_though_nobody_waits_for_it(stream):
     w = world(grace_s=0)
     answer = w.service.start(ordered(stream=stream), NO_REPEAT)
-    answer.kept_for = object()
+    answer.retained_for = object()
     w.service.joined(answer)
     w.service.left(answer)
     work = await w.work()
@@ -622,7 +621,7 @@ async def test_what_is_kept_is_bought_though_nobody_waits_for_it(stream):
 async def test_a_second_request_joins_what_is_kept_and_may_leave_again():
     w = world(grace_s=0)
     answer = w.service.start(ordered(stream=True), KEY)
-    answer.kept_for = object()
+    answer.retained_for = object()
     work = await w.work()
     begin, one, *end = stream_events(b"one")
     work.put(begin, one)
@@ -639,7 +638,7 @@ async def test_a_second_request_joins_what_is_kept_and_may_leave_again():
 async def test_a_kept_answer_larger_than_what_is_held_ends_when_nobody_takes_it():
     w = world(bounds=BufferLimits(window_bytes=10, whole_bytes=20))
     answer = w.service.start(ordered(stream=True), NO_REPEAT)
-    answer.kept_for = object()
+    answer.retained_for = object()
     work = await w.work()
     work.put(*stream_events(b"x" * 15, b"y" * 15)[:3])
     await w.service.wait_idle()
@@ -736,7 +735,7 @@ async def test_out_of_time_after_its_payment_it_says_what_is_known(stream, verdi
 async def test_the_time_holds_for_a_job_that_nobody_reads_too():
     w = world(limit_s=0.02)
     answer = w.service.start(ordered(), NO_REPEAT)
-    answer.kept_for = object()
+    answer.retained_for = object()
     await w.service.wait_idle()
     assert answer.error.code == "timed_out"
 
@@ -980,7 +979,7 @@ async def test_a_key_whose_payment_was_unknown_tells_what_was_found_once_it_is_f
     w.journal.elsewhere[work.quote.job_id] = EarlierPurchase(
         work.quote, State.UNDELIVERED, "", "req_1", None, charge, refund
     )
-    with pytest.raises(BoughtBefore, match="its answer did not come") as told:
+    with pytest.raises(BoughtBefore, match="its result did not come") as told:
         await w.service.learn_outcome(unknown)
     assert told.value.verdict is Verdict.SETTLED
     assert told.value.earlier.customer_msat == (0 if refund is Refund.GIVEN else 5_500)
@@ -1004,7 +1003,7 @@ async def test_a_key_whose_charge_was_withheld_tells_what_the_operator_decided(
     assert w.service.find_undecided(ordered(), KEY) is None
     purchase = w.observer.ends[0].purchase
     purchase.charge = Charge("acct_1", Msat(5_500), Markup(100_000), refund_undelivered=True)
-    purchase.hear_refund(Refund.WITHHELD)
+    purchase.record_refund(Refund.WITHHELD)
     assert purchase.customer_msat == 5_500
     undecided = w.service.find_undecided(ordered(), KEY)
     charge = replace(purchase.charge, refund_undelivered=decided is Refund.GRANTED)

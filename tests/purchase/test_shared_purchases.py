@@ -190,7 +190,7 @@ async def test_telling_the_others_is_not_cut_short_by_who_leaves():
     reading = spawn(w.read(answer))
     (await w.work()).deliver()
     assert await reading == b"answer"
-    w.service.interrupt(answer, InterruptReason.NOBODY_WAITS)
+    w.service.interrupt(answer, InterruptReason.NO_LISTENER)
     assert w.service.interrupt_all(InterruptReason.SHUTTING_DOWN) == 1
     await settle()
     telling.set()

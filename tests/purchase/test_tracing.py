@@ -25,7 +25,7 @@ PROMPT = b'{"model":"m","messages":["MARKER of the prompt"]}'
 
 def traced(**wanted) -> tuple[World, Kept]:
     w, kept = world(**wanted), Kept()
-    for part in (w.service, w.service._market, w.service._buyer):
+    for part in (w.service, w.service._quoting, w.service._executor):
         part._tracing = kept.tracing
     return w, kept
 

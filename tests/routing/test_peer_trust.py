@@ -112,7 +112,7 @@ def test_clients_that_leave_neither_cost_a_peer_its_trust_nor_trip_its_breaker(s
         left = asks(1_000)
         standings.check(left)
         standings.paying(left)
-        standings.left(left)
+        standings.released(left)
     standing = standings.standing(PEER)
     assert (standing.out_msat, standing.undelivered_msat, standing.resting_s) == (0, 0, 0)
     assert room(standings) == 10_000
@@ -316,7 +316,7 @@ def test_a_trial_whose_client_left_makes_room_for_the_next_one(standings, clock)
     standings.check(trial)
     standings.paying(trial)
     assert not standings.available(PEER)
-    standings.left(trial)
+    standings.released(trial)
     assert standings.available(PEER)
     assert standings.standing(PEER).on_trial
 
@@ -469,7 +469,9 @@ def test_a_standing_is_the_same_after_a_restart_as_before(clock):
 
 def test_it_is_the_exposure_that_the_heart_asks_for(standings):
     exposure: Exposure = standings
-    assert all(callable(getattr(exposure, name)) for name in ("check", "paying", "ended", "left"))
+    assert all(
+        callable(getattr(exposure, name)) for name in ("check", "paying", "ended", "released")
+    )
 
 
 # -- whatever happens ---------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from lcp_gateway.purchase.quoting import QuoteRequester, QuotingRules
 from lcp_gateway.purchase.result_buffer import BufferLimits, ResultBuffer
 from lcp_gateway.purchase.service import Observer, PurchaseService, Timeouts
 from lcp_gateway.purchase.states import TRANSITIONS, State, Verdict
-from tests.support.purchases import HASH, NOW, Trusting, quote
+from tests.support.purchases import HASH, NOW, ScriptedInspector, Trusting, quote
 
 GRACE_S = 10.0
 KEYS_FOR_S = 200.0
@@ -199,25 +199,31 @@ class Life:
             CacheLimits(bytes_in_all=60, bytes_for_s=100, keys_for_s=KEYS_FOR_S, repeats_for_s=50),
             loop.time,
         )
+        inspector = ScriptedInspector(inspect=inspect)
         self.service = PurchaseService(
-            market=QuoteRequester(
-                self, QuotingRules(at_most=2), inspect=inspect, background=spawn, cancel_timeout_s=1
+            quoting=QuoteRequester(
+                self,
+                QuotingRules(at_most=2),
+                inspector=inspector,
+                background=spawn,
+                cancel_timeout_s=1,
             ),
-            buyer=PurchaseExecutor(
+            executor=PurchaseExecutor(
                 self,
                 journal=self.journal,
-                inspect=inspect,
+                inspector=inspector,
                 limits=SpendingLimits(),
                 exposure=Trusting(),
                 execute_timeout_s=1,
                 now=universe.now,
             ),
             routing=routing,
-            memory=self.memory,
-            book=HeldQuotes(universe.now),
+            journal=self.journal,
+            cache=self.memory,
+            held_quotes=HeldQuotes(universe.now),
             brake=LoopBrake(0),
-            bounds=BufferLimits(window_bytes=16, whole_bytes=40),
-            patience=Timeouts(grace_s=GRACE_S, limit_s=LIMIT_S),
+            buffer_limits=BufferLimits(window_bytes=16, whole_bytes=40),
+            timeouts=Timeouts(grace_s=GRACE_S, limit_s=LIMIT_S),
             background=spawn,
             observer=Observer(),
             clock=loop.time,
@@ -309,7 +315,7 @@ class Life:
             if answer.error is None and answer.readable:
                 client.stored = b"".join(answer.blocks())
 
-        answer.kept_for = client
+        answer.retained_for = client
         for hear in (fail, ended, fail):
             answer.when_ended(hear)
 
@@ -331,7 +337,7 @@ class Life:
         """Die at once: nothing that still runs may write, pay or answer any more."""
         self.alive = self.journal.alive = False
         tasks = [client.task for client in self.clients]
-        tasks += [*self.background, *self.service._running.values()]
+        tasks += [*self.background, *[one.task for one in self.service._running.values()]]
         for task in tasks:
             task.cancel()
         self.universe.loop.turn()

@@ -5,6 +5,8 @@ import hashlib
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from lcp_gateway.purchase.inspection import QuoteInspector
+from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order, Task, TaskKind
 from lcp_gateway.purchase.ports import Result, ResultStatus, StreamBegin, StreamEnd
@@ -133,5 +135,23 @@ class Trusting:
     def ended(self, quote, state):
         self.states.append(state.value)
 
-    def left(self, quote):
-        self.states.append("left")
+    def released(self, quote):
+        self.states.append("released")
+
+    def quoted(self, peer_id):
+        pass
+
+    def weigh(self, quote):
+        pass
+
+
+class ScriptedInspector(QuoteInspector):
+    """The checks before a payment, with ``inspect(order, quote)`` in place of those of a quote that has just come."""
+
+    def __init__(self, limits=None, exposure=None, inspect=lambda _order, _quote: HASH) -> None:
+        super().__init__(
+            limits=limits or SpendingLimits(),
+            exposure=exposure or Trusting(),
+            check_invoice=inspect,
+        )
+        self.at_quote = inspect

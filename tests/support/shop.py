@@ -17,7 +17,15 @@ from lcp_gateway.purchase.quote import Candidate, Quote
 from lcp_gateway.purchase.quoting import PaidJobs, QuoteRequester, QuotingRules
 from lcp_gateway.purchase.result_buffer import BufferLimits, ResultBuffer
 from lcp_gateway.purchase.service import Observer, PurchaseService, Timeouts
-from tests.support.purchases import HASH, NOW, Trusting, quote, result, stream_events
+from tests.support.purchases import (
+    HASH,
+    NOW,
+    ScriptedInspector,
+    Trusting,
+    quote,
+    result,
+    stream_events,
+)
 
 BODY = b'{"model":"m","messages":[1]}'
 OTHER_BODY = b'{"model":"m","messages":[2]}'
@@ -167,7 +175,7 @@ class Noting(Observer):
         self.quotes: list[ResultBuffer] = []
         self.ends: list[ResultBuffer] = []
 
-    def quoted(self, answer: ResultBuffer) -> None:
+    def quote_taken(self, answer: ResultBuffer) -> None:
         self.quotes.append(answer)
 
     def ended(self, answer: ResultBuffer) -> None:
@@ -251,20 +259,21 @@ def world(
     async def routing(order):
         return shop.candidates()
 
+    inspector = ScriptedInspector(limits, exposure, inspect)
     memory = IdempotencyCache(memory_limits or CacheLimits(), lambda: clock[0])
     service = PurchaseService(
-        market=QuoteRequester(
+        quoting=QuoteRequester(
             shop,
             asking or QuotingRules(),
-            inspect=inspect,
+            inspector=inspector,
             background=background,
             cancel_timeout_s=1,
             paid_jobs=paid_jobs,
         ),
-        buyer=PurchaseExecutor(
+        executor=PurchaseExecutor(
             shop,
             journal=journal,
-            inspect=inspect,
+            inspector=inspector,
             limits=limits,
             exposure=exposure,
             execute_timeout_s=1,
@@ -272,11 +281,12 @@ def world(
             paid_jobs=paid_jobs,
         ),
         routing=routing,
-        memory=memory,
-        book=HeldQuotes(lambda: now[0]),
+        journal=journal,
+        cache=memory,
+        held_quotes=HeldQuotes(lambda: now[0]),
         brake=LoopBrake(per_minute, lambda: clock[0]),
-        bounds=bounds or BufferLimits(),
-        patience=Timeouts(grace_s=grace_s, limit_s=limit_s, elsewhere_s=elsewhere_s),
+        buffer_limits=bounds or BufferLimits(),
+        timeouts=Timeouts(grace_s=grace_s, limit_s=limit_s, elsewhere_s=elsewhere_s),
         background=background,
         observer=observer,
         clock=lambda: clock[0],

@@ -79,7 +79,7 @@ class BackgroundResponses:
     @staticmethod
     def of(answer: ResultBuffer) -> BackgroundJob | None:
         """Give the job that an answer belongs to, also after its end."""
-        return answer.kept_for if isinstance(answer.kept_for, BackgroundJob) else None
+        return answer.retained_for if isinstance(answer.retained_for, BackgroundJob) else None
 
     def repeated(self, order: Order, repeat: RepeatKeys) -> BackgroundJob | None:
         """Give the job that a request asks for again; its result may be stored though its bytes are no longer held.
@@ -90,7 +90,7 @@ class BackgroundResponses:
         try:
             answer = self._service.find(order, repeat)
         except ResultLost as lost:
-            job = self.of(lost.answer)
+            job = self.of(lost.buffer)
             if job is None:
                 raise
             return job
@@ -144,7 +144,7 @@ class BackgroundResponses:
             inputs=inputs,
         )
         job.opening = opening_event(job.document())
-        answer.kept_for = job
+        answer.retained_for = job
         self._running[job.owner, job.id] = job
         fixed = replace(
             plan,
@@ -313,7 +313,7 @@ class BackgroundResponses:
 
     async def _tell_refund(self, job: BackgroundJob, purchase: Purchase) -> None:
         """Store a job that failed once more when it is known what became of its charge, unless it was deleted meanwhile."""
-        await purchase.refund_decided(_REFUND_S)
+        await purchase.wait_for_refund(_REFUND_S)
         if self._store.get(job.owner, ItemKind.RESPONSE, job.id) is not None:
             self._store.put(job.owner, _item_of(job, *self.shown(job)))
         job.let_go()

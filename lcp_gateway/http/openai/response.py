@@ -183,7 +183,7 @@ class ChargeReport:
         if purchase is None or purchase.customer_msat is None:
             return
         if isinstance(purchase, Purchase):
-            await purchase.refund_decided(_REFUND_S)
+            await purchase.wait_for_refund(_REFUND_S)
         failure.details = {**failure.details, **charge_details(purchase)}
         if purchase.refund is Refund.WITHHELD:
             failure.message = f"{failure.message}; {REFUND_MESSAGES[Refund.WITHHELD]}"

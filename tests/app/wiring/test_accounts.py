@@ -14,10 +14,10 @@ from lcp_gateway.accounts.key_sync import KeySync
 from lcp_gateway.accounts.keys import KeyCache
 from lcp_gateway.accounts.limits.concurrency import TooManyConcurrentJobs
 from lcp_gateway.app.background_tasks import BackgroundTasks
-from lcp_gateway.app.buying import tariff
 from lcp_gateway.app.wiring import WiringError, accounts
 from lcp_gateway.app.wiring.accounts import credit_observer, l402_secret, open_access
 from lcp_gateway.app.wiring.journal import Ledgers
+from lcp_gateway.app.wiring.purchase import tariff
 from lcp_gateway.app.wiring.routing import model_registry
 from lcp_gateway.config import Settings, load
 from lcp_gateway.http.authentication import (

@@ -719,7 +719,7 @@ async def test_a_job_that_failed_tells_what_became_of_its_charge_once_that_is_kn
     await asked
     pending = await front.get(f"/v1/responses/{job_id}")
     assert (pending.document["status"], pending.document["lcp"]["refund"]) == ("failed", "pending")
-    purchase.hear_refund(refund)
+    purchase.record_refund(refund)
     await front.idle()
     told = await front.get(f"/v1/responses/{job_id}")
     assert told.document["error"] == pending.document["error"]
@@ -737,6 +737,6 @@ async def test_a_job_that_was_deleted_before_its_refund_was_decided_stays_delete
     work.put(*stream_events(*events())[:2], UpstreamError("UNAVAILABLE", "cut"))
     await asked
     assert (await front.ask("DELETE", f"/v1/responses/{job_id}")).status == 200
-    purchase.hear_refund(Refund.GIVEN)
+    purchase.record_refund(Refund.GIVEN)
     await front.idle()
     assert (await front.get(f"/v1/responses/{job_id}")).status == 404

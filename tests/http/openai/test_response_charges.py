@@ -122,7 +122,7 @@ async def test_an_error_waits_for_what_becomes_of_the_charge(
     saying = asyncio.ensure_future(ChargeReport.describe(found, failure))
     await asyncio.sleep(0)
     if decided is not None:
-        found.purchase.hear_refund(decided)
+        found.purchase.record_refund(decided)
     await saying
     word = "pending" if decided is None else decided.value
     assert failure.details == {"charged_msat": charged_msat, "refund": word}

@@ -1,8 +1,7 @@
-"""Makes what buys, as one configuration says it: limits, tariff, the inspection of quotes, quoting and execution."""
+"""Purchases as the settings say: limits, tariff, the inspection of quotes, quoting and execution."""
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from lcp_gateway.app.accounting import QuoteFailures, QuoteNotes
@@ -10,11 +9,12 @@ from lcp_gateway.app.wiring.journal import Ledgers
 from lcp_gateway.config import Settings, markups, model_limits
 from lcp_gateway.lightning.checks import QuoteMismatch, check_quote
 from lcp_gateway.purchase.execution import PurchaseExecutor, utc_now
+from lcp_gateway.purchase.inspection import CheckInvoice, QuoteInspector
 from lcp_gateway.purchase.limits import FeeEstimate, SpendingLimits
 from lcp_gateway.purchase.money import PPM_PER_PERCENT, Markup, Msat, Period, Tariff
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.ports import Upstream
-from lcp_gateway.purchase.quote import ProviderSource, Quote
+from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.quoting import PaidJobs, QuoteRequester, QuotingRules
 from lcp_gateway.purchase.result_buffer import BufferLimits
 from lcp_gateway.purchase.service import Timeouts
@@ -37,18 +37,18 @@ def tariff(settings: Settings) -> Tariff:
 
 @dataclass(frozen=True, slots=True)
 class BuyingParts:
-    """How a configuration buys."""
+    """The parts that one configuration buys with."""
 
     limits: SpendingLimits
-    market: QuoteRequester
-    buyer: PurchaseExecutor
-    bounds: BufferLimits
-    patience: Timeouts
+    quoting: QuoteRequester
+    executor: PurchaseExecutor
+    buffer_limits: BufferLimits
+    timeouts: Timeouts
     shared: SharedPurchases | None
 
 
 def spending_limits(settings: Settings) -> SpendingLimits:
-    """What the settings say may be spent."""
+    """Return the limits of spending."""
     model_max_price_msat, model_max_total_msat = model_limits(settings)
     return SpendingLimits(
         max_price_msat=settings.max_price_msat,
@@ -71,45 +71,17 @@ def spending_limits(settings: Settings) -> SpendingLimits:
     )
 
 
-class Inspector:
-    """Looks at a quote before it may be bought: is it what it says, within the limits, and its peer trusted with it?"""
+def _invoice_check(metrics: Metrics, network: Callable[[], str | None]) -> CheckInvoice:
+    """Return the check of a peer's quote against its invoice; ``network`` is an invoice's prefix, None for any."""
 
-    def __init__(
-        self,
-        *,
-        limits: SpendingLimits,
-        standings: PeerTrust,
-        network: Callable[[], str | None],
-        metrics: Metrics,
-        now: Callable[[], datetime] = utc_now,
-    ) -> None:
-        self._limits = limits
-        self._standings = standings
-        self._network = network
-        self._metrics = metrics
-        self._now = now
-
-    def __call__(self, order: Order, quote: Quote) -> bytes | None:
-        """Give the payment hash of the quote's invoice; a node's quote has none.
-
-        Raises:
-            Refused: it may not be bought.
-        """
-        if quote.source is ProviderSource.NODE:
-            # The gateway itself reckoned the price, from what the operator set.
-            self._limits.check_price(order, quote)
-            self._standings.weigh(quote)
-            return None
+    def check_invoice(order: Order, quote: Quote) -> bytes:
         try:
-            invoice = check_quote(order.task, quote, self._now(), network=self._network())
+            return check_quote(order.task, quote, utc_now(), network=network()).payment_hash
         except QuoteMismatch as mismatch:
-            self._metrics.mismatch(quote.peer_id, mismatch.reason.value)
+            metrics.mismatch(quote.peer_id, mismatch.reason.value)
             raise
-        self._standings.quoted(quote.peer_id)
-        self._limits.check_price(order, quote)
-        # Weighed, not held: most quotes are asked for and not taken. The flow holds it before it pays.
-        self._standings.weigh(quote)
-        return invoice.payment_hash
+
+    return check_invoice
 
 
 def buying_parts(
@@ -127,22 +99,21 @@ def buying_parts(
 ) -> BuyingParts:
     """Wire what buys."""
     limits = spending_limits(settings)
-    inspector = Inspector(
+    inspector = QuoteInspector(
         limits=limits,
-        standings=trust,
-        network=lambda: settings.network or ledgers.network,
-        metrics=metrics,
+        exposure=trust,
+        check_invoice=_invoice_check(metrics, lambda: settings.network or ledgers.network),
     )
     return BuyingParts(
         limits=limits,
-        market=QuoteRequester(
+        quoting=QuoteRequester(
             upstream,
             QuotingRules(
                 at_once=settings.quote_fanout,
                 at_most=settings.quote_attempts,
                 timeout_s=settings.timeout_quote_s,
             ),
-            inspect=inspector,
+            inspector=inspector,
             background=background,
             cancel_timeout_s=settings.cancel_timeout_s,
             on_quote=QuoteNotes(metrics, measurements),
@@ -150,19 +121,19 @@ def buying_parts(
             tracing=tracing,
             paid_jobs=paid_jobs,
         ),
-        buyer=PurchaseExecutor(
+        executor=PurchaseExecutor(
             upstream,
             journal=ledgers.journal,
-            inspect=inspector,
+            inspector=inspector,
             limits=limits,
             exposure=trust,
             execute_timeout_s=settings.timeout_execute_s,
-            judgement=judge_result,
+            judges=judge_result,
             tracing=tracing,
             paid_jobs=paid_jobs,
         ),
-        bounds=BufferLimits(window_bytes=settings.stream_buffer_bytes),
-        patience=Timeouts(
+        buffer_limits=BufferLimits(window_bytes=settings.stream_buffer_bytes),
+        timeouts=Timeouts(
             settings.join_grace_s,
             settings.cancel_timeout_s,
             settings.timeout_s,
