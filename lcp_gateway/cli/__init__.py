@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program and give its exit code: 0, 1 for what failed while running, 2 for wrong use or configuration."""
+    """Run the program and return its exit code: 0, 1 for a failure at run time, 2 for wrong use or configuration."""
     args = list(sys.argv[1:] if arguments is None else arguments)
     if args == ["--version"]:
-        # Asked by scripts and health checks, which should not wait for typer.
+        # Scripts and health checks ask for it, and should not wait for typer.
         from lcp_gateway.__about__ import __version__  # noqa: PLC0415 - only here
 
         sys.stdout.write(f"lcp-gateway {__version__}\n")

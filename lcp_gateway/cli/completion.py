@@ -1,4 +1,4 @@
-"""``lcp-gateway completion``: a script by which a shell completes our commands and flags, and what answers it."""
+"""``lcp-gateway completion``: a script by which a shell completes commands and flags, and the answers to that shell."""
 
 import enum
 import os
@@ -20,11 +20,12 @@ from lcp_gateway.cli.output import (
     CommandFailed,
 )
 
+# Not `command_app`: its module loads the settings, which the Tab key should not wait for.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 class Shell(enum.StrEnum):
-    """The shells that are known."""
+    """The shells that are supported."""
 
     BASH = "bash"
     ZSH = "zsh"
@@ -55,16 +56,11 @@ def _own_shell() -> Shell:
     try:
         return Shell(name)
     except ValueError:
-        raise CommandFailed(
-            f"say for which shell: {', '.join(Shell)}", exit_code=USAGE_ERROR
-        ) from None
+        raise CommandFailed(f"name the shell: {', '.join(Shell)}", exit_code=USAGE_ERROR) from None
 
 
 def answer(command: Any) -> int:
-    """Tell the shell how the line that it holds may go on; ``command`` is the program's own.
-
-    Whatever goes wrong is kept from the person who is typing.
-    """
+    """Answer the shell that asks how its line may go on; ``command`` is the program's own. Errors are not shown."""
     completion_init()
     try:
         command.main(
@@ -72,6 +68,6 @@ def answer(command: Any) -> int:
         )
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else RUNTIME_ERROR
-    except Exception:  # noqa: BLE001 - a traceback between prompt and cursor helps nobody
+    except Exception:  # noqa: BLE001 - a traceback between prompt and cursor is of no use
         return RUNTIME_ERROR
     return 0

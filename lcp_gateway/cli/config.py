@@ -28,7 +28,8 @@ from lcp_gateway.cli.output import (
     printable,
     report,
 )
-from lcp_gateway.config import ConfigError, Loaded, Spec, load, specs, written
+from lcp_gateway.cli.service.instances import make_folder
+from lcp_gateway.config import ConfigError, load, specs, written
 from lcp_gateway.config.docs import sample_file
 from lcp_gateway.config.sources import (
     CONFIG_VARIABLE,
@@ -40,51 +41,41 @@ from lcp_gateway.config.sources import (
     from_openclaw,
 )
 
+app = command_group("Look at the configuration, check it, and write a file to begin with.")
 
+
+@app.command(cls=GroupedHelp)
 @setting_flags()
-def show(
-    config: Path | None,
-    flags: Mapping[str, object],
-    *,
-    json: JsonOption = False,
-) -> int:
+def show(config: Path | None, flags: Mapping[str, object], *, json: JsonOption = False) -> int:
     """Print every setting in force and where it came from. Takes the flags of `serve`."""
     loaded = load_settings(flags, config)
     report(*(f"warning: {warning}" for warning in loaded.warnings))
-    if json:
-        print_json(_as_json(loaded))
+    shown = {name: spec.shown(getattr(loaded.settings, name)) for name, spec in specs().items()}
+    if not json:
+        rows = (
+            (name, written(value), str(loaded.source_of(name))) for name, value in shown.items()
+        )
+        print_table(("setting", "value", "source"), rows)
         return 0
-    print_table(
-        ("setting", "value", "source"),
-        (
-            (name, written(_shown(loaded, spec)), str(loaded.source_of(name)))
-            for name, spec in specs().items()
-        ),
-    )
-    return 0
-
-
-def _shown(loaded: Loaded, spec: Spec) -> object:
-    return spec.shown(getattr(loaded.settings, spec.name))
-
-
-def _as_json(loaded: Loaded) -> object:
     settings = {}
-    for name, spec in specs().items():
-        value = _shown(loaded, spec)
+    for name, value in shown.items():
         source = loaded.source_of(name)
         settings[name] = {
             "value": str(value) if isinstance(value, Path) else value,
             "source": source.kind.value,
             "where": source.where,
         }
-    return {
-        "config_file": str(loaded.config_file) if loaded.config_file else None,
-        "settings": settings,
-        "warnings": list(loaded.warnings),
-    }
+    print_json(
+        {
+            "config_file": str(loaded.config_file) if loaded.config_file else None,
+            "settings": settings,
+            "warnings": list(loaded.warnings),
+        }
+    )
+    return 0
 
 
+@app.command()
 def check(
     file: Annotated[
         Path | None,
@@ -94,27 +85,27 @@ def check(
     config: Annotated[Path | None, CONFIG_OPTION] = None,
     no_environment: Annotated[
         bool,
-        typer.Option("--no-environment", help="Look at the file alone, as for another machine."),
+        typer.Option("--no-environment", help="Read the file alone, as for another machine."),
     ] = False,
 ) -> int:
-    """Tell all that is wrong with a configuration file and the environment, a line each.
+    """List every problem of a configuration file and the environment, a line each.
 
-    Ends with 1 when something is, and with 2 when there is a file and it cannot be read.
+    Ends with 1 when there is one, and with 2 when there is a file and it cannot be read.
     """
     if file is not None and config is not None and file != config:
         raise CommandFailed(
-            f"{file} and --config {config}: name one file to look at", exit_code=USAGE_ERROR
+            f"{file} and --config {config}: name one file to check", exit_code=USAGE_ERROR
         )
     path, _ = file_to_read(os.environ, file or config)
     environ: Mapping[str, str] = {} if no_environment else os.environ
     if path is not None:
-        _readable(path)
+        _check_readable(path)
     elif no_environment:
         raise CommandFailed(
-            f"there is no file at {default_file(os.environ)}: nothing to look at",
+            f"there is no file at {default_file(os.environ)}: nothing to check",
             exit_code=USAGE_ERROR,
         )
-    for line in _looked_at(path, environ):
+    for line in _sources(path, environ):
         typer.echo(printable(line))
     try:
         loaded = load(flags={}, environ=environ, config_path=path)
@@ -128,40 +119,39 @@ def check(
     return 0
 
 
-def _readable(path: Path) -> None:
+def _check_readable(path: Path) -> None:
     try:
         path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise CommandFailed(f"{path}: the file is not UTF-8 text", exit_code=USAGE_ERROR) from None
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise CommandFailed(f"{path}: cannot be read: {reason}", exit_code=USAGE_ERROR) from None
+        raise CommandFailed(
+            f"{path}: cannot be read: {_reason(error)}", exit_code=USAGE_ERROR
+        ) from None
 
 
-def _looked_at(path: Path | None, environ: Mapping[str, str]) -> Iterable[str]:
-    """Say which sources count, and which settings of the file another one beats."""
+def _sources(path: Path | None, environ: Mapping[str, str]) -> Iterable[str]:
+    """List the sources that count, and the settings of the file that another one overrides."""
     known = specs()
     if path is None:
-        yield f"file: none, {default_file(os.environ)} is not there"
+        yield f"file: none, there is none at {default_file(os.environ)}"
     else:
         yield f"file: {path}"
-    # The weakest first, so that the one that wins stays.
-    beating = (
+    # The weakest first, so that the strongest stays.
+    overriding = (
         from_openclaw(environ, known).given
         | from_openai_serve(environ, known).given
         | from_environment(environ, known).given
     )
-    if beating:
-        names = sorted(str(found.source) for found in beating.values())
+    if overriding:
+        names = sorted(str(found.source) for found in overriding.values())
         yield f"environment: {', '.join(names)}"
     if path is not None:
-        for name in sorted(from_file(path, known).given.keys() & beating.keys()):
-            yield f"not looked at: {name} of the file, for {beating[name].source} goes before it"
+        for name in sorted(from_file(path, known).given.keys() & overriding.keys()):
+            yield f"not used: {name} of the file, for {overriding[name].source} goes before it"
 
 
-_PRIVATE_FOLDER = 0o700
-
-
+@app.command()
 def generate(
     *,
     config: Annotated[
@@ -169,7 +159,7 @@ def generate(
         typer.Option("--config", metavar="FILE", help="Where to, instead of the usual place."),
     ] = None,
     stdout: Annotated[bool, typer.Option("--stdout", help="Print it, and write no file.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Also over a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")] = False,
 ) -> int:
     """Write a configuration file with every setting and its default, commented out. Only you can read it."""
     if stdout:
@@ -177,30 +167,25 @@ def generate(
             raise CommandFailed("--stdout writes no file", exit_code=USAGE_ERROR)
         sys.stdout.write(sample_file())
         return 0
-    path = _place(config)
+    if config is None:
+        # The file that ``serve`` would read.
+        named = os.environ.get(CONFIG_VARIABLE, "")
+        config = Path(named) if named.strip() else default_file(os.environ)
+    # Where the name is a link, the file that it leads to is meant, not the link.
+    path = Path(os.path.realpath(config.expanduser()))
     shown = printable(str(path))
     try:
         _write(path, sample_file(), force=force)
     except FileExistsError:
-        raise CommandFailed(f"{shown} is there already; --force overwrites it") from None
+        raise CommandFailed(f"{shown} exists already; --force overwrites it") from None
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise CommandFailed(f"{shown}: cannot be written: {reason}") from None
+        raise CommandFailed(f"{shown}: cannot be written: {_reason(error)}") from None
     typer.echo(f"written: {shown}")
     return 0
 
 
-def _place(chosen: Path | None) -> Path:
-    """Give the file that ``serve`` would read."""
-    if chosen is None:
-        named = os.environ.get(CONFIG_VARIABLE, "")
-        chosen = Path(named) if named.strip() else default_file(os.environ)
-    # Where the name is a link, the file that it leads to is meant, not the link.
-    return Path(os.path.realpath(chosen.expanduser()))
-
-
 def _write(path: Path, text: str, *, force: bool) -> None:
-    """Write a file that is there as a whole or not at all, and that only its owner can read.
+    """Write a file as a whole or not at all, which only its owner can read.
 
     Raises:
         FileExistsError: there is one, and ``force`` was not given.
@@ -210,9 +195,9 @@ def _write(path: Path, text: str, *, force: bool) -> None:
         if not force:
             raise FileExistsError
         if not path.is_file():
-            # A rename would take the place of a device or a pipe as well.
-            raise OSError(errno.EINVAL, "it is no file")
-    _make_folder(path.parent)
+            # A rename would replace a device or a pipe as well.
+            raise OSError(errno.EINVAL, "it is not a regular file")
+    make_folder(path.parent)
     # A file that mkstemp makes is its owner's alone.
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
@@ -224,20 +209,12 @@ def _write(path: Path, text: str, *, force: bool) -> None:
         if force:
             temporary.replace(path)
         else:
-            # Unlike a rename, a link never takes the place of a file that came in the meantime.
+            # Unlike a rename, a link never replaces a file that was made in the meantime.
             path.hardlink_to(temporary)
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
 
 
-def _make_folder(folder: Path) -> None:
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    for one in reversed(missing):
-        one.mkdir(_PRIVATE_FOLDER, exist_ok=True)
-
-
-app = command_group("Look at the configuration, check it, and write a file to begin with.")
-app.command(cls=GroupedHelp)(show)
-for command in (check, generate):
-    app.command()(command)
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__

@@ -1,4 +1,4 @@
-"""The local HTTP client by which commands ask a gateway on this machine. Nothing is bought through it."""
+"""The HTTP client by which commands ask a gateway on this machine: whether it is ready, and what it measured. It buys nothing."""
 
 import http.client
 import json
@@ -14,17 +14,69 @@ from lcp_gateway.cli.output import CommandFailed, printable
 from lcp_gateway.config import Settings, parse_host_port
 from lcp_gateway.purchase.order import TaskKind
 
-_TIMEOUT_S = 2.0
+_READY_TIMEOUT_S = 2.0
+_ANSWER_TIMEOUT_S = 5.0
 _MAX_READYZ_BYTES = 2**20
-_SERVER = "lcp-gateway"
+_MAX_ANSWER_BYTES = 64 * 2**20
 _SHOWN_CHARACTERS = 300
-# An address to listen on that is none to call.
+_SERVER = "lcp-gateway"
+_LOOPBACK = frozenset({"localhost", "::1"})
+# An address to listen on that cannot be called.
 _CALLED_AS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing listens here
+_PATHS: Mapping[TaskKind, str] = {
+    TaskKind.CHAT_COMPLETIONS: "/v1/chat/completions",
+    TaskKind.RESPONSES: "/v1/responses",
+    TaskKind.COMPLETIONS: "/v1/completions",
+    TaskKind.EMBEDDINGS: "/v1/embeddings",
+}
+_SET_A_KEY = (
+    "give the settings that it has (--config, or LCP_GATEWAY_API_KEYS, or LCP_GATEWAY_AUTH=accounts with "
+    "LCP_GATEWAY_ADMIN_KEY), or ask daemon and nodes themselves with --direct"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a gateway is called. A ``certificate`` is checked where the call may leave this machine."""
+
+    host: str
+    port: int
+    is_tls: bool = False
+    certificate: Path | None = None
+
+    @classmethod
+    def of_settings(cls, settings: Settings) -> "Address":
+        """Return where a gateway with these settings is called from this machine; port 0 where it is not known."""
+        where = parse_host_port(settings.http_addr)
+        certificate = settings.http_tls_cert
+        host = _CALLED_AS.get(where.host, where.host)
+        return cls(host, where.port, certificate is not None, certificate)
+
+    @classmethod
+    def of_url(cls, url: str) -> "Address":
+        """Read an address that was written by ``url``."""
+        where = urlsplit(url)
+        return cls(where.hostname or "", where.port or 0, where.scheme == "https")
+
+    @property
+    def url(self) -> str:
+        """The address for people and for files."""
+        scheme = "https" if self.is_tls else "http"
+        return f"{scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayResponse:
+    """A response: its status, its Server header, and its JSON object, empty where there is none."""
+
+    status: int
+    server: str
+    document: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """What a gateway says of itself. ``reasons`` tell why it is not ready; ``nodes`` whether each node is up."""
+    """The readiness that a gateway reports: ``reasons`` why it is not ready, ``nodes`` by name whether each is up."""
 
     ready: bool
     reasons: tuple[str, ...]
@@ -33,19 +85,53 @@ class Readiness:
     nodes: Mapping[str, bool]
 
 
-def url_of(settings: Settings) -> str:
-    """Give where a gateway with these settings is reached from this machine."""
-    where = parse_host_port(settings.http_addr)
-    host = _CALLED_AS.get(where.host, where.host)
-    scheme = "http" if settings.http_tls_cert is None else "https"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{where.port}"
+def call(
+    address: Address,
+    method: str,
+    path: str,
+    *,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float = _ANSWER_TIMEOUT_S,
+    max_bytes: int = _MAX_ANSWER_BYTES,
+) -> GatewayResponse:
+    """Send a request to a gateway, or to another server that listens there.
 
-
-def ask_readiness(url: str) -> Readiness | None:
-    """Ask the gateway at an address of this machine; ``None`` where none answers, or something else does."""
+    Raises:
+        OSError, http.client.HTTPException, ValueError: there was no response.
+    """
+    connection = _connection(address, timeout_s)
     try:
-        server, document = _get(url)
-        if not server.startswith(_SERVER) or "jobs_in_flight" not in document:
+        sent = {"Content-Type": "application/json", **(headers or {})}
+        connection.request(method, path, body, sent)
+        response = connection.getresponse()
+        text = response.read(max_bytes)
+        server = response.headers.get("Server", "")
+    finally:
+        connection.close()
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        document = None
+    return GatewayResponse(response.status, server, document if isinstance(document, dict) else {})
+
+
+def ask_readiness(where: Address | str) -> Readiness | None:
+    """Ask the gateway at an address or URL whether it is ready; None where none answers, or something else does.
+
+    No key is sent.
+    """
+    try:
+        address = Address.of_url(where) if isinstance(where, str) else where
+        response = call(
+            address,
+            "GET",
+            "/readyz",
+            timeout_s=_READY_TIMEOUT_S,
+            max_bytes=_MAX_READYZ_BYTES,
+        )
+        document = response.document
+        if not response.server.startswith(_SERVER) or "jobs_in_flight" not in document:
             return None
         nodes = document.get("nodes") or {}
         return Readiness(
@@ -61,111 +147,22 @@ def ask_readiness(url: str) -> Readiness | None:
         return None
 
 
-def _get(url: str) -> tuple[str, dict[str, Any]]:
-    """Ask for /readyz, and give who says to have answered, and the answer."""
-    where = urlsplit(url)
-    host, port = where.hostname or "", where.port or 0
-    if where.scheme == "https":
-        # It is called by an address that its certificate need not name. No key is sent, and nothing of what it says is
-        # more than shown.
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            host, port, timeout=_TIMEOUT_S, context=context
-        )
-    else:
-        connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
-    try:
-        connection.request("GET", "/readyz")
-        response = connection.getresponse()
-        document = json.loads(response.read(_MAX_READYZ_BYTES))
-        server = response.headers.get("Server", "")
-    finally:
-        connection.close()
-    if not isinstance(document, dict):
-        raise ValueError("not an object")  # noqa: TRY004 - as json says that it cannot be read
-    return server, document
-
-
-_FIND_TIMEOUT_S = 1.0
-_ANSWER_TIMEOUT_S = 5.0
-_MAX_ANSWER_BYTES = 64 * 2**20
-_FAILURES = (OSError, http.client.HTTPException)
-_PATHS: Mapping[TaskKind, str] = {
-    TaskKind.CHAT_COMPLETIONS: "/v1/chat/completions",
-    TaskKind.RESPONSES: "/v1/responses",
-    TaskKind.COMPLETIONS: "/v1/completions",
-    TaskKind.EMBEDDINGS: "/v1/embeddings",
-}
-_SET_A_KEY = (
-    "give the settings that it has (--config, or LCP_GATEWAY_API_KEYS, or LCP_GATEWAY_AUTH=accounts with "
-    "LCP_GATEWAY_ADMIN_KEY), or ask daemon and nodes themselves with --direct"
-)
-_LOOPBACK = frozenset({"localhost", "::1"})
-# An address to listen on that is none to call.
-_ADVICE: Mapping[int, str] = {
-    HTTPStatus.NOT_FOUND: "; see lcp-gateway models",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayResponse:
-    """An answer over HTTP: its status, who says to have written it, and the JSON object that it is."""
-
-    status: int
-    server: str
-    document: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a gateway is called, over https where it has a ``certificate``."""
-
-    host: str
-    port: int
-    certificate: Path | None = None
-
-    @property
-    def url(self) -> str:
-        """Give the address for people."""
-        scheme = "http" if self.certificate is None else "https"
-        return f"{scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
-
-    def connect(self, timeout_s: float) -> http.client.HTTPConnection:
-        """Give a connection that is not open yet.
-
-        Raises:
-            OSError: the certificate cannot be read.
-        """
-        if self.certificate is None:
-            return http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
-        context = ssl.create_default_context()
-        if self.host in _LOOPBACK or self.host.startswith("127."):
-            # No certificate is made out to this address, and what is sent to it does not leave the machine.
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        else:
-            context.load_verify_locations(self.certificate)
-        return http.client.HTTPSConnection(self.host, self.port, timeout=timeout_s, context=context)
-
-
 @dataclass(frozen=True, slots=True)
 class RunningGateway:
-    """A gateway that answers. ``presented`` says which key it is asked with, ``nodes_up`` of each node by its name whether it is up."""
+    """A gateway that answers. ``key_name`` says which key it is asked with, ``nodes_up`` by name whether each node is up."""
 
     address: Address
     key: str = field(repr=False)
-    presented: str = "no key"
+    key_name: str = "no key"
     nodes_up: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
-        """Where it is, for people."""
+        """Its address, for people."""
         return self.address.url
 
     def models(self) -> Sequence[Mapping[str, Any]]:
-        """Give its list of models.
+        """Return its list of models.
 
         Raises:
             CommandFailed: it did not answer, or refused.
@@ -173,7 +170,7 @@ class RunningGateway:
         return _entries(self._ask("GET", "/v1/models"))
 
     def ranking(self, limit: int, *capabilities: str) -> Sequence[Mapping[str, Any]]:
-        """Give its models that can do all this with the score of each at its best provider, the best first.
+        """Return its models with all these capabilities and the score of each at its best provider, the best first.
 
         Raises:
             CommandFailed: as in ``models``.
@@ -182,10 +179,10 @@ class RunningGateway:
         return _entries(self._ask("POST", "/api/models/route", json.dumps(query).encode()))
 
     def explain(self, kind: TaskKind, body: bytes) -> Mapping[str, Any]:
-        """Give how it would route a request.
+        """Return how it would route a request.
 
         Raises:
-            CommandFailed: as in ``models``; also what is wrong with the request, and that nobody suits.
+            CommandFailed: as in ``models``; also for a bad request, and where no provider suits it.
         """
         # A gateway that cannot rank does not know the header either, and would buy the answer.
         self.ranking(1)
@@ -198,92 +195,60 @@ class RunningGateway:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Mapping[str, Any]:
-        sent = dict(headers or {})
-        if self.key:
-            sent["Authorization"] = f"Bearer {self.key}"
+        key = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         try:
-            asked = call(self.address, method, path, body, sent, _ANSWER_TIMEOUT_S)
-        except _FAILURES:
+            response = call(
+                self.address, method, path, body=body, headers={**(headers or {}), **key}
+            )
+        except (OSError, http.client.HTTPException):
             raise CommandFailed(f"the gateway at {self.url} does not answer") from None
-        if asked.status != HTTPStatus.OK:
-            error = asked.document.get("error")
-            words = refusal(asked.status, error if isinstance(error, Mapping) else {})
-            if asked.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-                words += f"; presented was {self.presented}: {_SET_A_KEY}"
+        if response.status != HTTPStatus.OK:
+            error = response.document.get("error")
+            words = refusal(response.status, error if isinstance(error, Mapping) else {})
+            if response.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+                words += f"; presented was {self.key_name}: {_SET_A_KEY}"
             raise CommandFailed(f"the gateway at {self.url}: {words}")
-        return asked.document
+        return response.document
 
 
 def refusal(status: int, error: Mapping[str, Any]) -> str:
-    """Put an error of the gateway, as its answers have it, into a line."""
-    message = str(error.get("message") or "it cannot say")
+    """Put an error of the gateway, as its responses have it, into a line."""
+    message = str(error.get("message") or "no reason was given")
     code = " ".join(str(part) for part in (status, error.get("code")) if part)
-    return f"{printable(message)} ({printable(code)}){_ADVICE.get(status, '')}"
+    advice = "; see lcp-gateway models" if status == HTTPStatus.NOT_FOUND else ""
+    return f"{printable(message)} ({printable(code)}){advice}"
 
 
 def find_gateway(settings: Settings) -> RunningGateway | None:
-    """Find the gateway that listens where the settings say; None where there is none."""
-    address = address_of(settings)
-    if not address.port:
+    """Return the gateway that listens where the settings say; None where there is none."""
+    address = Address.of_settings(settings)
+    # Asked without the key, which must not go to something else that listens there.
+    readiness = ask_readiness(address) if address.port else None
+    if readiness is None:
         return None
-    try:
-        # This needs no key: none goes to something else that listens there.
-        asked = call(address, "GET", "/readyz", None, {}, _FIND_TIMEOUT_S)
-    except _FAILURES:
-        return None
-    if not asked.server.startswith(_SERVER) or "jobs_in_flight" not in asked.document:
-        return None
-    nodes = asked.document.get("nodes") or {}
-    key, presented = _key_of(settings)
-    return RunningGateway(
-        address,
-        key,
-        presented,
-        {name: bool(state["up"]) for name, state in nodes.items()},
-    )
-
-
-def _key_of(settings: Settings) -> tuple[str, str]:
-    """Give the key to ask with, and say which one it is."""
+    key, key_name = "", "no key"
     if settings.api_keys:
-        return settings.api_keys[0], "the first of api_keys"
-    if settings.admin_key:
-        return settings.admin_key, "admin_key"
-    return "", "no key"
+        key, key_name = settings.api_keys[0], "the first of api_keys"
+    elif settings.admin_key:
+        key, key_name = settings.admin_key, "admin_key"
+    return RunningGateway(address, key, key_name, readiness.nodes)
 
 
-def address_of(settings: Settings) -> Address:
-    """Give where a gateway with these settings is called from this machine; the port is 0 where nobody knows it."""
-    where = parse_host_port(settings.http_addr)
-    return Address(_CALLED_AS.get(where.host, where.host), where.port, settings.http_tls_cert)
-
-
-def call(
-    address: Address,
-    method: str,
-    path: str,
-    body: bytes | None,
-    headers: Mapping[str, str],
-    timeout_s: float,
-) -> GatewayResponse:
-    """Ask a gateway, or whatever listens there.
-
-    Raises:
-        OSError, http.client.HTTPException: there was no answer.
-    """
-    connection = address.connect(timeout_s)
-    try:
-        connection.request(method, path, body, {"Content-Type": "application/json", **headers})
-        response = connection.getresponse()
-        text = response.read(_MAX_ANSWER_BYTES)
-        server = response.headers.get("Server", "")
-    finally:
-        connection.close()
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        document = None
-    return GatewayResponse(response.status, server, document if isinstance(document, dict) else {})
+def _connection(address: Address, timeout_s: float) -> http.client.HTTPConnection:
+    if not address.is_tls:
+        return http.client.HTTPConnection(address.host, address.port, timeout=timeout_s)
+    context = ssl.create_default_context()
+    is_local = address.host in _LOOPBACK or address.host.startswith("127.")
+    if is_local or address.certificate is None:
+        # No certificate is made out to a loopback address, and nothing sent to it leaves the machine. Without a
+        # certificate to compare with, only /readyz is asked, without a key.
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context.load_verify_locations(address.certificate)
+    return http.client.HTTPSConnection(
+        address.host, address.port, timeout=timeout_s, context=context
+    )
 
 
 def _entries(document: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -1,7 +1,7 @@
-"""lnd as commands use it: opened for a block, for what it knows and for the invoices of top-ups."""
+"""lnd as commands use it: opened for a block, to ask which network it is on and to make the invoices of top-ups."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
 from lcp_gateway.cli.output import CommandFailed, report
@@ -9,47 +9,49 @@ from lcp_gateway.config import Settings, may_use_proxy
 from lcp_gateway.lightning.lnd.records import LndError
 
 if TYPE_CHECKING:
-    from lcp_gateway.lightning.lnd.client import LndClient
-if TYPE_CHECKING:
     from lcp_gateway.app.till import LndTill
     from lcp_gateway.lightning.lnd.channel import LndAddress
+    from lcp_gateway.lightning.lnd.client import LndClient
+
+OWN_NODE_SETTINGS = ("embedded", "node_listen", "lcpd_grpc_addr", "lcpd_tls")
+"""The settings that say where a node of our own is."""
+
+INVOICE_SETTINGS = (
+    *("lnd_grpc_addr", "lnd_tls_cert", "lnd_macaroon_file", "lnd_invoice_macaroon_file"),
+    *("proxy_from_environment", "network", "node_listen", "preflight_timeout_s"),
+    *("topup_min_msat", "topup_max_msat", "topup_expiry_s", "topups_open_max"),
+)
+"""The settings that say where invoices are made, and within which bounds."""
 
 
 @contextlib.asynccontextmanager
 async def opened_lnd(settings: Settings) -> AsyncIterator["LndClient | None"]:
-    """Open lnd for the block; gives ``None`` where the settings name none.
+    """Open lnd for the block; yields None where the settings name none.
 
     Raises:
-        CommandFailed: its files cannot be read, or what speaks to it is not installed.
+        CommandFailed: its files cannot be read, or its client is not installed.
     """
     cert, macaroon = settings.lnd_tls_cert, settings.lnd_macaroon_file
     if not settings.lnd_grpc_addr or cert is None or macaroon is None:
         yield None
         return
-    from lcp_gateway.lightning.lnd.client import LndAddress, LndClient, LndNotInstalled  # noqa: PLC0415 - an optional extra
+    from lcp_gateway.lightning.lnd.channel import LndAddress  # noqa: PLC0415 - loads gRPC
+    from lcp_gateway.lightning.lnd.client import LndClient  # noqa: PLC0415 - an optional extra
 
-    try:
+    proxy = may_use_proxy(settings, settings.lnd_grpc_addr)
+    with _opening_fails():
         lnd = LndClient(
-            LndAddress(
-                settings.lnd_grpc_addr,
-                cert,
-                macaroon,
-                may_use_proxy(settings, settings.lnd_grpc_addr),
-            ),
+            LndAddress(settings.lnd_grpc_addr, cert, macaroon, proxy),
             timeout_s=settings.preflight_timeout_s,
         )
-    except LndNotInstalled as error:
-        raise CommandFailed(str(error)) from None
-    except OSError as error:
-        raise CommandFailed(f"{error.filename}: {error.strerror}") from None
     async with lnd:
         yield lnd
 
 
 async def invoice_network(settings: Settings, *, warns: bool = True) -> str | None:
-    """Return the prefix of the invoices that may be paid: as the settings have it, else as lnd says; ``None`` for any.
+    """Return the prefix of the invoices that may be paid: of the settings, else of lnd; None for any.
 
-    ``warns`` has it complain of an lnd that does not answer.
+    With ``warns``, an lnd that does not answer is reported.
     """
     if settings.network:
         return settings.network
@@ -61,31 +63,22 @@ async def invoice_network(settings: Settings, *, warns: bool = True) -> str | No
         except LndError as error:
             if warns:
                 report(
-                    f"warning: lnd does not tell its network ({error.status}): see lcp-gateway doctor"
+                    f"warning: lnd did not report its network ({error.status}): see lcp-gateway doctor"
                 )
             return None
 
 
-OWN_NODE_SETTINGS = ("embedded", "node_listen", "lcpd_grpc_addr", "lcpd_tls")
-"""The settings that say where a node of our own is."""
-
-INVOICE_SETTINGS = (
-    *("lnd_grpc_addr", "lnd_tls_cert", "lnd_macaroon_file", "lnd_invoice_macaroon_file"),
-    *("proxy_from_environment", "network", "node_listen", "preflight_timeout_s"),
-    *("topup_min_msat", "topup_max_msat", "topup_expiry_s", "topups_open_max"),
-)
-"""The settings that say who makes invoices, and which."""
-
-
 def own_node(settings: Settings) -> str:
-    """Give where a node of our own is reached, as a gRPC target; nothing says yet that it is one.
+    """Return the gRPC target where a node of our own is reached; it is not known yet whether it is one.
 
     Raises:
         CommandFailed: it cannot be known, or cannot be one.
     """
     if not settings.embedded:
         if settings.lcpd_tls:
-            raise CommandFailed("what is reached with TLS (lcpd_tls) is no node of our own")
+            raise CommandFailed(
+                "a daemon that is reached with TLS (lcpd_tls) is not a node of our own"
+            )
         return settings.lcpd_grpc_addr
     if not settings.node_listen:
         raise CommandFailed(
@@ -98,29 +91,24 @@ def own_node(settings: Settings) -> str:
 
 @contextlib.asynccontextmanager
 async def opened_invoice_issuer(settings: Settings) -> "AsyncIterator[LndTill]":
-    """Open who makes invoices for the block.
+    """Open the issuer of invoices for the block: lnd, or a node of our own that speaks like it.
 
     Raises:
-        CommandFailed: the settings name nobody, or its files or what speaks to it are missing.
+        CommandFailed: the settings name none, its files cannot be read, or its client is not installed.
     """
-    address = _address(settings)
+    address = _issuer_address(settings)
     from lcp_gateway.app.till import LndTill  # noqa: PLC0415 - imports the whole gateway
     from lcp_gateway.lightning.lnd.invoices import LndInvoices  # noqa: PLC0415 - an optional extra
-    from lcp_gateway.lightning.lnd.stubs import LndNotInstalled  # noqa: PLC0415 - as above
 
-    try:
+    with _opening_fails():
         invoices = LndInvoices(
             address, network=settings.network or None, timeout_s=settings.preflight_timeout_s
         )
-    except LndNotInstalled as error:
-        raise CommandFailed(str(error)) from None
-    except OSError as error:
-        raise CommandFailed(f"{error.filename}: {error.strerror}") from None
     async with invoices:
         yield LndTill(invoices)
 
 
-def _address(settings: Settings) -> "LndAddress":
+def _issuer_address(settings: Settings) -> "LndAddress":
     from lcp_gateway.lightning.lnd.channel import LndAddress  # noqa: PLC0415 - loads gRPC
 
     if settings.lnd_grpc_addr:
@@ -130,6 +118,19 @@ def _address(settings: Settings) -> "LndAddress":
     if settings.embedded:
         return LndAddress(own_node(settings))
     raise CommandFailed(
-        "nobody is there to make an invoice: set lnd_grpc_addr, lnd_tls_cert and "
+        "top-ups are disabled: no lnd is configured; set lnd_grpc_addr, lnd_tls_cert and "
         "lnd_invoice_macaroon_file (see the documentation of lnd), or use --embedded"
     )
+
+
+@contextlib.contextmanager
+def _opening_fails() -> Iterator[None]:
+    """Turn the errors of opening lnd into one of the command."""
+    from lcp_gateway.lightning.lnd.stubs import LndNotInstalled  # noqa: PLC0415 - an optional extra
+
+    try:
+        yield
+    except LndNotInstalled as error:
+        raise CommandFailed(str(error)) from None
+    except OSError as error:
+        raise CommandFailed(f"{error.filename}: {error.strerror}") from None

@@ -2,7 +2,8 @@
 
 import inspect
 import os
-from collections.abc import Callable, Collection, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -34,41 +35,26 @@ from lcp_gateway.config.sources import (
     from_openai_serve,
 )
 
+CONFIG_OPTION = typer.Option(
+    "--config",
+    metavar="FILE",
+    help="TOML file to read instead of the usual one.",
+    show_default=False,
+)
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
 
-def utf8_text(param: typer.CallbackParam, text: str | None) -> str | None:
-    """Let a text of the command line pass that is one; for an option that is looked up or kept.
-
-    Raises:
-        CommandFailed: it holds bytes that are no UTF-8, which no database and no request takes.
-    """
-    _check(param, text)
-    return text
-
-
-def utf8_texts(param: typer.CallbackParam, each: list[str] | None) -> list[str] | None:
-    """Do the same for an option that may be repeated."""
-    for text in each or ():
-        _check(param, text)
-    return each
-
-
-def _check(param: typer.CallbackParam, text: str | None) -> None:
-    try:
-        (text or "").encode()
-    except UnicodeEncodeError:
-        name = param.opts[0]
-        shown = name if name.startswith("-") else name.upper()
-        raise CommandFailed(f"{shown}: is not UTF-8 text", exit_code=USAGE_ERROR) from None
+def command_app(**more: Any) -> typer.Typer:
+    """Return the typer application of one command, or of a group of them."""
+    return typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **more
+    )
 
 
 def command_group(purpose: str) -> typer.Typer:
-    """Make one; without a command it prints its help."""
-    app = typer.Typer(
-        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, help=purpose
-    )
+    """Return the application of a command that has commands of its own; without one it prints its help."""
+    app = command_app(help=purpose)
 
     @app.callback(invoke_without_command=True)
     def _group(context: typer.Context) -> None:
@@ -79,63 +65,121 @@ def command_group(purpose: str) -> typer.Typer:
     return app
 
 
-_COMMON_FLAGS = (
-    *("config", "host", "port", "http_addr", "embedded", "lcpd_grpc_addr", "auth"),
-    *(
-        "max_total_msat",
-        "budget_hour_msat",
-        "budget_day_msat",
-        "journal_url",
-        "log_level",
-        "verbose",
-        "json",
-    ),
-)
-_COLUMNS = 100
-_FIRST, _OTHERS = "Common flags", "Options"
-_HINT = (
-    "Every flag is also a setting of the environment and the configuration file: see lcp-gateway config show and "
-    "docs/configuration.md. Secrets have no flag."
-)
+def utf8_text(param: typer.CallbackParam, given: str | list[str] | None) -> Any:
+    """Return a text of the command line, or all those of an option that is repeated, as they are.
+
+    Raises:
+        CommandFailed: one holds bytes that are not UTF-8, which no database and no request takes.
+    """
+    try:
+        for text in [given] if isinstance(given, str) else given or ():
+            text.encode()
+    except UnicodeEncodeError:
+        name = param.opts[0]
+        shown = name if name.startswith("-") else name.upper()
+        raise CommandFailed(f"{shown}: is not UTF-8 text", exit_code=USAGE_ERROR) from None
+    return given
 
 
-class GroupedHelp(TyperCommand):
-    """A command whose help has a heading for each group of its flags."""
+def read_input(file: str) -> bytes:
+    """Return the bytes of a file, or of standard input for "-".
 
-    def __init__(self, name: str | None, **more: Any) -> None:
-        settings = {"max_content_width": _COLUMNS, **(more.pop("context_settings", None) or {})}
-        super().__init__(name, **{**more, "context_settings": settings, "epilog": _HINT})
+    Raises:
+        CommandFailed: it cannot be read.
+    """
+    if file == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise CommandFailed(f"{file}: cannot be read: {error.strerror}") from None
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the flags, each under the heading of its group."""
-        sections: dict[str, dict[str, tuple[str, str]]] = {
-            name: {} for name in (_FIRST, *Group, _OTHERS)
-        }
-        known = specs()
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is None:
-                continue
-            name = parameter.name or ""
-            if name in _COMMON_FLAGS:
-                heading: str = _FIRST
-            else:
-                heading = known[name].group if name in known else _OTHERS
-            sections[heading][name] = record
-        first = sections[_FIRST]
-        sections[_FIRST] = {name: first[name] for name in _COMMON_FLAGS if name in first}
-        for heading, records in sections.items():
-            if records:
-                with formatter.section(heading):
-                    formatter.write_dl([*records.values()])
+
+def text_option(*flags: str, metavar: str, help: str) -> Any:  # noqa: A002 - typer's own word
+    """Return an option whose text is looked up or stored."""
+    return typer.Option(*flags, metavar=metavar, help=help, callback=utf8_text)
+
+
+def with_parameters(
+    run: Callable[..., int], command: Callable[..., Any], parameters: Iterable[inspect.Parameter]
+) -> Callable[..., int]:
+    """Return ``run`` under the name and help of ``command``; typer reads its options from these parameters."""
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    run.__signature__ = inspect.Signature([*parameters])  # type: ignore[attr-defined]
+    return run
+
+
+def parameters_of(
+    command: Callable[..., Any], *, without: Collection[str] = ()
+) -> list[inspect.Parameter]:
+    """Return the parameters of a command, but those that are not options."""
+    found = inspect.signature(command, eval_str=True).parameters
+    return [parameter for name, parameter in found.items() if name not in without]
+
+
+def setting_flags(
+    groups: Collection[Group] = tuple(Group), *, also: Collection[str] = ()
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Add to a command ``--config`` and a flag for every setting of ``groups``, and of those named ``also``, that is no secret.
+
+    The command is called with ``config`` (a path or ``None``), ``flags`` (by setting, ``None`` where not given) and
+    its own parameters, all by keyword.
+    """
+    chosen = [
+        spec
+        for spec in specs().values()
+        if spec.flag and (spec.group in groups or spec.name in also)
+    ]
+    takes_address = any(spec.name == "http_addr" for spec in chosen)
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        def run(**values: Any) -> int:
+            flags = {spec.name: values.pop(spec.name) for spec in chosen}
+            if takes_address:
+                host, port = values.pop("host"), values.pop("port")
+                if host is not None or port is not None:
+                    flags["http_addr"] = _address(
+                        host, port, flags["http_addr"], values.get("config")
+                    )
+            return command(flags=flags, **values)
+
+        return with_parameters(
+            run,
+            command,
+            [
+                *parameters_of(command, without=("config", "flags")),
+                _keyword("config", Annotated[Path | None, CONFIG_OPTION]),
+                *map(_setting_parameter, chosen),
+                *(_ADDRESS_PARAMETERS if takes_address else ()),
+            ],
+        )
+
+    return decorate
+
+
+def load_settings(
+    flags: Mapping[str, object],
+    config: Path | None,
+    *,
+    flag_names: Mapping[str, str] = MappingProxyType({}),
+) -> Loaded:
+    """Load the configuration of this process.
+
+    Raises:
+        CommandFailed: the configuration cannot be used; one line for each problem.
+    """
+    try:
+        return load(flags=flags, environ=os.environ, config_path=config, flag_names=flag_names)
+    except ConfigError as error:
+        raise CommandFailed(*error.problems, exit_code=USAGE_ERROR) from None
 
 
 @dataclass(frozen=True, slots=True)
 class PartialSettings:
-    """Settings of which only those asked for are as they were given, the others by default.
+    """Settings of which only those asked for are as they were given; the others have their defaults.
 
-    ``given`` are the names of those that were given at all. ``problems`` tell what of them could not be used, or that the
-    file could not be read.
+    ``given`` are the names of those that were given at all. ``problems`` are those of them that could not be used, or
+    the file that could not be read, in words.
     """
 
     settings: Settings
@@ -150,7 +194,10 @@ def partial_settings(
     environ: Mapping[str, str],
     config: Path | None,
 ) -> PartialSettings:
-    """Read the settings of these names from where ``serve`` reads them, and none besides.
+    """Read the settings of these names from where ``serve`` reads them, and no others.
+
+    For commands that look for a gateway and do not run one: a running gateway can be found and stopped even if
+    the file that it was started with has changed, and from a shell that does not have its keys.
 
     Raises:
         ValueError: a flag cannot be used; the message says why.
@@ -181,77 +228,90 @@ def partial_settings(
     return PartialSettings(Settings.model_validate(values), frozenset(values), tuple(problems))
 
 
-CONFIG_OPTION = typer.Option(
-    "--config",
-    metavar="FILE",
-    help="TOML file to read instead of the usual one.",
-    show_default=False,
+_COMMON_FLAGS = (
+    *("config", "host", "port", "http_addr", "embedded", "lcpd_grpc_addr", "auth"),
+    *("max_total_msat", "budget_hour_msat", "budget_day_msat", "journal_url"),
+    *("log_level", "verbose", "json"),
+)
+_COLUMNS = 100
+_FIRST, _OTHERS = "Common flags", "Options"
+_HINT = (
+    "Every flag is also a setting of the environment and the configuration file: see lcp-gateway config show and "
+    "docs/configuration.md. Secrets have no flag."
 )
 
 
-def setting_flags(
-    groups: Collection[Group] = tuple(Group), *, also: Collection[str] = ()
-) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Give a command ``--config`` and a flag for every setting of ``groups``, and of those named ``also``, that is no secret.
+class GroupedHelp(TyperCommand):
+    """A command with a flag for every setting: its help has the common flags first, the rest by their subject."""
 
-    The command is called with ``config`` (a path or ``None``), ``flags`` (by setting, ``None`` where not given) and
-    its own parameters, all by keyword.
-    """
-    chosen = [
-        spec
-        for spec in specs().values()
-        if spec.flag and (spec.group in groups or spec.name in also)
-    ]
+    def __init__(self, name: str | None, **more: Any) -> None:
+        settings = {"max_content_width": _COLUMNS, **(more.pop("context_settings", None) or {})}
+        super().__init__(name, **{**more, "context_settings": settings, "epilog": _HINT})
 
-    def give(command: Callable[..., int]) -> Callable[..., int]:
-        own = [
-            parameter
-            for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
-            if name not in {"config", "flags"}
-        ]
-        takes_address = any(spec.name == "http_addr" for spec in chosen)
-
-        def with_flags(**values: Any) -> int:
-            flags = {spec.name: values.pop(spec.name) for spec in chosen}
-            if takes_address:
-                host, port = values.pop("host"), values.pop("port")
-                if host is not None or port is not None:
-                    flags["http_addr"] = _address(
-                        host, port, flags["http_addr"], values.get("config")
-                    )
-            return command(flags=flags, **values)
-
-        with_flags.__doc__ = command.__doc__
-        with_flags.__name__ = command.__name__
-        parameters = [*own, _config_parameter(), *map(_parameter, chosen)]
-        if takes_address:
-            parameters += _ADDRESS_PARAMETERS
-        # typer reads the signature to learn the options.
-        with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        return with_flags
-
-    return give
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the flags, each under the heading of its group."""
+        sections: dict[str, dict[str, tuple[str, str]]] = {
+            name: {} for name in (_FIRST, *Group, _OTHERS)
+        }
+        known = specs()
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            name = parameter.name or ""
+            if name in _COMMON_FLAGS:
+                heading: str = _FIRST
+            else:
+                heading = known[name].group if name in known else _OTHERS
+            sections[heading][name] = record
+        first = sections[_FIRST]
+        sections[_FIRST] = {name: first[name] for name in _COMMON_FLAGS if name in first}
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl([*records.values()])
 
 
-def load_settings(
-    flags: Mapping[str, object],
-    config: Path | None,
-    *,
-    flag_names: Mapping[str, str] = MappingProxyType({}),
-) -> Loaded:
-    """Load the configuration of this process.
+def _keyword(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
 
-    Raises:
-        CommandFailed: the configuration cannot be used; one line for each problem.
-    """
-    try:
-        return load(flags=flags, environ=os.environ, config_path=config, flag_names=flag_names)
-    except ConfigError as error:
-        raise CommandFailed(*error.problems, exit_code=USAGE_ERROR) from None
+
+def _setting_parameter(spec: Spec) -> inspect.Parameter:
+    if spec.is_switch:
+        flag = f"{spec.flag}/--no-{spec.flag.removeprefix('--')}"
+        switch = typer.Option(flag, help=spec.description, show_default=False)
+        return _keyword(spec.name, Annotated[bool | None, switch])
+    option = typer.Option(
+        spec.flag, help=spec.description, metavar=spec.form.metavar, show_default=False
+    )
+    return _keyword(spec.name, Annotated[str | None, option])
+
+
+_ADDRESS_PARAMETERS = (
+    _keyword(
+        "host",
+        Annotated[
+            str | None,
+            text_option(
+                metavar="HOST",
+                help="The host of `http_addr` alone: an address of this machine, or 0.0.0.0 for all.",
+            ),
+        ],
+    ),
+    _keyword(
+        "port",
+        Annotated[
+            int | None,
+            typer.Option(metavar="PORT", min=0, max=65_535, help="The port of `http_addr` alone."),
+        ],
+    ),
+)
 
 
 def _address(host: str | None, port: int | None, typed: str | None, config: Path | None) -> str:
-    """Put the address together: what neither flag says stays as it is configured.
+    """Put the address together: the part that neither flag names stays as it is configured.
 
     Raises:
         CommandFailed: the whole address was given too, or the flags make no address.
@@ -272,57 +332,3 @@ def _address(host: str | None, port: int | None, typed: str | None, config: Path
         flag = "--port" if host is None else "--host"
         raise CommandFailed(f"{flag}: {error}", exit_code=USAGE_ERROR) from None
     return address
-
-
-def _config_parameter() -> inspect.Parameter:
-    return _keyword("config", Annotated[Path | None, CONFIG_OPTION])
-
-
-def _parameter(spec: Spec) -> inspect.Parameter:
-    described = spec.description
-    if spec.is_switch:
-        flag = f"{spec.flag}/--no-{spec.flag.removeprefix('--')}"
-        option = typer.Option(flag, help=described, show_default=False)
-        return _keyword(spec.name, Annotated[bool | None, option])
-    option = typer.Option(
-        spec.flag,
-        help=described,
-        metavar=spec.form.metavar,
-        show_default=False,
-    )
-    return _keyword(spec.name, Annotated[str | None, option])
-
-
-def _keyword(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-    )
-
-
-_ADDRESS_PARAMETERS = [
-    _keyword(
-        "host",
-        Annotated[
-            str | None,
-            typer.Option(
-                metavar="HOST",
-                help="The host of `http_addr` alone: an address of this machine, or 0.0.0.0 for all.",
-                show_default=False,
-                callback=utf8_text,
-            ),
-        ],
-    ),
-    _keyword(
-        "port",
-        Annotated[
-            int | None,
-            typer.Option(
-                metavar="PORT",
-                min=0,
-                max=65_535,
-                help="The port of `http_addr` alone.",
-                show_default=False,
-            ),
-        ],
-    ),
-]

@@ -1,11 +1,13 @@
 """How a command speaks and ends: exit codes, messages, a question at the terminal, tables, pairs and JSON."""
 
-import json
+import json as json_format
+import pwd
 import re
 import sys
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import compress
+from typing import TypeVar
 
 import typer
 
@@ -15,9 +17,17 @@ RUNTIME_ERROR = 1
 COMPLETION_VARIABLE = "_LCP_GATEWAY_COMPLETE"
 """Set by a shell that asks how a line may go on; see ``cli/completion.py``."""
 
+T = TypeVar("T")
+Columns = Mapping[str, Callable[[T], str]]
+"""The columns of a table: how the cell under each heading is written."""
+
+# A pipe has no width: no line is folded there.
+_PIPE_COLUMNS = 400
+_LONG_HEX = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{24,}\b")
+
 
 class CommandFailed(Exception):
-    """A command cannot do what it was asked to; each line says why, in words for the person who typed it."""
+    """A command failed; each line tells the operator why."""
 
     def __init__(self, *lines: str, exit_code: int = RUNTIME_ERROR) -> None:
         super().__init__("; ".join(lines))
@@ -32,39 +42,39 @@ def report(*lines: str) -> None:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Go on if ``yes`` was given with the command, or is answered.
+    """Return if ``yes`` was given with the command, or is the answer at the terminal.
 
     Raises:
-        CommandFailed: nobody is there to be asked.
+        CommandFailed: there is no terminal to ask at.
         typer.Abort: the answer is no.
     """
     if yes:
         return
     if not sys.stdin.isatty():
-        raise CommandFailed("nobody is there to confirm it: add --yes", exit_code=USAGE_ERROR)
+        raise CommandFailed(
+            "this must be confirmed, and there is no terminal: add --yes", exit_code=USAGE_ERROR
+        )
     typer.confirm(question, abort=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What was looked at and how it is; ``advice`` says what to do and is empty where there is nothing to do."""
-
-    name: str
-    ok: bool
-    text: str
-    advice: str = ""
-
-
-# Where nobody looks at the width of a line, nothing is folded.
-_PIPE_COLUMNS = 400
-_LONG_HEX = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{24,}\b")
+def print_list(
+    items: Iterable[T],
+    columns: Columns[T],
+    document: Callable[[T], object],
+    *,
+    json: bool,
+    omitted: Collection[str] = (),
+) -> None:
+    """Print items as a table, or as a JSON array of their documents."""
+    if json:
+        print_json([document(item) for item in items])
+    else:
+        rows = ([cell(item) for cell in columns.values()] for item in items)
+        print_table([*columns], rows, omitted=omitted)
 
 
 def print_table(
-    headings: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    omitted: Collection[str] = (),
+    headings: Sequence[str], rows: Iterable[Sequence[str]], *, omitted: Collection[str] = ()
 ) -> None:
     """Print a table. In a pipe every row is one line, and whole.
 
@@ -88,13 +98,13 @@ def print_table(
         table.add_column(heading, overflow="fold", no_wrap=not on_terminal)
     for row in rows:
         cells = (printable(cell) for cell in compress(row, shown))
-        # Text, because a value may hold what rich takes for markup.
+        # Text, because a value may hold characters that rich takes for markup.
         table.add_row(*(Text(shorten_ids(cell) if on_terminal else cell) for cell in cells))
     Console(width=None if on_terminal else _PIPE_COLUMNS).print(table)
 
 
 def shorten_ids(text: str) -> str:
-    """Give a text whose long hexadecimal ids are cut to what a person compares; commands take them like this."""
+    """Cut long hexadecimal ids to the digits that a person compares; commands take them like this."""
     return _LONG_HEX.sub(r"\1…", text)
 
 
@@ -107,9 +117,22 @@ def print_pairs(rows: Sequence[tuple[str, str]]) -> None:
 
 def print_json(value: object) -> None:
     """Print JSON for other programs."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_format.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def printable(text: str) -> str:
-    """Give a text that may come from a peer or a client without what a terminal would obey."""
+    """Return a text of a peer or a client without the characters that a terminal would obey."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+def format_time(at: datetime) -> str:
+    """Write a time to the second, in UTC."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user of this machine, for a message."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"the user with the number {uid}"

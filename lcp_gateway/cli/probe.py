@@ -1,8 +1,8 @@
-"""``python -m lcp_gateway.cli.probe``: ends with 0 when the gateway beside it lives, for a container's health check.
+"""``python -m lcp_gateway.cli.probe``: ends with 0 when the gateway beside it is alive, for a container's health check.
 
-It runs every few seconds, so it loads none of the program and looks for the address alone, in the environment and in the
-file that the environment names; a flag it cannot see. It asks no more than /healthz: a daemon that is away is no reason to
-start the gateway anew.
+It runs every few seconds, so it loads none of the program and reads only the address, from the environment and from the
+file that the environment names; it cannot see a flag. It asks for /healthz only: a daemon that is down is no reason to
+restart the gateway.
 """
 
 import http.client
@@ -17,12 +17,12 @@ from typing import Final
 
 _TIMEOUT_S: Final = 2.0
 _USUAL_ADDRESS: Final = "127.0.0.1:8080"
-# An address to listen on that is none to call.
+# An address to listen on that cannot be called.
 _CALLED_AS: Final = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing listens here
 
 
 def main(environ: Mapping[str, str]) -> int:
-    """Ask once, and say why on standard error when the answer is not 200."""
+    """Ask once; a line on standard error says why when the answer is not 200."""
     try:
         file = _file(environ)
         address = (
@@ -45,7 +45,7 @@ def _file(environ: Mapping[str, str]) -> Mapping[str, object]:
     named = environ.get("LCP_GATEWAY_CONFIG")
     if not named:
         return {}
-    # The gateway that runs may have an older file in force than one that is being written.
+    # The running gateway may have read an older file than one that is being written.
     try:
         return tomllib.loads(Path(named).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):

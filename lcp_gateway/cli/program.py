@@ -1,4 +1,4 @@
-"""The program: which commands there are, and how what goes wrong is said and turned into an exit code."""
+"""The program: which commands there are, and how an error becomes a message and an exit code."""
 
 import importlib
 import os
@@ -46,9 +46,9 @@ _COMMAND_MODULES: Mapping[str, str] = MappingProxyType(
 )
 
 _USUAL_COMMAND = "serve"
-"""What is run by a command line that names no command."""
+"""The command of a command line that names none."""
 _VALIDATORS_WORD = "Value error, "
-"""What the library that reads options puts before some of its reasons."""
+"""The words that pydantic puts before some of its reasons."""
 _OWN_FLAGS = frozenset({"--help", "--version"})
 
 
@@ -56,9 +56,9 @@ class _LazyGroup(typer.core.TyperGroup):
     """Imports a command's module when that command is asked for: most of start-up time is imports."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take a command line that names no command for that of ``serve``."""
+        """Read a command line that names no command as one of ``serve``."""
         first = args[0] if args else ""
-        # Somebody at the Tab key has not written the command yet.
+        # The Tab key was pressed before a command was written.
         unfinished = not args and ctx.resilient_parsing
         if (not args or first.startswith("-")) and first not in _OWN_FLAGS and not unfinished:
             args = [_USUAL_COMMAND, *args]
@@ -76,7 +76,7 @@ class _LazyGroup(typer.core.TyperGroup):
         return command
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """Give the commands by name without loading what is behind them: somebody waits at the Tab key."""
+        """Complete the commands by name without importing them: the Tab key must answer at once."""
         if incomplete.startswith("-"):
             usual = self.get_command(ctx, _USUAL_COMMAND).shell_complete(ctx, incomplete)
             known = {item.value for item in usual}
@@ -116,7 +116,7 @@ def _top(
 
 
 def _secret_flag(option: str) -> str:
-    """Say what to do instead of a flag that would hold a secret; empty for any other unknown flag."""
+    """Return the advice for a flag that would hold a secret; empty for any other unknown flag."""
     from lcp_gateway.config import specs  # noqa: PLC0415 - only a mistake needs it
 
     asked = option.removeprefix("--").partition("=")[0].replace("-", "_")
@@ -131,7 +131,7 @@ def _secret_flag(option: str) -> str:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and give the exit code. What can be expected to fail ends in a line, not in a traceback."""
+    """Run one command line and return the exit code. A failure that can be expected ends in a line, not in a traceback."""
     command = typer.main.get_command(app)
     if os.environ.get(COMPLETION_VARIABLE):
         from lcp_gateway.cli.completion import answer  # noqa: PLC0415 - only a shell asks
@@ -144,8 +144,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         report(*error.lines)
         return error.exit_code
     except typer.TyperException as error:
-        if secret := _secret_flag(getattr(error, "option_name", "") or ""):
-            report(secret)
+        if advice := _secret_flag(getattr(error, "option_name", "") or ""):
+            report(advice)
             return error.exit_code
         words = " ".join(error.format_message().split()).replace(_VALIDATORS_WORD, "")
         report(f"{words} (see {PROGRAM} --help)")
@@ -153,6 +153,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except typer.Abort:
         return RUNTIME_ERROR
     except BrokenPipeError:
-        # The reader of our output went away, as `| head` does.
+        # The reader of the output is gone, as after `| head`.
         return RUNTIME_ERROR
     return result if isinstance(result, int) else 0

@@ -13,7 +13,7 @@ from lcp_gateway.cli import main
 from tests.support.bought import written
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 30
+TIMEOUT_S = 120
 
 
 @pytest.fixture(autouse=True)

@@ -60,7 +60,7 @@ def test_the_environment_counts_as_it_does_for_serve(run, file, monkeypatch):
     assert outcome.out.splitlines() == [
         f"file: {file}",
         "environment: LCP_GATEWAY_API_KEYS, OPENAI_SERVE_HTTP_ADDR",
-        "not looked at: http_addr of the file, for OPENAI_SERVE_HTTP_ADDR goes before it",
+        "not used: http_addr of the file, for OPENAI_SERVE_HTTP_ADDR goes before it",
         "it can be used",
     ]
 
@@ -76,7 +76,7 @@ def test_the_environment_can_be_left_out(run, file, monkeypatch):
 def test_without_a_name_it_is_the_usual_file(run, tmp_path, file, monkeypatch):
     usual = tmp_path / "xdg" / "lcp-gateway" / "config.toml"
     outcome = run("config", "check")
-    assert outcome.code == 0 and outcome.out.startswith(f"file: none, {usual} is not there\n")
+    assert outcome.code == 0 and outcome.out.startswith(f"file: none, there is none at {usual}\n")
     assert run("config", "check", "--no-environment").code == 2
     usual.parent.mkdir(parents=True)
     usual.write_text("heartbeat_s = 15\n")

@@ -26,7 +26,7 @@ def test_it_goes_where_serve_looks_for_it(run, usual):
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-def test_nobody_else_can_read_it_nor_look_into_the_folders_made_for_it(run, tmp_path, usual, umask):
+def test_other_users_can_read_neither_the_file_nor_its_new_folders(run, tmp_path, usual, umask):
     before = os.umask(umask)
     try:
         assert run("config", "generate").code == 0
@@ -80,11 +80,11 @@ def test_a_link_stays_a_link(run, tmp_path, usual):
     assert usual.is_symlink() and real.read_text() == sample_file()
 
 
-def test_what_is_no_file_is_not_replaced(run, tmp_path):
+def test_a_device_or_folder_is_not_replaced(run, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for place in ("/dev/null", str(tmp_path), str(tmp_path / "pipe")):
         outcome = run("config", "generate", "--force", "--config", place)
-        assert outcome.code == 1 and "it is no file" in outcome.err
+        assert outcome.code == 1 and "it is not a regular file" in outcome.err
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 

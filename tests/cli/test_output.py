@@ -55,7 +55,7 @@ def test_the_tables_of_a_running_gateway_fit():
     assert "source" not in models[0] and "provider" in models[0]
 
 
-def test_purchases_fit_and_are_found_by_what_is_shown(tmp_path, run):
+def test_purchases_fit_and_are_found_by_their_short_ids(tmp_path, run):
     one = Bought(1)
     written(tmp_path / "state" / "lcp-gateway" / "journal.db", one, Bought(2))
     lines = on_terminal("purchases", "list")

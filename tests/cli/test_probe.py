@@ -73,7 +73,7 @@ def test_with_a_certificate_it_is_asked_over_tls(server, tmp_path):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", ":", "[::1]:1", "127.0.0.1:x"])
-def test_where_nobody_answers_it_says_so_in_a_line(address, capsys):
+def test_where_no_server_answers_it_reports_so_in_a_line(address, capsys):
     assert main({"LCP_GATEWAY_HTTP_ADDR": address}) == 1
     said = capsys.readouterr().err
     assert said.startswith("no answer: ") and said.count("\n") == 1
@@ -83,10 +83,10 @@ def test_the_gateway_lives_and_then_does_not():
     with gateway() as running:
         command = [sys.executable, "-m", "lcp_gateway.cli.probe"]
         environ = {"LCP_GATEWAY_HTTP_ADDR": f"127.0.0.1:{running.port}"}
-        assert subprocess.run(command, env=environ, timeout=30, check=False).returncode == 0
+        assert subprocess.run(command, env=environ, timeout=120, check=False).returncode == 0
         running.stop()
         done = subprocess.run(
-            command, env=environ, stderr=subprocess.DEVNULL, timeout=30, check=False
+            command, env=environ, stderr=subprocess.DEVNULL, timeout=120, check=False
         )
         assert done.returncode == 1
 
@@ -98,6 +98,6 @@ def test_it_loads_nothing_of_the_program():
         " {'lcp_gateway', 'typer', 'pydantic', 'aiohttp', 'grpc'}))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", python], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", python], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.split() == ["lcp_gateway", "lcp_gateway.cli", "lcp_gateway.cli.probe"]

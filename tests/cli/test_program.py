@@ -138,7 +138,7 @@ def modules_after(code):
         check=True,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
     return set(printed.stdout.split())
 
@@ -148,7 +148,7 @@ def test_the_version_costs_no_heavy_import():
     assert loaded.isdisjoint({"typer", "pydantic", "rich", "aiohttp", "grpc", "platformdirs"})
 
 
-def test_the_node_of_the_gateway_starts_without_what_only_the_gateway_needs():
+def test_the_embedded_node_loads_nothing_that_only_the_gateway_needs():
     loaded = modules_after("import lcp_gateway.cli.serve.node_process, lcp_gateway.node.server")
     assert loaded.isdisjoint({"typer", "pydantic", "rich", "aiohttp"})
 
@@ -198,12 +198,12 @@ def test_the_other_part_of_the_address_stays_as_it_is_configured(run, monkeypatc
         (["--port", "1", "--http-addr", ":1"], "says host and port already"),
     ],
 )
-def test_what_is_no_address_is_wrong_use(run, arguments, words):
+def test_a_bad_address_is_wrong_use(run, arguments, words):
     outcome = run("config", "show", *arguments)
     assert outcome.code == 2 and words in outcome.err and outcome.err.count("\n") == 1
 
 
-def test_a_message_says_what_is_wrong_without_the_words_of_a_library(run):
+def test_a_message_does_not_use_the_words_of_a_library(run):
     """D9."""
     outcome = run("keys", "create", "acc_1", "--scope", "foo")
     assert outcome.code == 2 and "'foo' is not one of" in outcome.err

@@ -1,4 +1,4 @@
-"""``lcp-gateway accounts``: customers, corrections of what they have, and the proof that the books agree."""
+"""``lcp-gateway accounts``: the accounts of customers, corrections of their balances, and the audit of the books."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -18,21 +18,18 @@ from lcp_gateway.cli.accounts.books import (
     with_books,
 )
 from lcp_gateway.cli.accounts.documents import (
-    ACCOUNT_HEADINGS,
-    ACT_HEADINGS,
+    ACCOUNT_COLUMNS,
+    ACTION_COLUMNS,
     account_document,
-    account_row,
-    act_row,
     action_document,
     format_amount,
-    gather_pages,
     pairs,
     print_csv,
     print_document,
     print_listing,
     print_statement,
 )
-from lcp_gateway.cli.options import JsonOption, YesOption, command_group, utf8_text
+from lcp_gateway.cli.options import JsonOption, YesOption, command_group, text_option, utf8_text
 from lcp_gateway.cli.output import (
     RUNTIME_ERROR,
     USAGE_ERROR,
@@ -54,7 +51,7 @@ app = command_group("Keep the accounts of customers.")
 @app.command()
 @with_books()
 async def create(books: AccountBooks, name: NameArgument, *, json: JsonOption = False) -> int:
-    """Make an account with nothing on it."""
+    """Make an account with an empty balance."""
     made = await books.accounts.create(name, actor=actor(), at=datetime.now(UTC))
     print_document(account_document(made), json=json)
     return 0
@@ -70,15 +67,17 @@ async def list_accounts(
     after: AfterOption = None,
     json: JsonOption = False,
 ) -> int:
-    """List accounts and what is on them, the newest first."""
-    found = await gather_pages(
+    """List accounts and their balances, the newest first."""
+    await print_listing(
         lambda most, following: books.accounts.page(
             limit=most, after=following, with_deleted=deleted
         ),
-        limit,
-        after,
+        ACCOUNT_COLUMNS,
+        account_document,
+        limit=limit,
+        after=after,
+        json=json,
     )
-    print_listing(found, ACCOUNT_HEADINGS, account_row, account_document, json=json)
     return 0
 
 
@@ -87,7 +86,7 @@ async def list_accounts(
 async def show(
     books: AccountBooks, account_id: AccountArgument, *, json: JsonOption = False
 ) -> int:
-    """Print one account and what is on it."""
+    """Print one account and its balance."""
     print_document(account_document(await books.account(account_id)), json=json)
     return 0
 
@@ -101,7 +100,7 @@ async def rename(
     *,
     json: JsonOption = False,
 ) -> int:
-    """Give an account another name."""
+    """Change the name of an account."""
     await books.accounts.rename(account_id, name, actor=actor(), at=datetime.now(UTC))
     print_document(account_document(await books.account(account_id)), json=json)
     return 0
@@ -116,7 +115,7 @@ async def delete(
     yes: YesOption = False,
     json: JsonOption = False,
 ) -> int:
-    """Forget whose account it was and revoke its keys. The books keep its bare id, and what was left of its balance."""
+    """Delete the name of an account and revoke its keys. The books keep its bare id, and the rest of its balance."""
     account = await books.account(account_id)
     if account.deleted_at is not None:
         raise CommandFailed("the account was deleted before; nothing was changed")
@@ -127,7 +126,7 @@ async def delete(
     return 0
 
 
-# A negative amount looks like an option, and is none that anybody knows.
+# A negative amount looks like an unknown option.
 @app.command(context_settings={"ignore_unknown_options": True})
 @with_books()
 async def adjust(
@@ -136,17 +135,11 @@ async def adjust(
     amount_msat: Annotated[int, typer.Argument(metavar="AMOUNT_MSAT", show_default=False)],
     *,
     reason: Annotated[
-        str,
-        typer.Option(
-            metavar="TEXT",
-            help="Why; it is kept in the log.",
-            show_default=False,
-            callback=utf8_text,
-        ),
+        str, text_option(metavar="TEXT", help="The reason; it is stored in the log.")
     ],
     json: JsonOption = False,
 ) -> int:
-    """Give an account an amount by hand, or take it where it is negative: never more than is there and not held."""
+    """Add an amount to a balance by hand, or take it where it is negative: never more than is available."""
     balance = await books.ledger.adjust(
         account_id,
         Msat(amount_msat),
@@ -167,14 +160,14 @@ async def statement(
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help=f"At most so many; {USUAL_LIMIT} if not given, with --csv all."
+            min=1, metavar="N", help=f"At most N; {USUAL_LIMIT} if not given, with --csv all."
         ),
     ] = None,
     after: AfterNumberOption = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     json: JsonOption = False,
 ) -> int:
-    """Print what moved an account's balance, the newest first."""
+    """Print the movements of an account's balance, the newest first."""
     if csv and json:
         raise CommandFailed("either --csv or --json, not both", exit_code=USAGE_ERROR)
     if csv:
@@ -188,7 +181,7 @@ async def statement(
 @app.command()
 @with_books()
 async def audit(books: AccountBooks, *, json: JsonOption = False) -> int:
-    """Look whether all the books agree with one another; ends with 1 when something is wrong."""
+    """Check that all the books agree with one another; ends with 1 when something is wrong."""
     found = await books.ledger.audit()
     if json:
         print_json(audit_document(found))
@@ -206,25 +199,23 @@ async def log(
     after: AfterNumberOption = None,
     json: JsonOption = False,
 ) -> int:
-    """List what administrators did, the latest first."""
-    found = await gather_pages(
+    """List the acts of administrators, the latest first."""
+    await print_listing(
         lambda most, following: books.acts.page(limit=most, after=following),
-        limit,
-        None if after is None else str(after),
+        ACTION_COLUMNS,
+        action_document,
+        limit=limit,
+        after=after,
+        json=json,
     )
-    print_listing(found, ACT_HEADINGS, act_row, action_document, json=json)
     return 0
 
 
 def _print_audit(found: Audit) -> None:
     document = audit_document(found)
     del document["ok"], document["problems"], document["books"]
-    print_pairs(
-        [
-            *pairs(document),
-            *((f"book {name}", format_amount(msat)) for name, msat in sorted(found.books.items())),
-        ]
-    )
+    books = [(f"book {name}", format_amount(msat)) for name, msat in sorted(found.books.items())]
+    print_pairs(pairs(document) + books)
     for problem in found.problems:
         typer.echo(f"wrong: {printable(problem)}")
     typer.echo("the books agree" if found.ok else "the books do NOT agree")

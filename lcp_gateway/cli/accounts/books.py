@@ -1,8 +1,7 @@
-"""The books of accounts for commands: opened beside gateways that may be writing to them, and the options that say which account."""
+"""The books of accounts for commands: opened beside gateways that may be writing to them; and the options for accounts."""
 
 import asyncio
 import contextlib
-import inspect
 import os
 import pwd
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
@@ -20,7 +19,7 @@ from lcp_gateway.accounts.models import (
     InvalidText,
 )
 from lcp_gateway.cli.books.journal import JOURNAL_SETTINGS, opened_journal
-from lcp_gateway.cli.options import load_settings, setting_flags
+from lcp_gateway.cli.options import load_settings, parameters_of, setting_flags, with_parameters
 from lcp_gateway.cli.output import RUNTIME_ERROR, USAGE_ERROR, CommandFailed
 from lcp_gateway.config import Settings
 from lcp_gateway.store.accounts.accounts import Accounts
@@ -29,12 +28,11 @@ from lcp_gateway.store.accounts.keys import Keys
 from lcp_gateway.store.accounts.ledger import Ledger
 from lcp_gateway.store.accounts.topups import Topups
 
-USUAL_LIMIT = 50
 _LAST_NUMBER = 2**63 - 1
 
 
 def _an_id(text: str | None) -> str | None:
-    # What is no text at all on the command line, a database does not even take as a question.
+    # A database refuses a query with bytes that are not text.
     if text is not None and not (text.isascii() and text.isprintable()):
         raise CommandFailed("an id is made of letters, digits and _", exit_code=USAGE_ERROR)
     return text
@@ -48,7 +46,8 @@ AccountArgument = Annotated[str, _id_argument("ACCOUNT_ID")]
 OptionalAccountArgument = Annotated[str | None, _id_argument("ACCOUNT_ID")]
 KeyArgument = Annotated[str, _id_argument("KEY_ID")]
 
-LimitOption = Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")]
+USUAL_LIMIT = 50
+LimitOption = Annotated[int, typer.Option(min=1, metavar="N", help="At most N.")]
 AfterOption = Annotated[
     str | None,
     typer.Option("--after", metavar="ID", help="Those that follow this one.", callback=_an_id),
@@ -63,7 +62,7 @@ AfterNumberOption = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class AccountBooks:
-    """Everything that is kept about customers."""
+    """The tables about customers."""
 
     accounts: Accounts
     keys: Keys
@@ -72,10 +71,10 @@ class AccountBooks:
     acts: AdminLog
 
     async def account(self, account_id: str) -> Account:
-        """Give one account, deleted or not.
+        """Return one account, deleted or not.
 
         Raises:
-            NoSuchAccount: there never was one.
+            AccountNotFound: there never was one.
         """
         found = await self.accounts.get(account_id)
         if found is None:
@@ -86,8 +85,6 @@ class AccountBooks:
 @contextlib.asynccontextmanager
 async def opened_books(settings: Settings) -> AsyncIterator[AccountBooks]:
     """Open the books in the journal of the settings, which must exist, and close them after the block.
-
-    What the block asks for and cannot be had is told as an error of the command.
 
     Raises:
         CommandFailed: as in ``opened_journal``; and for every ``AccountError`` of the block.
@@ -108,7 +105,7 @@ async def opened_books(settings: Settings) -> AsyncIterator[AccountBooks]:
 
 
 def actor() -> str:
-    """Say who does it, for the log of acts: the user whose rights are used, not what the environment says."""
+    """Return the actor for the log of acts: the user whose rights are used, not the one that the environment names."""
     uid = os.geteuid()
     try:
         return f"cli:{pwd.getpwuid(uid).pw_name}"
@@ -119,16 +116,13 @@ def actor() -> str:
 def with_books(
     *, also: Collection[str] = ()
 ) -> Callable[[Callable[..., Awaitable[int]]], Callable[..., int]]:
-    """Give a command the flags that say which journal it is, and of the settings named ``also``.
+    """Add to a command the flags that say which journal it is, and of the settings named ``also``.
 
     The command is called with ``books``, with ``settings`` if it takes them, and its own parameters, all by keyword.
     """
 
-    def give(command: Callable[..., Awaitable[int]]) -> Callable[..., int]:
-        parameters = inspect.signature(command, eval_str=True).parameters
-        own = [
-            parameter for name, parameter in parameters.items() if name not in {"books", "settings"}
-        ]
+    def decorate(command: Callable[..., Awaitable[int]]) -> Callable[..., int]:
+        names = {parameter.name for parameter in parameters_of(command)}
 
         def run(config: Path | None, flags: Mapping[str, object], **values: object) -> int:
             settings = load_settings(flags, config).settings
@@ -136,14 +130,13 @@ def with_books(
             async def work() -> int:
                 async with opened_books(settings) as books:
                     given = {"books": books, "settings": settings}
-                    wanted = {name: one for name, one in given.items() if name in parameters}
-                    return await command(**wanted, **values)
+                    used = {name: one for name, one in given.items() if name in names}
+                    return await command(**used, **values)
 
             return asyncio.run(work())
 
-        run.__doc__ = command.__doc__
-        run.__name__ = command.__name__
-        run.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
-        return setting_flags(also=(*JOURNAL_SETTINGS, *also), groups=())(run)
+        own = parameters_of(command, without=("books", "settings"))
+        flagged = setting_flags(also=(*JOURNAL_SETTINGS, *also), groups=())
+        return flagged(with_parameters(run, command, own))
 
-    return give
+    return decorate

@@ -1,4 +1,4 @@
-"""``lcp-gateway keys``: the keys of accounts, each shown once, when it is made."""
+"""``lcp-gateway keys``: the keys of accounts; each is shown once, when it is made."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -20,15 +20,13 @@ from lcp_gateway.cli.accounts.books import (
     with_books,
 )
 from lcp_gateway.cli.accounts.documents import (
-    KEY_HEADINGS,
-    gather_pages,
+    KEY_COLUMNS,
     key_document,
-    key_row,
     print_document,
     print_listing,
 )
-from lcp_gateway.cli.books.journal import read_age
-from lcp_gateway.cli.options import JsonOption, command_group, utf8_text, utf8_texts
+from lcp_gateway.cli.books.journal import read_time
+from lcp_gateway.cli.options import JsonOption, command_group, text_option
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
 from lcp_gateway.purchase.money import Msat
 
@@ -36,11 +34,11 @@ _USUAL_SCOPES = tuple(sorted(KeyRules().scopes))
 _SCOPES = ", ".join(Scope)
 
 
-def _limit(flag: str, what: str) -> object:
-    return typer.Option(flag, min=0, metavar="N", help=f"{what}; 0 sets no limit of its own.")
-
-
 app = command_group("Make and revoke the keys of accounts.")
+
+
+def _limit(subject: str) -> object:
+    return typer.Option(min=0, metavar="N", help=f"{subject}; 0 sets no limit of its own.")
 
 
 @app.command()
@@ -50,36 +48,27 @@ async def create(
     account_id: AccountArgument,
     *,
     name: Annotated[
-        str, typer.Option("--name", metavar="NAME", help="What it is called.", callback=utf8_text)
+        str, text_option("--name", metavar="NAME", help="Its name, for people.")
     ] = "key",
     scope: Annotated[
         list[Scope] | None,
         typer.Option(
             "--scope",
             metavar="SCOPE",
-            help=f"What it may be used for: {_SCOPES}; may be repeated. {' and '.join(_USUAL_SCOPES)} if not given.",
+            help=f"Its permissions: {_SCOPES}; may be repeated. {' and '.join(_USUAL_SCOPES)} if not given.",
         ),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="Good for this model alone; may be repeated.",
-            callback=utf8_texts,
-        ),
+        text_option("--model", metavar="MODEL", help="Good for this model alone; may be repeated."),
     ] = None,
-    max_price_msat: Annotated[int, _limit("--max-price-msat", "What one purchase may cost")] = 0,
-    requests_per_minute: Annotated[
-        int, _limit("--requests-per-minute", "Requests in one minute")
-    ] = 0,
-    tokens_per_minute: Annotated[int, _limit("--tokens-per-minute", "Tokens in one minute")] = 0,
-    budget_hour_msat: Annotated[
-        int, _limit("--budget-hour-msat", "What may be spent in a calendar hour (UTC)")
-    ] = 0,
-    budget_day_msat: Annotated[int, _limit("--budget-day-msat", "The same in a day")] = 0,
-    budget_month_msat: Annotated[int, _limit("--budget-month-msat", "The same in a month")] = 0,
-    concurrent_jobs: Annotated[int, _limit("--concurrent-jobs", "Jobs at one time")] = 0,
+    max_price_msat: Annotated[int, _limit("The price of one purchase")] = 0,
+    requests_per_minute: Annotated[int, _limit("Requests in one minute")] = 0,
+    tokens_per_minute: Annotated[int, _limit("Tokens in one minute")] = 0,
+    budget_hour_msat: Annotated[int, _limit("The spending in a calendar hour (UTC)")] = 0,
+    budget_day_msat: Annotated[int, _limit("The same in a day")] = 0,
+    budget_month_msat: Annotated[int, _limit("The same in a month")] = 0,
+    concurrent_jobs: Annotated[int, _limit("Jobs at one time")] = 0,
     expires: Annotated[
         str | None,
         typer.Option(
@@ -87,11 +76,11 @@ async def create(
         ),
     ] = None,
     agent: Annotated[
-        bool, typer.Option("--agent", help="For a tool that takes nothing but a URL.")
+        bool, typer.Option("--agent", help="For a tool that takes only a URL.")
     ] = False,
     json: JsonOption = False,
 ) -> int:
-    """Make a key of an account, and print it: this once, for it is not kept."""
+    """Make a key of an account, and print it: only now, since its text is not stored."""
     now = datetime.now(UTC)
     rules = KeyRules(
         scopes=frozenset(scope or _USUAL_SCOPES),
@@ -103,7 +92,7 @@ async def create(
         budget_day_msat=Msat(budget_day_msat),
         budget_month_msat=Msat(budget_month_msat),
         concurrent_jobs=concurrent_jobs,
-        expires_at=_until(expires, now),
+        expires_at=_read_expiry(expires, now),
     )
     kind = KeyKind.AGENT if agent else KeyKind.API
     made = await books.keys.create(
@@ -114,7 +103,7 @@ async def create(
         document["agent_path"] = f"/api/agent/{made.text}/v1"
     print_document(document, json=json)
     if not json:
-        typer.echo("the key is shown now and never again: what is kept of it cannot be turned back")
+        typer.echo("the key is shown now and never again: only a hash of it is stored")
     return 0
 
 
@@ -131,20 +120,21 @@ async def list_keys(
     """List the keys of an account, or all, the newest first."""
     if account_id is not None:
         await books.account(account_id)
-    found = await gather_pages(
+    await print_listing(
         lambda most, following: books.keys.page(account_id, limit=most, after=following),
-        limit,
-        after,
+        KEY_COLUMNS,
+        key_document,
+        limit=limit,
+        after=after,
+        json=json,
     )
-    now = datetime.now(UTC)
-    print_listing(found, KEY_HEADINGS, lambda record: key_row(record, now), key_document, json=json)
     return 0
 
 
 @app.command()
 @with_books()
 async def show(books: AccountBooks, key_id: KeyArgument, *, json: JsonOption = False) -> int:
-    """Print what a key may do: everything that is known of it."""
+    """Print a key with its permissions and limits."""
     _print(await books.keys.get(key_id), json=json)
     return 0
 
@@ -152,7 +142,7 @@ async def show(books: AccountBooks, key_id: KeyArgument, *, json: JsonOption = F
 @app.command()
 @with_books()
 async def revoke(books: AccountBooks, key_id: KeyArgument, *, json: JsonOption = False) -> int:
-    """Let a key in no more, for good. Gateways that run know of it within a second."""
+    """Revoke a key for good. Running gateways refuse it within a second."""
     _print(await books.keys.revoke(key_id, actor=actor(), at=datetime.now(UTC)), json=json)
     return 0
 
@@ -163,25 +153,8 @@ def _print(record: KeyRecord | None, *, json: bool) -> None:
     print_document(key_document(record), json=json)
 
 
-def _until(text: str | None, now: datetime) -> datetime | None:
-    """Read a date or a time (UTC where it names no zone), or an age, which is counted on from ``now``.
-
-    Raises:
-        CommandFailed: it is none of these, or is over.
-    """
-    if text is None:
-        return None
-    try:
-        at = datetime.fromisoformat(text.strip())
-        at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-    except (ValueError, OverflowError):
-        try:
-            at = now + read_age(text)
-        except (CommandFailed, OverflowError):
-            raise CommandFailed(
-                f'--expires: {text!r:.40} is no time: write "2027-01-31", "2027-01-31T12:00Z" or "30d"',
-                exit_code=USAGE_ERROR,
-            ) from None
-    if at <= now:
+def _read_expiry(text: str | None, now: datetime) -> datetime | None:
+    at = read_time(text, now, ahead=True, option="--expires: ")
+    if at is not None and at <= now:
         raise CommandFailed("--expires: this time is over", exit_code=USAGE_ERROR)
     return at

@@ -1,4 +1,4 @@
-"""``lcp-gateway wallet``: what customers have, and how they pay in."""
+"""``lcp-gateway wallet``: the balances of customers and their top-ups."""
 
 import asyncio
 import io
@@ -25,14 +25,12 @@ from lcp_gateway.cli.accounts.books import (
     with_books,
 )
 from lcp_gateway.cli.accounts.documents import (
-    TOPUP_HEADINGS,
+    TOPUP_COLUMNS,
     format_amount,
-    gather_pages,
     print_document,
     print_listing,
     print_statement,
     topup_document,
-    topup_row,
 )
 from lcp_gateway.cli.lnd import (
     INVOICE_SETTINGS,
@@ -45,7 +43,7 @@ from lcp_gateway.cli.options import (
     command_group,
     load_settings,
     setting_flags,
-    utf8_text,
+    text_option,
 )
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, print_json
 from lcp_gateway.config import Settings
@@ -53,12 +51,12 @@ from lcp_gateway.lightning.lnd.records import LndError
 from lcp_gateway.purchase.money import MSAT_PER_SAT
 from lcp_gateway.upstream_status import UpstreamStatus
 
-# Where letters are dark on a light ground the code would be inverted, and many cameras read none of those.
+# Where letters are dark on a light ground the code would be inverted, and many cameras cannot read such a code.
 _WHITE_ON_BLACK, _USUAL_COLOURS = "\033[97;40m", "\033[0m"
 _NO_WALLET = frozenset({UpstreamStatus.UNIMPLEMENTED, UpstreamStatus.UNAVAILABLE})
 
 
-app = command_group("Look into the wallets of accounts, and fill them.")
+app = command_group("Show the wallets of accounts, and top them up.")
 
 
 @app.command()
@@ -66,7 +64,7 @@ app = command_group("Look into the wallets of accounts, and fill them.")
 async def show(
     books: AccountBooks, account_id: AccountArgument, *, json: JsonOption = False
 ) -> int:
-    """Print what an account has, how much of it open purchases hold, and how many of its invoices can be paid."""
+    """Print the balance of an account, the part that open purchases hold, and the number of invoices that can be paid."""
     account = await books.account(account_id)
     payable = await books.topups.open_count(datetime.now(UTC), account_id=account_id)
     document = {
@@ -90,12 +88,14 @@ async def topups(
 ) -> int:
     """List the top-ups of an account, the newest first."""
     await books.account(account_id)
-    found = await gather_pages(
+    await print_listing(
         lambda most, following: books.topups.page(account_id, limit=most, after=following),
-        limit,
-        after,
+        TOPUP_COLUMNS,
+        topup_document,
+        limit=limit,
+        after=after,
+        json=json,
     )
-    print_listing(found, TOPUP_HEADINGS, topup_row, topup_document, json=json)
     return 0
 
 
@@ -109,7 +109,7 @@ async def transactions(
     after: AfterNumberOption = None,
     json: JsonOption = False,
 ) -> int:
-    """List what moved an account's balance, the newest first."""
+    """List the movements of an account's balance, the newest first."""
     await print_statement(books, account_id, limit=limit, after=after, json=json)
     return 0
 
@@ -124,13 +124,11 @@ async def topup(
     *,
     memo: Annotated[
         str,
-        typer.Option(
-            metavar="TEXT", help="Whoever sees the invoice can read it.", callback=utf8_text
-        ),
+        text_option(metavar="TEXT", help="The payer can read it in the invoice."),
     ] = "",
     json: JsonOption = False,
 ) -> int:
-    """Have an invoice made that fills an account. A gateway that runs credits it when it is paid."""
+    """Make an invoice that tops an account up. A running gateway credits it when it is paid."""
     made = await _top_up(settings, books, account_id, amount_sat, memo)
     print_document(topup_document(made), json=json)
     if sys.stdout.isatty() and not json:
@@ -149,7 +147,7 @@ def pay(
 ) -> int:
     """Pay an invoice of a node of our own, as a customer in a demonstration would. No real money moves."""
     if not payment_request.isascii():
-        raise CommandFailed("this is no payment request", exit_code=USAGE_ERROR)
+        raise CommandFailed("this is not a payment request", exit_code=USAGE_ERROR)
     node = own_node(load_settings(flags, config).settings)
     from lcp_gateway.lightning.lnd import demo  # noqa: PLC0415 - loads gRPC
     from lcp_gateway.lightning.lnd.stubs import LndNotInstalled  # noqa: PLC0415 - as above
@@ -181,7 +179,7 @@ def pay(
 async def _top_up(
     settings: Settings, books: AccountBooks, account_id: str, amount_sat: int, memo: str
 ) -> Topup:
-    # What the store would refuse is looked at before lnd is asked for an invoice that nobody may then see.
+    # Checked before lnd is asked: an invoice that the store then refuses would be made for nothing.
     memo = check_text(memo, "memo", may_be_empty=True)
     if (await books.account(account_id)).deleted_at is not None:
         raise AccountNotFound
@@ -209,7 +207,7 @@ async def _top_up(
 
 
 def _draw(payment_request: str) -> None:
-    """Draw an invoice for the camera of a phone; one that is too long for that stays a text."""
+    """Draw an invoice as a QR code; one that is too long for that stays a text."""
     import segno  # noqa: PLC0415 - only a terminal needs it
 
     try:

@@ -1,14 +1,13 @@
-"""The journal as commands use it: opened where the settings say, beside a gateway that may be writing to it."""
+"""The journal as commands use it: opened beside a gateway that may be writing to it; and how times and ids are read."""
 
 import contextlib
 import os
-import pwd
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, report
+from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, report, user_name
 from lcp_gateway.config import Settings, journal_place, without_password
 from lcp_gateway.store.database.engines import (
     BadDatabaseUrl,
@@ -33,7 +32,7 @@ _AGE_UNITS = {
 
 
 def read_only_settings(settings: Settings) -> Settings:
-    """Give settings whose journal is to be read: that of the embedded node where no other gateway has run, which is said."""
+    """Return the settings whose journal is read: the embedded node's where no other gateway has run, which is reported."""
     if settings.embedded or settings.journal_url:
         return settings
     embedded = settings.model_copy(update={"embedded": True})
@@ -51,11 +50,11 @@ async def opened_journal(settings: Settings) -> AsyncIterator[Database]:
     """Open the journal of the settings, which must exist, and close it after the block.
 
     Raises:
-        CommandFailed: it is off, missing, somebody else's, or cannot be read.
+        CommandFailed: it is off, missing, another user's, or cannot be read.
     """
     place = journal_place(settings)
     if place is None:
-        raise CommandFailed("the journal is off (journal_url): there are no books to look into")
+        raise CommandFailed("the journal is off (journal_url): no purchases are recorded")
     shown = without_password(str(place))
     path = journal_file(place)
     if path is not None:
@@ -75,7 +74,7 @@ async def opened_journal(settings: Settings) -> AsyncIterator[Database]:
 
 
 def journal_file(place: Path | str) -> Path | None:
-    """Give the file of a journal, or ``None`` for one on a server."""
+    """Return the file of a journal; None for one on a server."""
     if isinstance(place, Path):
         return place
     scheme, _, rest = place.partition("://")
@@ -93,22 +92,15 @@ def _check_file(path: Path) -> None:
     except OSError as error:
         raise CommandFailed(f"{path}: cannot be read: {error.strerror}") from None
     if found.st_uid != os.geteuid():
-        # Files that SQLite makes beside it would be ours, and the gateway could not write them.
-        raise CommandFailed(f"{path} belongs to {_user(found.st_uid)}: run this as that user")
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"the user with the number {uid}"
+        # SQLite would make files beside it that are ours, and the gateway could not write them.
+        raise CommandFailed(f"{path} belongs to {user_name(found.st_uid)}: run this as that user")
 
 
 def read_job_id(text: str) -> bytes:
     """Read the id of a job.
 
     Raises:
-        CommandFailed: it is none.
+        CommandFailed: it is not one.
     """
     lowered = text.strip().lower()
     if not _JOB_ID.fullmatch(lowered):
@@ -117,10 +109,10 @@ def read_job_id(text: str) -> bytes:
 
 
 def read_job_prefix(text: str) -> str:
-    """Read the id of a job that is only looked at, or its beginning as tables on a terminal show it.
+    """Read the id of a job that is only shown, or its beginning as tables on a terminal have it.
 
     Raises:
-        CommandFailed: it is none.
+        CommandFailed: it is not one.
     """
     lowered = text.strip().lower().rstrip("…")
     if not _JOB_PREFIX.fullmatch(lowered):
@@ -135,18 +127,20 @@ def read_age(text: str) -> timedelta:
     """Read an age such as ``90d``, ``12h`` or ``2w``.
 
     Raises:
-        CommandFailed: it is none.
+        CommandFailed: it is not one.
     """
     matched = _AGE.fullmatch(text.strip().lower())
     if matched is None or not int(matched[1]):
         raise CommandFailed(
-            f'{text!r:.40} is no age: write "90d", "12h" or "2w"', exit_code=USAGE_ERROR
+            f'{text!r:.40} is not an age: write "90d", "12h" or "2w"', exit_code=USAGE_ERROR
         )
     return int(matched[1]) * _AGE_UNITS[matched[2]]
 
 
-def read_time(text: str | None, now: datetime) -> datetime | None:
-    """Read a date or a time (UTC where it names no zone), or an age, which is counted back from ``now``.
+def read_time(
+    text: str | None, now: datetime, *, ahead: bool = False, option: str = ""
+) -> datetime | None:
+    """Read a date or a time (UTC where it names no zone), or an age, counted from ``now`` back or ahead.
 
     Raises:
         CommandFailed: it is none of these.
@@ -155,17 +149,14 @@ def read_time(text: str | None, now: datetime) -> datetime | None:
         return None
     try:
         at = datetime.fromisoformat(text.strip())
-    except ValueError:
+        return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    except (ValueError, OverflowError):
         try:
-            return now - read_age(text)
+            return now + read_age(text) if ahead else now - read_age(text)
         except (CommandFailed, OverflowError):
+            example = '"2027-01-31", "2027-01-31T12:00Z" or "30d"'
+            if not ahead:
+                example = '"2026-01-31", "2026-01-31T12:00Z" or "7d"'
             raise CommandFailed(
-                f'{text!r:.40} is no time: write "2026-01-31", "2026-01-31T12:00Z" or "7d"',
-                exit_code=USAGE_ERROR,
+                f"{option}{text!r:.40} is not a time: write {example}", exit_code=USAGE_ERROR
             ) from None
-    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-
-
-def format_time(at: datetime) -> str:
-    """Write a time to the second."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -2,12 +2,11 @@
 
 from datetime import UTC, datetime
 
-from lcp_gateway.cli.books.journal import format_time
+from lcp_gateway.cli.output import Columns, format_time
 from lcp_gateway.purchase.money import Refund
 from lcp_gateway.purchase.states import VERDICTS, State
 from lcp_gateway.store.journal.purchases import PurchaseRecord
 
-HEADINGS = ("time", "state", "price msat", "fee msat", "model", "peer", "key", "job id")
 FIELDS = (
     *("job_id", "state", "verdict", "kind", "task_kind", "model", "peer_id", "upstream", "key_id"),
     *("request_id", "price_msat", "fee_cap_msat", "fee_msat", "runner_up_msat", "terms_hash"),
@@ -20,14 +19,30 @@ FIELDS = (
 """The fields of a purchase in the order in which they are written."""
 
 _SHORT_PEER_CHARACTERS = 12
-# A spreadsheet takes what begins like this for a formula, and clients choose these texts.
+# A spreadsheet takes a text with one of these beginnings for a formula, and clients choose the texts.
 _FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t", "\r")
 
 PlainValue = str | int | bool | None
 
+COLUMNS: Columns[PurchaseRecord] = {
+    "time": lambda record: format_time(record.paying_at),
+    "state": lambda record: (
+        f"{record.state} (withheld)" if record.refund is Refund.WITHHELD else record.state.value
+    ),
+    "price msat": lambda record: str(record.price_msat),
+    # An estimated fee stands in brackets.
+    "fee msat": lambda record: (
+        f"({record.fee_cap_msat})" if record.fee_msat is None else str(record.fee_msat)
+    ),
+    "model": lambda record: record.model,
+    "peer": lambda record: record.peer_id[:_SHORT_PEER_CHARACTERS],
+    "key": lambda record: record.key_id or "-",
+    "job id": lambda record: record.job_id.hex(),
+}
+
 
 def fields_of(record: PurchaseRecord) -> dict[str, PlainValue]:
-    """Give the fields by name: hashes as hex, times in RFC 3339 and UTC, amounts in msat."""
+    """Return the fields by name: hashes as hex, times in RFC 3339 and UTC, amounts in msat."""
     charge = record.charge
     values = {
         "verdict": VERDICTS[record.state],
@@ -41,23 +56,8 @@ def fields_of(record: PurchaseRecord) -> dict[str, PlainValue]:
 
 
 def csv_cells(record: PurchaseRecord) -> list[str]:
-    """Give the cells of a line in a form that a spreadsheet takes for nothing but text and numbers."""
+    """Return the cells of a line in a form that a spreadsheet takes for nothing but text and numbers."""
     return [_cell(value) for value in fields_of(record).values()]
-
-
-def row_of(record: PurchaseRecord) -> tuple[str, ...]:
-    """Give the cells under ``HEADINGS``; a fee that is only reckoned, and a charge that is withheld, stand in brackets."""
-    known = record.fee_msat is not None
-    return (
-        format_time(record.paying_at),
-        f"{record.state} (withheld)" if record.refund is Refund.WITHHELD else record.state.value,
-        str(record.price_msat),
-        str(record.fee_msat) if known else f"({record.fee_cap_msat})",
-        record.model,
-        record.peer_id[:_SHORT_PEER_CHARACTERS],
-        record.key_id or "-",
-        record.job_id.hex(),
-    )
 
 
 def written_field(value: PlainValue) -> str:

@@ -3,13 +3,10 @@
 import asyncio
 import csv
 import enum
-import inspect
-import json
 import json as json_format
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -20,7 +17,6 @@ from lcp_gateway.accounts.models import AccountError, InvalidText, RefundRecord
 from lcp_gateway.cli.accounts.books import actor
 from lcp_gateway.cli.books.journal import (
     JOURNAL_SETTINGS,
-    format_time,
     opened_journal,
     read_age,
     read_job_id,
@@ -29,11 +25,10 @@ from lcp_gateway.cli.books.journal import (
     read_time,
 )
 from lcp_gateway.cli.books.purchase_fields import (
+    COLUMNS,
     FIELDS,
-    HEADINGS,
     csv_cells,
     fields_of,
-    row_of,
     written_field,
 )
 from lcp_gateway.cli.options import (
@@ -41,16 +36,19 @@ from lcp_gateway.cli.options import (
     YesOption,
     command_group,
     load_settings,
+    parameters_of,
     setting_flags,
-    utf8_text,
+    text_option,
+    with_parameters,
 )
 from lcp_gateway.cli.output import (
     USAGE_ERROR,
     CommandFailed,
     confirm,
+    format_time,
     print_json,
+    print_list,
     print_pairs,
-    print_table,
     printable,
     report,
 )
@@ -69,101 +67,74 @@ from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.recovery import NotUnknown, Resolved, resolve
 from lcp_gateway.store.journal.retention import Forgotten, forget
 
-_FILE = "resolutions.jsonl"
+app = command_group("Show and export the journal of purchases, and resolve what is open in it.")
+
+_T = TypeVar("_T")
+JobArgument = Annotated[str, typer.Argument(metavar="JOB_ID", show_default=False)]
+
+_PAGE = 500
+_LONGEST_REASON = 500
+_RESOLVED_FROM = frozenset({State.UNKNOWN, State.SETTLED})
+_RESOLUTIONS_FILE = "resolutions.jsonl"
+"""Beside the gateway's state; lines are only ever added to it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ManualResolution:
-    """One word of a person on one purchase."""
+class ExportFormat(enum.StrEnum):
+    """The formats of an export."""
 
-    job_id: bytes
-    state: State
-    why: str
-    at: datetime
+    JSONL = "jsonl"
+    CSV = "csv"
 
 
-def record_resolution(resolution: ManualResolution) -> Path:
-    """Add it to the file, durably, before the journal is changed; gives the file.
+class ResolvedState(enum.StrEnum):
+    """The outcomes of a payment that an operator may have found out."""
 
-    Raises:
-        CommandFailed: it cannot be written.
-    """
-    path = state_folder(os.environ) / _FILE
-    line = json.dumps(
-        {
-            "at": resolution.at.isoformat(),
-            "job_id": resolution.job_id.hex(),
-            "state": resolution.state.value,
-            "why": resolution.why,
-        },
-        ensure_ascii=False,
-    )
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise CommandFailed(
-            f"{path}: the reason cannot be kept, so nothing was changed: {error.strerror}"
-        ) from None
-    return path
+    SETTLED = "settled"
+    UNDELIVERED = "undelivered"
+    NOT_PAID = "not_paid"
 
 
-def purchase_filter(command: Callable[..., int]) -> Callable[..., int]:
-    """Give a command options for a choice of purchases; it is called with what they come to as ``which``."""
-    before = inspect.signature(command, eval_str=True).parameters
-    options = inspect.signature(_chosen, eval_str=True).parameters
+class Decision(enum.StrEnum):
+    """The decisions on a refund that is withheld."""
 
-    def with_options(**values: object) -> int:
-        chosen = {name: values.pop(name) for name in options}
-        # typer has read them by the types that stand at `_chosen`.
-        return command(which=_chosen(**chosen), **values)  # type: ignore[arg-type]
-
-    with_options.__doc__ = command.__doc__
-    with_options.__name__ = command.__name__
-    own = [parameter for name, parameter in before.items() if name != "which"]
-    with_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [*own, *options.values()]
-    )
-    return with_options
+    GRANT = "grant"
+    DENY = "deny"
 
 
-def _chosen(
+def _filter_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Add to a command options that choose purchases; it is called with their filter as ``which``."""
+    options = parameters_of(_filter)
+
+    def run(**values: object) -> int:
+        chosen = {option.name: values.pop(option.name) for option in options}
+        # typer has read them by the types of `_filter`.
+        return command(which=_filter(**chosen), **values)  # type: ignore[arg-type]
+
+    return with_parameters(run, command, [*parameters_of(command, without=("which",)), *options])
+
+
+def _filter(
     *,
     state: Annotated[
         list[State] | None,
         typer.Option("--state", metavar="STATE", help="In this state; may be repeated."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", metavar="MODEL", help="Of this model.", callback=utf8_text),
-    ] = None,
-    peer: Annotated[
-        str | None,
-        typer.Option("--peer", metavar="PEER_ID", help="From this peer.", callback=utf8_text),
-    ] = None,
-    key: Annotated[
-        str | None,
-        typer.Option("--key", metavar="KEY_ID", help="With this key.", callback=utf8_text),
-    ] = None,
+    model: Annotated[str | None, text_option(metavar="MODEL", help="Of this model.")] = None,
+    peer: Annotated[str | None, text_option(metavar="PEER_ID", help="From this peer.")] = None,
+    key: Annotated[str | None, text_option(metavar="KEY_ID", help="With this key.")] = None,
     refund: Annotated[
         list[Refund] | None,
         typer.Option(
             "--refund",
             metavar="given|withheld|granted|denied",
-            help="Undelivered, with this become of the charge; may be repeated.",
+            help="Undelivered, with this state of the refund; may be repeated.",
         ),
     ] = None,
     since: Annotated[
         str | None,
-        typer.Option(
-            "--since", metavar="WHEN", help='Not before: "2026-01-31", or "7d" for days ago.'
-        ),
+        typer.Option(metavar="WHEN", help='Not before: "2026-01-31", or "7d" for days ago.'),
     ] = None,
-    until: Annotated[str | None, typer.Option("--until", metavar="WHEN", help="Before.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="WHEN", help="Before.")] = None,
 ) -> PurchaseFilter:
     now = datetime.now(UTC)
     return PurchaseFilter(
@@ -177,53 +148,18 @@ def _chosen(
     )
 
 
-_PAGE = 500
-_LONGEST_WHY = 500
-
-JobArgument = Annotated[str, typer.Argument(metavar="JOB_ID", show_default=False)]
-
-_T = TypeVar("_T")
-
-app = command_group("Look into the journal of purchases.")
-
-
-class ExportFormat(enum.StrEnum):
-    """What an export is written as."""
-
-    JSONL = "jsonl"
-    CSV = "csv"
-
-
-class ResolvedState(enum.StrEnum):
-    """What somebody may have found out about a payment."""
-
-    SETTLED = "settled"
-    UNDELIVERED = "undelivered"
-    NOT_PAID = "not_paid"
-
-
-class Decision(enum.StrEnum):
-    """What may be decided on a refund that is withheld."""
-
-    GRANT = "grant"
-    DENY = "deny"
-
-
-_RESOLVED_FROM = frozenset({State.UNKNOWN, State.SETTLED})
-
-
 @app.command("list")
 @setting_flags(also=JOURNAL_SETTINGS, groups=())
-@purchase_filter
+@_filter_options
 def list_purchases(
     which: PurchaseFilter,
     config: Path | None,
     flags: Mapping[str, object],
     *,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most N.")] = 50,
     json: JsonOption = False,
 ) -> int:
-    """List purchases, the newest first. A fee in brackets is reckoned, not known."""
+    """List purchases, the newest first. A fee in brackets is estimated, not known."""
     settings = read_only_settings(load_settings(flags, config).settings)
 
     async def read() -> tuple[list[PurchaseRecord], bool]:
@@ -233,10 +169,7 @@ def list_purchases(
         return found[:limit], len(found) > limit
 
     found, more = asyncio.run(read())
-    if json:
-        print_json([fields_of(record) for record in found])
-    else:
-        print_table(HEADINGS, map(row_of, found))
+    print_list(found, COLUMNS, fields_of, json=json)
     if more:
         report(f"there are more; these are the newest {limit} (see --limit)")
     return 0
@@ -251,7 +184,7 @@ def show(
     *,
     json: JsonOption = False,
 ) -> int:
-    """Print everything that is known of one purchase."""
+    """Print all fields of one purchase."""
     wanted = read_job_prefix(job_id)
     record, steps = asyncio.run(
         one_purchase(read_only_settings(load_settings(flags, config).settings), wanted)
@@ -268,14 +201,14 @@ def show(
 
 @app.command()
 @setting_flags(also=JOURNAL_SETTINGS, groups=())
-@purchase_filter
+@_filter_options
 def export(
     which: PurchaseFilter,
     config: Path | None,
     flags: Mapping[str, object],
     *,
     form: Annotated[
-        ExportFormat, typer.Option("--format", help="What to write.")
+        ExportFormat, typer.Option("--format", help="The format.")
     ] = ExportFormat.JSONL,
 ) -> int:
     """Write purchases to standard output, the newest first, as JSON Lines or CSV."""
@@ -307,19 +240,19 @@ def resolve_purchase(
     *,
     why: Annotated[
         str,
-        typer.Option(metavar="TEXT", help="How you know.", show_default=False, callback=utf8_text),
+        text_option(metavar="TEXT", help="How you know."),
     ],
     yes: YesOption = False,
 ) -> int:
-    """Say what became of a purchase that is unknown, when you have found out where the gateway cannot.
+    """Enter the outcome of a purchase that is unknown, when you have found it out and the gateway cannot.
 
-    What was paid, and whose answer did not come, ends undelivered: "settled" and "undelivered" are the same. A purchase
-    that a gateway left settled when it died can be resolved so as well.
+    A purchase that was paid, and whose answer did not come, ends undelivered: "settled" and "undelivered" are the same.
+    One that a gateway left settled when it died can be resolved so as well.
     """
     wanted = read_job_id(job_id)
-    if not why.strip() or len(why) > _LONGEST_WHY:
+    if not why.strip() or len(why) > _LONGEST_REASON:
         raise CommandFailed(
-            f"--why: say in 1 to {_LONGEST_WHY} characters how you know", exit_code=USAGE_ERROR
+            f"--why: say in 1 to {_LONGEST_REASON} characters how you know", exit_code=USAGE_ERROR
         )
     settings = load_settings(flags, config).settings
     record, _ = asyncio.run(one_purchase(settings, wanted.hex()))
@@ -332,19 +265,20 @@ def resolve_purchase(
     )
     confirm(f"Enter it as {evidence}, for good?", yes=yes)
     now = datetime.now(UTC)
-    resolution = ManualResolution(wanted, State(evidence.value), why.strip(), now)
-    kept = record_resolution(resolution)
+    state = State(evidence.value)
+    # Before the journal is changed.
+    file = _record_reason(wanted, state, why.strip(), now)
 
     async def change() -> Resolved:
         async with opened_journal(settings) as database:
             limits = RefundLimits(settings.refund_account_day_msat, settings.refund_day_msat)
-            return await resolve(database, wanted, resolution.state, now, refunds=limits)
+            return await resolve(database, wanted, state, now, refunds=limits)
 
     try:
         resolved = asyncio.run(change())
     except NotUnknown as error:
         raise CommandFailed(f"{error}; nothing was changed") from None
-    typer.echo(f"entered as {resolved.state}; your reason is kept in {kept}")
+    typer.echo(f"entered as {resolved.state}; your reason is stored in {file}")
     if resolved.refund is not None:
         typer.echo(REFUND_MESSAGES[resolved.refund])
     return 0
@@ -360,7 +294,7 @@ def refund_purchase(
     *,
     why: Annotated[
         str,
-        typer.Option(metavar="TEXT", help="Your reason.", show_default=False, callback=utf8_text),
+        text_option(metavar="TEXT", help="Your reason."),
     ],
     yes: YesOption = False,
 ) -> int:
@@ -412,14 +346,14 @@ def forget_purchases(
     ],
     yes: YesOption = False,
 ) -> int:
-    """Delete what ended long ago. What is open stays, however old, and so do budgets of periods that still run."""
+    """Delete purchases that ended long ago. Open ones stay, however old, and so do budgets of periods that still run."""
     age = read_age(older_than)
     settings = load_settings(flags, config).settings
     try:
         before = datetime.now(UTC) - age
     except OverflowError:
         raise CommandFailed("--older-than: nothing is that old", exit_code=USAGE_ERROR) from None
-    confirm(f"Delete all that ended before {format_time(before)}, for good?", yes=yes)
+    confirm(f"Delete all purchases that ended before {format_time(before)}, for good?", yes=yes)
 
     async def delete() -> Forgotten:
         async with opened_journal(settings) as database:
@@ -430,8 +364,31 @@ def forget_purchases(
     return 0
 
 
+def _record_reason(job_id: bytes, state: State, why: str, at: datetime) -> Path:
+    """Add a resolution and its reason to a file of such records, durably; returns the file.
+
+    Raises:
+        CommandFailed: it cannot be written.
+    """
+    path = state_folder(os.environ) / _RESOLUTIONS_FILE
+    fields = {"at": at.isoformat(), "job_id": job_id.hex(), "state": state.value, "why": why}
+    line = json_format.dumps(fields, ensure_ascii=False)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise CommandFailed(
+            f"{path}: the reason cannot be stored, so nothing was changed: {error.strerror}"
+        ) from None
+    return path
+
+
 async def one_purchase(settings: Settings, job_id: str) -> tuple[PurchaseRecord, list[StateChange]]:
-    """Read one purchase, by its job id or the beginning of that, and the states that it went through.
+    """Read one purchase, by its job id or the beginning of that, and its changes of state.
 
     Raises:
         CommandFailed: the journal cannot be used, has no such purchase, or has several.

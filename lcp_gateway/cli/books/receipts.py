@@ -1,18 +1,22 @@
-"""``lcp-gateway receipt``: receipts written from the journal, and checked without asking anybody."""
+"""``lcp-gateway receipt``: receipts written from the journal, and checked offline."""
 
 import asyncio
 import json as json_format
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lcp_gateway.cli.options import JsonOption, command_group, load_settings, setting_flags
+from lcp_gateway.cli.options import (
+    JsonOption,
+    command_group,
+    load_settings,
+    read_input,
+    setting_flags,
+)
 from lcp_gateway.cli.output import RUNTIME_ERROR, CommandFailed, print_json, printable
 
-_STDIN = "-"
 _LARGEST_RECEIPT_BYTES = 1_000_000
 
 app = command_group("Write and check receipts.")
@@ -32,14 +36,13 @@ def verify(
     ] = None,
     json: JsonOption = False,
 ) -> int:
-    """Recompute all of a receipt that can be recomputed. Offline; ends with 1 when something does not hold."""
-    from lcp_gateway.lightning.receipts import is_sound  # noqa: PLC0415 - `show` needs none of it
-    from lcp_gateway.lightning.receipts import verify_receipt as verified  # noqa: PLC0415 - as above
+    """Recompute all fields of a receipt that can be recomputed. Offline; ends with 1 when one does not hold."""
+    from lcp_gateway.lightning.receipts import is_sound, verify_receipt  # noqa: PLC0415 - `show` needs none of it
 
-    findings = verified(
+    findings = verify_receipt(
         _document(file),
-        request=_bytes(request) if request else None,
-        result=_bytes(result) if result else None,
+        request=read_input(str(request)) if request else None,
+        result=read_input(str(result)) if result else None,
     )
     right = is_sound(findings)
     if json:
@@ -80,7 +83,7 @@ def show(
 
 
 def _document(file: str) -> Mapping[str, object]:
-    raw = sys.stdin.buffer.read() if file == _STDIN else _bytes(Path(file))
+    raw = read_input(file)
     if len(raw) > _LARGEST_RECEIPT_BYTES:
         raise CommandFailed(f"{file}: too large for a receipt")
     try:
@@ -90,10 +93,3 @@ def _document(file: str) -> Mapping[str, object]:
     if not isinstance(found, dict):
         raise CommandFailed(f"{file}: a receipt is a JSON object")
     return found
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CommandFailed(f"{path}: cannot be read: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""``lcp-gateway spend``: what was spent, added up by time, model, peer and key."""
+"""``lcp-gateway spend``: the amounts spent, added up by time, model, peer and key."""
 
 import asyncio
 import enum
@@ -16,18 +16,18 @@ from lcp_gateway.cli.books.journal import (
     read_only_settings,
     read_time,
 )
-from lcp_gateway.cli.options import JsonOption, load_settings, setting_flags
+from lcp_gateway.cli.options import JsonOption, command_app, load_settings, setting_flags
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, print_json, print_table
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.money import Msat, Period, format_sat
 from lcp_gateway.store.journal.purchases import PurchaseFilter
 from lcp_gateway.store.journal.queries import Books, Spend
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = command_app()
 
 
 class GroupBy(enum.StrEnum):
-    """What spending is added up by."""
+    """The ways to add spending up."""
 
     HOUR = "hour"
     DAY = "day"
@@ -44,7 +44,7 @@ _NO_KEY = "-"
 
 @dataclass(slots=True)
 class SpendTotal:
-    """What was spent under one heading; see ``Spend`` for what the amounts hold."""
+    """The amounts spent under one heading; see ``Spend``."""
 
     purchases: int = 0
     settled_msat: int = 0
@@ -52,7 +52,7 @@ class SpendTotal:
     undelivered_msat: int = 0
 
     def add(self, spend: Spend) -> None:
-        """Add to it."""
+        """Add one sum of the journal."""
         self.purchases += spend.purchases
         self.settled_msat += spend.settled_msat
         self.unknown_msat += spend.unknown_msat
@@ -67,10 +67,10 @@ def spend(
     *,
     by: Annotated[
         list[GroupBy] | None,
-        typer.Option("--by", help="Add up by this; may be repeated. GroupBy day if not given."),
+        typer.Option("--by", help="Add up by this; may be repeated. By day if not given."),
     ] = None,
     period: Annotated[
-        Period | None, typer.Option("--period", help="Add up by this length of time (UTC) too.")
+        Period | None, typer.Option("--period", help="Add up by this period (UTC) too.")
     ] = None,
     since: Annotated[
         str | None,
@@ -79,8 +79,8 @@ def spend(
     until: Annotated[str | None, typer.Option("--until", metavar="WHEN", help="Before.")] = None,
     json: JsonOption = False,
 ) -> int:
-    """Print what was spent, routing fees included: the real ones where they are known, else those reckoned with."""
-    time, others = _ways(by or [], period)
+    """Print the amounts spent, routing fees included: the real ones where they are known, else the estimated ones."""
+    time, others = _read_ways(by or [], period)
     now = datetime.now(UTC)
     which = PurchaseFilter(since=read_time(since, now), until=read_time(until, now))
     settings = read_only_settings(load_settings(flags, config).settings)
@@ -113,7 +113,9 @@ def add_up(
     return dict(sorted(sums.items()))
 
 
-def _ways(by: Sequence[GroupBy], period: Period | None) -> tuple[Period | None, Sequence[GroupBy]]:
+def _read_ways(
+    by: Sequence[GroupBy], period: Period | None
+) -> tuple[Period | None, Sequence[GroupBy]]:
     times = {_TIMES[way] for way in by if way in _TIMES} | ({period} if period else set())
     if len(times) > 1:
         raise CommandFailed(
@@ -139,7 +141,7 @@ def _of(item: Spend, way: GroupBy) -> str:
         case GroupBy.KEY:
             return item.key_id or _NO_KEY
         case _:
-            raise AssertionError("times are no property of a purchase")
+            raise AssertionError("a time is not a property of a purchase")
 
 
 def _cells(total: SpendTotal) -> tuple[str, ...]:

@@ -2,15 +2,14 @@
 
 import asyncio
 import contextlib
-import os
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import typer
 
-from lcp_gateway.cli.books.journal import journal_file, opened_journal
+from lcp_gateway.cli.doctor.findings import Finding, journal_finding, node_findings
 from lcp_gateway.cli.doctor.lnd import identity_finding, lnd_findings
 from lcp_gateway.cli.lnd import invoice_network
 from lcp_gateway.cli.market.providers import (
@@ -22,103 +21,24 @@ from lcp_gateway.cli.market.providers import (
 )
 from lcp_gateway.cli.market.quote import QuoteCheck, check_all
 from lcp_gateway.cli.market.requests import first_servable
-from lcp_gateway.cli.options import GroupedHelp, load_settings, setting_flags
-from lcp_gateway.cli.output import RUNTIME_ERROR, USAGE_ERROR, CommandFailed, Finding, printable
-from lcp_gateway.cli.serve.serve import daemon_for
+from lcp_gateway.cli.options import GroupedHelp, command_app, load_settings, setting_flags
+from lcp_gateway.cli.output import RUNTIME_ERROR, USAGE_ERROR, CommandFailed, printable
+from lcp_gateway.cli.serve.embedded import daemon_for
 from lcp_gateway.config import (
-    NodeConfig,
     Settings,
-    all_nodes,
-    journal_place,
     spending_cautions,
-    without_password,
 )
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.money import Msat, format_sat
 from lcp_gateway.purchase.order import Task
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.routing.catalog import Catalog, Provider
-from lcp_gateway.store.database.engines import DatabaseUnavailable
-from lcp_gateway.store.database.schema import HEAD
-from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, UnsupportedVersion
-from lcp_gateway.upstreams.openai.node_watch import NodeState
-
-
-async def journal_finding(settings: Settings) -> Finding:
-    """Open the journal and look what is open in it; one that does not exist yet is not made."""
-    place = journal_place(settings)
-    if place is None:
-        return Finding("journal", True, "off: nothing is written down")
-    path = journal_file(place)
-    if path is not None and not path.exists():
-        return _missing(path)
-    try:
-        async with opened_journal(settings) as database:
-            open_now = await Books(database).outstanding()
-            replaced = database.replaced
-    except CommandFailed as error:
-        return Finding("journal", False, str(error), "no gateway pays while it cannot write there")
-    except DatabaseUnavailable as error:
-        return Finding("journal", False, error.reason, "see journal_url")
-    if replaced is not None:
-        problem, _, remedy = replaced.partition(". ")
-        return Finding("journal", False, problem, remedy)
-    text = f"{without_password(str(place))}, version {HEAD}"
-    if open_now.unknown:
-        text += f"; {open_now.unknown} unknown ({format_sat(open_now.unknown_msat)})"
-        return Finding(
-            "journal", True, text, "lnd clears them up if it is configured; else: purchases resolve"
-        )
-    return Finding("journal", True, text)
-
-
-def _missing(path: Path) -> Finding:
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
-        return Finding("journal", True, f"{path} is made at the first start")
-    return Finding("journal", False, f"{path} cannot be made", f"{folder} cannot be written")
-
-
-def node_findings(settings: Settings, states: Mapping[str, NodeState]) -> Iterator[Finding]:
-    """Say of each node whether it is up, or why not."""
-    for node in all_nodes(settings):
-        state = states[node.name]
-        if not state.up:
-            text = f"{node.name}: {printable(state.problem)}"
-            yield Finding("node", False, text, _advice(state.problem, node))
-        elif not state.models:
-            text = f"{node.name}: up, and offers no models"
-            yield Finding("node", False, text, "load a model there, or name some in its models")
-        else:
-            yield Finding("node", True, f"{node.name}: up, {state.models} models")
-
-
-def unready(catalog: Catalog, settings: Settings) -> list[str]:
-    """Give what the settings send requests to and nobody finds there, in words."""
-    named = [
-        *((provider_id, f"for {model}") for model, provider_id in settings.model_map.items()),
-        (settings.default_peer_id, "as the default peer"),
-    ]
-    return [
-        f"{provider_id} {purpose}"
-        for provider_id, purpose in named
-        if provider_id and not catalog.peer(provider_id)
-    ]
-
-
-def _advice(problem: str, node: NodeConfig) -> str:
-    if "credentials" in problem:
-        return "set its api_key to the one that it asks for"
-    if "list of models" in problem:
-        return "name its models in the configuration, or check its base_url"
-    return f"is it running at {node.base_url}?"
-
 
 _SHORT_ID_CHARACTERS = 16
 _NAME_COLUMNS = 14
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = command_app()
 
 
 @app.command(cls=GroupedHelp)
@@ -157,7 +77,7 @@ def _print(finding: Finding) -> None:
 
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
-    """Try one thing after the other and stop where the next would make no sense."""
+    """Try one thing after the other, and stop where the next would make no sense."""
     yield await journal_finding(settings)
     async for finding in lnd_findings(settings):
         yield finding
@@ -173,7 +93,7 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
 
 
 async def _daemon(settings: Settings, nodes: Sequence[Provider]) -> AsyncIterator[Finding]:
-    """Look at the daemon and what is to be had there; ``nodes`` are those that are up."""
+    """Examine the daemon and its peers; ``nodes`` are those that are up."""
     target = settings.lcpd_grpc_addr
     try:
         async with opened_daemon(settings) as upstream:
@@ -225,8 +145,8 @@ async def _market(
         )
         if not nodes:
             return
-    everybody = Catalog(providers=(*providers, *nodes), taken_at=peers.taken_at)
-    missing = unready(everybody, settings)
+    together = Catalog(providers=(*providers, *nodes), taken_at=peers.taken_at)
+    missing = _unready(together, settings)
     if missing:
         yield Finding(
             "routing",
@@ -234,21 +154,21 @@ async def _market(
             f"not ready: {_some(missing)}",
             "requests for it fail: connect it, or change model_map and default_peer_id",
         )
-    async for finding in _price(upstream, peers, everybody, settings):
+    async for finding in _price(upstream, peers, together, settings):
         yield finding
 
 
 async def _price(
-    upstream: LcpdUpstream, peers: Catalog, everybody: Catalog, settings: Settings
+    upstream: LcpdUpstream, peers: Catalog, together: Catalog, settings: Settings
 ) -> AsyncIterator[Finding]:
-    """Ask a peer for a price for a word or two, which pays nothing; where only nodes serve, tell one's price list."""
+    """Ask a peer for the price of a word or two, which pays nothing; where only nodes serve, report a list price."""
     found = first_servable(peers, settings)
     if found is not None:
         task, (provider, *_) = found
         async for finding in _quote(upstream, task, provider, settings):
             yield finding
         return
-    found = first_servable(everybody, settings)
+    found = first_servable(together, settings)
     if found is None:
         advised = "see model_allowlist, model_map and default_peer_id"
         yield Finding("quote", False, "no model can be asked for", advised)
@@ -289,9 +209,9 @@ async def _quote(
 
 
 async def _proof(task: Task, quote: Quote, settings: Settings) -> Finding:
-    """Check what the quote says of itself, as the gateway does before it pays."""
+    """Check the quote as the gateway does before it pays."""
     try:
-        # What is wrong with lnd was said already.
+        # Problems of lnd were reported already.
         network = await invoice_network(settings, warns=False)
     except CommandFailed:
         network = None
@@ -317,3 +237,16 @@ def _short(peer_id: str) -> str:
 def _some(names: list[str], limit: int = 5) -> str:
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(printable, names[:limit])) + rest
+
+
+def _unready(catalog: Catalog, settings: Settings) -> list[str]:
+    """List the providers that the settings send requests to and that are missing, in words."""
+    named = [
+        *((provider_id, f"for {model}") for model, provider_id in settings.model_map.items()),
+        (settings.default_peer_id, "as the default peer"),
+    ]
+    return [
+        f"{provider_id} {purpose}"
+        for provider_id, purpose in named
+        if provider_id and not catalog.peer(provider_id)
+    ]

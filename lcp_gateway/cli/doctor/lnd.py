@@ -1,4 +1,4 @@
-"""What the doctor looks at of lnd: whether it is reached, which node it is, what its macaroons allow, and what it can pay."""
+"""The findings of the doctor about lnd: whether it answers, which node it is, what its macaroons allow, and what it can pay."""
 
 import contextlib
 import re
@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lcp_gateway.cli.doctor.findings import Finding
 from lcp_gateway.cli.lnd import opened_lnd
-from lcp_gateway.cli.output import CommandFailed, Finding, printable
+from lcp_gateway.cli.output import CommandFailed, printable
 from lcp_gateway.config import Settings, auth_mode, may_use_proxy, others_may_read
 from lcp_gateway.lightning.lnd.channel import NOT_READY, LndAddress
 from lcp_gateway.lightning.lnd.records import LndError
@@ -24,7 +25,7 @@ _NO_TLS = re.compile(r"WRONG_VERSION_NUMBER|handshake", re.IGNORECASE)
 
 
 async def lnd_findings(settings: Settings) -> AsyncIterator[Finding]:
-    """Ask lnd how it is, where one is configured."""
+    """Ask lnd for its state, where one is configured."""
     try:
         async with opened_lnd(settings) as lnd:
             if lnd is None:
@@ -51,7 +52,7 @@ async def identity_finding(settings: Settings, daemon_node_id: str) -> Finding |
     Only the lnd that pays knows fees and preimages, and can tell that a payment was never made.
     """
     if settings.embedded:
-        # It pays by itself, and a warning says so.
+        # It pays by itself, which a warning says.
         return None
     with contextlib.suppress(CommandFailed, LndError):
         async with opened_lnd(settings) as lnd:
@@ -64,8 +65,8 @@ async def identity_finding(settings: Settings, daemon_node_id: str) -> Finding |
                 "lnd node",
                 False,
                 f"lnd is node {printable(info.identity)}, the daemon pays with node {printable(daemon_node_id)}",
-                "name the daemon's own lnd in lnd_grpc_addr: another one knows nothing of these payments, and what "
-                "customers pay in there cannot be spent here",
+                "name the daemon's own lnd in lnd_grpc_addr: another one knows nothing of these payments, and the "
+                "top-ups that customers pay there cannot be spent here",
             )
     return None
 
@@ -131,11 +132,11 @@ async def _permission_finding(
         advice = f"it can also spend: bake one that cannot:\n{_bake(wanted, setting)}"
     elif others_may_read(macaroon):
         advice = f"other users may read it, and it is all that they need: chmod 600 {macaroon}"
-    return Finding(name, True, f"{setting} allows what is needed", advice)
+    return Finding(name, True, f"{setting} allows all that is needed", advice)
 
 
 def _bake(wanted: Sequence["Permission"], setting: str) -> str:
-    """Return the command that makes a macaroon; never to where the present one is, which may be one of lnd's own."""
+    """Return the command that makes a macaroon; never over the present one, which may be lnd's own."""
     name = "lcp-gateway" if setting == "lnd_macaroon_file" else "lcp-gateway-invoices"
     uris = " ".join(it.uri for it in wanted)
     return f"umask 077; lncli bakemacaroon --save_to={name}.macaroon {uris}"
@@ -176,7 +177,7 @@ async def _money(lnd: "LndClient", settings: Settings) -> AsyncIterator[Finding]
         "lnd channels",
         usable,
         f"{channels.active} active, {channels.inactive} not; "
-        f"{format_sat(balance.local_msat)} ours, {format_sat(channels.largest_spendable_msat)} "
+        f"{format_sat(balance.local_msat)} local, {format_sat(channels.largest_spendable_msat)} "
         "at most in one payment",
         "" if usable else "nothing can be paid: open a channel, or wait for its peer",
     )
@@ -186,12 +187,12 @@ async def _money(lnd: "LndClient", settings: Settings) -> AsyncIterator[Finding]
             False,
             f"{format_sat(balance.remote_msat)} can be received, a top-up is at least "
             f"{settings.topup_min_msat} msat",
-            "customers cannot pay in: inbound liquidity is needed, from a channel that others open, or by paying out",
+            "customers cannot top up: inbound liquidity is needed, from a channel that another node opens, or by paying out",
         )
 
 
 def _unanswered(error: LndError, settings: Settings) -> Finding:
-    """Say why lnd gave no answer, in a sentence, and what to look at."""
+    """Report why lnd did not answer, with advice."""
     where, text = settings.lnd_grpc_addr, error.message
     if _BAD_CERTIFICATE.search(text):
         return Finding(
@@ -214,7 +215,7 @@ def _unanswered(error: LndError, settings: Settings) -> Finding:
             return Finding(
                 "lnd",
                 False,
-                f"what listens at {where} does not speak TLS as lnd does",
+                f"the server at {where} does not speak TLS as lnd does",
                 "see lnd_grpc_addr: it is lnd's gRPC address, port 10009 by default",
             )
         return Finding(
@@ -224,5 +225,8 @@ def _unanswered(error: LndError, settings: Settings) -> Finding:
             "see lnd_grpc_addr, and whether lnd runs",
         )
     return Finding(
-        "lnd", False, printable(str(error)), "see lnd_grpc_addr and what the macaroon may read"
+        "lnd",
+        False,
+        printable(str(error)),
+        "see lnd_grpc_addr, and the permissions of the macaroon",
     )

@@ -1,26 +1,24 @@
-"""``lcp-gateway models``: what peers and nodes offer right now, with the scores by which `auto` chooses."""
+"""``lcp-gateway models``: the models that peers and nodes offer now, with the scores by which `auto` chooses."""
 
 import asyncio
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from lcp_gateway.cli.gateway_client import RunningGateway, find_gateway
+from lcp_gateway.cli.gateway_client import RunningGateway
 from lcp_gateway.cli.market.providers import (
     NOTHING_MEASURED,
+    DirectOption,
     ReachableProviders,
-    names_providers,
+    gateway_to_ask,
     reachable_providers,
-    report_unused_flags,
     unmeasured_routing,
 )
-from lcp_gateway.cli.options import JsonOption, load_settings, setting_flags
-from lcp_gateway.cli.output import print_json, print_table, report
-from lcp_gateway.cli.serve.serve import daemon_for
+from lcp_gateway.cli.options import JsonOption, command_app, load_settings, setting_flags
+from lcp_gateway.cli.output import Columns, print_list, report
+from lcp_gateway.cli.serve.embedded import daemon_for
 from lcp_gateway.config import Group, Settings, all_nodes
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.quote import ProviderSource
@@ -34,15 +32,15 @@ from lcp_gateway.routing.route_query import ENDPOINT_NAMES, MAX_RESULTS
 
 _UNKNOWN = "?"
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = command_app()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRow:
-    """A model at one provider; None and nothing stand for what is not known.
+    """A model at one provider; None and empty fields are not known.
 
-    ``kinds`` are words for endpoints; as a running gateway tells them, those of the model at all its providers. A
-    provider that is known by ``model_map`` only has none. ``score`` is None also where nobody would be sent there.
+    ``kinds`` are words for endpoints; from a running gateway, those of the model at all its providers. A provider that
+    only ``model_map`` names has none. ``score`` is also None where no request would be sent there.
     """
 
     model: str
@@ -55,12 +53,24 @@ class ModelRow:
     price_msat: int | None = None
     score: float | None = None
 
-    @property
-    def source(self) -> ProviderSource:
-        """What kind of provider it is."""
-        return (
-            ProviderSource.NODE if self.provider_id.startswith(NODE_PREFIX) else ProviderSource.LCP
-        )
+
+def _source(row: ModelRow) -> str:
+    is_node = row.provider_id.startswith(NODE_PREFIX)
+    return (ProviderSource.NODE if is_node else ProviderSource.LCP).value
+
+
+_COLUMNS: Columns[ModelRow] = {
+    "model": lambda row: row.model,
+    "kinds": lambda row: ", ".join(row.kinds) or _UNKNOWN,
+    "provider": lambda row: row.provider_id,
+    "source": _source,
+    "params": lambda row: _UNKNOWN if row.params_b is None else f"{row.params_b:g}B",
+    "context": lambda row: _UNKNOWN if row.context_length is None else str(row.context_length),
+    "capabilities": lambda row: ", ".join(row.capabilities) or "-",
+    "price_msat": lambda row: _UNKNOWN if row.price_msat is None else str(row.price_msat),
+    "score": lambda row: _UNKNOWN if row.score is None else f"{row.score:.4f}",
+    "ready": lambda row: "yes" if row.ready else "no",
+}
 
 
 @app.command()
@@ -69,40 +79,23 @@ def models(
     config: Path | None,
     flags: Mapping[str, object],
     *,
-    direct: Annotated[
-        bool,
-        typer.Option(
-            "--direct",
-            help="Ask daemon and nodes, also where a gateway runs; any other flag for them does so too.",
-        ),
-    ] = False,
+    direct: DirectOption = False,
     json: JsonOption = False,
 ) -> int:
-    """Print what peers and nodes offer. Scores are as the running gateway measured; without one, daemon and nodes are asked."""
+    """Print the models of peers and nodes. Scores are as the running gateway measured; without one, daemon and nodes are asked."""
     loaded = load_settings(flags, config)
-    gateway = None if direct or names_providers(flags) else find_gateway(loaded.settings)
+    gateway = gateway_to_ask(loaded.settings, flags, direct=direct)
     if gateway is not None:
-        report_unused_flags(flags)
-        rows = _as_told(gateway, loaded.settings)
+        rows = _rows_of_running(gateway, loaded.settings)
     else:
         with daemon_for(loaded.settings) as settings:
-            rows = asyncio.run(_as_asked(settings))
-    if json:
-        print_json([_as_json(row) for row in rows])
-    else:
-        print_table(
-            (
-                "model", "kinds", "provider", "source", "params", "context", "capabilities",
-                "price_msat", "score", "ready",
-            ),
-            map(_cells, rows),
-            omitted=("source",),
-        )  # fmt: skip
+            rows = asyncio.run(_rows_asked(settings))
+    print_list(rows, _COLUMNS, _as_json, json=json, omitted=("source",))
     return 0
 
 
-def _as_told(gateway: RunningGateway, settings: Settings) -> Sequence[ModelRow]:
-    # What embeds is ranked apart from what talks.
+def _rows_of_running(gateway: RunningGateway, settings: Settings) -> Sequence[ModelRow]:
+    # Models for embeddings are ranked apart from those for texts.
     ranking = [*gateway.ranking(MAX_RESULTS), *gateway.ranking(MAX_RESULTS, EMBEDDING)]
     rows = rows_of_gateway(gateway.models(), ranking)
     there = {row.provider_id for row in rows}
@@ -114,47 +107,47 @@ def _as_told(gateway: RunningGateway, settings: Settings) -> Sequence[ModelRow]:
 def rows_of_gateway(
     listed: Iterable[Mapping[str, Any]], ranking: Iterable[Mapping[str, Any]]
 ) -> Sequence[ModelRow]:
-    """Put together the gateway's list of models and its ranking, which tells the most of each model's best provider."""
+    """Join the gateway's list of models with its ranking, which has the most about each model's best provider."""
     best = {entry["model"]: entry for entry in ranking}
     return [
         row
         for model in listed
         if not is_auto(model["id"])
-        for row in _told(model, best.get(model["id"]))
+        for row in _rows_of_model(model, best.get(model["id"]))
     ]
 
 
-def _told(model: Mapping[str, Any], best: Mapping[str, Any] | None) -> Iterator[ModelRow]:
+def _rows_of_model(model: Mapping[str, Any], best: Mapping[str, Any] | None) -> Iterator[ModelRow]:
     lcp = model["lcp"]
     ranked = best["providers"] if best else ()
     for provider_id in dict.fromkeys([*ranked, *lcp["providers"]]):
-        told = best if best is not None and provider_id == best["provider"] else None
-        # One that is left alone for now is there, and is not asked.
-        rests = told is not None and not told["features"]["availability"]
+        ranked_best = best if best is not None and provider_id == best["provider"] else None
+        # A provider that the breaker keeps from requests is listed, and not ready.
+        is_paused = ranked_best is not None and not ranked_best["features"]["availability"]
         yield ModelRow(
             model["id"],
             provider_id,
-            ready=bool(lcp["ready"]) and not rests,
+            ready=bool(lcp["ready"]) and not is_paused,
             kinds=tuple(lcp["endpoints"]),
             params_b=lcp["params_b"],
             context_length=lcp["context_length"],
             capabilities=tuple(lcp["capabilities"]),
-            price_msat=told["price_msat"] if told else None,
+            price_msat=ranked_best["price_msat"] if ranked_best else None,
             score=best["scores"].get(provider_id) if best else None,
         )
 
 
-async def _as_asked(settings: Settings) -> Sequence[ModelRow]:
-    async with reachable_providers(settings) as market:
-        rows = rows_of_providers(market, settings)
+async def _rows_asked(settings: Settings) -> Sequence[ModelRow]:
+    async with reachable_providers(settings) as reachable:
+        rows = rows_of_providers(reachable, settings)
     report(NOTHING_MEASURED)
-    there = {provider.peer_id for provider in market.catalog.providers}
+    there = {provider.peer_id for provider in reachable.catalog.providers}
     return _in_order([*rows, *_missing(rows, settings, there)])
 
 
-def rows_of_providers(market: ReachableProviders, settings: Settings) -> Sequence[ModelRow]:
+def rows_of_providers(reachable: ReachableProviders, settings: Settings) -> Sequence[ModelRow]:
     """List every model at every provider, with the scores that they have before anything is measured."""
-    routing = unmeasured_routing(settings, market.catalog)
+    routing = unmeasured_routing(settings, reachable.catalog)
     offers = routing.chooser.offers()
     scores = _scores(offers, routing.auto)
     return [
@@ -167,17 +160,17 @@ def rows_of_providers(market: ReachableProviders, settings: Settings) -> Sequenc
             price_msat=provider.list_price_msat,
             score=scores.get((provider.peer_id, model)),
         )
-        for provider in market.catalog.providers
+        for provider in reachable.catalog.providers
         for model in dict.fromkeys(name for names in provider.models.values() for name in names)
     ]
 
 
 def _scores(offers: Offers, auto: AutoChoice) -> Mapping[tuple[str, str], float]:
-    """Give the score of each model at each provider, by the provider's id and the model's name."""
+    """Return the score of each model at each provider, by the provider's id and the model's name."""
     entries = {
         (entry.provider.peer_id, entry.model): entry
-        for found in offers.by_kind.values()
-        for entry in found
+        for offered in offers.by_kind.values()
+        for entry in offered
     }
     scores = {}
     for embeds in (False, True):
@@ -188,7 +181,7 @@ def _scores(offers: Offers, auto: AutoChoice) -> Mapping[tuple[str, str], float]
 
 
 def _missing(rows: Iterable[ModelRow], settings: Settings, there: set[str]) -> Iterator[ModelRow]:
-    """Give what the settings name and nobody offers now: models of nodes that are down, and mapped ones."""
+    """Return rows for models that the settings name and no provider offers now: those of nodes that are down, and mapped ones."""
     known = {(row.model, row.provider_id) for row in rows}
     if any(
         (model, NODE_PREFIX + node.name) not in known
@@ -241,7 +234,7 @@ def _row(
 def _words(kinds: Iterable[TaskKind]) -> tuple[str, ...]:
     found = set(kinds)
     if TaskKind.CHAT_COMPLETIONS in found:
-        # An adapter has them done as a chat.
+        # An adapter serves them as a chat.
         found.add(TaskKind.COMPLETIONS)
     return tuple(word for kind, word in ENDPOINT_NAMES.items() if kind in found)
 
@@ -251,28 +244,13 @@ def _in_order(rows: Iterable[ModelRow]) -> Sequence[ModelRow]:
     return sorted(rows, key=lambda row: (row.model, math.inf if row.score is None else -row.score))
 
 
-def _cells(row: ModelRow) -> Sequence[str]:
-    return (
-        row.model,
-        ", ".join(row.kinds) or _UNKNOWN,
-        row.provider_id,
-        row.source.value,
-        _UNKNOWN if row.params_b is None else f"{row.params_b:g}B",
-        _UNKNOWN if row.context_length is None else str(row.context_length),
-        ", ".join(row.capabilities) or "-",
-        _UNKNOWN if row.price_msat is None else str(row.price_msat),
-        _UNKNOWN if row.score is None else f"{row.score:.4f}",
-        "yes" if row.ready else "no",
-    )
-
-
 def _as_json(row: ModelRow) -> object:
     return {
         "model": row.model,
         "kinds": list(row.kinds),
         "peer_id": row.provider_id,
         "ready": row.ready,
-        "source": row.source.value,
+        "source": _source(row),
         "params_b": row.params_b,
         "context_length": row.context_length,
         "capabilities": list(row.capabilities),

@@ -5,8 +5,11 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
+import typer
+
+from lcp_gateway.cli.gateway_client import RunningGateway, find_gateway
 from lcp_gateway.cli.output import CommandFailed, report
 from lcp_gateway.config import Settings, all_nodes, specs
 from lcp_gateway.purchase.errors import UpstreamError
@@ -16,7 +19,6 @@ from lcp_gateway.routing.auto import AutoChoice, AutoPolicy
 from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.routing.measurements import Measurements
 from lcp_gateway.routing.model_registry import ModelRegistry, kinds_for
-from lcp_gateway.routing.route_query import ENDPOINT_NAMES
 from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from lcp_gateway.app.chooser import Chooser
     from lcp_gateway.app.wiring.routing import NodeParts
     from lcp_gateway.upstreams.openai.connections import VirtualNode
-    from lcp_gateway.upstreams.openai.node_watch import NodeState
 
 
 _POLL_S = 0.1
@@ -44,7 +45,7 @@ async def opened_daemon(settings: Settings) -> AsyncIterator[LcpdUpstream]:
 
 
 async def retry_until_up(settings: Settings, ask: Callable[[float], Awaitable[_T]]) -> _T:
-    """Ask within ``preflight_timeout_s``. An embedded node, which has only just been started, is asked until it is up.
+    """Ask within ``preflight_timeout_s``. An embedded node, which was only just started, is asked until it is up.
 
     Raises:
         UpstreamError: it did not answer.
@@ -62,14 +63,14 @@ async def retry_until_up(settings: Settings, ask: Callable[[float], Awaitable[_T
 
 
 def describe_daemon_error(error: UpstreamError, settings: Settings) -> str:
-    """Say what went wrong between us and the daemon, without gRPC's own lengthy words where there was no answer."""
+    """Describe an error of the daemon; where there was no answer, without gRPC's own lengthy words."""
     if error.status.is_unanswered:
         return f"the daemon at {settings.lcpd_grpc_addr} does not answer ({error.status})"
     return f"{error.message} ({error.status})"
 
 
 def daemon_advice(error: UpstreamError, settings: Settings) -> str:
-    """Say what to do about a daemon that did not answer as it should."""
+    """Return the advice for an error of the daemon."""
     match error.status:
         case UpstreamStatus.UNAVAILABLE | UpstreamStatus.DEADLINE_EXCEEDED if settings.embedded:
             return "the embedded node did not start; its own message should stand above"
@@ -79,58 +80,68 @@ def daemon_advice(error: UpstreamError, settings: Settings) -> str:
                 "Set lcpd_grpc_addr to its address, or try --embedded"
             )
         case UpstreamStatus.UNAUTHENTICATED | UpstreamStatus.PERMISSION_DENIED:
-            return "set what the daemon asks for in lcpd_metadata"
+            return "set the credentials that the daemon asks for in lcpd_metadata"
         case UpstreamStatus.UNIMPLEMENTED:
-            return "something else than lcpd-grpcd listens there: check lcpd_grpc_addr"
+            return "another server than lcpd-grpcd listens there: check lcpd_grpc_addr"
         case _:
             return "see the daemon's own log"
 
 
-KINDS: Mapping[str, TaskKind] = {word: kind for kind, word in ENDPOINT_NAMES.items()}
-"""The kinds of task by the words that the command line has for them."""
+NOTHING_MEASURED = "nothing measured yet: scores are those of untried providers"
 
-NOTHING_MEASURED = "nothing measured yet: scores are for providers nobody has tried"
+
+DirectOption = Annotated[
+    bool,
+    typer.Option(
+        "--direct",
+        help="Ask daemon and nodes, also where a gateway runs; any other flag for them does so too.",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
 class ReachableProviders:
-    """Everybody who is there, and how to ask them. ``nodes`` tells by name how each node stands."""
+    """The providers that answered, and the upstream by which they are asked."""
 
     upstream: Upstream
     catalog: Catalog
-    nodes: "Mapping[str, NodeState]"
 
 
 @dataclass(frozen=True, slots=True)
 class UnmeasuredRouting:
-    """Routing as a gateway has it that has just started: nothing is measured, and the best score is always chosen."""
+    """Routing as in a gateway that has just started: nothing is measured, and the best score is always chosen."""
 
     registry: ModelRegistry
     auto: AutoChoice
     chooser: "Chooser"
 
 
-def names_providers(flags: Mapping[str, object]) -> bool:
-    """Tell whether flags name a daemon, nodes or rules, and no gateway, so that they and not a gateway are to be asked."""
-    return flags.get("http_addr") is None and bool(_for_direct(flags))
+def gateway_to_ask(
+    settings: Settings, flags: Mapping[str, object], *, direct: bool
+) -> RunningGateway | None:
+    """Return the running gateway, which has measured; None where daemon and nodes are to be asked.
 
-
-def report_unused_flags(flags: Mapping[str, object]) -> None:
-    """Say which flags a running gateway, which was named, has not been told of."""
-    if unused := _for_direct(flags):
-        names = ", ".join(specs()[name].flag for name in unused)
+    Those are asked where no gateway runs, with ``direct``, and where flags describe them and name no gateway.
+    """
+    describing = [
+        specs()[name].flag
+        for name, value in flags.items()
+        if value is not None and name != "http_addr"
+    ]
+    if direct or (describing and flags.get("http_addr") is None):
+        return None
+    gateway = find_gateway(settings)
+    if gateway is not None and describing:
+        names = ", ".join(describing)
         report(
             f"the running gateway has settings of its own: not used here: {names} (see --direct)"
         )
-
-
-def _for_direct(flags: Mapping[str, object]) -> list[str]:
-    return [name for name, value in flags.items() if value is not None and name != "http_addr"]
+    return gateway
 
 
 @contextlib.asynccontextmanager
 async def reachable_providers(settings: Settings) -> AsyncIterator[ReachableProviders]:
-    """Ask everybody, and keep the connections for the block. Who is away is said on standard error.
+    """Ask all providers, and keep the connections for the block. Those that do not answer are reported on standard error.
 
     Raises:
         CommandFailed: the daemon cannot be reached and there are no nodes.
@@ -143,7 +154,7 @@ async def reachable_providers(settings: Settings) -> AsyncIterator[ReachableProv
         nodes = await stack.enter_async_context(opened_nodes(settings))
         if nodes is None:
             found = await _peers(peers, settings, nodes)
-            yield ReachableProviders(peers, Catalog(found, time.monotonic()), {})
+            yield ReachableProviders(peers, Catalog(found, time.monotonic()))
             return
         from lcp_gateway.upstreams.sources import UpstreamBySource  # noqa: PLC0415 - only where there are nodes
 
@@ -153,13 +164,12 @@ async def reachable_providers(settings: Settings) -> AsyncIterator[ReachableProv
         yield ReachableProviders(
             UpstreamBySource(peers, nodes.upstream),
             Catalog((*found, *nodes.watch.providers), time.monotonic()),
-            states,
         )
 
 
 @contextlib.asynccontextmanager
 async def opened_nodes(settings: Settings) -> "AsyncIterator[NodeParts | None]":
-    """Give what the nodes of the settings are asked with, for the block; None where there are none."""
+    """Yield the parts by which the nodes of the settings are asked, for the block; None where there are none."""
     if not all_nodes(settings):
         yield None
         return
@@ -188,7 +198,7 @@ async def opened_nodes(settings: Settings) -> "AsyncIterator[NodeParts | None]":
 
 
 def unmeasured_routing(settings: Settings, catalog: Catalog) -> UnmeasuredRouting:
-    """Wire what takes part in a choice over a catalog that stays as it is."""
+    """Build the parts that choose a provider, over a catalog that does not change."""
     from lcp_gateway.app.chooser import Chooser  # noqa: PLC0415 - imports the whole gateway
     from lcp_gateway.app.wiring.routing import model_registry, routing_rules, routing_weights  # noqa: PLC0415 - as above
 
@@ -200,7 +210,7 @@ def unmeasured_routing(settings: Settings, catalog: Catalog) -> UnmeasuredRoutin
         clock=time.monotonic,
     )
     chooser = Chooser(
-        _Still(catalog),
+        _FixedCatalog(catalog),
         rules=routing_rules(settings),
         registry=registry,
         auto=auto,
@@ -210,8 +220,8 @@ def unmeasured_routing(settings: Settings, catalog: Catalog) -> UnmeasuredRoutin
     return UnmeasuredRouting(registry, auto, chooser)
 
 
-class _Still:
-    """A catalog that stays as it is."""
+class _FixedCatalog:
+    """A source whose catalog does not change."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -222,7 +232,7 @@ class _Still:
         return self._catalog
 
     async def refresh_if_stale(self) -> Catalog:
-        """Give the same again."""
+        """Return the only snapshot."""
         return self._catalog
 
 

@@ -26,21 +26,28 @@ from lcp_gateway.cli.market.requests import (
     read_request,
     task_from_prompt,
 )
-from lcp_gateway.cli.options import JsonOption, load_settings, setting_flags, utf8_text
+from lcp_gateway.cli.options import (
+    JsonOption,
+    command_app,
+    load_settings,
+    setting_flags,
+    text_option,
+)
 from lcp_gateway.cli.output import (
     RUNTIME_ERROR,
     USAGE_ERROR,
     CommandFailed,
+    format_time,
     print_json,
     print_pairs,
     printable,
     report,
 )
-from lcp_gateway.cli.serve.serve import daemon_for
+from lcp_gateway.cli.serve.embedded import daemon_for
 from lcp_gateway.config import Group, Settings
 from lcp_gateway.lightning.bolt11 import InvoiceError, decode
-from lcp_gateway.lightning.checks import MISMATCH_TEXTS as MISMATCH_WORDS
 from lcp_gateway.lightning.checks import (
+    MISMATCH_TEXTS,
     PROTOCOL_VERSIONS,
     Mismatch,
     mismatch_of,
@@ -55,8 +62,8 @@ from lcp_gateway.routing.catalog import Catalog
 from lcp_gateway.routing.explicit import RoutingError
 from lcp_gateway.routing.route_query import ENDPOINT_NAMES
 
-_NOT_LOOKED_AT = "not looked at"
-_OF_THE_INVOICE = (
+_NOT_CHECKED = "not checked"
+_INVOICE_CHECKS = (
     Mismatch.NETWORK,
     Mismatch.PAYEE,
     Mismatch.AMOUNT,
@@ -66,84 +73,23 @@ _OF_THE_INVOICE = (
 )
 
 
+_MARKS = {True: "ok", False: "FAILED", None: "?"}
+
+app = command_app()
+
+
 @dataclass(frozen=True, slots=True)
 class QuoteCheck:
-    """One check by the name of its mismatch. ``ok`` is None for one that could not be made; ``words`` say why not ok."""
+    """One check by the name of its mismatch. ``ok`` is None for one that could not be made; ``words`` say why it is not ok."""
 
     name: str
     ok: bool | None
     words: str = ""
 
 
-def check_all(task: Task, quote: Quote, now: datetime, *, network: str | None) -> list[QuoteCheck]:
-    """Check a quote against the task's own bytes, and its invoice against the quote.
-
-    ``now`` is aware UTC; ``network`` is the prefix of invoices, or None where it is not known which is right.
-    """
-    return list(_checks(task, quote, now, network))
-
-
-def _checks(task: Task, quote: Quote, now: datetime, network: str | None) -> Iterator[QuoteCheck]:
-    yield _checked(Mismatch.PROTOCOL_VERSION, quote.protocol_version in PROTOCOL_VERSIONS)
-    recomputed = _terms_hash(task, quote)
-    yield _checked(Mismatch.TERMS_HASH, recomputed == quote.terms_hash)
-    try:
-        invoice = decode(quote.payment_request)
-    except InvoiceError as error:
-        yield _checked(mismatch_of(error), ok=False)
-        yield from (
-            QuoteCheck(mismatch.value, None, _NOT_LOOKED_AT) for mismatch in _OF_THE_INVOICE
-        )
-        return
-    yield _checked(Mismatch.SIGNATURE, ok=True)
-    found = set(
-        mismatches(
-            invoice,
-            payee=quote.peer_id,
-            price_msat=quote.price_msat,
-            terms_hash=recomputed,
-            quote_expiry=int(quote.expires_at.timestamp()),
-            network=network,
-        )
-    )
-    if now.timestamp() >= invoice.expires_at:
-        found.add(Mismatch.EXPIRED)
-    for mismatch in _OF_THE_INVOICE:
-        if mismatch is Mismatch.NETWORK and network is None:
-            words = f"{invoice.network}, and none is set: see network"
-            yield QuoteCheck(mismatch.value, None, words)
-        else:
-            yield _checked(mismatch, mismatch not in found)
-
-
-def _checked(mismatch: Mismatch, ok: bool) -> QuoteCheck:
-    return QuoteCheck(mismatch.value, ok, "" if ok else MISMATCH_WORDS[mismatch])
-
-
-def _terms_hash(task: Task, quote: Quote) -> bytes:
-    try:
-        return terms_hash(
-            protocol_version=quote.protocol_version,
-            job_id=quote.job_id,
-            price_msat=quote.price_msat,
-            quote_expiry=int(quote.expires_at.timestamp()),
-            task_kind=task.kind.value,
-            request=task.body,
-            model=task.model,
-        )
-    except ValueError:
-        # Terms that cannot be written down have no hash, and so not this one either.
-        return b""
-
-
-_MARKS = {True: "ok", False: "FAILED", None: "?"}
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-
 @dataclass(frozen=True, slots=True)
 class QuotedRequest:
-    """What is to be quoted: bytes with what they say, or a prompt for a model that may be left open."""
+    """The request to quote: its bytes and fields, or a prompt for a model that may be left open."""
 
     kind: TaskKind | None
     model: str | None
@@ -155,10 +101,10 @@ class QuotedRequest:
 
 @dataclass(frozen=True, slots=True)
 class CheckedQuote:
-    """A quote for a task, and what is to be thought of it. ``over_limit`` is empty where no limit is in its way.
+    """A quote for a task, and its checks. ``over_limit`` is empty where no limit forbids it.
 
-    A node's quote is the most that the task can come to, and has nothing to check; ``list_price_msat`` is what an
-    ordinary request costs there.
+    A node's quote is the most that the task can cost, and has nothing to check; ``list_price_msat`` is the price of an
+    ordinary request there.
     """
 
     task: Task
@@ -170,7 +116,7 @@ class CheckedQuote:
 
     @property
     def may_be_bought(self) -> bool:
-        """Whether the gateway would pay it, budgets and trust in the peer apart."""
+        """Whether the gateway would pay it; budgets and trust in the peer are not considered."""
         return not self.over_limit and all(check.ok is not False for check in self.checks)
 
 
@@ -186,14 +132,10 @@ def quote(
     body: BodyArgument = None,
     kind: KindOption = None,
     model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL", help="With --prompt: the model; else the first.", callback=utf8_text
-        ),
+        str | None, text_option(metavar="MODEL", help="With --prompt: the model; else the first.")
     ] = None,
     prompt: Annotated[
-        str | None,
-        typer.Option(metavar="TEXT", help="A prompt in place of a file.", callback=utf8_text),
+        str | None, text_option(metavar="TEXT", help="A prompt in place of a file.")
     ] = None,
     max_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="With --prompt: how long the answer may be.")
@@ -229,21 +171,21 @@ def _from_body(file: str, kind: TaskKind | None) -> QuotedRequest:
     raw, fields = read_request(file)
     model = fields.get("model")
     if not isinstance(model, str) or not model:
-        raise CommandFailed("the request is no JSON object with a model")
+        raise CommandFailed("the request is not a JSON object with a model")
     stream = fields.get("stream") is True
     return QuotedRequest(kind or kind_of(fields), model, "", 0, body=raw, stream=stream)
 
 
 async def _ask(wanted: QuotedRequest, settings: Settings) -> CheckedQuote:
-    async with reachable_providers(settings) as market:
-        routing = unmeasured_routing(settings, market.catalog)
-        task = _task(wanted, market.catalog, settings, routing.registry.resolve)
+    async with reachable_providers(settings) as reachable:
+        routing = unmeasured_routing(settings, reachable.catalog)
+        task = _task(wanted, reachable.catalog, settings, routing.registry.resolve)
         order = Order.of(task, request_id="", key_id="", limit_msat=None)
         try:
             candidates = await routing.chooser(order)
         except (RoutingError, NotAdaptable) as error:
             raise CommandFailed(error.message) from None
-        return await _first_quote(market, task, candidates, settings)
+        return await _first_quote(reachable, task, candidates, settings)
 
 
 def _task(
@@ -270,29 +212,33 @@ def _offered_kind(catalog: Catalog, model: str) -> TaskKind:
 
 
 async def _first_quote(
-    market: ReachableProviders, asked: Task, candidates: Sequence[Candidate], settings: Settings
+    reachable: ReachableProviders, asked: Task, candidates: Sequence[Candidate], settings: Settings
 ) -> CheckedQuote:
-    """Give the quote of the first provider that has one, and take the question back: nobody is going to pay."""
+    """Return the quote of the first provider that gives one, and cancel it: it is not going to be paid."""
     failure: UpstreamError | None = None
     for candidate in candidates[: settings.quote_attempts]:
         task, provider_id = candidate.adapt(asked), candidate.provider_id
         try:
-            found = await market.upstream.request_quote(task, provider_id, settings.timeout_quote_s)
+            found = await reachable.upstream.request_quote(
+                task, provider_id, settings.timeout_quote_s
+            )
         except UpstreamError as error:
             report(f"{provider_id} gives no quote: {printable(error.message)} ({error.status})")
             failure = error
             continue
         with contextlib.suppress(UpstreamError):
-            await market.upstream.cancel(
+            await reachable.upstream.cancel(
                 found, "only a price was wanted", settings.cancel_timeout_s
             )
-        return await _judged(task, found, market.catalog, settings)
+        return await _check_quote(task, found, reachable.catalog, settings)
     if failure is None:
-        raise CommandFailed("there is nobody to ask")
-    raise CommandFailed("nobody gives a quote; see above") from failure
+        raise CommandFailed("no provider can be asked")
+    raise CommandFailed("no provider gives a quote; see above") from failure
 
 
-async def _judged(task: Task, found: Quote, catalog: Catalog, settings: Settings) -> CheckedQuote:
+async def _check_quote(
+    task: Task, found: Quote, catalog: Catalog, settings: Settings
+) -> CheckedQuote:
     from lcp_gateway.app import spending_limits  # noqa: PLC0415 - imports the whole gateway
 
     limits = spending_limits(settings)
@@ -322,7 +268,7 @@ def _print(quoted: CheckedQuote) -> None:
         ("model", quoted.task.model),
         ("kind", ENDPOINT_NAMES[quoted.task.kind]),
         *(_node_rows(quoted) if found.source is ProviderSource.NODE else _peer_rows(quoted)),
-        ("expires", found.expires_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")),
+        ("expires", format_time(found.expires_at)),
         ("job", found.job_id.hex()),
         ("terms hash", found.terms_hash.hex()),
     ]
@@ -343,7 +289,7 @@ def _peer_rows(quoted: CheckedQuote) -> list[tuple[str, str]]:
     return [
         ("peer", found.peer_id),
         ("price", f"{found.price_msat} msat ({format_sat(found.price_msat)})"),
-        ("reckoned fee", f"{quoted.max_fee_msat} msat, {format_sat(total_msat)} in all"),
+        ("estimated fee", f"{quoted.max_fee_msat} msat, {format_sat(total_msat)} in all"),
     ]
 
 
@@ -377,3 +323,62 @@ def _as_json(quoted: CheckedQuote) -> object:
         "over_limit": quoted.over_limit or None,
         "may_be_bought": quoted.may_be_bought,
     }
+
+
+def check_all(task: Task, quote: Quote, now: datetime, *, network: str | None) -> list[QuoteCheck]:
+    """Check a quote against the task's own bytes, and its invoice against the quote.
+
+    ``now`` is aware UTC; ``network`` is the prefix that invoices must have, None where that is not known.
+    """
+    return list(_checks(task, quote, now, network))
+
+
+def _checks(task: Task, quote: Quote, now: datetime, network: str | None) -> Iterator[QuoteCheck]:
+    yield _checked(Mismatch.PROTOCOL_VERSION, quote.protocol_version in PROTOCOL_VERSIONS)
+    recomputed = _terms_hash(task, quote)
+    yield _checked(Mismatch.TERMS_HASH, recomputed == quote.terms_hash)
+    try:
+        invoice = decode(quote.payment_request)
+    except InvoiceError as error:
+        yield _checked(mismatch_of(error), ok=False)
+        yield from (QuoteCheck(mismatch.value, None, _NOT_CHECKED) for mismatch in _INVOICE_CHECKS)
+        return
+    yield _checked(Mismatch.SIGNATURE, ok=True)
+    found = set(
+        mismatches(
+            invoice,
+            payee=quote.peer_id,
+            price_msat=quote.price_msat,
+            terms_hash=recomputed,
+            quote_expiry=int(quote.expires_at.timestamp()),
+            network=network,
+        )
+    )
+    if now.timestamp() >= invoice.expires_at:
+        found.add(Mismatch.EXPIRED)
+    for mismatch in _INVOICE_CHECKS:
+        if mismatch is Mismatch.NETWORK and network is None:
+            words = f"{invoice.network}, and none is set: see network"
+            yield QuoteCheck(mismatch.value, None, words)
+        else:
+            yield _checked(mismatch, mismatch not in found)
+
+
+def _checked(mismatch: Mismatch, ok: bool) -> QuoteCheck:
+    return QuoteCheck(mismatch.value, ok, "" if ok else MISMATCH_TEXTS[mismatch])
+
+
+def _terms_hash(task: Task, quote: Quote) -> bytes:
+    try:
+        return terms_hash(
+            protocol_version=quote.protocol_version,
+            job_id=quote.job_id,
+            price_msat=quote.price_msat,
+            quote_expiry=int(quote.expires_at.timestamp()),
+            task_kind=task.kind.value,
+            request=task.body,
+            model=task.model,
+        )
+    except ValueError:
+        # Terms that cannot be serialised have no hash.
+        return b""

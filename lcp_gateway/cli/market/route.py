@@ -1,4 +1,4 @@
-"""``lcp-gateway route``: who would get a request, and why. Nothing is bought, and nothing of the request is shown."""
+"""``lcp-gateway route``: which provider would get a request, and why. Nothing is bought, and nothing of the request is shown."""
 
 import asyncio
 import math
@@ -6,16 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from lcp_gateway.adapters.json_bytes import parse_json
 from lcp_gateway.adapters.splice import add_fields, replace_model
-from lcp_gateway.cli.gateway_client import find_gateway, refusal
+from lcp_gateway.cli.gateway_client import refusal
 from lcp_gateway.cli.market.providers import (
     NOTHING_MEASURED,
-    names_providers,
+    DirectOption,
+    gateway_to_ask,
     reachable_providers,
-    report_unused_flags,
     unmeasured_routing,
 )
 from lcp_gateway.cli.market.requests import (
@@ -28,9 +26,15 @@ from lcp_gateway.cli.market.requests import (
     read_request,
     task_from_prompt,
 )
-from lcp_gateway.cli.options import JsonOption, load_settings, setting_flags, utf8_text
+from lcp_gateway.cli.options import (
+    JsonOption,
+    command_app,
+    load_settings,
+    setting_flags,
+    text_option,
+)
 from lcp_gateway.cli.output import CommandFailed, print_json, print_pairs, print_table, report
-from lcp_gateway.cli.serve.serve import daemon_for
+from lcp_gateway.cli.serve.embedded import daemon_for
 from lcp_gateway.config import Group, Settings
 from lcp_gateway.purchase.order import Order, TaskKind
 from lcp_gateway.routing.explicit import RoutingError
@@ -42,7 +46,7 @@ from lcp_gateway.routing.scoring import Features
 _UNKNOWN = "?"
 _CHOSEN = "*"
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = command_app()
 
 
 @app.command()
@@ -53,35 +57,22 @@ def route(
     *,
     body: BodyOrShortArgument = None,
     model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="The model in place of the request's own.",
-            show_default=False,
-            callback=utf8_text,
-        ),
+        str | None, text_option(metavar="MODEL", help="The model in place of the request's own.")
     ] = None,
     endpoint: EndpointOption = None,
-    direct: Annotated[
-        bool,
-        typer.Option(
-            "--direct",
-            help="Ask daemon and nodes, also where a gateway runs; any other flag for them does so too.",
-        ),
-    ] = False,
+    direct: DirectOption = False,
     json: JsonOption = False,
 ) -> int:
-    """Explain who would get a request. The running gateway is asked; without one, daemon and nodes are. Nothing is paid."""
+    """Explain which provider would get a request. The running gateway is asked; without one, daemon and nodes. Nothing is paid."""
     kind, request = _request(body, model, endpoint)
     loaded = load_settings(flags, config)
-    gateway = None if direct or names_providers(flags) else find_gateway(loaded.settings)
+    gateway = gateway_to_ask(loaded.settings, flags, direct=direct)
     if gateway is not None:
-        report_unused_flags(flags)
         document = gateway.explain(kind, request)
         report(f"as measured by the gateway at {gateway.url}")
     else:
         with daemon_for(loaded.settings) as settings:
-            document = asyncio.run(_explained(kind, request, settings))
+            document = asyncio.run(_explain(kind, request, settings))
         report(NOTHING_MEASURED)
     if json:
         print_json(document)
@@ -112,16 +103,16 @@ def _with_model(raw: bytes, fields: Mapping[str, Any], model: str) -> bytes:
         raise CommandFailed("the request does not name its model once and as a text") from None
 
 
-async def _explained(kind: TaskKind, request: bytes, settings: Settings) -> Mapping[str, Any]:
+async def _explain(kind: TaskKind, request: bytes, settings: Settings) -> Mapping[str, Any]:
     from lcp_gateway.http.error_mapping import of_routing  # noqa: PLC0415 - as above
     from lcp_gateway.http.errors import ApiError  # noqa: PLC0415 - imports the server
     from lcp_gateway.http.openai.request_body import parse_task  # noqa: PLC0415 - as above
 
     try:
         task = parse_task(kind, request)
-        async with reachable_providers(settings) as market:
+        async with reachable_providers(settings) as reachable:
             order = Order.of(task, request_id="", key_id="", limit_msat=None)
-            return unmeasured_routing(settings, market.catalog).chooser.explain(order)
+            return unmeasured_routing(settings, reachable.catalog).chooser.explain(order)
     except ApiError as error:
         failure = error
     except RoutingError as error:

@@ -1,35 +1,99 @@
-"""The embedded node seen from the gateway: a child process that is started early, restarted when it dies, and ended."""
+"""The embedded node: a child process of the gateway that is started early, restarted when it dies, and ended with it."""
 
 import contextlib
 import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from types import FrameType, TracebackType
+from typing import Any, Self
 
+from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.serve.node_process import (
     CONFIG_ERROR,
     FOLDER_PREFIX,
     KEY_VARIABLE,
     NodeOptions,
 )
+from lcp_gateway.config import Settings
 
 NO_REAL_MONEY = (
     "embedded node: its Lightning is simulated and its answers are a stand-in. No real money moves."
 )
 
-# What the smallest of the systems takes for a socket's path, and one less for its end.
+# The longest path of a socket on any system, less one byte for its end.
 _MAX_SOCKET_BYTES = 103
-# What systemd tells the gateway, and nobody else: a child that held the socket could speak for it.
-_OF_SYSTEMD = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+# Variables of systemd that are for the gateway alone: a child that held the socket could speak for it.
+_SYSTEMD_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+_DAEMON_SETTINGS = (
+    *("lcpd_grpc_addr", "lcpd_tls", "lcpd_tls_ca", "lcpd_tls_cert", "lcpd_tls_key"),
+    *("lcpd_tls_server_name", "lcpd_metadata"),
+)
+
+
+@contextlib.contextmanager
+def daemon_for(settings: Settings) -> Iterator[Settings]:
+    """Yield settings whose daemon runs for the block: the embedded node's address where that is asked for.
+
+    Raises:
+        CommandFailed: the node is described wrongly.
+    """
+    if not settings.embedded:
+        yield settings
+        return
+    options = node_options(settings)
+    check_node(settings)
+    handler = _SigtermHandler()
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with EmbeddedNode(options, tell=_log) as node, handler:
+            usual = settings_of_daemon(Settings())
+            yield settings.model_copy(update={**usual, "lcpd_grpc_addr": node.address})
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def settings_of_daemon(settings: Settings) -> dict[str, Any]:
+    """Return the settings that say where the daemon is: with an embedded node they are its own, not the configured ones."""
+    return {name: getattr(settings, name) for name in _DAEMON_SETTINGS}
+
+
+def node_options(settings: Settings, *, listen: str = "", protocol_version: int = 0) -> NodeOptions:
+    """Return the settings that describe the node; ``listen`` is used where they name no address."""
+    return NodeOptions(
+        listen=settings.node_listen or listen,
+        backend=settings.node_backend,
+        backend_api_key=settings.node_backend_api_key,
+        peers_file=str(settings.node_peers_file or ""),
+        faults=settings.node_faults,
+        events_file=str(settings.node_events_file or ""),
+        tokens_per_second=settings.node_tokens_per_second,
+        protocol_version=protocol_version,
+    )
+
+
+def check_node(settings: Settings) -> None:
+    """Check the description of an embedded node here, where an error is one line and not a daemon that does not answer.
+
+    Raises:
+        CommandFailed: it is wrong.
+    """
+    if not settings.embedded:
+        return
+    from lcp_gateway.node.config import ConfigError  # noqa: PLC0415 - needed for an embedded node only
+
+    try:
+        node_options(settings).node_config()
+    except ConfigError as error:
+        raise CommandFailed(f"node: {error}", exit_code=USAGE_ERROR) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +113,8 @@ class EmbeddedNode:
     """Runs a node in a child process while the ``with`` block lasts.
 
     The child holds our end of a pipe as its standard input and leaves when that ends, so it cannot outlive a gateway
-    that was killed. ``address`` is what a gRPC client dials. ``tell`` hears of every end and restart, from a thread.
+    that was killed. ``address`` is the target that a gRPC client dials. ``tell`` is called at every end and restart, from
+    a thread.
     """
 
     def __init__(
@@ -86,7 +151,7 @@ class EmbeddedNode:
         return process.pid if process is not None and process.poll() is None else None
 
     def __enter__(self) -> Self:
-        """Start the child; it becomes ready while the caller goes on."""
+        """Start the child; it becomes ready while the caller continues."""
         self._start_child()
         self._watcher.start()
         return self
@@ -109,7 +174,7 @@ class EmbeddedNode:
 
     def _start_child(self) -> None:
         environment = dict(os.environ)
-        for name in (KEY_VARIABLE, *_OF_SYSTEMD):
+        for name in (KEY_VARIABLE, *_SYSTEMD_VARIABLES):
             environment.pop(name, None)
         if self._options.backend_api_key:
             environment[KEY_VARIABLE] = self._options.backend_api_key
@@ -117,7 +182,7 @@ class EmbeddedNode:
             if self._stopping.is_set():
                 return
             if self._folder is not None:
-                # A node that ended well took it with it.
+                # A node that ended in good order removed it.
                 self._folder.mkdir(mode=0o700, exist_ok=True)
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 [
@@ -129,7 +194,7 @@ class EmbeddedNode:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 env=environment,
-                # Ctrl-C in a terminal reaches a whole process group: the gateway drains first, and the node serves it.
+                # Ctrl-C in a terminal reaches a whole process group: the gateway drains first, and needs the node for that.
                 start_new_session=True,
             )
 
@@ -161,7 +226,7 @@ class EmbeddedNode:
 
 
 def _private_folder() -> Path:
-    """Make a folder for a socket: where temporary files go, unless that has a longer name than a socket may have."""
+    """Make a folder for a socket: where temporary files go, unless that path is longer than a socket's may be."""
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
     if len(str(folder / "node.sock").encode()) <= _MAX_SOCKET_BYTES:
         return folder
@@ -170,7 +235,7 @@ def _private_folder() -> Path:
 
 
 def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
-    """Ask by closing standard input, then by signal, then do not ask."""
+    """End the node: close its standard input, then send SIGTERM, then SIGKILL."""
     if process.stdin is not None:
         with contextlib.suppress(OSError):
             process.stdin.close()
@@ -182,3 +247,33 @@ def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
         else:
             return
     process.wait()
+
+
+class _SigtermHandler:
+    """Handles SIGTERM before the gateway's own handlers are set: it ends the ``with`` block, never the code around it.
+
+    A signal while the node is being started or ended is delayed, so that no process and no socket is left behind.
+    """
+
+    def __init__(self) -> None:
+        self._inside = False
+        self._received = 0
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        self._received = number
+        if self._inside:
+            raise SystemExit(128 + number)
+
+    def __enter__(self) -> None:
+        self._inside = True
+        if self._received:
+            raise SystemExit(128 + self._received)
+
+    def __exit__(self, *_error: object) -> None:
+        self._inside = False
+
+
+def _log(message: str) -> None:
+    from lcp_gateway.telemetry.logs import get_logger  # noqa: PLC0415 - needed only when a node has died
+
+    get_logger("embedded").warning(message)

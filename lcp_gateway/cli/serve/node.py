@@ -1,87 +1,72 @@
 """``lcp-gateway node``: the node alone, for tests and for a gateway elsewhere on the machine."""
 
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from lcp_gateway.cli.options import CONFIG_OPTION, load_settings
-from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
-from lcp_gateway.cli.serve.node_process import STANDALONE_LISTEN
-from lcp_gateway.cli.serve.serve import node_options
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-_FLAG_NAMES = MappingProxyType(
-    {
-        "node_listen": "--listen",
-        "node_backend": "--backend",
-        "node_peers_file": "--peers",
-        "node_faults": "--faults",
-        "node_events_file": "--events",
-        "node_tokens_per_second": "--tokens-per-second",
-    }
+from lcp_gateway.cli.options import (
+    CONFIG_OPTION,
+    command_app,
+    load_settings,
+    parameters_of,
+    with_parameters,
 )
+from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
+from lcp_gateway.cli.serve.embedded import node_options
+from lcp_gateway.cli.serve.node_process import STANDALONE_LISTEN
+
+app = command_app()
+
+# By setting: its short flag here, the form of its value (none for a switch), and its help.
+_FLAGS = (
+    (
+        *("node_listen", "listen", "ADDRESS"),
+        f"host:port or unix:/path; {STANDALONE_LISTEN} if not given.",
+    ),
+    (
+        *("node_backend", "backend", "BACKEND"),
+        "`echo`, or a base URL of an OpenAI-compatible server.",
+    ),
+    ("node_peers_file", "peers", "FILE", "TOML file that describes the peers."),
+    ("node_faults", "faults", "", "Add a peer whose models misbehave in scripted ways."),
+    ("node_events_file", "events", "FILE", "File to append each event to, as JSON lines."),
+    ("node_tokens_per_second", "tokens-per-second", "N", "Pace of models that set none."),
+)
+_FLAG_NAMES = MappingProxyType({setting: f"--{flag}" for setting, flag, *_ in _FLAGS})
+
+
+def _node_flags(command: Callable[..., int]) -> Callable[..., int]:
+    """Add to a command the flags of the node; it is called with ``flags``, by setting, and its own parameters."""
+
+    def run(**values: Any) -> int:
+        flags = {setting: values.pop(setting) for setting in _FLAG_NAMES}
+        return command(flags=flags, **values)
+
+    parameters = []
+    for setting, flag, metavar, words in _FLAGS:
+        long = setting.replace("_", "-")
+        if metavar:
+            option = typer.Option(f"--{flag}", f"--{long}", metavar=metavar, help=words)
+            annotation: Any = Annotated[str | None, option]
+        else:
+            names = (f"--{flag}/--no-{flag}", f"--{long}/--no-{long}")
+            option = typer.Option(*names, help=words, show_default=False)
+            annotation = Annotated[bool | None, option]
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(setting, kind, default=None, annotation=annotation))
+    own = parameters_of(command, without=("flags",))
+    return with_parameters(run, command, [*parameters, *own])
 
 
 @app.command()
+@_node_flags
 def node(
+    flags: Mapping[str, object],
     *,
-    listen: Annotated[
-        str | None,
-        typer.Option(
-            "--listen",
-            "--node-listen",
-            metavar="ADDRESS",
-            help=f"host:port or unix:/path; {STANDALONE_LISTEN} if not given.",
-        ),
-    ] = None,
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            "--backend",
-            "--node-backend",
-            metavar="BACKEND",
-            help="`echo`, or a base URL of an OpenAI-compatible server.",
-        ),
-    ] = None,
-    peers: Annotated[
-        str | None,
-        typer.Option(
-            "--peers",
-            "--node-peers-file",
-            metavar="FILE",
-            help="TOML file that describes the peers.",
-        ),
-    ] = None,
-    faults: Annotated[
-        bool | None,
-        typer.Option(
-            "--faults/--no-faults",
-            "--node-faults/--no-node-faults",
-            help="Add a peer whose models misbehave in scripted ways.",
-            show_default=False,
-        ),
-    ] = None,
-    events: Annotated[
-        str | None,
-        typer.Option(
-            "--events",
-            "--node-events-file",
-            metavar="FILE",
-            help="File to append each event to, as JSON lines.",
-        ),
-    ] = None,
-    tokens_per_second: Annotated[
-        str | None,
-        typer.Option(
-            "--tokens-per-second",
-            "--node-tokens-per-second",
-            metavar="N",
-            help="Pace of models that set none.",
-        ),
-    ] = None,
     protocol_version: Annotated[
         int, typer.Option(min=0, metavar="N", hidden=True, help="Version to claim; 0 is the usual.")
     ] = 0,
@@ -91,14 +76,6 @@ def node(
     config: Annotated[Path | None, CONFIG_OPTION] = None,
 ) -> int:
     """Run a node with simulated Lightning until it is told to stop. No real money moves."""
-    flags = {
-        "node_listen": listen,
-        "node_backend": backend,
-        "node_peers_file": peers,
-        "node_faults": faults,
-        "node_events_file": events,
-        "node_tokens_per_second": tokens_per_second,
-    }
     settings = load_settings(flags, config, flag_names=_FLAG_NAMES).settings
     options = node_options(settings, listen=STANDALONE_LISTEN, protocol_version=protocol_version)
     from lcp_gateway.node.compute.backend import BackendUnavailable  # noqa: PLC0415 - `node --help` needs no node

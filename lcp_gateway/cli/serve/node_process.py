@@ -1,23 +1,26 @@
-"""The embedded node's process and the options that pass to it: started by ``serve --embedded``, ended when its parent ends. Imports nothing heavy."""
+"""The embedded node's process: started by ``serve --embedded``, ended when its parent ends; and the options passed to it.
 
+It imports nothing heavy, and none of the gateway.
+"""
+
+import contextlib
 import dataclasses
 import json
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lcp_gateway.node.config import NodeConfig
-import contextlib
-import os
-import sys
 
 STANDALONE_LISTEN = "127.0.0.1:50051"
 
 
 @dataclass(frozen=True, slots=True)
 class NodeOptions:
-    """A node as the settings describe it; empty texts and zeros leave a matter to the node.
+    """A node as the settings describe it; empty texts and zeros stand for the node's own defaults.
 
     ``backend_api_key`` is not part of ``to_json``: a child process gets it through its environment.
     """
@@ -32,7 +35,7 @@ class NodeOptions:
     protocol_version: int = 0
 
     def to_json(self) -> str:
-        """Write everything but the key."""
+        """Write all fields but the key."""
         fields = dataclasses.asdict(self)
         del fields["backend_api_key"]
         return json.dumps(fields)
@@ -43,7 +46,7 @@ class NodeOptions:
         return cls(**json.loads(text), backend_api_key=backend_api_key)
 
     def node_config(self) -> "NodeConfig":
-        """Build the node's own configuration; the flags beat the file of peers.
+        """Build the node's own configuration; the flags override the file of peers.
 
         Raises:
             lcp_gateway.node.config.ConfigError: the file cannot be read, or a value is wrong.
@@ -71,14 +74,14 @@ class NodeOptions:
 
 KEY_VARIABLE = "LCP_GATEWAY_NODE_BACKEND_API_KEY"
 FOLDER_PREFIX = "lcp-gateway-"
-"""What the names of the folders begin with that are made for a private socket."""
+"""The prefix of the folders that are made for a private socket."""
 CONFIG_ERROR = 2
 RUNTIME_ERROR = 1
 
 
 def main() -> int:
     """Run the node that the first argument describes until standard input ends."""
-    from lcp_gateway.node.compute.backend import BackendUnavailable  # noqa: PLC0415 - the parent reads the names above only
+    from lcp_gateway.node.compute.backend import BackendUnavailable  # noqa: PLC0415 - the parent uses only the names above
     from lcp_gateway.node.config import ConfigError  # noqa: PLC0415 - as above
     from lcp_gateway.node.server import run_forever  # noqa: PLC0415 - as above
 
@@ -86,7 +89,7 @@ def main() -> int:
         key = os.environ.get(KEY_VARIABLE, "")
         options = NodeOptions.from_json(sys.argv[1], backend_api_key=key)
         run_forever(options.node_config(), exit_with_stdin=True)
-        _tidy(options.listen)
+        _remove_socket_folder(options.listen)
     except ConfigError as error:
         sys.stderr.write(f"lcp-gateway: node: {error}\n")
         return CONFIG_ERROR
@@ -96,8 +99,8 @@ def main() -> int:
     return 0
 
 
-def _tidy(listen: str) -> None:
-    """Remove the folder of a private socket: a gateway that was killed cannot. Takes nothing but an empty folder."""
+def _remove_socket_folder(listen: str) -> None:
+    """Remove the folder of a private socket if it is empty: a gateway that was killed cannot do so."""
     scheme, _, socket = listen.partition(":")
     folder = Path(socket).parent
     if scheme == "unix" and folder.name.startswith(FOLDER_PREFIX):

@@ -23,56 +23,6 @@ from lcp_gateway.config import Settings, parse_host_port
 from lcp_gateway.config.derived import state_folder
 from lcp_gateway.telemetry.log_file import LogFile
 
-_PAUSE_S = 0.05
-_TELL_AFTER_S = 1.0
-
-
-class LockTimeout(Exception):
-    """Somebody else has held the lock for all of the time that there was."""
-
-
-@contextlib.contextmanager
-def locked(path: Path, timeout_s: float, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock file for the block; it is removed after it. ``waiting`` is called once when that takes a while.
-
-    Raises:
-        StillLocked: it was not to be had in ``timeout_s``.
-        OSError: there can be no such file.
-    """
-    began, told = time.monotonic(), False
-    while (handle := _take(path)) is None:
-        waited_s = time.monotonic() - began
-        if waited_s > timeout_s:
-            raise LockTimeout
-        if waited_s > _TELL_AFTER_S and not told:
-            waiting()
-            told = True
-        time.sleep(_PAUSE_S)
-    try:
-        yield
-    finally:
-        # Removed while it is held: who waits for it sees that the name is another file's by then, or nobody's.
-        with contextlib.suppress(OSError):
-            path.unlink()
-        os.close(handle)
-
-
-def _take(path: Path) -> int | None:
-    """Take the lock, and give its handle; ``None`` where it is held."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(handle), path.lstat()):
-            return handle
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    except BaseException:
-        os.close(handle)
-        raise
-    os.close(handle)
-    return None
-
-
 INSTANCE_SETTINGS = ("http_addr", "state_dir", "pid_file")
 """The settings that say which gateway is meant."""
 
@@ -84,15 +34,19 @@ _PID_SUFFIX, _LOG_SUFFIX, _LAST_SUFFIX = ".pid", ".log", ".last"
 _STEM = "gateway-"
 _PRIVATE_FOLDER = 0o700
 _ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - a part of a file's name
-_SEVERAL = "there are several gateways: name one with --http-addr, --port or --pid-file"
 _EVERYWHERE = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - nothing listens here
-# Longer than a command takes for its own time-outs.
+# Longer than a command needs for its own time-outs.
 _LOCK_MARGIN_S = 15.0
+_PAUSE_S = 0.05
+_REPORT_AFTER_S = 1.0
+
+_BACKGROUND_VARIABLE = "_LCP_GATEWAY_BACKGROUND"
+"""Set by ``start`` for the gateway that it starts. It is not a setting, so that it is not listed among them."""
 
 
 @dataclass(frozen=True, slots=True)
 class InstanceFiles:
-    """Where the files of one gateway are, as absolute paths."""
+    """The files of one gateway, as absolute paths."""
 
     pid_file: Path
     log_file: Path
@@ -100,7 +54,7 @@ class InstanceFiles:
 
 @dataclass(frozen=True, slots=True)
 class InstanceQuery:
-    """Which gateway somebody asks for, by flags, environment and file.
+    """Which gateway a command is for, by flags, environment and file.
 
     ``found`` are the settings that say so. ``flags`` are all that were given.
     """
@@ -110,30 +64,49 @@ class InstanceQuery:
 
     @property
     def settings(self) -> Settings:
-        """The settings; those that have nothing to do with it are the default ones."""
+        """The settings; those that do not say which gateway is meant have their defaults."""
         return self.found.settings
 
     @property
     def problems(self) -> Sequence[str]:
-        """What of the configuration cannot be used."""
+        """The problems of the configuration."""
         return self.found.problems
 
-    def complain_of_problems(self) -> None:
-        """Say what is wrong with the configuration, where something is."""
-        report(*self.problems)
+    @property
+    def is_named_by_flag(self) -> bool:
+        """Whether a flag says which gateway is meant."""
+        return any(self.flags.get(name) is not None for name in _NAMING)
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether a flag, the environment or the file says which gateway is meant."""
+        return not self.found.given.isdisjoint(_NAMING)
 
     def fail_for_problems(self) -> None:
-        """Give up where the configuration cannot be used: what was looked for may be somewhere else.
+        """Fail where the configuration cannot be used: the gateway that is looked for may be somewhere else.
 
         Raises:
-            CommandFailed: it cannot.
+            CommandFailed: it cannot be used.
         """
         if self.problems:
             raise CommandFailed(*self.problems, exit_code=USAGE_ERROR)
 
 
+def read_query(flags: Mapping[str, object], config: Path | None) -> InstanceQuery:
+    """Read the settings that say which gateway is meant, and how long to wait for it.
+
+    Raises:
+        CommandFailed: a flag cannot be used.
+    """
+    try:
+        found = partial_settings(_READ, flags=flags, environ=os.environ, config=config)
+    except ValueError as error:
+        raise CommandFailed(str(error), exit_code=USAGE_ERROR) from None
+    return InstanceQuery(found, flags)
+
+
 def files_of(settings: Settings, environ: Mapping[str, str] = os.environ) -> InstanceFiles:
-    """Give where the files of a gateway with these settings are."""
+    """Return the files of a gateway with these settings; they are named after its host and port."""
     where = parse_host_port(settings.http_addr)
     host = "".join(
         character if character.isascii() and (character.isalnum() or character in ".-") else "_"
@@ -148,40 +121,8 @@ def files_of(settings: Settings, environ: Mapping[str, str] = os.environ) -> Ins
 
 
 def run_folder(settings: Settings, environ: Mapping[str, str] = os.environ) -> Path:
-    """Give the folder of PID files and logs."""
+    """Return the folder of PID files and logs."""
     return (settings.state_dir or state_folder(environ) / "run").absolute()
-
-
-def last_start_file(pid_file: Path) -> Path:
-    """Give the file that says how the gateway of a PID file was started last; it stays when the gateway ends."""
-    return pid_file.with_name(f"{pid_file.name}{_LAST_SUFFIX}")
-
-
-def last_start(question: InstanceQuery) -> InstanceRecord | None:
-    """Find how a gateway that does not run was started last: the one that is named, else the only one that ever was.
-
-    Raises:
-        CommandFailed: several were, and nothing says which is meant.
-    """
-    named = _record_of_start(last_start_file(files_of(question.settings).pid_file))
-    if is_named_by_flag(question) or (named and not question.found.given.isdisjoint(_NAMING)):
-        return named
-    paths = sorted(run_folder(question.settings).glob(f"{_STEM}*{_PID_SUFFIX}{_LAST_SUFFIX}"))
-    records = [record for path in paths if (record := _record_of_start(path)) is not None]
-    if len(records) > 1:
-        raise CommandFailed(
-            "several gateways were started here, and none runs: name one with --http-addr, --port or --pid-file",
-            *(
-                f"{record.url}, last started {record.since:%Y-%m-%d %H:%M} UTC"
-                for record in records
-            ),
-        )
-    return records[0] if records else named
-
-
-def _record_of_start(path: Path) -> InstanceRecord | None:
-    found = read_pid_file(path)
-    return None if found is None or found.condition is Condition.FOREIGN else found.record
 
 
 def make_folder(folder: Path) -> None:
@@ -195,21 +136,8 @@ def make_folder(folder: Path) -> None:
         one.mkdir(_PRIVATE_FOLDER, exist_ok=True)
 
 
-def read_query(flags: Mapping[str, object], config: Path | None) -> InstanceQuery:
-    """Read what says which gateway is meant, and how long to wait for it.
-
-    Raises:
-        CommandFailed: a flag cannot be used.
-    """
-    try:
-        found = partial_settings(_READ, flags=flags, environ=os.environ, config=config)
-    except ValueError as error:
-        raise CommandFailed(str(error), exit_code=USAGE_ERROR) from None
-    return InstanceQuery(found, flags)
-
-
 def all_instances(settings: Settings) -> Sequence[PidFile]:
-    """Give every PID file of the folder, and the one that the settings name."""
+    """Return every PID file of the folder, and the one that the settings name."""
     paths = {files_of(settings).pid_file}
     with contextlib.suppress(OSError):
         paths.update(run_folder(settings).glob(f"{_STEM}*{_PID_SUFFIX}"))
@@ -217,78 +145,72 @@ def all_instances(settings: Settings) -> Sequence[PidFile]:
     return [one for one in found if one is not None]
 
 
-def find_instance(question: InstanceQuery) -> PidFile | None:
-    """Find the gateway that is meant: the one that is named, else the only one; ``None`` where there is none.
+def find_instance(query: InstanceQuery) -> PidFile | None:
+    """Return the gateway that is meant: the one that is named, else the only one; None where there is none.
 
     Raises:
         CommandFailed: there are several, and nothing says which.
     """
-    named = read_pid_file(files_of(question.settings).pid_file)
-    configured = not question.found.given.isdisjoint(_NAMING)
-    if named is None and configured and "pid_file" not in question.found.given:
-        # `localhost:8080` names the gateway that was started as 127.0.0.1:8080 just as well.
-        there = [one for one in all_instances(question.settings) if _listens_at(one, question)]
-        named = _the_only(there)
-    if is_named_by_flag(question) or (named is not None and configured):
+    named = read_pid_file(files_of(query.settings).pid_file)
+    if named is None and query.is_configured and "pid_file" not in query.found.given:
+        # `localhost:8080` also names the gateway that was started as 127.0.0.1:8080.
+        named = _only_one([one for one in all_instances(query.settings) if _listens_at(one, query)])
+    if query.is_named_by_flag or (named is not None and query.is_configured):
         return named
-    return _the_only(all_instances(question.settings))
+    return _only_one(all_instances(query.settings))
 
 
-def _the_only(found: Sequence[PidFile]) -> PidFile | None:
-    candidates = [one for one in found if one.running is not None] or found
-    if len(candidates) > 1:
-        raise CommandFailed(_SEVERAL, *map(describe_instance, candidates))
-    return candidates[0] if candidates else None
-
-
-def _listens_at(one: PidFile, question: InstanceQuery) -> bool:
-    """Tell whether a gateway can be reached at the address that is asked for."""
-    if one.record is None:
-        return False
-    asked, there = parse_host_port(question.settings.http_addr), parse_host_port(one.record.address)
-    return asked.port == there.port and _same_host(asked.host.lower(), there.host.lower())
-
-
-def _same_host(one: str, other: str) -> bool:
-    return one == other or not {one, other}.isdisjoint(_EVERYWHERE) or _local(one) == _local(other)
-
-
-def _local(host: str) -> str:
-    is_loopback = host in {"localhost", "::1"} or host.startswith("127.")
-    return "localhost" if is_loopback else host
-
-
-def is_named_by_flag(question: InstanceQuery) -> bool:
-    """Tell whether a flag says which gateway is meant."""
-    return any(question.flags.get(name) is not None for name in _NAMING)
-
-
-def running_elsewhere(question: InstanceQuery) -> Sequence[str]:
-    """Give the gateways that run, for somebody who asked for one that does not."""
+def running_elsewhere(query: InstanceQuery) -> Sequence[str]:
+    """List the gateways that run, a line each, for an operator that named one that does not."""
     return [
-        f"running: {describe_instance(one)}"
-        for one in all_instances(question.settings)
-        if one.running
+        f"running: {describe_instance(one)}" for one in all_instances(query.settings) if one.running
     ]
 
 
 def describe_instance(found: PidFile) -> str:
-    """Put what is known of a PID file into a line."""
+    """Put a PID file into a line."""
     if (record := found.running) is not None:
         return f"{record.url} (PID {record.process.pid}, {found.path})"
     return f"{found.path}: {found.problem}"
 
 
-def remove_left_over(found: PidFile) -> None:
-    """Remove a PID file that no gateway stands behind, and say so.
+def last_start_file(pid_file: Path) -> Path:
+    """Return the file that records how the gateway of a PID file was last started; it stays when the gateway ends."""
+    return pid_file.with_name(f"{pid_file.name}{_LAST_SUFFIX}")
+
+
+def last_start(query: InstanceQuery) -> InstanceRecord | None:
+    """Return how a gateway that does not run was last started: the one that is named, else the only one there was.
 
     Raises:
-        CommandFailed: it cannot be removed, or may be something else that ``pid_file`` names by mistake.
+        CommandFailed: there were several, and nothing says which is meant.
+    """
+    named = _record_of_start(last_start_file(files_of(query.settings).pid_file))
+    if query.is_named_by_flag or (named and query.is_configured):
+        return named
+    paths = sorted(run_folder(query.settings).glob(f"{_STEM}*{_PID_SUFFIX}{_LAST_SUFFIX}"))
+    records = [record for path in paths if (record := _record_of_start(path)) is not None]
+    if len(records) > 1:
+        raise CommandFailed(
+            "several gateways were started here, and none runs: name one with --http-addr, --port or --pid-file",
+            *(
+                f"{record.url}, last started {record.since:%Y-%m-%d %H:%M} UTC"
+                for record in records
+            ),
+        )
+    return records[0] if records else named
+
+
+def remove_left_over(found: PidFile) -> None:
+    """Remove a PID file of a gateway that does not run, and report it.
+
+    Raises:
+        CommandFailed: it cannot be removed, or may be another file that ``pid_file`` names by mistake.
     """
     usual = found.path.name.startswith(_STEM) and found.path.suffix == _PID_SUFFIX
     if found.record is None and found.problem != EMPTY and not usual:
         raise CommandFailed(
-            f"{found.path} is there and no PID file of lcp-gateway: remove it, or choose another --pid-file"
+            f"{found.path} exists and is not a PID file of lcp-gateway: remove it, or choose another --pid-file"
         )
     try:
         found.path.unlink(missing_ok=True)
@@ -305,7 +227,7 @@ def exclusive_access(pid_file: Path, settings: Settings) -> Iterator[None]:
     """Keep other commands from this gateway for the block.
 
     Raises:
-        CommandFailed: one of them takes too long, or there can be no lock.
+        CommandFailed: one of them takes too long, or the lock cannot be made.
     """
     lock = pid_file.with_name(f"{pid_file.name}.lock")
     timeout_s = settings.start_timeout_s + settings.stop_timeout_s + _LOCK_MARGIN_S
@@ -323,23 +245,51 @@ def exclusive_access(pid_file: Path, settings: Settings) -> Iterator[None]:
         yield
 
 
-_VARIABLE = "_LCP_GATEWAY_BACKGROUND"
-"""Tells the gateway that ``start`` has started it. No setting, so that nobody finds it among them."""
+class LockTimeout(Exception):
+    """Another process has held the lock for all of the time that there was."""
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout_s: float, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock file for the block; it is removed after it. The system releases it however the holder ends.
+
+    ``waiting`` is called once when it takes a while.
+
+    Raises:
+        LockTimeout: it was not released within ``timeout_s``.
+        OSError: the file cannot be made.
+    """
+    began, reported = time.monotonic(), False
+    while (handle := _take(path)) is None:
+        waited_s = time.monotonic() - began
+        if waited_s > timeout_s:
+            raise LockTimeout
+        if waited_s > _REPORT_AFTER_S and not reported:
+            waiting()
+            reported = True
+        time.sleep(_PAUSE_S)
+    try:
+        yield
+    finally:
+        # Removed while it is held: a process that waits for it then sees that the name is another file's, or gone.
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(handle)
 
 
 def background_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Give an environment in which a gateway knows that it runs in the background."""
-    return {**environ, _VARIABLE: "1"}
+    """Return an environment in which a gateway knows that it runs in the background."""
+    return {**environ, _BACKGROUND_VARIABLE: "1"}
 
 
 def is_background() -> bool:
-    """Tell whether this process was started by ``start``; it is told once, and its children are not."""
-    return os.environ.pop(_VARIABLE, "") == "1"
+    """Return whether this process was started by ``start``: true for the first call only, and not for its children."""
+    return os.environ.pop(_BACKGROUND_VARIABLE, "") == "1"
 
 
 @contextlib.contextmanager
 def background_files(settings: Settings) -> Iterator[None]:
-    """Look after the files of this process, which leads its standard output and error to its log already."""
+    """Rotate the log of this process, which its output goes to already, and remove its PID file when it ends."""
     files = files_of(settings)
     try:
         with LogFile(files.log_file, max_bytes=settings.log_max_bytes, keep=settings.log_keep):
@@ -347,3 +297,51 @@ def background_files(settings: Settings) -> Iterator[None]:
     finally:
         if (ourselves := find_process(os.getpid())) is not None:
             remove_pid_file(files.pid_file, ourselves)
+
+
+def _record_of_start(path: Path) -> InstanceRecord | None:
+    found = read_pid_file(path)
+    return None if found is None or found.condition is Condition.FOREIGN else found.record
+
+
+def _only_one(found: Sequence[PidFile]) -> PidFile | None:
+    candidates = [one for one in found if one.running is not None] or found
+    if len(candidates) > 1:
+        raise CommandFailed(
+            "there are several gateways: name one with --http-addr, --port or --pid-file",
+            *map(describe_instance, candidates),
+        )
+    return candidates[0] if candidates else None
+
+
+def _listens_at(one: PidFile, query: InstanceQuery) -> bool:
+    """Return whether a gateway can be reached at the address that is asked for."""
+    if one.record is None:
+        return False
+    asked, there = parse_host_port(query.settings.http_addr), parse_host_port(one.record.address)
+    return asked.port == there.port and _same_host(asked.host.lower(), there.host.lower())
+
+
+def _same_host(one: str, other: str) -> bool:
+    return one == other or not {one, other}.isdisjoint(_EVERYWHERE) or _local(one) == _local(other)
+
+
+def _local(host: str) -> str:
+    is_loopback = host in {"localhost", "::1"} or host.startswith("127.")
+    return "localhost" if is_loopback else host
+
+
+def _take(path: Path) -> int | None:
+    """Take the lock and return its handle; None where it is held."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(handle), path.lstat()):
+            return handle
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None

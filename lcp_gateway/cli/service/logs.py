@@ -6,19 +6,17 @@ import select
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, BinaryIO, Self
 
 import typer
 
-from lcp_gateway.cli.options import setting_flags
+from lcp_gateway.cli.options import command_app, setting_flags
 from lcp_gateway.cli.output import CommandFailed
 from lcp_gateway.cli.service.instances import (
     INSTANCE_SETTINGS,
     InstanceQuery,
     files_of,
     find_instance,
-    is_named_by_flag,
     read_query,
     run_folder,
 )
@@ -28,7 +26,7 @@ _BLOCK = 64 * 2**10
 
 
 def last_lines(path: Path, count: int) -> bytes:
-    """Give the last lines of a log, and of the rotated ones before it where it has not as many.
+    """Return the last lines of a log, and of the rotated ones before it where it has fewer.
 
     Raises:
         FileNotFoundError: there is no such log.
@@ -43,7 +41,7 @@ def last_lines(path: Path, count: int) -> bytes:
             with part.open("rb") as file:
                 text = _end_of(file, left)
         except FileNotFoundError:
-            # The log itself may be away for a moment, while it is rotated.
+            # The log itself may be missing for a moment, while it is rotated.
             if number == 0 and not rotated(path):
                 raise
             continue
@@ -53,7 +51,7 @@ def last_lines(path: Path, count: int) -> bytes:
 
 
 def _end_of(file: BinaryIO, count: int) -> bytes:
-    """Give the last lines of a file, read from its end."""
+    """Return the last lines of a file, read from its end."""
     at = file.seek(0, os.SEEK_END)
     blocks: list[bytes] = []
     ends = 0
@@ -69,7 +67,7 @@ def _end_of(file: BinaryIO, count: int) -> bytes:
 
 
 class LogFollower:
-    """Reads what is appended to a log from now on, through its rotations; the log need not be there yet."""
+    """Reads the text appended to a log from now on, through its rotations; the log need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -80,21 +78,14 @@ class LogFollower:
             self._file.seek(0, os.SEEK_END)
 
     def __enter__(self) -> Self:
-        """Give the follower; the file is closed after the block."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the file."""
+    def __exit__(self, *_error: object) -> None:
         if self._file is not None:
             self._file.close()
 
     def read(self) -> bytes:
-        """Give what has come since the last call, possibly nothing.
+        """Return the text since the last call, possibly empty.
 
         Raises:
             OSError: the log cannot be read.
@@ -108,26 +99,26 @@ class LogFollower:
         if (file := self._file) is None:
             return
         yield file.read()
-        if self._names(file):
-            # The same file, cut short by somebody: it begins anew.
+        if self._has_name_of(file):
+            # The same file was cut short: it begins again.
             if os.fstat(file.fileno()).st_size < file.tell():
                 file.seek(0)
         elif not self._left_behind:
             # The gateway may be about to write its last line into the old file: it is read once more, the next time.
             self._left_behind = True
         else:
-            yield from self._go_on_from(file)
+            yield from self._continue_from(file)
             self._left_behind = False
 
-    def _names(self, file: BinaryIO) -> bool:
-        """Tell whether the log's name is still that of the file, or nobody's for a moment."""
+    def _has_name_of(self, file: BinaryIO) -> bool:
+        """Return whether the log's name is still that of the file, or of none for a moment."""
         try:
             return os.path.samestat(self._path.stat(), os.fstat(file.fileno()))
         except FileNotFoundError:
             return True
 
-    def _go_on_from(self, old: BinaryIO) -> Iterator[bytes]:
-        """Go on to the file that has the name now, by way of those that had it in between."""
+    def _continue_from(self, old: BinaryIO) -> Iterator[bytes]:
+        """Continue with the file that has the name now, through those that had it in between."""
         between = rotated(self._path)
         newer: Sequence[Path] = ()
         for number, path in enumerate(between):
@@ -145,7 +136,7 @@ class LogFollower:
             yield file.read()
 
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = command_app()
 
 _PAUSE_MS = 250
 
@@ -157,13 +148,16 @@ def logs(
     flags: Mapping[str, object],
     *,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what is written from now on.")
+        bool,
+        typer.Option(
+            "--follow", "-f", help="Continue with the lines that are written from now on."
+        ),
     ] = False,
     lines: Annotated[
-        int, typer.Option("--lines", "-n", min=0, metavar="N", help="Begin with so many lines.")
+        int, typer.Option("--lines", "-n", min=0, metavar="N", help="Begin with the last N lines.")
     ] = 100,
 ) -> int:
-    """Print the log of the gateway in the background. It need not run."""
+    """Print the log of a gateway in the background, running or not."""
     path = _log_of(read_query(flags, config))
     try:
         with LogFollower(path) as follower:
@@ -181,24 +175,24 @@ def logs(
     return 0
 
 
-def _log_of(question: InstanceQuery) -> Path:
-    """Find the log that is meant: of the gateway that is, or of the last one that was."""
-    usual = files_of(question.settings).log_file
-    if question.flags.get("log_file") is not None:
+def _log_of(query: InstanceQuery) -> Path:
+    """Return the log that is meant: of the gateway that runs, or of the last one that did."""
+    usual = files_of(query.settings).log_file
+    if query.flags.get("log_file") is not None:
         return usual
-    found = find_instance(question)
+    found = find_instance(query)
     if found is not None and found.record is not None:
         return found.record.log_file
-    question.fail_for_problems()
-    configured = "log_file" in question.found.given
-    if usual.exists() or configured or is_named_by_flag(question):
+    query.fail_for_problems()
+    configured = "log_file" in query.found.given
+    if usual.exists() or configured or query.is_named_by_flag:
         return usual
-    others = sorted(run_folder(question.settings).glob("gateway-*.log"))
-    if len(others) > 1:
+    logs = sorted(run_folder(query.settings).glob("gateway-*.log"))
+    if len(logs) > 1:
         raise CommandFailed(
-            "there are several logs: name one with --http-addr or --log-file", *map(str, others)
+            "there are several logs: name one with --http-addr or --log-file", *map(str, logs)
         )
-    return others[0] if others else usual
+    return logs[0] if logs else usual
 
 
 def _print(text: bytes) -> None:
@@ -207,7 +201,7 @@ def _print(text: bytes) -> None:
 
 
 def _wait() -> bool:
-    """Wait a moment; false when nobody reads our output any more, which no writing tells while the log is silent."""
+    """Wait a moment; return False when the reader of the output is gone, which no write shows while the log is silent."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     if poll.poll(_PAUSE_MS):
@@ -217,7 +211,7 @@ def _wait() -> bool:
 
 
 def _forget_output() -> None:
-    """Have what the interpreter writes at its end go nowhere, and not fail."""
+    """Discard the output that the interpreter writes at its end, so that it does not fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -1,10 +1,9 @@
-"""The PID file of a gateway in the background: written as a whole, and believed only when its process is that process."""
+"""The PID file of a gateway in the background: written as a whole, and trusted only while its process is the one that it names."""
 
 import contextlib
 import enum
 import errno
 import os
-import pwd
 import stat
 import tempfile
 from dataclasses import dataclass
@@ -13,20 +12,21 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from lcp_gateway.cli.output import user_name
 from lcp_gateway.cli.service.processes import Process, find_process
 
 EMPTY = "it is empty"
-"""The problem of a PID file with nothing in it, as a full disk leaves it behind."""
+"""The problem of an empty PID file, which a full disk leaves behind."""
 
 _MAX_BYTES = 64 * 2**10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceRecord:
-    """What is known of a gateway that was started in the background.
+    """How a gateway was started in the background.
 
     ``url`` is where it is reached from this machine. ``flags`` go by the names of the settings; they and ``config`` are
-    as they were typed in ``folder``. ``variables`` are the names of the settings' variables that it was started with.
+    as they were typed in ``folder``. ``variables`` are the names of the environment variables with its settings.
     """
 
     process: Process
@@ -42,18 +42,18 @@ class InstanceRecord:
 
 
 class Condition(enum.StrEnum):
-    """How a PID file and its process stand to each other."""
+    """Whether the process of a PID file runs."""
 
     RUNNING = "running"
     STALE = "stale"
-    """It is a left-over: whatever runs under the number that it names, it is not that gateway."""
+    """It is left over: no process, or another one, has the number that it names."""
     FOREIGN = "foreign"
-    """It is another user's, so that nothing it says is believed."""
+    """It is another user's, and is not trusted."""
 
 
 @dataclass(frozen=True, slots=True)
 class PidFile:
-    """A PID file that was found. ``problem`` says in words why it is not that of a running gateway."""
+    """A PID file. ``problem`` says why it is not that of a running gateway."""
 
     path: Path
     condition: Condition
@@ -70,7 +70,7 @@ _RECORD = TypeAdapter(InstanceRecord)
 
 
 def read_pid_file(path: Path) -> PidFile | None:
-    """Read a PID file, and look for its process; ``None`` where there is no file."""
+    """Read a PID file, and find its process; None where there is no file."""
     try:
         text, user = _read(path)
     except FileNotFoundError:
@@ -78,7 +78,7 @@ def read_pid_file(path: Path) -> PidFile | None:
     except PermissionError:
         return PidFile(path, Condition.FOREIGN, problem="it cannot be read")
     except OSError:
-        return PidFile(path, Condition.STALE, problem="it is no file, or a link to one")
+        return PidFile(path, Condition.STALE, problem="it is not a regular file")
     if user != os.geteuid():
         return PidFile(path, Condition.FOREIGN, problem=f"it belongs to {user_name(user)}")
     if not text.strip():
@@ -99,7 +99,7 @@ def read_pid_file(path: Path) -> PidFile | None:
 
 
 def write_pid_file(path: Path, record: InstanceRecord) -> None:
-    """Write a PID file that is there as a whole or not at all, for its owner alone.
+    """Write a PID file as a whole or not at all, for its owner alone.
 
     Raises:
         OSError: it cannot be written.
@@ -117,26 +117,18 @@ def write_pid_file(path: Path, record: InstanceRecord) -> None:
 
 
 def remove_pid_file(path: Path, process: Process) -> None:
-    """Remove a PID file, unless it has become another process'."""
+    """Remove the PID file of a process, unless it names another by now."""
     found = read_pid_file(path)
     if found is not None and found.record is not None and found.record.process == process:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 
 
-def user_name(number: int) -> str:
-    """Name a user."""
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return f"the user with the number {number}"
-
-
 def _read(path: Path) -> tuple[bytes, int]:
-    """Give what a file holds and whose it is; a link is not followed, and a pipe is not waited for."""
+    """Return the content of a file and its owner; a link is not followed, and a pipe is not waited for."""
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "it is no file")
+            raise OSError(errno.EINVAL, "it is not a regular file")
         return file.read(_MAX_BYTES), found.st_uid

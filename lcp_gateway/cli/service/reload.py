@@ -1,4 +1,4 @@
-"""``lcp-gateway reload``: has a gateway in the background read its settings anew, and shows what came of it."""
+"""``lcp-gateway reload``: has a gateway in the background read its settings again, and shows the result."""
 
 import json
 import signal
@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from lcp_gateway.cli.options import setting_flags
+from lcp_gateway.cli.options import command_app, setting_flags
 from lcp_gateway.cli.output import CommandFailed, printable, report
 from lcp_gateway.cli.service.instances import (
     INSTANCE_SETTINGS,
@@ -23,7 +23,7 @@ from lcp_gateway.cli.service.logs import LogFollower
 from lcp_gateway.cli.service.pid_file import Condition, InstanceRecord
 from lcp_gateway.cli.service.processes import is_running, send
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = command_app()
 
 _RELOADED = "configuration reloaded"
 _REFUSED = "configuration not reloaded"
@@ -34,51 +34,51 @@ _PAUSE_S = 0.1
 @app.command()
 @setting_flags(groups=(), also=INSTANCE_SETTINGS)
 def reload(config: Path | None, flags: Mapping[str, object]) -> int:
-    """Have it read its settings anew. No request is dropped."""
-    question = read_query(flags, config)
-    record = _running(question)
+    """Have the gateway in the background read its settings again. No request is dropped."""
+    query = read_query(flags, config)
+    record = _running(query)
     with LogFollower(record.log_file) as log:
         try:
-            told = send(record.process, signal.SIGHUP)
+            sent = send(record.process, signal.SIGHUP)
         except OSError as error:
             raise CommandFailed(
-                f"PID {record.process.pid} cannot be told: {error.strerror}"
+                f"PID {record.process.pid} cannot be signalled: {error.strerror}"
             ) from None
-        if not told:
+        if not sent:
             raise CommandFailed("it has just ended")
         return _show(_answer(log, record), record)
 
 
-def _running(question: InstanceQuery) -> InstanceRecord:
-    found = find_instance(question)
+def _running(query: InstanceQuery) -> InstanceRecord:
+    found = find_instance(query)
     if found is not None and found.running is not None:
         return found.running
     if found is not None and found.condition is Condition.FOREIGN:
         raise CommandFailed(f"{found.path}: {found.problem}: that gateway is not yours to reload")
     if found is not None:
         raise CommandFailed(f"it does not run: {found.path} is stale, {found.problem}")
-    question.fail_for_problems()
+    query.fail_for_problems()
     raise CommandFailed(
         "no gateway runs in the background here; one that runs elsewhere takes SIGHUP",
-        *running_elsewhere(question),
+        *running_elsewhere(query),
     )
 
 
 def _answer(log: LogFollower, record: InstanceRecord) -> str:
-    """Wait for the line of the log that says how it went."""
+    """Return the line of the log that reports the result."""
     deadline = time.monotonic() + _TIMEOUT_S
     for line in _lines(log, deadline):
         if _REFUSED in line or _RELOADED in line:
             return line
         if not is_running(record.process):
-            raise CommandFailed("it ended meanwhile: see lcp-gateway logs")
+            raise CommandFailed("it ended in the meantime: see lcp-gateway logs")
     raise CommandFailed(
-        f"it was told, and its log says nothing of it within {_TIMEOUT_S:g} s: see lcp-gateway logs"
+        f"it was told to reload, and its log shows no result within {_TIMEOUT_S:g} s: see lcp-gateway logs"
     )
 
 
 def _lines(log: LogFollower, deadline: float) -> Iterator[str]:
-    """Give whole lines, and an empty one now and then, until the deadline."""
+    """Yield whole lines, and an empty one now and then, until the deadline."""
     rest = b""
     while time.monotonic() < deadline:
         *whole, rest = (rest + log.read()).split(b"\n")
@@ -91,7 +91,7 @@ def _show(line: str, record: InstanceRecord) -> int:
     try:
         event: Any = json.loads(line)
     except ValueError:
-        # A log for people: it says the same in its own way.
+        # A log for people has the same words, not as JSON.
         sys.stdout.write(f"{printable(line)}\n")
         return 1 if _REFUSED in line else 0
     if event.get("event") == _REFUSED:

@@ -5,9 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import typer
-
-from lcp_gateway.cli.options import GroupedHelp, setting_flags
+from lcp_gateway.cli.options import GroupedHelp, command_app, setting_flags
 from lcp_gateway.cli.output import CommandFailed, report
 from lcp_gateway.cli.service.instances import (
     exclusive_access,
@@ -25,16 +23,16 @@ from lcp_gateway.cli.service.start import (
 )
 from lcp_gateway.cli.service.stop import stop_instance
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = command_app()
 
 
 @app.command(cls=GroupedHelp)
 @setting_flags()
 def restart(config: Path | None, flags: Mapping[str, object]) -> int:
-    """Stop and start it, with the flags it was started with last and those given here over them."""
-    question = read_query(flags, config)
-    found = find_instance(question)
-    record = found.record if found is not None else last_start(question)
+    """Stop the gateway in the background and start it again, with its last flags and those given here over them."""
+    query = read_query(flags, config)
+    found = find_instance(query)
+    record = found.record if found is not None else last_start(query)
     if found is not None and found.condition is Condition.FOREIGN:
         raise CommandFailed(f"{found.path}: {found.problem}: that gateway is not yours to restart")
     plan = _plan(flags, config, record)
@@ -48,11 +46,11 @@ def restart(config: Path | None, flags: Mapping[str, object]) -> int:
         if now is not None and now.running is not None:
             stop_instance(now, plan.settings)
         else:
-            report(f"it was not running{_as_before(record)}")
+            report(f"it was not running{_last_start_words(record)}")
         return start_planned(plan)
 
 
-def _as_before(record: InstanceRecord | None) -> str:
+def _last_start_words(record: InstanceRecord | None) -> str:
     if record is None:
         return ""
     flags = " ".join(command_line_flags(record.flags, record.config))
@@ -64,10 +62,10 @@ def _as_before(record: InstanceRecord | None) -> str:
 def _plan(
     flags: Mapping[str, object], config: Path | None, record: InstanceRecord | None
 ) -> StartPlan:
-    """Check the new configuration: a gateway that runs is not stopped for one that cannot be started."""
+    """Check the new configuration first: a running gateway is not stopped for one that cannot be started."""
     if record is None:
         return plan_start(flags, config)
-    # Whatever the variables and the file name, they name it as it is seen from where it was started.
+    # Paths in variables and in the file are relative to the folder that it was started in.
     config = config.expanduser().absolute() if config is not None else record.config
     merged = record.flags | typed_flags(flags)
     try:
@@ -80,10 +78,10 @@ def _plan(
 
 
 def _check_variables(record: InstanceRecord) -> None:
-    """Keep a gateway from coming back without its keys, because this shell does not have them.
+    """Check that this shell has the variables, such as keys, that the gateway was started with.
 
     Raises:
-        CommandFailed: variables that it was started with are missing.
+        CommandFailed: some are missing.
     """
     missing = [name for name in record.variables if not os.environ.get(name, "").strip()]
     if missing:

@@ -14,16 +14,16 @@ from typing import Annotated
 
 import typer
 
-from lcp_gateway.cli.books.journal import JOURNAL_SETTINGS, format_time, opened_journal
-from lcp_gateway.cli.gateway_client import Readiness, ask_readiness, url_of
-from lcp_gateway.cli.options import JsonOption, partial_settings, setting_flags
-from lcp_gateway.cli.output import CommandFailed, print_json, print_pairs, report
+from lcp_gateway.cli.books.journal import JOURNAL_SETTINGS, opened_journal
+from lcp_gateway.cli.books.spend import SpendTotal
+from lcp_gateway.cli.gateway_client import Address, Readiness, ask_readiness
+from lcp_gateway.cli.options import JsonOption, command_app, partial_settings, setting_flags
+from lcp_gateway.cli.output import CommandFailed, format_time, print_json, print_pairs, report
 from lcp_gateway.cli.service.instances import (
     INSTANCE_SETTINGS,
     InstanceQuery,
     all_instances,
     find_instance,
-    is_named_by_flag,
     read_query,
     running_elsewhere,
 )
@@ -33,78 +33,20 @@ from lcp_gateway.purchase.money import Msat, Period, format_sat
 from lcp_gateway.store.journal.purchases import PurchaseFilter
 from lcp_gateway.store.journal.queries import Books
 
-_TIMEOUT_S = 5.0
+app = command_app()
 
-
-@dataclass(frozen=True, slots=True)
-class SpentToday:
-    """What was spent since midnight (UTC), in msat; routing fees are in it."""
-
-    purchases: int
-    settled_msat: int
-    unknown_msat: int
-
-
-class SpendingUnknown(Exception):
-    """The journal cannot be looked into; the message says why."""
-
-
-def spent_today(record: InstanceRecord, environ: Mapping[str, str]) -> SpentToday:
-    """Add up what the gateway has spent today.
-
-    Raises:
-        NoBooks: its journal is off, or cannot be read.
-    """
-    try:
-        # Its flags and its journal may be named as they are seen from its folder.
-        with contextlib.chdir(record.folder):
-            settings = _settings_of(record, environ)
-            return asyncio.run(asyncio.wait_for(_read(settings), _TIMEOUT_S))
-    except CommandFailed as error:
-        raise SpendingUnknown("; ".join(error.lines)) from None
-    except TimeoutError:
-        raise SpendingUnknown(f"the journal did not answer within {_TIMEOUT_S:g} s") from None
-    except OSError as error:
-        raise SpendingUnknown(f"{record.folder}: {error.strerror}") from None
-
-
-def _settings_of(record: InstanceRecord, environ: Mapping[str, str]) -> Settings:
-    problem = "its settings cannot be read any more: see lcp-gateway config check"
-    try:
-        wanted = partial_settings(
-            JOURNAL_SETTINGS, flags=record.flags, environ=environ, config=record.config
-        )
-    except ValueError:
-        raise SpendingUnknown(problem) from None
-    if wanted.problems:
-        raise SpendingUnknown(problem)
-    return wanted.settings
-
-
-async def _read(settings: Settings) -> SpentToday:
-    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    async with opened_journal(settings) as database:
-        found = await Books(database).spend(Period.DAY, PurchaseFilter(since=midnight))
-    return SpentToday(
-        purchases=sum(item.purchases for item in found),
-        settled_msat=sum(item.settled_msat for item in found),
-        unknown_msat=sum(item.unknown_msat for item in found),
-    )
-
-
-RUNNING, DEAD, STOPPED, FOREIGN, FOREGROUND = (
-    "running",
-    "dead",
-    "stopped",
-    "unknown",
-    "running in the foreground",
-)
-"""The states. Dead is one that left its PID file behind."""
+RUNNING, FOREGROUND, STOPPED, FOREIGN = "running", "running in the foreground", "stopped", "unknown"
+DEAD = "dead"
+"""It left its PID file behind."""
+_EXIT_CODES = {RUNNING: 0, FOREGROUND: 0, DEAD: 1, STOPPED: 3, FOREIGN: 4}
+_STATES = {Condition.RUNNING: RUNNING, Condition.STALE: DEAD, Condition.FOREIGN: FOREIGN}
+_NOT_KNOWN = 4
+_JOURNAL_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayStatus:
-    """How one gateway is. ``problem`` says what is wrong with its PID file, ``no_books`` why ``spent`` is not known."""
+    """The status of one gateway. ``problem`` is that of its PID file, ``spent_problem`` says why ``spent`` is not known."""
 
     state: str
     url: str
@@ -112,24 +54,24 @@ class GatewayStatus:
     pid_file: Path | None = None
     record: InstanceRecord | None = None
     readiness: Readiness | None = None
-    spent: SpentToday | None = None
-    no_books: str = ""
+    spent: SpendTotal | None = None
+    spent_problem: str = ""
     problem: str = ""
 
     @property
     def uptime(self) -> timedelta | None:
-        """How long it has been running."""
+        """The time that it has been running."""
         return self.now - self.record.since if self.record is not None else None
 
     def as_rows(self) -> Sequence[tuple[str, str]]:
-        """Give it as names and values, without those that nobody knows."""
+        """Return it as names and values, without those that are not known."""
         record = self.record
         rows = [("State", f"{self.state} ({self.problem})" if self.problem else self.state)]
         if record is not None and self.uptime is not None:
             rows += [
                 ("PID", str(record.process.pid)),
                 ("Address", self.url),
-                ("Up", f"{_written(self.uptime)}, since {format_time(record.since)}"),
+                ("Up", f"{_write_duration(self.uptime)}, since {format_time(record.since)}"),
                 ("Version", record.version),
             ]
         else:
@@ -142,7 +84,7 @@ class GatewayStatus:
         return [row for row in rows if row[1]]
 
     def as_json(self) -> Mapping[str, object]:
-        """Give it for programs; what nobody knows is null."""
+        """Return it for programs; null stands for a value that is not known."""
         record, readiness, spent = self.record, self.readiness, self.spent
         return {
             "state": self.state,
@@ -164,7 +106,7 @@ class GatewayStatus:
             }
             if spent
             else None,
-            "spent_today_problem": self.no_books or None,
+            "spent_today_problem": self.spent_problem or None,
             "pid_file": str(self.pid_file) if self.pid_file else None,
             "log_file": str(record.log_file) if record else None,
         }
@@ -188,31 +130,12 @@ class GatewayStatus:
 
     def _spent(self) -> str:
         if self.spent is None:
-            return f"not known: {self.no_books}" if self.no_books else ""
+            return f"not known: {self.spent_problem}" if self.spent_problem else ""
         spent = self.spent
         unknown = (
             f", and {format_sat(Msat(spent.unknown_msat))} unknown" if spent.unknown_msat else ""
         )
         return f"{format_sat(Msat(spent.settled_msat))} in {spent.purchases} purchases{unknown}"
-
-
-def _written(length: timedelta) -> str:
-    """Write a length of time with its two largest units."""
-    seconds = max(int(length.total_seconds()), 0)
-    units = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
-    parts: list[str] = []
-    for size, name in units:
-        count, seconds = divmod(seconds, size)
-        if count or parts or size == 1:
-            parts.append(f"{count} {name}")
-    return " ".join(parts[:2])
-
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-
-_EXIT_CODES = {RUNNING: 0, FOREGROUND: 0, DEAD: 1, STOPPED: 3, FOREIGN: 4}
-_STATES = {Condition.RUNNING: RUNNING, Condition.STALE: DEAD, Condition.FOREIGN: FOREIGN}
-_NOBODY_KNOWS = 4
 
 
 @app.command()
@@ -221,23 +144,23 @@ def status(
     config: Path | None,
     flags: Mapping[str, object],
     *,
-    every: Annotated[bool, typer.Option("--all", help="Show every gateway that there is.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Show every gateway.")] = False,
     json: JsonOption = False,
 ) -> int:
-    """Tell how the gateway in the background is. Ends with 0 if it runs, 1 if it is dead, 3 if it does not run, 4 if nobody knows."""
+    """Show the gateway in the background. Ends with 0 if it runs, 1 if it is dead, 3 if it does not run, 4 if that is not known."""
     try:
-        question = read_query(flags, config)
+        query = read_query(flags, config)
     except CommandFailed as error:
-        raise CommandFailed(*error.lines, exit_code=_NOBODY_KNOWS) from None
-    question.complain_of_problems()
+        raise CommandFailed(*error.lines, exit_code=_NOT_KNOWN) from None
+    report(*query.problems)
     try:
-        found = None if every else find_instance(question)
+        found = None if every else find_instance(query)
     except CommandFailed:
         # Several, and none is named: they are shown.
         every = True
     if every:
-        return _show_all([_status_of(one) for one in all_instances(question.settings)], json=json)
-    return _show_one(question, found, json=json)
+        return _show_all([_status_of(one) for one in all_instances(query.settings)], json=json)
+    return _show_one(query, found, json=json)
 
 
 def _show_all(each: Sequence[GatewayStatus], *, json: bool) -> int:
@@ -252,18 +175,18 @@ def _show_all(each: Sequence[GatewayStatus], *, json: bool) -> int:
     return max((_EXIT_CODES[one.state] for one in each), default=_EXIT_CODES[STOPPED])
 
 
-def _show_one(question: InstanceQuery, found: PidFile | None, *, json: bool) -> int:
-    shown = _status_of(found) if found is not None else _without_pid_file(question)
+def _show_one(query: InstanceQuery, found: PidFile | None, *, json: bool) -> int:
+    shown = _status_of(found) if found is not None else _without_pid_file(query)
     if json:
         print_json(shown.as_json())
     else:
         print_pairs(shown.as_rows())
     if shown.state == STOPPED:
-        if is_named_by_flag(question):
-            report(*running_elsewhere(question))
-        if question.problems:
-            # What the file says may name another place.
-            return _NOBODY_KNOWS
+        if query.is_named_by_flag:
+            report(*running_elsewhere(query))
+        if query.problems:
+            # The file may name another place.
+            return _NOT_KNOWN
     return _EXIT_CODES[shown.state]
 
 
@@ -277,11 +200,11 @@ def _status_of(found: PidFile) -> GatewayStatus:
             pid_file=found.path,
             problem=found.problem,
         )
-    spent, no_books = None, ""
+    spent, spent_problem = None, ""
     try:
         spent = spent_today(running, os.environ)
     except SpendingUnknown as error:
-        no_books = str(error)
+        spent_problem = str(error)
     return GatewayStatus(
         state=state,
         url=running.url,
@@ -290,14 +213,73 @@ def _status_of(found: PidFile) -> GatewayStatus:
         record=running,
         readiness=ask_readiness(running.url),
         spent=spent,
-        no_books=no_books,
+        spent_problem=spent_problem,
     )
 
 
-def _without_pid_file(question: InstanceQuery) -> GatewayStatus:
-    """Tell of the address alone: somebody may run it there without ``start``."""
-    url, now = url_of(question.settings), datetime.now(UTC)
+def _without_pid_file(query: InstanceQuery) -> GatewayStatus:
+    """Return the status of the address alone: a gateway may run there that ``start`` did not start."""
+    url, now = Address.of_settings(query.settings).url, datetime.now(UTC)
     readiness = ask_readiness(url)
     if readiness is None:
         return GatewayStatus(state=STOPPED, url=url, now=now)
     return GatewayStatus(state=FOREGROUND, url=url, now=now, readiness=readiness)
+
+
+class SpendingUnknown(Exception):
+    """The journal cannot be read; the message says why."""
+
+
+def spent_today(record: InstanceRecord, environ: Mapping[str, str]) -> SpendTotal:
+    """Add up the amounts that the gateway has spent since midnight (UTC), from the journal that it writes.
+
+    Raises:
+        SpendingUnknown: its journal is off, or cannot be read.
+    """
+    try:
+        # Paths of its flags and settings are relative to the folder that it was started in.
+        with contextlib.chdir(record.folder):
+            settings = _journal_settings(record, environ)
+            return asyncio.run(asyncio.wait_for(_read(settings), _JOURNAL_TIMEOUT_S))
+    except CommandFailed as error:
+        raise SpendingUnknown("; ".join(error.lines)) from None
+    except TimeoutError:
+        raise SpendingUnknown(
+            f"the journal did not answer within {_JOURNAL_TIMEOUT_S:g} s"
+        ) from None
+    except OSError as error:
+        raise SpendingUnknown(f"{record.folder}: {error.strerror}") from None
+
+
+def _journal_settings(record: InstanceRecord, environ: Mapping[str, str]) -> Settings:
+    problem = "its settings cannot be read any more: see lcp-gateway config check"
+    try:
+        found = partial_settings(
+            JOURNAL_SETTINGS, flags=record.flags, environ=environ, config=record.config
+        )
+    except ValueError:
+        raise SpendingUnknown(problem) from None
+    if found.problems:
+        raise SpendingUnknown(problem)
+    return found.settings
+
+
+async def _read(settings: Settings) -> SpendTotal:
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    total = SpendTotal()
+    async with opened_journal(settings) as database:
+        for item in await Books(database).spend(Period.DAY, PurchaseFilter(since=midnight)):
+            total.add(item)
+    return total
+
+
+def _write_duration(duration: timedelta) -> str:
+    """Write a duration with its two largest units."""
+    seconds = max(int(duration.total_seconds()), 0)
+    units = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
+    parts: list[str] = []
+    for size, name in units:
+        count, seconds = divmod(seconds, size)
+        if count or parts or size == 1:
+            parts.append(f"{count} {name}")
+    return " ".join(parts[:2])

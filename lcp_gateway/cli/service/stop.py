@@ -6,8 +6,8 @@ from pathlib import Path
 
 import typer
 
-from lcp_gateway.cli.gateway_client import ask_readiness, url_of
-from lcp_gateway.cli.options import setting_flags
+from lcp_gateway.cli.gateway_client import Address, ask_readiness
+from lcp_gateway.cli.options import command_app, setting_flags
 from lcp_gateway.cli.output import CommandFailed, report
 from lcp_gateway.cli.service.instances import (
     INSTANCE_SETTINGS,
@@ -23,83 +23,53 @@ from lcp_gateway.cli.service.pid_file import Condition, PidFile, read_pid_file, 
 from lcp_gateway.cli.service.processes import Process, children_of, send, wait_gone
 from lcp_gateway.config import Settings
 
-_TELL_AFTER_S = 1.0
+app = command_app()
+
+_REPORT_AFTER_S = 1.0
 _KILLED_WITHIN_S = 5.0
-# An embedded node leaves by itself once its gateway is gone.
-_NODE_LEAVES_WITHIN_S = 5.0
-
-
-class ProcessSurvived(Exception):
-    """A process is still there after it was killed."""
-
-
-def end_process(process: Process, timeout_s: float, waiting: Callable[[], None]) -> bool:
-    """End a gateway and the node that it runs, and tell whether it had to be killed after ``timeout_s``.
-
-    ``waiting`` is called once when it takes a while.
-
-    Raises:
-        WouldNotEnd: not even that helped.
-        OSError: the system does not allow it.
-    """
-    nodes = {*children_of(process)}
-    send(process, signal.SIGTERM)
-    left = wait_gone([process], min(timeout_s, _TELL_AFTER_S))
-    if left and timeout_s > _TELL_AFTER_S:
-        waiting()
-        left = wait_gone([process], timeout_s - _TELL_AFTER_S)
-    if left:
-        nodes.update(children_of(process))
-        send(process, signal.SIGKILL)
-        if wait_gone([process], _KILLED_WITHIN_S):
-            raise ProcessSurvived
-    for node in wait_gone(list(nodes), _NODE_LEAVES_WITHIN_S):
-        send(node, signal.SIGKILL)
-    return bool(left)
-
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+# An embedded node ends by itself once its gateway is gone.
+_NODE_ENDS_WITHIN_S = 5.0
 
 
 @app.command()
 @setting_flags(groups=(), also=(*INSTANCE_SETTINGS, "stop_timeout_s"))
 def stop(config: Path | None, flags: Mapping[str, object]) -> int:
-    """Stop the gateway in the background. Running jobs may end first; one that does not go is killed."""
-    question = read_query(flags, config)
-    found = find_instance(question)
+    """Stop the gateway in the background. Running jobs may end first; a gateway that does not end is killed."""
+    query = read_query(flags, config)
+    found = find_instance(query)
     if found is None:
-        return _nothing_to_stop(question)
-    question.complain_of_problems()
-    with exclusive_access(found.path, question.settings):
-        # Somebody else may have stopped it while we waited.
+        return _nothing_to_stop(query)
+    report(*query.problems)
+    with exclusive_access(found.path, query.settings):
+        # Another command may have stopped it meanwhile.
         now = read_pid_file(found.path)
         if now is None:
-            return _say_stopped()
-        return stop_instance(now, question.settings)
+            return _print_stopped()
+        return stop_instance(now, query.settings)
 
 
 def stop_instance(found: PidFile, settings: Settings) -> int:
-    """Stop the gateway of a PID file, and remove the file; to be called while it is held.
+    """Stop the gateway of a PID file, and remove the file; to be called with exclusive access to it.
 
     Raises:
-        CommandFailed: it is not ours to stop, or is still there.
+        CommandFailed: it is another user's, or still runs.
     """
     if found.condition is Condition.FOREIGN:
         raise CommandFailed(f"{found.path}: {found.problem}: that gateway is not yours to stop")
     if (record := found.running) is None:
         remove_left_over(found)
-        return _say_stopped()
+        return _print_stopped()
     process, timeout_s = record.process, settings.stop_timeout_s
     waiting = f"waiting for running jobs of PID {process.pid}, up to {timeout_s:g} s"
     try:
         killed = end_process(process, timeout_s, lambda: report(waiting))
     except ProcessSurvived:
         raise CommandFailed(
-            f"PID {process.pid} is still there after it was killed: it hangs in the system itself, on a disk perhaps"
+            f"PID {process.pid} still runs after it was killed: it hangs in the system itself, on a disk perhaps"
         ) from None
     except OSError as error:
         raise CommandFailed(f"PID {process.pid} cannot be ended: {error.strerror}") from None
-    # It takes the file away itself, if it could still do so.
+    # The gateway removes it itself, unless it was killed.
     remove_pid_file(found.path, process)
     if killed:
         report(
@@ -110,18 +80,47 @@ def stop_instance(found: PidFile, settings: Settings) -> int:
     return 0
 
 
-def _nothing_to_stop(question: InstanceQuery) -> int:
-    question.fail_for_problems()
-    url = url_of(question.settings)
+class ProcessSurvived(Exception):
+    """A process still runs after it was killed."""
+
+
+def end_process(process: Process, timeout_s: float, waiting: Callable[[], None]) -> bool:
+    """End a gateway and the node that it runs; returns whether it had to be killed after ``timeout_s``.
+
+    ``waiting`` is called once when it takes a while.
+
+    Raises:
+        ProcessSurvived: not even that helped.
+        OSError: the system does not allow it.
+    """
+    nodes = {*children_of(process)}
+    send(process, signal.SIGTERM)
+    left = wait_gone([process], min(timeout_s, _REPORT_AFTER_S))
+    if left and timeout_s > _REPORT_AFTER_S:
+        waiting()
+        left = wait_gone([process], timeout_s - _REPORT_AFTER_S)
+    if left:
+        nodes.update(children_of(process))
+        send(process, signal.SIGKILL)
+        if wait_gone([process], _KILLED_WITHIN_S):
+            raise ProcessSurvived
+    for node in wait_gone(list(nodes), _NODE_ENDS_WITHIN_S):
+        send(node, signal.SIGKILL)
+    return bool(left)
+
+
+def _nothing_to_stop(query: InstanceQuery) -> int:
+    query.fail_for_problems()
+    url = Address.of_settings(query.settings).url
     if ask_readiness(url) is not None:
         raise CommandFailed(
-            f"a gateway answers at {url}, and there is no PID file of it in {run_folder(question.settings)}: end it where "
+            f"a gateway answers at {url}, and {run_folder(query.settings)} holds no PID file of it: end it where "
             "it runs, or name its --pid-file or --state-dir"
         )
-    report(*running_elsewhere(question))
-    return _say_stopped()
+    report(*running_elsewhere(query))
+    return _print_stopped()
 
 
-def _say_stopped() -> int:
+def _print_stopped() -> int:
     typer.echo("lcp-gateway is not running")
     return 0

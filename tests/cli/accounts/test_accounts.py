@@ -51,7 +51,8 @@ def test_accounts_are_listed_newest_first_and_page_by_page(run, journal):
     outcome = run("accounts", "list", "--json", "--limit", "2")
     assert [one["id"] for one in said(outcome)] == [third, second]
     assert (
-        outcome.err == f"lcp-gateway: there are more: see --limit, or go on with --after {second}\n"
+        outcome.err
+        == f"lcp-gateway: there are more: see --limit, or continue with --after {second}\n"
     )
     outcome = run("accounts", "list", "--json", "--limit", "2", "--after", second)
     assert [one["id"] for one in said(outcome)] == [first]
@@ -113,7 +114,7 @@ def test_a_deleted_account_loses_its_name_and_its_keys_and_keeps_its_books(run, 
 
 
 @pytest.mark.parametrize(("answer", "code", "left"), [("n\n", 1, 1), ("y\n", 0, 0)])
-def test_a_person_at_a_terminal_is_asked_and_told_what_is_left(
+def test_deleting_asks_at_the_terminal_and_shows_the_balance(
     answer, code, left, run, journal, monkeypatch
 ):
     account_id = new_account(run, balance_msat=500)
@@ -126,7 +127,7 @@ def test_a_person_at_a_terminal_is_asked_and_told_what_is_left(
     assert len(said(run("accounts", "list", "--json"))) == left
 
 
-def test_a_balance_is_adjusted_both_ways_but_never_below_what_is_held(run, journal):
+def test_a_balance_is_adjusted_both_ways_but_never_below_the_held_amount(run, journal):
     account_id = new_account(run)
     adjusted = said(run("accounts", "adjust", account_id, "3000", "--reason", "gift", "--json"))
     assert adjusted == {
@@ -168,7 +169,7 @@ def test_wrong_use_is_one_line_and_changes_nothing(arguments, run, journal):
     assert said(run("accounts", "log", "--json")) == []
 
 
-def test_a_statement_tells_what_moved_a_balance_and_why(run, journal):
+def test_a_statement_lists_the_movements_of_a_balance_and_their_causes(run, journal):
     account_id = new_account(run, balance_msat=10_000)
     bought(journal, account_id, 1, State.SETTLED, State.DELIVERED)
     bought(journal, account_id, 2)
@@ -240,7 +241,7 @@ def test_the_audit_names_each_problem_and_ends_with_1(run, journal):
     assert run("accounts", "audit", "--json").code == 1
 
 
-def test_everything_that_is_done_stands_in_the_log_with_who_did_it(run, journal):
+def test_every_act_is_in_the_log_with_its_actor(run, journal):
     account_id = new_account(run, "Ada", 500)
     key = said(run("keys", "create", account_id, "--name", "laptop", "--json"))
     run("keys", "revoke", key["id"])

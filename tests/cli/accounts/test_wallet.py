@@ -1,4 +1,4 @@
-"""``wallet``: invoices that fill an account, made by lnd or by a node of our own, and that node's customer who pays."""
+"""``wallet``: invoices that top an account up, made by lnd or by a node of our own, and paid by that node's customer."""
 
 import json
 import os
@@ -17,7 +17,8 @@ from tests.cli.accounts_on_books import new_account, said
 from tests.support.bought import written
 from tests.support.lnd_standin import LndStandin, Trouble, in_a_thread, lnd_settings
 
-WAIT_S = 15
+WAIT_S = 90
+"""A deadline for what must not hang; nothing is measured."""
 ADMIN_KEY = "an-administrator-of-this-gateway"
 
 
@@ -95,7 +96,7 @@ def test_the_bounds_of_top_ups_hold_here_too(run, journal, lnd):
     "arguments",
     [["0"], ["-5"], ["1.5"], ["5", "--memo", "a\nb"], ["5", "--memo", "x" * 129]],
 )
-def test_lnd_is_not_asked_for_what_nobody_can_have(arguments, run, journal, lnd):
+def test_lnd_is_not_asked_for_impossible_topups(arguments, run, journal, lnd):
     account_id = new_account(run)
     outcome = run("wallet", "topup", account_id, *arguments)
     assert (outcome.code, outcome.out) == (2, "")
@@ -103,7 +104,7 @@ def test_lnd_is_not_asked_for_what_nobody_can_have(arguments, run, journal, lnd)
     assert lnd.invoices == []
 
 
-def test_nobody_fills_an_account_that_was_deleted(run, journal, lnd):
+def test_a_deleted_account_cannot_be_topped_up(run, journal, lnd):
     account_id = new_account(run)
     run("accounts", "delete", account_id, "--yes")
     outcome = run("wallet", "topup", account_id, "5")
@@ -120,7 +121,7 @@ def test_an_lnd_that_does_not_answer_makes_no_top_up(run, journal, lnd):
     assert said(run("wallet", "topups", account_id, "--json")) == []
 
 
-def test_an_invoice_that_is_not_what_was_asked_for_is_shown_to_nobody(run, journal, lnd):
+def test_an_invoice_other_than_the_one_asked_for_is_not_shown(run, journal, lnd):
     account_id = new_account(run)
     lnd.forged = {"amount_msat": 9_000_000}
     outcome = run("wallet", "topup", account_id, "5")
@@ -128,11 +129,11 @@ def test_an_invoice_that_is_not_what_was_asked_for_is_shown_to_nobody(run, journ
     assert "lnd made an invoice that is not what was asked for: amount" in outcome.err
 
 
-def test_without_lnd_it_is_said_what_is_missing(run, journal, tmp_path):
+def test_without_lnd_the_missing_settings_are_named(run, journal, tmp_path):
     account_id = new_account(run)
     outcome = run("wallet", "topup", account_id, "5")
     assert (outcome.code, outcome.out) == (1, "")
-    assert "nobody is there to make an invoice: set lnd_grpc_addr" in outcome.err
+    assert "top-ups are disabled: no lnd is configured; set lnd_grpc_addr" in outcome.err
     embedded = tmp_path / "state" / "lcp-gateway" / "embedded.db"
     written(embedded)
     account_id = said(run("accounts", "create", "x", "--embedded", "--json"))["id"]
@@ -171,7 +172,7 @@ def test_the_node_of_our_own_makes_the_invoice_and_its_customer_pays_it_once(run
 
 
 @pytest.mark.parametrize("invoice", ["lnbc1nonsense", "é", "\udcff", ""])
-def test_what_is_no_invoice_is_not_paid(invoice, run, node):
+def test_a_text_that_is_not_an_invoice_is_not_paid(invoice, run, node):
     outcome = run("wallet", "pay", invoice, "--lcpd-grpc-addr", node.address)
     assert outcome.code in {1, 2}
     assert outcome.out == ""
@@ -186,7 +187,7 @@ def test_only_a_node_of_our_own_is_paid_at(run, lnd, tmp_path):
     assert lnd.calls == []
     outcome = run("wallet", "pay", "lnbcrt1x", "--lcpd-grpc-addr", target, "--lcpd-tls")
     assert outcome.code == 1
-    assert "is no node of our own" in outcome.err
+    assert "is not a node of our own" in outcome.err
     outcome = run("wallet", "pay", "lnbcrt1x", "--embedded")
     assert outcome.code == 1
     assert "set node_listen" in outcome.err
@@ -198,7 +199,7 @@ def free_port():
 
 
 def asked(port, path, key=""):
-    """Ask a gateway for something; gives the status, None while it is not there."""
+    """Ask a gateway for something; returns the status, None while it does not answer."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", headers={"Authorization": f"Bearer {key}"} if key else {}
     )
@@ -211,14 +212,14 @@ def asked(port, path, key=""):
         return None
 
 
-def eventually(look, wait_s=WAIT_S):
-    deadline = time.monotonic() + wait_s
+def eventually(look):
+    deadline = time.monotonic() + WAIT_S
     while not look():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
 
 
-def test_a_gateway_that_runs_knows_at_once_of_keys_and_credits_what_is_paid(
+def test_a_running_gateway_accepts_new_keys_at_once_and_credits_payments(
     start, run, tmp_path, monkeypatch
 ):
     port = free_port()
@@ -231,7 +232,7 @@ def test_a_gateway_that_runs_knows_at_once_of_keys_and_credits_what_is_paid(
     eventually(lambda: asked(port, "/readyz") == 200)
     account_id = new_account(run)
     key = said(run("keys", "create", account_id, "--json"))
-    eventually(lambda: asked(port, "/v1/models", key["key"]) == 200, wait_s=3)
+    eventually(lambda: asked(port, "/v1/models", key["key"]) == 200)
 
     invoice = said(run("wallet", "topup", account_id, "50", "--json"))["payment_request"]
     paid = said(run("wallet", "pay", invoice, "--json"))
@@ -243,9 +244,9 @@ def test_a_gateway_that_runs_knows_at_once_of_keys_and_credits_what_is_paid(
     assert (line["cause"], line["cause_id"]) == ("topup", topup["id"])
 
     run("keys", "revoke", key["id"])
-    eventually(lambda: asked(port, "/v1/models", key["key"]) == 401, wait_s=3)
+    eventually(lambda: asked(port, "/v1/models", key["key"]) == 401)
     assert said(run("accounts", "audit", "--json"))["ok"] is True
     gateway.terminate()
-    out, err = gateway.communicate(timeout=30)
+    out, err = gateway.communicate(timeout=120)
     assert key["key"] not in out + err
     assert json.loads(run("accounts", "log", "--json").out)[0]["action"] == "key.revoke"

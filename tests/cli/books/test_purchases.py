@@ -132,7 +132,7 @@ def test_a_name_that_a_client_chose_is_no_formula_and_no_terminal_command(run, t
 
 
 @pytest.mark.usefixtures("journal")
-def test_what_is_unknown_is_resolved_for_good_with_its_reason(run, tmp_path):
+def test_an_unknown_purchase_is_resolved_for_good_with_its_reason(run, tmp_path):
     job_id = TWO.job_id.hex()
     outcome = run("purchases", "resolve", job_id, "settled", "--why", "lncli listpayments", "--yes")
     assert outcome.code == 0, outcome.err
@@ -208,7 +208,7 @@ def test_wrong_use_is_one_line_and_changes_nothing(arguments, run):
     assert len(listed(run("purchases", "list", "--json"))) == 4
 
 
-def test_what_ended_long_ago_is_forgotten_and_what_is_open_is_not(run, tmp_path):
+def test_purchases_that_ended_long_ago_are_deleted_and_open_ones_are_not(run, tmp_path):
     where = str(tmp_path / "j.db")
     long_ago = datetime.now(UTC) - 100 * DAY
     kept = Bought(2, State.UNKNOWN, at=long_ago)
@@ -235,7 +235,7 @@ def test_spending_is_added_up_by_day_unless_told_otherwise(run):
 
 
 @pytest.mark.usefixtures("journal")
-def test_spending_is_added_up_by_what_is_asked_for(run):
+def test_spending_is_added_up_by_the_headings_asked_for(run):
     by_model = sums(run("spend", "--json", "--by", "model"))
     assert [(entry["model"], entry["settled_msat"]) for entry in by_model] == [
         ("m", 1003),
@@ -335,7 +335,7 @@ def test_where_only_the_embedded_node_has_run_its_journal_is_read(command, run, 
     assert "only the embedded node" not in run(*command).err
 
 
-def test_what_changes_books_never_guesses_which(run, tmp_path):
+def test_commands_that_change_the_books_never_guess_which(run, tmp_path):
     written(tmp_path / "state" / "lcp-gateway" / "embedded.db", TWO)
     outcome = run("purchases", "resolve", TWO.job_id.hex(), "settled", "--why", "x", "--yes")
     assert outcome.code == 1 and "with --embedded, as ./scripts/serve has it" in outcome.err

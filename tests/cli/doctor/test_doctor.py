@@ -15,7 +15,7 @@ def at(node):
 
 @pytest.fixture
 def nowhere():
-    """An address where nobody listens."""
+    """An address where no server listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{taken.getsockname()[1]}"
@@ -41,7 +41,7 @@ def test_the_doctor_takes_its_question_back_and_pays_nothing(run, at, node):
     assert [json.loads(line)["kind"] for line in lines] == ["quote", "cancel"]
 
 
-def test_the_doctor_names_what_is_wrong_with_the_configuration(run, monkeypatch):
+def test_the_doctor_lists_the_problems_of_the_configuration(run, monkeypatch):
     monkeypatch.setenv("LCP_GATEWAY_LOG_LEVEL", "loud")
     outcome = run("doctor", "--http-addr", "x")
     assert outcome.code == 2
@@ -50,7 +50,7 @@ def test_the_doctor_names_what_is_wrong_with_the_configuration(run, monkeypatch)
     assert all(line.startswith("fail  configuration") for line in lines)
 
 
-def test_the_doctor_says_what_to_do_when_nobody_answers(run, nowhere):
+def test_the_doctor_gives_advice_when_the_daemon_does_not_answer(run, nowhere):
     outcome = run("doctor", "--lcpd-grpc-addr", nowhere, "--preflight-timeout-s", "1")
     assert outcome.code == 1
     assert "fail  daemon" in outcome.out
@@ -89,7 +89,7 @@ def test_the_doctor_finds_a_version_that_the_gateway_does_not_speak(run, start, 
 
 def test_the_doctor_brings_its_own_node_when_it_is_asked_to(start):
     process = start("doctor", "--embedded")
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, out + err
     assert out.count("ok  ") == 7
     assert "embedded.db is made at the first start" in out

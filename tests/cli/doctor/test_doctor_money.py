@@ -53,7 +53,7 @@ def with_lnd(lnd):
     )  # fmt: skip
 
 
-def test_the_journal_is_opened_and_what_is_open_in_it_is_told(run, at, tmp_path):
+def test_the_journal_is_opened_and_its_unknown_purchases_are_counted(run, at, tmp_path):
     where = str(tmp_path / "j.db")
     written(where, Bought(1), Bought(2, State.UNKNOWN, price_msat=2_000))
     outcome = run("doctor", *at, "--journal-url", where)
@@ -96,7 +96,7 @@ def test_another_journal_than_the_one_that_was_kept_before_is_found(run, at, tmp
 def test_a_journal_that_is_off_is_said_to_be(run, at):
     outcome = run("doctor", *at, "--journal-url", "off")
     assert outcome.code == 0
-    assert "off: nothing is written down" in outcome.out
+    assert "off: no purchase is recorded" in outcome.out
     assert "no journal is kept" in outcome.out
 
 

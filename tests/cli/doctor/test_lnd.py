@@ -66,7 +66,7 @@ def test_lnd_is_asked_how_it_is_and_gives_the_network(run, at, lnd):
     assert "49,000.000 sat at most in one payment" in outcome.out
     assert "terms and invoice hold\n" in outcome.out
     assert line(outcome, "lnd node").endswith("the one that the daemon pays with")
-    assert line(outcome, "lnd macaroon").endswith("lnd_macaroon_file allows what is needed")
+    assert line(outcome, "lnd macaroon").endswith("lnd_macaroon_file allows all that is needed")
 
 
 def test_an_lnd_of_another_node_is_found(run, at, tmp_path):
@@ -99,7 +99,7 @@ def test_a_macaroon_for_invoices_beside_the_one_that_reads_is_tried_by_itself(ru
     both = {"lnd_invoice_macaroon_file": lnd.bake("sells", *SELLS)}
     outcome = run("doctor", *at, *flags(lnd, **both), "--auth", "accounts")
     assert outcome.code == 0, outcome.out
-    assert "lnd_invoice_macaroon_file allows what is needed" in outcome.out
+    assert "lnd_invoice_macaroon_file allows all that is needed" in outcome.out
     assert lnd.invoices == []
 
 
@@ -164,7 +164,7 @@ def test_a_certificate_of_another_lnd_is_named_with_its_setting(run, at, lnd, tm
     assert "tlsextradomain" in told and "SSL" not in told
 
 
-def test_what_does_not_speak_tls_is_said_not_to(run, at, lnd, node, tmp_path):
+def test_a_server_without_tls_is_reported(run, at, lnd, node, tmp_path):
     with_daemon = flags(lnd, lnd_grpc_addr=node.address)
     outcome = run("doctor", *at, *with_daemon)
     assert outcome.code == 1
@@ -213,15 +213,15 @@ def test_an_lnd_that_is_behind_the_chain_or_knows_no_graph_is_found(run, at, lnd
     assert outcome.code == 1 and "caught up with the chain" in line(outcome, "lnd")
 
 
-def test_a_seller_that_can_receive_nothing_is_told(run, at, lnd):
+def test_a_seller_without_inbound_liquidity_is_reported(run, at, lnd):
     lnd.balance.remote_balance.msat = 5
     both = {"lnd_invoice_macaroon_file": lnd.bake("sells", *SELLS)}
     outcome = run("doctor", *at, *flags(lnd, **both), "--auth", "accounts")
     assert outcome.code == 1
-    assert "customers cannot pay in" in line(outcome, "lnd inbound")
+    assert "customers cannot top up" in line(outcome, "lnd inbound")
 
 
-def test_what_the_doctor_tries_changes_nothing_at_lnd(run, at, lnd):
+def test_the_doctor_changes_nothing_at_lnd(run, at, lnd):
     macaroon = lnd.bake("all", *READS, *SELLS)
     run("doctor", *at, *flags(lnd, macaroon=macaroon), "--auth", "accounts")
     assert not lnd.invoices and not lnd.payments

@@ -28,7 +28,7 @@ def at(node):
 
 @pytest.fixture
 def nowhere():
-    """An address where nobody listens."""
+    """An address where no server listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{taken.getsockname()[1]}"
@@ -71,7 +71,7 @@ def test_a_model_that_is_mapped_to_a_missing_peer_is_not_ready(run, at):
     ]
 
 
-def test_a_model_that_is_mapped_elsewhere_has_no_score_where_nobody_is_sent(run, at):
+def test_a_model_that_is_mapped_elsewhere_has_no_score_where_no_request_goes(run, at):
     (first, second, *_) = listed(run("models", "--json", *at))
     mapped = f"echo-1={second['peer_id']}"
     found = listed(run("models", "--json", *at, "--model-map", mapped))
@@ -88,7 +88,7 @@ def test_models_without_a_daemon_fail_in_one_line(run, nowhere):
     assert "--embedded" in outcome.err
 
 
-def test_nodes_stand_beside_peers_with_what_their_names_tell(run, at, box, tmp_path):
+def test_nodes_stand_beside_peers_with_the_traits_of_their_names(run, at, box, tmp_path):
     config = config_file(tmp_path, table("box", box.base_url, price_per_request_msat=500))
     found = {e["model"]: e for e in listed(run("models", "--json", *at, "--config", config))}
     assert {"echo-1", "Qwen2.5-Coder-14B", "all-minilm"} < set(found)
@@ -180,7 +180,7 @@ def test_with_accounts_the_administrators_key_is_enough_to_look(run, command, mo
         assert running.events() == []
 
 
-def test_what_is_measured_shows_in_the_rows_of_the_best_provider():
+def test_measurements_show_in_the_rows_of_the_best_provider():
     model = {
         "id": "m",
         "lcp": {

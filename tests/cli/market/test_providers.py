@@ -1,9 +1,10 @@
 """What the commands say about a daemon that does not do as it should, and how long they wait for their own."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 
+from lcp_gateway.cli.market import providers
 from lcp_gateway.cli.market.providers import daemon_advice, describe_daemon_error, retry_until_up
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.errors import UpstreamError
@@ -24,7 +25,7 @@ OURS = THEIRS.model_copy(update={"embedded": True})
         ("INTERNAL", THEIRS, "the daemon's own log"),
     ],
 )
-def test_each_failure_comes_with_what_to_do(status, settings, words):
+def test_each_failure_comes_with_advice(status, settings, words):
     assert words in daemon_advice(UpstreamError(status, "x"), settings)
 
 
@@ -66,8 +67,17 @@ async def test_anything_else_is_asked_once(settings, status):
     assert asked.calls == 1
 
 
-async def test_waiting_for_our_own_node_ends():
-    started = time.monotonic()
+async def test_waiting_for_our_own_node_ends(monkeypatch):
+    """With a clock of its own: the test waits for nothing."""
+    now, asked = [0.0], Asked(10**6)
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+
+    async def sleep(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(providers, "time", clock)
+    monkeypatch.setattr(providers, "asyncio", SimpleNamespace(sleep=sleep))
     with pytest.raises(UpstreamError):
-        await retry_until_up(OURS.model_copy(update={"preflight_timeout_s": 0.3}), Asked(10**6))
-    assert time.monotonic() - started < 2
+        await retry_until_up(OURS, asked)
+    assert now[0] <= OURS.preflight_timeout_s
+    assert 40 < asked.calls < 60

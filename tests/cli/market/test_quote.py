@@ -108,7 +108,7 @@ def test_a_file_that_is_no_request_is_one_line(content, run, at, tmp_path):
     assert outcome.err.startswith("lcp-gateway: the request is no")
 
 
-def test_a_model_that_nobody_offers_is_said_to_be(run, at):
+def test_a_model_that_no_provider_offers_is_reported(run, at):
     outcome = run("quote", "--prompt", "x", "--model", "gpt-none", *at)
     assert outcome.code == 1
     assert "no connected provider offers the model" in outcome.err

@@ -1,4 +1,4 @@
-"""``route``: who would get a request and why. Nothing is bought, and nothing of the request is shown."""
+"""``route``: which provider would get a request and why. Nothing is bought, and nothing of the request is shown."""
 
 import io
 import json
@@ -92,7 +92,7 @@ def test_without_a_body_a_short_chat_is_explained(run, at, config, market):
     assert not any(node.calls() for node in market)
 
 
-def test_what_a_request_needs_is_shown_and_nothing_that_it_says(run, at, config, body):
+def test_the_needs_of_a_request_are_shown_and_none_of_its_text(run, at, config, body):
     image = {"type": "image_url", "image_url": {"url": "https://example.com/" + SECRET}}
     body(messages=[{"role": "user", "content": [image]}], max_tokens=1000)
     outcome = run("route", "-", *at, "--config", config)
@@ -116,7 +116,7 @@ def test_the_model_can_be_replaced_or_put_in(run, at, config, tmp_path, body):
     assert found["chosen"]["provider"] == "node:box"
 
 
-def test_a_named_model_shows_all_its_providers_and_what_an_alias_stands_for(run, at, config):
+def test_a_named_model_shows_all_its_providers_and_the_meaning_of_an_alias(run, at, config):
     outcome = run("route", "--model", "gpt-4o-mini", *at, "--config", config)
     shown = pairs(outcome)
     assert shown["model"] == f"gpt-4o-mini, which is {CODER} here"
@@ -146,7 +146,7 @@ def test_a_running_gateway_explains_it_and_spends_nothing(run, running, config, 
     assert not any(node.calls() for node in market)
 
 
-def test_what_the_gateway_refuses_is_a_line(run, running, config, body, monkeypatch):
+def test_a_refusal_of_the_gateway_is_a_line(run, running, config, body, monkeypatch):
     where = ("--http-addr", f"127.0.0.1:{running.port}")
     with_key = (*where, "--config", config)
     body(messages=[])
@@ -186,7 +186,7 @@ def test_a_gateway_can_be_left_out(run, running, config, node):
     ("content", "words"),
     [
         ("", "the request is not JSON"),
-        ("[]", "the request is no JSON object"),
+        ("[]", "the request is not a JSON object"),
         ('{"model": 5, "messages": ["do-not-print"]}', "does not name its model once"),
     ],
 )

@@ -10,7 +10,7 @@ def test_it_runs_until_sigterm(start, tmp_path):
     process = start("node", "--listen", f"unix:{tmp_path}/n.sock")
     assert process.stdout.readline().startswith(f"node ready on unix:{tmp_path}/n.sock")
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
 
 
@@ -58,7 +58,7 @@ def test_a_port_that_is_taken_is_one_line(start):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         process = start("node", "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
-        out, err = process.communicate(timeout=10)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert out == ""
     assert "cannot listen on 127.0.0.1" in err
@@ -69,7 +69,7 @@ def test_a_backend_that_is_not_there_is_one_line(start, tmp_path):
     process = start(
         "node", "--listen", f"unix:{tmp_path}/b.sock", "--backend", "http://127.0.0.1:9/v1"
     )
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err.startswith("lcp-gateway: node: ")
     assert "Traceback" not in err

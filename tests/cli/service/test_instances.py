@@ -1,14 +1,14 @@
-"""Where the files of a gateway are, and which gateway is meant."""
+"""The files of a gateway, which gateway is meant, and its status."""
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lcp_gateway.cli.gateway_client import Readiness, ask_readiness, url_of
+from lcp_gateway.cli.gateway_client import Address, Readiness, ask_readiness
 from lcp_gateway.cli.output import CommandFailed
 from lcp_gateway.cli.service.instances import files_of, read_query
 from lcp_gateway.cli.service.start import command_line_flags
-from lcp_gateway.cli.service.status import RUNNING, STOPPED, GatewayStatus, SpentToday
+from lcp_gateway.cli.service.status import RUNNING, STOPPED, GatewayStatus, SpendTotal
 from lcp_gateway.config import Settings
 
 
@@ -29,7 +29,7 @@ def test_the_files_are_named_after_host_and_port(address, stem, url, tmp_path):
     files = files_of(settings, {"XDG_STATE_HOME": str(tmp_path)})
     assert files.pid_file == tmp_path / "lcp-gateway" / "run" / f"{stem}.pid"
     assert files.log_file == tmp_path / "lcp-gateway" / "run" / f"{stem}.log"
-    assert url_of(settings) == url
+    assert Address.of_settings(settings).url == url
 
 
 def test_settings_put_them_elsewhere_as_absolute_paths(tmp_path, monkeypatch):
@@ -38,17 +38,17 @@ def test_settings_put_them_elsewhere_as_absolute_paths(tmp_path, monkeypatch):
     files = files_of(settings)
     assert files.pid_file == tmp_path / "run" / "gateway-127.0.0.1-8080.pid"
     assert files.log_file == tmp_path / "my.log"
-    assert url_of(settings).startswith("https://")
+    assert Address.of_settings(settings).url.startswith("https://")
 
 
-def test_flags_are_written_as_they_are_read(tmp_path):
+def test_flags_are_write_duration_as_they_are_read(tmp_path):
     flags = {"http_addr": ":1", "embedded": True, "preflight": False, "log_level": "-x"}
     assert command_line_flags(flags, tmp_path) == [
         "--config", str(tmp_path), "--http-addr=:1", "--embedded", "--no-preflight", "--log-level=-x",
     ]  # fmt: skip
 
 
-def test_what_is_wrong_with_other_settings_keeps_nobody_from_asking(tmp_path, monkeypatch):
+def test_problems_of_other_settings_do_not_matter(tmp_path, monkeypatch):
     file = tmp_path / "config.toml"
     file.write_text("heartbeat_s = 'soon'\nhttp_adr = ':2'\npid_file = 'x.pid'\n")
     monkeypatch.setenv("LCP_GATEWAY_STATE_DIR", str(tmp_path))
@@ -62,7 +62,7 @@ def test_what_is_wrong_with_other_settings_keeps_nobody_from_asking(tmp_path, mo
 
 
 @pytest.mark.parametrize("text", ["http_addr = ", "http_addr = 1", "\xff", "stop_timeout_s = '?'"])
-def test_what_is_wrong_with_what_says_where_it_is_is_told(tmp_path, text):
+def test_problems_of_the_settings_that_name_a_gateway_are_reported(tmp_path, text):
     file = tmp_path / "config.toml"
     file.write_bytes(text.encode("latin-1"))
     question = read_query({}, file)
@@ -90,19 +90,19 @@ def test_flags_beat_the_environment_and_that_the_file(tmp_path, monkeypatch):
     assert read_query({"http_addr": ":4"}, file).settings.http_addr == ":4"
 
 
-def test_nobody_who_answers_is_nobody():
+def test_where_no_gateway_answers_there_is_no_readiness():
     assert ask_readiness("http://127.0.0.1:9") is None
     assert ask_readiness("https://127.0.0.1:9") is None
 
 
-def test_a_status_leaves_out_what_nobody_knows():
+def test_a_status_leaves_out_values_that_are_not_known():
     stopped = GatewayStatus(state=STOPPED, url="http://a", now=datetime.now(UTC))
     assert stopped.as_rows() == [("State", "stopped"), ("Address", "http://a")]
     assert stopped.as_json()["ready"] is None
     assert stopped.uptime is None
 
 
-def test_a_status_says_why_it_is_not_ready_and_what_was_spent():
+def test_a_status_has_the_reasons_and_the_spending():
     status = GatewayStatus(
         state=RUNNING,
         url="http://a",
@@ -114,14 +114,14 @@ def test_a_status_says_why_it_is_not_ready_and_what_was_spent():
             jobs_in_flight=2,
             nodes={"a": True, "b": False},
         ),
-        spent=SpentToday(purchases=3, settled_msat=12_500, unknown_msat=1_000),
+        spent=SpendTotal(purchases=3, settled_msat=12_500, unknown_msat=1_000),
     )
     rows = dict(status.as_rows())
     assert rows["Ready"] == "no: no peers; old"
     assert rows["Nodes"] == "1 of 2 up"
     assert rows["Spent today"] == "12.500 sat in 3 purchases, and 1.000 sat unknown"
     silent = GatewayStatus(
-        state=RUNNING, url="http://a", now=datetime.now(UTC), no_books="it is off"
+        state=RUNNING, url="http://a", now=datetime.now(UTC), spent_problem="it is off"
     )
     assert dict(silent.as_rows())["Ready"] == "no: it does not answer"
     assert dict(silent.as_rows())["Spent today"] == "not known: it is off"
@@ -138,7 +138,7 @@ def test_a_status_says_why_it_is_not_ready_and_what_was_spent():
         (-5, "0 s"),
     ],
 )
-def test_a_length_of_time_is_written_with_its_two_largest_units(seconds, words):
-    from lcp_gateway.cli.service.status import _written
+def test_a_length_of_time_is_write_duration_with_its_two_largest_units(seconds, words):
+    from lcp_gateway.cli.service.status import _write_duration
 
-    assert _written(timedelta(seconds=seconds)) == words
+    assert _write_duration(timedelta(seconds=seconds)) == words

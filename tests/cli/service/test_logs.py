@@ -26,7 +26,7 @@ def test_the_last_lines_are_those_of_all_files_together(tmp_path_factory, lines,
     )
 
 
-def test_lines_longer_than_what_is_read_at_a_time_are_whole(tmp_path):
+def test_lines_longer_than_a_block_are_whole(tmp_path):
     path = tmp_path / "x.log"
     long = [letter * 200_000 + b"\n" for letter in (b"a", b"b", b"c")]
     path.write_bytes(b"".join(long) + b"unfinished")

@@ -37,7 +37,7 @@ def record(process=None):
     )
 
 
-def test_what_is_written_is_read_and_is_its_owners_alone(tmp_path):
+def test_a_written_file_is_read_back_and_is_its_owners_alone(tmp_path):
     path, written = tmp_path / "x.pid", record()
     write_pid_file(path, written)
     found = read_pid_file(path)
@@ -62,7 +62,7 @@ def test_whatever_stands_there_is_stale_and_no_error(tmp_path_factory, text):
 @pytest.mark.parametrize(
     "make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/etc/passwd")]
 )
-def test_what_is_no_file_is_stale_and_not_waited_for(tmp_path, make):
+def test_anything_but_a_regular_file_is_stale_and_not_waited_for(tmp_path, make):
     make(tmp_path / "x.pid")
     assert read_pid_file(tmp_path / "x.pid").condition is Condition.STALE
 
@@ -119,7 +119,7 @@ def test_only_one_holds_the_lock_and_it_leaves_no_file(tmp_path):
     assert not path.exists()
 
 
-def test_who_waits_too_long_for_the_lock_is_told(tmp_path):
+def test_waiting_too_long_for_the_lock_is_reported(tmp_path):
     told = []
     with locked(tmp_path / "x.lock", 1, lambda: None):
         with pytest.raises(LockTimeout), locked(tmp_path / "x.lock", 1.2, lambda: told.append(1)):
