@@ -6,7 +6,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from lcp_gateway.store.database.schema import watch_state
 
 KEYS = "keys"
-"""The last change of a key."""
+"""The number of the last change of a key."""
 REPEAT_KEYS = "repeat_keys"
 """The time of the last purchase whose repeat key was looked at and removed if it was too old."""
 

@@ -1,4 +1,4 @@
-"""A database as the rest of the store sees it: one writer, some readers, a sign of life of each process; and how one is opened by its address."""
+"""The interface of a database (one writer, readers, a lock that shows a live process), and its opening by address."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +14,11 @@ GONE_AFTER_S: Final = 10.0
 """Longer than a live gateway takes to take its lock again: a beat (1 s), a write's time-out (5 s), and a new session."""
 
 Work = Callable[[Connection], T]
-"""What is done in one transaction: plain synchronous SQLAlchemy, which both kinds of database run."""
+"""The work of one transaction: plain synchronous SQLAlchemy, which both kinds of database run."""
 
 
 class DatabaseUnavailable(Exception):
-    """Nothing can be read or written at present; another try may find it well again.
+    """The database can be neither read nor written at present; another try may succeed.
 
     ``reason`` is fit for a client: no path, address, name or value. ``unsure`` says that the transaction may be
     durable all the same, because contact was lost while it was being committed.
@@ -40,43 +40,43 @@ class Database(Protocol):
 
     @property
     def secret(self) -> bytes:
-        """What repeat keys are hashed with, the same for all processes on this database."""
+        """The secret that repeat keys are hashed with, the same for all processes on this database."""
         ...
 
     @property
     def trouble(self) -> str | None:
-        """Why this is not the database that was opened, as last seen; None where it is."""
+        """Why the last check found another database than the one that was opened; None where it is the same."""
         ...
 
     @property
     def replaced(self) -> str | None:
-        """Why this is not the journal that was kept here before, and what an operator can do; None where it is."""
+        """Why this is not the journal that was here before, and how an operator resolves it; None where it is the same."""
         ...
 
     async def write(self, work: Work[T]) -> T:
-        """Do it in one transaction that is durable when this returns. One at a time, in the order of the calls.
+        """Run the work in one transaction that is durable when this returns. One at a time, in the order of the calls.
 
         Raises:
             DatabaseUnavailable: it cannot be made durable. Every other error is that of the work itself; in both
-                cases nothing of it remains, but for what ``unsure`` says.
+                cases it is rolled back, unless the error is ``unsure``.
         """
         ...
 
     async def read(self, work: Work[T]) -> T:
-        """Do it on one consistent view, beside what is being written.
+        """Run the work on one consistent view, beside the writer.
 
         Raises:
-            DatabaseUnavailable: nothing can be read.
+            DatabaseUnavailable: the database cannot be read.
         """
         ...
 
     async def read_reserved(self, work: Work[T]) -> T:
-        """As ``read``, beside everything else: on a connection that no other read can hold, and within seconds.
+        """Run the work as ``read`` does, on a connection that no other read can hold, and within seconds.
 
-        For the few reads that the gateway's safety hangs on, such as that of keys which were revoked.
+        For the few reads that the gateway's safety depends on, such as that of revoked keys.
 
         Raises:
-            DatabaseUnavailable: nothing can be read, or not in time.
+            DatabaseUnavailable: the database cannot be read, or not in time.
         """
         ...
 
@@ -93,26 +93,26 @@ class Database(Protocol):
         ...
 
     async def keep_alive(self) -> bool:
-        """Show other processes that this one lives; to be called each second.
+        """Hold the lock that shows other processes that this one lives; to be called each second.
 
-        Returns whether the lock had been lost since the last call, and was taken again.
+        Return whether the lock had been lost since the last call, and was taken again.
 
         Raises:
-            DatabaseUnavailable: it cannot be shown at present.
+            DatabaseUnavailable: the lock cannot be checked at present.
         """
         ...
 
     def forget_gone(self) -> None:
-        """Clear away what dead processes left beside the database."""
+        """Remove the lock files of dead processes."""
         ...
 
     async def close(self) -> None:
-        """End the work under way and let go of the database."""
+        """Finish the work under way and close the database."""
         ...
 
 
 class BadDatabaseUrl(ValueError):
-    """The address names no database that the store can use. The message holds no password."""
+    """The address is of no database that the store can use. The message holds no password."""
 
 
 async def open_database(
@@ -134,7 +134,7 @@ async def open_database(
     """
     address = where if isinstance(where, Path) else _parsed(where)
     if isinstance(address, Path):
-        # Imported where chosen: each kind brings a driver along that the other does not need.
+        # Imported where chosen: each kind has a driver that the other does not need.
         from lcp_gateway.store.database.sqlite import SqliteDatabase  # noqa: PLC0415 - see above
 
         return await SqliteDatabase.open(address, busy_timeout_s=busy_timeout_s)
@@ -159,12 +159,12 @@ def _parsed(where: str) -> Path | URL:
     try:
         url = make_url(where)
     except ArgumentError:
-        raise BadDatabaseUrl("the journal's address is no database URL") from None
+        raise BadDatabaseUrl("the journal's address is not a database URL") from None
     match url.get_backend_name():
         case "sqlite" if url.database and url.database != ":memory:":
             return Path(url.database)
         case "sqlite":
-            raise BadDatabaseUrl("a journal in memory forgets what it is for: give a file")
+            raise BadDatabaseUrl("a journal in memory is lost with the process: name a file")
         case "postgresql" | "postgres":
             return _for_asyncpg(url)
         case other:
@@ -173,7 +173,7 @@ def _parsed(where: str) -> Path | URL:
 
 def _for_asyncpg(url: URL) -> URL:
     url = url.set(drivername="postgresql+asyncpg")
-    # The name that every other PostgreSQL client knows; this driver has another for the same values.
+    # The name that other PostgreSQL clients use; asyncpg has another one for the same values.
     mode = url.query.get("sslmode")
     if mode is None:
         return url

@@ -1,4 +1,4 @@
-"""One of several gateways on a database leads: by a lock that the system drops when its process ends."""
+"""Leader election among the gateways on a database, by a lock that the system drops when its process ends."""
 
 import asyncio
 import fcntl
@@ -19,10 +19,10 @@ from lcp_gateway.store.database.postgres_sessions import as_unavailable, set_aft
 
 T = TypeVar("T")
 
-# Shorter than the server takes to give a session up: whoever no longer reaches it stops before another begins.
+# Shorter than the server takes to end a session: a leader that no longer reaches it stops before another begins.
 _ANSWER_S: Final = 3.0
 _SESSION = {
-    # A machine that vanished is given up after ten seconds. One that ended is at once.
+    # The session of a machine that vanished ends after ten seconds, that of a process that ended at once.
     "tcp_keepalives_idle": "4",
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "3",
@@ -40,12 +40,12 @@ _HAS = text(
 class Leadership:
     """The lead in one matter, which at most one of the gateways on a database has.
 
-    It is the process's until it lets go or ends, however it ends; then whoever tries next has it. On SQLite it is a lock
-    on a file beside the database, on PostgreSQL one of a session of its own, whose loss loses the lead.
+    A process has it until it releases it or ends; then the next process that tries takes it. On SQLite it is a lock on
+    a file beside the database, on PostgreSQL a lock of a session of its own, whose loss loses the lead.
     """
 
     def __init__(self, database: Database, name: str) -> None:
-        """``name`` says in which matter: letters of ASCII."""
+        """``name`` is that of the matter: ASCII letters."""
         if not (name.isascii() and name.isalpha()):
             raise ValueError("a matter is named with letters")
         self._database = database
@@ -54,12 +54,12 @@ class Leadership:
         self._one_at_a_time = asyncio.Lock()
 
     async def try_lead(self) -> bool:
-        """Take the lead if nobody has it; true while this process has it.
+        """Take the lead if it is free; return whether this process has it.
 
-        False is also what the first call after the lead was lost gives, so that what was being done with it ends.
+        The first call after the lead was lost returns False as well, so that the work of a leader ends.
 
         Raises:
-            DatabaseUnavailable: it cannot be told; this process does not have it.
+            DatabaseUnavailable: the lock cannot be checked; this process does not lead.
         """
         async with self._one_at_a_time:
             if self._lock is None:
@@ -67,12 +67,12 @@ class Leadership:
             return await self._lock.has() if self._lock.is_held else await self._lock.take()
 
     async def still_leading(self) -> bool:
-        """Tell whether this process has the lead; never takes it."""
+        """Return whether this process has the lead; never take it."""
         async with self._one_at_a_time:
             return self._lock is not None and self._lock.is_held and await self._lock.has()
 
     async def release(self) -> None:
-        """Let go, so that another can lead at once."""
+        """Release the lead, so that another process can take it at once."""
         async with self._one_at_a_time:
             if self._lock is not None:
                 await self._lock.drop()
@@ -90,28 +90,28 @@ class _Lock(Protocol):
 
     @property
     def is_held(self) -> bool:
-        """Tell whether it was ours when that was last looked at."""
+        """Whether the last check found it ours."""
         ...
 
     async def take(self) -> bool:
-        """Take it if it is free.
+        """Take it if it is free; return whether it is ours.
 
         Raises:
-            DatabaseUnavailable: it cannot be told.
+            DatabaseUnavailable: it cannot be checked.
         """
         ...
 
     async def has(self) -> bool:
-        """Tell whether it is still ours; whatever leaves that open loses it."""
+        """Return whether it is still ours; a check that fails loses it."""
         ...
 
     async def drop(self) -> None:
-        """Let go of it."""
+        """Release it."""
         ...
 
 
 class _FileLock:
-    """A lock on a file of its own. The file stays: one that is taken away could be locked twice."""
+    """A lock on a file of its own. The file stays: a file that is deleted and made anew could be locked twice."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -134,11 +134,11 @@ class _FileLock:
                 return False
             raise DatabaseUnavailable(os.strerror(error.errno or 0).lower()) from error
         self._file = file
-        # Somebody may have cleared the file away between the two steps.
+        # Another process may have deleted the file between the two steps.
         return await self.has()
 
     async def has(self) -> bool:
-        """Tell whether the lock is on the file that others would lock."""
+        """Return whether the lock is on the file that others would lock."""
         if self._file is None:
             return False
         with suppress(OSError):
@@ -161,7 +161,7 @@ class _SessionLock:
         self._engine: AsyncEngine = create_async_engine(
             url,
             poolclass=NullPool,
-            # No transaction: between two questions the session shall be idle, and hold nothing back.
+            # No transaction: between two checks the session is idle, and keeps the server from cleaning nothing up.
             isolation_level="AUTOCOMMIT",
             connect_args={
                 "timeout": _ANSWER_S,
@@ -182,11 +182,11 @@ class _SessionLock:
                     (await self._session.execute(_TAKE, {"key": self._key})).scalar_one()
                 )
         except BaseException as error:
-            # Also where it was cancelled in the middle: nothing tells whether the lock was given.
+            # Also where it was cancelled in the middle: the server may have granted the lock.
             await self.drop()
             if as_unavailable(error) is None:
                 raise
-            raise DatabaseUnavailable("the database cannot be asked who leads") from error
+            raise DatabaseUnavailable("the database does not answer which gateway leads") from error
         return self.is_held
 
     async def has(self) -> bool:
@@ -220,7 +220,7 @@ def _url_of(connection: Connection) -> URL:
 
 
 def _key_of(name: str) -> int:
-    """Give the signed 64 bits that name the matter to the server; by chance nothing else there has the same."""
+    """Return the signed 64 bits of an advisory lock: the hash of the matter's name."""
     return int.from_bytes(
         hashlib.sha256(f"lcp-gateway leader {name}".encode()).digest()[:8], signed=True
     )

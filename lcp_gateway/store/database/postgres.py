@@ -1,4 +1,4 @@
-"""PostgreSQL through asyncpg: a session that writes and shows that this process lives, a few that read, one that reads what is urgent."""
+"""PostgreSQL through asyncpg: one session that writes and holds the lock of a live process, three that read, one for urgent reads."""
 
 import asyncio
 import secrets
@@ -53,9 +53,9 @@ class Absences:
         self._absent: dict[str, _Absence] = {}
 
     def found_free(self, owner: str, *, asked: bool = True) -> bool:
-        """Note a look that found the lock free; true once the owner counts as gone.
+        """Record a look that found the lock free; return whether the owner counts as gone.
 
-        ``asked`` says that the answer is needed, so that the owner is watched on for a while.
+        ``asked`` keeps the owner watched for a while.
         """
         now = self._clock()
         found = self._absent.get(owner)
@@ -70,7 +70,7 @@ class Absences:
         return now - found.free_since >= self._gone_after_s
 
     def found_held(self, owner: str) -> None:
-        """Note a look that found the lock held: the owner lives."""
+        """Record a look that found the lock held: the owner lives."""
         self._absent.pop(owner, None)
 
     def is_watched(self, owner: str) -> bool:
@@ -87,20 +87,20 @@ class Absences:
         return tuple(self._absent)
 
     def begin_again(self) -> None:
-        """Count from the next look on: the session that looked was lost, and the owners' may have been with it."""
+        """Start the time anew: the session that looked was lost, and the owners' may have been with it."""
         now = self._clock()
         for found in self._absent.values():
             found.free_since = found.looked_at = now
 
     def _make_room(self) -> None:
-        # Those that nothing has asked for the longest; a look of theirs that counts would be the first again.
+        # The one whose last question is the longest ago.
         while len(self._absent) >= _MOST_WATCHED:
             del self._absent[min(self._absent, key=lambda owner: self._absent[owner].asked_at)]
 
 
 T = TypeVar("T")
 
-# Shared, so that a new session of a live process is let in while the server still believes in its broken one.
+# Shared, so that a new session of a live process gets it while the server has not ended the broken one.
 _HOLD = text("SELECT pg_advisory_lock_shared(:key)").bindparams(bindparam("key", type_=BigInteger))
 _IS_FREE = text("SELECT pg_try_advisory_xact_lock(:key)").bindparams(
     bindparam("key", type_=BigInteger)
@@ -114,7 +114,7 @@ _IS_SHOWN = text(
 _NOTHING = text("SELECT 1")
 _START = text("SELECT pg_advisory_xact_lock(:key)").bindparams(bindparam("key", type_=BigInteger))
 _START_KEY = 0x6C63705F67617465  # "lcp_gate"
-_PATIENCE = text("SET LOCAL lock_timeout = '60s'")
+_LONG_LOCK_TIMEOUT = text("SET LOCAL lock_timeout = '60s'")
 _DURABLE = text(
     "SELECT set_config('synchronous_commit', 'on', false)"
     " WHERE current_setting('synchronous_commit') = 'off'"
@@ -125,7 +125,7 @@ _QUICK_S = 1.0
 _RESERVED_READ_S = 3.0
 _SNAPSHOT = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
 _IS_OURS = "lcp_gateway.is_ours"
-"""What is noted on a session that was found to lead to the journal that was opened."""
+"""The mark on a session that was found to lead to the journal that was opened."""
 _ANOTHER = "another database answers at its address"
 
 
@@ -145,7 +145,7 @@ class PostgresDatabase:
         self._shown = 0
         self._seen_shown = 1
         settings = {
-            # A machine that vanished lets go of its signs of life after a minute.
+            # The locks of a machine that vanished are free after a minute.
             "tcp_keepalives_idle": "30",
             "tcp_keepalives_interval": "10",
             "tcp_keepalives_count": "3",
@@ -223,21 +223,21 @@ class PostgresDatabase:
 
     @property
     def secret(self) -> bytes:
-        """What repeat keys are hashed with: kept in the database, since all gateways need the same."""
+        """The secret of repeat keys, kept in the database, since all gateways need the same."""
         return self._secret
 
     @property
     def trouble(self) -> str | None:
-        """Why what answers at the address is not the database that was opened, as last seen."""
+        """Why the last check found another database at the address."""
         return self._trouble
 
     @property
     def replaced(self) -> str | None:
-        """Return None: no gateway keeps record outside of the database of which one it was."""
+        """None: nothing outside of the database records which one it was."""
         return None
 
     async def write(self, work: Work[T]) -> T:
-        """Do it in one durable transaction."""
+        """Run the work in one durable transaction."""
         async with self._one_at_a_time:
             committing = False
             try:
@@ -256,7 +256,7 @@ class PostgresDatabase:
                 raise unavailable from error
 
     async def read(self, work: Work[T]) -> T:
-        """Do it on one consistent view."""
+        """Run the work on one consistent view."""
         with one_error():
             connection = await self._read_engine.connect()
             try:
@@ -267,14 +267,14 @@ class PostgresDatabase:
                 return await connection.run_sync(work)
             except BaseException as error:
                 if not isinstance(error, Exception) or as_unavailable(error) is not None:
-                    # Left in the middle, or broken: asking it to roll back could take as long as the read itself.
+                    # Cancelled in the middle, or broken: a rollback could take as long as the read itself.
                     await end_session(connection)
                 raise
             finally:
                 await connection.close()
 
     async def read_reserved(self, work: Work[T]) -> T:
-        """Do it on one consistent view, in a session of its own."""
+        """Run the work on one consistent view, in a session of its own."""
         with one_error():
             async with asyncio.timeout(_RESERVED_READ_S), self._one_reserved:
                 try:
@@ -319,17 +319,17 @@ class PostgresDatabase:
         except DatabaseUnavailable:
             if time.monotonic() - begun > _QUICK_S:
                 raise
-            # The session's loss was noticed, and another one may be had at once.
+            # The loss of the session was noticed, and a new one may connect at once.
             await self.write(beat)
         was_lost = self._shown > self._seen_shown
         self._seen_shown = self._shown
         return was_lost
 
     def forget_gone(self) -> None:
-        """Nothing is left over: the server drops the locks itself."""
+        """Do nothing: the server drops the locks itself."""
 
     async def close(self) -> None:
-        """Let go of every session."""
+        """Close every session."""
         async with self._one_at_a_time:
             await self._writer.drop()
         async with self._one_reserved:
@@ -368,7 +368,7 @@ class PostgresDatabase:
     async def _migrate(self) -> None:
         def one_after_the_other(connection: Connection) -> None:
             # Another process may be at it, which takes longer than any other lock is waited for.
-            connection.execute(_PATIENCE)
+            connection.execute(_LONG_LOCK_TIMEOUT)
             connection.execute(_START, {"key": _START_KEY})
             migrate(connection)
 
@@ -378,7 +378,7 @@ class PostgresDatabase:
 
 
 def _lock_key(owner: str) -> int:
-    """Give the owner's 16 hexadecimal digits as the signed 64 bits that an advisory lock takes."""
+    """Return an owner's 16 hexadecimal digits as the signed 64 bits of an advisory lock."""
     return int.from_bytes(bytes.fromhex(owner), signed=True)
 
 

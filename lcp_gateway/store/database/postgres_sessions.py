@@ -29,10 +29,10 @@ _SHARED: Final = (
     "set pool_mode = session for this database in pgbouncer.ini, or name PostgreSQL itself"
 )
 _OF_THE_WORK = ("22", "23", "42")
-"""Classes of SQLSTATE that speak of the work itself: data, constraints, statements."""
+"""Classes of SQLSTATE that are errors of the work itself: data, constraints, statements."""
 
 _OF_THE_DRIVER = "asyncpg"
-"""The package whose own errors SQLAlchemy does not always wrap, such as those of a server that takes no connection now."""
+"""The package whose own errors SQLAlchemy does not always wrap, such as those of a server that is full."""
 
 _MARK: Final = "lcp_gateway.session"
 _IS_SHARED: Final = "LCP01"
@@ -43,7 +43,7 @@ _OTHERS: Final = 2
 
 
 def set_after_connecting(engine: AsyncEngine, settings: Mapping[str, str]) -> None:
-    """Have each connection of an engine begin with these settings of its session.
+    """Apply settings to the session of each new connection of an engine.
 
     They are not sent with the start of the connection, where a pooler refuses all that it does not know.
     """
@@ -63,7 +63,7 @@ def set_after_connecting(engine: AsyncEngine, settings: Mapping[str, str]) -> No
 
 
 async def check_sessions_are_own(engine: AsyncEngine, url: URL, timeout_s: float) -> None:
-    """Find out whether a pooler hands the same session to several clients.
+    """Check that no pooler hands the same session to several clients.
 
     One client marks its session. It is shared if another client finds the mark, or if the first does not find it again while
     others are in the middle of a transaction. Only plain statements are sent: prepared ones would fail on the way.
@@ -74,7 +74,7 @@ async def check_sessions_are_own(engine: AsyncEngine, url: URL, timeout_s: float
     import asyncpg  # type: ignore[import-untyped]  # noqa: PLC0415 - loaded for PostgreSQL only, an optional extra
 
     positional, named = engine.dialect.create_connect_args(url)
-    # What SQLAlchemy's own layer over the driver takes out again.
+    # Arguments of SQLAlchemy's layer over the driver, which the driver itself does not take.
     named = {name: value for name, value in named.items() if not name.startswith("prepared_")}
     mark = secrets.token_hex(16)
     clients: list[Any] = []
@@ -99,7 +99,7 @@ async def check_sessions_are_own(engine: AsyncEngine, url: URL, timeout_s: float
         raise
     finally:
         for client in clients:
-            # Not closed in good order, which a pooler in trouble would not answer.
+            # Not closed in order, which a pooler in trouble would not answer.
             client.terminate()
 
 
@@ -111,7 +111,7 @@ def _raise_where(comparison: str, mark: str) -> str:
 
 
 class Session:
-    """A connection of its own, opened when it is needed and replaced after anything that leaves it in doubt."""
+    """A connection that is opened when it is needed, and replaced after an error that may have broken it."""
 
     def __init__(
         self, engine: AsyncEngine, prepare: Callable[[AsyncConnection], Awaitable[None]]
@@ -128,13 +128,13 @@ class Session:
             try:
                 await self._prepare(self._connection)
             except BaseException:
-                # It leads to another database, or has not got what it needs: nothing may be done with it.
+                # It leads to another database, or has not got its lock: it may not be used.
                 await self.drop()
                 raise
         return self._connection
 
     async def clean_up(self, error: BaseException, timeout_s: float) -> None:
-        """Roll back where the session is whole; after anything else than an error of the work, drop it."""
+        """Roll back after an error of the work; after any other, drop the session."""
         if self._connection is None:
             return
         if as_unavailable(error) is None and isinstance(error, Exception):
@@ -149,7 +149,7 @@ class Session:
             await self.drop()
 
     async def drop(self) -> None:
-        """Close the connection, whatever state it is in, and with it end its locks."""
+        """Close the connection, whatever state it is in, which ends its locks."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await end_session(connection)
@@ -158,9 +158,9 @@ class Session:
 
 
 def as_unavailable(error: BaseException, *, unsure: bool = False) -> DatabaseUnavailable | None:
-    """Return what an error means for the store; None where it is one of the work itself.
+    """Return the error of the store that an error means; None where it is one of the work itself.
 
-    The one place that knows how PostgreSQL, its driver and SQLAlchemy's pool say "not now".
+    The one place that knows how PostgreSQL, its driver and SQLAlchemy's pool report that the database is unavailable.
     """
     reason = _reason(error)
     return None if reason is None else DatabaseUnavailable(reason, unsure=unsure)
@@ -170,7 +170,7 @@ def _reason(error: BaseException) -> str | None:
     if isinstance(error, PoolTimeoutError):
         return "every connection of the database is busy"
     if isinstance(error, PendingRollbackError | ResourceClosedError):
-        # Something went on with a connection after it was lost.
+        # A connection was used after it was lost.
         return "the connection was lost"
     if isinstance(error, DBAPIError):
         if error.connection_invalidated:
@@ -188,7 +188,7 @@ def _reason(error: BaseException) -> str | None:
 def _reason_of_driver(error: BaseException | None) -> str | None:
     state: str | None = getattr(error, "sqlstate", None)
     if state is None:
-        # The driver's own: the connection is closed, or no longer in step with the server.
+        # The driver's own: the connection is closed, or out of step with the server.
         return "the connection was lost"
     if state[:2] in _OF_THE_WORK:
         return None
@@ -197,7 +197,7 @@ def _reason_of_driver(error: BaseException | None) -> str | None:
 
 @contextmanager
 def one_error() -> Iterator[None]:
-    """Turn every way in which the server, the driver and the pool say "not now" into one error."""
+    """Raise ``DatabaseUnavailable`` for every error of the server, the driver and the pool that means it."""
     try:
         yield
     except Exception as error:
@@ -208,6 +208,6 @@ def one_error() -> Iterator[None]:
 
 
 async def end_session(connection: AsyncConnection) -> None:
-    """End a session at once; what it was doing is left to the server."""
+    """End a session at once; the server rolls its transaction back."""
     with suppress(SQLAlchemyError, OSError):
         await connection.invalidate()

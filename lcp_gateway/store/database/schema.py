@@ -1,11 +1,11 @@
-"""The tables: purchases, the states they went through, what is counted against budgets; customers with their money; and jobs in the background.
+"""The tables, their version and their migration: purchases and budgets, customers with their money, background responses.
 
 Amounts are millisatoshi, hashes are 32 bytes, times are microseconds since 1970 in UTC (``times``). No column can hold
 a prompt or an output, and none a key.
 
 A transaction that locks rows of several tables takes them in this order, or two gateways would wait for each other:
 purchases, budget_spend (the counters of refunds first), accounts, the number of changes of keys, keys, topups, balances,
-how far settlements were followed; and the rows of one table in the order of their keys.
+the positions of settlements; and the rows of one table in the order of their keys.
 """
 
 import re
@@ -45,7 +45,7 @@ HAS_NO_FEE = text(
     "kind = 'lcp' AND fee_msat IS NULL AND payment_hash IS NOT NULL"
     " AND state IN ('settled', 'delivered', 'undelivered')"
 )
-"""What holds of a purchase that was paid and whose fee lnd has not told yet; as the index has it, so that it is used."""
+"""The condition of paid purchases whose fee lnd has not reported yet; worded as in the index, so that it is used."""
 _SETTLED = text("state = 'settled'")
 _HAS_REFUND = text("refund IS NOT NULL")
 _OPEN_TOPUP = text("state = 'open'")
@@ -90,10 +90,10 @@ purchases = Table(
     # The process that wrote the intent, and its own number for it: together they tell one intent from every other.
     Column("owner", Text, nullable=False),
     Column("intent_no", BigInteger, nullable=False),
-    # Whose balance is charged, and how: together null where no customer is. The row says it, not a setting, because
-    # whoever ends the purchase may be another process with other settings.
+    # The account that is charged, and how: together null where no customer is. The row says it, not a setting, because
+    # another process with other settings may end the purchase.
     Column("account_id", Text),
-    # What is held while the purchase is open, and taken from when it is settled; lowered with the price.
+    # The amount held while the purchase is open, and taken once it is settled; lowered with the price.
     Column("charge_msat", BigInteger),
     Column("markup_ppm", BigInteger),
     Column("markup_msat", BigInteger),
@@ -101,9 +101,9 @@ purchases = Table(
     # How a paid purchase ended without a whole result: values of ``EndedBy`` and ``Received``.
     Column("ended_by", Text),
     Column("received", Text),
-    # What became of a charge that was to be given back: a value of ``Refund``.
+    # The refund of a charge that was to be given back: a value of ``Refund``.
     Column("refund", Text),
-    # What a repeat of the request is recognised by: see ``purchase/repeat_identity``. The key is a keyed hash, unique
+    # The hashes by which a repeat of the request is recognised: see ``purchase/repeat_identity``. The key is a keyed hash, unique
     # until ``repeat_until``, and null again once the purchase is known not to be paid.
     Column("repeat_key", LargeBinary(32)),
     Column("repeat_body", LargeBinary(32)),
@@ -195,7 +195,7 @@ keys = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
-    # Counted over all keys: whoever has seen one number asks for what is above it.
+    # Counted over all keys: a gateway that has seen one number asks for the changes above it.
     Column("change", BigInteger, nullable=False, index=True),
 )
 
@@ -205,7 +205,7 @@ balances = Table(
     Column("account_id", Text, ForeignKey("accounts.id"), primary_key=True),
     Column("balance_msat", BigInteger, nullable=False),
     Column("held_msat", BigInteger, nullable=False),
-    # The last guard against spending what is not there.
+    # The last guard against spending more than the balance.
     CheckConstraint("held_msat >= 0", name="ck_balances_held"),
     CheckConstraint("balance_msat >= held_msat", name="ck_balances_available"),
 )
@@ -231,7 +231,7 @@ topups = Table(
     "topups",
     metadata,
     Column("id", Text, primary_key=True),
-    # Not a foreign key: what is paid for with L402 makes its account when it is settled.
+    # Not a foreign key: the account of an L402 invoice is created when the invoice is settled.
     Column("account_id", Text, nullable=False),
     Column("payment_hash", LargeBinary(32), nullable=False, unique=True),
     Column("amount_msat", BigInteger, nullable=False),
@@ -273,12 +273,12 @@ admin_log = Table(
 background_jobs = Table(
     "background_jobs",
     metadata,
-    # What the client polls, and the request id of the purchase; nothing of what was asked.
+    # The id that the client polls, which is the request id of the purchase; nothing of the prompt.
     Column("id", Text, primary_key=True),
     Column("key_id", Text, nullable=False),
     Column("model", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
-    # The process that works on it: a row of one that has ended tells of a job that was cut.
+    # The process that works on it: where it has ended, the response was cut.
     Column("owner", Text, nullable=False),
     Index("ix_background_jobs_created_at", "created_at"),
 )
@@ -286,15 +286,15 @@ background_jobs = Table(
 journal_identity = Table(
     "journal_identity",
     metadata,
-    # 'id': 16 random bytes that tell this journal from every other. 'secret': what repeat keys are hashed with, where
-    # it cannot be kept in a file beside the journal.
+    # 'id': 16 random bytes, different in every journal. 'secret': the secret of repeat keys, where it cannot be kept in
+    # a file beside the journal.
     Column("name", Text, primary_key=True),
     Column("value", LargeBinary, nullable=False),
     sqlite_with_rowid=False,
 )
 
 APPEND_ONLY = ("ledger_entries", "admin_log")
-"""Tables whose rows the database lets nobody change or delete."""
+"""Tables whose rows the database does not allow to change or delete."""
 
 
 _VERSIONS = select(column("version_num", Text)).select_from(table("alembic_version"))
@@ -302,7 +302,7 @@ _A_STEP = re.compile(r"\d{4}")
 
 
 class TooNew(RuntimeError):
-    """The database was written by a newer gateway, whose tables this one does not understand."""
+    """The database was written by a newer gateway, whose tables this one does not know."""
 
     def __init__(self, found: str) -> None:
         super().__init__(
@@ -312,7 +312,7 @@ class TooNew(RuntimeError):
 
 
 def is_current(connection: Connection) -> bool:
-    """Tell whether there is nothing to do. Imports no Alembic, which takes longer than the rest of the start.
+    """Return whether the tables are of this version. Imports no Alembic, which takes longer than the rest of the start.
 
     Raises:
         TooNew: the tables are of a version that this program does not know.

@@ -36,7 +36,7 @@ _Job = tuple[Callable[[], Any], asyncio.AbstractEventLoop, asyncio.Future[Any], 
 
 
 class DatabaseThread:
-    """A thread of its own. Cheaper than an executor: no locks and no future of the other kind for each call."""
+    """A thread that does blocking work in order. Cheaper than an executor: no lock and no second future for each call."""
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -45,9 +45,9 @@ class DatabaseThread:
         self._thread.start()
 
     async def run(self, work: Callable[[], T], *, unless_left: bool = False) -> T:
-        """Do it in the thread; return what it returns and raise what it raises.
+        """Run the work in the thread; return its result or raise its error.
 
-        A caller that leaves does not stop it, unless ``unless_left`` is set: then a work that has not begun is left out.
+        Cancelling the caller does not stop the work; with ``unless_left``, work that has not begun is left out then.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
@@ -55,7 +55,7 @@ class DatabaseThread:
         return await done
 
     async def close(self, timeout_s: float) -> None:
-        """Finish what waits, for at most so long, and end the thread."""
+        """Finish the work that waits, for at most ``timeout_s``, and end the thread."""
         self._jobs.put(None)
         await asyncio.to_thread(self._thread.join, timeout_s)
 
@@ -70,7 +70,7 @@ class DatabaseThread:
                 _report(loop, _fail, done, error)
             else:
                 _report(loop, _succeed, done, result)
-            # Nothing of a finished job is held on to while the next is waited for.
+            # The references of a finished job are dropped before the next one is waited for.
             del job, work, loop, done
 
 
@@ -78,7 +78,7 @@ def _report(loop: asyncio.AbstractEventLoop, how: Callable[..., None], *argument
     try:
         loop.call_soon_threadsafe(how, *arguments)
     except RuntimeError:
-        # The loop is closed: nobody waits any more.
+        # The loop is closed: no caller waits any more.
         return
 
 
@@ -101,13 +101,13 @@ _OF_THE_WORK = (
     sqlite3.ProgrammingError,
     sqlite3.InterfaceError,
 )
-"""What SQLite says of a value or a statement that it refuses."""
+"""Errors of a value or a statement, not of the database."""
 
 
 class SqliteDatabase:
     """One SQLite file in WAL mode; every commit is on the disk when it returns (``synchronous=FULL``).
 
-    Several processes may share the file on one machine. Not for network file systems, whose locks cannot be relied on.
+    Several processes may share the file on one machine. Not for network file systems, whose locks are not reliable.
     """
 
     def __init__(self, path: Path, locks: OwnerLocks, owner: str, busy_timeout_s: float) -> None:
@@ -125,7 +125,7 @@ class SqliteDatabase:
         )
         self._writer = DatabaseThread("journal-writer")
         self._reader = DatabaseThread("journal-reader")
-        # Started by the first who needs it: commands do not.
+        # Started by the first reserved read: commands do none.
         self._reserved_reader: DatabaseThread | None = None
 
     @classmethod
@@ -153,29 +153,29 @@ class SqliteDatabase:
 
     @property
     def secret(self) -> bytes:
-        """What repeat keys are hashed with: kept in a file beside the journal."""
+        """The secret of repeat keys, kept in a file beside the journal."""
         return self._secret
 
     @property
     def trouble(self) -> str | None:
-        """Why the file is not the one that was opened, as last seen."""
+        """Why the last check found another file than the one that was opened."""
         return self._file.trouble
 
     @property
     def replaced(self) -> str | None:
-        """Why this is not the journal that was kept here before, as the file beside it tells."""
+        """Why this is not the journal that was here before, by the identity in the file beside it."""
         return self._replaced
 
     async def write(self, work: Work[T]) -> T:
-        """Do it in one durable transaction."""
+        """Run the work in one durable transaction."""
         return await self._writer.run(lambda: self._write(work))
 
     async def read(self, work: Work[T]) -> T:
-        """Do it on one consistent view."""
+        """Run the work on one consistent view."""
         return await self._reader.run(lambda: self._readers[0].read(work), unless_left=True)
 
     async def read_reserved(self, work: Work[T]) -> T:
-        """Do it on one consistent view, in a thread and on a connection of its own."""
+        """Run the work on one consistent view, in a thread and on a connection of its own."""
         if self._reserved_reader is None:
             self._reserved_reader = DatabaseThread("journal-reserved-reader")
         read = self._reserved_reader.run(lambda: self._readers[1].read(work), unless_left=True)
@@ -186,11 +186,11 @@ class SqliteDatabase:
             raise DatabaseUnavailable("the database does not answer in time") from error
 
     def is_gone(self, connection: Connection, owner: str) -> bool:  # noqa: ARG002 - PostgreSQL needs the connection
-        """Tell whether the process of that name has ended."""
+        """Return whether the process of that name has ended."""
         return self._locks.is_gone(owner)
 
     def may_be_gone(self, owner: str) -> bool:  # noqa: ARG002 - PostgreSQL needs it
-        """Return False: the system drops a file's lock with its process alone, and one look tells."""
+        """Return False: the system drops a file's lock with its process alone, so one look is enough."""
         return False
 
     async def keep_alive(self) -> bool:
@@ -202,7 +202,7 @@ class SqliteDatabase:
         self._locks.forget_gone()
 
     async def close(self) -> None:
-        """Finish what was begun, and let go of the file."""
+        """Finish the work under way, and close the file."""
         for worker, reader in zip(
             (self._reader, self._reserved_reader), self._readers, strict=True
         ):
@@ -240,7 +240,7 @@ class SqliteDatabase:
                         self._file.connected(self)
                     return work(self._write_connection)
             except (DatabaseError, sqlite3.DatabaseError):
-                # After a full disk or an I/O error only a new connection has no memory of it.
+                # After a full disk or an I/O error only a new connection is sure to work.
                 self._drop_writer()
                 raise
 
@@ -268,7 +268,7 @@ class _Reader:
                 with self._connection.begin():
                     result = work(self._connection)
                     if not self._has_read:
-                        # The first statement opens what is beside the file, not the connection.
+                        # The first statement opens the files beside the journal, not the connection.
                         self._has_read = True
                         self._file.connected(self)
                     return result
@@ -301,7 +301,7 @@ def _engine(path: Path, busy_timeout_s: float, *, begin: str) -> Engine:
         poolclass=NullPool,
         connect_args={
             "timeout": busy_timeout_s,
-            # The driver leaves transactions to us: its own begin too late to keep other processes out.
+            # We begin transactions ourselves: the driver's begin too late to keep other processes out.
             "isolation_level": None,
             # One thread uses it; another may close it when the first hangs.
             "check_same_thread": False,
@@ -328,7 +328,7 @@ def _engine(path: Path, busy_timeout_s: float, *, begin: str) -> Engine:
 
 @contextmanager
 def _transaction(connection: Connection) -> Iterator[None]:
-    """Do the block in one transaction of the driver's own: SQLAlchemy's care of one takes as long as a short statement.
+    """Run the block in one transaction of the driver: SQLAlchemy's own takes as long as a short statement.
 
     SQLAlchemy begins its own inside it where a statement goes through it, and ends it with this one.
     """
@@ -348,7 +348,7 @@ def _transaction(connection: Connection) -> Iterator[None]:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Keep other starting processes out: turning WAL on and making tables do not wait for one another by themselves."""
+    """Keep other starting processes out: turning on WAL and creating tables do not wait for each other by themselves."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -359,7 +359,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _one_error() -> Iterator[None]:
-    """Turn every way in which SQLite and the disk say "not now" into one error."""
+    """Raise ``DatabaseUnavailable`` for every error of SQLite and the disk that means it."""
     try:
         yield
     except OSError as error:

@@ -23,7 +23,7 @@ SECRET_SUFFIX: Final = ".secret"  # noqa: S105 - the end of a file's name
 
 _SECRET_BYTES = 32
 _WRITABLE = 0o222
-# The folder and the index of the write-ahead log are looked at as often as this.
+# How often the folder and the index of the write-ahead log are checked.
 _SELDOM_S = 1.0
 
 _Inode: TypeAlias = tuple[int, int]
@@ -32,7 +32,7 @@ _Inode: TypeAlias = tuple[int, int]
 class JournalFile:
     """The file, as it was when it was opened.
 
-    ``trouble`` says why it cannot be used, by the last check; None where it can.
+    ``trouble`` is the reason why the last check found that it cannot be used; None where it can.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +42,7 @@ class JournalFile:
         self._folder = os.fspath(path.parent)
         self._opened: _Inode | None = None
         self._opened_folder: _Inode | None = None
-        # The write-ahead log and its index, as this process has them open, and the connections that do.
+        # The write-ahead log and its index that this process has open, and its connections.
         self._beside: tuple[_Inode | None, _Inode | None] = (None, None)
         self._connections: set[object] = set()
         self._lock = threading.Lock()
@@ -50,10 +50,10 @@ class JournalFile:
         self.trouble: str | None = None
 
     def opened(self) -> None:
-        """Remember what is there as what is open, now that the journal has its tables and a connection.
+        """Record the identity of the file, now that the journal has its tables and a connection.
 
         Raises:
-            OSError: it is not there.
+            OSError: the file is missing.
         """
         file, folder = _stat(self._path), _stat(self._folder)
         self._opened = (file.st_dev, file.st_ino)
@@ -61,25 +61,25 @@ class JournalFile:
         self._beside = (_inode(self._log), _inode(self._index))
 
     def connected(self, connection: object) -> None:
-        """Say that a connection has the file open, and with it what is beside the file."""
+        """Record that a connection has the file, its log and its index open."""
         with self._lock:
             if not self._connections:
-                # SQLite makes the log anew for the first connection, and deletes it with the last.
+                # SQLite creates the log for the first connection, and deletes it with the last.
                 self._beside = (_inode(self._log), _inode(self._index))
             self._connections.add(connection)
 
     def disconnected(self, connection: object) -> None:
-        """Say that a connection is about to be closed."""
+        """Record that a connection is about to be closed."""
         with self._lock:
             self._connections.discard(connection)
             if not self._connections:
                 self._beside = (None, None)
 
     def check(self) -> None:
-        """Compare what is at the path, and beside it, with what this process has open.
+        """Compare the files at the path with those that this process has open.
 
         Raises:
-            DatabaseUnavailable: it is not the journal that was opened, or may not be written any more.
+            DatabaseUnavailable: it is not the journal that was opened, or is read-only now.
         """
         if self._opened is None:
             return
@@ -100,7 +100,7 @@ class JournalFile:
         if log is not None and _inode(self._log) != log:
             return "its write-ahead log was deleted or replaced"
         now = time.monotonic()
-        # What was in trouble is looked at as a whole until it is well again.
+        # While there is trouble, every check is a whole one.
         if now < self._look_again_at and self.trouble is None:
             return None
         self._look_again_at = now + _SELDOM_S
@@ -121,10 +121,10 @@ class JournalFile:
 
 
 def read_secret(path: Path) -> bytes:
-    """Return the secret beside a journal; the first time it is made. The caller keeps other processes out.
+    """Return the secret beside a journal, created the first time. The caller keeps other processes out.
 
     Raises:
-        OSError: it can be neither read nor made.
+        OSError: it can be neither read nor created.
     """
     file = path.with_name(path.name + SECRET_SUFFIX)
     with suppress(FileNotFoundError):
@@ -136,7 +136,7 @@ def read_secret(path: Path) -> bytes:
 
 
 def why_replaced(path: Path, journal_id: bytes) -> str | None:
-    """Return in what way the journal at a path is not the one that was there before; None where it is, or is the first.
+    """Return why the journal at a path is not the one that was there before; None where it is, or is the first.
 
     The id of the first is kept in a file beside it, until an operator deletes that file. The caller keeps other processes
     out.
@@ -157,7 +157,7 @@ def why_replaced(path: Path, journal_id: bytes) -> str | None:
 
 
 def _write_whole(file: Path, content: bytes, *, like: Path) -> None:
-    """Write a file that appears at once and whole, with the owner of another: an administrator may be the first here."""
+    """Write a file that appears whole, with the owner of another file: an administrator may run the first command here."""
     unseen = file.with_name(f"{file.name}.new")
     with os.fdopen(os.open(unseen, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
         stream.write(content)
@@ -170,7 +170,7 @@ def _write_whole(file: Path, content: bytes, *, like: Path) -> None:
 
 
 def _stat(path: str) -> os.stat_result:
-    # Before every transaction: a path object would take several times as long as the call.
+    # Called before every transaction: a path object would take several times as long as the call.
     return os.stat(path)  # noqa: PTH116 - see above
 
 
@@ -205,7 +205,7 @@ class OwnerLocks:
         held = os.open(unseen, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Under its name it is never to be found unlocked, or somebody would clear it away as a dead one's.
+            # Under its name it is never unlocked, or another process would remove it as that of a dead one.
             unseen.rename(path)
         except OSError:
             os.close(held)
@@ -213,20 +213,20 @@ class OwnerLocks:
         self._held = held
 
     def drop(self) -> None:
-        """Show it no longer. The file goes first, so that nobody finds it unlocked and wonders."""
+        """Release the lock. The file is deleted first, so that no process finds it unlocked."""
         if self._held is not None:
             self._path(self._owner).unlink(missing_ok=True)
             os.close(self._held)
             self._held = None
 
     def is_gone(self, owner: str) -> bool:
-        """Tell whether the process of that name has ended."""
+        """Return whether the process of that name has ended."""
         if owner == self._owner:
             return False
         try:
             found = os.open(self._path(owner), os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
-            # Each process locks its file before it writes its first intent, and takes it away only at its end.
+            # Each process locks its file before it writes its first intent, and deletes it only at its end.
             return True
         try:
             fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -245,5 +245,5 @@ class OwnerLocks:
                     path.unlink(missing_ok=True)
 
     def _path(self, owner: str) -> Path:
-        # Names come from the database: nothing in them may lead out of the folder.
+        # Names come from the database: none may lead out of the folder.
         return self._folder / f"{Path(owner).name}{_SUFFIX}"
