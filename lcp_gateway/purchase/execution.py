@@ -499,10 +499,10 @@ class PurchaseExecutor:
             return
         job_id, state, now = purchase.quote.job_id, purchase.state, self._now()
         if purchase.awaits_refund:
-            self._journal.note(job_id, state, now, update, purchase.record_refund)
+            self._journal.record(job_id, state, now, update, purchase.record_refund)
         elif state is State.DELIVERED and purchase.charge is not None and purchase.is_awaited():
             # A customer is not charged for a result in the memory of a killed gateway: until its client has the whole
             # result, the journal says `settled`, which the sweep after a crash refunds.
-            purchase.hold_delivery(partial(self._journal.note, job_id, state, now, update))
+            purchase.hold_delivery(partial(self._journal.record, job_id, state, now, update))
         else:
-            self._journal.note(job_id, state, now, update)
+            self._journal.record(job_id, state, now, update)

@@ -188,12 +188,12 @@ class PurchaseJournal(Protocol):
         """
         ...
 
-    def note(
+    def record(
         self,
         job_id: bytes,
         state: State,
         at: datetime,
-        learnt: PurchaseUpdate = PurchaseUpdate(),
+        update: PurchaseUpdate = PurchaseUpdate(),
         on_refund: Callable[[Refund], None] | None = None,
     ) -> None:
         """Write a later state soon, in order, without being waited for; ``not_paid`` gives its reservation back.

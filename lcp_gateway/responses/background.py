@@ -62,7 +62,7 @@ class BackgroundRecord(Protocol):
 class BackgroundRepository(Protocol):
     """Where running jobs are written down, so that a restart does not forget them."""
 
-    async def note(
+    async def record(
         self,
         job_id: str,
         *,

@@ -1,4 +1,4 @@
-"""The jobs in the background that run: one row each, so that whoever asks after a restart learns what became of it."""
+"""Background responses that run: one row each, so that a client that polls after a restart gets their state."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from lcp_gateway.store.journal.repeats import find_earlier
 
 _FORGET = delete(background_jobs).where(background_jobs.c.id == bindparam("of_job"))
 _ONE = select(background_jobs).where(background_jobs.c.id == bindparam("of_job"))
-# A clock that was set back may have put a purchase before its job; far enough for that, and near enough to look fast.
+# A clock that was set back may have put a purchase before its response. Short enough for a fast query.
 _CLOCK_SLACK = timedelta(hours=1)
 _NEWEST = (
     select(purchases)
@@ -33,9 +33,9 @@ _FORGET_OLD = delete(background_jobs).where(background_jobs.c.created_at < bindp
 
 @dataclass(frozen=True, slots=True)
 class BackgroundRecord:
-    """A job that this process does not run. ``elsewhere`` says that another one does; else it was cut.
+    """A background response that this process does not run. ``elsewhere``: another process does; otherwise it was cut.
 
-    ``purchase`` is the newest that was made for it, None where nothing was.
+    ``purchase`` is its newest purchase, None where there is none.
     """
 
     id: str
@@ -46,7 +46,7 @@ class BackgroundRecord:
 
     @property
     def money(self) -> Mapping[str, object]:
-        """What is known of the money: ``payment``, which is a value of ``Verdict``, for what, and the customer's charge."""
+        """The facts about its payment: ``payment``, which is a value of ``Verdict``, the purchase, and the charge."""
         found = self.purchase
         if found is None:
             return {"payment": Verdict.NONE.value}
@@ -66,12 +66,12 @@ class BackgroundRecord:
 
 
 class BackgroundRows:
-    """The rows. Every method but the first raises ``DatabaseUnavailable``."""
+    """The repository of background responses. Every method but ``record`` raises ``DatabaseUnavailable``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def note(
+    async def record(
         self,
         job_id: str,
         *,
@@ -80,7 +80,7 @@ class BackgroundRows:
         at: datetime,
         repeat: RepeatIdentity | None = None,
     ) -> None:
-        """Write a job down before its client is told of it.
+        """Insert a background response before its client gets the id.
 
         Raises:
             RequestRepeated: the journal has a purchase of the same request; nothing was written.
@@ -108,13 +108,13 @@ class BackgroundRows:
             ) from error
 
     async def forget(self, job_id: str) -> None:
-        """Forget a job that has come to its end; no harm where there is none."""
+        """Delete the row of a response that has ended, if there is one."""
         await self._database.write(
             lambda connection: connection.execute(_FORGET, {"of_job": job_id}).rowcount
         )
 
     async def forget_older(self, before: datetime) -> int:
-        """Forget what was begun before a time and nobody has asked for; gives how many."""
+        """Delete the rows that were inserted before a time; return how many."""
         return await self._database.write(
             lambda connection: (
                 connection.execute(_FORGET_OLD, {"before": to_micros(before)}).rowcount
@@ -122,14 +122,14 @@ class BackgroundRows:
         )
 
     async def find(self, job_id: str, key_id: str) -> BackgroundRecord | None:
-        """Give a job of a credential; None where there is none of this id, or it is another's."""
-        # Most who ask for what is not there need not wait for those who write.
+        """Return a background response of a credential; None where there is none, or it is another's."""
+        # A client that polls a missing id does not wait for the writer.
         row = await self._database.read(
             lambda connection: connection.execute(_ONE, {"of_job": job_id}).mappings().one_or_none()
         )
         if row is None or row["key_id"] != key_id:
             return None
-        # Whether the owner lives can be told within a transaction that writes only.
+        # Only a write transaction can find out whether the owner lives.
         return await self._database.write(lambda connection: self._left(connection, row))
 
     def _left(self, connection: Connection, row: RowMapping) -> BackgroundRecord:

@@ -34,7 +34,7 @@ def bought(where, account_id, number, *states):
         journal.start()
         await journal.intend(charged(number, account_id))
         for state in states:
-            journal.note(job(number), state, datetime.now(UTC), PurchaseUpdate())
+            journal.record(job(number), state, datetime.now(UTC), PurchaseUpdate())
         await journal.close()
         await database.close()
 

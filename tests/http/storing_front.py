@@ -102,7 +102,7 @@ class Book:
     gate: asyncio.Event | None = None
     asked: list[str] = field(default_factory=list)
 
-    async def note(self, job_id, *, key_id, model, at, repeat=None):
+    async def record(self, job_id, *, key_id, model, at, repeat=None):
         await (self.gate.wait() if self.gate is not None else asyncio.sleep(0))
         if self.error is not None:
             raise self.error

@@ -44,7 +44,7 @@ async def burst(
             # Said only now: whoever reads this line may rely on the disk.
             print(f"intended {name}-{number}", flush=True)
             if number % 3 == 0:
-                journal.note(job(f"{name}-{number}"), State.SETTLED, datetime.now(UTC))
+                journal.record(job(f"{name}-{number}"), State.SETTLED, datetime.now(UTC))
 
     await asyncio.gather(*(client() for _ in range(clients)))
     await written(journal)

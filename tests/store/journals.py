@@ -65,7 +65,7 @@ def intent(
 async def written(journal, timeout_s: float = 10.0) -> None:
     """Wait until nothing waits in the journal."""
     async with asyncio.timeout(timeout_s):
-        while journal._notes or journal._intents:
+        while journal._updates or journal._intents:
             await asyncio.sleep(0.001)
 
 

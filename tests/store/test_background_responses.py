@@ -31,7 +31,7 @@ async def another(where):
 
 
 async def noted(jobs, job_id=ID, key_id="key_1", at=NOW):
-    await jobs.note(job_id, key_id=key_id, model="m", at=at)
+    await jobs.record(job_id, key_id=key_id, model="m", at=at)
 
 
 def bought(number=1, *, at=NOW, key_id="key_1", request_id=ID, **more):
@@ -87,7 +87,7 @@ async def test_its_money_stands_where_its_purchase_does(jobs, journal, states, v
     await noted(jobs)
     await journal.intend(bought(at=NOW + timedelta(seconds=1)))
     for state in states:
-        journal.note(job(1), state, NOW)
+        journal.record(job(1), state, NOW)
     await written(journal)
     found = await jobs.find(ID, "key_1")
     assert found.purchase.state is (states[-1] if states else State.PAYING)
@@ -141,7 +141,7 @@ async def test_only_purchases_of_the_same_key_for_the_same_job_are_its_own(jobs,
 async def test_a_node_that_did_not_do_it_does_not_hide_who_did_after_it(jobs, journal):
     await noted(jobs)
     await journal.intend(bought(1))
-    journal.note(job(1), State.NOT_PAID, NOW)
+    journal.record(job(1), State.NOT_PAID, NOW)
     await journal.intend(bought(2, at=NOW + timedelta(seconds=1)))
     await written(journal)
     assert (await jobs.find(ID, "key_1")).money["payment"] == "unknown"
@@ -226,7 +226,7 @@ async def test_a_customer_is_told_the_charge_of_a_job_that_was_cut_and_what_beca
     charge = Charge(account_id, Msat(1_050), Markup(50_000), refund_undelivered=True)
     await journal.intend(bought(charge=charge))
     for state in states:
-        journal.note(job(1), state, NOW)
+        journal.record(job(1), state, NOW)
     await written(journal)
     money = (await jobs.find(ID, "key_1")).money
     assert (money["charged_msat"], money.get("refund")) == (charged_msat, refund)

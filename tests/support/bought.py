@@ -111,7 +111,7 @@ async def write(where: Path | str, *bought: Bought) -> None:
     for one in bought:
         await journal.intend(one.intent)
         for step in _STEPS[one.state]:
-            journal.note(one.job_id, step, one.at + timedelta(seconds=1), _learnt(one, step))
+            journal.record(one.job_id, step, one.at + timedelta(seconds=1), _learnt(one, step))
     await journal.close()
     await database.close()
     assert problems == []

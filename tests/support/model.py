@@ -107,7 +107,7 @@ class Journal:
         self.waiting.append((intent, done))
         await done
 
-    def note(self, job_id, state, at, learnt=None, on_refund=None):
+    def record(self, job_id, state, at, update=None, on_refund=None):
         if self.alive:
             self.buffered.append((job_id, state))
 

@@ -115,7 +115,7 @@ class MemoryJournal:
     async def find(self, job_id):
         return None
 
-    def note(self, job_id, state, at, learnt=None, on_refund=None):
+    def record(self, job_id, state, at, update=None, on_refund=None):
         self.states.append(state.value)
         self.calls_at.append(tuple(self.upstream.calls))
 

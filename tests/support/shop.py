@@ -158,7 +158,7 @@ class PlainJournal:
         self.budgets.append(list(budgets))
         self.states.setdefault(intent.quote.job_id, []).append("paying")
 
-    def note(self, job_id, state, at, learnt=None, on_refund=None):
+    def record(self, job_id, state, at, update=None, on_refund=None):
         self.states.setdefault(job_id, []).append(state.value)
 
     @property

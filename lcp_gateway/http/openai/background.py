@@ -173,7 +173,7 @@ class BackgroundResponses:
         """
         identity = self._service.identity(order, repeat)
         try:
-            await book.note(
+            await book.record(
                 response_id, key_id=order.key_id, model=order.task.model, at=now, repeat=identity
             )
         except RequestRepeated as repeated:

@@ -103,7 +103,7 @@ purchases = Table(
     Column("received", Text),
     # The refund of a charge that was to be given back: a value of ``Refund``.
     Column("refund", Text),
-    # The hashes by which a repeat of the request is recognised: see ``purchase/repeat_identity``. The key is a keyed hash, unique
+    # The hashes by which a repeat of the request is recognised: see ``purchase/idempotency``. The key is a keyed hash, unique
     # until ``repeat_until``, and null again once the purchase is known not to be paid.
     Column("repeat_key", LargeBinary(32)),
     Column("repeat_body", LargeBinary(32)),
@@ -335,7 +335,7 @@ def migrate(connection: Connection) -> None:
     """
     if is_current(connection):
         return
-    from alembic import command  # noqa: PLC0415 - costs half a second, and is hardly ever needed
+    from alembic import command  # noqa: PLC0415 - takes half a second, and is hardly ever needed
     from alembic.config import Config  # noqa: PLC0415 - the same
 
     config = Config()

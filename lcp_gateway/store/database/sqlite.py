@@ -66,7 +66,7 @@ class DatabaseThread:
                 continue
             try:
                 result = work()
-            except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the caller
+            except BaseException as error:  # noqa: BLE001 - every error is the caller's
                 _report(loop, _fail, done, error)
             else:
                 _report(loop, _succeed, done, result)

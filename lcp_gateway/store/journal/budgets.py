@@ -1,19 +1,19 @@
-"""What is counted against budgets: one number for each scope and calendar period, changed beside the purchase itself.
+"""Counters of budgets and of refunds: one number for each scope and calendar period, changed beside the purchase itself.
 
 Every purchase is counted in every period of the gateway and of its key, whether or not a budget is set today: a budget
-that is set tomorrow finds the right number, and what is given back needs no record of where it was taken.
+that is set tomorrow finds the right number, and a release needs no record of where the amount was reserved.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sqlalchemy import BindParameter, Connection, Select, bindparam, select, update
+from sqlalchemy import Connection, bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from lcp_gateway.purchase.money import Budget, Period, Refund, RefundLimits
 from lcp_gateway.store.database.schema import budget_spend
-from lcp_gateway.store.database.statements import execute_in, execute_many
+from lcp_gateway.store.database.statements import AnySelect, Parameters, execute_in, execute_many
 from lcp_gateway.store.database.times import MICROS_PER_HOUR, period_start
 
 WHOLE_GATEWAY = ""
@@ -29,25 +29,25 @@ class Counter(NamedTuple):
 
 
 def scope_of(key_id: str | None) -> str:
-    """Give the scope of a credential, or of the whole gateway where there is none."""
+    """Return the scope of a credential, or of the whole gateway where there is none."""
     return f"key:{key_id}" if key_id else WHOLE_GATEWAY
 
 
 def counters_of(key_id: str, at_micros: int) -> Sequence[Counter]:
-    """Give every counter that a purchase of this key at this time belongs to."""
+    """Return every counter that a purchase of this key at this time belongs to."""
     hour = at_micros // MICROS_PER_HOUR
     whole = tuple(_counters(None, hour).values())
     return (*whole, *_counters(key_id, hour).values()) if key_id else whole
 
 
 def counter_of(budget: Budget, at_micros: int) -> Counter:
-    """Give the counter that a budget limits at this time."""
+    """Return the counter that a budget limits at this time."""
     return _counters(budget.key_id, at_micros // MICROS_PER_HOUR)[budget.period]
 
 
 @lru_cache(maxsize=1024)
 def _counters(key_id: str | None, hour: int) -> Mapping[Period, Counter]:
-    """Give the counters of one scope: within an hour, the shortest of the periods, they are the same."""
+    """Return the counters of one scope: within an hour, the shortest of the periods, they are the same."""
     at_micros = hour * MICROS_PER_HOUR
     return {
         period: Counter(scope_of(key_id), period_start(period, at_micros), period.value)
@@ -55,7 +55,7 @@ def _counters(key_id: str | None, hour: int) -> Mapping[Period, Counter]:
     }
 
 
-def _lock(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[Any, ...]]:
+def _lock(parameters: Parameters) -> AnySelect:
     scopes, starts = parameters
     return (
         select(
@@ -96,14 +96,14 @@ class Counters:
     def lock(
         self, connection: Connection, needed: Sequence[Counter], also: Iterable[Counter] = ()
     ) -> None:
-        """Lock and read them, making those of ``needed`` that are missing; of ``also``, the missing stay so."""
+        """Lock and read counters, inserting those of ``needed`` that are missing, but not those of ``also``."""
         wanted = {*needed, *also}
         if not wanted:
             return
         self._read(connection, wanted)
         missing = sorted({counter for counter in needed if counter not in self._spent})
         if missing:
-            # Rows that are not there cannot be locked: made first, whoever makes them, and then locked.
+            # Missing rows cannot be locked: they are inserted first, by this or another gateway, and then locked.
             connection.execute(
                 _INSERT[connection.dialect.name],
                 [{**counter._asdict(), "spent_msat": 0} for counter in missing],
@@ -111,7 +111,7 @@ class Counters:
             self._read(connection, wanted)
 
     def spent_msat(self, counter: Counter) -> int:
-        """Give what is spent or reserved, with what this transaction adds."""
+        """Return the amount spent or reserved, with the additions of this transaction."""
         return self._spent.get(counter, 0) + self._more.get(counter, 0)
 
     def add(self, counters: Iterable[Counter], amount_msat: int) -> None:
@@ -120,7 +120,7 @@ class Counters:
             self._more[counter] = self._more.get(counter, 0) + amount_msat
 
     def write(self, connection: Connection) -> None:
-        """Write what was added."""
+        """Write the additions."""
         changes = [
             {
                 "of_scope": counter.scope,
@@ -147,7 +147,7 @@ class Counters:
 
 
 def refund_counters(account_id: str, at_micros: int) -> tuple[Counter, Counter]:
-    """Return the counters of what was given back in the day of this time: to the account, and to all."""
+    """Return the counters of refunds on the day of this time: of the account, and of all."""
     day = period_start(Period.DAY, at_micros)
     return (
         Counter(f"refund:{account_id}", day, Period.DAY.value),
@@ -171,7 +171,7 @@ class DayOfRefunds:
         self._counters.lock(connection, sorted(needed))
 
     def decide(self, account_id: str, amount_msat: int, at_micros: int) -> Refund:
-        """Count a refund in, or withhold it where it would take a counter over its limit."""
+        """Count a refund, or withhold it where it would take a counter over its limit."""
         counters = refund_counters(account_id, at_micros)
         limits = (self._limits.account_day_msat, self._limits.day_msat)
         for counter, limit_msat in zip(counters, limits, strict=True):
@@ -181,5 +181,5 @@ class DayOfRefunds:
         return Refund.GIVEN
 
     def write(self, connection: Connection) -> None:
-        """Write what was counted."""
+        """Write the counted refunds."""
         self._counters.write(connection)

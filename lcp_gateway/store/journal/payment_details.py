@@ -1,10 +1,10 @@
-"""Fees and preimages of paid purchases, which only lnd knows: which are missing, and those that were learnt."""
+"""Fees and preimages of paid purchases, which only lnd knows: the missing ones, and those that lnd reported."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from sqlalchemy import BindParameter, Connection, Select, and_, or_, select
+from sqlalchemy import Connection, and_, or_, select
 
 from lcp_gateway.lightning.lnd.payment_details import FoundDetails, MissingDetails
 from lcp_gateway.purchase.journal import JournalUnavailable
@@ -12,15 +12,15 @@ from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database import cursors
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
 from lcp_gateway.store.database.schema import HAS_NO_FEE, purchases
-from lcp_gateway.store.database.statements import execute_in
+from lcp_gateway.store.database.statements import AnySelect, Parameters, execute_in
 from lcp_gateway.store.database.times import from_micros, to_micros
-from lcp_gateway.store.journal.transaction import JournalTransaction, NoteEntry
+from lcp_gateway.store.journal.transaction import JournalTransaction, UpdateEntry
 
 T = TypeVar("T")
 
-# Small enough that an intent which comes meanwhile does not wait for long.
-_LEARNT_AT_ONCE = 64
-# What is unknown is the reconciler's, which learns fee and preimage with the state.
+# Few enough that an intent which comes meanwhile does not wait for long.
+_WRITTEN_AT_ONCE = 64
+# Unknown purchases are the reconciler's, which records fee and preimage with the state.
 _LEARNS = frozenset({State.PAYING, State.SETTLED, State.DELIVERED, State.UNDELIVERED})
 _MISSING = (
     select(purchases.c.job_id, purchases.c.payment_hash, purchases.c.updated_at)
@@ -30,9 +30,7 @@ _MISSING = (
 _OLDEST = select(purchases.c.paying_at).where(HAS_NO_FEE).order_by(purchases.c.paying_at).limit(1)
 
 
-def _of_hashes(
-    parameters: Sequence[Sequence[BindParameter[Any]]],
-) -> Select[*tuple[Any, ...]]:
+def _of_hashes(parameters: Parameters) -> AnySelect:
     (hashes,) = parameters
     return (
         select(
@@ -44,7 +42,7 @@ def _of_hashes(
 
 
 class PaymentDetails:
-    """The journal as the learner of fees sees it. Implements ``PaymentDetailsStore``."""
+    """The journal as ``lightning.lnd.payment_details`` reads and writes it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -65,7 +63,7 @@ class PaymentDetails:
         for payment_hash, job_id, fee_msat, state in rows:
             if state == State.NOT_PAID:
                 continue
-            # A job that is not to be learnt keeps its place: the first one's is the fee.
+            # A job that needs no details keeps its place: the fee is that of the first.
             learns = fee_msat is None and state in _LEARNS
             jobs.setdefault(payment_hash, []).append(job_id if learns else b"")
         return {payment_hash: found for payment_hash, found in jobs.items() if any(found)}
@@ -90,11 +88,11 @@ class PaymentDetails:
     async def learn(
         self, found: Sequence[FoundDetails], at: datetime, *, node_id: str, followed: int | None
     ) -> None:
-        """Write down what was found, and only then how far the node's payments were read."""
-        notes = [NoteEntry(it.job_id, None, at, it.learnt) for it in found]
-        for begin in range(0, len(notes), _LEARNT_AT_ONCE):
+        """Record the details that were found, and only then how far the node's payments were read."""
+        updates = [UpdateEntry(it.job_id, None, at, it.learnt) for it in found]
+        for begin in range(0, len(updates), _WRITTEN_AT_ONCE):
             batch = JournalTransaction(
-                self._database.owner, notes[begin : begin + _LEARNT_AT_ONCE], []
+                self._database.owner, updates[begin : begin + _WRITTEN_AT_ONCE], []
             )
             await self._write(batch.write)
         if followed is not None:
@@ -103,7 +101,7 @@ class PaymentDetails:
                 await self._write(lambda it: cursors.advance(it, name, followed))
 
     async def follow_anew(self, node_id: str) -> None:
-        """Forget how far the node's payments were read."""
+        """Set the position in the node's payments back to the beginning."""
         await self._write(lambda it: cursors.restart(it, cursors.payments_of(node_id)))
 
     async def _read(self, work: Callable[[Connection], T]) -> T:

@@ -1,4 +1,4 @@
-"""A purchase as it stands in the books, and what one may ask for."""
+"""A purchase as the journal has it, and filters and pages of purchases."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ CHARGE_COLUMNS = ("account_id", "charge_msat", "markup_ppm", "markup_msat", "ref
 class PurchaseRecord:
     """One purchase. Hashes are 32 bytes, times aware UTC; None means not known, or not yet.
 
-    ``kind`` is a value of ``ProviderSource``: ``lcp`` for what was bought from a Lightning peer, ``node`` for what a virtual node
-    did, of which there is no invoice. ``paying_at`` is the time of the intent. ``charge`` is None where no customer was
-    charged; its amount is what is held while the purchase is open, and once it is settled, what was taken. ``ended_by``
-    and ``received`` tell how a paid purchase ended without a whole result, ``refund`` what became of its charge.
+    ``kind`` is a value of ``ProviderSource``: ``lcp`` of a Lightning peer, ``node`` of a virtual node, which sends no
+    invoice. ``paying_at`` is the time of the intent. ``charge`` is None where no customer was charged; its amount is held
+    while the purchase is open, and taken once it is settled. ``ended_by`` and ``received`` say how a paid purchase ended
+    without a whole result, ``refund`` is the refund of its charge.
     """
 
     job_id: bytes
@@ -64,7 +64,7 @@ class PurchaseRecord:
 
     @property
     def blames_provider(self) -> bool:
-        """Whether it counts as lost to its provider; so it does where nothing is known of how it ended."""
+        """Whether the provider is to blame for the loss; also where it is not known how the purchase ended."""
         if self.state is not State.UNDELIVERED:
             return False
         if self.ended_by is None or self.received is None:
@@ -73,12 +73,12 @@ class PurchaseRecord:
 
     @property
     def charged_msat(self) -> Msat:
-        """What the customer has paid for it in the end: nothing while it is open, was not paid, or was given back."""
+        """The amount taken from the customer: 0 while it is open, and where it was not paid or was refunded."""
         return Msat(0) if self.charge is None else self.charge.taken_msat(self.state)
 
     @property
     def cost_msat(self) -> Msat:
-        """Price and fee: the real one where it is known, else what is reckoned with. Not what was paid, if nothing was."""
+        """Price and fee: the real one where it is known, else the estimated one. Also where nothing was paid."""
         fee_msat = self.fee_cap_msat if self.fee_msat is None else self.fee_msat
         return Msat(self.price_msat + fee_msat)
 
@@ -93,7 +93,7 @@ class StateChange:
 
 @dataclass(frozen=True, slots=True)
 class PurchaseCursor:
-    """A place in the list of purchases: just after this one."""
+    """A place in the list of purchases: behind this one."""
 
     paying_at: datetime
     job_id: bytes
@@ -101,7 +101,7 @@ class PurchaseCursor:
 
 @dataclass(frozen=True, slots=True)
 class PurchaseFilter:
-    """Which purchases; None does not restrict. ``since`` is included, ``until`` is not; both go by ``paying_at``."""
+    """Restrictions of a list of purchases. ``since`` is included, ``until`` is not; both go by ``paying_at``."""
 
     states: Sequence[State] | None = None
     model: str | None = None
@@ -114,7 +114,7 @@ class PurchaseFilter:
 
 @dataclass(frozen=True, slots=True)
 class PurchasePage:
-    """Some purchases, the newest first; ``after`` asks for those that follow, and is None at the end."""
+    """Some purchases, the newest first; ``after`` is the cursor of the next page, None at the end."""
 
     purchases: Sequence[PurchaseRecord]
     after: PurchaseCursor | None
@@ -135,7 +135,7 @@ def charge_of(
 
 
 def record_of(row: RowMapping) -> PurchaseRecord:
-    """Read a row of the table."""
+    """Return a row of the table as a record."""
     values: dict[str, Any] = dict(row)
     for name in _NOT_SHOWN:
         del values[name]

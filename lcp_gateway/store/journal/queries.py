@@ -1,4 +1,4 @@
-"""The books: what was bought, what it cost, what is still open. Reads only."""
+"""Queries of the journal: purchases, spending, open payments, peers, budgets. Reads only."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from datetime import datetime
 from sqlalchemy import (
     ColumnElement,
     Connection,
-    Select,
     and_,
     case,
     func,
@@ -21,10 +20,20 @@ from lcp_gateway.purchase.outcome import RULINGS
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import OPEN_STATES, budget_spend, purchase_states, purchases
+from lcp_gateway.store.database.statements import (
+    MAX_ROWS,
+    AnySelect,
+    fetch,
+    fetch_one,
+    fetch_page,
+    follows,
+    newest_first,
+)
 from lcp_gateway.store.database.times import (
     MICROS_PER_DAY,
     MICROS_PER_HOUR,
     from_micros,
+    from_micros_or_none,
     next_period_start,
     period_start,
     to_micros,
@@ -39,7 +48,6 @@ from lcp_gateway.store.journal.purchases import (
     record_of,
 )
 
-_MOST = 1_000
 _JOB_DIGITS = 64
 _OPEN = tuple(state.value for state in OPEN_STATES)
 _ORDER = (
@@ -74,10 +82,10 @@ _COST = purchases.c.price_msat + func.coalesce(purchases.c.fee_msat, purchases.c
 
 @dataclass(frozen=True, slots=True)
 class Spend:
-    """What was spent in one period on one model of one peer with one key.
+    """Spending in one period on one model of one peer with one key.
 
-    ``settled_msat`` is certain, ``unknown_msat`` may turn out not to have been paid; both hold fees, the reckoned ones
-    where the real ones are not known. ``undelivered_msat`` is the part of ``settled_msat`` that brought no result.
+    ``settled_msat`` is certain, ``unknown_msat`` may turn out not to have been paid; both include fees, estimated where
+    the real ones are not known. ``undelivered_msat`` is the part of ``settled_msat`` that brought no result.
     """
 
     starts_at: datetime
@@ -92,7 +100,7 @@ class Spend:
 
 @dataclass(frozen=True, slots=True)
 class Outstanding:
-    """What is open: not known to be paid and not known not to be. ``oldest_at`` is the oldest unknown's time."""
+    """The open purchases, of which it is not known whether they were paid. ``oldest_at`` is the oldest unknown's time."""
 
     unknown: int
     unknown_msat: Msat
@@ -103,9 +111,9 @@ class Outstanding:
 
 @dataclass(frozen=True, slots=True)
 class PeerTotals:
-    """How a peer has done: counts and msat of what was delivered, and of what was paid for and was not.
+    """A peer's purchases: counts and msat of the delivered ones, the undelivered ones, and the others.
 
-    ``lost_msat`` is the part of ``undelivered_msat`` that the peer answers for.
+    ``lost_msat`` is the part of ``undelivered_msat`` that the peer is to blame for.
     """
 
     peer_id: str
@@ -130,21 +138,19 @@ class BudgetState:
 
 
 class Books:
-    """Answers questions about the journal.
-
-    Every method reads one consistent view of what is durable, and raises ``DatabaseUnavailable``.
-    """
+    """Every method reads one consistent view of the durable journal, and raises ``DatabaseUnavailable``."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def purchase(self, job_id: bytes) -> PurchaseRecord | None:
-        """Give one purchase, or None."""
-        found = await self._records(select(purchases).where(purchases.c.job_id == job_id))
-        return found[0] if found else None
+        """Return a purchase, or None."""
+        return await fetch_one(
+            self._database, select(purchases).where(purchases.c.job_id == job_id), record_of
+        )
 
     async def beginning_with(self, prefix: str) -> Sequence[PurchaseRecord]:
-        """Give purchases whose job id begins with these hexadecimal digits; two where there are more."""
+        """Return purchases whose job id begins with these hexadecimal digits; two where there are more."""
         least, most = (bytes.fromhex(prefix.ljust(_JOB_DIGITS, filling)) for filling in "0f")
         return await self._records(
             select(purchases)
@@ -153,13 +159,13 @@ class Books:
         )
 
     async def by_payment_hash(self, payment_hash: bytes) -> Sequence[PurchaseRecord]:
-        """Give the purchases that pay an invoice of this hash: one, unless a peer hands out the same hash twice."""
+        """Return the purchases that pay an invoice of this hash: one, unless a peer uses a hash twice."""
         return await self._records(
-            select(purchases).where(purchases.c.payment_hash == payment_hash).limit(_MOST)
+            select(purchases).where(purchases.c.payment_hash == payment_hash).limit(MAX_ROWS)
         )
 
     async def steps(self, job_id: bytes) -> Sequence[StateChange]:
-        """Give the states that a purchase went through, in order."""
+        """Return the states that a purchase went through, in order."""
 
         def work(connection: Connection) -> list[StateChange]:
             found = connection.execute(
@@ -175,26 +181,22 @@ class Books:
     async def page(
         self, which: PurchaseFilter, *, limit: int = 100, after: PurchaseCursor | None = None
     ) -> PurchasePage:
-        """Give purchases, the newest first, at most 1,000 at a time."""
-        limit = max(1, min(limit, _MOST))
+        """Return purchases, the newest first."""
         query = select(purchases).where(*_conditions(which))
+        time, key = purchases.c.paying_at, purchases.c.job_id
         if after is not None:
-            at = to_micros(after.paying_at)
-            query = query.where(
-                or_(
-                    purchases.c.paying_at < at,
-                    and_(purchases.c.paying_at == at, purchases.c.job_id < after.job_id),
-                )
-            )
-        query = query.order_by(purchases.c.paying_at.desc(), purchases.c.job_id.desc())
-        found = await self._records(query.limit(limit + 1))
-        if len(found) <= limit:
-            return PurchasePage(found, None)
-        last = found[limit - 1]
-        return PurchasePage(found[:limit], PurchaseCursor(last.paying_at, last.job_id))
+            query = query.where(follows(time, key, to_micros(after.paying_at), after.job_id))
+        page = await fetch_page(
+            self._database,
+            newest_first(query, time, key),
+            record_of,
+            limit,
+            lambda last: PurchaseCursor(last.paying_at, last.job_id),
+        )
+        return PurchasePage(*page)
 
     async def unknowns(self, *, limit: int = 100) -> Sequence[PurchaseRecord]:
-        """Give what is unknown, the oldest first."""
+        """Return the unknown purchases, the oldest first."""
         return await self._records(
             select(purchases)
             .where(purchases.c.state == State.UNKNOWN.value)
@@ -203,8 +205,8 @@ class Books:
         )
 
     async def spend(self, period: Period, which: PurchaseFilter) -> Sequence[Spend]:
-        """Give what was spent by period, model, peer and key, the oldest period first. What was not paid is left out."""
-        # Months differ in length, which no two databases reckon alike: they are added up from days.
+        """Return spending by period, model, peer and key, the oldest period first. Unpaid purchases are left out."""
+        # Months differ in length, which no two databases compute alike: they are added up from days.
         slot = MICROS_PER_HOUR if period is Period.HOUR else MICROS_PER_DAY
         starts = (purchases.c.paying_at - purchases.c.paying_at % slot).label("starts")
         keys = (starts, purchases.c.model, purchases.c.peer_id, purchases.c.key_id)
@@ -234,7 +236,7 @@ class Books:
         return await self._database.read(work)
 
     async def outstanding(self) -> Outstanding:
-        """Give what is open, in numbers."""
+        """Return the sums of the open purchases."""
         query = (
             select(
                 purchases.c.state,
@@ -253,7 +255,7 @@ class Books:
             return Outstanding(
                 unknown,
                 Msat(int(unknown_msat)),
-                None if oldest is None else from_micros(oldest),
+                from_micros_or_none(oldest),
                 paying,
                 Msat(int(paying_msat)),
             )
@@ -261,7 +263,7 @@ class Books:
         return await self._database.read(work)
 
     async def peers(self, *, since: datetime | None = None) -> Sequence[PeerTotals]:
-        """Give how each peer has done, by its id. A settled purchase without a word on its delivery is in neither."""
+        """Return the totals of each peer, by its id. Settled purchases that are still being delivered are left out."""
         states = (State.DELIVERED, State.UNDELIVERED, State.NOT_PAID, State.UNKNOWN)
         columns = [
             column
@@ -302,7 +304,7 @@ class Books:
         return await self._database.read(work)
 
     async def withheld(self) -> tuple[int, Msat]:
-        """Return how many charges wait for the operator's decision, and what they come to."""
+        """Return how many charges wait for the operator's decision, and their sum."""
         query = select(func.count(), func.coalesce(func.sum(purchases.c.charge_msat), 0)).where(
             purchases.c.refund.is_not(None), purchases.c.refund == Refund.WITHHELD.value
         )
@@ -314,7 +316,7 @@ class Books:
         return await self._database.read(work)
 
     async def budgets(self, budgets: Sequence[Budget], at: datetime) -> Sequence[BudgetState]:
-        """Give what is spent and left of each budget at a time, in the order asked."""
+        """Return the amounts spent and left of each budget at a time, in the order of the budgets."""
         micros = to_micros(at)
 
         def work(connection: Connection) -> list[BudgetState]:
@@ -322,10 +324,8 @@ class Books:
 
         return await self._database.read(work)
 
-    async def _records(self, query: Select[*tuple[object, ...]]) -> list[PurchaseRecord]:
-        return await self._database.read(
-            lambda connection: [record_of(row) for row in connection.execute(query).mappings()]
-        )
+    async def _records(self, query: AnySelect) -> list[PurchaseRecord]:
+        return await fetch(self._database, query, record_of)
 
 
 def _budget_state(connection: Connection, budget: Budget, micros: int) -> BudgetState:

@@ -1,4 +1,4 @@
-"""From the books to a receipt: one purchase and its steps as the document that anyone can check."""
+"""The receipt of a purchase in the journal, which anyone can check."""
 
 from collections.abc import Mapping, Sequence
 
@@ -20,7 +20,7 @@ async def receipt_document(books: Books, job_id: bytes, key_id: str) -> Mapping[
 
 
 def receipt_of(record: PurchaseRecord, steps: Sequence[StateChange]) -> Receipt:
-    """Give the receipt of a purchase; ``lightning.receipt_form.document`` writes it as JSON."""
+    """Return the receipt of a purchase; ``lightning.receipt_form.document`` writes it as JSON."""
     return Receipt(
         quote=Quote(
             peer_id=record.peer_id,

@@ -1,4 +1,4 @@
-"""What becomes of purchases that no process works on any more: those of dead processes, and those that were unknown."""
+"""Recovery of purchases that no process works on: the sweep after a crash, and unknown purchases resolved on evidence."""
 
 import asyncio
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import purchases
 from lcp_gateway.store.database.times import to_micros
-from lcp_gateway.store.journal.transaction import NOTHING_NEW, JournalTransaction, NoteEntry
+from lcp_gateway.store.journal.transaction import NOTHING_NEW, JournalTransaction, UpdateEntry
 
 _SWEEP_AT_ONCE = 500
 _LOOK_AGAIN_S = 1.0
@@ -47,7 +47,7 @@ _LOST = PurchaseUpdate(ending=LOST_BY_CRASH)
 
 @dataclass(frozen=True, slots=True)
 class LostPurchase:
-    """A purchase that was paid, or may have been, by a process that is gone; its client counts as having got nothing."""
+    """A purchase that was paid, or may have been, by a process that is gone; no result counts as delivered."""
 
     job_id: bytes
     peer_id: str
@@ -56,7 +56,7 @@ class LostPurchase:
 
 @dataclass(slots=True)
 class SweepResult:
-    """What a sweep found: which became ``unknown``, which ``undelivered``, and what became of their charges."""
+    """The purchases that a sweep made ``unknown`` and ``undelivered``, and the refunds of their charges."""
 
     unsettled: list[LostPurchase] = field(default_factory=list)
     lost: list[LostPurchase] = field(default_factory=list)
@@ -68,27 +68,27 @@ class SweepResult:
         return len(self.unsettled)
 
     def __len__(self) -> int:
-        """How many purchases were moved on."""
+        """How many purchases it moved on."""
         return self.unknown + len(self.lost)
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """Where a purchase stands after it was resolved, and what became of a charge that was to be given back."""
+    """The state of a purchase after it was resolved, and the refund of its charge."""
 
     state: State
     refunds: Sequence[RefundDecision]
 
     @property
     def refund(self) -> Refund | None:
-        """What became of the charge; None where there was none to give back."""
+        """The refund of the charge; None where there was none to refund."""
         return self.refunds[0].refund if self.refunds else None
 
 
 class NotUnknown(Exception):
-    """Evidence moves only what is unknown, or what a dead gateway left settled.
+    """Evidence resolves only a purchase that is unknown, or that a dead gateway left settled.
 
-    ``state`` is where the purchase stands; None where there is none.
+    ``state`` is that of the purchase; None where there is none.
     """
 
     def __init__(self, state: State | None) -> None:
@@ -105,15 +105,15 @@ class NotUnknown(Exception):
 async def sweep(
     database: Database, at: datetime, refunds: RefundLimits = NO_REFUND_LIMITS
 ) -> SweepResult:
-    """Move on what dead processes left: ``paying`` to ``unknown``, or at a node, and ``settled``, to ``undelivered``.
+    """Move on the purchases of dead processes: ``paying`` to ``unknown``, or at a node, and ``settled``, to ``undelivered``.
 
-    What a dead process had delivered of a settled purchase cannot be known: the customer is not charged for it, within the
-    limits of ``refunds``. Whether a process is dead is told by its lock, which the system or the server drops with it, and
-    never by the age of a purchase: what a live process has under way is not touched. On PostgreSQL the lock has to be free
+    How much of a settled purchase a dead process had delivered cannot be known: the customer is not charged for it, within
+    the limits of ``refunds``. A process is dead when its lock is free, which the system or the server drops with it; the
+    age of a purchase is no evidence: the purchases of a live process are not touched. On PostgreSQL the lock has to be free
     for some seconds, so the first calls find nothing. To be called at the start and every few seconds.
 
     Raises:
-        DatabaseUnavailable: nothing, or not all, could be written; another call goes on from there.
+        DatabaseUnavailable: not all could be written; another call goes on from there.
     """
     total = SweepResult()
     while part := await database.write(
@@ -131,17 +131,17 @@ async def resolve(
     job_id: bytes,
     state: State,
     at: datetime,
-    learnt: PurchaseUpdate = NOTHING_NEW,
+    update: PurchaseUpdate = NOTHING_NEW,
     refunds: RefundLimits = NO_REFUND_LIMITS,
 ) -> Resolved:
-    """Record, on evidence, what became of an unknown purchase: ``not_paid``, or ``settled``, which is ``undelivered``.
+    """Record, on evidence, the end of an unknown purchase: ``not_paid``, or ``settled``, which becomes ``undelivered``.
 
-    What was paid, and whose call ended without an answer, is undelivered whoever finds it out. A purchase that a dead
-    gateway left ``settled`` can be resolved likewise, as the sweep does it; where it takes some seconds to know that the
-    gateway is dead, this waits. Durable when this returns; budgets follow.
+    A purchase that was paid and whose call ended without a result is undelivered, whichever part of the gateway finds it
+    out. A purchase that a dead gateway left ``settled`` can be resolved likewise, as the sweep does it; where it takes
+    some seconds to know that the gateway is dead, this waits. Durable when this returns; budgets follow.
 
     Raises:
-        NotUnknown: the purchase is neither, or is none; nothing was changed.
+        NotUnknown: the purchase is neither, or there is none; nothing was changed.
         ValueError: no evidence leads to this state.
         DatabaseUnavailable: it could not be written.
     """
@@ -163,8 +163,8 @@ async def resolve(
             raise _NotYetGone
         if stands is not State.UNKNOWN and not left_settled:
             raise NotUnknown(stands)
-        note = NoteEntry(job_id, becomes, at, replace(learnt, ending=ending))
-        outcome = JournalTransaction(database.owner, [note], [], refunds).write(connection)
+        entry = UpdateEntry(job_id, becomes, at, replace(update, ending=ending))
+        outcome = JournalTransaction(database.owner, [entry], [], refunds).write(connection)
         return Resolved(becomes, outcome.refunds)
 
     while True:
@@ -187,23 +187,23 @@ def _sweep_some(
         if not database.is_gone(connection, owner):
             continue
         swept = SweepResult()
-        # Another sweeper may have been quicker; its notes and these are the same.
-        notes: list[NoteEntry] = []
+        # Another sweeper may have been quicker; its updates are the same as these.
+        updates: list[UpdateEntry] = []
         for job_id, kind, state, peer_id, price_msat in _left(connection, owner):
             left = LostPurchase(job_id, peer_id, Msat(price_msat))
             if state == State.PAYING and kind == ProviderSource.LCP:
-                notes.append(NoteEntry(job_id, State.UNKNOWN, at))
+                updates.append(UpdateEntry(job_id, State.UNKNOWN, at))
                 swept.unsettled.append(left)
                 continue
             if state == State.PAYING:
-                # A node has no payment to look up later: what it was handed and did not refuse counts as bought.
-                notes.append(NoteEntry(job_id, State.SETTLED, at))
-            notes.append(NoteEntry(job_id, State.UNDELIVERED, at, _LOST))
+                # A node has no payment to look up later: a request that it got and did not refuse counts as bought.
+                updates.append(UpdateEntry(job_id, State.SETTLED, at))
+            updates.append(UpdateEntry(job_id, State.UNDELIVERED, at, _LOST))
             swept.lost.append(left)
-        if notes:
-            # One owner a transaction, and no more of it than fits into a short one.
+        if updates:
+            # One owner a transaction, and no more of its purchases than fit into a short one.
             swept.refunds += (
-                JournalTransaction(database.owner, notes, [], refunds).write(connection).refunds
+                JournalTransaction(database.owner, updates, [], refunds).write(connection).refunds
             )
             return swept
     return SweepResult()
@@ -218,12 +218,12 @@ def _left(connection: Connection, owner: str) -> Iterable[tuple[bytes, str, str,
 async def state_of_request(
     database: Database, key_id: str, request_id: str, since: datetime
 ) -> State | None:
-    """Give where the newest purchase of a request stands that was not for nothing; None where nothing was paid.
+    """Return the state of the newest purchase of a request, those not paid left out; None where nothing was paid.
 
-    ``since`` is when the request was taken up, by the clock of the gateway that did.
+    ``since`` is when a gateway that may be gone took the request up, by its own clock.
 
     Raises:
-        DatabaseUnavailable: it cannot be told.
+        DatabaseUnavailable: the database cannot be read.
     """
     query = (
         select(purchases.c.state)

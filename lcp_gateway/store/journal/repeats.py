@@ -1,4 +1,4 @@
-"""Repeats of requests in the journal: what was bought for the same request before, and when its key may be used again."""
+"""Repeats of requests in the journal: the earlier purchase of the same request, and the release of its repeat key."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,8 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
-    BindParameter,
     ColumnElement,
     Connection,
-    Select,
     bindparam,
     literal_column,
     null,
@@ -22,11 +20,17 @@ from lcp_gateway.purchase.money import Charge, Msat, Refund
 from lcp_gateway.purchase.quote import ProviderSource, Quote
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.schema import purchases
-from lcp_gateway.store.database.statements import Row, execute_in, execute_many
+from lcp_gateway.store.database.statements import (
+    AnySelect,
+    Parameters,
+    Row,
+    execute_in,
+    execute_many,
+)
 from lcp_gateway.store.database.times import from_micros, to_micros
 from lcp_gateway.store.journal.purchases import CHARGE_COLUMNS, charge_of
 
-# In the text of a statement whose parameters are lists.
+# A literal, since all parameters of such a statement are lists.
 _NOT_PAID: ColumnElement[str] = literal_column(f"'{State.NOT_PAID.value}'")
 
 _COLUMNS = (
@@ -56,13 +60,13 @@ _RELEASE = (
 )
 
 
-def _by_key(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[Any, ...]]:
+def _by_key(parameters: Parameters) -> AnySelect:
     (keys,) = parameters
     # Not locked: rows are locked in the order of their jobs, and one that changes meanwhile is asked for again.
     return select(*_COLUMNS).where(purchases.c.repeat_key.in_(keys))
 
 
-def _by_body(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[Any, ...]]:
+def _by_body(parameters: Parameters) -> AnySelect:
     bodies, (since,) = parameters
     return (
         select(*_COLUMNS)
@@ -98,7 +102,7 @@ class _Found:
     refund: str | None
 
     def earlier(self) -> EarlierPurchase:
-        """Return it as a repeat needs to know it; without its invoice."""
+        """Return it without its invoice."""
         quote = Quote(
             peer_id=self.peer_id,
             job_id=self.job_id,
@@ -121,9 +125,9 @@ class _Found:
 
 
 class Repeats:
-    """What was bought before for the requests of one transaction, with what that transaction itself writes.
+    """The earlier purchases of the requests of one transaction, with those that the transaction itself writes.
 
-    Nothing is asked of the database for requests that carry no repeat key and are no retries.
+    Requests without a repeat key that are no retries need no query.
     """
 
     def __init__(self, owner: str) -> None:
@@ -147,7 +151,7 @@ class Repeats:
         if since:
             found = execute_in(connection, _by_body, sorted(since), [min(since.values())])
             for row in map(_row, found):
-                # What this process bought it knows of itself: it asks for the first tries that came to others.
+                # Its own purchases a process knows itself: the query is for first tries that came to other processes.
                 if row.repeat_body and row.owner != self._owner:
                     self._by_body[row.repeat_body] = row
 
@@ -167,7 +171,7 @@ class Repeats:
         return None
 
     def take(self, intent: Intent) -> None:
-        """Count an intent as written by this transaction."""
+        """Add an intent that this transaction writes."""
         repeat = intent.repeat
         if repeat is not None and repeat.key is not None:
             self._taken[repeat.key] = EarlierPurchase(
@@ -180,13 +184,13 @@ class Repeats:
             )
 
     def release(self, connection: Connection) -> None:
-        """Free the repeat keys that are asked for again and count no more; before the intents are written."""
+        """Release the repeat keys of this transaction that have expired; before the intents are written."""
         if self._too_old:
             release_keys(connection, sorted(self._too_old))
 
 
 def release_keys(connection: Connection, job_ids: Sequence[bytes]) -> None:
-    """Let the repeat keys of purchases be used again."""
+    """Make the repeat keys of purchases free again."""
     rows: list[Row] = [{"of_job": job_id} for job_id in job_ids]
     execute_many(connection, _RELEASE, rows)
 
@@ -194,7 +198,7 @@ def release_keys(connection: Connection, job_ids: Sequence[bytes]) -> None:
 def find_earlier(
     connection: Connection, identity: RepeatIdentity, *, owner: str, at: datetime
 ) -> EarlierPurchase | None:
-    """Return what was bought for the same request before, in a transaction of the caller's; None where nothing was."""
+    """Return the earlier purchase of the same request, in the caller's transaction; None where there is none."""
     if identity.key is None and identity.first_try_since is None:
         return None
     repeats = Repeats(owner)

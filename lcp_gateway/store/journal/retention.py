@@ -1,4 +1,4 @@
-"""Forgetting: purchases that ended long ago are deleted, those that are open never are."""
+"""Retention: old purchases are deleted once they have ended, and old repeat keys are released."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,17 +34,16 @@ _DELETE_COUNTERS = delete(budget_spend).where(budget_spend.c.starts_at < bindpar
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """How many rows went."""
+    """How many rows were deleted."""
 
     purchases: int
     counters: int
 
 
 async def forget(database: Database, before: datetime, *, at_once: int = 500) -> Forgotten:
-    """Delete what was finished and last changed before a time, in short transactions of ``at_once`` purchases.
+    """Delete ended purchases that last changed before a time, in short transactions of ``at_once`` purchases.
 
-    What is open stays, however old. Budgets of periods that had not ended by then stay as they are; the counters of
-    periods that had are deleted.
+    Open purchases stay, however old. Counters of periods that had ended by then are deleted as well.
 
     Raises:
         DatabaseUnavailable: not all could be deleted; another call goes on from there.
@@ -81,9 +80,9 @@ _WITH_OLD_KEYS = (
 
 
 async def forget_repeat_keys(database: Database, now: datetime, *, at_once: int = 500) -> int:
-    """Remove repeat keys that count no more, looking at ``at_once`` purchases at most; return at how many.
+    """Release expired repeat keys, reading ``at_once`` purchases at most; return how many were read.
 
-    How far it has come is kept in the database, so that no purchase is looked at twice. To be called from time to time.
+    The position is kept in the database, so that no purchase is read twice. To be called from time to time.
 
     Raises:
         DatabaseUnavailable: nothing was changed.
@@ -100,7 +99,7 @@ async def forget_repeat_keys(database: Database, now: datetime, *, at_once: int 
         if keyed := sorted(job_id for job_id, _, key in old if key is not None):
             release_keys(connection, keyed)
         first, last = old[0].paying_at, old[-1].paying_at
-        # There may be more of the last one's time than fitted in: it is looked at again.
+        # There may be more purchases of the last one's time: they are read again.
         is_cut = len(old) == at_once and first < last
         cursors.advance(connection, cursors.REPEAT_KEYS, last - 1 if is_cut else last)
         return len(old)

@@ -87,7 +87,7 @@ _UPDATE = (
 
 @dataclass(slots=True)
 class PurchaseRow:
-    """A purchase as it was found, and as the notes of this transaction leave it."""
+    """A purchase as it was found, and as the updates of this transaction leave it."""
 
     charge: Charge | None
     job_id: bytes
@@ -129,25 +129,25 @@ class PurchaseRow:
         """The amount taken from the customer's balance."""
         return 0 if self.charge is None else self.charge.taken_msat(self.state)
 
-    def learn(self, learnt: PurchaseUpdate) -> bool:
+    def apply(self, update: PurchaseUpdate) -> bool:
         """Fill in values that were not known, and keep those that were; return whether anything was new."""
         before = self._known
         # Nothing is added to what may have been charged: a price can only turn out to be lower.
-        if learnt.charged_msat is not None and learnt.charged_msat < self.price_msat:
-            self.price_msat = learnt.charged_msat
+        if update.charged_msat is not None and update.charged_msat < self.price_msat:
+            self.price_msat = update.charged_msat
             if self.charge is not None:
-                self.charge = self.charge.lowered_to(learnt.charged_msat)
+                self.charge = self.charge.lowered_to(update.charged_msat)
         if self.fee_msat is None:
-            self.fee_msat = learnt.fee_msat
+            self.fee_msat = update.fee_msat
         if self.result_sha256 is None:
-            self.result_sha256 = learnt.result_sha256
+            self.result_sha256 = update.result_sha256
         if self.result_bytes is None:
-            self.result_bytes = learnt.result_bytes
+            self.result_bytes = update.result_bytes
         if self.preimage is None:
-            self.preimage = learnt.preimage
-        if learnt.ending is not None and self.ended_by is None:
-            self.ended_by, self.received = learnt.ending.ended_by, learnt.ending.received
-            if learnt.ending.ruling.keeps_charge and self.charge is not None:
+            self.preimage = update.preimage
+        if update.ending is not None and self.ended_by is None:
+            self.ended_by, self.received = update.ending.ended_by, update.ending.received
+            if update.ending.ruling.keeps_charge and self.charge is not None:
                 self.charge = replace(self.charge, refund_undelivered=False)
         return before != self._known
 

@@ -1,15 +1,12 @@
-"""One transaction of the journal: notes and intents of many purchases, written together."""
+"""One transaction of the journal: updates and intents of many purchases, written together."""
 
 import enum
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import (
-    BindParameter,
     Connection,
-    Select,
     delete,
     insert,
     select,
@@ -40,7 +37,7 @@ from lcp_gateway.purchase.outcome import LOST_BY_CRASH
 from lcp_gateway.purchase.states import TRANSITIONS, State
 from lcp_gateway.store.accounts.balances import Balances
 from lcp_gateway.store.database.schema import accounts, budget_spend, keys, purchase_states
-from lcp_gateway.store.database.statements import execute_in, execute_many
+from lcp_gateway.store.database.statements import AnySelect, Parameters, execute_in, execute_many
 from lcp_gateway.store.database.times import to_micros
 from lcp_gateway.store.journal.budgets import (
     Counter,
@@ -71,41 +68,41 @@ class IntentEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class NoteEntry:
-    """A later state to write; ``state`` is None where only more became known.
+class UpdateEntry:
+    """A later state to write; ``state`` is None where it stays and only facts are added.
 
-    ``withdraws`` is the number of an intent whose writing may have gone unheard: the note is for that intent alone, and
-    is nothing to speak of where it was never written. ``on_refund`` hears whether a charge was given back.
+    ``withdraws`` is the number of an intent whose caller did not learn that it was written: the update is for that
+    intent alone, and is dropped where it was never written. ``on_refund`` is called with the decision on a refund.
     """
 
     job_id: bytes
     state: State | None
     at: datetime
-    learnt: PurchaseUpdate = NOTHING_NEW
+    update: PurchaseUpdate = NOTHING_NEW
     withdraws: int | None = None
     on_refund: Callable[[Refund], None] | None = None
 
 
 class JournalProblemKind(enum.StrEnum):
-    """What can go wrong behind the back of whoever called."""
+    """Problems that no caller waits for."""
 
     LATE_NOTE = "late_note"
-    """The state table has no such move from where the purchase stands, or it stands there already: left as it is."""
+    """The state table has no such move from the purchase's state, or it is in that state: left as it is."""
     SWEPT = "swept"
-    """An answer of this process was delivered after another process had taken this one for dead.
+    """A result of this process was delivered after another process had taken this one for dead.
 
-    Its purchase stays ``undelivered``: what was given back is not taken again.
+    Its purchase stays ``undelivered``: a refund is not taken back.
     """
     UNKNOWN_JOB = "unknown_job"
-    """A note for a purchase that the journal does not have."""
+    """An update of a purchase that the journal does not have."""
     NOTE_REFUSED = "note_refused"
-    """The database refused the values of a note: it is lost."""
+    """The database refused the values of an update: it is lost."""
     NOTE_LOST = "note_lost"
-    """The journal was closed, or its memory full, before a note could be written: it is lost."""
+    """The journal was closed, or its queue full, before an update could be written: it is lost."""
     UNAVAILABLE = "unavailable"
-    """The database cannot be written. Said once, until it can be again."""
+    """The database cannot be written. Reported once, until it can be again."""
     AVAILABLE = "available"
-    """It can be written again."""
+    """The database can be written again."""
 
     @property
     def is_grave(self) -> bool:
@@ -115,7 +112,7 @@ class JournalProblemKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JournalProblem:
-    """One thing that somebody should hear of. ``detail`` holds no secret."""
+    """A problem for the operator's log. ``detail`` holds no secret."""
 
     kind: JournalProblemKind
     detail: str
@@ -125,29 +122,26 @@ class JournalProblem:
 
 @dataclass(frozen=True, slots=True)
 class TransactionResult:
-    """What came of one transaction.
-
-    For each intent, why it was refused or None; the problems with notes; and the decisions on charges to be given back.
-    """
+    """For each intent, its refusal or None; the problems with updates; and the decisions on refunds."""
 
     refusals: Sequence[Refused | None]
     problems: Sequence[JournalProblem]
     refunds: Sequence[RefundDecision] = ()
 
 
-def _revoked(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[Any, ...]]:
+def _revoked(parameters: Parameters) -> AnySelect:
     (key_ids,) = parameters
     return select(keys.c.id).where(keys.c.id.in_(key_ids), keys.c.revoked_at.is_not(None))
 
 
 def revoked_of(connection: Connection, key_ids: Collection[str]) -> frozenset[str]:
-    """Return those of these keys that are revoked. An id that is no account's key is never one of them."""
+    """Return the revoked ones of these keys, as this very transaction sees them: no revocation can come between."""
     if not key_ids:
         return frozenset()
     return frozenset(key_id for (key_id,) in execute_in(connection, _revoked, sorted(key_ids)))
 
 
-def _deleted(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tuple[Any, ...]]:
+def _deleted(parameters: Parameters) -> AnySelect:
     (account_ids,) = parameters
     return select(accounts.c.id).where(
         accounts.c.id.in_(account_ids), accounts.c.deleted_at.is_not(None)
@@ -155,7 +149,7 @@ def _deleted(parameters: Sequence[Sequence[BindParameter[Any]]]) -> Select[*tupl
 
 
 def deleted_of(connection: Connection, account_ids: Collection[str]) -> frozenset[str]:
-    """Return those of these accounts that were deleted."""
+    """Return the deleted ones of these accounts, in the same way."""
     if not account_ids:
         return frozenset()
     found = execute_in(connection, _deleted, sorted(account_ids))
@@ -166,25 +160,25 @@ _INSERT_STATE = insert(purchase_states)
 
 
 class JournalTransaction:
-    """Writes notes first, then intents, so that what notes give back has room for intents.
+    """Writes updates first, then intents, so that amounts which updates release are available to intents.
 
-    Where a customer is charged, the balance is held, taken from and given back in the same transaction, so that no
-    crash can come between the two. Where none is, nothing more is asked of the database.
+    Where a customer is charged, the balance changes in the same transaction, so that no crash can come between the two.
+    Where none is, the database gets no more statements for it.
 
-    A note never comes before the intent of its own job: the caller does not put both into one batch.
+    The caller does not put an update into one transaction with the intent of its own job.
     """
 
     def __init__(
         self,
         owner: str,
-        notes: Sequence[NoteEntry],
+        updates: Sequence[UpdateEntry],
         intents: Sequence[IntentEntry],
         refunds: RefundLimits = NO_REFUND_LIMITS,
     ) -> None:
-        """``refunds`` bounds what is given back; a charge that is over it is withheld."""
+        """``refunds`` limits refunds; a charge over a limit is withheld."""
         self._owner = owner
         self._refunds = DayOfRefunds(refunds)
-        self._notes = notes
+        self._updates = updates
         self._intents = intents
         self._counters = Counters()
         self._balances = Balances()
@@ -196,11 +190,11 @@ class JournalTransaction:
         self._decisions: list[RefundDecision] = []
 
     def write(self, connection: Connection) -> TransactionResult:
-        """Do it, in the transaction that is open."""
+        """Write everything in the caller's transaction."""
         rows = self._find(connection)
         counted = {job_id: row.counted_msat for job_id, row in rows.items()}
         self._refunds.lock(connection, self._to_refund(rows))
-        moved = self._apply_notes(rows)
+        moved = self._apply_updates(rows)
         changes = {
             row.job_id: (counters_of(row.key_id, row.paying_at), change)
             for row in moved
@@ -224,16 +218,16 @@ class JournalTransaction:
         )
         if moved:
             write_rows(connection, moved)
-            # Before the intents are written: one of them may be the next try of what was not paid.
+            # Before the intents are written: one of them may be the next try of an unpaid purchase.
             if unpaid := sorted(row.job_id for row in moved if row.state is State.NOT_PAID):
                 release_keys(connection, unpaid)
         self._repeats.look_up(
             connection, [repeat for entry in self._intents if (repeat := entry.intent.repeat)]
         )
-        # The operator's static keys have no account, and are charged nothing.
+        # The operator's static keys have no account and no charge.
         charged = {entry.intent.key_id for entry in self._intents if entry.intent.charge}
         self._revoked_keys = revoked_of(connection, charged)
-        # Deleting an account revokes its keys; an L402 token is none, and ends with its account alone.
+        # Deleting an account revokes its keys. An L402 token is no key, and ends with its account.
         self._deleted_accounts = deleted_of(
             connection,
             {
@@ -252,55 +246,55 @@ class JournalTransaction:
         return TransactionResult(refusals, self._problems, self._decisions)
 
     def _find(self, connection: Connection) -> dict[bytes, PurchaseRow]:
-        job_ids = {entry.job_id for entry in self._notes}
+        job_ids = {entry.job_id for entry in self._updates}
         job_ids.update(entry.intent.quote.job_id for entry in self._intents)
         return lock_rows(connection, job_ids)
 
     def _to_refund(self, rows: Mapping[bytes, PurchaseRow]) -> Iterator[tuple[str, int]]:
-        """Give the accounts and times of the charges that these notes may give back."""
-        for note in self._notes:
-            if note.state is State.UNDELIVERED and (row := rows.get(note.job_id)) is not None:
-                kept = note.learnt.ending is not None and note.learnt.ending.ruling.keeps_charge
+        """Yield the accounts and times of the charges that these updates may refund."""
+        for entry in self._updates:
+            if entry.state is State.UNDELIVERED and (row := rows.get(entry.job_id)) is not None:
+                kept = entry.update.ending is not None and entry.update.ending.ruling.keeps_charge
                 if row.charge is not None and row.charge.refund_undelivered and not kept:
-                    yield row.charge.account_id, to_micros(note.at)
+                    yield row.charge.account_id, to_micros(entry.at)
 
-    def _apply_notes(self, rows: Mapping[bytes, PurchaseRow]) -> list[PurchaseRow]:
+    def _apply_updates(self, rows: Mapping[bytes, PurchaseRow]) -> list[PurchaseRow]:
         touched: dict[bytes, PurchaseRow] = {}
-        for note in self._notes:
-            row = rows.get(note.job_id)
+        for entry in self._updates:
+            row = rows.get(entry.job_id)
             if row is None:
-                if note.withdraws is None:
+                if entry.withdraws is None:
                     self._report(
-                        note, JournalProblemKind.UNKNOWN_JOB, "the journal has no such purchase"
+                        entry, JournalProblemKind.UNKNOWN_JOB, "the journal has no such purchase"
                     )
-            elif note.withdraws in {None, row.intent_no} and self._apply(note, row):
+            elif entry.withdraws in {None, row.intent_no} and self._apply(entry, row):
                 touched[row.job_id] = row
         return list(touched.values())
 
-    def _apply(self, note: NoteEntry, row: PurchaseRow) -> bool:
-        if note.withdraws is not None and row.owner != self._owner:
+    def _apply(self, entry: UpdateEntry, row: PurchaseRow) -> bool:
+        if entry.withdraws is not None and row.owner != self._owner:
             return False
-        at = to_micros(note.at)
-        stays = note.state is None or note.state is row.state
-        if not stays and note.state not in TRANSITIONS[row.state].values():
-            if self._was_swept(note, row):
-                self._report(note, JournalProblemKind.SWEPT, _taken_for_dead(row))
+        at = to_micros(entry.at)
+        stays = entry.state is None or entry.state is row.state
+        if not stays and entry.state not in TRANSITIONS[row.state].values():
+            if self._was_swept(entry, row):
+                self._report(entry, JournalProblemKind.SWEPT, _taken_for_dead(row))
             else:
                 self._report(
-                    note, JournalProblemKind.LATE_NOTE, f"the purchase is {row.state} already"
+                    entry, JournalProblemKind.LATE_NOTE, f"the purchase is {row.state} already"
                 )
             return False
         held_msat, taken_msat = row.held_msat, row.taken_msat
-        news = row.learn(note.learnt)
+        news = row.apply(entry.update)
         if stays and not news:
             self._report(
-                note, JournalProblemKind.LATE_NOTE, f"nothing new: the purchase is {row.state}"
+                entry, JournalProblemKind.LATE_NOTE, f"nothing new: the purchase is {row.state}"
             )
             return False
-        if not stays and note.state is not None:
-            row.state = note.state
-            self._states.append({"job_id": row.job_id, "state": note.state.value, "at": at})
-            if not TRANSITIONS[note.state]:
+        if not stays and entry.state is not None:
+            row.state = entry.state
+            self._states.append({"job_id": row.job_id, "state": entry.state.value, "at": at})
+            if not TRANSITIONS[entry.state]:
                 row.ended_at = at
         row.updated_at = at
         if row.charge is not None:
@@ -309,10 +303,10 @@ class JournalTransaction:
             self._charge(row, row.charge, held_msat, taken_msat, at)
         return True
 
-    def _was_swept(self, note: NoteEntry, row: PurchaseRow) -> bool:
+    def _was_swept(self, entry: UpdateEntry, row: PurchaseRow) -> bool:
         ending = (row.ended_by, row.received)
         return (
-            note.state is State.DELIVERED and row.owner == self._owner and ending == LOST_BY_CRASH
+            entry.state is State.DELIVERED and row.owner == self._owner and ending == LOST_BY_CRASH
         )
 
     def _decide_refund(self, row: PurchaseRow, charge: Charge, at: int) -> Charge:
@@ -333,14 +327,14 @@ class JournalTransaction:
         self._balances.hold(account_id, row.held_msat - held_msat)
         job_id = row.job_id.hex()
         if held_msat and row.refund == Refund.GIVEN and not taken_msat:
-            # Found to be paid and undelivered at once: taken and given back, so that the account's statement tells it.
+            # Found to be paid and undelivered at once: taken and refunded, so that the account's statement shows it.
             taken_msat = charge.amount_msat
             self._balances.move(account_id, -taken_msat, Cause.PURCHASE, job_id, at)
         if row.taken_msat > taken_msat:
             self._balances.move(account_id, -row.taken_msat, Cause.PURCHASE, job_id, at)
         else:
-            # A charge can be lowered more than once, and each time only to less than before: with what is left of it
-            # each refund has a name of its own.
+            # A charge can be lowered more than once, each time to less than before: the rest of it in the name makes
+            # each refund's name unique.
             self._balances.move(
                 account_id,
                 taken_msat - row.taken_msat,
@@ -418,15 +412,15 @@ class JournalTransaction:
             return None
         return InsufficientBalance(entry.intent.quote, charge.amount_msat, available_msat)
 
-    def _report(self, note: NoteEntry, kind: JournalProblemKind, detail: str) -> None:
-        # What is withdrawn has no further story, and nobody waits to hear of it.
-        if note.withdraws is None:
-            self._problems.append(JournalProblem(kind, detail, note.job_id, note.state))
+    def _report(self, entry: UpdateEntry, kind: JournalProblemKind, detail: str) -> None:
+        # An intent that is withdrawn was not paid: there is nothing to report.
+        if entry.withdraws is None:
+            self._problems.append(JournalProblem(kind, detail, entry.job_id, entry.state))
 
 
 def _taken_for_dead(row: PurchaseRow) -> str:
     became = {
-        Refund.GIVEN.value: "its charge was given back and stays so",
+        Refund.GIVEN.value: "its charge was refunded and stays so",
         Refund.WITHHELD.value: "its refund is withheld until an operator decides",
     }
     refund = became.get(row.refund or "", "its charge did not change")
@@ -436,8 +430,8 @@ def _taken_for_dead(row: PurchaseRow) -> str:
     )
 
 
-def write_for_nothing(connection: Connection) -> None:
-    """Write a row and take it away again: only a real write finds out that a disk is full."""
+def write_probe(connection: Connection) -> None:
+    """Write a row and delete it again: only a real write shows that a disk is full."""
     row = {"scope": "probe", "period": "probe", "starts_at": 0}
     connection.execute(insert(budget_spend).values(**row, spent_msat=0))
     connection.execute(

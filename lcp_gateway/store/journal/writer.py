@@ -1,4 +1,4 @@
-"""The journal's writer task: everything that waits is written together, in one transaction and one commit."""
+"""The journal's writer task: all entries that wait are written together, in one transaction and one commit."""
 
 import asyncio
 from collections import deque
@@ -25,9 +25,9 @@ from lcp_gateway.store.journal.transaction import (
     JournalProblem,
     JournalProblemKind,
     JournalTransaction,
-    NoteEntry,
     TransactionResult,
-    write_for_nothing,
+    UpdateEntry,
+    write_probe,
 )
 
 
@@ -41,51 +41,43 @@ class _Waiting:
     collided: bool = False
 
 
-_Item: TypeAlias = _Waiting | NoteEntry
+_Item: TypeAlias = _Waiting | UpdateEntry
 
 
 @dataclass(frozen=True, slots=True)
 class JournalLimits:
-    """What bounds the journal's waiting and its memory.
+    """Bounds of the journal's waiting and its memory.
 
-    ``wait_s`` is how long an intent may wait for its commit, ``close_s`` how long the notes may at the end.
-    ``retry_s`` and ``retry_most_s`` are the first and the longest pause between tries to write notes while the database
-    is away. ``note_s`` is how long the note of a good delivery may wait for an intent to share its commit.
+    ``wait_s`` is how long an intent may wait for its commit, ``close_s`` how long the updates may at the end.
+    ``retry_s`` and ``retry_most_s`` are the first and the longest pause between tries to write updates while the database
+    is unavailable. ``update_s`` is how long the update of a good delivery may wait for an intent to share its commit.
     """
 
     wait_s: float = 5.0
     close_s: float = 5.0
     retry_s: float = 0.1
     retry_most_s: float = 2.0
-    note_s: float = 0.01
+    update_s: float = 0.01
     intents: int = 1_024
-    notes: int = 100_000
+    updates: int = 100_000
     batch: int = 128
 
 
 DEFAULT_LIMITS = JournalLimits()
 
-# What follows an intent when all goes well: should it be lost in a crash, evidence tells it again.
+# The states of a purchase that goes well: after a crash that loses one, evidence shows it again.
 _CAN_WAIT = frozenset({State.SETTLED, State.DELIVERED})
-
-
-def _ignore_commit(_entries: int, _seconds: float) -> None:
-    """Nobody measures."""
-
-
-def _ignore_refund(_decision: RefundDecision) -> None:
-    """Nothing is counted."""
 
 
 class JournalWriter:
     """A ``PurchaseJournal`` in a database.
 
-    While one transaction is being committed, what comes meanwhile gathers for the next: many purchases share a commit,
-    and a single one waits for no other. Notes of good deliveries, for which no caller waits, are written with the next
+    While one transaction is being committed, new entries gather for the next: many purchases share a commit, and a
+    single one waits for no other. Updates of good deliveries, for which no caller waits, are written with the next
     intent, or a few milliseconds later. To be used on one event loop: ``start`` it there, and ``close`` it at the end.
 
-    ``on_problem`` hears of what nobody waits for, ``on_refund`` of each charge that was given back or withheld, by
-    ``refunds``. ``on_commit`` is given the number of entries and the seconds that each transaction took.
+    ``on_problem`` is called with each problem that no caller waits for, ``on_refund`` with each charge that was refunded
+    or withheld by the limits in ``refunds``, ``on_commit`` with the entries and the seconds of each transaction.
     """
 
     def __init__(
@@ -93,8 +85,8 @@ class JournalWriter:
         database: Database,
         *,
         on_problem: Callable[[JournalProblem], None],
-        on_commit: Callable[[int, float], None] = _ignore_commit,
-        on_refund: Callable[[RefundDecision], None] = _ignore_refund,
+        on_commit: Callable[[int, float], None] = lambda _entries, _seconds: None,
+        on_refund: Callable[[RefundDecision], None] = lambda _decision: None,
         limits: JournalLimits = DEFAULT_LIMITS,
     ) -> None:
         self._database = database
@@ -106,12 +98,12 @@ class JournalWriter:
         self._queue: deque[_Item] = deque()
         self._overdue: deque[_Waiting] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._notes = 0
+        self._updates = 0
         self._intents = 0
         self._numbers = 0
         self._singly = 0
         self._wake = asyncio.Event()
-        self._notes_due: asyncio.TimerHandle | None = None
+        self._updates_due: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._closing = False
         self._trouble: str | None = None
@@ -122,18 +114,18 @@ class JournalWriter:
         return self._trouble
 
     def start(self, start_task: StartTask = start_unsupervised) -> None:
-        """Begin to write, on the running event loop. The task returns once the journal is closed."""
+        """Start the writer task on the running event loop. It returns once the journal is closed."""
         self._task = start_task(self._run, may_return=lambda: self._closing)
 
     async def close(self) -> None:
-        """Write what waits, within bounds. What cannot be written is reported, note by note."""
+        """Write the entries that wait, for at most ``close_s``; report each update that cannot be written."""
         self._closing = True
         self._wake.set()
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=self._limits.close_s)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        for timer in (self._timer, self._notes_due):
+        for timer in (self._timer, self._updates_due):
             if timer is not None:
                 timer.cancel()
         for item in self._queue:
@@ -150,7 +142,7 @@ class JournalWriter:
         """
         if self._trouble is None and not self._closing:
             self._trouble = reason
-            self._tell(JournalProblem(JournalProblemKind.UNAVAILABLE, reason))
+            self._report(JournalProblem(JournalProblemKind.UNAVAILABLE, reason))
             self._wake.set()
 
     async def intend(self, intent: Intent, budgets: Sequence[Budget] = ()) -> None:
@@ -168,16 +160,16 @@ class JournalWriter:
             raise ValueError("a budget of another key")
         if self._closing or self._task is None or self._task.done():
             raise JournalUnavailable("the journal is closed; nothing was paid", quote=quote)
-        if self._intents >= self._limits.intents or self._notes >= self._limits.notes:
+        if self._intents >= self._limits.intents or self._updates >= self._limits.updates:
             raise JournalUnavailable(
-                "too much waits for the journal; nothing was paid", quote=quote
+                "too many purchases wait for the journal; nothing was paid", quote=quote
             )
         charge_msat = intent.charge.amount_msat if intent.charge is not None else 0
         if any(
             not 0 <= amount_msat < LARGEST_AMOUNT
             for amount_msat in (quote.price_msat, intent.fee_cap_msat, charge_msat)
         ):
-            raise JournalUnavailable("an amount that nobody has; nothing was paid", quote=quote)
+            raise JournalUnavailable("the amount is too large; nothing was paid", quote=quote)
         self._numbers += 1
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiting = _Waiting(IntentEntry(self._numbers, intent, budgets), done, monotonic())
@@ -187,7 +179,7 @@ class JournalWriter:
         if self._timer is None:
             self._timer = done.get_loop().call_later(self._limits.wait_s, self._give_up)
         self._wake.set()
-        # A caller that leaves cancels the future; the writer sees that and takes the intent back.
+        # A caller that is cancelled cancels the future; the writer sees that and withdraws the intent.
         await done
 
     async def find(self, job_id: bytes) -> EarlierPurchase | None:
@@ -201,47 +193,43 @@ class JournalWriter:
         except DatabaseUnavailable as error:
             raise JournalUnavailable(f"the journal cannot be read ({error.reason})") from error
 
-    def note(
+    def record(
         self,
         job_id: bytes,
         state: State,
         at: datetime,
-        learnt: PurchaseUpdate = NOTHING_NEW,
+        update: PurchaseUpdate = NOTHING_NEW,
         on_refund: Callable[[Refund], None] | None = None,
     ) -> None:
-        """Write a later state soon, in order; ``not_paid`` gives its reservation back.
+        """Write a later state soon, in order; ``not_paid`` releases its reservation. None leaves the state as it is.
 
-        ``on_refund`` hears, once it is durable, whether a charge that is to be given back was.
+        ``on_refund`` is called, once it is durable, with the decision on a charge that is to be refunded.
         """
-        self._add(NoteEntry(job_id, state, at, learnt, on_refund=on_refund))
+        self._add(UpdateEntry(job_id, state, at, update, on_refund=on_refund))
 
-    def learn(self, job_id: bytes, at: datetime, learnt: PurchaseUpdate) -> None:
-        """Write what became known of a purchase without its state changing: its real fee, say."""
-        self._add(NoteEntry(job_id, None, at, learnt))
-
-    def _add(self, note: NoteEntry) -> None:
+    def _add(self, entry: UpdateEntry) -> None:
         if self._closing and (self._task is None or self._task.done()):
-            self._lose(note, "the journal is closed")
-        elif self._notes >= self._limits.notes:
-            self._lose(note, "too many notes wait")
+            self._lose(entry, "the journal is closed")
+        elif self._updates >= self._limits.updates:
+            self._lose(entry, "too many updates wait")
         else:
-            self._notes += 1
-            self._queue.append(note)
-            if note.state not in _CAN_WAIT or note.on_refund is not None or self._closing:
+            self._updates += 1
+            self._queue.append(entry)
+            if entry.state not in _CAN_WAIT or entry.on_refund is not None or self._closing:
                 self._wake.set()
-            elif self._notes_due is None:
+            elif self._updates_due is None:
                 loop = asyncio.get_running_loop()
-                self._notes_due = loop.call_later(self._limits.note_s, self._write_notes)
+                self._updates_due = loop.call_later(self._limits.update_s, self._write_updates)
 
-    def _write_notes(self) -> None:
-        self._notes_due = None
+    def _write_updates(self) -> None:
+        self._updates_due = None
         self._wake.set()
 
     async def _run(self) -> None:
         pause_s = self._limits.retry_s
         while True:
-            notes, intents = self._take()
-            if not notes and not intents:
+            updates, intents = self._take()
+            if not updates and not intents:
                 if self._closing:
                     return
                 if self._trouble is not None:
@@ -251,17 +239,17 @@ class JournalWriter:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            unavailable = await self._write(notes, intents)
+            unavailable = await self._write(updates, intents)
             if unavailable is None:
                 pause_s = self._limits.retry_s
                 if self._trouble is not None:
                     self._trouble = None
-                    self._tell(
+                    self._report(
                         JournalProblem(JournalProblemKind.AVAILABLE, "the journal can be written")
                     )
                 continue
             if self._trouble is None:
-                self._tell(JournalProblem(JournalProblemKind.UNAVAILABLE, unavailable.reason))
+                self._report(JournalProblem(JournalProblemKind.UNAVAILABLE, unavailable.reason))
             self._trouble = unavailable.reason
             self._turn_away(unavailable)
             if self._queue:
@@ -269,23 +257,23 @@ class JournalWriter:
                 pause_s = min(pause_s * 2, self._limits.retry_most_s)
 
     async def _probe(self) -> None:
-        """Find out whether the database can be written again while nobody writes, so that it is told to who waits."""
+        """Try to write while the queue is empty, so that ``trouble`` ends without a purchase."""
         if self._queue:
             return
         with suppress(DatabaseUnavailable):
-            await self._database.write(write_for_nothing)
+            await self._database.write(write_probe)
             self._trouble = None
-            self._tell(JournalProblem(JournalProblemKind.AVAILABLE, "the journal can be written"))
+            self._report(JournalProblem(JournalProblemKind.AVAILABLE, "the journal can be written"))
 
     def _turn_away(self, unavailable: DatabaseUnavailable) -> None:
-        """Refuse the intents that came during a try that failed: nobody waits behind notes for the next."""
+        """Refuse the intents that came during a failed try: none waits behind updates for the next try."""
         intents = [item for item in self._queue if isinstance(item, _Waiting)]
         if intents:
-            self._queue = deque(item for item in self._queue if isinstance(item, NoteEntry))
+            self._queue = deque(item for item in self._queue if isinstance(item, UpdateEntry))
             self._put_back([], intents, DatabaseUnavailable(unavailable.reason))
 
     async def _pause(self, seconds: float) -> None:
-        """Wait before the next try; somebody who comes meanwhile is told at once how it stands."""
+        """Wait before the next try; a new intent ends the wait, so that it is answered at once."""
         self._wake.clear()
         loop = asyncio.get_running_loop()
         timer = loop.call_later(seconds, self._wake.set)
@@ -294,80 +282,80 @@ class JournalWriter:
         finally:
             timer.cancel()
 
-    def _take(self) -> tuple[list[NoteEntry], list[_Waiting]]:
-        """Take what waits, in order, up to a note whose intent is in the same batch."""
-        notes: list[NoteEntry] = []
+    def _take(self) -> tuple[list[UpdateEntry], list[_Waiting]]:
+        """Take the entries that wait, in order, up to an update whose intent is in the same batch."""
+        updates: list[UpdateEntry] = []
         intents: list[_Waiting] = []
         jobs: set[bytes] = set()
         at_most = 1 if self._singly else self._limits.batch
-        while self._queue and len(notes) + len(intents) < at_most:
+        while self._queue and len(updates) + len(intents) < at_most:
             item = self._queue[0]
-            if isinstance(item, NoteEntry):
+            if isinstance(item, UpdateEntry):
                 if item.job_id in jobs:
                     break
-                notes.append(item)
+                updates.append(item)
             elif item.done.done():
-                # Its caller left, or waited too long: it was not written and will not be.
+                # Its caller was cancelled, or waited too long: it is not written.
                 self._intents -= 1
             else:
                 intents.append(item)
                 jobs.add(item.entry.intent.quote.job_id)
             self._queue.popleft()
             self._singly = max(0, self._singly - 1)
-        return notes, intents
+        return updates, intents
 
     async def _write(
-        self, notes: list[NoteEntry], intents: list[_Waiting]
+        self, updates: list[UpdateEntry], intents: list[_Waiting]
     ) -> DatabaseUnavailable | None:
         batch = JournalTransaction(
-            self._database.owner, notes, [waiting.entry for waiting in intents], self.refunds
+            self._database.owner, updates, [waiting.entry for waiting in intents], self.refunds
         )
         begun = monotonic()
         try:
             outcome = await self._database.write(batch.write)
         except DatabaseUnavailable as unavailable:
-            self._put_back(notes, intents, unavailable)
+            self._put_back(updates, intents, unavailable)
             return unavailable
         except asyncio.CancelledError:
-            self._put_back(notes, intents, DatabaseUnavailable("it was closed", unsure=True))
+            self._put_back(updates, intents, DatabaseUnavailable("it was closed", unsure=True))
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, one entry caused it, and must not take the others along
-            self._single_out(notes, intents, error)
+        except Exception as error:  # noqa: BLE001 - one entry caused it, and the others are to be written
+            self._single_out(updates, intents, error)
             return None
         with suppress(Exception):
-            self._on_commit(len(notes) + len(intents), monotonic() - begun)
-        self._finish(notes, intents, outcome)
+            self._on_commit(len(updates) + len(intents), monotonic() - begun)
+        self._finish(updates, intents, outcome)
         return None
 
     def _single_out(
-        self, notes: list[NoteEntry], intents: list[_Waiting], error: Exception
+        self, updates: list[UpdateEntry], intents: list[_Waiting], error: Exception
     ) -> None:
-        """Have the entries of a failed batch written each by itself: only the one that caused it fails."""
-        if len(notes) + len(intents) > 1:
-            self._queue.extendleft(reversed([*notes, *intents]))
-            self._singly = len(notes) + len(intents)
+        """Write the entries of a failed batch one by one: only the one that caused it fails."""
+        if len(updates) + len(intents) > 1:
+            self._queue.extendleft(reversed([*updates, *intents]))
+            self._singly = len(updates) + len(intents)
             return
         if intents and isinstance(error, IntegrityError) and not intents[0].collided:
-            # Another process wrote an intent for the same request at the same time: now it is found.
+            # Another process wrote an intent for the same request at the same time: the next try finds it.
             intents[0].collided = True
             self._queue.extendleft(intents)
             self._singly = 1
             return
-        # The kind of error only: its text may quote the values.
+        # The class of the error only: its text may quote the values.
         reason = f"the journal refused the entry ({type(error).__name__})"
-        self._notes -= len(notes)
+        self._updates -= len(updates)
         self._intents -= len(intents)
-        for note in notes:
-            self._tell(
-                JournalProblem(JournalProblemKind.NOTE_REFUSED, reason, note.job_id, note.state)
+        for entry in updates:
+            self._report(
+                JournalProblem(JournalProblemKind.NOTE_REFUSED, reason, entry.job_id, entry.state)
             )
         for waiting in intents:
             _refuse(waiting, JournalUnavailable(f"{reason}; nothing was paid"))
 
     def _finish(
-        self, notes: list[NoteEntry], intents: list[_Waiting], outcome: TransactionResult
+        self, updates: list[UpdateEntry], intents: list[_Waiting], outcome: TransactionResult
     ) -> None:
-        self._notes -= len(notes)
+        self._updates -= len(updates)
         self._intents -= len(intents)
         for waiting, refusal in zip(intents, outcome.refusals, strict=True):
             if refusal is not None:
@@ -379,15 +367,15 @@ class JournalWriter:
         while self._overdue and self._overdue[0].done.done():
             self._overdue.popleft()
         for problem in outcome.problems:
-            self._tell(problem)
+            self._report(problem)
         if outcome.refunds:
-            self._tell_refunds(notes, outcome.refunds)
+            self._report_refunds(updates, outcome.refunds)
 
     def _put_back(
-        self, notes: list[NoteEntry], intents: list[_Waiting], unavailable: DatabaseUnavailable
+        self, updates: list[UpdateEntry], intents: list[_Waiting], unavailable: DatabaseUnavailable
     ) -> None:
-        """Keep the notes for the next try, in their order; the intents are refused."""
-        self._queue.extendleft(reversed(notes))
+        """Keep the updates for the next try, in their order, and refuse the intents."""
+        self._queue.extendleft(reversed(updates))
         self._intents -= len(intents)
         for waiting in intents:
             if unavailable.unsure:
@@ -400,36 +388,40 @@ class JournalWriter:
             )
 
     def _withdraw(self, waiting: _Waiting) -> None:
-        """Take back an intent that was written, or may have been, though its caller was not told so and did not pay."""
+        """Record as not paid an intent that was written, or may have been, and whose caller did not pay."""
         intent = waiting.entry.intent
         self._add(
-            NoteEntry(
+            UpdateEntry(
                 intent.quote.job_id, State.NOT_PAID, intent.at, withdraws=waiting.entry.number
             )
         )
 
-    def _lose(self, note: NoteEntry, why: str) -> None:
-        if note.withdraws is None:
-            self._tell(JournalProblem(JournalProblemKind.NOTE_LOST, why, note.job_id, note.state))
+    def _lose(self, entry: UpdateEntry, why: str) -> None:
+        if entry.withdraws is None:
+            self._report(
+                JournalProblem(JournalProblemKind.NOTE_LOST, why, entry.job_id, entry.state)
+            )
 
-    def _tell(self, problem: JournalProblem) -> None:
-        # An error in somebody's ear must not stop the pen.
+    def _report(self, problem: JournalProblem) -> None:
+        # An error of a listener must not stop the writer.
         with suppress(Exception):
             self._on_problem(problem)
 
-    def _tell_refunds(
-        self, notes: Sequence[NoteEntry], decisions: Sequence[RefundDecision]
+    def _report_refunds(
+        self, updates: Sequence[UpdateEntry], decisions: Sequence[RefundDecision]
     ) -> None:
-        listening = {note.job_id: note.on_refund for note in notes if note.on_refund is not None}
+        listening = {
+            entry.job_id: entry.on_refund for entry in updates if entry.on_refund is not None
+        }
         for decision in decisions:
             with suppress(Exception):
                 self._on_refund(decision)
-            if (hear := listening.get(decision.job_id)) is not None:
+            if (on_refund := listening.get(decision.job_id)) is not None:
                 with suppress(Exception):
-                    hear(decision.refund)
+                    on_refund(decision.refund)
 
     def _give_up(self) -> None:
-        """Refuse the intents that waited too long; one timer serves them all."""
+        """Refuse the intents that waited too long; one timer is for all."""
         self._timer = None
         now = monotonic()
         while self._overdue:
@@ -449,21 +441,21 @@ def _refuse(waiting: _Waiting, refusal: Refused) -> None:
 
 
 class NullJournal:
-    """A ``PurchaseJournal`` that writes nothing and keeps no budget: budgets need a journal that is on."""
+    """A ``PurchaseJournal`` that is off: it writes nothing and keeps no budget."""
 
     async def intend(self, intent: Intent, budgets: Sequence[Budget] = ()) -> None:
-        """Let it be paid."""
+        """Do nothing: the purchase may be paid."""
 
     async def find(self, job_id: bytes) -> EarlierPurchase | None:  # noqa: ARG002 - the protocol's signature
-        """Return None: nothing is known."""
+        """Return None: nothing is recorded."""
         return None
 
-    def note(
+    def record(
         self,
         job_id: bytes,
         state: State,
         at: datetime,
-        learnt: PurchaseUpdate = NOTHING_NEW,
+        update: PurchaseUpdate = NOTHING_NEW,
         on_refund: Callable[[Refund], None] | None = None,
     ) -> None:
-        """Forget it."""
+        """Do nothing."""

@@ -26,7 +26,7 @@ async def opened(tmp_path):
     left.start()
     for number in (1, 2):
         await left.intend(intent(number))
-    left.note(job(2), State.SETTLED, NOW)
+    left.record(job(2), State.SETTLED, NOW)
     await written(left)
     await left.close()
     await dead.close()

@@ -101,7 +101,7 @@ async def test_a_statement_tells_what_moved_and_the_balance_after_it(
     await journal.intend(charged(1, account_id, refund_undelivered=True))
     await journal.intend(charged(2, account_id))
     for state in (State.SETTLED, State.UNDELIVERED):
-        journal.note(job(1), state, NOW + timedelta(minutes=1))
+        journal.record(job(1), state, NOW + timedelta(minutes=1))
     await written(journal)
     lines, after = [], None
     while True:
@@ -135,7 +135,7 @@ async def test_what_was_forgotten_of_the_journal_is_not_missed(ledger, journal, 
     for number in range(6):
         await journal.intend(charged(number, account_id))
     for number in range(4):
-        journal.note(job(number), State.SETTLED, NOW)
+        journal.record(job(number), State.SETTLED, NOW)
     await written(journal)
     await forget(database, NOW + timedelta(days=1))
     audit = await ledger.audit()
@@ -179,7 +179,7 @@ async def test_an_audit_finds_what_does_not_agree(
     await topups.settle(hash_of(1), Msat(1_000), settle_index=1, at=NOW)
     for number, state in enumerate((State.UNKNOWN, State.SETTLED)):
         await journal.intend(charged(number, account_id))
-        journal.note(job(number), state, NOW)
+        journal.record(job(number), state, NOW)
     await written(journal)
     assert (await ledger.audit()).ok
     await database.write(lambda connection: connection.execute(text(spoil)))
@@ -194,8 +194,8 @@ async def test_an_audit_looks_at_every_purchase(ledger, journal, database, custo
     account_id = await customer(1_000_000)
     for number in range(20):
         await journal.intend(charged(number, account_id, refund_undelivered=True))
-        journal.note(job(number), State.SETTLED, NOW)
-        journal.note(job(number), State.UNDELIVERED, NOW)
+        journal.record(job(number), State.SETTLED, NOW)
+        journal.record(job(number), State.UNDELIVERED, NOW)
     await written(journal)
     assert (await ledger.audit()).problems == []
     await database.write(

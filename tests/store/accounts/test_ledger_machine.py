@@ -217,9 +217,9 @@ class Gateway:
         learnt = PurchaseUpdate(charged_msat=None if charged_msat is None else Msat(charged_msat))
         job_id = job(self.name(number))
         if state is None:
-            self.journal.learn(job_id, NOW, learnt)
+            self.journal.record(job_id, None, NOW, learnt)
         else:
-            self.journal.note(job_id, state, NOW, learnt)
+            self.journal.record(job_id, state, NOW, learnt)
         if number in self.model.purchases:
             self.model.purchases[number].waiting.append((state, charged_msat))
 

@@ -43,8 +43,8 @@ def heard(journal):
 async def undelivered(journal, number, account_id, *, ending=CUT, at=NOW, heard=None, **changes):
     """Buy something that does not come whole."""
     await journal.intend(charged(number, account_id, refund_undelivered=True, at=at, **changes))
-    journal.note(job(number), State.SETTLED, at)
-    journal.note(job(number), State.UNDELIVERED, at, PurchaseUpdate(ending=ending), heard)
+    journal.record(job(number), State.SETTLED, at)
+    journal.record(job(number), State.UNDELIVERED, at, PurchaseUpdate(ending=ending), heard)
     await written(journal)
 
 
@@ -141,8 +141,8 @@ async def test_many_in_one_batch_see_one_another(journal, books, customer):
         )
     )
     for number in range(20):
-        journal.note(job(number), State.SETTLED, NOW)
-        journal.note(job(number), State.UNDELIVERED, NOW, PurchaseUpdate(ending=CUT))
+        journal.record(job(number), State.SETTLED, NOW)
+        journal.record(job(number), State.UNDELIVERED, NOW, PurchaseUpdate(ending=CUT))
     await written(journal)
     given = [await refund_of(books, number) for number in range(20)]
     assert given.count(Refund.GIVEN) == 3
@@ -159,7 +159,7 @@ async def test_the_limits_hold_whoever_finds_it_out(
     limits = RefundLimits(account_day_msat=2 * EACH)
     for number in range(3):
         await journal.intend(charged(number, account_id, refund_undelivered=True))
-        journal.note(job(number), State.UNKNOWN if found == "resolve" else State.SETTLED, NOW)
+        journal.record(job(number), State.UNKNOWN if found == "resolve" else State.SETTLED, NOW)
     await journal.close()
     await dead.close()
     decisions = []
@@ -264,7 +264,7 @@ async def test_only_what_is_withheld_waits_for_a_decision(journal, refunds, cust
         await decide(refunds, True)
     account_id = await customer(10_000)
     await journal.intend(charged(1, account_id, refund_undelivered=True))
-    journal.note(job(1), State.SETTLED, NOW)
+    journal.record(job(1), State.SETTLED, NOW)
     await written(journal)
     with pytest.raises(RefundNotWithheld, match="the purchase is settled"):
         await decide(refunds, True)

@@ -106,7 +106,7 @@ async def test_an_older_database_serves_accounts_at_once(old_where):
     journal.start()
     await journal.intend(charged(7, account.id))
     await journal.intend(intent(8))
-    journal.note(job(7), State.SETTLED, NOW)
+    journal.record(job(7), State.SETTLED, NOW)
     await written(journal)
     assert (await ledger.balance(account.id)).balance_msat == 950
     assert (await ledger.audit()).ok
@@ -169,7 +169,7 @@ async def test_a_gateway_that_knew_no_jobs_in_the_background_gets_their_table(se
     )
     assert differences == []
     book = BackgroundRows(database)
-    await book.note("resp_bg_1", key_id="", model="m", at=NOW)
+    await book.record("resp_bg_1", key_id="", model="m", at=NOW)
     assert (await book.find("resp_bg_1", "")).money == {"payment": "none"}
     await database.close()
 

@@ -39,7 +39,7 @@ async def test_a_postgresql_that_crashes_and_comes_back(problems):
         books = Books(database)
         await journal.intend(intent(1))
         server.stop(signal.SIGQUIT)
-        journal.note(job(1), State.SETTLED, NOW)
+        journal.record(job(1), State.SETTLED, NOW)
         with pytest.raises(JournalUnavailable):
             await journal.intend(intent(2))
         server.start()

@@ -175,7 +175,7 @@ async def test_what_a_live_owner_has_under_way_outlives_its_session(
     account_id, ledger = await account_of(other)
     await live.intend(charged(1, account_id, source=source, refund_undelivered=True))
     if state is State.SETTLED:
-        live.note(job(1), State.SETTLED, NOW)
+        live.record(job(1), State.SETTLED, NOW)
     await written(live)
     beats = asyncio.create_task(beating(owner))
     moved = 0
@@ -185,8 +185,8 @@ async def test_what_a_live_owner_has_under_way_outlives_its_session(
     beats.cancel()
     assert moved == 0
     if state is State.PAYING:
-        live.note(job(1), State.SETTLED, NOW)
-    live.note(job(1), State.DELIVERED, NOW)
+        live.record(job(1), State.SETTLED, NOW)
+    live.record(job(1), State.DELIVERED, NOW)
     await written(live)
     found = await Books(other).purchase(job(1))
     assert (found.state, found.refund) == (State.DELIVERED, None)
@@ -218,7 +218,7 @@ async def test_a_beat_takes_a_lost_lock_again_at_once_and_says_so_once(pair):
 async def test_an_owner_that_is_gone_is_known_after_its_time_and_not_before(pair, live):
     owner, other = pair
     await live.intend(intent(1))
-    live.note(job(1), State.SETTLED, NOW)
+    live.record(job(1), State.SETTLED, NOW)
     await written(live)
     await end_session(owner)
     assert await swept_for(other, SHORT_S * 0.6) == 0
@@ -250,7 +250,7 @@ async def test_another_gateway_that_looks_is_not_taken_for_the_owner(pair, live,
 
 async def test_a_background_job_of_an_owner_that_lost_its_session_is_not_called_cut(pair):
     owner, other = pair
-    await BackgroundRows(owner).note("resp_1", key_id="k", model="m", at=NOW)
+    await BackgroundRows(owner).record("resp_1", key_id="k", model="m", at=NOW)
     await end_session(owner)
     jobs = BackgroundRows(other)
     assert (await jobs.find("resp_1", "k")).elsewhere
@@ -264,7 +264,7 @@ async def test_a_background_job_of_an_owner_that_lost_its_session_is_not_called_
 async def test_resolving_by_hand_waits_until_it_is_known_that_the_owner_is_gone(pair, live):
     owner, other = pair
     await live.intend(intent(1))
-    live.note(job(1), State.SETTLED, NOW)
+    live.record(job(1), State.SETTLED, NOW)
     await written(live)
     await end_session(owner)
     begun = time.monotonic()
@@ -276,7 +276,7 @@ async def test_resolving_by_hand_waits_until_it_is_known_that_the_owner_is_gone(
 async def test_resolving_by_hand_is_refused_when_the_owner_comes_back_meanwhile(pair, live):
     owner, other = pair
     await live.intend(intent(1))
-    live.note(job(1), State.SETTLED, NOW)
+    live.record(job(1), State.SETTLED, NOW)
     await written(live)
     await end_session(owner)
     resolving = asyncio.create_task(resolve(other, job(1), State.SETTLED, NOW))
@@ -294,15 +294,15 @@ async def test_an_answer_delivered_after_its_owner_was_taken_for_dead_is_told_an
     owner, other = pair
     account_id, ledger = await account_of(other)
     await live.intend(charged(1, account_id, refund_undelivered=True))
-    live.note(job(1), State.SETTLED, NOW)
+    live.record(job(1), State.SETTLED, NOW)
     await written(live)
     await end_session(owner)
     assert await swept_for(other, SHORT_S * 1.6) == 1
     await owner.keep_alive()
-    live.note(job(1), State.DELIVERED, NOW)
+    live.record(job(1), State.DELIVERED, NOW)
     await live.intend(intent(2))
-    live.note(job(2), State.SETTLED, NOW)
-    live.note(job(2), State.DELIVERED, NOW)
+    live.record(job(2), State.SETTLED, NOW)
+    live.record(job(2), State.DELIVERED, NOW)
     await written(live)
     told = [problem for problem in problems if problem.kind is JournalProblemKind.SWEPT]
     assert [(problem.job_id, problem.state) for problem in told] == [(job(1), State.DELIVERED)]
@@ -324,8 +324,8 @@ async def test_a_payment_whose_owner_was_taken_for_dead_goes_on_when_it_comes_ba
     await end_session(owner)
     assert await swept_for(other, SHORT_S * 1.6) == 1
     assert (await Books(other).purchase(job(1))).state is State.UNKNOWN
-    live.note(job(1), State.SETTLED, NOW)
-    live.note(job(1), State.DELIVERED, NOW)
+    live.record(job(1), State.SETTLED, NOW)
+    live.record(job(1), State.DELIVERED, NOW)
     await written(live)
     assert (await Books(other).purchase(job(1))).state is State.DELIVERED
     assert (await ledger.balance(account_id)).balance_msat == 10_000 - 1_050

@@ -30,7 +30,7 @@ async def test_session_mode_with_its_defaults_is_as_good_as_no_pooler(postgres, 
         journal = JournalWriter(database, on_problem=problems.append)
         journal.start()
         await journal.intend(intent(1))
-        journal.note(job(1), State.SETTLED, NOW)
+        journal.record(job(1), State.SETTLED, NOW)
         await written(journal)
         assert (await Books(other).purchase(job(1))).state is State.SETTLED
         assert not await other.write(lambda connection: other.is_gone(connection, database.owner))

@@ -53,13 +53,13 @@ def locked(where: str):
         other.close()
 
 
-async def test_a_locked_database_refuses_intents_and_keeps_notes(
+async def test_a_locked_database_refuses_intents_and_keeps_updates(
     journal_on_sqlite, sqlite, sqlite_where, problems
 ):
     journal, books = journal_on_sqlite, Books(sqlite)
     await journal.intend(intent(1))
     with locked(sqlite_where):
-        journal.note(job(1), State.SETTLED, NOW)
+        journal.record(job(1), State.SETTLED, NOW)
         with pytest.raises(JournalUnavailable, match="locked"):
             await journal.intend(intent(2), [HOUR])
         assert journal.trouble is not None
@@ -75,15 +75,15 @@ async def test_a_locked_database_refuses_intents_and_keeps_notes(
     ]
 
 
-async def test_notes_are_written_by_themselves_when_the_lock_is_gone(
+async def test_updates_are_written_by_themselves_when_the_lock_is_gone(
     journal_on_sqlite, sqlite, sqlite_where
 ):
     await journal_on_sqlite.intend(intent(1))
     with locked(sqlite_where):
-        journal_on_sqlite.note(job(1), State.UNKNOWN, NOW)
-        journal_on_sqlite.note(job(1), State.SETTLED, NOW)
+        journal_on_sqlite.record(job(1), State.UNKNOWN, NOW)
+        journal_on_sqlite.record(job(1), State.SETTLED, NOW)
         await asyncio.sleep(0.3)
-        journal_on_sqlite.note(job(1), State.DELIVERED, NOW)
+        journal_on_sqlite.record(job(1), State.DELIVERED, NOW)
     await written(journal_on_sqlite)
     steps = await Books(sqlite).steps(job(1))
     assert [step.state for step in steps] == [
@@ -94,7 +94,7 @@ async def test_notes_are_written_by_themselves_when_the_lock_is_gone(
     ]
 
 
-async def test_notes_keep_their_order_through_a_failure(
+async def test_updates_keep_their_order_through_a_failure(
     journal_on_sqlite, sqlite, problems, monkeypatch
 ):
     for number in (1, 2):
@@ -110,7 +110,7 @@ async def test_notes_keep_their_order_through_a_failure(
     monkeypatch.setattr(sqlite, "write", fail_once)
     for state in (State.UNKNOWN, State.SETTLED, State.DELIVERED):
         for number in (1, 2):
-            journal_on_sqlite.note(job(number), state, NOW)
+            journal_on_sqlite.record(job(number), state, NOW)
     await written(journal_on_sqlite)
     assert [problem.kind for problem in problems] == [
         JournalProblemKind.UNAVAILABLE,
@@ -119,7 +119,7 @@ async def test_notes_keep_their_order_through_a_failure(
     assert (await Books(sqlite).purchase(job(1))).state is State.DELIVERED
 
 
-async def test_notes_keep_their_order_when_a_bad_one_is_singled_out_and_the_database_fails(
+async def test_updates_keep_their_order_when_a_bad_one_is_singled_out_and_the_database_fails(
     journal_on_sqlite, sqlite, problems, monkeypatch
 ):
     for number in (1, 2):
@@ -133,9 +133,9 @@ async def test_notes_keep_their_order_when_a_bad_one_is_singled_out_and_the_data
         return await write(work)
 
     monkeypatch.setattr(sqlite, "write", fail_the_third)
-    journal_on_sqlite.note(job(2), State.SETTLED, NOW, PurchaseUpdate(result_bytes=2**70))
-    journal_on_sqlite.note(job(1), State.SETTLED, NOW)
-    journal_on_sqlite.note(job(1), State.DELIVERED, NOW)
+    journal_on_sqlite.record(job(2), State.SETTLED, NOW, PurchaseUpdate(result_bytes=2**70))
+    journal_on_sqlite.record(job(1), State.SETTLED, NOW)
+    journal_on_sqlite.record(job(1), State.DELIVERED, NOW)
     await written(journal_on_sqlite)
     assert [problem.kind for problem in problems] == [
         JournalProblemKind.NOTE_REFUSED,
@@ -145,7 +145,7 @@ async def test_notes_keep_their_order_when_a_bad_one_is_singled_out_and_the_data
     assert (await Books(sqlite).purchase(job(1))).state is State.DELIVERED
 
 
-async def test_notes_that_cannot_be_written_until_the_close_are_reported_one_by_one(
+async def test_updates_that_cannot_be_written_until_the_close_are_reported_one_by_one(
     sqlite, sqlite_where
 ):
     problems = []
@@ -153,8 +153,8 @@ async def test_notes_that_cannot_be_written_until_the_close_are_reported_one_by_
     journal.start()
     await journal.intend(intent(1))
     with locked(sqlite_where):
-        journal.note(job(1), State.SETTLED, NOW)
-        journal.note(job(1), State.DELIVERED, NOW)
+        journal.record(job(1), State.SETTLED, NOW)
+        journal.record(job(1), State.DELIVERED, NOW)
         await journal.close()
     lost = [(p.job_id, p.state) for p in problems if p.kind is JournalProblemKind.NOTE_LOST]
     assert lost == [(job(1), State.SETTLED), (job(1), State.DELIVERED)]
@@ -170,17 +170,17 @@ async def test_what_waits_is_bounded(sqlite, sqlite_where):
         outcomes = await asyncio.gather(
             *(journal.intend(intent(n)) for n in range(9)), return_exceptions=True
         )
-        assert [str(o).startswith("too much waits") for o in outcomes] == [False] * 5 + [True] * 4
+        assert [str(o).startswith("too many purchases wait") for o in outcomes] == [False] * 5 + [True] * 4
         for _ in range(4):
-            journal.note(job("x"), State.SETTLED, NOW)
+            journal.record(job("x"), State.SETTLED, NOW)
         assert [p.kind for p in problems][-1] is JournalProblemKind.NOTE_LOST
-        with pytest.raises(JournalUnavailable, match="too much waits"):
+        with pytest.raises(JournalUnavailable, match="too many purchases wait"):
             await journal.intend(intent(20))
     await written(journal)
     await journal.close()
 
 
-async def test_intents_do_not_wait_behind_many_notes_for_a_database_that_is_away(
+async def test_intents_do_not_wait_behind_many_updates_for_a_database_that_is_away(
     sqlite, sqlite_where, problems
 ):
     limits = JournalLimits(wait_s=60.0, close_s=0.5, retry_s=0.02, retry_most_s=0.05, batch=10)
@@ -189,7 +189,7 @@ async def test_intents_do_not_wait_behind_many_notes_for_a_database_that_is_away
     await journal.intend(intent(1))
     with locked(sqlite_where):
         for _ in range(50):
-            journal.note(job(1), State.SETTLED, NOW)
+            journal.record(job(1), State.SETTLED, NOW)
         async with asyncio.timeout(2):
             with pytest.raises(JournalUnavailable):
                 await journal.intend(intent(2))
@@ -319,7 +319,7 @@ async def test_a_full_file_system_refuses_to_pay_and_recovers_when_there_is_room
             break
         intended.append(number)
     assert refused is not None and "full" in str(refused)
-    journal.note(job(0), State.SETTLED, NOW)
+    journal.record(job(0), State.SETTLED, NOW)
     await asyncio.sleep(0.1)
     with pytest.raises(JournalUnavailable):
         await journal.intend(intent("more"))
@@ -414,7 +414,7 @@ async def test_a_journal_whose_writer_ended_by_an_error_goes_on_with_what_waits(
     monkeypatch.setattr(journal, "_take", broken)
     journal.start(tasks.starter("journal"))
     await journal.intend(intent(1))
-    journal.note(job(1), State.SETTLED, NOW)
+    journal.record(job(1), State.SETTLED, NOW)
     await written(journal)
     assert tasks.report()["journal"]["restarts"] == 1
     assert (await Books(sqlite).purchase(job(1))).state is State.SETTLED

@@ -129,7 +129,7 @@ async def test_nothing_is_paid_or_read_until_the_very_file_is_back(
         await opened.read_reserved(lambda _connection: None)
     assert writing.trouble == opened.trouble == reason
     # What is known of a payment meanwhile is kept.
-    writing.note(job(1), State.SETTLED, NOW)
+    writing.record(job(1), State.SETTLED, NOW)
     put_back()
     await written(writing)
     assert (await books.purchase(job(1))).state is State.SETTLED

@@ -82,7 +82,7 @@ async def test_what_was_not_paid_is_given_back_where_it_was_reserved(journal, bo
     late = NOW + timedelta(days=40)
     await journal.intend(intent(1, key_id="k"))
     await journal.intend(intent(2, key_id="k", at=late))
-    journal.note(job(1), State.NOT_PAID, late)
+    journal.record(job(1), State.NOT_PAID, late)
     await written(journal)
     for budget in (HOUR, DAY, MONTH, key_budget("k")):
         assert await spent(books, budget, NOW) == 0
@@ -91,10 +91,10 @@ async def test_what_was_not_paid_is_given_back_where_it_was_reserved(journal, bo
 
 async def test_what_is_unknown_stays_counted_until_it_is_known(journal, books):
     await journal.intend(intent(1))
-    journal.note(job(1), State.UNKNOWN, NOW)
+    journal.record(job(1), State.UNKNOWN, NOW)
     await written(journal)
     assert await spent(books) == 1_010
-    journal.note(job(1), State.NOT_PAID, NOW)
+    journal.record(job(1), State.NOT_PAID, NOW)
     await written(journal)
     assert await spent(books) == 0
 
@@ -102,20 +102,20 @@ async def test_what_is_unknown_stays_counted_until_it_is_known(journal, books):
 async def test_the_real_fee_takes_the_place_of_the_reckoned_one(journal, books):
     for number in (1, 2):
         await journal.intend(intent(number))
-    journal.note(job(1), State.SETTLED, NOW, PurchaseUpdate(fee_msat=Msat(3)))
-    journal.note(job(2), State.SETTLED, NOW)
-    journal.note(job(2), State.DELIVERED, NOW)
+    journal.record(job(1), State.SETTLED, NOW, PurchaseUpdate(fee_msat=Msat(3)))
+    journal.record(job(2), State.SETTLED, NOW)
+    journal.record(job(2), State.DELIVERED, NOW)
     await written(journal)
     assert await spent(books) == 1_003 + 1_010
-    journal.learn(job(2), NOW, PurchaseUpdate(fee_msat=Msat(25)))
+    journal.record(job(2), None, NOW, PurchaseUpdate(fee_msat=Msat(25)))
     await written(journal)
     assert await spent(books) == 1_003 + 1_025
     assert (await books.purchase(job(2))).fee_msat == 25
 
 
-async def test_what_a_note_gives_back_can_be_spent_at_once(journal):
+async def test_what_a_update_gives_back_can_be_spent_at_once(journal):
     await journal.intend(intent(1), [Budget(Period.HOUR, Msat(1_010))])
-    journal.note(job(1), State.NOT_PAID, NOW)
+    journal.record(job(1), State.NOT_PAID, NOW)
     await journal.intend(intent(2), [Budget(Period.HOUR, Msat(1_010))])
 
 
@@ -210,7 +210,7 @@ class Model:
         )
         return True
 
-    def note(self, job_id, state, fee_msat):
+    def record(self, job_id, state, fee_msat):
         if job_id not in self.purchases:
             return
         key_id, at, now, counted, cap = self.purchases[job_id]
@@ -263,10 +263,10 @@ async def test_the_counters_are_what_a_model_says_after_any_sequence(journal, bo
             _, number, state, fee_msat = step
             job_id = job(f"{month}/{number}")
             if state is None:
-                journal.learn(job_id, base, PurchaseUpdate(fee_msat=fee_msat))
+                journal.record(job_id, None, base, PurchaseUpdate(fee_msat=fee_msat))
             else:
-                journal.note(job_id, state, base, PurchaseUpdate(fee_msat=fee_msat))
-            model.note(job_id, state, fee_msat)
+                journal.record(job_id, state, base, PurchaseUpdate(fee_msat=fee_msat))
+            model.record(job_id, state, fee_msat)
     await written(journal)
     for at in (base, base + timedelta(days=1)):
         for budget in (

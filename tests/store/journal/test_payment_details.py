@@ -65,9 +65,9 @@ async def pay(journal, *numbers, state=State.DELIVERED, at=START, **changes):
     for number in numbers:
         await journal.intend(intent(number, at=at, **changes))
         if state is not State.PAYING:
-            journal.note(job(number), State.SETTLED, datetime.now(UTC))
+            journal.record(job(number), State.SETTLED, datetime.now(UTC))
             if state is not State.SETTLED:
-                journal.note(job(number), state, datetime.now(UTC))
+                journal.record(job(number), state, datetime.now(UTC))
     await written(journal)
 
 
@@ -159,7 +159,7 @@ async def test_a_payment_that_settles_after_a_later_one_is_not_passed_over(
     await learner.once()
     assert await fees(books, "first", "later", "held") == [1, 2, None]
     node.payments[hash_of_held] = settled(held, fee_msat=3)
-    journal.note(held, State.SETTLED, datetime.now(UTC))
+    journal.record(held, State.SETTLED, datetime.now(UTC))
     await written(journal)
     node.calls.clear()
     await learner.once()
@@ -183,7 +183,7 @@ async def test_a_payment_held_for_long_does_not_have_the_list_read_anew_and_is_l
     )
     assert at == 4
     node.payments[hash_of_held] = settled(job("held"), fee_msat=9)
-    journal.note(job("held"), State.SETTLED, datetime.now(UTC))
+    journal.record(job("held"), State.SETTLED, datetime.now(UTC))
     await written(journal)
     summary = await learner.once()
     assert (summary.learnt, summary.looked_up) == (1, 1)
@@ -353,7 +353,7 @@ async def test_an_unknown_purchase_is_the_reconcilers_and_learnt_once_it_is_reso
 ):
     node.knows(settled(job(1), fee_msat=7))
     await journal.intend(intent(1, at=START))
-    journal.note(job(1), State.UNKNOWN, datetime.now(UTC))
+    journal.record(job(1), State.UNKNOWN, datetime.now(UTC))
     await pay(journal, 2)
     node.knows(settled(job(2), fee_msat=8))
     await learner.once()
@@ -366,7 +366,7 @@ async def test_an_unknown_purchase_is_the_reconcilers_and_learnt_once_it_is_reso
 async def test_customers_are_charged_as_before(journal, books, node, learner, customer, ledger):
     account = await customer(10_000)
     await journal.intend(charged(1, account, at=START))
-    journal.note(job(1), State.SETTLED, datetime.now(UTC))
+    journal.record(job(1), State.SETTLED, datetime.now(UTC))
     await written(journal)
     node.knows(settled(job(1), fee_msat=7))
     await learner.once()

@@ -27,7 +27,7 @@ async def buy(journal, name, state, **changes):
     wanted = intent(name, **changes)
     await journal.intend(wanted)
     for step in PATHS[state]:
-        journal.note(job(name), step, wanted.at)
+        journal.record(job(name), step, wanted.at)
 
 
 @pytest.fixture

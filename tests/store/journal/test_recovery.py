@@ -119,7 +119,7 @@ async def test_a_process_never_sweeps_what_is_its_own(journal, database, books):
     for number, state in ((1, State.PAYING), (2, State.SETTLED)):
         await journal.intend(intent(number))
         if state is State.SETTLED:
-            journal.note(job(number), state, NOW)
+            journal.record(job(number), state, NOW)
         await written(journal)
         assert len(await sweep(database, NOW)) == 0
         assert (await books.purchase(job(number))).state is state
@@ -224,7 +224,7 @@ async def test_a_request_that_paid_nothing_is_not_known(database):
 async def test_a_request_stands_where_its_purchase_does(database, journal, states):
     await journal.intend(of(1))
     for state in states:
-        journal.note(job(1), state, NOW)
+        journal.record(job(1), state, NOW)
     await written(journal)
     stands = states[-1] if states else State.PAYING
     expected = None if stands is State.NOT_PAID else stands
@@ -244,7 +244,7 @@ async def test_only_what_the_same_key_paid_for_the_same_request_since_then_count
 
 async def test_a_node_that_did_not_do_it_does_not_hide_who_did_after_it(database, journal):
     await journal.intend(of(1))
-    journal.note(job(1), State.NOT_PAID, NOW)
+    journal.record(job(1), State.NOT_PAID, NOW)
     await journal.intend(of(2, at=NOW + timedelta(seconds=1)))
     await written(journal)
     assert await state_of_request(database, "key_1", "req_x", NOW) is State.PAYING

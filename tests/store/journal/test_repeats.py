@@ -58,8 +58,8 @@ async def test_a_key_buys_once_in_one_process_and_in_another(journal, elsewhere,
     assert (earlier.quote.job_id, earlier.state) == (job(1), State.PAYING)
     assert (earlier.request_id, earlier.key_id) == ("req_first", "")
     assert (earlier.quote.price_msat, earlier.quote.terms_hash) == (1_000, b"\x22" * 32)
-    journal.note(job(1), State.SETTLED, NOW)
-    journal.note(job(1), State.DELIVERED, NOW)
+    journal.record(job(1), State.SETTLED, NOW)
+    journal.record(job(1), State.DELIVERED, NOW)
     await written(journal)
     assert (await refused(elsewhere, keyed(2, "order 17"))).state is State.DELIVERED
     assert (await refused(journal, keyed(3, "order 17"))).state is State.DELIVERED
@@ -82,11 +82,11 @@ async def test_the_same_key_with_another_body_is_refused_and_told_apart(journal)
 
 async def test_what_was_not_paid_may_be_tried_again_with_its_key(journal, elsewhere, books):
     await journal.intend(keyed(1, "k"))
-    journal.note(job(1), State.NOT_PAID, NOW)
+    journal.record(job(1), State.NOT_PAID, NOW)
     # Its note and the next try may come to be written in one transaction.
     await journal.intend(keyed(2, "k"))
     assert (await refused(elsewhere, keyed(3, "k"))).quote.job_id == job(2)
-    elsewhere.note(job(2), State.NOT_PAID, NOW)
+    elsewhere.record(job(2), State.NOT_PAID, NOW)
     await written(elsewhere)
     await elsewhere.intend(keyed(4, "k"))
     assert (await books.purchase(job(4))).state is State.PAYING
@@ -184,7 +184,7 @@ async def test_a_retry_of_what_this_process_bought_is_for_its_own_memory_to_tell
 
 async def test_a_first_try_that_was_not_paid_lets_the_retry_through(journal, elsewhere):
     await journal.intend(keyed(1, None))
-    journal.note(job(1), State.NOT_PAID, NOW)
+    journal.record(job(1), State.NOT_PAID, NOW)
     await written(journal)
     await elsewhere.intend(keyed(2, None, retries=True))
 
@@ -259,8 +259,8 @@ async def test_a_repeat_knows_what_the_customer_is_charged_and_what_became_of_it
     await journal.intend(keyed(1, "k", charge=charge))
     earlier = await refused(elsewhere, keyed(2, "k", charge=charge))
     assert (earlier.charge, earlier.customer_msat, earlier.refund) == (charge, 1_050, None)
-    journal.note(job(1), State.SETTLED, NOW)
-    journal.note(job(1), State.UNDELIVERED, NOW)
+    journal.record(job(1), State.SETTLED, NOW)
+    journal.record(job(1), State.UNDELIVERED, NOW)
     await written(journal)
     earlier = await refused(elsewhere, keyed(2, "k", charge=charge))
     assert (earlier.customer_msat, earlier.refund) == (0, Refund.GIVEN)

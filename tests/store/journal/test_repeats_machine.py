@@ -151,7 +151,7 @@ class Two:
     async def note(self, which, number, state):
         if number < len(self.bought):
             one = self.bought[number]
-            self.journals[which].note(one.job_id, state, self.now)
+            self.journals[which].record(one.job_id, state, self.now)
             await written(self.journals[which])
             if state in TRANSITIONS[one.state].values():
                 one.state = state

@@ -27,7 +27,7 @@ async def fill(journal):
     ):
         await journal.intend(intent(number, at=at))
         for state in path:
-            journal.note(job(number), state, at)
+            journal.record(job(number), state, at)
     await written(journal)
 
 
@@ -50,7 +50,7 @@ async def test_only_old_purchases_that_ended_are_deleted_with_their_states(
 
 async def test_what_was_touched_lately_stays(journal, database, books):
     await fill(journal)
-    journal.note(job(4), State.SETTLED, NOW)
+    journal.record(job(4), State.SETTLED, NOW)
     await written(journal)
     await forget(database, NOW - timedelta(days=30))
     assert await left(books) == {4, 5, 6}
@@ -68,7 +68,7 @@ async def test_counters_of_periods_long_over_go_and_late_notes_still_work(journa
     await fill(journal)
     gone = await forget(database, NOW - timedelta(days=30))
     assert gone.counters == 3
-    journal.note(job(4), State.NOT_PAID, NOW)
+    journal.record(job(4), State.NOT_PAID, NOW)
     await written(journal)
     assert (await books.purchase(job(4))).state is State.NOT_PAID
     least = await database.read(

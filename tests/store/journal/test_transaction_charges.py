@@ -38,7 +38,7 @@ async def lines(ledger, account_id):
 
 async def note(journal, number, *states, **learnt):
     for state in states:
-        journal.note(
+        journal.record(
             job(number),
             state,
             NOW,
@@ -160,7 +160,7 @@ async def test_a_charge_that_is_lowered_twice_is_given_back_twice(journal, ledge
     await journal.intend(charged(1, account_id, refund_undelivered=True))
     await note(journal, 1, State.SETTLED)
     for charged_msat in (800, 500, 600):
-        journal.learn(job(1), NOW, PurchaseUpdate(charged_msat=Msat(charged_msat)))
+        journal.record(job(1), None, NOW, PurchaseUpdate(charged_msat=Msat(charged_msat)))
     await note(journal, 1, State.UNDELIVERED)
     assert await lines(ledger, account_id) == [
         PAID,
@@ -171,7 +171,7 @@ async def test_a_charge_that_is_lowered_twice_is_given_back_twice(journal, ledge
     assert (await ledger.audit()).ok
 
 
-async def test_a_late_note_moves_no_money(journal, ledger, customer, problems):
+async def test_a_late_update_moves_no_money(journal, ledger, customer, problems):
     account_id = await customer(10_000)
     await journal.intend(charged(1, account_id))
     await note(journal, 1, State.SETTLED, State.DELIVERED)
@@ -203,10 +203,10 @@ async def test_many_of_one_account_in_one_batch_see_one_another(database, ledger
     assert (await ledger.audit()).ok
 
 
-async def test_what_a_note_lets_go_of_can_be_spent_in_the_same_batch(journal, ledger, customer):
+async def test_what_a_update_lets_go_of_can_be_spent_in_the_same_batch(journal, ledger, customer):
     account_id = await customer(1_050)
     await journal.intend(charged(1, account_id))
-    journal.note(job(1), State.NOT_PAID, NOW)
+    journal.record(job(1), State.NOT_PAID, NOW)
     await journal.intend(charged(2, account_id))
     assert await ledger.balance(account_id) == Balance(Msat(1_050), Msat(1_050))
 

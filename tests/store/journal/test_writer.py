@@ -61,10 +61,10 @@ async def test_of_the_same_job_in_one_batch_one_is_written(journal):
     ]
 
 
-async def test_notes_are_written_in_order_with_what_was_learnt(journal, books):
+async def test_updates_are_written_in_order_with_what_was_learnt(journal, books):
     await journal.intend(intent(1))
-    journal.note(job(1), State.SETTLED, NOW + timedelta(seconds=1))
-    journal.note(
+    journal.record(job(1), State.SETTLED, NOW + timedelta(seconds=1))
+    journal.record(
         job(1),
         State.DELIVERED,
         NOW + timedelta(seconds=2),
@@ -80,10 +80,10 @@ async def test_notes_are_written_in_order_with_what_was_learnt(journal, books):
     assert [(step.at - NOW).seconds for step in steps] == [0, 1, 2]
 
 
-async def test_a_note_right_behind_its_intent_is_not_too_early(journal, books):
+async def test_a_update_right_behind_its_intent_is_not_too_early(journal, books):
     waiting = asyncio.ensure_future(journal.intend(intent(1)))
     await asyncio.sleep(0)
-    journal.note(job(1), State.SETTLED, NOW)
+    journal.record(job(1), State.SETTLED, NOW)
     await waiting
     await written(journal)
     assert (await books.purchase(job(1))).state is State.SETTLED
@@ -106,11 +106,11 @@ async def test_a_move_that_the_table_lacks_changes_nothing_and_is_reported(
 ):
     await journal.intend(intent(1))
     for state in path:
-        journal.note(job(1), state, NOW)
+        journal.record(job(1), state, NOW)
     await written(journal)
     before, before_spent = await books.purchase(job(1)), await spent(books)
     assert problems == []
-    journal.note(job(1), late, NOW + timedelta(seconds=9))
+    journal.record(job(1), late, NOW + timedelta(seconds=9))
     await written(journal)
     assert await books.purchase(job(1)) == before
     assert await spent(books) == before_spent
@@ -119,8 +119,8 @@ async def test_a_move_that_the_table_lacks_changes_nothing_and_is_reported(
     ]
 
 
-async def test_a_note_for_a_job_that_nobody_intended_is_reported(journal, problems):
-    journal.note(job(1), State.SETTLED, NOW)
+async def test_a_update_for_a_job_that_nobody_intended_is_reported(journal, problems):
+    journal.record(job(1), State.SETTLED, NOW)
     await written(journal)
     assert [p.kind for p in problems] == [JournalProblemKind.UNKNOWN_JOB]
 
@@ -135,7 +135,7 @@ async def test_an_entry_that_the_database_refuses_leaves_its_neighbours_alone(
         return_exceptions=True,
     )
     await asyncio.sleep(0)
-    journal.note(job(99), State.SETTLED, NOW, bad_hash)
+    journal.record(job(99), State.SETTLED, NOW, bad_hash)
     outcomes = await outcomes
     await written(journal)
     assert [type(outcome).__name__ for outcome in outcomes] == [
@@ -199,16 +199,16 @@ async def test_close_writes_what_waits(database, books):
     journal = JournalWriter(database, on_problem=print)
     journal.start()
     await journal.intend(intent(1))
-    journal.note(job(1), State.SETTLED, NOW)
+    journal.record(job(1), State.SETTLED, NOW)
     await journal.close()
     assert (await books.purchase(job(1))).state is State.SETTLED
     with pytest.raises(JournalUnavailable):
         await journal.intend(intent(2))
 
 
-async def test_a_note_after_the_close_is_reported_as_lost(journal, problems):
+async def test_a_update_after_the_close_is_reported_as_lost(journal, problems):
     await journal.close()
-    journal.note(job(1), State.SETTLED, NOW)
+    journal.record(job(1), State.SETTLED, NOW)
     assert [(p.kind, p.job_id, p.state) for p in problems] == [
         (JournalProblemKind.NOTE_LOST, job(1), State.SETTLED)
     ]
@@ -231,7 +231,7 @@ async def test_an_error_in_the_reporter_does_not_stop_the_journal(database):
 
     journal = JournalWriter(database, on_problem=fail)
     journal.start()
-    journal.note(job(1), State.SETTLED, NOW)
+    journal.record(job(1), State.SETTLED, NOW)
     await written(journal)
     await journal.intend(intent(1))
     await journal.close()
@@ -240,55 +240,55 @@ async def test_an_error_in_the_reporter_does_not_stop_the_journal(database):
 async def test_a_journal_that_is_off_lets_everything_pass():
     off = NullJournal()
     await off.intend(intent(1), [HOUR])
-    off.note(job(1), State.SETTLED, NOW)
+    off.record(job(1), State.SETTLED, NOW)
 
 
-async def test_notes_of_a_good_delivery_share_the_next_intents_commit(database, books):
+async def test_updates_of_a_good_delivery_share_the_next_intents_commit(database, books):
     """A single client's purchase costs one commit, not two."""
     commits = []
     journal = JournalWriter(
         database,
         on_problem=print,
         on_commit=lambda entries, _seconds: commits.append(entries),
-        limits=JournalLimits(note_s=60),
+        limits=JournalLimits(update_s=60),
     )
     journal.start()
     await journal.intend(intent(1))
-    journal.note(job(1), State.SETTLED, NOW)
-    journal.note(job(1), State.DELIVERED, NOW)
+    journal.record(job(1), State.SETTLED, NOW)
+    journal.record(job(1), State.DELIVERED, NOW)
     await journal.intend(intent(2))
     assert commits == [1, 3]
     assert (await books.purchase(job(1))).state is State.DELIVERED
     await journal.close()
 
 
-async def test_notes_of_a_good_delivery_wait_a_moment_at_most(database, books):
-    journal = JournalWriter(database, on_problem=print, limits=JournalLimits(note_s=0.001))
+async def test_updates_of_a_good_delivery_wait_a_moment_at_most(database, books):
+    journal = JournalWriter(database, on_problem=print, limits=JournalLimits(update_s=0.001))
     journal.start()
     await journal.intend(intent(1))
-    journal.note(job(1), State.SETTLED, NOW)
-    journal.note(job(1), State.DELIVERED, NOW)
+    journal.record(job(1), State.SETTLED, NOW)
+    journal.record(job(1), State.DELIVERED, NOW)
     while (await books.purchase(job(1))).state is not State.DELIVERED:
         await asyncio.sleep(0.001)
     await journal.close()
 
 
 @pytest.mark.parametrize("state", [State.NOT_PAID, State.UNKNOWN])
-async def test_notes_of_what_went_wrong_wait_for_no_other(database, books, state):
-    journal = JournalWriter(database, on_problem=print, limits=JournalLimits(note_s=3_600))
+async def test_updates_of_what_went_wrong_wait_for_no_other(database, books, state):
+    journal = JournalWriter(database, on_problem=print, limits=JournalLimits(update_s=3_600))
     journal.start()
     await journal.intend(intent(1))
-    journal.note(job(1), state, NOW)
+    journal.record(job(1), state, NOW)
     while (await books.purchase(job(1))).state is not state:
         await asyncio.sleep(0.001)
     await journal.close()
 
 
-async def test_notes_that_wait_are_written_at_the_end(database, books):
-    journal = JournalWriter(database, on_problem=print, limits=JournalLimits(note_s=3_600))
+async def test_updates_that_wait_are_written_at_the_end(database, books):
+    journal = JournalWriter(database, on_problem=print, limits=JournalLimits(update_s=3_600))
     journal.start()
     await journal.intend(intent(1))
-    journal.note(job(1), State.SETTLED, NOW)
-    journal.note(job(1), State.DELIVERED, NOW)
+    journal.record(job(1), State.SETTLED, NOW)
+    journal.record(job(1), State.DELIVERED, NOW)
     await journal.close()
     assert (await books.purchase(job(1))).state is State.DELIVERED

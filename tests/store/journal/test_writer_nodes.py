@@ -38,8 +38,8 @@ async def test_a_purchase_tells_where_it_was_made(journal, books):
 async def test_what_it_came_to_replaces_the_ceiling_and_gives_the_rest_back(journal, books):
     await journal.intend(node_intent(1, price_msat=5_000))
     assert await spent(books) == 5_000
-    journal.note(job(1), State.SETTLED, NOW)
-    journal.note(job(1), State.DELIVERED, NOW, PurchaseUpdate(charged_msat=Msat(1_200)))
+    journal.record(job(1), State.SETTLED, NOW)
+    journal.record(job(1), State.DELIVERED, NOW, PurchaseUpdate(charged_msat=Msat(1_200)))
     await written(journal)
     assert await spent(books) == 1_200
     assert (await books.purchase(job(1))).price_msat == 1_200
@@ -47,8 +47,8 @@ async def test_what_it_came_to_replaces_the_ceiling_and_gives_the_rest_back(jour
 
 async def test_a_charge_above_the_ceiling_is_not_believed(journal, books):
     await journal.intend(node_intent(1, price_msat=5_000))
-    journal.note(job(1), State.SETTLED, NOW)
-    journal.note(job(1), State.DELIVERED, NOW, PurchaseUpdate(charged_msat=Msat(9_000)))
+    journal.record(job(1), State.SETTLED, NOW)
+    journal.record(job(1), State.DELIVERED, NOW, PurchaseUpdate(charged_msat=Msat(9_000)))
     await written(journal)
     assert await spent(books) == 5_000
 
@@ -58,8 +58,8 @@ async def test_the_ceiling_counts_against_budgets_until_it_is_known_better(journ
     await journal.intend(node_intent(1, price_msat=5_000), budget)
     with pytest.raises(BudgetExceeded):
         await journal.intend(node_intent(2, price_msat=5_000), budget)
-    journal.note(job(1), State.SETTLED, NOW)
-    journal.note(job(1), State.DELIVERED, NOW, PurchaseUpdate(charged_msat=Msat(500)))
+    journal.record(job(1), State.SETTLED, NOW)
+    journal.record(job(1), State.DELIVERED, NOW, PurchaseUpdate(charged_msat=Msat(500)))
     await written(journal)
     await journal.intend(node_intent(3, price_msat=5_000), budget)
 
