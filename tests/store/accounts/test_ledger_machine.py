@@ -31,8 +31,8 @@ NUMBERS = st.integers(0, 3)
 AMOUNTS = st.integers(0, 1_000)
 MARKUPS = (Markup(), Markup(50_000), Markup(333_333, Msat(7)))
 
-notes = st.tuples(
-    st.just("note"),
+updates = st.tuples(
+    st.just("update"),
     NUMBERS,
     st.sampled_from([None, State.UNKNOWN, State.NOT_PAID, State.SETTLED])
     | st.sampled_from([State.DELIVERED, State.UNDELIVERED]),
@@ -49,7 +49,7 @@ buys = st.tuples(
 )
 steps = st.one_of(
     # More of what the rest is about.
-    *([notes] * 4),
+    *([updates] * 4),
     *([buys] * 2),
     st.tuples(st.just("topup"), NUMBERS, WHOSE, AMOUNTS.filter(bool)),
     st.tuples(st.just("adjust"), NUMBERS, WHOSE, st.integers(-2_000, 2_000).filter(bool)),
@@ -60,7 +60,7 @@ steps = st.one_of(
 
 @dataclass
 class Bought:
-    """What the model knows of a purchase: the intent, and the notes of which it is certain, and not yet, that they count."""
+    """What the model knows of a purchase: the intent, and the updates of which it is certain, and not yet, that they count."""
 
     whose: int
     price_msat: int
@@ -68,13 +68,13 @@ class Bought:
     markup: Markup
     refund: bool
     source: ProviderSource
-    notes: list = field(default_factory=list)
+    updates: list = field(default_factory=list)
     waiting: list = field(default_factory=list)
 
-    def after(self, notes):
-        """The state and the charge that a sequence of notes leads to."""
+    def after(self, updates):
+        """The state and the charge that a sequence of updates leads to."""
         state, price_msat, charge_msat = State.PAYING, self.price_msat, self.charge_msat
-        for to, charged_msat in notes:
+        for to, charged_msat in updates:
             if to not in {None, state}:
                 if to not in TRANSITIONS[state].values():
                     continue
@@ -84,8 +84,8 @@ class Bought:
                 charge_msat = min(charge_msat, self.markup.charge_msat(price_msat))
         return state, charge_msat
 
-    def swept(self, notes):
-        match self.after(notes)[0]:
+    def swept(self, updates):
+        match self.after(updates)[0]:
             case State.PAYING if self.source is ProviderSource.LCP:
                 ends = [State.UNKNOWN]
             case State.PAYING:
@@ -95,11 +95,11 @@ class Bought:
                 ends = [State.UNDELIVERED]
             case _:
                 ends = []
-        return [*notes, *((end, None) for end in ends)]
+        return [*updates, *((end, None) for end in ends)]
 
     def money(self):
         """What is held of the balance, and what was taken from it."""
-        state, charge_msat = self.after(self.notes)
+        state, charge_msat = self.after(self.updates)
         if state in {State.PAYING, State.UNKNOWN}:
             return charge_msat, 0
         if state is State.NOT_PAID or (state is State.UNDELIVERED and self.refund):
@@ -126,7 +126,7 @@ class Model:
 
     def all_written(self):
         for purchase in self.purchases.values():
-            purchase.notes += purchase.waiting
+            purchase.updates += purchase.waiting
             purchase.waiting = []
 
 
@@ -194,7 +194,7 @@ class Gateway:
             refund_undelivered=refund,
             source=source,
         )
-        # Its notes come first in any case.
+        # Its updates come first in any case.
         self.model.all_written()
         is_new = number not in self.model.purchases
         available_msat = self.model.balance(whose).available_msat
@@ -213,7 +213,7 @@ class Gateway:
                 whose, price_msat, charge_msat, markup, refund, source
             )
 
-    async def note(self, number, state, charged_msat):
+    async def update(self, number, state, charged_msat):
         learnt = PurchaseUpdate(charged_msat=None if charged_msat is None else Msat(charged_msat))
         job_id = job(self.name(number))
         if state is None:
@@ -243,12 +243,12 @@ class Gateway:
             found = await self.books.purchase(job(self.name(number)))
             stands = found.state, found.charge.amount_msat
             for upto in range(len(purchase.waiting) + 1):
-                notes = purchase.swept([*purchase.notes, *purchase.waiting[:upto]])
-                if purchase.after(notes) == stands:
+                updates = purchase.swept([*purchase.updates, *purchase.waiting[:upto]])
+                if purchase.after(updates) == stands:
                     break
             else:
                 raise AssertionError((stands, purchase))
-            purchase.notes, purchase.waiting = notes, []
+            purchase.updates, purchase.waiting = updates, []
         await self.check()
 
     async def check(self):

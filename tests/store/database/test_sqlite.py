@@ -162,7 +162,7 @@ async def test_updates_that_cannot_be_written_until_the_close_are_reported_one_b
 
 async def test_what_waits_is_bounded(sqlite, sqlite_where):
     problems = []
-    limits = JournalLimits(wait_s=2.0, close_s=0.3, retry_s=0.02, intents=5, notes=3)
+    limits = JournalLimits(wait_s=2.0, close_s=0.3, retry_s=0.02, intents=5, updates=3)
     journal = JournalWriter(sqlite, on_problem=problems.append, limits=limits)
     journal.start()
     await journal.intend(intent("x"))
@@ -170,7 +170,9 @@ async def test_what_waits_is_bounded(sqlite, sqlite_where):
         outcomes = await asyncio.gather(
             *(journal.intend(intent(n)) for n in range(9)), return_exceptions=True
         )
-        assert [str(o).startswith("too many purchases wait") for o in outcomes] == [False] * 5 + [True] * 4
+        assert [str(o).startswith("too many purchases wait") for o in outcomes] == [False] * 5 + [
+            True
+        ] * 4
         for _ in range(4):
             journal.record(job("x"), State.SETTLED, NOW)
         assert [p.kind for p in problems][-1] is JournalProblemKind.NOTE_LOST
@@ -341,16 +343,16 @@ async def test_a_full_file_system_refuses_to_pay_and_recovers_when_there_is_room
 LIMITED = """
 import asyncio, resource, signal, sys
 sys.path.insert(0, {root!r})
-from lcp_gateway.purchase.journal import JournalUnavailable, Learnt
+from lcp_gateway.purchase.journal import JournalUnavailable, PurchaseUpdate
 from lcp_gateway.store.database.engines import open_database
-from lcp_gateway.store.journal.writer import StoredJournal
+from lcp_gateway.store.journal.writer import JournalWriter
 from lcp_gateway.store.journal.queries import Books
 from tests.store.journals import intent, spent
 
 async def main():
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     database = await open_database({where!r})
-    journal = StoredJournal(database, on_problem=lambda problem: None)
+    journal = JournalWriter(database, on_problem=lambda problem: None)
     journal.start()
     resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
     written = 0

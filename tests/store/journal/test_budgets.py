@@ -173,8 +173,8 @@ intents = st.tuples(
         st.tuples(st.sampled_from(list(Period)), st.integers(0, 6_000), st.booleans()), max_size=3
     ),
 )
-notes = st.tuples(
-    st.just("note"),
+updates = st.tuples(
+    st.just("update"),
     st.sampled_from(JOBS),
     st.sampled_from([None, *State]),
     st.none() | st.integers(0, 50),
@@ -238,7 +238,7 @@ def _period(period, at):
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(st.lists(intents | notes, max_size=25))
+@given(st.lists(intents | updates, max_size=25))
 async def test_the_counters_are_what_a_model_says_after_any_sequence(journal, books, steps):
     # Each example has a month and jobs of its own in the one database.
     month = next(_months)

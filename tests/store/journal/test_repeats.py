@@ -83,7 +83,7 @@ async def test_the_same_key_with_another_body_is_refused_and_told_apart(journal)
 async def test_what_was_not_paid_may_be_tried_again_with_its_key(journal, elsewhere, books):
     await journal.intend(keyed(1, "k"))
     journal.record(job(1), State.NOT_PAID, NOW)
-    # Its note and the next try may come to be written in one transaction.
+    # Its update and the next try may come to be written in one transaction.
     await journal.intend(keyed(2, "k"))
     assert (await refused(elsewhere, keyed(3, "k"))).quote.job_id == job(2)
     elsewhere.record(job(2), State.NOT_PAID, NOW)

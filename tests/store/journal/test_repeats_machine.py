@@ -35,7 +35,7 @@ STATES = st.sampled_from([State.NOT_PAID, State.NOT_PAID, State.UNKNOWN, State.S
 steps = st.one_of(
     *([st.tuples(st.just("buy"), WHICH, REQUESTS)] * 4),
     st.tuples(st.just("race"), REQUESTS),
-    *([st.tuples(st.just("note"), WHICH, st.integers(0, 11), STATES)] * 2),
+    *([st.tuples(st.just("update"), WHICH, st.integers(0, 11), STATES)] * 2),
     st.tuples(st.just("resolve"), st.integers(0, 11), st.booleans()),
     st.tuples(st.just("crash"), WHICH, st.none() | REQUESTS),
     st.tuples(st.just("wait"), st.sampled_from([30, 90, 121, 43_200, 86_399, 86_401])),
@@ -148,7 +148,7 @@ class Two:
         else:
             assert came == [None, None]
 
-    async def note(self, which, number, state):
+    async def update(self, which, number, state):
         if number < len(self.bought):
             one = self.bought[number]
             self.journals[which].record(one.job_id, state, self.now)

@@ -36,7 +36,7 @@ async def lines(ledger, account_id):
     return [(line.cause, line.amount_msat) for line in reversed(statement.lines[:-1])]
 
 
-async def note(journal, number, *states, **learnt):
+async def move(journal, number, *states, **learnt):
     for state in states:
         journal.record(
             job(number),
@@ -143,7 +143,7 @@ async def test_the_balance_follows_the_states(
 ):
     account_id = await customer(10_000)
     await journal.intend(charged(1, account_id, refund_undelivered=refund))
-    await note(journal, 1, *path, **learnt)
+    await move(journal, 1, *path, **learnt)
     moves = [move if isinstance(move, tuple) else (Cause.REFUND, move) for move in moves]
     assert await lines(ledger, account_id) == moves
     balance_msat = 10_000 + sum(amount for _, amount in moves)
@@ -158,10 +158,10 @@ async def test_the_balance_follows_the_states(
 async def test_a_charge_that_is_lowered_twice_is_given_back_twice(journal, ledger, customer):
     account_id = await customer(10_000)
     await journal.intend(charged(1, account_id, refund_undelivered=True))
-    await note(journal, 1, State.SETTLED)
+    await move(journal, 1, State.SETTLED)
     for charged_msat in (800, 500, 600):
         journal.record(job(1), None, NOW, PurchaseUpdate(charged_msat=Msat(charged_msat)))
-    await note(journal, 1, State.UNDELIVERED)
+    await move(journal, 1, State.UNDELIVERED)
     assert await lines(ledger, account_id) == [
         PAID,
         (Cause.REFUND, 210),
@@ -174,10 +174,10 @@ async def test_a_charge_that_is_lowered_twice_is_given_back_twice(journal, ledge
 async def test_a_late_update_moves_no_money(journal, ledger, customer, problems):
     account_id = await customer(10_000)
     await journal.intend(charged(1, account_id))
-    await note(journal, 1, State.SETTLED, State.DELIVERED)
-    await note(journal, 1, State.NOT_PAID)
-    await note(journal, 1, State.UNDELIVERED)
-    await note(journal, 1, State.SETTLED)
+    await move(journal, 1, State.SETTLED, State.DELIVERED)
+    await move(journal, 1, State.NOT_PAID)
+    await move(journal, 1, State.UNDELIVERED)
+    await move(journal, 1, State.SETTLED)
     assert [problem.kind for problem in problems] == [JournalProblemKind.LATE_NOTE] * 3
     assert await lines(ledger, account_id) == [PAID]
     assert (await ledger.audit()).ok
@@ -189,7 +189,7 @@ async def test_a_free_answer_can_have_a_fixed_price(journal, ledger, customer):
     await journal.intend(charged(1, account_id, fee_cap_msat=Msat(0), **fixed))
     with pytest.raises(InsufficientBalance):
         await journal.intend(charged(2, account_id, fee_cap_msat=Msat(0), **fixed))
-    await note(journal, 1, State.SETTLED, State.DELIVERED, charged_msat=0)
+    await move(journal, 1, State.SETTLED, State.DELIVERED, charged_msat=0)
     assert await ledger.balance(account_id) == Balance(Msat(40), Msat(0))
 
 
@@ -287,7 +287,7 @@ async def test_evidence_ends_a_hold(journal, database, ledger, customer, state, 
     """A4: what was paid, and whose answer nobody got, is given back whoever finds it out."""
     account_id = await customer(10_000)
     await journal.intend(charged(1, account_id, refund_undelivered=True))
-    await note(journal, 1, State.UNKNOWN)
+    await move(journal, 1, State.UNKNOWN)
     await resolve(database, job(1), state, NOW)
     assert await ledger.balance(account_id) == balance
     paid = [] if state is State.NOT_PAID else [PAID, (Cause.REFUND, 1_050)]
@@ -328,7 +328,7 @@ async def test_purchases_without_an_account_ask_nothing_of_the_ledger(journal, m
     monkeypatch.setattr(balances_module, "execute_in", fail)
     monkeypatch.setattr(balances_module, "execute_many", fail)
     await journal.intend(intent(1))
-    await note(journal, 1, State.SETTLED, State.DELIVERED)
+    await move(journal, 1, State.SETTLED, State.DELIVERED)
 
 
 async def test_the_database_itself_refuses_what_the_code_must_not_do(database, ledger, customer):

@@ -1,4 +1,4 @@
-"""The journal's promises: intents are durable and unique, notes follow the table of states."""
+"""The journal's promises: intents are durable and unique, updates follow the table of states."""
 
 import asyncio
 from datetime import timedelta
