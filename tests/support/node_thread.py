@@ -118,7 +118,7 @@ def threaded_node(config: NodeConfig) -> Iterator[ThreadedNode]:
         return asyncio.run_coroutine_threadsafe(work, loop).result(20)
 
     try:
-        with mock.patch("lcp_gateway.node.server.Service", _recording(received)):
+        with mock.patch("lcp_gateway.node.server.LcpdService", _recording(received)):
             address = run(node.start())
         yield ThreadedNode(node, address, received)
     finally:

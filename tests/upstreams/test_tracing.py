@@ -6,7 +6,7 @@ from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.tracing import TraceStep
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
-from lcp_gateway.upstreams.lcpd.channel import LcpdAddress
+from lcp_gateway.upstreams.lcpd.transport import LcpdAddress
 from lcp_gateway.upstreams.openai.adapter import OpenAIHttpUpstream
 from lcp_gateway.upstreams.openai.connections import VirtualNode
 from tests.support.http_node import HttpNodeThread

@@ -20,7 +20,7 @@ from lcp_gateway.routing.preferences import Weights
 from lcp_gateway.routing.route_query import ENDPOINT_NAMES
 from lcp_gateway.routing.scoring import Scored
 from lcp_gateway.telemetry.metrics import Metrics
-from lcp_gateway.upstreams.lcpd.channel import LcpdAddress, TlsFiles
+from lcp_gateway.upstreams.lcpd.transport import LcpdAddress, TlsFiles
 from lcp_gateway.upstreams.merged_catalog import MergedCatalog
 from lcp_gateway.upstreams.openai.adapter import OpenAIHttpUpstream
 from lcp_gateway.upstreams.openai.connections import VirtualNode

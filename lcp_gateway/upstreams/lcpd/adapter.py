@@ -3,16 +3,15 @@
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Protocol, Self, TypeVar
 
-import grpc.aio
 import tenacity
+from google.protobuf.message import DecodeError
 
 from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
-from lcp_gateway._gen.lcpd.lcpd_pb2_grpc import LCPDServiceStub
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task, TaskKind
@@ -22,12 +21,13 @@ from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
 from lcp_gateway.routing.catalog import Provider, merge_kinds
 from lcp_gateway.upstream_status import UpstreamStatus
-from lcp_gateway.upstreams.lcpd.channel import (
+from lcp_gateway.upstreams.lcpd.errors import is_transient, upstream_error
+from lcp_gateway.upstreams.lcpd.transport import (
     MAX_RECEIVE_BYTES,
     LcpdAddress,
-    is_transient,
-    open_channel,
-    upstream_error,
+    RpcError,
+    Transport,
+    TransportKind,
 )
 
 SUPPORTED_VERSIONS = frozenset({2})
@@ -45,7 +45,19 @@ _MAX_MODEL_CHARS = 256
 _PEER_ID = re.compile(r"0[23][0-9a-f]{64}")
 # The text of gRPC's own library for a message that came and was not accepted.
 _TOO_LARGE = re.compile(rf"\bReceived message larger than max \(\d+ vs\. {MAX_RECEIVE_BYTES}\)")
-_T = TypeVar("_T")
+_SERVICE = "/lcpd.v1.LCPDService/"
+
+
+class _Message(Protocol):
+    """What is needed of a generated message."""
+
+    def SerializeToString(self) -> bytes: ...  # noqa: N802 - protobuf's name
+
+    @classmethod
+    def FromString(cls, data: bytes) -> Self: ...  # noqa: N802 - protobuf's name
+
+
+_Answer = TypeVar("_Answer", bound=_Message)
 
 _STATUSES = {
     pb.Result.STATUS_OK: ResultStatus.OK,
@@ -96,9 +108,7 @@ class LcpdUpstream:
 
         ``on_odd_peer`` gets, once, a peer that is listed in part or not at all, and the reason.
         """
-        self._channel = open_channel(address)
-        # grpc's generated stubs are typed for the blocking channel; with an aio channel they make aio calls.
-        self._stub: Any = LCPDServiceStub(self._channel)
+        self._transport = open_transport(address)
         self._metadata = address.metadata
         self._own_names = frozenset(name.lower() for name, _ in address.metadata)
         self._on_error = on_error
@@ -106,6 +116,11 @@ class LcpdUpstream:
         self._odd_peers: frozenset[tuple[str, str]] = frozenset()
         self._result_limits: Mapping[str, int] = {}
         self._tracing = tracing
+
+    @property
+    def transport(self) -> str:
+        """The name of the transport in use: ``direct`` or ``grpcio``."""
+        return self._transport.name
 
     async def local_info(self, timeout_s: float) -> LocalInfo:
         """Return the daemon's identity.
@@ -115,7 +130,7 @@ class LcpdUpstream:
             UpstreamError: it did not answer.
         """
         answer = await self._retried(
-            "GetLocalInfo", self._stub.GetLocalInfo, pb.GetLocalInfoRequest(), timeout_s
+            "GetLocalInfo", pb.GetLocalInfoResponse, pb.GetLocalInfoRequest(), timeout_s
         )
         version = answer.manifest.protocol_version
         if version not in SUPPORTED_VERSIONS:
@@ -125,7 +140,7 @@ class LcpdUpstream:
     async def list_peers(self, timeout_s: float) -> tuple[Provider, ...]:
         """Return the peers that are connected and ready, in the daemon's order."""
         answer = await self._retried(
-            "ListLCPPeers", self._stub.ListLCPPeers, pb.ListLCPPeersRequest(), timeout_s
+            "ListLCPPeers", pb.ListLCPPeersResponse, pb.ListLCPPeersRequest(), timeout_s
         )
         odd: set[tuple[str, str]] = set()
         providers = []
@@ -157,7 +172,7 @@ class LcpdUpstream:
             UpstreamError: no quote came, or a malformed one.
         """
         request = pb.RequestQuoteRequest(peer_id=peer_id, task=_task_message(task))
-        answer = await self._retried("RequestQuote", self._stub.RequestQuote, request, timeout_s)
+        answer = await self._retried("RequestQuote", pb.RequestQuoteResponse, request, timeout_s)
         return _quote(peer_id, answer)
 
     async def execute(self, quote: Quote, task: Task, timeout_s: float) -> Result:  # noqa: ARG002 - the daemon has kept the task since it was quoted
@@ -168,7 +183,7 @@ class LcpdUpstream:
         try:
             answer = await self._once(
                 "AcceptAndExecute",
-                self._stub.AcceptAndExecute,
+                pb.AcceptAndExecuteResponse,
                 request,
                 timeout_s,
                 for_client=False,
@@ -193,25 +208,26 @@ class LcpdUpstream:
         request = pb.AcceptAndExecuteStreamRequest(
             peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True
         )
-        call = self._stub.AcceptAndExecuteStream(
-            request, timeout=timeout_s, metadata=self._present_metadata()
+        call = self._transport.stream(
+            _SERVICE + "AcceptAndExecuteStream",
+            request.SerializeToString(),
+            timeout_s,
+            self._present_metadata(),
         )
         begun = False
         limit = left = self._result_limits.get(quote.peer_id, _NO_LIMIT)
         try:
-            # A message is read when the one before it has been taken: HTTP/2 flow control holds the daemon back.
-            while (event := await call.read()) is not grpc.aio.EOF:
-                # An error before the first event is evidence of the payment; after it the text is for the client.
+            # More is read when what came has been taken: HTTP/2 flow control stops the daemon for us.
+            while messages := await call.read():
+                # What ends the call before it is evidence of the payment; after it the text is for the client.
                 begun = True
-                if event.HasField("result_chunk"):
-                    data = event.result_chunk.data
-                    left -= len(data)
-                    if left < 0:
-                        raise _too_long(limit)
-                    yield data
-                else:
-                    yield _stream_event(event)
-        except grpc.aio.AioRpcError as error:
+                for event in _joined(messages):
+                    if isinstance(event, bytes):
+                        left -= len(event)
+                        if left < 0:
+                            raise _too_long(limit)
+                    yield event
+        except RpcError as error:
             raise self._failure("AcceptAndExecuteStream", error, for_client=begun) from error
         finally:
             call.cancel()
@@ -221,43 +237,51 @@ class LcpdUpstream:
         request = pb.CancelJobRequest(
             peer_id=quote.peer_id, job_id=quote.job_id, reason=reason[:_MAX_REASON_CHARS]
         )
-        await self._once("CancelJob", self._stub.CancelJob, request, timeout_s)
+        await self._once("CancelJob", pb.CancelJobResponse, request, timeout_s)
 
     async def close(self) -> None:
         """Close the channel; calls under way are cancelled."""
-        await self._channel.close()
+        await self._transport.close()
 
-    def _present_metadata(self) -> tuple[tuple[str, str], ...] | None:
-        """Return the operator's metadata and the trace context, which a daemon without traces ignores."""
+    def _present_metadata(self) -> Sequence[tuple[str, str]]:
+        """Return the operator's metadata and where the call is traced, which a daemon that does not trace lets be."""
         traced = self._tracing.headers().items()
-        return (*self._metadata, *(p for p in traced if p[0] not in self._own_names)) or None
+        return (*self._metadata, *(p for p in traced if p[0] not in self._own_names))
 
     async def _once(
         self,
         method: str,
-        call: Callable[..., Awaitable[_T]],
-        request: object,
+        answer: type[_Answer],
+        request: _Message,
         timeout_s: float,
         *,
         for_client: bool = True,
-    ) -> _T:
+    ) -> _Answer:
         try:
-            return await call(request, timeout=timeout_s, metadata=self._present_metadata())
-        except grpc.aio.AioRpcError as error:
+            received = await self._transport.unary(
+                _SERVICE + method, request.SerializeToString(), timeout_s, self._present_metadata()
+            )
+        except RpcError as error:
             raise self._failure(method, error, for_client=for_client) from error
+        try:
+            return answer.FromString(received)
+        except DecodeError:
+            raise UpstreamError(
+                "INTERNAL", "the daemon's answer is no message of its kind"
+            ) from None
 
     async def _retried(
         self,
         method: str,
-        call: Callable[..., Awaitable[_T]],
-        request: object,
+        answer: type[_Answer],
+        request: _Message,
         timeout_s: float,
-    ) -> _T:
-        """Make a call that costs nothing; a transient failure is retried within ``timeout_s``."""
+    ) -> _Answer:
+        """Make a call that costs nothing; what passes quickly is tried again within ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         try:
-            # The first try is made without the retrying machinery: most calls succeed.
-            return await self._once(method, call, request, timeout_s)
+            # The first try pays for no retrying: most calls succeed.
+            return await self._once(method, answer, request, timeout_s)
         except UpstreamError as error:
             if not is_transient(error):
                 raise
@@ -270,14 +294,37 @@ class LcpdUpstream:
         async for attempt in again:
             with attempt:
                 left_s = max(deadline - time.monotonic(), 0.001)
-                return await self._once(method, call, request, left_s)
+                return await self._once(method, answer, request, left_s)
         raise AssertionError("tenacity ends by returning or raising")
 
-    def _failure(
-        self, method: str, error: grpc.aio.AioRpcError, *, for_client: bool
-    ) -> UpstreamError:
-        self._on_error(method, error.code().name)
+    def _failure(self, method: str, error: RpcError, *, for_client: bool) -> UpstreamError:
+        self._on_error(method, error.status)
         return upstream_error(error, for_client=for_client)
+
+
+def open_transport(address: LcpdAddress) -> Transport:
+    """Return the transport that an address asks for.
+
+    Raises:
+        OSError: a TLS file cannot be read.
+        ValueError: the address has a form that only grpcio understands.
+    """
+    # Each is imported where it is used: grpcio takes 9 MiB and a quarter of a second's CPU.
+    if address.transport is not TransportKind.GRPCIO:
+        from lcp_gateway.upstreams.lcpd.direct import DirectTransport, Endpoint  # noqa: PLC0415
+
+        wanted = address.transport is TransportKind.DIRECT
+        if wanted or address.tls is None:
+            endpoint = Endpoint.of(address)
+            if endpoint is not None and (wanted or endpoint.is_local):
+                return DirectTransport(endpoint)
+            if wanted:
+                raise ValueError(
+                    f"lcpd_transport = direct needs host:port or unix:/path, not {address.target!r}"
+                )
+    from lcp_gateway.upstreams.lcpd.grpcio import GrpcioTransport  # noqa: PLC0415 - as above
+
+    return GrpcioTransport(address)
 
 
 def _task_message(task: Task) -> pb.Task:
@@ -343,6 +390,27 @@ def _result(message: pb.Result) -> Result:
         content_encoding=message.content_encoding,
         message=message.message,
     )
+
+
+def _joined(messages: Sequence[bytes]) -> Iterator[StreamEvent]:
+    """Return what messages say, in order; neighbouring chunks of the result as one."""
+    chunks: list[bytes] = []
+    for message in messages:
+        try:
+            event = pb.AcceptAndExecuteStreamResponse.FromString(message)
+        except DecodeError:
+            raise UpstreamError(
+                "DATA_LOSS", "the daemon sent a stream event of an unknown kind"
+            ) from None
+        if event.HasField("result_chunk"):
+            chunks.append(event.result_chunk.data)
+            continue
+        if chunks:
+            yield b"".join(chunks)
+            chunks.clear()
+        yield _stream_event(event)
+    if chunks:
+        yield chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _stream_event(message: pb.AcceptAndExecuteStreamResponse) -> StreamEvent:

@@ -9,7 +9,7 @@ from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.ports import Result, ResultStatus, StreamBegin, StreamEnd
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, UnsupportedVersion
-from lcp_gateway.upstreams.lcpd.channel import LcpdAddress, TlsFiles
+from lcp_gateway.upstreams.lcpd.transport import LcpdAddress, TlsFiles, TransportKind
 from tests.support.scripted_daemon import PEER, Daemon, begin, chunk, serving, terms
 
 TASK = Task(TaskKind.CHAT_COMPLETIONS, "m", b'{"model": "m"}', stream=False)
@@ -23,15 +23,21 @@ async def daemon():
         yield running
 
 
+@pytest.fixture(params=["grpcio", "direct"], autouse=True)
+def transport(request):
+    """Everything here holds over both transports."""
+    return TransportKind(request.param)
+
+
 @pytest.fixture
 async def failures():
     return []
 
 
 @pytest.fixture
-async def upstream(daemon, failures):
+async def upstream(daemon, failures, transport):
     made = LcpdUpstream(
-        LcpdAddress(daemon.address, metadata=(("macaroon", "abc"),)),
+        LcpdAddress(daemon.address, metadata=(("macaroon", "abc"),), transport=transport),
         on_error=lambda method, status: failures.append((method, status)),
     )
     yield made
@@ -98,10 +104,10 @@ class _SlowToRefuse(Daemon):
         await context.abort(*AWAY)
 
 
-async def test_all_tries_share_one_time_out():
+async def test_all_tries_share_one_time_out(transport):
     """E: a try that had the whole time-out to itself was noticed by no test."""
     async with serving(_SlowToRefuse()) as daemon:
-        upstream = LcpdUpstream(LcpdAddress(daemon.address))
+        upstream = LcpdUpstream(LcpdAddress(daemon.address, transport=transport))
         with pytest.raises(UpstreamError):
             await upstream.request_quote(TASK, PEER, 2)
         await upstream.close()
@@ -200,7 +206,7 @@ async def test_what_came_before_a_break_is_given_before_the_error(daemon, upstre
     assert events[-1] == b"half"
 
 
-async def test_a_stream_that_is_left_is_cancelled_at_the_daemon(daemon, upstream):
+async def test_a_stream_that_is_left_is_cancelled_at_the_daemon(daemon, upstream, transport):
     quote = await upstream.request_quote(TASK, PEER, 1)
     ended = asyncio.Event()
 
@@ -215,7 +221,7 @@ async def test_a_stream_that_is_left_is_cancelled_at_the_daemon(daemon, upstream
 
     daemon.AcceptAndExecuteStream = stream
     async with serving(daemon) as other:
-        left = LcpdUpstream(LcpdAddress(other.address))
+        left = LcpdUpstream(LcpdAddress(other.address, transport=transport))
         events = left.execute_stream(quote, TASK, 30)
         await anext(events)
         await anext(events)
@@ -261,9 +267,9 @@ async def test_a_cancel_says_why(daemon, upstream):
     assert (sent.job_id, sent.reason) == (quote.job_id, "r" * 256)
 
 
-async def test_a_daemon_on_a_unix_socket_is_reached(tmp_path):
+async def test_a_daemon_on_a_unix_socket_is_reached(tmp_path, transport):
     async with serving(Daemon(), f"unix:{tmp_path}/lcpd.sock") as running:
-        upstream = LcpdUpstream(LcpdAddress(running.address))
+        upstream = LcpdUpstream(LcpdAddress(running.address, transport=transport))
         assert (await upstream.local_info(2)).node_id == PEER
         await upstream.close()
 
@@ -279,7 +285,7 @@ def certificate(tmp_path_factory):
     return folder
 
 
-async def test_a_daemon_behind_tls_is_reached_with_a_client_certificate(certificate):
+async def test_a_daemon_behind_tls_is_reached_with_a_client_certificate(certificate, transport):
     key, cert = (certificate / "key.pem").read_bytes(), (certificate / "cert.pem").read_bytes()
     credentials = grpc.ssl_server_credentials([(key, cert)], cert, require_client_auth=True)
     files = TlsFiles(
@@ -287,11 +293,15 @@ async def test_a_daemon_behind_tls_is_reached_with_a_client_certificate(certific
         key=certificate / "key.pem", server_name="lcpd.test",
     )  # fmt: skip
     async with serving(Daemon(), credentials=credentials) as running:
-        trusted = LcpdUpstream(LcpdAddress(running.address, tls=files))
+        trusted = LcpdUpstream(LcpdAddress(running.address, tls=files, transport=transport))
         assert (await trusted.local_info(5)).protocol_version == 2
         await trusted.close()
         stranger = LcpdUpstream(
-            LcpdAddress(running.address, tls=TlsFiles(ca=files.ca, server_name="lcpd.test"))
+            LcpdAddress(
+                running.address,
+                tls=TlsFiles(ca=files.ca, server_name="lcpd.test"),
+                transport=transport,
+            )
         )
         with pytest.raises(UpstreamError):
             await stranger.local_info(1)

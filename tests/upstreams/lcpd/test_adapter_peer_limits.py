@@ -7,7 +7,7 @@ from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.ports import StreamBegin
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
-from lcp_gateway.upstreams.lcpd.channel import LcpdAddress
+from lcp_gateway.upstreams.lcpd.transport import LcpdAddress
 from tests.support.scripted_daemon import Daemon, serving
 from tests.upstreams.lcpd.test_adapter import PEER, TASK
 

@@ -4,8 +4,8 @@ import pytest
 
 from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
-from lcp_gateway.upstreams.lcpd.channel import LcpdAddress
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
+from lcp_gateway.upstreams.lcpd.transport import LcpdAddress
 from tests.support.scripted_daemon import PEER, Daemon, serving
 
 

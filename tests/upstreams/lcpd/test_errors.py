@@ -1,11 +1,10 @@
 """What clients read of a failed call to the daemon: a sentence, and no address."""
 
-import grpc
-import grpc.aio
 import pytest
 
 from lcp_gateway.http.error_mapping import map_purchase_error
-from lcp_gateway.upstreams.lcpd.channel import DAEMON_AWAY, upstream_error
+from lcp_gateway.upstreams.lcpd.errors import DAEMON_AWAY, upstream_error
+from lcp_gateway.upstreams.lcpd.transport import RpcError
 
 AWAY = [
     "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:50051: Connection refused (111)",
@@ -37,15 +36,7 @@ KEPT = [
 
 
 def failed(status, text, **how):
-    return upstream_error(
-        grpc.aio.AioRpcError(
-            getattr(grpc.StatusCode, status),
-            grpc.aio.Metadata(),
-            grpc.aio.Metadata(),
-            details=text,
-        ),
-        **how,
-    )
+    return upstream_error(RpcError(status, text), **how)
 
 
 @pytest.mark.parametrize("text", AWAY)

@@ -1,0 +1,220 @@
+"""One gRPC call on an HTTP/2 stream: messages out of bytes, a status out of headers."""
+
+import asyncio
+from collections import deque
+from typing import Final, Protocol
+from urllib.parse import unquote_to_bytes
+
+from lcp_gateway.upstreams.lcpd import http2
+from lcp_gateway.upstreams.lcpd.transport import MAX_RECEIVE_BYTES, RpcError
+
+_PREFIX_BYTES: Final = 5
+
+_STATUS_NAMES: Final = (
+    "OK",
+    "CANCELLED",
+    "UNKNOWN",
+    "INVALID_ARGUMENT",
+    "DEADLINE_EXCEEDED",
+    "NOT_FOUND",
+    "ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "FAILED_PRECONDITION",
+    "ABORTED",
+    "OUT_OF_RANGE",
+    "UNIMPLEMENTED",
+    "INTERNAL",
+    "UNAVAILABLE",
+    "DATA_LOSS",
+    "UNAUTHENTICATED",
+)
+# What gRPC makes of a reset without a status ("PROTOCOL-HTTP2", Errors), and of an HTTP status that is not 200.
+_STATUS_OF_RESET: Final[dict[int, str]] = {
+    http2.ErrorCode.REFUSED_STREAM: "UNAVAILABLE",
+    http2.ErrorCode.CANCEL: "CANCELLED",
+    http2.ErrorCode.ENHANCE_YOUR_CALM: "RESOURCE_EXHAUSTED",
+    http2.ErrorCode.INADEQUATE_SECURITY: "PERMISSION_DENIED",
+}
+_STATUS_OF_HTTP: Final = {
+    b"400": "INTERNAL",
+    b"401": "UNAUTHENTICATED",
+    b"403": "PERMISSION_DENIED",
+    b"404": "UNIMPLEMENTED",
+    b"429": "UNAVAILABLE",
+    b"502": "UNAVAILABLE",
+    b"503": "UNAVAILABLE",
+    b"504": "UNAVAILABLE",
+}
+
+
+class Carrier(Protocol):
+    """The connection that a call is made on."""
+
+    def forget(self, stream_id: int) -> None:
+        """Take the call off the connection; a stream that has not ended is reset."""
+        ...
+
+    def acknowledge(self, stream_id: int, count: int) -> None:
+        """Open the stream's window by ``count`` bytes."""
+        ...
+
+
+class GrpcCall:
+    """One stream: its messages, and how it ended."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._connection: Carrier | None = None
+        self._stream_id = 0
+        self._parts: list[bytes] = []  # of a message that is not whole yet
+        self._have = self._need = 0
+        self._messages: deque[bytes] = deque()
+        self._unacknowledged = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._headers: dict[bytes, bytes] = {}
+        self.is_done = False
+        self.error: RpcError | None = None
+
+    def start(self, connection: Carrier, stream_id: int) -> None:
+        """Take the stream that the request went out on."""
+        self._connection, self._stream_id = connection, stream_id
+
+    def limit(self, timeout_s: float) -> None:
+        """End the call when its time is over."""
+        self._timer = self._loop.call_later(max(timeout_s, 0.0), self._expire)
+
+    def _expire(self) -> None:
+        self.end(RpcError("DEADLINE_EXCEEDED", "Deadline Exceeded"))
+
+    def end(self, error: RpcError | None) -> None:
+        """End the call from this side, or take note that the other side did."""
+        if self.is_done:
+            return
+        self.is_done, self.error = True, error
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._connection is not None:
+            self._connection.forget(self._stream_id)
+        self._wake()
+
+    def cancel(self) -> None:
+        """End the call, if it has not ended."""
+        self.end(RpcError("CANCELLED", "the call was cancelled here"))
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def read(self) -> list[bytes]:
+        """Return the messages that are there, at least one; an empty list after the last.
+
+        Raises:
+            RpcError: the call failed.
+        """
+        while not self._messages:
+            if self.is_done:
+                if self.error is not None:
+                    raise self.error
+                return []
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        messages = list(self._messages)
+        self._messages.clear()
+        self._acknowledge()
+        return messages
+
+    def _acknowledge(self) -> None:
+        if self._unacknowledged and self._connection is not None:
+            self._connection.acknowledge(self._stream_id, self._unacknowledged)
+            self._unacknowledged = 0
+
+    def on_data(self, data: bytes) -> None:
+        """Take bytes of the body: length-prefixed messages."""
+        self._unacknowledged += len(data)
+        if self._parts:
+            self._parts.append(data)
+            self._have += len(data)
+            if self._have < self._need:
+                # The rest of a long message has to fit through the window.
+                self._acknowledge_unread()
+                return
+            data = b"".join(self._parts)
+            self._parts.clear()
+        position, end = 0, len(data)
+        self._need = _PREFIX_BYTES
+        while end - position >= _PREFIX_BYTES:
+            size = int.from_bytes(data[position + 1 : position + _PREFIX_BYTES], "big")
+            if (problem := _refusal(data[position], size)) is not None:
+                self.end(problem)
+                return
+            start = position + _PREFIX_BYTES
+            if start + size > end:
+                self._need = _PREFIX_BYTES + size
+                break
+            position = start + size
+            self._messages.append(data[start:position])
+        if position < end:
+            self._parts.append(data[position:])
+            self._have = end - position
+        if self._messages:
+            self._wake()
+        self._acknowledge_unread()
+
+    def _acknowledge_unread(self) -> None:
+        """Open the window where no message waits for its reader; where one does, the reader opens it."""
+        if not self._messages:
+            self._acknowledge()
+
+    def on_headers(self, headers: http2.Headers, *, is_end: bool) -> None:
+        """Take the head or the trailers."""
+        self._headers.update(headers)
+        status = self._headers.get(b":status", b"")
+        if status != b"200" and b"grpc-status" not in self._headers:
+            name = _STATUS_OF_HTTP.get(status, "UNKNOWN")
+            self.end(
+                RpcError(name, f"Received http2 header with status: {status.decode('latin-1')}")
+            )
+        elif is_end:
+            self._finish()
+
+    def on_end(self) -> None:
+        """The stream ended without trailers."""
+        self.end(RpcError("INTERNAL", "the daemon ended the call without a status"))
+
+    def _finish(self) -> None:
+        text = self._headers.get(b"grpc-status", b"")
+        number = int(text) if text.isdigit() else -1
+        if number == 0:
+            if self._parts:
+                self.end(RpcError("INTERNAL", "the call ended in the middle of a message"))
+            else:
+                self.end(None)
+            return
+        name = _STATUS_NAMES[number] if 0 < number < len(_STATUS_NAMES) else "UNKNOWN"
+        message = unquote_to_bytes(self._headers.get(b"grpc-message", b""))
+        self.end(RpcError(name, message.decode("utf-8", "replace")))
+
+
+def _refusal(compressed: int, size: int) -> RpcError | None:
+    if compressed:
+        return RpcError("INTERNAL", "the daemon sent a compressed message")
+    if size > MAX_RECEIVE_BYTES:
+        # The words of gRPC's own library, which the adapter knows.
+        text = f"Received message larger than max ({size} vs. {MAX_RECEIVE_BYTES})"
+        return RpcError("RESOURCE_EXHAUSTED", text)
+    return None
+
+
+def reset_error(code: int) -> RpcError:
+    """Return what a stream's reset means for its call."""
+    status = _STATUS_OF_RESET.get(code, "INTERNAL")
+    return RpcError(
+        status,
+        f"Received RST_STREAM with error code {code}",
+        not_processed=code == http2.ErrorCode.REFUSED_STREAM,
+    )

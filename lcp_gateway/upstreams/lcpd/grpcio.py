@@ -1,0 +1,111 @@
+"""The transport over grpcio's asyncio channel."""
+
+import codecs
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from lcp_gateway.upstreams.lcpd.transport import (
+    MAX_RECEIVE_BYTES,
+    LcpdAddress,
+    Metadata,
+    RpcError,
+)
+
+_OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
+    ("grpc.max_send_message_length", -1),
+    # grpc-go's servers close a connection that pings more often than every 5 minutes, and a quiet stream that has been
+    # paid for would die with it. A daemon that is gone is noticed sooner by the refresh of the peers.
+    ("grpc.keepalive_time_ms", 310_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Reconnects start at once and slow down to one every 2 s, so that a restarted daemon is found quickly.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # No retry below us: a call that may pay goes out once.
+    ("grpc.enable_retries", 0),
+    # Fixed, small windows: a client that stops reading must stop the daemon, not fill our memory.
+    ("grpc.http2.bdp_probe", 0),
+    # A channel of our own even if another to the same address exists in this process.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class GrpcioTransport:
+    """Calls through one ``grpc.aio.Channel``."""
+
+    name = "grpcio"
+
+    def __init__(self, address: LcpdAddress) -> None:
+        """Connects on first use.
+
+        Raises:
+            OSError: a TLS file cannot be read.
+        """
+        self._channel = _open_channel(address)
+        self._unary: dict[str, Any] = {}
+        self._stream: dict[str, Any] = {}
+
+    async def unary(self, path: str, request: bytes, timeout_s: float, metadata: Metadata) -> bytes:
+        """Make a call with one answer."""
+        call = self._unary.get(path)
+        if call is None:
+            call = self._unary[path] = self._channel.unary_unary(path)
+        try:
+            answer: bytes = await call(request, timeout=timeout_s, metadata=metadata or None)
+        except grpc.aio.AioRpcError as error:
+            raise _rpc_error(error) from error
+        return answer
+
+    def stream(
+        self, path: str, request: bytes, timeout_s: float, metadata: Metadata
+    ) -> "_GrpcioStream":
+        """Start a call with many messages."""
+        call = self._stream.get(path)
+        if call is None:
+            call = self._stream[path] = self._channel.unary_stream(path)
+        return _GrpcioStream(call(request, timeout=timeout_s, metadata=metadata or None))
+
+    async def close(self) -> None:
+        """End all calls and the channel."""
+        await self._channel.close()
+
+
+class _GrpcioStream:
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    async def read(self) -> list[bytes]:
+        try:
+            message = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise _rpc_error(error) from error
+        return [] if message is grpc.aio.EOF else [message]
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+
+def _rpc_error(error: grpc.aio.AioRpcError) -> RpcError:
+    return RpcError(error.code().name, error.details() or "")
+
+
+def _open_channel(address: LcpdAddress) -> grpc.aio.Channel:
+    options = [*_OPTIONS, ("grpc.enable_http_proxy", int(address.proxy))]
+    if address.tls is None:
+        return grpc.aio.insecure_channel(address.target, options=options)
+    if address.tls.server_name:
+        options.append(("grpc.ssl_target_name_override", address.tls.server_name))
+    credentials = grpc.ssl_channel_credentials(
+        root_certificates=_read(address.tls.ca),
+        private_key=_read(address.tls.key),
+        certificate_chain=_read(address.tls.certificate),
+    )
+    return grpc.aio.secure_channel(address.target, credentials, options=options)
+
+
+def _read(path: Path | None) -> bytes | None:
+    # OpenSSL takes no byte order mark.
+    return None if path is None else path.read_bytes().removeprefix(codecs.BOM_UTF8)

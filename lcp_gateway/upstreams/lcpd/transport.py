@@ -1,0 +1,99 @@
+"""What the adapter needs of a transport of gRPC calls; messages are bytes, so that a transport knows no service."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+Metadata = Sequence[tuple[str, str]]
+
+MAX_RECEIVE_BYTES = 33 * 1024 * 1024
+"""The largest message that is taken: a whole result, and a little around it."""
+
+
+class TransportKind(StrEnum):
+    """``AUTO`` is ``DIRECT`` for a daemon on this machine without TLS, else ``GRPCIO``."""
+
+    AUTO = "auto"
+    GRPCIO = "grpcio"
+    DIRECT = "direct"
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """TLS to the daemon: PEM files; without ``ca`` the system's roots are trusted."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    server_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LcpdAddress:
+    """Where a daemon listens: ``host:port`` or ``unix:/path``; metadata goes with every call (a macaroon, say)."""
+
+    target: str
+    tls: TlsFiles | None = None
+    metadata: tuple[tuple[str, str], ...] = ()
+    proxy: bool = False
+    """Whether the proxy that the environment names may be used (grpcio only); prompts and macaroons pass it."""
+    transport: TransportKind = TransportKind.AUTO
+
+
+class RpcError(Exception):
+    """A call ended with a status other than OK.
+
+    ``status`` is the name of the gRPC status. ``not_processed``: HTTP/2 itself says that no handler saw the call
+    (REFUSED_STREAM, a GOAWAY with a lower last stream id). Anything else may have been executed.
+    """
+
+    def __init__(self, status: str, details: str, *, not_processed: bool = False) -> None:
+        super().__init__(f"{status}: {details}")
+        self.status = status
+        self.details = details
+        self.not_processed = not_processed
+
+
+class ServerStream(Protocol):
+    """A call whose messages come one after the other."""
+
+    async def read(self) -> list[bytes]:
+        """Return the messages that are there, at least one; an empty list after the last.
+
+        Raises:
+            RpcError: the call failed; messages that came before were returned before.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """End the call, if it has not ended."""
+        ...
+
+
+class Transport(Protocol):
+    """Calls to one daemon. It connects on first use, and again by itself after a failure."""
+
+    @property
+    def name(self) -> str:
+        """What settings, logs and metrics call it."""
+        ...
+
+    async def unary(self, path: str, request: bytes, timeout_s: float, metadata: Metadata) -> bytes:
+        """Make a call with one answer. It goes out at most once.
+
+        Raises:
+            RpcError: it failed.
+        """
+        ...
+
+    def stream(
+        self, path: str, request: bytes, timeout_s: float, metadata: Metadata
+    ) -> ServerStream:
+        """Start a call with many messages. It goes out at most once."""
+        ...
+
+    async def close(self) -> None:
+        """End all calls and the connection."""
+        ...

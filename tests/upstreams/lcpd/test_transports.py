@@ -1,0 +1,337 @@
+"""Both transports tell the same of a call, whatever the server's bytes are."""
+
+import asyncio
+import contextlib
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lcp_gateway.upstreams.lcpd.adapter import open_transport
+from lcp_gateway.upstreams.lcpd.transport import LcpdAddress, RpcError, TransportKind
+from tests.support import raw_http2 as raw
+from tests.support.raw_http2 import CLOSE, raw_server
+
+PATH = "/lcpd.v1.LCPDService/AcceptAndExecuteStream"
+KINDS = [TransportKind.GRPCIO, TransportKind.DIRECT]
+
+
+def transport_to(server, kind):
+    return open_transport(LcpdAddress(server.address, transport=kind))
+
+
+async def outcome(transport, timeout_s=5.0, request=b"request"):
+    """The messages of a stream, then how it ended: ``OK`` or a status."""
+    call = transport.stream(PATH, request, timeout_s, ())
+    told = []
+    try:
+        while messages := await call.read():
+            told += messages
+    except RpcError as error:
+        return [*told, error.status]
+    finally:
+        call.cancel()
+    return [*told, "OK"]
+
+
+async def outcomes(script, timeout_s=5.0, **how):
+    """What each transport tells of one script."""
+    found = []
+    for kind in KINDS:
+        async with raw_server(script, **how) as server:
+            transport = transport_to(server, kind)
+            try:
+                found.append(await outcome(transport, timeout_s))
+            finally:
+                await transport.close()
+    return found
+
+
+def whole(stream_id):
+    return [
+        raw.head(stream_id),
+        raw.data(stream_id, b"one", b"two"),
+        raw.data(stream_id, b"", b"x" * 40_000),
+        raw.trailers(stream_id),
+    ]
+
+
+SCRIPTS = {
+    "a whole answer": (whole, [b"one", b"two", b"", b"x" * 40_000, "OK"]),
+    "no message": (lambda s: [raw.head(s), raw.trailers(s)], ["OK"]),
+    "trailers only": (lambda s: [raw.head(s, *raw.HEAD, ("grpc-status", "5"), flags=5)], ["NOT_FOUND"]),
+    "an unknown status": (lambda s: [raw.head(s), raw.trailers(s, "99")], ["UNKNOWN"]),
+    "a status that is no number": (lambda s: [raw.head(s), raw.trailers(s, "x")], ["UNKNOWN"]),
+    "a message, then a failure": (
+        lambda s: [raw.head(s), raw.data(s, b"one"), raw.trailers(s, "9", "no%20way")],
+        [b"one", "FAILED_PRECONDITION"],
+    ),
+    "padded frames": (
+        lambda s: [
+            raw.head(s),
+            raw.padded(raw.DATA, 0, s, raw.message(b"one"), 0),
+            raw.padded(raw.DATA, 0, s, raw.message(b"two"), 200),
+            raw.trailers(s),
+        ],
+        [b"one", b"two", "OK"],
+    ),
+    "a message a byte a frame": (
+        lambda s: [raw.head(s), *(raw.frame(raw.DATA, 0, s, bytes((b,))) for b in raw.message(b"hello")), raw.trailers(s)],
+        [b"hello", "OK"],
+    ),
+    "headers in pieces": (
+        lambda s: [
+            raw.frame(raw.HEADERS, 0, s, raw.block(*raw.HEAD)[:2]),
+            raw.frame(raw.CONTINUATION, 4, s, raw.block(*raw.HEAD)[2:]),
+            raw.trailers(s),
+        ],
+        ["OK"],
+    ),
+    "503 from a proxy": (lambda s: [raw.head(s, (":status", "503"), flags=5)], ["UNAVAILABLE"]),
+    "404 from a web server": (lambda s: [raw.head(s, (":status", "404"), flags=5)], ["UNIMPLEMENTED"]),
+    "goaway above, then the answer": (
+        lambda s: [raw.head(s), raw.goaway(2**31 - 1), raw.data(s, b"one"), raw.goaway(s), raw.trailers(s)],
+        [b"one", "OK"],
+    ),
+    "closed before anything": (lambda _: [CLOSE], ["UNAVAILABLE"]),
+    "closed after the head": (lambda s: [raw.head(s), CLOSE], ["UNAVAILABLE"]),
+    "closed after a message": (lambda s: [raw.head(s), raw.data(s, b"one"), CLOSE], [b"one", "UNAVAILABLE"]),
+    "a compressed message": (
+        lambda s: [raw.head(s), raw.frame(raw.DATA, 0, s, b"\1\0\0\0\1x"), raw.trailers(s)],
+        ["INTERNAL"],
+    ),
+    "a message without end": (
+        lambda s: [raw.head(s), raw.frame(raw.DATA, 0, s, b"\0\0\0\0\5abc"), raw.trailers(s)],
+        ["INTERNAL"],
+    ),
+    "a message above the limit": (
+        lambda s: [raw.head(s), raw.frame(raw.DATA, 0, s, b"\0\x02\x20\0\0abc")],
+        ["RESOURCE_EXHAUSTED"],
+    ),
+}  # fmt: skip
+
+
+# Where grpcio tells something else, and why the direct transport does not follow it.
+GRPCIO_DIFFERS = {
+    "padded frames": "INTERNAL",  # it knows no padding
+    "a message without end": "OK",  # it takes an answer that is cut in a message for whole
+    "a status that is no number": "INTERNAL",  # the specification has UNKNOWN
+}
+
+
+async def test_every_kind_of_answer_is_told_alike():
+    wrong = {}
+    for name, (script, expected) in SCRIPTS.items():
+        by_grpcio, by_direct = await outcomes(script)
+        # Where the connection breaks, grpcio may throw messages away that had come.
+        kept = by_grpcio[:-1] == expected[: len(by_grpcio) - 1]
+        ended = by_grpcio[-1] == GRPCIO_DIFFERS.get(name, expected[-1])
+        if by_direct != expected or not kept or not ended:
+            wrong[name] = (by_grpcio, by_direct)
+    assert wrong == {}
+
+
+async def test_every_reset_is_told_alike():
+    """What HTTP/2 calls REFUSED_STREAM was not processed; grpcio does not say so."""
+    told = {}
+    for code in (*range(14), 99):
+        told[code] = await outcomes(lambda s, code=code: [raw.head(s), raw.reset(s, code)])
+    assert {code: found for code, found in told.items() if found[0] != found[1]} == {}
+
+
+async def test_an_answer_that_is_cut_at_any_byte_is_never_whole():
+    """Direct at each byte; grpcio, which takes longer, at each seventeenth."""
+    sent = b"".join([raw.head(1), raw.data(1, b"one"), raw.data(1, b"two"), raw.trailers(1)])
+    cut = 0
+    async with raw_server(lambda _: [sent[:cut], CLOSE]) as server:
+        for cut in range(len(sent) + 1):
+            told = []
+            for kind in KINDS if cut % 17 == 0 else KINDS[1:]:
+                transport = transport_to(server, kind)
+                told.append(await outcome(transport))
+                await transport.close()
+            expected = "OK" if cut == len(sent) else "UNAVAILABLE"
+            assert {found[-1] for found in told} == {expected}, cut
+            # grpcio may throw away what came before the break.
+            assert all(found[:-1] == told[-1][: len(found) - 1] for found in told), cut
+
+
+async def test_a_call_that_was_not_processed_is_told_so_and_no_other():
+    """A GOAWAY below the stream, or REFUSED_STREAM: the two proofs that HTTP/2 has."""
+    told = {}
+    scripts = {
+        "goaway below": lambda s: [raw.goaway(s - 2 if s > 1 else 0)],
+        "refused": lambda s: [raw.reset(s, 7)],
+        "goaway at": lambda s: [raw.goaway(s), CLOSE],
+        "cancelled": lambda s: [raw.reset(s, 8)],
+        "closed": lambda _: [CLOSE],
+        "broken": lambda _: [raw.frame(raw.DATA, 0, 0, b"x")],
+    }
+    for name, script in scripts.items():
+        async with raw_server(script) as server:
+            transport = transport_to(server, TransportKind.DIRECT)
+            with pytest.raises(RpcError) as caught:
+                await transport.unary(PATH, b"", 5, ())
+            told[name] = caught.value.not_processed
+            await transport.close()
+    assert [name for name, proof in told.items() if proof] == ["goaway below", "refused"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_call_without_an_answer_ends_with_its_time(kind):
+    async with raw_server(lambda s: [raw.head(s)]) as server:
+        transport = transport_to(server, kind)
+        assert await outcome(transport, 0.2) == ["DEADLINE_EXCEEDED"]
+        await transport.close()
+
+
+async def test_a_large_request_waits_for_the_servers_windows():
+    async with raw_server(whole, greeting=raw.settings(window=1_000)) as server:
+        transport = transport_to(server, TransportKind.DIRECT)
+        assert (await outcome(transport))[-1] == "OK"  # the server's settings are known now
+        call = transport.stream(PATH, bytes(500_000), 20, ())
+        async with asyncio.timeout(10):
+            while not (sent := [f for f in server.frames if f[0] == raw.DATA and f[2] == 3]):
+                await asyncio.sleep(0.01)
+        assert [len(f[3]) for f in sent] == [1_000]
+        call.cancel()
+        await transport.close()
+
+
+async def test_a_reader_that_stops_stops_the_server_and_no_other_call():
+    """The window of the stream that stands is closed; a second call over the same connection goes on."""
+    async with raw_server(
+        lambda s: [raw.head(s), *([raw.data(s, bytes(16_000))] * 4)] if s == 1 else whole(s)
+    ) as server:
+        transport = transport_to(server, TransportKind.DIRECT)
+        standing = transport.stream(PATH, b"", 20, ())
+        assert await standing.read()
+        await asyncio.sleep(0.05)
+        assert (await outcome(transport))[-1] == "OK"
+        assert server.connections == 1
+        standing.cancel()
+        await transport.close()
+
+
+async def test_what_is_there_comes_as_one_block():
+    count = 200
+    async with raw_server(
+        lambda s: [
+            raw.head(s) + b"".join(raw.data(s, b"t%d" % n) for n in range(count)) + raw.trailers(s)
+        ]
+    ) as server:
+        transport = transport_to(server, TransportKind.DIRECT)
+        call = transport.stream(PATH, b"", 5, ())
+        blocks = []
+        while messages := await call.read():
+            blocks.append(messages)
+        assert sum(map(len, blocks)) == count
+        assert len(blocks) < count / 10
+        await transport.close()
+
+
+async def test_calls_above_the_servers_limit_wait_for_their_turn():
+    async with raw_server(whole, greeting=raw.settings(streams=2)) as server:
+        transport = transport_to(server, TransportKind.DIRECT)
+        told = await asyncio.gather(*(outcome(transport) for _ in range(20)))
+        assert {found[-1] for found in told} == {"OK"}
+        assert server.connections == 1
+        await transport.close()
+
+
+async def test_a_connection_that_is_leaving_finishes_its_calls_while_new_ones_take_another():
+    gates = {}
+
+    def script(stream_id):
+        if not gates:
+            gates[stream_id] = True
+            return [raw.head(stream_id), raw.goaway(stream_id), raw.data(stream_id, b"one")]
+        return whole(stream_id)
+
+    async with raw_server(script) as server:
+        transport = transport_to(server, TransportKind.DIRECT)
+        first = transport.stream(PATH, b"", 5, ())
+        assert await first.read() == [b"one"]
+        assert (await outcome(transport))[-1] == "OK"
+        assert server.connections == 2
+        first.cancel()
+        await transport.close()
+
+
+async def test_a_server_that_comes_back_is_found_and_one_that_is_away_costs_no_time():
+    async with raw_server(lambda _: [CLOSE]) as server:
+        port = server.port
+        transport = transport_to(server, TransportKind.DIRECT)
+        assert await outcome(transport) == ["UNAVAILABLE"]
+    for _ in range(5):
+        # Nothing listens: each is told at once, no call waits for a back-off.
+        assert await outcome(transport, 60) == ["UNAVAILABLE"]
+    back = await asyncio.start_server(raw.RawServer(whole), "127.0.0.1", port)
+    try:
+        deadline = time.monotonic() + 30
+        while (told := await outcome(transport))[-1] != "OK":
+            assert time.monotonic() < deadline, told
+            await asyncio.sleep(0.05)
+    finally:
+        back.close()
+        await transport.close()
+
+
+async def test_a_silent_connection_is_asked_whether_it_lives(monkeypatch):
+    from lcp_gateway.upstreams.lcpd import direct
+
+    monkeypatch.setattr(direct, "_KEEPALIVE_S", 0.05)
+    monkeypatch.setattr(direct, "_KEEPALIVE_TIMEOUT_S", 0.2)
+    async with raw_server(lambda s: [raw.head(s)]) as server:
+        transport = transport_to(server, TransportKind.DIRECT)
+        call = transport.stream(PATH, b"", 60, ())
+        async with asyncio.timeout(30):
+            while not [f for f in server.frames if f[0] == raw.PING]:
+                await asyncio.sleep(0.01)
+        reading = asyncio.ensure_future(call.read())
+        await asyncio.sleep(0.3)
+        assert not reading.done(), "it answered"
+        call.cancel()
+        with contextlib.suppress(RpcError):
+            await reading
+        await transport.close()
+
+
+async def test_a_call_that_is_left_is_reset():
+    async with raw_server(lambda s: [raw.head(s)]) as server:
+        transport = transport_to(server, TransportKind.DIRECT)
+        task = asyncio.create_task(transport.unary(PATH, b"", 60, ()))
+        async with asyncio.timeout(10):
+            while not server.requests:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            while not [f for f in server.frames if f[0] == raw.RST_STREAM]:
+                await asyncio.sleep(0.01)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await transport.close()
+
+
+@settings(max_examples=10)
+@given(
+    st.lists(st.binary(max_size=3_000) | st.just(bytes(100_000)), max_size=8),
+    st.integers(1, 16_384),
+    st.sampled_from(["0", "3", "14"]),
+)
+async def _any_messages_in_any_frames(messages, size, status):
+    body = b"".join(map(raw.message, messages))
+
+    def script(stream_id):
+        pieces = [
+            raw.frame(raw.DATA, 0, stream_id, body[at : at + size])
+            for at in range(0, min(len(body), 60_000), size)
+        ]
+        return [raw.head(stream_id), *pieces, raw.trailers(stream_id, status)]
+
+    if len(body) <= 60_000:  # the script's server does not follow the windows
+        first, second = await outcomes(script)
+        assert first == second
+
+
+test_any_messages_in_any_frames = _any_messages_in_any_frames
