@@ -45,11 +45,11 @@ async def upstream(daemon, failures, transport):
 
 
 async def read(upstream, quote):
-    return [event async for event in upstream.execute_stream(quote, TASK, 5)]
+    return [event async for event in upstream.execute_stream(quote, TASK, 30)]
 
 
 async def test_the_requests_bytes_go_to_the_peer_as_they_came(daemon, upstream):
-    quote = await upstream.request_quote(TASK, PEER, 1)
+    quote = await upstream.request_quote(TASK, PEER, 30)
     sent = daemon.requests["RequestQuote"][0]
     assert sent.peer_id == quote.peer_id == PEER
     assert sent.task.openai_chat_completions_v1.request_json == TASK.body
@@ -68,7 +68,7 @@ async def test_a_responses_task_is_sent_as_one(daemon, upstream):
 async def test_a_quote_is_asked_for_again_when_that_helps(daemon, upstream, passing, failures):
     good = pb.RequestQuoteResponse(peer_id=PEER, terms=terms())
     daemon.answers["RequestQuote"] = [passing, passing, good]
-    assert await upstream.request_quote(TASK, PEER, 5)
+    assert await upstream.request_quote(TASK, PEER, 30)
     assert len(daemon.requests["RequestQuote"]) == 3
     assert [method for method, _ in failures] == ["RequestQuote"] * 2
 
@@ -79,14 +79,14 @@ async def test_a_quote_is_asked_for_again_when_that_helps(daemon, upstream, pass
 async def test_a_quote_that_is_refused_is_not_asked_for_again(daemon, upstream, code):
     daemon.answers["RequestQuote"] = [(code, "no")]
     with pytest.raises(UpstreamError, match="no") as caught:
-        await upstream.request_quote(TASK, PEER, 5)
+        await upstream.request_quote(TASK, PEER, 30)
     assert caught.value.status == code.name
     assert len(daemon.requests["RequestQuote"]) == 1
 
 
 async def test_asking_again_ends_with_the_time_for_it(daemon, upstream):
     daemon.answers["RequestQuote"] = [AWAY]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         with pytest.raises(UpstreamError, match=r"away|Deadline"):
             await upstream.request_quote(TASK, PEER, 0.3)
 
@@ -109,7 +109,7 @@ async def test_all_tries_share_one_time_out(transport):
     async with serving(_SlowToRefuse()) as daemon:
         upstream = LcpdUpstream(LcpdAddress(daemon.address, transport=transport))
         with pytest.raises(UpstreamError):
-            await upstream.request_quote(TASK, PEER, 2)
+            await upstream.request_quote(TASK, PEER, 30)
         await upstream.close()
     first, *later = daemon.left_s
     # gRPC rounds what is left up, to hundredths.
@@ -132,7 +132,7 @@ async def test_what_is_too_large_for_a_peer_is_not_worth_another_try(daemon, ups
     """E: it stays too large, however often it is asked."""
     daemon.answers["RequestQuote"] = [(grpc.StatusCode.RESOURCE_EXHAUSTED, text)]
     with pytest.raises(UpstreamError) as caught:
-        await upstream.request_quote(TASK, PEER, 5)
+        await upstream.request_quote(TASK, PEER, 30)
     assert not caught.value.retryable
     assert len(daemon.requests["RequestQuote"]) == 1
 
@@ -140,17 +140,17 @@ async def test_what_is_too_large_for_a_peer_is_not_worth_another_try(daemon, ups
 async def test_a_peer_that_is_busy_may_be_asked_again_later(daemon, upstream):
     daemon.answers["RequestQuote"] = [(grpc.StatusCode.RESOURCE_EXHAUSTED, "lcp_error code=7: x")]
     with pytest.raises(UpstreamError) as caught:
-        await upstream.request_quote(TASK, PEER, 5)
+        await upstream.request_quote(TASK, PEER, 30)
     assert caught.value.retryable
 
 
 @pytest.mark.parametrize("code", [c for c in grpc.StatusCode if c.name != "OK"])
 async def test_the_call_that_may_pay_goes_out_once_whatever_comes_of_it(daemon, upstream, code):
-    quote = await upstream.request_quote(TASK, PEER, 1)
+    quote = await upstream.request_quote(TASK, PEER, 30)
     daemon.answers["AcceptAndExecute"] = [(code, "failed")]
     daemon.answers["AcceptAndExecuteStream"] = [(code, "failed")]
     with pytest.raises(UpstreamError):
-        await upstream.execute(quote, TASK, 5)
+        await upstream.execute(quote, TASK, 30)
     with pytest.raises(UpstreamError):
         await read(upstream, quote)
     assert len(daemon.requests["AcceptAndExecute"]) == 1
@@ -164,14 +164,14 @@ async def test_the_call_that_may_pay_goes_out_once_whatever_comes_of_it(daemon, 
 async def test_terms_that_make_no_sense_are_no_quote(daemon, upstream, changes):
     daemon.answers["RequestQuote"] = [pb.RequestQuoteResponse(peer_id=PEER, terms=terms(**changes))]
     with pytest.raises(UpstreamError) as caught:
-        await upstream.request_quote(TASK, PEER, 1)
+        await upstream.request_quote(TASK, PEER, 30)
     assert caught.value.status == "DATA_LOSS"
 
 
 async def test_a_quote_of_another_peer_is_no_quote(daemon, upstream):
     daemon.answers["RequestQuote"] = [pb.RequestQuoteResponse(peer_id="03", terms=terms())]
     with pytest.raises(UpstreamError, match="another peer"):
-        await upstream.request_quote(TASK, PEER, 1)
+        await upstream.request_quote(TASK, PEER, 30)
 
 
 async def test_an_expiry_beyond_the_calendar_is_no_quote(daemon, upstream):
@@ -179,11 +179,11 @@ async def test_an_expiry_beyond_the_calendar_is_no_quote(daemon, upstream):
     odd.quote_expiry.seconds = 2**62
     daemon.answers["RequestQuote"] = [pb.RequestQuoteResponse(peer_id=PEER, terms=odd)]
     with pytest.raises(UpstreamError, match="expiry"):
-        await upstream.request_quote(TASK, PEER, 1)
+        await upstream.request_quote(TASK, PEER, 30)
 
 
 async def test_a_stream_comes_in_order(daemon, upstream):
-    quote = await upstream.request_quote(TASK, PEER, 1)
+    quote = await upstream.request_quote(TASK, PEER, 30)
     end = pb.AcceptAndExecuteStreamResponse(result_end={"result_hash": b"h", "result_len": 3})
     done = pb.AcceptAndExecuteStreamResponse(result={"status": pb.Result.STATUS_OK})
     daemon.answers["AcceptAndExecuteStream"] = [
@@ -197,17 +197,17 @@ async def test_a_stream_comes_in_order(daemon, upstream):
 
 
 async def test_what_came_before_a_break_is_given_before_the_error(daemon, upstream):
-    quote = await upstream.request_quote(TASK, PEER, 1)
+    quote = await upstream.request_quote(TASK, PEER, 30)
     daemon.answers["AcceptAndExecuteStream"] = [begin(), chunk(b"half"), AWAY]
     events = []
     with pytest.raises(UpstreamError, match="away"):
-        async for event in upstream.execute_stream(quote, TASK, 5):
+        async for event in upstream.execute_stream(quote, TASK, 30):
             events.append(event)
     assert events[-1] == b"half"
 
 
 async def test_a_stream_that_is_left_is_cancelled_at_the_daemon(daemon, upstream, transport):
-    quote = await upstream.request_quote(TASK, PEER, 1)
+    quote = await upstream.request_quote(TASK, PEER, 30)
     ended = asyncio.Event()
 
     async def stream(request, context):
@@ -226,7 +226,7 @@ async def test_a_stream_that_is_left_is_cancelled_at_the_daemon(daemon, upstream
         await anext(events)
         await anext(events)
         await events.aclose()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await ended.wait()
         await left.close()
 
@@ -234,7 +234,7 @@ async def test_a_stream_that_is_left_is_cancelled_at_the_daemon(daemon, upstream
 async def test_an_unknown_version_is_a_clear_error(daemon, upstream):
     daemon.version = 3
     with pytest.raises(UnsupportedVersion, match="version 3; this gateway knows version 2"):
-        await upstream.local_info(1)
+        await upstream.local_info(30)
 
 
 async def test_peers_are_listed_with_what_they_take(daemon, upstream):
@@ -248,7 +248,7 @@ async def test_peers_are_listed_with_what_they_take(daemon, upstream):
     }  # fmt: skip
     peer = {"peer_id": PEER, "address": "127.0.0.1:9735", "remote_manifest": manifest}
     daemon.answers["ListLCPPeers"] = [pb.ListLCPPeersResponse(peers=[peer])]
-    (found,) = await upstream.list_peers(1)
+    (found,) = await upstream.list_peers(30)
     assert dict(found.models) == {TaskKind.CHAT_COMPLETIONS: ("a",), TaskKind.RESPONSES: ("b",)}
     assert (found.peer_id, found.max_payload_bytes, found.max_inflight_jobs) == (PEER, 16_384, 4)
 
@@ -256,13 +256,13 @@ async def test_peers_are_listed_with_what_they_take(daemon, upstream):
 async def test_the_daemons_text_is_made_harmless(daemon, upstream):
     daemon.answers["RequestQuote"] = [(grpc.StatusCode.INTERNAL, "line\none\x1b[31m" + "x" * 9_000)]
     with pytest.raises(UpstreamError) as caught:
-        await upstream.request_quote(TASK, PEER, 1)
+        await upstream.request_quote(TASK, PEER, 30)
     assert caught.value.message.isprintable() and len(caught.value.message) <= 500
 
 
 async def test_a_cancel_says_why(daemon, upstream):
-    quote = await upstream.request_quote(TASK, PEER, 1)
-    await upstream.cancel(quote, "r" * 300, 1)
+    quote = await upstream.request_quote(TASK, PEER, 30)
+    await upstream.cancel(quote, "r" * 300, 30)
     (sent,) = daemon.requests["CancelJob"]
     assert (sent.job_id, sent.reason) == (quote.job_id, "r" * 256)
 
@@ -270,7 +270,7 @@ async def test_a_cancel_says_why(daemon, upstream):
 async def test_a_daemon_on_a_unix_socket_is_reached(tmp_path, transport):
     async with serving(Daemon(), f"unix:{tmp_path}/lcpd.sock") as running:
         upstream = LcpdUpstream(LcpdAddress(running.address, transport=transport))
-        assert (await upstream.local_info(2)).node_id == PEER
+        assert (await upstream.local_info(30)).node_id == PEER
         await upstream.close()
 
 
@@ -294,7 +294,7 @@ async def test_a_daemon_behind_tls_is_reached_with_a_client_certificate(certific
     )  # fmt: skip
     async with serving(Daemon(), credentials=credentials) as running:
         trusted = LcpdUpstream(LcpdAddress(running.address, tls=files, transport=transport))
-        assert (await trusted.local_info(5)).protocol_version == 2
+        assert (await trusted.local_info(30)).protocol_version == 2
         await trusted.close()
         stranger = LcpdUpstream(
             LcpdAddress(
@@ -304,5 +304,5 @@ async def test_a_daemon_behind_tls_is_reached_with_a_client_certificate(certific
             )
         )
         with pytest.raises(UpstreamError):
-            await stranger.local_info(1)
+            await stranger.local_info(30)
         await stranger.close()

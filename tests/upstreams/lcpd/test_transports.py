@@ -21,7 +21,7 @@ def transport_to(server, kind):
     return open_transport(LcpdAddress(server.address, transport=kind))
 
 
-async def outcome(transport, timeout_s=5.0, request=b"request"):
+async def outcome(transport, timeout_s=30.0, request=b"request"):
     """The messages of a stream, then how it ended: ``OK`` or a status."""
     call = transport.stream(PATH, request, timeout_s, ())
     told = []
@@ -35,7 +35,7 @@ async def outcome(transport, timeout_s=5.0, request=b"request"):
     return [*told, "OK"]
 
 
-async def outcomes(script, timeout_s=5.0, **how):
+async def outcomes(script, timeout_s=30.0, **how):
     """What each transport tells of one script."""
     found = []
     for kind in KINDS:
@@ -172,7 +172,7 @@ async def test_a_call_that_was_not_processed_is_told_so_and_no_other():
         async with raw_server(script) as server:
             transport = transport_to(server, TransportKind.DIRECT)
             with pytest.raises(RpcError) as caught:
-                await transport.unary(PATH, b"", 5, ())
+                await transport.unary(PATH, b"", 30, ())
             told[name] = caught.value.not_processed
             await transport.close()
     assert [name for name, proof in told.items() if proof] == ["goaway below", "refused"]
@@ -191,7 +191,7 @@ async def test_a_large_request_waits_for_the_servers_windows():
         transport = transport_to(server, TransportKind.DIRECT)
         assert (await outcome(transport))[-1] == "OK"  # the server's settings are known now
         call = transport.stream(PATH, bytes(500_000), 20, ())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not (sent := [f for f in server.frames if f[0] == raw.DATA and f[2] == 3]):
                 await asyncio.sleep(0.01)
         assert [len(f[3]) for f in sent] == [1_000]
@@ -222,7 +222,7 @@ async def test_what_is_there_comes_as_one_block():
         ]
     ) as server:
         transport = transport_to(server, TransportKind.DIRECT)
-        call = transport.stream(PATH, b"", 5, ())
+        call = transport.stream(PATH, b"", 30, ())
         blocks = []
         while messages := await call.read():
             blocks.append(messages)
@@ -251,7 +251,7 @@ async def test_a_connection_that_is_leaving_finishes_its_calls_while_new_ones_ta
 
     async with raw_server(script) as server:
         transport = transport_to(server, TransportKind.DIRECT)
-        first = transport.stream(PATH, b"", 5, ())
+        first = transport.stream(PATH, b"", 30, ())
         assert await first.read() == [b"one"]
         assert (await outcome(transport))[-1] == "OK"
         assert server.connections == 2
@@ -302,7 +302,7 @@ async def test_a_call_that_is_left_is_reset():
     async with raw_server(lambda s: [raw.head(s)]) as server:
         transport = transport_to(server, TransportKind.DIRECT)
         task = asyncio.create_task(transport.unary(PATH, b"", 60, ()))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not server.requests:
                 await asyncio.sleep(0.01)
             task.cancel()
