@@ -400,7 +400,7 @@ def _joined(messages: Sequence[bytes]) -> Iterator[StreamEvent]:
             event = pb.AcceptAndExecuteStreamResponse.FromString(message)
         except DecodeError:
             raise UpstreamError(
-                "DATA_LOSS", "the daemon sent a stream event of an unknown kind"
+                UpstreamStatus.DATA_LOSS, "the daemon sent a stream event of an unknown kind"
             ) from None
         if event.HasField("result_chunk"):
             chunks.append(event.result_chunk.data)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, cast
 
+from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd import http2
 from lcp_gateway.upstreams.lcpd.grpc_call import GrpcCall, reset_error
 from lcp_gateway.upstreams.lcpd.transport import LcpdAddress, Metadata, RpcError, TlsFiles
@@ -143,7 +144,7 @@ class _Connection(asyncio.Protocol):
             case http2.GoingAway(last_stream_id, _):
                 for stream_id in [number for number in self._calls if number > last_stream_id]:
                     self._calls[stream_id].end(
-                        RpcError("UNAVAILABLE", "GOAWAY received", not_processed=True)
+                        RpcError(UpstreamStatus.UNAVAILABLE, "GOAWAY received", not_processed=True)
                     )
                 self._wake_waiting()
                 self._close_if_idle()
@@ -223,7 +224,7 @@ class _Connection(asyncio.Protocol):
             self._keepalive.cancel()
         self._wake_waiting()
         for call in list(self._calls.values()):
-            call.end(RpcError("UNAVAILABLE", reason))
+            call.end(RpcError(UpstreamStatus.UNAVAILABLE, reason))
         self._calls.clear()
 
     def _wake_waiting(self) -> None:
@@ -281,12 +282,14 @@ class DirectTransport:
                 await self._begin_later(call, path, request, timeout_s, metadata)
             while messages := await call.read():
                 if answer is not None or len(messages) > 1:
-                    raise RpcError("INTERNAL", "the daemon sent two answers to one call")
+                    raise RpcError(
+                        UpstreamStatus.INTERNAL, "the daemon sent two answers to one call"
+                    )
                 answer = messages[0]
         finally:
             call.cancel()
         if answer is None:
-            raise RpcError("INTERNAL", "the daemon sent no answer")
+            raise RpcError(UpstreamStatus.INTERNAL, "the daemon sent no answer")
         return answer
 
     def stream(self, path: str, request: bytes, timeout_s: float, metadata: Metadata) -> GrpcCall:
@@ -336,11 +339,11 @@ class DirectTransport:
                 ):
                     return
         except TimeoutError:
-            call.end(RpcError("DEADLINE_EXCEEDED", "Deadline Exceeded"))
+            call.end(RpcError(UpstreamStatus.DEADLINE_EXCEEDED, "Deadline Exceeded"))
         except RpcError as error:
             call.end(error)
         except asyncio.CancelledError:
-            call.end(RpcError("CANCELLED", "the channel is closed"))
+            call.end(RpcError(UpstreamStatus.CANCELLED, "the channel is closed"))
             raise
 
     async def _connected(self, deadline: float) -> _Connection:
@@ -376,7 +379,7 @@ class DirectTransport:
 
     def _unavailable(self) -> RpcError:
         return RpcError(
-            "UNAVAILABLE",
+            UpstreamStatus.UNAVAILABLE,
             f"failed to connect to all addresses; last error: {self._last_problem}",
         )
 

@@ -42,7 +42,7 @@ def upstream_error(error: RpcError, *, for_client: bool = True) -> UpstreamError
     With ``for_client`` the text names no address. The call that pays needs the text as it is, for it is evidence; that
     HTTP/2 calls a stream not processed is better evidence than any text.
     """
-    status = UpstreamStatus[error.status]
+    status = error.status
     text = _UNPRINTABLE.sub(" ", error.details).strip()[:_MAX_MESSAGE_CHARS]
     message = text or f"the daemon answered {status}"
     retryable = is_retryable(status, message)

@@ -5,46 +5,47 @@ from collections import deque
 from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes
 
+from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd import http2
 from lcp_gateway.upstreams.lcpd.transport import MAX_RECEIVE_BYTES, RpcError
 
 _PREFIX_BYTES: Final = 5
 
-_STATUS_NAMES: Final = (
-    "OK",
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
+# By their numbers, from 1.
+_STATUSES: Final = (
+    UpstreamStatus.CANCELLED,
+    UpstreamStatus.UNKNOWN,
+    UpstreamStatus.INVALID_ARGUMENT,
+    UpstreamStatus.DEADLINE_EXCEEDED,
+    UpstreamStatus.NOT_FOUND,
+    UpstreamStatus.ALREADY_EXISTS,
+    UpstreamStatus.PERMISSION_DENIED,
+    UpstreamStatus.RESOURCE_EXHAUSTED,
+    UpstreamStatus.FAILED_PRECONDITION,
+    UpstreamStatus.ABORTED,
+    UpstreamStatus.OUT_OF_RANGE,
+    UpstreamStatus.UNIMPLEMENTED,
+    UpstreamStatus.INTERNAL,
+    UpstreamStatus.UNAVAILABLE,
+    UpstreamStatus.DATA_LOSS,
+    UpstreamStatus.UNAUTHENTICATED,
 )
 # What gRPC makes of a reset without a status ("PROTOCOL-HTTP2", Errors), and of an HTTP status that is not 200.
-_STATUS_OF_RESET: Final[dict[int, str]] = {
-    http2.ErrorCode.REFUSED_STREAM: "UNAVAILABLE",
-    http2.ErrorCode.CANCEL: "CANCELLED",
-    http2.ErrorCode.ENHANCE_YOUR_CALM: "RESOURCE_EXHAUSTED",
-    http2.ErrorCode.INADEQUATE_SECURITY: "PERMISSION_DENIED",
+_STATUS_OF_RESET: Final[dict[int, UpstreamStatus]] = {
+    http2.ErrorCode.REFUSED_STREAM: UpstreamStatus.UNAVAILABLE,
+    http2.ErrorCode.CANCEL: UpstreamStatus.CANCELLED,
+    http2.ErrorCode.ENHANCE_YOUR_CALM: UpstreamStatus.RESOURCE_EXHAUSTED,
+    http2.ErrorCode.INADEQUATE_SECURITY: UpstreamStatus.PERMISSION_DENIED,
 }
 _STATUS_OF_HTTP: Final = {
-    b"400": "INTERNAL",
-    b"401": "UNAUTHENTICATED",
-    b"403": "PERMISSION_DENIED",
-    b"404": "UNIMPLEMENTED",
-    b"429": "UNAVAILABLE",
-    b"502": "UNAVAILABLE",
-    b"503": "UNAVAILABLE",
-    b"504": "UNAVAILABLE",
+    b"400": UpstreamStatus.INTERNAL,
+    b"401": UpstreamStatus.UNAUTHENTICATED,
+    b"403": UpstreamStatus.PERMISSION_DENIED,
+    b"404": UpstreamStatus.UNIMPLEMENTED,
+    b"429": UpstreamStatus.UNAVAILABLE,
+    b"502": UpstreamStatus.UNAVAILABLE,
+    b"503": UpstreamStatus.UNAVAILABLE,
+    b"504": UpstreamStatus.UNAVAILABLE,
 }
 
 
@@ -86,7 +87,7 @@ class GrpcCall:
         self._timer = self._loop.call_later(max(timeout_s, 0.0), self._expire)
 
     def _expire(self) -> None:
-        self.end(RpcError("DEADLINE_EXCEEDED", "Deadline Exceeded"))
+        self.end(RpcError(UpstreamStatus.DEADLINE_EXCEEDED, "Deadline Exceeded"))
 
     def end(self, error: RpcError | None) -> None:
         """End the call from this side, or take note that the other side did."""
@@ -101,7 +102,7 @@ class GrpcCall:
 
     def cancel(self) -> None:
         """End the call, if it has not ended."""
-        self.end(RpcError("CANCELLED", "the call was cancelled here"))
+        self.end(RpcError(UpstreamStatus.CANCELLED, "the call was cancelled here"))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -175,7 +176,7 @@ class GrpcCall:
         self._headers.update(headers)
         status = self._headers.get(b":status", b"")
         if status != b"200" and b"grpc-status" not in self._headers:
-            name = _STATUS_OF_HTTP.get(status, "UNKNOWN")
+            name = _STATUS_OF_HTTP.get(status, UpstreamStatus.UNKNOWN)
             self.end(
                 RpcError(name, f"Received http2 header with status: {status.decode('latin-1')}")
             )
@@ -184,35 +185,37 @@ class GrpcCall:
 
     def on_end(self) -> None:
         """The stream ended without trailers."""
-        self.end(RpcError("INTERNAL", "the daemon ended the call without a status"))
+        self.end(RpcError(UpstreamStatus.INTERNAL, "the daemon ended the call without a status"))
 
     def _finish(self) -> None:
         text = self._headers.get(b"grpc-status", b"")
         number = int(text) if text.isdigit() else -1
         if number == 0:
             if self._parts:
-                self.end(RpcError("INTERNAL", "the call ended in the middle of a message"))
+                self.end(
+                    RpcError(UpstreamStatus.INTERNAL, "the call ended in the middle of a message")
+                )
             else:
                 self.end(None)
             return
-        name = _STATUS_NAMES[number] if 0 < number < len(_STATUS_NAMES) else "UNKNOWN"
+        status = _STATUSES[number - 1] if 0 < number <= len(_STATUSES) else UpstreamStatus.UNKNOWN
         message = unquote_to_bytes(self._headers.get(b"grpc-message", b""))
-        self.end(RpcError(name, message.decode("utf-8", "replace")))
+        self.end(RpcError(status, message.decode("utf-8", "replace")))
 
 
 def _refusal(compressed: int, size: int) -> RpcError | None:
     if compressed:
-        return RpcError("INTERNAL", "the daemon sent a compressed message")
+        return RpcError(UpstreamStatus.INTERNAL, "the daemon sent a compressed message")
     if size > MAX_RECEIVE_BYTES:
         # The words of gRPC's own library, which the adapter knows.
         text = f"Received message larger than max ({size} vs. {MAX_RECEIVE_BYTES})"
-        return RpcError("RESOURCE_EXHAUSTED", text)
+        return RpcError(UpstreamStatus.RESOURCE_EXHAUSTED, text)
     return None
 
 
 def reset_error(code: int) -> RpcError:
     """Return what a stream's reset means for its call."""
-    status = _STATUS_OF_RESET.get(code, "INTERNAL")
+    status = _STATUS_OF_RESET.get(code, UpstreamStatus.INTERNAL)
     return RpcError(
         status,
         f"Received RST_STREAM with error code {code}",

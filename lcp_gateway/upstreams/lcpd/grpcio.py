@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc.aio
 
+from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd.transport import (
     MAX_RECEIVE_BYTES,
     LcpdAddress,
@@ -89,7 +90,7 @@ class _GrpcioStream:
 
 
 def _rpc_error(error: grpc.aio.AioRpcError) -> RpcError:
-    return RpcError(error.code().name, error.details() or "")
+    return RpcError(UpstreamStatus[error.code().name], error.details() or "")
 
 
 def _open_channel(address: LcpdAddress) -> grpc.aio.Channel:

@@ -6,6 +6,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from lcp_gateway.upstream_status import UpstreamStatus
+
 Metadata = Sequence[tuple[str, str]]
 
 MAX_RECEIVE_BYTES = 33 * 1024 * 1024
@@ -45,11 +47,13 @@ class LcpdAddress:
 class RpcError(Exception):
     """A call ended with a status other than OK.
 
-    ``status`` is the name of the gRPC status. ``not_processed``: HTTP/2 itself says that no handler saw the call
+    ``not_processed``: HTTP/2 itself says that no handler saw the call
     (REFUSED_STREAM, a GOAWAY with a lower last stream id). Anything else may have been executed.
     """
 
-    def __init__(self, status: str, details: str, *, not_processed: bool = False) -> None:
+    def __init__(
+        self, status: UpstreamStatus, details: str, *, not_processed: bool = False
+    ) -> None:
         super().__init__(f"{status}: {details}")
         self.status = status
         self.details = details

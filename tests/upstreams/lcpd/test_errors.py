@@ -3,6 +3,7 @@
 import pytest
 
 from lcp_gateway.http.error_mapping import map_purchase_error
+from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd.errors import DAEMON_AWAY, upstream_error
 from lcp_gateway.upstreams.lcpd.transport import RpcError
 
@@ -36,7 +37,7 @@ KEPT = [
 
 
 def failed(status, text, **how):
-    return upstream_error(RpcError(status, text), **how)
+    return upstream_error(RpcError(UpstreamStatus[status], text), **how)
 
 
 @pytest.mark.parametrize("text", AWAY)
