@@ -267,7 +267,7 @@ class LcpdUpstream:
             return answer.FromString(received)
         except DecodeError:
             raise UpstreamError(
-                "INTERNAL", "the daemon's answer is no message of its kind"
+                UpstreamStatus.INTERNAL, "the daemon's answer is no message of its kind"
             ) from None
 
     async def _retried(
