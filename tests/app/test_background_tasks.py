@@ -220,7 +220,7 @@ SHORT = {
     "http/openai/sse_relay.py": "as long as its stream, which waits for it",
     "purchase/quoting.py": "quotes; the caller waits for them",
     "purchase/ports.py": "the way to start a task without a supervisor, for commands and tests",
-    "purchase/service.py": "a purchase; its end is taken note of",
+    "purchase/service.py": "a purchase; its end is recorded",
     "upstreams/openai/node_watch.py": "a question to a node; the caller waits for it",
     "upstreams/openai/adapter.py": "a connection that is left; bounded by its time-out",
     "upstreams/lcpd/peer_watch.py": "a question to the daemon; the caller waits for it",

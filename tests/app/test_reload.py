@@ -45,8 +45,8 @@ def test_a_certificate_can_be_exchanged_and_neither_come_nor_go(tmp_path):
 # -- that they take effect ------------------------------------------------------------------------
 
 
-class Noting(Settings):
-    """Settings that note which of them are read."""
+class Recording(Settings):
+    """Settings that record which of them are read."""
 
     def __getattribute__(self, name):
         if name in Settings.model_fields:
@@ -88,9 +88,9 @@ async def test_every_setting_that_can_change_is_read_when_settings_are_taken_in(
         "openclaw_base_url": "http://127.0.0.1:1",
     }
     async with serving_of(Settings(**values)) as (_, serving):
-        noting = Noting(**values)
+        recording = Recording(**values)
         READ.clear()
-        await serving.renew(noting)
+        await serving.renew(recording)
         read = set(READ)
     elsewhere = {
         "allow_open",  # looked at when the settings are read
@@ -186,7 +186,7 @@ class Attempts:
         return ()
 
     async def after(self, text):
-        """Give the line that is logged when this is the file."""
+        """Return the line that is logged when this is the file."""
         self.write(text)
         running = asyncio.create_task(self.reload.run())
         told = len(self.told)
@@ -259,7 +259,7 @@ async def test_a_mistake_of_ours_ends_no_gateway(attempts):
 
 
 async def test_the_last_key_cannot_be_taken_from_a_gateway_that_asks_for_keys(tmp_path):
-    # Without ``auth`` it would serve everyone, and ``auth`` needs a restart: nobody shall come in by that.
+    # Without ``auth`` all clients would be served, but ``auth`` needs a restart: the old one stays in force.
     attempts = Attempts(tmp_path / "c.toml", 'auth = "keys"\napi_keys = ["sk-first-key"]\n')
     line = await attempts.after('auth = "none"\n')
     assert line["event"] == "configuration not reloaded"

@@ -16,7 +16,7 @@ def read(tmp_path):
 
 @pytest.fixture
 def files(tmp_path):
-    """Give two files that only their owner may read."""
+    """Two files that only their owner may read."""
     found = tmp_path / "a.pem", tmp_path / "a.key"
     for file in found:
         file.touch(mode=0o600)
@@ -64,4 +64,4 @@ def test_keys_that_travel_unencrypted_are_a_warning(read):
 def test_with_a_certificate_or_a_proxy_they_do_not(read, files):
     assert read(**OPEN, http_tls_cert=files[0]).warnings == ()
     assert read(**OPEN, trusted_proxies="10.0.0.7").warnings == ()
-    assert read(api_keys="k").warnings == (), "on this machine nobody listens"
+    assert read(api_keys="k").warnings == (), "loopback needs no encryption"

@@ -168,7 +168,7 @@ def test_any_cap_is_a_limit(subtests):
             assert "10,000 sat" in left
 
 
-def test_a_budget_of_each_key_limits_nobody_without_keys():
+def test_a_budget_of_each_key_is_no_limit_without_keys():
     assert len(spending_cautions(Settings(key_budget_day_msat=1))) == 2
     assert len(spending_cautions(Settings(key_budget_day_msat=1, api_keys=("k",)))) == 1
 

@@ -1,4 +1,4 @@
-"""What the settings make of selling: who is let in, what is charged, what is counted, and what cannot be had."""
+"""Access as the settings say: authentication, charges, limits, and settings that cannot be met."""
 
 import asyncio
 from contextlib import asynccontextmanager

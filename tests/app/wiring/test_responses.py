@@ -59,7 +59,7 @@ async def test_without_a_journal_jobs_in_the_background_are_not_written_down():
     assert not await made.background.forget("key_1", "resp_bg_1")
 
 
-async def test_what_is_too_old_goes_also_when_nobody_comes(monkeypatch):
+async def test_old_objects_are_dropped_without_a_request(monkeypatch):
     monkeypatch.setattr("lcp_gateway.app.workers._PURGE_EVERY_S", 0.01)
     made, metrics = kept(stored_for_s=1)
     made.store.put("key_1", item(1))

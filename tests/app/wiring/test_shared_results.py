@@ -65,7 +65,7 @@ async def test_a_redis_whose_client_is_not_there_is_said_at_the_start(monkeypatc
         await shared(redis_url="redis://127.0.0.1:1/0", admin_key=SECRET)
 
 
-async def test_without_a_journal_nobody_knows_what_a_dead_gateway_paid():
+async def test_without_a_journal_the_payments_of_a_dead_gateway_are_unknown():
     assert await RequestStates(Ledgers(NullJournal()))("k", "r", NOW) is State.UNKNOWN
 
 
