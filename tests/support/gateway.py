@@ -18,6 +18,7 @@ import psutil
 from tests.support.forked import ForkedProcess, start_module
 
 START_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = 120.0
 _LISTENING = re.compile(r"listening on https?://\S+?:(\d+) ")
 
 
@@ -26,6 +27,26 @@ def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
     ours = ("LCP_GATEWAY_", "OPENAI_", "OPENCLAW_", "CODEX_")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     return {**kept, **extra}
+
+
+def run_command(
+    *arguments: str, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `lcp-gateway` with these arguments to its end; ``env`` is added to a clean environment."""
+    process = start_module(
+        "lcp_gateway",
+        *arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=clean_environment(env or {}),
+        text=True,
+    )
+    try:
+        out, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 @dataclass

@@ -3,8 +3,6 @@
 import json
 import socket
 import ssl
-import subprocess
-import sys
 import time
 import urllib.request
 from contextlib import suppress
@@ -15,7 +13,7 @@ from lcp_gateway.cli.gateway_client import find_gateway
 from lcp_gateway.config import Settings
 from tests.support.certificates import DAY, certificate
 from tests.support.daemon import free_address
-from tests.support.gateway import clean_environment
+from tests.support.gateway import run_command
 from tests.support.reloading import NOT_RELOADED, reloadable
 from tests.support.wire import get
 
@@ -159,14 +157,7 @@ def test_the_metrics_address_is_plain(tmp_path):
 
 
 def lcp_gateway(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "lcp_gateway", *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        env=clean_environment(environment),
-    )
+    return run_command(*arguments, env=environment)
 
 
 def test_the_command_line_finds_a_gateway_that_speaks_https(served):

@@ -1,11 +1,8 @@
 """The real program on PostgreSQL behind PgBouncer (C5)."""
 
-import subprocess
-import sys
-
 import pytest
 
-from tests.support.gateway import clean_environment, gateway
+from tests.support.gateway import gateway, run_command
 from tests.support.node_thread import eventually
 from tests.support.pgbouncer import pgbouncer, through
 from tests.support.postgres import running_postgres
@@ -42,14 +39,7 @@ def test_transaction_mode_is_refused_at_the_start_in_one_line(postgres, tmp_path
             "LCP_GATEWAY_JOURNAL_URL": through(url, port),
             "XDG_CONFIG_HOME": str(tmp_path),
         }
-        done = subprocess.run(
-            [sys.executable, "-m", "lcp_gateway", "serve", "--embedded"],
-            env=clean_environment(settings),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_command("serve", "--embedded", env=settings)
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("lcp-gateway:")]
     assert "pool_mode = session" in line and "pgbouncer.ini" in line

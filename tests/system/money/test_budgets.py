@@ -1,7 +1,5 @@
 """Budgets are kept to the last millisatoshi, however many ask at once and through however many gateways."""
 
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +9,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tests.support.gateway import RunningGateway, clean_environment, gateway
+from tests.support.gateway import RunningGateway, gateway, run_command
 from tests.support.journaled import (
     chat,
     cost_msat,
@@ -301,15 +299,8 @@ def test_a_quote_over_the_requests_own_limit_can_be_taken_without_it(node, seen,
 
 
 def resolve(journal, job_id: str, outcome: str) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "lcp_gateway", "purchases", "resolve", job_id, outcome),
-            *("--why", "the test saw it", "--yes", "--journal-url", str(journal)),
-        ],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        env=clean_environment({}),
+    done = run_command(
+        *("purchases", "resolve", job_id, outcome),
+        *("--why", "the test saw it", "--yes", "--journal-url", str(journal)),
     )
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,6 @@ import errno
 import os
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gateway import RunningGateway, clean_environment, gateway
+from tests.support.gateway import RunningGateway, gateway, run_command
 from tests.support.journaled import (
     PAID_STATES,
     chat,
@@ -226,14 +225,7 @@ def test_a_gateway_does_not_start_without_room_for_its_journal(node, seen, small
     small_disk.fill()
     journal = small_disk.folder / "journal.db"
     settings = on_node(node, journal_url=journal, http_addr="127.0.0.1:0")
-    ended = subprocess.run(
-        [sys.executable, "-m", "lcp_gateway", "serve"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        env=clean_environment(settings),
-    )
+    ended = run_command("serve", env=settings)
     assert ended.returncode == 1
     assert "the journal cannot be used" in ended.stderr
     assert "Traceback" not in ended.stderr

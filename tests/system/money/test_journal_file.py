@@ -1,12 +1,10 @@
 """The journal of a running gateway is deleted, moved or replaced: nothing is paid by what is no longer there."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 
-from tests.support.gateway import clean_environment, gateway
+from tests.support.gateway import gateway, run_command
 from tests.support.journaled import chat, money_node, on_node, states
 from tests.support.node_thread import eventually
 from tests.support.wire import CHAT, get, post
@@ -104,9 +102,6 @@ def test_customers_are_not_served_from_a_deleted_journal_and_a_restart_does_not_
         assert "another journal was kept here before" in running.logs
         told = Office(running.port).get("audit").json
         assert told["ok"] is False and "another journal" in told["problems"][0]
-    command = [sys.executable, "-m", "lcp_gateway", "accounts", "audit"]
-    done = subprocess.run(
-        command, env=clean_environment(env), capture_output=True, text=True, timeout=60, check=False
-    )
+    done = run_command("accounts", "audit", env=env)
     assert done.returncode == 1
     assert "another journal was kept here before" in done.stdout + done.stderr

@@ -1,13 +1,10 @@
 """A receipt for each purchase: only for who bought it, and proof for anybody without asking anybody."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.support.gateway import clean_environment, gateway
+from tests.support.gateway import gateway, run_command
 from tests.support.money import ask
 from tests.support.node_thread import eventually
 from tests.support.wire import CHAT, RESPONSES, document, get, post
@@ -37,14 +34,7 @@ def receipt_in(served, job_id, verdict):
 def verify(folder, answer, *more):
     file = folder / "receipt.json"
     file.write_bytes(answer if isinstance(answer, bytes) else answer.body)
-    done = subprocess.run(
-        [sys.executable, "-m", "lcp_gateway", "receipt", "verify", str(file), *more],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-        env=clean_environment({"PYTHONPATH": os.environ.get("PYTHONPATH", "")}),
-    )
+    done = run_command("receipt", "verify", str(file), *more)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from tests.support.gateway import RunningGateway, clean_environment, gateway
+from tests.support.gateway import RunningGateway, gateway, run_command
 from tests.support.journaled import chat, money_node, on_node, quoted
 from tests.support.node_thread import eventually
 from tests.support.stored import retrieve
@@ -188,16 +186,8 @@ def test_a_key_is_free_again_once_a_person_says_that_nothing_was_paid(node, jour
         assert seen.count("accept") == 1
         job_id = lost.headers["x-lcp-job-id"]
         resolve = ["purchases", "resolve", job_id, "not_paid", "--why", "lnd says so", "--yes"]
-        command = [sys.executable, "-m", "lcp_gateway", *resolve]
-        done = subprocess.run(
-            command,
-            env=clean_environment(
-                {"LCP_GATEWAY_JOURNAL_URL": journal, "XDG_STATE_HOME": str(tmp_path)}
-            ),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
+        done = run_command(
+            *resolve, env={"LCP_GATEWAY_JOURNAL_URL": journal, "XDG_STATE_HOME": str(tmp_path)}
         )
         assert done.returncode == 0, done.stderr
         assert post(one.port, CHAT, body, keyed("lost")).verdict == "unknown"

@@ -1,13 +1,14 @@
 """What the tests of routing share: gateways over HTTP nodes, nodes as processes, and what an answer says of its way."""
 
 import json
+import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Self
 
+from tests.support.forked import ForkedProcess, start_module
 from tests.support.gateway import RunningGateway, gateway
 from tests.support.http_node import HttpNodeThread
 from tests.support.wire import CHAT, RESPONSES, Answer, get, post
@@ -132,17 +133,21 @@ class NodeProcess:
         self.name = name
         self.port = 0
         self._options = ("--name", name, "--models", models, *options)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ForkedProcess | subprocess.Popen[str] | None = None
 
     @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def start(self) -> None:
-        module = ("-m", "tests.support.http_node", "--port", str(self.port))
-        command = [sys.executable, *module, *self._options]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        line = self._process.stdout.readline().decode()
+        self._process = start_module(
+            "tests.support.http_node",
+            *("--port", str(self.port), *self._options),
+            env=os.environ,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        line = self._process.stdout.readline()
         self.port = int(line.removeprefix("listening "))
 
     def kill(self) -> None:

@@ -1,13 +1,11 @@
 """What nodes cost: the price of each kind, the books, budgets, caps, quotes and repeats."""
 
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.support.gateway import clean_environment
+from tests.support.gateway import run_command
 from tests.support.http_node import HttpNodeThread, http_nodes
 from tests.support.journaled import counted_msat, query
 from tests.support.wire import CHAT, RESPONSES
@@ -147,10 +145,8 @@ def test_the_command_line_shows_what_nodes_were_paid(served, journal):
     in_journal(journal, answer)
 
     def run(*arguments):
-        command = [sys.executable, "-m", "lcp_gateway", *arguments, "--journal-url", str(journal)]
-        done = subprocess.run(
-            command, env=clean_environment({}), capture_output=True, text=True, check=True
-        )
+        done = run_command(*arguments, "--journal-url", str(journal))
+        assert done.returncode == 0, done.stderr
         return done.stdout
 
     listed = json.loads(run("purchases", "list", "--json"))

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -11,7 +9,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from lcp_gateway.node.config import NodeConfig, derive_key
-from tests.support.gateway import clean_environment, gateway
+from tests.support.gateway import gateway, run_command
 from tests.support.journaled import money_node, on_node
 from tests.support.lnd_standin import LndStandin, settled
 from tests.support.node_thread import eventually
@@ -61,14 +59,7 @@ def shop(node, journal, **settings):
 
 def books(journal, *command):
     """What the command line says of the journal."""
-    return subprocess.run(
-        [sys.executable, "-m", "lcp_gateway", "purchases", *command],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        env=clean_environment({"LCP_GATEWAY_JOURNAL_URL": journal}),
-    )
+    return run_command("purchases", *command, env={"LCP_GATEWAY_JOURNAL_URL": journal})
 
 
 def shown(journal, job_id):

@@ -3,12 +3,10 @@
 import base64
 import re
 import secrets
-import subprocess
-import sys
 
 import pytest
 
-from tests.support.gateway import clean_environment
+from tests.support.gateway import run_command
 from tests.support.node_thread import eventually
 from tests.support.wire import CHAT, RESPONSES, document, exchange, get, post, request_bytes
 from tests.system.selling.seller import (
@@ -206,14 +204,7 @@ def test_nothing_of_them_is_in_the_files(served, after_everything, folder):
 
 def test_the_settings_that_are_shown_are_hidden(tmp_path):
     settings = selling(journal_url=tmp_path / "j.db", l402_secret="s" * 40)
-    shown = subprocess.run(
-        [sys.executable, "-m", "lcp_gateway", "config", "show"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        env=clean_environment(settings),
-    )
+    shown = run_command("config", "show", env=settings)
     assert shown.returncode == 0, shown.stderr
     said = shown.stdout + shown.stderr
     assert "accounts" in said

@@ -1,11 +1,10 @@
 """What a gateway that sells, or that is open, does not start with."""
 
 import subprocess
-import sys
 
 import pytest
 
-from tests.support.gateway import clean_environment
+from tests.support.gateway import run_command
 from tests.system.selling.seller import selling
 
 
@@ -17,14 +16,7 @@ def start(tmp_path, **settings: object) -> subprocess.CompletedProcess:
         "XDG_STATE_HOME": str(tmp_path),
     }
     env |= {f"LCP_GATEWAY_{name.upper()}": str(value) for name, value in settings.items()}
-    return subprocess.run(
-        [sys.executable, "-m", "lcp_gateway", "serve", "--embedded"],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=20,
-        env=clean_environment(env),
-    )
+    return run_command("serve", "--embedded", env=env)
 
 
 def is_refused(ended: subprocess.CompletedProcess, *words: str) -> None:

@@ -3,14 +3,13 @@
 import json
 import socket
 import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
 
 import pytest
 
-from tests.support.gateway import clean_environment, gateway
+from tests.support.gateway import gateway, run_command
 from tests.support.journaled import money_node, on_node, states
 from tests.support.node_thread import eventually
 from tests.support.wire import CHAT, document, request_bytes, wire
@@ -166,14 +165,7 @@ def test_what_is_unknown_is_held_until_somebody_says_what_became_of_it(
 
 def resolve(journal, job_id: str, evidence: str) -> subprocess.CompletedProcess:
     command = ["purchases", "resolve", job_id, evidence, "--why", "of a test", "--yes"]
-    return subprocess.run(
-        [sys.executable, "-m", "lcp_gateway", *command],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        env=clean_environment({"LCP_GATEWAY_JOURNAL_URL": str(journal)}),
-    )
+    return run_command(*command, env={"LCP_GATEWAY_JOURNAL_URL": str(journal)})
 
 
 def test_a_gateway_killed_while_it_pays_leaves_the_hold_and_another_keeps_it(node, seen, tmp_path):
