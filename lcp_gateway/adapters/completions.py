@@ -1,26 +1,26 @@
-"""POST /v1/completions over a model that only speaks chat: the request turned into one of chat, the answer back."""
+"""POST /v1/completions for a model that only has chat: the request converted to chat, and the answer back."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lcp_gateway.adapters.json_bytes import dump_json, members, parse_json, rewrite_object
-from lcp_gateway.adapters.sse import Event, EventReader
+from lcp_gateway.adapters.json_bytes import dump_json, member_value, object_or_none, rewrite_object
+from lcp_gateway.adapters.sse import Event, StreamRewriter
 
 _OBJECT = "text_completion"
 _MAX_LOGPROBS = 20
 _MAX_EVENT_BYTES = 4 * 1024 * 1024
 _MAX_CHOICES = 1024
-# How chat says that it stopped to call a tool: a completion has no such word.
+# Chat's reasons for a stop to call a tool, which completions do not have.
 _TOOL_STOPS = ("tool_calls", "function_call")
 
 
 class NotAdaptable(ValueError):
-    """A request that chat has no form for. The message is fit for the client."""
+    """A request that has no equivalent in chat. The message is fit for the client."""
 
     def __init__(self, message: str, param: str, code: str = "unsupported_value") -> None:
-        """``param`` names the field; ``code`` is OpenAI's word: unsupported_value or unsupported_parameter."""
+        """``param`` names the field; ``code`` is OpenAI's: unsupported_value or unsupported_parameter."""
         super().__init__(message)
         self.message = message
         self.param = param
@@ -29,7 +29,7 @@ class NotAdaptable(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class CompletionPlan:
-    """What turning the answer back takes: the text to echo (often none), and whether log probabilities were asked for."""
+    """What the conversion of the answer needs: the text to echo (often none), and whether log probabilities were asked for."""
 
     echo: str = field(default="", repr=False)
     logprobs: bool = False
@@ -45,17 +45,15 @@ class ChatRequest:
 
 
 def to_chat(body: bytes, model: str | None = None) -> ChatRequest:
-    """Turn a request for a completion into one of chat; every field that means the same there keeps its bytes.
+    """Convert a request for a completion to chat; every field with the same meaning there keeps its bytes.
 
-    Args:
-        body: a JSON object, already looked at.
-        model: stands in place of the body's own model; None keeps that.
+    ``model`` replaces the body's own; None keeps that.
 
     Raises:
-        NotAdaptable: chat cannot do what is asked.
+        NotAdaptable: chat has no equivalent.
         ValueError: the body is not a JSON object.
     """
-    asked = _parse_object(body)
+    asked = object_or_none(body)
     if asked is None:
         raise ValueError("not a JSON object")
     prompt = _prompt(asked)
@@ -86,8 +84,8 @@ def to_chat(body: bytes, model: str | None = None) -> ChatRequest:
 
 
 def from_chat(body: bytes, plan: CompletionPlan) -> bytes:
-    """Turn chat's whole answer into a completion; what is no answer of chat, an error for one, is given back as it is."""
-    answer = _parse_object(body)
+    """Convert chat's whole answer to a completion; any other body, such as an error, is returned as it is."""
+    answer = object_or_none(body)
     choices = _choices(answer, "message")
     if answer is None or choices is None:
         return body
@@ -99,31 +97,23 @@ def from_chat(body: bytes, plan: CompletionPlan) -> bytes:
     return dump_json(answer | {"object": _OBJECT, "choices": turned})
 
 
-class FromChatStream:
-    """Turns chat's stream into one of completions, event by event; comments, errors and the end pass as they are."""
+class FromChatStream(StreamRewriter):
+    """Converts chat's stream into one of completions, event by event; comments, errors and the end mark pass as they are.
+
+    ``feed`` raises ``ValueError`` for an event longer than 4 MiB, and for more than 1,024 choices.
+    """
 
     def __init__(self, plan: CompletionPlan) -> None:
+        super().__init__(_MAX_EVENT_BYTES)
         self._plan = plan
-        self._reader = EventReader(_MAX_EVENT_BYTES)
-        # How many characters each choice has had, by index: a choice that is not here has not begun.
+        # The characters of each choice so far, by index: a missing choice has not begun.
         self._lengths: dict[int, int] = {}
 
-    def feed(self, chunk: bytes) -> bytes:
-        """Give the events that are now whole.
-
-        Raises:
-            ValueError: an event is longer than 4 MiB, or there are more than 1,024 choices.
-        """
-        return b"".join([self._event(event) for event in self._reader.feed(chunk)])
-
-    def rest(self) -> bytes:
-        """Give what came after the last whole event, once there is no more to come."""
-        return b"".join([event.raw for event in self._reader.rest()])
-
-    def _event(self, event: Event) -> bytes:
+    def rewrite(self, event: Event) -> bytes:
+        """Convert a chunk of chat; any other event passes."""
         if not event.is_whole:
             raise ValueError("an event of the stream is longer than 4 MiB")
-        chunk = _parse_object(event.data) if event.has_data else None
+        chunk = object_or_none(event.data)
         choices = _choices(chunk, "delta")
         if chunk is None or choices is None:
             return event.raw
@@ -133,7 +123,7 @@ class FromChatStream:
         return event.with_data(dump_json(chunk | {"object": _OBJECT, "choices": turned}))
 
     def _turned(self, choices: list[dict[str, Any]], *, keep_empty: bool) -> list[dict[str, Any]]:
-        """Turn an event's choices; those that say nothing, as the first of each does, are left out."""
+        """Convert an event's choices; empty ones, such as the first of each, are left out."""
         turned: list[dict[str, Any]] = []
         for position, chat in enumerate(choices):
             index = _index(chat, position)
@@ -172,12 +162,8 @@ def _prompt(asked: Mapping[str, Any]) -> str:
 
 
 def _prompt_token(body: bytes) -> bytes:
-    """Give the prompt as it is written in the body, with its quotes."""
-    token = b""
-    for member in members(body):
-        if member.key == "prompt":
-            # Where it stands twice, the last one counts, as for the parser.
-            token = body[member.value_start : member.value_end]
+    """Return the prompt as it is written in the body, with its quotes."""
+    token = member_value(body, "prompt") or b""
     return token[1:-1].strip(b" \t\n\r") if token.startswith(b"[") else token
 
 
@@ -224,16 +210,8 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _parse_object(data: bytes) -> dict[str, Any] | None:
-    try:
-        value = parse_json(data)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def _choices(answer: Mapping[str, Any] | None, part: str) -> list[dict[str, Any]] | None:
-    """Give the choices of an answer of chat, or None when it is none; ``part`` holds each choice's text."""
+    """Return the choices of an answer of chat, or None for any other body; ``part`` holds each choice's text."""
     choices = None if answer is None else answer.get("choices")
     if not isinstance(choices, list) or not all(_is_choice(choice, part) for choice in choices):
         return None
@@ -252,7 +230,7 @@ def _is_choice(choice: object, part: str) -> bool:
 def _choice(
     chat: Mapping[str, Any], position: int, part: str, plan: CompletionPlan, offset: int = 0
 ) -> tuple[dict[str, Any], int]:
-    """Turn one choice; ``offset`` is how many characters it has had, and the new number comes with it."""
+    """Convert one choice that has had ``offset`` characters; return it with the new number."""
     reason = chat.get("finish_reason")
     text = _text((chat.get(part) or {}).get("content"))
     logprobs = _legacy_logprobs(chat.get("logprobs"), offset) if plan.logprobs else None
@@ -271,7 +249,7 @@ def _index(chat: Mapping[str, Any], position: int) -> int:
 
 
 def _text(content: object) -> str:
-    """Give a message's text, which some servers write as a list of parts."""
+    """Return a message's text, which some servers write as a list of parts."""
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, dict)]
         return "".join(part for part in parts if isinstance(part, str))
@@ -279,7 +257,7 @@ def _text(content: object) -> str:
 
 
 def _legacy_logprobs(logprobs: object, offset: int) -> dict[str, Any] | None:
-    """Turn chat's list of tokens into the four lists of a completion; None where there are no tokens."""
+    """Convert chat's list of tokens to the four lists of a completion; None where there are no tokens."""
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not isinstance(content, list) or not content:
         return None
@@ -304,7 +282,7 @@ def _legacy_logprobs(logprobs: object, offset: int) -> dict[str, Any] | None:
 
 
 def _top(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the likeliest tokens of one place; the token that was taken is always among them."""
+    """Return the likeliest tokens at one place; the chosen token is always among them."""
     top: dict[str, Any] = {}
     likeliest = entry.get("top_logprobs")
     for other in likeliest if isinstance(likeliest, list) else ():

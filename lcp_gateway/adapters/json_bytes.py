@@ -9,7 +9,7 @@ import orjson
 
 
 def parse_json(data: bytes) -> object:
-    """Give the value that JSON stands for.
+    """Return the value that some JSON stands for.
 
     Raises:
         ValueError: it is not JSON, or nested too deeply.
@@ -21,21 +21,24 @@ def parse_json(data: bytes) -> object:
     try:
         return json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError):
-        # The parser's own message may hold text of the data.
+        # The parser's message may quote the data.
         raise ValueError("not JSON") from None
 
 
 def dump_json(value: object) -> bytes:
-    """Write a value that ``parse_json`` gave, or one made of such, in compact form."""
+    """Write a value that ``parse_json`` returned, or one made of such, in compact form.
+
+    Raises:
+        ValueError: it is nested too deeply.
+    """
     try:
         return orjson.dumps(value)
     except TypeError:
+        pass
+    try:
         return json.dumps(value, separators=(",", ":")).encode("ascii")
-
-
-def is_event_stream(content_type: str) -> bool:
-    """Tell whether a content type is server-sent events."""
-    return content_type.partition(";")[0].strip().lower() == "text/event-stream"
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 # Every repeat is possessive: a match never steps back, so the time grows with the length alone.
@@ -67,7 +70,7 @@ _DEEP_BRACKET = re.compile(
 
 
 class Member(NamedTuple):
-    """One member: its key as text, and where key and value stand (the ends are exclusive)."""
+    """One member: its key as text, and the places of key and value (ends are exclusive)."""
 
     key: str
     key_start: int
@@ -76,7 +79,9 @@ class Member(NamedTuple):
 
 
 def members(body: bytes) -> Iterator[Member]:
-    """Give the members of a JSON object in their order; a key that stands twice comes twice.
+    """Yield the members of a JSON object in their order; a duplicate key is yielded twice.
+
+    The bytes must be valid JSON; that is not checked, and nothing here recurses.
 
     Raises:
         ValueError: the body is not an object, or is cut.
@@ -104,9 +109,9 @@ def members(body: bytes) -> Iterator[Member]:
 
 
 def rewrite_object(body: bytes, changes: Mapping[str, bytes | None]) -> bytes:
-    """Write a JSON object anew: with other values (JSON) for some keys, without those that are None.
+    """Rewrite a JSON object with other values (JSON) for some keys, and without the keys whose value is None.
 
-    All other members keep their bytes; a key that was not there comes last, and one that is changed stands once.
+    All other members keep their bytes; a new key comes last, and a duplicate key that is changed is written once.
 
     Raises:
         ValueError: the body is not an object, or is cut.
@@ -125,7 +130,7 @@ def rewrite_object(body: bytes, changes: Mapping[str, bytes | None]) -> bytes:
 
 
 def _deep_end(body: bytes, start: int) -> int:
-    """Give where a container ends that begins at ``start``."""
+    """Return the end of the container that begins at ``start``."""
     if not body.startswith((b"{", b"["), start):
         raise ValueError("a value was expected")
     depth = 1
@@ -143,12 +148,12 @@ def _key_text(token: bytes) -> str:
 
 
 _SPACE = re.compile(r"[ \t\n\r]*+")
-# Only where a value ends is asked for, so numbers need not be numbers, however long they are.
+# Only the ends of values matter, so numbers are not converted, however long they are.
 _VALUES = json.JSONDecoder(parse_int=len, parse_float=len)
 
 
 def object_or_none(data: bytes) -> dict[str, Any] | None:
-    """Give the object that some JSON stands for; None where it is none, or cannot be read."""
+    """Return the object that some JSON stands for; None where it is another value, or not JSON."""
     if not data:
         return None
     try:
@@ -159,7 +164,7 @@ def object_or_none(data: bytes) -> dict[str, Any] | None:
 
 
 def member_value(body: bytes, key: str) -> bytes | None:
-    """Give the value of a key of a JSON object as it is written; of two the last, as for most readers.
+    """Return the value of a key as it is written, the last of duplicates, as most readers do; None without the key.
 
     Raises:
         ValueError: the body is not an object, or is cut.
@@ -172,28 +177,16 @@ def member_value(body: bytes, key: str) -> bytes | None:
 
 
 def array_elements(array: bytes) -> list[bytes]:
-    """Give the elements of a JSON array as they are written.
+    """Return the elements of a JSON array as they are written.
 
     Raises:
-        ValueError: it is no array, or is nested too deeply.
+        ValueError: it is not an array, or is nested too deeply.
     """
     try:
         return _elements(array.decode("utf-8"))
     except (ValueError, RecursionError):
-        # The decoder's error holds the text.
+        # The decoder's error quotes the text.
         raise ValueError("not a JSON array") from None
-
-
-def write_json(value: object) -> bytes:
-    """Write a value as compact JSON.
-
-    Raises:
-        ValueError: it is nested too deeply.
-    """
-    try:
-        return dump_json(value)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
 
 
 def _elements(text: str) -> list[bytes]:

@@ -1,19 +1,19 @@
-"""What a result holds: read from its bytes alone, streamed or not, without changing one of them.
+"""Whether a result is whole: judged from its bytes alone, streamed or not, without changing them.
 
-An answer that is whole is whole, however its connection ends. An error is an error, whatever HTTP status, hash or end mark
-came with it. What cannot be read, because it is compressed, is left to its hash and its framing.
+A whole answer is whole however its connection ends. An error is an error whatever HTTP status, hash or end mark came with
+it. A compressed result cannot be read, and is left to its hash and its framing.
 """
 
 import enum
 from collections.abc import Mapping
 from typing import Any
 
-from lcp_gateway.adapters.json_bytes import parse_json
+from lcp_gateway.adapters.json_bytes import object_or_none, parse_json
 from lcp_gateway.adapters.sse import MAX_EVENT_BYTES, Event, EventReader, read_fields
 
 
 class Form(enum.StrEnum):
-    """The forms of a result. The value is that of the kind of task which has it."""
+    """The form of a result. The values are those of the kinds of task."""
 
     CHAT = "openai.chat_completions.v1"
     RESPONSES = "openai.responses.v1"
@@ -22,25 +22,25 @@ class Form(enum.StrEnum):
 
 
 class Judgement(enum.StrEnum):
-    """What a result is."""
+    """The verdict on a result."""
 
     WHOLE = "whole"
     ERROR = "error"
     """An error in place of a result, or in the middle of one."""
     EMPTY = "empty"
-    """Nothing, white space, or a result without anything in it."""
+    """No bytes, white space, or a result without content."""
     WRONG_KIND = "wrong_kind"
-    """Something else than was asked for, a page in HTML for example."""
+    """Another kind of document than was asked for, such as an HTML page."""
     CUT = "cut"
     """The beginning of a result."""
 
 
 MAX_AFTER_END_BYTES = 256 * 1024
-"""More than this after the end mark is not waited for."""
+"""The bytes after the end mark that a stream may have before it is given up."""
 
 _DONE = b"[DONE]"
 _COMPLETE = frozenset({"response.completed", "response.incomplete"})
-# A response that failed is not what was bought; nor is one that its provider cancelled, which its client did not ask for.
+# A failed response is not a result; nor is one that its provider cancelled without being asked.
 _FAILED = frozenset({"response.failed", "response.cancelled", "error"})
 _FAILED_STATUSES = frozenset({"failed", "cancelled"})
 _UNFINISHED_STATUSES = frozenset({"queued", "in_progress"})
@@ -58,19 +58,19 @@ _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _SPACE = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 _DOCUMENT_STARTS = (b"{", b"[", b"<")
-# The list that a whole result has, by its form.
+# The list in a whole result, by its form.
 _LISTS = {
     Form.CHAT: "choices",
     Form.COMPLETIONS: "choices",
     Form.RESPONSES: "output",
     Form.EMBEDDINGS: "data",
 }
-# A larger document is not parsed: it would hold up everything else, and no error is as long as that.
+# A larger document is not parsed: that would block the event loop, and no error is that long.
 _MAX_PARSED_BYTES = 1024 * 1024
 
 
 def is_readable(content_encoding: str) -> bool:
-    """Return whether the bytes of a result can be read: a compressed one is not unpacked."""
+    """Return whether the bytes of a result can be read; a compressed one is not decompressed."""
     return content_encoding.strip().lower() in {"", "identity"}
 
 
@@ -95,12 +95,12 @@ def judge_document(form: Form, body: bytes) -> Judgement:
 
 
 class StreamJudge:
-    """Reads a stream as it comes.
+    """Judges a stream chunk by chunk.
 
-    ``free_bytes`` is how many of its bytes may be shown to a client now. A client that sees the end mark believes that it
-    has everything, so the end mark and what follows it wait until the result is known to be right; so does the beginning
-    of an event that has not come to its end. ``is_complete`` says that nothing more is to come, after an end mark or an
-    error; ``shows_error`` that the provider's own error is among the free bytes.
+    ``free_bytes`` is how many of its bytes may be sent to a client now. A client that sees the end mark takes the result
+    for complete, so the end mark and all that follows it wait until the result is verified; so does the beginning of an
+    unfinished event. ``is_complete`` says that the stream is over, by an end mark or an error; ``shows_error`` that the
+    provider's own error is among the free bytes.
     """
 
     __slots__ = (
@@ -135,13 +135,13 @@ class StreamJudge:
         content_encoding: str = "",
         wants_usage: bool = False,
     ) -> None:
-        """``request`` is the body of the request: it says how many choices there are to be."""
+        """``request`` is the body of the request, which determines the number of choices."""
         self._form = form
         self._request = request
         self._readable = is_readable(content_encoding)
         self._wants_usage = wants_usage
         self._has_choices = form is not Form.RESPONSES
-        # Those beside the two that every form has.
+        # In addition to the two of every form.
         self._marks = () if self._has_choices else _RESPONSES_MARKS
         if wants_usage:
             self._marks = (*self._marks, _TOKENS)
@@ -163,7 +163,7 @@ class StreamJudge:
 
     @property
     def is_flooded(self) -> bool:
-        """Whether so much came after the end that no more is to be waited for."""
+        """Whether more than ``MAX_AFTER_END_BYTES`` came after the end."""
         return self._after_end_bytes > MAX_AFTER_END_BYTES
 
     def feed(self, chunk: bytes) -> None:
@@ -196,14 +196,14 @@ class StreamJudge:
             self._begin(chunk)
 
     def end(self, *, is_tidy: bool = True) -> Judgement:
-        """Judge it, now that no more comes. ``is_tidy`` says that its framing shows that nothing is missing."""
+        """Judge the ended stream. ``is_tidy`` says that by its framing nothing is missing."""
         if not self._readable:
             return Judgement.WHOLE
         if self._is_events is None:
             return Judgement.EMPTY
         if not self._is_events:
             if self.free_bytes:
-                # Too long to be looked at, and shown for want of room.
+                # Too long to be buffered, so it was sent without being judged.
                 return Judgement.WRONG_KIND
             return judge_document(self._form, bytes(self._document))
         if not self.is_complete:
@@ -211,7 +211,7 @@ class StreamJudge:
         if self._failed:
             return Judgement.ERROR
         if self._reader.had_overlong:
-            # It was shown to the client, and it cannot be told what it was.
+            # Its content is unknown, and it was sent to the client.
             return Judgement.CUT
         if self._ended or (is_tidy and self._all_finished()):
             return Judgement.WHOLE if self._has_content else Judgement.EMPTY
@@ -221,15 +221,15 @@ class StreamJudge:
 
     @property
     def usage_data(self) -> bytes:
-        """The data of the last event that told the usage; empty where none did."""
+        """The data of the last event with the usage; empty without one."""
         return bytes(self._document) if self._usage_event is None else self._usage_event.data
 
     def _matters(self, raw: bytes) -> bool:
-        """Return whether some event in ``raw`` may end the stream, fail, or tell the usage."""
+        """Return whether some event in ``raw`` may end the stream, be an error, or have the usage."""
         return self._may_end(raw) or (self._wants_usage and _TOKENS in raw)
 
     def _begin(self, chunk: bytes) -> None:
-        """Find out from the first bytes whether these are events, or a document in place of them."""
+        """Decide from the first bytes whether these are events, or a document in place of them."""
         self._document += chunk
         if self._is_events is None:
             text = self._document.removeprefix(_BOM).lstrip(_SPACE)
@@ -256,7 +256,7 @@ class StreamJudge:
         self._is_quiet = self._has_content and not self.is_complete and not self._reader.holds
 
     def _may_show(self) -> bool:
-        """Return whether the event that was read last may go out at once: each but the end mark."""
+        """Return whether the last event may be sent at once, which all but the end mark may."""
         return not self.is_complete or self.shows_error
 
     def _look(self, event: Event) -> None:
@@ -267,7 +267,7 @@ class StreamJudge:
             self._has_junk |= not (event.is_whole and _is_silent(raw))
             return
         if event.data.strip().startswith(_DONE):
-            # Every client stops here, also one that waits for the end of a response.
+            # Every client stops here, even one that waits for the end of a response.
             self.is_complete = True
             self._ended = self._form is not Form.RESPONSES
             return
@@ -276,7 +276,7 @@ class StreamJudge:
             self._usage_event = event
             if self._has_content and not self._may_end(raw):
                 return
-        value = _object(event.data) or {}
+        value = object_or_none(event.data) or {}
         if self._form is Form.RESPONSES:
             self._look_at_response(event.name, value)
         else:
@@ -316,13 +316,13 @@ class StreamJudge:
         self._has_content |= any(each.startswith("response.") for each in kinds)
         if kinds & _COMPLETE:
             self._ended = self.is_complete = True
-            # Where it says that it failed, its client is not to take it for completed by its name.
+            # A response that failed must not pass for completed by its event's name.
             self._failed = isinstance(response, dict) and _response_failed(response)
         elif kinds & _FAILED or value.get("error"):
             self._fail()
 
     def _look_at_rest(self) -> None:
-        """Look at a last line without an end: by the specification no event, but this mark cannot be one that was cut."""
+        """Read a last line without an end: by the specification not an event, but an end mark cannot be one that was cut."""
         for rest in self._reader.rest():
             self._has_junk |= not _is_silent(rest.raw)
             data = read_fields(rest.raw).data
@@ -361,7 +361,7 @@ def _judge_response(document: Mapping[str, Any]) -> Judgement:
     if _response_failed(document):
         return Judgement.ERROR
     if isinstance(output, list):
-        # Some servers forget to say that it has ended.
+        # Some servers do not set the status at the end.
         return Judgement.WHOLE if output or status not in _UNFINISHED_STATUSES else Judgement.CUT
     return Judgement.EMPTY if document.get("object") == "response" else Judgement.WRONG_KIND
 
@@ -381,12 +381,12 @@ def _choice_failed(choice: object) -> bool:
 
 
 def _has_choice(form: Form, choices: list[Any]) -> bool:
-    """Return whether there is an answer among some choices, an empty one too; some servers only say that they filtered it."""
+    """Return whether some choice is an answer, also an empty one; some servers only report that they filtered it."""
     if form is Form.COMPLETIONS:
         wanted: tuple[str, ...] = ("text", "message", "finish_reason")
     else:
         wanted = ("message", "delta", "finish_reason")
-    # Without generators: for every result.
+    # Without generators, since it runs for every result.
     for choice in choices:
         if isinstance(choice, dict):
             for name in wanted:
@@ -396,7 +396,7 @@ def _has_choice(form: Form, choices: list[Any]) -> bool:
 
 
 def _finishes(raw: bytes) -> bool:
-    """Return whether some choice in an event, or in several, may be finished."""
+    """Return whether some choice in one event or several may be finished."""
     at = raw.find(_FINISH)
     while at >= 0:
         at += len(_FINISH)
@@ -411,17 +411,9 @@ def _is_silent(raw: bytes) -> bool:
     return all(not line or line.startswith(b":") for line in raw.splitlines())
 
 
-def _object(data: bytes) -> dict[str, Any] | None:
-    try:
-        value = parse_json(data)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def _choices_asked(request: bytes) -> int:
-    """Return how many choices a request asks for, one where it does not say."""
-    asked = _object(request) or {}
+    """Return how many choices a request asks for, one by default."""
+    asked = object_or_none(request) or {}
     prompts = asked.get("prompt")
     several = 1
     if isinstance(prompts, list) and prompts and isinstance(prompts[0], str | list):

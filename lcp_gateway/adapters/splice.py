@@ -1,4 +1,4 @@
-"""Puts a model's name, or more fields, into a JSON object; every other byte stays as it was."""
+"""Puts a model's name, or more fields, into a JSON object; all other bytes stay as they are."""
 
 import json
 import re
@@ -17,19 +17,19 @@ _BACKSLASH = 0x5C
 
 
 def replace_model(body: bytes, model: str) -> bytes:
-    """Give a JSON object with another string as the value of its top-level key "model".
+    """Return a JSON object with another string as the value of its top-level key "model".
 
     Raises:
-        ValueError: there is no such key, or two, or its value is no string.
+        ValueError: the key is missing or duplicate, or its value is not a string.
     """
     start, end = _model_value(body)
     return b"".join((body[:start], json.dumps(model).encode("ascii"), body[end:]))
 
 
 def add_fields(body: bytes, fields: Mapping[str, object]) -> bytes:
-    """Give a JSON object with more top-level fields, put right before its closing bracket.
+    """Return a JSON object with more top-level fields, right before its closing bracket.
 
-    The fields are ones that the object does not have; where it has one, most readers take the later.
+    Of a key that the object has already, most readers take the later value.
 
     Raises:
         ValueError: the body does not end as an object does, or a value is not finite.
@@ -47,10 +47,10 @@ def add_fields(body: bytes, fields: Mapping[str, object]) -> bytes:
 
 
 def _model_value(body: bytes) -> tuple[int, int]:
-    """Find the model's value with its quotes: where it starts, and where it ends (exclusive)."""
+    """Return the start and the exclusive end of the model's value with its quotes."""
     at = body.find(_LITERAL)
     if body.find(_LITERAL, at + 1) < 0 and not any(escape in body for escape in _ESCAPED_LETTERS):
-        # There is at most one place where the key can stand.
+        # The key can be in one place at most.
         found = _LITERAL_AND_STRING.match(body, at) if at > 0 else None
         if found is not None and _seems_at_top(body, at):
             return found.span(1)
@@ -66,8 +66,8 @@ def _model_value(body: bytes) -> tuple[int, int]:
 
 
 def _seems_at_top(body: bytes, at: int) -> bool:
-    """Guard against a body that has the key only deeper down.
+    """Return whether the key seems to be at the top level, by the brackets before it.
 
-    Brackets in texts can make it wrong about one that has the key at the top; that one takes the longer way.
+    Brackets in strings can make it wrong about a key at the top; such a body is searched member by member.
     """
     return body[at - 1] != _BACKSLASH and body.count(b"{", 0, at) == body.count(b"}", 0, at) + 1

@@ -2,8 +2,8 @@
 
 https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
 
-Everything in the gateway that looks into a stream reads it through this: the judgement of results, the adapters, stored
-responses, usage. The bytes themselves are never changed here: the raw bytes of all events together are the stream.
+The judgement of results, the adapters, stored responses and usage all read streams through ``EventReader``, and change them
+through ``StreamRewriter``. The raw bytes of all events together are the stream.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 MAX_EVENT_BYTES = 8 * 1024 * 1024
-"""Bytes of a longer event are passed on as they come, and are never read."""
+"""A longer event is passed on in pieces, and is never read."""
 
 _BOM = b"\xef\xbb\xbf"
 # An event ends with an empty line; empty lines before its first line belong to it. The repeats are possessive, or the two
@@ -36,10 +36,10 @@ _NO_FIELDS = Fields("", None, None, None)
 
 
 class Event:
-    """One event: all of its bytes, and its fields, which are read when they are first asked for.
+    """One event: all of its bytes, and its fields, which are read on first use.
 
-    Comments alone make an event too, without data. What is not a whole event (the unterminated rest of a stream, or a
-    piece of an event above the bound) has bytes and no fields.
+    Comments alone make an event too, without data. An incomplete event (the unterminated rest of a stream, or a piece of an
+    event above the bound) has bytes and no fields.
     """
 
     __slots__ = ("_at_start", "_fields", "is_whole", "raw")
@@ -52,11 +52,11 @@ class Event:
         self._fields: Fields | None = None
 
     def __repr__(self) -> str:
-        """Show its size: its data may hold what a model said."""
+        """Show its size only: its data may hold a model's output."""
         return f"Event({len(self.raw)} bytes)"
 
     def __eq__(self, other: object) -> bool:
-        """Compare bytes and standing."""
+        """Compare bytes and completeness."""
         return (
             isinstance(other, Event) and self.raw == other.raw and self.is_whole == other.is_whole
         )
@@ -72,7 +72,7 @@ class Event:
 
     @property
     def name(self) -> str:
-        """Its type; empty where no ``event`` line gives one."""
+        """Its type; empty without an ``event`` line."""
         return self.fields.name
 
     @property
@@ -82,7 +82,7 @@ class Event:
 
     @property
     def has_data(self) -> bool:
-        """Whether a client is told of it at all."""
+        """Whether a client dispatches it."""
         return self.fields.data is not None
 
     @property
@@ -91,7 +91,7 @@ class Event:
         return self.raw.removeprefix(_BOM) if self._at_start else self.raw
 
     def with_data(self, data: bytes) -> bytes:
-        """Return its bytes with other data, written where its first data line is; of an event without data, its bytes."""
+        """Return its bytes with other data, in the place of its first data line; an event without data stays as it is."""
         mark = self.raw[: len(self.raw) - len(self.text)]
         lines = self.text.splitlines(keepends=True)
         places = [place for place, line in enumerate(lines) if _is_data(line)]
@@ -109,16 +109,16 @@ class Event:
         return mark + b"".join([*kept[: places[0]], *written, *kept[places[0] + 1 :]])
 
     def without_data(self) -> bytes:
-        """Return its bytes without its data lines: nothing, where only its empty line is left."""
+        """Return its bytes without its data lines; nothing if only the empty line is left."""
         lines = self.text.splitlines(keepends=True)
         left = [line for line in lines if not _is_data(line)]
         return b"".join(left) if any(line.strip() for line in left) else b""
 
 
 class EventReader:
-    """Cuts a stream into its events, however it comes in chunks. It holds on to the bytes of one event.
+    """Cuts a stream into its events, however it is chunked. It buffers one event.
 
-    An event longer than ``max_event_bytes`` comes in pieces that are no whole events, and ``had_overlong`` tells of it.
+    An event longer than ``max_event_bytes`` comes in pieces that are not whole, and sets ``had_overlong``.
     """
 
     __slots__ = ("_begun", "_held", "_in_overlong", "_max_event_bytes", "had_overlong")
@@ -132,7 +132,7 @@ class EventReader:
 
     @property
     def holds(self) -> bool:
-        """Whether the beginning of an event is held, or a piece of one above the bound has been passed on."""
+        """Whether the beginning of an event is buffered, or a piece of one above the bound has been returned."""
         return bool(self._held) or self._in_overlong
 
     def feed(self, chunk: bytes) -> list[Event]:
@@ -167,7 +167,7 @@ class EventReader:
         return events
 
     def rest(self) -> list[Event]:
-        """Return what follows the last whole event, once there is no more to come. By the specification it is no event."""
+        """Return the unterminated rest at the end of the stream. By the specification it is not an event."""
         raw = bytes(self._held)
         self._held.clear()
         return [Event(raw, is_whole=False)] if raw else []
@@ -178,6 +178,45 @@ class EventReader:
             self._in_overlong, self.had_overlong = False, True
             return Event(raw, is_whole=False)
         return Event(raw, at_start=at_start)
+
+
+class StreamRewriter:
+    """Passes a stream on event by event, each as ``rewrite`` returns it. It buffers one event.
+
+    After ``pass_rest`` was called, the rest of the stream passes as it comes.
+    """
+
+    def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
+        self._reader = EventReader(max_event_bytes)
+        self._passes_rest = False
+
+    def rewrite(self, event: Event) -> bytes:
+        """Return the bytes to pass on for an event."""
+        raise NotImplementedError
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return the bytes that may go out now."""
+        if self.passes_rest():
+            return chunk
+        passed = [
+            event.raw if self.passes_rest() else self.rewrite(event)
+            for event in self._reader.feed(chunk)
+        ]
+        if self.passes_rest():
+            passed.append(self.rest())
+        return b"".join(passed)
+
+    def rest(self) -> bytes:
+        """Return the buffered bytes, once the stream has ended."""
+        return b"".join([event.raw for event in self._reader.rest()])
+
+    def pass_rest(self) -> None:
+        """Rewrite no more events."""
+        self._passes_rest = True
+
+    def passes_rest(self) -> bool:
+        """Return whether no more events are rewritten."""
+        return self._passes_rest
 
 
 def read_fields(text: bytes) -> Fields:
@@ -197,10 +236,15 @@ def read_fields(text: bytes) -> Fields:
             if b"\0" not in value:
                 event_id = value.decode("utf-8", "replace")
         elif key == b"retry" and value.isdigit():
-            # More digits than any time has are no reason to read them all.
+            # No time has more digits than that.
             retry = int(value[:18])
     joined = b"\n".join(data) if data else None
     return Fields(name.decode("utf-8", "replace"), joined, event_id, retry)
+
+
+def is_event_stream(content_type: str) -> bool:
+    """Return whether a content type is server-sent events."""
+    return content_type.partition(";")[0].strip().lower() == "text/event-stream"
 
 
 def ends_event(tail: bytes) -> bool:
@@ -209,7 +253,7 @@ def ends_event(tail: bytes) -> bool:
 
 
 def object_events(blocks: Iterable[bytes]) -> Iterator[Event]:
-    """Return the whole events of a stream whose data may be a JSON object; comments and marks are passed over."""
+    """Yield the whole events of a stream whose data may be a JSON object, without comments and end marks."""
     reader = EventReader()
     for block in blocks:
         for event in reader.feed(block):
@@ -218,7 +262,7 @@ def object_events(blocks: Iterable[bytes]) -> Iterator[Event]:
 
 
 def may_hold_object(event: Event) -> bool:
-    """Return whether an event's data may be a JSON object. A look that costs nothing: a stream can be all comments."""
+    """Return whether an event's data may be a JSON object. A cheap test: a stream can be all comments."""
     return event.is_whole and b"{" in event.raw
 
 

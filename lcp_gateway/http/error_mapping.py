@@ -54,8 +54,6 @@ from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.routing.explicit import ContextTooLong, ModelNotFound, NoProvider, RoutingError
 from lcp_gateway.upstream_status import UpstreamStatus
 
-_TOPUPS_DISABLED = "top-ups are disabled: no lnd is configured (lnd_grpc_addr)"
-
 _Refusal = tuple[int, str, bool, dict[str, object]]
 """Status, reason for the metric, whether another try may help, and details."""
 
@@ -374,9 +372,8 @@ def map_account_error(error: Exception) -> ApiError:
     """Return the error for a change of accounts, or a top-up, that cannot be made."""
     found = _ACCOUNT_ERRORS.get(type(error), (400, "invalid_value", None, False))
     status, code, param, retry = found
-    message = _TOPUPS_DISABLED if isinstance(error, TopupsDisabled) else str(error)
     reason = "bad_request" if status == HTTPStatus.BAD_REQUEST else ""
-    return ApiError(status, message, code, param, retry, reason=reason)
+    return ApiError(status, str(error), code, param, retry, reason=reason)
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from typing import Any
 
 from lcp_gateway.adapters.json_bytes import (
     array_elements,
+    dump_json,
     member_value,
     object_or_none,
     rewrite_object,
-    write_json,
 )
 from lcp_gateway.adapters.sse import Event, EventReader, object_events
 from lcp_gateway.responses.chats import ChatAssembly
@@ -106,7 +106,7 @@ def chat_document(blocks: Sequence[bytes], stream: bool) -> bytes:
             assembly.add(chunk)
     if not assembly.begun:
         raise ValueError("the stream has no chunk of a chat completion")
-    return write_json(assembly.document())
+    return dump_json(assembly.document())
 
 
 def _whole_object(blocks: Iterable[bytes]) -> bytes:

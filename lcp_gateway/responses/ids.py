@@ -3,7 +3,7 @@
 import secrets
 from typing import Any
 
-from lcp_gateway.adapters.json_bytes import member_value, object_or_none, rewrite_object, write_json
+from lcp_gateway.adapters.json_bytes import dump_json, member_value, object_or_none, rewrite_object
 from lcp_gateway.adapters.sse import Event, EventReader, may_hold_object
 from lcp_gateway.responses.documents import find_id
 from lcp_gateway.responses.replay import with_changes
@@ -90,7 +90,7 @@ def _has_place(value: dict[str, Any]) -> bool:
 
 def _with_id(data: bytes, value: dict[str, Any], given_id: str) -> bytes | None:
     if not isinstance(value.get("response"), dict):
-        return rewrite_object(data, {"id": write_json(given_id)})
+        return rewrite_object(data, {"id": dump_json(given_id)})
     response = member_value(data, "response")
     if response is None:
         return None

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from lcp_gateway.adapters.json_bytes import is_event_stream
+from lcp_gateway.adapters.sse import is_event_stream
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.result_buffer import ResultBuffer, ResultGone
 from lcp_gateway.responses.documents import find_id

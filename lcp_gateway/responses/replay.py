@@ -6,13 +6,12 @@ from typing import Any
 
 from lcp_gateway.adapters.json_bytes import (
     array_elements,
-    is_event_stream,
+    dump_json,
     member_value,
     object_or_none,
     rewrite_object,
-    write_json,
 )
-from lcp_gateway.adapters.sse import Event, EventReader, may_hold_object
+from lcp_gateway.adapters.sse import Event, EventReader, is_event_stream, may_hold_object
 
 _STARTED = b'"in_progress"'
 # How an item looks before anything of it has come; only what it has is made empty.
@@ -204,7 +203,7 @@ def _without(raw: bytes, holder: Mapping[str, Any], empty: Mapping[str, bytes]) 
 def _item_id(item: Mapping[str, Any]) -> bytes:
     """Give an item's id; every event names one, so it is empty where the item has none."""
     given = item.get("id")
-    return write_json(given) if isinstance(given, str) and len(given) <= _MAX_ID_CHARS else _NO_TEXT
+    return dump_json(given) if isinstance(given, str) and len(given) <= _MAX_ID_CHARS else _NO_TEXT
 
 
 def _listed(holder: object, key: str) -> list[Any]:
@@ -240,7 +239,7 @@ def with_changes(document: bytes, changes: Mapping[str, object]) -> bytes:
     """
     if not changes:
         return document
-    return rewrite_object(document, {key: write_json(value) for key, value in changes.items()})
+    return rewrite_object(document, {key: dump_json(value) for key, value in changes.items()})
 
 
 def is_readable(content_type: str, content_encoding: str) -> bool:
@@ -379,7 +378,7 @@ def end_event(document: bytes, number: int) -> bytes:
 
 def _begun(response: Mapping[str, Any], document: bytes) -> bytes:
     """Give a finished response as it was at its beginning."""
-    changes: dict[str, bytes | None] = {"status": write_json(_IN_PROGRESS), "output": b"[]"}
+    changes: dict[str, bytes | None] = {"status": dump_json(_IN_PROGRESS), "output": b"[]"}
     changes |= {key: b"null" for key in _AT_END if key in response}
     return rewrite_object(document, changes)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.adapters.json_bytes import array_elements, member_value, object_or_none, write_json
+from lcp_gateway.adapters.json_bytes import array_elements, dump_json, member_value, object_or_none
 from tests.adapters.raw_json import SPACE, VALUES
 
 
@@ -56,4 +56,4 @@ def test_values_nested_too_deeply_are_refused():
     for _ in range(5000):
         value = [value]
     with pytest.raises(ValueError, match="nested too deeply"):
-        write_json(value)
+        dump_json(value)

@@ -105,16 +105,16 @@ def test_a_body_without_one_model_at_the_top_is_refused(body):
         replace_model(body, "m")
 
 
-def test_a_body_nested_deeper_than_any_parser_goes_is_no_trouble():
+def test_a_body_nested_deeper_than_any_parser_goes_is_changed_all_the_same():
     body = b'{"x":' + b"[" * 50_000 + b'{"model":1}' + b"]" * 50_000 + b',"model":"a"}'
     assert replace_model(body, "m") == body[:-4] + b'"m"}'
 
 
 def best_of_five_s(body):
     def once():
-        begun = time.perf_counter()
+        begun = time.process_time()
         replace_model(body, "m")
-        return time.perf_counter() - begun
+        return time.process_time() - begun
 
     return min(once() for _ in range(5))
 
@@ -127,14 +127,14 @@ TOOLS = json.dumps([TOOL] * (MIB // len(json.dumps(TOOL)))).encode()
 @pytest.mark.parametrize("large", [TEXT, TOOLS], ids=["text", "tools"])
 def test_a_large_body_costs_little(large):
     body = b'{"messages":' + large + b',"model":"auto"}'
-    # A quiet machine takes 2 ms; the slack is for others that work on it.
-    assert best_of_five_s(body) < 0.02
+    # A quiet machine takes 2 ms; the slack is for a busy one.
+    assert best_of_five_s(body) < 0.1
 
 
 @pytest.mark.parametrize("large", [TEXT, TOOLS], ids=["text", "tools"])
 def test_a_large_body_that_says_model_twice_costs_not_much_more(large):
     body = b'{"messages":' + large + b',"metadata":{"model":"n"},"model":"auto"}'
-    assert best_of_five_s(body) < 0.1
+    assert best_of_five_s(body) < 0.3
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_time_grows_with_the_length_alone(piece):
         inner = (piece * (size // len(piece)))[:-1]
         return b'{"x":[' + inner + b'],"y":{"model":1},"model":"auto"}'
 
-    # Four times the length: four times as long where it is linear, sixteen where it is not.
-    assert best_of_five_s(body(MIB // 2)) < 10 * best_of_five_s(body(MIB // 8))
+    # 32 times the length: 32 times as long where it is linear, 1,024 times where it is not.
+    assert best_of_five_s(body(MIB // 2)) < 200 * best_of_five_s(body(MIB // 64)) + 0.05
 
 
 @given(

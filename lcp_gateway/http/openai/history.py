@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from lcp_gateway.adapters.json_bytes import parse_json, write_json
+from lcp_gateway.adapters.json_bytes import dump_json, parse_json
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.openai.request_body import parse_object
 from lcp_gateway.http.openai.response import JSON
@@ -46,7 +46,7 @@ def page_response(
     except InvalidPageQuery as error:
         raise bad_request(error.message, error.param, error.code) from None
     try:
-        body = write_json(list_object(found))
+        body = dump_json(list_object(found))
     except ValueError:
         raise unreadable("input") from None
     return web.Response(body=body, headers={"Content-Type": JSON})

@@ -11,8 +11,7 @@ from typing import Any, Self
 import orjson
 from aiohttp import HttpVersion11, web
 
-from lcp_gateway.adapters.json_bytes import is_event_stream
-from lcp_gateway.adapters.sse import ends_event
+from lcp_gateway.adapters.sse import ends_event, is_event_stream
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.server.connection import close_if_http10
 from lcp_gateway.purchase.order import TaskKind
