@@ -295,7 +295,7 @@ class Gateway:
                 rules=routing.rules,
                 registry=routing.registry,
                 records=runtime.measurements,
-                is_there=lambda provider_id: bool(trust.readiness(provider_id)),
+                is_ready=lambda provider_id: bool(trust.readiness(provider_id)),
                 lists_auto=settings.list_auto,
                 started=self._started,
                 charge=buying.limits.tariff.charge_msat if sells else None,

@@ -1,1 +1,1 @@
-"""The HTTP side: OpenAI's API in front, the heart behind. No payment decisions are taken here."""
+"""The HTTP API: OpenAI's routes and the gateway's own. Payment decisions are taken in purchase/."""

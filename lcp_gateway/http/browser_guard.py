@@ -1,13 +1,13 @@
 """The browser guard: a web page must not spend or read through its visitor's browser.
 
 A browser is the one client that sends requests on behalf of a stranger. Where the gateway asks for no credential, the
-address is all that such a page needs, and ``http://127.0.0.1:8080`` is easy to guess. What gives the page away is what
-the browser itself writes and no page can change:
+address is all that such a page needs, and ``http://127.0.0.1:8080`` is easy to guess. The page is recognised by headers
+that the browser itself writes and no page can change:
 
 - ``Host``: a page whose own name was made to resolve to the gateway's address (DNS rebinding) is of the same origin as
   the gateway, but still sends its name. An IP address, ``localhost`` and ``*.localhost`` cannot be rebound.
 - ``Origin``: sent with every POST and with every request whose answer the page could read.
-- ``Sec-Fetch-Site``: tells an image, a frame or a script of another site, which send no ``Origin``.
+- ``Sec-Fetch-Site``: recognises an image, a frame or a script of another site, which send no ``Origin``.
 
 SDKs, curl and other programs send neither of the last two, and reach a gateway by its address. A caller with a
 credential is not checked: a page does not know the credential, and its browser does not add it.
@@ -28,7 +28,7 @@ from lcp_gateway.http.errors import ApiError
 
 ANY_HOST: Final = "*"
 PAGES: Final = frozenset({"/", "/healthz", "/readyz", "/metrics"})
-"""What a link on another site may lead to: a person reads it, the page with the link cannot."""
+"""The pages that a link on another site may lead to: a person reads them, the page with the link cannot."""
 
 # A name, an IPv4 address, or an IPv6 address in brackets, then perhaps a port.
 _HOST = re.compile(
@@ -43,7 +43,7 @@ _LOG_EVERY_S = 60.0
 
 
 class BrowserGuard:
-    """Refuses what a browser sends for a page that is not the gateway's own and is not allowed by the settings.
+    """Refuses requests of a browser for a page that is not the gateway's own and is not allowed by the settings.
 
     ``allowed_hosts`` are names beside the addresses and localhost: ``gateway``, ``*.example.com`` for every name below
     it, or ``*`` for any name, which turns the protection against rebound names off. ``cors`` knows the origins whose
@@ -70,7 +70,7 @@ class BrowserGuard:
         self._is_allowed = lru_cache(_HOSTS_REMEMBERED)(self._judge_host)
 
     def check(self, request: web.BaseRequest) -> None:
-        """Let a request of a caller without a credential pass.
+        """Check a request without a credential.
 
         Raises:
             ApiError: 421 for a host that the gateway does not answer to, 403 for a page of another origin.
@@ -79,7 +79,7 @@ class BrowserGuard:
         self.check_origin(request)
 
     def check_host(self, request: web.BaseRequest) -> None:
-        """Let a request pass that names the gateway by its address, as localhost, or by an allowed name.
+        """Check that a request names the gateway by an IP address, as localhost, or by an allowed name.
 
         Raises:
             ApiError: 421.
@@ -98,7 +98,7 @@ class BrowserGuard:
         )
 
     def check_origin(self, request: web.BaseRequest) -> None:
-        """Let a request pass that no page caused, or one of the gateway's own or of an allowed origin.
+        """Check that no page caused a request, or one of the gateway's own or of an allowed origin.
 
         Raises:
             ApiError: 403.
@@ -122,20 +122,20 @@ class BrowserGuard:
         )
 
     def passes(self, request: web.BaseRequest) -> bool:
-        """Tell whether ``check`` would let a request pass; nothing is counted or logged."""
+        """Return whether a request would pass ``check``, without counting or logging it."""
         if self._foreign_host(request) is not None:
             return False
         origin = request.headers.get("Origin")
         return origin is None or self._cors.allows(origin) or self.is_own(request, origin)
 
     def is_own(self, request: web.BaseRequest, origin: str) -> bool:
-        """Tell whether an origin is the gateway's own: the scheme, host and port under which it was reached."""
+        """Return whether an origin is the gateway's own: the scheme, host and port under which it was reached."""
         scheme = request.scheme
         own = {_origin_of(scheme, host) for host in _hosts_of(request)}
         return _without_default_port(origin.lower()) in own
 
     def _foreign_host(self, request: web.BaseRequest) -> str | None:
-        """Give the host that the gateway does not answer to, or None where it answers to all that are named."""
+        """Return the first host of a request that the gateway does not answer to, None where there is none."""
         if self._any_host:
             return None
         hosts = _hosts_of(request)
@@ -169,7 +169,7 @@ class BrowserGuard:
         )
 
     def _hint(self, reason: str, setting: str, value: str) -> None:
-        """Log what was refused and which setting would allow it, at most once a minute for each reason."""
+        """Log a refusal and the setting that would allow the request, at most once a minute for each reason."""
         now = self._clock()
         if self._log is None or now - self._logged_at.get(reason, -_LOG_EVERY_S) < _LOG_EVERY_S:
             return
@@ -180,7 +180,7 @@ class BrowserGuard:
 
 
 def _hosts_of(request: web.BaseRequest) -> list[str]:
-    """Give all hosts that a request names: its header, the target in its absolute form, a trusted proxy's word."""
+    """Return all hosts that a request names: in its header, in an absolute target, in a trusted proxy's header."""
     hosts = request.headers.getall("Host", [])
     if hosts and request.host != hosts[0]:
         return [*hosts, request.host]
@@ -197,7 +197,7 @@ def _without_default_port(origin: str) -> str:
 
 
 def _is_link_to_page(request: web.BaseRequest) -> bool:
-    """Tell whether a person followed a link to something that is there to be read."""
+    """Return whether a person followed a link to a page that is there to be read."""
     headers = request.headers
     return (
         request.method in {"GET", "HEAD"}
@@ -216,6 +216,6 @@ def _is_ip(text: str) -> bool:
 
 
 def _shown(text: str) -> str:
-    """Give a header's value as it may stand in a message."""
+    """Return a header's value as it may stand in a message."""
     cut = text[:_LONGEST_SHOWN]
     return "".join(character if character.isprintable() else "?" for character in cut)

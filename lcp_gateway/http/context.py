@@ -15,17 +15,17 @@ from lcp_gateway.purchase.states import Verdict
 
 SERVER = "lcp-gateway"
 UNAUTHENTICATED = Caller("", None, KeyRules(scopes=frozenset()))
-"""Whoever has not been let in yet."""
+"""The caller of a request that is not authenticated yet."""
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 
 @dataclass(slots=True)
 class RequestContext:
-    """A request and what came of it. Times are readings of a monotonic clock, in seconds.
+    """One request and its result so far. Times are readings of a monotonic clock, in seconds.
 
-    ``headers`` go out with the answer, whatever it is. ``client`` is where it comes from, empty for this very machine.
-    ``earlier`` is the purchase that it repeats, where that is known to the journal alone.
-    ``may_read_details`` is false for a caller that a web page may have sent, of an answer that everyone gets.
+    ``headers`` go out with any response. ``client`` is the client's address, empty for this machine. ``earlier`` is the
+    purchase that the request repeats, where only the journal knows it. ``may_read_details`` is false for a request that a
+    web page may have caused, on a route that needs no key.
     """
 
     request_id: str
@@ -48,21 +48,21 @@ class RequestContext:
 
     @property
     def key_id(self) -> str:
-        """The name of the credential, which is not the credential; empty where there is none."""
+        """The name of the credential, never the credential; empty where there is none."""
         return self.caller.key_id
 
     @property
     def purchase(self) -> Purchase | None:
-        """What was bought for it, or joined."""
+        """The purchase made for it, or joined."""
         return None if self.answer is None else self.answer.purchase
 
     @property
     def verdict(self) -> Verdict:
-        """What can be said of the money now."""
+        """The payment's verdict so far."""
         return Verdict.NONE if self.answer is None else self.answer.verdict
 
     def elapsed_s(self) -> float:
-        """Time since the request's head was read."""
+        """Return the seconds since the request's head was read."""
         return time.monotonic() - self.started
 
 
@@ -70,7 +70,7 @@ CONTEXT = web.RequestKey("context", RequestContext)
 
 
 def request_id_of(claimed: str | None) -> str:
-    """Give the client's id if it is sane (1 to 128 harmless characters), else one of our own."""
+    """Return the client's id if it has 1 to 128 harmless characters, else a new one."""
     if claimed and _SANE_ID.fullmatch(claimed):
         return claimed
     return f"req_{secrets.token_hex(16)}"

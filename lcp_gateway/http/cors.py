@@ -1,4 +1,4 @@
-"""CORS: which web pages may call. None unless the operator names their origins."""
+"""CORS: the origins whose web pages may call; none unless the operator names them."""
 
 from collections.abc import Iterable
 
@@ -28,7 +28,7 @@ class Cors:
         )
 
     def allows(self, origin: str) -> bool:
-        """Tell whether pages of an origin may call."""
+        """Return whether pages of an origin may call."""
         origins = self._origins
         if not origins:
             return False
@@ -37,7 +37,7 @@ class Cors:
         return origin.partition("://")[0] in self._schemes
 
     def headers_for(self, origin: str | None) -> dict[str, str]:
-        """Give the headers that let ``origin`` read an answer; none for one that may not."""
+        """Return the headers that let pages of ``origin`` read a response; none for an origin that may not."""
         if not self._origins or origin is None:
             return {}
         if "*" in self._origins:
@@ -54,7 +54,7 @@ class Cors:
         return {"Vary": "Origin"}
 
     def preflight(self, request: web.Request) -> web.Response | None:
-        """Answer a browser's question before it calls; None if this is no such question from an allowed origin."""
+        """Return the response to a preflight of an allowed origin, None for any other request."""
         if request.method != "OPTIONS" or "Access-Control-Request-Method" not in request.headers:
             return None
         if "Access-Control-Allow-Origin" not in self.headers_for(request.headers.get("Origin")):

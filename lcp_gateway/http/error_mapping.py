@@ -90,7 +90,7 @@ def _refusal(error: Refused) -> _Refusal:
     for kind in type(error).__mro__:
         if found := _REFUSALS.get(kind):
             return found(error)
-    # A quote that is not what it says it is. Another try may find an honest peer, or the same one.
+    # A quote that does not match its own terms. Another try may find an honest peer, or the same one.
     return 502, "quote_mismatch", False, {}
 
 
@@ -169,7 +169,7 @@ _CODES_OF_GRPC = {
 
 
 def of_routing(error: RoutingError) -> ApiError:
-    """No provider for a task."""
+    """Return the error for a task without a provider."""
     if isinstance(error, ModelNotFound):
         return ApiError(
             404,
@@ -191,7 +191,7 @@ def of_routing(error: RoutingError) -> ApiError:
 
 
 def map_error(error: Exception) -> ApiError | None:
-    """Give the answer for whatever came of an order, or None for what nobody foresaw."""
+    """Return the error for a failure of an order, or None for an unexpected one."""
     match error:
         case RoutingError():
             return of_routing(error)
@@ -211,7 +211,7 @@ def map_error(error: Exception) -> ApiError | None:
 
 
 def map_purchase_error(error: PurchaseError) -> ApiError:
-    """A purchase that did not come to its end."""
+    """Return the error for a purchase that failed."""
     match error:
         case UpstreamError():
             return _of_quote_failure(error)
@@ -231,7 +231,7 @@ def map_purchase_error(error: PurchaseError) -> ApiError:
             return _of(error, 404, "quote_not_found", reason="quote_unknown")
         case Interrupted():
             status = 504 if error.code == InterruptReason.TIMED_OUT.value else 503
-            # What was cancelled is not wanted any more: a client that tried again by itself would buy it after all.
+            # A cancelled request is not wanted any more: a client that tried again by itself would buy it after all.
             is_worth_it = (
                 error.verdict is Verdict.NONE and error.code != InterruptReason.CANCELLED.value
             )
@@ -269,7 +269,7 @@ def _of_quote_failure(error: UpstreamError) -> ApiError:
 
 
 def _no_provider_reached(error: UpstreamError | PaymentFailed) -> ApiError:
-    """Every candidate was tried, and the last could not even be reached: the same as no provider at all."""
+    """Return the error where every candidate failed and the last could not be reached: the same as no provider at all."""
     return ApiError(
         503,
         f"no provider can be reached: {error.message}; nothing was paid",
@@ -297,7 +297,7 @@ def _of_payment_failure(error: PaymentFailed) -> ApiError:
         STATUS_OF_GRPC.get(error.status, 500),
         _sentence(error, row),
         code=code,
-        # Whatever may have been paid is never tried again.
+        # A request that may have been paid is never tried again.
         retry=error.verdict is Verdict.NONE and worth_a_retry,
         verdict=error.verdict,
         quote=error.quote,
@@ -306,11 +306,11 @@ def _of_payment_failure(error: PaymentFailed) -> ApiError:
 
 
 def _sentence(error: PaymentFailed, row: EvidenceRow | None) -> str:
-    """Say what happened to the payment; the daemon's own text, which holds addresses, is for its log."""
+    """Return the message about the payment; the daemon's own text, which holds addresses, is for its log."""
     if error.verdict is Verdict.UNKNOWN:
         return (
-            f"the call that pays ended ({error.status}) without telling whether it paid; "
-            "it counts as spent until lnd tells"
+            f"the call that pays ended ({error.status}), and whether it paid is not known; "
+            "the price counts as spent until lnd shows the payment's state"
         )
     if row is None:
         return error.message
@@ -327,7 +327,7 @@ def _sentence(error: PaymentFailed, row: EvidenceRow | None) -> str:
 
 
 def _is_below_min_htlc(error: PaymentFailed, row: EvidenceRow) -> bool:
-    """Return whether the payment was too small for a channel of default policy, which the next one would be too."""
+    """Return whether the payment was too small for a channel of default policy, as the next one would be."""
     return row.name == "no_route" and _price_msat(error) < MIN_HTLC_MSAT
 
 
@@ -336,7 +336,7 @@ def _price_msat(error: PaymentFailed) -> int:
 
 
 def _of_node_failure(error: PaymentFailed) -> ApiError:
-    """A node that did not do it: its own word for the error, where it gave one."""
+    """Return the error of a node that failed, with the node's own code where it sent one."""
     if error.is_away and error.verdict is Verdict.NONE:
         return _no_provider_reached(error)
     answer = ApiError(

@@ -1,4 +1,4 @@
-"""What the span of a request says, by the semantic conventions for HTTP servers and generative AI. Never what was said."""
+"""The attributes of a request's span, by the semantic conventions for HTTP servers and generative AI; never a prompt."""
 
 from collections.abc import Mapping
 
@@ -16,11 +16,11 @@ from lcp_gateway.purchase.tracing import (
 )
 
 NOT_TRACED = frozenset({"/healthz", "/readyz", "/metrics"})
-"""Routes that are asked every few seconds by machines."""
+"""Routes that monitoring calls every few seconds."""
 
-# Other words for a method are the client's own.
+# Other methods are the client's own text.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"})  # fmt: skip
-# By what the log calls them; a response is a chat to the conventions.
+# By the names in the access log; to the conventions a response is a chat.
 _OPERATIONS: Mapping[str, str] = {
     "chat completion": "chat",
     "response": "chat",
@@ -32,7 +32,7 @@ _SERVER_ERROR = 500
 
 
 def finish(span: RequestSpan, request: web.Request, context: RequestContext, status: int) -> None:
-    """Say on a request's span how it ended; ``status`` is 499 where the client went away before its answer."""
+    """Record the end of a request on its span; ``status`` is 499 where the client left before its response."""
     if not span.trace_id:
         return
     span.name(_name(request, context))
@@ -46,7 +46,7 @@ def finish(span: RequestSpan, request: web.Request, context: RequestContext, sta
     if status == _CLIENT_LEFT:
         span.failed("cancelled")
     elif status >= _SERVER_ERROR or context.result_bytes or context.verdict is not Verdict.NONE:
-        # Ours or a provider's; what the client got wrong is no error of the server's.
+        # An error of this gateway or a provider; a client's own mistake is no error of the server.
         span.failed(_error_type(context))
     else:
         span.note(_refusal_facts, context)
@@ -78,7 +78,7 @@ def _http_facts(request: web.Request, context: RequestContext, status: int) -> F
         facts["http.route"] = context.endpoint
     if status != _CLIENT_LEFT:
         facts["http.response.status_code"] = status
-    # Where it was taken in, and not the header Host, which is whatever the client says.
+    # The address listened on, and not the header Host, which is the client's text.
     name = request.transport.get_extra_info("sockname") if request.transport else None
     if isinstance(name, tuple):
         facts["server.address"], facts["server.port"] = str(name[0]), int(name[1])
@@ -107,7 +107,7 @@ def _refusal_facts(context: RequestContext) -> Facts:
 
 def _error_type(context: RequestContext) -> str:
     error = context.answer.error if context.answer is not None else None
-    # The problem is a word of the gateway's own, unless a provider failed: then it may be one of the provider's.
+    # The problem is one of the gateway's own words, unless a provider failed: then it may be the provider's text.
     if isinstance(error, PaymentFailed | UpstreamError):
         return error_type(error)
     return context.problem

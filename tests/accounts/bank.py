@@ -55,7 +55,7 @@ class StandInInvoiceService:
 
     async def create(self, amount_msat: int, memo: str, expiry_s: int) -> Invoice:
         self._call("create")
-        number = len(self.invoices)
+        number = len(self.made)
         preimage = hashlib.sha256(b"preimage %d" % number).digest()
         made = Invoice(
             f"lnbcrt1test{number}",

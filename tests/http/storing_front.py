@@ -236,8 +236,8 @@ async def storing_front(
     background = BackgroundResponses(
         service=w.service,
         store=store,
-        keeper=keeper,
-        book=book,
+        recorder=keeper,
+        repository=book,
         is_ending=lambda: jobs.draining,
         on_change=metrics.background_jobs,
         log=log,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
@@ -50,7 +51,6 @@ from lcp_gateway.http.authentication import (
     ANONYMOUS,
     AccountAuthenticator,
     Authenticator,
-    L402Authenticator,
     OpenAuthenticator,
     StaticKeyAuthenticator,
     StaticKeys,
@@ -69,6 +69,9 @@ from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.routing.model_registry import ModelRegistry
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from lcp_gateway.http.gateway.l402 import L402Routes
 
 _SECRET_BYTES = 32
 
@@ -426,7 +429,7 @@ def _l402_authenticator(
     wallet: Wallet,
     limits: AddressLimits,
     api_limits: ApiLimits,
-) -> L402Authenticator:
+) -> "L402Routes":
     from lcp_gateway.accounts.l402 import Issuer  # noqa: PLC0415 - few gateways sell like this
     from lcp_gateway.http.gateway.l402 import L402Routes  # noqa: PLC0415 - as above
 

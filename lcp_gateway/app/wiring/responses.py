@@ -70,8 +70,8 @@ def open_stored_state(
     background = BackgroundResponses(
         service=service,
         store=store,
-        keeper=recorder,
-        book=BackgroundRows(ledgers.database) if ledgers.database is not None else None,
+        recorder=recorder,
+        repository=BackgroundRows(ledgers.database) if ledgers.database is not None else None,
         is_ending=lambda: jobs.draining,
         on_change=metrics.background_jobs,
         place=lambda owner: api_limits.place(ApiCaller(Group.CUSTOMERS, owner)),

@@ -1,7 +1,7 @@
-"""How many requests may ask the gateway's database at one time: of one caller, and of all callers of its group.
+"""Limits of the requests that use the database at one time: of one caller, and of all callers of its group.
 
 For /api, receipts, L402 and jobs that ran elsewhere; purchases have limits of their own. Requests above the limit wait for a
-moment, and are then answered 429, so that a flood of one caller takes no connection to the database from the others.
+moment, and are then refused with 429, so that a flood of one caller takes no database connection from the others.
 """
 
 import asyncio
@@ -22,17 +22,17 @@ from lcp_gateway.http.server.proxies import read_address
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# For each that may run, so many may wait.
+# Requests that may wait for each one that may run.
 _WAITING_EACH: Final = 16
 _WAIT_S: Final = 2.0
-# Customers' reads are of a page at most: one that takes longer waits for a database that does not answer.
+# A customer reads a page at most: a read that takes longer waits for a database that does not answer.
 _READ_S: Final = 5.0
-# An address of IPv6 is one of very many that its holder has.
+# The holder of an IPv6 address has very many of them.
 _NETWORK_BITS: Final = 64
 
 
 class Group(StrEnum):
-    """Callers that share a limit. No group can keep another out."""
+    """Callers that share a limit; no group can block another."""
 
     OPERATOR = "operator"
     CUSTOMERS = "customers"
@@ -77,7 +77,7 @@ class _Waiting:
 
 
 class ApiLimits:
-    """Lets ``per_caller`` requests of one caller run at one time, and ``in_all`` of a group; some more wait, the rest is refused."""
+    """Runs ``per_caller`` requests of one caller at one time, and ``in_all`` of a group; some more wait, the rest is refused."""
 
     def __init__(self, per_caller: int, in_all: int, *, wait_s: float = _WAIT_S) -> None:
         self._wait_s = wait_s
@@ -88,16 +88,16 @@ class ApiLimits:
         self.use(per_caller, in_all)
 
     def use(self, per_caller: int, in_all: int) -> None:
-        """Go by other limits from now on."""
+        """Change the limits."""
         self._per_caller = per_caller
         self._in_all = max(per_caller, in_all)
 
     @asynccontextmanager
     async def place(self, caller: ApiCaller) -> AsyncIterator[None]:
-        """Hold a place for the block, having waited for it for a moment at most.
+        """Hold a place for the block; wait for it for a moment.
 
         Raises:
-            ApiError: 429, there is none.
+            ApiError: 429, no place became free.
         """
         if self._is_free(caller):
             self._take(caller)
@@ -114,7 +114,7 @@ class ApiLimits:
         async def run(request: web.Request) -> web.StreamResponse:
             caller = caller_of(request[CONTEXT].caller, request.remote)
             async with self.place(caller):
-                # What writes, and what an operator asks of all the books, takes as long as it takes.
+                # Writes, and the operator's reads of all accounts, have no time limit.
                 if request.method != "GET" or caller.group is Group.OPERATOR:
                     return await handler(request)
                 try:
@@ -150,7 +150,7 @@ class ApiLimits:
                 await waiting.turn
         except BaseException as error:
             if waiting.turn.done() and not waiting.turn.cancelled():
-                # Its turn came in the very moment in which it left.
+                # Its turn came at the moment in which it left.
                 self._leave(caller)
             else:
                 queue.remove(waiting)
@@ -163,7 +163,7 @@ class ApiLimits:
         self._running_in[caller.group] -= 1
         self._running[caller] -= 1
         if not self._running[caller]:
-            # Callers are many: only those that ask now are kept.
+            # Callers are many: only those with a request now are kept.
             del self._running[caller]
         self._call_next(caller.group)
 

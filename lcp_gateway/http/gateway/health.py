@@ -1,4 +1,4 @@
-"""GET /healthz, /readyz and /metrics."""
+"""GET /healthz, /readyz and /metrics: alive, able to serve, and the metrics."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
@@ -34,16 +34,16 @@ class CatalogSource(Protocol):
         ...
 
     async def refresh_if_stale(self) -> Catalog:
-        """Give a fresh snapshot, or the last one if none can be had."""
+        """Return a fresh snapshot, or the last one if none can be had."""
         ...
 
 
 class NodeState(Protocol):
-    """How a virtual node stands."""
+    """The state of a virtual node."""
 
     @property
     def up(self) -> bool:
-        """Tell whether it answers."""
+        """Whether it answers."""
         ...
 
     @property
@@ -53,7 +53,7 @@ class NodeState(Protocol):
 
 
 class HealthRoutes:
-    """Serves what monitoring asks."""
+    """Serves monitoring."""
 
     def __init__(
         self,
@@ -68,12 +68,11 @@ class HealthRoutes:
         tasks: Callable[[], Mapping[str, object]] = dict,
         lnd_report: Callable[[], Mapping[str, object]] | None = None,
     ) -> None:
-        """A snapshot of the peers older than ``stale_s`` is no longer believed.
+        """A snapshot of the peers older than ``stale_s`` is stale.
 
-        ``daemon_problem`` says why the daemon cannot be used, ``nodes`` how each virtual node stands.
-
-        ``other_reasons`` gives what else keeps the gateway from buying now, in words. ``lnd_report`` says how lnd is, where
-        there is one, and ``tasks`` how each background task is.
+        ``daemon_problem`` returns why the daemon cannot be used, ``nodes`` the state of each virtual node, ``other_reasons``
+        further reasons why the gateway cannot buy now, ``tasks`` the state of each background task, ``lnd_report`` that of
+        lnd, where one is configured.
         """
         self._tasks = tasks
         self._other_reasons = other_reasons
@@ -122,7 +121,7 @@ class HealthRoutes:
                 name: {"up": node.up, "models": node.models} for name, node in nodes.items()
             }
         if self._lnd_report is not None:
-            # Told, and no reason of its own: the daemon may pay through another node, or before lnd has caught up.
+            # Reported, and no reason of its own: the daemon may pay through another node, or before lnd has caught up.
             report["lnd"] = self._lnd_report()
         if not request[CONTEXT].may_read_details:
             report = {"status": report["status"]}
@@ -134,7 +133,7 @@ class HealthRoutes:
         )
 
     def refused(self, error: ApiError) -> web.Response:
-        """Give the answer that refuses a request for the metrics, and count it."""
+        """Return the response that refuses a request for the metrics, and count it."""
         self._metrics.refusal(error.reason)
         return error.response()
 

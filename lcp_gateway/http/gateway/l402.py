@@ -1,4 +1,4 @@
-"""L402: whoever has no key pays at the door, and comes back with the proof."""
+"""L402: a client without a key pays an invoice, and authenticates with the proof of payment."""
 
 import math
 from collections.abc import Callable
@@ -22,11 +22,11 @@ from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.gateway.api_limits import ApiLimits, account, stranger
 
-# Unpaid invoices of strangers that the books follow. Past it the oldest gives way: it can still be paid, and is credited.
+# Unpaid invoices of L402 that are watched. Above it the oldest is no longer watched: it can still be paid, and is credited.
 _MOST_OPEN = 1_000
 # A client pays at once or asks again; a shorter life than that of a customer's top-up keeps lnd's list short.
 _INVOICE_EXPIRY_S = 900
-# What lnd and the database can bear of strangers from many networks together.
+# The rate that lnd and the database can bear from clients of many networks together.
 _MOST_A_MINUTE_IN_ALL = 1_200
 _IN_ALL = "all"
 
@@ -36,7 +36,7 @@ def _utc_now() -> datetime:
 
 
 class L402Routes:
-    """Asks for a payment, and lets in who has paid. What is paid becomes the balance of an account of its own."""
+    """Asks for a payment, and admits the client that paid; the amount becomes the balance of a new account."""
 
     def __init__(
         self,
@@ -68,9 +68,9 @@ class L402Routes:
         self._now = now
 
     async def challenge(self, request: web.BaseRequest) -> ApiError:
-        """Give the answer that asks to be paid: 402 with an invoice, and the macaroon that it will make good.
+        """Return the 402 with an invoice, and with the macaroon that its payment makes valid.
 
-        A stranger's flood counts against the stranger's address, and against nobody's rates.
+        A flood counts against the client's address only.
 
         Raises:
             ApiError: 403 for a web page of another origin, which could make its visitors ask.
@@ -114,7 +114,7 @@ class L402Routes:
         )
 
     async def admit(self, authorization: str) -> Caller | None:
-        """Tell whose token it is, or None where it proves nothing: replayed for another, changed, expired, or unpaid."""
+        """Return the caller of a token; None for one that is changed, expired, unpaid, or another payment's."""
         try:
             credentials = parse_authorization(authorization)
             if credentials is None:
@@ -122,17 +122,17 @@ class L402Routes:
             token = self._issuer.verify(credentials.macaroon, credentials.preimage, self._now())
         except L402Error:
             return None
-        # Only a token that the gateway made, with the proof of its payment, comes so far.
+        # Only a token of this gateway with the proof of its payment gets here.
         async with self._api_limits.place(account(token.account_id)):
             return await self._holder(token)
 
     async def _holder(self, token: L402Token) -> Caller | None:
-        # Asked each time, so that a token ends with its account, on all gateways.
+        # Read each time, so that a token ends with its account, on all gateways.
         topup = await self._topups.of_living_account(token.payment_hash)
         if topup is None or topup.account_id != token.account_id:
             return None
         if topup.state is not TopupState.SETTLED:
-            # Paid a moment ago: the preimage says so, the node only has to be asked.
+            # Paid a moment ago: the preimage proves it, and lnd has to be asked.
             try:
                 topup = await self._wallet.look_up(topup)
             except (InvoiceServiceUnavailable, TopupsDisabled):

@@ -1,4 +1,4 @@
-"""GET /v1/receipts/{job_id}: what was bought, in a form that anyone can check."""
+"""GET /v1/receipts/{job_id}: a purchase in a form that anyone can check."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -10,7 +10,7 @@ from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.errors import ApiError
 
 ReceiptSource = Callable[[bytes, str], Awaitable[Mapping[str, object] | None]]
-"""Gives the receipt of a job (32 bytes) that this credential bought, or None."""
+"""Returns the receipt of a job (32 bytes) that this credential bought, or None."""
 
 _JOB_ID = re.compile(r"[0-9a-f]{64}")
 

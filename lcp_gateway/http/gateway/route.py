@@ -1,4 +1,4 @@
-"""POST /api/models/route: which models suit, ranked, with the reasons. Spends nothing."""
+"""POST /api/models/route: the models that fit a query, ranked, with the reasons. Spends nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,7 +10,7 @@ from lcp_gateway.routing.route_query import BadQuery, RouteQuery, read_query
 
 
 class RankingRoutes:
-    """Serves questions to the router."""
+    """Serves queries to the router."""
 
     def __init__(
         self,
@@ -19,7 +19,7 @@ class RankingRoutes:
         read_timeout_s: float,
         why_nothing: Callable[[RouteQuery], Sequence[str]] = lambda _query: (),
     ) -> None:
-        """``why_nothing`` gives the reasons in words where no model suits a query."""
+        """``why_nothing`` returns the reasons where no model fits a query."""
         self._answer = answer
         self._why_nothing = why_nothing
         self._read_timeout_s = read_timeout_s
@@ -32,7 +32,7 @@ class RankingRoutes:
         except BadQuery as error:
             raise bad_request(error.message, error.param, error.code) from None
         found = self._answer(query)
-        told: dict[str, object] = {"object": "list", "data": found}
+        document_out: dict[str, object] = {"object": "list", "data": found}
         if not found and (reasons := self._why_nothing(query)):
-            told["reasons"] = reasons
-        return json_response(told)
+            document_out["reasons"] = reasons
+        return json_response(document_out)

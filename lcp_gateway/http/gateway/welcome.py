@@ -1,4 +1,4 @@
-"""GET / and /v1: what this is, for people who open the address and clients that ask there."""
+"""GET / and /v1: a short description for people who open the address in a browser, and for clients."""
 
 from html import escape
 
@@ -33,14 +33,14 @@ _ABOUT = "This gateway takes OpenAI requests and buys the answers from compute p
 
 
 class WelcomeRoutes:
-    """Serves the welcome: it needs no key and tells nothing that a stranger may not know."""
+    """Serves the description; it needs no key and holds nothing confidential."""
 
     def __init__(self, *, asks_for_key: bool) -> None:
         self._key = "one of this gateway's keys" if asks_for_key else "any, none is asked for"
 
     async def get(self, request: web.Request) -> web.Response:
         """Serve GET / and GET /v1: a page for browsers, JSON for everything else."""
-        # A name that leads here by somebody else's doing is not repeated.
+        # A host name that another site made resolve to this address is not repeated.
         base_url = (
             f"{request.scheme}://{request.host}/v1" if request[CONTEXT].may_read_details else "/v1"
         )

@@ -44,7 +44,7 @@ class Admission:
         """Count a job of a key; the lease has to be given back.
 
         Raises:
-            TooManyJobs, LimitsAway: see ``ConcurrencyLimits.take``.
+            TooManyConcurrentJobs, LimitsUnavailable: see ``ConcurrencyLimits.take``.
         """
         take = self.jobs.take(caller if caller.key_id else None)
         return await (take if self.shielded is None else self.shielded.run(take, Lease.give_back))
@@ -53,7 +53,7 @@ class Admission:
         """Count a request against every rate that applies to it, by the size of its body.
 
         Raises:
-            RateLimited, LimitsAway: see ``RateLimits.check``.
+            RateLimited, LimitsUnavailable: see ``RateLimits.check``.
         """
         if self.rates is None:
             return Allowance()
@@ -259,7 +259,7 @@ class AdmissionTicket:
         """Count the request against its rates, and put what is left of them into the response's headers.
 
         Raises:
-            RateLimited, LimitsAway: see ``RateLimits.check``.
+            RateLimited, LimitsUnavailable: see ``RateLimits.check``.
         """
         self._allowance = await self._admission.count(self._context.caller, task)
         self._context.headers.update(self._allowance.headers)

@@ -1,4 +1,4 @@
-"""Responses that are worked on in the background: begun for a request that is answered at once, and found again by others."""
+"""Background responses: begun by a request that is answered at once, and fetched later by their id."""
 
 import asyncio
 import contextlib
@@ -35,40 +35,40 @@ from lcp_gateway.responses.recording import Recorder, RecordingPlan
 from lcp_gateway.responses.replay import opening_event
 from lcp_gateway.responses.store import ResponseStore
 
-# A decision comes with the journal's next commit, or once a database that is away has come back.
+# A decision comes with the journal's next commit, or once an unreachable database is back.
 _REFUND_S = 600.0
 
 
 def _anywhere(_owner: str) -> contextlib.AbstractAsyncContextManager[None]:
-    """No bound."""
+    """Return no limit."""
     return contextlib.nullcontext()
 
 
 class BackgroundResponses:
-    """The jobs of this process. What they come to goes into the store, under the id that was given for it."""
+    """The jobs of this process; their results go into the store, under the id that the client was given."""
 
     def __init__(
         self,
         *,
         service: PurchaseService,
         store: ResponseStore[Item],
-        keeper: Recorder,
-        book: BackgroundRepository | None,
+        recorder: Recorder,
+        repository: BackgroundRepository | None,
         is_ending: Callable[[], bool],
         on_change: Callable[[int, str], None],
         log: FilteringBoundLogger,
         place: Callable[[str], contextlib.AbstractAsyncContextManager[None]] = _anywhere,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Without a ``book`` a restart forgets what ran. ``on_change`` hears how many run, and the status of one that ended.
+        """Without a ``repository`` a restart forgets running jobs. ``on_change`` gets their number, and the status of one that ended.
 
-        ``place`` bounds how often an owner has the book read at one time.
+        ``place`` limits how many reads of the repository an owner has at one time.
         """
         self._place = place
         self._service = service
         self._store = store
-        self._keeper = keeper
-        self._book = book
+        self._recorder = recorder
+        self._repository = repository
         self._is_ending = is_ending
         self._on_change = on_change
         self._log = log
@@ -78,11 +78,11 @@ class BackgroundResponses:
 
     @staticmethod
     def of(answer: ResultBuffer) -> BackgroundJob | None:
-        """Give the job that an answer belongs to, also after its end."""
+        """Return the job that an answer belongs to, also after its end."""
         return answer.retained_for if isinstance(answer.retained_for, BackgroundJob) else None
 
     def repeated(self, order: Order, repeat: RepeatKeys) -> BackgroundJob | None:
-        """Give the job that a request asks for again; its result may be stored though its bytes are no longer held.
+        """Return the job that a request repeats; its result may be stored though its bytes are no longer held.
 
         Raises:
             KeyReused, ResultLost: as ``PurchaseService.find``.
@@ -97,7 +97,7 @@ class BackgroundResponses:
         return None if answer is None else self.of(answer)
 
     def find(self, owner: str, response_id: str) -> BackgroundJob | None:
-        """Give a job of a credential that runs here."""
+        """Return a running job of a credential."""
         return self._running.get((owner, response_id))
 
     async def begin(
@@ -109,20 +109,20 @@ class BackgroundResponses:
         repeat: RepeatKeys,
         quote_name: str | None,
     ) -> BackgroundJob:
-        """Begin to buy; gives the job, or the one that the request repeats.
+        """Begin to buy; return the job, or the one that the request repeats.
 
         Raises:
-            Exception: as ``PurchaseService.find`` and ``start``, and JournalUnavailable where it cannot be written down.
+            Exception: as ``PurchaseService.find`` and ``start``, and JournalUnavailable where the job cannot be written.
         """
         response_id, now = ids.new_background_id(), self._now()
-        # Read before anything is bought: from then on nothing may fail.
+        # Read before anything is bought: later nothing may fail.
         shown, inputs = echoed_fields(request), plan.inputs()
         try:
             if quote_name is not None:
                 await self._service.check_quote(order, quote_name)
-            if self._book is not None:
-                await self._note(self._book, response_id, order, repeat, now)
-            # Looked up again: the same request may have come while this one was written down.
+            if self._repository is not None:
+                await self._record(self._repository, response_id, order, repeat, now)
+            # Looked up again: the same request may have come while this one was written.
             answer = self._service.find(order, repeat)
             if answer is not None and (earlier := self.of(answer)) is not None:
                 self._forget_soon(response_id)
@@ -131,7 +131,7 @@ class BackgroundResponses:
                 named = replace(order, request_id=response_id)
                 answer = self._service.start(named, repeat, quote_name)
         except BaseException:
-            # Also where the client went away while it was written: nobody knows of this job.
+            # Also where the client left while it was written: it does not know the id.
             self._forget_soon(response_id)
             raise
         job = BackgroundJob(
@@ -157,23 +157,23 @@ class BackgroundResponses:
         self._on_change(len(self._running), "")
         return job
 
-    async def _note(
+    async def _record(
         self,
-        book: BackgroundRepository,
+        repository: BackgroundRepository,
         response_id: str,
         order: Order,
         repeat: RepeatKeys,
         now: datetime,
     ) -> None:
-        """Write a job down, unless its request was bought before by another process or before a restart.
+        """Write a job to the database, unless another process, or this one before a restart, bought its request.
 
         Raises:
-            KeyReused, ResultLost: it was, or another request was under the same key.
+            KeyReused, ResultLost: the request, or another with the same key, was bought before.
             JournalUnavailable: it cannot be written.
         """
         identity = self._service.identity(order, repeat)
         try:
-            await book.record(
+            await repository.record(
                 response_id, key_id=order.key_id, model=order.task.model, at=now, repeat=identity
             )
         except RequestRepeated as repeated:
@@ -181,7 +181,7 @@ class BackgroundResponses:
 
     @contextlib.contextmanager
     def reading(self, job: BackgroundJob) -> Iterator[None]:
-        """Say for the block that somebody reads a job's answer as it comes, so that it goes on however large it is."""
+        """Count a reader of a job's answer for the block, so that the answer may be larger than what can be stored."""
         self._service.joined(job.answer)
         try:
             yield
@@ -189,18 +189,18 @@ class BackgroundResponses:
             self._service.left(job.answer)
 
     def attend(self, job: BackgroundJob, release: Awaitable[None]) -> "asyncio.Task[None]":
-        """Give a task that lasts as long as a job; ``release`` is awaited at its end."""
+        """Return a task that lasts as long as a job, and awaits ``release`` at its end."""
         job.attended = True
         return self._keep_task(asyncio.create_task(_attend(job.answer, release)))
 
     async def cancel(self, job: BackgroundJob) -> None:
-        """End a job as its client wishes, and wait until it has ended."""
+        """Cancel a job for its client, and wait until it has ended."""
         job.cancelled = True
         self._service.interrupt(job.answer, InterruptReason.CANCELLED)
         await ended(job.answer)
 
     def item(self, job: BackgroundJob) -> Item:
-        """Give what is stored of a job that has ended.
+        """Return the stored item of a job that has ended.
 
         Raises:
             ResultLost: it was bought, and is no longer stored.
@@ -213,7 +213,7 @@ class BackgroundResponses:
         return _item_of(job, *self.shown(job))
 
     def given(self, job: BackgroundJob) -> tuple[bytes, Mapping[str, str]]:
-        """Give the response object of a job as it stands, with its result if that has come, and its headers.
+        """Return the response object of a job, with its result if that has come, and its headers.
 
         Raises:
             ResultLost: as in ``item``.
@@ -224,7 +224,7 @@ class BackgroundResponses:
         return item.document(), item.headers
 
     def shown(self, job: BackgroundJob) -> tuple[bytes, Mapping[str, str]]:
-        """Give the response object of a job that has no result, and the headers that go with it."""
+        """Return the response object of a job without a result, and its headers."""
         answer = job.answer
         if job.status not in {ResponseStatus.FAILED, ResponseStatus.CANCELLED}:
             return job.document(), headers_of(answer)
@@ -233,26 +233,26 @@ class BackgroundResponses:
         money = error.pop("lcp", None) or {"payment": failure.verdict.value}
         assert isinstance(money, dict)  # noqa: S101 - as ``as_object`` writes it
         money.update(charge_details(answer.purchase))
-        # Whoever cancelled it knows why there is nothing.
-        said = None if job.status is ResponseStatus.CANCELLED else error
-        return job.document(error=said, money=money), headers_of(answer)
+        # The client that cancelled it knows why there is no result.
+        shown_error = None if job.status is ResponseStatus.CANCELLED else error
+        return job.document(error=shown_error, money=money), headers_of(answer)
 
     async def left(self, owner: str, response_id: str) -> tuple[bytes, Mapping[str, str]] | None:
-        """Give what can be said of a job that this process does not run; None where there is none of this id.
+        """Return the response object and headers of a job that this process does not run; None for an unknown id.
 
         Raises:
             Exception: the journal cannot be read.
         """
-        if self._book is None or not response_id.startswith(ids.BACKGROUND_PREFIX):
+        if self._repository is None or not response_id.startswith(ids.BACKGROUND_PREFIX):
             return None
         async with self._place(owner):
-            left = await self._book.find(response_id, owner)
+            left = await self._repository.find(response_id, owner)
         if left is None:
             return None
         lost = {
             "code": "server_error",
-            "message": "the gateway ended while it worked on this, lost sight of its payment, or could not keep what came; "
-            "its answer is lost",
+            "message": "the gateway stopped during this request, cannot tell the state of its payment, or could not store its result; "
+            "the result is lost",
         }
         shown = response_object(
             response_id,
@@ -267,22 +267,22 @@ class BackgroundResponses:
         return dump_json(shown), headers
 
     async def learnt(self, owner: str, item: Item) -> tuple[bytes, Mapping[str, str]] | None:
-        """Return what the journal says of a job whose payment was unknown when it ended; None where that is nothing new."""
+        """Return the journal's state of a job whose payment was unknown when it ended; None while it still is."""
         if not item.background or item.headers.get(PAYMENT_HEADER) != Verdict.UNKNOWN.value:
             return None
         try:
             left = await self.left(owner, item.id)
-        except Exception as error:  # noqa: BLE001 - that it is not known stands until the journal can be read
+        except Exception as error:  # noqa: BLE001 - the payment stays unknown until the journal can be read
             self._log.info("a payment cannot be looked up", error=type(error).__name__)
             return None
         is_new = left is not None and left[1][PAYMENT_HEADER] != Verdict.UNKNOWN.value
         return left if is_new else None
 
     async def forget(self, owner: str, response_id: str) -> bool:
-        """Forget a job that was left behind; tells whether there was one."""
-        if await self.left(owner, response_id) is None or self._book is None:
+        """Forget a job that this process does not run; return whether there was one."""
+        if await self.left(owner, response_id) is None or self._repository is None:
             return False
-        await self._book.forget(response_id)
+        await self._repository.forget(response_id)
         return True
 
     def _ended(self, job: BackgroundJob, plan: RecordingPlan) -> None:
@@ -307,40 +307,40 @@ class BackgroundResponses:
         )
         is_known = answer.verdict is not Verdict.UNKNOWN
         if is_stored and is_known and not self._is_ending():
-            # What a gateway that ends leaves behind is for whoever asks the next one; so is what it could not keep. By
-            # its row the journal tells what becomes of an unknown payment.
+            # The rows of a gateway that shuts down, of results that could not be stored and of unknown payments stay:
+            # from them a later gateway answers the client.
             self._forget_soon(job.id)
 
     async def _tell_refund(self, job: BackgroundJob, purchase: Purchase) -> None:
-        """Store a job that failed once more when it is known what became of its charge, unless it was deleted meanwhile."""
+        """Store a failed job again once its refund is decided, unless it was deleted meanwhile."""
         await purchase.wait_for_refund(_REFUND_S)
         if self._store.get(job.owner, ItemKind.RESPONSE, job.id) is not None:
             self._store.put(job.owner, _item_of(job, *self.shown(job)))
         job.let_go()
 
     def _store_result(self, job: BackgroundJob, plan: RecordingPlan) -> bool:
-        item = self._keeper.item(job.answer, plan)
+        item = self._recorder.item(job.answer, plan)
         if item is None:
             return False
         try:
             document = item.document()
         except ValueError:
-            # It is told at once, and not to whoever asks for it later.
+            # The job fails at once, and not at the next GET.
             return False
         if not item.stream and (object_or_none(document) or {}).get("status") not in FINAL_STATUSES:
-            # Whoever polls it would go on for ever.
+            # A client that polls it would go on for ever.
             changes = {**item.changes, "status": ResponseStatus.COMPLETED.value}
             item = replace(item, changes=changes)
         return self._store.put(job.owner, item)
 
     def _forget_soon(self, response_id: str) -> None:
-        if self._book is not None:
-            self._keep_task(asyncio.create_task(self._forget_row(self._book, response_id)))
+        if self._repository is not None:
+            self._keep_task(asyncio.create_task(self._forget_row(self._repository, response_id)))
 
-    async def _forget_row(self, book: BackgroundRepository, response_id: str) -> None:
+    async def _forget_row(self, repository: BackgroundRepository, response_id: str) -> None:
         try:
-            await book.forget(response_id)
-        except Exception as error:  # noqa: BLE001 - a row too many does no harm, and is cleared away in time
+            await repository.forget(response_id)
+        except Exception as error:  # noqa: BLE001 - a row too many does no harm, and is deleted in time
             self._log.info("a background job cannot be forgotten", error=type(error).__name__)
 
     def _keep_task(self, task: "asyncio.Task[None]") -> "asyncio.Task[None]":
@@ -351,7 +351,7 @@ class BackgroundResponses:
     def _task_ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # No caller waits for it: it must not be lost.
+            # Logged here: no caller awaits the task.
             self._log.error("work for a background job failed", exc_info=error)
 
 
@@ -370,7 +370,7 @@ async def _attend(answer: ResultBuffer, release: Awaitable[None]) -> None:
 
 
 def headers_of(answer: ResultBuffer) -> Mapping[str, str]:
-    """Give the headers that tell of the purchase so far."""
+    """Return the headers of the purchase so far."""
     purchase = answer.purchase
     if purchase is None:
         return {PAYMENT_HEADER: answer.verdict.value}
@@ -389,7 +389,7 @@ def _failure(job: BackgroundJob) -> ApiError:
 def _not_kept(answer: ResultBuffer) -> ApiError:
     return ApiError(
         502,
-        "the answer came, and is larger than what can be stored or has no form that can be shown",
+        "the result came, and is larger than the store allows or cannot be shown as a response",
         code="answer_not_stored",
         verdict=answer.verdict,
         quote=answer.purchase.quote if answer.purchase is not None else None,

@@ -1,4 +1,4 @@
-"""/v1/chat/completions as a list: what was stored, its metadata, its messages."""
+"""GET, POST and DELETE of stored chat completions: the list, one of them, its metadata, its messages."""
 
 from collections.abc import Mapping
 
@@ -22,7 +22,7 @@ _PREFIX, _SUFFIX = "metadata[", "]"
 
 
 class ChatRoutes:
-    """Serves what was stored with ``store: true``. Nobody learns whether an id exists that is another credential's."""
+    """Serves completions stored with ``store: true``; an id of another credential is as unknown as any other."""
 
     def __init__(self, store: ResponseStore[Item], *, read_timeout_s: float) -> None:
         self._store = store
@@ -41,7 +41,7 @@ class ChatRoutes:
             found = select_page(items, read_page(request.query, default_order="asc"))
         except InvalidPageQuery as error:
             raise bad_request(error.message, error.param, error.code) from None
-        # The documents go out as they are: only what is around them is written here.
+        # The documents go out as they are: only the list around them is written here.
         around = dump_json(
             {
                 "object": "list",
@@ -59,7 +59,7 @@ class ChatRoutes:
         return _json(_document(self._find(request)))
 
     async def update(self, request: web.Request) -> web.Response:
-        """Serve POST /v1/chat/completions/{completion_id}: other metadata, and nothing else can be changed."""
+        """Serve POST /v1/chat/completions/{completion_id}: only the metadata can be changed."""
         self._find(request)
         document = parse_object(await read_body(request, self._read_timeout_s))
         if "metadata" not in document:
@@ -82,7 +82,7 @@ class ChatRoutes:
         )
 
     async def messages(self, request: web.Request) -> web.Response:
-        """Serve GET /v1/chat/completions/{completion_id}/messages: what it was asked with."""
+        """Serve GET /v1/chat/completions/{completion_id}/messages: the messages of its request."""
         item = self._find(request)
         return page_response(
             request.query, join_segments(item.inputs), item.id, message_object, order="asc"

@@ -117,28 +117,28 @@ class CreateRoutes:
         task = parsed.task
         context.model, context.stream = task.model, task.stream
         context.request_bytes = len(task.body)
-        wishes = self._history.read(kind, parsed.document)
+        options = self._history.read(kind, parsed.document)
         order = self._admission.order(
             context.caller, task, request_id=context.request_id, limit_msat=headers.limit_msat
         )
         await ticket.count(task)
         if headers.route_only:
-            return json_response(self._explain(self._history.complete(order, wishes).order))
+            return json_response(self._explain(self._history.complete(order, options).order))
         if headers.quote_only:
-            held = await self._service.quote(self._history.complete(order, wishes).order)
+            held = await self._service.quote(self._history.complete(order, options).order)
             return quote_response(held, self._limits)
         if (undecided := self._service.find_undecided(order, headers.repeat)) is not None:
             await self._service.learn_outcome(undecided)
-        if wishes.background:
+        if options.background:
             return await self._in_background(
-                request, context, parsed.document, order, wishes, headers, ticket
+                request, context, parsed.document, order, options, headers, ticket
             )
         answer = self._find(order, headers.repeat)
         if answer is None and headers.quote_id is not None:
             await self._service.check_quote(order, headers.quote_id)
             answer = self._find(order, headers.repeat)
         if answer is None:
-            answer = self._start(context, order, wishes, headers)
+            answer = self._start(context, order, options, headers)
         else:
             self._record_joined(context, answer)
         return order, answer
@@ -151,13 +151,17 @@ class CreateRoutes:
             raise
 
     def _start(
-        self, context: RequestContext, order: Order, wishes: RequestOptions, headers: RequestHeaders
+        self,
+        context: RequestContext,
+        order: Order,
+        options: RequestOptions,
+        headers: RequestHeaders,
     ) -> ResultBuffer:
         """Begin to buy. Nothing is awaited after the answer was looked for: no other request has begun meanwhile."""
-        completed = self._history.complete(order, wishes)
+        completed = self._history.complete(order, options)
         context.request_bytes = len(completed.order.task.body)
         answer = self._service.start(completed.order, headers.repeat, headers.quote_id)
-        if plan := self._history.plan(order, completed, wishes):
+        if plan := self._history.plan(order, completed, options):
             self._history.keep(answer, plan)
         return answer
 
@@ -167,15 +171,15 @@ class CreateRoutes:
         context: RequestContext,
         document: Mapping[str, Any],
         order: Order,
-        wishes: RequestOptions,
+        options: RequestOptions,
         headers: RequestHeaders,
         ticket: AdmissionTicket,
     ) -> web.StreamResponse:
         job = self._background.repeated(order, headers.repeat)
         if job is None:
-            completed = self._history.complete(order, wishes)
+            completed = self._history.complete(order, options)
             context.request_bytes = len(completed.order.task.body)
-            plan = self._history.plan(order, completed, wishes)
+            plan = self._history.plan(order, completed, options)
             assert plan is not None  # noqa: S101 - background is refused where nothing is stored
             job = await self._background.begin(
                 completed.order, plan, document, repeat=headers.repeat, quote_name=headers.quote_id

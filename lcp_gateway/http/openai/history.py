@@ -21,25 +21,23 @@ from lcp_gateway.responses.request_options import InvalidOption, RequestOptions,
 from lcp_gateway.responses.store import ResponseStore
 
 Renderer = Callable[[Any, str, int], dict[str, Any]]
-"""Gives an item as it is shown, from what it is, what it belongs to, and its place there."""
-
-_PARTS = {"assistant": "output_text"}
+"""Returns an item in OpenAI's form, from the item, the id of its owner, and its place there."""
 
 
 def page_response(
-    query: Mapping[str, str], array: bytes, owner_id: str, shown: Renderer, *, order: str
+    query: Mapping[str, str], array: bytes, owner_id: str, render: Renderer, *, order: str
 ) -> web.Response:
-    """Give the page that a query asks for of the items of an array.
+    """Return a page of the items of a JSON array.
 
     Raises:
-        ApiError: 400 for a query that makes no sense, 502 for items that cannot be read.
+        ApiError: 400 for an invalid query, 502 for items that cannot be read.
     """
     try:
         items = parse_json(array)
     except ValueError:
         raise unreadable("input") from None
     assert isinstance(items, list)  # noqa: S101 - ``array`` is one
-    entries = [shown(item, owner_id, place) for place, item in enumerate(items)]
+    entries = [render(item, owner_id, place) for place, item in enumerate(items)]
     try:
         asked = read_page(query, default_order=order)
         found = select_page([(str(entry["id"]), entry) for entry in entries], asked)
@@ -52,26 +50,8 @@ def page_response(
     return web.Response(body=body, headers={"Content-Type": JSON})
 
 
-def input_item(item: Any, response_id: str, place: int) -> dict[str, Any]:
-    """Give an input item in the form that OpenAI lists it: with an id, and a message's text in parts."""
-    if not isinstance(item, dict):
-        return {"id": _made_up(response_id, place), "type": "unknown", "value": item}
-    shown = dict(item)
-    if "role" in item:
-        shown.setdefault("type", "message")
-        if isinstance(item.get("content"), str):
-            part = _PARTS.get(str(item["role"]), "input_text")
-            shown["content"] = [{"type": part, "text": item["content"]}]
-            if part == "output_text":
-                shown["content"][0]["annotations"] = []
-        shown.setdefault("status", "completed")
-    if not isinstance(item.get("id"), str):
-        shown["id"] = _made_up(response_id, place)
-    return shown
-
-
 def not_stored(store: ResponseStore[Item], what: str, word: str) -> ApiError:
-    """Nothing of this id, as far as this credential is concerned; ``word`` begins the names of parameter and code."""
+    """Return the error for an id that this credential has not; ``word`` begins the names of parameter and code."""
     why = "it was not stored, was deleted, or is too old"
     if store.limits.items_per_owner == 0:
         why = "this gateway stores nothing (max_stored_items is 0)"
@@ -85,14 +65,10 @@ def not_stored(store: ResponseStore[Item], what: str, word: str) -> ApiError:
 
 
 def unreadable(what: str) -> ApiError:
-    """What a provider sent and nobody can read."""
+    """Return the error for stored bytes of a provider that cannot be read."""
     return ApiError(
-        502, f"the stored {what} cannot be read: its provider sent no such thing", "unreadable"
+        502, f"the stored {what} cannot be read: its provider sent something else", "unreadable"
     )
-
-
-def _made_up(response_id: str, place: int) -> str:
-    return f"item_{response_id}_{place}"
 
 
 _PREVIOUS = "previous_response_id"
@@ -100,27 +76,27 @@ _PREVIOUS = "previous_response_id"
 
 @dataclass(frozen=True, slots=True)
 class CompletedOrder:
-    """An order as a provider gets it, and the turns before its input."""
+    """An order as a provider gets it, with the turns before its input."""
 
     order: Order
     earlier: tuple[bytes, ...] = field(default=(), repr=False)
 
 
 class History:
-    """Reads wishes, completes orders, and has answers kept."""
+    """Reads a request's options, puts earlier turns into its order, and has its result recorded."""
 
     def __init__(
         self,
         store: ResponseStore[Item],
-        keeper: Recorder,
+        recorder: Recorder,
         *,
         max_body_bytes: int,
         context_tokens: Callable[[str], int],
         estimate: Callable[[Mapping[str, Any]], int],
     ) -> None:
-        """``context_tokens`` gives how long a model's context is, 0 where nobody knows; ``estimate`` counts a request's tokens."""
+        """``context_tokens`` returns the length of a model's context, 0 if unknown; ``estimate`` counts a request's tokens."""
         self._store = store
-        self._keeper = keeper
+        self._recorder = recorder
         self._max_body_bytes = max_body_bytes
         self._context_tokens = context_tokens
         self._estimate = estimate
@@ -131,33 +107,33 @@ class History:
         return self._store.limits.items_per_owner > 0
 
     def read(self, kind: TaskKind, document: Mapping[str, Any]) -> RequestOptions:
-        """Read what a request asks for.
+        """Read the options of a request.
 
         Raises:
-            ApiError: 400, naming the field; 404 for what needs a store where there is none.
+            ApiError: 400, naming the field; 404 for an option that needs a store where nothing is stored.
         """
         try:
-            wishes = read_options(kind, document)
+            options = read_options(kind, document)
         except InvalidOption as error:
             raise bad_request(error.message, error.param, error.code) from None
         if not self.is_on:
-            if wishes.previous_response_id is not None:
+            if options.previous_response_id is not None:
                 raise _off(_PREVIOUS)
-            if wishes.background:
+            if options.background:
                 raise _off("background")
-        return wishes
+        return options
 
-    def complete(self, order: Order, wishes: RequestOptions) -> CompletedOrder:
-        """Put the earlier turns before an order's input, and take out what no provider knows.
+    def complete(self, order: Order, options: RequestOptions) -> CompletedOrder:
+        """Put the earlier turns before an order's input, and remove the fields that no provider knows.
 
         Raises:
-            ApiError: 404 for a response that is not there, 400 for a context that is too long; nothing was paid.
+            ApiError: 404 for a missing response, 400 for a context that is too long; nothing was paid.
         """
         earlier: tuple[bytes, ...] | None = None
-        if wishes.previous_response_id is not None:
-            earlier = self._earlier(order.key_id, wishes.previous_response_id)
+        if options.previous_response_id is not None:
+            earlier = self._earlier(order.key_id, options.previous_response_id)
         task = order.task
-        body = request_for_provider(task.body, earlier, without_background=wishes.background)
+        body = request_for_provider(task.body, earlier, without_background=options.background)
         if body is task.body:
             return CompletedOrder(order)
         if earlier is not None:
@@ -169,22 +145,22 @@ class History:
         """Put the earlier turns before the input of a request that buys nothing.
 
         Raises:
-            ApiError: 404 for a response that is not there.
+            ApiError: 404 for a missing response.
         """
         if not self.is_on:
             raise _off(_PREVIOUS)
         return request_for_provider(body, self._earlier(owner, previous))
 
     def keep(self, answer: ResultBuffer, plan: RecordingPlan) -> None:
-        """Have an answer kept when it has come."""
+        """Record an answer when it has come whole."""
         answer.given_id = plan.given_id
-        self._keeper.keep(answer, plan)
+        self._recorder.keep(answer, plan)
 
     def plan(
-        self, order: Order, completed: CompletedOrder, wishes: RequestOptions
+        self, order: Order, completed: CompletedOrder, options: RequestOptions
     ) -> RecordingPlan | None:
-        """Say what is to be kept of an order's answer; None for nothing. ``order`` is as the client sent it."""
-        if not (wishes.store and self.is_on):
+        """Return how an order's answer is recorded, None if it is not. ``order`` is as the client sent it."""
+        if not (options.store and self.is_on):
             return None
         return RecordingPlan(
             owner=order.key_id,
@@ -192,8 +168,8 @@ class History:
             model=order.task.model,
             body=order.task.body,
             earlier=completed.earlier,
-            given_id=_id_for(order.task.kind) if wishes.insists else "",
-            metadata=wishes.metadata,
+            given_id=_id_for(order.task.kind) if options.insists else "",
+            metadata=options.metadata,
         )
 
     def _earlier(self, owner: str, previous: str) -> tuple[bytes, ...]:
@@ -201,7 +177,7 @@ class History:
         if item is None:
             raise ApiError(
                 404,
-                "the previous response is not there: it was not stored, was deleted, or is too old; nothing was paid",
+                "the previous response is missing: it was not stored, was deleted, or is too old; nothing was paid",
                 code="previous_response_not_found",
                 param=_PREVIOUS,
                 reason="not_found",
@@ -210,7 +186,7 @@ class History:
             return item.context()
         except ValueError:
             raise bad_request(
-                "the previous response cannot be built on: what its provider sent cannot be read",
+                "the previous response cannot be built on: its provider's result cannot be read",
                 _PREVIOUS,
                 "previous_response_unreadable",
             ) from None
@@ -246,7 +222,7 @@ def _too_long(message: str) -> ApiError:
 def _off(param: str) -> ApiError:
     return ApiError(
         404,
-        "this gateway stores nothing (max_stored_items is 0), so there is nothing to build on or to come back for",
+        "this gateway stores nothing (max_stored_items is 0): no response can be built on or fetched later",
         code="storing_is_off",
         param=param,
         reason="not_found",

@@ -21,7 +21,7 @@ from lcp_gateway.responses.request_options import InvalidOption, read_options
 from lcp_gateway.routing.offers import Offers
 
 COUNT_HEADER = "X-Lcp-Token-Count"
-"""Says whether a count is ``exact``, told by a node that has the model, or an ``estimate`` of the gateway."""
+"""``exact`` for a count by a node that has the model, ``estimate`` for one by the gateway."""
 
 _KIND = TaskKind.RESPONSES
 
@@ -42,11 +42,11 @@ class InputTokenRoutes:
         read_timeout_s: float,
         ask_timeout_s: float,
     ) -> None:
-        """``ask`` gives what a node counts, by its provider id and within a time, or None.
+        """``ask`` returns the count of a node, by its provider id and within a time, or None.
 
-        ``resolve`` gives the real name behind an alias. ``expand`` puts the turns before the input of an owner's body
-        that builds on a response of this id, and raises an ``ApiError`` where that is not there. ``ask_timeout_s`` is
-        for all nodes together.
+        ``resolve`` returns the real name behind an alias. ``expand`` puts the earlier turns before the input of an owner's
+        body that builds on a response of this id, and raises an ``ApiError`` where that is missing. ``ask_timeout_s`` is for
+        all nodes together.
         """
         self._ask = ask
         self._offers = offers
@@ -60,21 +60,21 @@ class InputTokenRoutes:
 
     async def count(self, request: web.Request) -> web.Response:
         """Serve POST /v1/responses/input_tokens."""
-        exchange = request[CONTEXT]
-        exchange.operation = "token count"
+        context = request[CONTEXT]
+        context.operation = "token count"
         body = await read_body(request, self._read_timeout_s)
-        exchange.request_bytes = len(body)
+        context.request_bytes = len(body)
         document = parse_object(body)
         _check_input(document)
-        exchange.model = _model(document) or self._default_model
+        context.model = _model(document) or self._default_model
         previous = _previous(document)
         if previous is not None:
-            body = self._expand(exchange.key_id, body, previous)
+            body = self._expand(context.key_id, body, previous)
             document = parse_object(body)
         headers = {PAYMENT_HEADER: Verdict.NONE.value, COUNT_HEADER: "exact"}
         tokens = None
-        if exchange.model:
-            tokens, provider_id = await self._counted(exchange, body, document)
+        if context.model:
+            tokens, provider_id = await self._counted(context, body, document)
             headers["X-Lcp-Peer-Id"] = provider_id
         if tokens is None:
             tokens = self._estimate(document)
@@ -85,18 +85,16 @@ class InputTokenRoutes:
         return response
 
     async def _counted(
-        self, exchange: RequestContext, body: bytes, document: Mapping[str, Any]
+        self, context: RequestContext, body: bytes, document: Mapping[str, Any]
     ) -> tuple[int | None, str]:
-        """Give what the first node says that can count, and its provider id.
+        """Return the count of the first node that can count, and its provider id.
 
         Raises:
-            ApiError: the caller's key is not good for the model.
+            ApiError: the caller's key may not buy the model.
         """
-        task = Task(kind=_KIND, model=exchange.model, body=body, stream=False)
-        self._admission.order(
-            exchange.caller, task, request_id=exchange.request_id, limit_msat=None
-        )
-        real = self._resolve(exchange.model)
+        task = Task(kind=_KIND, model=context.model, body=body, stream=False)
+        self._admission.order(context.caller, task, request_id=context.request_id, limit_msat=None)
+        real = self._resolve(context.model)
         ids = [
             entry.provider.peer_id
             for entry in self._offers().by_kind[_KIND]
@@ -140,7 +138,7 @@ def _previous(document: Mapping[str, Any]) -> str | None:
 
 
 def _with_model(body: bytes, document: Mapping[str, Any], model: str) -> bytes:
-    """Give the body as a node takes it, with the model's real name."""
+    """Return the body with the model's real name."""
     named = document.get("model")
     if named == model:
         return body

@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}: what is on offer, each model once."""
+"""GET /v1/models and /v1/models/{id}: the offered models, each once."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ from lcp_gateway.routing.model_registry import AUTO, ModelRegistry, Traits, is_a
 from lcp_gateway.routing.offers import Offers
 from lcp_gateway.routing.route_query import ENDPOINT_NAMES, endpoints_of
 
-# A list of a thousand models takes some milliseconds to write: those who ask within a second share one.
+# A list of a thousand models takes some milliseconds to write: requests within a second share one.
 _HELD_S = 1.0
 _AT_ONCE = 64
 
@@ -34,17 +34,17 @@ class ModelRoutes:
         rules: RoutingRules,
         registry: ModelRegistry,
         records: Measurements,
-        is_there: Callable[[str], bool],
+        is_ready: Callable[[str], bool],
         charge: Callable[[str, int], int] | None = None,
         lists_auto: bool = False,
         started: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``is_there`` tells of a provider's id whether it may be asked now.
+        """``is_ready`` returns whether a provider, by its id, may be asked now.
 
-        ``charge`` gives what a customer is charged for a model at a price, in msat; None where there are no customers.
-        ``lists_auto`` puts ``auto`` into the list, and ``started`` (Unix seconds) is when a model was created whose
-        providers do not say.
+        ``charge`` returns a customer's charge for a model at a price, in msat; None where there are no customers.
+        ``lists_auto`` puts ``auto`` into the list; ``started`` (Unix seconds) is the creation time of a model whose
+        providers name none.
         """
         self._lists_auto = lists_auto
         self._started = started
@@ -54,7 +54,7 @@ class ModelRoutes:
         self._rules = rules
         self._registry = registry
         self._records = records
-        self._is_there = is_there
+        self._is_ready = is_ready
         self._clock = clock
         self._held: tuple[tuple[Provider, ...], float, bytes] | None = None
         self._writing: asyncio.Task[bytes] | None = None
@@ -73,8 +73,8 @@ class ModelRoutes:
         return web.Response(body=body, content_type="application/json")
 
     async def _write(self, catalog: Catalog, now: float) -> bytes:
-        """Write the list, a few models at a time, so that nothing else waits for thousands of them."""
-        there = {p.peer_id: self._is_there(p.peer_id) for p in catalog.providers}
+        """Write the list, a few models at a time, so that no other request waits for thousands of them."""
+        there = {p.peer_id: self._is_ready(p.peer_id) for p in catalog.providers}
         offers = self._offers()
         written: list[tuple[str, bytes]] = []
         for number, (name, providers) in enumerate(self._usable(offers).items(), start=1):
@@ -96,7 +96,7 @@ class ModelRoutes:
         name = request.match_info["model"]
         real = self._registry.resolve(name)
         catalog = self._catalog()
-        there = {p.peer_id: self._is_there(p.peer_id) for p in catalog.providers}
+        there = {p.peer_id: self._is_ready(p.peer_id) for p in catalog.providers}
         if is_auto(real):
             return json_response(self._auto(name, self._offers(), there))
         offers = self._offers()
@@ -115,7 +115,7 @@ class ModelRoutes:
         models = offers.providers
         allowed = self._rules.allowlist
         if allowed and not self._rules.allow_unlisted:
-            # Named by the operator, so usable even while nobody advertises them.
+            # Named by the operator, so usable even while no provider advertises them.
             return {name: models.get(name, ()) for name in sorted(allowed)}
         return models
 
@@ -156,7 +156,7 @@ class ModelRoutes:
         }
 
     def _auto(self, name: str, offers: Offers, there: Mapping[str, bool]) -> dict[str, object]:
-        """Describe the choice that the gateway makes itself; what depends on the model that it chooses is not known."""
+        """Return the entry of ``auto``; fields that depend on the chosen model are null."""
         lcp: dict[str, object] = {
             "providers": [*there],
             "endpoints": [

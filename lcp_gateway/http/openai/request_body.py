@@ -15,7 +15,7 @@ from lcp_gateway.purchase.order import SUBJECTS, Task, TaskKind, output_limit
 
 
 async def read_body(request: web.Request, timeout_s: float) -> bytes:
-    """Give the whole body.
+    """Return the whole body.
 
     Raises:
         ApiError: 415 for a compressed one, 413 for one that is too large, 408 for one that takes too long, 400 for one
@@ -25,7 +25,7 @@ async def read_body(request: web.Request, timeout_s: float) -> bytes:
     if encoding not in {"", "identity"}:
         raise ApiError(
             415,
-            "compressed request bodies are not taken",
+            "compressed request bodies are not supported",
             code="unsupported_content_encoding",
             reason="bad_request",
         )
@@ -69,14 +69,14 @@ _ESCAPED_LETTERS = (b"\\u006", b"\\u004")
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """A request that makes sense: its task, and the JSON object that its body is."""
+    """A valid request: its task, and its body as a JSON object."""
 
     task: Task
     document: Mapping[str, Any] = field(repr=False)
 
 
 def parse_task(kind: TaskKind, body: bytes) -> Task:
-    """Give the task that a body asks for; the body itself is kept as it is.
+    """Return the task of a body, which stays as it is.
 
     Raises:
         ApiError: 400, naming the parameter.
@@ -85,7 +85,7 @@ def parse_task(kind: TaskKind, body: bytes) -> Task:
 
 
 def parse_request(kind: TaskKind, body: bytes, default_model: str = "") -> ParsedRequest:
-    """Give the task with what its body says. ``default_model`` is put into a body that names none, which else stays as it is.
+    """Return the task with its parsed body. ``default_model`` is put into a body that names no model.
 
     Raises:
         ApiError: 400, naming the parameter.
@@ -109,10 +109,10 @@ def parse_request(kind: TaskKind, body: bytes, default_model: str = "") -> Parse
 
 
 def parse_object(body: bytes) -> Mapping[str, Any]:
-    """Give the JSON object that a body is.
+    """Parse a body that is a JSON object.
 
     Raises:
-        ApiError: 400; it is none.
+        ApiError: 400 for any other body.
     """
     try:
         document = orjson.loads(body)
@@ -124,7 +124,7 @@ def parse_object(body: bytes) -> Mapping[str, Any]:
 
 
 def _parse_leniently(body: bytes, error: orjson.JSONDecodeError) -> object:
-    """Accept what orjson refuses and other parsers take: the escape of half a surrogate pair.
+    """Parse the escape of half a surrogate pair, which orjson refuses and other parsers accept.
 
     JavaScript's JSON.stringify writes one for a string cut in the middle of an emoji.
     """
@@ -133,7 +133,7 @@ def _parse_leniently(body: bytes, error: orjson.JSONDecodeError) -> object:
             return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
         except (ValueError, RecursionError):
             pass
-    # orjson's message gives the place, and nothing of the text.
+    # orjson's message holds the position, and nothing of the text.
     raise bad_request(f"the body is not valid JSON: {error.msg}", code="invalid_json") from None
 
 
@@ -143,7 +143,7 @@ def _refuse_constant(name: str) -> object:
 
 def _model(document: Mapping[str, Any]) -> str:
     for key in document:
-        # The daemon's JSON reader takes keys in any case, so a second spelling could change what is sent.
+        # The daemon's JSON reader ignores the case of keys, so a second spelling could change the model that is sent.
         if key != "model" and key.casefold() == "model":
             raise bad_request(
                 'the body has a key that differs from "model" only in case', "model", "invalid_key"
@@ -190,19 +190,19 @@ def _check_embedding(document: Mapping[str, Any]) -> None:
 
 
 def _may_repeat_model(body: bytes) -> bool:
-    """Tell cheaply whether the key could stand twice; nearly every body says no."""
+    """Return cheaply whether the key could stand twice; for nearly every body it cannot."""
     return body.count(b'"model"') != 1 or any(escape in body for escape in _ESCAPED_LETTERS)
 
 
 def _top_level_keys(body: bytes) -> list[str]:
     keys: list[str] = []
 
-    def note(pairs: list[tuple[str, Any]]) -> None:
+    def record(pairs: list[tuple[str, Any]]) -> None:
         # Called for every object, the outermost last.
         keys[:] = [key for key, _ in pairs]
 
     try:
-        json.loads(body, object_pairs_hook=note)
+        json.loads(body, object_pairs_hook=record)
     except RecursionError:
         raise bad_request("the body is nested too deeply", code="invalid_json") from None
     return keys

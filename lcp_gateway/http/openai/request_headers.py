@@ -25,7 +25,7 @@ class RequestHeaders:
 
 
 def read_request_headers(headers: Mapping[str, str]) -> RequestHeaders:
-    """Read them.
+    """Read the headers.
 
     Raises:
         ApiError: 400, naming the header.
@@ -51,7 +51,7 @@ def read_request_headers(headers: Mapping[str, str]) -> RequestHeaders:
 
 
 def is_route_only(headers: Mapping[str, str]) -> bool:
-    """Tell whether a request only asks how it would be routed.
+    """Return whether a request only asks how it would be routed.
 
     Raises:
         ApiError: 400; the header cannot be read.
@@ -67,7 +67,7 @@ def _switch(headers: Mapping[str, str], name: str) -> bool:
 
 
 def _is_retry(count: str | None) -> bool:
-    """OpenAI's SDKs count their retries; the first try says 0."""
+    """OpenAI's SDKs count their retries; the first try has 0."""
     return count is not None and bool(_DIGITS.fullmatch(count)) and int(count) > 0
 
 

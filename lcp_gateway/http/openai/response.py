@@ -146,7 +146,7 @@ def _awaits_refund(purchase: Purchase | EarlierPurchase) -> bool:
 
 
 class ChargeReport:
-    """Tells customers their charge, their balance and their refund; without accounts there is nothing to tell."""
+    """Reports to customers their charge, balance and refund; does nothing without accounts."""
 
     def __init__(
         self,

@@ -1,8 +1,9 @@
-"""GET, DELETE and cancel of /v1/responses/{id}: what was stored, and what is worked on in the background."""
+"""GET, DELETE and cancel of /v1/responses/{id}: stored responses and those that run in the background."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
+from typing import Any
 
 from aiohttp import web
 
@@ -12,7 +13,7 @@ from lcp_gateway.http.error_mapping import map_error
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import json_response
 from lcp_gateway.http.openai.background import BackgroundResponses, ended, headers_of
-from lcp_gateway.http.openai.history import input_item, not_stored, page_response, unreadable
+from lcp_gateway.http.openai.history import not_stored, page_response, unreadable
 from lcp_gateway.http.openai.response import EVENTS, JSON, STREAM_HEADERS
 from lcp_gateway.http.openai.sse_relay import SseRelay
 from lcp_gateway.purchase.errors import Undelivered
@@ -23,15 +24,16 @@ from lcp_gateway.responses.items import Item, ItemKind
 from lcp_gateway.responses.replay import EventRewriter, end_event, is_readable, to_events
 from lcp_gateway.responses.store import ResponseStore
 
-# A stored stream is handed on in pieces of this size, so that a long one keeps nobody else waiting.
+# A stored stream is sent in pieces of this size, so that other streams go on meanwhile.
 _PIECE_BYTES = 65_536
+_TEXT_PARTS = {"assistant": "output_text"}
 _FAILED = (ResponseStatus.FAILED, ResponseStatus.CANCELLED)
-_NOTHING = -1
-"""What a replay from the beginning starts after."""
+_BEGINNING = -1
+"""``starting_after`` of a replay from the first event."""
 
 
 class ResponseRoutes:
-    """Serves what clients come back for. Nobody learns whether an id exists that is another credential's."""
+    """Serves responses to the clients that come back for them; an id of another credential is as unknown as any other."""
 
     def __init__(
         self,
@@ -48,8 +50,8 @@ class ResponseRoutes:
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Serve GET /v1/responses/{response_id}, also with ``stream`` and ``starting_after``."""
-        stream, starting_after = _asked(request.query)
-        owner, response_id = _whose(request)
+        stream, starting_after = _read_stream_query(request.query)
+        owner, response_id = _owner_and_id(request)
         job = self._jobs.find(owner, response_id)
         if job is not None:
             if stream:
@@ -72,22 +74,22 @@ class ResponseRoutes:
 
     async def delete(self, request: web.Request) -> web.Response:
         """Serve DELETE /v1/responses/{response_id}; a job that runs is cancelled first."""
-        owner, response_id = _whose(request)
+        owner, response_id = _owner_and_id(request)
         job = self._jobs.find(owner, response_id)
         if job is not None:
             await self._jobs.cancel(job)
         found = (
             self._store.remove(owner, ItemKind.RESPONSE, response_id) is not None or job is not None
         )
-        # A job that was left behind is nothing that a store holds, and one that has just ended is still written down.
+        # A job of another process is not in the store, and one that has just ended is still in the database.
         was_left = await self._jobs.forget(owner, response_id)
         if not (found or was_left):
             raise self._not_found()
         return json_response({"id": response_id, "object": "response", "deleted": True})
 
     async def cancel(self, request: web.Request) -> web.Response:
-        """Serve POST /v1/responses/{response_id}/cancel; of one that has ended it gives what it came to."""
-        owner, response_id = _whose(request)
+        """Serve POST /v1/responses/{response_id}/cancel; a response that has ended is returned as it is."""
+        owner, response_id = _owner_and_id(request)
         job = self._jobs.find(owner, response_id)
         if job is not None:
             await self._jobs.cancel(job)
@@ -110,8 +112,8 @@ class ResponseRoutes:
         return _json(*(learnt or (_document(item), item.headers)))
 
     async def input_items(self, request: web.Request) -> web.Response:
-        """Serve GET /v1/responses/{response_id}/input_items: all that led to it, the earlier turns too."""
-        owner, response_id = _whose(request)
+        """Serve GET /v1/responses/{response_id}/input_items: its whole input, with the earlier turns."""
+        owner, response_id = _owner_and_id(request)
         found = self._store.get(owner, ItemKind.RESPONSE, response_id) or self._jobs.find(
             owner, response_id
         )
@@ -125,15 +127,15 @@ class ResponseRoutes:
         return not_stored(self._store, "response", "response")
 
     async def follow(
-        self, request: web.Request, job: BackgroundJob, starting_after: int = _NOTHING
+        self, request: web.Request, job: BackgroundJob, starting_after: int = _BEGINNING
     ) -> web.StreamResponse:
-        """Give the events of a job, also of one that has ended."""
+        """Stream the events of a job, also of one that has ended."""
         if job.answer.ended:
             item = self._jobs.item(job)
             return await self._stream(
                 request, _events_of(item, starting_after), lambda: item.headers
             )
-        # The headers say what is known when they go out, which may be long after this.
+        # The headers are of the moment at which they go out, which may be long after this.
         with self._jobs.reading(job):
             events = self._events_of_job(job, starting_after)
             return await self._stream(request, events, lambda: headers_of(job.answer))
@@ -141,15 +143,15 @@ class ResponseRoutes:
     async def _events_of_job(
         self, job: BackgroundJob, starting_after: int
     ) -> AsyncGenerator[bytes, None]:
-        """Give the events of a job as they come; where it does not stream, all of them at its end."""
+        """Yield the events of a job as they come; where it does not stream, all of them at its end."""
         answer = job.answer
         head = None
         if starting_after < 0:
-            # At once, so that whoever loses the connection meanwhile knows what to come back for.
+            # At once, so that a client that loses the connection knows the id to come back for.
             yield job.opening
             starting_after = 0
         if answer.order.task.stream:
-            # What failed before its first byte has the events of a failed response, as one that is not streamed has.
+            # A failure before the first byte has the events of a failed response, as one that is not streamed.
             with suppress(Exception):
                 head = await answer.wait_head()
         if head is not None and is_readable(head.content_type, head.content_encoding):
@@ -173,7 +175,7 @@ class ResponseRoutes:
                 yield chunk
 
     def _end_of_job(self, job: BackgroundJob, number: int) -> bytes | None:
-        """Return what ends the stream of a job that came to an error; None where nothing is known of it."""
+        """Return the end of the stream of a job that failed; None where its error is not known."""
         error = job.answer.error
         item = self._store.get(job.owner, ItemKind.RESPONSE, job.id)
         if error is None or item is None:
@@ -212,18 +214,18 @@ class ResponseRoutes:
         return response
 
 
-def _whose(request: web.Request) -> tuple[str, str]:
+def _owner_and_id(request: web.Request) -> tuple[str, str]:
     return request[CONTEXT].key_id, request.match_info["response_id"]
 
 
-def _asked(query: Mapping[str, str]) -> tuple[bool, int]:
-    """Read whether events are asked for, and after which."""
+def _read_stream_query(query: Mapping[str, str]) -> tuple[bool, int]:
+    """Return whether the client asks for events, and after which number."""
     word = query.get("stream", "false").strip().lower()
     if word not in {"true", "false"}:
         raise bad_request("stream must be true or false", "stream", "invalid_type")
     after = query.get("starting_after")
     if after is None:
-        return word == "true", _NOTHING
+        return word == "true", _BEGINNING
     if word != "true":
         raise bad_request("starting_after needs stream", "starting_after", "invalid_value")
     if not (after.isascii() and after.isdigit() and len(after) <= 18):  # noqa: PLR2004 - fits into 64 bits
@@ -245,7 +247,7 @@ def _json(document: bytes, headers: Mapping[str, str]) -> web.Response:
 
 
 async def _events_of(item: Item, starting_after: int) -> AsyncGenerator[bytes, None]:
-    """Give the events of a stored response: its own where it was streamed, else those that it amounts to."""
+    """Yield the events of a stored response: the provider's where it was streamed, else equivalent ones."""
     if item.stream:
         is_open = bool(item.opening)
         if is_open and starting_after < 0:
@@ -265,10 +267,32 @@ async def _events_of(item: Item, starting_after: int) -> AsyncGenerator[bytes, N
 
 
 async def _events_in(document: bytes, starting_after: int) -> AsyncGenerator[bytes, None]:
-    """Give the events that a response amounts to."""
+    """Yield events that are equivalent to a response."""
     step = EventRewriter({}, starting_after=starting_after)
     found = step.feed(to_events(document)) + step.rest()
     if not found and (object_or_none(document) or {}).get("status") in _FAILED:
-        # It was cut in a stream with more events than it amounts to: whoever comes back for the rest is to hear the end.
+        # The stream that was cut had more events than these: a client that comes back for the rest gets the end.
         found = end_event(document, starting_after + 1)
     yield found
+
+
+def input_item(item: Any, response_id: str, place: int) -> dict[str, Any]:
+    """Return an input item in OpenAI's form: with an id, and a message's text in parts."""
+    if not isinstance(item, dict):
+        return {"id": _item_id(response_id, place), "type": "unknown", "value": item}
+    shown = dict(item)
+    if "role" in item:
+        shown.setdefault("type", "message")
+        if isinstance(item.get("content"), str):
+            part = _TEXT_PARTS.get(str(item["role"]), "input_text")
+            shown["content"] = [{"type": part, "text": item["content"]}]
+            if part == "output_text":
+                shown["content"][0]["annotations"] = []
+        shown.setdefault("status", "completed")
+    if not isinstance(item.get("id"), str):
+        shown["id"] = _item_id(response_id, place)
+    return shown
+
+
+def _item_id(response_id: str, place: int) -> str:
+    return f"item_{response_id}_{place}"

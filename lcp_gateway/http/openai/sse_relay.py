@@ -1,4 +1,4 @@
-"""Relays a paid stream to the client: its bytes as they come, and never a clean end unless all of them came."""
+"""Relays a paid stream to the client: its bytes as they come, and a clean end only if all of them came."""
 
 import asyncio
 import socket
@@ -87,7 +87,7 @@ class SseRelay:
     async def break_off(self, error: ApiError, *, is_told: bool = False) -> None:
         """End a response that has begun: write the error if the client reads events, and close without the end of the body.
 
-        ``is_told`` is true where the client has read an error already: that of the provider.
+        ``is_told`` is true where the client has read an error already, the provider's.
         """
         transport = self._request.transport
         if transport is None or transport.is_closing():
@@ -100,7 +100,7 @@ class SseRelay:
             transport.abort()
             return
         if self._request.version < HttpVersion11:
-            # Without chunks the end of the connection is the end of the body: only a reset tells that it was cut.
+            # Without chunks the end of the connection is the end of the body: only a reset shows that it was cut.
             _reset_on_close(transport)
         # close() sends what is written and then ends the connection: without a last chunk no client takes it for whole.
         transport.close()
@@ -147,7 +147,7 @@ class _Heartbeats:
         if writing is None:
             return
         if not isinstance(error, asyncio.CancelledError):
-            # A head that it writes is out before the caller asks; the client's absence is told by the block's own error.
+            # A head that it writes is out before the caller asks for ``begun``; the block's own error stands.
             with suppress(ConnectionError):
                 await writing
         elif not writing.cancel() and not writing.cancelled():
@@ -192,7 +192,7 @@ def _error_event(kind: TaskKind, error: ApiError) -> bytes:
     """Return an error as an event; the empty line before it ends an event that was cut."""
     body = error.as_object()
     if kind is TaskKind.RESPONSES:
-        told = {key: body[key] for key in ("code", "message", "param")}
-        data = orjson.dumps({"type": "error", **told, "error": body})
+        fields = {key: body[key] for key in ("code", "message", "param")}
+        data = orjson.dumps({"type": "error", **fields, "error": body})
         return b"\n\nevent: error\ndata: " + data + b"\n\n"
     return b"\n\ndata: " + orjson.dumps({"error": body}) + b"\n\n"

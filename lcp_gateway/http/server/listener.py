@@ -1,4 +1,4 @@
-"""The addresses listened on: each gives its requests to an application that a reload can replace."""
+"""The addresses listened on, each with an application that a reload can replace."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ class ServerOptions:
 
 
 class GatewayServer(web.Server):
-    """Makes a ``GatewayConnection`` for each connection, and gives each request to the present application."""
+    """Makes a ``GatewayConnection`` for each connection, and passes each request to the present application."""
 
     def __init__(self, application: web.Server, options: ServerOptions) -> None:
         super().__init__(self._answer, request_factory=self._request, handler_cancellation=True)
@@ -49,7 +49,7 @@ class GatewayServer(web.Server):
         return GatewayConnection(self, loop=self._loop, **self._connection_options)
 
     def use(self, application: web.Server, options: ServerOptions) -> None:
-        """Give later requests to this application, and make connections with these options.
+        """Pass later requests to this application, and make connections with these options.
 
         Requests under way end in the application that they came to.
         """

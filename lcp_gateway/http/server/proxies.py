@@ -11,7 +11,7 @@ _FOR: Final = "X-Forwarded-For"
 _PROTO: Final = "X-Forwarded-Proto"
 _HOST: Final = "X-Forwarded-Host"
 _SCHEMES = frozenset({"http", "https"})
-# No chain of proxies is longer; a header that is was made to keep us busy.
+# No real chain of proxies is longer; a longer header was made to cost time.
 _MOST_HOPS = 32
 _LONGEST_ADDRESS = 48
 
@@ -19,16 +19,13 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class TrustedProxies:
-    """The proxies whose word is believed, by their addresses or networks."""
+    """The proxies whose headers are believed, by their addresses or networks."""
 
     def __init__(self, networks: Iterable[str]) -> None:
         self._networks = tuple(ipaddress.ip_network(network) for network in networks)
 
     def seen_through(self, request: web.BaseRequest) -> web.BaseRequest:
-        """Give a request whose ``remote``, ``scheme`` and ``host`` are those that the client saw.
-
-        It is left as it is where it comes from no such proxy.
-        """
+        """Return a request whose ``remote``, ``scheme`` and ``host`` are the client's; unchanged if no trusted proxy sent it."""
         if not self._networks or request.remote is None:
             return request
         peer = read_address(request.remote)
@@ -43,10 +40,10 @@ class TrustedProxies:
         )
 
     def client(self, peer: _Address, forwarded: Sequence[str]) -> _Address:
-        """Give the nearest address that is not one of ours, from the peer on, which is, to what the headers say.
+        """Return the nearest address that is no trusted proxy, from ``peer``, which is one, along the header's addresses.
 
-        Each proxy writes whom it heard from at the right end, so that what stands left of a stranger's address is that
-        stranger's word. What is no address ends the walk.
+        Each proxy adds the address of its client at the right end, so that everything left of an untrusted address was
+        written by that client. A text that is no address ends the search.
         """
         found = peer
         for text in reversed(",".join(forwarded).split(",")[-_MOST_HOPS:]):
@@ -63,14 +60,14 @@ class TrustedProxies:
 
 
 def _last(request: web.BaseRequest, header: str) -> str:
-    """Give the last value of a list in a header, which is that of the proxy nearest to us."""
+    """Return the last value of a list in a header, which is that of the nearest proxy."""
     return ",".join(request.headers.getall(header, ())).rpartition(",")[2].strip()
 
 
 def read_address(text: str) -> _Address | None:
-    """Read an address as proxies write it, with or without a port; None for what is none."""
+    """Return an address as proxies write it, with or without a port; None for any other text."""
     if len(text) > _LONGEST_ADDRESS or "%" in text:
-        # A zone may be any text, and is nobody's business but its own machine's.
+        # A zone may be any text, and has a meaning on its own machine only.
         return None
     if text.startswith("["):
         text = text[1:].partition("]")[0]
@@ -84,9 +81,9 @@ def read_address(text: str) -> _Address | None:
     return mapped or address
 
 
-# Clients send many requests from one address, which is worth more than what it costs to remember it.
+# Clients send many requests from one address.
 @lru_cache(maxsize=1024)
 def display_address(remote: str | None) -> str:
-    """Give a client's address as it stands in the log; empty for one on this machine, which tells nothing."""
+    """Return a client's address for the log; empty for one on this machine."""
     address = None if remote is None else read_address(remote)
     return "" if address is None or address.is_loopback else str(address)

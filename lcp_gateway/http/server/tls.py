@@ -7,7 +7,7 @@ from lcp_gateway.http.server.connection import HTTP_VERSION
 
 _EXPIRED = 10
 _NOT_YET_VALID = 9
-"""OpenSSL's numbers of what it finds wrong with a certificate."""
+"""OpenSSL's numbers of the faults of a certificate."""
 _STEPS = 10
 
 
@@ -16,7 +16,7 @@ class BadCertificate(Exception):
 
 
 class Tls:
-    """The context that connections are made with. A certificate that is renewed holds for those that come after.
+    """The context that connections are made with. A renewed certificate is shown to later connections.
 
     Raises:
         BadCertificate: the files cannot be used.
@@ -27,9 +27,7 @@ class Tls:
         self._shown = certificate.read_bytes()
 
     def use(self, certificate: Path, key: Path | None) -> bool:
-        """Show this certificate from now on, and tell whether it is another one.
-
-        Connections that are open keep what they were made with.
+        """Show this certificate to later connections; return whether it is another one.
 
         Raises:
             BadCertificate: the files cannot be used; the one before stays.
@@ -41,7 +39,7 @@ class Tls:
 
 
 def server_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
-    """Give a context with a certificate that was looked at as a client would.
+    """Return a context with a certificate that was checked as a client would.
 
     Raises:
         BadCertificate: the files cannot be used.
@@ -65,7 +63,7 @@ def server_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
         raise BadCertificate(f"the certificate in {certificate} {problem}") from None
     except ssl.SSLError as error:
         raise BadCertificate(
-            f"nobody could connect with the certificate in {certificate}: {_reason(error)}"
+            f"no client could connect with the certificate in {certificate}: {_reason(error)}"
         ) from None
     return context
 
@@ -73,7 +71,7 @@ def server_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
 def _load(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
     where = f"{certificate} and {key}" if key else str(certificate)
     try:
-        # Without a word of ours OpenSSL would ask for a password at the terminal.
+        # Without a callback OpenSSL would ask for a password at the terminal.
         context.load_cert_chain(certificate, key, password=_refuse)
     except _Encrypted:
         raise BadCertificate(
@@ -86,7 +84,7 @@ def _load(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
                 f"the key in {key or certificate} is not that of the first certificate in {certificate}"
             ) from None
         raise BadCertificate(
-            f"{where} must hold a certificate, what leads to its root, and its key, in PEM form: {_reason(error)}"
+            f"{where} must hold a certificate, its chain and its key, in PEM form: {_reason(error)}"
         ) from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
@@ -94,17 +92,17 @@ def _load(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
 
 
 def _shake_hands(context: ssl.SSLContext, certificate: Path) -> None:
-    """Connect to ourselves in memory, as a client that trusts this certificate and whatever its name is.
+    """Connect to ourselves in memory, as a client that trusts this certificate under any name.
 
     Raises:
         ssl.SSLError: a client would refuse it.
     """
-    asking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    asking.check_hostname = False
-    asking.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    asking.load_verify_locations(certificate)
+    client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client_context.check_hostname = False
+    client_context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    client_context.load_verify_locations(certificate)
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = asking.wrap_bio(to_client, to_server)
+    client = client_context.wrap_bio(to_client, to_server)
     server = context.wrap_bio(to_server, to_client, server_side=True)
     for _ in range(_STEPS):
         steps = [_step(client), _step(server)]
@@ -125,7 +123,7 @@ def _refuse() -> str:
 
 
 def _reason(error: ssl.SSLError) -> str:
-    return (error.reason or "no such thing is in there").replace("_", " ").lower()
+    return (error.reason or "the file holds none").replace("_", " ").lower()
 
 
 class _Encrypted(Exception):

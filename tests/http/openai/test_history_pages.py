@@ -3,7 +3,8 @@ import json
 import pytest
 
 from lcp_gateway.http.errors import ApiError
-from lcp_gateway.http.openai.history import input_item, not_stored, page_response
+from lcp_gateway.http.openai.history import not_stored, page_response
+from lcp_gateway.http.openai.responses import input_item
 from lcp_gateway.responses.store import ResponseStore, StoreLimits
 
 

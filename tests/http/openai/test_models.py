@@ -36,7 +36,7 @@ class Listing:
             rules=self.rules,
             registry=self.registry,
             records=self.records,
-            is_there=lambda provider_id: self.there.get(provider_id, True),
+            is_ready=lambda provider_id: self.there.get(provider_id, True),
             charge=charge,
             clock=lambda: self.now,
         )
