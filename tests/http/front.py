@@ -1,4 +1,4 @@
-"""The front of a gateway that keeps accounts: real doors, routes and books, and behind them a handler that buys nothing."""
+"""A gateway with accounts: real authentication, routes and database, and a handler that buys nothing."""
 
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -34,7 +34,7 @@ PAGE = "https://page.example"
 
 
 async def who(request: web.Request) -> web.Response:
-    """Say who was let in."""
+    """Return the authenticated caller."""
     caller = request[CONTEXT].caller
     return web.json_response({"key_id": caller.key_id, "account_id": caller.account_id})
 

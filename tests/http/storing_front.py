@@ -1,4 +1,4 @@
-"""The front of a gateway that stores, on a scripted market: real routes, edge and jobs, and work that is done on command."""
+"""A gateway that stores, on a scripted market: real routes, middleware and jobs, and providers that work on command."""
 
 import asyncio
 import json
@@ -82,13 +82,13 @@ def _parsed(body: bytes) -> object:
         return None
 
 
-class KeyDoor:
-    """Lets in whoever names itself."""
+class NameAuthenticator:
+    """Admits the two names as keys."""
 
     async def admit(self, request: web.Request) -> Caller:
         name = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if name not in {ALICE, BOB}:
-            raise ApiError(401, "who?", code="invalid_api_key")
+            raise ApiError(401, "unknown key", code="invalid_api_key")
         return Caller(f"key_{name}", None, ANONYMOUS.rules)
 
 
@@ -286,7 +286,7 @@ async def storing_front(
         chats=ChatRoutes(store, read_timeout_s=5),
     )
     middleware = RequestMiddleware(
-        authenticator=KeyDoor(),
+        authenticator=NameAuthenticator(),
         cors=Cors([]),
         guard=BrowserGuard(Cors([])),
         metrics=metrics,

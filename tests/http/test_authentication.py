@@ -1,4 +1,4 @@
-"""Who is let in, to what, and what is said to everybody else."""
+"""Which callers are admitted to which routes, and the errors of all others."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -26,18 +26,18 @@ def asked(authorization=None, path=CHAT):
     return make_mocked_request("POST", path, headers=headers)
 
 
-async def test_an_open_door_lets_everyone_in_as_nobody_who_is_charged():
+async def test_without_authentication_every_caller_is_anonymous_and_not_charged():
     caller = await OpenAuthenticator().admit(asked())
     assert (caller, caller.account_id, caller.key_id) == (ANONYMOUS, None, "")
 
 
 async def test_the_static_keys_let_in_without_an_account():
-    door = StaticKeyAuthenticator(StaticKeys(["one", "two"]))
-    caller = await door.admit(asked("Bearer two"))
+    authenticator = StaticKeyAuthenticator(StaticKeys(["one", "two"]))
+    caller = await authenticator.admit(asked("Bearer two"))
     assert caller.account_id is None and caller.key_id.startswith("key_")
     assert caller.rules.scopes == {Scope.INFERENCE}
     with pytest.raises(ApiError) as caught:
-        await door.admit(asked("Bearer three"))
+        await authenticator.admit(asked("Bearer three"))
     assert caught.value.status == 401
 
 
@@ -103,14 +103,14 @@ async def test_a_customers_key_lets_in_for_its_account(bank):
 
 
 @pytest.mark.parametrize("key", BAD_KEYS)
-async def test_nobody_else_is_let_in_and_all_hear_the_same(bank, key):
+async def test_any_other_key_is_refused_with_the_same_error(bank, key):
     async with front(bank) as gateway:
         for method, path in (("POST", CHAT), ("GET", "/api/wallet"), ("GET", "/api/admin/log")):
             found = await gateway.ask(method, path, key)
             assert (found.status, found.code) == (401, "invalid_api_key")
             assert found.headers["WWW-Authenticate"] == "Bearer"
             assert found.headers["X-Lcp-Payment"] == "none"
-        assert bank.invoices.asked == [], "no invoice for who came with a wrong key"
+        assert bank.invoices.asked == [], "no invoice for a request with a wrong key"
 
 
 async def test_a_401_is_the_same_for_a_key_that_never_was_and_one_that_is_over(bank):
@@ -194,7 +194,7 @@ async def test_an_agents_address_without_a_good_key_is_refused_whatever_the_head
     async with front(bank) as gateway:
         key = await gateway.key(account_id)
         for header in (None, key, ADMIN_KEY):
-            found = await gateway.ask("POST", "/api/agent/nobody/v1/chat/completions", header)
+            found = await gateway.ask("POST", "/api/agent/unknown/v1/chat/completions", header)
             assert (found.status, found.code) == (401, "invalid_api_key")
             assert "invoice" not in found.headers["WWW-Authenticate"]
             assert found.headers["Referrer-Policy"] == "no-referrer"
@@ -301,3 +301,26 @@ async def test_once_the_list_was_read_again_keys_are_accepted(bank):
         assert (await gateway.ask("POST", CHAT, key)).status == 503
         await gateway.refresh()
         assert (await gateway.ask("POST", CHAT, key)).status == 200
+
+
+# -- static keys ----------------------------------------------------------------------------------
+
+
+def test_without_keys_every_request_is_admitted():
+    StaticKeys([]).check(None)
+
+
+@pytest.mark.parametrize("header", ["Bearer one", "bearer two", "Bearer  two "])
+def test_any_of_the_keys_is_admitted(header):
+    StaticKeys(["one", "two"]).check(header)
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer ", "Bearer on", "Basic one", "one", "Bearer one two"]
+)
+def test_any_other_header_is_refused(header):
+    with pytest.raises(ApiError) as caught:
+        StaticKeys(["one", "two"]).check(header)
+    assert caught.value.status == 401
+    assert caught.value.headers["WWW-Authenticate"] == "Bearer"
+    assert caught.value.code == "invalid_api_key"

@@ -100,7 +100,7 @@ def test_behind_a_proxy_both_names_must_be_answered_to_and_either_is_our_origin(
     assert refusal(asked(*page, peer="10.0.0.7"), "ai.example") == "host_not_allowed"
     rebound = [("Host", "evil.example"), ("X-Forwarded-Host", "localhost")]
     assert refusal(asked(*rebound, peer="10.0.0.7")) == "host_not_allowed"
-    # From somebody who is no proxy of ours it is a header like any other.
+    # From an address that is no trusted proxy it is a header like any other.
     assert refusal(asked(*page, peer="10.0.0.8"), "inside", "ai.example") == "origin_not_allowed"
 
 

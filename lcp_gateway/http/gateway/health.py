@@ -16,7 +16,7 @@ from lcp_gateway.telemetry.metrics import Metrics
 
 
 class CatalogSource(Protocol):
-    """A keeper of snapshots."""
+    """The snapshots of the catalog."""
 
     @property
     def catalog(self) -> Catalog:
@@ -31,10 +31,6 @@ class CatalogSource(Protocol):
     @property
     def age_s(self) -> float:
         """How old the snapshot is."""
-        ...
-
-    async def refresh_if_stale(self) -> Catalog:
-        """Return a fresh snapshot, or the last one if none can be had."""
         ...
 
 

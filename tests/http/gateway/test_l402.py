@@ -1,4 +1,4 @@
-"""Paying at the door: who is asked to, what the proof is worth, and what proves nothing."""
+"""L402: which requests get an invoice, what a proof of payment opens, and which proofs are refused."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ from yarl import URL
 from lcp_gateway.accounts.l402 import Issuer, parse
 from lcp_gateway.accounts.limits.rates import MemoryCounters, RateLimits, Rates
 from lcp_gateway.accounts.models import TopupPurpose, TopupState
-from lcp_gateway.http.gateway import l402 as door
+from lcp_gateway.http.gateway import l402
 from tests.http.front import PAGE, SECRET, front
 
 CHAT = "/v1/chat/completions"
@@ -74,7 +74,7 @@ async def test_only_who_wants_to_buy_an_answer_is_asked_to_pay(gateway, method, 
     assert gateway.bank.invoices.made == {}
 
 
-async def test_without_l402_nobody_is_asked_to_pay_at_the_door(bank):
+async def test_without_l402_no_client_gets_an_invoice(bank):
     async with front(bank, with_l402=False) as gateway:
         assert (await gateway.ask("POST", CHAT, None)).status == 401
         macaroon = Issuer(SECRET).issue(b"h" * 32, "acct_x", datetime.now(UTC) + timedelta(1))
@@ -83,7 +83,7 @@ async def test_without_l402_nobody_is_asked_to_pay_at_the_door(bank):
 
 async def test_a_macaroon_without_its_payment_opens_nothing(gateway):
     macaroon, invoice = await challenged(gateway)
-    # The preimage is right, as somebody who knows the node's secrets may have it, and nothing was paid.
+    # The preimage is right, as an operator who knows the node's secrets may have it, and nothing was paid.
     assert (await come(gateway, macaroon, invoice.preimage)).status == 401
     assert (await come(gateway, macaroon, b"\0" * 32)).status == 401
 
@@ -161,7 +161,7 @@ async def test_where_no_invoice_can_be_made_another_try_is_worth_it(gateway):
     assert "retry-after" in found.headers
 
 
-async def test_while_the_node_cannot_be_asked_nobody_new_is_let_in_and_who_was_stays(gateway):
+async def test_while_lnd_cannot_be_reached_no_new_client_is_admitted_and_earlier_ones_stay(gateway):
     paid, unpaid = await challenged(gateway), await challenged(gateway)
     for _, invoice in (paid, unpaid):
         gateway.bank.invoices.pay(invoice.payment_hash)
@@ -176,8 +176,8 @@ async def test_while_the_node_cannot_be_asked_nobody_new_is_let_in_and_who_was_s
 async def test_where_too_many_are_unpaid_the_oldest_gives_way_and_can_still_be_paid(
     gateway, monkeypatch
 ):
-    """A9: the pool was full for an hour, and everybody else was sent away with 429."""
-    monkeypatch.setattr(door, "_MOST_OPEN", 3)
+    """A9: the pool was full for an hour, and every other client got 429."""
+    monkeypatch.setattr(l402, "_MOST_OPEN", 3)
     bank = gateway.bank
     account_id = await bank.customer()
     topup = await bank.wallet().top_up(account_id, 1_000)
@@ -197,8 +197,8 @@ async def test_an_invoice_at_the_door_can_be_paid_for_a_quarter_of_an_hour(gatew
     assert timedelta(minutes=14) < left <= timedelta(minutes=15)
 
 
-async def test_a_stranger_who_asks_too_often_waits_and_nobody_else_does(bank):
-    """A9: a stranger's thousand invoices kept everybody else away."""
+async def test_a_client_that_asks_too_often_waits_and_no_other_does(bank):
+    """A9: one client's thousand invoices kept every other client away."""
     async with front(bank, l402_per_minute=3) as gateway:
         answers = [await gateway.l402.challenge(from_address("203.0.113.5")) for _ in range(20)]
         assert [error.status for error in answers] == [402] * 3 + [429] * 17

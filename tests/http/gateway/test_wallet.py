@@ -195,10 +195,10 @@ async def test_a_key_of_no_account_has_no_wallet(gateway):
 async def test_books_that_cannot_be_read_are_said_to_be_away_and_worth_another_try(
     gateway, customer, monkeypatch
 ):
-    async def away(_account_id):
+    async def unreachable(_account_id):
         raise DatabaseUnavailable("gone")
 
-    monkeypatch.setattr(gateway.bank.ledger, "balance", away)
+    monkeypatch.setattr(gateway.bank.ledger, "balance", unreachable)
     found = await gateway.ask("GET", WALLET, customer[1])
     assert (found.status, found.code) == (503, "journal_unavailable")
     assert found.headers["x-should-retry"] == "true" and found.headers["retry-after"]

@@ -79,7 +79,7 @@ async def test_a_job_is_answered_at_once_polled_and_found_with_its_result(front)
     assert front.metric("background_jobs_running") == 0
 
 
-async def test_a_job_is_nobody_elses(front):
+async def test_a_job_is_of_one_credential_only(front):
     job_id = await begin(front)
     for method, path in (
         ("GET", ""),
@@ -89,9 +89,9 @@ async def test_a_job_is_nobody_elses(front):
         ("GET", "?stream=true"),
     ):
         theirs = await front.ask(method, f"/v1/responses/{job_id}{path}", BOB)
-        nobodys = await front.ask(method, f"/v1/responses/resp_bg_0{path}", BOB)
+        unknown = await front.ask(method, f"/v1/responses/resp_bg_0{path}", BOB)
         assert (theirs.status, theirs.code) == (404, "response_not_found")
-        assert theirs.body == nobodys.body
+        assert theirs.body == unknown.body
     (await front.work()).deliver(response())
     await front.idle()
     assert (await front.get(f"/v1/responses/{job_id}", BOB)).status == 404
@@ -119,7 +119,7 @@ async def test_a_job_can_be_built_on_and_can_build_on_others(front):
     assert len(json.loads(front.sent())["input"]) == 5
 
 
-# -- once, whoever asks how often -------------------------------------------------------------------
+# -- once, however often a client asks -------------------------------------------------------------------
 
 
 async def test_the_same_request_at_once_is_one_job_and_holds_one_place(front):
@@ -340,7 +340,7 @@ async def test_however_a_job_ends_its_place_comes_back(how):
         assert (await got).status == 200
 
 
-async def test_an_ended_job_is_held_on_to_by_nobody(front):
+async def test_nothing_holds_an_ended_job(front):
     job_id = await begin(front, input="x" * 1_000)
     job = front.background.find("key_alice", job_id)
     (await front.work()).deliver(response())
@@ -431,7 +431,7 @@ async def test_what_was_not_for_the_background_cannot_be_cancelled(front):
     assert (got.status, got.code) == (400, "response_not_cancellable")
 
 
-# -- results that nobody can keep -------------------------------------------------------------------
+# -- results that cannot be stored -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -581,7 +581,7 @@ async def test_draining_waits_for_jobs_in_the_background(front):
 
 
 async def test_a_database_that_is_away_is_worth_another_try_and_no_404(front):
-    front.book.error = DatabaseUnavailable("away")
+    front.book.error = DatabaseUnavailable("unreachable")
     got = await front.get("/v1/responses/resp_bg_left")
     assert (got.status, got.code, got.headers["x-should-retry"]) == (
         503,
@@ -592,9 +592,9 @@ async def test_a_database_that_is_away_is_worth_another_try_and_no_404(front):
     assert (await front.get("/v1/responses/resp_1")).status == 404
 
 
-async def test_a_row_that_cannot_be_forgotten_harms_nobody(front):
+async def test_a_row_that_cannot_be_deleted_does_no_harm(front):
     job_id = await begin(front)
-    front.book.error = DatabaseUnavailable("away")
+    front.book.error = DatabaseUnavailable("unreachable")
     (await front.work()).deliver(response())
     await front.idle()
     assert await status(front, job_id) == "completed"
@@ -687,7 +687,7 @@ async def test_a_job_whose_payment_was_unknown_tells_what_was_found_since(front,
     assert (await front.get(where)).payment == "unknown"
     assert b"payment_unknown" in (await front.get(where)).body
     assert front.book.rows == {job_id: "key_alice"}, "by its row the journal knows of it"
-    front.book.error = DatabaseUnavailable("away")
+    front.book.error = DatabaseUnavailable("unreachable")
     assert b"payment_unknown" in (await front.get(where)).body
     front.book.error = None
     front.book.leave(job_id, payment="settled", state="undelivered", charged_msat=0, refund="given")

@@ -113,7 +113,7 @@ async def test_a_model_has_openais_fields_and_what_is_known_of_it():
     }
 
 
-async def test_of_what_nobody_says_nothing_is_made_up():
+async def test_unknown_facts_are_null():
     (one,) = await listed(provider("a", "mystery")).list()
     assert (one["created"], one["owned_by"]) == (0, "lcp")
     lcp = one["lcp"]
@@ -184,7 +184,7 @@ async def test_without_providers_the_list_is_empty():
     assert await listed().list() == []
 
 
-async def test_with_an_allowlist_its_models_are_listed_though_nobody_has_them():
+async def test_the_models_of_an_allowlist_are_listed_though_no_provider_has_them():
     allowed = frozenset({"m", "gone"})
     gone, there = await listed(provider("a", "m", "m2"), allowlist=allowed).list()
     assert (gone["id"], there["id"]) == ("gone", "m")
@@ -231,7 +231,7 @@ async def test_auto_and_its_aliases_are_models_too(name):
 
 
 @pytest.mark.parametrize("rules", [{}, {"allowlist": frozenset({"other"})}])
-async def test_a_model_that_nobody_offers_or_that_may_not_be_used_is_not_found(rules):
+async def test_a_model_without_a_provider_or_that_may_not_be_used_is_not_found(rules):
     listing = listed(provider("a", *(["m"] if rules else ["other"])), **rules)
 
     class Request:

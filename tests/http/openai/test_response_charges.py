@@ -80,7 +80,7 @@ async def test_who_bought_nothing_is_told_the_balance_alone(bank):
     assert await told(bank, exchange(account_id)) == {"X-Lcp-Balance-Msat": "9000"}
 
 
-async def test_where_nobody_is_charged_nothing_is_said(bank):
+async def test_without_customers_no_charge_is_reported(bank):
     assert await told(bank, exchange(None, *SETTLED)) == {}
     found = exchange(None, *SETTLED)
     await ChargeReport(None, LOG).add_headers(found)
@@ -91,10 +91,10 @@ async def test_an_answer_that_is_paid_goes_out_though_no_balance_can_be_read(ban
     account_id = await bank.customer(9_000)
     wallet = bank.wallet()
 
-    async def away(_account_id):
+    async def unreachable(_account_id):
         raise OSError("the disk is gone")
 
-    wallet.balance = away
+    wallet.balance = unreachable
     found = exchange(account_id, *SETTLED)
     with structlog.testing.capture_logs() as logs:
         await ChargeReport(wallet, structlog.get_logger()).add_headers(found)
@@ -166,7 +166,7 @@ async def test_a_402_says_what_is_needed_what_is_there_and_how_to_pay_the_rest(b
     assert said["quote_id"], "the quote can still be taken once it is paid"
 
 
-async def test_whoever_pays_that_invoice_has_enough(bank):
+async def test_a_customer_who_pays_that_invoice_has_enough(bank):
     account_id = await bank.customer(1_200)
     await refused(bank, account_id)
     (topup,) = (await bank.topups.page(account_id)).items
@@ -194,10 +194,10 @@ async def test_a_402_stays_one_while_the_books_cannot_be_read(bank, monkeypatch)
     account_id = await bank.customer()
     wallet = bank.wallet()
 
-    async def away(*_):
+    async def unreachable(*_):
         raise OSError("the disk is gone")
 
-    monkeypatch.setattr(wallet, "fill_for", away)
+    monkeypatch.setattr(wallet, "fill_for", unreachable)
     error = await refused(bank, account_id, wallet)
     assert (error.status, error.code) == (402, "insufficient_balance")
 

@@ -143,7 +143,7 @@ async def test_a_stream_that_is_not_events_just_breaks_off():
 async def test_heartbeats_come_between_events_only(end):
     """E: the test of this name took all heartbeats out before it looked, so that one inside an event passed."""
     first, begun, rest = b"data: 1" + end * 2, b"data: 2" + end, b"data: 3" + end * 2
-    served = Served(first, 0.25, begun, 0.25, rest, heartbeat_s=0.1)
+    served = Served(first, 0.06, begun, 0.06, rest, heartbeat_s=0.02)
     _, body, whole = await served.get()
     assert whole
     beat = b": heartbeat\n\n"
@@ -154,7 +154,7 @@ async def test_heartbeats_come_between_events_only(end):
 
 
 async def test_nothing_is_put_into_a_compressed_stream():
-    served = Served(b"\x1f\x8b1", 0.25, b"2", Undelivered("cut"), heartbeat_s=0.1, encoding="gzip")
+    served = Served(b"\x1f\x8b1", 0.06, b"2", Undelivered("cut"), heartbeat_s=0.02, encoding="gzip")
     assert await served.get() == (200, b"\x1f\x8b12", False)
 
 
@@ -179,5 +179,12 @@ async def test_the_end_of_the_connection_ends_a_stream_of_http_1_0(keep):
 
 
 async def test_a_heartbeat_may_come_before_the_first_byte():
-    _, body, _ = await Served(0.25, b"data: 1\n\n", heartbeat_s=0.1).get()
+    _, body, _ = await Served(0.06, b"data: 1\n\n", heartbeat_s=0.02).get()
     assert body.startswith(b": heartbeat\n\n")
+
+
+async def test_a_failure_after_a_heartbeat_breaks_the_stream_off():
+    """The heartbeat has sent the head, so that the error cannot be a response of its own any more."""
+    status, body, whole = await Served(0.06, Undelivered("cut"), heartbeat_s=0.02).get()
+    assert (status, whole) == (200, False)
+    assert body.startswith(b": heartbeat\n\n") and b'"undelivered"' in body

@@ -26,7 +26,7 @@ def asked(peer: str, *forwarded: str, proto: str | None = None) -> web.BaseReque
 @pytest.mark.parametrize(
     ("peer", "forwarded", "client"),
     [
-        # Nobody else's word counts.
+        # Other addresses are not believed.
         ("203.0.113.5", ["198.51.100.1"], "203.0.113.5"),
         ("127.0.0.1", ["198.51.100.1"], "127.0.0.1"),
         # One proxy, and several, of which each writes whom it heard from.

@@ -57,7 +57,7 @@ def test_a_certificate_that_every_client_would_refuse_is_refused_here(tmp_path, 
     assert word in problem_of(pair.certificate, pair.key)
 
 
-def test_a_key_with_a_password_is_said_and_nobody_is_asked_for_it(tmp_path):
+def test_an_encrypted_key_is_an_error_and_no_password_is_asked_for(tmp_path):
     pair = certificate(tmp_path, password=b"hush")
     message = problem_of(pair.certificate, pair.key)
     assert "is encrypted" in message and "hush" not in message
@@ -157,7 +157,9 @@ async def test_a_renewal_that_cannot_be_used_leaves_the_certificate_of_before(tm
         assert await shown_at(port) == before
 
 
-async def test_whoever_speaks_something_else_or_nothing_harms_nobody(tmp_path, serve, monkeypatch):
+async def test_a_client_that_speaks_something_else_or_nothing_does_no_harm(
+    tmp_path, serve, monkeypatch
+):
     monkeypatch.setattr("lcp_gateway.http.server.listener._HANDSHAKE_S", 0.3)
     pair = certificate(tmp_path)
     port = await serve(Tls(pair.certificate, pair.key))
