@@ -14,7 +14,7 @@ import orjson
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from lcp_gateway.app.chooser import Chooser
+from lcp_gateway.app.wiring.routing import BODY_ADAPTERS
 from lcp_gateway.http.openai.models import ModelRoutes
 from lcp_gateway.http.openai.request_body import parse_task
 from lcp_gateway.purchase.order import Order, TaskKind
@@ -28,6 +28,7 @@ from lcp_gateway.routing.offers import Offers
 from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
 from lcp_gateway.routing.preferences import parse_preferences
 from lcp_gateway.routing.requirements import requirements_of
+from lcp_gateway.routing.selection import Selector
 
 _CHAT = TaskKind.CHAT_COMPLETIONS
 _MICRO, _MILLI = 1e6, 1e3
@@ -82,8 +83,9 @@ class Market:
         draws = ((number * _GOLDEN) % 1.0 for number in itertools.count())
         self.draw = draws.__next__
         self.auto = AutoChoice(AutoPolicy(), self.records, standings.readiness, clock=self.clock)
-        self.chooser = Chooser(
+        self.selector = Selector(
             Catalogs(self.catalog),
+            adapters=BODY_ADAPTERS,
             rules=rules,
             registry=registry,
             auto=self.auto,
@@ -92,7 +94,7 @@ class Market:
         )
         self.models = ModelRoutes(
             catalog=lambda: self.catalog,
-            offers=self.chooser.offers,
+            offers=self.selector.offers,
             rules=rules,
             registry=registry,
             records=self.records,
@@ -232,7 +234,7 @@ class Table:
 def _decisions(market: Market, bodies: dict[str, bytes], table: Table, rounds: int) -> None:
     orders = {name: _order(body) for name, body in bodies.items()}
     small = next(iter(orders.values())).task
-    offers, wish = market.chooser.offers(), parse_preferences("auto")
+    offers, wish = market.selector.offers(), parse_preferences("auto")
     needs = requirements_of(_CHAT, orjson.loads(small.body), len(small.body))
 
     def decide() -> object:
@@ -260,14 +262,14 @@ def _decisions(market: Market, bodies: dict[str, bytes], table: Table, rounds: i
     for name, order in orders.items():
 
         def choose(order: Order = order) -> object:
-            return _run(market.chooser(order))
+            return _run(market.selector(order))
 
-        table.line(f"Chooser, {name}", _cost(choose, calls=200, rounds=rounds))
+        table.line(f"Selector, {name}", _cost(choose, calls=200, rounds=rounds))
     for name, body in bodies.items():
 
         def whole(body: bytes = body) -> bytes:
             order = _order(body)
-            chosen: Candidate = _run(market.chooser(order))[0]
+            chosen: Candidate = _run(market.selector(order))[0]
             return chosen.adapt(order.task).body
 
         def apart(body: bytes = body) -> object:

@@ -113,7 +113,7 @@ class Gateway:
         self.service = PurchaseService(
             quoting=buying.quoting,
             executor=buying.executor,
-            routing=routing.chooser,
+            routing=routing.selector,
             journal=runtime.ledgers.journal,
             cache=runtime.cache,
             held_quotes=HeldQuotes(utc_now),
@@ -167,7 +167,7 @@ class Gateway:
         self.service.use(
             quoting=buying.quoting,
             executor=buying.executor,
-            routing=configured.routing.chooser,
+            routing=configured.routing.selector,
             buffer_limits=buying.buffer_limits,
             timeouts=buying.timeouts,
             shared=buying.shared,
@@ -253,7 +253,7 @@ class Gateway:
         buying: BuyingParts,
         health: HealthRoutes,
     ) -> Routes:
-        runtime, chooser, trust = self.runtime, routing.chooser, self.runtime.trust
+        runtime, selector, trust = self.runtime, routing.selector, self.runtime.trust
         sells = access.wallet_routes is not None
         relay_limit_s = settings.timeout_execute_s + _RELAY_SLACK_S
         responses = responses_parts(
@@ -282,7 +282,7 @@ class Gateway:
                     relay_limit_s=relay_limit_s,
                 ),
                 follow=responses.responses.follow,
-                explain=chooser.explain,
+                explain=selector.explain,
                 default_model=settings.default_model,
                 read_timeout_s=settings.request_read_timeout_s,
             ),
@@ -291,7 +291,7 @@ class Gateway:
             chats=responses.chats,
             models=ModelRoutes(
                 catalog=lambda: runtime.catalog.catalog,
-                offers=chooser.offers,
+                offers=selector.offers,
                 rules=routing.rules,
                 registry=routing.registry,
                 records=runtime.measurements,
@@ -302,8 +302,8 @@ class Gateway:
             ),
             welcome=WelcomeRoutes(asks_for_key=auth_mode(settings) != "none"),
             ranking=RankingRoutes(
-                lambda query: rank_models(query, chooser.offers(), routing.auto),
-                why_nothing=lambda query: explain_no_match(query, chooser.offers()),
+                lambda query: rank_models(query, selector.offers(), routing.auto),
+                why_nothing=lambda query: explain_no_match(query, selector.offers()),
                 read_timeout_s=settings.request_read_timeout_s,
             ),
             health=health,

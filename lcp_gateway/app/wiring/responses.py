@@ -90,7 +90,7 @@ def responses_parts(
     relay_limit_s: float,
 ) -> ResponsesParts:
     """Wire the routes."""
-    registry, offers = routing.registry, routing.chooser.offers
+    registry, offers = routing.registry, routing.selector.offers
 
     def context_tokens(model: str) -> int:
         traits = offers().traits.get(registry.resolve(model))

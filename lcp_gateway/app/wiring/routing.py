@@ -6,11 +6,15 @@ from dataclasses import dataclass, fields
 
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.app.chooser import Chooser
+from lcp_gateway.adapters.completions import NotAdaptable, to_chat
+from lcp_gateway.adapters.json_bytes import parse_json
+from lcp_gateway.adapters.splice import add_fields, replace_model
 from lcp_gateway.config import ModelConfig, NodeConfig, Settings, all_nodes, may_use_proxy
 from lcp_gateway.purchase.order import Order, TaskKind
 from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.purchase.tracing import Tracing
+from lcp_gateway.responses.token_estimate import clearly_exceeds
+from lcp_gateway.routing.adaptation import BodyAdapters
 from lcp_gateway.routing.auto import AutoChoice, AutoPolicy, Decision
 from lcp_gateway.routing.explicit import RoutingRules
 from lcp_gateway.routing.measurements import Measurements
@@ -19,6 +23,7 @@ from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
 from lcp_gateway.routing.preferences import Weights
 from lcp_gateway.routing.route_query import ENDPOINT_NAMES
 from lcp_gateway.routing.scoring import Scored
+from lcp_gateway.routing.selection import Selector
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstreams.lcpd.transport import LcpdAddress, TlsFiles
 from lcp_gateway.upstreams.merged_catalog import MergedCatalog
@@ -27,6 +32,16 @@ from lcp_gateway.upstreams.openai.connections import VirtualNode
 from lcp_gateway.upstreams.openai.input_tokens import TokenCounter
 from lcp_gateway.upstreams.openai.node_watch import NodeWatch
 from lcp_gateway.upstreams.openai.price import NodePrice
+
+BODY_ADAPTERS = BodyAdapters(
+    parse=parse_json,
+    replace_model=replace_model,
+    add_fields=add_fields,
+    to_chat=lambda body: to_chat(body).body,
+    not_adaptable=NotAdaptable,
+    clearly_exceeds=clearly_exceeds,
+)
+"""The functions over bodies that a choice needs."""
 
 _KIND_OF = {word: kind for kind, word in ENDPOINT_NAMES.items()}
 _MSAT_PER_SAT = 1_000
@@ -60,7 +75,7 @@ class RoutingParts:
     rules: RoutingRules
     registry: ModelRegistry
     auto: AutoChoice
-    chooser: Chooser
+    selector: Selector
 
 
 def lcpd_address(settings: Settings) -> LcpdAddress:
@@ -185,8 +200,9 @@ def routing_parts(
                 asked=[f"{msat} {provider_id}" for provider_id, msat in asked.items()],
             )
 
-    chooser = Chooser(
+    selector = Selector(
         catalogs,
+        adapters=BODY_ADAPTERS,
         rules=rules,
         registry=registry,
         auto=auto,
@@ -194,7 +210,7 @@ def routing_parts(
         on_decision=decided,
         on_choice=chosen,
     )
-    return RoutingParts(rules, registry, auto, chooser)
+    return RoutingParts(rules, registry, auto, selector)
 
 
 def routing_weights(settings: Settings) -> Weights:

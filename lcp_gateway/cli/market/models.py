@@ -148,7 +148,7 @@ async def _rows_asked(settings: Settings) -> Sequence[ModelRow]:
 def rows_of_providers(reachable: ReachableProviders, settings: Settings) -> Sequence[ModelRow]:
     """List every model at every provider, with the scores that they have before anything is measured."""
     routing = unmeasured_routing(settings, reachable.catalog)
-    offers = routing.chooser.offers()
+    offers = routing.selector.offers()
     scores = _scores(offers, routing.auto)
     return [
         _row(

@@ -23,8 +23,8 @@ from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
 
 if TYPE_CHECKING:
-    from lcp_gateway.app.chooser import Chooser
     from lcp_gateway.app.wiring.routing import NodeParts
+    from lcp_gateway.routing.selection import Selector
     from lcp_gateway.upstreams.openai.connections import VirtualNode
 
 
@@ -113,7 +113,7 @@ class UnmeasuredRouting:
 
     registry: ModelRegistry
     auto: AutoChoice
-    chooser: "Chooser"
+    selector: "Selector"
 
 
 def gateway_to_ask(
@@ -199,8 +199,13 @@ async def opened_nodes(settings: Settings) -> "AsyncIterator[NodeParts | None]":
 
 def unmeasured_routing(settings: Settings, catalog: Catalog) -> UnmeasuredRouting:
     """Build the parts that choose a provider, over a catalog that does not change."""
-    from lcp_gateway.app.chooser import Chooser  # noqa: PLC0415 - imports the whole gateway
-    from lcp_gateway.app.wiring.routing import model_registry, routing_rules, routing_weights  # noqa: PLC0415 - as above
+    from lcp_gateway.app.wiring.routing import (  # noqa: PLC0415 - as above
+        BODY_ADAPTERS,
+        model_registry,
+        routing_rules,
+        routing_weights,
+    )
+    from lcp_gateway.routing.selection import Selector  # noqa: PLC0415 - imports the whole gateway
 
     registry = model_registry(settings)
     auto = AutoChoice(
@@ -209,15 +214,16 @@ def unmeasured_routing(settings: Settings, catalog: Catalog) -> UnmeasuredRoutin
         lambda _provider_id: 1.0,
         clock=time.monotonic,
     )
-    chooser = Chooser(
+    selector = Selector(
         _FixedCatalog(catalog),
+        adapters=BODY_ADAPTERS,
         rules=routing_rules(settings),
         registry=registry,
         auto=auto,
         available=lambda _provider_id: True,
         draw=lambda: 0.0,
     )
-    return UnmeasuredRouting(registry, auto, chooser)
+    return UnmeasuredRouting(registry, auto, selector)
 
 
 class _FixedCatalog:

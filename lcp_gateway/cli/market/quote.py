@@ -182,7 +182,7 @@ async def _ask(wanted: QuotedRequest, settings: Settings) -> CheckedQuote:
         task = _task(wanted, reachable.catalog, settings, routing.registry.resolve)
         order = Order.of(task, request_id="", key_id="", limit_msat=None)
         try:
-            candidates = await routing.chooser(order)
+            candidates = await routing.selector(order)
         except (RoutingError, NotAdaptable) as error:
             raise CommandFailed(error.message) from None
         return await _first_quote(reachable, task, candidates, settings)

@@ -112,7 +112,7 @@ async def _explain(kind: TaskKind, request: bytes, settings: Settings) -> Mappin
         task = parse_task(kind, request)
         async with reachable_providers(settings) as reachable:
             order = Order.of(task, request_id="", key_id="", limit_msat=None)
-            return unmeasured_routing(settings, reachable.catalog).chooser.explain(order)
+            return unmeasured_routing(settings, reachable.catalog).selector.explain(order)
     except ApiError as error:
         failure = error
     except RoutingError as error:

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from lcp_gateway.app.adapting import COMPLETIONS_AS_CHAT
 from lcp_gateway.http.openai.response import (
     ADAPTER_HEADER,
     ROUTING_HEADER,
@@ -17,6 +16,7 @@ from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Candidate
+from lcp_gateway.routing.adaptation import COMPLETIONS_AS_CHAT
 from tests.support.purchases import PEER, TASK, order, quote
 
 COMPLETION = Task(

@@ -1,21 +1,17 @@
-"""From an order to its candidates: the operator's aliases, the choice that ``auto`` stands for, the adapters."""
+"""The selection of an order's candidates: aliases, the choice that ``auto`` stands for, adapters; and its explanation."""
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
-from lcp_gateway.adapters.completions import NotAdaptable, to_chat
-from lcp_gateway.adapters.json_bytes import parse_json
-from lcp_gateway.app.adapting import COMPLETIONS_AS_CHAT, adaptation
 from lcp_gateway.purchase.order import SUBJECTS, Order, Task, TaskKind
 from lcp_gateway.purchase.quote import Candidate, ProviderSource
-from lcp_gateway.responses.token_estimate import clearly_exceeds
+from lcp_gateway.routing.adaptation import COMPLETIONS_AS_CHAT, BodyAdapters, adaptation
 from lcp_gateway.routing.auto import AutoChoice, Decision, NoMatch
 from lcp_gateway.routing.catalog import Catalog, Provider
-from lcp_gateway.routing.explain import explanation, named_explanation
 from lcp_gateway.routing.explicit import (
     ContextTooLong,
     ModelNotFound,
@@ -38,8 +34,8 @@ _CANDIDATES = 5
 _LOOKED_AT = 50
 
 
-class CatalogSource(Protocol):
-    """Who keeps the catalog."""
+class CatalogSnapshots(Protocol):
+    """The catalog as it is kept up to date."""
 
     @property
     def catalog(self) -> Catalog:
@@ -47,17 +43,18 @@ class CatalogSource(Protocol):
         ...
 
     async def refresh_if_stale(self) -> Catalog:
-        """Give a fresh snapshot, or the last one if none can be had."""
+        """Return a fresh snapshot, or the last one if none can be had."""
         ...
 
 
-class Chooser:
-    """Gives the candidates for an order, and looks again in a fresh catalog before it gives up."""
+class Selector:
+    """Returns the candidates for an order, and looks again in a fresh catalog before it gives up."""
 
     def __init__(
         self,
-        catalogs: CatalogSource,
+        catalogs: CatalogSnapshots,
         *,
+        adapters: BodyAdapters,
         rules: RoutingRules,
         registry: ModelRegistry,
         auto: AutoChoice,
@@ -66,12 +63,13 @@ class Chooser:
         on_choice: Callable[[Order, Scored, Mapping[str, int]], None] = lambda *_: None,
         draw: Callable[[], float] = random.random,  # noqa: S311 - spreads load, and hides nothing
     ) -> None:
-        """Wire it.
+        """``available`` returns whether a provider may be asked now.
 
-        ``available`` asks whether a provider may be asked now. ``on_decision`` hears of every choice of ``auto``,
-        ``on_choice`` of what became of it once quotes were there: which one is taken, and who asked what, in msat.
+        ``on_decision`` is told every choice of ``auto``; ``on_choice``, once quotes are there, which candidate is taken and
+        the price that each provider asks, in msat.
         """
         self._catalogs = catalogs
+        self._adapters = adapters
         self._rules = rules
         self._registry = registry
         self._auto = auto
@@ -82,7 +80,7 @@ class Chooser:
         self._offers: tuple[Catalog, Offers] | None = None
 
     async def __call__(self, order: Order) -> Sequence[Candidate]:
-        """Give the candidates, the first choice first.
+        """Return the candidates, the first choice first.
 
         Raises:
             RoutingError: there are none.
@@ -97,25 +95,25 @@ class Chooser:
             return self._choose(await self._catalogs.refresh_if_stale(), order)
 
     def offers(self) -> Offers:
-        """Give what is on offer now."""
+        """Return the offers of now."""
         return self._offers_of(self._catalogs.catalog)
 
     def explain(self, order: Order) -> Mapping[str, object]:
-        """Say how an order would be routed now, and do nothing about it.
+        """Describe how an order would be routed now, without effect.
 
         Raises:
-            RoutingError: nobody suits.
+            RoutingError: no offer meets its requirements.
         """
         catalog, task = self._catalogs.catalog, order.task
         name = self._registry.resolve(task.model)
         if is_auto(name):
             decision = self._decide(catalog, order)
-            _those_with_room(task, decision.ranked)
+            self._with_room(task, decision.ranked)
             return explanation(task, name, decision)
         wanted = replace(task, model=name)
         offers = self._offers_of(catalog)
         traits = offers.traits.get(name) or self._registry.traits(name)
-        if _is_too_long(task, traits):
+        if self._is_too_long(task, traits):
             raise _too_long(task, f"the context of this model, {traits.context_length} tokens")
         found = explicit_providers(catalog, wanted, self._rules, asked_as=task.model)
         entries = [Entry(provider, name, traits) for provider in found]
@@ -133,9 +131,9 @@ class Chooser:
         name = self._registry.resolve(order.task.model)
         if is_auto(name):
             decision = self._decide(catalog, order)
-            fitting = _those_with_room(order.task, decision.ranked)
+            fitting = self._with_room(order.task, decision.ranked)
             comparison = _AutoComparison(order, decision, self._on_choice)
-            found = _those_that_fit(
+            found = self._adaptable(
                 partial(self._decided, order.task, decision, comparison, scored)
                 for scored in fitting
                 if self._available(scored.entry.provider.peer_id)
@@ -147,8 +145,8 @@ class Chooser:
     def _decide(self, catalog: Catalog, order: Order) -> Decision:
         task = order.task
         offers = self._offers_of(catalog)
-        document: Any = parse_json(task.body)
-        unfit_for_chat = _why_unfit_for_chat(task)
+        document = self._adapters.parse(task.body)
+        unfit_for_chat = self._unfit_for_chat(task)
         try:
             wish = parse_preferences(self._registry.resolve(task.model), offers.capabilities)
             return self._auto.decide(
@@ -194,7 +192,7 @@ class Chooser:
     def _named(self, catalog: Catalog, task: Task, name: str) -> Sequence[Candidate]:
         wanted = task if name == task.model else replace(task, model=name)
         traits = self._offers_of(catalog).traits.get(name) or self._registry.traits(name)
-        if _is_too_long(task, traits):
+        if self._is_too_long(task, traits):
             raise _too_long(task, f"the context of this model, {traits.context_length} tokens")
         found = explicit_providers(
             catalog, wanted, self._rules, self._available, asked_as=task.model
@@ -207,11 +205,11 @@ class Chooser:
             )
             if decision is not None:
                 comparison = _NamedComparison(decision.considered, decision.weights)
-                return _those_that_fit(
+                return self._adaptable(
                     partial(self._ordered, task, decision, comparison, scored)
                     for scored in decision.ranked
                 )
-        return _those_that_fit(partial(self._candidate, task, provider, name) for provider in found)
+        return self._adaptable(partial(self._candidate, task, provider, name) for provider in found)
 
     def _ordered(
         self, task: Task, decision: Decision, comparison: "_NamedComparison", scored: Scored
@@ -220,17 +218,17 @@ class Chooser:
         return replace(candidate, comparison=comparison, place=decision.place(scored))
 
     def _goes_by_score(self, found: Sequence[Provider]) -> bool:
-        """Tell whether scores decide. Among peers alone the daemon's order holds, as with openai-serve, if not told otherwise."""
+        """Return whether scores decide. Among peers alone the daemon's order holds, as with openai-serve, by default."""
         return self._rules.by_score or any(p.source is ProviderSource.NODE for p in found)
 
     def _candidate(self, task: Task, provider: Provider, model: str) -> Candidate:
-        # A provider that offers neither was named by the operator: it gets what peers take.
+        # A provider that offers neither was named by the operator: it gets the kind that peers take.
         as_chat = task.kind is TaskKind.COMPLETIONS and not provider.offers(
             TaskKind.COMPLETIONS, model
         )
-        adapt = adaptation(task, model, self._registry.card(model), as_chat=as_chat)
+        adapt = adaptation(self._adapters, task, model, self._registry.card(model), as_chat=as_chat)
         if as_chat:
-            # What cannot be adapted is said before anything is asked of anybody.
+            # A request that cannot be adapted is refused before any provider is asked.
             adapt(task)
         return Candidate(provider.peer_id, adapt, COMPLETIONS_AS_CHAT if as_chat else "")
 
@@ -247,39 +245,67 @@ class Chooser:
             self._offers = (catalog, made)
         return self._offers[1]
 
+    def _is_too_long(self, task: Task, traits: Traits) -> bool:
+        """Return whether a request is clearly longer than a model's context, which its provider would be paid to find out."""
+        tokens = traits.context_length
+        if not tokens or len(task.body) <= tokens:
+            return False
+        document = self._adapters.parse(task.body)
+        if task.kind is TaskKind.EMBEDDINGS and not isinstance(document.get("input"), str):
+            # Each of several inputs has the context for itself.
+            return False
+        return self._adapters.clearly_exceeds(document, task.body, tokens)
 
-def _is_too_long(task: Task, traits: Traits) -> bool:
-    """Tell whether a request is clearly longer than a model's context, which its provider would be paid to find out."""
-    tokens = traits.context_length
-    if not tokens or len(task.body) <= tokens:
-        return False
-    document: Any = parse_json(task.body)
-    subject = document.get("input")
-    if task.kind is TaskKind.EMBEDDINGS and not isinstance(subject, str):
-        # Each of several inputs has the context for itself.
-        return False
-    return clearly_exceeds(document, task.body, tokens)
+    def _with_room(self, task: Task, ranked: Sequence[Scored]) -> Sequence[Scored]:
+        """Return the candidates whose context a request may fit into.
+
+        Raises:
+            ContextTooLong: there is none.
+        """
+        found = [one for one in ranked if not self._is_too_long(task, one.entry.traits)]
+        if not found:
+            longest = max(one.entry.traits.context_length for one in ranked)
+            raise _too_long(
+                task, f"the longest context of the models that suit it, {longest} tokens"
+            )
+        return found
+
+    def _unfit_for_chat(self, task: Task) -> Exception | None:
+        if task.kind is TaskKind.COMPLETIONS:
+            try:
+                self._adapters.to_chat(task.body)
+            except self._adapters.not_adaptable as error:
+                return error
+        return None
+
+    def _adaptable(self, found: Iterable[Callable[[], Candidate]]) -> Sequence[Candidate]:
+        """Make the first candidates of those that the task can be adapted to.
+
+        Raises:
+            Exception: ``not_adaptable`` of the adapters: it can be adapted to none.
+            NoProvider: there is none.
+        """
+        fit: list[Candidate] = []
+        problem: Exception | None = None
+        for make in islice(found, _LOOKED_AT):
+            try:
+                fit.append(make())
+            except self._adapters.not_adaptable as error:
+                problem = error
+            if len(fit) >= _CANDIDATES:
+                # Before the next is looked at: to ask whether a provider is available may use up its trial.
+                break
+        if fit:
+            return fit
+        raise problem or NoProvider("every provider that suits has failed lately; try again soon")
 
 
-def _too_long(task: Task, what: str) -> ContextTooLong:
-    return ContextTooLong(f"the request is longer than {what}", SUBJECTS[task.kind])
-
-
-def _those_with_room(task: Task, ranked: Sequence[Scored]) -> Sequence[Scored]:
-    """Give the candidates whose context a request may fit into.
-
-    Raises:
-        ContextTooLong: there is none.
-    """
-    found = [one for one in ranked if not _is_too_long(task, one.entry.traits)]
-    if not found:
-        longest = max(one.entry.traits.context_length for one in ranked)
-        raise _too_long(task, f"the longest context of the models that suit it, {longest} tokens")
-    return found
+def _too_long(task: Task, limit: str) -> ContextTooLong:
+    return ContextTooLong(f"the request is longer than {limit}", SUBJECTS[task.kind])
 
 
 class _NamedComparison(QuoteComparison):
-    """Compares the quotes of a named model's providers. The client is told nothing: it made the choice itself."""
+    """Compares the quotes of a named model's providers. The client gets no account of it: it made the choice itself."""
 
     def taken(
         self,
@@ -332,32 +358,49 @@ def _told(decision: Decision, scored: Scored, among: Sequence[Scored]) -> dict[s
     }
 
 
-def _why_unfit_for_chat(task: Task) -> NotAdaptable | None:
-    if task.kind is TaskKind.COMPLETIONS:
-        try:
-            to_chat(task.body)
-        except NotAdaptable as error:
-            return error
-    return None
+def explanation(task: Task, name: str, decision: Decision) -> Mapping[str, object]:
+    """Describe the choice of ``auto``; each call draws anew."""
+    return {
+        "object": "lcp.route",
+        "endpoint": task.kind.value,
+        "model": task.model,
+        "resolved_model": name,
+        "chosen": _described(decision.chosen, decision.reason(decision.chosen)),
+        "candidates": [_described(one, decision.reason(one)) for one in decision.considered],
+        "decision": decision.as_log(),
+    }
 
 
-def _those_that_fit(found: Iterable[Callable[[], Candidate]]) -> Sequence[Candidate]:
-    """Make the first candidates of those that the task can be adapted to.
+def named_explanation(
+    task: Task, name: str, scored: Sequence[Scored], *, by_score: bool
+) -> Mapping[str, object]:
+    """Describe the order in which the providers of a model that the client named are asked."""
+    reason = "the model was named; its providers are asked " + (
+        "by their score" if by_score else "in the daemon's order"
+    )
+    found = [_described(one, reason) for one in scored]
+    return {
+        "object": "lcp.route",
+        "endpoint": task.kind.value,
+        "model": task.model,
+        "resolved_model": name,
+        "chosen": found[0] if found else None,
+        "candidates": found,
+        "decision": None,
+    }
 
-    Raises:
-        NotAdaptable: it can be adapted to none.
-        NoProvider: there is none.
-    """
-    fit: list[Candidate] = []
-    problem: NotAdaptable | None = None
-    for make in islice(found, _LOOKED_AT):
-        try:
-            fit.append(make())
-        except NotAdaptable as error:
-            problem = error
-        if len(fit) >= _CANDIDATES:
-            # Before the next is looked at: to ask whether a provider is available may use up its trial.
-            break
-    if fit:
-        return fit
-    raise problem or NoProvider("every provider that suits has failed lately; try again soon")
+
+def _described(scored: Scored, reason: str) -> Mapping[str, object]:
+    provider, told = scored.entry.provider, scored.view.told()
+    known_msat = scored.known_msat
+    return {
+        "source": provider.source.value,
+        "provider": provider.peer_id,
+        "model": scored.entry.model,
+        "score": round(scored.score, 4),
+        "reason": reason,
+        "features": {name: round(value, 4) for name, value in scored.features._asdict().items()},
+        "price_msat": None if known_msat is None else round(known_msat),
+        "first_byte_s": told.first_byte_s,
+        "tokens_per_s": told.tokens_per_s,
+    }

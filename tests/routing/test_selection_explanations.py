@@ -4,9 +4,9 @@ import pytest
 
 from lcp_gateway.purchase.order import Task
 from lcp_gateway.routing.auto import replay
-from lcp_gateway.routing.explain import explanation, named_explanation
 from lcp_gateway.routing.measurements import Mode
 from lcp_gateway.routing.preferences import Preferences
+from lcp_gateway.routing.selection import explanation, named_explanation
 from tests.routing.offering import CHAT, Bench, provider
 
 

@@ -10,8 +10,8 @@ from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.quoting import QuoteRequester, QuotingRules
 from lcp_gateway.routing.measurements import Mode, request_size
-from tests.app.test_chooser import Choosing, order, task
 from tests.routing.offering import provider
+from tests.routing.test_selection import Choosing, order, task
 from tests.support.purchases import ScriptedInspector
 from tests.support.shop import Peer, Shop
 
@@ -51,7 +51,7 @@ class Bazaar:
         self.choosing.draw = draw
         wanted = order(task(model))
         try:
-            return await self.market.request(wanted, await self.choosing.chooser(wanted))
+            return await self.market.request(wanted, await self.choosing.selector(wanted))
         finally:
             await asyncio.gather(*self.background)
 

@@ -6,15 +6,16 @@ from dataclasses import dataclass, field
 import pytest
 
 from lcp_gateway.adapters.completions import NotAdaptable
-from lcp_gateway.app.adapting import COMPLETIONS_AS_CHAT
-from lcp_gateway.app.chooser import Chooser
+from lcp_gateway.app.wiring.routing import BODY_ADAPTERS
 from lcp_gateway.purchase.order import Order, Task, TaskKind
+from lcp_gateway.routing.adaptation import COMPLETIONS_AS_CHAT
 from lcp_gateway.routing.auto import AutoChoice, AutoPolicy, replay
 from lcp_gateway.routing.catalog import Catalog
 from lcp_gateway.routing.explicit import ContextTooLong, ModelNotFound, NoProvider, RoutingRules
 from lcp_gateway.routing.measurements import Measurements, Mode, answer_mode
 from lcp_gateway.routing.model_registry import ModelCard, ModelRegistry
 from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
+from lcp_gateway.routing.selection import Selector
 from tests.routing.offering import CHAT, provider
 
 RESPONSES, COMPLETIONS, EMBEDDINGS = (
@@ -55,7 +56,7 @@ class Keeper:
 
 @dataclass
 class Choosing:
-    """A chooser among some providers; everything that it is wired to can be looked at."""
+    """A selector among some providers; everything that it is wired to can be looked at."""
 
     providers: tuple
     cards: dict = field(default_factory=dict)
@@ -84,8 +85,9 @@ class Choosing:
         self.auto = AutoChoice(
             AutoPolicy(), self.records, self.standings.readiness, clock=lambda: self.now
         )
-        self.chooser = Chooser(
+        self.selector = Selector(
             self.keeper,
+            adapters=BODY_ADAPTERS,
             rules=RoutingRules(**self.rules),
             registry=ModelRegistry({name: ModelCard(**said) for name, said in self.cards.items()}),
             auto=self.auto,
@@ -99,14 +101,14 @@ class Choosing:
         return self.standings.available(provider_id)
 
     async def ids(self, wanted: Task) -> list[str]:
-        return [one.provider_id for one in await self.chooser(order(wanted))]
+        return [one.provider_id for one in await self.selector(order(wanted))]
 
     async def bought(self, wanted: Task) -> Task:
         """The task that the first candidate gets."""
-        return (await self.chooser(order(wanted)))[0].adapt(wanted)
+        return (await self.selector(order(wanted)))[0].adapt(wanted)
 
     def explain(self, wanted: Task):
-        return self.chooser.explain(order(wanted))
+        return self.selector.explain(order(wanted))
 
     def measured(self, provider_id, model, seconds):
         for _ in range(3):
@@ -130,7 +132,7 @@ async def test_a_named_model_gives_every_provider_once_and_its_task_is_not_touch
     wanted = task()
     found = await among(
         provider("a", "m"), provider("b", "other"), provider("node:n", "m")
-    ).chooser(order(wanted))
+    ).selector(order(wanted))
     assert sorted(one.provider_id for one in found) == ["a", "node:n"]
     assert all(one.adapt(wanted) is wanted for one in found)
     assert all((one.adapter, one.routing) == ("", None) for one in found)
@@ -160,7 +162,7 @@ async def test_a_model_by_its_real_name_stays_as_it_is_though_it_has_an_alias():
 async def test_an_alias_may_stand_for_auto():
     choosing = among(provider("a", "m"), cards={"auto": {"aliases": ("gpt-4o",)}})
     wanted = task("gpt-4o")
-    (candidate,) = await choosing.chooser(order(wanted))
+    (candidate,) = await choosing.selector(order(wanted))
     assert candidate.adapt(wanted).body == wanted.body.replace(b"gpt-4o", b"m")
     assert candidate.routing["model"] == "m"
 
@@ -282,7 +284,7 @@ async def test_defaults_are_those_of_the_model_that_is_bought():
 async def test_alias_defaults_and_adapter_go_together():
     cards = {"m": DEFAULTS | {"aliases": ("x",)}}
     wanted = task("x", COMPLETIONS, more=b', "echo":true, "logit_bias" : {}')
-    (candidate,) = await among(provider("a", "m"), cards=cards).chooser(order(wanted))
+    (candidate,) = await among(provider("a", "m"), cards=cards).selector(order(wanted))
     bought = candidate.adapt(wanted)
     assert candidate.adapter == COMPLETIONS_AS_CHAT
     assert (bought.kind, bought.model) == (CHAT, "m")
@@ -301,7 +303,7 @@ async def test_alias_defaults_and_adapter_go_together():
 
 async def test_the_adapter_is_for_those_who_only_chat_and_the_others_get_every_byte():
     wanted = task(kind=COMPLETIONS)
-    found = await among(provider("a", "m"), provider("b", "m", kind=COMPLETIONS)).chooser(
+    found = await among(provider("a", "m"), provider("b", "m", kind=COMPLETIONS)).selector(
         order(wanted)
     )
     assert [(one.provider_id, one.adapter) for one in found] == [
@@ -316,7 +318,7 @@ async def test_the_adapter_is_for_those_who_only_chat_and_the_others_get_every_b
 async def test_what_no_chat_can_do_is_said_before_anything_is_asked(model):
     wanted = task(model, COMPLETIONS, more=b',"suffix":"end"')
     with pytest.raises(NotAdaptable) as caught:
-        await among(provider("a", "m")).chooser(order(wanted))
+        await among(provider("a", "m")).selector(order(wanted))
     assert caught.value.param == "suffix"
 
 
@@ -338,7 +340,7 @@ async def test_auto_gives_candidates_that_each_buy_their_own_model_and_say_why()
     choosing.measured("a", "m1", 1)
     choosing.measured("node:n", "m2", 30)
     wanted = task("auto", more=b', "metadata" : {"model":"auto"}')
-    found = await choosing.chooser(order(wanted))
+    found = await choosing.selector(order(wanted))
     assert [one.provider_id for one in found] == ["a", "node:n"]
     for candidate, model in zip(found, ("m1", "m2"), strict=True):
         bought = candidate.adapt(wanted)
@@ -356,7 +358,7 @@ async def test_auto_gives_candidates_that_each_buy_their_own_model_and_say_why()
 async def test_every_choice_is_told_once_and_can_be_made_again():
     choosing = among(*(provider(f"p{n}", "m", f"m{n}") for n in range(4)), draw=0.8)
     asked = order(task("auto:fast"))
-    found = await choosing.chooser(asked)
+    found = await choosing.selector(asked)
     ((told, decision),) = choosing.decisions
     assert told is asked
     assert replay(decision.as_log()) == (found[0].provider_id, found[0].routing["model"])
@@ -425,7 +427,7 @@ async def test_auto_for_an_endpoint_that_nobody_serves_is_not_found():
 async def test_auto_keeps_to_the_operators_rules():
     both = provider("a", "m1", "m2"), provider("b", "m1")
     only = among(*both, rules={"allowlist": frozenset({"m2"})})
-    assert [one.routing["model"] for one in await only.chooser(order(task("auto")))] == ["m2"]
+    assert [one.routing["model"] for one in await only.selector(order(task("auto")))] == ["m2"]
     mapped = among(*both, rules={"model_peers": {"m1": "b", "m2": "b"}})
     assert await mapped.ids(task("auto")) == ["b"]
     default = among(*both, provider("node:n", "m1"), rules={"default_peer_id": "b"})
@@ -493,11 +495,11 @@ async def test_a_request_that_cannot_be_adapted_is_no_reason_to_look_again():
 
 async def test_what_is_on_offer_is_read_once_for_each_catalog():
     choosing = among(provider("a", "m"), fresh=(provider("a", "m2"),))
-    offers = choosing.chooser.offers()
-    assert choosing.chooser.offers() is offers
+    offers = choosing.selector.offers()
+    assert choosing.selector.offers() is offers
     await choosing.ids(task("m2"))
-    assert choosing.chooser.offers() is not offers
-    assert set(choosing.chooser.offers().traits) == {"m2"}
+    assert choosing.selector.offers() is not offers
+    assert set(choosing.selector.offers().traits) == {"m2"}
 
 
 # -- embeddings -----------------------------------------------------------------------------------
@@ -506,7 +508,7 @@ async def test_what_is_on_offer_is_read_once_for_each_catalog():
 async def test_embeddings_go_to_who_embeds_with_every_byte():
     wanted = task("bge-m3", EMBEDDINGS)
     choosing = among(provider("a", "m"), provider("node:e", "bge-m3", kind=EMBEDDINGS))
-    (candidate,) = await choosing.chooser(order(wanted))
+    (candidate,) = await choosing.selector(order(wanted))
     assert candidate.provider_id == "node:e" and candidate.adapt(wanted) is wanted
 
 
@@ -608,7 +610,7 @@ async def test_a_request_that_is_clearly_too_long_for_its_model_is_refused(kind,
     )
     wanted = chat_of(PROSE, model, kind)
     with pytest.raises(ContextTooLong, match="4096 tokens") as caught:
-        await choosing.chooser(order(wanted))
+        await choosing.selector(order(wanted))
     assert caught.value.param == {CHAT: "messages", COMPLETIONS: "prompt"}.get(kind, "input")
     with pytest.raises(ContextTooLong):
         choosing.explain(wanted)
