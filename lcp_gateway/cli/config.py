@@ -31,9 +31,9 @@ from lcp_gateway.cli.output import (
 from lcp_gateway.cli.service.instances import make_folder
 from lcp_gateway.config import ConfigError, load, specs, written
 from lcp_gateway.config.docs import sample_file
+from lcp_gateway.config.paths import default_file
 from lcp_gateway.config.sources import (
     CONFIG_VARIABLE,
-    default_file,
     file_to_read,
     from_environment,
     from_file,

@@ -4,7 +4,6 @@ from lcp_gateway.config.addresses import HostPort, parse_host_port, without_pass
 from lcp_gateway.config.derived import (
     all_nodes,
     auth_mode,
-    journal_place,
     known_hosts,
     markups,
     may_use_proxy,
@@ -14,9 +13,10 @@ from lcp_gateway.config.docs import docs_markdown, written
 from lcp_gateway.config.loading import ConfigError, Loaded, load
 from lcp_gateway.config.models import ModelConfig
 from lcp_gateway.config.nodes import NodeConfig
+from lcp_gateway.config.paths import journal_place
 from lcp_gateway.config.setting import Group, Spec
 from lcp_gateway.config.settings import Settings, specs
-from lcp_gateway.config.sources import Source, SourceKind, others_may_read
+from lcp_gateway.config.sources import SourceKind, others_may_read
 from lcp_gateway.config.validation import spending_cautions
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "ModelConfig",
     "NodeConfig",
     "Settings",
-    "Source",
     "SourceKind",
     "Spec",
     "all_nodes",

@@ -1,37 +1,12 @@
-"""Values that follow from several settings together: paths, authentication, host names, nodes, mark-ups, limits, proxies."""
+"""Values that follow from several settings together: authentication, host names, nodes, mark-ups, limits, proxies."""
 
 import ipaddress
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from lcp_gateway.config.addresses import JOURNAL_OFF, parse_host_port
+from lcp_gateway.config.addresses import parse_host_port
 from lcp_gateway.config.nodes import NodeConfig
 from lcp_gateway.config.settings import Settings
-
-
-def journal_place(settings: Settings, environ: Mapping[str, str] = os.environ) -> Path | str | None:
-    """Return the journal's place: a file's path, a database URL (perhaps with a password), or ``None`` where it is off."""
-    match settings.journal_url:
-        case "":
-            name = "embedded.db" if settings.embedded else "journal.db"
-            return state_folder(environ) / name
-        case place if place == JOURNAL_OFF:
-            return None
-        case place:
-            return place if "://" in place else Path(place)
-
-
-def state_folder(environ: Mapping[str, str]) -> Path:
-    """Return the folder for files that outlive the process, by the XDG rules or those of the platform."""
-    base = environ.get("XDG_STATE_HOME", "")
-    # The XDG specification says to ignore a relative path.
-    if base and Path(base).is_absolute():
-        return Path(base) / "lcp-gateway"
-    import platformdirs  # noqa: PLC0415 - costs 20 ms
-
-    return platformdirs.user_state_path("lcp-gateway", appauthor=False)
 
 
 def auth_mode(settings: Settings) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from lcp_gateway.config.paths import default_file
 from lcp_gateway.config.setting import (
     ENVIRONMENT_PREFIX,
     OPENAI_SERVE_PREFIX,
@@ -221,17 +222,6 @@ def file_to_read(environ: Mapping[str, str], chosen: Path | None) -> tuple[Path 
         # In a folder that cannot be entered: reading the file reports it.
         is_there = True
     return (usual if is_there else None), ""
-
-
-def default_file(environ: Mapping[str, str]) -> Path:
-    """Return the place of the user's own file, by the XDG rules or those of the platform."""
-    base = environ.get("XDG_CONFIG_HOME", "")
-    # The XDG specification says to ignore a relative path.
-    if base and Path(base).is_absolute():
-        return Path(base) / "lcp-gateway" / "config.toml"
-    import platformdirs  # noqa: PLC0415 - costs 20 ms
-
-    return platformdirs.user_config_path("lcp-gateway", appauthor=False) / "config.toml"
 
 
 def others_may_read(path: Path) -> bool:

@@ -93,7 +93,7 @@ def test_a_gateway_cannot_write_or_gain_rights(name):
 
 @pytest.mark.parametrize("name", ["gateway-embedded", "gateway-lcpd"])
 def test_what_was_paid_outlives_the_container(name):
-    from lcp_gateway.config.derived import journal_place
+    from lcp_gateway.config.paths import journal_place
     from lcp_gateway.config.settings import Settings
 
     (mount,) = services()[name]["volumes"]

@@ -9,8 +9,7 @@ from collections import defaultdict
 import pytest
 
 from lcp_gateway.config import Settings, specs
-from lcp_gateway.config.derived import journal_place
-from lcp_gateway.config.sources import default_file
+from lcp_gateway.config.paths import default_file, journal_place
 from tests.support.promql import ROOT
 
 UNIT = ROOT / "deploy" / "systemd" / "lcp-gateway.service"

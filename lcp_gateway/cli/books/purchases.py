@@ -53,7 +53,7 @@ from lcp_gateway.cli.output import (
     report,
 )
 from lcp_gateway.config import Settings
-from lcp_gateway.config.derived import state_folder
+from lcp_gateway.config.paths import state_folder
 from lcp_gateway.purchase.money import REFUND_MESSAGES, Refund, RefundLimits
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.refunds import Refunds
