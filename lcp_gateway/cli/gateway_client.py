@@ -162,28 +162,16 @@ class RunningGateway:
         return self.address.url
 
     def models(self) -> Sequence[Mapping[str, Any]]:
-        """Return its list of models.
-
-        Raises:
-            CommandFailed: it did not answer, or refused.
-        """
+        """Return its list of models."""
         return _entries(self._ask("GET", "/v1/models"))
 
     def ranking(self, limit: int, *capabilities: str) -> Sequence[Mapping[str, Any]]:
-        """Return its models with all these capabilities and the score of each at its best provider, the best first.
-
-        Raises:
-            CommandFailed: as in ``models``.
-        """
+        """Return its models with all these capabilities and the score of each at its best provider, the best first."""
         query = {"limit": limit, "capabilities": capabilities}
         return _entries(self._ask("POST", "/api/models/route", json.dumps(query).encode()))
 
     def explain(self, kind: TaskKind, body: bytes) -> Mapping[str, Any]:
-        """Return how it would route a request.
-
-        Raises:
-            CommandFailed: as in ``models``; also for a bad request, and where no provider suits it.
-        """
+        """Return how it would route a request."""
         # A gateway that cannot rank does not know the header either, and would buy the answer.
         self.ranking(1)
         return self._ask("POST", _PATHS[kind], body, {"X-Lcp-Route-Only": "true"})

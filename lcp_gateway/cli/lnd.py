@@ -26,11 +26,7 @@ INVOICE_SETTINGS = (
 
 @contextlib.asynccontextmanager
 async def opened_lnd(settings: Settings) -> AsyncIterator["LndClient | None"]:
-    """Open lnd for the block; yields None where the settings name none.
-
-    Raises:
-        CommandFailed: its files cannot be read, or its client is not installed.
-    """
+    """Open lnd for the block; yields None where the settings name none."""
     cert, macaroon = settings.lnd_tls_cert, settings.lnd_macaroon_file
     if not settings.lnd_grpc_addr or cert is None or macaroon is None:
         yield None
@@ -69,11 +65,7 @@ async def invoice_network(settings: Settings, *, warns: bool = True) -> str | No
 
 
 def own_node(settings: Settings) -> str:
-    """Return the gRPC target where a node of our own is reached; it is not known yet whether it is one.
-
-    Raises:
-        CommandFailed: it cannot be known, or cannot be one.
-    """
+    """Return the gRPC target where a node of our own is reached; it is not known yet whether it is one."""
     if not settings.embedded:
         if settings.lcpd_tls:
             raise CommandFailed(
@@ -91,11 +83,7 @@ def own_node(settings: Settings) -> str:
 
 @contextlib.asynccontextmanager
 async def opened_invoice_issuer(settings: Settings) -> "AsyncIterator[LndTill]":
-    """Open the issuer of invoices for the block: lnd, or a node of our own that speaks like it.
-
-    Raises:
-        CommandFailed: the settings name none, its files cannot be read, or its client is not installed.
-    """
+    """Open the issuer of invoices for the block: lnd, or a node of our own that speaks like it."""
     address = _issuer_address(settings)
     from lcp_gateway.app.till import LndTill  # noqa: PLC0415 - imports the whole gateway
     from lcp_gateway.lightning.lnd.invoices import LndInvoices  # noqa: PLC0415 - an optional extra

@@ -66,11 +66,7 @@ def command_group(purpose: str) -> typer.Typer:
 
 
 def utf8_text(param: typer.CallbackParam, given: str | list[str] | None) -> Any:
-    """Return a text of the command line, or all those of an option that is repeated, as they are.
-
-    Raises:
-        CommandFailed: one holds bytes that are not UTF-8, which no database and no request takes.
-    """
+    """Return a text of the command line, or all those of an option that is repeated, as they are."""
     try:
         for text in [given] if isinstance(given, str) else given or ():
             text.encode()
@@ -82,11 +78,7 @@ def utf8_text(param: typer.CallbackParam, given: str | list[str] | None) -> Any:
 
 
 def read_input(file: str) -> bytes:
-    """Return the bytes of a file, or of standard input for "-".
-
-    Raises:
-        CommandFailed: it cannot be read.
-    """
+    """Return the bytes of a file, or of standard input for "-"."""
     if file == "-":
         return sys.stdin.buffer.read()
     try:
@@ -163,11 +155,7 @@ def load_settings(
     *,
     flag_names: Mapping[str, str] = MappingProxyType({}),
 ) -> Loaded:
-    """Load the configuration of this process.
-
-    Raises:
-        CommandFailed: the configuration cannot be used; one line for each problem.
-    """
+    """Load the configuration of this process."""
     try:
         return load(flags=flags, environ=os.environ, config_path=config, flag_names=flag_names)
     except ConfigError as error:
@@ -311,11 +299,7 @@ _ADDRESS_PARAMETERS = (
 
 
 def _address(host: str | None, port: int | None, typed: str | None, config: Path | None) -> str:
-    """Put the address together: the part that neither flag names stays as it is configured.
-
-    Raises:
-        CommandFailed: the whole address was given too, or the flags make no address.
-    """
+    """Put the address together: the part that neither flag names stays as it is configured."""
     if typed is not None:
         raise CommandFailed(
             "--http-addr says host and port already: leave --host and --port out",

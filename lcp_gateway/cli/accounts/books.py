@@ -84,11 +84,7 @@ class AccountBooks:
 
 @contextlib.asynccontextmanager
 async def opened_books(settings: Settings) -> AsyncIterator[AccountBooks]:
-    """Open the books in the journal of the settings, which must exist, and close them after the block.
-
-    Raises:
-        CommandFailed: as in ``opened_journal``; and for every ``AccountError`` of the block.
-    """
+    """Open the books in the journal of the settings, which must exist, and close them after the block."""
     async with opened_journal(settings) as database:
         try:
             yield AccountBooks(

@@ -47,11 +47,7 @@ def read_only_settings(settings: Settings) -> Settings:
 
 @contextlib.asynccontextmanager
 async def opened_journal(settings: Settings) -> AsyncIterator[Database]:
-    """Open the journal of the settings, which must exist, and close it after the block.
-
-    Raises:
-        CommandFailed: it is off, missing, another user's, or cannot be read.
-    """
+    """Open the journal of the settings, which must exist, and close it after the block."""
     place = journal_place(settings)
     if place is None:
         raise CommandFailed("the journal is off (journal_url): no purchases are recorded")
@@ -97,11 +93,7 @@ def _check_file(path: Path) -> None:
 
 
 def read_job_id(text: str) -> bytes:
-    """Read the id of a job.
-
-    Raises:
-        CommandFailed: it is not one.
-    """
+    """Read the id of a job."""
     lowered = text.strip().lower()
     if not _JOB_ID.fullmatch(lowered):
         raise CommandFailed("a job id is 64 hexadecimal digits", exit_code=USAGE_ERROR)
@@ -109,11 +101,7 @@ def read_job_id(text: str) -> bytes:
 
 
 def read_job_prefix(text: str) -> str:
-    """Read the id of a job that is only shown, or its beginning as tables on a terminal have it.
-
-    Raises:
-        CommandFailed: it is not one.
-    """
+    """Read the id of a job that is only shown, or its beginning as tables on a terminal have it."""
     lowered = text.strip().lower().rstrip("…")
     if not _JOB_PREFIX.fullmatch(lowered):
         raise CommandFailed(
@@ -124,11 +112,7 @@ def read_job_prefix(text: str) -> str:
 
 
 def read_age(text: str) -> timedelta:
-    """Read an age such as ``90d``, ``12h`` or ``2w``.
-
-    Raises:
-        CommandFailed: it is not one.
-    """
+    """Read an age such as ``90d``, ``12h`` or ``2w``."""
     matched = _AGE.fullmatch(text.strip().lower())
     if matched is None or not int(matched[1]):
         raise CommandFailed(
@@ -140,11 +124,7 @@ def read_age(text: str) -> timedelta:
 def read_time(
     text: str | None, now: datetime, *, ahead: bool = False, option: str = ""
 ) -> datetime | None:
-    """Read a date or a time (UTC where it names no zone), or an age, counted from ``now`` back or ahead.
-
-    Raises:
-        CommandFailed: it is none of these.
-    """
+    """Read a date or a time (UTC where it names no zone), or an age, counted from ``now`` back or ahead."""
     if text is None:
         return None
     try:

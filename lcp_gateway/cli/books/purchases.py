@@ -365,11 +365,7 @@ def forget_purchases(
 
 
 def _record_reason(job_id: bytes, state: State, why: str, at: datetime) -> Path:
-    """Add a resolution and its reason to a file of such records, durably; returns the file.
-
-    Raises:
-        CommandFailed: it cannot be written.
-    """
+    """Add a resolution and its reason to a file of such records, durably; returns the file."""
     path = state_folder(os.environ) / _RESOLUTIONS_FILE
     fields = {"at": at.isoformat(), "job_id": job_id.hex(), "state": state.value, "why": why}
     line = json_format.dumps(fields, ensure_ascii=False)
@@ -388,11 +384,7 @@ def _record_reason(job_id: bytes, state: State, why: str, at: datetime) -> Path:
 
 
 async def one_purchase(settings: Settings, job_id: str) -> tuple[PurchaseRecord, list[StateChange]]:
-    """Read one purchase, by its job id or the beginning of that, and its changes of state.
-
-    Raises:
-        CommandFailed: the journal cannot be used, has no such purchase, or has several.
-    """
+    """Read one purchase, by its job id or the beginning of that, and its changes of state."""
     async with opened_journal(settings) as database:
         books = Books(database)
         found = await books.beginning_with(job_id)

@@ -141,11 +141,7 @@ def gateway_to_ask(
 
 @contextlib.asynccontextmanager
 async def reachable_providers(settings: Settings) -> AsyncIterator[ReachableProviders]:
-    """Ask all providers, and keep the connections for the block. Those that do not answer are reported on standard error.
-
-    Raises:
-        CommandFailed: the daemon cannot be reached and there are no nodes.
-    """
+    """Ask all providers, and keep the connections for the block. Those that do not answer are reported on standard error."""
     async with contextlib.AsyncExitStack() as stack:
         try:
             peers = await stack.enter_async_context(opened_daemon(settings))

@@ -40,11 +40,7 @@ EndpointOption = Annotated[str | None, _kind_option("--endpoint")]
 
 
 def read_kind(flag: str, word: str | None) -> TaskKind | None:
-    """Read the endpoint; None where ``flag`` was not given.
-
-    Raises:
-        CommandFailed: there is no such endpoint.
-    """
+    """Read the endpoint; None where ``flag`` was not given."""
     if word is None:
         return None
     if word not in _KINDS:
@@ -53,11 +49,7 @@ def read_kind(flag: str, word: str | None) -> TaskKind | None:
 
 
 def read_request(file: str) -> tuple[bytes, Mapping[str, Any]]:
-    """Read a request from a file, or from standard input for "-"; returns its bytes and its fields.
-
-    Raises:
-        CommandFailed: it cannot be read, or is not a JSON object. Nothing of it is repeated.
-    """
+    """Read a request from a file, or from standard input for "-"; returns its bytes and its fields."""
     raw = read_input(file)
     try:
         fields = json.loads(raw)

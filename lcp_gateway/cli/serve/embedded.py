@@ -41,11 +41,7 @@ _DAEMON_SETTINGS = (
 
 @contextlib.contextmanager
 def daemon_for(settings: Settings) -> Iterator[Settings]:
-    """Yield settings whose daemon runs for the block: the embedded node's address where that is asked for.
-
-    Raises:
-        CommandFailed: the node is described wrongly.
-    """
+    """Yield settings whose daemon runs for the block: the embedded node's address where that is asked for."""
     if not settings.embedded:
         yield settings
         return
@@ -81,11 +77,7 @@ def node_options(settings: Settings, *, listen: str = "", protocol_version: int 
 
 
 def check_node(settings: Settings) -> None:
-    """Check the description of an embedded node here, where an error is one line and not a daemon that does not answer.
-
-    Raises:
-        CommandFailed: it is wrong.
-    """
+    """Check the description of an embedded node here, where an error is one line and not a daemon that does not answer."""
     if not settings.embedded:
         return
     from lcp_gateway.node.config import ConfigError  # noqa: PLC0415 - needed for an embedded node only

@@ -83,21 +83,13 @@ class InstanceQuery:
         return not self.found.given.isdisjoint(_NAMING)
 
     def fail_for_problems(self) -> None:
-        """Fail where the configuration cannot be used: the gateway that is looked for may be somewhere else.
-
-        Raises:
-            CommandFailed: it cannot be used.
-        """
+        """Fail where the configuration cannot be used: the gateway that is looked for may be somewhere else."""
         if self.problems:
             raise CommandFailed(*self.problems, exit_code=USAGE_ERROR)
 
 
 def read_query(flags: Mapping[str, object], config: Path | None) -> InstanceQuery:
-    """Read the settings that say which gateway is meant, and how long to wait for it.
-
-    Raises:
-        CommandFailed: a flag cannot be used.
-    """
+    """Read the settings that say which gateway is meant, and how long to wait for it."""
     try:
         found = partial_settings(_READ, flags=flags, environ=os.environ, config=config)
     except ValueError as error:
@@ -146,11 +138,7 @@ def all_instances(settings: Settings) -> Sequence[PidFile]:
 
 
 def find_instance(query: InstanceQuery) -> PidFile | None:
-    """Return the gateway that is meant: the one that is named, else the only one; None where there is none.
-
-    Raises:
-        CommandFailed: there are several, and nothing says which.
-    """
+    """Return the gateway that is meant: the one that is named, else the only one; None where there is none."""
     named = read_pid_file(files_of(query.settings).pid_file)
     if named is None and query.is_configured and "pid_file" not in query.found.given:
         # `localhost:8080` also names the gateway that was started as 127.0.0.1:8080.
@@ -180,11 +168,7 @@ def last_start_file(pid_file: Path) -> Path:
 
 
 def last_start(query: InstanceQuery) -> InstanceRecord | None:
-    """Return how a gateway that does not run was last started: the one that is named, else the only one there was.
-
-    Raises:
-        CommandFailed: there were several, and nothing says which is meant.
-    """
+    """Return how a gateway that does not run was last started: the one that is named, else the only one there was."""
     named = _record_of_start(last_start_file(files_of(query.settings).pid_file))
     if query.is_named_by_flag or (named and query.is_configured):
         return named
@@ -202,11 +186,7 @@ def last_start(query: InstanceQuery) -> InstanceRecord | None:
 
 
 def remove_left_over(found: PidFile) -> None:
-    """Remove a PID file of a gateway that does not run, and report it.
-
-    Raises:
-        CommandFailed: it cannot be removed, or may be another file that ``pid_file`` names by mistake.
-    """
+    """Remove a PID file of a gateway that does not run, and report it."""
     usual = found.path.name.startswith(_STEM) and found.path.suffix == _PID_SUFFIX
     if found.record is None and found.problem != EMPTY and not usual:
         raise CommandFailed(
@@ -224,11 +204,7 @@ def remove_left_over(found: PidFile) -> None:
 
 @contextlib.contextmanager
 def exclusive_access(pid_file: Path, settings: Settings) -> Iterator[None]:
-    """Keep other commands from this gateway for the block.
-
-    Raises:
-        CommandFailed: one of them takes too long, or the lock cannot be made.
-    """
+    """Keep other commands from this gateway for the block."""
     lock = pid_file.with_name(f"{pid_file.name}.lock")
     timeout_s = settings.start_timeout_s + settings.stop_timeout_s + _LOCK_MARGIN_S
     with contextlib.ExitStack() as stack:

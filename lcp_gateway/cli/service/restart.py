@@ -78,11 +78,7 @@ def _plan(
 
 
 def _check_variables(record: InstanceRecord) -> None:
-    """Check that this shell has the variables, such as keys, that the gateway was started with.
-
-    Raises:
-        CommandFailed: some are missing.
-    """
+    """Check that this shell has the variables, such as keys, that the gateway was started with."""
     missing = [name for name in record.variables if not os.environ.get(name, "").strip()]
     if missing:
         raise CommandFailed(

@@ -114,11 +114,7 @@ def start(config: Path | None, flags: Mapping[str, object]) -> int:
 
 
 def plan_start(flags: Mapping[str, object], config: Path | None) -> StartPlan:
-    """Read the configuration as ``serve`` will, from the present folder. Nothing is started yet.
-
-    Raises:
-        CommandFailed: it cannot be used, or not in the background.
-    """
+    """Read the configuration as ``serve`` will, from the present folder. Nothing is started yet."""
     loaded = load_settings(flags, config)
     settings = loaded.settings
     if not parse_host_port(settings.http_addr).port:
@@ -166,11 +162,7 @@ def command_line_flags(flags: Mapping[str, str | bool], config: Path | None) -> 
 
 
 def start_planned(plan: StartPlan) -> int:
-    """Start the planned gateway, and print where it is; to be called with exclusive access to it.
-
-    Raises:
-        CommandFailed: it runs elsewhere, or cannot be started.
-    """
+    """Start the planned gateway, and print where it is; to be called with exclusive access to it."""
     found = read_pid_file(plan.files.pid_file)
     if found is not None and found.running is not None:
         return _report_running(plan, found)

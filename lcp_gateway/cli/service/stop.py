@@ -49,11 +49,7 @@ def stop(config: Path | None, flags: Mapping[str, object]) -> int:
 
 
 def stop_instance(found: PidFile, settings: Settings) -> int:
-    """Stop the gateway of a PID file, and remove the file; to be called with exclusive access to it.
-
-    Raises:
-        CommandFailed: it is another user's, or still runs.
-    """
+    """Stop the gateway of a PID file, and remove the file; to be called with exclusive access to it."""
     if found.condition is Condition.FOREIGN:
         raise CommandFailed(f"{found.path}: {found.problem}: that gateway is not yours to stop")
     if (record := found.running) is None:
