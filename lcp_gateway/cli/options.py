@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -34,6 +34,8 @@ from lcp_gateway.config.sources import (
     from_flags,
     from_openai_serve,
 )
+
+T = TypeVar("T")
 
 CONFIG_OPTION = typer.Option(
     "--config",
@@ -93,8 +95,8 @@ def text_option(*flags: str, metavar: str, help: str) -> Any:  # noqa: A002 - ty
 
 
 def with_parameters(
-    run: Callable[..., int], command: Callable[..., Any], parameters: Iterable[inspect.Parameter]
-) -> Callable[..., int]:
+    run: Callable[..., T], command: Callable[..., Any], parameters: Iterable[inspect.Parameter]
+) -> Callable[..., T]:
     """Return ``run`` under the name and help of ``command``; typer reads its options from these parameters."""
     run.__doc__, run.__name__ = command.__doc__, command.__name__
     run.__signature__ = inspect.Signature([*parameters])  # type: ignore[attr-defined]

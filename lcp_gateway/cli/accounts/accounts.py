@@ -50,11 +50,10 @@ app = command_group("Keep the accounts of customers.")
 
 @app.command()
 @with_books()
-async def create(books: AccountBooks, name: NameArgument, *, json: JsonOption = False) -> int:
+async def create(books: AccountBooks, name: NameArgument, *, json: JsonOption = False) -> None:
     """Make an account with an empty balance."""
     made = await books.accounts.create(name, actor=actor(), at=datetime.now(UTC))
     print_document(account_document(made), json=json)
-    return 0
 
 
 @app.command("list")
@@ -66,7 +65,7 @@ async def list_accounts(
     limit: LimitOption = USUAL_LIMIT,
     after: AfterOption = None,
     json: JsonOption = False,
-) -> int:
+) -> None:
     """List accounts and their balances, the newest first."""
     await print_listing(
         lambda most, following: books.accounts.page(
@@ -78,17 +77,15 @@ async def list_accounts(
         after=after,
         json=json,
     )
-    return 0
 
 
 @app.command()
 @with_books()
 async def show(
     books: AccountBooks, account_id: AccountArgument, *, json: JsonOption = False
-) -> int:
+) -> None:
     """Print one account and its balance."""
     print_document(account_document(await books.account(account_id)), json=json)
-    return 0
 
 
 @app.command()
@@ -99,11 +96,10 @@ async def rename(
     name: NameArgument,
     *,
     json: JsonOption = False,
-) -> int:
+) -> None:
     """Change the name of an account."""
     await books.accounts.rename(account_id, name, actor=actor(), at=datetime.now(UTC))
     print_document(account_document(await books.account(account_id)), json=json)
-    return 0
 
 
 @app.command()
@@ -114,7 +110,7 @@ async def delete(
     *,
     yes: YesOption = False,
     json: JsonOption = False,
-) -> int:
+) -> None:
     """Delete the name of an account and revoke its keys. The books keep its bare id, and the rest of its balance."""
     account = await books.account(account_id)
     if account.deleted_at is not None:
@@ -123,7 +119,6 @@ async def delete(
     confirm(f"Delete {account.id} ({printable(account.name)}) with {left}, for good?", yes=yes)
     await books.accounts.delete(account_id, actor=actor(), at=datetime.now(UTC))
     print_document(account_document(await books.account(account_id)), json=json)
-    return 0
 
 
 # A negative amount looks like an unknown option.
@@ -138,7 +133,7 @@ async def adjust(
         str, text_option(metavar="TEXT", help="The reason; it is stored in the log.")
     ],
     json: JsonOption = False,
-) -> int:
+) -> None:
     """Add an amount to a balance by hand, or take it where it is negative: never more than is available."""
     balance = await books.ledger.adjust(
         account_id,
@@ -148,7 +143,6 @@ async def adjust(
         at=datetime.now(UTC),
     )
     print_document({"id": account_id, **balance_document(balance)}, json=json)
-    return 0
 
 
 @app.command()
@@ -166,7 +160,7 @@ async def statement(
     after: AfterNumberOption = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     json: JsonOption = False,
-) -> int:
+) -> None:
     """Print the movements of an account's balance, the newest first."""
     if csv and json:
         raise CommandFailed("either --csv or --json, not both", exit_code=USAGE_ERROR)
@@ -175,7 +169,6 @@ async def statement(
     else:
         most = limit or USUAL_LIMIT
         await print_statement(books, account_id, limit=most, after=after, json=json)
-    return 0
 
 
 @app.command()
@@ -198,7 +191,7 @@ async def log(
     limit: LimitOption = USUAL_LIMIT,
     after: AfterNumberOption = None,
     json: JsonOption = False,
-) -> int:
+) -> None:
     """List the acts of administrators, the latest first."""
     await print_listing(
         lambda most, following: books.acts.page(limit=most, after=following),
@@ -208,7 +201,6 @@ async def log(
         after=after,
         json=json,
     )
-    return 0
 
 
 def _print_audit(found: Audit) -> None:

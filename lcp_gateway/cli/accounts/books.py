@@ -1,12 +1,11 @@
 """The books of accounts for commands: opened beside gateways that may be writing to them; and the options for accounts."""
 
-import asyncio
 import contextlib
+import functools
 import os
 import pwd
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,8 +17,7 @@ from lcp_gateway.accounts.models import (
     InvalidAmount,
     InvalidText,
 )
-from lcp_gateway.cli.books.journal import JOURNAL_SETTINGS, opened_journal
-from lcp_gateway.cli.options import load_settings, parameters_of, setting_flags, with_parameters
+from lcp_gateway.cli.books.journal import opened_journal, with_journal
 from lcp_gateway.cli.output import RUNTIME_ERROR, USAGE_ERROR, CommandFailed
 from lcp_gateway.config import Settings
 from lcp_gateway.store.accounts.accounts import Accounts
@@ -109,30 +107,5 @@ def actor() -> str:
         return f"cli:{uid}"
 
 
-def with_books(
-    *, also: Collection[str] = ()
-) -> Callable[[Callable[..., Awaitable[int]]], Callable[..., int]]:
-    """Add to a command the flags that say which journal it is, and of the settings named ``also``.
-
-    The command is called with ``books``, with ``settings`` if it takes them, and its own parameters, all by keyword.
-    """
-
-    def decorate(command: Callable[..., Awaitable[int]]) -> Callable[..., int]:
-        names = {parameter.name for parameter in parameters_of(command)}
-
-        def run(config: Path | None, flags: Mapping[str, object], **values: object) -> int:
-            settings = load_settings(flags, config).settings
-
-            async def work() -> int:
-                async with opened_books(settings) as books:
-                    given = {"books": books, "settings": settings}
-                    used = {name: one for name, one in given.items() if name in names}
-                    return await command(**used, **values)
-
-            return asyncio.run(work())
-
-        own = parameters_of(command, without=("books", "settings"))
-        flagged = setting_flags(also=(*JOURNAL_SETTINGS, *also), groups=())
-        return flagged(with_parameters(run, command, own))
-
-    return decorate
+with_books = functools.partial(with_journal, opened=opened_books)
+"""Add to a command the flags of ``with_journal``; its first parameter is the ``AccountBooks``."""

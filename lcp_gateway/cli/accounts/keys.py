@@ -79,7 +79,7 @@ async def create(
         bool, typer.Option("--agent", help="For a tool that takes only a URL.")
     ] = False,
     json: JsonOption = False,
-) -> int:
+) -> None:
     """Make a key of an account, and print it: only now, since its text is not stored."""
     now = datetime.now(UTC)
     rules = KeyRules(
@@ -104,7 +104,6 @@ async def create(
     print_document(document, json=json)
     if not json:
         typer.echo("the key is shown now and never again: only a hash of it is stored")
-    return 0
 
 
 @app.command("list")
@@ -116,7 +115,7 @@ async def list_keys(
     limit: LimitOption = USUAL_LIMIT,
     after: AfterOption = None,
     json: JsonOption = False,
-) -> int:
+) -> None:
     """List the keys of an account, or all, the newest first."""
     if account_id is not None:
         await books.account(account_id)
@@ -128,23 +127,20 @@ async def list_keys(
         after=after,
         json=json,
     )
-    return 0
 
 
 @app.command()
 @with_books()
-async def show(books: AccountBooks, key_id: KeyArgument, *, json: JsonOption = False) -> int:
+async def show(books: AccountBooks, key_id: KeyArgument, *, json: JsonOption = False) -> None:
     """Print a key with its permissions and limits."""
     _print(await books.keys.get(key_id), json=json)
-    return 0
 
 
 @app.command()
 @with_books()
-async def revoke(books: AccountBooks, key_id: KeyArgument, *, json: JsonOption = False) -> int:
+async def revoke(books: AccountBooks, key_id: KeyArgument, *, json: JsonOption = False) -> None:
     """Revoke a key for good. Running gateways refuse it within a second."""
     _print(await books.keys.revoke(key_id, actor=actor(), at=datetime.now(UTC)), json=json)
-    return 0
 
 
 def _print(record: KeyRecord | None, *, json: bool) -> None:

@@ -63,7 +63,7 @@ app = command_group("Show the wallets of accounts, and top them up.")
 @with_books()
 async def show(
     books: AccountBooks, account_id: AccountArgument, *, json: JsonOption = False
-) -> int:
+) -> None:
     """Print the balance of an account, the part that open purchases hold, and the number of invoices that can be paid."""
     account = await books.account(account_id)
     payable = await books.topups.open_count(datetime.now(UTC), account_id=account_id)
@@ -73,7 +73,6 @@ async def show(
         "open_topups": payable,
     }
     print_document(document, json=json)
-    return 0
 
 
 @app.command()
@@ -85,7 +84,7 @@ async def topups(
     limit: LimitOption = USUAL_LIMIT,
     after: AfterOption = None,
     json: JsonOption = False,
-) -> int:
+) -> None:
     """List the top-ups of an account, the newest first."""
     await books.account(account_id)
     await print_listing(
@@ -96,7 +95,6 @@ async def topups(
         after=after,
         json=json,
     )
-    return 0
 
 
 @app.command()
@@ -108,10 +106,9 @@ async def transactions(
     limit: LimitOption = USUAL_LIMIT,
     after: AfterNumberOption = None,
     json: JsonOption = False,
-) -> int:
+) -> None:
     """List the movements of an account's balance, the newest first."""
     await print_statement(books, account_id, limit=limit, after=after, json=json)
-    return 0
 
 
 @app.command()
@@ -127,13 +124,12 @@ async def topup(
         text_option(metavar="TEXT", help="The payer can read it in the invoice."),
     ] = "",
     json: JsonOption = False,
-) -> int:
+) -> None:
     """Make an invoice that tops an account up. A running gateway credits it when it is paid."""
     made = await _top_up(settings, books, account_id, amount_sat, memo)
     print_document(topup_document(made), json=json)
     if sys.stdout.isatty() and not json:
         _draw(made.payment_request)
-    return 0
 
 
 @app.command()

@@ -1,12 +1,18 @@
 """The journal as commands use it: opened beside a gateway that may be writing to it; and how times and ids are read."""
 
+import asyncio
 import contextlib
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from lcp_gateway.cli.options import load_settings, parameters_of, setting_flags, with_parameters
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, report, user_name
 from lcp_gateway.config import Settings, journal_place, without_password
 from lcp_gateway.store.database.engines import (
@@ -69,6 +75,41 @@ async def opened_journal(settings: Settings) -> AsyncIterator[Database]:
         raise CommandFailed(f"the journal {shown} cannot be used: {error.reason}") from None
 
 
+def with_journal(
+    *,
+    also: Collection[str] = (),
+    opened: Callable[[Settings], AbstractAsyncContextManager[object]] = opened_journal,
+    reads_only: bool = False,
+) -> Callable[[Callable[..., Awaitable[int | None]]], Callable[..., int]]:
+    """Add to a command the flags that say which journal it is, and of the settings named ``also``.
+
+    The command's first parameter is the journal, or what ``opened`` yields. It is called by keyword with that, with
+    ``settings`` if it takes them, and its own parameters. With ``reads_only`` see ``read_only_settings``.
+    """
+
+    def decorate(command: Callable[..., Awaitable[int | None]]) -> Callable[..., int]:
+        first, *others = [parameter.name for parameter in parameters_of(command)]
+
+        def run(config: Path | None, flags: Mapping[str, object], **values: object) -> int:
+            settings = load_settings(flags, config).settings
+            if reads_only:
+                settings = read_only_settings(settings)
+            if "settings" in others:
+                values["settings"] = settings
+
+            async def work() -> int:
+                async with opened(settings) as journal:
+                    return await command(**{first: journal}, **values) or 0
+
+            return asyncio.run(work())
+
+        own = parameters_of(command, without=(first, "settings"))
+        flagged = setting_flags(also=(*JOURNAL_SETTINGS, *also), groups=())
+        return flagged(with_parameters(run, command, own))
+
+    return decorate
+
+
 def journal_file(place: Path | str) -> Path | None:
     """Return the file of a journal; None for one on a server."""
     if isinstance(place, Path):
@@ -92,16 +133,15 @@ def _check_file(path: Path) -> None:
         raise CommandFailed(f"{path} belongs to {user_name(found.st_uid)}: run this as that user")
 
 
-def read_job_id(text: str) -> bytes:
-    """Read the id of a job."""
+def _job_id(text: str) -> str:
     lowered = text.strip().lower()
     if not _JOB_ID.fullmatch(lowered):
         raise CommandFailed("a job id is 64 hexadecimal digits", exit_code=USAGE_ERROR)
-    return bytes.fromhex(lowered)
+    return lowered
 
 
 def read_job_prefix(text: str) -> str:
-    """Read the id of a job that is only shown, or its beginning as tables on a terminal have it."""
+    """Read the id of a job that is only shown, or its beginning."""
     lowered = text.strip().lower().rstrip("…")
     if not _JOB_PREFIX.fullmatch(lowered):
         raise CommandFailed(
@@ -109,6 +149,16 @@ def read_job_prefix(text: str) -> str:
             exit_code=USAGE_ERROR,
         )
     return lowered
+
+
+def _job_argument(read: Callable[[str], str]) -> object:
+    return typer.Argument(metavar="JOB_ID", show_default=False, callback=read)
+
+
+JobArgument = Annotated[str, _job_argument(_job_id)]
+"""The whole id of a job, for commands that change the books."""
+JobPrefixArgument = Annotated[str, _job_argument(read_job_prefix)]
+"""The id of a job, or its beginning as tables on a terminal have it."""
 
 
 def read_age(text: str) -> timedelta:
@@ -140,3 +190,16 @@ def read_time(
             raise CommandFailed(
                 f"{option}{text!r:.40} is not a time: write {example}", exit_code=USAGE_ERROR
             ) from None
+
+
+def _past(text: str) -> datetime | None:
+    return read_time(text, datetime.now(UTC))
+
+
+SinceOption = Annotated[
+    datetime | None,
+    typer.Option(
+        metavar="WHEN", help='Not before: "2026-01-31", or "7d" for days ago.', parser=_past
+    ),
+]
+UntilOption = Annotated[datetime | None, typer.Option(metavar="WHEN", help="Before.", parser=_past)]

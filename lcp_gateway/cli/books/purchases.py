@@ -1,28 +1,26 @@
 """``lcp-gateway purchases``: the journal of purchases, and the few things that an operator may change in it."""
 
-import asyncio
 import csv
 import enum
 import json as json_format
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from lcp_gateway.accounts.models import AccountError, InvalidText, RefundRecord
+from lcp_gateway.accounts.models import AccountError, InvalidText
 from lcp_gateway.cli.accounts.books import actor
 from lcp_gateway.cli.books.journal import (
-    JOURNAL_SETTINGS,
-    opened_journal,
+    JobArgument,
+    JobPrefixArgument,
+    SinceOption,
+    UntilOption,
     read_age,
-    read_job_id,
-    read_job_prefix,
-    read_only_settings,
-    read_time,
+    with_journal,
 )
 from lcp_gateway.cli.books.purchase_fields import (
     COLUMNS,
@@ -35,9 +33,7 @@ from lcp_gateway.cli.options import (
     JsonOption,
     YesOption,
     command_group,
-    load_settings,
     parameters_of,
-    setting_flags,
     text_option,
     with_parameters,
 )
@@ -57,6 +53,7 @@ from lcp_gateway.config.paths import state_folder
 from lcp_gateway.purchase.money import REFUND_MESSAGES, Refund, RefundLimits
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.refunds import Refunds
+from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.journal.purchases import (
     PurchaseCursor,
     PurchaseFilter,
@@ -64,13 +61,12 @@ from lcp_gateway.store.journal.purchases import (
     StateChange,
 )
 from lcp_gateway.store.journal.queries import Books
-from lcp_gateway.store.journal.recovery import NotUnknown, Resolved, resolve
-from lcp_gateway.store.journal.retention import Forgotten, forget
+from lcp_gateway.store.journal.recovery import NotUnknown, resolve
+from lcp_gateway.store.journal.retention import forget
 
 app = command_group("Show and export the journal of purchases, and resolve what is open in it.")
 
-_T = TypeVar("_T")
-JobArgument = Annotated[str, typer.Argument(metavar="JOB_ID", show_default=False)]
+T = TypeVar("T")
 
 _PAGE = 500
 _LONGEST_REASON = 500
@@ -101,14 +97,13 @@ class Decision(enum.StrEnum):
     DENY = "deny"
 
 
-def _filter_options(command: Callable[..., int]) -> Callable[..., int]:
+def _filter_options(command: Callable[..., T]) -> Callable[..., T]:
     """Add to a command options that choose purchases; it is called with their filter as ``which``."""
     options = parameters_of(_filter)
 
-    def run(**values: object) -> int:
+    def run(**values: Any) -> T:
         chosen = {option.name: values.pop(option.name) for option in options}
-        # typer has read them by the types of `_filter`.
-        return command(which=_filter(**chosen), **values)  # type: ignore[arg-type]
+        return command(which=_filter(**chosen), **values)
 
     return with_parameters(run, command, [*parameters_of(command, without=("which",)), *options])
 
@@ -130,132 +125,100 @@ def _filter(
             help="Undelivered, with this state of the refund; may be repeated.",
         ),
     ] = None,
-    since: Annotated[
-        str | None,
-        typer.Option(metavar="WHEN", help='Not before: "2026-01-31", or "7d" for days ago.'),
-    ] = None,
-    until: Annotated[str | None, typer.Option(metavar="WHEN", help="Before.")] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
 ) -> PurchaseFilter:
-    now = datetime.now(UTC)
     return PurchaseFilter(
         states=state or None,
         model=model,
         peer_id=peer.lower() if peer else None,
         key_id=key,
-        since=read_time(since, now),
-        until=read_time(until, now),
+        since=since,
+        until=until,
         refunds=refund or None,
     )
 
 
 @app.command("list")
-@setting_flags(also=JOURNAL_SETTINGS, groups=())
+@with_journal(reads_only=True)
 @_filter_options
-def list_purchases(
+async def list_purchases(
+    journal: Database,
     which: PurchaseFilter,
-    config: Path | None,
-    flags: Mapping[str, object],
     *,
     limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most N.")] = 50,
     json: JsonOption = False,
-) -> int:
+) -> None:
     """List purchases, the newest first. A fee in brackets is estimated, not known."""
-    settings = read_only_settings(load_settings(flags, config).settings)
-
-    async def read() -> tuple[list[PurchaseRecord], bool]:
-        async with opened_journal(settings) as database:
-            records = _records(Books(database), which)
-            found = [record async for record in _first(records, limit + 1)]
-        return found[:limit], len(found) > limit
-
-    found, more = asyncio.run(read())
+    found: list[PurchaseRecord] = []
+    async for record in _records(Books(journal), which):
+        if len(found) == limit:
+            report(f"there are more; these are the newest {limit} (see --limit)")
+            break
+        found.append(record)
     print_list(found, COLUMNS, fields_of, json=json)
-    if more:
-        report(f"there are more; these are the newest {limit} (see --limit)")
-    return 0
 
 
 @app.command()
-@setting_flags(also=JOURNAL_SETTINGS, groups=())
-def show(
-    job_id: JobArgument,
-    config: Path | None,
-    flags: Mapping[str, object],
-    *,
-    json: JsonOption = False,
-) -> int:
+@with_journal(reads_only=True)
+async def show(journal: Database, job_id: JobPrefixArgument, *, json: JsonOption = False) -> None:
     """Print all fields of one purchase."""
-    wanted = read_job_prefix(job_id)
-    record, steps = asyncio.run(
-        one_purchase(read_only_settings(load_settings(flags, config).settings), wanted)
-    )
-    times = {step.state.value: format_time(step.at) for step in steps}
+    record, changes = await one_purchase(journal, job_id)
+    times = {change.state.value: format_time(change.at) for change in changes}
     fields = fields_of(record)
     if json:
         print_json(fields | {"times": times})
-        return 0
-    rows = [(name, written_field(value)) for name, value in fields.items()]
-    print_pairs(rows + [(f"since {state}", at) for state, at in times.items()])
-    return 0
+    else:
+        rows = [(name, written_field(value)) for name, value in fields.items()]
+        print_pairs(rows + [(f"since {state}", at) for state, at in times.items()])
 
 
 @app.command()
-@setting_flags(also=JOURNAL_SETTINGS, groups=())
+@with_journal(reads_only=True)
 @_filter_options
-def export(
+async def export(
+    journal: Database,
     which: PurchaseFilter,
-    config: Path | None,
-    flags: Mapping[str, object],
     *,
     form: Annotated[
         ExportFormat, typer.Option("--format", help="The format.")
     ] = ExportFormat.JSONL,
-) -> int:
+) -> None:
     """Write purchases to standard output, the newest first, as JSON Lines or CSV."""
-    settings = read_only_settings(load_settings(flags, config).settings)
-    write: Callable[[PurchaseRecord], object] = _json_line
+    table = csv.writer(sys.stdout, lineterminator="\n")
     if form is ExportFormat.CSV:
-        table = csv.writer(sys.stdout, lineterminator="\n")
         table.writerow(FIELDS)
-        write = _csv_line(table.writerow)
-
-    async def copy() -> None:
-        async with opened_journal(settings) as database:
-            async for record in _records(Books(database), which):
-                write(record)
-
-    asyncio.run(copy())
-    return 0
+    async for record in _records(Books(journal), which):
+        if form is ExportFormat.CSV:
+            table.writerow(csv_cells(record))
+        else:
+            line = json_format.dumps(fields_of(record), ensure_ascii=False)
+            sys.stdout.write(line + "\n")
 
 
 @app.command("resolve")
-@setting_flags(also=JOURNAL_SETTINGS, groups=())
-def resolve_purchase(
+@with_journal()
+async def resolve_purchase(
+    journal: Database,
+    settings: Settings,
     job_id: JobArgument,
     evidence: Annotated[
         ResolvedState, typer.Argument(metavar="settled|undelivered|not_paid", show_default=False)
     ],
-    config: Path | None,
-    flags: Mapping[str, object],
     *,
-    why: Annotated[
-        str,
-        text_option(metavar="TEXT", help="How you know."),
-    ],
+    why: Annotated[str, text_option(metavar="TEXT", help="How you know.")],
     yes: YesOption = False,
-) -> int:
+) -> None:
     """Enter the outcome of a purchase that is unknown, when you have found it out and the gateway cannot.
 
     A purchase that was paid, and whose answer did not come, ends undelivered: "settled" and "undelivered" are the same.
     One that a gateway left settled when it died can be resolved so as well.
     """
-    wanted = read_job_id(job_id)
     if not why.strip() or len(why) > _LONGEST_REASON:
         raise CommandFailed(
             f"--why: say in 1 to {_LONGEST_REASON} characters how you know", exit_code=USAGE_ERROR
         )
-    settings = load_settings(flags, config).settings
-    record, _ = asyncio.run(one_purchase(settings, wanted.hex()))
+    record, _ = await one_purchase(journal, job_id)
     if record.state not in _RESOLVED_FROM:
         raise CommandFailed(f"the purchase is {record.state}, not unknown; nothing was changed")
     typer.echo(
@@ -267,41 +230,29 @@ def resolve_purchase(
     now = datetime.now(UTC)
     state = State(evidence.value)
     # Before the journal is changed.
-    file = _record_reason(wanted, state, why.strip(), now)
-
-    async def change() -> Resolved:
-        async with opened_journal(settings) as database:
-            limits = RefundLimits(settings.refund_account_day_msat, settings.refund_day_msat)
-            return await resolve(database, wanted, state, now, refunds=limits)
-
+    file = _record_reason(record.job_id, state, why.strip(), now)
+    limits = RefundLimits(settings.refund_account_day_msat, settings.refund_day_msat)
     try:
-        resolved = asyncio.run(change())
+        resolved = await resolve(journal, record.job_id, state, now, refunds=limits)
     except NotUnknown as error:
         raise CommandFailed(f"{error}; nothing was changed") from None
     typer.echo(f"entered as {resolved.state}; your reason is stored in {file}")
     if resolved.refund is not None:
         typer.echo(REFUND_MESSAGES[resolved.refund])
-    return 0
 
 
 @app.command("refund")
-@setting_flags(also=JOURNAL_SETTINGS, groups=())
-def refund_purchase(
+@with_journal()
+async def refund_purchase(
+    journal: Database,
     job_id: JobArgument,
     decision: Annotated[Decision, typer.Argument(metavar="grant|deny", show_default=False)],
-    config: Path | None,
-    flags: Mapping[str, object],
     *,
-    why: Annotated[
-        str,
-        text_option(metavar="TEXT", help="Your reason."),
-    ],
+    why: Annotated[str, text_option(metavar="TEXT", help="Your reason.")],
     yes: YesOption = False,
-) -> int:
+) -> None:
     """Decide on a refund that is withheld because a limit was reached: give the charge back, or keep it for good."""
-    wanted = read_job_id(job_id)
-    settings = load_settings(flags, config).settings
-    record, _ = asyncio.run(one_purchase(settings, wanted.hex()))
+    record, _ = await one_purchase(journal, job_id)
     if record.charge is None or record.refund is None:
         raise CommandFailed(
             f"no refund of this purchase is withheld: it is {record.state}; nothing was changed"
@@ -310,58 +261,38 @@ def refund_purchase(
         f"{format_time(record.paying_at)}  {printable(record.model)} from {record.peer_id}, of "
         f"{record.charge.account_id}: {record.charge.amount_msat} msat"
     )
-    doing = "Give it back" if decision is Decision.GRANT else "Keep it"
-    confirm(f"{doing}, for good?", yes=yes)
-
-    async def decide() -> tuple[RefundRecord, bool]:
-        async with opened_journal(settings) as database:
-            return await Refunds(database).decide(
-                wanted,
-                grant=decision is Decision.GRANT,
-                reason=why,
-                actor=actor(),
-                at=datetime.now(UTC),
-            )
-
+    grant = decision is Decision.GRANT
+    confirm(f"{'Give it back' if grant else 'Keep it'}, for good?", yes=yes)
     try:
-        decided, is_new = asyncio.run(decide())
+        decided, is_new = await Refunds(journal).decide(
+            record.job_id, grant=grant, reason=why, actor=actor(), at=datetime.now(UTC)
+        )
     except InvalidText as error:
         raise CommandFailed(f"--why: {error}", exit_code=USAGE_ERROR) from None
     except AccountError as error:
         raise CommandFailed(f"{error}; nothing was changed") from None
-    typer.echo(
-        REFUND_MESSAGES[decided.refund] if is_new else f"{REFUND_MESSAGES[decided.refund]} before"
-    )
-    return 0
+    message = REFUND_MESSAGES[decided.refund]
+    typer.echo(message if is_new else f"{message} before")
 
 
 @app.command("forget")
-@setting_flags(also=JOURNAL_SETTINGS, groups=())
-def forget_purchases(
-    config: Path | None,
-    flags: Mapping[str, object],
+@with_journal()
+async def forget_purchases(
+    journal: Database,
     *,
     older_than: Annotated[
         str, typer.Option(metavar="AGE", help='Such as "90d".', show_default=False)
     ],
     yes: YesOption = False,
-) -> int:
+) -> None:
     """Delete purchases that ended long ago. Open ones stay, however old, and so do budgets of periods that still run."""
-    age = read_age(older_than)
-    settings = load_settings(flags, config).settings
     try:
-        before = datetime.now(UTC) - age
+        before = datetime.now(UTC) - read_age(older_than)
     except OverflowError:
         raise CommandFailed("--older-than: nothing is that old", exit_code=USAGE_ERROR) from None
     confirm(f"Delete all purchases that ended before {format_time(before)}, for good?", yes=yes)
-
-    async def delete() -> Forgotten:
-        async with opened_journal(settings) as database:
-            return await forget(database, before)
-
-    gone = asyncio.run(delete())
+    gone = await forget(journal, before)
     typer.echo(f"deleted {gone.purchases} purchases and {gone.counters} ended budget counters")
-    return 0
 
 
 def _record_reason(job_id: bytes, state: State, why: str, at: datetime) -> Path:
@@ -383,16 +314,17 @@ def _record_reason(job_id: bytes, state: State, why: str, at: datetime) -> Path:
     return path
 
 
-async def one_purchase(settings: Settings, job_id: str) -> tuple[PurchaseRecord, list[StateChange]]:
+async def one_purchase(
+    journal: Database, job_id: str
+) -> tuple[PurchaseRecord, Sequence[StateChange]]:
     """Read one purchase, by its job id or the beginning of that, and its changes of state."""
-    async with opened_journal(settings) as database:
-        books = Books(database)
-        found = await books.beginning_with(job_id)
-        if not found:
-            raise CommandFailed("the journal has no purchase of this job id")
-        if len(found) > 1:
-            raise CommandFailed("several job ids begin like this: give more digits")
-        return found[0], list(await books.steps(found[0].job_id))
+    books = Books(journal)
+    found = await books.beginning_with(job_id)
+    if not found:
+        raise CommandFailed("the journal has no purchase of this job id")
+    if len(found) > 1:
+        raise CommandFailed("several job ids begin like this: give more digits")
+    return found[0], await books.steps(found[0].job_id)
 
 
 async def _records(books: Books, which: PurchaseFilter) -> AsyncIterator[PurchaseRecord]:
@@ -404,19 +336,3 @@ async def _records(books: Books, which: PurchaseFilter) -> AsyncIterator[Purchas
         after = page.after
         if after is None:
             return
-
-
-async def _first(items: AsyncIterator[_T], count: int) -> AsyncIterator[_T]:
-    async for item in items:
-        yield item
-        count -= 1
-        if not count:
-            return
-
-
-def _json_line(record: PurchaseRecord) -> object:
-    return sys.stdout.write(json_format.dumps(fields_of(record), ensure_ascii=False) + "\n")
-
-
-def _csv_line(writerow: Callable[[list[str]], object]) -> Callable[[PurchaseRecord], object]:
-    return lambda record: writerow(csv_cells(record))

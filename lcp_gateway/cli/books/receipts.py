@@ -70,15 +70,23 @@ def show(
     flags: Mapping[str, object],
 ) -> int:
     """Write the receipt of a purchase to standard output."""
-    from lcp_gateway.cli.books.journal import read_job_prefix, read_only_settings  # noqa: PLC0415 - `verify` needs no database
+    from lcp_gateway.cli.books.journal import (  # noqa: PLC0415 - `verify` needs no database
+        opened_journal,
+        read_job_prefix,
+        read_only_settings,
+    )
     from lcp_gateway.cli.books.purchases import one_purchase  # noqa: PLC0415 - as above
     from lcp_gateway.lightning.receipts import document  # noqa: PLC0415 - as above
     from lcp_gateway.store.journal.receipts import receipt_of  # noqa: PLC0415 - as above
 
     wanted = read_job_prefix(job_id)
     settings = read_only_settings(load_settings(flags, config).settings)
-    record, steps = asyncio.run(one_purchase(settings, wanted))
-    print_json(document(receipt_of(record, steps)))
+
+    async def read() -> object:
+        async with opened_journal(settings) as journal:
+            return document(receipt_of(*await one_purchase(journal, wanted)))
+
+    print_json(asyncio.run(read()))
     return 0
 
 

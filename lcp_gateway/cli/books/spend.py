@@ -1,25 +1,17 @@
 """``lcp-gateway spend``: the amounts spent, added up by time, model, peer and key."""
 
-import asyncio
 import enum
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, astuple, dataclass
 from typing import Annotated
 
 import typer
 
-from lcp_gateway.cli.books.journal import (
-    JOURNAL_SETTINGS,
-    opened_journal,
-    read_only_settings,
-    read_time,
-)
-from lcp_gateway.cli.options import JsonOption, command_app, load_settings, setting_flags
+from lcp_gateway.cli.books.journal import SinceOption, UntilOption, with_journal
+from lcp_gateway.cli.options import JsonOption, command_app
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, print_json, print_table
-from lcp_gateway.config import Settings
 from lcp_gateway.purchase.money import Msat, Period, format_sat
+from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.journal.purchases import PurchaseFilter
 from lcp_gateway.store.journal.queries import Books, Spend
 
@@ -60,36 +52,33 @@ class SpendTotal:
 
 
 @app.command()
-@setting_flags(also=JOURNAL_SETTINGS, groups=())
-def spend(
-    config: Path | None,
-    flags: Mapping[str, object],
+@with_journal(reads_only=True)
+async def spend(
+    journal: Database,
     *,
     by: Annotated[
         list[GroupBy] | None,
         typer.Option("--by", help="Add up by this; may be repeated. By day if not given."),
     ] = None,
-    period: Annotated[
-        Period | None, typer.Option("--period", help="Add up by this period (UTC) too.")
-    ] = None,
-    since: Annotated[
-        str | None,
-        typer.Option("--since", metavar="WHEN", help='Such as "2026-01-31", or "7d" for days ago.'),
-    ] = None,
-    until: Annotated[str | None, typer.Option("--until", metavar="WHEN", help="Before.")] = None,
+    period: Annotated[Period | None, typer.Option(help="Add up by this period (UTC) too.")] = None,
+    since: SinceOption = None,
+    until: UntilOption = None,
     json: JsonOption = False,
-) -> int:
+) -> None:
     """Print the amounts spent, routing fees included: the real ones where they are known, else the estimated ones."""
     time, others = _read_ways(by or [], period)
-    now = datetime.now(UTC)
-    which = PurchaseFilter(since=read_time(since, now), until=read_time(until, now))
-    settings = read_only_settings(load_settings(flags, config).settings)
-    found = asyncio.run(_read(settings, time or Period.MONTH, which))
+    which = PurchaseFilter(since=since, until=until)
+    found = await Books(journal).spend(time or Period.MONTH, which)
     names = ([time.value] if time else []) + [way.value for way in others]
     sums = add_up(found, time, others)
     if json:
-        print_json([_as_json(names, heading, total) for heading, total in sums.items()])
-        return 0
+        print_json(
+            [
+                {**dict(zip(names, heading, strict=True)), **asdict(total)}
+                for heading, total in sums.items()
+            ]
+        )
+        return
     whole = SpendTotal()
     for item in found:
         whole.add(item)
@@ -97,7 +86,6 @@ def spend(
     rows.append((*(["all"] + [""] * (len(names) - 1)), *_cells(whole)))
     amounts = ("purchases", "settled msat", "unknown msat", "undelivered msat", "settled")
     print_table((*names, *amounts), rows)
-    return 0
 
 
 def add_up(
@@ -127,11 +115,6 @@ def _read_ways(
     return next(iter(times), None), others
 
 
-async def _read(settings: Settings, period: Period, which: PurchaseFilter) -> Sequence[Spend]:
-    async with opened_journal(settings) as database:
-        return await Books(database).spend(period, which)
-
-
 def _of(item: Spend, way: GroupBy) -> str:
     match way:
         case GroupBy.MODEL:
@@ -145,19 +128,4 @@ def _of(item: Spend, way: GroupBy) -> str:
 
 
 def _cells(total: SpendTotal) -> tuple[str, ...]:
-    return (
-        str(total.purchases),
-        str(total.settled_msat),
-        str(total.unknown_msat),
-        str(total.undelivered_msat),
-        format_sat(Msat(total.settled_msat)),
-    )
-
-
-def _as_json(names: Sequence[str], heading: Sequence[str], total: SpendTotal) -> object:
-    return dict(zip(names, heading, strict=True)) | {
-        "purchases": total.purchases,
-        "settled_msat": total.settled_msat,
-        "unknown_msat": total.unknown_msat,
-        "undelivered_msat": total.undelivered_msat,
-    }
+    return (*map(str, astuple(total)), format_sat(Msat(total.settled_msat)))
