@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 def table(name: str, base_url: str, **fields) -> str:
-    """Give a table of one node; texts, numbers and lists of texts are written as TOML has them."""
+    """Return a table of one node; texts, numbers and lists of texts are written as TOML has them."""
     given = {"name": name, "base_url": base_url, **fields}
     lines = [f"{key} = {written(value)}" for key, value in given.items()]
     return "\n".join(["[[nodes]]", *lines, ""])

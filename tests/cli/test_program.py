@@ -67,22 +67,20 @@ def test_alone_it_serves(run, monkeypatch):
     monkeypatch.setenv("LCP_GATEWAY_PREFLIGHT_TIMEOUT_S", "0.1")
     monkeypatch.setenv("LCP_GATEWAY_LCPD_GRPC_ADDR", "127.0.0.1:9")
     outcome = run()
-    # Nobody has a daemon here: that is what serve says then.
+    # There is no daemon here, which serve reports.
     assert outcome.code == 1
     assert "the daemon at 127.0.0.1:9 did not answer" in outcome.err
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        *([name] for name in COMMANDS),
-        *([name, command] for name, commands in SUBCOMMANDS.items() for command in commands),
-    ],
-)
-def test_every_command_explains_itself(command, run):
-    outcome = run(*command, "--help")
-    assert outcome.code == 0
-    assert outcome.out.startswith("Usage: lcp-gateway")
+def test_every_command_explains_itself(run):
+    commands = [[name] for name in COMMANDS]
+    commands += [[name, command] for name, found in SUBCOMMANDS.items() for command in found]
+    outcomes = {" ".join(command): run(*command, "--help") for command in commands}
+    assert not {
+        name: outcome
+        for name, outcome in outcomes.items()
+        if outcome.code or not outcome.out.startswith("Usage: lcp-gateway")
+    }
 
 
 @pytest.mark.parametrize(
@@ -132,7 +130,7 @@ def test_a_configuration_file_that_is_not_there_is_named(run, tmp_path):
 
 
 def modules_after(code):
-    """Give the modules that are loaded after some code ran in a new interpreter."""
+    """Return the modules that are loaded after some code ran in a new interpreter."""
     printed = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
         check=True,

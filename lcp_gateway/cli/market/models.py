@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +155,8 @@ def rows_of_providers(reachable: ReachableProviders, settings: Settings) -> Sequ
             model,
             provider.peer_id,
             offers.traits[model],
-            _words(kind for kind in TaskKind if provider.offers(kind, model)),
             ready=True,
+            kinds=_words(kind for kind in TaskKind if provider.offers(kind, model)),
             price_msat=provider.list_price_msat,
             score=scores.get((provider.peer_id, model)),
         )
@@ -197,10 +197,13 @@ def _missing(rows: Iterable[ModelRow], settings: Settings, there: set[str]) -> I
                     continue
                 known.add((model, node.provider_id))
                 traits = registry.traits(model)
-                kinds = _words(kinds_for(traits, node.kinds))
-                price_msat = node.price.list_price_msat()
                 yield _row(
-                    model, node.provider_id, traits, kinds, ready=False, price_msat=price_msat
+                    model,
+                    node.provider_id,
+                    traits,
+                    ready=False,
+                    kinds=_words(kinds_for(traits, node.kinds)),
+                    price_msat=node.price.list_price_msat(),
                 )
     for model, provider_id in settings.model_map.items():
         if (model, provider_id) not in known:
@@ -208,26 +211,14 @@ def _missing(rows: Iterable[ModelRow], settings: Settings, there: set[str]) -> I
             yield ModelRow(model, provider_id, ready=provider_id in there)
 
 
-def _row(
-    model: str,
-    provider_id: str,
-    traits: Traits,
-    kinds: tuple[str, ...],
-    *,
-    ready: bool,
-    price_msat: int | None,
-    score: float | None = None,
-) -> ModelRow:
+def _row(model: str, provider_id: str, traits: Traits, **known: Any) -> ModelRow:
     return ModelRow(
         model,
         provider_id,
-        ready,
-        kinds,
-        traits.params_b,
-        traits.context_length or None,
-        tuple(sorted(traits.capabilities)),
-        price_msat,
-        score,
+        params_b=traits.params_b,
+        context_length=traits.context_length or None,
+        capabilities=tuple(sorted(traits.capabilities)),
+        **known,
     )
 
 
@@ -245,15 +236,10 @@ def _in_order(rows: Iterable[ModelRow]) -> Sequence[ModelRow]:
 
 
 def _as_json(row: ModelRow) -> object:
+    fields = asdict(row)
     return {
         "model": row.model,
-        "kinds": list(row.kinds),
-        "peer_id": row.provider_id,
-        "ready": row.ready,
+        "peer_id": fields.pop("provider_id"),
         "source": _source(row),
-        "params_b": row.params_b,
-        "context_length": row.context_length,
-        "capabilities": list(row.capabilities),
-        "price_msat": row.price_msat,
-        "score": row.score,
+        **fields,
     }

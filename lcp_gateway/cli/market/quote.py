@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -143,7 +143,7 @@ def quote(
     json: JsonOption = False,
 ) -> int:
     """Ask for the price of a request and check the quote. Nothing is paid; ends with 1 if it would not be bought."""
-    wanted = _wanted(body, kind, model, prompt, max_tokens)
+    wanted = _read(body, kind, model, prompt, max_tokens)
     loaded = load_settings(flags, config)
     with daemon_for(loaded.settings) as settings:
         quoted = asyncio.run(_ask(wanted, settings))
@@ -154,7 +154,7 @@ def quote(
     return 0 if quoted.may_be_bought else RUNTIME_ERROR
 
 
-def _wanted(
+def _read(
     body: str | None, kind: str | None, model: str | None, prompt: str | None, max_tokens: int
 ) -> QuotedRequest:
     chosen = read_kind("--kind", kind)
@@ -164,16 +164,12 @@ def _wanted(
         return QuotedRequest(chosen, model, prompt or "", max_tokens)
     if model is not None:
         raise CommandFailed("--model: the file names the model", exit_code=USAGE_ERROR)
-    return _from_body(body, chosen)
-
-
-def _from_body(file: str, kind: TaskKind | None) -> QuotedRequest:
-    raw, fields = read_request(file)
+    raw, fields = read_request(body)
     model = fields.get("model")
     if not isinstance(model, str) or not model:
         raise CommandFailed("the request is not a JSON object with a model")
     stream = fields.get("stream") is True
-    return QuotedRequest(kind or kind_of(fields), model, "", 0, body=raw, stream=stream)
+    return QuotedRequest(chosen or kind_of(fields), model, "", 0, body=raw, stream=stream)
 
 
 async def _ask(wanted: QuotedRequest, settings: Settings) -> CheckedQuote:
@@ -199,16 +195,12 @@ def _task(
         if served is None:
             raise CommandFailed("no model can be asked for: see lcp-gateway models")
         return served[0]
-    kind = wanted.kind or _offered_kind(catalog, resolve(wanted.model))
+    resolved = resolve(wanted.model)
+    offered = (kind for kind in TaskKind if catalog.offering(kind, resolved))
+    kind = wanted.kind or next(offered, TaskKind.CHAT_COMPLETIONS)
     if wanted.body is None:
         return task_from_prompt(kind, wanted.model, wanted.prompt, wanted.max_tokens)
     return Task(kind=kind, model=wanted.model, body=wanted.body, stream=wanted.stream)
-
-
-def _offered_kind(catalog: Catalog, model: str) -> TaskKind:
-    return next(
-        (kind for kind in TaskKind if catalog.offering(kind, model)), TaskKind.CHAT_COMPLETIONS
-    )
 
 
 async def _first_quote(
@@ -317,9 +309,7 @@ def _as_json(quoted: CheckedQuote) -> object:
         "list_price_msat": quoted.list_price_msat,
         "expires_at": int(found.expires_at.timestamp()),
         "terms_hash": found.terms_hash.hex(),
-        "checks": [
-            {"name": check.name, "ok": check.ok, "words": check.words} for check in quoted.checks
-        ],
+        "checks": [asdict(check) for check in quoted.checks],
         "over_limit": quoted.over_limit or None,
         "may_be_bought": quoted.may_be_bought,
     }

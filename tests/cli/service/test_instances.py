@@ -1,14 +1,13 @@
-"""The files of a gateway, which gateway is meant, and its status."""
+"""The files of a gateway, which gateway is meant, and the lock that keeps other commands away."""
 
-from datetime import UTC, datetime, timedelta
+import threading
 
 import pytest
 
-from lcp_gateway.cli.gateway_client import Address, Readiness, ask_readiness
+from lcp_gateway.cli.gateway_client import Address
 from lcp_gateway.cli.output import CommandFailed
-from lcp_gateway.cli.service.instances import files_of, read_query
-from lcp_gateway.cli.service.start import command_line_flags
-from lcp_gateway.cli.service.status import RUNNING, STOPPED, GatewayStatus, SpendTotal
+from lcp_gateway.cli.service import instances
+from lcp_gateway.cli.service.instances import LockTimeout, files_of, locked, read_query
 from lcp_gateway.config import Settings
 
 
@@ -39,13 +38,6 @@ def test_settings_put_them_elsewhere_as_absolute_paths(tmp_path, monkeypatch):
     assert files.pid_file == tmp_path / "run" / "gateway-127.0.0.1-8080.pid"
     assert files.log_file == tmp_path / "my.log"
     assert Address.of_settings(settings).url.startswith("https://")
-
-
-def test_flags_are_write_duration_as_they_are_read(tmp_path):
-    flags = {"http_addr": ":1", "embedded": True, "preflight": False, "log_level": "-x"}
-    assert command_line_flags(flags, tmp_path) == [
-        "--config", str(tmp_path), "--http-addr=:1", "--embedded", "--no-preflight", "--log-level=-x",
-    ]  # fmt: skip
 
 
 def test_problems_of_other_settings_do_not_matter(tmp_path, monkeypatch):
@@ -90,55 +82,31 @@ def test_flags_beat_the_environment_and_that_the_file(tmp_path, monkeypatch):
     assert read_query({"http_addr": ":4"}, file).settings.http_addr == ":4"
 
 
-def test_where_no_gateway_answers_there_is_no_readiness():
-    assert ask_readiness("http://127.0.0.1:9") is None
-    assert ask_readiness("https://127.0.0.1:9") is None
+def test_only_one_holds_the_lock_and_it_leaves_no_file(tmp_path):
+    path, inside, most = tmp_path / "x.lock", [], []
+
+    def work():
+        for _ in range(20):
+            with locked(path, 30, lambda: None):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 80
+    assert max(most) == 1
+    assert not path.exists()
 
 
-def test_a_status_leaves_out_values_that_are_not_known():
-    stopped = GatewayStatus(state=STOPPED, url="http://a", now=datetime.now(UTC))
-    assert stopped.as_rows() == [("State", "stopped"), ("Address", "http://a")]
-    assert stopped.as_json()["ready"] is None
-    assert stopped.uptime is None
-
-
-def test_a_status_has_the_reasons_and_the_spending():
-    status = GatewayStatus(
-        state=RUNNING,
-        url="http://a",
-        now=datetime.now(UTC),
-        readiness=Readiness(
-            ready=False,
-            reasons=("no peers", "old"),
-            peers=0,
-            jobs_in_flight=2,
-            nodes={"a": True, "b": False},
-        ),
-        spent=SpendTotal(purchases=3, settled_msat=12_500, unknown_msat=1_000),
-    )
-    rows = dict(status.as_rows())
-    assert rows["Ready"] == "no: no peers; old"
-    assert rows["Nodes"] == "1 of 2 up"
-    assert rows["Spent today"] == "12.500 sat in 3 purchases, and 1.000 sat unknown"
-    silent = GatewayStatus(
-        state=RUNNING, url="http://a", now=datetime.now(UTC), spent_problem="it is off"
-    )
-    assert dict(silent.as_rows())["Ready"] == "no: it does not answer"
-    assert dict(silent.as_rows())["Spent today"] == "not known: it is off"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0, "0 s"),
-        (59, "59 s"),
-        (61, "1 m 1 s"),
-        (3_600, "1 h 0 m"),
-        (90_000, "1 d 1 h"),
-        (-5, "0 s"),
-    ],
-)
-def test_a_length_of_time_is_write_duration_with_its_two_largest_units(seconds, words):
-    from lcp_gateway.cli.service.status import _write_duration
-
-    assert _write_duration(timedelta(seconds=seconds)) == words
+def test_waiting_too_long_for_the_lock_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(instances, "_REPORT_AFTER_S", 0.0)
+    path, reported = tmp_path / "x.lock", []
+    with locked(path, 1, lambda: None):
+        with pytest.raises(LockTimeout), locked(path, 0.2, lambda: reported.append(1)):
+            pass
+        assert path.exists()
+    assert reported == [1]

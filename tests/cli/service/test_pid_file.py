@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import stat
-import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.cli.service.instances import LockTimeout, locked
 from lcp_gateway.cli.service.pid_file import (
     Condition,
     InstanceRecord,
@@ -97,32 +95,3 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
         write_pid_file(path, record())
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_only_one_holds_the_lock_and_it_leaves_no_file(tmp_path):
-    path, inside, most = tmp_path / "x.lock", [], []
-
-    def work():
-        for _ in range(20):
-            with locked(path, 30, lambda: None):
-                inside.append(1)
-                most.append(len(inside))
-                inside.pop()
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(most) == 80
-    assert max(most) == 1
-    assert not path.exists()
-
-
-def test_waiting_too_long_for_the_lock_is_reported(tmp_path):
-    told = []
-    with locked(tmp_path / "x.lock", 1, lambda: None):
-        with pytest.raises(LockTimeout), locked(tmp_path / "x.lock", 1.2, lambda: told.append(1)):
-            pass
-        assert (tmp_path / "x.lock").exists()
-    assert told == [1]
