@@ -398,7 +398,7 @@ def process() -> list[timeseries.Panel]:
         lines("Background tasks restarted", "Tasks that ended by an error and were started again: each has its cause in the log, and is named in /readyz while it is down.", [(rate("task_restarts_total", "task"), "{{task}}")], unit="cps", steps=((None, GREEN), (0.0001, RED))),
         lines("Log lines lost", "Lines that were dropped because what they go to was not read, or could not be written.", [(rate("log_lines_lost_total", "instance"), "{{instance}}")], unit="cps", steps=((None, GREEN), (0.0001, RED))),
         lines("Open files", "Sockets and files, against the limit of the process.", [(scoped("process_open_fds"), "{{instance}}"), (scoped("process_max_fds"), "limit of {{instance}}")]),
-        lines("Versions", "What runs where, over time: did it begin with a new version?", [(f"sum by (version, python, protocol) ({own('build_info')})", "{{version}} · Python {{python}} · protocol {{protocol}}")], stacked=True),
+        lines("Versions", "What runs where, over time: did it begin with a new version?", [(f"sum by (version, python, protocol) ({own('build_info')})", "{{version}} · Python {{python}} · protocol {{protocol}}"), (f"sum by (transport) ({own('lcpd_transport')})", "transport {{transport}}")], stacked=True),
     ]  # fmt: skip
 
 

@@ -106,6 +106,7 @@ class Gateway:
     def __init__(self, settings: Settings, runtime: Runtime) -> None:
         metrics = runtime.metrics
         metrics.build_info(__version__, ",".join(str(v) for v in sorted(SUPPORTED_VERSIONS)))
+        metrics.lcpd_transport(runtime.peers.transport)
         metrics.concurrency_limit(settings.max_concurrent_requests)
         self.runtime = runtime
         self._started = int(time.time())
@@ -205,6 +206,7 @@ class Gateway:
         health = HealthRoutes(
             catalog=runtime.catalog,
             daemon_problem=lambda: runtime.peers.problem,
+            transport=runtime.peers.transport,
             nodes=lambda: runtime.nodes.watch.states,
             jobs=runtime.jobs,
             metrics=runtime.metrics,

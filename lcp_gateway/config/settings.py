@@ -111,6 +111,14 @@ class Settings(BaseModel):
         secret=True,
         restart=_DAEMON,
     )
+    lcpd_transport: parsers.Transport = setting(
+        "auto",
+        "How calls reach the daemon: `direct` is HTTP/2 on the gateway's own event loop, which costs less for each token of a "
+        "stream; `grpcio` is gRPC's own library. `auto` is direct on loopback and unix sockets without TLS, else grpcio. "
+        "`/readyz`, `doctor` and the metric `lcpd_transport` tell which is in use.",
+        Group.DAEMON,
+        restart=_DAEMON,
+    )
     proxy_from_environment: parsers.Switch = setting(
         False,
         "Reach the daemon, lnd, nodes and the collector through the proxy that `http_proxy`, `https_proxy`, `grpc_proxy` "

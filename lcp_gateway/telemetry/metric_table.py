@@ -137,6 +137,7 @@ SPECS: tuple[MetricSpec, ...] = (
     MetricSpec("process", _H, "event_loop_lag_seconds", "How much later than asked the event loop ran a timer.", (), _LAG_BUCKETS),
     MetricSpec("process", _C, "trace_spans_exported_total", "Spans of traces that the collector took."),
     MetricSpec("process", _C, "trace_spans_lost_total", "Spans of traces that were lost: the collector did not take them, or too many waited for it."),
+    MetricSpec("process", _G, "lcpd_transport", "Always 1; the label tells how calls reach the daemon: direct or grpcio.", ("transport",)),
     MetricSpec("process", _G, "build_info", "Always 1; the labels tell what is running.", ("version", "python", "protocol")),
 )  # fmt: skip
 """To add a metric, add a row here and one method to ``Metrics``; docs and checks of the dashboard follow by themselves."""

@@ -283,6 +283,10 @@ class Metrics(MoneyMetrics, RoutingMetrics, SellingMetrics, SpanMetrics, StoredM
         gauge.clear()
         gauge.labels(version, platform.python_version(), protocol).set(1)
 
+    def lcpd_transport(self, name: str) -> None:
+        """Tell how calls reach the daemon."""
+        self._gauges["lcpd_transport"].labels(name).set(1)
+
     def task_restarted(self, task: str) -> None:
         """Count a background task that ended and is started again."""
         label = task if task in TASKS else OTHER

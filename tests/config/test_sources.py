@@ -175,6 +175,7 @@ EXAMPLES = {
     "lcpd_tls": ("yes", True),
     "lcpd_tls_server_name": ("lcpd.lan", "lcpd.lan"),
     "lcpd_metadata": ("Macaroon=ab=cd; x-team=red", {"macaroon": "ab=cd", "x-team": "red"}),
+    "lcpd_transport": ("Direct", "direct"),
     "proxy_from_environment": ("yes", True),
     "slow_callback_ms": ("50", 50),
     "peers_refresh_s": ("1.5s", 1.5),

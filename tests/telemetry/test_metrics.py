@@ -141,6 +141,11 @@ def test_the_daemon_is_down_until_it_has_answered(metrics, value):
     assert value("daemon_up") == 0
 
 
+def test_the_transport_to_the_daemon_is_told(metrics, value):
+    metrics.lcpd_transport("direct")
+    assert value("lcpd_transport", transport="direct") == 1
+
+
 def test_the_build_is_told_once_even_when_the_protocol_becomes_known_later(metrics):
     metrics.build_info("0.1.0", "unknown")
     metrics.build_info("0.1.0", "2")
@@ -237,6 +242,7 @@ def test_counters_of_money_and_errors_begin_at_zero(metrics, value):
 @pytest.fixture
 def busy(metrics):
     metrics.build_info("0.1.0", "2")
+    metrics.lcpd_transport("direct")
     metrics.request(CHAT, "echo-1", 200, "settled", True, 0.3)
     metrics.quote(ALICE, "echo-1", 0.009, 57_372)
     metrics.execute(ALICE, "echo-1", 0.08)

@@ -25,7 +25,7 @@ from lcp_gateway.routing.route_query import ENDPOINT_NAMES
 from lcp_gateway.routing.scoring import Scored
 from lcp_gateway.routing.selection import Selector
 from lcp_gateway.telemetry.metrics import Metrics
-from lcp_gateway.upstreams.lcpd.transport import LcpdAddress, TlsFiles
+from lcp_gateway.upstreams.lcpd.transport import LcpdAddress, TlsFiles, TransportKind
 from lcp_gateway.upstreams.merged_catalog import MergedCatalog
 from lcp_gateway.upstreams.openai.adapter import OpenAIHttpUpstream
 from lcp_gateway.upstreams.openai.connections import VirtualNode
@@ -93,6 +93,7 @@ def lcpd_address(settings: Settings) -> LcpdAddress:
         tls=tls,
         metadata=tuple(settings.lcpd_metadata.items()),
         proxy=may_use_proxy(settings, settings.lcpd_grpc_addr),
+        transport=TransportKind(settings.lcpd_transport),
     )
 
 

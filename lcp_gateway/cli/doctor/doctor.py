@@ -111,7 +111,11 @@ async def _daemon(settings: Settings, nodes: Sequence[Provider]) -> AsyncIterato
                     daemon_advice(error, settings),
                 )
                 return
-            yield Finding("daemon", True, f"{target}, node {_short(info.node_id)}")
+            yield Finding(
+                "daemon",
+                True,
+                f"{target}, node {_short(info.node_id)}, transport {upstream.transport}",
+            )
             yield Finding("version", True, f"LCP protocol version {info.protocol_version}")
             if finding := await identity_finding(settings, info.node_id):
                 yield finding

@@ -59,6 +59,7 @@ class HealthRoutes:
         metrics: Metrics,
         stale_s: float,
         daemon_problem: Callable[[], UpstreamError | None],
+        transport: str,
         nodes: Callable[[], Mapping[str, NodeState]] = dict,
         other_reasons: Callable[[], Iterable[str]] = tuple,
         tasks: Callable[[], Mapping[str, object]] = dict,
@@ -66,13 +67,14 @@ class HealthRoutes:
     ) -> None:
         """A snapshot of the peers older than ``stale_s`` is stale.
 
-        ``daemon_problem`` returns why the daemon cannot be used, ``nodes`` the state of each virtual node, ``other_reasons``
-        further reasons why the gateway cannot buy now, ``tasks`` the state of each background task, ``lnd_report`` that of
+        ``transport`` names the transport to the daemon. ``daemon_problem`` returns why the daemon cannot be used, ``nodes`` the state of
+        each virtual node, ``other_reasons`` further reasons why the gateway cannot buy now, ``tasks`` the state of each background task, ``lnd_report`` that of
         lnd, where one is configured.
         """
         self._tasks = tasks
         self._other_reasons = other_reasons
         self._daemon_problem = daemon_problem
+        self._transport = transport
         self._nodes = nodes
         self._lnd_report = lnd_report
         self._catalog = catalog
@@ -105,7 +107,10 @@ class HealthRoutes:
         report: dict[str, object] = {
             "status": "unavailable" if reasons else "ready",
             "reasons": reasons,
-            "daemon": {"reachable": self._daemon_problem() is None},
+            "daemon": {
+                "reachable": self._daemon_problem() is None,
+                "transport": self._transport,
+            },
             "peers": peers,
             "snapshot_age_s": round(self._catalog.age_s, 3),
             "jobs_in_flight": len(self._jobs),

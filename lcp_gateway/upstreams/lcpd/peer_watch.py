@@ -51,6 +51,11 @@ class PeerWatch:
         self._timeout_s = timeout_s
 
     @property
+    def transport(self) -> str:
+        """The name of the transport to the daemon."""
+        return self._upstream.transport
+
+    @property
     def catalog(self) -> Catalog:
         """The last snapshot; it stays while the daemon is away."""
         return self._catalog
