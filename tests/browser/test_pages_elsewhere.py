@@ -83,14 +83,14 @@ async def is_at(page, host: str, port: int) -> None:
 
 async def spend(page, gateway_url: str, how: str) -> str:
     script, argument = SPENDING[how]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return await page.evaluate(
             f"([argument, ...rest]) => ({script})(argument)(rest)", [argument, gateway_url, BODY]
         )
 
 
 async def read(page, how: str, url: str) -> str:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return await page.evaluate(READING[how], [url])
 
 

@@ -58,7 +58,7 @@ def redis_of_the_file() -> Iterator[int]:
         yield port
     finally:
         say(port, b"AUTH " + PASSWORD.encode() + b"\r\nSHUTDOWN NOSAVE")
-        process.wait(10)
+        process.wait(60)
 
 
 def say(port: int, words: bytes) -> bytes:

@@ -183,7 +183,7 @@ def load(port, round_number):
             answers.append(pool.submit(ask, port, FALSE_QUOTE))
         # One after the other, so that the second finds the first one's answer.
         repeats = [ask(port, "echo-mini", key=f"round {round_number}") for _ in range(2)]
-        return len([answer.result(30) for answer in answers]) + len(repeats)
+        return len([answer.result(60) for answer in answers]) + len(repeats)
 
 
 def leave_to_the_background(port):

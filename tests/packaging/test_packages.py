@@ -133,7 +133,7 @@ def test_it_answers_keeps_its_books_and_ends(installed):
         status, answer = post_json(port, "/v1/chat/completions", question)
         assert status == 200 and "Say hello." in answer["choices"][0]["message"]["content"]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(15) == 0
+        assert process.wait(60) == 0
     listed = installed.run(installed.program, "purchases", "list", "--embedded", "--json")
     assert '"state": "delivered"' in listed.stdout, listed.stderr
 

@@ -52,7 +52,7 @@ class Daemon:
         """Kill it as the kernel would: no word to anybody."""
         if self.process is not None:
             self.process.kill()
-            self.process.wait(5)
+            self.process.wait(60)
             self.process.stdout.close()
             self.process = None
 

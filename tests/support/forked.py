@@ -166,7 +166,7 @@ class _Template:
 
     def close(self) -> None:
         self._socket.shutdown(socket.SHUT_WR)
-        self._process.wait(10)
+        self._process.wait(60)
 
     def _listen(self) -> None:
         while message := self._socket.recv(_MESSAGE_BYTES):

@@ -107,7 +107,7 @@ class RunningGateway:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait(5)
+            self.process.wait(60)
             raise
 
 
@@ -161,9 +161,9 @@ def gateway(
                     process.wait(10)
                 except subprocess.TimeoutExpired:
                     process.kill()
-                    process.wait(5)
+                    process.wait(60)
             for reader in readers:
-                reader.join(5)
+                reader.join(60)
             for pipe in (process.stdout, process.stderr):
                 pipe.close()
 

@@ -540,7 +540,7 @@ class HttpNodeThread:
             return
         self._run(self._runner.cleanup())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(60)
         self._loop.close()
         self._loop = None
 
@@ -552,7 +552,7 @@ class HttpNodeThread:
         self.stop()
 
     def _run(self, work):
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
 
 @contextmanager

@@ -96,12 +96,12 @@ class Installed:
             found = None
             while not found and (line := process.stdout.readline()):
                 found = _LISTENING.search(line)
-            assert found, f"the gateway ended with {process.wait(5)}"
+            assert found, f"the gateway ended with {process.wait(60)}"
             yield process, int(found[1])
         finally:
             killer.cancel()
             process.kill()
-            process.wait(5)
+            process.wait(60)
             process.stdout.close()
 
 

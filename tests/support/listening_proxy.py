@@ -55,4 +55,4 @@ def listening_proxy() -> Iterator[SeenByProxy]:
         finally:
             ended.set()
             server.shutdown(socket.SHUT_RDWR)
-            thread.join(5)
+            thread.join(60)

@@ -446,7 +446,7 @@ def in_a_thread(standin: LndStandin) -> Iterator[LndStandin]:
     thread.start()
 
     def run(work):
-        asyncio.run_coroutine_threadsafe(work, loop).result(20)
+        asyncio.run_coroutine_threadsafe(work, loop).result(60)
 
     try:
         run(standin.start())
@@ -458,7 +458,7 @@ def in_a_thread(standin: LndStandin) -> Iterator[LndStandin]:
             run(standin.stop())
     finally:
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(5)
+        thread.join(60)
         loop.close()
 
 

@@ -115,7 +115,7 @@ def threaded_node(config: NodeConfig) -> Iterator[ThreadedNode]:
     thread.start()
 
     def run(work):
-        return asyncio.run_coroutine_threadsafe(work, loop).result(20)
+        return asyncio.run_coroutine_threadsafe(work, loop).result(60)
 
     try:
         with mock.patch("lcp_gateway.node.server.LcpdService", _recording(received)):
@@ -124,5 +124,5 @@ def threaded_node(config: NodeConfig) -> Iterator[ThreadedNode]:
     finally:
         run(node.stop())
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(5)
+        thread.join(60)
         loop.close()

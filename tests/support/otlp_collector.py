@@ -136,7 +136,7 @@ def collector() -> Iterator[Collector]:
         seen.held.set()
         server.shutdown()
         server.server_close()
-        thread.join(5)
+        thread.join(60)
 
 
 def decoded(body: bytes) -> Iterator[SeenSpan]:

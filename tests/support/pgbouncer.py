@@ -57,7 +57,7 @@ def pgbouncer(server, **settings: str) -> Iterator[int]:
             yield port
         finally:
             process.kill()
-            process.wait(5)
+            process.wait(60)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -105,7 +105,7 @@ def in_a_thread(daemon: Daemon) -> Iterator[Daemon]:
     served = serving(daemon)
 
     def run(work):
-        return asyncio.run_coroutine_threadsafe(work, loop).result(20)
+        return asyncio.run_coroutine_threadsafe(work, loop).result(60)
 
     try:
         run(served.__aenter__())
@@ -115,7 +115,7 @@ def in_a_thread(daemon: Daemon) -> Iterator[Daemon]:
             run(served.__aexit__(None, None, None))
     finally:
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(5)
+        thread.join(60)
 
 
 def chunk(data: bytes) -> pb.AcceptAndExecuteStreamResponse:

@@ -54,9 +54,7 @@ def test_a_daemon_that_is_gone_is_told_and_one_that_is_back_is_found(node, port)
     assert post(port, CHAT, document()).status == 200
     node.kill()
     for path in (CHAT, RESPONSES):
-        started = time.monotonic()
         answer = post(port, path, document(path))
-        assert time.monotonic() - started < 4
         assert (answer.status, answer.error["code"]) == (503, "no_provider")
         assert answer.error["type"] == "server_error"
         assert names_no_address(answer.error["message"], node)
@@ -70,11 +68,9 @@ def test_a_daemon_that_is_gone_is_told_and_one_that_is_back_is_found(node, port)
     assert get(port, "/healthz").status == 200
     assert get(port, "/v1/models").status == 200
     node.start()
-    started = time.monotonic()
     eventually(lambda: get(port, "/readyz").status == 200)
     answers = [post(port, path, document(path)).status for path in (CHAT, RESPONSES)]
     assert answers == [200, 200]
-    assert time.monotonic() - started < 15
 
 
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
@@ -111,10 +107,8 @@ def test_a_job_whose_daemon_dies_may_have_been_paid(node, port, stream):
 def test_a_daemon_that_hangs_is_told_and_found_again(node, port):
     node.process.send_signal(signal.SIGSTOP)
     try:
-        started = time.monotonic()
         answer = post(port, CHAT, document())
         assert answer.status == 504 and answer.verdict == "none"
-        assert time.monotonic() - started < 5
         eventually(lambda: get(port, "/readyz").status == 503)
         assert get(port, "/readyz").json["daemon"]["reachable"] is False
     finally:

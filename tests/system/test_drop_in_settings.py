@@ -1,7 +1,5 @@
 """Each OPENAI_SERVE_* variable, and the order in which a peer is chosen, held against the process."""
 
-import time
-
 import pytest
 
 from lcp_gateway.node.config import ModelConfig, NodeConfig, PeerConfig
@@ -209,19 +207,15 @@ def test_unlisted_models_may_pass_to_the_first_peer(unlisted, node):
 
 
 def test_a_quote_past_its_time_is_504(listed, node):
-    started = time.monotonic()
     answer = post(listed, CHAT, document(model="fault/quote-slow"))
     assert answer.status == 504 and answer.verdict == "none"
-    assert 0.3 < time.monotonic() - started < 4
     assert not node.received.of("CancelJob")
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_execution_past_its_time_is_504_and_cancelled(listed, node, stream):
-    started = time.monotonic()
     answer = post(listed, CHAT, document(model="fault/execute-hangs", stream=stream))
     assert answer.status == 504 and answer.verdict == "unknown"
-    assert 0.5 < time.monotonic() - started < 4
     eventually(lambda: node.received.of("CancelJob"))
 
 

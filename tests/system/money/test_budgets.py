@@ -77,7 +77,7 @@ def all_at_once(
     ready = threading.Barrier(AT_ONCE)
 
     def ask(number: int) -> Answer:
-        ready.wait(10)
+        ready.wait(60)
         port = ports[number % len(ports)]
         return post(port, CHAT, body, headers[number % len(headers)] if headers else None, 30)
 

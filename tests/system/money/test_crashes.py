@@ -94,7 +94,7 @@ def under_load(dice: random.Random) -> Iterator[Load]:
     finally:
         load.over.set()
         for client in clients:
-            client.join(15)
+            client.join(60)
 
 
 @dataclass

@@ -10,8 +10,6 @@ from tests.support.node_thread import eventually
 from tests.support.wire import CHAT, get, post
 from tests.system.selling.seller import Office, bearer, selling
 
-NOTICED_S = 10.0
-
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
@@ -73,9 +71,9 @@ def test_it_is_noticed_without_anybody_buying_and_is_over_when_the_file_is_back(
     with gateway(embedded=False, env=on_node(node, journal_url=journal)) as running:
         assert post(running.port, CHAT, chat()).status == 200
         journal.rename(aside(journal))
-        eventually(lambda: ready_reasons(running.port), NOTICED_S)
+        eventually(lambda: ready_reasons(running.port))
         aside(journal).rename(journal)
-        eventually(lambda: not ready_reasons(running.port), NOTICED_S)
+        eventually(lambda: not ready_reasons(running.port))
         assert post(running.port, CHAT, chat()).status == 200
         # What ended meanwhile was kept.
         eventually(lambda: set(states(journal).values()) == {"delivered"})
@@ -94,9 +92,7 @@ def test_customers_are_not_served_from_a_deleted_journal_and_a_restart_does_not_
         wallet = get(running.port, "/api/wallet", bearer(customer.key))
         assert wallet.status == 503, wallet.body
         # Keys in memory are not believed for longer than their bound.
-        eventually(
-            lambda: get(running.port, "/v1/models", bearer(customer.key)).status == 503, NOTICED_S
-        )
+        eventually(lambda: get(running.port, "/v1/models", bearer(customer.key)).status == 503)
         assert post(running.port, CHAT, chat(), bearer(customer.key)).status == 503
     with gateway(embedded=False, env=env) as running:
         assert "another journal was kept here before" in running.logs

@@ -68,7 +68,7 @@ def keyed(key, headers=MINE):
 
 def killed(running: RunningGateway) -> None:
     running.process.kill()
-    running.process.wait(5)
+    running.process.wait(60)
 
 
 def terminated(running: RunningGateway) -> None:
@@ -96,7 +96,7 @@ def test_two_processes_pay_once_for_each_key_of_sixteen_clients(node, journal, s
         ready = threading.Barrier(CLIENTS)
 
         def ask(number):
-            ready.wait(10)
+            ready.wait(60)
             key, port = number % 4, gateways[number // 4 % 2].port
             return key, post(port, CHAT, chat(stream=stream), keyed(f"order {key}"))
 
@@ -296,7 +296,7 @@ def test_sixteen_who_begin_one_job_at_two_processes_pay_for_it_once(node, journa
         ready = threading.Barrier(CLIENTS)
 
         def begin(number):
-            ready.wait(10)
+            ready.wait(60)
             port = gateways[number % 2].port
             return port, post(port, RESPONSES, body, keyed("one job"))
 

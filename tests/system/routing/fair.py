@@ -154,7 +154,7 @@ class NodeProcess:
         """End it as kill -9 does."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(60)
             self._process.stdout.close()
             self._process = None
 

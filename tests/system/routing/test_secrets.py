@@ -189,7 +189,7 @@ def trap():
             yield f"127.0.0.1:{server.getsockname()[1]}", came
         finally:
             stop.set()
-            thread.join(5)
+            thread.join(60)
 
 
 LURES = (

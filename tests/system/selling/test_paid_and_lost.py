@@ -87,10 +87,10 @@ def killed_while(node, journal, seen, model, *, until, **ask):
         buying.start()
         eventually(lambda: seen.count("paid") == 1)
         (job_id,) = seen.jobs("paid")
-        eventually(lambda: until(customer), 8)
+        eventually(lambda: until(customer))
         running.process.kill()
-        running.process.wait(5)
-        buying.join(10)
+        running.process.wait(60)
+        buying.join(60)
     (paid,) = [event for event in node.events("paid") if event["job_id"] == job_id]
     return customer, job_id, MARKUP.charge_msat(paid["price_msat"]), paid
 
@@ -105,7 +105,7 @@ def is_held(customer):
 
 def has_it_back(there, charge):
     expected = [("adjustment", FILLED), ("purchase", -charge), ("refund", charge)]
-    eventually(lambda: there.moved() == expected, 20)
+    eventually(lambda: there.moved() == expected)
     assert there.balance() == {
         "balance_msat": FILLED,
         "held_msat": 0,
@@ -121,7 +121,7 @@ def test_a_stream_in_whose_middle_the_gateway_was_killed_is_given_back(node, see
     )
     with shop(node, journal) as running:
         has_it_back(Customer(running.port, customer.account_id, customer.key), charge)
-        eventually(lambda: metric(running, "lcpgateway_peer_undelivered_msat") > 0, 10)
+        eventually(lambda: metric(running, "lcpgateway_peer_undelivered_msat") > 0)
         assert metric(running, "lcpgateway_undelivered_total") == 1
     found = shown(journal, job_id)
     assert (found["state"], found["refund"], found["charged_msat"]) == ("undelivered", "given", 0)
@@ -197,7 +197,7 @@ def test_over_the_limit_the_customer_is_told_and_the_operator_decides(node, tmp_
         streamed = customer.ask("fault/stream-cut", "one two three", stream=True, max_tokens=50)
         assert b'"refund":"withheld"' in streamed.body.replace(b" ", b"")
         withheld = told.count("withheld") + 1
-        eventually(lambda: metric(running, "lcpgateway_refunds_withheld ") == withheld, 10)
+        eventually(lambda: metric(running, "lcpgateway_refunds_withheld ") == withheld)
 
         mine = customer.get("/api/wallet/refunds?refund=withheld").json["data"]
         assert len(mine) == withheld and "peer_id" not in mine[0]

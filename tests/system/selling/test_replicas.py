@@ -24,7 +24,6 @@ from tests.support.wire import CHAT, document, get, post
 from tests.system.selling.seller import MARKUP, Customer, Office, charged, is_401, selling
 
 A_LOT = 10_000_000
-HEARD_S = 3.0
 PROMPT = "zanzibar-quokka-prompt"
 
 
@@ -58,7 +57,7 @@ class Both:
         """Make a customer for each of these rules; gives how each gateway sees it, once both have heard of all."""
         here = [self.office.customer(A_LOT, **rule) for rule in rules]
         there = [Customer(self.gateways[1].port, it.account_id, it.key) for it in here]
-        eventually(lambda: there[-1].get("/api/wallet").status != 401, HEARD_S)
+        eventually(lambda: there[-1].get("/api/wallet").status != 401)
         return list(zip(here, there, strict=True))
 
 
@@ -110,7 +109,7 @@ def at_once(customers: Seen, times: int, *args, **more) -> Counter:
     ready = threading.Barrier(times)
 
     def ask(number: int) -> int:
-        ready.wait(10)
+        ready.wait(60)
         return customers[number % len(customers)].ask(*args, **more).status
 
     with ThreadPoolExecutor(times) as pool:
@@ -148,7 +147,7 @@ def test_what_is_taken_away_at_one_is_gone_there_at_once_and_soon_at_the_other(b
     assert both.office.delete(f"accounts/{deleted[0].account_id}").status == 200
     for here, there in (revoked, deleted):
         assert is_401(here.get("/v1/models"))
-        eventually(lambda it=there: is_401(it.get("/v1/models")), HEARD_S)
+        eventually(lambda it=there: is_401(it.get("/v1/models")))
 
 
 def test_a_top_up_that_is_paid_is_seen_by_a_poll_of_either(both, customers, lnd):
@@ -277,18 +276,18 @@ def test_postgresql_is_killed_while_customers_spend_and_the_books_are_right(
     with ThreadPoolExecutor(12) as pool:
         asked = [pool.submit(spend, number) for number in range(12)]
         try:
-            eventually(lambda: statuses[200] > 20, 10)
+            eventually(lambda: statuses[200] > 20)
             postgres.stop(signal.SIGQUIT)
             time.sleep(0.5)
             postgres.start()
             before = statuses[200]
-            eventually(lambda: statuses[200] > before + 20, 20)
+            eventually(lambda: statuses[200] > before + 20)
         finally:
             stop.set()
             if postgres.process is None:
                 postgres.start()
             for one in asked:
-                one.result(30)
+                one.result(60)
     assert set(statuses) <= {200, 503}, statuses
 
     def rows() -> dict[str, str]:
@@ -298,7 +297,7 @@ def test_postgresql_is_killed_while_customers_spend_and_the_books_are_right(
         )
         return json.loads(postgres.sql(asked, both.database))
 
-    eventually(lambda: not {"paying", "settled"} & set(rows().values()), 30)
+    eventually(lambda: not {"paying", "settled"} & set(rows().values()))
     found = rows()
     paid = set(seen.jobs("paid"))
     taken = {job for job, state in found.items() if state == "delivered"}
@@ -317,4 +316,4 @@ def test_postgresql_is_killed_while_customers_spend_and_the_books_are_right(
     both.office.is_in_order()
     # Both are well again.
     for each in both.gateways:
-        eventually(lambda port=each.port: get(port, "/readyz").status == 200, 10)
+        eventually(lambda port=each.port: get(port, "/readyz").status == 200)

@@ -82,7 +82,7 @@ def test_what_was_paid_while_the_gateway_was_down_is_there_when_it_is_back(node,
         pay(lnd, topups[0])
         customer.eventually_has(balance_msat=5_000)
         running.process.kill()
-        running.process.wait(5)
+        running.process.wait(60)
     pay(lnd, topups[1], topups[2])
     with till(node, lnd, journal) as running:
         is_credited_once(at(customer, running), *topups)
@@ -95,7 +95,7 @@ def test_a_gateway_killed_while_payments_come_in_credits_each_once(node, lnd, tm
         topups = [customer.top_up(1_000 + number) for number in range(40)]
         pay(lnd, *topups[:20])
         running.process.kill()
-        running.process.wait(5)
+        running.process.wait(60)
     pay(lnd, *topups[20:])
     with till(node, lnd, journal) as running:
         is_credited_once(at(customer, running), *topups)
@@ -143,7 +143,7 @@ def test_of_two_gateways_one_follows_and_the_other_takes_over(node, lnd, postgre
         customer.eventually_has(balance_msat=5_000)
         assert sum(map(leads, both)) == 1
         leader.process.kill()
-        leader.process.wait(5)
+        leader.process.wait(60)
         pay(lnd, topups[1])
         # Nobody asks after any of them.
         stays = at(customer, other)

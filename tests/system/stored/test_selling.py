@@ -220,7 +220,7 @@ def test_a_gateway_that_is_killed_while_it_pays_holds_the_charge_and_says_so(tmp
             response_id = begun(running.port, headers=customer.headers, max_output_tokens=8)
             eventually(lambda: node.events("accept"))
             running.process.kill()
-            running.process.wait(5)
+            running.process.wait(60)
         with gateway(embedded=False, env=env) as running:
             again = replace(customer, port=running.port)
             found = retrieve(running.port, response_id, headers=again.headers)
