@@ -1,4 +1,4 @@
-"""The gateway: its runtime state, and what one configuration makes of it, which a reload exchanges as a whole."""
+"""The gateway: its runtime state, and the parts of one configuration, which a reload exchanges as a whole."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -83,7 +83,7 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """What one configuration makes: parts without state of their own. A request is served by one of these from end to end.
+    """The parts of one configuration, without state of their own. A request is served by one of these from end to end.
 
     ``metrics_app`` is for ``metrics_addr``.
     """

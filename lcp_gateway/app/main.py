@@ -33,7 +33,7 @@ from lcp_gateway.telemetry.metrics import Metrics
 # A request makes thousands of short-lived objects and hardly a cycle among them: the collector looks less often.
 _GC_THRESHOLDS = (20_000, 20, 20)
 _STANDARD_STREAMS = (0, 1, 2)
-_CALLED_AS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - says where to call
+_CALLED_AS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - for the message
 
 
 def run(
@@ -177,7 +177,7 @@ def _hang_ups(stop: asyncio.Event, reload_wanted: asyncio.Event) -> Iterator[Non
 
 
 def _greet(gateway: Gateway, serving: Serving, settings: Settings, banner: Sequence[str]) -> None:
-    host = parse_host_port(settings.http_addr).host or "0.0.0.0"  # noqa: S104 - says what was asked for
+    host = parse_host_port(settings.http_addr).host or "0.0.0.0"  # noqa: S104 - for the message
     host = f"[{host}]" if ":" in host else host
     listening = (
         f"lcp-gateway {__version__} listening on {serving.scheme}://{host}:{serving.port} "

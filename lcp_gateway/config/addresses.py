@@ -65,7 +65,7 @@ def _parse_listen(value: object) -> str:
 
 
 def parse_grpc_target(value: object) -> str:
-    """Accept what gRPC dials: ``host:port``, ``unix:/path``, or a ``dns:///``, ``ipv4:``, ``ipv6:`` target."""
+    """Read a target of gRPC: ``host:port``, ``unix:/path``, or a ``dns:///``, ``ipv4:``, ``ipv6:`` address."""
     text = parse_text(value)
     scheme, colon, rest = text.partition(":")
     if scheme == "unix" and colon:
@@ -138,7 +138,7 @@ def _parse_journal(value: object) -> str:
     scheme, mark, rest = text.partition("://")
     if not mark:
         if text == ":memory:":
-            raise ValueError("a journal in memory forgets what it is for: give a file")
+            raise ValueError("a journal in memory is lost at the end: give a file")
         return str(Path(text).expanduser()) if text else ""
     if scheme.partition("+")[0] not in _DATABASE_SCHEMES:
         raise ValueError('must be a path, "sqlite:///path", "postgresql://..." or "off"')

@@ -67,7 +67,9 @@ class Loaded:
         kept = {name: Source(SourceKind.DEFAULT, f"{name} as it was") for name in specs()}
         if problems := list(contradictions(settings, {**kept, **self._sources})):
             listed = ", ".join(sorted(names))
-            raise ConfigError([*problems, f"what needs a restart stays as it was: {listed}"])
+            raise ConfigError(
+                [*problems, f"settings that need a restart keep their old values: {listed}"]
+            )
         return settings
 
 

@@ -276,8 +276,8 @@ class Settings(BaseModel):
     )
     exposure_unproven_msat: parsers.Count = setting(
         50_000_000,
-        "The same for all peers together that have not delivered `exposure_base_msat` yet, what was "
-        "lost to them included; losses of as much are forgiven each day. 0 sets no limit.",
+        "The same for all peers together that have not delivered `exposure_base_msat` yet, losses to "
+        "them included; as much of the losses is forgiven each day. 0 sets no limit.",
         Group.TRUST,
     )
     exposure_share_ppm: parsers.PartsPerMillion = setting(
@@ -307,7 +307,7 @@ class Settings(BaseModel):
     network: parsers.Network = setting(
         "",
         "The network whose invoices are paid: mainnet, testnet, testnet4, signet, regtest or simnet, or the prefix of "
-        "its invoices, which is what is stored. When empty: the network of lnd; without lnd, any.",
+        "its invoices, which is the stored form. When empty: the network of lnd; without lnd, any.",
         Group.MONEY,
         restart="invoices of the other network may be under way",
     )

@@ -23,7 +23,7 @@ _URL: Final = re.compile(r"(?:tcp|udp|sctp)://\S+")
 _NUMBER: Final = re.compile(r"[0-9]{1,5}")
 _PROTOCOL: Final = re.compile(r"tcp|udp|sctp")
 _LINK_NAME: Final = re.compile(r"/[^/\s]+/[^/\s]+")
-# What may stand between the prefix and the ending: the rest of a service's name, as in lcp-gateway-metrics.
+# Between the prefix and the ending: the rest of a service's name, as in lcp-gateway-metrics.
 _NAME: Final = r"(?:[A-Z0-9_]+_)?"
 _ENDINGS: Final = tuple(
     (re.compile(_NAME + ending), value)
@@ -242,7 +242,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _from_variables(
     environ: Mapping[str, str], prefix: str, known: Mapping[str, str], kind: SourceKind
 ) -> tuple[Layer, list[str]]:
-    """Return what the variables of a prefix set, and those that are unknown; ``known`` maps variables to settings."""
+    """Return the settings of a prefix's variables, and the unknown variables; ``known`` maps variables to settings."""
     layer, unknown = Layer(), []
     for variable, value in sorted(environ.items()):
         if (

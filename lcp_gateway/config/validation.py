@@ -263,7 +263,7 @@ def _is_local(host: str) -> bool:
 
 
 def spending_cautions(settings: Settings) -> tuple[str, ...]:
-    """Return what bounds spending, and what does not; nothing where no real money moves.
+    """Return the limits of spending, or that there are none; nothing where no real money moves.
 
     Apart from ``cautions``, since these are no mistakes: ``serve`` and ``doctor`` print them, ``config check`` does not.
     """

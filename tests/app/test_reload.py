@@ -24,7 +24,7 @@ from tests.support.certificates import certificate
 RELOADED = {spec.name for spec in specs().values() if not spec.restart}
 
 
-def test_what_differs_is_sorted_into_what_can_change_and_what_cannot():
+def test_changed_settings_are_reloaded_or_wait_for_a_restart():
     before = Settings(max_price_msat=1, http_addr="127.0.0.1:1")
     after = Settings(max_price_msat=2, http_addr="127.0.0.1:2", cors_origins=("*",))
     changed, restart = changes(before, after)
@@ -103,7 +103,7 @@ async def test_every_setting_that_can_change_is_read_when_settings_are_taken_in(
     )
 
 
-async def test_what_has_a_state_lasts_and_the_rest_is_made_anew():
+async def test_parts_with_state_last_and_the_rest_is_made_anew():
     async with serving_of(Settings(**QUIET, journal_url="off")) as (gateway, serving):
         before, runtime = gateway.configured, gateway.runtime
         service, store = gateway.service, gateway.stored.store
@@ -207,7 +207,7 @@ def attempts(tmp_path):
     return Attempts(tmp_path / "config.toml", 'api_keys = ["sk-first-key"]\nmax_price_msat = 5\n')
 
 
-async def test_what_changed_is_named_and_no_value_is_told(attempts):
+async def test_changed_settings_are_named_without_their_values(attempts):
     line = await attempts.after('api_keys = ["sk-other-key"]\nhttp_addr = "127.0.0.1:9"\n')
     assert line == {
         "event": "configuration reloaded",
@@ -217,11 +217,11 @@ async def test_what_changed_is_named_and_no_value_is_told(attempts):
     }
     (taken,) = attempts.taken
     assert taken.api_keys == ("sk-other-key",)
-    assert taken.http_addr == "127.0.0.1:8080", "what needs a restart stays"
+    assert taken.http_addr == "127.0.0.1:8080", "needs a restart"
     assert attempts.reload.settings is taken
 
 
-async def test_what_needs_a_restart_is_said_each_time_until_there_is_one(attempts):
+async def test_settings_that_need_a_restart_are_named_at_each_reload(attempts):
     for _ in range(2):
         line = await attempts.after('api_keys = ["sk-first-key"]\nhttp_addr = "127.0.0.1:9"\n')
         assert line["needs_restart"] == ["http_addr"]
@@ -243,7 +243,7 @@ async def test_after_a_wrong_file_the_next_right_one_is_taken(attempts):
 
 
 @pytest.mark.parametrize("fails", [BadCertificate("a.pem has expired"), WiringError("no Redis")])
-async def test_what_cannot_be_made_is_told_and_the_settings_of_before_are_in_force(attempts, fails):
+async def test_after_a_failed_reload_the_old_settings_are_in_force(attempts, fails):
     attempts.fails = fails
     line = await attempts.after("max_price_msat = 9")
     assert line["problems"] == [str(fails)]
@@ -264,7 +264,7 @@ async def test_the_last_key_cannot_be_taken_from_a_gateway_that_asks_for_keys(tm
     line = await attempts.after('auth = "none"\n')
     assert line["event"] == "configuration not reloaded"
     assert "no api_keys are set" in line["problems"][0]
-    assert line["problems"][-1] == "what needs a restart stays as it was: auth"
+    assert line["problems"][-1] == "settings that need a restart keep their old values: auth"
     assert attempts.taken == []
 
 

@@ -32,7 +32,7 @@ def test_every_name_of_every_setting_is_in_the_reference():
         assert not spec.flag or f"`{spec.flag}`" in page
 
 
-def test_every_key_of_a_table_is_in_the_reference_with_what_it_means():
+def test_every_key_of_a_table_is_in_the_reference_with_its_meaning():
     page = docs_markdown()
     for spec in specs().values():
         for column in columns(spec.form.row) if spec.form.row else ():

@@ -143,7 +143,7 @@ def test_a_name_means_one_thing(problems_of, subtests):
             assert problems_of(toml) == [problem]
 
 
-def test_models_hold_no_secret_and_are_shown_without_what_is_not_said():
+def test_models_hold_no_secret_and_are_shown_without_defaults():
     spec = specs()["models"]
     settings = Settings(models={"gpt": ModelConfig(type="chat", capabilities=(), aliases=("x",))})
     shown = spec.shown(settings.models)

@@ -110,7 +110,7 @@ def test_a_base_url_ends_without_a_slash_and_has_a_path(subtests):
             assert parse_base_url(given) == expected
 
 
-def test_what_is_no_base_url_is_refused_and_not_repeated(subtests):
+def test_a_bad_base_url_is_refused_and_not_repeated(subtests):
     for given in [
         1,
         "",

@@ -31,7 +31,7 @@ def nowhere(tmp_path):
     return {"XDG_CONFIG_HOME": str(tmp_path)}
 
 
-def test_each_variable_sets_what_it_set_in_openai_serve(nowhere, subtests):
+def test_each_variable_has_its_meaning_of_openai_serve(nowhere, subtests):
     for variable, (text, name, expected) in VARIABLES.items():
         with subtests.test(variable):
             loaded = load(flags={}, environ=nowhere | {variable: text})

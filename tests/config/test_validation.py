@@ -255,7 +255,7 @@ def test_an_embedded_node_needs_a_port(problems_of):
     assert problems_of(environ)[0].startswith("LCP_GATEWAY_NODE_LISTEN: ")
 
 
-def test_what_is_allowed_but_odd_is_a_warning(tmp_path, subtests):
+def test_odd_settings_are_a_warning(tmp_path, subtests):
     for environ, words in [
         (
             {"LCP_GATEWAY_HTTP_ADDR": ":8080", "LCP_GATEWAY_ALLOW_OPEN": "1"},
@@ -276,7 +276,7 @@ def test_what_is_allowed_but_odd_is_a_warning(tmp_path, subtests):
             assert words in warning
 
 
-def test_what_is_fine_is_no_warning(tmp_path, subtests):
+def test_sound_settings_are_no_warning(tmp_path, subtests):
     for environ in [
         {"LCP_GATEWAY_HTTP_ADDR": "[::1]:80"},
         {"LCP_GATEWAY_HTTP_ADDR": "127.0.0.2:80"},
@@ -366,12 +366,12 @@ def test_a_secret_in_a_file_that_all_may_read_is_a_warning(tmp_path):
         {"LCP_GATEWAY_HTTP_ADDR": ":8080", "LCP_GATEWAY_AUTH": "none"},
     ],
 )
-def test_who_can_be_reached_by_others_asks_for_keys_or_is_told_not_to(environ, problems_of):
+def test_an_open_address_needs_keys_or_allow_open(environ, problems_of):
     (problem,) = problems_of(environ)
     assert "allow_open" in problem and "HTTP_ADDR" in problem
 
 
-def test_what_contradicts_itself_about_access_is_a_problem(problems_of, subtests):
+def test_contradictions_about_access_are_a_problem(problems_of, subtests):
     for environ, words in [
         ({"LCP_GATEWAY_AUTH": "keys"}, "no api_keys are set"),
         ({"LCP_GATEWAY_AUTH": "none", "LCP_GATEWAY_API_KEYS": "k"}, "while auth is none"),

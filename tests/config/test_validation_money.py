@@ -106,7 +106,7 @@ def test_no_password_is_shown_whatever_it_is(password):
     assert marked not in without_password(f"postgresql://user:{marked}@host/db")
 
 
-def test_what_holds_no_password_is_shown_as_it_is(subtests):
+def test_a_text_without_a_password_is_shown_as_it_is(subtests):
     for text in ["/var/j.db", "off", "", "postgresql://u@h/db", "/odd:name@x"]:
         with subtests.test(str(text)):
             assert without_password(text) == text

@@ -1,4 +1,4 @@
-"""The journal as the settings say, and what the gateway knows of past purchases at its start."""
+"""The journal as the settings say, its tasks, and the histories of peers that it holds."""
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping

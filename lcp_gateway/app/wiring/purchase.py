@@ -97,7 +97,7 @@ def buying_parts(
     metrics: Metrics,
     tracing: Tracing,
 ) -> BuyingParts:
-    """Wire what buys."""
+    """Wire quoting and execution."""
     limits = spending_limits(settings)
     inspector = QuoteInspector(
         limits=limits,

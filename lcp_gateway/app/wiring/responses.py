@@ -59,7 +59,7 @@ def open_stored_state(
     api_limits: ApiLimits,
     log: FilteringBoundLogger,
 ) -> StoredState:
-    """Make the store and what runs for it."""
+    """Make the store, its recorder and its background responses."""
     store: ResponseStore[Item] = ResponseStore(
         store_limits(settings),
         clock=time.monotonic,

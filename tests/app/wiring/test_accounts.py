@@ -173,7 +173,7 @@ async def test_other_static_keys_are_let_in_and_those_of_before_are_not(bank):  
         assert find(made.text) is not None
 
 
-async def test_what_runs_counts_against_a_limit_that_is_set_later():
+async def test_running_jobs_count_against_a_limit_that_is_set_later():
     none, one = Settings(key_concurrent_jobs=2), Settings(key_concurrent_jobs=1)
     caller = SimpleNamespace(key_id="k", rules=KeyRules())
     async with shop(none) as it:
@@ -272,7 +272,7 @@ def test_gateways_on_a_database_server_must_be_told_their_secret(monkeypatch):
         l402_secret(Settings())
 
 
-def test_a_file_that_was_not_written_whole_is_no_secret(tmp_path, monkeypatch):
+def test_an_incomplete_file_is_no_secret(tmp_path, monkeypatch):
     place(monkeypatch, tmp_path / "journal.db")
     (tmp_path / "journal.l402").write_bytes(b"half")
     with pytest.raises(WiringError, match="holds no secret"):
@@ -282,7 +282,7 @@ def test_a_file_that_was_not_written_whole_is_no_secret(tmp_path, monkeypatch):
 # -- what is credited -----------------------------------------------------------------------------
 
 
-def test_what_is_credited_is_counted_and_logged_without_the_invoice():
+def test_credits_are_counted_and_logged_without_the_invoice():
     counted = []
     topup = SimpleNamespace(
         id="top_1", account_id="acct_1", received_msat=2_500, payment_request="lnbc1secret"

@@ -45,7 +45,7 @@ def tasks_of(ledgers, standings, log=None):
     }
 
 
-async def test_what_a_sweep_moves_on_counts_for_its_peer(opened):
+async def test_purchases_that_a_sweep_moves_on_count_for_their_peer(opened):
     """On PostgreSQL that is after the start, when the journal was read for what is out with each peer."""
     standings = PeerTrust(TrustRules())
     sweep = asyncio.create_task(tasks_of(opened, standings)["sweep"]())
@@ -58,7 +58,7 @@ async def test_what_a_sweep_moves_on_counts_for_its_peer(opened):
     assert (await opened.books.purchase(job(1))).state is State.UNKNOWN
 
 
-async def test_a_lock_that_was_taken_again_is_told_and_a_database_that_is_away_is_suspected(opened):
+async def test_a_replaced_session_is_logged_and_an_unavailable_database_is_suspected(opened):
     beats = iter([False, True, DatabaseUnavailable("the connection was lost"), False])
     done = asyncio.Event()
 

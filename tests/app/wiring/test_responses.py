@@ -44,7 +44,7 @@ def test_the_settings_say_how_much_is_stored():
     assert store_limits(Settings()) == StoreLimits(1_000, 67_108_864, 86_400)
 
 
-async def test_what_is_stored_and_what_goes_is_counted():
+async def test_stored_and_dropped_objects_are_counted():
     made, metrics = kept(max_stored_items=2)
     for number in range(3):
         made.store.put("key_1", item(number))

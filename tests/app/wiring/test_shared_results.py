@@ -59,7 +59,7 @@ async def test_without_a_secret_that_is_one_they_do_not_and_say_so(key):
     assert "short" not in str(warnings)
 
 
-async def test_a_redis_whose_client_is_not_there_is_said_at_the_start(monkeypatch):
+async def test_without_the_client_of_redis_the_start_fails(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "redis.asyncio", None)
     with pytest.raises(WiringError, match="redis"):
         await shared(redis_url="redis://127.0.0.1:1/0", admin_key=SECRET)

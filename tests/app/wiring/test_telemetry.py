@@ -36,7 +36,7 @@ def test_a_gateway_without_traces_imports_nothing_of_opentelemetry():
     assert said.stdout == "[]\n"
 
 
-async def test_without_the_extra_the_start_says_what_is_missing(monkeypatch):
+async def test_without_the_extra_the_start_names_it(monkeypatch):
     for name in OURS:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
@@ -52,7 +52,7 @@ async def test_a_variable_that_makes_no_sense_is_said_at_the_start(monkeypatch):
             pass
 
 
-async def test_what_was_traced_has_gone_out_at_the_end():
+async def test_all_spans_are_exported_at_the_end():
     metrics = Metrics()
     with collector() as seen, capture_logs() as lines:
         settings = Settings(otlp_endpoint=seen.endpoint, otlp_headers={"x-key": "SECRET"})
