@@ -62,7 +62,7 @@ def intent(
     return Intent(quote=quote, **fields)
 
 
-async def written(journal, timeout_s: float = 10.0) -> None:
+async def written(journal, timeout_s: float = 30.0) -> None:
     """Wait until nothing waits in the journal."""
     async with asyncio.timeout(timeout_s):
         while journal._updates or journal._intents:

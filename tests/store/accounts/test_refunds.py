@@ -168,7 +168,7 @@ async def test_the_limits_hold_whoever_finds_it_out(
             resolved = await resolve(database, job(number), State.SETTLED, NOW, refunds=limits)
             decisions.append(resolved.refund)
     else:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(decisions) < 3:
                 swept = await sweep(database, NOW, limits)
                 decisions += [decision.refund for decision in swept.refunds]

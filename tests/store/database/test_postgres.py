@@ -3,7 +3,6 @@
 import asyncio
 import signal
 import sqlite3
-import time
 from contextlib import asynccontextmanager
 
 import asyncpg
@@ -22,7 +21,7 @@ from lcp_gateway.store.journal.writer import JournalLimits, JournalWriter
 from tests.store.journals import NOW, intent, job, spent, written
 from tests.support.postgres import running_postgres
 
-IMPATIENT = JournalLimits(wait_s=2.0, close_s=0.5, retry_s=0.02, retry_most_s=0.05)
+IMPATIENT = JournalLimits(wait_s=60.0, close_s=0.5, retry_s=0.02, retry_most_s=0.05)
 
 
 async def test_a_server_that_nobody_runs_is_a_clear_error_without_its_address():
@@ -63,9 +62,9 @@ async def test_a_session_that_the_server_ends_is_replaced(postgres, postgres_whe
     journal.start()
     await journal.intend(intent(1))
     postgres.sql(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name='lcp-gateway'"
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+        " WHERE application_name='lcp-gateway'"
     )
-    await asyncio.sleep(0.1)
     with pytest.raises(JournalUnavailable):
         await journal.intend(intent(2))
     await journal.intend(intent(2))
@@ -84,10 +83,9 @@ async def test_a_server_that_does_not_answer_is_given_up_in_time(postgres, postg
     async def hold():
         async with other._read_engine.begin() as connection:
             await connection.execute(text("LOCK TABLE budget_spend"))
-            begun = time.monotonic()
-            with pytest.raises(JournalUnavailable, match="in time"):
+            # By the time-out of a write, long before the intent's own.
+            with pytest.raises(JournalUnavailable, match="does not answer in time"):
                 await journal.intend(intent(2))
-            assert time.monotonic() - begun < 1.9
 
     await hold()
     await journal.intend(intent(2))
@@ -109,9 +107,10 @@ def one(connection) -> int:
 async def flooded(database, readers: int = 3):
     """Keep every connection for reads busy."""
     reads = [asyncio.create_task(database.read(nap(30))) for _ in range(readers)]
-    await asyncio.sleep(0.3)
+    while database._read_engine.sync_engine.pool.checkedout() < 3:
+        await asyncio.sleep(0.001)
     try:
-        yield
+        yield reads
     finally:
         for read in reads:
             read.cancel()
@@ -122,7 +121,8 @@ async def test_a_read_that_finds_every_connection_busy_says_so_in_the_stores_own
     postgres_where,
 ):
     """A1: the pool's own error passed for one of the work, was a 500, and ended the tasks that read."""
-    database = await open_database(postgres_where, write_timeout_s=0.3)
+    database = await open_database(postgres_where)
+    database._read_engine.sync_engine.pool._timeout = 0.05
     async with flooded(database):
         with pytest.raises(DatabaseUnavailable, match="busy"):
             await database.read(one)
@@ -131,11 +131,10 @@ async def test_a_read_that_finds_every_connection_busy_says_so_in_the_stores_own
 
 async def test_the_reserved_read_does_not_wait_for_other_reads(postgres_where):
     """A1: the refresh of the keys waited behind a flood of reads, and a revoked key went on buying."""
-    database = await open_database(postgres_where, write_timeout_s=5.0)
-    async with flooded(database, readers=50):
-        begun = time.monotonic()
+    database = await open_database(postgres_where, write_timeout_s=60.0)
+    async with flooded(database, readers=50) as reads:
         assert await database.read_reserved(one) == 1
-        assert time.monotonic() - begun < 1.0
+        assert not any(read.done() for read in reads)
     await database.close()
 
 
@@ -148,15 +147,14 @@ async def test_reads_that_are_left_in_the_middle_take_no_connection_with_them(po
     await database.close()
 
 
-async def test_a_reserved_read_gives_a_server_up_that_hangs_and_finds_it_again():
+async def test_a_reserved_read_gives_a_server_up_that_hangs_and_finds_it_again(monkeypatch):
+    monkeypatch.setattr("lcp_gateway.store.database.postgres._RESERVED_READ_S", 1.0)
     with running_postgres() as server, server.fresh_database() as url:
         database = await open_database(url)
         assert await database.read_reserved(one) == 1
         with server.paused():
-            begun = time.monotonic()
             with pytest.raises(DatabaseUnavailable, match="in time"):
                 await database.read_reserved(one)
-            assert time.monotonic() - begun < 6.0
             with pytest.raises(DatabaseUnavailable):
                 await database.read_reserved(one)
         assert await database.read_reserved(one) == 1

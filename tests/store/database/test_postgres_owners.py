@@ -1,7 +1,6 @@
 """Owners on PostgreSQL: one that loses its lock and lives, and one that is gone."""
 
 import asyncio
-import time
 
 import pytest
 
@@ -12,7 +11,7 @@ from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.accounts import Accounts
 from lcp_gateway.store.accounts.ledger import Ledger
 from lcp_gateway.store.background_responses import BackgroundRows
-from lcp_gateway.store.database.engines import open_database
+from lcp_gateway.store.database.engines import GONE_AFTER_S, open_database
 from lcp_gateway.store.database.postgres import Absences
 from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.recovery import NotUnknown, resolve, sweep
@@ -111,14 +110,15 @@ def test_what_is_watched_is_bounded(absences, clock):
 
 
 IMPATIENT = JournalLimits(retry_s=0.02, retry_most_s=0.05)
-SHORT_S = 1.5
+STEP_S = 0.5
 
 
 @pytest.fixture
-async def pair(postgres_where):
-    """A live owner, and another process that takes an owner for gone after a second and a half."""
+async def pair(postgres_where, clock):
+    """A live owner, and another process, whose clock the test turns, that takes an owner for gone after ten seconds."""
     owner = await open_database(postgres_where)
-    other = await open_database(postgres_where, gone_after_s=SHORT_S)
+    other = await open_database(postgres_where)
+    other._absences = Absences(GONE_AFTER_S, clock)
     yield owner, other
     await owner.close()
     await other.close()
@@ -138,9 +138,10 @@ async def end_session(database):
         lambda connection: connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
     )
     await database.read(
-        lambda connection: connection.exec_driver_sql(f"SELECT pg_terminate_backend({pid})").all()
+        lambda connection: connection.exec_driver_sql(
+            f"SELECT pg_terminate_backend({pid}, 10000)"
+        ).all()
     )
-    await asyncio.sleep(0.05)
 
 
 async def account_of(database):
@@ -150,25 +151,21 @@ async def account_of(database):
     return account.id, ledger
 
 
-async def swept_for(database, seconds: float) -> int:
-    """Sweep every fifth of a second; gives how many purchases were moved on."""
-    total, until = 0, time.monotonic() + seconds
-    while time.monotonic() < until:
+async def swept_for(database, clock, seconds: float, *, beating=None) -> int:
+    """Sweep twice a second by the clock, between the beats of a live owner; return how many purchases were moved on."""
+    total = 0
+    for _ in range(round(seconds / STEP_S)):
         total += len(await sweep(database, NOW))
-        await asyncio.sleep(0.2)
+        clock.now += STEP_S
+        if beating is not None:
+            await beating.keep_alive()
     return total
-
-
-async def beating(database):
-    while True:
-        await database.keep_alive()
-        await asyncio.sleep(0.2)
 
 
 @pytest.mark.parametrize("state", [State.PAYING, State.SETTLED])
 @pytest.mark.parametrize("source", [ProviderSource.LCP, ProviderSource.NODE])
 async def test_what_a_live_owner_has_under_way_outlives_its_session(
-    pair, live, problems, state, source
+    pair, live, clock, problems, state, source
 ):
     """A3: until the owner's next write it looked dead, and what it was delivering was ended and given back."""
     owner, other = pair
@@ -177,12 +174,10 @@ async def test_what_a_live_owner_has_under_way_outlives_its_session(
     if state is State.SETTLED:
         live.record(job(1), State.SETTLED, NOW)
     await written(live)
-    beats = asyncio.create_task(beating(owner))
     moved = 0
     for _ in range(3):
         await end_session(owner)
-        moved += await swept_for(other, SHORT_S * 0.7)
-    beats.cancel()
+        moved += await swept_for(other, clock, GONE_AFTER_S * 0.7, beating=owner)
     assert moved == 0
     if state is State.PAYING:
         live.record(job(1), State.SETTLED, NOW)
@@ -209,27 +204,29 @@ async def test_a_beat_takes_a_lost_lock_again_at_once_and_says_so_once(pair):
     assert not await looks_free()
     await end_session(owner)
     assert await looks_free()
-    await asyncio.sleep(1.0)
     assert await owner.keep_alive()
     assert not await looks_free()
     assert not await owner.keep_alive()
 
 
-async def test_an_owner_that_is_gone_is_known_after_its_time_and_not_before(pair, live):
+async def test_an_owner_that_is_gone_is_known_after_its_time_and_not_before(pair, live, clock):
     owner, other = pair
     await live.intend(intent(1))
     live.record(job(1), State.SETTLED, NOW)
     await written(live)
     await end_session(owner)
-    assert await swept_for(other, SHORT_S * 0.6) == 0
-    assert await swept_for(other, SHORT_S) == 1
+    assert await swept_for(other, clock, GONE_AFTER_S) == 0
+    assert await swept_for(other, clock, STEP_S) == 1
     assert (await Books(other).purchase(job(1))).state is State.UNDELIVERED
 
 
-async def test_another_gateway_that_looks_is_not_taken_for_the_owner(pair, live, postgres_where):
+async def test_another_gateway_that_looks_is_not_taken_for_the_owner(
+    pair, live, clock, postgres_where
+):
     """Both look with the same lock; the one that finds it taken must not count the owner as living."""
     owner, other = pair
-    third = await open_database(postgres_where, gone_after_s=SHORT_S)
+    third = await open_database(postgres_where)
+    third._absences = Absences(GONE_AFTER_S, clock)
     await live.intend(intent(1))
     await end_session(owner)
 
@@ -248,39 +245,51 @@ async def test_another_gateway_that_looks_is_not_taken_for_the_owner(pair, live,
     await third.close()
 
 
-async def test_a_background_job_of_an_owner_that_lost_its_session_is_not_called_cut(pair):
+async def test_a_background_job_of_an_owner_that_lost_its_session_is_not_called_cut(pair, clock):
     owner, other = pair
     await BackgroundRows(owner).record("resp_1", key_id="k", model="m", at=NOW)
     await end_session(owner)
     jobs = BackgroundRows(other)
     assert (await jobs.find("resp_1", "k")).elsewhere
     # Its client asks seldom: the beats look meanwhile.
-    beats = asyncio.create_task(beating(other))
-    await asyncio.sleep(SHORT_S + 0.5)
-    beats.cancel()
+    for _ in range(round(GONE_AFTER_S / STEP_S)):
+        clock.now += STEP_S
+        await other.keep_alive()
     assert not (await jobs.find("resp_1", "k")).elsewhere
 
 
-async def test_resolving_by_hand_waits_until_it_is_known_that_the_owner_is_gone(pair, live):
+async def test_resolving_by_hand_waits_until_it_is_known_that_the_owner_is_gone(
+    pair, live, clock, monkeypatch
+):
     owner, other = pair
     await live.intend(intent(1))
     live.record(job(1), State.SETTLED, NOW)
     await written(live)
     await end_session(owner)
-    begun = time.monotonic()
+    waits = []
+
+    async def wait(seconds):
+        waits.append(seconds)
+        clock.now += seconds
+
+    monkeypatch.setattr("lcp_gateway.store.journal.recovery.asyncio.sleep", wait)
     resolved = await resolve(other, job(1), State.SETTLED, NOW)
     assert resolved.state is State.UNDELIVERED
-    assert time.monotonic() - begun >= SHORT_S
+    assert sum(waits) >= GONE_AFTER_S
 
 
-async def test_resolving_by_hand_is_refused_when_the_owner_comes_back_meanwhile(pair, live):
+async def test_resolving_by_hand_is_refused_when_the_owner_comes_back_meanwhile(
+    pair, live, monkeypatch
+):
     owner, other = pair
     await live.intend(intent(1))
     live.record(job(1), State.SETTLED, NOW)
     await written(live)
     await end_session(owner)
+    monkeypatch.setattr("lcp_gateway.store.journal.recovery._LOOK_AGAIN_S", 0.01)
     resolving = asyncio.create_task(resolve(other, job(1), State.SETTLED, NOW))
-    await asyncio.sleep(0.3)
+    while not other.may_be_gone(owner.owner):
+        await asyncio.sleep(0.001)
     await owner.keep_alive()
     with pytest.raises(NotUnknown, match="is running"):
         await resolving
@@ -288,7 +297,7 @@ async def test_resolving_by_hand_is_refused_when_the_owner_comes_back_meanwhile(
 
 
 async def test_an_answer_delivered_after_its_owner_was_taken_for_dead_is_told_and_stays_given_back(
-    pair, live, problems
+    pair, live, clock, problems
 ):
     """A3: cut off from the database for longer than the time; the customer keeps what was given back."""
     owner, other = pair
@@ -297,7 +306,7 @@ async def test_an_answer_delivered_after_its_owner_was_taken_for_dead_is_told_an
     live.record(job(1), State.SETTLED, NOW)
     await written(live)
     await end_session(owner)
-    assert await swept_for(other, SHORT_S * 1.6) == 1
+    assert await swept_for(other, clock, GONE_AFTER_S + STEP_S) == 1
     await owner.keep_alive()
     live.record(job(1), State.DELIVERED, NOW)
     await live.intend(intent(2))
@@ -306,7 +315,7 @@ async def test_an_answer_delivered_after_its_owner_was_taken_for_dead_is_told_an
     await written(live)
     told = [problem for problem in problems if problem.kind is JournalProblemKind.SWEPT]
     assert [(problem.job_id, problem.state) for problem in told] == [(job(1), State.DELIVERED)]
-    assert "given back and stays so" in told[0].detail
+    assert "refunded and stays so" in told[0].detail
     found = await Books(other).purchase(job(1))
     assert (found.state, found.refund) == (State.UNDELIVERED, Refund.GIVEN)
     assert (found.ended_by, found.received) == LOST_BY_CRASH
@@ -316,13 +325,13 @@ async def test_an_answer_delivered_after_its_owner_was_taken_for_dead_is_told_an
 
 
 async def test_a_payment_whose_owner_was_taken_for_dead_goes_on_when_it_comes_back(
-    pair, live, problems
+    pair, live, clock, problems
 ):
     owner, other = pair
     account_id, ledger = await account_of(other)
     await live.intend(charged(1, account_id, refund_undelivered=True))
     await end_session(owner)
-    assert await swept_for(other, SHORT_S * 1.6) == 1
+    assert await swept_for(other, clock, GONE_AFTER_S + STEP_S) == 1
     assert (await Books(other).purchase(job(1))).state is State.UNKNOWN
     live.record(job(1), State.SETTLED, NOW)
     live.record(job(1), State.DELIVERED, NOW)

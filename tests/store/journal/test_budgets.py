@@ -144,13 +144,16 @@ async def test_a_reservation_waits_for_the_one_that_another_gateway_is_writing(
     await journal.intend(intent(0), [room_for_two])
     entry = IntentEntry(1, intent(1), [room_for_two])
 
+    held = asyncio.Event()
+
     def reserve_slowly(connection):
         outcome = JournalTransaction(first.owner, [], [entry]).write(connection)
-        connection.execute(text("SELECT pg_sleep(0.4)"))
+        held.set()
+        connection.execute(text("SELECT pg_sleep(0.2)"))
         return outcome
 
     slow = asyncio.ensure_future(first.write(reserve_slowly))
-    await asyncio.sleep(0.2)
+    await held.wait()
     with pytest.raises(BudgetExceeded):
         await journal.intend(intent(2), [room_for_two])
     assert (await slow).refusals == [None]

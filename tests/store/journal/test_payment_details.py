@@ -17,6 +17,7 @@ from lcp_gateway.store.database import cursors
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.database.schema import HAS_NO_FEE
 from lcp_gateway.store.journal.payment_details import PaymentDetails
+from lcp_gateway.store.journal.purchases import PurchaseFilter
 from lcp_gateway.store.journal.recovery import resolve
 from tests.store.journals import HOUR, charged, intent, job, spent, written
 from tests.support.lnd_standin import LndStandin, Trouble, settled, unfinished
@@ -62,8 +63,8 @@ def learner(lnd, database, clock):
 
 async def pay(journal, *numbers, state=State.DELIVERED, at=START, **changes):
     """Buy: intend, settle, and go on to a state."""
+    await asyncio.gather(*(journal.intend(intent(number, at=at, **changes)) for number in numbers))
     for number in numbers:
-        await journal.intend(intent(number, at=at, **changes))
         if state is not State.PAYING:
             journal.record(job(number), State.SETTLED, datetime.now(UTC))
             if state is not State.SETTLED:
@@ -72,7 +73,9 @@ async def pay(journal, *numbers, state=State.DELIVERED, at=START, **changes):
 
 
 async def fees(books, *numbers):
-    found = [await books.purchase(job(number)) for number in numbers]
+    page = await books.page(PurchaseFilter(), limit=1_000)
+    records = {record.job_id: record for record in page.purchases}
+    found = [records[job(number)] for number in numbers]
     assert all((it.fee_msat is None) is (it.preimage is None) for it in found)
     assert all(
         it.preimage in {None, job(number)} for it, number in zip(found, numbers, strict=True)

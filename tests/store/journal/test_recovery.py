@@ -1,10 +1,10 @@
 """Processes that are killed, and processes that share: nothing that was promised is missing."""
 
 import asyncio
+import os
 import signal
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -20,21 +20,21 @@ from lcp_gateway.store.journal.purchases import PurchaseFilter
 from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.recovery import NotUnknown, resolve, state_of_request, sweep
 from tests.store.journals import NO_LIMIT, NOW, intent, job, spent, written
+from tests.support.forked import start_module
 
 ROOT = Path(__file__).parents[3]
 
 
 @contextmanager
 def gateway(where: str, name: str, purchases: int, limit_msat: int = NO_LIMIT, *more: str):
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "tests.store.burst"),
-            *(where, name, str(purchases), str(limit_msat), *more),
-        ],
+    process = start_module(
+        "tests.store.burst",
+        *(where, name, str(purchases), str(limit_msat), *more),
+        env=os.environ,
+        cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=ROOT,
     )
     try:
         yield process
@@ -107,7 +107,7 @@ async def test_what_a_live_process_has_under_way_is_not_touched(where):
             assert found.state is (State.SETTLED if number % 3 == 0 else State.PAYING)
     # Now it is dead as well. A server takes a moment to notice that a session's other end is gone.
     swept = 0
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while swept < 7:
             swept += len(await sweep(database, NOW))
             await asyncio.sleep(0.05)
@@ -158,7 +158,7 @@ async def test_what_a_dead_process_left_settled_can_be_resolved_and_a_live_ones_
         with pytest.raises(NotUnknown, match="is running"):
             await resolve(database, job("x-0"), state, NOW)
         assert (await Books(database).purchase(job("x-0"))).state is State.SETTLED
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             # A server takes a moment to notice that a session's other end is gone.
             with suppress(NotUnknown):

@@ -258,15 +258,18 @@ async def test_a_hold_waits_for_the_one_that_another_gateway_is_writing(postgres
     # In another hour, so that it is the balance that they meet at and not a budget's counter.
     await journal.intend(charged(0, account_id, at=NOW + timedelta(days=400)))
 
+    held = asyncio.Event()
+
     def hold_slowly(connection):
         outcome = JournalTransaction(
             first.owner, [], [IntentEntry(1, charged(1, account_id), [])]
         ).write(connection)
-        connection.execute(text("SELECT pg_sleep(0.4)"))
+        held.set()
+        connection.execute(text("SELECT pg_sleep(0.2)"))
         return outcome
 
     slow = asyncio.ensure_future(first.write(hold_slowly))
-    await asyncio.sleep(0.2)
+    await held.wait()
     with pytest.raises(InsufficientBalance):
         await journal.intend(charged(2, account_id, at=NOW + timedelta(days=800)))
     assert (await slow).refusals == [None]
@@ -313,7 +316,7 @@ async def test_who_sweeps_after_a_dead_gateway_goes_by_the_row(
     await journal.intend(charged(1, account_id, source=source, refund_undelivered=refund))
     await journal.close()
     await dead.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         # A server takes a moment to notice that a session's other end is gone.
         while not len(await sweep(database, NOW)):
             await asyncio.sleep(0.05)

@@ -1,9 +1,9 @@
 """Purchases of virtual nodes in the journal: their kind, what they came to, and what a crash leaves of them."""
 
 import asyncio
+import os
 import signal
 import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.recovery import sweep
 from tests.store.journals import NOW, intent, job, spent, written
+from tests.support.forked import start_module
 
 NODE = "node:ollama"
 ROOT = Path(__file__).parents[3]
@@ -66,12 +67,14 @@ async def test_the_ceiling_counts_against_budgets_until_it_is_known_better(journ
 
 def killed_after(where: str, line: str) -> None:
     """Run a gateway's journal on purchases at a node, and kill it once it has said a line."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.store.burst", where, "x", "2", "1000000", "node"],
+    process = start_module(
+        "tests.store.burst",
+        *(where, "x", "2", "1000000", "node"),
+        env=os.environ,
+        cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=ROOT,
     )
     try:
         while (said := process.stdout.readline()).strip() != line:
