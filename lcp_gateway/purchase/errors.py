@@ -1,4 +1,4 @@
-"""The errors of a purchase: a small tree, raised where known and mapped to an answer once, at the HTTP edge."""
+"""The errors of a purchase: a small tree, raised where known and mapped to an HTTP response once."""
 
 from lcp_gateway.purchase.outcome import Received
 from lcp_gateway.purchase.quote import Candidate, Quote
@@ -20,8 +20,8 @@ class PurchaseError(Exception):
 class UpstreamError(PurchaseError):
     """A call to an upstream failed.
 
-    ``status`` is the gRPC status code that the adapter maps its error to. ``retryable`` says that another try may cure it. ``evidence`` is what
-    the adapter itself knows of the money after the call that may pay; None leaves it to ``evidence.verdict_of_failure``.
+    ``status`` is the gRPC status code that the adapter maps its error to. ``retryable``: another try may succeed. ``evidence`` is
+    the adapter's own knowledge of the money after the call that may pay; None leaves it to ``verdict_of_failure``.
     ``code`` is the provider's own word for the error, in OpenAI's sense, where it gave one. ``is_away`` says that nothing
     was reached that could have answered. ``retry_after_s`` is how long the provider asks to be left alone.
     """
@@ -93,7 +93,7 @@ class Refused(PurchaseError):
 
 
 class PriceLimitExceeded(Refused):
-    """The quote asks more than the limit; ``fee_msat`` is the reckoned fee where the limit is for both together."""
+    """The quote asks more than the limit; ``fee_msat`` is the estimated fee where the limit is for both together."""
 
     code = "price_limit_exceeded"
     may_pass_later = True

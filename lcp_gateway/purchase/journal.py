@@ -32,7 +32,7 @@ class RepeatIdentity:
 class Intent:
     """A payment that is about to be made. Holds hashes, sizes and amounts; no prompt.
 
-    ``fee_cap_msat`` is the routing fee that is reckoned with until the real one is known. ``key_id`` names the
+    ``fee_cap_msat`` is the routing fee that is estimated until the real one is known. ``key_id`` names the
     credential without being one, and is empty where there is none. ``charge`` is None where no customer is charged.
     ``repeat`` is what a repeat of the request is recognised by, None where none is to be. Times are aware UTC.
     """
@@ -54,7 +54,7 @@ class Intent:
 
     @property
     def amount_msat(self) -> Msat:
-        """What is counted as spent until more is known: price and reckoned fee."""
+        """What is counted as spent until more is known: price and estimated fee."""
         return Msat(self.quote.price_msat + self.fee_cap_msat)
 
 
@@ -198,7 +198,7 @@ class PurchaseJournal(Protocol):
     ) -> None:
         """Write a later state soon, in order, without being waited for; ``not_paid`` gives its reservation back.
 
-        A charge follows: taken when ``settled``, let go of when ``not_paid``, lowered with what it came to, and given
+        A charge follows: taken when ``settled``, released when ``not_paid``, lowered with the final price, and given
         back when ``undelivered`` unless it is kept. ``on_refund`` hears, once it is durable, whether a charge that is to
         be given back was.
         """

@@ -15,17 +15,17 @@ _PPM = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class FeeEstimate:
-    """The routing fee that is reckoned with before lnd tells the real one: a share of the price, and a base."""
+    """The estimate of the routing fee, until lnd reports the real one: a share of the price, and a base."""
 
     ppm: int = 10_000
     base_msat: int = 1_000
 
     def fee_msat(self, price_msat: int) -> Msat:
-        """Give the fee for a price, rounded up."""
+        """Return the fee for a price, rounded up."""
         return Msat(self.base_msat + -(-price_msat * self.ppm // _PPM))
 
     def fee_for(self, quote: Quote) -> Msat:
-        """Give the fee for a quote; nothing is routed to a node."""
+        """Return the fee for a quote; nothing is routed to a node."""
         return Msat(0) if quote.source is ProviderSource.NODE else self.fee_msat(quote.price_msat)
 
 
@@ -74,7 +74,7 @@ class SpendingLimits:
             raise PriceLimitExceeded(quote, min(caps), fee_msat=fee_msat)
 
     def charge_for(self, order: Order, quote: Quote) -> Charge | None:
-        """Give what the customer is charged for a quote at most, or None where nobody is."""
+        """Return the most that the customer is charged for a quote, None where no customer is charged."""
         if order.account_id is None:
             return None
         markup = self.tariff.markup_for(order.task.model)
@@ -82,7 +82,7 @@ class SpendingLimits:
         return Charge(order.account_id, amount_msat, markup, self.refund_undelivered)
 
     def budgets_for(self, key_id: str) -> Sequence[Budget]:
-        """Give the budgets that a purchase of this credential is counted in, besides its own."""
+        """Return the budgets that a purchase of this credential is counted in, besides its own."""
         found = [Budget(period, Msat(limit)) for period, limit in self.budgets.items() if limit]
         if key_id:
             found += [

@@ -18,7 +18,7 @@ LARGEST_MSAT = Msat(2**50)
 
 
 def format_sat(amount: Msat) -> str:
-    """Give the amount in sat with three decimals, exactly: 57372 -> ``57.372 sat``."""
+    """Return the amount in sat with three decimals, exactly: 57372 -> ``57.372 sat``."""
     sign = "-" if amount < 0 else ""
     whole, rest = divmod(abs(amount), MSAT_PER_SAT)
     return f"{sign}{whole:,}.{rest:03d} sat"
@@ -45,7 +45,7 @@ class Markup:
             raise ValueError("a mark-up is not negative")
 
     def charge_msat(self, price_msat: int) -> Msat:
-        """Give what is charged for something of this price, rounded up."""
+        """Return the charge for this price, rounded up."""
         return Msat(price_msat + self.fixed_msat - (-price_msat * self.ppm // _PPM))
 
 
@@ -84,11 +84,11 @@ class Tariff:
     by_model: Mapping[str, Markup] = field(default_factory=dict)
 
     def markup_for(self, model: str) -> Markup:
-        """Give the mark-up of a model."""
+        """Return the mark-up of a model."""
         return self.by_model.get(model, self.default)
 
     def charge_msat(self, model: str, price_msat: int) -> Msat:
-        """Give what is charged for an answer of this model that is bought at this price."""
+        """Return the charge for a result of this model that is bought at this price."""
         return self.markup_for(model).charge_msat(price_msat)
 
 
@@ -144,7 +144,7 @@ class Budget:
 
 
 class Refund(enum.StrEnum):
-    """What became of a charge that was to be given back. The value is stored, and told to the customer."""
+    """What became of a charge that was to be given back. The value is stored and shown to the customer."""
 
     GIVEN = "given"
     """It was given back at once."""
@@ -164,7 +164,7 @@ REFUND_MESSAGES: Final = MappingProxyType(
         Refund.DENIED: "the operator kept the charge",
     }
 )
-"""What the customer is told."""
+"""The messages for the customer."""
 
 
 @dataclass(frozen=True, slots=True)

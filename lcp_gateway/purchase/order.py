@@ -1,4 +1,4 @@
-"""An order: the task as the bytes that the client sent, who orders it and on what conditions."""
+"""An order: the task as the bytes that the client sent, the credential that orders it, and its conditions."""
 
 import enum
 import hashlib
@@ -59,11 +59,11 @@ def output_limit(document: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A task to be bought for somebody.
+    """A task to be bought for a client.
 
     ``key_id`` names the credential without being one, and is empty where there is none. ``account_id`` is the customer
-    who is charged, None where nobody is. ``limit_msat`` is what the client itself will pay at most: a customer's charge,
-    else price and reckoned fee together; None leaves it to the gateway's own limits. ``budgets`` are the credential's own,
+    who is charged, None where no customer is. ``limit_msat`` is what the client itself will pay at most: a customer's charge,
+    else price and estimated fee together; None leaves it to the gateway's own limits. ``budgets`` are the credential's own,
     and ``models`` those that it is good for, all where it is empty.
     """
 
@@ -88,23 +88,23 @@ class Order:
         budgets: tuple[Budget, ...] = (),
         models: frozenset[str] = frozenset(),
     ) -> "Order":
-        """Give the order for a task; hashes its body once for all who compare bodies."""
+        """Return the order for a task; hashes its body once for all comparisons."""
         digest = hashlib.sha256(task.body).digest()
         return cls(task, request_id, key_id, digest, limit_msat, account_id, budgets, models)
 
     def for_task(self, task: Task) -> "Order":
-        """Give the order for the task that is really bought, which is another one where the gateway had to adapt it."""
+        """Return the order for the task that is really bought: another one where the gateway had to adapt it."""
         if task is self.task:
             return self
         return replace(self, task=task, body_sha256=hashlib.sha256(task.body).digest())
 
     def carrying(self, task: Task) -> "Order":
-        """Give the order with what its request amounts to, where the gateway had to complete that.
+        """Return the order with the task that its request amounts to, where the gateway had to complete it.
 
-        It is still told from others by what the client sent.
+        It is still recognised by the body that the client sent.
         """
         return self if task is self.task else replace(self, task=task)
 
     def without_body(self) -> "Order":
-        """Give the order as it is remembered: what it was for, without what was said."""
+        """Return the order as it is remembered, without the body."""
         return replace(self, task=replace(self.task, body=b""))

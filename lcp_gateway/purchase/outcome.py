@@ -101,11 +101,11 @@ class Ending(NamedTuple):
 LOST_BY_CRASH = Ending(EndedBy.OPERATOR, Received.UNKNOWN)
 """Paid by a process that is gone: what its client got before cannot be known."""
 FOUND_PAID = Ending(EndedBy.UNKNOWN, Received.NOTHING)
-"""Found to be paid after the call had ended without an answer."""
+"""Found to be paid after the call had ended without a result."""
 
 
 class Judge(Protocol):
-    """Reads the bytes of one result as they come and says what they hold. Never raises and never holds them up.
+    """Reads the bytes of one result as they come and judges them. Never raises and never holds them up.
 
     ``free_bytes`` is how many of them a client may be shown now: what makes a client believe that it has everything waits
     until that is known. ``is_complete`` says that the result's own end has come, by an end mark or an error;
@@ -129,7 +129,7 @@ class Judge(Protocol):
         ...
 
     def received(self) -> Received:
-        """Say what came, once hash, length and status are known to be right: ``WHOLE``, or what is wrong with it."""
+        """Return what came, once hash, length and status are known to be right: ``WHOLE``, or what is wrong with it."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Was it paid? One table of what the end of the call that may pay proves, and how the client is told.
+"""Was it paid? One table of what the end of the call that may pay proves, with the message for the client.
 
 A failed ``AcceptAndExecute*`` is judged by the name of its gRPC status and its text. A row is in the table for one of two
 reasons, and names which:
@@ -34,8 +34,8 @@ _SPEAKS_OF_PAYING = r"(?!.*\bpa(?:y|id|ying|yment|yments)\b)"
 class EvidenceRow:
     """What one text of the daemon proves, where it comes with one of ``statuses`` (empty: with any).
 
-    ``says`` is the sentence for the client, without the daemon's own text. ``worth_a_retry`` tells whether a new quote
-    may end better, and ``source`` how it is known.
+    ``says`` is the sentence for the client, without the daemon's own text. ``worth_a_retry``: a new quote may
+    end better. ``source`` is how it is known.
     """
 
     name: str

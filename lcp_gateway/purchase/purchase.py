@@ -29,10 +29,10 @@ class Purchase:
     """One order, for the task that is really bought, and its quote. Moves only as the state table allows.
 
     ``payment_hash`` is that of the quote's invoice, where there is one and it was read; ``runner_up_msat`` what the next
-    best provider asked; ``charged_msat`` what it came to, once that is known. ``charge`` is the customer's, if there is one.
+    best provider asked; ``charged_msat`` the final price, once that is known. ``charge`` is the customer's, if there is one.
 
     ``interrupted_by`` is the party for which the gateway is ending it before its time, None while it is not.
-    ``held_up_by_readers`` tells whether most of its time went by waiting for its readers, ``is_awaited`` whether a client
+    ``held_up_by_readers`` returns whether most of its time went by waiting for its readers, ``is_awaited`` whether a client
     still waits for its result. ``ending`` is how it ended, once it was paid and nothing more will come, ``refund`` what
     became of its charge, where that was to be given back and once that is known.
     """
@@ -95,7 +95,7 @@ class Purchase:
 
     @property
     def costs_nothing(self) -> bool:
-        """Tell whether neither a provider nor a customer is to pay anything."""
+        """Whether neither a provider nor a customer is to pay anything."""
         return self.quote.is_free and (self.charge is None or self.charge.amount_msat == 0)
 
     @property
@@ -107,12 +107,12 @@ class Purchase:
 
     @property
     def cost_msat(self) -> Msat:
-        """What it came to, or while that is not known, the most that it can."""
+        """The final price, or while that is not known, the most that it can be."""
         return self.quote.price_msat if self.charged_msat is None else self.charged_msat
 
     @property
     def blames_provider(self) -> bool:
-        """Whether the provider answers for what did not come of it."""
+        """Whether a missing result is the provider's fault."""
         if self.ending is not None:
             return self.ending.ruling.blames_provider
         return self.interrupted_by is not EndedBy.CLIENT
@@ -138,7 +138,7 @@ class Purchase:
                     await self._decided.wait()
 
     def hold_delivery(self, record: Callable[[], None]) -> None:
-        """Have ``record`` called once its client has the whole result, or is gone."""
+        """Call ``record`` once its client has the whole result, or is gone."""
         self._record_delivery = record
 
     def handed_over(self) -> None:
@@ -153,7 +153,7 @@ class Purchase:
         return self._record_delivery is not None
 
     def record_refund(self, refund: Refund) -> None:
-        """Take in what became of its charge."""
+        """Record what became of its charge."""
         self.refund = refund
         if self.charge is not None:
             is_given_back = refund in {Refund.GIVEN, Refund.GRANTED}
@@ -175,7 +175,7 @@ class Purchase:
         return ruling
 
     def apply(self, event: PurchaseEvent) -> State:
-        """Move on; gives the new state.
+        """Move on; return the new state.
 
         Raises:
             IllegalTransition: the table has no such move.
@@ -204,7 +204,7 @@ _ENDED_BY = {
 }
 
 _MESSAGES = {
-    InterruptReason.NO_LISTENER: "nobody waited for the answer any more",
+    InterruptReason.NO_LISTENER: "no client waited for the result any more",
     InterruptReason.SHUTTING_DOWN: "the gateway is shutting down and could not wait for this any longer",
     InterruptReason.ENDED: "the gateway ended the request",
     InterruptReason.TAKEN_OVER: "another gateway took the request over; nothing was paid here",

@@ -29,7 +29,7 @@ class Comparison(Protocol):
         ...
 
     def taken(self, place: int, asked: Mapping[int, Msat]) -> Mapping[str, object] | None:
-        """Hear which one is paid; return what the client is told of the choice, None where it is told nothing."""
+        """Record which one is paid; return the account of the choice for the client, None where it gets none."""
         ...
 
 
@@ -39,7 +39,7 @@ class Candidate:
 
     ``adapt`` makes the task that the provider gets of the one that was asked for; it is pure, so that it can be applied
     again when a quote is taken later. ``adapter`` names what also has to be done with the result, and is empty where its
-    bytes go out as they come. ``routing`` is what the client is told of the choice, or None where it made its own.
+    bytes go out as they come. ``routing`` is the account of the choice for the client, None where it made its own.
     ``comparison`` weighs its quote against those of other candidates, where the gateway made the choice; ``place`` is its
     place there.
     """
@@ -79,5 +79,5 @@ class Quote:
 
     @property
     def is_free(self) -> bool:
-        """Tell whether nothing is paid for it at all: a node without a price."""
+        """Whether nothing is paid for it at all: a node without a price."""
         return self.source is ProviderSource.NODE and self.price_msat == 0

@@ -158,7 +158,7 @@ class QuoteRequester:
                 offer = await self.request(order, [candidate])
             except PurchaseError as error:
                 if isinstance(error, PriceLimitExceeded):
-                    # ``request`` keeps such a quote for the client, which is told of another one here.
+                    # ``request`` keeps such a quote for the client, which gets another one here.
                     self.drop([error.quote])
                 continue
             if offer.quote.price_msat < (too_dear.quote.price_msat if too_dear.quote else 0):

@@ -83,7 +83,7 @@ Routing = Callable[[Order], Awaitable[Sequence[Candidate]]]
 
 
 class Observer:
-    """Is told what happens to orders. Does nothing itself."""
+    """Observes orders. Does nothing itself."""
 
     def quote_taken(self, buffer: ResultBuffer) -> None:
         """A quote was taken for the order."""

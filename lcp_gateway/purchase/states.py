@@ -25,13 +25,13 @@ class PurchaseEvent(enum.StrEnum):
     REFUSE = "refuse"
     """A guard said no."""
     EXPIRE = "expire"
-    """The quote ran out before anybody took it."""
+    """The quote expired before it was taken."""
     PAY = "pay"
     """The one call that may pay is about to go out."""
     FAIL_PAYMENT = "fail_payment"
     """There is evidence that nothing was paid."""
     LOSE_SIGHT = "lose_sight"
-    """The call ended and nothing tells whether it paid."""
+    """The call ended and it is not known whether it paid."""
     SETTLE = "settle"
     """There is evidence that the payment went through."""
     DELIVER = "deliver"
@@ -58,7 +58,7 @@ TRANSITIONS: Mapping[State, Mapping[PurchaseEvent, State]] = MappingProxyType(
             PurchaseEvent.FAIL_PAYMENT: State.NOT_PAID,
             # By the gateway that bought it, where another took it for dead while it ran.
             PurchaseEvent.SETTLE: State.SETTLED,
-            # By anyone else, who has no answer to go with the evidence.
+            # By any other party, which has no result to go with the evidence.
             PurchaseEvent.FAIL_DELIVERY: State.UNDELIVERED,
         },
         State.SETTLED: {
@@ -76,7 +76,7 @@ TRANSITIONS: Mapping[State, Mapping[PurchaseEvent, State]] = MappingProxyType(
 
 
 class Verdict(enum.StrEnum):
-    """What happened to the money, as every answer says it in ``X-Lcp-Payment``."""
+    """What happened to the money, as every response says it in ``X-Lcp-Payment``."""
 
     NONE = "none"
     SETTLED = "settled"
@@ -89,7 +89,7 @@ VERDICTS: Mapping[State, Verdict] = MappingProxyType(
         State.REFUSED: Verdict.NONE,
         State.EXPIRED: Verdict.NONE,
         State.NOT_PAID: Verdict.NONE,
-        # Until something is known of it, a payment under way counts as one that may have happened.
+        # Until more is known of it, a payment under way counts as one that may have happened.
         State.PAYING: Verdict.UNKNOWN,
         State.UNKNOWN: Verdict.UNKNOWN,
         State.SETTLED: Verdict.SETTLED,
@@ -104,7 +104,7 @@ class IllegalTransition(RuntimeError):
 
 
 def step(state: State, event: PurchaseEvent) -> State:
-    """Give the state that follows.
+    """Return the state that follows.
 
     Raises:
         IllegalTransition: the table does not allow ``event`` in ``state``.

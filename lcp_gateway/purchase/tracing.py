@@ -1,4 +1,4 @@
-"""What is traced of a request and its purchase, as a protocol that does nothing by default. Never what was said."""
+"""The trace of a request and its purchase, as a protocol that does nothing by default. Never a prompt or an output."""
 
 import asyncio
 import enum
@@ -33,7 +33,7 @@ class TraceStep(enum.StrEnum):
 
     @property
     def is_call(self) -> bool:
-        """Tell whether somebody else is called and waited for."""
+        """Whether the step calls another party and waits for it."""
         return self is not TraceStep.ROUTE
 
 
@@ -41,11 +41,11 @@ class Span(Protocol):
     """Something that takes time. No method raises."""
 
     def note(self, facts: Callable[P, Facts], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Have attributes put on it. ``facts`` is called at once, and not at all where nothing is recorded."""
+        """Set attributes. ``facts`` is called at once, and not at all where nothing is recorded."""
         ...
 
     def failed(self, why: str) -> None:
-        """Say that it ended in an error, in a word of which there are few."""
+        """Record an error, by a word of which there are few."""
         ...
 
 
@@ -58,7 +58,7 @@ class RequestSpan(Span, Protocol):
         ...
 
     def name(self, name: str) -> None:
-        """Give it its name, once that is known."""
+        """Set its name, once that is known."""
         ...
 
 
@@ -79,11 +79,11 @@ class Tracing(Protocol):
         ...
 
     def headers(self) -> Mapping[str, str]:
-        """Give the headers that tell a server of the present span, with names in lower case; none outside of a request."""
+        """Return the headers that name the present span to a server, in lower case; none outside of a request."""
         ...
 
     def origin(self) -> object | None:
-        """Give what ``link`` takes: the present span's place, or None where it is not recorded."""
+        """Return the present span's place, as ``link`` takes it; None where it is not recorded."""
         ...
 
     def link(self, origin: object) -> None:
@@ -122,22 +122,22 @@ class NoTracing:
 
     def request(
         self,
-        parents: Sequence[str],  # noqa: ARG002 - nobody is told
+        parents: Sequence[str],  # noqa: ARG002 - nothing is recorded
         states: Sequence[str],  # noqa: ARG002 - as above
     ) -> AbstractContextManager[RequestSpan]:
-        """Give a span that is not recorded."""
+        """Return a span that is not recorded."""
         return NO_SPAN
 
     def span(self, step: TraceStep) -> AbstractContextManager[Span]:  # noqa: ARG002 - as above
-        """Give a span that is not recorded."""
+        """Return a span that is not recorded."""
         return NO_SPAN
 
     def headers(self) -> Mapping[str, str]:
-        """Give no headers."""
+        """Return no headers."""
         return {}
 
     def origin(self) -> None:
-        """Give nothing."""
+        """Return None."""
 
     def link(self, origin: object) -> None:
         """Do nothing."""
@@ -147,7 +147,7 @@ NO_TRACING = NoTracing()
 
 
 def asked_facts(candidate: Candidate, task: Task) -> Facts:
-    """What a span says of a provider that is asked, and for which model; the operation is told once, for the request."""
+    """Return the attributes of a provider that is asked, and for which model; the request's span has the operation."""
     return {
         "lcp.peer_id": candidate.provider_id[:MAX_TEXT],
         "gen_ai.request.model": task.model[:MAX_TEXT],
@@ -155,7 +155,7 @@ def asked_facts(candidate: Candidate, task: Task) -> Facts:
 
 
 def quote_facts(quote: Quote) -> Facts:
-    """What a span says of a quote."""
+    """Return the attributes of a quote."""
     return {
         "gen_ai.provider.name": quote.source.value,
         "lcp.peer_id": quote.peer_id[:MAX_TEXT],
@@ -166,7 +166,7 @@ def quote_facts(quote: Quote) -> Facts:
 
 
 def outcome_facts(purchase: Purchase) -> Facts:
-    """What a span says of where a purchase stands; the price is what it came to, once that is known."""
+    """Return the attributes of a purchase's state; the price is the final one, once that is known."""
     return {
         "lcp.job_id": purchase.quote.job_id.hex(),
         "lcp.price_msat": purchase.cost_msat,
@@ -176,12 +176,12 @@ def outcome_facts(purchase: Purchase) -> Facts:
 
 
 def purchase_facts(purchase: Purchase) -> Facts:
-    """What a span says of a purchase as it stands."""
+    """Return the attributes of a purchase as it stands."""
     return {**quote_facts(purchase.quote), **outcome_facts(purchase)}
 
 
 def paid_facts(purchase: Purchase) -> Facts:
-    """What the span of a call that pays says."""
+    """Return the attributes of the call that pays."""
     return {
         "gen_ai.request.model": purchase.order.task.model[:MAX_TEXT],
         **purchase_facts(purchase),
@@ -189,23 +189,23 @@ def paid_facts(purchase: Purchase) -> Facts:
 
 
 def choice_facts(candidates: Sequence[Candidate]) -> Facts:
-    """What a span says of a choice."""
+    """Return the attributes of a choice."""
     return {"lcp.candidates": len(candidates)}
 
 
-def stream_facts(answer: ResultBuffer) -> Facts:
-    """What a span says of a stream: ``lcp.waited_s`` is how much of it went by for readers that were behind."""
-    facts: dict[str, int | float] = {"lcp.result_bytes": answer.size}
-    if answer.first_byte_s is not None:
+def stream_facts(buffer: ResultBuffer) -> Facts:
+    """Return the attributes of a stream: ``lcp.waited_s`` is how much of it went by for readers that were behind."""
+    facts: dict[str, int | float] = {"lcp.result_bytes": buffer.size}
+    if buffer.first_byte_s is not None:
         # Since the call that pays, as the client of a provider sees it.
-        facts["gen_ai.response.time_to_first_chunk"] = answer.first_byte_s
-    if answer.waited_s:
-        facts["lcp.waited_s"] = answer.waited_s
+        facts["gen_ai.response.time_to_first_chunk"] = buffer.first_byte_s
+    if buffer.waited_s:
+        facts["lcp.waited_s"] = buffer.waited_s
     return facts
 
 
 def error_type(error: BaseException) -> str:
-    """Give a word for an error. Of these there are few, and none of them is a provider's own."""
+    """Return a word for an error. Of these there are few, and none of them is a provider's own."""
     match error:
         case asyncio.CancelledError():
             return "cancelled"

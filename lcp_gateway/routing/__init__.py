@@ -1,1 +1,1 @@
-"""Who offers what, and who gets a task. Pure: snapshots in, decision out."""
+"""The choice of a provider and a model for a task. Pure: snapshots in, decision out."""

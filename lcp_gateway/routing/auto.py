@@ -58,8 +58,8 @@ class Decision:
     ranked: tuple[Scored, ...]
     considered: tuple[Scored, ...]
     offered: int
-    wish: Preferences
-    needs: Requirements
+    preferences: Preferences
+    requirements: Requirements
     weights: Weights
     temperature: float
     draw: float
@@ -70,9 +70,9 @@ class Decision:
         return self.ranked[0]
 
     def reason(self, scored: Scored, among: Sequence[Scored] | None = None) -> str:
-        """Say in words why one of those considered is asked; ``among`` are all of them as their quotes leave them."""
+        """Return in words why one of those considered is asked; ``among`` are all of them as their quotes leave them."""
         merits = list(scored.merits)
-        if wanted := sorted(self.needs.capabilities | self.wish.capabilities):
+        if wanted := sorted(self.requirements.capabilities | self.preferences.capabilities):
             merits += [f"has {word}" for word in wanted if scored.entry.traits.has(word)]
         place = 1 + sum(one.score > scored.score for one in among or self.considered)
         rank = "best score" if place == 1 else f"score {place}"
@@ -87,15 +87,15 @@ class Decision:
         return next(at for at, one in enumerate(self.considered) if one is scored)
 
     def as_log(self) -> Mapping[str, object]:
-        """Give everything that the choice depended on, in plain values and with all their digits.
+        """Return everything that the choice depended on, in plain values and with all their digits.
 
         Each of ``considered`` is its features in the order of the weights, the price where it is known (in msat, else a
         question mark), the provider's id and the model's name.
         """
         return {
-            "words": list(self.wish.words),
-            "needs": sorted(self.needs.capabilities | self.wish.capabilities),
-            "tokens": self.needs.tokens,
+            "words": list(self.preferences.words),
+            "needs": sorted(self.requirements.capabilities | self.preferences.capabilities),
+            "tokens": self.requirements.tokens,
             "weights": " ".join(map(repr, astuple(self.weights))),
             "temperature": repr(self.temperature),
             "draw": repr(self.draw),
@@ -113,14 +113,14 @@ class _Shortlist:
     entries: tuple[Entry, ...]
     offered: int
     made_at: float
-    anybody: bool
+    is_offered: bool
 
 
 class NoMatch(Exception):
-    """Nobody does it now; ``offered`` tells whether somebody would who may not be asked at present."""
+    """No provider does it now; ``offered``: one would that may not be asked at present."""
 
     def __init__(self, *, offered: bool) -> None:
-        super().__init__("nobody")
+        super().__init__("no match")
         self.offered = offered
 
 
@@ -133,13 +133,13 @@ class AutoChoice:
     def __init__(
         self,
         policy: AutoPolicy,
-        records: Measurements,
+        measurements: Measurements,
         availability: Availability,
         *,
         clock: Callable[[], float],
     ) -> None:
         self._policy = policy
-        self._records = records
+        self._measurements = measurements
         self._availability = availability
         self._clock = clock
         self._offers: Offers | None = None
@@ -151,8 +151,8 @@ class AutoChoice:
         offers: Offers,
         kind: TaskKind,
         mode: Mode,
-        wish: Preferences,
-        needs: Requirements,
+        preferences: Preferences,
+        requirements: Requirements,
         draw: float,
         *,
         size: RequestSize = ORDINARY_SIZE,
@@ -164,62 +164,64 @@ class AutoChoice:
         Prices are those of a request of ``size``.
 
         Raises:
-            Nobody: nothing suits or nobody is there.
+            NoMatch: no offer meets the requirements, or its provider may not be asked.
         """
         if offers is not self._offers:
             self._offers = offers
             self._shortlists.clear()
-        question = offer_filter(kind, mode, wish, needs, native=native, only=only)
-        found = self._shortlists.get(question)
+        conditions = offer_filter(kind, mode, preferences, requirements, native=native, only=only)
+        found = self._shortlists.get(conditions)
         if found is None or self._clock() - found.made_at > _SHORTLIST_S:
-            found = self._shortlist(offers, question, size)
-        weights = self._weights_of(wish)
-        considered = self._weigh(found.entries, mode, wish, weights, size)
+            found = self._shortlist(offers, conditions, size)
+        weights = self._weights_of(preferences)
+        considered = self._weigh(found.entries, mode, preferences, weights, size)
         if not considered:
-            # Everybody on the list has gone within the last second.
-            found = self._shortlist(offers, question, size)
-            considered = self._weigh(found.entries, mode, wish, weights, size)
+            # All on the list have gone within the last second.
+            found = self._shortlist(offers, conditions, size)
+            considered = self._weigh(found.entries, mode, preferences, weights, size)
         if not considered:
-            raise NoMatch(offered=found.anybody)
-        return self._decision(considered, found.offered, wish, needs, weights, draw)
+            raise NoMatch(offered=found.is_offered)
+        return self._decision(considered, found.offered, preferences, requirements, weights, draw)
 
     def order(
         self, entries: Sequence[Entry], mode: Mode, draw: float, size: RequestSize = ORDINARY_SIZE
     ) -> Decision | None:
         """Put the providers of one model that the client named in order; None where none of them may be asked now."""
-        wish = Preferences()
-        weights = self._weights_of(wish)
-        considered = self._weigh(entries, mode, wish, weights, size)
+        preferences = Preferences()
+        weights = self._weights_of(preferences)
+        considered = self._weigh(entries, mode, preferences, weights, size)
         if not considered:
             return None
-        return self._decision(considered, len(considered), wish, Requirements(), weights, draw)
+        return self._decision(
+            considered, len(considered), preferences, Requirements(), weights, draw
+        )
 
     def rank(
         self,
         entries: Sequence[Entry],
         mode: Mode,
-        wish: Preferences,
+        preferences: Preferences,
         most: int,
         size: RequestSize = ORDINARY_SIZE,
     ) -> Sequence[Scored]:
         """Score entries, the best first, those that are left alone now too; for display."""
-        weights = self._weights_of(wish)
-        return self._weigh(entries, mode, wish, weights, size, resting_too=True)[:most]
+        weights = self._weights_of(preferences)
+        return self._weigh(entries, mode, preferences, weights, size, resting_too=True)[:most]
 
-    def _weights_of(self, wish: Preferences) -> Weights:
-        weights = self._weights.get(wish)
+    def _weights_of(self, preferences: Preferences) -> Weights:
+        weights = self._weights.get(preferences)
         if weights is None:
             if len(self._weights) >= _MAX_SHORTLISTS:
                 self._weights.clear()
-            weights = self._weights[wish] = wish.weights(self._policy.weights)
+            weights = self._weights[preferences] = preferences.weights(self._policy.weights)
         return weights
 
     def _decision(
         self,
         considered: Sequence[Scored],
         offered: int,
-        wish: Preferences,
-        needs: Requirements,
+        preferences: Preferences,
+        requirements: Requirements,
         weights: Weights,
         draw: float,
     ) -> Decision:
@@ -230,27 +232,27 @@ class AutoChoice:
             _in_turn(considered, chosen),
             tuple(considered),
             offered,
-            wish,
-            needs,
+            preferences,
+            requirements,
             weights,
             temperature,
             draw,
         )
 
-    def _shortlist(self, offers: Offers, question: OfferFilter, size: RequestSize) -> _Shortlist:
-        entries, anybody = matching_offers(offers, question, self._availability)
-        weights = self._weights_of(question.wish)
-        weighed = self._distinct(entries, question.wish)
-        scored = self._weigh(weighed, question.mode, question.wish, weights, size)
+    def _shortlist(self, offers: Offers, conditions: OfferFilter, size: RequestSize) -> _Shortlist:
+        entries, is_offered = matching_offers(offers, conditions, self._availability)
+        weights = self._weights_of(conditions.preferences)
+        weighed = self._distinct(entries, conditions.preferences)
+        scored = self._weigh(weighed, conditions.mode, conditions.preferences, weights, size)
         best = _shortlisted(scored)
-        found = _Shortlist(best, len(entries), self._clock(), anybody)
-        self._shortlists[question] = found
-        self._shortlists.move_to_end(question)
+        found = _Shortlist(best, len(entries), self._clock(), is_offered)
+        self._shortlists[conditions] = found
+        self._shortlists.move_to_end(conditions)
         while len(self._shortlists) > _MAX_SHORTLISTS:
             self._shortlists.popitem(last=False)
         return found
 
-    def _distinct(self, entries: Sequence[Entry], wish: Preferences) -> Sequence[Entry]:
+    def _distinct(self, entries: Sequence[Entry], preferences: Preferences) -> Sequence[Entry]:
         """Leave out entries that cannot come onto a shortlist, since as many others are before them whatever the weights.
 
         Models of one provider that were never bought differ by how well their sizes fit, and else by their places alone.
@@ -262,12 +264,14 @@ class AutoChoice:
         kept: set[int] = set()
         for at, entry in enumerate(entries):
             provider_id, params_b = entry.provider.peer_id, entry.traits.params_b
-            if self._records.has_seen(provider_id, entry.model):
+            if self._measurements.has_seen(provider_id, entry.model):
                 kept.add(at)
                 continue
             fit = fits.get(params_b)
             if fit is None:
-                fit = fits[params_b] = round(fit_feature(params_b, wish.size), FEATURE_DIGITS)
+                fit = fits[params_b] = round(
+                    fit_feature(params_b, preferences.size), FEATURE_DIGITS
+                )
             unseen.setdefault(provider_id, []).append((-fit, at))
         for places in unseen.values():
             # The first ones where sizes do not count, and those that fit best where they do.
@@ -279,7 +283,7 @@ class AutoChoice:
         self,
         entries: Iterable[Entry],
         mode: Mode,
-        wish: Preferences,
+        preferences: Preferences,
         weights: Weights,
         size: RequestSize,
         *,
@@ -295,14 +299,19 @@ class AutoChoice:
             if rooms[provider_id] is not None:
                 there.append(entry)
         pairs = [(one.provider.peer_id, one.model) for one in there]
-        views, prices = self._records.views(pairs, mode), self._records.prices(pairs, size)
+        views, prices = (
+            self._measurements.views(pairs, mode),
+            self._measurements.prices(pairs, size),
+        )
         fits: dict[float | None, float] = {}
         rows = []
         for entry, view, price in zip(there, views, prices, strict=True):
             params_b = entry.traits.params_b
             fit = fits.get(params_b)
             if fit is None:
-                fit = fits[params_b] = round(fit_feature(params_b, wish.size), FEATURE_DIGITS)
+                fit = fits[params_b] = round(
+                    fit_feature(params_b, preferences.size), FEATURE_DIGITS
+                )
             listed = listed_msat(entry.provider, size)
             # A node's price list is certain, a peer's price what it asked for requests of such a size.
             sure = price if listed is None else Price(listed, is_known=True)
@@ -312,11 +321,11 @@ class AutoChoice:
         return scored
 
     def _room(self, provider: Provider, *, resting_too: bool) -> float | None:
-        """Give how much room a provider has, from 0 to 1; None where it may not be asked now."""
+        """Return how much room a provider has, from 0 to 1; None where it may not be asked now."""
         available = self._availability(provider.peer_id)
         if not available and not resting_too:
             return None
-        in_flight = self._records.in_flight(provider.peer_id)
+        in_flight = self._measurements.in_flight(provider.peer_id)
         return round(
             available * load_feature(in_flight, provider.max_inflight_jobs), FEATURE_DIGITS
         )
@@ -373,7 +382,7 @@ def _shown(msat: float | None) -> str:
 
 
 def replay(line: Mapping[str, Any]) -> tuple[str, str]:
-    """Make a choice again from what ``Decision.as_log`` gave; gives the provider's id and the model.
+    """Make a choice again from a line of ``Decision.as_log``; return the provider's id and the model.
 
     Raises:
         KeyError, ValueError: the line is not such.

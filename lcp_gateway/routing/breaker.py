@@ -33,11 +33,11 @@ class Breaker:
             self._end_trial()
 
     def resting_s(self, now: float) -> float:
-        """Give how long the peer is still left alone; 0 when it is not."""
+        """Return how long the peer is still left alone; 0 when it is not."""
         return max(0.0, self._resting_until - now) if self._resting_until is not None else 0.0
 
     def is_on_trial(self, now: float) -> bool:
-        """Tell whether the pause is over, and nothing has shown yet that the peer works again."""
+        """Return whether the pause is over, and nothing has shown yet that the peer works again."""
         return self._resting_until is not None and now >= self._resting_until
 
     def ask(self, now: float) -> bool:
@@ -50,7 +50,7 @@ class Breaker:
         return True
 
     def would_pay(self, job_id: bytes, now: float) -> bool:
-        """Tell whether a job might be paid, and leave all as it is."""
+        """Return whether a job might be paid; changes nothing."""
         if self._resting_until is None:
             return True
         if now < self._resting_until:
@@ -58,37 +58,37 @@ class Breaker:
         return self._trial_job in {None, job_id} or not self._is_tried(now)
 
     def hold(self, job_id: bytes, now: float) -> None:
-        """Note that a job is about to be paid; on trial this makes it the one that is tried."""
+        """Record that a job is about to be paid; on trial this makes it the one that is tried."""
         if self._resting_until is not None:
             self._trial_job, self._trial_until = job_id, now + TRIAL_S
 
     def paying(self, job_id: bytes) -> None:
-        """Note that a job is being paid: a trial now holds until the job ends, however long it takes."""
+        """Record that a job is being paid: a trial now holds until the job ends, however long it takes."""
         if self._trial_job == job_id:
             self._trial_until = None
 
     def ended(self, job_id: bytes) -> None:
-        """Note that a job has come to some end."""
+        """Record that a job has ended."""
         if self._trial_job == job_id:
             self._end_trial()
 
     def quoted(self) -> None:
-        """Note a good quote."""
+        """Record a good quote."""
         self._failed_quotes = 0
         self._close_if_well()
 
     def delivered(self) -> None:
-        """Note a delivery: all is well."""
+        """Record a delivery."""
         self._failed_quotes = self._failed_deliveries = 0
         self._close_if_well()
 
     def failed_to_quote(self, now: float) -> None:
-        """Note that no good quote came."""
+        """Record that no good quote came."""
         self._failed_quotes += 1
         self._open_if_bad(now)
 
     def failed_to_deliver(self, now: float, times: int = 1) -> None:
-        """Note that what was paid for did not come."""
+        """Record paid jobs that were not delivered."""
         self._failed_deliveries += times
         self._open_if_bad(now)
 

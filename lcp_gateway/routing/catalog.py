@@ -65,7 +65,7 @@ class Provider:
         return self.peer_id.removeprefix(NODE_PREFIX) if self.source is ProviderSource.NODE else ""
 
     def offers(self, kind: TaskKind, model: str) -> bool:
-        """Tell whether the peer advertises ``model`` for tasks of ``kind``."""
+        """Return whether the peer advertises ``model`` for tasks of ``kind``."""
         return model in self.models.get(kind, ())
 
 
@@ -103,23 +103,23 @@ class Catalog:
         return same
 
     def peer(self, peer_id: str) -> Provider | None:
-        """Give the provider with that id, if it is ready."""
+        """Return the provider with that id, if it is ready."""
         return self._by_peer.get(peer_id)
 
     def offering(self, kind: TaskKind, model: str) -> tuple[Provider, ...]:
-        """Give the providers that advertise ``model`` for ``kind``, in the daemon's order."""
+        """Return the providers that advertise ``model`` for ``kind``, in the daemon's order."""
         return self._by_model.get((kind, model), ())
 
     def advertises(self, kind: TaskKind) -> bool:
-        """Tell whether any provider advertises any model for ``kind``."""
+        """Return whether any provider advertises any model for ``kind``."""
         return any(known is kind for known, _ in self._by_model)
 
     def models_for(self, kind: TaskKind) -> tuple[str, ...]:
-        """Give the names of the models that are offered for ``kind``, sorted."""
+        """Return the names of the models that are offered for ``kind``, sorted."""
         return tuple(sorted(model for known, model in self._by_model if known is kind))
 
     def models(self) -> dict[str, tuple[Provider, ...]]:
-        """Give every advertised model once, with the providers that offer it for any kind, in the daemon's order."""
+        """Return every advertised model once, with the providers that offer it for any kind, in the daemon's order."""
         found: dict[str, dict[str, Provider]] = {}
         for (_, model), providers in self._by_model.items():
             found.setdefault(model, {}).update((p.peer_id, p) for p in providers)
@@ -127,7 +127,7 @@ class Catalog:
 
 
 def empty_catalog(now: float) -> Catalog:
-    """Give a catalog of nobody, as before the daemon was first heard."""
+    """Return a catalog without providers, as before the daemon first answered."""
     return Catalog(providers=(), taken_at=now)
 
 

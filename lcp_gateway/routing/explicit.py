@@ -1,4 +1,4 @@
-"""Who may do a task whose model the client named: a mapped provider, the default peer, those that offer the model, or the first there is."""
+"""The providers of a model that the client named: a mapped one, the default peer, those that offer it, or the first there is."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class RoutingError(Exception):
 
 
 class ModelNotFound(RoutingError):
-    """The model is not on the allowlist, or nobody offers it for this endpoint."""
+    """The model is not on the allowlist, or no provider offers it for this endpoint."""
 
 
 class ContextTooLong(RoutingError):
@@ -33,7 +33,7 @@ class ContextTooLong(RoutingError):
 
 
 class NoProvider(RoutingError):
-    """Nobody is there to do it now: no peers, or the one that was asked for is not ready."""
+    """No provider can do it now: no peers, or the one that was asked for is not ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class RoutingRules:
 
 
 def kinds_of(kind: TaskKind) -> tuple[TaskKind, ...]:
-    """Give the kinds of task as which one can be done, the first choice first: completions also as a chat."""
+    """Return the kinds of task as which one can be done, the first choice first: completions also as a chat."""
     if kind is TaskKind.COMPLETIONS:
         return (TaskKind.COMPLETIONS, TaskKind.CHAT_COMPLETIONS)
     return (kind,)
@@ -65,14 +65,14 @@ def explicit_providers(
     *,
     asked_as: str = "",
 ) -> Sequence[Provider]:
-    """Give the providers for a task, the first choice first; more than one where all of them offer the model.
+    """Return the providers for a task, the first choice first; more than one where all of them offer the model.
 
     ``available`` says of a provider's id whether it is to be asked at present; one that the operator named is asked all
     the same, since there is no other. ``asked_as`` is the alias under which the client asked for the model.
 
     Raises:
         ModelNotFound: the model may not be used or is not offered.
-        NoProvider: nobody who may do it is ready.
+        NoProvider: no provider that may do it is ready.
     """
     offering = _offering(catalog, task)
     _check_model(catalog, task, rules, asked_as, offering)
@@ -124,14 +124,16 @@ def _check_model(
 
 
 def describe_embedding_models(catalog: Catalog) -> str:
-    """Say which models embed, or what else is there."""
+    """Return a sentence on the models that embed, or on the others."""
     models = catalog.models_for(TaskKind.EMBEDDINGS)
     if models:
-        return f"nobody here embeds with this model; the embedding models are: {_named(models)}"
+        return (
+            f"no provider here embeds with this model; the embedding models are: {_named(models)}"
+        )
     others = tuple(sorted(catalog.models()))
     if not others:
-        return "nobody here offers embeddings: no provider is connected"
-    return f"nobody here offers embeddings; there are only other models: {_named(others)}"
+        return "no provider here offers embeddings: no provider is connected"
+    return f"no provider here offers embeddings; there are only other models: {_named(others)}"
 
 
 def _named(models: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from lcp_gateway.routing.catalog import NODE_PREFIX
 
 # An average listens to about the last two or three measurements: a provider that becomes slow is soon known for it.
 _MOST_WEIGHT = 1.5
-# What is not measured counts as half a measurement that came out like everybody's.
+# What is not measured counts as half a measurement that came out like that of all providers.
 _PRIOR_WEIGHT = 0.5
 
 
@@ -26,7 +26,7 @@ class FadingAverage:
     at: float = 0.0
 
     def add(self, value: float, now: float) -> None:
-        """Take in a measurement, which must be positive."""
+        """Add a measurement, which must be positive."""
         weight = self.weight
         if weight:
             kept = weight * math.exp2(-max(0.0, now - self.at) / self.half_life_s)
@@ -38,13 +38,13 @@ class FadingAverage:
         self.at = now
 
     def weight_at(self, now: float) -> float:
-        """Give how much it still counts."""
+        """Return how much it still counts."""
         if not self.weight:
             return 0.0
         return self.weight * math.exp2(-max(0.0, now - self.at) / self.half_life_s)
 
     def blend(self, prior: float | None, now: float) -> float | None:
-        """Give the mean logarithm, drawn towards ``prior`` as it fades; None where nothing is known at all."""
+        """Return the mean logarithm, drawn towards ``prior`` as it fades; None where nothing is known at all."""
         if not self.weight:
             return prior
         mean = self.total / self.weight
@@ -57,9 +57,9 @@ class FadingAverage:
 _LEAST_MSAT = 1.0
 # A token of input costs about a quarter of a token of output, and has about four bytes.
 _INPUT_BYTES_PER_UNIT = 16.0
-# What providers reckon with where a request sets no limit to its output.
+# The output that providers assume where a request sets no limit.
 _UNLIMITED_OUTPUT = 4_096.0
-# Sizes are told apart by factors of four: within one, a price by the token is a good guess.
+# Sizes are distinguished by factors of four: within one, a price by the token is a good guess.
 _BITS_PER_CLASS = 2
 _MAX_CLASSES = 16
 
@@ -121,7 +121,7 @@ class PriceRates:
         return bool(self.by_class)
 
     def add(self, sized: "SizeClass", price_msat: int, now: float) -> None:
-        """Take in a quote; nothing counts as a thousandth of a satoshi."""
+        """Add a quote; a price of nothing counts as a thousandth of a satoshi."""
         faded = self.by_class.get(sized.size_class)
         if faded is None:
             faded = self.by_class[sized.size_class] = FadingAverage(self.half_life_s)
@@ -159,7 +159,7 @@ _PRIOR_DELIVERIES = 2.0
 _VIEW_S = 1.0
 _LEAST_S = 0.001
 _LEAST_PER_S = 0.001
-# The answer by whose time providers are compared has as many tokens as most lately had; at first so many.
+# The result by whose time providers are compared has as many tokens as most lately had; at first so many.
 _USUAL_TOKENS = 256.0
 _USUAL_SHARE = 0.05
 
@@ -173,7 +173,7 @@ class Mode(enum.StrEnum):
 
 
 def answer_mode(task: Task) -> Mode:
-    """Give the way in which a task is answered."""
+    """Return the mode in which a task is answered."""
     if task.kind is TaskKind.EMBEDDINGS:
         return Mode.EMBEDDING
     return Mode.STREAM if task.stream else Mode.WHOLE
@@ -203,12 +203,12 @@ class _Pair:
 
 
 class View(NamedTuple):
-    """What is believed of a model at a provider now; None where nothing like it was measured.
+    """The estimate of a model at a provider now; None where nothing like it was measured.
 
-    ``expected_s`` is the time that an answer of usual length would take, ``tokens_per_s`` is estimated from bytes.
-    ``delivery`` is the share of purchases that came, from 0 to 1. ``was_measured`` tells whether this very model at this
-    very provider was, rather than others that it is taken to be like; ``is_untried`` that no model of the provider was,
-    and ``has_delivered`` that the provider ever did.
+    ``expected_s`` is the time that a result of usual length would take, ``tokens_per_s`` is estimated from bytes.
+    ``delivery`` is the share of purchases that came, from 0 to 1. ``was_measured``: this very model at this
+    very provider was, rather than others that it is taken to be like. ``is_untried``: no model of the provider was.
+    ``has_delivered``: the provider ever did.
     """
 
     expected_s: float | None
@@ -219,8 +219,8 @@ class View(NamedTuple):
     is_untried: bool = True
     has_delivered: bool = False
 
-    def told(self) -> "Measured":
-        """Return what was measured and is not only believed."""
+    def measured(self) -> "Measured":
+        """Return what was measured and is not only estimated."""
         return Measured(
             self.first_byte_s if self.was_measured else None,
             self.tokens_per_s if self.was_measured else None,
@@ -235,7 +235,7 @@ class Measured(NamedTuple):
 
 
 class _Estimate(NamedTuple):
-    """What is believed of a provider, whatever the model; the times as logarithms."""
+    """The estimate of a provider, whatever the model; the times as logarithms."""
 
     first_byte: float | None
     rate: float | None
@@ -247,7 +247,7 @@ class _Estimate(NamedTuple):
 class Measurements:
     """Keeps the measurements. No I/O, one thread; ``clock`` is a monotonic clock in seconds.
 
-    A pair that was never measured is believed to be like its provider, and a provider that never was like all others.
+    A pair that was never measured is taken to be like its provider, and a provider that never was like all others.
     What is known of one fades back to what is known of all, so that one that was slow once is tried again some time.
     """
 
@@ -256,12 +256,12 @@ class Measurements:
         self._clock = clock
         self._pairs: OrderedDict[tuple[str, str], _Pair] = OrderedDict()
         self._providers: dict[str, _Provider] = {}
-        self._everybody: dict[Mode, _Speed] = {}
+        self._all_providers: dict[Mode, _Speed] = {}
         self._usual: dict[Mode, float] = {}
         # What peers ask; nodes have price lists, and a free one says nothing about the others.
         self._rates = PriceRates.empty(half_life_s)
 
-    # -- what is told ---------------------------------------------------------------------------
+    # -- measurements ---------------------------------------------------------------------------
 
     def quoted(
         self, provider_id: str, model: str, price_msat: int, size: RequestSize = ORDINARY_SIZE
@@ -275,11 +275,11 @@ class Measurements:
             self._rates.add(sized, price_msat, now)
 
     def started(self, provider_id: str) -> None:
-        """Note that a provider has got something to do; ``finished`` has to follow."""
+        """Record that a provider has one more job; ``finished`` has to follow."""
         self._provider(provider_id).in_flight += 1
 
     def finished(self, provider_id: str) -> None:
-        """Note that it has one thing less to do."""
+        """Record that a provider has one job less."""
         provider = self._provider(provider_id)
         provider.in_flight = max(0, provider.in_flight - 1)
 
@@ -293,7 +293,7 @@ class Measurements:
         tokens_per_s: float | None,
         tokens: float | None = None,
     ) -> None:
-        """Note an answer that came whole: how long its first byte took, the pace of what followed, and its length."""
+        """Record a whole result: the time to its first byte, the pace after that, and its length."""
         now = self._clock()
         if tokens is not None:
             length = math.log(max(tokens, 1.0))
@@ -302,11 +302,11 @@ class Measurements:
         provider = self._provider(provider_id)
         self._fade(provider, now)
         provider.delivered += 1
-        everybody = self._everybody.setdefault(mode, self._speed())
+        all_providers = self._all_providers.setdefault(mode, self._speed())
         of_provider = provider.speeds.setdefault(mode, self._speed())
         pair = self._pair(provider_id, model)
         of_pair = pair.speeds.setdefault(mode, self._speed())
-        for speed in (everybody, of_provider, of_pair):
+        for speed in (all_providers, of_provider, of_pair):
             if tokens_per_s is not None:
                 speed.rate.add(max(tokens_per_s, _LEAST_PER_S), now)
             if first_byte_s is not None:
@@ -314,20 +314,20 @@ class Measurements:
         pair.views.clear()
 
     def failed(self, provider_id: str) -> None:
-        """Note work that did not come to its end, by the provider's doing."""
+        """Record a job that the provider failed."""
         provider = self._provider(provider_id)
         self._fade(provider, self._clock())
         provider.failed += 1
 
-    # -- what is asked --------------------------------------------------------------------------
+    # -- estimates ---------------------------------------------------------------------------
 
     def in_flight(self, provider_id: str) -> int:
-        """Give how much a provider has to do for this gateway."""
+        """Return how many jobs a provider has from this gateway."""
         provider = self._providers.get(provider_id)
         return provider.in_flight if provider else 0
 
     def view(self, provider_id: str, model: str, mode: Mode) -> View:
-        """Give what is believed of a model at a provider; up to a second old."""
+        """Return the estimate of a model at a provider; up to a second old."""
         return self.views(((provider_id, model),), mode)[0]
 
     def has_seen(self, provider_id: str, model: str) -> bool:
@@ -335,9 +335,9 @@ class Measurements:
         return (provider_id, model) in self._pairs
 
     def views(self, pairs: Iterable[tuple[str, str]], mode: Mode) -> list[View]:
-        """Give what is believed of each pair of a provider's id and a model, in their order; up to a second old."""
+        """Return the estimate of each pair of a provider's id and a model, in their order; up to a second old."""
         now = self._clock()
-        # What is believed of a provider is reckoned once for all its models.
+        # A provider is estimated once for all its models.
         beliefs: dict[str, _Estimate] = {}
         found = []
         for key in pairs:
@@ -392,7 +392,7 @@ class Measurements:
         delivery = 1.0
         provider = self._providers.get(provider_id)
         of_provider = provider.speeds.get(mode) if provider else None
-        for speed in (self._everybody.get(mode), of_provider):
+        for speed in (self._all_providers.get(mode), of_provider):
             if speed is not None:
                 first_byte = speed.first_byte.blend(first_byte, now)
                 rate = speed.rate.blend(rate, now)

@@ -55,7 +55,7 @@ _EMBEDDING = re.compile(
 )
 _NOT_EMBEDDING = re.compile(r"rerank")
 
-# The first that fits is it: those who build on others' models stand before them.
+# The first that fits is it: makers that build on others' models stand before them.
 _VENDORS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (vendor, re.compile(rf"(?<![a-z])(?:{families})"))
     for vendor, families in (
@@ -165,7 +165,7 @@ AUTO: Final = "auto"
 
 COMPLETION: Final = "completion"
 
-# What a model that turns text into numbers cannot do, whoever made it.
+# Capabilities that no model that turns text into numbers has.
 _NOT_OF_EMBEDDINGS = frozenset({"vision", "tools", "json_schema", "audio"})
 
 
@@ -192,9 +192,9 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What is known of a model from all sources; 0, empty and ``None`` where nobody says.
+    """What is known of a model from all sources; 0, empty and ``None`` where no source says.
 
-    ``complete`` means that the model has no other ``capabilities`` than these. ``vendor`` is who made it, as far as
+    ``complete`` means that the model has no other ``capabilities`` than these. ``vendor`` is its maker, as far as
     the name tells; ``owned_by`` what the operator wants shown.
     """
 
@@ -208,7 +208,7 @@ class Traits:
     owned_by: str
 
     def has(self, capability: str) -> bool | None:
-        """Tell whether the model can do something; ``None`` where nobody knows."""
+        """Return whether the model has a capability; ``None`` where it is not known."""
         if capability in self.capabilities:
             return True
         if self.complete or (self.type == EMBEDDING and capability in _NOT_OF_EMBEDDINGS):
@@ -229,15 +229,15 @@ class ModelRegistry:
         }
 
     def resolve(self, name: str) -> str:
-        """Give the real name behind an alias, ``auto`` for an alias of that; any other name stays as it is."""
+        """Return the real name behind an alias, ``auto`` for an alias of that; any other name stays as it is."""
         return self._real_names.get(name, name)
 
     def card(self, name: str) -> ModelCard | None:
-        """Give what the operator says of the model with this real name."""
+        """Return the operator's description of the model with this real name."""
         return self._cards.get(name)
 
     def names(self) -> tuple[str, ...]:
-        """Give the real names of the models that are described, in the operator's order; ``auto`` is no model."""
+        """Return the real names of the models that are described, in the operator's order; ``auto`` is no model."""
         return tuple(name for name in self._cards if name != AUTO)
 
     def traits(self, model: str, facts: Iterable[ModelFacts] = ()) -> Traits:
@@ -248,43 +248,43 @@ class ModelRegistry:
         """
         listed = tuple(facts)
         if model not in self._cards and not listed:
-            return _traits_told(read_name(model))
+            return _traits_by_name(read_name(model))
         card = self._cards.get(model) or ModelCard()
-        told = read_name(model)
+        by_name = read_name(model)
         if card.capabilities is None:
-            capabilities = told.capabilities.union(*(found.capabilities for found in listed))
+            capabilities = by_name.capabilities.union(*(found.capabilities for found in listed))
         else:
             capabilities = frozenset(card.capabilities)
         contexts = (found.context_length for found in listed if found.context_length)
         return Traits(
-            type=card.type or told.type,
+            type=card.type or by_name.type,
             context_length=card.context_length or min(contexts, default=0),
             dimensions=card.dimensions,
-            params_b=card.params_b or told.params_b,
+            params_b=card.params_b or by_name.params_b,
             capabilities=capabilities,
             complete=card.capabilities is not None,
-            vendor=told.vendor,
+            vendor=by_name.vendor,
             owned_by=card.owned_by,
         )
 
 
 @functools.lru_cache(maxsize=REMEMBERED_NAMES)
-def _traits_told(told: NameFacts) -> Traits:
+def _traits_by_name(by_name: NameFacts) -> Traits:
     """Return what is known of a model of which nothing but its name is."""
     return Traits(
-        type=told.type,
+        type=by_name.type,
         context_length=0,
         dimensions=0,
-        params_b=told.params_b,
-        capabilities=told.capabilities,
+        params_b=by_name.params_b,
+        capabilities=by_name.capabilities,
         complete=False,
-        vendor=told.vendor,
+        vendor=by_name.vendor,
         owned_by="",
     )
 
 
 def kinds_for(traits: Traits, endpoints: frozenset[TaskKind]) -> frozenset[TaskKind]:
-    """Give the kinds of task that a model takes on a node that serves ``endpoints``.
+    """Return the kinds of task that a model takes on a node that serves ``endpoints``.
 
     A model of unknown type is taken to speak chat, except on a node that serves nothing but embeddings.
     """
@@ -299,5 +299,5 @@ def kinds_for(traits: Traits, endpoints: frozenset[TaskKind]) -> frozenset[TaskK
 
 
 def is_auto(model: str) -> bool:
-    """Tell whether a model's name leaves the choice to the gateway."""
+    """Return whether a model's name leaves the choice to the gateway."""
     return model == AUTO or model.startswith(AUTO + ":")

@@ -78,5 +78,5 @@ class Offers:
 
 
 def _default(provider: Provider, default_peer_id: str | None) -> str | None:
-    """Give the default peer where it stands in for this provider: nodes were named by the operator too."""
+    """Return the default peer where it stands in for this provider: nodes were named by the operator too."""
     return None if provider.source is ProviderSource.NODE else default_peer_id

@@ -1,4 +1,4 @@
-"""The peers' standing: who is trusted with how much, learnt from what was paid for and came."""
+"""Trust in peers: how much each may be owed, by what it was paid for and delivered; and when it is left alone."""
 
 import math
 import time
@@ -51,7 +51,7 @@ class PeerHistory:
     """What the journal holds of a peer; amounts with or without fees, which makes little difference here.
 
     ``undelivered_msat`` counts as lost just now, so it is best taken over the last week only; the deliveries over all
-    time. ``lost_today_msat`` is the part of it that was lost within a day. ``unknown`` is each job of which nobody knows whether it was paid, with its price. ``failures`` is how many of
+    time. ``lost_today_msat`` is the part of it that was lost within a day. ``unknown`` is each job of which it is not known whether it was paid, with its price. ``failures`` is how many of
     the last purchases in a row were paid and not delivered.
     """
 
@@ -66,7 +66,7 @@ class PeerHistory:
 
 @dataclass(frozen=True, slots=True)
 class TrustStatus:
-    """Where a peer stands. ``limit_msat`` is None where there is no limit, ``resting_s`` 0 where it is not left alone.
+    """The status of a peer. ``limit_msat`` is None where there is no limit, ``resting_s`` 0 where it is not left alone.
 
     ``out_msat`` is reserved, being paid or unknown; ``undelivered_msat`` was lost to it and is not yet forgiven.
     """
@@ -116,7 +116,7 @@ class _Account:
 
 
 class PeerTrust:
-    """Keeps the peers' standing; the heart's ``Exposure``. No I/O, one thread, deterministic with its clock.
+    """Keeps the trust in peers; implements ``Exposure`` of purchase/ports. No I/O, one thread, deterministic with its clock.
 
     **Exposure.** What is out with a peer (prices that passed the check and are not yet paid, are being paid, or are
     unknown) and what was lost to it must, with the new price, stay within a limit: the base, and a share of what it has
@@ -162,7 +162,7 @@ class PeerTrust:
                 self._lose_to_strangers(history.lost_today_msat, now)
 
     def use(self, rules: TrustRules) -> None:
-        """Go by other rules from now on; what is known of everybody stays."""
+        """Go by other rules from now on; what is known of the peers stays."""
         now = self._clock()
         self._lose_to_strangers(0, now)
         for account in self._accounts.values():
@@ -190,7 +190,7 @@ class PeerTrust:
         return account.breaker.ask(now)
 
     def readiness(self, peer_id: str) -> float:
-        """Tell how ready a peer is to be asked: 0 not now, 1 at once, a half when it is on trial. Changes nothing."""
+        """Return how ready a peer is to be asked: 0 not now, 1 at once, a half when it is on trial. Changes nothing."""
         account = self._accounts.get(peer_id) or self._new_account(peer_id)
         now = self._clock()
         if account.breaker.resting_s(now):
@@ -204,16 +204,16 @@ class PeerTrust:
         return 0.5 if account.breaker.is_on_trial(now) else 1.0
 
     def quoted(self, peer_id: str) -> None:
-        """Note a good quote: earlier failures to quote are forgotten."""
+        """Record a good quote: earlier failures to quote are forgotten."""
         if account := self._accounts.get(peer_id):
             account.breaker.quoted()
 
     def failed_to_quote(self, peer_id: str) -> None:
-        """Note that a peer gave no quote, or a false one. Only for what is its own fault, not the request's."""
+        """Record that a peer gave no quote, or a false one. Only for what is its own fault, not the request's."""
         self._account(peer_id).breaker.failed_to_quote(self._clock())
 
     def weigh(self, quote: Quote) -> None:
-        """Tell whether a quote would pass ``check`` now, and hold nothing: for quotes that may not be taken.
+        """Check as ``check`` does, and hold nothing: for quotes that may not be taken.
 
         Raises:
             PeerNotTrusted: as in ``check``.
@@ -236,7 +236,7 @@ class PeerTrust:
         account.put(quote.job_id, quote.price_msat, now + RESERVED_S)
 
     def _weigh(self, account: _Account, quote: Quote) -> float:
-        """Raise unless a quote may be taken now; give the time for which this holds."""
+        """Raise unless a quote may be taken now; return the time for which this holds."""
         now = self._clock()
         account.drop_lapsed(now)
         limit_msat = self._limit_msat(account, now)
@@ -272,13 +272,13 @@ class PeerTrust:
             )
 
     def paying(self, quote: Quote) -> None:
-        """Note that a payment is about to go out."""
+        """Record that a payment is about to go out."""
         account = self._account(quote.peer_id)
         account.put(quote.job_id, quote.price_msat)
         account.breaker.paying(quote.job_id)
 
     def ended(self, quote: Quote, state: State) -> None:
-        """Note what a purchase has come to; see ``resolved``."""
+        """Record the outcome of a purchase; see ``resolved``."""
         self.resolved(quote.peer_id, quote.job_id, quote.price_msat, state)
 
     def released(self, quote: Quote) -> None:
@@ -288,7 +288,7 @@ class PeerTrust:
         account.breaker.ended(quote.job_id)
 
     def resolved(self, peer_id: str, job_id: bytes, price_msat: int, state: State) -> None:
-        """Note what a purchase has come to, once for each state; also for what became of an unknown.
+        """Record the outcome of a purchase, once for each state; also that of an unknown one.
 
         ``settled`` is an unknown that turned out to be paid: nothing was delivered for it. States before a payment
         (``refused``, ``expired``) and ``not_paid`` give back what was held.
@@ -316,11 +316,11 @@ class PeerTrust:
     # -- what is known --------------------------------------------------------------------------
 
     def peers(self) -> tuple[str, ...]:
-        """Give the peers of whom anything is known."""
+        """Return the peers of which anything is known."""
         return tuple(self._accounts)
 
     def standing(self, peer_id: str) -> TrustStatus:
-        """Give where a peer stands; changes nothing."""
+        """Return the status of a peer; changes nothing."""
         account = self._accounts.get(peer_id) or self._new_account(peer_id)
         now = self._clock()
         account.drop_lapsed(now)

@@ -40,7 +40,7 @@ class Weights:
     fit: float = 0.10
 
     def normalised(self) -> "Weights":
-        """Give the same proportions with a sum of 1.
+        """Return the same proportions with a sum of 1.
 
         Raises:
             ZeroDivisionError: nothing weighs anything.
@@ -65,10 +65,10 @@ class Preferences:
     only_free: bool = False
 
     def weights(self, base: Weights) -> Weights:
-        """Give the weights with the emphasis that the words ask for, normalised."""
+        """Return the weights with the emphasis that the words ask for, normalised."""
         found = base
         for name in {EMPHASES[word] for word in self.words if word in EMPHASES}:
-            # What the operator weighs with nothing still counts for whoever asks for it.
+            # A property that the operator weighs with nothing still counts for a client that asks for it.
             value = getattr(found, name) or 1.0 / len(fields(found))
             found = replace(found, **{name: value * _EMPHASIS})
         return found.normalised()

@@ -27,7 +27,7 @@ class Requirements:
 
 
 def requirements_of(kind: TaskKind, document: Mapping[str, Any], body_bytes: int) -> Requirements:
-    """Read them. Whatever is not shaped as expected needs nothing: the provider will say so itself."""
+    """Read them. A field of an unexpected shape requires nothing: the provider refuses it itself."""
     found: set[str] = set()
     tools = document.get("tools") or document.get("functions")
     if isinstance(tools, list) and tools and document.get("tool_choice") != "none":
@@ -68,7 +68,7 @@ def _parts(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _encoded_bytes(part: Mapping[str, Any]) -> int:
-    """Give the length of what is encoded in a part, which is no text for the model to read."""
+    """Return the length of the encoded data in a part, which is no text for the model to read."""
     total = 0
     for value in part.values():
         inner = value.values() if isinstance(value, dict) else (value,)
@@ -79,23 +79,23 @@ def _encoded_bytes(part: Mapping[str, Any]) -> int:
 
 
 Availability = Callable[[str], float]
-"""Tells of a provider's id whether it may be asked now: 0 no, 1 yes, between them when it is on trial."""
+"""Returns for a provider's id whether it may be asked now: 0 no, 1 yes, between them when it is on trial."""
 
 _UNFIT = 1_000
-# Sizes are told apart in steps of three per cent at most, or every request would have a list of its own.
+# Sizes are distinguished in steps of three per cent at most, or every request would have a list of its own.
 _STEPS = 5
 
 
 class OfferFilter(NamedTuple):
-    """What a request asks of a choice, in so far as it decides who suits. Equal questions have the same answer.
+    """The requirements of a request in so far as they decide which offers match. Equal filters match the same ones.
 
     ``tokens`` is rounded up. ``native`` is set where only a provider of the very endpoint will do,
-    ``only`` names the models that come into question, all where it is empty.
+    ``only`` names the models that are allowed, all where it is empty.
     """
 
     kind: TaskKind
     mode: Mode
-    wish: Preferences
+    preferences: Preferences
     wanted: frozenset[str]
     tokens: int
     native: bool = False
@@ -105,67 +105,73 @@ class OfferFilter(NamedTuple):
 def offer_filter(
     kind: TaskKind,
     mode: Mode,
-    wish: Preferences,
-    needs: Requirements,
+    preferences: Preferences,
+    requirements: Requirements,
     *,
     native: bool = False,
     only: frozenset[str] = frozenset(),
 ) -> OfferFilter:
-    """Give the question that a request amounts to."""
-    step = 1 << max(0, needs.tokens.bit_length() - _STEPS)
-    tokens = -(-needs.tokens // step) * step
+    """Return the filter of a request."""
+    step = 1 << max(0, requirements.tokens.bit_length() - _STEPS)
+    tokens = -(-requirements.tokens // step) * step
     return OfferFilter(
-        kind, mode, wish, needs.capabilities | wish.capabilities, tokens, native, only
+        kind,
+        mode,
+        preferences,
+        requirements.capabilities | preferences.capabilities,
+        tokens,
+        native,
+        only,
     )
 
 
 def matching_offers(
-    offers: Offers, question: OfferFilter, availability: Availability
+    offers: Offers, conditions: OfferFilter, availability: Availability
 ) -> tuple[list[Entry], bool]:
-    """Give the entries that suit best and may be asked now, and whether any would if all might be asked.
+    """Return the entries that match best and may be asked now, and whether any would if all might be asked.
 
     Those that can do everything that is wanted come alone; where there are none, those of which the least is unknown.
     """
-    suits: dict[str, int] = {}
+    unsures: dict[str, int] = {}
     there: dict[str, float] = {}
-    least, found, anybody = _UNFIT, [], False
-    for entry in offers.by_kind[question.kind]:
-        if not _comes_into_question(entry, question):
+    least, found, is_offered = _UNFIT, [], False
+    for entry in offers.by_kind[conditions.kind]:
+        if not _is_allowed(entry, conditions):
             continue
-        anybody = True
+        is_offered = True
         provider_id = entry.provider.peer_id
         if provider_id not in there:
             there[provider_id] = availability(provider_id)
         if not there[provider_id]:
             continue
-        unsure = suits.get(entry.model)
+        unsure = unsures.get(entry.model)
         if unsure is None:
-            unsure = suits[entry.model] = _unsure(entry, question)
+            unsure = unsures[entry.model] = _unsure(entry, conditions)
         if unsure < least:
             least, found = unsure, [entry]
         elif unsure == least:
             found.append(entry)
-    return found, anybody
+    return found, is_offered
 
 
-def _comes_into_question(entry: Entry, question: OfferFilter) -> bool:
-    kind = question.kind
-    if question.only and entry.model not in question.only:
+def _is_allowed(entry: Entry, conditions: OfferFilter) -> bool:
+    kind = conditions.kind
+    if conditions.only and entry.model not in conditions.only:
         return False
-    if question.wish.only_free and entry.provider.list_price_msat != 0:
+    if conditions.preferences.only_free and entry.provider.list_price_msat != 0:
         return False
-    if question.native and not entry.provider.offers(kind, entry.model):
+    if conditions.native and not entry.provider.offers(kind, entry.model):
         return False
     return kind is TaskKind.EMBEDDINGS or entry.traits.type != EMBEDDING
 
 
-def _unsure(entry: Entry, question: OfferFilter) -> int:
-    """Count what is wanted of a model and nobody knows of it; a thousand where it is known not to do it."""
+def _unsure(entry: Entry, conditions: OfferFilter) -> int:
+    """Count the wanted capabilities that are not known of a model; a thousand where it is known to lack one."""
     traits = entry.traits
-    if question.tokens and traits.context_length and question.tokens > traits.context_length:
+    if conditions.tokens and traits.context_length and conditions.tokens > traits.context_length:
         return _UNFIT
     unknown = 0
-    for capability in question.wanted:
+    for capability in conditions.wanted:
         can = traits.has(capability)
         if can is None:
             unknown += 1

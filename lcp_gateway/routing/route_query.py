@@ -1,4 +1,4 @@
-"""A question to the router: which models suit, and how well. Nothing is spent on it."""
+"""POST /api/models/route: which models meet a query, and how well. Nothing is spent on it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ class BadQuery(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class RouteQuery:
-    """What is asked for; None and nothing do not restrict. Sizes are in billions of parameters.
+    """The conditions of a query; None and nothing do not restrict. Sizes are in billions of parameters.
 
     ``providers`` are makers of models, owners, node names or ids of providers, in lower case. Models that embed are
     found by the capability ``embedding`` alone, and no others are then.
@@ -86,21 +86,21 @@ def read_query(document: Mapping[str, Any]) -> RouteQuery:
 def rank_models(
     query: RouteQuery, offers: Offers, auto: AutoChoice
 ) -> Sequence[Mapping[str, object]]:
-    """Give the models that suit, each at its best provider, the best first."""
+    """Return the models that match, each at its best provider, the best first."""
     entries = [entry for entry in _entries(offers) if _suits(query, entry)]
-    wish = (
+    preferences = (
         Preferences((query.prefer_size,), size=query.prefer_size)
         if query.prefer_size
         else Preferences()
     )
     found: dict[str, list[Scored]] = {}
-    for scored in auto.rank(entries, Mode.WHOLE, wish, len(entries)):
+    for scored in auto.rank(entries, Mode.WHOLE, preferences, len(entries)):
         found.setdefault(scored.entry.model, []).append(scored)
     return [_document(at, offers, query) for at in islice(found.values(), query.limit)]
 
 
 def explain_no_match(query: RouteQuery, offers: Offers) -> Sequence[str]:
-    """Say why no model suits a query: of each condition how many models it leaves out, and of how many it is not known."""
+    """Return why no model matches a query: of each condition how many models it leaves out, and of how many it is not known."""
     entries = [*_entries(offers)]
     if not entries:
         return ["no provider offers any model now"]
@@ -181,7 +181,7 @@ def _suits(query: RouteQuery, entry: Entry) -> bool:
 def _document(at: Sequence[Scored], offers: Offers, query: RouteQuery) -> Mapping[str, object]:
     """Describe a model; ``at`` is the model at each of its providers, the best first."""
     scored = at[0]
-    entry, told = scored.entry, scored.view.told()
+    entry, measured = scored.entry, scored.view.measured()
     traits, provider = entry.traits, entry.provider
     # Of a peer what it lately asked, which was for requests of some other size.
     asked_msat = scored.price.asked_msat
@@ -201,8 +201,8 @@ def _document(at: Sequence[Scored], offers: Offers, query: RouteQuery) -> Mappin
         "capabilities": sorted(traits.capabilities),
         "vendor": traits.vendor or None,
         "price_msat": None if known_msat is None else round(known_msat),
-        "first_byte_s": told.first_byte_s,
-        "tokens_per_s": told.tokens_per_s,
+        "first_byte_s": measured.first_byte_s,
+        "tokens_per_s": measured.tokens_per_s,
     }
 
 
@@ -222,11 +222,11 @@ ENDPOINT_NAMES: Mapping[TaskKind, str] = {
     TaskKind.COMPLETIONS: "completions",
     TaskKind.EMBEDDINGS: "embeddings",
 }
-"""How the endpoints are called in lists and in the configuration."""
+"""The names of the endpoints in lists and in the configuration."""
 
 
 def endpoints_of(offers: Offers, model: str) -> list[str]:
-    """Give the endpoints that take a model."""
+    """Return the endpoints that take a model."""
     return [ENDPOINT_NAMES[kind] for kind in offers.kinds.get(model, ())]
 
 

@@ -33,7 +33,7 @@ class Features(NamedTuple):
     fit: float
 
     def score(self, weights: Weights) -> float:
-        """Give the weighted sum; ``weights`` are normalised."""
+        """Return the weighted sum; ``weights`` are normalised."""
         availability, speed, delivery, price, fit = self
         return (
             weights.availability * availability
@@ -71,14 +71,14 @@ def price_feature(price_msat: float | None, best_msat: float | None) -> float:
 
 
 def load_feature(in_flight: int, most: int) -> float:
-    """Give how much room a provider has; without a limit of its own it loses half at sixteen jobs."""
+    """Return how much room a provider has; without a limit of its own it loses half at sixteen jobs."""
     if most:
         return max(0.0, 1.0 - in_flight / most)
     return 1.0 / (1.0 + in_flight / 16.0)
 
 
 def fit_feature(params_b: float | None, size: str) -> float:
-    """Tell how well a model's size (billions of parameters) suits the size that is preferred."""
+    """Return how well a model's size (billions of parameters) suits the size that is preferred."""
     if not params_b:
         return _UNKNOWN_FIT
     if size == "small":
@@ -90,7 +90,7 @@ def fit_feature(params_b: float | None, size: str) -> float:
 
 
 def affordable(prices: Sequence[float | None], best: int) -> list[bool]:
-    """Tell of each candidate whether it may be tried instead of the best; an unknown price is seen before it is paid."""
+    """Return for each candidate whether it may be tried instead of the best; an unknown price is seen before it is paid."""
     limit = prices[best]
     if limit is None:
         return [True] * len(prices)
@@ -260,7 +260,7 @@ class QuoteComparison:
         return next(others, None)
 
     def is_as_expected(self, asked: Mapping[int, int]) -> bool:
-        """Tell whether the quotes say nothing that the choice was not made by."""
+        """Return whether the quotes are no surprise to the choice."""
         return not any(self._is_surprising(place, msat) for place, msat in asked.items())
 
     def best(self, asked: Mapping[int, int]) -> int:

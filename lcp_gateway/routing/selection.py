@@ -148,12 +148,12 @@ class Selector:
         document = self._adapters.parse(task.body)
         unfit_for_chat = self._unfit_for_chat(task)
         try:
-            wish = parse_preferences(self._registry.resolve(task.model), offers.capabilities)
+            preferences = parse_preferences(self._registry.resolve(task.model), offers.capabilities)
             return self._auto.decide(
                 offers,
                 task.kind,
                 answer_mode(task),
-                wish,
+                preferences,
                 requirements_of(task.kind, document, len(task.body)),
                 self._draw(),
                 size=request_size(task),
@@ -317,7 +317,7 @@ class _NamedComparison(QuoteComparison):
 
 
 class _AutoComparison(QuoteComparison):
-    """Compares the quotes of ``auto``'s candidates, and says what became of the choice."""
+    """Compares the quotes of ``auto``'s candidates, and reports the choice."""
 
     def __init__(
         self,
@@ -331,7 +331,7 @@ class _AutoComparison(QuoteComparison):
         self._on_choice = on_choice
 
     def taken(self, place: int, asked: Mapping[int, int]) -> Mapping[str, object] | None:
-        """Return what the client is told: by the prices that were asked."""
+        """Return the account for the client, by the prices that were asked."""
         considered = self._decision.considered
         weighed = considered if self.is_as_expected(asked) else self.weighed(asked)
         by_provider = {
@@ -342,7 +342,7 @@ class _AutoComparison(QuoteComparison):
 
 
 def _told(decision: Decision, scored: Scored, among: Sequence[Scored]) -> dict[str, object]:
-    """Return what the client is told of a choice."""
+    """Return the account of a choice for the client."""
     provider = scored.entry.provider
     where = (
         {"source": ProviderSource.NODE.value, "node": provider.node_name}
@@ -391,7 +391,7 @@ def named_explanation(
 
 
 def _described(scored: Scored, reason: str) -> Mapping[str, object]:
-    provider, told = scored.entry.provider, scored.view.told()
+    provider, measured = scored.entry.provider, scored.view.measured()
     known_msat = scored.known_msat
     return {
         "source": provider.source.value,
@@ -401,6 +401,6 @@ def _described(scored: Scored, reason: str) -> Mapping[str, object]:
         "reason": reason,
         "features": {name: round(value, 4) for name, value in scored.features._asdict().items()},
         "price_msat": None if known_msat is None else round(known_msat),
-        "first_byte_s": told.first_byte_s,
-        "tokens_per_s": told.tokens_per_s,
+        "first_byte_s": measured.first_byte_s,
+        "tokens_per_s": measured.tokens_per_s,
     }
