@@ -129,6 +129,17 @@ def rewrite_object(body: bytes, changes: Mapping[str, bytes | None]) -> bytes:
     return b"{" + b",".join(parts) + b"}"
 
 
+def with_changes(document: bytes, changes: Mapping[str, object]) -> bytes:
+    """Rewrite a JSON object with other values, given as Python values, for some members.
+
+    Raises:
+        ValueError: the document is not an object, or a value is nested too deeply.
+    """
+    if not changes:
+        return document
+    return rewrite_object(document, {key: dump_json(value) for key, value in changes.items()})
+
+
 def _deep_end(body: bytes, start: int) -> int:
     """Return the end of the container that begins at ``start``."""
     if not body.startswith((b"{", b"["), start):

@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from lcp_gateway.adapters.json_bytes import object_or_none, parse_json
-from lcp_gateway.adapters.sse import MAX_EVENT_BYTES, Event, EventReader, read_fields
+from lcp_gateway.adapters.sse import (
+    MAX_EVENT_BYTES,
+    Event,
+    EventReader,
+    is_uncompressed,
+    read_fields,
+)
 
 
 class Form(enum.StrEnum):
@@ -67,11 +73,6 @@ _LISTS = {
 }
 # A larger document is not parsed: that would block the event loop, and no error is that long.
 _MAX_PARSED_BYTES = 1024 * 1024
-
-
-def is_readable(content_encoding: str) -> bool:
-    """Return whether the bytes of a result can be read; a compressed one is not decompressed."""
-    return content_encoding.strip().lower() in {"", "identity"}
 
 
 def judge_document(form: Form, body: bytes) -> Judgement:
@@ -138,7 +139,7 @@ class StreamJudge:
         """``request`` is the body of the request, which determines the number of choices."""
         self._form = form
         self._request = request
-        self._readable = is_readable(content_encoding)
+        self._readable = is_uncompressed(content_encoding)
         self._wants_usage = wants_usage
         self._has_choices = form is not Form.RESPONSES
         # In addition to the two of every form.

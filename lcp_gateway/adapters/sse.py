@@ -247,6 +247,16 @@ def is_event_stream(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == "text/event-stream"
 
 
+def is_uncompressed(content_encoding: str) -> bool:
+    """Return whether a result's bytes can be read as they are; a compressed one is not decompressed."""
+    return content_encoding.strip().lower() in {"", "identity"}
+
+
+def is_readable_stream(content_type: str, content_encoding: str) -> bool:
+    """Return whether a result is a stream whose events can be read."""
+    return is_event_stream(content_type) and is_uncompressed(content_encoding)
+
+
 def ends_event(tail: bytes) -> bool:
     """Return whether a stream that ends with ``tail`` (four bytes do) is between two events."""
     return tail.endswith(_EVENT_ENDS)

@@ -1,4 +1,4 @@
-"""Responses that are worked on in the background: what a client is shown of one while it runs, and when it came to nothing."""
+"""Background jobs: the response object of one that runs, or that ended without a result."""
 
 import enum
 from collections.abc import Mapping
@@ -36,31 +36,31 @@ _SHOWN = (
 
 
 class BackgroundRecord(Protocol):
-    """A job that this process does not run; ``elsewhere`` says that another one does."""
+    """A job that this process does not run: it runs in another one (``elsewhere``), or was lost in a restart."""
 
     @property
     def model(self) -> str:
-        """What was asked for."""
+        """The model that was asked for."""
         ...
 
     @property
     def created_at(self) -> datetime:
-        """When it was begun."""
+        """The time of its start."""
         ...
 
     @property
     def elsewhere(self) -> bool:
-        """Whether another process works on it."""
+        """Whether another process runs it."""
         ...
 
     @property
     def money(self) -> Mapping[str, object]:
-        """What became of its purchase: ``payment``, and for what."""
+        """The facts of its purchase: ``payment``, and its price where there is one."""
         ...
 
 
 class BackgroundRepository(Protocol):
-    """Where running jobs are written down, so that a restart does not forget them."""
+    """Where running jobs are recorded, so that they survive a restart."""
 
     async def record(
         self,
@@ -71,24 +71,24 @@ class BackgroundRepository(Protocol):
         at: datetime,
         repeat: RepeatIdentity | None = None,
     ) -> None:
-        """Write a job down; durable when this returns.
+        """Record a job; durable when this returns.
 
         Raises:
-            RequestRepeated: its request was bought before; nothing was written.
+            RequestRepeated: its request was bought before; nothing was recorded.
         """
         ...
 
     async def forget(self, job_id: str) -> None:
-        """Forget one that has ended."""
+        """Delete the record of a job that has ended."""
         ...
 
     async def find(self, job_id: str, key_id: str) -> BackgroundRecord | None:
-        """Give one of a credential."""
+        """Return the record of a credential's job."""
         ...
 
 
 class ResponseStatus(enum.StrEnum):
-    """Where it stands, in OpenAI's words."""
+    """The status of a response, in OpenAI's words."""
 
     QUEUED = "queued"
     IN_PROGRESS = "in_progress"
@@ -98,20 +98,21 @@ class ResponseStatus(enum.StrEnum):
 
 
 FINAL_STATUSES = frozenset({"completed", "incomplete", "failed", "cancelled"})
-"""The statuses of a response that will not change; the second is a provider's alone."""
+"""The statuses that do not change any more; ``incomplete`` is a provider's only."""
 
 
 def echoed_fields(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give what a response object repeats of its request; what was said is not among it, but for the instructions."""
+    """Return the members of a request that its response object repeats: of the conversation the instructions only."""
     return {name: document[name] for name in _SHOWN if name in document}
 
 
 @dataclass(slots=True, eq=False)
 class BackgroundJob:
-    """One that runs, or has run. ``request`` is what is shown of what was asked for (``shown_of``).
+    """A job that runs, or has run. ``request`` are the request's ``echoed_fields``.
 
-    ``inputs`` are the segments of all that leads to it; times are seconds since 1970. ``opening`` is the event that its stream
-    begins with, ``attended`` says that somebody waits for its end, ``problem`` what became of an answer that came and could not be kept.
+    ``inputs`` are the segments of the conversation before it; times are seconds since 1970. ``opening`` is the event that
+    its stream begins with, ``attended`` says that a task waits for its end, ``problem`` is the error of an answer that came
+    and could not be stored.
     """
 
     id: str
@@ -128,12 +129,12 @@ class BackgroundJob:
 
     @property
     def error(self) -> Exception | None:
-        """What it came to instead of a result."""
+        """The error in place of a result."""
         return self.problem or self.answer.error
 
     @property
     def status(self) -> ResponseStatus:
-        """Where it stands."""
+        """The status now."""
         answer = self.answer
         if answer.ended:
             if self.error is None:
@@ -145,7 +146,7 @@ class BackgroundJob:
 
     @property
     def changes(self) -> Mapping[str, object]:
-        """The members of its result for which the gateway answers."""
+        """The members of its result that the gateway sets."""
         return {
             "background": True,
             "previous_response_id": self.request.get("previous_response_id"),
@@ -157,15 +158,15 @@ class BackgroundJob:
         error: Mapping[str, object] | None = None,
         money: Mapping[str, object] | None = None,
     ) -> bytes:
-        """Give the response object that says so. ``error`` has ``code`` and ``message``; ``money`` goes out as ``lcp``."""
+        """Return the response object. ``error`` has ``code`` and ``message``; ``money`` is shown as ``lcp``."""
         try:
             return self._document(self.request, error, money)
-        except RecursionError:
-            # What was asked for is nested deeper than can be written, so it is left out.
+        except ValueError:
+            # The request is nested too deeply to be written, so it is left out.
             return self._document({}, error, money)
 
-    def let_go(self) -> None:
-        """Let go of what is not needed after its end: repeats of its request may find it for a day."""
+    def release(self) -> None:
+        """Drop the data that an ended job does not need: repeats of its request may find it for a day."""
         self.inputs = ()
         self.opening = b""
         self.request = {"previous_response_id": self.request.get("previous_response_id")}
@@ -199,7 +200,7 @@ def response_object(
     error: Mapping[str, object] | None = None,
     money: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
-    """Give the response object of a job without a result; what was asked for stands in it as OpenAI has it."""
+    """Return the response object of a job without a result, with the echoed fields as OpenAI has them."""
     shown: dict[str, object] = {
         "id": response_id,
         "object": "response",

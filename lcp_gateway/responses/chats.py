@@ -1,27 +1,27 @@
-"""Chat completions: put together from the chunks of a stream, matched against a filter, listed message by message."""
+"""Chat completions: assembled from the chunks of a stream, and listed message by message."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeGuard
+from typing import Any, TypeGuard
 
-# What has to be there but for a stream's own use, and is not part of the completion.
+# Members for the stream's own use, which are not part of the completion.
 _STREAM_ONLY = frozenset({"object", "choices", "obfuscation"})
 # Every chunk repeats these.
 _HEAD = ("id", "created", "model")
-# Said once, whole; some servers repeat it, or send it empty later.
+# Sent once, whole; some servers repeat it, or send it empty later.
 _ONCE = frozenset({"role", "id", "type"})
-# Said once as well, but nobody promises that it comes in one piece.
+# Sent once as well, but it may come in pieces.
 _NAME = "name"
 _CALLS = "tool_calls"
-# The objects that come in pieces; of any other the last one counts.
+# Objects that come in pieces; of any other the last one counts.
 _IN_PIECES = frozenset({"function", "custom", "function_call", "audio"})
-# A message has tool calls, those have a function, and that has nothing more that comes in pieces.
+# A message has tool calls, those have a function, and its members do not come in pieces.
 _MESSAGE_DEPTH = 2
 _MAX_CHOICES = 1024
 _MAX_IN_PIECES = 4096
 
 
 class ChatAssembly:
-    """Takes the chunks of a streamed chat completion and gives the completion. Time and memory grow with the chunks."""
+    """Assembles a chat completion from the chunks of its stream, in time and memory proportional to them."""
 
     def __init__(self) -> None:
         self._head: dict[str, Any] = {}
@@ -30,7 +30,7 @@ class ChatAssembly:
         self.begun = False
 
     def add(self, chunk: Mapping[str, Any]) -> None:
-        """Take the next event's object; one without choices is no chunk and is passed over.
+        """Add the next event's object; one without choices is not a chunk, and is ignored.
 
         Raises:
             ValueError: there are more than 1,024 choices, or more than 4,096 objects in pieces in one list.
@@ -51,7 +51,7 @@ class ChatAssembly:
                 self._choice(place).add(choice)
 
     def document(self) -> dict[str, Any]:
-        """Give the completion so far."""
+        """Return the completion so far."""
         choices = [self._choices[index].document(index) for index in sorted(self._choices)]
         return {**self._head, "object": "chat.completion", "choices": choices, **self._others}
 
@@ -72,7 +72,7 @@ class _Choice:
 
     def add(self, choice: Mapping[str, Any]) -> None:
         for key, value in choice.items():
-            # A server that streams in name only sends the whole message in one event.
+            # Some servers send the whole message in one event.
             if key in {"delta", "message"}:
                 if isinstance(value, dict):
                     self._message.add(value)
@@ -96,7 +96,7 @@ class _Pieces:
     """An object whose members come in pieces: texts and lists follow one another, of other values the last counts."""
 
     def __init__(self, depth: int) -> None:
-        """``depth`` is how far down there are objects in pieces."""
+        """``depth`` is how many levels down objects come in pieces."""
         self._depth = depth
         self._members: dict[str, Any] = {}
 
@@ -124,7 +124,7 @@ class _Pieces:
 
     @property
     def id(self) -> str | None:
-        """The id that one of the pieces gave."""
+        """The id in one of the pieces."""
         found = self._members.get("id")
         return found if isinstance(found, str) and found else None
 
@@ -150,7 +150,7 @@ class _Text:
 class _List:
     """A list that grows; objects with the same index in it are pieces of one.
 
-    Of calls some servers give all the index 0: there another id begins another call.
+    Some servers give all calls the index 0: there another id begins another call.
     """
 
     def __init__(self, depth: int, *, is_calls: bool) -> None:
@@ -158,7 +158,7 @@ class _List:
         self._is_calls = is_calls and depth > 0
         self._entries: list[Any] = []
         self._indexed: dict[int, list[_Pieces]] = {}
-        # The one that a piece without an id belongs to, and those that have one.
+        # The entry that a piece without an id belongs to, and the entries with one.
         self._last: dict[int, _Pieces] = {}
         self._named: dict[tuple[int, str], _Pieces] = {}
         self._count = 0
@@ -178,12 +178,12 @@ class _List:
         if self._is_calls:
             for call in wholes:
                 if isinstance(call, dict):
-                    # It numbers the pieces, and no completion has it.
+                    # It numbers the pieces, and is not part of a completion.
                     call.pop("index", None)
         return wholes
 
     def _entry(self, value: Mapping[str, Any]) -> _Pieces | None:
-        """Find what a value is a piece of; None where it is one of its own and whole."""
+        """Return the entry that a value is a piece of; None where the value is whole."""
         index = value.get("index")
         if _is_integer(index):
             return self._at(index, value.get("id") if self._is_calls else None)
@@ -216,7 +216,7 @@ class _List:
 
 
 def _put_last(members: dict[str, Any], key: str, value: object) -> None:
-    """Put in a value that takes the place of the one before, unless it is null."""
+    """Replace a value, unless the new one is null."""
     if value is not None:
         members[key] = value
     else:
@@ -227,44 +227,15 @@ def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-class Described(Protocol):
-    """What is known of a stored chat completion without reading it."""
-
-    @property
-    def model(self) -> str:
-        """The model it was asked of."""
-        ...
-
-    @property
-    def bought_model(self) -> str:
-        """The model that answered."""
-        ...
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """What its client attached to it."""
-        ...
-
-
-def matches(chat: Described, *, model: str | None, metadata: Mapping[str, str]) -> bool:
-    """Tell whether a chat completion is of a model (None: of any) and has all pairs of the metadata asked for.
-
-    The model is the one that was asked for, which may be an alias, or the one that was bought.
-    """
-    if model not in {None, chat.model, chat.bought_model}:
-        return False
-    return all(chat.metadata.get(key) == value for key, value in metadata.items())
-
-
 def message_object(message: object, completion_id: str, place: int) -> dict[str, Any]:
-    """Give one message in the form that it is listed in: with an id of its own, and its parts beside its content."""
+    """Return a message in the form of OpenAI's list: with an id of its own, and its parts beside its content."""
     if not isinstance(message, dict):
         return {"id": _own_id(completion_id, place), "role": None, "content": None}
     return message | _added(message, completion_id, place)
 
 
 def _added(message: Mapping[str, Any], completion_id: str, place: int) -> dict[str, Any]:
-    """Give the members that a message as it was sent lacks, or has in another form."""
+    """Return the members that the listed form has in addition, or in another form."""
     added: dict[str, Any] = {}
     given = message.get("id")
     if not isinstance(given, str) or not given:

@@ -1,7 +1,6 @@
-"""What a provider sent, whole or as a stream of events, read as the one document that it stands for.
+"""The document of a result: the response or chat completion in a provider's bytes, whole or streamed, and its id.
 
-The bytes come from strangers: whatever they are, reading them takes time in proportion to their length and gives a
-document or a ValueError.
+Providers are not trusted: any bytes are read in time proportional to their length, and give a document or a ValueError.
 """
 
 import re
@@ -20,37 +19,37 @@ from lcp_gateway.responses.chats import ChatAssembly
 
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _ITEM_DONE = "response.output_item.done"
-# Printable ASCII without the slash: it stands in paths.
-_SANE_ID = re.compile(r"[!-.0-~]{1,256}")
+# Printable ASCII without the slash, since an id is part of a path.
+_VALID_ID = re.compile(r"[!-.0-~]{1,256}")
 _PATH_DOTS = (".", "..")
-# The id stands in the first event; how far to look for it,
+# The id is in the first event. The bytes to read for it,
 _ID_BYTES = 256 * 1024
-# and how far where that event is so long itself, as one that repeats many tools is.
+# and the bytes where that event itself is so long, since it repeats many tools.
 _LONG_EVENT_BYTES = 4 * 1024 * 1024
 _STEP_BYTES = 2 * 1024
 
 
 def find_id(blocks: Iterable[bytes], stream: bool) -> str | None:
-    """Give the id of a response or a chat completion; None where there is none, or none that can stand in a path.
+    """Return the id of a response or a chat completion; None without one that can be part of a path.
 
-    Of a stream it looks at no more than the beginning, so it can be asked before the end has come.
+    Of a stream it reads only the beginning, so it can be called before the end has come.
     """
     if not stream:
-        return _sane_id(_id_in(object_or_none(b"".join(blocks))))
+        return _valid_id(_id_in(object_or_none(b"".join(blocks))))
     for event in _first_events(blocks):
         given = _id_in(object_or_none(event.data))
         if given is not None:
-            return _sane_id(given)
+            return _valid_id(given)
     return None
 
 
 def response_document(blocks: Sequence[bytes], stream: bool) -> bytes:
-    """Give the finished response as JSON, as it is written in the event that ends the stream.
+    """Return the finished response, as it is written in the event that ends the stream.
 
-    Its output, where that event leaves it out, is put together from the events of its items.
+    If that event has no output, it is assembled from the events of the items.
 
     Raises:
-        ValueError: it is no JSON object, or the stream has no such event.
+        ValueError: it is not a JSON object, or the stream has no such event.
     """
     if not stream:
         return _whole_object(blocks)
@@ -78,24 +77,24 @@ def response_document(blocks: Sequence[bytes], stream: bool) -> bytes:
 
 
 def response_output(document: bytes) -> bytes:
-    """Give what stands between the brackets of a response's output, as it is written; empty where it has none.
+    """Return the text between the brackets of a response's output; empty without output.
 
     Raises:
-        ValueError: the output is no array, or the document no object.
+        ValueError: the output is not an array, or the document not an object.
     """
     output = member_value(document, "output")
     if output is None or output == b"null":
         return b""
-    # It is put between the items of a request, so it must be what it seems to be.
+    # It is put between the items of a request, so it must be valid.
     array_elements(output)
     return output[1:-1].strip(b" \t\n\r")
 
 
 def chat_document(blocks: Sequence[bytes], stream: bool) -> bytes:
-    """Give the chat completion as JSON; of a stream, the one that its chunks make together.
+    """Return the chat completion; of a stream, the one that its chunks make together.
 
     Raises:
-        ValueError: it is no JSON object, or the stream has no chunk.
+        ValueError: it is not a JSON object, or the stream has no chunk.
     """
     if not stream:
         return _whole_object(blocks)
@@ -133,7 +132,7 @@ def _first_events(blocks: Iterable[bytes]) -> Iterable[Event]:
 
 
 def _kind(event: Event, value: dict[str, Any]) -> str:
-    """Tell an event's kind: what its data says, or else its name."""
+    """Return an event's type as its data has it, or else its name."""
     kind = value.get("type")
     return kind if isinstance(kind, str) else event.name
 
@@ -146,7 +145,7 @@ def _id_in(value: dict[str, Any] | None) -> str | None:
     return given if isinstance(given, str) else None
 
 
-def _sane_id(given: str | None) -> str | None:
-    if given is None or given in _PATH_DOTS or _SANE_ID.fullmatch(given) is None:
+def _valid_id(given: str | None) -> str | None:
+    if given is None or given in _PATH_DOTS or _VALID_ID.fullmatch(given) is None:
         return None
     return given

@@ -1,90 +1,77 @@
-"""Ids that the gateway gives to results without one, and how they get into a stream. They cannot be guessed."""
+"""Ids for results whose provider gave none, and their place in a stream. They are random, so they cannot be guessed."""
 
 import secrets
 from typing import Any
 
-from lcp_gateway.adapters.json_bytes import dump_json, member_value, object_or_none, rewrite_object
-from lcp_gateway.adapters.sse import Event, EventReader, may_hold_object
+from lcp_gateway.adapters.json_bytes import (
+    dump_json,
+    member_value,
+    object_or_none,
+    rewrite_object,
+    with_changes,
+)
+from lcp_gateway.adapters.sse import Event, StreamRewriter, may_hold_object
 from lcp_gateway.responses.documents import find_id
-from lcp_gateway.responses.replay import with_changes
 
 BACKGROUND_PREFIX = "resp_bg_"
-"""What the ids of background jobs begin with, whose clients are answered before any provider is."""
+"""Begins the ids of background jobs, whose clients get one before a provider is asked."""
 
 
 def new_response_id() -> str:
-    """Give an id for a response whose provider gave none."""
+    """Return an id for a response whose provider gave none."""
     return f"resp_{secrets.token_hex(24)}"
 
 
 def new_background_id() -> str:
-    """Give an id for a response that is worked on in the background."""
+    """Return an id for a background job."""
     return f"{BACKGROUND_PREFIX}{secrets.token_hex(24)}"
 
 
 def new_chat_id() -> str:
-    """Give an id for a chat completion whose provider gave none."""
+    """Return an id for a chat completion whose provider gave none."""
     return f"chatcmpl-{secrets.token_hex(24)}"
 
 
-# The first event is all that has to be read of most streams, and a fast one brings many at once.
+# Of most streams only the first event has to be parsed, and a chunk of a fast one holds many.
 _STEP_BYTES = 2_048
 
 
-class IdInjector:
-    """Passes a stream on; where its first event has no id that it can be found by, all of them get the given one.
+class IdInjector(StreamRewriter):
+    """Passes a stream on; if its first event has no usable id, all its events get the given one.
 
-    Whether they do is told from the same bytes as by ``response_id``, by which the result is stored. Holds on to one event.
+    ``find_id`` decides on the same bytes, so the id is the one that the result is stored by.
     """
 
     def __init__(self, given_id: str) -> None:
+        super().__init__()
         self._given_id = given_id
-        self._reader = EventReader()
-        self._is_wanted: bool | None = None
+        self._is_needed = False
 
     def feed(self, chunk: bytes) -> bytes:
-        """Give the events that are now whole; once none is to be changed, everything as it comes."""
-        if self._passes_all():
-            return chunk
-        passed = []
-        for start in range(0, len(chunk), _STEP_BYTES):
-            passed.append(self._passed(self._reader.feed(chunk[start : start + _STEP_BYTES])))
-            if self._passes_all():
-                passed.append(chunk[start + _STEP_BYTES :])
-                break
-        return b"".join(passed)
+        """Return the bytes that may go out now."""
+        return b"".join(
+            [
+                super(IdInjector, self).feed(chunk[start : start + _STEP_BYTES])
+                for start in range(0, len(chunk), _STEP_BYTES)
+            ]
+        )
 
-    def rest(self) -> bytes:
-        """Give what came after the last whole event, once there is no more to come."""
-        return self._rest()
-
-    def _passes_all(self) -> bool:
-        return self._is_wanted is False
-
-    def _passed(self, events: list[Event]) -> bytes:
-        passed = b"".join([self._changed(event) for event in events])
-        # Once all passes nothing is held back.
-        return passed + self._rest() if self._passes_all() else passed
-
-    def _rest(self) -> bytes:
-        return b"".join([event.raw for event in self._reader.rest()])
-
-    def _changed(self, event: Event) -> bytes:
-        if self._passes_all() or not may_hold_object(event):
-            return event.raw
-        value = object_or_none(event.data)
+    def rewrite(self, event: Event) -> bytes:
+        """Return an event with the id in its place for one."""
+        value = object_or_none(event.data) if may_hold_object(event) else None
         if value is None or not _has_place(value):
             return event.raw
-        if self._is_wanted is None:
-            self._is_wanted = find_id((event.text,), stream=True) is None
-            if not self._is_wanted:
+        if not self._is_needed:
+            self._is_needed = find_id((event.text,), stream=True) is None
+            if not self._is_needed:
+                self.pass_rest()
                 return event.raw
         data = _with_id(event.data, value, self._given_id)
         return event.raw if data is None else event.with_data(data)
 
 
 def _has_place(value: dict[str, Any]) -> bool:
-    """Tell whether an event is one that has an id: it holds a response, or is a chunk of a chat."""
+    """Return whether an event has an id: it holds a response, or is a chunk of a chat."""
     return isinstance(value.get("response"), dict) or isinstance(value.get("choices"), list)
 
 

@@ -1,4 +1,4 @@
-"""What is stored: a response or a chat completion, as the bytes that its provider sent, and what led to it."""
+"""A stored response or chat completion: the bytes that its provider sent, and the input that led to it."""
 
 import enum
 import json
@@ -6,15 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from lcp_gateway.adapters.json_bytes import dump_json
+from lcp_gateway.adapters.json_bytes import dump_json, with_changes
 from lcp_gateway.responses.documents import chat_document, response_document, response_output
-from lcp_gateway.responses.replay import with_changes
 
-_NOTHING = b"{}"
+_NO_METADATA = b"{}"
 
 
 class ItemKind(enum.StrEnum):
-    """The two families of stored things."""
+    """The kinds of stored objects."""
 
     RESPONSE = "response"
     CHAT = "chat"
@@ -22,13 +21,13 @@ class ItemKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One stored result.
+    """One stored result. Times are seconds since 1970.
 
-    ``blocks`` are the result's bytes, a stream's events where ``stream`` says so. ``inputs`` are the segments of all input
-    items that led to it, the earlier turns' among them; for a chat the one of its messages. ``model`` is what was asked for,
-    ``bought_model`` what answered. ``changes`` are members of the
-    document that the gateway answers for, as its id where that is not the provider's own. ``attached`` is the client's
-    metadata as JSON, which can be long and so is held as what is counted. ``opening`` is the event that its client got before those of the provider. Times are seconds since 1970.
+    ``blocks`` are the result's bytes, a stream's events if ``stream`` is set. ``inputs`` are the segments of all input items
+    that led to it, those of earlier turns included; for a chat the one of its messages. ``model`` was asked for,
+    ``bought_model`` answered. ``changes`` are members of the document that the gateway sets, such as an id of its own.
+    ``attached`` is the client's metadata as JSON, which can be long and so counts as bytes. ``opening`` is the event that
+    the client got before those of the provider.
     """
 
     kind: ItemKind
@@ -41,30 +40,39 @@ class Item:
     opening: bytes = field(default=b"", repr=False)
     inputs: tuple[bytes, ...] = field(default=(), repr=False)
     changes: Mapping[str, object] = field(default_factory=dict, repr=False)
-    attached: bytes = field(default=_NOTHING, repr=False)
+    attached: bytes = field(default=_NO_METADATA, repr=False)
     background: bool = False
     headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
 
     def segments(self) -> Iterator[bytes]:
-        """Give the byte strings that it holds on to; those of a conversation's earlier turns are shared."""
+        """Yield the byte strings that it keeps alive; those of a conversation's earlier turns are shared."""
         yield from self.inputs
         yield from self.blocks
         if self.opening:
             yield self.opening
-        if self.attached != _NOTHING:
+        if self.attached != _NO_METADATA:
             yield self.attached
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What its client attached to it."""
+        """The metadata that its client attached."""
         found: Mapping[str, str] = json.loads(self.attached)
         return found
 
+    def matches(self, *, model: str | None, metadata: Mapping[str, str]) -> bool:
+        """Return whether it is of a model (None: of any) and has all pairs of ``metadata``.
+
+        The model may be the one that was asked for, such as an alias, or the one that was bought.
+        """
+        if model not in {None, self.model, self.bought_model}:
+            return False
+        return self.metadata.items() >= metadata.items()
+
     def document(self) -> bytes:
-        """Give it as one JSON object.
+        """Return it as one JSON object.
 
         Raises:
-            ValueError: what its provider sent cannot be read.
+            ValueError: the provider's bytes cannot be read.
         """
         if self.kind is ItemKind.CHAT:
             document = chat_document(self.blocks, self.stream)
@@ -72,19 +80,19 @@ class Item:
         return with_changes(response_document(self.blocks, self.stream), self.changes)
 
     def context(self) -> tuple[bytes, ...]:
-        """Give the segments of everything that was said so far, for a next turn.
+        """Return the segments of the whole conversation so far, for a next turn.
 
         Raises:
-            ValueError: what its provider sent cannot be read.
+            ValueError: the provider's bytes cannot be read.
         """
         output = response_output(response_document(self.blocks, self.stream))
         return (*self.inputs, output) if output else self.inputs
 
     def with_metadata(self, metadata: Mapping[str, str]) -> "Item":
-        """Give it with other metadata."""
+        """Return a copy with other metadata."""
         return replace(self, attached=metadata_text(metadata))
 
 
 def metadata_text(metadata: Mapping[str, str]) -> bytes:
-    """Write metadata as an item holds it."""
-    return dump_json(dict(metadata)) if metadata else _NOTHING
+    """Return metadata as an item holds it."""
+    return dump_json(dict(metadata)) if metadata else _NO_METADATA

@@ -1,4 +1,4 @@
-"""Lists a page at a time, as OpenAI's clients turn them: ``limit``, ``order``, and the id after which to go on."""
+"""Pages of lists with OpenAI's parameters: ``limit``, ``order``, and the ids ``after`` and ``before``."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ _DIGITS = re.compile(r"[0-9]{1,9}")
 
 
 class InvalidPageQuery(Exception):
-    """A query that makes no sense; ``param`` names what in it."""
+    """A query with a wrong value; ``param`` names its parameter."""
 
     def __init__(self, message: str, param: str, code: str = "invalid_value") -> None:
         super().__init__(message)
@@ -26,7 +26,7 @@ class InvalidPageQuery(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """Which page is wanted. ``after`` and ``before`` are ids that stand right outside of it, in its order."""
+    """The page to return. ``after`` and ``before`` are the ids right outside of it, in its order."""
 
     limit: int
     order: SortOrder
@@ -36,7 +36,7 @@ class PageRequest:
 
 @dataclass(frozen=True, slots=True)
 class ListPage(Generic[T]):
-    """A page. The ids are of its first and its last item; ``has_more`` tells of more in the direction of turning."""
+    """A page, with the ids of its first and last item; ``has_more`` says that more follow in the direction of paging."""
 
     data: tuple[T, ...]
     first_id: str | None
@@ -51,10 +51,10 @@ def read_page(
     max_limit: int = MAX_LIMIT,
     default_limit: int = DEFAULT_LIMIT,
 ) -> PageRequest:
-    """Read what a query asks for. What is empty counts as not said.
+    """Read the parameters of a query. An empty one counts as missing.
 
     Raises:
-        BadPage: a limit or an order that there is not.
+        InvalidPageQuery: the limit or the order is not valid.
     """
     return PageRequest(
         limit=_limit(query.get("limit") or str(default_limit), max_limit),
@@ -65,21 +65,21 @@ def read_page(
 
 
 def select_page(items: Sequence[tuple[str, T]], request: PageRequest) -> ListPage[T]:
-    """Give a page of items with their ids, which come the oldest first.
+    """Return a page of items with their ids, which are given the oldest first.
 
-    With ``before`` alone it is the page that ends there, and ``has_more`` tells of more in front of it. Of an id that
-    stands several times the last counts for ``after``: whoever turns the pages comes to their end.
+    With ``before`` alone it is the page that ends there, and ``has_more`` is about those in front of it. Of a duplicate id
+    the last counts for ``after``, so that paging always ends.
 
     Raises:
-        BadPage: an id that is not among them.
+        InvalidPageQuery: the list has no such id.
     """
     ordered = items if request.order == "asc" else items[::-1]
     ids = [item_id for item_id, _ in ordered]
     start, end = 0, len(ordered)
     if request.after is not None:
-        start = len(ids) - _place(ids[::-1], request.after, "after")
+        start = len(ids) - _index(ids[::-1], request.after, "after")
     if request.before is not None:
-        end = _place(ids, request.before, "before")
+        end = _index(ids, request.before, "before")
     if request.after is None and request.before is not None:
         has_more = end > request.limit
         chosen = ordered[max(end - request.limit, 0) : end]
@@ -95,7 +95,7 @@ def select_page(items: Sequence[tuple[str, T]], request: PageRequest) -> ListPag
 
 
 def list_object(found: ListPage[T]) -> dict[str, object]:
-    """Give the list object that a client reads a page from."""
+    """Return a page as OpenAI's list object."""
     return {
         "object": "list",
         "data": list(found.data),
@@ -122,7 +122,7 @@ def _order(text: str) -> SortOrder:
             raise InvalidPageQuery("order must be asc or desc", "order")
 
 
-def _place(ids: Sequence[str], wanted: str, param: str) -> int:
+def _index(ids: Sequence[str], wanted: str, param: str) -> int:
     try:
         return ids.index(wanted)
     except ValueError:

@@ -1,10 +1,10 @@
-"""Keeps what was bought for those who will ask for it: when an answer ends well, and only then."""
+"""Records answers in the store, once they have come whole and without an error."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from lcp_gateway.adapters.sse import is_event_stream
+from lcp_gateway.adapters.sse import is_event_stream, is_uncompressed
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.result_buffer import ResultBuffer, ResultGone
 from lcp_gateway.responses.documents import find_id
@@ -13,15 +13,14 @@ from lcp_gateway.responses.items import Item, ItemKind, metadata_text
 from lcp_gateway.responses.store import ResponseStore
 
 _KINDS = {TaskKind.RESPONSES: ItemKind.RESPONSE, TaskKind.CHAT_COMPLETIONS: ItemKind.CHAT}
-_PLAIN = frozenset({"", "identity"})
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingPlan:
-    """What is to be kept of an answer. ``body`` is the request as the client sent it, ``earlier`` the turns before it.
+    """How an answer is recorded. ``body`` is the request as the client sent it, ``earlier`` the turns before it.
 
-    ``given_id`` is for a result that has none, and ``fixed_id`` for one that goes by this id whatever its own is.
-    ``opening`` is the event that its client got before those of the provider.
+    ``given_id`` is the id of a result that has none, ``fixed_id`` replaces any. ``opening`` is the event that the client got
+    before those of the provider.
     """
 
     owner: str
@@ -37,7 +36,7 @@ class RecordingPlan:
     headers: Callable[[ResultBuffer], Mapping[str, str]] = lambda _answer: {}
 
     def inputs(self) -> tuple[bytes, ...]:
-        """Give the segments of all that was said before the answer."""
+        """Return the segments of the conversation before the answer."""
         of_chat = self.kind is TaskKind.CHAT_COMPLETIONS
         segment = messages_segment(self.body) if of_chat else input_segment(self.body)
         return (*self.earlier, segment) if segment else self.earlier
@@ -53,19 +52,19 @@ class Recorder:
         now: Callable[[], float],
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        """``now`` gives seconds since 1970; ``on_lost`` hears of an answer that could not be kept."""
+        """``now`` returns seconds since 1970; ``on_lost`` is called for an answer that could not be stored."""
         self._store = store
         self._now = now
         self._on_lost = on_lost
 
-    def keep(self, answer: ResultBuffer, plan: RecordingPlan) -> None:
-        """Keep an answer once it has come whole. Takes references to its bytes: no stream waits for it."""
+    def record(self, answer: ResultBuffer, plan: RecordingPlan) -> None:
+        """Record an answer once it has come whole. Takes references to its bytes: no stream waits for it."""
         answer.when_ended(partial(self._ended, plan))
 
     def item(self, answer: ResultBuffer, plan: RecordingPlan) -> Item | None:
-        """Give what is kept of an answer that has come whole; None where it is no longer held, or has no id."""
+        """Return the item for an answer that has come whole; None where its bytes are gone, or it has no id."""
         head, purchase = answer.head, answer.purchase
-        if head is None or head.content_encoding.strip().lower() not in _PLAIN:
+        if head is None or not is_uncompressed(head.content_encoding):
             return None
         try:
             blocks = answer.blocks()
@@ -88,7 +87,7 @@ class Recorder:
             created_at=int(self._now()),
             model=plan.model,
             bought_model=purchase.order.task.model if purchase is not None else plan.model,
-            # One string instead of many small ones, each of which would cost more than it holds.
+            # One string, since the overhead of many small ones would be larger than their bytes.
             blocks=(b"".join(blocks),),
             stream=stream,
             opening=plan.opening if stream else b"",

@@ -1,4 +1,4 @@
-"""The events of a stored response: those that came, under the id that its client knows, or those that it amounts to."""
+"""The events of a stored response: those of its stream, under the id that its client knows, or equivalent ones."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -10,11 +10,12 @@ from lcp_gateway.adapters.json_bytes import (
     member_value,
     object_or_none,
     rewrite_object,
+    with_changes,
 )
-from lcp_gateway.adapters.sse import Event, EventReader, is_event_stream, may_hold_object
+from lcp_gateway.adapters.sse import Event, StreamRewriter, may_hold_object
 
 _STARTED = b'"in_progress"'
-# How an item looks before anything of it has come; only what it has is made empty.
+# The members of an item that are empty when it begins; only members that it has are emptied.
 _EMPTY: Mapping[str, Mapping[str, bytes]] = {
     "message": {"status": _STARTED, "content": b"[]"},
     "reasoning": {"status": _STARTED, "summary": b"[]", "content": b"[]"},
@@ -27,27 +28,27 @@ _EMPTY_PART: Mapping[str, bytes] = {
     "annotations": b"[]",
     "logprobs": b"[]",
 }
-# The member of a part that has its text, and what the events of that text are called.
+# The member of a part that has its text, and the names of that text's events.
 _PART_TEXTS = {
     "output_text": ("text", "response.output_text"),
     "refusal": ("refusal", "response.refusal"),
     "reasoning_text": ("text", "response.reasoning_text"),
 }
-# The same of items that have no parts.
+# The same for items without parts.
 _ITEM_TEXTS = {
     "function_call": ("arguments", "response.function_call_arguments"),
     "custom_tool_call": ("input", "response.custom_tool_call_input"),
 }
 _SUMMARY_TEXT = "response.reasoning_summary_text"
 _NO_TEXT = b'""'
-_NOTHING: Mapping[str, bytes] = MappingProxyType({})
-# An id stands in every event of its item.
+_NO_MEMBERS: Mapping[str, bytes] = MappingProxyType({})
+# Every event of an item repeats its id.
 _MAX_ID_CHARS = 256
 _ONE_LINE = bytes.maketrans(b"\r\n", b"  ")
 
 
 class EventWriter:
-    """Writes events with numbers from ``first`` on."""
+    """Writes events, numbered from ``first`` on."""
 
     def __init__(self, first: int = 0) -> None:
         self._first = first
@@ -67,16 +68,16 @@ class EventWriter:
         return len(self._events)
 
     def cut_to(self, length: int) -> None:
-        """Take back all events but the first so many."""
+        """Drop all events but the first so many."""
         del self._events[length:]
 
     def text(self) -> bytes:
-        """Give all events."""
+        """Return all events."""
         return b"".join(self._events)
 
 
 def count_parts(items: list[Any]) -> int:
-    """Count what output items are made of; each piece has events of its own."""
+    """Count the parts of output items; each has events of its own."""
     count = 0
     for item in items:
         parts = _listed(item, "content")
@@ -86,10 +87,10 @@ def count_parts(items: list[Any]) -> int:
 
 
 def write_item(out: EventWriter, index: int, item: Mapping[str, Any], raw: bytes) -> None:
-    """Write the events of one output item: ``item`` as it is read, ``raw`` as it is written.
+    """Write the events of one output item: ``item`` parsed, ``raw`` as it is written.
 
     Raises:
-        ValueError: ``raw`` is no such item.
+        ValueError: ``raw`` is not that item.
     """
     kind = str(item.get("type"))
     place = {"item_id": _item_id(item), "output_index": b"%d" % index}
@@ -155,7 +156,7 @@ def _write_delta(
     events: str,
     place: Mapping[str, bytes],
     text: bytes | None,
-    more: Mapping[str, bytes] = _NOTHING,
+    more: Mapping[str, bytes] = _NO_MEMBERS,
 ) -> None:
     if text is not None and text != _NO_TEXT:
         out.add(f"{events}.delta", {**place, "delta": text, **more})
@@ -167,21 +168,21 @@ def _write_done(
     place: Mapping[str, bytes],
     key: str,
     text: bytes | None,
-    more: Mapping[str, bytes] = _NOTHING,
+    more: Mapping[str, bytes] = _NO_MEMBERS,
 ) -> None:
     if text is not None:
         out.add(f"{events}.done", {**place, key: text, **more})
 
 
 def _text(holder: Mapping[str, Any], raw: bytes, key: str) -> bytes | None:
-    """Give a text as it is written; None where it is none."""
+    """Return a text as it is written; None where it is not a string."""
     return member_value(raw, key) if isinstance(holder.get(key), str) else None
 
 
 def _parts(
     holder: Mapping[str, Any], raw: bytes, key: str
 ) -> list[tuple[Mapping[str, Any], bytes]]:
-    """Give the objects in a list, each as it is read and as it is written."""
+    """Return the objects in a list, each parsed and as it is written."""
     values = _listed(holder, key)
     written = array_elements(member_value(raw, key) or b"") if values else []
     return [
@@ -201,7 +202,7 @@ def _without(raw: bytes, holder: Mapping[str, Any], empty: Mapping[str, bytes]) 
 
 
 def _item_id(item: Mapping[str, Any]) -> bytes:
-    """Give an item's id; every event names one, so it is empty where the item has none."""
+    """Return an item's id as JSON; empty without one, since every event names an id."""
     given = item.get("id")
     return dump_json(given) if isinstance(given, str) and len(given) <= _MAX_ID_CHARS else _NO_TEXT
 
@@ -211,12 +212,11 @@ def _listed(holder: object, key: str) -> list[Any]:
     return values if isinstance(values, list) else []
 
 
-_NOT_ENCODED = ("", "identity")
 _QUEUED, _IN_PROGRESS = "queued", "in_progress"
-# What a response that begins does not know yet.
+# The members that a response gets at its end.
 _AT_END = ("completed_at", "error", "incomplete_details", "usage")
-# No event tells of a cancellation. Of those that end a stream, and that every client knows, this one is no lie; the
-# status in it says which kind of failure it was.
+# OpenAI has no event for a cancellation. Of the events that end a stream in every client this one is true; the status in it
+# says that it was cancelled.
 _ENDS = {
     "incomplete": "response.incomplete",
     "failed": "response.failed",
@@ -224,34 +224,18 @@ _ENDS = {
 }
 _CREATED = "response.created"
 _COMPLETED = "response.completed"
-# Each part takes half a dozen events, so many small ones would become much larger than they are. Then the event at the end,
-# which has them all, has to do.
-_MAX_PIECES = 4096
-# A number that no language takes for another.
+# Each part takes half a dozen events, so many small parts would become much larger. Then the event at the end, which has
+# them all, must do.
+_MAX_PARTS = 4096
+# All languages hold integers up to this exactly.
 _MAX_NUMBER = 2**53
 
 
-def with_changes(document: bytes, changes: Mapping[str, object]) -> bytes:
-    """Give a document with other values for some members; all others keep their bytes.
+class ReplayedStream(StreamRewriter):
+    """Passes a response's stream on with changes that are the same on every replay.
 
-    Raises:
-        ValueError: it is no JSON object.
-    """
-    if not changes:
-        return document
-    return rewrite_object(document, {key: dump_json(value) for key, value in changes.items()})
-
-
-def is_readable(content_type: str, content_encoding: str) -> bool:
-    """Tell from a result's head whether it is a stream whose events can be read."""
-    return is_event_stream(content_type) and content_encoding.strip().lower() in _NOT_ENCODED
-
-
-class EventRewriter:
-    """Passes a response's stream on with some changes, which are the same whenever it is passed on again.
-
-    Response objects in it get other members; events without a number get one; events up to a number are left out. All else
-    passes as it came, also what cannot be read. It holds on to one event.
+    Response objects get other members, events without a number get one, and events up to a number are left out. All other
+    events pass as they are, also unreadable ones.
     """
 
     def __init__(
@@ -259,33 +243,24 @@ class EventRewriter:
     ) -> None:
         """``changes`` are members of the response; ``starting_after`` is the number of the last event to leave out.
 
-        ``is_open`` says that the event with the number 0, ``opening``, goes before the stream: its own ``response.created``
-        is then left out, and where it does not begin with one, all its numbers are one higher.
+        ``is_open`` says that the event with the number 0, ``opening``, went before the stream: the stream's own
+        ``response.created`` is then left out, and without one all its numbers are one higher.
         """
+        super().__init__()
         self._changes = changes
         self._starting_after = starting_after
-        self._reader = EventReader()
         self._last = 0 if is_open else -1
         self._expects_created = is_open
         self._shift = 0
 
     @property
     def last(self) -> int:
-        """The highest number of an event so far, of those that are left out too."""
+        """The highest number of an event so far, including those that were left out."""
         return max(self._last, self._starting_after)
 
-    def feed(self, chunk: bytes) -> bytes:
-        """Give the events that are now whole."""
-        return b"".join([self._passed(event) for event in self._reader.feed(chunk)])
-
-    def rest(self) -> bytes:
-        """Give what came after the last whole event, once there is no more to come."""
-        return b"".join([event.raw for event in self._reader.rest()])
-
-    def _passed(self, event: Event) -> bytes:
-        if not may_hold_object(event):
-            return event.raw
-        value = object_or_none(event.data)
+    def rewrite(self, event: Event) -> bytes:
+        """Return an event with its number and the changes, or nothing where it is left out."""
+        value = object_or_none(event.data) if may_hold_object(event) else None
         if value is None:
             return event.raw
         if self._expects_created:
@@ -306,7 +281,7 @@ class EventRewriter:
         return event.with_data(rewrite_object(event.data, changes)) if changes else event.raw
 
     def _numbered(self, value: Mapping[str, Any]) -> tuple[int, bool]:
-        """Give an event's number, its own or the one after the last, and whether it is new."""
+        """Return an event's number, its own or the one after the last, and whether it must be written."""
         own = value.get("sequence_number")
         if isinstance(own, int) and not isinstance(own, bool) and abs(own) < _MAX_NUMBER:
             number = own + self._shift
@@ -317,19 +292,19 @@ class EventRewriter:
 
 
 def opening_event(document: bytes) -> bytes:
-    """Give the event that opens a stream before its provider has sent anything: a response as it stands at first."""
+    """Return the event that opens a stream before its provider has sent any: the queued response."""
     out = EventWriter()
     out.add(_CREATED, {"response": document})
     return out.text()
 
 
 def to_events(document: bytes) -> bytes:
-    """Give a response that was not streamed as the stream that it would have been, each text in one piece.
+    """Return the events of a response that was not streamed, each text in one delta.
 
-    One that has not ended yet gets the events of its beginning only.
+    A response that has not ended gets the events of its beginning only.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: it is not a JSON object.
     """
     response = object_or_none(document)
     if response is None:
@@ -343,18 +318,18 @@ def to_events(document: bytes) -> bytes:
     begun = _begun(response, document)
     out.add(_CREATED, {"response": begun})
     out.add("response.in_progress", {"response": begun})
-    told = out.length
+    begun_length = out.length
     try:
         _write_items(out, response.get("output"), document)
     except ValueError:
-        # Nested too deeply to be taken apart: the event at the end has them all.
-        out.cut_to(told)
+        # Nested too deeply to be split: the event at the end has all items.
+        out.cut_to(begun_length)
     out.add(_end_of(status), {"response": document})
     return out.text()
 
 
 def _write_items(out: EventWriter, items: object, document: bytes) -> None:
-    if not isinstance(items, list) or count_parts(items) > _MAX_PIECES:
+    if not isinstance(items, list) or count_parts(items) > _MAX_PARTS:
         return
     written = array_elements(member_value(document, "output") or b"")
     for index, (item, raw) in enumerate(zip(items, written, strict=True)):
@@ -363,10 +338,10 @@ def _write_items(out: EventWriter, items: object, document: bytes) -> None:
 
 
 def end_event(document: bytes, number: int) -> bytes:
-    """Give the event alone that ends the stream of a response, under a number.
+    """Return the one event that ends the stream of a response, with a number.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: it is not a JSON object.
     """
     response = object_or_none(document)
     if response is None:
@@ -377,7 +352,7 @@ def end_event(document: bytes, number: int) -> bytes:
 
 
 def _begun(response: Mapping[str, Any], document: bytes) -> bytes:
-    """Give a finished response as it was at its beginning."""
+    """Return a finished response as it was at its beginning."""
     changes: dict[str, bytes | None] = {"status": dump_json(_IN_PROGRESS), "output": b"[]"}
     changes |= {key: b"null" for key in _AT_END if key in response}
     return rewrite_object(document, changes)

@@ -1,4 +1,4 @@
-"""What a request asks the gateway itself to keep and to do: store, chain, work in the background."""
+"""The options of a request that the gateway itself serves: store, chain, background, metadata."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ _MAX_VALUE_CHARS = 512
 
 
 class InvalidOption(Exception):
-    """The request asks for something that makes no sense; ``param`` names the field."""
+    """An option has a wrong type or value, or contradicts another; ``param`` names the field."""
 
     def __init__(self, message: str, param: str, code: str = "invalid_value") -> None:
         super().__init__(message)
@@ -25,10 +25,10 @@ class InvalidOption(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """What a request asks for. ``insists`` says that storing was asked for in so many words, and is no default."""
+    """The options of a request. ``stores_explicitly`` says that the client asked for storing, and not by default."""
 
     store: bool = False
-    insists: bool = False
+    stores_explicitly: bool = False
     background: bool = False
     previous_response_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -38,27 +38,29 @@ NO_OPTIONS = RequestOptions()
 
 
 def read_options(kind: TaskKind, document: Mapping[str, Any]) -> RequestOptions:
-    """Read them from a request. As with OpenAI a response is stored unless it says no, a chat completion if it says yes.
+    """Read the options. As with OpenAI a response is stored by default, a chat completion with ``store: true`` only.
 
     Raises:
-        BadWish: a field is of the wrong type, or two contradict one another.
+        InvalidOption: a field is of the wrong type, or two contradict one another.
     """
     match kind:
         case TaskKind.RESPONSES:
             return _of_response(document)
         case TaskKind.CHAT_COMPLETIONS:
             if _switch(document, "store"):
-                return RequestOptions(store=True, insists=True, metadata=read_metadata(document))
+                return RequestOptions(
+                    store=True, stores_explicitly=True, metadata=read_metadata(document)
+                )
             return NO_OPTIONS
         case _:
             return NO_OPTIONS
 
 
 def read_metadata(document: Mapping[str, Any]) -> Mapping[str, str]:
-    """Read the pairs that a client attaches to what is stored.
+    """Read the pairs that a client attaches to a stored object.
 
     Raises:
-        BadWish: they are not what OpenAI takes.
+        InvalidOption: OpenAI would refuse them.
     """
     metadata = document.get("metadata")
     if metadata is None:
@@ -110,7 +112,7 @@ def _of_response(document: Mapping[str, Any]) -> RequestOptions:
         )
     return RequestOptions(
         store=store is not False,
-        insists=store is True or background or previous is not None,
+        stores_explicitly=store is True or background or previous is not None,
         background=background,
         previous_response_id=previous,
     )

@@ -1,4 +1,4 @@
-"""The store: what is kept for each owner, in memory only, within a count, a budget of bytes and an age."""
+"""The store of responses: items of each owner, in memory only, bounded by count, bytes and age."""
 
 import enum
 import time
@@ -8,27 +8,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-# What an item costs beside its byte strings, measured with the headers, the metadata and the ids of an ordinary response:
-# the item itself, its places in the store's tables, and the allocator's own share.
+# The memory of an item besides its byte strings, measured with the headers, metadata and ids of an ordinary response: the
+# item itself, its places in the store's tables, and the allocator's overhead.
 ITEM_BYTES = 2_048
-# What a byte string costs beside its bytes: its head, what malloc rounds up, and its places in two tables.
+# The memory of a byte string besides its bytes: its head, the allocator's rounding, and its places in two tables.
 SEGMENT_BYTES = 192
-# What each hold on one costs: its place in the item's tuple, and in the store's.
+# The memory of each reference to one: its place in the item's tuple, and in the store's.
 HOLD_BYTES = 16
 
 
 class MemoryUsage:
-    """What some items cost: each of them, and each byte string once, however many hold it."""
+    """The memory of some items: each item, and each byte string once, however many items refer to it."""
 
     __slots__ = ("_holds", "bytes")
 
     def __init__(self) -> None:
         self.bytes = 0
-        # By identity. The items keep the strings alive, so that no other can get the same.
+        # By identity. The items keep the strings alive, so no other string can have the same.
         self._holds: dict[int, int] = {}
 
     def add(self, segments: tuple[bytes, ...]) -> None:
-        """Count an item in."""
+        """Add an item."""
         self.bytes += ITEM_BYTES + HOLD_BYTES * len(segments)
         for segment in segments:
             holds = self._holds.get(id(segment), 0)
@@ -37,7 +37,7 @@ class MemoryUsage:
             self._holds[id(segment)] = holds + 1
 
     def drop(self, segments: tuple[bytes, ...]) -> None:
-        """Count an item out."""
+        """Subtract an item."""
         self.bytes -= ITEM_BYTES + HOLD_BYTES * len(segments)
         for segment in segments:
             holds = self._holds[id(segment)] - 1
@@ -53,25 +53,25 @@ Key = tuple[str, str, str]
 
 
 class Storable(Protocol):
-    """What the store needs of an item. It never changes; a changed one is another item."""
+    """An item, as the store needs it. It is immutable; a changed one is another item."""
 
     @property
     def kind(self) -> str:
-        """The family that its id belongs to."""
+        """The kind of object, whose ids are separate."""
         ...
 
     @property
     def id(self) -> str:
-        """Its name among its owner's of that kind."""
+        """Its id among its owner's items of that kind."""
         ...
 
     def segments(self) -> Iterable[bytes]:
-        """Give the byte strings that it holds on to; those that it shares with others are the same objects."""
+        """Return the byte strings that it keeps alive; those that it shares with others are the same objects."""
         ...
 
 
 class EvictionReason(enum.StrEnum):
-    """Why the store let an item go."""
+    """Why the store evicted an item."""
 
     COUNT = "count"
     BYTES = "bytes"
@@ -80,7 +80,7 @@ class EvictionReason(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StoreLimits:
-    """How much is kept: items of one owner (0 keeps nothing), bytes of all together, seconds at most."""
+    """Limits: items of one owner (0 turns the store off), bytes of all together, age in seconds."""
 
     items_per_owner: int
     bytes_in_all: int
@@ -91,10 +91,10 @@ ItemT = TypeVar("ItemT", bound=Storable)
 
 
 class ResponseStore(Generic[ItemT]):
-    """Keeps items; the oldest go first.
+    """Keeps items; the oldest are evicted first.
 
-    An owner sees only its own, and to look for another's costs the same work as to look for what nobody has. Whoever
-    holds more than a fair share of the bytes makes room from its own. For one thread, and never waits.
+    An owner sees only its own, and looking up another's id takes the same work as an unknown one. An owner with more than a
+    fair share of the bytes makes room from its own items. For one thread, and never waits.
     """
 
     def __init__(
@@ -105,12 +105,12 @@ class ResponseStore(Generic[ItemT]):
         on_change: Callable[[int, int], None] = lambda _items, _bytes: None,
         on_removed: Callable[[EvictionReason], None] = lambda _why: None,
     ) -> None:
-        """``on_change`` hears how many items and bytes are held now, ``on_removed`` of each that the store itself let go."""
+        """``on_change`` is called with the numbers of items and bytes, ``on_removed`` with the reason of each eviction."""
         self._limits = limits
         self._clock = clock
         self._on_change = on_change
         self._on_removed = on_removed
-        # By the time of the put, as the owners' own tables are too.
+        # In the order of the puts, as are the owners' tables.
         self._held: OrderedDict[Key, _Held[ItemT]] = OrderedDict()
         self._owners: dict[str, _Owned] = {}
         self._all = MemoryUsage()
@@ -122,61 +122,61 @@ class ResponseStore(Generic[ItemT]):
 
     @property
     def held_bytes(self) -> int:
-        """What everything that is held costs; what is shared counts once."""
+        """The memory of all items; shared strings count once."""
         return self._all.bytes
 
     def __len__(self) -> int:
-        """Count what is held, with what is too old and not yet purged."""
+        """Count the items, expired ones that are not yet purged included."""
         return len(self._held)
 
     def use(self, limits: StoreLimits) -> None:
-        """Take other limits, and let go what is over them."""
+        """Apply other limits, and evict items above them."""
         with self._changing():
             self._limits = limits
-            self._drop_old()
+            self._evict_expired()
             for owner in list(self._owners):
-                self._drop_surplus(owner)
+                self._evict_surplus(owner)
             while self._all.bytes > limits.bytes_in_all:
-                self._let_go(next(iter(self._held)), EvictionReason.BYTES)
+                self._evict(next(iter(self._held)), EvictionReason.BYTES)
 
     def purge(self) -> None:
-        """Let go what is too old, which else waits for the next put."""
+        """Evict expired items, which otherwise waits for the next put."""
         with self._changing():
-            self._drop_old()
+            self._evict_expired()
 
     def put(self, owner: str, item: ItemT) -> bool:
-        """Keep an item as the owner's newest, instead of one with its kind and id.
+        """Store an item as the owner's newest, instead of one with its kind and id.
 
-        Tells whether it is kept: not where nothing is, and not where it alone is over the budget.
+        Returns whether it is stored: not if the store is off, nor if it alone is over the budget.
         """
         with self._changing():
             key = (owner, item.kind, item.id)
             self._take_out(key)
-            self._drop_old()
+            self._evict_expired()
             held = _Held(item, tuple(item.segments()), self._clock())
             if not (self._limits.items_per_owner > 0 and self._could_fit(held)):
                 return False
             self._held[key] = held
             self._owned(owner).add(key, held.segments)
             self._all.add(held.segments)
-            self._drop_surplus(owner)
+            self._evict_surplus(owner)
             self._make_room(owner)
             return True
 
     def get(self, owner: str, kind: str, item_id: str) -> ItemT | None:
-        """Give an item; None where the owner has none of that kind and id, or it is too old."""
+        """Return an item; None where the owner has none of that kind and id, or it has expired."""
         key = (owner, kind, item_id)
         held = self._held.get(key)
         if held is None:
             return None
-        if self._is_old(held):
+        if self._has_expired(held):
             with self._changing():
-                self._let_go(key, EvictionReason.AGE)
+                self._evict(key, EvictionReason.AGE)
             return None
         return held.item
 
     def remove(self, owner: str, kind: str, item_id: str) -> ItemT | None:
-        """Take an item out and give it, as ``get`` does."""
+        """Remove an item and return it, as ``get`` does."""
         item = self.get(owner, kind, item_id)
         if item is not None:
             with self._changing():
@@ -184,9 +184,9 @@ class ResponseStore(Generic[ItemT]):
         return item
 
     def replace(self, owner: str, item: ItemT) -> bool:
-        """Put a changed item where the one of its kind and id is, in its place and with its age.
+        """Replace the item of the same kind and id, keeping its place and age.
 
-        Tells whether it is kept: not where there is none, and not where it does not fit.
+        Returns whether it is stored: not if there was none, nor if it does not fit.
         """
         key = (owner, item.kind, item.id)
         if self.get(*key) is None:
@@ -195,25 +195,25 @@ class ResponseStore(Generic[ItemT]):
             before = self._held[key]
             after = _Held(item, tuple(item.segments()), before.put_at)
             if not self._could_fit(after):
-                self._let_go(key, EvictionReason.BYTES)
+                self._evict(key, EvictionReason.BYTES)
                 return False
             self._held[key] = after
-            # The new ones first: what both hold stays counted.
-            for tally in (self._all, self._owners[owner].tally):
-                tally.add(after.segments)
-                tally.drop(before.segments)
+            # The new item first: strings that both have stay counted.
+            for usage in (self._all, self._owners[owner].usage):
+                usage.add(after.segments)
+                usage.drop(before.segments)
             self._make_room(owner)
             return key in self._held
 
     def items(self, owner: str, kind: str) -> list[ItemT]:
-        """Give the owner's items of a kind, the oldest first."""
+        """Return the owner's items of a kind, the oldest first."""
         owned = self._owners.get(owner)
         if owned is None:
             return []
         found = ((key, self._held[key]) for key in owned.keys if key[1] == kind)
-        return [held.item for _, held in found if not self._is_old(held)]
+        return [held.item for _, held in found if not self._has_expired(held)]
 
-    def _is_old(self, held: "_Held[ItemT]") -> bool:
+    def _has_expired(self, held: "_Held[ItemT]") -> bool:
         return self._clock() - held.put_at >= self._limits.keep_s
 
     def _could_fit(self, held: "_Held[ItemT]") -> bool:
@@ -224,33 +224,33 @@ class ResponseStore(Generic[ItemT]):
     def _owned(self, owner: str) -> "_Owned":
         return self._owners.setdefault(owner, _Owned())
 
-    def _drop_old(self) -> None:
+    def _evict_expired(self) -> None:
         while self._held:
             key, held = next(iter(self._held.items()))
-            if not self._is_old(held):
+            if not self._has_expired(held):
                 return
-            self._let_go(key, EvictionReason.AGE)
+            self._evict(key, EvictionReason.AGE)
 
-    def _drop_surplus(self, owner: str) -> None:
+    def _evict_surplus(self, owner: str) -> None:
         keys = self._owners[owner].keys
         while len(keys) > self._limits.items_per_owner:
-            self._let_go(next(iter(keys)), EvictionReason.COUNT)
+            self._evict(next(iter(keys)), EvictionReason.COUNT)
 
     def _make_room(self, owner: str) -> None:
-        """Let items go until all fit: the owner's oldest while it holds more than its share, else the oldest of all."""
+        """Evict items until all fit: the owner's oldest while it has more than its share, else the oldest of all."""
         budget = self._limits.bytes_in_all
         while self._all.bytes > budget:
             owned = self._owners.get(owner)
-            # Its last one has just come, and may be larger than the share.
+            # Its newest item may itself be larger than the share.
             is_greedy = (
                 owned is not None
                 and len(owned.keys) > 1
-                and owned.tally.bytes > budget / len(self._owners)
+                and owned.usage.bytes > budget / len(self._owners)
             )
             keys = owned.keys if owned is not None and is_greedy else self._held
-            self._let_go(next(iter(keys)), EvictionReason.BYTES)
+            self._evict(next(iter(keys)), EvictionReason.BYTES)
 
-    def _let_go(self, key: Key, why: EvictionReason) -> None:
+    def _evict(self, key: Key, why: EvictionReason) -> None:
         self._take_out(key)
         self._on_removed(why)
 
@@ -266,7 +266,7 @@ class ResponseStore(Generic[ItemT]):
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """Tell what is held afterwards, if that is something else than before."""
+        """Report the new numbers of items and bytes, if they changed."""
         before = len(self._held), self._all.bytes
         try:
             yield
@@ -278,7 +278,7 @@ class ResponseStore(Generic[ItemT]):
 
 @dataclass(frozen=True, slots=True)
 class _Held(Generic[ItemT]):
-    """An item with what it held on to when it came: what is counted in is then also what is counted out."""
+    """An item with its segments as of the put, so that the same memory is added and subtracted."""
 
     item: ItemT
     segments: tuple[bytes, ...]
@@ -287,15 +287,15 @@ class _Held(Generic[ItemT]):
 
 @dataclass(slots=True)
 class _Owned:
-    """What one owner has, the oldest first."""
+    """The items of one owner, the oldest first."""
 
     keys: OrderedDict[Key, None] = field(default_factory=OrderedDict)
-    tally: MemoryUsage = field(default_factory=MemoryUsage)
+    usage: MemoryUsage = field(default_factory=MemoryUsage)
 
     def add(self, key: Key, segments: tuple[bytes, ...]) -> None:
         self.keys[key] = None
-        self.tally.add(segments)
+        self.usage.add(segments)
 
     def remove(self, key: Key, segments: tuple[bytes, ...]) -> None:
         del self.keys[key]
-        self.tally.drop(segments)
+        self.usage.drop(segments)

@@ -1,9 +1,9 @@
-"""About how many tokens a request's input has, for models whose tokenizer is not here to count them.
+"""An estimate of the tokens of a request's input, for models whose tokenizer is not available.
 
-Code points are counted by class, each class with what it came to in OpenAI's two common vocabularies (o200k_base and
-cl100k_base) over prose in a dozen languages, source code, JSON and logs. Latin script, code and JSON come out within
-about a third; other scripts lie between the newer vocabulary and the older, which takes two to three times as many. What
-is no text has a fixed cost. The work grows with the length alone, at some hundred megabytes a second.
+Code points are counted by class, each with its average in OpenAI's two common vocabularies (o200k_base and cl100k_base) over
+prose in a dozen languages, source code, JSON and logs. Latin script, code and JSON come out within about a third; other
+scripts lie between the newer vocabulary and the older, which takes two to three times as many. Images and files have fixed
+costs. The work is linear, at some hundred megabytes a second.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,12 +12,12 @@ from typing import Any
 
 from lcp_gateway.adapters.json_bytes import dump_json
 
-# Thousandths of a token for each code point of a class. A class is what the first byte of its UTF-8 says.
+# Thousandths of a token for each code point of a class, which the first byte of its UTF-8 determines.
 _ASCII_CLASSES: tuple[tuple[bytes, int], ...] = (
     (ascii_letters.encode(), 235),
     (digits.encode(), 550),
     (punctuation.encode(), 500),
-    # With the indentation that follows it. Spaces are part of the word that they stand before.
+    # With the indentation that follows it. A space is part of the word after it.
     (b"\n", 1_000),
 )
 _OTHER_CLASSES: tuple[tuple[bytes, int], ...] = (
@@ -34,21 +34,21 @@ _OTHER_CLASSES: tuple[tuple[bytes, int], ...] = (
 )
 _MILLI = 1_000
 
-# The frame of a message with its role, and what opens the answer.
+# The frame of a message with its role, and the opening of the answer.
 _MESSAGE = 4
 _OPENING = 3
-# A small image; else one of about 1,024 by 1,024 pixels, for nobody looks into it here.
+# A small image; else one of about 1,024 by 1,024 pixels, since images are not decoded here.
 _IMAGE_LOW = 85
 _IMAGE_HIGH = 765
-# A page of a document, whose text and picture a model gets, when its size cannot be seen.
+# A page of a document, whose text and picture a model gets, when its size is unknown.
 _FILE = 1_500
 _FILE_CHARS_PER_TOKEN = 64
 # Ten tokens a second, for sound that is compressed as usual.
 _AUDIO_CHARS_PER_TOKEN = 2_048
-# Beyond these many, the rest of a list is counted as the JSON that it is, which takes no time.
+# The rest of a longer list is counted as JSON text, which is fast.
 _LOOKED_INTO = 10_000
 
-# Of the bytes of ordinary text that are no spaces at least so many are letters; of tables, logs and escapes fewer.
+# The least share of letters in the bytes of prose without its spaces; tables, logs and escapes have fewer.
 _PROSE_LETTERS = 0.8
 
 _TEXTS = ("text", "refusal", "transcript")
@@ -58,7 +58,7 @@ _SCHEMAS = ("tools", "functions", "response_format", "text")
 
 
 def estimate_input_tokens(document: Mapping[str, Any]) -> int:
-    """Estimate the tokens of a request for a response or a chat completion; never fails, whatever the fields hold."""
+    """Estimate the tokens of a request for a response or a chat completion; no value of a field makes it fail."""
     tokens = _OPENING
     if instructions := document.get("instructions"):
         tokens += _MESSAGE + _content(instructions)
@@ -72,9 +72,9 @@ def estimate_input_tokens(document: Mapping[str, Any]) -> int:
 
 
 def clearly_exceeds(document: Mapping[str, Any], body: bytes, tokens: int) -> bool:
-    """Tell whether a request's input has more than so many tokens for certain, so that it can be refused.
+    """Return whether a request's input certainly has more than so many tokens, so that it can be refused.
 
-    Of text in Latin letters the estimate is low rather than high; of anything else it may be twice too high.
+    The estimate is low rather than high for text in Latin letters; for any other it may be twice too high.
     """
     if len(body) <= tokens:
         return False
@@ -89,7 +89,7 @@ def clearly_exceeds(document: Mapping[str, Any], body: bytes, tokens: int) -> bo
 
 def text_tokens(text: str) -> int:
     """Estimate the tokens of a text, rounded up."""
-    # Half a surrogate pair has no UTF-8 of its own.
+    # Half a surrogate pair has no UTF-8 encoding.
     data = text.encode("utf-8", "surrogatepass")
     classes = _ASCII_CLASSES if len(data) == len(text) else _ASCII_CLASSES + _OTHER_CLASSES
     thousandths = sum(_count(data, members) * each for members, each in classes)
@@ -103,7 +103,7 @@ def _count(data: bytes, members: bytes) -> int:
 
 
 def _item(item: Any) -> int:
-    """Count a message, a call of a tool, or whatever else leads to the answer."""
+    """Count a message, a call of a tool, or any other input item."""
     if not isinstance(item, dict):
         return _json(item)
     tokens = _MESSAGE + _content(item.get("content"))
@@ -164,7 +164,7 @@ def _rest(values: list[Any]) -> int:
 def _json(value: Any) -> int:
     try:
         text = dump_json(value)
-    except RecursionError:
-        # Nobody's tools are nested so deeply; what reads them will say so.
+    except ValueError:
+        # Nested too deeply; the provider will refuse it.
         return 0
     return text_tokens(text.decode("utf-8", "surrogatepass"))

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from lcp_gateway.adapters.judgement import Form, Judgement, StreamJudge, is_readable, judge_document
+from lcp_gateway.adapters.judgement import Form, Judgement, StreamJudge, judge_document
+from lcp_gateway.adapters.sse import is_uncompressed
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.outcome import Judge, Received
 
@@ -51,7 +52,7 @@ class WholeResultJudge:
 
     def __init__(self, task: Task, content_encoding: str) -> None:
         self._form = _FORMS[task.kind]
-        self._is_readable = is_readable(content_encoding)
+        self._is_readable = is_uncompressed(content_encoding)
         self._body = b""
 
     def feed(self, chunk: bytes) -> None:

@@ -81,7 +81,7 @@ def clock():
 
 
 @pytest.fixture
-def keeper(book, clock):
+def sync(book, clock):
     cache = KeyCache([STATIC], KeyRules(scopes=frozenset({Scope.INFERENCE})))
     return KeySync(
         book,
@@ -93,100 +93,100 @@ def keeper(book, clock):
     )
 
 
-async def test_a_key_is_accepted_for_as_long_as_was_said_after_the_last_read(keeper, book, clock):
+async def test_a_key_is_accepted_for_as_long_as_was_said_after_the_last_read(sync, book, clock):
     """A1: a revoked key bought until the next restart, since nothing asked how old the list was."""
     key = book.make()
-    await keeper.load()
+    await sync.load()
     clock.now += 5.0
-    assert keeper.find(key).account_id == "acct_1"
+    assert sync.find(key).account_id == "acct_1"
     clock.now += 0.1
     with pytest.raises(KeysStale, match="5 s ago, and are accepted for 5 s"):
-        keeper.find(key)
-    await keeper.refresh()
-    assert keeper.find(key).account_id == "acct_1"
+        sync.find(key)
+    await sync.refresh()
+    assert sync.find(key).account_id == "acct_1"
 
 
-async def test_a_key_that_is_not_known_may_be_a_new_one_while_the_list_is_old(keeper, clock):
-    await keeper.load()
-    assert keeper.find("lcpg_none") is None
+async def test_a_key_that_is_not_known_may_be_a_new_one_while_the_list_is_old(sync, clock):
+    await sync.load()
+    assert sync.find("lcpg_none") is None
     clock.now += 6.0
     with pytest.raises(KeysStale):
-        keeper.find("lcpg_none")
+        sync.find("lcpg_none")
 
 
-async def test_the_operators_own_keys_need_no_list(keeper, clock):
-    await keeper.load()
+async def test_the_operators_own_keys_need_no_list(sync, clock):
+    await sync.load()
     clock.now += 3_600.0
-    assert keeper.find(STATIC).account_id is None
+    assert sync.find(STATIC).account_id is None
 
 
-async def test_before_the_first_read_no_key_of_an_account_is_accepted(keeper):
+async def test_before_the_first_read_no_key_of_an_account_is_accepted(sync):
     with pytest.raises(KeysStale):
-        keeper.find("lcpg_none")
+        sync.find("lcpg_none")
 
 
-async def test_a_list_is_as_old_as_the_beginning_of_its_read(keeper, book, clock):
+async def test_a_list_is_as_old_as_the_beginning_of_its_read(sync, book, clock):
     """What was revoked while the answer was on its way is not in it."""
-    await keeper.load()
+    await sync.load()
     book.gate = asyncio.Event()
-    reading = asyncio.create_task(keeper.refresh())
+    reading = asyncio.create_task(sync.refresh())
     await asyncio.sleep(0)
     clock.now += 4.0
     book.gate.set()
     await reading
-    assert keeper.age_s == 4.0
+    assert sync.age_s == 4.0
 
 
-async def test_why_no_key_is_accepted_is_told(keeper, book, clock, monkeypatch):
+async def test_why_no_key_is_accepted_is_told(sync, book, clock, monkeypatch):
     monkeypatch.setattr(key_sync, "_READ_EVERY_S", 0.001)
-    await keeper.load()
-    assert list(keeper.problems()) == []
+    await sync.load()
+    assert list(sync.problems()) == []
     book.problem = DatabaseUnavailable("the database does not answer in time")
     with capture_logs() as logs:
-        keeper._log = get_logger("test")
-        running = asyncio.create_task(keeper.run())
+        sync._log = get_logger("test")
+        running = asyncio.create_task(sync.run())
         await asyncio.sleep(0.05)
         clock.now += 7.0
-        (problem,) = keeper.problems()
+        (problem,) = sync.problems()
         assert problem == (
             "the keys of accounts were last read 7 s ago, and are accepted for 5 s (keys_stale_s): "
             "the database does not answer in time"
         )
         book.problem = None
         await asyncio.sleep(0.05)
-        assert list(keeper.problems()) == []
+        assert list(sync.problems()) == []
         running.cancel()
     told = [line["event"] for line in logs]
     assert told == ["keys cannot be read anew", "keys are read again"], "once each"
 
 
 async def test_an_error_that_is_no_absence_ends_the_task_for_its_supervisor(
-    keeper, book, monkeypatch
+    sync, book, monkeypatch
 ):
     monkeypatch.setattr(key_sync, "_READ_EVERY_S", 0.001)
     book.problem = OverflowError()
     with pytest.raises(OverflowError):
-        await asyncio.wait_for(keeper.run(), 5)
+        await asyncio.wait_for(sync.run(), 5)
 
 
-async def test_after_the_database_went_back_in_time_all_keys_are_read_again(keeper, book):
+async def test_after_the_database_went_back_in_time_all_keys_are_read_again(sync, book):
     """A failover to a standby that had not all of it: changes are numbered anew, and a revocation was missed."""
     first = book.make()
     lost = [book.make() for _ in range(3)]
-    await keeper.load()
+    await sync.load()
     for key_id in ("key_2", "key_3", "key_4"):
         del book.records[key_id]
     book.upto = 1
     book.revoke("key_1")
-    await keeper.refresh()
+    await sync.refresh()
     assert book.whole_reads == 2
-    assert [keeper.find(key) for key in (first, *lost)] == [None] * 4
+    assert [sync.find(key) for key in (first, *lost)] == [None] * 4
 
 
-async def test_other_settings_hold_at_once(keeper, book, clock):
+async def test_other_settings_hold_at_once(sync, book, clock):
     key = book.make()
-    await keeper.load()
+    await sync.load()
     clock.now += 8.0
-    keeper.use(["another"], 10.0)
-    assert keeper.find(key) is not None
-    assert keeper.find("another") is not None and keeper.find(STATIC) is None
+    sync.use(["another"], 10.0)
+    assert sync.find(key) is not None
+    assert sync.find("another") is not None and sync.find(STATIC) is None

@@ -5,7 +5,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
 
-from lcp_gateway.adapters.sse import Event, EventReader, ends_event, may_hold_object, object_events
+from lcp_gateway.adapters.sse import (
+    Event,
+    EventReader,
+    ends_event,
+    is_readable_stream,
+    may_hold_object,
+    object_events,
+)
 from tests.adapters.cuts import SIZES, cut
 
 # Far more than it takes on any machine, and far less than if the time grew with the square of the length.
@@ -229,3 +236,12 @@ def test_an_event_of_many_small_chunks_costs_no_more_than_its_length():
         reader.feed(b"a few more letters")
     assert len(reader.rest()[0].raw) == 1_800_000
     assert time.perf_counter() - begun < QUADRATIC_S
+
+
+@pytest.mark.parametrize(
+    ("content_type", "encoding", "readable"),
+    [("text/event-stream", "", True), ("Text/Event-Stream; charset=utf-8", "Identity", True),
+     ("application/json", "", False), ("text/event-stream", "gzip", False)],
+)  # fmt: skip
+def test_only_uncompressed_events_can_be_read(content_type, encoding, readable):
+    assert is_readable_stream(content_type, encoding) is readable

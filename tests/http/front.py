@@ -85,14 +85,14 @@ async def front(
     **rules,
 ):
     log, metrics = get_logger("test"), Metrics()
-    keeper = KeySync(
+    key_sync = KeySync(
         bank.keys,
         KeyCache([STATIC_KEY], ANONYMOUS.rules),
         log,
         unavailable=(DatabaseUnavailable,),
         stale_s=60.0,
     )
-    await keeper.load()
+    await key_sync.load()
     wallet = bank.wallet(**rules)
     api_limits = ApiLimits(api_per_caller, api_in_all, wait_s=0.1)
     l402 = L402Routes(
@@ -125,15 +125,15 @@ async def front(
             accounts=bank.accounts,
             ledger=bank.ledger,
             actions=bank.acts,
-            on_key_change=keeper.refresh,
+            on_key_change=key_sync.refresh,
             read_timeout_s=5,
         ),
-        keys=KeyRoutes(bank.keys, on_change=keeper.refresh, read_timeout_s=5),
+        keys=KeyRoutes(bank.keys, on_change=key_sync.refresh, read_timeout_s=5),
     )
     middleware = RequestMiddleware(
         authenticator=AccountAuthenticator(
-            find=keeper.find,
-            check_fresh=keeper.check,
+            find=key_sync.find,
+            check_fresh=key_sync.check,
             admin_key=ADMIN_KEY,
             l402=l402 if with_l402 else None,
         ),
@@ -150,7 +150,7 @@ async def front(
     )
     async with TestClient(TestServer(app)) as client:
         found = Front(bank, client, l402)
-        found.refresh = keeper.refresh
-        found.keeper = keeper
+        found.refresh = key_sync.refresh
+        found.key_sync = key_sync
         found.metrics = metrics
         yield found

@@ -231,7 +231,7 @@ async def storing_front(
     complaints: list = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, it: complaints.append(it))
     store, jobs, leases = ResponseStore(limits), JobsInFlight(at_once, metrics), MemoryLeases()
-    keeper = Recorder(store, now=lambda: 7.0, on_lost=metrics.not_stored)
+    recorder = Recorder(store, now=lambda: 7.0, on_lost=metrics.not_stored)
     book = Book() if with_book else None
     background = BackgroundResponses(
         service=w.service,
@@ -254,7 +254,7 @@ async def storing_front(
         charges=charging,
         history=History(
             store,
-            keeper,
+            recorder,
             max_body_bytes=max_body_bytes,
             context_tokens=lambda _model: context_tokens,
             estimate=lambda document: len(json.dumps(document)),

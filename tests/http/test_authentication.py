@@ -227,8 +227,8 @@ async def test_open_paths_ask_for_nothing(bank):
 
 def grow_old(gateway) -> None:
     """Let the list of keys be older than it may be."""
-    clock = gateway.keeper._clock
-    gateway.keeper._clock = lambda: clock() + 61.0
+    clock = gateway.key_sync._clock
+    gateway.key_sync._clock = lambda: clock() + 61.0
 
 
 @pytest.mark.parametrize(

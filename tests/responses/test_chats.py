@@ -1,9 +1,6 @@
-from dataclasses import dataclass, field
-
-import pytest
 from openai.types.chat.chat_completion_store_message import ChatCompletionStoreMessage
 
-from lcp_gateway.responses.chats import matches, message_object
+from lcp_gateway.responses.chats import message_object
 
 PARTS = [
     {"type": "text", "text": "look"},
@@ -57,28 +54,3 @@ def test_openais_types_take_a_listed_message():
     found = message_object({"role": "assistant", "content": PARTS}, "c", 0)
     message = ChatCompletionStoreMessage.model_validate(found)
     assert (message.id, len(message.content_parts)) == ("c-0", 2)
-
-
-@dataclass
-class Chat:
-    model: str = "m"
-    bought_model: str = "bought"
-    metadata: dict = field(default_factory=lambda: {"a": "1", "b": "2"})
-
-
-@pytest.mark.parametrize(
-    ("model", "metadata", "found"),
-    [
-        (None, {}, True),
-        ("m", {}, True),
-        ("n", {}, False),
-        ("bought", {}, True),
-        (None, {"a": "1"}, True),
-        ("m", {"a": "1", "b": "2"}, True),
-        (None, {"a": "2"}, False),
-        (None, {"c": "1"}, False),
-        ("n", {"a": "1"}, False),
-    ],
-)
-def test_a_filter_means_those_that_have_all_of_it(model, metadata, found):
-    assert matches(Chat(), model=model, metadata=metadata) is found

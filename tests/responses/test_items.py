@@ -98,3 +98,31 @@ def test_neither_prompt_nor_output_is_in_a_repr():
         item(b'{"output":"SECRET"}', inputs=(b'"SECRET"',), attached=metadata_text({"k": "SECRET"}))
     )
     assert "SECRET" not in shown
+
+
+@pytest.mark.parametrize(
+    ("model", "metadata", "found"),
+    [
+        (None, {}, True),
+        ("m", {}, True),
+        ("n", {}, False),
+        ("bought", {}, True),
+        (None, {"a": "1"}, True),
+        ("m", {"a": "1", "b": "2"}, True),
+        (None, {"a": "2"}, False),
+        (None, {"c": "1"}, False),
+        ("n", {"a": "1"}, False),
+    ],
+)
+def test_a_filter_means_those_that_have_all_of_it(model, metadata, found):
+    chat = Item(
+        kind=ItemKind.CHAT,
+        id="c",
+        created_at=0,
+        model="m",
+        bought_model="bought",
+        blocks=(),
+        stream=False,
+        attached=metadata_text({"a": "1", "b": "2"}),
+    )
+    assert chat.matches(model=model, metadata=metadata) is found

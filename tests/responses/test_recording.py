@@ -27,13 +27,13 @@ class Keeping:
     def __init__(self, *, items=10, bytes_in_all=10**6):
         self.store = ResponseStore(StoreLimits(items, bytes_in_all, 1e6), clock=lambda: 0.0)
         self.lost = 0
-        self.keeper = Recorder(self.store, now=lambda: 7.9, on_lost=self._lose)
+        self.recorder = Recorder(self.store, now=lambda: 7.9, on_lost=self._lose)
 
     def _lose(self):
         self.lost += 1
 
     def keep(self, answer, **changes):
-        self.keeper.keep(answer, plan(**changes))
+        self.recorder.record(answer, plan(**changes))
 
     def get(self, item_id="resp_1", kind=ItemKind.RESPONSE, owner="key_1"):
         return self.store.get(owner, kind, item_id)

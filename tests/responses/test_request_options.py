@@ -24,7 +24,7 @@ def refused(kind, document):
 )  # fmt: skip
 def test_a_response_is_stored_unless_it_says_no(document, store, insists):
     wishes = read_options(RESPONSE, document)
-    assert (wishes.store, wishes.insists) == (store, insists)
+    assert (wishes.store, wishes.stores_explicitly) == (store, insists)
 
 
 @pytest.mark.parametrize("document", [{}, {"store": None}, {"store": False}])
@@ -34,7 +34,7 @@ def test_a_chat_completion_is_not_stored_unless_it_says_yes(document):
 
 def test_a_chat_completion_that_says_yes_is_stored_with_its_metadata():
     wishes = read_options(CHAT, {"store": True, "metadata": {"run": "7"}})
-    assert wishes == RequestOptions(store=True, insists=True, metadata={"run": "7"})
+    assert wishes == RequestOptions(store=True, stores_explicitly=True, metadata={"run": "7"})
 
 
 @pytest.mark.parametrize("kind", [TaskKind.COMPLETIONS, TaskKind.EMBEDDINGS])
@@ -45,9 +45,9 @@ def test_other_routes_have_no_wishes_whatever_they_say(kind):
 
 def test_who_asks_for_an_earlier_response_or_the_background_insists_on_an_id():
     chained = read_options(RESPONSE, {"previous_response_id": "resp_1"})
-    assert (chained.previous_response_id, chained.insists) == ("resp_1", True)
+    assert (chained.previous_response_id, chained.stores_explicitly) == ("resp_1", True)
     later = read_options(RESPONSE, {"background": True})
-    assert (later.background, later.store, later.insists) == (True, True, True)
+    assert (later.background, later.store, later.stores_explicitly) == (True, True, True)
 
 
 def test_a_chained_response_may_itself_not_be_stored():

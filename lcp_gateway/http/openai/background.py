@@ -297,7 +297,7 @@ class BackgroundResponses:
         if answer.purchase is not None and answer.purchase.awaits_refund:
             self._keep_task(asyncio.create_task(self._tell_refund(job, answer.purchase)))
         else:
-            job.let_go()
+            job.release()
         self._on_change(len(self._running), job.status.value)
         self._log.info(
             "background job ended",
@@ -316,7 +316,7 @@ class BackgroundResponses:
         await purchase.wait_for_refund(_REFUND_S)
         if self._store.get(job.owner, ItemKind.RESPONSE, job.id) is not None:
             self._store.put(job.owner, _item_of(job, *self.shown(job)))
-        job.let_go()
+        job.release()
 
     def _store_result(self, job: BackgroundJob, plan: RecordingPlan) -> bool:
         item = self._recorder.item(job.answer, plan)

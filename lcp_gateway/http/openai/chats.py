@@ -11,7 +11,7 @@ from lcp_gateway.http.fields import json_response
 from lcp_gateway.http.openai.history import not_stored, page_response, unreadable
 from lcp_gateway.http.openai.request_body import parse_object, read_body
 from lcp_gateway.http.openai.response import JSON
-from lcp_gateway.responses.chats import matches, message_object
+from lcp_gateway.responses.chats import message_object
 from lcp_gateway.responses.history import join_segments
 from lcp_gateway.responses.items import Item, ItemKind
 from lcp_gateway.responses.paging import InvalidPageQuery, read_page, select_page
@@ -35,7 +35,7 @@ class ChatRoutes:
         items = [
             (item.id, item)
             for item in self._store.items(request[CONTEXT].key_id, ItemKind.CHAT)
-            if matches(item, model=model, metadata=wanted)
+            if item.matches(model=model, metadata=wanted)
         ]
         try:
             found = select_page(items, read_page(request.query, default_order="asc"))

@@ -154,7 +154,7 @@ class History:
     def keep(self, answer: ResultBuffer, plan: RecordingPlan) -> None:
         """Record an answer when it has come whole."""
         answer.given_id = plan.given_id
-        self._recorder.keep(answer, plan)
+        self._recorder.record(answer, plan)
 
     def plan(
         self, order: Order, completed: CompletedOrder, options: RequestOptions
@@ -168,7 +168,7 @@ class History:
             model=order.task.model,
             body=order.task.body,
             earlier=completed.earlier,
-            given_id=_id_for(order.task.kind) if options.insists else "",
+            given_id=_id_for(order.task.kind) if options.stores_explicitly else "",
             metadata=options.metadata,
         )
 

@@ -5,7 +5,6 @@ import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import Protocol
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
@@ -14,7 +13,9 @@ from lcp_gateway.accounts.models import AccountError
 from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable
 from lcp_gateway.accounts.wallet import TopupsDisabled, Wallet
 from lcp_gateway.adapters.completions import FromChatStream, from_chat, to_chat
+from lcp_gateway.adapters.json_bytes import with_changes
 from lcp_gateway.adapters.routing_info import RoutingInfoStream, add_to_result, header_value
+from lcp_gateway.adapters.sse import StreamRewriter, is_uncompressed
 from lcp_gateway.http.context import RequestContext
 from lcp_gateway.http.error_mapping import map_error, map_purchase_error
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, quote_headers
@@ -33,7 +34,6 @@ from lcp_gateway.purchase.result_buffer import ResultBuffer, ResultHead
 from lcp_gateway.purchase.service import PurchaseService
 from lcp_gateway.responses.documents import find_id
 from lcp_gateway.responses.ids import IdInjector
-from lcp_gateway.responses.replay import with_changes
 from lcp_gateway.telemetry.metrics import Metrics
 
 JSON = "application/json; charset=utf-8"
@@ -218,18 +218,6 @@ class ChargeReport:
 # -- the body -------------------------------------------------------------------------------------
 
 
-class StreamStep(Protocol):
-    """Changes a stream as it flows."""
-
-    def feed(self, chunk: bytes) -> bytes:
-        """Take some bytes; return those that can go on."""
-        ...
-
-    def rest(self) -> bytes:
-        """Return what was held back, at the end."""
-        ...
-
-
 class ResultTransform:
     """Changes a result only as far as the client asked the gateway itself: adapter, given id, routing information."""
 
@@ -243,7 +231,7 @@ class ResultTransform:
     ) -> None:
         """``order`` is as the client sent it; ``given_id`` is the id of a result that has none."""
         candidate = purchase.candidate
-        plain = content_encoding.strip().lower() in {"", "identity"}
+        plain = is_uncompressed(content_encoding)
         self._adapter = candidate.adapter
         self._plan = to_chat(order.task.body).plan if self._adapter and plain else None
         self._info: Mapping[str, object] | None = None
@@ -279,7 +267,7 @@ class ResultTransform:
 
     def stream(self, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         """Return a stream's chunks as the client gets them."""
-        steps: list[StreamStep] = []
+        steps: list[StreamRewriter] = []
         if self._plan is not None:
             steps.append(FromChatStream(self._plan))
         if self._given_id:
@@ -289,7 +277,7 @@ class ResultTransform:
         return self._through(chunks, steps) if steps else chunks
 
     async def _through(
-        self, chunks: AsyncGenerator[bytes, None], steps: Sequence[StreamStep]
+        self, chunks: AsyncGenerator[bytes, None], steps: Sequence[StreamRewriter]
     ) -> AsyncGenerator[bytes, None]:
         try:
             async with aclosing(chunks):

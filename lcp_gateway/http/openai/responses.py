@@ -8,6 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from lcp_gateway.adapters.json_bytes import object_or_none
+from lcp_gateway.adapters.sse import is_readable_stream
 from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.error_mapping import map_error
 from lcp_gateway.http.errors import ApiError, bad_request
@@ -21,7 +22,7 @@ from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.responses.background import BackgroundJob, ResponseStatus
 from lcp_gateway.responses.history import join_segments
 from lcp_gateway.responses.items import Item, ItemKind
-from lcp_gateway.responses.replay import EventRewriter, end_event, is_readable, to_events
+from lcp_gateway.responses.replay import ReplayedStream, end_event, to_events
 from lcp_gateway.responses.store import ResponseStore
 
 # A stored stream is sent in pieces of this size, so that other streams go on meanwhile.
@@ -154,9 +155,9 @@ class ResponseRoutes:
             # A failure before the first byte has the events of a failed response, as one that is not streamed.
             with suppress(Exception):
                 head = await answer.wait_head()
-        if head is not None and is_readable(head.content_type, head.content_encoding):
+        if head is not None and is_readable_stream(head.content_type, head.content_encoding):
             changes = {"id": job.id, **job.changes}
-            step = EventRewriter(changes, starting_after=starting_after, is_open=True)
+            step = ReplayedStream(changes, starting_after=starting_after, is_open=True)
             try:
                 async for chunk in answer.chunks():
                     if found := step.feed(chunk):
@@ -252,7 +253,7 @@ async def _events_of(item: Item, starting_after: int) -> AsyncGenerator[bytes, N
         is_open = bool(item.opening)
         if is_open and starting_after < 0:
             yield item.opening
-        step = EventRewriter(item.changes, starting_after=starting_after, is_open=is_open)
+        step = ReplayedStream(item.changes, starting_after=starting_after, is_open=is_open)
         for block in item.blocks:
             for start in range(0, len(block), _PIECE_BYTES):
                 # Other streams go on between the pieces.
@@ -268,7 +269,7 @@ async def _events_of(item: Item, starting_after: int) -> AsyncGenerator[bytes, N
 
 async def _events_in(document: bytes, starting_after: int) -> AsyncGenerator[bytes, None]:
     """Yield events that are equivalent to a response."""
-    step = EventRewriter({}, starting_after=starting_after)
+    step = ReplayedStream({}, starting_after=starting_after)
     found = step.feed(to_events(document)) + step.rest()
     if not found and (object_or_none(document) or {}).get("status") in _FAILED:
         # The stream that was cut had more events than these: a client that comes back for the rest gets the end.

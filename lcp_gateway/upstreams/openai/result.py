@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 
 import aiohttp
 
-from lcp_gateway.adapters.judgement import is_readable
+from lcp_gateway.adapters.sse import is_readable_stream
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task
@@ -49,9 +49,7 @@ class NodeResult:
         self._digest = hashlib.sha256()
         self._length = 0
         # A compressed result cannot be read; its framing still shows a cut.
-        is_events = self.content_type.partition(";")[
-            0
-        ].strip().lower() == "text/event-stream" and is_readable(self.content_encoding)
+        is_events = is_readable_stream(self.content_type, self.content_encoding)
         self._events: int | None = 0 if is_events else None
         # Without a length only the text itself can show that its end is missing.
         self._is_framed = (
