@@ -236,7 +236,7 @@ async def storing_front(
     background = BackgroundResponses(
         service=w.service,
         store=store,
-        recorder=keeper,
+        recorder=recorder,
         repository=book,
         is_ending=lambda: jobs.draining,
         on_change=metrics.background_jobs,

@@ -152,7 +152,7 @@ def test_what_is_nested_too_deeply_to_be_written_is_left_out():
 
 def test_after_its_end_it_holds_on_to_nothing_large():
     ended = job(came(b"{}"), inputs=(b'"SECRET"',))
-    ended.let_go()
+    ended.release()
     assert ended.inputs == () and ended.request == {"previous_response_id": "resp_1"}
     assert ended.changes == {"background": True, "previous_response_id": "resp_1"}
 

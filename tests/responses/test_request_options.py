@@ -19,12 +19,12 @@ def refused(kind, document):
 
 
 @pytest.mark.parametrize(
-    ("document", "store", "insists"),
+    ("document", "store", "explicitly"),
     [({}, True, False), ({"store": None}, True, False), ({"store": True}, True, True), ({"store": False}, False, False)],
 )  # fmt: skip
-def test_a_response_is_stored_unless_it_says_no(document, store, insists):
-    wishes = read_options(RESPONSE, document)
-    assert (wishes.store, wishes.stores_explicitly) == (store, insists)
+def test_a_response_is_stored_unless_it_says_no(document, store, explicitly):
+    options = read_options(RESPONSE, document)
+    assert (options.store, options.stores_explicitly) == (store, explicitly)
 
 
 @pytest.mark.parametrize("document", [{}, {"store": None}, {"store": False}])
@@ -33,8 +33,8 @@ def test_a_chat_completion_is_not_stored_unless_it_says_yes(document):
 
 
 def test_a_chat_completion_that_says_yes_is_stored_with_its_metadata():
-    wishes = read_options(CHAT, {"store": True, "metadata": {"run": "7"}})
-    assert wishes == RequestOptions(store=True, stores_explicitly=True, metadata={"run": "7"})
+    options = read_options(CHAT, {"store": True, "metadata": {"run": "7"}})
+    assert options == RequestOptions(store=True, stores_explicitly=True, metadata={"run": "7"})
 
 
 @pytest.mark.parametrize("kind", [TaskKind.COMPLETIONS, TaskKind.EMBEDDINGS])
@@ -43,7 +43,7 @@ def test_other_routes_have_no_wishes_whatever_they_say(kind):
     assert read_options(kind, document) is NO_OPTIONS
 
 
-def test_who_asks_for_an_earlier_response_or_the_background_insists_on_an_id():
+def test_an_earlier_response_or_the_background_asks_for_storing_explicitly():
     chained = read_options(RESPONSE, {"previous_response_id": "resp_1"})
     assert (chained.previous_response_id, chained.stores_explicitly) == ("resp_1", True)
     later = read_options(RESPONSE, {"background": True})
@@ -51,8 +51,8 @@ def test_who_asks_for_an_earlier_response_or_the_background_insists_on_an_id():
 
 
 def test_a_chained_response_may_itself_not_be_stored():
-    wishes = read_options(RESPONSE, {"previous_response_id": "resp_1", "store": False})
-    assert not wishes.store and wishes.previous_response_id == "resp_1"
+    options = read_options(RESPONSE, {"previous_response_id": "resp_1", "store": False})
+    assert not options.store and options.previous_response_id == "resp_1"
 
 
 @pytest.mark.parametrize("background", [None, False])
