@@ -2,15 +2,15 @@
 
 import asyncio
 import contextlib
+import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import typer
-
-from lcp_gateway.cli.doctor.findings import Finding, journal_finding, node_findings
-from lcp_gateway.cli.doctor.lnd import identity_finding, lnd_findings
+from lcp_gateway.cli.books.journal import journal_file, opened_journal
+from lcp_gateway.cli.doctor.lnd import examine_identity, examine_lnd
+from lcp_gateway.cli.doctor.report import Report
 from lcp_gateway.cli.lnd import invoice_network
 from lcp_gateway.cli.market.providers import (
     daemon_advice,
@@ -19,24 +19,31 @@ from lcp_gateway.cli.market.providers import (
     opened_nodes,
     retry_until_up,
 )
-from lcp_gateway.cli.market.quote import QuoteCheck, check_all
+from lcp_gateway.cli.market.quote import check_all
 from lcp_gateway.cli.market.requests import first_servable
 from lcp_gateway.cli.options import GroupedHelp, command_app, load_settings, setting_flags
 from lcp_gateway.cli.output import RUNTIME_ERROR, USAGE_ERROR, CommandFailed, printable
 from lcp_gateway.cli.serve.embedded import daemon_for
 from lcp_gateway.config import (
+    NodeConfig,
     Settings,
+    all_nodes,
+    journal_place,
     spending_cautions,
+    without_password,
 )
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.money import Msat, format_sat
 from lcp_gateway.purchase.order import Task
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.routing.catalog import Catalog, Provider
+from lcp_gateway.store.database.engines import DatabaseUnavailable
+from lcp_gateway.store.database.schema import HEAD
+from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, UnsupportedVersion
+from lcp_gateway.upstreams.openai.node_watch import NodeState
 
 _SHORT_ID_CHARACTERS = 16
-_NAME_COLUMNS = 14
 
 app = command_app()
 
@@ -45,54 +52,85 @@ app = command_app()
 @setting_flags()
 def doctor(config: Path | None, flags: Mapping[str, object]) -> int:
     """Check configuration, journal, lnd, nodes, daemon, peers and one quote, which is not paid. Takes the flags of `serve`."""
+    report = Report()
     try:
         loaded = load_settings(flags, config)
     except CommandFailed as error:
         for line in error.lines:
-            _print(Finding("configuration", False, line))
+            report.fail("configuration", line)
         return USAGE_ERROR
-    _print(
-        Finding("configuration", True, str(loaded.config_file or "no file; environment and flags"))
-    )
+    report.ok("configuration", str(loaded.config_file or "no file; environment and flags"))
     for warning in (*loaded.warnings, *spending_cautions(loaded.settings)):
-        typer.echo(f"warn  {'':{_NAME_COLUMNS}} {warning}")
+        report.warn(warning)
     with daemon_for(loaded.settings) as settings:
-        healthy = asyncio.run(_examine(settings))
-    return 0 if healthy else RUNTIME_ERROR
+        asyncio.run(_examine(report, settings))
+    return 0 if report.healthy else RUNTIME_ERROR
 
 
-async def _examine(settings: Settings) -> bool:
-    healthy = True
-    async for finding in _findings(settings):
-        _print(finding)
-        healthy = healthy and finding.ok
-    return healthy
-
-
-def _print(finding: Finding) -> None:
-    mark = typer.style("ok  ", fg="green") if finding.ok else typer.style("fail", fg="red")
-    typer.echo(f"{mark}  {finding.name:{_NAME_COLUMNS}} {finding.text}")
-    for line in finding.advice.splitlines():
-        typer.echo(f"      {'':{_NAME_COLUMNS}} {line}")
-
-
-async def _findings(settings: Settings) -> AsyncIterator[Finding]:
+async def _examine(report: Report, settings: Settings) -> None:
     """Try one thing after the other, and stop where the next would make no sense."""
-    yield await journal_finding(settings)
-    async for finding in lnd_findings(settings):
-        yield finding
+    await _examine_journal(report, settings)
+    await examine_lnd(report, settings)
     nodes: tuple[Provider, ...] = ()
     async with opened_nodes(settings) as parts:
         if parts is not None:
             await parts.watch.refresh()
             nodes = parts.watch.providers
-            for finding in node_findings(settings, parts.watch.states):
-                yield finding
-    async for finding in _daemon(settings, nodes):
-        yield finding
+            _examine_nodes(report, settings, parts.watch.states)
+    await _examine_daemon(report, settings, nodes)
 
 
-async def _daemon(settings: Settings, nodes: Sequence[Provider]) -> AsyncIterator[Finding]:
+async def _examine_journal(report: Report, settings: Settings) -> None:
+    """Open the journal and count the unknown purchases in it; one that does not exist yet is not made."""
+    place = journal_place(settings)
+    if place is None:
+        return report.ok("journal", "off: no purchase is recorded")
+    path = journal_file(place)
+    if path is not None and not path.exists():
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+            return report.ok("journal", f"{path} is made at the first start")
+        return report.fail("journal", f"{path} cannot be made", f"{folder} cannot be written")
+    try:
+        async with opened_journal(settings) as database:
+            open_now = await Books(database).outstanding()
+            replaced = database.replaced
+    except CommandFailed as error:
+        return report.fail("journal", str(error), "no gateway pays while it cannot write there")
+    except DatabaseUnavailable as error:
+        return report.fail("journal", error.reason, "see journal_url")
+    if replaced is not None:
+        problem, _, remedy = replaced.partition(". ")
+        return report.fail("journal", problem, remedy)
+    text, advice = f"{without_password(str(place))}, version {HEAD}", ""
+    if open_now.unknown:
+        text += f"; {open_now.unknown} unknown ({format_sat(open_now.unknown_msat)})"
+        advice = "lnd resolves them if it is configured; else: purchases resolve"
+    return report.ok("journal", text, advice)
+
+
+def _examine_nodes(report: Report, settings: Settings, states: Mapping[str, NodeState]) -> None:
+    for node in all_nodes(settings):
+        state = states[node.name]
+        if not state.up:
+            text = f"{node.name}: {printable(state.problem)}"
+            report.fail("node", text, _node_advice(state.problem, node))
+        elif not state.models:
+            advice = "load a model there, or name some in its models"
+            report.fail("node", f"{node.name}: up, and offers no models", advice)
+        else:
+            report.ok("node", f"{node.name}: up, {state.models} models")
+
+
+def _node_advice(problem: str, node: NodeConfig) -> str:
+    if "credentials" in problem:
+        return "set its api_key to the one that it asks for"
+    if "list of models" in problem:
+        return "name its models in the configuration, or check its base_url"
+    return f"is it running at {node.base_url}?"
+
+
+async def _examine_daemon(report: Report, settings: Settings, nodes: Sequence[Provider]) -> None:
     """Examine the daemon and its peers; ``nodes`` are those that are up."""
     target = settings.lcpd_grpc_addr
     try:
@@ -100,100 +138,74 @@ async def _daemon(settings: Settings, nodes: Sequence[Provider]) -> AsyncIterato
             try:
                 info = await retry_until_up(settings, upstream.local_info)
             except UnsupportedVersion as error:
-                yield Finding("daemon", True, target)
-                yield Finding("version", False, error.message, "update the older of the two")
+                report.ok("daemon", target)
+                report.fail("version", error.message, "update the older of the two")
                 return
             except UpstreamError as error:
-                yield Finding(
-                    "daemon",
-                    False,
-                    describe_daemon_error(error, settings),
-                    daemon_advice(error, settings),
-                )
+                _fail(report, "daemon", error, settings)
                 return
-            yield Finding(
-                "daemon",
-                True,
-                f"{target}, node {_short(info.node_id)}, transport {upstream.transport}",
-            )
-            yield Finding("version", True, f"LCP protocol version {info.protocol_version}")
-            if finding := await identity_finding(settings, info.node_id):
-                yield finding
-            async for finding in _market(upstream, settings, nodes):
-                yield finding
+            where = f"{target}, node {_short(info.node_id)}, transport {upstream.transport}"
+            report.ok("daemon", where)
+            report.ok("version", f"LCP protocol version {info.protocol_version}")
+            await examine_identity(report, settings, info.node_id)
+            await _examine_peers(report, upstream, settings, nodes)
     except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
-        yield Finding("daemon", False, f"cannot read{where}: {error.strerror}", "see lcpd_tls_*")
+        file = f" {error.filename}" if error.filename else ""
+        report.fail("daemon", f"cannot read{file}: {error.strerror}", "see lcpd_tls_*")
 
 
-async def _market(
-    upstream: LcpdUpstream, settings: Settings, nodes: Sequence[Provider]
-) -> AsyncIterator[Finding]:
+async def _examine_peers(
+    report: Report, upstream: LcpdUpstream, settings: Settings, nodes: Sequence[Provider]
+) -> None:
     try:
         providers = await upstream.list_peers(settings.preflight_timeout_s)
     except UpstreamError as error:
-        yield Finding(
-            "peers", False, describe_daemon_error(error, settings), daemon_advice(error, settings)
-        )
+        _fail(report, "peers", error, settings)
         return
     peers = Catalog(providers=providers, taken_at=time.monotonic())
     names = sorted(peers.models())
     if providers:
-        yield Finding("peers", True, f"{len(providers)} ready, {len(names)} models: {_some(names)}")
+        report.ok("peers", f"{len(providers)} ready, {len(names)} models: {_some(names)}")
     else:
-        yield Finding(
+        report.fail(
             "peers",
-            False,
             "none are connected and ready",
             "connect lnd to a peer that speaks LCP; a daemon just started may need a minute",
         )
         if not nodes:
             return
     together = Catalog(providers=(*providers, *nodes), taken_at=peers.taken_at)
-    missing = _unready(together, settings)
-    if missing:
-        yield Finding(
+    if missing := _missing_providers(together, settings):
+        report.fail(
             "routing",
-            False,
             f"not ready: {_some(missing)}",
             "requests for it fail: connect it, or change model_map and default_peer_id",
         )
-    async for finding in _price(upstream, peers, together, settings):
-        yield finding
-
-
-async def _price(
-    upstream: LcpdUpstream, peers: Catalog, together: Catalog, settings: Settings
-) -> AsyncIterator[Finding]:
-    """Ask a peer for the price of a word or two, which pays nothing; where only nodes serve, report a list price."""
-    found = first_servable(peers, settings)
-    if found is not None:
+    # A price for a word or two is asked of a peer, which pays nothing; where only nodes serve, one has a list price.
+    if (found := first_servable(peers, settings)) is not None:
         task, (provider, *_) = found
-        async for finding in _quote(upstream, task, provider, settings):
-            yield finding
-        return
-    found = first_servable(together, settings)
-    if found is None:
-        advised = "see model_allowlist, model_map and default_peer_id"
-        yield Finding("quote", False, "no model can be asked for", advised)
-        return
-    task, (provider, *_) = found
-    asks = provider.list_price_msat
-    text = f"asks {format_sat(Msat(asks))} ({asks} msat)" if asks else "asks nothing"
-    where = f"{printable(task.model)} at {provider.peer_id}"
-    yield Finding("price list", True, f"{where} {text} for an ordinary request")
+        await _examine_quote(report, upstream, task, provider, settings)
+    elif (found := first_servable(together, settings)) is not None:
+        task, (provider, *_) = found
+        asks = provider.list_price_msat
+        text = f"asks {format_sat(Msat(asks))} ({asks} msat)" if asks else "asks nothing"
+        where = f"{printable(task.model)} at {provider.peer_id}"
+        report.ok("price list", f"{where} {text} for an ordinary request")
+    else:
+        advice = "see model_allowlist, model_map and default_peer_id"
+        report.fail("quote", "no model can be asked for", advice)
 
 
-async def _quote(
-    upstream: LcpdUpstream, task: Task, provider: Provider, settings: Settings
-) -> AsyncIterator[Finding]:
-    """Ask for a price; nothing is accepted, so nothing is paid."""
+async def _examine_quote(
+    report: Report, upstream: LcpdUpstream, task: Task, provider: Provider, settings: Settings
+) -> None:
+    """Ask for a price and check the quote; nothing is accepted, so nothing is paid."""
     where = f"{printable(task.model)} at {_short(provider.peer_id)}"
     try:
         quote = await upstream.request_quote(task, provider.peer_id, settings.timeout_quote_s)
     except UpstreamError as error:
         text = f"{where}: {printable(error.message)}"
-        yield Finding("quote", False, text, daemon_advice(error, settings))
+        report.fail("quote", text, daemon_advice(error, settings))
         return
     with contextlib.suppress(UpstreamError):
         await upstream.cancel(quote, "only a price was wanted", settings.cancel_timeout_s)
@@ -202,17 +214,14 @@ async def _quote(
         f"({quote.price_msat} msat) for a very short request; nothing was paid"
     )
     limit_msat = settings.max_price_msat
-    too_dear = bool(limit_msat) and quote.price_msat > limit_msat
-    yield Finding(
-        "quote",
-        not too_dear,
-        text,
-        f"that is over max_price_msat ({limit_msat})" if too_dear else "",
-    )
-    yield await _proof(task, quote, settings)
+    if limit_msat and quote.price_msat > limit_msat:
+        report.fail("quote", text, f"that is over max_price_msat ({limit_msat})")
+    else:
+        report.ok("quote", text)
+    await _examine_invoice(report, task, quote, settings)
 
 
-async def _proof(task: Task, quote: Quote, settings: Settings) -> Finding:
+async def _examine_invoice(report: Report, task: Task, quote: Quote, settings: Settings) -> None:
     """Check the quote as the gateway does before it pays."""
     try:
         # Problems of lnd were reported already.
@@ -220,30 +229,19 @@ async def _proof(task: Task, quote: Quote, settings: Settings) -> Finding:
     except CommandFailed:
         network = None
     checks = check_all(task, quote, datetime.now(UTC), network=network)
-    wrong = [check.words for check in checks if check.ok is False]
-    if wrong:
-        text = "; ".join(wrong)
-        return Finding("invoice", False, text, "the gateway refuses quotes of this peer")
-    return Finding("invoice", True, f"terms and invoice hold{_network_words(checks)}")
-
-
-def _network_words(checks: list[QuoteCheck]) -> str:
+    if wrong := [check.words for check in checks if check.ok is False]:
+        report.fail("invoice", "; ".join(wrong), "the gateway refuses quotes of this peer")
+        return
     open_ones = [check.words for check in checks if check.ok is None]
-    return f"; network {open_ones[0]}" if open_ones else ""
+    more = f"; network {open_ones[0]}" if open_ones else ""
+    report.ok("invoice", f"terms and invoice hold{more}")
 
 
-def _short(peer_id: str) -> str:
-    return (
-        peer_id if len(peer_id) <= _SHORT_ID_CHARACTERS else peer_id[:_SHORT_ID_CHARACTERS] + "..."
-    )
+def _fail(report: Report, name: str, error: UpstreamError, settings: Settings) -> None:
+    report.fail(name, describe_daemon_error(error, settings), daemon_advice(error, settings))
 
 
-def _some(names: list[str], limit: int = 5) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(printable, names[:limit])) + rest
-
-
-def _unready(catalog: Catalog, settings: Settings) -> list[str]:
+def _missing_providers(catalog: Catalog, settings: Settings) -> list[str]:
     """List the providers that the settings send requests to and that are missing, in words."""
     named = [
         *((provider_id, f"for {model}") for model, provider_id in settings.model_map.items()),
@@ -254,3 +252,13 @@ def _unready(catalog: Catalog, settings: Settings) -> list[str]:
         for provider_id, purpose in named
         if provider_id and not catalog.peer(provider_id)
     ]
+
+
+def _short(peer_id: str) -> str:
+    is_short = len(peer_id) <= _SHORT_ID_CHARACTERS
+    return peer_id if is_short else f"{peer_id[:_SHORT_ID_CHARACTERS]}..."
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(printable, names[:limit])) + rest
