@@ -153,7 +153,9 @@ def test_the_embedded_node_loads_nothing_that_only_the_gateway_needs():
 
 def test_serving_starts_without_rich_and_reads_flags_before_the_server_is_imported():
     loaded = modules_after("import lcp_gateway.cli.serve.serve")
-    assert loaded.isdisjoint({"rich", "aiohttp", "grpc", "prometheus_client", "psutil", "sqlalchemy"})
+    assert loaded.isdisjoint(
+        {"rich", "aiohttp", "grpc", "prometheus_client", "psutil", "sqlalchemy"}
+    )
 
 
 @pytest.mark.parametrize("flag", ["--api-key", "--api-keys", "--admin-key"])
