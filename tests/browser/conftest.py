@@ -100,7 +100,7 @@ class Watched:
         ]
 
     async def answered(self, count: int = 1) -> list[int]:
-        """Wait for so many answers; gives the statuses of all."""
+        """Wait for so many answers; return the statuses of all."""
         async with asyncio.timeout(60):
             while len(self.statuses()) < count:
                 await asyncio.sleep(0.02)

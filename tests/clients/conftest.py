@@ -12,7 +12,7 @@ PRICE_LIMIT_MSAT = 20_000
 
 @pytest.fixture(scope="session")
 def running():
-    """A gateway that lets everyone in, on a node that has a model for every fault."""
+    """A gateway without keys, on a node that has a model for every fault."""
     settings = {
         "LCP_GATEWAY_NODE_FAULTS": "true",
         "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "3",

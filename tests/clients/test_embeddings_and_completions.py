@@ -154,7 +154,7 @@ def test_log_probabilities_are_asked_for_in_chats_words(client, nodes, model):
         ({"logprobs": 21}, "logprobs"),
     ],
 )
-def test_what_chat_cannot_do_is_refused_by_name_and_nobody_is_asked(
+def test_what_chat_cannot_do_is_refused_by_name_and_no_provider_is_asked(
     client, served, nodes, model, more, param
 ):
     before = len(served.events())
@@ -279,7 +279,7 @@ def test_what_makes_no_sense_is_refused_by_name(client, nodes, more, param):
 
 
 @pytest.mark.parametrize("model", ["text-embedding-3-small", PEERS_MODEL, NODES_MODEL])
-def test_a_model_that_nobody_embeds_with_is_refused_with_those_there_are(client, model):
+def test_a_model_without_embeddings_is_refused_with_those_there_are(client, model):
     with pytest.raises(openai.NotFoundError) as caught:
         client.embeddings.create(model=model, input="x")
     assert caught.value.code == "model_not_available" and caught.value.param == "model"

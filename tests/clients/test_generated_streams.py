@@ -40,7 +40,7 @@ def sold():
 
 
 async def read(client, case, number, *, stop_at_end):
-    """Ask for one stream; gives its events and how it ended: cleanly, or by which error."""
+    """Ask for one stream; return its events and how it ended: cleanly, or by which error."""
     text = f"case-{number}"
     events = []
     try:
@@ -73,7 +73,7 @@ async def read_all(base_url, key, cases, first, *, stop_at_end):
 
 
 def bought(gateway, cases, first):
-    """Read streams through the gateway as a customer; gives what came of each, and what the customer was charged."""
+    """Read streams through the gateway as a customer; return what came of each, and what the customer was charged."""
     customer = Office(gateway.port).customer(FILLED_MSAT)
     came = asyncio.run(read_all(gateway.api_url, customer.key, cases, first, stop_at_end=False))
     balance = customer.balance()

@@ -34,7 +34,7 @@ async function failing(call) {
 
 @pytest.fixture
 def node(running):
-    """Run a module in node, as if it stood in a project that has the SDK; gives what it printed."""
+    """Run a module in node, as if it stood in a project that has the SDK; return what it printed."""
     program = require_tool("node")
     require_js_package("openai")
 
@@ -57,7 +57,7 @@ def node(running):
 
 @pytest.fixture
 def js(node, running):
-    """Run lines after the prelude; gives the values that they said."""
+    """Run lines after the prelude; return the values that they said."""
 
     def run(source):
         whole = PRELUDE.replace("BASE_URL", running.base_url) + source

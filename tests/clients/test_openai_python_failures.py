@@ -91,7 +91,7 @@ def test_a_price_over_the_limit_is_402_and_unpaid(
     assert tries == ["0"]
     asked = [event["peer_id"] for event in guarded_account.seen("quote")]
     assert len(asked) == len(set(asked)), (
-        "each who sells it is asked once, and the SDK does not come back"
+        "each peer that sells it is asked once, and the SDK does not come back"
     )
     assert guarded_account.accepts == 0
 

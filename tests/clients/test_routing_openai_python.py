@@ -20,7 +20,7 @@ from tests.system.routing.fair import (
 
 HELLO = [{"role": "user", "content": "hello there"}]
 MORTAL = "node:mortal"
-# The first model of the mortal node, which nobody else has.
+# The first model of the mortal node, which no other provider has.
 ITS_MODEL = "qwen2.5-coder-14b"
 # So high that every provider gets its share of a short run.
 TEMPERATURE = 5
@@ -107,14 +107,16 @@ def peers_that_accepted(running):
     return Counter(event["peer_id"] for event in running.events("accept"))
 
 
-def test_everybody_answers_some_and_each_answer_says_who_it_was(client, running, alive):
+def test_every_provider_answers_some_and_each_answer_names_its_own(client, running, alive):
     before = peers_that_accepted(running)
     answered = Counter()
     while len(answered) < 5:
         for call in CALLS:
             answered[call(client)] += 1
         assert answered.total() < ENOUGH, answered
-    of_peers = {who: count for who, count in answered.items() if not who.startswith("node:")}
+    of_peers = {
+        provider: count for provider, count in answered.items() if not provider.startswith("node:")
+    }
     assert dict(peers_that_accepted(running) - before) == of_peers
     assert set(answered) == {"node:ollama", MORTAL, *of_peers} and len(of_peers) == 3
 
@@ -143,7 +145,7 @@ def test_a_node_that_dies_in_the_middle_of_a_run_is_left_and_taken_back(client, 
 
 
 def test_a_node_that_is_found_dead_by_a_request_costs_that_request_nothing(ollama):
-    """Here nobody but the requests themselves finds out."""
+    """Here only the requests themselves find out."""
     with NodeProcess("mortal", ITS_MODEL) as node:
         rows = [row(ollama), row(node, price_per_request_msat=500)]
         with served_by(*rows, routing_temperature=TEMPERATURE, nodes_refresh_s=60) as process:
@@ -187,8 +189,8 @@ async def run_over_a_death(client, node):
                 model="auto", messages=HELLO
             )
             answer = raw.parse()
-            who = agrees(answer.routing_info, raw.headers, answer.choices[0].message.content)
-            found[is_dead][who] += 1
+            provider = agrees(answer.routing_info, raw.headers, answer.choices[0].message.content)
+            found[is_dead][provider] += 1
 
     await asyncio.gather(*(work(number) for number in range(6)))
     return found
@@ -213,15 +215,15 @@ async def test_the_async_client_streams_both_kinds(running, alive):
 
 
 @pytest.mark.parametrize(
-    ("model", "who"),
+    ("model", "provider"),
     [("auto:free", "node:ollama"), ("auto:code", MORTAL), ("auto:code+fast", MORTAL)],
 )
-def test_words_after_auto_say_what_is_wanted(client, alive, model, who):
+def test_words_after_auto_say_what_is_wanted(client, alive, model, provider):
     for _ in range(5):
         raw = client.chat.completions.with_raw_response.create(model=model, messages=HELLO)
         answer = raw.parse()
         text = answer.choices[0].message.content
-        assert agrees(answer.routing_info, raw.headers, text) == who
+        assert agrees(answer.routing_info, raw.headers, text) == provider
 
 
 def test_a_model_that_is_named_says_nothing_of_routing(client, alive):

@@ -50,7 +50,7 @@ def sdk(sold, http_client):
 
 
 def spend(client, *, stream: bool):
-    """Ask `auto` once; gives the headers."""
+    """Ask `auto` once; return the headers."""
     raw = client.chat.completions.with_raw_response.create(
         model="auto", messages=HELLO, max_tokens=40, stream=stream
     )
@@ -65,7 +65,7 @@ def spend(client, *, stream: bool):
 
 
 def refused_or_charged(ask):
-    """Give what the 402 tells, or None and the charge."""
+    """Return what the 402 tells, or None and the charge."""
     try:
         return None, int(ask()["x-lcp-charged-msat"])
     except openai.APIStatusError as error:
@@ -84,7 +84,7 @@ def test_a_customer_pays_in_spends_it_to_the_last_pays_the_402_and_goes_on(sold,
 
     topup = customer.top_up(12_000)
     sold.pay(topup["payment_request"])
-    # Nobody asks after the top-up: the gateway finds out by itself.
+    # The client does not ask after the top-up: the gateway finds out by itself.
     customer.eventually_has(balance_msat=12_000)
 
     left, calls = 12_000, 0
@@ -149,7 +149,7 @@ def test_an_agent_needs_no_more_than_a_url(sold, sdk, path, kind):
         client.models.list()
 
 
-def test_the_operators_own_key_goes_on_and_nobody_is_charged(sold, sdk):
+def test_the_operators_own_key_goes_on_and_no_customer_is_charged(sold, sdk):
     before = sold.office.is_in_order()
     told = spend(sdk(STATIC_KEY), stream=False)
     assert "x-lcp-charged-msat" not in told and "x-lcp-balance-msat" not in told

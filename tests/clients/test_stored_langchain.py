@@ -16,7 +16,7 @@ def add(a: int, b: int) -> int:
 
 @pytest.fixture
 def make(running):
-    """Give a model that chains its turns."""
+    """Return a model that chains its turns."""
     from langchain_openai import ChatOpenAI
 
     def make(**more):

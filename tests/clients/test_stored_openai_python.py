@@ -204,7 +204,7 @@ async def test_the_tokens_of_a_turn_are_counted_with_all_that_it_builds_on(clien
     chained = await done(count(model="echo-1", input="more", previous_response_id=first.id))
     assert chained.input_tokens > alone.input_tokens + 200
     with pytest.raises(openai.NotFoundError):
-        await done(count(model="echo-1", input="more", previous_response_id="resp_nobodys"))
+        await done(count(model="echo-1", input="more", previous_response_id="resp_missing"))
     assert account.accepts == before
 
 
@@ -283,7 +283,7 @@ async def test_a_failed_background_response_says_why_and_what_was_paid(client, a
 
 
 async def test_a_background_stream_is_resumed_where_it_was_left(client, account):
-    """Also while it runs: whoever comes back sees the rest, and nothing twice."""
+    """Also while it runs: a client that comes back sees the rest, and nothing twice."""
     stream = await done(
         client.responses.create(
             model="echo-slow", input="a b c d e f g", background=True, stream=True

@@ -69,7 +69,7 @@ def test_the_key_with_limits_has_them(told):
     assert '"requests_per_minute":2' in told and '"budget_day_msat":100000' in told
 
 
-def test_who_paid_at_the_door_is_served_and_charged(told):
+def test_a_client_that_paid_with_l402_is_served_and_charged(told):
     assert told.count("HTTP/1.1 200 OK") == 2
     # The hold becomes a charge some milliseconds after the answer: what can be spent is the same before and after.
     assert '"available_msat":98236}' in told

@@ -108,7 +108,7 @@ def test_what_was_paid_outlives_the_container(name):
     assert re.search(rf"install -d .*-o {user} .*{place}$", image, re.MULTILINE)
 
 
-def test_an_image_that_is_told_nothing_serves_nobody(dockerfile):
+def test_an_image_without_settings_serves_no_client(dockerfile):
     assert "ALLOW_OPEN" not in "\n".join(dockerfile)
     for name in GATEWAYS:
         environment = services()[name]["environment"]
@@ -169,7 +169,7 @@ def test_a_gateway_has_more_time_to_stop_than_its_jobs():
         assert int(services()[name]["stop_grace_period"].removesuffix("s")) > grace_s
 
 
-def test_the_daemon_that_asks_nobody_who_they_are_is_reached_over_loopback_only():
+def test_the_daemon_that_asks_no_peer_who_they_are_is_reached_over_loopback_only():
     for name in ("gateway-lcpd", *OPERATORS):
         gateway = services()[name]
         assert gateway["network_mode"] == "service:lcpd"

@@ -62,7 +62,7 @@ def redis_of_the_file() -> Iterator[int]:
 
 
 def say(port: int, words: bytes) -> bytes:
-    """Give what Redis answers first, "?" while it is not there."""
+    """Return what Redis answers first, "?" while it is not there."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
             connection.sendall(words + b"\r\n")
@@ -79,7 +79,7 @@ class Operator:
     lnd: LndStandin
 
     def ask(self, which: int, method: str, path: str, key: str, fields: object = None):
-        """Ask one of the two, and give status and document."""
+        """Ask one of the two, and return status and document."""
         connection = http.client.HTTPConnection("127.0.0.1", self.gateways[which].port, timeout=20)
         try:
             headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
@@ -116,7 +116,7 @@ class Operator:
 
 @pytest.fixture(scope="module")
 def operator(tmp_path_factory):
-    """Give the two, with the environment of the file but for the addresses of this machine."""
+    """Return the two, with the environment of the file but for the addresses of this machine."""
     folder = tmp_path_factory.mktemp("operator")
     lnd = LndStandin(folder, key=derive_key(NodeConfig().seed, "node"))
     with (
@@ -156,7 +156,7 @@ def operator(tmp_path_factory):
             yield Operator((one, other), metrics_ports, redis_port, lnd)
 
 
-def test_redis_lets_nobody_in_without_the_password(operator):
+def test_redis_refuses_a_client_without_the_password(operator):
     assert say(operator.redis_port, b"PING").startswith(b"-NOAUTH")
 
 

@@ -91,7 +91,7 @@ FAULTS = {
     "fault/execute-hangs": "unknown",
     "fault/expensive": "price_limit",
     "fault/quote-code-internal": "gRPC error",
-    "nobody/has-this": "model_not_found",
+    "unknown/model": "model_not_found",
 }
 # Asked for once only: a few false quotes of one kind from one peer fire an alert, and must not here.
 FALSE_QUOTE = "fault/wrong-price"
@@ -130,7 +130,7 @@ def ask(port, model, *, stream=False, read=True, key=None, credential=OPERATOR):
 
 
 def call(port, method, path, fields, credential=ADMIN):
-    """Send one JSON document to the wallet or the administration, and give the one that comes back."""
+    """Send one JSON document to the wallet or the administration, and return the one that comes back."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     try:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {credential}"}
@@ -143,7 +143,7 @@ def call(port, method, path, fields, credential=ADMIN):
 
 
 def customer(port, **rules):
-    """Make an account, and give the key of it."""
+    """Make an account, and return the key of it."""
     account = call(port, "POST", "/api/admin/accounts", {"name": "alice"})
     fields = {"name": "laptop", **rules}
     return call(port, "POST", f"/api/admin/accounts/{account['id']}/keys", fields)["key"]
@@ -154,7 +154,7 @@ def sell(port, standin, watcher):
     paying, poor = customer(port, requests_per_minute=2), customer(port)
     topup = call(port, "POST", "/api/wallet/topups", {"amount_msat": TOPUP_MSAT}, paying)
     standin.run(standin.settle(bytes.fromhex(topup["payment_hash"])))
-    # Credited without anybody asking for it.
+    # Credited without being asked for.
     watcher.wait_for("lcpgateway_topups_total", lambda found: found and found[0][1] >= 1)
     asked = (
         ("echo-mini", paying, 200),
@@ -168,7 +168,7 @@ def sell(port, standin, watcher):
 
 
 def load(port, round_number):
-    """Send one round of everything, good and bad, streamed and not; give how many requests that were.
+    """Send one round of everything, good and bad, streamed and not; return how many requests that were.
 
     In each round one client asks twice with the same key, and one goes away; in the first there is a false quote.
     """
@@ -214,14 +214,14 @@ def scrape_key(folder):
 
 
 def closed_port():
-    """Give a port where nobody listens."""
+    """Return a port where no server listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def surroundings(lnd_address, node, traces):
-    """Give the environment of a gateway that asks this lnd, and has this node and one that is never there.
+    """Return the environment of a gateway that asks this lnd, and has this node and one that is never there.
 
     Its traces go to the collector, and it stores one item of a credential.
     """

@@ -181,7 +181,7 @@ class Accounts:
 
 @dataclass
 class Load:
-    """Customers that buy without a pause from whichever gateway is there, and an administrator who revokes keys."""
+    """Customers that buy without a pause from whichever gateway is there, and an administrator that revokes keys."""
 
     accounts: Accounts
     port: int = 0

@@ -112,7 +112,7 @@ class Machine:
         ]
 
     def wait_empty(self, timeout_s: float = 60.0) -> list[psutil.Process]:
-        """Wait until nothing runs any more, and give what still does."""
+        """Wait until nothing runs any more, and return what still does."""
         deadline = time.monotonic() + timeout_s
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -121,7 +121,7 @@ class Machine:
 
 @contextmanager
 def machine(folder: Path) -> Iterator[Machine]:
-    """Give a machine. That nothing is left running on it at the end is part of every test."""
+    """Return a machine. That nothing is left running on it at the end is part of every test."""
     made = Machine(folder)
     try:
         yield made
@@ -149,7 +149,7 @@ def free_port() -> int:
 
 
 def answers(port: int) -> bool:
-    """Tell whether a gateway answers at a port."""
+    """Whether a gateway answers at a port."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as response:
             return response.status == 200

@@ -1,4 +1,4 @@
-"""Answers that have come, or came to nothing, without anybody who buys them."""
+"""Answers that have come, or came to nothing, without a purchase service."""
 
 import asyncio
 
@@ -27,7 +27,7 @@ def order_of(
 def begun(
     order: Order | None = None, *events: PurchaseEvent, bounds: BufferLimits | None = None
 ) -> ResultBuffer:
-    """Give an answer of which nothing has come; ``events`` are what happened to its purchase, if it has one."""
+    """Return an answer of which nothing has come; ``events`` are what happened to its purchase, if it has one."""
     answer = ResultBuffer(order or order_of(), bounds or BufferLimits(), BufferPool(10**9))
     if events:
         answer.purchase = Purchase(answer.order, quote())
@@ -43,7 +43,7 @@ def came(
     order: Order | None = None,
     bounds: BufferLimits | None = None,
 ) -> ResultBuffer:
-    """Give an answer that has come whole."""
+    """Return an answer that has come whole."""
     answer = begun(order, *PAID, bounds=bounds)
     answer.begin(ResultHead(content_type, encoding))
     for block in blocks:
@@ -53,7 +53,7 @@ def came(
 
 
 class Complaints:
-    """What the running event loop is told of errors that nobody caught."""
+    """Record the errors that nothing caught, as the running event loop is told of them."""
 
     def __init__(self) -> None:
         self.heard: list[dict] = []

@@ -15,5 +15,5 @@ def services() -> dict[str, dict]:
 
 
 def resolved(text: str) -> str:
-    """Give a value as Compose does when the environment is empty."""
+    """Return a value as Compose does when the environment is empty."""
     return re.sub(r"\$\{\w+(?::-([^}]*))?\}", lambda found: found[1] or "", text)

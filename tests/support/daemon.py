@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def free_address() -> str:
-    """Give an address that was free a moment ago."""
+    """Return an address that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
@@ -49,7 +49,7 @@ class Daemon:
             late.cancel()
 
     def kill(self) -> None:
-        """Kill it as the kernel would: no word to anybody."""
+        """Kill it as the kernel would, without a word."""
         if self.process is not None:
             self.process.kill()
             self.process.wait(60)

@@ -1,7 +1,7 @@
 """A stand-in for an OpenAI-compatible HTTP server: in a thread of a test, or as a process of its own.
 
 ``python -m tests.support.http_node --port 0 --name NAME`` prints ``listening PORT`` once it answers. What it says
-begins with its name, so that a test sees who answered. ``GET /_requests`` tells what came in, ``POST /_behave`` changes
+begins with its name, so that a test sees which node answered. ``GET /_requests`` tells what came in, ``POST /_behave`` changes
 how it answers while it runs.
 """
 
@@ -405,7 +405,7 @@ class StandIn:
         return document, []
 
     def _tool_call(self, asked):
-        """Give the name and the arguments of a call to the first tool; None once a tool has answered."""
+        """Return the name and the arguments of a call to the first tool; None once a tool has answered."""
         turns = asked.get("messages") or asked.get("input") or []
         last = turns[-1] if isinstance(turns, list) and turns else {}
         if last.get("role") == "tool" or last.get("type") == "function_call_output":
@@ -420,7 +420,7 @@ class StandIn:
 
 
 def vector_of(text: str, size: int) -> list[float]:
-    """Give a text's vector: numbers that single precision holds exactly."""
+    """Return a text's vector: numbers that single precision holds exactly."""
     seed = hashlib.sha256(text.encode()).digest()
     return [(seed[i % len(seed)] - 128) / 128 for i in range(size)]
 
@@ -444,7 +444,7 @@ def _tokens(text: str) -> list[str]:
 
 
 def _last_text(turns) -> str:
-    """Give the text of the last turn that a user, or a tool, wrote."""
+    """Return the text of the last turn that a user, or a tool, wrote."""
     for turn in reversed(turns):
         if turn.get("role") == "assistant":
             continue
@@ -456,7 +456,7 @@ def _last_text(turns) -> str:
 
 
 def _instance(schema, name: str):
-    """Give something that a JSON schema allows."""
+    """Return something that a JSON schema allows."""
     if schema.get("enum"):
         return schema["enum"][0]
     match schema.get("type"):
@@ -568,7 +568,7 @@ def http_nodes(*nodes: HttpNodeThread):
 
 
 async def serve(server: StandIn, port: int) -> tuple[web.AppRunner, int]:
-    """Listen on the loopback; gives the port where 0 was asked for."""
+    """Listen on the loopback; return the port where 0 was asked for."""
     runner = web.AppRunner(
         server.application(), handler_cancellation=True, shutdown_timeout=0.1, access_log=None
     )

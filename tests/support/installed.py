@@ -22,7 +22,7 @@ _LISTENING = re.compile(rb"listening on http://\S+?:(\d+) ")
 
 
 def uv(*arguments: object, cwd: Path = ROOT) -> str:
-    """Run uv, which the set-up puts beside Python, and give what it prints."""
+    """Run uv, which the set-up puts beside Python, and return what it prints."""
     beside = Path(sys.executable).parent / "uv"
     program = str(beside) if beside.exists() else shutil.which("uv")
     if program is None:
@@ -81,7 +81,7 @@ class Installed:
 
     @contextmanager
     def serving(self, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-        """Run `lcp-gateway serve` while the block lasts; gives the process and its port."""
+        """Run `lcp-gateway serve` while the block lasts; return the process and its port."""
         process = subprocess.Popen(
             [str(self.program), "serve", *arguments],
             cwd=self.home,
@@ -106,7 +106,7 @@ class Installed:
 
 
 def post_json(port: int, path: str, document: object) -> tuple[int, dict]:
-    """Send JSON as any client would; gives the status and the answer."""
+    """Send JSON as any client would; return the status and the answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         headers = {"content-type": "application/json"}

@@ -102,7 +102,7 @@ class LndStandin:
     """An lnd whose ``payments`` (oldest first), ``channels``, ``info`` and ``balance`` a test may change at any time.
 
     ``invoices`` are those it made, oldest first; ``forged`` replaces what goes into the next ones (arguments of
-    ``bolt11.encode``). They can be settled while nobody listens, and while it is down. ``run`` runs one of its
+    ``bolt11.encode``). They can be settled while no client listens, and while it is down. ``run`` runs one of its
     coroutines for a test without a loop, while it lives ``in_a_thread``.
     """
 
@@ -147,7 +147,7 @@ class LndStandin:
         return LndAddress(f"127.0.0.1:{self.port}", self._certificate, self._macaroon)
 
     def bake(self, name: str, *calls: str) -> Path:
-        """Make a macaroon that allows these calls only; gives its file."""
+        """Make a macaroon that allows these calls only; return its file."""
         content = MACAROON + name.encode()
         self._baked[content.hex()] = frozenset(calls)
         path = self.directory / f"{name}.macaroon"
@@ -191,13 +191,13 @@ class LndStandin:
         await self.start()
 
     def knows(self, payment) -> bytes:
-        """Remember a payment; gives its hash."""
+        """Remember a payment; return its hash."""
         payment_hash = bytes.fromhex(payment.payment_hash)
         self.payments[payment_hash] = payment
         return payment_hash
 
     async def settle(self, payment_hash: bytes, *, paid_msat: int = 0) -> None:
-        """Let somebody pay one of our invoices, once."""
+        """Have one of our invoices paid, once."""
         invoice = self.invoice(payment_hash)
         if invoice.state == OPEN:
             invoice.settle_index = 1 + max(it.settle_index for it in self.invoices)
@@ -207,7 +207,7 @@ class LndStandin:
         await self._announce()
 
     def invoice(self, payment_hash: bytes):
-        """Give one of our invoices, None if there is no such one; one that has expired is canceled by then."""
+        """Return one of our invoices, None if there is no such one; one that has expired is canceled by then."""
         for invoice in self.invoices:
             if invoice.r_hash == payment_hash:
                 if invoice.state == OPEN and time.time() >= invoice.creation_date + invoice.expiry:
@@ -216,7 +216,7 @@ class LndStandin:
         return None
 
     async def add(self, request):
-        """Make an invoice as AddInvoice does, and give it; raises ``InvoiceError`` for what cannot be written."""
+        """Make an invoice as AddInvoice does, and return it; raises ``InvoiceError`` for what cannot be written."""
         preimage = request.r_preimage or secrets.token_bytes(32)
         says = {
             "key": self.key,
@@ -326,7 +326,7 @@ class _Lightning:
         )
 
     async def CheckMacaroonPermissions(self, request, context):  # noqa: N802 - lnd's name
-        """Tell whether a macaroon allows something, to one that may ask; one that may ask may do all."""
+        """Whether a macaroon allows something, to one that may ask; one that may ask may do all."""
         await self._lnd.admit("CheckMacaroonPermissions", context)
         allows = self._lnd._baked.get(request.macaroon.hex(), frozenset())
         if allows is None or "CheckMacaroonPermissions" not in allows:

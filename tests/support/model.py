@@ -87,7 +87,7 @@ class Durable:
             states.append(state)
 
     def sweep(self) -> None:
-        """What a start does: nobody watches a payment whose gateway has died."""
+        """Do what a start does: no gateway watches a payment whose gateway has died."""
         for states in self.states.values():
             if states[-1] is State.PAYING:
                 states.append(State.UNKNOWN)
@@ -119,7 +119,7 @@ class Journal:
                 if not done.done():
                     done.set_exception(JournalUnavailable("full", quote=intent.quote))
                 continue
-            # It may be written though nobody waits for it any more.
+            # It may be written though no request waits for it any more.
             if intent.quote.job_id not in self.durable.states:
                 self.durable.write(intent.quote.job_id, State.PAYING)
             if not done.done():
@@ -142,7 +142,7 @@ class Journal:
         self.buffered = held
 
     def believed(self, job_id: bytes) -> State | None:
-        """The last state that anybody wrote, durable or not."""
+        """The last state that was written, durable or not."""
         for noted, state in reversed(self.buffered):
             if noted == job_id:
                 return state

@@ -46,7 +46,7 @@ def quoted(served: RunningGateway, text: str, *, headers=None, **more) -> dict:
 
 
 def shops(folder: Path, *lines: str) -> str:
-    """Write a file of peers, each a line of ``alias base_msat [setting=value]`` that sells echo-1; gives its path."""
+    """Write a file of peers, each a line of ``alias base_msat [setting=value]`` that sells echo-1; return its path."""
     parts = []
     for line in lines:
         alias, base, *more = line.split()

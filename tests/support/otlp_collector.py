@@ -59,7 +59,7 @@ class Collector:
         return found
 
     def wait_for(self, names: Sequence[str], timeout_s: float = 60.0) -> "Trace":
-        """Wait for a trace of exactly these spans, in any order; gives it."""
+        """Wait for a trace of exactly these spans, in any order; return it."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             for spans in self.traces().values():

@@ -18,7 +18,7 @@ PROGRAM = Path("/usr/sbin/pgbouncer")
 
 @contextmanager
 def pgbouncer(server, **settings: str) -> Iterator[int]:
-    """Run one before a server; gives its port."""
+    """Run one before a server; return its port."""
     if not PROGRAM.exists():
         assert os.environ.get("CI") != "true", "PgBouncer must be installed where CI=true"
         pytest.skip("PgBouncer is not installed (Debian's package: pgbouncer)")

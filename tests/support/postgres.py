@@ -52,7 +52,7 @@ BINARIES = Path("/usr/lib/postgresql")
 
 
 def binaries() -> Path:
-    """Give the folder of postgres and initdb, or skip; where CI=true it has to be there."""
+    """Return the folder of postgres and initdb, or skip; where CI=true it has to be there."""
     found = sorted(BINARIES.glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
     if not found and (on_path := shutil.which("postgres")):
         found = [Path(on_path)]
@@ -63,7 +63,7 @@ def binaries() -> Path:
 
 
 def _user() -> tuple[str, dict]:
-    """Give a user that PostgreSQL accepts, and how to become it: it refuses to run as root."""
+    """Return a user that PostgreSQL accepts, and how to become it: it refuses to run as root."""
     if os.getuid() != 0:
         return pwd.getpwuid(os.getuid()).pw_name, {}
     for name in ("postgres", "nobody"):
@@ -172,7 +172,7 @@ class RunningPostgres:
 
     @contextmanager
     def lent_database(self, template: str) -> Iterator[str]:
-        """Lend a copy of a migrated database without rows; give its URL.
+        """Lend a copy of a migrated database without rows; return its URL.
 
         It is emptied and lent again, which takes a tenth of the time of another copy; not where the test changed its
         tables, or it is gone.

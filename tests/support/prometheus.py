@@ -25,7 +25,7 @@ START_TIMEOUT_S = 60.0
 
 
 def executable() -> str:
-    """Give the path of prometheus, or skip; where CI=true it has to be there."""
+    """Return the path of prometheus, or skip; where CI=true it has to be there."""
     found = shutil.which("prometheus")
     if found is None and os.environ.get("CI") != "true":
         pytest.skip("prometheus is not installed (Debian's package: prometheus)")
@@ -46,7 +46,7 @@ class RunningPrometheus:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from error
 
     def query(self, expr: str) -> list[tuple[dict[str, str], float]]:
-        """Give labels and value of every series, without those that are not a number."""
+        """Return labels and value of every series, without those that are not a number."""
         found = self.get("/api/v1/query", query=expr)["result"]
         pairs = [(series["metric"], float(series["value"][1])) for series in found]
         return [(labels, value) for labels, value in pairs if not math.isnan(value)]
@@ -60,7 +60,7 @@ class RunningPrometheus:
 
 
 def configuration(target: str, *, key_file: Path | None = None) -> dict:
-    """Give the repository's configuration, scraping ``target`` every second.
+    """Return the repository's configuration, scraping ``target`` every second.
 
     With ``key_file`` its commented authorization section is put in force.
     """

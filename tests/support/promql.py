@@ -38,7 +38,7 @@ def alert_rules() -> list[dict]:
 
 
 def names_and_labels(expr: str) -> Iterator[tuple[str, set[str]]]:
-    """Give every selector's metric name with the labels it matches on."""
+    """Return every selector's metric name with the labels it matches on."""
     bare = re.sub(r'"(?:[^"\\]|\\.)*"', '""', expr)
     for name, matchers in re.findall(r"\b([a-zA-Z_:][\w:]*)\s*\{([^}]*)\}", bare):
         yield name, set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
@@ -49,7 +49,7 @@ def names_and_labels(expr: str) -> Iterator[tuple[str, set[str]]]:
 
 
 def exposed_names() -> set[str]:
-    """Give the name of every series that a gateway exposes."""
+    """Return the name of every series that a gateway exposes."""
     metrics = Metrics()
     found = set()
     for family in metrics.registry.collect():

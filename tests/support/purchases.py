@@ -60,7 +60,7 @@ def stream_events(*chunks: bytes, **changes) -> list:
 
 @dataclass
 class ScriptedUpstream:
-    """Gives the quote, result or events it was made with; an exception among them is raised in its place."""
+    """Returns the quote, result or events it was made with; an exception among them is raised in its place."""
 
     quoted: Quote = field(default_factory=quote)
     outcome: object = None
@@ -122,7 +122,7 @@ class MemoryJournal:
 
 @dataclass
 class Trusting:
-    """An exposure that trusts everyone, and remembers."""
+    """An exposure that trusts every peer, and remembers."""
 
     states: list = field(default_factory=list)
 

@@ -22,7 +22,7 @@ def request_bytes(model, text):
 
 
 async def open_stream(port, model, text):
-    """Ask for a stream and wait for its first bytes; gives them, and the connection."""
+    """Ask for a stream and wait for its first bytes; return them, and the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request_bytes(model, text))
     async with asyncio.timeout(60):

@@ -16,7 +16,7 @@ START_TIMEOUT_S = 60.0
 
 
 def binary() -> str:
-    """Give redis-server, or skip; where CI=true it has to be there."""
+    """Return redis-server, or skip; where CI=true it has to be there."""
     found = shutil.which("redis-server")
     if not found and os.environ.get("CI") != "true":
         pytest.skip("Redis is not installed (Debian's package: redis-server)")

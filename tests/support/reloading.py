@@ -27,7 +27,7 @@ class Reloadable:
         return self.running.port
 
     def outcomes(self) -> list[dict[str, Any]]:
-        """Give the lines that tell what came of each reading."""
+        """Return the lines that tell what came of each reading."""
         return [
             line for line in self.running.json_logs() if line["event"] in {RELOADED, NOT_RELOADED}
         ]
@@ -36,7 +36,7 @@ class Reloadable:
         os.kill(self.running.pid, signal.SIGHUP)
 
     def read(self, text: str, timeout_s: float = 60.0) -> dict[str, Any]:
-        """Have the gateway read this; gives the line that says what came of it."""
+        """Have the gateway read this; return the line that says what came of it."""
         write(self.file, text)
         before = len(self.outcomes())
         self.hang_up()

@@ -11,12 +11,12 @@ _POLL_S = 0.05
 
 
 async def done(given: Any) -> Any:
-    """Give what a call came to."""
+    """Return what a call came to."""
     return await given if inspect.isawaitable(given) else given
 
 
 async def every(given: Any) -> list:
-    """Give all that a stream has, or all items of a list over all its pages."""
+    """Return all that a stream has, or all items of a list over all its pages."""
     # The async client's lists are awaitable too, and would then give one page.
     found = given if hasattr(given, "__aiter__") else await done(given)
     if hasattr(found, "__aiter__"):
@@ -27,7 +27,7 @@ async def every(given: Any) -> list:
 async def polled(
     client: Any, response_id: str, is_there: Callable[[Any], bool], timeout_s: float = 60.0
 ) -> Any:
-    """Retrieve a response until it is as wanted; gives it."""
+    """Retrieve a response until it is as wanted; return it."""
     deadline = time.monotonic() + timeout_s
     while not is_there(found := await done(client.responses.retrieve(response_id))):
         assert time.monotonic() < deadline, f"still {found.status}"

@@ -67,11 +67,11 @@ class Work:
             self.queue.put_nowait(event)
 
     def deliver(self, body: bytes = b"answer") -> None:
-        """Give a whole result to a call that waits for one."""
+        """Answer a call with a whole result."""
         self.put(result(body))
 
     def stream(self, *chunks: bytes) -> None:
-        """Give a whole stream."""
+        """Answer a call with a whole stream."""
         self.put(*stream_events(*chunks))
 
     async def next(self) -> object:
@@ -94,7 +94,7 @@ class Shop:
     same_job: bytes | None = None
 
     def candidates(self) -> list[Candidate]:
-        """Everybody, in order."""
+        """Every peer, in order."""
         return [Candidate(name) for name in self.peers]
 
     async def request_quote(self, task, peer_id, timeout_s):
@@ -198,7 +198,7 @@ class World:
     background: set = field(default_factory=set)
 
     async def ask(self, order: Order, repeat: RepeatKeys = NO_REPEAT, quote_id: str | None = None):
-        """Do what a request does; gives the bytes."""
+        """Do what a request does; return the bytes."""
         answer = self.service.find(order, repeat) or self.service.start(order, repeat, quote_id)
         return await self.read(answer)
 

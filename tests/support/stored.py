@@ -76,7 +76,7 @@ def input_items(port: int, response_id: str, query: str = "?order=asc", *, heade
 
 
 def begun(port: int, text: str = "hello", *, headers=None, **more) -> str:
-    """Begin a response in the background; gives its id."""
+    """Begin a response in the background; return its id."""
     answer = respond(port, text, headers=headers, background=True, **more)
     assert answer.status == 200, answer.body
     assert answer.json["id"].startswith("resp_bg_")
@@ -91,7 +91,7 @@ def wait_for(
     headers: Mapping[str, str] | None = None,
     timeout_s: float = 60.0,
 ) -> Answer:
-    """Poll a response until it is as wanted; gives the last answer."""
+    """Poll a response until it is as wanted; return the last answer."""
     last: list[Answer] = []
 
     def is_there() -> object:

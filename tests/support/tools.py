@@ -11,12 +11,12 @@ _HINT = "./scripts/test-tools installs what it can"
 
 
 def require_tool(name: str) -> str:
-    """Give the path of a program, or skip; where CI=true it has to be there."""
+    """Return the path of a program, or skip; where CI=true it has to be there."""
     return _required(shutil.which(name), f"{name} is not installed")
 
 
 def require_js_package(name: str) -> Path:
-    """Give the folder of an npm package of the tests, or skip as ``require_tool`` does."""
+    """Return the folder of an npm package of the tests, or skip as ``require_tool`` does."""
     folder = JS_FOLDER / "node_modules" / name
     found = _required(folder if folder.is_dir() else None, f"the npm package {name} is absent")
     return Path(found)

@@ -129,7 +129,7 @@ LYING_LENGTHS = {
         b"Content-Length: %d\r\nTransfer-Encoding: chunked\r\n" % len(BODY),
         b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY),
     ),
-    "an encoding nobody knows": (b"Transfer-Encoding: x-odd\r\n", BODY),
+    "an unknown encoding": (b"Transfer-Encoding: x-odd\r\n", BODY),
     "chunks that are not last": (b"Transfer-Encoding: chunked, gzip\r\n", BODY),
     "a chunk size that is none": (b"Transfer-Encoding: chunked\r\n", b"xyz\r\nabc\r\n0\r\n\r\n"),
     "a chunk longer than its size": (

@@ -1,4 +1,4 @@
-"""Bodies that make no sense, or say two things at once: refused in OpenAI's shape before anybody is asked."""
+"""Bodies that make no sense, or say two things at once: refused in OpenAI's shape before a peer is asked."""
 
 import json
 
@@ -20,13 +20,13 @@ def served():
 
 @pytest.fixture
 def port(served):
-    """The port; at the end nobody has been asked for a price, unless the request was sound."""
+    """The port; at the end no peer has been asked for a price, unless the request was sound."""
     served.quotes_before = len(served.events("quote"))
     return served.port
 
 
 @pytest.fixture
-def asks_nobody(served, port):
+def asks_no_peer(served, port):
     yield
     assert len(served.events("quote")) == served.quotes_before
 
@@ -81,7 +81,7 @@ UNREADABLE = {
 
 @BOTH
 @pytest.mark.parametrize("raw", UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_what_is_no_json_object_is_refused(port, asks_nobody, path, raw):
+def test_what_is_no_json_object_is_refused(port, asks_no_peer, path, raw):
     is_refused(post(port, path, raw))
 
 
@@ -115,12 +115,12 @@ BAD_MODELS = {
 
 @BOTH
 @pytest.mark.parametrize("model", BAD_MODELS.values(), ids=BAD_MODELS.keys())
-def test_a_model_that_is_not_one_plain_name_is_refused(port, asks_nobody, path, model):
+def test_a_model_that_is_not_one_plain_name_is_refused(port, asks_no_peer, path, model):
     is_refused(post(port, path, body(model)), param="model")
 
 
 @BOTH
-def test_a_model_named_inside_something_else_is_nobodys_business(port, path):
+def test_a_model_named_inside_something_else_is_ignored(port, path):
     inner = b'"metadata":{"model":"x","Model":"y","m\\u006fdel":"z"}'
     assert post(port, path, body(more=inner)).status == 200
 
@@ -143,14 +143,14 @@ BAD_SUBJECTS = {
 
 
 @pytest.mark.parametrize(("chat", "responses"), BAD_SUBJECTS.values(), ids=BAD_SUBJECTS.keys())
-def test_a_request_without_anything_to_answer_is_refused(port, asks_nobody, chat, responses):
+def test_a_request_without_anything_to_answer_is_refused(port, asks_no_peer, chat, responses):
     is_refused(post(port, CHAT, body(subject=chat)), param="messages")
     is_refused(post(port, RESPONSES, body(subject=responses)), param="input")
 
 
 @BOTH
 @pytest.mark.parametrize("stream", [b'"true"', b"1", b"0", b"[]", b"{}", b'""'])
-def test_stream_is_true_or_false(port, asks_nobody, path, stream):
+def test_stream_is_true_or_false(port, asks_no_peer, path, stream):
     is_refused(post(port, path, body(more=b'"stream":' + stream)), param="stream")
 
 
@@ -190,20 +190,22 @@ def test_a_body_of_exactly_one_mebibyte_is_taken(port):
     assert exchange(port, chunked(sized(MIB))).status == 200
 
 
-def test_a_body_of_one_byte_more_is_not(port, asks_nobody):
+def test_a_body_of_one_byte_more_is_not(port, asks_no_peer):
     is_refused(post(port, CHAT, sized(MIB + 1)), 413)
 
 
-def test_a_chunked_body_of_one_byte_more_is_not(port, asks_nobody):
+def test_a_chunked_body_of_one_byte_more_is_not(port, asks_no_peer):
     is_refused(exchange(port, chunked(sized(MIB + 1))), 413)
 
 
-def test_a_body_that_only_says_that_it_is_too_large_is_refused_before_it_is_sent(port, asks_nobody):
+def test_a_body_that_only_says_that_it_is_too_large_is_refused_before_it_is_sent(
+    port, asks_no_peer
+):
     with wire(port) as connection:
         connection.send(request_bytes("POST", CHAT, headers={"Content-Length": str(MIB + 1)}))
         is_refused(connection.answer(), 413)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "deflate", "br", "zstd", "x-unheard-of"])
-def test_compressed_bodies_are_415(port, asks_nobody, encoding):
+def test_compressed_bodies_are_415(port, asks_no_peer, encoding):
     is_refused(post(port, CHAT, body(), {"Content-Encoding": encoding}), 415)

@@ -128,7 +128,7 @@ def test_a_price_over_the_cap_is_402_and_nothing_is_paid(keyed, node, stream):
     assert answer.error["lcp"]["price_msat"] > 20_000
     assert answer.verdict == "none" and answer.headers["x-should-retry"] == "false"
     asked = [call.peer_id for call in node.received.of("RequestQuote")]
-    assert asked == [node.peer_id("Alice"), node.peer_id("Bob")], "both who sell it, each once"
+    assert asked == [node.peer_id("Alice"), node.peer_id("Bob")], "both that sell it, each once"
     assert not node.received.of("AcceptAndExecute") + node.received.of("AcceptAndExecuteStream")
 
 
@@ -148,7 +148,7 @@ def test_the_first_of_two_that_advertise_it_is_chosen(plain, node):
     assert asked_peer(node) == node.peer_id("Alice")
 
 
-def test_a_model_that_nobody_advertises_is_404(plain, node):
+def test_a_model_that_no_peer_advertises_is_404(plain, node):
     answer = post(plain, CHAT, document(model="sleeping"))
     assert answer.status == 404
     assert answer.error["code"] == "model_not_available" and answer.error["param"] == "model"
@@ -196,7 +196,7 @@ def test_a_model_on_the_allowlist_is_served(listed, node):
     assert asked_peer(node) == node.peer_id("Bob")
 
 
-def test_a_listed_model_that_nobody_advertises_goes_to_the_first_peer(listed, node):
+def test_a_listed_model_that_no_peer_advertises_goes_to_the_first_peer(listed, node):
     assert post(listed, CHAT, document(model="unheard-of")).status == 400
     assert asked_peer(node) == node.peer_id("Alice")
 
@@ -219,7 +219,7 @@ def test_an_execution_past_its_time_is_504_and_cancelled(listed, node, stream):
     eventually(lambda: node.received.of("CancelJob"))
 
 
-def test_without_advertised_models_the_first_peer_gets_anything_and_without_peers_nobody():
+def test_without_advertised_models_the_first_peer_gets_anything_and_without_peers_it_is_404():
     peers = (PeerConfig("Silent", ()), PeerConfig("Second", ()))
     with (
         threaded_node(NodeConfig(listen="127.0.0.1:0", peers=peers)) as silent,

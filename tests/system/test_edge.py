@@ -99,7 +99,7 @@ def test_a_model_is_shown_by_its_name_whatever_is_in_it(plain, name):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_conversation_is_refused_before_anybody_is_asked(plain, stream):
+def test_a_conversation_is_refused_before_a_peer_is_asked(plain, stream):
     """D5."""
     before = plain.events()
     body = {"model": "echo-1", "input": "hi", "conversation": "conv_1", "stream": stream}
@@ -265,7 +265,7 @@ def test_a_page_of_another_origin_may_not(guarded, origin):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_past_the_limit_of_jobs_is_429_before_anybody_is_asked(plain, stream):
+def test_past_the_limit_of_jobs_is_429_before_a_peer_is_asked(plain, stream):
     eventually(lambda: get(plain.port, "/readyz").json["jobs_in_flight"] == 0)
     hanging = json.dumps(document(model="fault/execute-hangs", stream=stream)).encode()
     accepted = len(plain.events("accept")) + LIMIT

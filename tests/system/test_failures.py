@@ -123,7 +123,7 @@ def served():
 
 @pytest.fixture
 def ask(served):
-    """Ask for a fault; give the answer and the node's events of it, by kind."""
+    """Ask for a fault; return the answer and the node's events of it, by kind."""
 
     def ask(name, path=CHAT, **more):
         before = len(served.events())

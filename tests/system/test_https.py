@@ -1,4 +1,4 @@
-"""The gateway over HTTPS: as clients, the command line and those who mean no good meet it."""
+"""The gateway over HTTPS: as clients, the command line and attackers meet it."""
 
 import json
 import socket
@@ -126,7 +126,7 @@ def open_stream(port, context):
     return urllib.request.urlopen(request, context=context, timeout=60)
 
 
-def test_many_who_never_finish_their_handshake_hold_up_nobody(served):
+def test_many_clients_that_never_finish_their_handshake_hold_up_no_other(served):
     it, pair = served
     idle = [socket.create_connection(("127.0.0.1", it.port), 5) for _ in range(200)]
     try:
@@ -135,7 +135,7 @@ def test_many_who_never_finish_their_handshake_hold_up_nobody(served):
                 b"\x16\x03\x01\x02\x00\x01" if number % 2 else b"GET / HTTP/1.1\r\n\r\n"
             )
         assert ask(it.port, pair.trusting)["data"]
-        # Who speaks plainly is sent away at once.
+        # A client that speaks plain HTTP is sent away at once.
         with suppress(ConnectionResetError):
             assert not idle[0].recv(1_000).startswith(b"HTTP")
     finally:
@@ -165,7 +165,7 @@ def test_the_command_line_finds_a_gateway_that_speaks_https(served):
     found = find_gateway(settings)
     assert found.url == f"https://127.0.0.1:{it.port}"
     assert "echo-1" in {model["id"] for model in found.models()}
-    assert find_gateway(Settings(http_addr=f":{it.port}")) is None, "nobody speaks http there"
+    assert find_gateway(Settings(http_addr=f":{it.port}")) is None, "no gateway speaks http there"
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def lines(served):
     return [line for line in served.json_logs() if "total_ms" in line]
 
 
-def test_everybody_else_is_still_served(left):
+def test_every_other_client_is_still_served(left):
     for path in (CHAT, RESPONSES):
         assert post(left.port, path, document(path)).status == 200
         assert post(left.port, path, document(path, stream=True)).whole

@@ -151,11 +151,11 @@ def run(*flags, **environment):
 
 
 def test_without_a_daemon_it_says_so_within_seconds_and_gives_up():
-    nobody = free_address()
-    flags = ("--http-addr", "127.0.0.1:0", "--lcpd-grpc-addr", nobody)
+    absent = free_address()
+    flags = ("--http-addr", "127.0.0.1:0", "--lcpd-grpc-addr", absent)
     code, said = run(*flags, "--preflight-timeout-s", "0.5")
     assert code == 1
-    assert nobody in said and "did not answer within 0.5 s" in said and "--no-preflight" in said
+    assert absent in said and "did not answer within 0.5 s" in said and "--no-preflight" in said
 
 
 def test_without_preflight_it_serves_as_soon_as_there_is_a_daemon():
@@ -188,7 +188,7 @@ def test_a_port_that_is_taken_is_a_clear_error():
         assert code == 1 and f"cannot listen on {address}" in said
 
 
-def test_a_protocol_version_that_nobody_knows_is_a_clear_error():
+def test_an_unknown_protocol_version_is_a_clear_error():
     with daemon("--protocol-version", "3") as node:
         code, said = run("--http-addr", "127.0.0.1:0", "--lcpd-grpc-addr", node.address)
     assert code == 1

@@ -33,7 +33,7 @@ def changing(tmp_path_factory):
 
 @pytest.fixture
 def now(changing):
-    """Give the gateway as it is without any settings."""
+    """Return the gateway as it is without any settings."""
     changing.take("")
     yield changing
     changing.take("")

@@ -66,7 +66,7 @@ def test_a_reader_that_stops_and_leaves_frees_what_it_held():
 
 @contextlib.contextmanager
 def _held(folder, **settings):
-    """Run a gateway on a node whose streams wait after their first token; gives both, and the file that lets them go on."""
+    """Run a gateway on a node whose streams wait after their first token; return both, and the file that lets them go on."""
     gate = folder / "gate"
     with money_node(folder, module="tests.support.gated_node", **{GATE: str(gate)}) as node:
         # So many at once is more than a peer that has not delivered anything yet is trusted with.
@@ -141,7 +141,7 @@ async def _vanish(running, node, count):
 
 
 async def _told(port, number):
-    """Read one stream to its clean end; gives the text that it told and its job's id."""
+    """Read one stream to its clean end; return the text that it told and its job's id."""
     first, reader, writer = await open_stream(port, "echo-1", _words(number))
     raw = first + await reader.read()
     writer.close()
@@ -193,7 +193,7 @@ async def _metric_soon(port, name):
 
 
 def _settled(port, name):
-    """Wait until a metric has stayed the same for a second; gives its value."""
+    """Wait until a metric has stayed the same for a second; return its value."""
     before = None
     while (found := _metric(port, name)) != before:
         before = found

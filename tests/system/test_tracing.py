@@ -178,7 +178,7 @@ def test_a_header_that_is_not_valid_is_as_good_as_none(served, seen, raw):
     assert trace.root.parent == "" and trace.root.trace_state == ""
 
 
-def test_whoever_joins_points_to_the_trace_that_bought(served, seen):
+def test_a_joined_request_points_to_the_trace_that_bought(served, seen):
     key = {"Idempotency-Key": f"traced {time.monotonic()}"}
     first, second = ask(served, **key), ask(served, **key)
     assert first.headers["x-lcp-job-id"] == second.headers["x-lcp-job-id"]
@@ -225,8 +225,8 @@ def test_a_nodes_own_words_are_not_in_the_trace(served, seen, node):
 
 
 def test_what_is_refused_before_anything_is_bought_is_short(served, seen):
-    assert ask(served, model="nobody-sells-this").status == 404
-    trace = seen.wait_for(["chat nobody-sells-this", "route"])
+    assert ask(served, model="unsold-model").status == 404
+    trace = seen.wait_for(["chat unsold-model", "route"])
     assert trace.root.attributes["error.type"] == "model_not_available"
     assert not trace.root.is_error and trace.root.attributes["lcp.payment"] == "none"
     assert post(served.port, CHAT, document(CHAT, "echo-1", PROMPT)).status == 401
@@ -234,7 +234,7 @@ def test_what_is_refused_before_anything_is_bought_is_short(served, seen):
     assert refused.root.attributes["error.type"] == "invalid_api_key"
 
 
-def test_an_agents_token_and_a_path_that_nobody_serves_are_not_told(served, seen):
+def test_an_agents_token_and_an_unknown_path_are_not_told(served, seen):
     # Good or not: only a gateway that keeps accounts takes such tokens.
     path = f"/api/agent/{KEY}{CHAT}"
     assert post(served.port, path, document(CHAT, "echo-1", PROMPT)).status == 401
@@ -266,9 +266,7 @@ def test_a_client_that_leaves_a_stream_still_gives_a_whole_trace(served, seen, n
     assert trace["stream"].attributes["error.type"] == "cancelled"
 
 
-def test_a_response_in_the_background_is_bought_within_the_trace_of_whoever_ordered_it(
-    served, seen, node
-):
+def test_a_response_in_the_background_is_bought_within_the_trace_of_its_order(served, seen, node):
     node.behave(delay_s=0.3)
     body = {**document(RESPONSES, "home-1", PROMPT), "background": True}
     assert post(served.port, RESPONSES, body, headers=AUTH).json["status"] == "queued"

@@ -24,7 +24,7 @@ LOST = "lcpgateway_log_lines_lost_total"
 
 @contextmanager
 def unread_gateway(folder):
-    """Run a gateway with a small pipe behind both streams; gives its port, the process and the reading end."""
+    """Run a gateway with a small pipe behind both streams; return its port, the process and the reading end."""
     read, write = os.pipe()
     fcntl.fcntl(write, F_SETPIPE_SZ, SMALL_PIPE_BYTES)
     port = free_port()
@@ -100,7 +100,7 @@ def test_requests_health_and_sigterm_go_on_while_nothing_reads_the_log(tmp_path)
         assert set(statuses) == {200, 404}
         while lost_lines(port) == 0:
             under_load(port, 2)
-        # Somebody looks again: first come the lines that were kept, then how many were not.
+        # The log is read again: first come the lines that were kept, then how many were not.
         text = bytearray()
         reader = threading.Thread(target=read_until, args=(read, text, b"log lines were lost"))
         reader.start()
@@ -112,7 +112,7 @@ def test_requests_health_and_sigterm_go_on_while_nothing_reads_the_log(tmp_path)
         assert told["lines"] > 0
         # The metric follows within a second.
         eventually(lambda: lost_lines(port) >= told["lines"])
-        # And again nobody does.
+        # And again it is not read.
         under_load(port, 1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0

@@ -218,7 +218,7 @@ def test_probes_are_answered_under_any_name_and_tell_strangers_no_details(open_t
 
 
 @pytest.mark.parametrize("path", ["/", "/v1"])
-def test_the_welcome_repeats_no_name_that_leads_here_by_somebody_elses_doing(open_to_all, path):
+def test_the_welcome_repeats_no_name_that_leads_here_from_another_site(open_to_all, path):
     named = get(open_to_all.port, path, {"Host": "evil.example"})
     assert named.status == 200
     assert b"evil.example" not in named.body and b"127.0.0.1" not in named.body

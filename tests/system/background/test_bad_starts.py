@@ -34,7 +34,7 @@ def test_a_configuration_that_cannot_be_used_starts_nothing(machine, port):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", ":0"])
-def test_a_port_that_nobody_knows_is_refused(machine, address):
+def test_a_port_that_the_system_chooses_is_refused(machine, address):
     refused = machine.run("start", "--embedded", "--http-addr", address, "--allow-open")
     assert refused.code == 2
     assert "needs a port of its own" in refused.err
@@ -124,7 +124,7 @@ def test_another_users_file_is_not_believed(machine, port):
         refused = machine.run(command)
         assert refused.code == 1
         assert "not yours" in refused.err
-    # And not while somebody answers there.
+    # And not while a gateway answers there.
     refused = machine.start(port)
     assert refused.code == 1
     assert answers(port)

@@ -98,7 +98,7 @@ def test_a_reload_says_what_came_of_it(machine, port):
     assert refused.code == 1
     assert "heartbeat_s: must be a duration" in refused.err
     assert "the old settings stay in force" in refused.err
-    # A file that cannot be used keeps nobody from looking and stopping.
+    # A file that cannot be used does not keep the operator from looking and stopping.
     machine.config_file.write_text("heartbeat_s = \n")
     assert "not valid TOML" in machine.run("reload").err
     looked = machine.run("status")

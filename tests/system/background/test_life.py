@@ -1,4 +1,4 @@
-"""A gateway in the background from start to stop, as somebody at a keyboard lives through it."""
+"""A gateway in the background from start to stop, as an operator at a keyboard lives through it."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def test_it_is_started_looked_at_and_stopped(machine, port):
     assert "listening on" in machine.run("logs").out
 
 
-def test_it_is_detached_from_whoever_started_it(machine, port):
+def test_it_is_detached_from_the_terminal_that_started_it(machine, port):
     assert machine.start(port).code == 0
     gateway = psutil.Process(machine.pid(port))
     assert os.getsid(gateway.pid) == gateway.pid
@@ -49,7 +49,7 @@ def test_it_is_detached_from_whoever_started_it(machine, port):
     streams = [Path(f"/proc/{gateway.pid}/fd/{number}").readlink() for number in range(3)]
     assert streams == [Path(os.devnull), log, log]
     assert gateway.cwd() == str(machine.folder)
-    # What tells it so is meant for nobody else.
+    # The variable that tells it so does not reach the node.
     assert all("_LCP_GATEWAY_BACKGROUND" not in node.environ() for node in gateway.children())
     machine.run("stop")
 

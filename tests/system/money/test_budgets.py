@@ -250,7 +250,7 @@ def test_a_gateway_that_dies_takes_none_of_the_others_payments_along(node, seen,
             dying.process.kill()
         answers = all_at_once([survivor.port], LOST)
         assert statuses(answers) == {502: ROOM - 3, 402: AT_ONCE - ROOM + 3}
-        # Nobody starts again: the survivor sweeps.
+        # No gateway is started again: the survivor sweeps.
         eventually(lambda: counts() == {"unknown": ROOM})
     assert seen.count("paid") == ROOM
 

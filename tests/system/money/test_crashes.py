@@ -221,7 +221,7 @@ async def test_with_lnd_every_unknown_resolves(aftermath, tmp_path):
     try:
         await resolved_by_a_gateway(aftermath, lnd, {job for job in unknown if job in paid})
         after = states(aftermath.journal)
-        # lnd never heard of the others. That proves something only when nobody can pay them any more.
+        # lnd never heard of the others. That proves something only once they cannot be paid any more.
         never_paid = {job for job in unknown if job not in paid}
         assert {job for job, state in after.items() if state == "unknown"} == never_paid
         await resolve_later(aftermath.journal, lnd)

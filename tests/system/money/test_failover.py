@@ -109,7 +109,7 @@ def test_a_slow_peer_is_not_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("model", ["fault/no-route", "fault/execute-code-unavailable"])
-def test_after_the_call_that_pays_nobody_else_is_asked(tmp_path, model):
+def test_after_the_call_that_pays_no_other_peer_is_asked(tmp_path, model):
     """Two peers sell the same model; what fails at the payment is not tried with the other one."""
     file = tmp_path / "peers.toml"
     peers = [

@@ -1,4 +1,4 @@
-"""A journal that cannot be written: nothing is paid, everybody is told, and it passes by itself."""
+"""A journal that cannot be written: nothing is paid, every client is told, and it passes by itself."""
 
 import errno
 import os
@@ -144,7 +144,7 @@ def journal_reason(port: int) -> str:
     return reason
 
 
-def test_on_a_full_disk_nothing_is_paid_and_everybody_is_told(node, seen, small_disk):
+def test_on_a_full_disk_nothing_is_paid_and_every_client_is_told(node, seen, small_disk):
     journal = small_disk.folder / "journal.db"
     with running_on(node, journal) as running:
         assert post(running.port, CHAT, chat()).status == 200
@@ -232,7 +232,7 @@ def test_a_gateway_does_not_start_without_room_for_its_journal(node, seen, small
     assert "listening" not in ended.stdout
 
 
-def test_on_a_locked_journal_nothing_is_paid_and_everybody_is_told(node, seen, tmp_path):
+def test_on_a_locked_journal_nothing_is_paid_and_every_client_is_told(node, seen, tmp_path):
     journal = tmp_path / "journal.db"
     with running_on(node, journal) as running:
         assert post(running.port, CHAT, chat()).status == 200

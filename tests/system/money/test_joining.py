@@ -1,4 +1,4 @@
-"""What was bought once is not bought again: whoever asks for it again gets it, byte for byte."""
+"""An answer is bought once: a repeat of its request gets the same bytes."""
 
 import json
 import time
@@ -196,7 +196,7 @@ def test_what_ends_within_the_grace_waits_for_a_retry(served):
     assert bought_meanwhile(served, before) == 1
 
 
-def test_when_nobody_comes_back_within_the_grace_the_job_is_cancelled(served):
+def test_when_no_client_comes_back_within_the_grace_the_job_is_cancelled(served):
     cancels = len(served.events("cancel"))
     body = document(CHAT, "fault/stream-stalls", "never comes back", stream=True)
     headers = {**ALICE, "Idempotency-Key": "never comes back"}
@@ -223,7 +223,7 @@ def test_an_answer_that_is_gone_is_said_to_be_so_and_not_bought_again(forgetful,
     before = len(accepts(forgetful))
     headers = {"Idempotency-Key": f"gone {stream}"}
     first = ask(forgetful, "x", stream=stream, headers=headers)
-    assert first.status == 200 and first.whole, "who pays gets it, memory or not"
+    assert first.status == 200 and first.whole, "the client that pays gets it, memory or not"
     for _ in range(2):
         again = ask(forgetful, "x", stream=stream, headers=headers)
         assert again.status == 409 and again.error["code"] == "answer_gone"

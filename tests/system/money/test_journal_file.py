@@ -66,7 +66,7 @@ def test_a_gateway_stops_paying_and_says_why(node, journal, harm):
     assert seen.count("accept") == 1
 
 
-def test_it_is_noticed_without_anybody_buying_and_is_over_when_the_file_is_back(node, journal):
+def test_it_is_noticed_without_a_purchase_and_is_over_when_the_file_is_back(node, journal):
     seen = node.mark()
     with gateway(embedded=False, env=on_node(node, journal_url=journal)) as running:
         assert post(running.port, CHAT, chat()).status == 200

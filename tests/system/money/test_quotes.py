@@ -94,7 +94,7 @@ def test_a_quote_belongs_to_its_credential(served):
 
 
 @pytest.mark.parametrize("name", ["quote_" + "00" * 32, "nonsense", ""])
-def test_a_quote_that_nobody_holds_cannot_be_taken(served, name):
+def test_a_quote_that_is_not_held_cannot_be_taken(served, name):
     before = len(accepts(served))
     answer = take(served, "x", name)
     assert answer.status in {400, 404} and answer.verdict == "none"
@@ -148,7 +148,7 @@ def test_over_its_own_limit_a_client_gets_a_quote_that_it_can_take_without_it(se
 
 
 def test_a_quote_over_the_client_s_limit_is_not_shown_as_one_to_take(served):
-    """Whoever names a limit and asks for a quote is told that there is none within it, and what there is."""
+    """A client that names a limit and asks for a quote is told that there is none within it, and what there is."""
     headers = {**ALICE, "X-Lcp-Quote-Only": "true", "X-Lcp-Max-Price-Msat": "1000"}
     answer = ask(served, "dear quote", headers=headers)
     assert answer.status == 402 and answer.verdict == "none"

@@ -1,4 +1,4 @@
-"""A receipt for each purchase: only for who bought it, and proof for anybody without asking anybody."""
+"""A receipt for each purchase: only its buyer gets it, and anyone can verify it offline."""
 
 import json
 
@@ -71,7 +71,7 @@ def test_a_receipt_that_was_altered_does_not_verify(served, tmp_path):
     assert code != 0, said
 
 
-def test_nobody_gets_the_receipt_of_another(served):
+def test_a_client_does_not_get_the_receipt_of_another(served):
     job_id = ask(served, "x", headers=ALICE).headers["x-lcp-job-id"]
     assert receipt_in(served, job_id, "delivered").status == 200
     answer = receipt(served, job_id, BOB)
@@ -99,6 +99,6 @@ def test_a_receipt_says_how_it_ended(served, model, state):
     assert answer.status == 200 and state in json.dumps(answer.json)
 
 
-def test_a_quote_that_nobody_took_has_no_receipt(served):
+def test_a_quote_that_was_not_taken_has_no_receipt(served):
     answer = ask(served, "x", headers={**ALICE, "X-Lcp-Quote-Only": "true"})
     assert receipt(served, answer.json["job_id"]).status == 404

@@ -65,7 +65,7 @@ def running(node, journal):
         node,
         journal_url=journal,
         timeout_execute_s=EXECUTE_S,
-        # As it is when nobody sets it: a client that is about to try again finds its purchase still running.
+        # The default: a client that is about to try again finds its purchase still running.
         join_grace_s=10,
         # What these tests lose on purpose would use up the trust in the peer.
         exposure_base_msat=0,

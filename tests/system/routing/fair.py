@@ -43,7 +43,7 @@ def served_by(*rows: dict, embedded: bool = False, **settings: object) -> Iterat
     environment = settings_of(list(rows), **settings)
     args = []
     if not embedded:
-        # Nobody listens there, and nobody need wait until that is sure.
+        # No server listens there, and no test need wait until that is sure.
         environment.setdefault("LCP_GATEWAY_LCPD_GRPC_ADDR", "127.0.0.1:1")
         args.append("--no-preflight")
     with gateway(embedded=embedded, env=environment, args=args) as running:
@@ -108,22 +108,22 @@ def info_of(answer: Answer) -> dict[str, object]:
 
 
 def agrees(info: Mapping[str, object], headers: Mapping[str, str], text: str) -> str:
-    """Check that what is said of the routing is what happened; gives who answered."""
+    """Check that what is said of the routing is what happened; return the provider that answered."""
     assert set(info) - {"node", "peer"} == {
         *("source", "model", "score", "reason", "candidates", "price_msat")
     }
     if info["source"] == "node":
-        who = f"node:{info['node']}"
+        provider = f"node:{info['node']}"
         assert text.startswith(f"{info['node']} says: "), text
     else:
-        who = str(info["peer"])
-        assert info["source"] == "lcp" and len(bytes.fromhex(who)) == 33
+        provider = str(info["peer"])
+        assert info["source"] == "lcp" and len(bytes.fromhex(provider)) == 33
         assert text.startswith(PEERS_SAY), text
-    assert headers["x-lcp-peer-id"] == who
+    assert headers["x-lcp-peer-id"] == provider
     assert headers["x-lcp-price-msat"] == str(info["price_msat"])
     assert headers["x-lcp-payment"] == ("settled" if info["price_msat"] else "none")
     assert 0 < info["score"] <= 1 and info["candidates"] >= 1 and info["reason"]
-    return who
+    return provider
 
 
 class NodeProcess:

@@ -65,7 +65,7 @@ def port(node):
             models=["with-defaults"],
         ),
     ]
-    # Whoever leaves the choice open gets the one without defaults.
+    # A request that leaves the choice open gets the one without defaults.
     with served_by(*rows, models=models) as process:
         yield process.port
 

@@ -1,4 +1,4 @@
-"""Who is chosen: speed counts, nobody is asked for what it cannot do, and the log tells enough to choose again."""
+"""Which provider is chosen: speed counts, none is asked for what it cannot do, and the log tells enough to choose again."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
 
 def chosen_in(served, count, model="auto", **more):
-    """Ask so often; gives how often each answered."""
+    """Ask so often; return how often each answered."""
     return Counter(
         ask(served, model, f"question {number}", **more).headers["x-lcp-peer-id"]
         for number in range(count)
@@ -43,7 +43,7 @@ def twins():
         ("twin", False, {"token_delay_s": 0.15}),
     ],
 )
-def test_who_is_far_slower_gets_less_than_a_tenth(twins, model, stream, slowness):
+def test_a_far_slower_node_gets_less_than_a_tenth(twins, model, stream, slowness):
     # So slow that a busy machine, which slows both, leaves it ten times slower.
     twins[1].behave(**slowness)
     with served_by(*map(row, twins), explicit_choice="score") as process:
@@ -51,7 +51,7 @@ def test_who_is_far_slower_gets_less_than_a_tenth(twins, model, stream, slowness
         assert found["node:right"] < 5, found
 
 
-def test_who_becomes_far_slower_is_soon_left(twins):
+def test_a_node_that_becomes_far_slower_is_soon_left(twins):
     with served_by(*map(row, twins)) as process:
         known = Counter()
         while known["node:right"] < 3:
@@ -63,7 +63,7 @@ def test_who_becomes_far_slower_is_soon_left(twins):
         assert then["node:right"] < 3, (at_first, then)
 
 
-def test_who_was_slow_is_tried_again_and_is_forgiven(twins):
+def test_a_node_that_was_slow_is_tried_again_and_is_forgiven(twins):
     twins[1].behave(token_delay_s=0.03)
     with served_by(*map(row, twins), routing_half_life_s=1) as process:
         chosen_in(process, 20, stream=True)
@@ -127,7 +127,7 @@ def talents():
 
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
 @pytest.mark.parametrize("need", NEEDS)
-def test_nobody_is_asked_for_what_it_cannot_do_while_somebody_can(talents, path, need):
+def test_no_node_is_asked_for_what_it_cannot_do_while_another_can(talents, path, need):
     process, nodes = talents
     for node in nodes.values():
         node.requests.clear()
@@ -142,19 +142,19 @@ def test_nobody_is_asked_for_what_it_cannot_do_while_somebody_can(talents, path,
     assert len(nodes[f"with-{need}"].calls()) == 40
 
 
-def test_a_plain_request_goes_to_whom_is_quick_and_free(talents):
+def test_a_plain_request_goes_to_the_quick_and_free_node(talents):
     process, _ = talents
     assert chosen_in(process, 30)["node:quick"] >= 25
 
 
-def test_where_nobody_can_somebody_is_asked_all_the_same(twins):
+def test_where_no_node_can_one_is_asked_all_the_same(twins):
     models = {"twin": {"capabilities": []}}
     with served_by(*map(row, twins), models=models) as process:
         answer = ask(process, "auto", **tools_of(CHAT))
         assert answer.status == 200 and info_of(answer)["model"] == "twin"
 
 
-def test_who_can_goes_before_who_perhaps_can_and_that_before_who_cannot():
+def test_an_able_node_goes_before_one_that_may_be_able_and_that_before_an_unable_one():
     nodes = [HttpNodeThread(name=name, models=(name,)) for name in ("can", "may", "cannot")]
     models = {"can": {"capabilities": ["tools"]}, "cannot": {"capabilities": []}}
     with (

@@ -50,7 +50,7 @@ def nodes():
 def served(nodes):
     rows = [
         row(nodes[0], endpoints=["chat", "completions", "embeddings"], price_per_request_msat=900),
-        row(nodes[1], owned_by="somebody"),
+        row(nodes[1], owned_by="another"),
     ]
     with served_by(*rows, embedded=True, models=MODELS) as process:
         until(lambda: "echo-slow" in models_of(process))
@@ -70,7 +70,7 @@ def model(served):
 # GET /v1/models.
 
 
-def test_each_model_is_listed_once_whoever_offers_it(served):
+def test_each_model_is_listed_once_however_many_offer_it(served):
     listed = models_of(served)
     assert list(listed) == sorted(listed)
     peers = {"echo-1", "echo-mini", "echo-slow"}
@@ -90,7 +90,7 @@ def test_each_model_is_listed_once_whoever_offers_it(served):
 def test_what_is_known_of_a_model_comes_from_the_operator_and_else_from_its_name(served):
     listed = models_of(served)
     coder, plain, big, embeds = (listed[name] for name in (SLASHED, PLAIN, BIG, EMBEDS))
-    assert coder["owned_by"] == "me" and big["owned_by"] == "somebody"
+    assert coder["owned_by"] == "me" and big["owned_by"] == "another"
     assert coder["lcp"] == {
         "providers": ["node:left"],
         "endpoints": ["chat", "completions"],
@@ -134,16 +134,16 @@ def test_an_alias_is_a_model_that_says_what_it_stands_for(model, alias, encoded)
 
 
 @pytest.mark.parametrize("name", ["auto", "auto:fast", "gpt-4o"])
-def test_auto_is_a_model_of_everybody(model, name):
+def test_auto_is_a_model_for_every_client(model, name):
     found = model(name)
     assert found["id"] == name and found["lcp"]["alias_of"] == "auto"
     assert found["lcp"]["ready"] is True and len(found["lcp"]["providers"]) == 5
 
 
 @pytest.mark.parametrize(
-    "name", ["nobody-has-this", "org%2Fnothing", "org/nothing", "%00", "a%0d%0ab"]
+    "name", ["unknown-model", "org%2Fnothing", "org/nothing", "%00", "a%0d%0ab"]
 )
-def test_a_model_that_nobody_has_is_not_found(served, name):
+def test_an_unknown_model_is_not_found(served, name):
     answer = get(served.port, f"/v1/models/{name}")
     assert answer.status == 404 and answer.error["type"] == "invalid_request_error"
 
@@ -155,7 +155,7 @@ def test_an_alias_buys_what_it_stands_for(served, nodes):
 
 
 def test_an_unknown_model_is_refused_at_once_though_a_node_hangs(nodes):
-    """A server that takes connections and says nothing must not hold up who only mistyped a name."""
+    """A server that takes connections and says nothing must not hold up a client that only mistyped a name."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         base_url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
         rows = [row(nodes[0]), {"name": "silent", "base_url": base_url, "models": ["x"]}]
@@ -164,7 +164,7 @@ def test_an_unknown_model_is_refused_at_once_though_a_node_hangs(nodes):
         with gateway(env=env) as process:
             until(lambda: nodes_of(process)["left"]["up"])
             started = time.monotonic()
-            assert ask(process, "nobody-has-this").status == 404
+            assert ask(process, "unknown-model").status == 404
             assert time.monotonic() - started < 1.5
 
 
@@ -212,9 +212,9 @@ def test_without_a_question_the_best_five_are_told(ranked, served):
         ({"providers": ["node:left"]}, {SLASHED, PLAIN}),
         ({"providers": ["qwen"]}, {SLASHED}),
         ({"providers": ["Meta"]}, {PLAIN, BIG}),
-        ({"providers": ["somebody", "me"]}, {PLAIN, BIG, SLASHED}),
+        ({"providers": ["another", "me"]}, {PLAIN, BIG, SLASHED}),
         ({"providers": ["lcp"]}, {"echo-1", "echo-mini", "echo-slow"}),
-        ({"providers": ["nobody"]}, set()),
+        ({"providers": ["unknown"]}, set()),
         ({"min_params_b": 14}, {SLASHED, BIG}),
         ({"max_params_b": 14}, {SLASHED, PLAIN}),
         ({"min_params_b": 3.2, "max_params_b": 3.2}, {PLAIN}),
@@ -282,7 +282,7 @@ def test_a_body_that_is_no_object_is_refused(served, raw):
     assert post(served.port, ROUTE, raw).status == 400
 
 
-def test_the_question_spends_nothing_and_asks_nobody(served, nodes, ranked):
+def test_the_question_spends_nothing_and_asks_no_peer(served, nodes, ranked):
     before = len(served.events())
     for node in nodes:
         node.requests.clear()
@@ -317,7 +317,7 @@ def test_openclaw_is_a_node_from_its_own_variables(price):
             "OPENCLAW_NODE_NAME": "OpenClaw",
             "OPENCLAW_PRICE": price,
             "OPENCLAW_TIMEOUT": "60",
-            # Nobody listens there.
+            # No server listens there.
             "LCP_GATEWAY_LCPD_GRPC_ADDR": "127.0.0.1:1",
         }
         with gateway(embedded=False, env=env, args=["--no-preflight"]) as process:

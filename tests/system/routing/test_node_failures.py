@@ -1,4 +1,4 @@
-"""Every way in which a node can fail: what the client is told, what was paid, who is asked instead, and never twice."""
+"""Every way in which a node can fail: what the client is told, what was paid, which provider is asked instead, and never twice."""
 
 import json
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ OWN_MODEL = {"free": "of-free", "dear": "of-dear"}
 SHARED_MODEL = {"free": "free-or-spare", "dear": "dear-or-spare"}
 HUGE = b'{"a":"' + b"x" * (33 * 1024 * 1024) + b'"}'
 STREAMED_OR_NOT = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-FREE_OR_NOT = pytest.mark.parametrize("who", ["free", "dear"])
+FREE_OR_NOT = pytest.mark.parametrize("which", ["free", "dear"])
 
 
 def error_body(message, code):
@@ -84,8 +84,10 @@ LATE_STREAMS = {
 def nodes():
     made = {
         **{
-            who: HttpNodeThread(name=who, models=(OWN_MODEL[who], SHARED_MODEL[who], f"soon-{who}"))
-            for who in OWN_MODEL
+            which: HttpNodeThread(
+                name=which, models=(OWN_MODEL[which], SHARED_MODEL[which], f"soon-{which}")
+            )
+            for which in OWN_MODEL
         },
         "spare": HttpNodeThread(
             name="spare", models=(*SHARED_MODEL.values(), "soon-free", "soon-dear")
@@ -103,7 +105,7 @@ def journal(tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(nodes, journal):
     endpoints = ["chat", "responses"]
-    models = {who: [OWN_MODEL[who], SHARED_MODEL[who]] for who in OWN_MODEL}
+    models = {which: [OWN_MODEL[which], SHARED_MODEL[which]] for which in OWN_MODEL}
     rows = [
         row(nodes["free"], endpoints=endpoints, models=models["free"]),
         row(
@@ -114,11 +116,17 @@ def served(nodes, journal):
         ),
         row(nodes["spare"], endpoints=endpoints, price_per_request_msat=SPARE_MSAT),
     ]
-    # The same two once more, for whom nobody has much patience; the spare one has these models too.
-    for who, more in {"free": {}, "dear": {"price_per_request_msat": PRICE_MSAT}}.items():
+    # The same two once more, with a short time-out; the spare one has these models too.
+    for which, more in {"free": {}, "dear": {"price_per_request_msat": PRICE_MSAT}}.items():
         rows.append(
-            row(nodes[who], endpoints=endpoints, timeout_s=SOON_S, models=[f"soon-{who}"], **more)
-            | {"name": f"soon-{who}"}
+            row(
+                nodes[which],
+                endpoints=endpoints,
+                timeout_s=SOON_S,
+                models=[f"soon-{which}"],
+                **more,
+            )
+            | {"name": f"soon-{which}"}
         )
     settings = {
         "journal_url": str(journal),
@@ -127,7 +135,7 @@ def served(nodes, journal):
         "routing_temperature": 0.001,
         # What is lost on purpose would use up the trust in a node.
         "exposure_base_msat": 0,
-        # Nobody but the requests finds out that a node fails.
+        # Only the requests find out that a node fails.
         "nodes_refresh_s": 60,
     }
     with served_by(*rows, **settings) as process:
@@ -162,8 +170,8 @@ def healed(nodes, served):
 
 
 def looked_for(served):
-    """Whoever asks for what nobody has makes the gateway look again."""
-    return ask(served, "nobody-has-this").status == 404
+    """A request for an unknown model makes the gateway look again."""
+    return ask(served, "unknown-model").status == 404
 
 
 @pytest.fixture
@@ -190,7 +198,7 @@ def asked_once(nodes, *names):
     assert all(len(node.calls()) <= 2 for node in nodes.values())
 
 
-def is_error(answer, failure, who, *, price_msat):
+def is_error(answer, failure, which, *, price_msat):
     assert answer.whole and answer.status == failure.status, answer.body
     error = answer.error
     assert error["code"] == failure.code and error["param"] is None
@@ -204,7 +212,7 @@ def is_error(answer, failure, who, *, price_msat):
         "payment": answer.verdict,
         "job_id": answer.headers["x-lcp-job-id"],
         "price_msat": price_msat,
-        "peer_id": f"node:{who}",
+        "peer_id": f"node:{which}",
     }
     assert PROMPT not in answer.body.decode() and "127.0.0.1" not in answer.body.decode()
 
@@ -212,13 +220,13 @@ def is_error(answer, failure, who, *, price_msat):
 @STREAMED_OR_NOT
 @FREE_OR_NOT
 @pytest.mark.parametrize("name", REFUSALS)
-def test_a_node_that_does_not_begin(nodes, served, bought, who, stream, name):
+def test_a_node_that_does_not_begin(nodes, served, bought, which, stream, name):
     failure = REFUSALS[name]
-    nodes[who].behave(**failure.behaviour)
-    answer = ask(served, OWN_MODEL[who], PROMPT, stream=stream)
-    is_error(answer, failure, who, price_msat=PRICE_MSAT if who == "dear" else 0)
-    asked_once(nodes, who)
-    if who == "dear":
+    nodes[which].behave(**failure.behaviour)
+    answer = ask(served, OWN_MODEL[which], PROMPT, stream=stream)
+    is_error(answer, failure, which, price_msat=PRICE_MSAT if which == "dear" else 0)
+    asked_once(nodes, which)
+    if which == "dear":
         until(lambda: bought() == [("node:dear", "undelivered" if failure.lost else "not_paid")])
     else:
         assert bought() == []
@@ -227,72 +235,72 @@ def test_a_node_that_does_not_begin(nodes, served, bought, who, stream, name):
 @FREE_OR_NOT
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
 @pytest.mark.parametrize("name", LATE)
-def test_a_whole_answer_that_does_not_come_to_its_end(nodes, served, bought, who, path, name):
+def test_a_whole_answer_that_does_not_come_to_its_end(nodes, served, bought, which, path, name):
     failure = LATE[name]
-    nodes[who].behave(**failure.behaviour)
-    answer = ask(served, OWN_MODEL[who], PROMPT, path=path)
-    is_error(answer, failure, who, price_msat=PRICE_MSAT if who == "dear" else 0)
-    asked_once(nodes, who)
-    if who == "dear":
+    nodes[which].behave(**failure.behaviour)
+    answer = ask(served, OWN_MODEL[which], PROMPT, path=path)
+    is_error(answer, failure, which, price_msat=PRICE_MSAT if which == "dear" else 0)
+    asked_once(nodes, which)
+    if which == "dear":
         until(lambda: bought() == [("node:dear", "undelivered")])
 
 
 @FREE_OR_NOT
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
 @pytest.mark.parametrize("name", LATE_STREAMS)
-def test_a_stream_that_is_cut_never_passes_for_whole(nodes, served, bought, who, path, name):
-    nodes[who].behave(**LATE_STREAMS[name])
-    answer = ask(served, OWN_MODEL[who], PROMPT, path=path, stream=True)
+def test_a_stream_that_is_cut_never_passes_for_whole(nodes, served, bought, which, path, name):
+    nodes[which].behave(**LATE_STREAMS[name])
+    answer = ask(served, OWN_MODEL[which], PROMPT, path=path, stream=True)
     assert answer.status == 200 and not answer.whole
     body = answer.body[-4_000:]
     assert b"[DONE]" not in body and b"response.completed" not in body
-    assert answer.verdict == ("settled" if who == "dear" else "none")
+    assert answer.verdict == ("settled" if which == "dear" else "none")
     if name != "huge":
         event, data = answer.blocks[-1]
         error = json.loads(data)["error"]
         assert event == ("error" if path == RESPONSES else "")
         assert error["type"] == "server_error" and error["code"] == "undelivered"
         assert error["lcp"]["payment"] == answer.verdict
-    asked_once(nodes, who)
-    if who == "dear":
+    asked_once(nodes, which)
+    if which == "dear":
         until(lambda: bought() == [("node:dear", "undelivered")])
 
 
 @STREAMED_OR_NOT
 @FREE_OR_NOT
-def test_a_node_that_takes_too_long(nodes, served, bought, who, stream):
-    """Nobody else is asked, since it may be at work; only what is free may be tried again."""
-    nodes[who].behave(delay_s=5.0)
+def test_a_node_that_takes_too_long(nodes, served, bought, which, stream):
+    """No other provider is asked, since the node may be at work; only what is free may be tried again."""
+    nodes[which].behave(delay_s=5.0)
     failure = Failure({}, 504, "upstream_timeout", lost=True)
-    answer = ask(served, f"soon-{who}", PROMPT, stream=stream)
-    is_error(answer, failure, f"soon-{who}", price_msat=PRICE_MSAT if who == "dear" else 0)
-    asked_once(nodes, who)
-    if who == "dear":
+    answer = ask(served, f"soon-{which}", PROMPT, stream=stream)
+    is_error(answer, failure, f"soon-{which}", price_msat=PRICE_MSAT if which == "dear" else 0)
+    asked_once(nodes, which)
+    if which == "dear":
         until(lambda: bought() == [("node:soon-dear", "undelivered")])
 
 
 @FREE_OR_NOT
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
-def test_a_stream_that_takes_too_long_is_cut(nodes, served, who, path):
-    nodes[who].behave(token_delay_s=0.1)
-    answer = ask(served, f"soon-{who}", PROMPT, path=path, stream=True)
+def test_a_stream_that_takes_too_long_is_cut(nodes, served, which, path):
+    nodes[which].behave(token_delay_s=0.1)
+    answer = ask(served, f"soon-{which}", PROMPT, path=path, stream=True)
     assert answer.status == 200 and not answer.whole
     assert b"[DONE]" not in answer.body and b"response.completed" not in answer.body
-    assert answer.verdict == ("settled" if who == "dear" else "none")
-    asked_once(nodes, who)
+    assert answer.verdict == ("settled" if which == "dear" else "none")
+    asked_once(nodes, which)
 
 
 @STREAMED_OR_NOT
 def test_nodes_that_are_not_there(nodes, served, bought, stream):
-    for who in OWN_MODEL:
-        nodes[who].stop()
+    for which in OWN_MODEL:
+        nodes[which].stop()
     # C6: no provider is left.
     failure = Failure({}, 503, "no_provider")
-    for who, price_msat in {"free": 0, "dear": PRICE_MSAT}.items():
-        answer = ask(served, OWN_MODEL[who], PROMPT, stream=stream)
-        is_error(answer, failure, who, price_msat=price_msat)
-        assert nodes_of(served)[who]["up"] is False
-    # From now on nobody offers these models.
+    for which, price_msat in {"free": 0, "dear": PRICE_MSAT}.items():
+        answer = ask(served, OWN_MODEL[which], PROMPT, stream=stream)
+        is_error(answer, failure, which, price_msat=price_msat)
+        assert nodes_of(served)[which]["up"] is False
+    # From now on no provider offers these models.
     again = ask(served, OWN_MODEL["dear"], PROMPT, stream=stream)
     assert again.status == 404 and again.error["code"] == "model_not_available"
     until(lambda: bought() == [("node:dear", "not_paid")])
@@ -303,41 +311,41 @@ def test_nodes_that_are_not_there(nodes, served, bought, stream):
 @FREE_OR_NOT
 @pytest.mark.parametrize("close_delimited", [False, True])
 def test_an_answer_that_ends_with_its_connection_is_whole(
-    nodes, served, who, stream, close_delimited
+    nodes, served, which, stream, close_delimited
 ):
-    nodes[who].behave(close_delimited=close_delimited)
-    answer = ask(served, OWN_MODEL[who], PROMPT, stream=stream)
+    nodes[which].behave(close_delimited=close_delimited)
+    answer = ask(served, OWN_MODEL[which], PROMPT, stream=stream)
     assert answer.status == 200 and answer.whole
-    assert who in answer.body.decode()
+    assert which in answer.body.decode()
 
 
 @STREAMED_OR_NOT
 @FREE_OR_NOT
 @pytest.mark.parametrize("name", [*REFUSALS, *LATE])
-def test_another_does_it_only_where_nothing_was_paid(nodes, served, bought, who, stream, name):
+def test_another_does_it_only_where_nothing_was_paid(nodes, served, bought, which, stream, name):
     """Both offer the model; the spare one costs something too."""
     failure = {**REFUSALS, **LATE}[name]
-    nodes[who].behave(**failure.behaviour)
-    answer = ask(served, SHARED_MODEL[who], PROMPT, stream=stream)
+    nodes[which].behave(**failure.behaviour)
+    answer = ask(served, SHARED_MODEL[which], PROMPT, stream=stream)
     has_begun = stream and name in LATE
-    is_paid = who == "dear" and failure.lost
+    is_paid = which == "dear" and failure.lost
     if failure.elsewhere and not is_paid and not has_begun:
         assert answer.status == 200 and answer.whole, answer.body
         assert answer.headers["x-lcp-peer-id"] == "node:spare"
-        asked_once(nodes, who, "spare")
-        states = [("node:dear", "not_paid")] if who == "dear" else []
+        asked_once(nodes, which, "spare")
+        states = [("node:dear", "not_paid")] if which == "dear" else []
         until(lambda: bought() == [*states, ("node:spare", "delivered")])
     else:
-        assert answer.headers["x-lcp-peer-id"] == f"node:{who}"
+        assert answer.headers["x-lcp-peer-id"] == f"node:{which}"
         assert answer.status != 200 or not answer.whole
-        asked_once(nodes, who)
+        asked_once(nodes, which)
         assert "node:spare" not in dict(bought())
 
 
 @STREAMED_OR_NOT
 def test_another_does_what_nodes_that_have_gone_cannot_do(nodes, served, stream):
-    for who in OWN_MODEL:
-        nodes[who].stop()
+    for which in OWN_MODEL:
+        nodes[which].stop()
     for model in SHARED_MODEL.values():
         answer = ask(served, model, PROMPT, stream=stream)
         assert answer.status == 200 and answer.whole

@@ -60,7 +60,7 @@ def unheard(nodes):
 
 
 def in_journal(journal, answer):
-    """Give the columns of a purchase once it has ended."""
+    """Return the columns of a purchase once it has ended."""
     job = answer.headers["x-lcp-job-id"]
     columns = "state, price_msat, fee_cap_msat, upstream, peer_id, payment_hash, model, task_kind"
 
@@ -240,14 +240,14 @@ def test_a_quote_is_shown_and_taken_and_the_node_hears_of_the_taking_alone(
     quote = ask(served, model, stream=stream, headers=QUOTE_ONLY)
     assert quote.status == 200 and quote.verdict == "none"
     assert not any(node.calls() for node in nodes.values())
-    who = quote.json["peer_id"]
+    provider = quote.json["peer_id"]
     taken = ask(served, model, stream=stream, headers={"X-Lcp-Quote-Id": quote.json["id"]})
     assert taken.status == 200 and taken.whole
-    assert taken.headers["x-lcp-peer-id"] == who
+    assert taken.headers["x-lcp-peer-id"] == provider
     assert taken.headers["x-lcp-job-id"] == quote.json["job_id"]
     assert int(taken.headers["x-lcp-price-msat"]) <= quote.json["price_msat"]
     if model != "m-flat":
-        assert f"node:{info_of(taken)['node']}" == who
+        assert f"node:{info_of(taken)['node']}" == provider
     assert sum(len(node.calls()) for node in nodes.values()) == 1
     again = ask(served, model, stream=stream, headers={"X-Lcp-Quote-Id": quote.json["id"]})
     # What is free is not in the journal, which is where a quote that was taken is found.
@@ -268,7 +268,7 @@ def test_a_quote_of_auto_is_for_these_bytes_only(nodes, served):
 
 @STREAMED_OR_NOT
 @pytest.mark.parametrize("model", ["m-free", "m-flat", "auto"])
-def test_a_repeat_gets_the_same_answer_without_anybody_being_asked_again(
+def test_a_repeat_gets_the_same_answer_without_asking_a_provider_again(
     nodes, served, model, stream
 ):
     key = {"Idempotency-Key": f"{model}-{stream}"}

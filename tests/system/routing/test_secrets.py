@@ -76,8 +76,8 @@ def nothing_is_said(served, nodes):
     assert "Traceback" not in said and "Unhandled" not in said
 
 
-def model_of(path, who="keyed"):
-    return "nomic-embed-text" if path == EMBEDDINGS else f"{who}-model"
+def model_of(path, node="keyed"):
+    return "nomic-embed-text" if path == EMBEDDINGS else f"{node}-model"
 
 
 @PATHS
@@ -102,10 +102,10 @@ def test_a_node_gets_its_own_key_and_nothing_of_the_clients_headers(
     answer = ask(served, model, PROMPT, path=path, stream=stream, headers=headers)
     assert answer.status == 200, answer.body
     [call] = [call for node in nodes.values() for call in node.calls()]
-    who = nodes["keyed"] if call in nodes["keyed"].calls() else nodes["wrong"]
-    key = NODES_KEY if who is nodes["keyed"] else OTHERS_KEY
+    node = nodes["keyed"] if call in nodes["keyed"].calls() else nodes["wrong"]
+    key = NODES_KEY if node is nodes["keyed"] else OTHERS_KEY
     assert call.headers.pop("Authorization") == f"Bearer {key}"
-    assert call.headers.pop("Host") == f"127.0.0.1:{who.port}"
+    assert call.headers.pop("Host") == f"127.0.0.1:{node.port}"
     assert call.headers.pop("Content-Length") == str(len(call.body))
     # The gateway's own: the job's id, and nothing of the client's.
     assert call.headers.pop("Idempotency-Key") == answer.headers["x-lcp-job-id"]
@@ -142,7 +142,7 @@ def test_a_node_that_breaks_off(served, nodes, stream, behaviour):
 
 @pytest.mark.parametrize("name", ["made-up-name", "auto:made-up-name", "org/made-up-name"])
 @PATHS
-def test_a_models_name_that_nobody_has_is_not_repeated(served, name, path):
+def test_an_unknown_models_name_is_not_repeated(served, name, path):
     answer = ask(served, name, headers=BEARER, path=path)
     assert answer.status == 404 and "made-up" not in answer.body.decode()
     assert "made-up" not in get(served.port, "/metrics", BEARER).body.decode()
@@ -157,7 +157,7 @@ def test_questions_to_the_router_are_not_repeated(served):
 
 def test_a_node_learns_of_no_other_place(served, nodes):
     """The list of models is asked for with the node's own key alone."""
-    assert post(served.port, CHAT, body_of(CHAT, "nobody-has-this"), BEARER).status == 404
+    assert post(served.port, CHAT, body_of(CHAT, "unknown-model"), BEARER).status == 404
     for name, key in (("keyed", NODES_KEY), ("wrong", OTHERS_KEY)):
         for seen in nodes[name].requests:
             assert seen.headers["Authorization"] == f"Bearer {key}"
@@ -168,7 +168,7 @@ def test_a_node_learns_of_no_other_place(served, nodes):
 
 @contextmanager
 def trap():
-    """Somewhere to be lured to; gives the URL and what came."""
+    """Somewhere to be lured to; return the URL and what came."""
     came = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.1)

@@ -59,7 +59,7 @@ class Office:
         return exchange(self.port, raw, method="DELETE")
 
     def account(self, amount_msat: int = 0) -> str:
-        """Open an account, with so much in it; gives its id."""
+        """Open an account, with so much in it; return its id."""
         made = self.post("accounts", {"name": f"customer {secrets.token_hex(3)}"})
         assert made.status == 201, made.body
         account_id = made.json["id"]
@@ -73,7 +73,7 @@ class Office:
         assert made.status == 201, made.body
 
     def key(self, account_id: str, **fields: object) -> dict:
-        """Make a key; gives what is shown once."""
+        """Make a key; return what is shown once."""
         made = self.post(f"accounts/{account_id}/keys", {"name": "of a test", **fields})
         assert made.status == 201, made.body
         return made.json
@@ -98,7 +98,7 @@ class Office:
             after = f"&after={page['after']}"
 
     def is_in_order(self) -> dict:
-        """Check the books; gives what the audit told."""
+        """Check the books; return what the audit told."""
         told = self.get("audit").json
         assert told["ok"], told["problems"]
         assert sum(told["books"].values()) == 0
@@ -107,7 +107,7 @@ class Office:
 
 @dataclass(frozen=True)
 class Customer:
-    """Whoever holds a key, at one gateway."""
+    """A customer with a key, at one gateway."""
 
     port: int
     account_id: str

@@ -41,7 +41,7 @@ def account(served):
 
 @pytest.fixture
 def with_key(served, account):
-    """Give a customer with a key that has these rules."""
+    """Return a customer with a key that has these rules."""
 
     def make(**rules: object):
         made = served.office.key(account, **rules)
@@ -204,7 +204,7 @@ def test_jobs_at_one_time_are_bounded(with_key):
     statuses = sorted(answer.status for answer in answers)
     assert statuses == [200, 200, 429, 429, 429, 429]
     assert all(answer.verdict == "none" for answer in answers if answer.status == 429)
-    # They are given back, for those who left as well.
+    # They are given back, for clients that left as well.
     raw = request_bytes("POST", CHAT, json.dumps(slow).encode(), holder.headers)
     for _ in range(2):
         with wire(holder.port) as connection:
@@ -270,7 +270,7 @@ VARYING = {"date", "x-request-id", "openai-processing-ms"}
 
 @pytest.fixture(scope="module")
 def wrong(served, account):
-    """Keys that let nobody in, by what is wrong with them."""
+    """Keys that are refused, by what is wrong with them."""
     revoked = served.office.key(account)
     served.office.delete(f"keys/{revoked['id']}")
     at = datetime.now(UTC) + timedelta(seconds=1)
@@ -294,7 +294,7 @@ def told(answer: Answer) -> tuple:
     return (answer.status, sorted(it for it in fields if it[0] not in VARYING), answer.body)
 
 
-def test_where_nobody_can_pay_at_the_door_who_has_no_key_is_asked_for_one(served):
+def test_without_l402_a_client_without_a_key_is_asked_for_one(served):
     answer = post(served.port, CHAT, document())
     assert is_401(answer) and answer.headers["www-authenticate"] == "Bearer"
 

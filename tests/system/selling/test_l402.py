@@ -68,7 +68,7 @@ class Macaroon:
         return self.identifier[2:34]
 
     def attenuated(self, caveat: bytes) -> "Macaroon":
-        """What everyone may do: add a condition."""
+        """Add a condition, as any holder may."""
         signature = hmac.digest(self.signature, caveat, hashlib.sha256)
         return replace(self, caveats=(*self.caveats, caveat), signature=signature)
 
@@ -204,7 +204,7 @@ def test_caveats_only_narrow(served):
         return ask(served.port, replace(token, macaroon=token.macaroon.attenuated(caveat)))
 
     now = int(time.time())
-    assert with_caveat(b"something_nobody_knows=1").status == 200
+    assert with_caveat(b"something_unknown=1").status == 200
     assert is_401(with_caveat(b"expires_at=%d" % (now - 5)))
     assert with_caveat(b"expires_at=%d" % (now + 100)).status == 200
 
@@ -284,7 +284,7 @@ def test_a_token_outlives_a_gateway_and_is_worth_nothing_at_another(served, tmp_
 
 
 def test_strangers_cannot_have_invoices_made_without_end():
-    """Each costs lnd a row for good, and nobody had to show anything for it."""
+    """Each costs lnd a row for good, and its client had shown nothing."""
     with shop(l402="true", l402_invoices_per_minute=3) as running:
         answers = [post(running.port, CHAT, BODY) for _ in range(12)]
         assert [answer.status for answer in answers[:3]] == [402] * 3
@@ -294,7 +294,7 @@ def test_strangers_cannot_have_invoices_made_without_end():
 
 
 def test_a_strangers_flood_keeps_no_other_stranger_and_no_customer_away():
-    """A9: a thousand invoices of one stranger, and everybody else got 429 for an hour."""
+    """A9: a thousand invoices of one stranger, and every other client got 429 for an hour."""
     with shop(
         l402="true",
         l402_invoices_per_minute=3,

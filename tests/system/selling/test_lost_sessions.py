@@ -25,7 +25,7 @@ def node(tmp_path_factory):
 
 @contextmanager
 def two_gateways(node, postgres):
-    """Run two gateways on one new database; gives them and the database's name."""
+    """Run two gateways on one new database; return them and the database's name."""
     with postgres.fresh_database() as url:
         env = {**on_node(node, journal_url=url), **selling(timeout_execute_s=60)}
         with gateway(embedded=False, env=env) as first, gateway(embedded=False, env=env) as second:
@@ -33,7 +33,7 @@ def two_gateways(node, postgres):
 
 
 def end_sessions(postgres, running: RunningGateway, database: str) -> int:
-    """End what this gateway has open at the server, as a restarted pooler or a network would; gives how many."""
+    """End what this gateway has open at the server, as a restarted pooler or a network would; return how many."""
     ports = [
         str(connection.laddr.port)
         for connection in psutil.Process(running.process.pid).net_connections("tcp")

@@ -61,7 +61,7 @@ class Clients:
             try:
                 answer = post(port, CHAT, BODY, bearer(self.keys[number % len(self.keys)]))
             except (OSError, EOFError, ValueError, IndexError):
-                # Nobody is there, or was killed while it answered.
+                # No gateway is there, or it was killed while it answered.
                 with self._lock:
                     self.statuses["gone"] += 1
                 time.sleep(0.05)
@@ -74,7 +74,7 @@ class Clients:
                 elif answer.status not in {402, 503}:
                     self.odd.append((answer.status, answer.body[:300]))
             if answer.status == 402:
-                # There is no more, but somebody else's hold may yet be released.
+                # There is no more, but another client's hold may yet be released.
                 time.sleep(0.2)
 
 
@@ -142,7 +142,7 @@ def keys_of(three: Three, account_id: str) -> list[str]:
 
 
 def kill_one_and_restart_another(three: Three, clients: Clients, seen, more) -> int:
-    """Give how often the node was paid when the one was killed; ``more`` puts money in, for the restarted one to sell."""
+    """Return how often the node was paid when the one was killed; ``more`` puts money in, for the restarted one to sell."""
     eventually(lambda: seen.count("paid") >= ROOM // 5)
     stays, dies, pauses = three.running
     dies.process.kill()
@@ -181,7 +181,7 @@ def test_200_clients_spend_one_balance_on_three_gateways_and_no_more(node, three
             # The killed one is known to be gone after ten seconds, and what it had settled is given back.
             is_open = "SELECT count(*) FROM purchases WHERE state IN ('paying', 'settled')"
             eventually(lambda: postgres.sql(is_open, three.database) == "0")
-            # What was held for a request that came to nothing is free again, and spent by somebody else.
+            # What was held for a request that came to nothing is free again, and spent by another client.
             eventually(lambda: office.balance(account_id)["available_msat"] < charge)
         finally:
             clients.stop.set()
@@ -225,7 +225,7 @@ def books_agree(three: Three, node, seen, postgres, account_id: str, charge: int
         )
         return set(json.loads(postgres.sql(asked, three.database)))
 
-    # What the dead one left behind is swept into unknown by those who live.
+    # What the dead one left behind is swept into unknown by the gateways that live.
     eventually(lambda: not in_state("paying", "settled"))
     charges = postgres.sql("SELECT DISTINCT charge_msat FROM purchases", three.database)
     assert charges == str(charge)

@@ -1,4 +1,4 @@
-"""What was paid and came to nobody, found out after a crash; and refunds that wait for the operator."""
+"""Answers that were paid and not delivered, found out after a crash; and refunds that wait for the operator."""
 
 import asyncio
 import json
@@ -75,7 +75,7 @@ def metric(running, name):
 
 
 def killed_while(node, journal, seen, model, *, until, **ask):
-    """Kill a gateway in the middle of a purchase; gives the customer, the job and what is charged for it."""
+    """Kill a gateway in the middle of a purchase; return the customer, the job and what is charged for it."""
     with shop(node, journal, timeout_execute_s=30) as running:
         customer = Office(running.port).customer(FILLED)
 

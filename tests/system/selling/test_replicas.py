@@ -54,7 +54,7 @@ class Both:
         return Office(self.gateways[0].port)
 
     def customers(self, *rules: dict[str, int]) -> list[Seen]:
-        """Make a customer for each of these rules; gives how each gateway sees it, once both have heard of all."""
+        """Make a customer for each of these rules; return how each gateway sees it, once both have heard of all."""
         here = [self.office.customer(A_LOT, **rule) for rule in rules]
         there = [Customer(self.gateways[1].port, it.account_id, it.key) for it in here]
         eventually(lambda: there[-1].get("/api/wallet").status != 401)
@@ -151,7 +151,7 @@ def test_what_is_taken_away_at_one_is_gone_there_at_once_and_soon_at_the_other(b
 
 
 def test_a_top_up_that_is_paid_is_seen_by_a_poll_of_either(both, customers, lnd):
-    """Whoever is asked looks itself, whichever of them follows settlements."""
+    """The gateway that is asked looks itself, whichever of them follows settlements."""
     for each in customers["paying in"]:
         topup = each.top_up(9_000)
         lnd.run(lnd.settle(bolt11.decode(topup["payment_request"]).payment_hash))
@@ -237,9 +237,7 @@ def _everything(redis: RunningRedis) -> bytes:
     return found
 
 
-def test_while_redis_is_away_customers_are_served_and_nobody_overspends(
-    both, customers, quote, node
-):
+def test_while_redis_is_away_customers_are_served_and_none_overspends(both, customers, quote, node):
     seen = node.mark()
     both.redis.stop()
     try:

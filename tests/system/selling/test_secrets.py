@@ -63,7 +63,7 @@ def served(folder):
 
 @pytest.fixture(scope="module")
 def after_everything(served, told):
-    """Do everything that can be done with each kind of secret; gives the secrets."""
+    """Do everything that can be done with each kind of secret; return the secrets."""
     office = served.office
     account = office.account(1_000_000)
     key, other = (office.key(account)["key"] for _ in range(2))
@@ -171,7 +171,7 @@ def test_nothing_of_them_is_in_the_logs(served, after_everything):
 
 def test_nothing_of_them_is_in_an_answer(after_everything, told):
     assert len(told.answers) > 200
-    # A challenge shows a macaroon to whoever is to pay for it: each is a new one.
+    # A challenge shows a macaroon to the client that is to pay for it: each is a new one.
     found = [name for answer in told.answers for name in search(answer, after_everything)]
     assert found == []
 
@@ -198,7 +198,7 @@ def test_nothing_of_them_is_in_the_files(served, after_everything, folder):
         assert file == made_at_the_start or secret not in data, file.name
         for name in ("macaroon's signature", "L402 preimage", "top-up's preimage"):
             assert bytes.fromhex(after_everything[name]) not in data, (file.name, name)
-        # Nobody else on the machine reads the books.
+        # No other user of the machine reads the books.
         assert not file.stat().st_mode & 0o077, file.name
 
 

@@ -1,4 +1,4 @@
-"""What a customer pays in is credited once, whoever was away when it was paid: the gateway, lnd, or the customer."""
+"""A top-up is credited once, though the gateway, lnd or the customer was away when it was paid."""
 
 from contextlib import ExitStack, contextmanager
 
@@ -29,12 +29,12 @@ def lnd(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(node, lnd, tmp_path_factory):
-    with till(node, lnd, tmp_path_factory.mktemp("journal") / "journal.db") as running:
+    with selling_gateway(node, lnd, tmp_path_factory.mktemp("journal") / "journal.db") as running:
         yield running
 
 
 @contextmanager
-def till(node, lnd, journal, **more):
+def selling_gateway(node, lnd, journal, **more):
     settings = {
         **on_node(node, journal_url=journal),
         **selling(**more),
@@ -76,7 +76,7 @@ def leads(running) -> bool:
 
 def test_what_was_paid_while_the_gateway_was_down_is_there_when_it_is_back(node, lnd, tmp_path):
     journal = tmp_path / "journal.db"
-    with till(node, lnd, journal) as running:
+    with selling_gateway(node, lnd, journal) as running:
         customer = Office(running.port).customer()
         topups = [customer.top_up(amount) for amount in (5_000, 7_000, 11_000)]
         pay(lnd, topups[0])
@@ -84,20 +84,20 @@ def test_what_was_paid_while_the_gateway_was_down_is_there_when_it_is_back(node,
         running.process.kill()
         running.process.wait(60)
     pay(lnd, topups[1], topups[2])
-    with till(node, lnd, journal) as running:
+    with selling_gateway(node, lnd, journal) as running:
         is_credited_once(at(customer, running), *topups)
 
 
 def test_a_gateway_killed_while_payments_come_in_credits_each_once(node, lnd, tmp_path):
     journal = tmp_path / "journal.db"
-    with till(node, lnd, journal, topups_open_max=100) as running:
+    with selling_gateway(node, lnd, journal, topups_open_max=100) as running:
         customer = Office(running.port).customer()
         topups = [customer.top_up(1_000 + number) for number in range(40)]
         pay(lnd, *topups[:20])
         running.process.kill()
         running.process.wait(60)
     pay(lnd, *topups[20:])
-    with till(node, lnd, journal) as running:
+    with selling_gateway(node, lnd, journal) as running:
         is_credited_once(at(customer, running), *topups)
 
 
@@ -134,7 +134,10 @@ def test_while_lnd_is_away_customers_go_on_spending_and_are_told_that_they_canno
 
 def test_of_two_gateways_one_follows_and_the_other_takes_over(node, lnd, postgres):
     with postgres.fresh_database() as url, ExitStack() as stack:
-        both = [stack.enter_context(till(node, lnd, url, l402_secret="s" * 40)) for _ in range(2)]
+        both = [
+            stack.enter_context(selling_gateway(node, lnd, url, l402_secret="s" * 40))
+            for _ in range(2)
+        ]
         eventually(lambda: sum(map(leads, both)) == 1)
         leader, other = both if leads(both[0]) else both[::-1]
         customer = Office(leader.port).customer()
@@ -145,14 +148,14 @@ def test_of_two_gateways_one_follows_and_the_other_takes_over(node, lnd, postgre
         leader.process.kill()
         leader.process.wait(60)
         pay(lnd, topups[1])
-        # Nobody asks after any of them.
+        # No customer asks after any of them.
         stays = at(customer, other)
         stays.eventually_has(balance_msat=12_000)
         assert leads(other)
         pay(lnd, topups[2])
         stays.eventually_has(balance_msat=23_000)
         # A third that comes along does not follow as well, and its customers lose nothing.
-        third = stack.enter_context(till(node, lnd, url, l402_secret="s" * 40))
+        third = stack.enter_context(selling_gateway(node, lnd, url, l402_secret="s" * 40))
         assert leads(other) and not leads(third)
         pay(lnd, topups[3])
         is_credited_once(at(customer, third), *topups)

@@ -28,7 +28,7 @@ def is_refused(ended: subprocess.CompletedProcess, *words: str) -> None:
 
 
 @pytest.mark.parametrize("address", [":0", "0.0.0.0:0", "[::]:0"])
-def test_an_open_gateway_is_not_put_before_everybody_unless_told_so(tmp_path, address):
+def test_an_open_gateway_does_not_listen_to_the_network_unless_told_so(tmp_path, address):
     is_refused(start(tmp_path, http_addr=address), "allow_open", "http_addr")
 
 

@@ -137,7 +137,7 @@ def test_what_was_not_paid_is_not_charged(customer, seen, fault):
     ("fault", "evidence"),
     [("execute-code-unavailable", "settled"), ("execute-hangs", "not_paid")],
 )
-def test_what_is_unknown_is_held_until_somebody_says_what_became_of_it(
+def test_what_is_unknown_is_held_until_the_operator_says_what_became_of_it(
     customer, node, journal, fault, evidence
 ):
     answer = customer.ask(f"fault/{fault}")
@@ -155,7 +155,7 @@ def test_what_is_unknown_is_held_until_somebody_says_what_became_of_it(
 
     said = resolve(journal, job_id, evidence)
     assert said.returncode == 0, said.stderr
-    # Paid, and its answer came to nobody: given back as by the running gateway.
+    # Paid and not delivered: given back as by the running gateway.
     moves = [("purchase", -charge), ("refund", charge)] if evidence == "settled" else []
     settles(customer, *moves)
     # Once and for all.

@@ -142,12 +142,12 @@ def test_deleting_a_job_that_runs_ends_it(served, port, bought):
     assert bought()[0] == 1
 
 
-def test_whoever_leaves_a_background_stream_can_come_back(served, port, bought):
+def test_a_client_that_leaves_a_background_stream_can_come_back(served, port, bought):
     with wire(port) as connection:
         connection.send(stream_of("a b c d e f"))
         connection.read_until(b"response.in_progress")
         response_id = id_of(port, connection)
-    # Longer than nobody would be waited for.
+    # Longer than a client that left would be waited for.
     time.sleep(0.4)
     assert retrieve(port, response_id).json["status"] == "in_progress"
     whole = retrieve(port, response_id, "?stream=true")
@@ -161,7 +161,7 @@ def test_whoever_leaves_a_background_stream_can_come_back(served, port, bought):
     eventually(lambda: is_idle(served))
 
 
-def test_a_job_that_is_followed_by_nobody_goes_on_and_completes(port, bought):
+def test_a_job_without_a_follower_goes_on_and_completes(port, bought):
     with wire(port) as connection:
         connection.send(stream_of("a b c"))
         connection.read_until(b"response.in_progress")
@@ -212,7 +212,7 @@ def test_a_whole_job_is_streamed_as_what_it_amounts_to(port):
 def test_a_failure_is_told_with_what_was_paid(port, bought, fault, payment, stream):
     before = bought()
     if stream:
-        # Whoever follows sees an error before the stream begins, or in it; the id is in neither where it did not begin.
+        # A follower sees an error before the stream begins, or in it; the id is in neither where it did not begin.
         answer = respond(port, model=f"fault/{fault}", background=True, stream=True)
         assert answer.status >= 400 or answer.blocks[-1][0] in {"error", "response.failed"}
         return
@@ -230,7 +230,7 @@ def test_a_failure_is_told_with_what_was_paid(port, bought, fault, payment, stre
 
 
 def test_following_a_job_that_fails_ends_with_the_failure(port):
-    """Whoever follows it live is told what whoever comes later is told."""
+    """A client that follows it live is told the same as one that comes later."""
     response_id = begun(port, model="fault/execute-hangs")
     followed = retrieve(port, response_id, "?stream=true")
     assert followed.status == 200
@@ -343,7 +343,7 @@ def test_jobs_count_as_requests_until_they_end(tmp_path):
         refused = respond(port)
         assert (refused.status, refused.error["code"]) == (429, "rate_limit_exceeded")
         assert respond(port, background=True).status == 429
-        # Whoever only asks after them is not counted.
+        # A client that only asks after them is not counted.
         assert retrieve(port, jobs[0]).status == 200
         cancel(port, jobs[0])
         eventually(lambda: respond(port).status == 200)
@@ -399,13 +399,13 @@ def test_what_has_ended_is_forgotten_with_what_is_stored(tmp_path):
 
 
 def told_of(port: int, response_id: str, after: int) -> tuple[list[int], dict]:
-    """What whoever comes back for the rest of a stream hears."""
+    """Return what a client is told that comes back for the rest of a stream."""
     rest = retrieve(port, response_id, f"?stream=true&starting_after={after}")
     assert rest.status == 200 and rest.whole
     return numbers(rest), last_response(rest)
 
 
-def test_a_stream_that_broke_off_has_its_end_told_to_whoever_comes_back(port, bought):
+def test_a_stream_that_broke_off_has_its_end_told_to_a_client_that_comes_back(port, bought):
     """However far they had come: else they would wait for an end that never comes."""
     answer = respond(port, LONG, model="fault/stream-cut", background=True, stream=True)
     assert answer.blocks[-1][0] == "response.failed"

@@ -23,7 +23,7 @@ ITEMS = {
     "brackets in text": rb'{"role":"user","content":"]},{\"[ \\\"]"}',
     "characters": '{"role":"user","content":"\u2028\ufeff\U0001f600\u0301\x7f"}'.encode(),
     "deep": b'{"role":"user","content":"x","deep":' + b"[" * 60 + b"]" * 60 + b"}",
-    "no role": b'{"type":"item_reference","id":"msg_nobody"}',
+    "no role": b'{"type":"item_reference","id":"msg_unknown"}',
     "several": b'{"role":"user","content":"a"} ,\n\t{"role":"user","content":"b"}',
 }
 
@@ -207,7 +207,7 @@ def test_whatever_was_said_comes_first_and_unchanged(node, port, items, ascii_on
     assert body.count(written[1:-1]) >= 2
 
 
-def test_a_response_that_nobody_can_read_is_an_error_and_is_not_paid_for(node, port):
+def test_an_unreadable_response_is_an_error_and_is_not_paid_for(node, port):
     deep = b"[" * 1_000 + b"]" * 1_000
     node.behave(raw=b'{"id":"resp_bad","object":"response","output":%b}' % deep)
     assert post(port, RESPONSES, turn()).status == 200

@@ -1,4 +1,4 @@
-"""By which id a result can be found again: its provider's own, and one from here only for whoever asked for that."""
+"""By which id a result can be found again: its provider's own, and one from here only where the client asked for it."""
 
 import json
 
@@ -75,7 +75,7 @@ def test_an_id_that_is_none_is_left_as_it_is_and_nothing_is_stored(node, port, g
 
 
 @pytest.mark.parametrize("given", [None, "", 7, "a/b"])
-def test_whoever_asks_for_storing_gets_an_id_that_works(node, port, given):
+def test_a_client_that_asks_for_storing_gets_an_id_that_works(node, port, given):
     raw = answers(node, response(id=given) if given is not None else response())
     made = respond(port, "asked", model=MODEL, store=True)
     found = retrieve(port, made.json["id"])
@@ -85,7 +85,7 @@ def test_whoever_asks_for_storing_gets_an_id_that_works(node, port, given):
     assert second.status == 200 and retrieve(port, second.json["id"]).status == 200
 
 
-def test_a_stream_without_an_id_gets_one_for_whoever_asked(node, port):
+def test_a_stream_without_an_id_gets_one_where_the_client_asked(node, port):
     streams(
         node,
         {"type": "response.created", "response": {"status": "in_progress"}},
@@ -103,7 +103,7 @@ def test_a_stream_without_an_id_gets_one_for_whoever_asked(node, port):
     ]
 
 
-def test_a_stream_without_an_id_stays_as_it_is_for_whoever_did_not_ask(node, port):
+def test_a_stream_without_an_id_stays_as_it_is_where_the_client_did_not_ask(node, port):
     raw = streams(
         node,
         {"type": "response.created", "response": {"status": "in_progress"}},
@@ -184,7 +184,7 @@ def test_an_answer_that_is_no_response_fails_in_the_background_and_says_that_it_
 
 @pytest.mark.parametrize("status", [None, "queued", "in_progress", 7])
 def test_a_result_that_says_that_it_goes_on_has_ended_all_the_same(node, port, status):
-    """Or whoever polls it never stops."""
+    """Or a client that polls it never stops."""
     document = response(id="resp_1")
     del document["status"]
     answers(node, document if status is None else {**document, "status": status})

@@ -117,7 +117,7 @@ def test_what_is_larger_than_the_budget_is_answered_and_not_stored(node):
         assert respond(running.port, model=MODEL).status == 200
         assert retrieve(running.port, "resp_big").status == 404
         assert metric(running, "not_stored_total") == 1
-        # In the background somebody waits for it, and is told.
+        # In the background the client waits for it, and is told.
         response_id = begun(running.port, model=MODEL)
         found = ended(running.port, response_id)
         assert found.json["status"] == "failed"
@@ -231,7 +231,7 @@ def test_metadata_is_what_openai_takes(plain, metadata):
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=101", "limit=x", "limit=-1", "order=up", "after=item_nobodys", "limit=1e2"],
+    ["limit=0", "limit=101", "limit=x", "limit=-1", "order=up", "after=item_missing", "limit=1e2"],
 )
 def test_a_page_that_there_is_not_is_refused(plain, query):
     made = respond(plain.port, model=MODEL).json["id"]

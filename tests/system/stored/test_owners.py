@@ -1,4 +1,4 @@
-"""Two keys at one gateway: what one has, the other cannot tell from what nobody has."""
+"""Two keys at one gateway: what one has, the other cannot tell from what does not exist."""
 
 import pytest
 
@@ -53,11 +53,11 @@ def on_a_chat(port, chat_id, headers):
     }
 
 
-def alike(found, nobodys):
+def alike(found, missing):
     """Check that two sets of answers differ in nothing but what differs between any two."""
-    assert found.keys() == nobodys.keys()
+    assert found.keys() == missing.keys()
     for name, answer in found.items():
-        other = nobodys[name]
+        other = missing[name]
         assert answer.status == other.status == 404, name
         assert answer.body == other.body, name
         own = {"x-request-id", "date", "openai-processing-ms"}
@@ -67,7 +67,7 @@ def alike(found, nobodys):
         assert answer.verdict == "none" or name in {"get", "stream"}, name
 
 
-def test_anothers_response_is_like_one_that_nobody_has(port):
+def test_anothers_response_is_like_one_that_does_not_exist(port):
     made = respond(port, headers=MINE).json["id"]
     alike(
         on_a_response(port, made, THEIRS),
@@ -77,19 +77,19 @@ def test_anothers_response_is_like_one_that_nobody_has(port):
     assert retrieve(port, made, headers=MINE).status == 200
 
 
-def test_anothers_background_response_is_like_one_that_nobody_has(port):
+def test_anothers_background_response_is_like_one_that_does_not_exist(port):
     made = begun(port, "word " * 40, model="echo-slow", headers=MINE)
-    nobodys = on_a_response(port, "resp_bg_" + "0" * 48, THEIRS)
-    alike(on_a_response(port, made, THEIRS), nobodys)
+    missing = on_a_response(port, "resp_bg_" + "0" * 48, THEIRS)
+    alike(on_a_response(port, made, THEIRS), missing)
     assert retrieve(port, made, headers=MINE).json["status"] in {"queued", "in_progress"}
     assert cancel(port, made, headers=MINE).json["status"] == "cancelled"
-    alike(on_a_response(port, made, THEIRS), nobodys)
+    alike(on_a_response(port, made, THEIRS), missing)
     assert delete(port, f"{RESPONSES}/{made}", headers=MINE).status == 200
 
 
-def test_anothers_chat_is_like_one_that_nobody_has(port):
+def test_anothers_chat_is_like_one_that_does_not_exist(port):
     made = chat(port, headers=MINE).json["id"]
-    alike(on_a_chat(port, made, THEIRS), on_a_chat(port, "chatcmpl-nobodys", THEIRS))
+    alike(on_a_chat(port, made, THEIRS), on_a_chat(port, "chatcmpl-missing", THEIRS))
     assert get(port, f"{CHAT}/{made}", MINE).json["metadata"] == {}
     assert made in [one["id"] for one in get(port, CHAT, MINE).json["data"]]
     assert get(port, CHAT, THEIRS).json["data"] == []
@@ -98,8 +98,8 @@ def test_anothers_chat_is_like_one_that_nobody_has(port):
 def test_anothers_chat_is_no_place_to_turn_a_page_at(port):
     made = chat(port, headers=MINE).json["id"]
     theirs = get(port, f"{CHAT}?after={made}", THEIRS)
-    nobodys = get(port, f"{CHAT}?after=chatcmpl-nobodys", THEIRS)
-    assert (theirs.status, theirs.body) == (nobodys.status, nobodys.body)
+    missing = get(port, f"{CHAT}?after=chatcmpl-missing", THEIRS)
+    assert (theirs.status, theirs.body) == (missing.status, missing.body)
 
 
 def test_the_same_idempotency_key_of_two_credentials_is_two_jobs(port):

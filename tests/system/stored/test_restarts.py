@@ -75,7 +75,7 @@ ENDINGS = pytest.mark.parametrize("end", [killed, terminated])
 
 
 def is_lost(port: int, response_id: str, payment: str) -> dict:
-    """Check everything that is told of a job that was cut; gives the document."""
+    """Check everything that is told of a job that was cut; return the document."""
     found = retrieve(port, response_id, headers=MINE)
     assert found.status == 200, found.body
     told = found.json
@@ -149,7 +149,7 @@ def test_while_it_streams(quick_paying, tmp_path, end):
 
 
 def streaming(running: RunningGateway, text: str) -> str:
-    """Begin a stream in the background, and leave it; gives its id."""
+    """Begin a stream in the background, and leave it; return its id."""
     body = document(RESPONSES, "echo-slow", text, background=True, stream=True)
     with wire(running.port) as connection:
         connection.send(request_bytes("POST", RESPONSES, json.dumps(body).encode(), MINE))
@@ -245,7 +245,7 @@ def test_many_jobs_at_once_are_each_told_of(slow_paying, tmp_path):
     for one in told:
         payment = one["lcp"]["payment"]
         assert payment in {"none", "unknown"}
-        # Whatever the node was asked to pay, nobody is told that it cost nothing.
+        # Whatever the node was asked to pay, no client is told that it cost nothing.
         if payment == "none":
             assert "job_id" not in one["lcp"]
     unknown = {one["lcp"]["job_id"] for one in told if one["lcp"]["payment"] == "unknown"}

@@ -58,7 +58,7 @@ def moved(customer: Customer) -> list[tuple[str, int]]:
 
 
 def test_a_background_response_is_charged_once(customer):
-    """However often it is asked after, and whoever repeats the request."""
+    """However often it is asked after, and whichever client repeats the request."""
     key = {**customer.headers, "Idempotency-Key": "one"}
     body = document(RESPONSES, "echo-slow", background=True, max_output_tokens=8)
     made = [post(customer.port, RESPONSES, body, key) for _ in range(3)]
@@ -100,7 +100,7 @@ def test_a_job_that_is_cancelled_after_it_was_paid_is_settled_and_holds_nothing(
     if done.verdict == "settled":
         customer.eventually_has(held_msat=0)
     else:
-        # Nobody knows yet: it is held until somebody does.
+        # Not known yet: it is held until it is.
         assert customer.balance()["held_msat"] > 0
     customer.office.is_in_order()
 
