@@ -99,7 +99,7 @@ async def test_what_cannot_be_written_down_is_not_paid():
     assert purchase.state is State.REFUSED
 
 
-async def test_who_is_cancelled_while_it_is_written_down_pays_nothing_and_says_so():
+async def test_a_purchase_cancelled_while_its_intent_is_written_pays_nothing_and_records_that():
     upstream, journal, executor, purchase = world(outcome=result())
     journal.refusal = asyncio.CancelledError()
     with pytest.raises(asyncio.CancelledError):
@@ -343,7 +343,7 @@ async def test_the_intent_holds_what_the_customer_is_charged_at_most():
     assert purchase.customer_msat == 5_500
 
 
-async def test_without_an_account_nobody_is_charged():
+async def test_without_an_account_no_customer_is_charged():
     _, journal, executor, purchase = world(
         outcome=result(), limits=SpendingLimits(tariff=TEN_PERCENT)
     )
@@ -351,7 +351,7 @@ async def test_without_an_account_nobody_is_charged():
     assert journal.intents[0].charge is purchase.customer_msat is None
 
 
-async def test_who_has_too_little_buys_nothing_and_nothing_goes_out():
+async def test_a_customer_with_too_little_buys_nothing_and_nothing_goes_out():
     upstream, journal, executor, purchase = sold(outcome=result())
     journal.refusal = InsufficientBalance(purchase.quote, Msat(5_500), Msat(5_499))
     with pytest.raises(InsufficientBalance):
@@ -359,7 +359,7 @@ async def test_who_has_too_little_buys_nothing_and_nothing_goes_out():
     assert (upstream.calls, purchase.state, purchase.customer_msat) == ([], State.REFUSED, 0)
 
 
-async def test_an_answer_that_cost_less_is_charged_at_less():
+async def test_a_result_that_cost_less_is_charged_at_less():
     _, _, executor, purchase = sold(outcome=result(charged_msat=Msat(1_001)))
     await executor.execute(purchase)
     assert purchase.customer_msat == 1_102, "rounded up"

@@ -113,7 +113,7 @@ ENDED = stream_events(HELLO, DONE)
         "comments",
     ],
 )
-async def test_a_whole_answer_with_the_right_hash_is_delivered_however_its_call_ends(events):
+async def test_a_whole_result_with_the_right_hash_is_delivered_however_its_call_ends(events):
     upstream, journal, exposure, executor, purchase = bought(events=events)
     came, shown, error = await read(executor, purchase)
     assert error is None

@@ -57,7 +57,7 @@ class Remembering:
         return answer
 
 
-def test_nothing_is_found_of_what_nobody_asked_for():
+def test_nothing_is_found_of_a_request_that_never_came():
     assert Remembering().find(ordered(), KEY) is None
 
 
@@ -88,7 +88,7 @@ def test_a_key_is_for_one_kind_of_task():
 
 
 @pytest.mark.parametrize("repeat", [KEY, RETRY, CODEX])
-def test_nobody_gets_the_answer_of_another_credential(repeat):
+def test_no_credential_gets_the_result_of_another(repeat):
     m = Remembering()
     m.bought(ordered(key_id="one"), RepeatKeys(key="k", client_request_id="c1"))
     assert m.find(ordered(key_id="one"), repeat) is not None
@@ -162,7 +162,7 @@ def test_keys_and_marks_are_forgotten_in_their_time():
     assert m.find(ordered(), KEY) is None
 
 
-def test_bytes_are_held_for_their_time_and_then_the_answer_is_gone():
+def test_bytes_are_held_for_their_time_and_then_the_result_is_gone():
     m = Remembering(bytes_for_s=10)
     m.bought(ordered(), KEY)
     m.at = 11
@@ -174,7 +174,7 @@ def test_bytes_are_held_for_their_time_and_then_the_answer_is_gone():
     assert m.memory.pool.held_bytes == len(b"answer")
 
 
-def test_unmarked_answers_are_held_for_the_window_of_retries_only():
+def test_unmarked_results_are_held_for_the_window_of_retries_only():
     m = Remembering(bytes_for_s=600, repeats_for_s=120)
     m.bought(ordered(), FIRST)
     m.bought(ordered(OTHER_BODY), KEY)
@@ -206,14 +206,14 @@ def test_an_error_is_found_though_it_has_no_bytes():
     assert m.find(ordered(), KEY) is answer
 
 
-def test_the_request_is_not_kept_with_its_answer():
+def test_the_request_is_not_kept_with_its_result():
     m = Remembering()
     m.bought(ordered(b"a secret question"), KEY)
     (held, _) = next(iter(m.memory._by_key._held.values()))
     assert held.order.task.body == b"" and held.purchase.order.task.body == b""
 
 
-def test_what_was_kept_beyond_the_limit_is_let_go_once_it_has_ended():
+def test_what_was_kept_beyond_the_limit_is_released_once_it_has_ended():
     m = Remembering(bytes_in_all=10)
     kept = []
     for name in ("a", "b"):

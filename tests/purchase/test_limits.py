@@ -33,14 +33,14 @@ def of_node(price_msat: int) -> Quote:
     )
 
 
-def test_the_fee_is_reckoned_as_a_share_and_a_base_rounded_up():
+def test_the_fee_is_estimated_as_a_share_and_a_base_rounded_up():
     assert FeeEstimate().fee_msat(10_000) == FEE_OF_10_000
     assert FeeEstimate().fee_msat(1) == 1_001
     assert FeeEstimate(0, 0).fee_msat(10_000) == 0
 
 
 @given(price=st.integers(0, 10**15), ppm=st.integers(0, 10**6), base=st.integers(0, 10**9))
-def test_the_fee_is_never_reckoned_too_low(price, ppm, base):
+def test_the_fee_is_never_estimated_too_low(price, ppm, base):
     fee = FeeEstimate(ppm, base).fee_msat(price)
     assert (fee - base) * 1_000_000 >= price * ppm > (fee - base - 1) * 1_000_000
 
@@ -50,7 +50,7 @@ def test_without_limits_everything_passes():
 
 
 @pytest.mark.parametrize("price_msat", [2**50 - 1, 2**50, 2**62])
-def test_a_price_that_cannot_be_written_down_is_too_high_for_everybody(price_msat):
+def test_a_price_that_cannot_be_stored_is_too_high_for_every_client(price_msat):
     """B10: it was told as a journal that is away, which is worth another try."""
     with pytest.raises(PriceLimitExceeded):
         SpendingLimits().check_price(ordered(), quote(price_msat))
@@ -144,7 +144,7 @@ def test_the_refusal_names_the_models_own_cap():
     assert caught.value.limit_msat == 10_000 and "fee" not in caught.value.message
 
 
-def test_nothing_is_routed_to_a_node_so_no_fee_is_reckoned():
+def test_nothing_is_routed_to_a_node_so_no_fee_is_estimated():
     assert FeeEstimate().fee_for(of_node(10_000)) == 0
     assert FeeEstimate().fee_for(quote(10_000)) == FEE_OF_10_000
     limits = SpendingLimits(max_total_msat=10_000)
@@ -181,7 +181,7 @@ def test_a_customer_is_charged_the_price_and_the_models_mark_up():
     assert SELLING.charge_for(of_customer(model="dear"), of_node(0)).amount_msat == 9_000
 
 
-def test_nobody_but_customers_is_charged():
+def test_only_customers_are_charged():
     assert SELLING.charge_for(ordered(), quote(10_000)) is None
 
 

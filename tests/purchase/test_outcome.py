@@ -236,7 +236,7 @@ async def test_a_judge_cannot_make_a_wrong_hash_right(stream):
 
 
 @pytest.mark.parametrize("party", [EndedBy.CLIENT, EndedBy.GATEWAY, EndedBy.PROVIDER])
-async def test_a_lie_is_found_while_somebody_else_was_ending_it(party):
+async def test_a_lie_is_found_while_another_party_was_ending_it(party):
     events = [*GOOD[:3], StreamEnd(b"\0" * 32, 6), GOOD[4]]
     executor, exposure, purchase = bought(events=events, stream=True)
 

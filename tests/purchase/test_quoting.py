@@ -117,7 +117,7 @@ async def test_the_second_group_is_asked_only_when_the_first_has_nothing():
     assert stall.shop.asked == ["p1", "p2"]
 
 
-async def test_who_is_late_is_not_waited_for():
+async def test_a_late_provider_is_not_waited_for():
     late = Peer(1, ready=asyncio.Event())
     stall = Stall(at_once(2, patience_s=0.02), p1=late, p2=5_000)
     offer = await asyncio.wait_for(stall.offer(), 2)
@@ -126,7 +126,7 @@ async def test_who_is_late_is_not_waited_for():
     assert len(stall.shop.quotes) == 1, "the late one's call has been ended"
 
 
-async def test_who_comes_within_the_patience_is_heard():
+async def test_a_quote_that_comes_within_the_patience_counts():
     late = Peer(1_000, ready=asyncio.Event())
     stall = Stall(at_once(2, patience_s=5), p1=5_000, p2=late)
     asked = asyncio.ensure_future(stall.offer())
@@ -147,7 +147,7 @@ async def test_an_error_is_not_an_offer_and_starts_no_clock():
     assert (await asyncio.wait_for(asked, 2)).quote.peer_id == "p2"
 
 
-async def test_who_gives_up_ends_every_question():
+async def test_a_request_that_gives_up_ends_every_call_for_a_quote():
     late = [Peer(ready=asyncio.Event()) for _ in range(2)]
     stall = Stall(at_once(2), p1=late[0], p2=late[1])
     asked = asyncio.ensure_future(stall.offer())
@@ -193,7 +193,7 @@ async def test_too_dear_says_more_than_refused_and_refused_more_than_unreachable
     assert stall.cancelled == ["p2"]
 
 
-async def test_the_last_error_is_told_when_nobody_could_be_reached():
+async def test_the_last_error_is_raised_when_no_provider_could_be_reached():
     last = UpstreamError("RESOURCE_EXHAUSTED", "busy")
     stall = Stall(p1=GONE, p2=last)
     with pytest.raises(UpstreamError, match="busy"):

@@ -31,7 +31,7 @@ def shop_of(**prices: int) -> Shop:
     return Shop({name: Peer(price) for name, price in prices.items()})
 
 
-async def test_whoever_asks_less_is_bought_from_and_the_others_are_told():
+async def test_a_provider_that_asks_less_is_bought_from_and_the_others_are_told():
     w = world(shop=shop_of(first=5_000, same=5_000, dearer=9_000, less=3_000), journal=Purse(4_000))
     asked = asyncio.ensure_future(w.ask(ordered()))
     (await w.work()).deliver()
@@ -41,7 +41,7 @@ async def test_whoever_asks_less_is_bought_from_and_the_others_are_told():
     assert sorted(w.shop.cancelled) == [(name, NOT_TAKEN) for name in ("dearer", "first", "same")]
 
 
-async def test_the_quote_of_whoever_is_too_dear_even_so_is_let_go_when_another_is_taken():
+async def test_a_quote_that_is_too_dear_even_so_is_dropped_when_another_is_taken():
     w = world(shop=shop_of(first=9_000, second=6_000, third=3_000), journal=Purse(4_000))
     asked = asyncio.ensure_future(w.ask(ordered()))
     (await w.work()).deliver()
@@ -50,7 +50,7 @@ async def test_the_quote_of_whoever_is_too_dear_even_so_is_let_go_when_another_i
     assert w.shop.cancelled == [("first", NOT_TAKEN), ("second", NOT_TAKEN)]
 
 
-async def test_where_nobody_asks_less_the_first_quote_is_held_for_the_client_and_no_other():
+async def test_where_no_provider_asks_less_the_first_quote_is_held_for_the_client_and_no_other():
     w = world(shop=shop_of(first=5_000, dearer=6_000, same=5_000), journal=Purse(1_000))
     with pytest.raises(InsufficientBalance) as caught:
         await w.ask(ordered())
@@ -74,7 +74,7 @@ async def test_the_cheapest_of_those_that_are_all_too_dear_is_held():
     assert w.shop.cancelled == [("first", NOT_TAKEN)]
 
 
-async def test_a_quote_beyond_the_limit_is_not_kept_for_anybody_on_the_way_to_a_cheaper_one():
+async def test_a_quote_beyond_the_limit_is_dropped_on_the_way_to_a_cheaper_one():
     limits = SpendingLimits(max_price_msat=Msat(6_000))
     w = world(
         shop=shop_of(first=5_000, beyond=7_000, less=3_000), journal=Purse(4_000), limits=limits
@@ -86,7 +86,7 @@ async def test_a_quote_beyond_the_limit_is_not_kept_for_anybody_on_the_way_to_a_
     assert sorted(w.shop.cancelled) == [("beyond", NOT_TAKEN), ("first", NOT_TAKEN)]
 
 
-async def test_a_quote_that_is_refused_for_good_is_let_go():
+async def test_a_quote_that_is_refused_for_good_is_dropped():
     w = world()
 
     def refuse(quote):

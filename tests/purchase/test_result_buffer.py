@@ -25,7 +25,7 @@ async def read_all(source: ResultBuffer) -> bytes:
     return b"".join([block async for block in source.chunks()])
 
 
-async def test_who_waits_for_the_head_gets_it_when_it_is_there():
+async def test_a_request_that_waits_for_the_head_gets_it_when_it_is_there():
     source = answer()
     waiting = [asyncio.create_task(source.wait_head()) for _ in range(3)]
     await settle()
@@ -34,7 +34,7 @@ async def test_who_waits_for_the_head_gets_it_when_it_is_there():
     assert await source.wait_head() is HEAD
 
 
-async def test_who_waits_for_the_head_of_what_failed_gets_the_error():
+async def test_a_request_that_waits_for_the_head_of_a_failed_purchase_gets_the_error():
     source = answer()
     waiting = [asyncio.create_task(source.wait_head()) for _ in range(2)]
     await settle()
@@ -110,7 +110,7 @@ async def test_the_producer_waits_for_the_slowest_reader_and_no_longer():
     await fast.aclose()
 
 
-async def test_a_slow_reader_that_leaves_holds_nobody_up():
+async def test_a_slow_reader_that_leaves_holds_no_reader_up():
     source = answer(window=4)
     slow = source.chunks()
     source.append(b"xxxx")
@@ -122,14 +122,14 @@ async def test_a_slow_reader_that_leaves_holds_nobody_up():
     await asyncio.wait_for(producer, 1)
 
 
-async def test_with_nobody_reading_the_producer_is_never_held_up():
+async def test_without_a_reader_the_producer_is_never_held_up():
     source = answer(window=1)
     source.append(b"x" * 5_000)
     assert not source.is_ahead
     await asyncio.wait_for(source.room(), 1)
 
 
-async def test_past_the_whole_bytes_nobody_new_joins_but_who_reads_gets_everything():
+async def test_past_the_whole_bytes_no_new_reader_joins_and_the_others_get_everything():
     source = answer(whole=10)
     reader = source.chunks()
     source.append(b"a" * 6)
@@ -144,7 +144,7 @@ async def test_past_the_whole_bytes_nobody_new_joins_but_who_reads_gets_everythi
         await anext(reader)
 
 
-async def test_past_the_whole_bytes_what_all_have_taken_is_let_go():
+async def test_past_the_whole_bytes_what_all_have_taken_is_released():
     pool = BufferPool(1_000_000)
     source = answer(whole=10, pool=pool)
     reader = source.chunks()
@@ -157,7 +157,7 @@ async def test_past_the_whole_bytes_what_all_have_taken_is_let_go():
     assert pool.held_bytes == 0
 
 
-async def test_who_already_waits_gets_an_answer_that_is_too_large_to_be_kept():
+async def test_a_request_that_waits_gets_a_result_that_is_too_large_to_be_held():
     """A whole result comes in one piece: whoever waits for its head has not begun to read when it is there."""
     source = answer(whole=10)
     source.listeners = 1
@@ -170,7 +170,7 @@ async def test_who_already_waits_gets_an_answer_that_is_too_large_to_be_kept():
     assert await read_all(source) == b"x" * 11
 
 
-async def test_who_already_waits_gets_its_answer_though_the_pool_is_full():
+async def test_a_request_that_already_waits_gets_its_result_though_the_pool_is_full():
     pool = BufferPool(10)
     pool.take(10)
     source = answer(pool=pool)
@@ -198,7 +198,7 @@ async def test_what_is_forgotten_gives_its_bytes_back_and_cannot_be_read_again()
         await read_all(source)
 
 
-async def test_who_reads_what_is_forgotten_gets_the_rest_of_it():
+async def test_a_reader_of_a_forgotten_result_gets_the_rest_of_it():
     source = answer()
     source.append(b"one")
     source.append(b"two")
@@ -214,7 +214,7 @@ async def test_who_reads_what_is_forgotten_gets_the_rest_of_it():
         await anext(behind)
 
 
-def test_the_request_itself_is_let_go_at_the_end():
+def test_the_request_itself_is_released_at_the_end():
     source = answer()
     assert source.order.task.body
     digest = source.order.body_sha256
@@ -340,7 +340,7 @@ async def test_what_has_come_can_be_had_without_a_copy():
     assert source.blocks()[0] is block
 
 
-async def test_the_blocks_of_what_was_let_go_cannot_be_had():
+async def test_the_blocks_of_a_released_result_cannot_be_read():
     source = answer(whole=5)
     source.append(b"too large")
     with pytest.raises(ResultGone):
@@ -353,7 +353,7 @@ async def test_the_blocks_of_what_was_let_go_cannot_be_had():
         forgotten.blocks()
 
 
-async def test_what_is_kept_stays_whole_where_there_is_no_room():
+async def test_what_is_retained_stays_whole_where_there_is_no_room():
     pool = BufferPool(5)
     kept, other = answer(pool=pool), answer(pool=pool)
     kept.retained_for = object()
@@ -364,7 +364,7 @@ async def test_what_is_kept_stays_whole_where_there_is_no_room():
     assert kept.blocks() == (b"longer than that",)
 
 
-async def test_what_is_kept_is_bounded_all_the_same():
+async def test_what_is_retained_is_bounded_all_the_same():
     kept = answer(whole=10)
     kept.retained_for = object()
     for _ in range(5):
@@ -373,7 +373,7 @@ async def test_what_is_kept_is_bounded_all_the_same():
     assert kept._pool.held_bytes == 0
 
 
-async def test_a_kept_answer_that_has_ended_gives_its_bytes_back_as_any_other():
+async def test_a_retained_result_that_has_ended_gives_its_bytes_back_as_any_other():
     pool = BufferPool(5)
     kept = answer(pool=pool)
     kept.retained_for = object()
@@ -383,7 +383,7 @@ async def test_a_kept_answer_that_has_ended_gives_its_bytes_back_as_any_other():
     assert pool.held_bytes == 0
 
 
-async def test_those_who_asked_are_told_of_the_end_once_whatever_it_is():
+async def test_listeners_are_told_of_the_end_once_whatever_it_is():
     for fails in (False, True):
         source, heard = answer(), []
         source.when_ended(heard.append)
@@ -397,7 +397,7 @@ async def test_those_who_asked_are_told_of_the_end_once_whatever_it_is():
         assert heard == [source, source]
 
 
-async def test_whoever_is_told_of_the_end_finds_it_there():
+async def test_a_listener_that_is_told_of_the_end_finds_it_there():
     source, seen = answer(), []
     source.when_ended(lambda it: seen.append((it.ended, it.error, it.order.task.body, it.blocks())))
     source.append(b"x")
@@ -405,7 +405,7 @@ async def test_whoever_is_told_of_the_end_finds_it_there():
     assert seen == [(True, None, b"", (b"x",))]
 
 
-async def test_a_listener_that_fails_harms_neither_the_answer_nor_the_others():
+async def test_a_listener_that_fails_harms_neither_the_result_nor_the_others():
     source, heard, reported = answer(), [], []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _loop, context: reported.append(context["exception"]))
@@ -425,7 +425,7 @@ async def test_a_listener_that_fails_harms_neither_the_answer_nor_the_others():
     assert [str(error) for error in reported] == ["a bug"] * 3
 
 
-async def test_those_who_are_told_may_ask_to_be_told_again():
+async def test_a_listener_that_was_told_may_listen_again():
     source, heard = answer(), []
     source.when_ended(lambda it: it.when_ended(heard.append))
     source.end()

@@ -71,7 +71,7 @@ async def test_what_comes_whole_after_its_client_has_left_is_delivered_at_once()
     assert w.journal.only == ["paying", "settled", "delivered"]
 
 
-async def test_what_is_kept_for_a_job_in_the_background_is_delivered_at_once():
+async def test_what_is_retained_for_a_job_in_the_background_is_delivered_at_once():
     w = world()
     answer = w.service.start(of_a_customer(), NO_REPEAT)
     answer.retained_for = object()

@@ -98,7 +98,7 @@ async def test_a_streaming_node_that_is_not_there_hands_on_too():
     assert await asked == b"ab"
 
 
-async def test_a_free_node_that_breaks_off_before_its_answer_hands_on():
+async def test_a_free_node_that_breaks_off_before_its_result_hands_on():
     w = world(shop=of(n1=FREE, p1=PRICED))
     asked = spawn(w.ask(ordered()))
     (await w.work(0)).put(LOST)
@@ -107,7 +107,7 @@ async def test_a_free_node_that_breaks_off_before_its_answer_hands_on():
     assert len(w.journal.intents) == 1
 
 
-async def test_a_priced_node_that_was_handed_the_work_is_charged_and_nobody_else_is_asked():
+async def test_a_priced_node_that_got_the_work_is_charged_and_no_other_provider_is_asked():
     w = world(shop=of(n1=PRICED, n2=FREE))
     asked = spawn(w.ask(ordered()))
     (await w.work()).put(LOST)
@@ -188,7 +188,7 @@ async def test_a_free_stream_that_is_cut_cost_nothing():
     assert w.shop.asked == ["n1"]
 
 
-async def test_a_free_answer_is_given_again_to_the_same_key():
+async def test_a_free_result_is_given_again_to_the_same_key():
     w = world(shop=of(n1=FREE))
     key = RepeatKeys(key="k")
     asked = spawn(w.ask(ordered(), key))

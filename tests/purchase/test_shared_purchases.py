@@ -74,7 +74,7 @@ async def test_what_is_claimed_is_bought_and_the_others_hear_of_its_end():
     assert len(w.service) == 0 and len(w.observer.ends) == 1
 
 
-async def test_who_asks_again_here_asks_the_others_once():
+async def test_a_request_that_asks_again_here_asks_the_others_once():
     others = Others()
     w = sharing(others)
     asked = [spawn(w.ask(ordered(), KEY)) for _ in range(5)]
@@ -128,7 +128,7 @@ async def test_what_is_lost_is_asked_for_anew_each_time():
     assert others.asked == 2 and not w.shop.asked
 
 
-async def test_who_lost_the_claim_does_not_pay():
+async def test_a_request_that_lost_the_claim_does_not_pay():
     others = Others(may_pay=False)
     w = sharing(others)
     with pytest.raises(Interrupted) as error:
@@ -140,7 +140,7 @@ async def test_who_lost_the_claim_does_not_pay():
     assert [answer.verdict for answer in others.heard] == [Verdict.NONE]
 
 
-async def test_nobody_is_waited_for_whom_nobody_waits_for():
+async def test_a_claim_without_a_listener_is_not_waited_for():
     others = Others(ready=asyncio.Event())
     w = sharing(others)
     asked = spawn(w.ask(ordered(), KEY))
@@ -150,7 +150,7 @@ async def test_nobody_is_waited_for_whom_nobody_waits_for():
     assert len(w.service) == 0 and not others.heard
 
 
-async def test_a_claimed_order_that_nobody_waits_for_is_let_go_of():
+async def test_a_claimed_order_that_no_client_waits_for_is_released():
     others = Others()
     shop = Shop({"p1": Peer(ready=asyncio.Event())})
     w = sharing(others, shop=shop)
@@ -176,7 +176,7 @@ async def test_a_quote_is_taken_only_where_the_order_is_bought():
         await w.ask(ordered(), NO_REPEAT, "none of ours")
 
 
-async def test_telling_the_others_is_not_cut_short_by_who_leaves():
+async def test_publishing_to_the_others_is_not_cut_short_by_a_client_that_leaves():
     telling = asyncio.Event()
 
     class Slow(Others):

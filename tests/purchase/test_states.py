@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,8 @@ from lcp_gateway.purchase.states import (
     Verdict,
     step,
 )
+
+PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 
 
 def test_every_state_has_a_row_and_a_verdict():
@@ -59,3 +63,14 @@ def test_whatever_happens_it_is_paid_at_most_once_and_money_never_comes_back(eve
 def test_an_end_is_an_end(state, event):
     with pytest.raises(IllegalTransition, match=state.value):
         step(state, event)
+
+
+def test_the_documented_diagram_is_the_table():
+    drawn = PAGE.read_text().split("<!-- states:begin -->")[1].split("<!-- states:end -->")[0]
+    arrows = [line.strip() for line in drawn.splitlines() if "-->" in line and "[*]" not in line]
+    table = [
+        f"{state} --> {target}: {event}"
+        for state, row in TRANSITIONS.items()
+        for event, target in row.items()
+    ]
+    assert sorted(arrows) == sorted(table)

@@ -162,7 +162,7 @@ async def test_a_client_that_leaves_for_good_ends_its_spans_too():
     assert kept["stream"].attributes["lcp.state"] == "undelivered"
 
 
-async def test_whoever_joins_points_to_the_trace_that_bought():
+async def test_a_request_that_joins_points_to_the_trace_that_bought():
     w, kept = traced()
     first = asyncio.ensure_future(ask(w, kept, ordered(), name="first", repeat=KEY))
     work = await w.work()
@@ -217,7 +217,7 @@ def test_an_errors_word_is_none_of_a_providers(error, word):
     assert error_type(error) == word
 
 
-def test_nothing_is_worked_out_for_a_trace_that_nobody_asked_for():
+def test_nothing_is_worked_out_for_a_trace_that_is_not_recorded():
     with NO_TRACING.request(["x"], []) as root, NO_TRACING.span(TraceStep.PAY) as span:
         root.name("n")
         root.note(pytest.fail, "asked")

@@ -48,7 +48,7 @@ def test_of_two_equals_the_one_made_ten_times_slower_gets_under_a_tenth_within_f
         assert seen["a"] < 5, seen
 
 
-def test_who_becomes_slow_after_a_good_start_is_left_as_well():
+def test_a_provider_that_becomes_slow_after_a_good_start_is_left_as_well():
     bench, seen = two(), Counter()
     for number in range(60):
         one = bench.chosen(draw=(number * 0.618034) % 1)
@@ -60,7 +60,7 @@ def test_who_becomes_slow_after_a_good_start_is_left_as_well():
     assert seen["a"] < 5, seen
 
 
-def test_who_was_slow_is_tried_again_later():
+def test_a_provider_that_was_slow_is_tried_again_later():
     bench = two()
     for _ in range(3):
         bench.measured("a", "m", 10)
@@ -89,14 +89,14 @@ def test_fast_insists_on_speed_where_price_says_otherwise():
     assert choices(bench, 100, model="auto:cheap")["b"] > 90
 
 
-def test_who_does_not_deliver_is_left():
+def test_a_provider_that_does_not_deliver_is_left():
     bench = two()
     for _ in range(6):
         bench.records.failed("a")
     assert choices(bench, 100)["b"] > 90
 
 
-def test_who_has_much_to_do_gets_less():
+def test_a_provider_that_has_much_to_do_gets_less():
     bench = Bench(provider("a", "m", max_inflight_jobs=4), provider("b", "m", max_inflight_jobs=4))
     for _ in range(3):
         bench.records.started("a")
@@ -112,7 +112,7 @@ def test_a_node_with_a_price_list_is_known_before_it_was_asked():
     assert choices(bench, 100, model="auto:free") == {"node:free": 100}
 
 
-def test_nobody_is_free_where_everybody_asks_a_price():
+def test_no_provider_is_free_where_all_ask_a_price():
     with pytest.raises(NoMatch) as caught:
         two().decide("auto:free")
     assert not caught.value.offered
@@ -133,7 +133,7 @@ def test_tools_never_go_to_a_model_without_them_when_one_with_them_is_there(draw
     assert "has tools" in decision.reason(decision.chosen)
 
 
-def test_where_nobody_is_known_to_be_able_the_unsaid_come_before_the_unable():
+def test_where_no_model_is_known_to_be_able_the_unknown_come_before_the_unable():
     bench = Bench(provider("a", "unable"), provider("b", "unsaid"), cards={"unable": NO_TOOLS})
     assert choices(bench, 50, needs=("vision",)) == {"b": 50}
 
@@ -161,7 +161,7 @@ def test_code_is_asked_of_models_that_can():
     assert choices(bench, 50, model="auto:code") == {"b": 50}
 
 
-def test_who_is_known_to_do_more_of_it_comes_first():
+def test_a_provider_that_is_known_to_do_more_of_it_comes_first():
     bench = Bench(provider("a", "llama3.1:8b"), provider("b", "Qwen2.5-Coder-14B"))
     assert choices(bench, 50, model="auto:code", needs=("tools",)) == {"b": 50}
 
@@ -181,7 +181,7 @@ def test_a_peer_that_rests_is_not_chosen_and_one_on_trial_seldom():
     assert 0 < choices(bench, 200)["a"] < 60
 
 
-def test_nobody_there_is_told_from_nothing_suitable():
+def test_no_available_provider_differs_from_no_suitable_offer():
     bench = two()
     bench.ready.update(a=0.0, b=0.0)
     with pytest.raises(NoMatch) as caught:
@@ -235,7 +235,7 @@ def test_embedding_models_are_not_asked_to_chat():
     assert choices(bench, 20) == {"b": 20}
 
 
-def test_embeddings_are_asked_of_who_embeds():
+def test_embeddings_are_asked_of_a_provider_that_embeds():
     bench = Bench(provider("a", "m"), provider("node:e", "bge-m3", kind=TaskKind.EMBEDDINGS))
     assert bench.chosen(kind=TaskKind.EMBEDDINGS, mode=Mode.EMBEDDING) == "node:e"
 
@@ -388,7 +388,7 @@ def test_one_keys_models_are_not_taken_for_anothers():
     assert (only(bench).model, only(bench, "m1").model) == ("m2", "m1")
 
 
-def test_where_nobody_offers_a_keys_models_nobody_is_chosen():
+def test_where_no_provider_offers_a_keys_models_none_is_chosen():
     with pytest.raises(NoMatch):
         only(two(), "other")
 

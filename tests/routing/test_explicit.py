@@ -60,11 +60,11 @@ def test_the_first_peer_that_advertises_the_model_gets_the_task():
     assert chosen("big") == BOB
 
 
-def test_where_nobody_advertises_anything_the_first_peer_gets_the_task():
+def test_where_no_provider_advertises_anything_the_first_peer_gets_the_task():
     assert chosen("whatever", catalog=SILENT) == CAROL
 
 
-def test_a_model_that_nobody_advertises_is_not_found():
+def test_a_model_that_no_provider_advertises_is_not_found():
     with pytest.raises(ModelNotFound):
         chosen("unheard-of")
 
@@ -89,7 +89,7 @@ def test_without_peers_there_is_no_provider():
         chosen("small", catalog=empty_catalog(0.0))
 
 
-def test_every_model_is_listed_once_with_all_who_offer_it():
+def test_every_model_is_listed_once_with_all_providers_that_offer_it():
     models = CATALOG.models()
     assert {m: [p.peer_id for p in ps] for m, ps in models.items()} == {
         "small": [ALICE, BOB],
@@ -97,7 +97,7 @@ def test_every_model_is_listed_once_with_all_who_offer_it():
     }
 
 
-def test_all_who_advertise_the_model_may_be_asked_in_turn():
+def test_all_providers_that_advertise_the_model_may_be_asked_in_turn():
     task = Task(CHAT, "small", b"{}", stream=False)
     found = explicit_providers(CATALOG, task, RoutingRules())
     assert [provider.peer_id for provider in found] == [ALICE, BOB]
@@ -169,11 +169,11 @@ def test_a_node_may_be_the_default():
     assert all_of("big", default_peer_id="node:n") == ["node:n"]
 
 
-def test_a_default_peer_that_is_away_keeps_nobody_from_a_nodes_model():
+def test_a_default_peer_that_is_away_keeps_no_provider_from_a_nodes_model():
     assert all_of("mine", default_peer_id="02" + "d" * 64) == ["node:n"]
 
 
-def test_what_nobody_advertises_is_never_tried_at_a_node():
+def test_what_no_provider_advertises_is_never_tried_at_a_node():
     assert all_of("whatever", catalog=NOBODY_SAYS, allow_unlisted=True) == [ALICE]
     with pytest.raises(NoProvider):
         all_of("whatever", catalog=NODES_ALONE, allow_unlisted=True)
@@ -194,12 +194,12 @@ def test_only_completions_can_be_done_as_something_else():
     assert all(kinds_of(kind) == (kind,) for kind in TaskKind if kind is not COMPLETIONS)
 
 
-def test_who_takes_completions_comes_before_who_only_chats_and_each_once():
+def test_providers_of_completions_come_before_those_that_only_chat_and_each_once():
     assert all_of("small", COMPLETIONS) == ["node:n", ALICE]
     assert all_of("big", COMPLETIONS) == [BOB]
 
 
-def test_who_only_completes_gets_no_chat():
+def test_a_provider_that_only_completes_gets_no_chat():
     catalog = Catalog((provider("node:n", (COMPLETIONS, "m"), (CHAT, "other")),), taken_at=0.0)
     with pytest.raises(ModelNotFound):
         all_of("m", catalog=catalog)
@@ -217,19 +217,19 @@ def test_where_others_chat_an_unknown_model_is_not_found_for_completions_either(
 # -- embeddings -----------------------------------------------------------------------------------
 
 
-def test_embeddings_go_to_who_embeds():
+def test_embeddings_go_to_a_provider_that_embeds():
     assert all_of("bge-m3", EMBEDDINGS) == ["node:e"]
     assert all_of("bge-m3", EMBEDDINGS, default_peer_id=ALICE) == ["node:e"]
 
 
 @pytest.mark.parametrize("rules", [{}, {"allow_unlisted": True}, {"default_peer_id": ALICE}])
-def test_no_peer_is_tried_with_embeddings_that_nobody_makes(rules):
+def test_no_peer_is_tried_with_embeddings_that_no_provider_makes(rules):
     with pytest.raises(ModelNotFound, match="the embedding models are: bge-m3") as caught:
         all_of("small", EMBEDDINGS, **rules)
     assert "small" not in caught.value.message
 
 
-def test_where_nobody_embeds_the_other_models_are_named():
+def test_where_no_provider_embeds_the_other_models_are_named():
     with pytest.raises(ModelNotFound, match="only other models: big, small"):
         all_of("x", EMBEDDINGS, catalog=CATALOG)
     with pytest.raises(ModelNotFound, match="no provider is connected"):

@@ -17,21 +17,21 @@ class Kept:
         return self.records.view(provider, model, mode).tokens_per_s
 
 
-def test_nothing_is_believed_of_who_was_never_measured():
+def test_nothing_is_estimated_of_a_provider_that_was_never_measured():
     view = Kept().records.view(A, M, Mode.STREAM)
     assert (view.expected_s, view.first_byte_s, view.tokens_per_s) == (None, None, None)
     assert view.delivery == 1 and view.is_untried and not view.has_delivered
     assert Kept().records.price(A, M) == (None, False, None)
 
 
-def test_the_same_measured_again_and_again_is_believed():
+def test_the_same_measured_again_and_again_is_estimated():
     kept = Kept()
     for _ in range(10):
         kept.delivered(rate=50)
     assert kept.rate() == pytest.approx(50)
 
 
-def test_a_provider_that_was_not_measured_is_believed_to_be_like_all_others_and_known_as_untried():
+def test_a_provider_that_was_not_measured_is_estimated_to_be_like_all_others_and_known_as_untried():
     kept = Kept()
     kept.delivered(A, rate=80, first_byte_s=0.5)
     unknown, known = (kept.records.view(one, M, Mode.WHOLE) for one in (B, A))
@@ -68,7 +68,7 @@ def test_what_is_known_fades_to_what_is_known_of_all():
     assert kept.rate(A) == pytest.approx(kept.rate("nobody"), rel=0.2) or everybody
 
 
-def test_streams_and_whole_answers_are_measured_apart():
+def test_streams_and_whole_results_are_measured_apart():
     kept = Kept()
     kept.delivered(mode=Mode.STREAM, first_byte_s=0.5, rate=20)
     stream = kept.records.view(A, M, Mode.STREAM)
@@ -77,7 +77,7 @@ def test_streams_and_whole_answers_are_measured_apart():
     assert kept.rate(mode=Mode.WHOLE) is None
 
 
-def test_an_embedding_is_timed_by_its_whole_answer():
+def test_an_embedding_is_timed_by_its_whole_result():
     kept = Kept()
     kept.delivered(mode=Mode.EMBEDDING, first_byte_s=0.2, rate=None)
     assert kept.records.view(A, M, Mode.EMBEDDING).expected_s == pytest.approx(0.2)

@@ -122,7 +122,7 @@ def test_facts_may_be_read_once_only():
         ("some-model", {"type": "embedding", "capabilities": ("vision",)}, "vision", True),
     ],
 )
-def test_a_model_can_cannot_or_nobody_knows(model, card, capability, expected):
+def test_a_capability_is_there_or_missing_or_not_known(model, card, capability, expected):
     assert traits(model, **card).has(capability) is expected
 
 

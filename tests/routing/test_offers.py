@@ -37,7 +37,7 @@ def test_entries_of_one_model_share_what_is_known_of_it():
     assert first.traits is second.traits
 
 
-def test_who_chats_counts_for_completions_too_and_once():
+def test_a_provider_that_chats_counts_for_completions_too_and_once():
     offers = offered(
         provider("a", "m"), of_kinds("b", (COMPLETIONS, "m"), (CHAT, "m"), (CHAT, "other"))
     )
@@ -45,7 +45,7 @@ def test_who_chats_counts_for_completions_too_and_once():
     assert pairs(offers) == [("a", "m"), ("b", "m"), ("b", "other")]
 
 
-def test_who_only_completes_does_not_chat():
+def test_a_provider_that_only_completes_does_not_chat():
     offers = offered(provider("a", "m", kind=COMPLETIONS))
     assert pairs(offers) == [] and pairs(offers, COMPLETIONS) == [("a", "m")]
 
@@ -95,7 +95,7 @@ def test_the_operators_word_counts_for_more():
     assert offers.capabilities == {"singing"}
 
 
-def test_of_nobody_there_is_nothing():
+def test_without_providers_there_are_no_offers():
     offers = offered()
     assert all(entries == () for entries in offers.by_kind.values())
     assert set(offers.by_kind) == set(TaskKind) and not offers.kinds

@@ -365,7 +365,7 @@ def test_a_quote_that_is_checked_again_counts_once_among_strangers(together):
         together.check(asked)
 
 
-def test_who_has_delivered_a_base_is_no_stranger_any_more(together):
+def test_a_peer_that_has_delivered_a_base_is_proven(together):
     known, *others = strangers(6)
     for _ in range(10):
         buy(together, 1_000, State.DELIVERED, peer=known)
@@ -646,7 +646,7 @@ def test_what_the_rules_of_before_forgave_stays_forgiven(standings, clock):
     assert standings.standing(PEER).undelivered_msat == 2_000
 
 
-def test_a_breaker_that_is_turned_off_lets_everybody_go(standings):
+def test_a_breaker_that_is_turned_off_releases_all_peers(standings):
     for _ in range(3):
         standings.failed_to_quote(PEER)
     assert not standings.available(PEER)

@@ -41,6 +41,6 @@ def test_a_word_makes_its_weight_heavier(word, name):
     assert total == pytest.approx(1)
 
 
-def test_what_the_operator_weighs_with_nothing_counts_for_who_asks():
+def test_a_property_without_weight_counts_for_a_client_that_asks_for_it():
     weights = parse_preferences("auto:cheap").weights(Weights(1, 1, 1, 0, 1))
     assert weights.price > 0

@@ -181,7 +181,7 @@ def test_where_a_provider_is_asked_for_only_it_is_named():
         ({"max_params_b": 0}, set()),
     ],
 )
-def test_a_size_leaves_out_those_whose_size_nobody_knows(fields, expected):
+def test_a_size_leaves_out_those_whose_size_is_not_known(fields, expected):
     assert set(names(**fields)) == expected
 
 

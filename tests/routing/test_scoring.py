@@ -25,7 +25,7 @@ def test_the_score_of_perfection_is_one_and_of_nothing_is_zero():
 
 
 @given(SHARES, st.floats(0, 1, exclude_max=True), st.floats(0.001, 10))
-def test_every_draw_chooses_somebody(scores, draw, temperature):
+def test_every_draw_chooses_a_candidate(scores, draw, temperature):
     assert 0 <= pick(scores, temperature, draw) < len(scores)
 
 

@@ -188,7 +188,7 @@ async def test_where_a_node_offers_a_named_model_too_the_score_decides():
     assert await choosing.ids(task()) == ["node:n", "a"]
 
 
-async def test_by_score_only_those_who_may_be_asked_are_there():
+async def test_by_score_only_providers_that_may_be_asked_are_there():
     peers = (provider(name, "m") for name in "abc")
     choosing = among(*peers, rules={"by_score": True})
     choosing.rests("b")
@@ -301,7 +301,7 @@ async def test_alias_defaults_and_adapter_go_together():
 # -- completions ----------------------------------------------------------------------------------
 
 
-async def test_the_adapter_is_for_those_who_only_chat_and_the_others_get_every_byte():
+async def test_the_adapter_is_for_providers_that_only_chat_and_the_others_get_every_byte():
     wanted = task(kind=COMPLETIONS)
     found = await among(provider("a", "m"), provider("b", "m", kind=COMPLETIONS)).selector(
         order(wanted)
@@ -323,7 +323,7 @@ async def test_what_no_chat_can_do_is_said_before_anything_is_asked(model):
 
 
 @pytest.mark.parametrize("model", ["m", "auto"])
-async def test_who_takes_completions_gets_what_no_chat_can_do(model):
+async def test_a_provider_that_takes_completions_gets_what_no_chat_can_do(model):
     choosing = among(
         provider("a", "m"),
         provider("node:n", "m", kind=COMPLETIONS),
@@ -369,14 +369,14 @@ async def test_at_most_five_candidates_are_given():
     assert len(found) == len(set(found)) == 5
 
 
-async def test_who_may_not_be_asked_is_no_candidate_of_auto_and_no_more_are_tried_than_needed():
+async def test_a_provider_that_may_not_be_asked_is_no_candidate_of_auto_and_no_more_are_tried_than_needed():
     choosing = among(*(provider(f"p{n}", "m") for n in range(9)))
     choosing.rests("p0")
     assert "p0" not in await choosing.ids(task("auto"))
     assert len(choosing.asked) == 5
 
 
-async def test_a_choice_that_nobody_may_be_asked_for_is_told_once_at_most():
+async def test_a_choice_that_no_provider_may_be_asked_for_is_told_once_at_most():
     choosing = among(provider("a", "m"))
     choosing.rests("a")
     choosing.now = 11
@@ -397,7 +397,7 @@ async def test_a_provider_on_trial_is_given_to_one_request_at_a_time():
 
 
 @pytest.mark.parametrize("model", ["m", "auto"])
-async def test_where_everybody_rests_there_is_nobody_now(model):
+async def test_where_all_providers_rest_there_is_no_provider_now(model):
     choosing = among(provider("a", "m"))
     choosing.rests("a")
     with pytest.raises(NoProvider, match="failed lately"):
@@ -414,12 +414,12 @@ async def test_a_word_that_means_nothing_is_not_found_and_those_that_do_are_name
 
 @pytest.mark.parametrize("kind", [CHAT, RESPONSES, COMPLETIONS])
 @pytest.mark.parametrize("model", ["m", "auto"])
-async def test_without_anybody_there_is_no_provider(model, kind):
+async def test_an_empty_catalog_has_no_provider(model, kind):
     with pytest.raises(NoProvider, match="no peers are connected"):
         await among().ids(task(model, kind))
 
 
-async def test_auto_for_an_endpoint_that_nobody_serves_is_not_found():
+async def test_auto_for_an_endpoint_that_no_provider_serves_is_not_found():
     with pytest.raises(ModelNotFound, match="suits this request"):
         await among(provider("a", "m")).ids(task("auto", RESPONSES))
 
@@ -441,7 +441,7 @@ async def test_a_model_that_calls_itself_auto_is_never_bought_as_such():
     assert (await choosing.bought(task("auto"))).model == "m"
 
 
-async def test_a_request_with_tools_goes_to_who_has_them_though_another_is_faster():
+async def test_a_request_with_tools_goes_to_a_provider_that_has_them_though_another_is_faster():
     cards = {"able": {"capabilities": ("tools",)}, "quick": {"capabilities": ()}}
     choosing = among(provider("a", "quick"), provider("b", "able"), cards=cards)
     choosing.measured("a", "quick", 0.1)
@@ -473,7 +473,7 @@ async def test_before_it_gives_up_it_looks_in_a_fresh_catalog(model):
 
 
 @pytest.mark.parametrize("model", ["m", "auto"])
-async def test_who_is_found_at_once_costs_no_refresh(model):
+async def test_a_provider_that_is_found_at_once_costs_no_refresh(model):
     choosing = among(provider("a", "m"))
     await choosing.ids(task(model))
     assert choosing.keeper.refreshes == 0
@@ -505,14 +505,14 @@ async def test_what_is_on_offer_is_read_once_for_each_catalog():
 # -- embeddings -----------------------------------------------------------------------------------
 
 
-async def test_embeddings_go_to_who_embeds_with_every_byte():
+async def test_embeddings_go_to_a_provider_that_embeds_with_every_byte():
     wanted = task("bge-m3", EMBEDDINGS)
     choosing = among(provider("a", "m"), provider("node:e", "bge-m3", kind=EMBEDDINGS))
     (candidate,) = await choosing.selector(order(wanted))
     assert candidate.provider_id == "node:e" and candidate.adapt(wanted) is wanted
 
 
-async def test_embeddings_that_nobody_makes_name_what_is_there():
+async def test_embeddings_that_no_provider_makes_name_what_is_there():
     with pytest.raises(ModelNotFound, match=r"only other models: m$"):
         await among(provider("a", "m")).ids(task("bge-m3", EMBEDDINGS))
     with pytest.raises(ModelNotFound, match=r"the embedding models are: bge-m3$"):
@@ -521,7 +521,7 @@ async def test_embeddings_that_nobody_makes_name_what_is_there():
         await among().ids(task("bge-m3", EMBEDDINGS))
 
 
-def test_the_way_of_answering_is_told_from_the_task():
+def test_the_mode_of_answering_is_told_from_the_task():
     assert answer_mode(task()) is Mode.WHOLE
     assert answer_mode(task(stream=True)) is Mode.STREAM
     assert answer_mode(task(kind=EMBEDDINGS, stream=True)) is Mode.EMBEDDING
@@ -584,7 +584,7 @@ def test_what_has_no_provider_cannot_be_explained():
         among().explain(task("auto"))
 
 
-def test_a_model_that_nobody_advertises_is_explained_by_its_name():
+def test_a_model_that_no_provider_advertises_is_explained_by_its_name():
     document = among(provider("a"), rules={"allow_unlisted": True}).explain(task("whatever"))
     assert document["chosen"]["provider"] == "a"
 

@@ -128,7 +128,7 @@ async def test_what_is_told_of_the_choice_is_true_of_the_one_that_is_taken():
     assert offer.candidate.comparison is None
 
 
-async def test_a_quote_as_expected_is_taken_without_asking_anybody_else():
+async def test_a_quote_as_expected_is_taken_without_asking_another_provider():
     bazaar = Bazaar(provider("a", "m"), provider("b", "m"), a=5_000, b=5_000)
     await bazaar.buy()
     await bazaar.buy()

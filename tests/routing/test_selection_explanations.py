@@ -27,7 +27,7 @@ def named(bench, *, by_score=True):
     return named_explanation(task("alias"), "m", scored, by_score=by_score)
 
 
-def test_a_choice_of_auto_is_told_with_everybody_it_was_made_from():
+def test_a_choice_of_auto_is_explained_with_all_candidates():
     bench = two()
     document = explanation(task("alias"), "auto:fast", bench.decide("auto:fast"))
     assert document["object"] == "lcp.route"
@@ -79,6 +79,6 @@ def test_of_a_named_model_the_order_is_told(by_score, words):
     json.dumps(document)
 
 
-def test_a_named_model_without_anybody_has_no_chosen_one():
+def test_a_named_model_without_a_provider_has_no_chosen_one():
     document = named(Bench())
     assert document["chosen"] is None and document["candidates"] == []

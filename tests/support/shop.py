@@ -9,7 +9,7 @@ from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.execution import PurchaseExecutor
 from lcp_gateway.purchase.held_quotes import HeldQuotes
 from lcp_gateway.purchase.idempotency import CacheLimits, IdempotencyCache, RepeatKeys
-from lcp_gateway.purchase.journal import EarlierPurchase
+from lcp_gateway.purchase.journal import EarlierPurchase, RequestRepeated
 from lcp_gateway.purchase.limits import LoopBrake, SpendingLimits
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order, Task, TaskKind
@@ -30,6 +30,11 @@ from tests.support.purchases import (
 BODY = b'{"model":"m","messages":[1]}'
 OTHER_BODY = b'{"model":"m","messages":[2]}'
 NO_REPEAT = RepeatKeys()
+KEY = RepeatKeys(key="k")
+
+
+def spawn(coroutine) -> asyncio.Task:
+    return asyncio.ensure_future(coroutine)
 
 
 def ordered(
@@ -296,3 +301,15 @@ def world(
 
 def price(amount: int) -> Msat:
     return Msat(amount)
+
+
+def bought_elsewhere(w, state, *, body=None, key_id="", number=99):
+    """Let the journal have a purchase of another process for the same request; it refuses the next intent for it."""
+    identity = w.memory.identity(ordered() if body is None else ordered(body), KEY)
+    job_id = bytes([number]) * 32
+    earlier = EarlierPurchase(
+        replace(quote(), job_id=job_id), state, key_id, "req_elsewhere", identity.body
+    )
+    w.journal.elsewhere[job_id] = earlier
+    w.journal.refusal = RequestRepeated(quote(), earlier)
+    return earlier
