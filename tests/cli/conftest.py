@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lcp_gateway.cli import main
-from tests.support.bought import written
+from tests.support.written_purchases import written
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 120

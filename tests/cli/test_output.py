@@ -12,8 +12,8 @@ import termios
 import pytest
 
 from lcp_gateway.cli.output import shorten_ids
-from tests.support.bought import Bought, written
 from tests.support.gateway import gateway
+from tests.support.written_purchases import Bought, written
 
 COLUMNS = 100
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")

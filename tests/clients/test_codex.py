@@ -10,7 +10,7 @@ import pytest
 from tests.support.documented import examples, pointed_at
 from tests.support.http_node import HttpNodeThread
 from tests.support.tools import require_js_package, require_tool
-from tests.system.routing.fair import row, served_by
+from tests.system.routing.providers import row, served_by
 
 TIMEOUT_S = 60
 # What makes Codex look for updates, report its use, or fetch its plug-ins from their repository.

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.http_node import HttpNodeThread, http_nodes, vector_of
 from tests.support.wire import post
-from tests.system.routing.fair import COMPLETIONS, EMBEDDINGS, row, served_by
+from tests.system.routing.providers import COMPLETIONS, EMBEDDINGS, row, served_by
 
 PEERS_MODEL, NODES_MODEL, NATIVE_MODEL = "echo-1", "llama3.2:latest", "native-7b"
 THROUGH_CHAT = pytest.mark.parametrize("model", [PEERS_MODEL, NODES_MODEL])

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.generated_streams import ill_formed, well_formed
 from tests.support.raw_node import raw_node
-from tests.system.routing.fair import served_by
+from tests.system.routing.providers import served_by
 from tests.system.selling.seller import Office, selling
 
 SEED = 20_261_129

@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from tests.support.http_node import HttpNodeThread, http_nodes, vector_of
-from tests.system.routing.fair import row, served_by
+from tests.system.routing.providers import row, served_by
 
 
 @pytest.fixture(scope="module")

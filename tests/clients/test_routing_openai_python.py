@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from tests.support.http_node import HttpNodeThread
-from tests.system.routing.fair import (
+from tests.system.routing.providers import (
     NodeProcess,
     agrees,
     models_of,

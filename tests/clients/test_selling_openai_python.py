@@ -6,7 +6,7 @@ import openai
 import pytest
 
 from tests.support.node_thread import eventually
-from tests.system.selling.seller import MARKUP, STATIC_KEY, shop
+from tests.system.selling.seller import MARKUP, STATIC_KEY, running_seller
 
 HELLO = [{"role": "user", "content": "hello there"}]
 MOST_CALLS = 60
@@ -15,7 +15,7 @@ MOST_MODELS = 3
 
 @pytest.fixture(scope="module")
 def sold():
-    with shop() as running:
+    with running_seller() as running:
         yield running
         running.office.is_in_order()
 
@@ -24,7 +24,7 @@ def sold():
 def faulty():
     """Another, on a node that has a model for every fault; `auto` would find them too."""
     # A retry that comes back later than the grace would find nothing to join.
-    with shop(node_faults="true", join_grace_s=10, timeout_execute_s=1.5) as running:
+    with running_seller(node_faults="true", join_grace_s=10, timeout_execute_s=1.5) as running:
         yield running
         running.office.is_in_order()
 

@@ -32,7 +32,7 @@ from lcp_gateway.responses.store import ResponseStore, StoreLimits
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
-from tests.support.shop import World, world
+from tests.support.scripted_peers import World, world
 
 ALICE, BOB = "alice", "bob"
 LIMITS = StoreLimits(items_per_owner=100, bytes_in_all=10**7, keep_s=1e6)

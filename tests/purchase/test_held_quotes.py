@@ -15,7 +15,7 @@ from lcp_gateway.purchase.order import Order, Task, TaskKind
 from lcp_gateway.purchase.quote import Candidate
 from lcp_gateway.purchase.quoting import Offer
 from tests.support.purchases import HASH, NOW, quote
-from tests.support.shop import BODY, OTHER_BODY, ordered
+from tests.support.scripted_peers import BODY, OTHER_BODY, ordered
 
 
 class Library:

@@ -13,7 +13,7 @@ from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.result_buffer import BufferLimits, ResultBuffer, ResultHead
 from lcp_gateway.purchase.states import PurchaseEvent, Verdict
 from tests.support.purchases import quote
-from tests.support.shop import BODY, OTHER_BODY, ordered
+from tests.support.scripted_peers import BODY, OTHER_BODY, ordered
 
 KEY = RepeatKeys(key="k")
 RETRY = RepeatKeys(is_retry=True)

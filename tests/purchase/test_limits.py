@@ -9,7 +9,7 @@ from lcp_gateway.purchase.limits import FeeEstimate, SpendingLimits
 from lcp_gateway.purchase.money import Budget, Markup, Msat, Period, Tariff
 from lcp_gateway.purchase.quote import ProviderSource, Quote
 from tests.support.purchases import quote
-from tests.support.shop import ordered
+from tests.support.scripted_peers import ordered
 
 # 1% and 1 sat, as reckoned with by default.
 FEE_OF_10_000 = 1_100

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from lcp_gateway.purchase import limits as brake_module
 from lcp_gateway.purchase.limits import LoopBrake, LoopDetected
-from tests.support.shop import OTHER_BODY, ordered
+from tests.support.scripted_peers import OTHER_BODY, ordered
 
 
 class Road:

@@ -35,7 +35,7 @@ from tests.support.purchases import (
     result,
     stream_events,
 )
-from tests.support.shop import NO_REPEAT, ordered, settle, world
+from tests.support.scripted_peers import NO_REPEAT, ordered, settle, world
 
 PAGE = Path(__file__).parents[2] / "docs" / "money.md"
 REFUND = SpendingLimits(refund_undelivered=True)

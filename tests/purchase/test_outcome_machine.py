@@ -30,7 +30,7 @@ from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import written
 from tests.support.examples import examples
 from tests.support.purchases import NOW, result, stream_events
-from tests.support.shop import NO_REPEAT, ordered, settle, world
+from tests.support.scripted_peers import NO_REPEAT, ordered, settle, world
 
 WINDOW = 10
 BALANCE = 10**9

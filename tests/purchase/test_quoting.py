@@ -7,7 +7,7 @@ from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quoting import QuoteRequester, QuotingRules
 from tests.support.purchases import HASH, ScriptedInspector
-from tests.support.shop import Peer, Shop, ordered, settle
+from tests.support.scripted_peers import Peer, ScriptedPeers, ordered, settle
 
 GONE = UpstreamError("UNAVAILABLE", "gone")
 
@@ -16,7 +16,7 @@ class Stall:
     """A market and what can be seen of it."""
 
     def __init__(self, asking=None, limits=None, refuse=None, **peers) -> None:
-        self.shop = Shop({name: _peer(said) for name, said in peers.items()})
+        self.shop = ScriptedPeers({name: _peer(said) for name, said in peers.items()})
         self.failures: list[tuple[str, Exception]] = []
         self.background: list = []
         limits = limits or SpendingLimits()

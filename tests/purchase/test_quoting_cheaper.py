@@ -8,7 +8,15 @@ from lcp_gateway.purchase.errors import PeerNotTrusted
 from lcp_gateway.purchase.journal import InsufficientBalance
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.money import Msat
-from tests.support.shop import NO_REPEAT, Peer, PlainJournal, Shop, ordered, settle, world
+from tests.support.scripted_peers import (
+    NO_REPEAT,
+    Peer,
+    PlainJournal,
+    ScriptedPeers,
+    ordered,
+    settle,
+    world,
+)
 
 NOT_TAKEN = "another quote was taken"
 
@@ -27,8 +35,8 @@ class Purse(PlainJournal):
         await super().intend(intent, budgets)
 
 
-def shop_of(**prices: int) -> Shop:
-    return Shop({name: Peer(price) for name, price in prices.items()})
+def shop_of(**prices: int) -> ScriptedPeers:
+    return ScriptedPeers({name: Peer(price) for name, price in prices.items()})
 
 
 async def test_a_provider_that_asks_less_is_bought_from_and_the_others_are_told():

@@ -12,7 +12,7 @@ from lcp_gateway.purchase.result_buffer import (
     ResultHead,
 )
 from lcp_gateway.purchase.states import Verdict
-from tests.support.shop import ordered, settle
+from tests.support.scripted_peers import ordered, settle
 
 HEAD = ResultHead("application/json", "identity")
 

@@ -18,12 +18,12 @@ from lcp_gateway.purchase.result_buffer import BufferLimits
 from lcp_gateway.purchase.service import CANCEL_REASON
 from lcp_gateway.purchase.states import Verdict
 from tests.support.purchases import result, stream_events
-from tests.support.shop import (
+from tests.support.scripted_peers import (
     KEY,
     NO_REPEAT,
     Peer,
     PlainJournal,
-    Shop,
+    ScriptedPeers,
     ordered,
     settle,
     spawn,
@@ -60,7 +60,7 @@ async def test_a_stream_comes_as_it_is_made():
 
 
 async def test_a_client_that_leaves_before_anything_is_paid_ends_the_purchase():
-    shop = Shop({"p1": Peer(ready=asyncio.Event())})
+    shop = ScriptedPeers({"p1": Peer(ready=asyncio.Event())})
     w = world(shop=shop)
     asked = spawn(w.ask(ordered()))
     await settle()

@@ -10,7 +10,7 @@ import pytest
 
 from lcp_gateway.purchase.purchase import InterruptReason
 from lcp_gateway.purchase.states import State
-from tests.support.shop import NO_REPEAT, ordered, settle, world
+from tests.support.scripted_peers import NO_REPEAT, ordered, settle, world
 
 
 def of_a_customer(*, stream=False):

@@ -9,12 +9,12 @@ from lcp_gateway.purchase.result_buffer import BufferLimits
 from lcp_gateway.purchase.service import CANCEL_REASON
 from lcp_gateway.purchase.states import Verdict
 from tests.support.purchases import stream_events
-from tests.support.shop import (
+from tests.support.scripted_peers import (
     KEY,
     NO_REPEAT,
     Peer,
     PlainJournal,
-    Shop,
+    ScriptedPeers,
     ordered,
     settle,
     spawn,
@@ -69,7 +69,7 @@ async def test_a_retained_result_larger_than_the_buffer_ends_without_a_reader():
 
 
 async def test_what_is_cancelled_before_its_payment_costs_nothing():
-    shop = Shop({"p1": Peer(ready=asyncio.Event())})
+    shop = ScriptedPeers({"p1": Peer(ready=asyncio.Event())})
     w = world(shop=shop)
     answer = w.service.start(ordered(), KEY)
     await settle()
@@ -131,7 +131,7 @@ async def test_cancelling_what_has_ended_changes_nothing():
 
 
 async def test_out_of_time_before_its_payment_it_costs_nothing():
-    shop = Shop({"p1": Peer(ready=asyncio.Event())})
+    shop = ScriptedPeers({"p1": Peer(ready=asyncio.Event())})
     w = world(shop=shop, limit_s=0.02)
     with pytest.raises(Interrupted) as caught:
         await w.ask(ordered())

@@ -13,7 +13,15 @@ from lcp_gateway.purchase.purchase import InterruptReason
 from lcp_gateway.purchase.quote import Candidate, ProviderSource
 from lcp_gateway.purchase.states import Verdict
 from tests.support.purchases import result, stream_events
-from tests.support.shop import NO_REPEAT, Peer, PlainJournal, Shop, ordered, settle, world
+from tests.support.scripted_peers import (
+    NO_REPEAT,
+    Peer,
+    PlainJournal,
+    ScriptedPeers,
+    ordered,
+    settle,
+    world,
+)
 
 FREE, PRICED = Peer(0), Peer(5_000)
 DOWN = UpstreamError("UNAVAILABLE", "connection refused", retryable=True, evidence=Verdict.NONE)
@@ -22,7 +30,7 @@ LATE = UpstreamError("DEADLINE_EXCEEDED", "took too long", evidence=Verdict.SETT
 WRONG = UpstreamError("INVALID_ARGUMENT", "no such field", evidence=Verdict.NONE, code="bad_field")
 
 
-class Nodes(Shop):
+class Nodes(ScriptedPeers):
     """A shop of nodes, but for those whose name begins with p: they are peers."""
 
     async def request_quote(self, task, peer_id, timeout_s):

@@ -23,10 +23,10 @@ from lcp_gateway.purchase.money import Budget, Msat, Period
 from lcp_gateway.purchase.quoting import QuotingRules
 from lcp_gateway.purchase.states import State, Verdict
 from tests.support.purchases import quote
-from tests.support.shop import (
+from tests.support.scripted_peers import (
     OTHER_BODY,
     Peer,
-    Shop,
+    ScriptedPeers,
     bought_elsewhere,
     ordered,
     settle,
@@ -134,7 +134,9 @@ async def test_the_brake_does_not_use_up_a_quote():
 
 
 async def test_the_runner_up_price_is_written_down():
-    w = world(shop=Shop({"p1": Peer(5_000), "p2": Peer(4_000)}), asking=QuotingRules(at_once=2))
+    w = world(
+        shop=ScriptedPeers({"p1": Peer(5_000), "p2": Peer(4_000)}), asking=QuotingRules(at_once=2)
+    )
     asked = spawn(w.ask(ordered()))
     work = await w.work()
     assert work.quote.price_msat == 4_000

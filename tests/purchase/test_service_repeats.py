@@ -18,7 +18,7 @@ from lcp_gateway.purchase.limits import LoopDetected
 from lcp_gateway.purchase.money import Charge, Markup, Msat, Refund
 from lcp_gateway.purchase.shared_purchases import BoughtBefore
 from lcp_gateway.purchase.states import State, Verdict
-from tests.support.shop import (
+from tests.support.scripted_peers import (
     KEY,
     NO_REPEAT,
     OTHER_BODY,

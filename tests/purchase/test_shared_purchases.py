@@ -12,7 +12,15 @@ from lcp_gateway.purchase.result_buffer import ResultHead
 from lcp_gateway.purchase.shared_purchases import BoughtElsewhere, LostElsewhere
 from lcp_gateway.purchase.states import PurchaseEvent, Verdict
 from tests.support.purchases import quote
-from tests.support.shop import NO_REPEAT, OTHER_BODY, Peer, Shop, ordered, settle, world
+from tests.support.scripted_peers import (
+    NO_REPEAT,
+    OTHER_BODY,
+    Peer,
+    ScriptedPeers,
+    ordered,
+    settle,
+    world,
+)
 
 KEY = RepeatKeys(key="k")
 
@@ -152,7 +160,7 @@ async def test_a_claim_without_a_listener_is_not_waited_for():
 
 async def test_a_claimed_order_that_no_client_waits_for_is_released():
     others = Others()
-    shop = Shop({"p1": Peer(ready=asyncio.Event())})
+    shop = ScriptedPeers({"p1": Peer(ready=asyncio.Event())})
     w = sharing(others, shop=shop)
     asked = spawn(w.ask(ordered(), KEY))
     await settle()

@@ -15,7 +15,15 @@ from lcp_gateway.purchase.quoting import QuotingRules
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.tracing import NO_TRACING, TraceStep, error_type, paid_facts
 from tests.support.purchases import quote, stream_events
-from tests.support.shop import NO_REPEAT, Peer, Shop, World, ordered, settle, world
+from tests.support.scripted_peers import (
+    NO_REPEAT,
+    Peer,
+    ScriptedPeers,
+    World,
+    ordered,
+    settle,
+    world,
+)
 from tests.support.spans import Kept
 
 KEY = RepeatKeys(key="k")
@@ -76,7 +84,7 @@ async def test_a_stream_has_a_span_that_ends_with_its_last_byte():
 
 
 async def test_each_provider_that_is_asked_has_a_span():
-    shop = Shop(
+    shop = ScriptedPeers(
         {
             "dear": Peer(9_000),
             "away": Peer(error=UpstreamError("UNAVAILABLE", "MARKER")),
@@ -98,7 +106,7 @@ async def test_each_provider_that_is_asked_has_a_span():
 
 
 async def test_a_peer_that_does_not_answer_in_time_is_not_an_error():
-    shop = Shop({"slow": Peer(ready=asyncio.Event()), "good": Peer()})
+    shop = ScriptedPeers({"slow": Peer(ready=asyncio.Event()), "good": Peer()})
     w, kept = traced(shop=shop, asking=QuotingRules(at_once=2, patience_s=0.01))
     asked = asyncio.ensure_future(ask(w, kept, ordered()))
     await asyncio.sleep(0.05)

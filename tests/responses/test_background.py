@@ -12,8 +12,8 @@ from lcp_gateway.responses.background import (
     echoed_fields,
     response_object,
 )
-from tests.support.came import PAID, begun, came
 from tests.support.purchases import quote
+from tests.support.result_buffers import PAID, begun, came
 
 REQUEST = {
     "model": "m",

@@ -16,7 +16,7 @@ from lcp_gateway.responses.items import ItemKind
 from lcp_gateway.responses.recording import Recorder, RecordingPlan
 from lcp_gateway.responses.store import ResponseStore, StoreLimits
 from tests.adapters.raw_json import VALUES, deep
-from tests.support.came import EVENTS, JSON, Complaints, begun, came
+from tests.support.result_buffers import EVENTS, JSON, Complaints, begun, came
 
 BODY = b'{"model":"m","input":"hi","metadata":{"a":"b"}}'
 DOCUMENT = b'{"id":"resp_1","output":[]}'

@@ -13,10 +13,10 @@ from lcp_gateway.routing.measurements import Mode, request_size
 from tests.routing.offering import provider
 from tests.routing.test_selection import Choosing, order, task
 from tests.support.purchases import ScriptedInspector
-from tests.support.shop import Peer, Shop
+from tests.support.scripted_peers import Peer, ScriptedPeers
 
 
-class Counters(Shop):
+class Counters(ScriptedPeers):
     """Peers and nodes at a price; a node's quote says that it is a node's."""
 
     async def request_quote(self, task, peer_id, timeout_s):

@@ -18,7 +18,7 @@ from tests.support.wire import (
     post,
     request_bytes,
 )
-from tests.system.routing.fair import row, served_by
+from tests.system.routing.providers import row, served_by
 
 ENDED = {"completed", "failed", "cancelled", "incomplete"}
 MODEL = "m"

@@ -19,13 +19,13 @@ from lcp_gateway.purchase.errors import PurchaseError
 from lcp_gateway.purchase.idempotency import CacheLimits, RepeatKeys
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.writer import JournalWriter
-from tests.support.shop import Shop, ordered, world
+from tests.support.scripted_peers import ScriptedPeers, ordered, world
 
 SECRET = b"a secret of this deployment"
 LEASE_S = 0.6
 
 
-class Market(Shop):
+class Market(ScriptedPeers):
     """A shop whose jobs no other process has; with ``never`` it does not even quote."""
 
     never = False

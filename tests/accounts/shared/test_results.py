@@ -28,7 +28,7 @@ from lcp_gateway.purchase.states import State, Verdict
 from tests.accounts.shared.replica import LEASE_S, SECRET
 from tests.support.purchases import result, stream_events
 from tests.support.redis import RunningRedis, running_redis
-from tests.support.shop import NO_REPEAT, OTHER_BODY, Peer, Shop, ordered, world
+from tests.support.scripted_peers import NO_REPEAT, OTHER_BODY, Peer, ScriptedPeers, ordered, world
 
 ROOT = Path(__file__).parents[3]
 KEY = RepeatKeys(key="k")
@@ -401,7 +401,7 @@ async def test_what_a_dead_gateway_had_not_paid_for_is_bought_by_one_other(
     replica, journals, state
 ):
     journals.state = state
-    dead = await replica(lease_s=0.1, shop=Shop({"p1": Peer(ready=asyncio.Event())}))
+    dead = await replica(lease_s=0.1, shop=ScriptedPeers({"p1": Peer(ready=asyncio.Event())}))
     others = [await replica() for _ in range(3)]
     asked = spawn(dead.ask(ordered(), KEY))
     async with asyncio.timeout(5):

@@ -13,7 +13,7 @@ from lcp_gateway.responses.store import StoreLimits
 from lcp_gateway.store.journal.writer import NullJournal
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
-from tests.support.shop import world
+from tests.support.scripted_peers import world
 
 
 def kept(**settings):

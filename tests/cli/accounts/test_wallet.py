@@ -14,8 +14,8 @@ import pytest
 
 from lcp_gateway.lightning.bolt11 import decode
 from tests.cli.accounts_on_books import new_account, said
-from tests.support.bought import written
 from tests.support.lnd_standin import LndStandin, Trouble, in_a_thread, lnd_settings
+from tests.support.written_purchases import written
 
 WAIT_S = 90
 """A deadline for what must not hang; nothing is measured."""

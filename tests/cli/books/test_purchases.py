@@ -11,8 +11,8 @@ import pytest
 
 from lcp_gateway.cli.books import purchases
 from lcp_gateway.purchase.states import State
-from tests.support.bought import NOW, PEER, Bought, written
 from tests.support.postgres import RunningPostgres, postgres  # noqa: F401 - a fixture
+from tests.support.written_purchases import NOW, PEER, Bought, written
 
 DAY = timedelta(days=1)
 ONE = Bought(1, fee_msat=3, key_id="key_a")

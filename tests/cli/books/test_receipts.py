@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from lcp_gateway.purchase.states import State
-from tests.support.bought import NOW, RESULT, Bought, written
+from tests.support.written_purchases import NOW, RESULT, Bought, written
 
 PAID = Bought(1, fee_msat=3)
 OPEN = Bought(2, State.UNKNOWN, at=NOW + timedelta(hours=1))

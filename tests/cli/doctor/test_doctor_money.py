@@ -8,8 +8,8 @@ import pytest
 from lcp_gateway.node.config import NodeConfig, derive_key
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.schema import HEAD
-from tests.support.bought import Bought, written
 from tests.support.lnd_standin import LndStandin, channel
+from tests.support.written_purchases import Bought, written
 
 
 @pytest.fixture

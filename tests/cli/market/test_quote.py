@@ -10,7 +10,7 @@ import pytest
 
 from lcp_gateway.cli.market.quote import check_all
 from lcp_gateway.purchase.order import Task, TaskKind
-from tests.support.bought import NOW, Bought
+from tests.support.written_purchases import NOW, Bought
 
 BOUGHT = Bought(1)
 TASK = Task(TaskKind.CHAT_COMPLETIONS, "m", BOUGHT.request, stream=False)

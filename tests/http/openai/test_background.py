@@ -18,15 +18,15 @@ from lcp_gateway.purchase.states import PurchaseEvent, Verdict
 from lcp_gateway.responses.store import StoreLimits
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from tests.http.storing_front import BOB, events, response, storing_front
-from tests.support.came import PAID, order_of
 from tests.support.purchases import quote, stream_events
-from tests.support.shop import Peer, PlainJournal, Shop
+from tests.support.result_buffers import PAID, order_of
+from tests.support.scripted_peers import Peer, PlainJournal, ScriptedPeers
 
 KEY = {"Idempotency-Key": "k"}
 
 
 def slow_shop():
-    return Shop({"p1": Peer(ready=asyncio.Event())})
+    return ScriptedPeers({"p1": Peer(ready=asyncio.Event())})
 
 
 async def begin(front, **fields):

@@ -13,7 +13,7 @@ from lcp_gateway.adapters.sse import EventReader
 from lcp_gateway.purchase.errors import UpstreamError
 from tests.http.storing_front import BOB, events, response, storing_front
 from tests.support.purchases import stream_events
-from tests.support.shop import Peer, Shop
+from tests.support.scripted_peers import Peer, ScriptedPeers
 
 ANY_EVENT = TypeAdapter(ResponseStreamEvent)
 
@@ -241,7 +241,7 @@ async def test_the_one_who_asked_sees_the_jobs_id_in_its_stream(front):
 
 async def test_a_stream_of_a_job_that_is_queued_says_what_is_known_when_its_head_goes_out():
     ready = asyncio.Event()
-    async with storing_front(shop=Shop({"p1": Peer(ready=ready)})) as front:
+    async with storing_front(shop=ScriptedPeers({"p1": Peer(ready=ready)})) as front:
         asked = asyncio.ensure_future(front.create(background=True, stream=True))
         async with asyncio.timeout(5):
             while not front.book.rows:
@@ -273,7 +273,7 @@ async def test_a_job_that_does_not_stream_gives_its_events_at_its_end(front):
 async def test_a_job_that_fails_before_its_first_byte_has_the_events_of_a_failed_response(stream):
     ready = asyncio.Event()
     peer = Peer(ready=ready, error=UpstreamError("UNAVAILABLE", "gone"))
-    async with storing_front(shop=Shop({"p1": peer})) as front:
+    async with storing_front(shop=ScriptedPeers({"p1": peer})) as front:
         asked = asyncio.ensure_future(front.create(background=True, stream=stream))
         async with asyncio.timeout(5):
             while not front.book.rows:
@@ -306,7 +306,9 @@ async def test_a_job_that_is_cut_in_its_stream_ends_with_the_event_of_a_failure(
 
 async def test_heartbeats_go_out_while_a_job_is_silent():
     ready = asyncio.Event()
-    async with storing_front(shop=Shop({"p1": Peer(ready=ready)}), heartbeat_s=0.02) as front:
+    async with storing_front(
+        shop=ScriptedPeers({"p1": Peer(ready=ready)}), heartbeat_s=0.02
+    ) as front:
         job_id = (await front.create(background=True)).document["id"]
         path, headers = f"/v1/responses/{job_id}?stream=true", {"Authorization": "Bearer alice"}
         async with asyncio.timeout(10), front.client.get(path, headers=headers) as got:

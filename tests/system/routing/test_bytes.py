@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support.examples import examples
 from tests.support.http_node import HttpNodeThread
 from tests.support.wire import CHAT, RESPONSES, post
-from tests.system.routing.fair import COMPLETIONS, EMBEDDINGS, row, served_by
+from tests.system.routing.providers import COMPLETIONS, EMBEDDINGS, row, served_by
 
 NAME = "the/model:latest"
 ALIAS = 'gpt-4o "mini" \u00fc'

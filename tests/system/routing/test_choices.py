@@ -10,7 +10,7 @@ import pytest
 from lcp_gateway.routing.auto import replay
 from tests.support.http_node import HttpNodeThread, http_nodes
 from tests.support.wire import CHAT, RESPONSES
-from tests.system.routing.fair import ask, info_of, nodes_of, row, served_by, until
+from tests.system.routing.providers import ask, info_of, nodes_of, row, served_by, until
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 PIXEL = "data:image/png;base64,iVBORw0KGgo="

@@ -7,7 +7,7 @@ import pytest
 from tests.support.http_node import HttpNodeThread, http_nodes
 from tests.support.node_thread import eventually
 from tests.support.wire import CHAT, RESPONSES, get, post
-from tests.system.routing.fair import body_of, row, served_by
+from tests.system.routing.providers import body_of, row, served_by
 from tests.system.selling.seller import Office, bearer, selling
 
 PRICE_MSAT = 1_000

@@ -10,7 +10,7 @@ import pytest
 from tests.support.gateway import gateway
 from tests.support.http_node import HttpNodeThread, http_nodes
 from tests.support.wire import exchange, get, post, request_bytes
-from tests.system.routing.fair import (
+from tests.system.routing.providers import (
     ROUTE,
     agrees,
     ask,

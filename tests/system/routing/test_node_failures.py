@@ -9,7 +9,7 @@ import pytest
 from tests.support.http_node import HttpNodeThread, http_nodes
 from tests.support.journaled import query
 from tests.support.wire import CHAT, RESPONSES
-from tests.system.routing.fair import ask, nodes_of, row, served_by, until
+from tests.system.routing.providers import ask, nodes_of, row, served_by, until
 
 PRICE_MSAT = 700
 SPARE_MSAT = 500_000

@@ -9,7 +9,15 @@ from tests.support.gateway import run_command
 from tests.support.http_node import HttpNodeThread, http_nodes
 from tests.support.journaled import counted_msat, query
 from tests.support.wire import CHAT, RESPONSES
-from tests.system.routing.fair import COMPLETIONS, EMBEDDINGS, ask, info_of, row, served_by, until
+from tests.system.routing.providers import (
+    COMPLETIONS,
+    EMBEDDINGS,
+    ask,
+    info_of,
+    row,
+    served_by,
+    until,
+)
 
 STREAMED_OR_NOT = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 REQUEST_MSAT = 700

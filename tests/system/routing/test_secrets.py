@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.http_node import HttpNodeThread, http_nodes
 from tests.support.wire import CHAT, RESPONSES, exchange, get, post, request_bytes
-from tests.system.routing.fair import (
+from tests.system.routing.providers import (
     COMPLETIONS,
     EMBEDDINGS,
     ROUTE,

@@ -164,7 +164,7 @@ def price(answer: Answer) -> int:
 
 
 @dataclass(frozen=True)
-class Shop:
+class Seller:
     """A gateway that sells, on an embedded node at ``node``."""
 
     running: RunningGateway
@@ -190,11 +190,11 @@ class Shop:
 
 
 @contextmanager
-def shop(**settings: object) -> Iterator[Shop]:
+def running_seller(**settings: object) -> Iterator[Seller]:
     """Run a gateway that sells, with a node of its own."""
     node = free_address()
     with gateway(env=selling(node_listen=node, **settings)) as running:
-        yield Shop(running, node)
+        yield Seller(running, node)
 
 
 def dumped(answer: Answer) -> str:

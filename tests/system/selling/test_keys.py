@@ -18,7 +18,7 @@ from tests.system.selling.seller import (
     charged,
     is_401,
     price,
-    shop,
+    running_seller,
 )
 
 A_LOT = 10_000_000
@@ -28,7 +28,7 @@ NEVER_MADE = "lcpg_" + "A" * 43
 
 @pytest.fixture(scope="module")
 def served():
-    with shop(topups_open_max=MOST_OPEN) as running:
+    with running_seller(topups_open_max=MOST_OPEN) as running:
         yield running
         running.office.is_in_order()
 

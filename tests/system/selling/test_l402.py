@@ -16,7 +16,7 @@ import pytest
 from lcp_gateway.lightning.lnd.demo import DemoPaymentFailed
 from tests.support.node_thread import eventually
 from tests.support.wire import CHAT, Answer, document, get, post
-from tests.system.selling.seller import MARKUP, Office, charged, is_401, price, shop
+from tests.system.selling.seller import MARKUP, Office, charged, is_401, price, running_seller
 
 CHALLENGE = re.compile(r'(?:L402|LSAT) macaroon="([A-Za-z0-9+/=_-]+)", ?invoice="(ln[a-z0-9]+)"')
 BODY = document(CHAT, "echo-1", "hello", max_tokens=8)
@@ -111,7 +111,9 @@ def ask(port: int, token: Token, model: str = "echo-1") -> Answer:
 
 @pytest.fixture(scope="module")
 def served():
-    with shop(l402="true", l402_msat=BUYS_MSAT, l402_invoices_per_minute=1_000) as running:
+    with running_seller(
+        l402="true", l402_msat=BUYS_MSAT, l402_invoices_per_minute=1_000
+    ) as running:
         yield running
         running.office.is_in_order()
 
@@ -257,7 +259,7 @@ def test_who_comes_with_a_wrong_key_is_not_asked_to_pay(served):
 
 
 def test_a_token_expires_and_says_no_more_than_that_it_is_not_valid():
-    with shop(l402="true", l402_msat=BUYS_MSAT, l402_expiry_s=2) as running:
+    with running_seller(l402="true", l402_msat=BUYS_MSAT, l402_expiry_s=2) as running:
         token = buy(running)
         assert ask(running.port, token).status == 200
         eventually(lambda: is_401(ask(running.port, token)))
@@ -271,12 +273,12 @@ def test_a_token_expires_and_says_no_more_than_that_it_is_not_valid():
 def test_a_token_outlives_a_gateway_and_is_worth_nothing_at_another(served, tmp_path):
     journal = str(tmp_path / "journal.db")
     settings = {"l402": "true", "l402_msat": BUYS_MSAT, "journal_url": journal}
-    with shop(**settings) as running:
+    with running_seller(**settings) as running:
         token = buy(running)
         left = int(ask(running.port, token).headers["x-lcp-balance-msat"])
         running.running.process.kill()
         running.running.process.wait(60)
-    with shop(**settings) as running:
+    with running_seller(**settings) as running:
         again = ask(running.port, token)
         assert int(again.headers["x-lcp-balance-msat"]) == left - charged(again)
         Office(running.port).is_in_order()
@@ -285,7 +287,7 @@ def test_a_token_outlives_a_gateway_and_is_worth_nothing_at_another(served, tmp_
 
 def test_strangers_cannot_have_invoices_made_without_end():
     """Each costs lnd a row for good, and its client had shown nothing."""
-    with shop(l402="true", l402_invoices_per_minute=3) as running:
+    with running_seller(l402="true", l402_invoices_per_minute=3) as running:
         answers = [post(running.port, CHAT, BODY) for _ in range(12)]
         assert [answer.status for answer in answers[:3]] == [402] * 3
         assert len(running.running.events("invoice")) <= 3
@@ -295,7 +297,7 @@ def test_strangers_cannot_have_invoices_made_without_end():
 
 def test_a_strangers_flood_keeps_no_other_stranger_and_no_customer_away():
     """A9: a thousand invoices of one stranger, and every other client got 429 for an hour."""
-    with shop(
+    with running_seller(
         l402="true",
         l402_invoices_per_minute=3,
         max_requests_per_minute=20,

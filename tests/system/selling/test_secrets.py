@@ -15,8 +15,8 @@ from tests.system.selling.seller import (
     Customer,
     bearer,
     dumped,
+    running_seller,
     selling,
-    shop,
 )
 
 PROMPT = "zanzibar-quokka-prompt"
@@ -57,7 +57,7 @@ def served(folder):
         "timeout_execute_s": 1,
         "cors_origins": "https://shop.example",
     }
-    with shop(**settings) as running:
+    with running_seller(**settings) as running:
         yield running
 
 

@@ -48,7 +48,7 @@ def served(node, state):
     # Beside the node's: the folder for state.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "tests.system.routing.fair.gateway",
+            "tests.system.routing.providers.gateway",
             lambda *, env, **more: gateway(env={**env, "XDG_STATE_HOME": str(state)}, **more),
         )
         with on_http_node(node, **settings) as running:

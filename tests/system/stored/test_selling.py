@@ -23,7 +23,7 @@ from tests.support.stored import (
     wait_for,
 )
 from tests.support.wire import CHAT, RESPONSES, document, get, post
-from tests.system.selling.seller import MARKUP, Customer, Office, Shop, charged, is_401, selling
+from tests.system.selling.seller import MARKUP, Customer, Office, Seller, charged, is_401, selling
 
 FILLED = 10_000_000
 LONG = "word " * 60
@@ -43,7 +43,7 @@ def shop(tmp_path_factory):
         exposure_base_msat=10**9,
     )
     with gateway(env=env) as running:
-        yield Shop(running, node)
+        yield Seller(running, node)
         Office(running.port).is_in_order()
 
 

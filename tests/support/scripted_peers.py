@@ -87,7 +87,7 @@ class Work:
 
 
 @dataclass
-class Shop:
+class ScriptedPeers:
     """An upstream of several peers. Every quote is for a job of its own, unless ``same_job`` is that of all."""
 
     peers: dict[str, Peer] = field(default_factory=lambda: {"p1": Peer()})
@@ -192,7 +192,7 @@ class World:
     """A service and everything around it. ``clock`` is the memory's and the brake's."""
 
     service: PurchaseService
-    shop: Shop
+    shop: ScriptedPeers
     journal: PlainJournal
     memory: IdempotencyCache
     observer: Noting
@@ -227,7 +227,7 @@ class World:
 
 def world(
     *,
-    shop: Shop | None = None,
+    shop: ScriptedPeers | None = None,
     journal=None,
     asking: QuotingRules | None = None,
     limits: SpendingLimits | None = None,
@@ -240,7 +240,7 @@ def world(
     refuse=None,
 ) -> World:
     """Make a world; needs a running loop. ``refuse(order, quote)`` may raise what an inspection raises."""
-    shop = Shop() if shop is None else shop
+    shop = ScriptedPeers() if shop is None else shop
     journal = PlainJournal() if journal is None else journal
     limits = SpendingLimits() if limits is None else limits
     clock, now, paid_jobs = [0.0], [NOW], PaidJobs()
