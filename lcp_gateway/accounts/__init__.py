@@ -1,1 +1,1 @@
-"""Who may buy, with whose money, and how much: keys, customers' accounts, top-ups, limits."""
+"""Customers: keys, accounts, top-ups, and the limits of their requests."""

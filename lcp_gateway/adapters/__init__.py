@@ -1,1 +1,1 @@
-"""What changes bytes: a model's name in a request, a field in an answer, one endpoint's form into another's. No I/O."""
+"""Changes to bytes: a model's name in a request, a field in an answer, one endpoint's form to another's. No I/O."""

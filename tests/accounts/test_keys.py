@@ -57,7 +57,7 @@ def test_a_fresh_key_shows_nothing_of_itself():
     assert fresh.hash.hex() not in shown and repr(fresh.hash) not in shown
 
 
-def test_a_key_lets_in_whom_it_belongs_to():
+def test_a_key_authenticates_its_caller():
     fresh = generate_key()
     known = record(fresh.hash, scopes=frozenset({Scope.INFERENCE}))
     cache = KeyCache()
@@ -70,14 +70,14 @@ def test_a_key_lets_in_whom_it_belongs_to():
     "text",
     ["", "lcpg_", "lcpg_" + "A" * 43, "sk-other", chr(0xD800), chr(0xDC80), "é" * 9, "x" * 9_000],
 )
-def test_what_is_no_key_lets_nobody_in(text):
+def test_a_text_that_is_no_key_authenticates_no_caller(text):
     cache = KeyCache(["static"])
     cache.replace_all([record(generate_key().hash)])
 
     assert cache.check(text, NOW) is None
 
 
-def test_a_part_of_a_key_lets_nobody_in():
+def test_a_part_of_a_key_authenticates_no_caller():
     text, key_hash, prefix = generate_key()
     cache = KeyCache()
     cache.replace_all([record(key_hash)])
@@ -96,7 +96,7 @@ def test_a_key_expires_at_its_time_and_not_before():
     assert cache.check(text, NOW) is None
 
 
-def test_a_revoked_key_lets_nobody_in_at_once():
+def test_a_revoked_key_is_refused_at_once():
     text, key_hash, _ = generate_key()
     cache = KeyCache()
     known = record(key_hash)
@@ -144,7 +144,7 @@ def test_replacing_all_forgets_keys_that_are_gone():
     assert cache.check(two.text, NOW)
 
 
-def test_static_keys_belong_to_nobody_and_are_named_as_the_drop_in_names_them():
+def test_static_keys_belong_to_no_account_and_are_named_as_the_drop_in_names_them():
     cache = KeyCache(["sk-static", "\udcff"])
 
     caller = cache.check("sk-static", NOW)

@@ -204,7 +204,7 @@ def test_a_token_ends_at_its_time():
         issuer.verify(issued(), PREIMAGE, LATER)
 
 
-def test_that_a_token_has_expired_is_told_only_to_who_holds_it():
+def test_only_the_holder_of_a_token_is_told_that_it_has_expired():
     with pytest.raises(NotProven):
         Issuer(SECRET).verify(issued(), b"q" * 32, LATER)
 
@@ -228,7 +228,7 @@ def test_a_holder_cannot_name_another_account():
     assert issuer.verify(issued().with_caveat("account", "acct_1"), PREIMAGE, NOW)
 
 
-def test_a_macaroon_without_the_gateways_own_caveats_names_nobody():
+def test_a_macaroon_without_the_gateways_own_caveats_names_no_account():
     issuer = Issuer(SECRET)
     token_id = b"t" * 32
     root_key = issuer._root_key(b"\0\0" + HASH + token_id)

@@ -88,7 +88,7 @@ async def opened(bank, count: int) -> tuple[str, list]:
     return account_id, [await bank.wallet().top_up(account_id, 1_000) for _ in range(count)]
 
 
-async def test_what_is_paid_is_credited_without_anybody_polling(bank, follower):
+async def test_a_payment_is_credited_without_polling(bank, follower):
     account_id, (made,) = await opened(bank, 1)
     async with follower.running():
         await until(lambda: bank.invoices.followed_from)
@@ -98,7 +98,7 @@ async def test_what_is_paid_is_credited_without_anybody_polling(bank, follower):
     assert await bank.topups.followed(await bank.invoices.node_id()) == 1
 
 
-async def test_what_was_paid_while_nobody_listened_is_credited_once_at_the_start(bank, follower):
+async def test_a_payment_while_no_gateway_listened_is_credited_once_at_the_start(bank, follower):
     account_id, made = await opened(bank, 3)
     for topup in made:
         bank.invoices.pay(topup.payment_hash)
@@ -150,7 +150,7 @@ async def test_an_invoice_that_is_none_of_ours_is_passed_over(bank, follower):
     assert len(bank.credits) == 1
 
 
-async def test_who_does_not_lead_asks_nobody_until_it_does(bank):
+async def test_a_gateway_that_does_not_lead_asks_no_node_until_it_does(bank):
     lead = Lead(leads=False)
     follower = Follower(bank, lead)
     _, (made,) = await opened(bank, 1)
@@ -164,7 +164,7 @@ async def test_who_does_not_lead_asks_nobody_until_it_does(bank):
         assert follower.leading == [True]
 
 
-async def test_who_loses_the_lead_stops_and_says_so(bank, lead, follower):
+async def test_a_gateway_that_loses_the_lead_stops_and_reports_it(bank, lead, follower):
     _, (made,) = await opened(bank, 1)
     async with follower.running():
         await until(lambda: bank.invoices.followed_from)
@@ -188,7 +188,7 @@ async def test_a_node_that_goes_away_is_followed_again_when_it_is_back(bank, fol
     assert len(bank.credits) == 1
 
 
-async def test_who_cannot_tell_whether_it_leads_does_not(bank, lead, follower):
+async def test_a_gateway_that_does_not_know_whether_it_leads_does_not_lead(bank, lead, follower):
     async with follower.running():
         await until(lambda: bank.invoices.followed_from)
         lead.problem = DatabaseAway("the database is away")
@@ -209,7 +209,7 @@ async def test_what_ran_out_is_marked_only_when_no_payment_can_be_under_way(bank
 
 
 @pytest.mark.parametrize("purpose", list(TopupPurpose))
-async def test_what_nobody_paid_for_a_day_is_forgotten(bank, follower, purpose):
+async def test_an_invoice_that_was_not_paid_for_a_day_is_deleted(bank, follower, purpose):
     account_id = await bank.customer() if purpose is TopupPurpose.TOPUP else None
     wallet = bank.wallet()
     old, new = [await wallet.top_up(account_id, 1_000, purpose=purpose) for _ in range(2)]

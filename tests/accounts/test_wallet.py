@@ -15,7 +15,7 @@ from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable
 from lcp_gateway.accounts.wallet import AmountOutOfRange, TopupsDisabled
 
 
-async def test_a_top_up_is_an_invoice_of_the_till_over_what_was_asked(bank):
+async def test_a_top_up_is_an_invoice_for_the_amount(bank):
     account_id = await bank.customer()
     made = await bank.wallet(expiry_s=600).top_up(account_id, 5_000, "rent")
     invoice = bank.invoices.made[made.payment_hash]
@@ -26,7 +26,7 @@ async def test_a_top_up_is_an_invoice_of_the_till_over_what_was_asked(bank):
 
 
 @pytest.mark.parametrize("amount_msat", [-1, 0, 999, 2_001, 10**30])
-async def test_too_little_and_too_much_is_refused_before_the_till_is_asked(bank, amount_msat):
+async def test_too_little_and_too_much_is_refused_before_lnd_is_asked(bank, amount_msat):
     account_id = await bank.customer()
     with pytest.raises(AmountOutOfRange, match="from 1000 to 2000 msat"):
         await bank.wallet(min_msat=1_000, max_msat=2_000).top_up(account_id, amount_msat)
@@ -54,7 +54,7 @@ async def test_an_account_has_only_so_many_unpaid_ones_and_another_is_not_touche
     await wallet.top_up(one, 1_000)
 
 
-async def test_without_a_till_nothing_can_be_paid_in_and_everything_can_be_seen(bank):
+async def test_without_lnd_top_ups_are_disabled_and_the_wallet_can_be_read(bank):
     account_id = await bank.customer(7_000)
     open_one = await bank.wallet().top_up(account_id, 1_000)
     wallet = bank.wallet_without_invoices()
@@ -64,7 +64,7 @@ async def test_without_a_till_nothing_can_be_paid_in_and_everything_can_be_seen(
     assert await wallet.topup(account_id, open_one.id) == open_one
 
 
-async def test_a_till_that_is_away_makes_nothing(bank):
+async def test_an_unreachable_lnd_makes_no_top_up(bank):
     account_id = await bank.customer()
     bank.invoices.is_away = True
     with pytest.raises(InvoiceServiceUnavailable):
@@ -72,7 +72,7 @@ async def test_a_till_that_is_away_makes_nothing(bank):
     assert (await bank.topups.page(account_id)).items == []
 
 
-async def test_who_is_not_there_cannot_pay_in(bank):
+async def test_an_unknown_account_has_no_top_ups(bank):
     with pytest.raises(AccountNotFound):
         await bank.wallet().top_up("acct_" + "0" * 24, 1_000)
     assert await bank.wallet().balance("acct_" + "0" * 24) == EMPTY_BALANCE
@@ -120,7 +120,7 @@ async def test_anothers_top_up_is_not_there_and_is_not_looked_up(bank):
     ("missing_msat", "amount_msat"),
     [(1, 5_000), (5_000, 5_000), (5_001, 6_000), (123_456, 124_000)],
 )
-async def test_what_is_missing_is_asked_for_in_whole_satoshi_and_at_least_the_minimum(
+async def test_the_missing_amount_is_asked_for_in_whole_satoshis_and_at_least_the_minimum(
     bank, missing_msat, amount_msat
 ):
     wallet = bank.wallet(min_msat=5_000)
@@ -128,7 +128,7 @@ async def test_what_is_missing_is_asked_for_in_whole_satoshi_and_at_least_the_mi
     assert made.amount_msat == amount_msat
 
 
-async def test_who_tries_again_and_again_gets_the_same_invoice(bank):
+async def test_a_client_that_tries_again_gets_the_same_invoice(bank):
     account_id = await bank.customer()
     wallet = bank.wallet(most_open=2)
     made = [await wallet.fill_for(account_id, 7_000) for _ in range(5)]

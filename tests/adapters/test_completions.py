@@ -223,7 +223,7 @@ def test_log_probabilities_that_did_not_come_are_null(logprobs):
     assert as_completion(body).choices[0].logprobs is None
 
 
-def test_log_probabilities_that_nobody_asked_for_are_left_out():
+def test_log_probabilities_that_were_not_asked_for_are_left_out():
     body = from_chat(answer(choice("Hello", logprobs={"content": TOKENS})), PLAIN)
     assert as_completion(body).choices[0].logprobs is None
 

@@ -127,14 +127,14 @@ def turned(items, order, limit):
 
 
 @given(st.integers(0, 60), st.sampled_from(["asc", "desc"]), st.integers(1, 9))
-def test_whoever_turns_all_pages_gets_every_item_once(count, order, limit):
+def test_all_pages_together_have_every_item_once(count, order, limit):
     items = [(f"i{n}", n) for n in range(count)]
     numbers = list(range(count))
     assert turned(items, order, limit) == (numbers if order == "asc" else numbers[::-1])
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 4))
-def test_ids_that_stand_twice_lead_nobody_in_a_circle(names, limit):
+def test_duplicate_ids_do_not_make_paging_endless(names, limit):
     items = list(zip(names, range(len(names)), strict=True))
     got = turned(items, "asc", limit)
     assert got == sorted(set(got))

@@ -139,7 +139,7 @@ def test_the_same_bytes_twice_in_one_item_count_once(make):
     assert store.held_bytes == cost(segment, segment) < 10_000
 
 
-def test_an_owner_with_too_many_loses_its_oldest_and_nobody_else_loses_any(make, told):
+def test_an_owner_with_too_many_loses_its_oldest_and_no_other_owner_loses_any(make, told):
     store = make(items_per_owner=3)
     store.put("you", Thing("yours"))
     for number in range(5):

@@ -1,1 +1,1 @@
-"""What bounds a caller: rates per minute, requests at one time, invoices per address."""
+"""The limits of a caller: rates per minute, concurrent jobs, invoices per address."""

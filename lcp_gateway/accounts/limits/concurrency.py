@@ -64,7 +64,7 @@ class Leases(Protocol):
         """Let a lease run for another whole time."""
         ...
 
-    async def give_back(self, key_id: str, lease_id: str) -> None:
+    async def release(self, key_id: str, lease_id: str) -> None:
         """End a lease that was taken; one that has run out is no error."""
         ...
 
@@ -88,7 +88,7 @@ class MemoryLeases:
     async def renew(self, key_id: str, lease_id: str) -> None:
         """Do nothing: no lease runs out here."""
 
-    async def give_back(self, key_id: str, lease_id: str) -> None:  # noqa: ARG002 - a count needs no ids
+    async def release(self, key_id: str, lease_id: str) -> None:  # noqa: ARG002 - a count needs no ids
         """End a lease that was taken."""
         self._running[key_id] -= 1
         if not self._running[key_id]:
@@ -122,7 +122,7 @@ class RedisLeases:
         """Let a lease run for another whole time."""
         await self._renew([_redis_key(key_id)], [lease_id, self._lease_ms])
 
-    async def give_back(self, key_id: str, lease_id: str) -> None:
+    async def release(self, key_id: str, lease_id: str) -> None:
         """End a lease; one that has run out is no error."""
         await self._redis.zrem(_redis_key(key_id), lease_id)
 
@@ -132,7 +132,7 @@ class RedisLeases:
 
 
 class Lease:
-    """A job that may run; it is counted until it is given back, once, at the end of the ``async with``."""
+    """A job that may run; it is counted until it is released, once, at the end of the ``async with``."""
 
     def __init__(
         self,
@@ -161,10 +161,10 @@ class Lease:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.give_back()
+        await self.release()
 
-    async def give_back(self) -> None:
-        """Give the lease back; a second time does nothing. While Redis is unreachable it runs out there."""
+    async def release(self) -> None:
+        """Release the lease; a second time does nothing. While Redis is unreachable it runs out there."""
         leases, self._leases = self._leases, None
         if leases is None:
             return
@@ -175,7 +175,7 @@ class Lease:
             for renewing in unfinished:
                 renewing.cancel()
         with contextlib.suppress(*leases.errors):
-            await leases.give_back(self._key_id, self._lease_id)
+            await leases.release(self._key_id, self._lease_id)
 
     async def _renew(self, leases: Leases, every_s: float) -> None:
         while not await self._ends_within(every_s):
@@ -211,7 +211,7 @@ class ConcurrencyLimits:
         self._outage = outage or Outage()
 
     async def take(self, caller: Caller | None) -> Lease:
-        """Let a job run, and count it until its lease is given back.
+        """Let a job run, and count it until its lease is released.
 
         Raises:
             TooManyConcurrentJobs: as many as may run do.
@@ -230,7 +230,7 @@ class ConcurrencyLimits:
         except self._leases.errors as error:
             self._outage.begin(error)
             self._outage.admit_or_refuse()
-            # It may have been counted all the same, and only the answer was lost: it is renewed and given back.
+            # It may have been counted all the same, and only the answer was lost: it is renewed and released.
         return Lease(self._leases, caller.key_id, lease_id, self._start_task)
 
 

@@ -327,13 +327,14 @@ class RateLimits:
         Where fewer were used, this minute's window gives back no more than it holds: the last one runs out by itself.
         While Redis is unreachable nothing happens.
         """
-        if more := tokens - allowance.tokens:
-            counted = [limit for limit in allowance.counted if limit.kind is RateKind.TOKENS]
-            await self._add({limit.key: more for limit in counted})
-
-    async def give_back(self, allowance: Allowance) -> None:
-        """Take a request out of the counts: it was refused for another reason."""
-        await self._add({limit.key: -limit.amount for limit in allowance.counted})
+        counted = [limit for limit in allowance.counted if limit.kind is RateKind.TOKENS]
+        more = tokens - allowance.tokens
+        if not counted or not more or self._outage.is_on:
+            return
+        try:
+            await self._counters.add({limit.key: more for limit in counted})
+        except self._counters.errors as error:
+            self._outage.begin(error)
 
     def _limits_of(self, caller: Caller | None, tokens: int) -> Iterable[RateLimit]:
         found = [(LimitedBy.GATEWAY, "", self._gateway)]
@@ -350,13 +351,6 @@ class RateLimits:
                 yield RateLimit(RateKind.REQUESTS, limited_by, name, rates.requests_per_minute, 1)
             if rates.tokens_per_minute:
                 yield RateLimit(RateKind.TOKENS, limited_by, name, rates.tokens_per_minute, tokens)
-
-    async def _add(self, amounts: Mapping[str, int]) -> None:
-        if amounts and not self._outage.is_on:
-            try:
-                await self._counters.add(amounts)
-            except self._counters.errors as error:
-                self._outage.begin(error)
 
 
 def _redis_key(key: str) -> str:

@@ -1,1 +1,1 @@
-"""What several gateways share through one Redis: results of repeated requests, and what happens while it is away."""
+"""The state that several gateways share through one Redis: results of repeated requests, and its outages."""

@@ -116,7 +116,7 @@ class ShieldedCalls:
     """Calls of Redis that run to their end when the task that awaits them is cancelled.
 
     The client of Redis takes a cancellation for a lost connection: it could swallow it, and the command may have been
-    executed. So each call is a task of its own, and ``give_back`` undoes what it took for a cancelled caller.
+    executed. So each call is a task of its own, and ``undo`` reverts what it took for a cancelled caller.
     """
 
     def __init__(self) -> None:
@@ -125,15 +125,15 @@ class ShieldedCalls:
     async def run(
         self,
         call: Coroutine[Any, Any, T],
-        give_back: Callable[[T], Awaitable[None]] | None = None,
+        undo: Callable[[T], Awaitable[None]] | None = None,
     ) -> T:
-        """Await a call. If the caller is cancelled meanwhile, ``give_back`` gets the result as soon as it is known."""
+        """Await a call. If the caller is cancelled meanwhile, ``undo`` gets the result as soon as it is known."""
         task = self.start(call)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if give_back is not None:
-                self.start(_give_back(task, give_back))
+            if undo is not None:
+                self.start(_undo(task, undo))
             raise
 
     def start(self, call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -149,8 +149,8 @@ class ShieldedCalls:
             await asyncio.wait(self._tasks)
 
 
-async def _give_back(task: asyncio.Task[T], give_back: Callable[[T], Awaitable[None]]) -> None:
+async def _undo(task: asyncio.Task[T], undo: Callable[[T], Awaitable[None]]) -> None:
     await asyncio.wait([task])
     # A call that failed took nothing.
     if not task.cancelled() and task.exception() is None:
-        await give_back(task.result())
+        await undo(task.result())

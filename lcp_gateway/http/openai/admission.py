@@ -47,7 +47,7 @@ class Admission:
             TooManyConcurrentJobs, LimitsUnavailable: see ``ConcurrencyLimits.take``.
         """
         take = self.jobs.take(caller if caller.key_id else None)
-        return await (take if self.shielded is None else self.shielded.run(take, Lease.give_back))
+        return await (take if self.shielded is None else self.shielded.run(take, Lease.release))
 
     async def count(self, caller: Caller, task: Task) -> Allowance:
         """Count a request against every rate that applies to it, by the size of its body.
@@ -67,7 +67,7 @@ class Admission:
         """Give the lease back and count the result, whose size is known now, against the rates."""
 
         async def end() -> None:
-            await lease.give_back()
+            await lease.release()
             if self.rates is not None and allowance.counted:
                 tokens = (request_bytes + result_bytes) // _BYTES_PER_TOKEN
                 await self.rates.settle(allowance, tokens)

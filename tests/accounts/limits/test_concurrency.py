@@ -54,23 +54,23 @@ async def test_a_key_runs_as_many_jobs_at_once_as_its_rules_say(leases):
         await jobs.take(who)
     assert refused.value.code == "rate_limit_exceeded"
 
-    await first.give_back()
+    await first.release()
     third = await jobs.take(who)
     other = await jobs.take(caller("key_2", jobs=1))
     for lease in (second, third, other):
-        await lease.give_back()
+        await lease.release()
 
 
 async def test_a_lease_counts_once_however_often_it_is_given_back(leases):
     jobs = ConcurrencyLimits(leases, default=2)
     first, second = await jobs.take(caller()), await jobs.take(caller())
 
-    await first.give_back()
-    await first.give_back()
+    await first.release()
+    await first.release()
     async with await jobs.take(caller()):
         with pytest.raises(TooManyConcurrentJobs):
             await jobs.take(caller())
-    await second.give_back()
+    await second.release()
 
 
 async def test_an_error_or_a_cancellation_gives_the_lease_back(leases):
@@ -97,7 +97,7 @@ async def test_without_a_limit_or_a_key_nothing_is_counted(leases):
     jobs = ConcurrencyLimits(leases)
     held = [await jobs.take(who) for who in (None, caller()) for _ in range(20)]
     for lease in held:
-        await lease.give_back()
+        await lease.release()
 
     limited = ConcurrencyLimits(leases, default=1)
     held = [await limited.take(None) for _ in range(3)]
@@ -112,7 +112,7 @@ async def test_of_many_at_once_as_many_run_as_may(leases):
     assert len(running) == 5
     assert {type(one) for one in tried} == {Lease, TooManyConcurrentJobs}
     for lease in running:
-        await lease.give_back()
+        await lease.release()
 
 
 async def test_memory_keeps_nothing_of_keys_that_run_nothing():
@@ -161,7 +161,7 @@ async def test_a_job_that_ends_during_its_renewal_is_not_renewed_after_its_end(r
 
     kept._renew = slow
     await under_way.wait()
-    await lease.give_back()
+    await lease.release()
     await asyncio.sleep(0.25)
     assert await kept._redis.zcard("lcp-gateway:jobs:key_1") == 0
     await kept.aclose()
@@ -190,7 +190,7 @@ async def test_a_client_that_leaves_during_the_journey_to_redis_leaves_no_lease(
     calls = ShieldedCalls()
     jobs = ConcurrencyLimits(kept, default=1)
     await kept._redis.client_pause(200)
-    taking = asyncio.create_task(calls.run(jobs.take(caller()), Lease.give_back))
+    taking = asyncio.create_task(calls.run(jobs.take(caller()), Lease.release))
     await asyncio.sleep(0.05)
     taking.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -210,7 +210,7 @@ async def test_while_redis_is_away_jobs_run_uncounted_or_not_at_all():
         lease = await jobs.take(caller())
         server.stop()
 
-        await lease.give_back()
+        await lease.release()
         async with await jobs.take(caller()), await jobs.take(caller()):
             pass
         assert len(reports) == 1

@@ -190,7 +190,7 @@ async def test_headers_are_openais_and_show_the_tightest_limit(counters):
     }
 
 
-async def test_what_was_really_used_replaces_what_was_reckoned_with(counters):
+async def test_the_tokens_that_were_used_replace_the_estimate(counters):
     limits = RateLimits(counters)
     who = caller(tokens_per_minute=1_000)
 
@@ -199,7 +199,7 @@ async def test_what_was_really_used_replaces_what_was_reckoned_with(counters):
     assert (await limits.check(who, 500)).headers["x-ratelimit-remaining-tokens"] == "400"
 
 
-async def test_more_than_reckoned_is_counted_even_above_the_limit(counters):
+async def test_more_than_estimated_is_counted_even_above_the_limit(counters):
     limits = RateLimits(counters)
     who = caller(tokens_per_minute=1_000)
 
@@ -213,16 +213,7 @@ async def test_more_than_reckoned_is_counted_even_above_the_limit(counters):
     assert refused.value.retry_after_s is not None and refused.value.retry_after_s > 48
 
 
-async def test_a_request_can_be_given_back_whole(counters):
-    limits = RateLimits(counters)
-    who = caller(requests_per_minute=1, tokens_per_minute=100)
-
-    await limits.give_back(await limits.check(who, 100))
-
-    assert await passed(limits, who, 3, tokens=100) == 1
-
-
-async def test_what_is_given_back_late_never_lets_more_than_the_limit_pass(clock):
+async def test_tokens_that_are_given_back_late_never_let_more_than_the_limit_pass(clock):
     limits = RateLimits(MemoryCounters(clock))
     who = caller(tokens_per_minute=1_000)
     early = await limits.check(who, 1_000)
@@ -272,7 +263,7 @@ async def test_replicas_on_one_redis_share_every_limit(redis):
         await kept.aclose()
 
 
-async def test_while_redis_is_away_requests_pass_and_it_is_reported_once_a_second(clock):
+async def test_while_redis_is_unreachable_requests_pass_and_it_is_reported_once_a_second(clock):
     reports: list[str] = []
     with running_redis() as server:
         kept = RedisCounters(server.url)
@@ -298,7 +289,7 @@ async def test_while_redis_is_away_requests_pass_and_it_is_reported_once_a_secon
         await kept.aclose()
 
 
-async def test_what_cannot_be_settled_while_redis_is_away_is_left_and_reported(clock):
+async def test_a_settlement_while_redis_is_unreachable_is_dropped_and_reported(clock):
     reports: list[str] = []
     with running_redis() as server:
         kept = RedisCounters(server.url)
@@ -307,13 +298,13 @@ async def test_what_cannot_be_settled_while_redis_is_away_is_left_and_reported(c
         server.stop()
 
         await limits.settle(allowance, 20)
-        await limits.give_back(allowance)
+        await limits.settle(allowance, 30)
 
         assert len(reports) == 1
         await kept.aclose()
 
 
-async def test_an_operator_may_have_everything_refused_while_redis_is_away(clock):
+async def test_an_operator_may_have_all_requests_refused_while_redis_is_unreachable(clock):
     with running_redis() as server:
         kept = RedisCounters(server.url)
         server.stop()
@@ -328,7 +319,7 @@ async def test_an_operator_may_have_everything_refused_while_redis_is_away(clock
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1", "redis://user:secret", "nonsense"])
-def test_a_url_that_is_none_of_redis_is_refused_without_being_quoted(url):
+def test_a_url_that_is_not_one_of_redis_is_refused_without_being_quoted(url):
     with pytest.raises(ValueError, match="not a URL of Redis") as refused:
         RedisCounters(url)
     assert refused.value.__suppress_context__

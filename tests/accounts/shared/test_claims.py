@@ -89,7 +89,7 @@ async def test_a_claim_that_was_taken_over_never_writes_its_end(gateways):
 
 
 @pytest.mark.parametrize("late", ["renew", "release"])
-async def test_nothing_that_comes_late_moves_the_claim_of_who_took_over(gateways, late):
+async def test_a_late_call_does_not_change_the_claim_of_the_gateway_that_took_over(gateways, late):
     a, b = gateways
     first, second = await taken_over(a, b)
     await getattr(a, late)(first)

@@ -168,7 +168,7 @@ async def test_everything_that_an_answer_says_of_its_purchase_comes_along(replic
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_who_comes_to_another_while_it_is_bought_waits_for_its_end(replica, stream):
+async def test_a_repeat_at_another_gateway_waits_for_the_end_of_the_purchase(replica, stream):
     replicas = [await replica() for _ in range(3)]
     asked = [spawn(w.ask(ordered(stream=stream), KEY)) for w in replicas for _ in range(10)]
     async with asyncio.timeout(5):
@@ -237,7 +237,7 @@ async def test_what_came_to_nothing_may_be_bought_elsewhere(replica):
     assert await one.ask(ordered(), KEY) == b"answer"
 
 
-async def test_who_waits_buys_when_it_came_to_nothing(replica):
+async def test_a_waiting_repeat_buys_when_the_purchase_failed_unpaid(replica):
     one, other = await replica(), await replica()
     first = spawn(one.ask(ordered(), KEY))
     work = await work_of(one)
@@ -351,7 +351,7 @@ async def test_nothing_readable_lies_in_redis(replica):
     assert await other.ask(order, key) == b"a telling answer"
 
 
-async def test_what_somebody_put_in_the_place_of_an_answer_is_given_to_nobody(replica):
+async def test_a_forged_result_reaches_no_client(replica):
     one, other = await replica(), await replica()
     await bought(one)
     await bought(one, ordered(OTHER_BODY, key_id="victim"), RepeatKeys(key="v"))
@@ -448,7 +448,7 @@ async def test_a_claim_is_renewed_for_as_long_as_it_takes(replica, journals):
     assert journals.asked == []
 
 
-async def test_who_waits_too_long_is_told_that_it_still_runs(replica):
+async def test_a_repeat_that_waits_too_long_is_told_that_the_purchase_still_runs(replica):
     one, other = await replica(), await replica(wait_s=0.2)
     asked = spawn(one.ask(ordered(), KEY))
     work = await work_of(one)
@@ -462,7 +462,7 @@ async def test_who_waits_too_long_is_told_that_it_still_runs(replica):
     assert await other.ask(ordered(), KEY) == b"answer"
 
 
-async def test_who_leaves_while_it_waits_leaves_nothing_behind(replica):
+async def test_a_client_that_leaves_while_it_waits_leaves_nothing_behind(replica):
     one, other = await replica(), await replica()
     asked = spawn(one.ask(ordered(), KEY))
     work = await work_of(one)
@@ -475,7 +475,7 @@ async def test_who_leaves_while_it_waits_leaves_nothing_behind(replica):
     assert await asked == b"answer"
 
 
-async def test_who_leaves_while_the_claim_is_made_leaves_nothing_behind(replica):
+async def test_a_client_that_leaves_while_the_claim_is_made_leaves_nothing_behind(replica):
     one = await replica()
     for turns in range(12):
         asked = spawn(one.ask(ordered(), KEY))
@@ -538,7 +538,7 @@ async def test_a_claim_that_was_made_without_redis_is_made_when_it_is_back(repli
     assert not other.shop.asked
 
 
-async def test_who_waits_for_another_does_not_buy_because_redis_is_away_for_a_moment(replica):
+async def test_a_waiting_repeat_does_not_buy_because_redis_is_unreachable_for_a_moment(replica):
     one, other = await replica(), await replica()
     asked = spawn(one.ask(ordered(), KEY))
     work = await work_of(one)

@@ -180,7 +180,7 @@ async def test_running_jobs_count_against_a_limit_that_is_set_later():
         lease = await parts_of(it, none).admission.lease(caller)
         with pytest.raises(TooManyConcurrentJobs):
             await parts_of(it, one).admission.lease(caller)
-        await lease.give_back()
+        await lease.release()
         await parts_of(it, one).admission.lease(caller)
 
 
@@ -199,7 +199,7 @@ async def test_a_key_that_another_gateway_made_or_revoked_is_known_a_moment_late
     keeper,
     monkeypatch,
 ):
-    monkeypatch.setattr(app_keys, "_KEYS_EVERY_S", 0.01)
+    monkeypatch.setattr(app_keys, "_READ_EVERY_S", 0.01)
     running = asyncio.create_task(keeper.run())
     made = await bank.keys.create(
         await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules()
@@ -220,7 +220,7 @@ async def test_while_the_database_is_away_the_keys_of_before_let_in_and_it_is_sa
     keeper,
     monkeypatch,
 ):
-    monkeypatch.setattr(app_keys, "_KEYS_EVERY_S", 0.005)
+    monkeypatch.setattr(app_keys, "_READ_EVERY_S", 0.005)
     made = await bank.keys.create(
         await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules()
     )

@@ -100,7 +100,7 @@ async def test_a_key_has_so_many_jobs_at_once_and_the_place_is_free_when_one_end
     first, _second = await gate.lease(who), await gate.lease(who)
     with pytest.raises(TooManyConcurrentJobs):
         await gate.lease(who)
-    await first.give_back()
+    await first.release()
     await gate.lease(who)
     with pytest.raises(TooManyConcurrentJobs):
         await gate.lease(who)
@@ -143,9 +143,9 @@ class SlowLeases(MemoryLeases):
     async def renew(self, key_id, lease_id):
         self.renewed += 1
 
-    async def give_back(self, key_id, lease_id):
+    async def release(self, key_id, lease_id):
         await self._answer()
-        await super().give_back(key_id, lease_id)
+        await super().release(key_id, lease_id)
 
 
 @pytest.fixture
