@@ -18,7 +18,8 @@ from lcp_gateway.accounts.models import (
     TopupState,
 )
 from lcp_gateway.accounts.repositories import InvoiceService, LedgerRepository, TopupRepository
-from lcp_gateway.purchase.money import MSAT_PER_SAT, Msat
+from lcp_gateway.constants import MSAT_PER_SAT
+from lcp_gateway.purchase.money import Msat
 
 
 def _utc_now() -> datetime:

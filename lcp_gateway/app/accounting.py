@@ -12,7 +12,6 @@ from lcp_gateway.purchase.quote import ProviderSource, Quote
 from lcp_gateway.purchase.result_buffer import ResultBuffer
 from lcp_gateway.purchase.service import Observer
 from lcp_gateway.purchase.states import State, Verdict
-from lcp_gateway.routing.catalog import NODE_PREFIX
 from lcp_gateway.routing.measurements import Measurements, request_size
 from lcp_gateway.routing.peer_trust import PeerTrust
 from lcp_gateway.telemetry.metrics import Metrics
@@ -97,7 +96,7 @@ class QuoteFailures:
 
     def __call__(self, peer_id: str, error: PurchaseError) -> None:
         """Note that a peer gave no quote that can be bought."""
-        source = ProviderSource.NODE if peer_id.startswith(NODE_PREFIX) else ProviderSource.LCP
+        source = ProviderSource.of(peer_id)
         self._metrics.failover("refused" if isinstance(error, Refused) else "failed", source.value)
         # UNAVAILABLE is the daemon's absence rather than a peer's fault, and most other words blame the request.
         hung = isinstance(error, UpstreamError) and error.status == UpstreamStatus.DEADLINE_EXCEEDED

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from lcp_gateway.constants import BYTES_PER_TOKEN
 from lcp_gateway.purchase.errors import PaymentFailed
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import ProviderSource
@@ -14,7 +15,6 @@ from lcp_gateway.telemetry.metrics import Metrics
 
 # A stream's event carries about a token in about so many bytes of JSON; a whole answer's token has about four.
 _STREAM_BYTES_PER_TOKEN = 150.0
-_BYTES_PER_TOKEN = 4.0
 _LEAST_S = 0.001
 _FAILED = frozenset({State.UNDELIVERED, State.UNKNOWN, State.NOT_PAID})
 
@@ -111,7 +111,7 @@ def _speed(answer: ResultBuffer, mode: Mode) -> tuple[float | None, float | None
         case Mode.EMBEDDING:
             return took_s, None, None
         case Mode.WHOLE:
-            tokens = answer.size / _BYTES_PER_TOKEN
+            tokens = answer.size / BYTES_PER_TOKEN
             return None, tokens / took_s, tokens
         case Mode.STREAM:
             tokens = answer.size / _STREAM_BYTES_PER_TOKEN

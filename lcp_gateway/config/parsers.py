@@ -10,6 +10,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator
 
+from lcp_gateway.constants import NODE_PREFIX, PPM
+
 _QUOTES: Final = "\"'`"
 _BRACKETS: Final = ("[]", "{}")
 
@@ -68,9 +70,6 @@ _NODE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METADATA_KEY = re.compile(r"[0-9a-z_.-]+")
 _HEADER_VALUE = re.compile(r"[\x20-\x7e]*")
 _BEARER_KEY = re.compile(r"[\x21-\x7e]+")
-
-NODE_PREFIX = "node:"
-"""The prefix of a node's name where a provider is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,7 +308,6 @@ INVOICE_PREFIXES: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """The prefix of a network's invoices (BOLT 11) by the name of the network."""
-_PPM = 1_000_000
 
 
 def _parse_network(value: object) -> str:
@@ -338,8 +336,8 @@ def _parse_model_limits(value: object) -> dict[str, int]:
 
 
 def _parse_ppm(value: object) -> int:
-    if (ppm := parse_count(value)) > _PPM:
-        raise ValueError(f"must be at most {_PPM}, which is the whole")
+    if (ppm := parse_count(value)) > PPM:
+        raise ValueError(f"must be at most {PPM}, which is the whole")
     return ppm
 
 

@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 from lcp_gateway.config.addresses import JOURNAL_OFF, parse_host_port
 from lcp_gateway.config.derived import all_nodes, auth_mode, markups
 from lcp_gateway.config.nodes import NodeConfig
-from lcp_gateway.config.parsers import NODE_PREFIX
 from lcp_gateway.config.settings import Settings
 from lcp_gateway.config.sources import Source, nearest, others_may_read
+from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.purchase.money import PPM_PER_PERCENT, Markup, Msat, loss_range
 from lcp_gateway.purchase.payment_evidence import MIN_HTLC_MSAT
 

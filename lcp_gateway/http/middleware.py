@@ -7,6 +7,7 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 from structlog.contextvars import bind_contextvars
 from structlog.typing import FilteringBoundLogger
 
+from lcp_gateway.constants import BYTES_PER_TOKEN
 from lcp_gateway.http.authentication import AGENT_TOKEN, Authenticator
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.context import CONTEXT, SERVER, RequestContext, request_id_of
@@ -26,7 +27,6 @@ from lcp_gateway.telemetry.metrics import Metrics
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_BYTES_PER_TOKEN = 4
 _API = "/api/"
 _VERSIONS = frozenset({HttpVersion10, HttpVersion11})
 
@@ -204,7 +204,7 @@ class RequestMiddleware:
             "stream": context.stream,
             "payment": context.verdict.value,
             "request_bytes": context.request_bytes,
-            "request_tokens_approx": context.request_bytes // _BYTES_PER_TOKEN,
+            "request_tokens_approx": context.request_bytes // BYTES_PER_TOKEN,
             "total_ms": round(context.elapsed_s() * 1000),
         }
         if context.purchase is not None:
@@ -226,11 +226,11 @@ class RequestMiddleware:
         if answer is not None and answer.head is not None:
             if answer.execute_s is not None:
                 fields["execute_ms"] = round(answer.execute_s * 1000)
-            size, tokens = context.result_bytes, context.result_bytes // _BYTES_PER_TOKEN
+            size, tokens = context.result_bytes, context.result_bytes // BYTES_PER_TOKEN
             what = "streamed" if context.stream else "completion"
             fields[f"{what}_bytes"] = size
             fields[f"{what}_tokens_approx"] = tokens
-            fields["total_tokens_approx"] = (context.request_bytes // _BYTES_PER_TOKEN) + tokens
+            fields["total_tokens_approx"] = (context.request_bytes // BYTES_PER_TOKEN) + tokens
         said = {
             "key_id": context.key_id,
             "client": context.client,

@@ -13,12 +13,12 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from lcp_gateway.__about__ import __version__
+from lcp_gateway.constants import MSAT_PER_SAT
 from lcp_gateway.lightning.lnd.stubs import LndNotInstalled, load_stubs
 from lcp_gateway.node.invoices import Invoice, InvoiceBook, lnd_refusal
 from lcp_gateway.node.peers import Peers
 from lcp_gateway.node.status import CallError, not_found
 from lcp_gateway.node.wallets import CustomerPaymentFailed, CustomerWallet, Wallet
-from lcp_gateway.units import MSAT_PER_SAT
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 

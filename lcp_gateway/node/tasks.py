@@ -8,8 +8,8 @@ from typing import Any, Final
 import orjson
 
 from lcp_gateway._gen.lcpd import lcpd_pb2
+from lcp_gateway.constants import BYTES_PER_TOKEN
 from lcp_gateway.node.status import LcpErrorCode, invalid, lcp_error
-from lcp_gateway.units import BYTES_PER_TOKEN
 
 MAX_OUTPUT_TOKENS: Final = 1 << 31
 MAX_CHOICES: Final = 128

@@ -6,13 +6,13 @@ from datetime import UTC, datetime
 
 import grpc
 
+from lcp_gateway.constants import PPM
 from lcp_gateway.lightning import bolt11
 from lcp_gateway.node.config import WalletConfig
 from lcp_gateway.node.events import EventKind, EventLog
 from lcp_gateway.node.invoices import Invoice, InvoiceBook, lnd_refusal
 from lcp_gateway.node.jobs import Job, JobPayment
 from lcp_gateway.node.status import CallError, failed_precondition
-from lcp_gateway.units import PPM
 
 MAX_FEE_MSAT = 10_000_000
 """The daemon's fixed limit on routing fees, 10,000 sat."""

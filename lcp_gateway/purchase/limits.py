@@ -5,12 +5,11 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lcp_gateway.constants import PPM
 from lcp_gateway.purchase.errors import ChargeLimitExceeded, PriceLimitExceeded, Refused
 from lcp_gateway.purchase.money import LARGEST_MSAT, Budget, Charge, Msat, Period, Tariff
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.quote import ProviderSource, Quote
-
-_PPM = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,7 @@ class FeeEstimate:
 
     def fee_msat(self, price_msat: int) -> Msat:
         """Return the fee for a price, rounded up."""
-        return Msat(self.base_msat + -(-price_msat * self.ppm // _PPM))
+        return Msat(self.base_msat + -(-price_msat * self.ppm // PPM))
 
     def fee_for(self, quote: Quote) -> Msat:
         """Return the fee for a quote; nothing is routed to a node."""

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, NewType
 
+from lcp_gateway.constants import MSAT_PER_SAT, PPM
 from lcp_gateway.purchase.states import VERDICTS, State, Verdict
 
 Msat = NewType("Msat", int)
 """An amount in millisatoshi (1 sat = 1,000 msat)."""
-
-MSAT_PER_SAT = 1_000
 
 LARGEST_MSAT = Msat(2**50)
 """11,000 bitcoin: nothing that is real costs so much, and no sum of what is below overflows 64 bits."""
@@ -25,7 +24,6 @@ def format_sat(amount: Msat) -> str:
 
 
 PPM_PER_PERCENT: Final = 10_000
-_PPM = 1_000_000
 _NOTHING = Msat(0)
 
 
@@ -46,7 +44,7 @@ class Markup:
 
     def charge_msat(self, price_msat: int) -> Msat:
         """Return the charge for this price, rounded up."""
-        return Msat(price_msat + self.fixed_msat - (-price_msat * self.ppm // _PPM))
+        return Msat(price_msat + self.fixed_msat - (-price_msat * self.ppm // PPM))
 
 
 NO_MARKUP = Markup()
@@ -72,7 +70,7 @@ def loss_range(markup: Markup, fee_ppm: int, fee_base_msat: int) -> LossRange | 
         return None
     if missing_msat >= 0 and gained_ppm <= 0:
         return LossRange(0, None)
-    crossing_msat = -(-missing_msat * _PPM // gained_ppm)
+    crossing_msat = -(-missing_msat * PPM // gained_ppm)
     return LossRange(0, crossing_msat) if gained_ppm > 0 else LossRange(crossing_msat, None)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
+from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task
 
@@ -57,6 +58,11 @@ class ProviderSource(enum.StrEnum):
 
     LCP = "lcp"
     NODE = "node"
+
+    @classmethod
+    def of(cls, provider_id: str) -> "ProviderSource":
+        """Return the source of a provider, which its id shows."""
+        return cls.NODE if provider_id.startswith(NODE_PREFIX) else cls.LCP
 
 
 @dataclass(frozen=True, slots=True)

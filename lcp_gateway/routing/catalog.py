@@ -5,11 +5,9 @@ from copy import copy
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.quote import ProviderSource
-
-NODE_PREFIX = "node:"
-"""What the provider id of a virtual node begins with; the rest is the node's name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.purchase.order import Task, TaskKind
-from lcp_gateway.routing.catalog import NODE_PREFIX
 
 # An average listens to about the last two or three measurements: a provider that becomes slow is soon known for it.
 _MOST_WEIGHT = 1.5

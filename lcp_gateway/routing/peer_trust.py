@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
+from lcp_gateway.constants import NODE_PREFIX, PPM
 from lcp_gateway.purchase.errors import PeerNotTrusted
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.breaker import Breaker
-from lcp_gateway.routing.catalog import NODE_PREFIX
 
 RESERVED_S = 30.0
 """How long a price that passed the check is held while nothing is heard of its payment."""
@@ -24,7 +24,6 @@ LOSSES_COUNT_FOR: Final = timedelta(days=7)
 """How far back the losses of a ``PeerHistory`` go."""
 
 _EXPOSED_FOR_S = 0.1
-_PPM = 1_000_000
 _MICROS = 1_000_000
 _DAY_MICROS = 86_400 * _MICROS
 
@@ -340,7 +339,7 @@ class PeerTrust:
         if not (rules.exposure_base_msat and account.limited):
             return None
         earned_msat = self._earned_msat(account, now)
-        return rules.exposure_base_msat + earned_msat * rules.exposure_share_ppm // _PPM
+        return rules.exposure_base_msat + earned_msat * rules.exposure_share_ppm // PPM
 
     def _earned_msat(self, account: _Account, now: float) -> int:
         if not account.lost_msat:

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from lcp_gateway.constants import BYTES_PER_TOKEN
 from lcp_gateway.purchase.order import TaskKind, output_limit
 from lcp_gateway.routing.measurements import Mode
 from lcp_gateway.routing.model_registry import EMBEDDING
 from lcp_gateway.routing.offers import Entry, Offers
 from lcp_gateway.routing.preferences import Preferences
 
-_BYTES_PER_TOKEN = 4
 # About what models count for an image, whatever the size of its encoding.
 _TOKENS_PER_IMAGE = 1_000
 _LONG_TEXT = 256
@@ -34,12 +34,12 @@ def requirements_of(kind: TaskKind, document: Mapping[str, Any], body_bytes: int
         found.add("tools")
     if _asks_for_schema(kind, document):
         found.add("json_schema")
-    tokens = body_bytes // _BYTES_PER_TOKEN
+    tokens = body_bytes // BYTES_PER_TOKEN
     for part in _parts(document):
         type_ = part.get("type")
         if type_ in _IMAGES or type_ in _AUDIO:
             found.add("vision" if type_ in _IMAGES else "audio")
-            tokens += _TOKENS_PER_IMAGE - _encoded_bytes(part) // _BYTES_PER_TOKEN
+            tokens += _TOKENS_PER_IMAGE - _encoded_bytes(part) // BYTES_PER_TOKEN
     return Requirements(frozenset(found), max(0, tokens + output_limit(document)))
 
 

@@ -13,6 +13,7 @@ from structlog import DropEvent
 from structlog.contextvars import bound_contextvars, merge_contextvars
 from structlog.typing import FilteringBoundLogger, Processor
 
+from lcp_gateway.constants import MSAT_PER_SAT
 from lcp_gateway.telemetry.log_redaction import cut, describe_error, redact
 
 MOST_CHARACTERS = 160
@@ -26,7 +27,6 @@ _COMMON_FIELDS = frozenset({"timestamp", "level", "event", "logger", "request_id
 _COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 _SECOND_MS = 1_000
-_SAT_MSAT = 1_000
 
 
 def brief_line(event: MutableMapping[str, Any], *, colors: bool) -> str:
@@ -73,7 +73,7 @@ def _payment_text(event: Mapping[str, Any]) -> str:
     price = event.get("price_msat")
     if event["payment"] == "none" or not isinstance(price, int):
         return "nothing paid" if event["payment"] == "none" else str(event["payment"])
-    return f"{event['payment']} {price / _SAT_MSAT:,.3f} sat"
+    return f"{event['payment']} {price / MSAT_PER_SAT:,.3f} sat"
 
 
 def _duration_text(ms: object) -> str:

@@ -2,6 +2,7 @@
 
 from itertools import groupby
 
+from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.telemetry.metric_families import MAX_LABEL_LENGTH
 from lcp_gateway.telemetry.metric_table import (
     AUTO,
@@ -12,7 +13,6 @@ from lcp_gateway.telemetry.metric_table import (
     GRPC_CODES,
     GRPC_METHODS,
     MISMATCHES,
-    NODE_PREFIX,
     OUTCOMES,
     PERIODS,
     PHASES,

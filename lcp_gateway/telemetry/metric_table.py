@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from lcp_gateway.upstream_status import UpstreamStatus
+
 PREFIX = "lcpgateway_"
 
 
@@ -162,7 +164,6 @@ MISMATCHES = (
     "terms_hash",
 )
 SOURCES = ("lcp", "node")
-NODE_PREFIX = "node:"
 AUTO = "auto"
 CHANGES = ("up", "down")
 FAILOVER_CAUSES = ("refused", "failed")
@@ -232,21 +233,4 @@ GRPC_METHODS = (
     "AcceptAndExecuteStream",
     "CancelJob",
 )
-GRPC_CODES = (
-    "CANCELLED",
-    "UNKNOWN",
-    "INVALID_ARGUMENT",
-    "DEADLINE_EXCEEDED",
-    "NOT_FOUND",
-    "ALREADY_EXISTS",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "FAILED_PRECONDITION",
-    "ABORTED",
-    "OUT_OF_RANGE",
-    "UNIMPLEMENTED",
-    "INTERNAL",
-    "UNAVAILABLE",
-    "DATA_LOSS",
-    "UNAUTHENTICATED",
-)
+GRPC_CODES = tuple(UpstreamStatus)

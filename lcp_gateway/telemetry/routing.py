@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Collection
 
+from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.telemetry.metric_families import Families, KnownLabels
-from lcp_gateway.telemetry.metric_table import CHANGES, FAILOVER_CAUSES, NODE_PREFIX, OTHER, SOURCES
+from lcp_gateway.telemetry.metric_table import CHANGES, FAILOVER_CAUSES, OTHER, SOURCES
 
 MAX_NODES = 200
 

@@ -12,13 +12,12 @@ from lcp_gateway.purchase.money import Period
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import VERDICTS as VERDICT_OF_STATE
 from lcp_gateway.purchase.states import State
-from lcp_gateway.routing import catalog, model_registry
+from lcp_gateway.routing import model_registry
 from lcp_gateway.telemetry.metric_table import (
     AUTO,
     GRPC_CODES,
     GRPC_METHODS,
     MISMATCHES,
-    NODE_PREFIX,
     OUTCOMES,
     PERIODS,
     PHASES,
@@ -31,7 +30,7 @@ PACKAGE = Path(lcp_gateway.__file__).parent
 
 
 def nodes():
-    for file in (PACKAGE / "http").glob("*.py"):
+    for file in (PACKAGE / "http").rglob("*.py"):
         yield from ast.walk(ast.parse(file.read_text()))
 
 
@@ -81,7 +80,6 @@ def test_periods_are_those_of_the_budgets():
 
 def test_sources_and_names_are_those_of_the_router():
     assert set(SOURCES) == {source.value for source in ProviderSource}
-    assert catalog.NODE_PREFIX == NODE_PREFIX
     assert model_registry.AUTO == AUTO
 
 

@@ -10,6 +10,7 @@ from lcp_gateway.adapters.completions import NotAdaptable, to_chat
 from lcp_gateway.adapters.json_bytes import parse_json
 from lcp_gateway.adapters.splice import add_fields, replace_model
 from lcp_gateway.config import ModelConfig, NodeConfig, Settings, all_nodes, may_use_proxy
+from lcp_gateway.constants import MSAT_PER_SAT
 from lcp_gateway.purchase.order import Order, TaskKind
 from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.purchase.tracing import Tracing
@@ -44,7 +45,6 @@ BODY_ADAPTERS = BodyAdapters(
 """The functions over bodies that a choice needs."""
 
 _KIND_OF = {word: kind for kind, word in ENDPOINT_NAMES.items()}
-_MSAT_PER_SAT = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,7 @@ def _node(config: NodeConfig, settings: Settings) -> VirtualNode:
         per_request_msat=config.price_per_request_msat,
         per_1k_input_msat=config.price_per_1k_input_msat,
         per_1k_output_msat=config.price_per_1k_output_msat,
-        per_minute_msat=round(config.price_per_minute_sat * _MSAT_PER_SAT),
+        per_minute_msat=round(config.price_per_minute_sat * MSAT_PER_SAT),
         max_output_tokens=config.max_output_tokens,
     )
     return VirtualNode(

@@ -47,8 +47,8 @@ from lcp_gateway.cli.options import (
 )
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, print_json
 from lcp_gateway.config import Settings
+from lcp_gateway.constants import MSAT_PER_SAT
 from lcp_gateway.lightning.lnd.records import LndError
-from lcp_gateway.purchase.money import MSAT_PER_SAT
 from lcp_gateway.upstream_status import UpstreamStatus
 
 # Where letters are dark on a light ground the code would be inverted, and many cameras cannot read such a code.

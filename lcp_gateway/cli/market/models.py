@@ -20,10 +20,10 @@ from lcp_gateway.cli.options import JsonOption, command_app, load_settings, sett
 from lcp_gateway.cli.output import Columns, print_list, report
 from lcp_gateway.cli.serve.embedded import daemon_for
 from lcp_gateway.config import Group, Settings, all_nodes
+from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.routing.auto import AutoChoice
-from lcp_gateway.routing.catalog import NODE_PREFIX
 from lcp_gateway.routing.measurements import Mode
 from lcp_gateway.routing.model_registry import EMBEDDING, Traits, is_auto, kinds_for
 from lcp_gateway.routing.offers import Offers
@@ -55,8 +55,7 @@ class ModelRow:
 
 
 def _source(row: ModelRow) -> str:
-    is_node = row.provider_id.startswith(NODE_PREFIX)
-    return (ProviderSource.NODE if is_node else ProviderSource.LCP).value
+    return ProviderSource.of(row.provider_id).value
 
 
 _COLUMNS: Columns[ModelRow] = {

@@ -7,6 +7,7 @@ from aiohttp import web
 from lcp_gateway.accounts.documents import balance_document, topup_document
 from lcp_gateway.accounts.models import Topup, TopupState
 from lcp_gateway.accounts.wallet import InvoiceNotPaid, Wallet
+from lcp_gateway.constants import MSAT_PER_SAT
 from lcp_gateway.http.error_mapping import account_errors
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import (
@@ -21,7 +22,6 @@ from lcp_gateway.http.fields import (
 )
 from lcp_gateway.http.gateway.admin import statement_line
 from lcp_gateway.http.gateway.api_limits import ApiLimits, account
-from lcp_gateway.purchase.money import MSAT_PER_SAT
 
 
 class WalletRoutes:

@@ -10,6 +10,7 @@ from lcp_gateway.accounts.callers import Caller
 from lcp_gateway.accounts.limits.concurrency import ConcurrencyLimits, Lease
 from lcp_gateway.accounts.limits.rates import Allowance, RateLimits
 from lcp_gateway.accounts.shared.outage import ShieldedCalls
+from lcp_gateway.constants import BYTES_PER_TOKEN
 from lcp_gateway.http.context import RequestContext
 from lcp_gateway.http.error_mapping import map_purchase_error
 from lcp_gateway.http.errors import ApiError
@@ -24,7 +25,6 @@ T = TypeVar("T")
 
 # How long interrupted requests may take to tell their clients.
 _ABORT_S = 6.0
-_BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Admission:
         """
         if self.rates is None:
             return Allowance()
-        tokens = max(1, len(task.body) // _BYTES_PER_TOKEN)
+        tokens = max(1, len(task.body) // BYTES_PER_TOKEN)
         # A request that came is counted, even if its client has left meanwhile.
         return await self._to_its_end(self.rates.check(caller if caller.key_id else None, tokens))
 
@@ -69,7 +69,7 @@ class Admission:
         async def end() -> None:
             await lease.release()
             if self.rates is not None and allowance.counted:
-                tokens = (request_bytes + result_bytes) // _BYTES_PER_TOKEN
+                tokens = (request_bytes + result_bytes) // BYTES_PER_TOKEN
                 await self.rates.settle(allowance, tokens)
 
         await self._to_its_end(end())

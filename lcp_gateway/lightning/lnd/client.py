@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 
 import grpc.aio
 
+from lcp_gateway.constants import MSAT_PER_SAT
 from lcp_gateway.lightning.lnd.channel import LndAddress, call_metadata, lnd_errors, open_channel
 from lcp_gateway.lightning.lnd.records import (
     FailureReason,
@@ -22,7 +23,7 @@ from lcp_gateway.lightning.lnd.records import (
 )
 from lcp_gateway.lightning.lnd.stubs import LndNotInstalled
 from lcp_gateway.lightning.lnd.stubs import load_stubs as _load_stubs
-from lcp_gateway.purchase.money import MSAT_PER_SAT, Msat
+from lcp_gateway.purchase.money import Msat
 from lcp_gateway.upstream_status import UpstreamStatus
 
 __all__ = [

@@ -13,6 +13,7 @@ from http import HTTPStatus
 
 import aiohttp
 
+from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.money import Msat
@@ -21,7 +22,6 @@ from lcp_gateway.purchase.ports import Result, StreamEvent
 from lcp_gateway.purchase.quote import ProviderSource, Quote
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
-from lcp_gateway.routing.catalog import NODE_PREFIX
 from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.openai.connections import NodeConnections, SendState, VirtualNode
 from lcp_gateway.upstreams.openai.errors import (

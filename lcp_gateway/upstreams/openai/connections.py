@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import aiohttp
 
+from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.routing.catalog import NODE_PREFIX
 from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.openai.price import NodePrice
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 
+from lcp_gateway.constants import BYTES_PER_TOKEN
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.routing.catalog import PriceList
-from lcp_gateway.units import BYTES_PER_TOKEN
 
 _PER_1K = 1_000
 _MS_PER_MINUTE = 60_000

@@ -8,13 +8,13 @@ from collections.abc import AsyncGenerator, Callable
 import aiohttp
 
 from lcp_gateway.adapters.sse import is_readable_stream
+from lcp_gateway.constants import BYTES_PER_TOKEN
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task
 from lcp_gateway.purchase.outcome import Judge, Received
 from lcp_gateway.purchase.ports import Result, ResultStatus, StreamBegin
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.units import BYTES_PER_TOKEN
 from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.openai.errors import FAILURES, connection_error
 from lcp_gateway.upstreams.result_judges import StreamResultJudge, WholeResultJudge
