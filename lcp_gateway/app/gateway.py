@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from lcp_gateway.__about__ import __version__
-from lcp_gateway.app.accounting import Accounting
 from lcp_gateway.app.background_tasks import BackgroundTasks, ShortTasks
-from lcp_gateway.app.measuring import Measuring, Observers
 from lcp_gateway.app.wiring.accounts import Access, AccessParts
 from lcp_gateway.app.wiring.journal import Ledgers
 from lcp_gateway.app.wiring.purchase import BuyingParts, buying_parts
@@ -44,6 +42,7 @@ from lcp_gateway.routing.route_query import explain_no_match, rank_models
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.telemetry.observers import PurchaseObserver
 from lcp_gateway.upstreams.lcpd.adapter import SUPPORTED_VERSIONS
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
 from lcp_gateway.upstreams.merged_catalog import MergedCatalog
@@ -73,7 +72,7 @@ class Runtime:
     shared_results: SharedResults
     trust: PeerTrust
     measurements: Measurements
-    accounting: Accounting
+    observer: PurchaseObserver
     jobs: JobsInFlight
     cache: IdempotencyCache
     paid_jobs: PaidJobs
@@ -122,9 +121,7 @@ class Gateway:
             buffer_limits=buying.buffer_limits,
             timeouts=buying.timeouts,
             background=runtime.short_tasks.start,
-            observer=Observers(
-                [Measuring(runtime.measurements, runtime.trust, metrics), runtime.accounting]
-            ),
+            observer=runtime.observer,
             clock=time.monotonic,
             shared=buying.shared,
             tracing=runtime.tracing,
@@ -190,7 +187,7 @@ class Gateway:
             upstream=runtime.upstream,
             ledgers=runtime.ledgers,
             trust=runtime.trust,
-            measurements=runtime.measurements,
+            observer=runtime.observer,
             background=runtime.short_tasks.start,
             paid_jobs=runtime.paid_jobs,
             shared=runtime.shared_results.results(settings),

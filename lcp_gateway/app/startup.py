@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.app.accounting import Accounting
 from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks, ShortTasks
 from lcp_gateway.app.gateway import Runtime
-from lcp_gateway.app.lnd import LndWatch, open_lnd
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.accounts import open_access
 from lcp_gateway.app.wiring.journal import Ledgers, open_ledgers
+from lcp_gateway.app.wiring.lnd import lnd_parts, open_lnd
 from lcp_gateway.app.wiring.routing import NodeParts, lcpd_address, node_parts, trust_rules
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
-from lcp_gateway.app.wiring.telemetry import PeersObserver, open_tracing
+from lcp_gateway.app.wiring.telemetry import open_tracing
 from lcp_gateway.config import Settings
 from lcp_gateway.http.openai.admission import JobsInFlight
 from lcp_gateway.purchase.errors import UpstreamError
@@ -30,6 +29,7 @@ from lcp_gateway.routing.model_registry import read_name
 from lcp_gateway.routing.peer_trust import PeerTrust
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.telemetry.observers import PeersObserver, PurchaseObserver
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, UnsupportedVersion
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
 from lcp_gateway.upstreams.merged_catalog import MergedCatalog
@@ -73,7 +73,7 @@ async def open_runtime(
         daemon,
         refresh_s=settings.peers_refresh_s,
         timeout_s=settings.timeout_quote_s,
-        on_refresh=PeersObserver(metrics, log, nodes.watch),
+        on_refresh=PeersObserver(metrics, log, lambda: nodes.watch.providers),
         prepare=_read_names,
     )
     ledgers, lnd = await _prepare(stack, daemon, peers, nodes, settings, metrics, tasks, log)
@@ -83,7 +83,8 @@ async def open_runtime(
     )
     stack.push_async_callback(shared_results.close)
     trust = PeerTrust(trust_rules(settings))
-    accounting = Accounting(metrics, get_logger("purchase"))
+    measurements = Measurements(half_life_s=settings.routing_half_life_s, clock=time.monotonic)
+    observer = PurchaseObserver(metrics, measurements, trust, get_logger("purchase"))
     lasting = [
         BackgroundTask("peers", peers.run),
         BackgroundTask("nodes", nodes.watch.run),
@@ -91,18 +92,18 @@ async def open_runtime(
     ]
     lnd_report = None
     if lnd is not None:
-        lnd_watch = LndWatch(
+        watched = lnd_parts(
             lnd,
             ledgers,
             daemon_node_id=lambda: peers.info.node_id if peers.info else "",
-            standings=trust,
+            trust=trust,
             interval_s=settings.reconcile_interval_s,
             metrics=metrics,
             log=log,
         )
-        lasting += lnd_watch.tasks()
-        accounting.on_settled = lnd_watch.settled
-        lnd_report = lnd_watch.report
+        lasting += watched.tasks()
+        observer.on_settled = watched.settled
+        lnd_report = watched.report
     runtime = Runtime(
         metrics=metrics,
         tracing=tracing,
@@ -119,8 +120,8 @@ async def open_runtime(
         access=access,
         shared_results=shared_results,
         trust=trust,
-        measurements=Measurements(half_life_s=settings.routing_half_life_s, clock=time.monotonic),
-        accounting=accounting,
+        measurements=measurements,
+        observer=observer,
         jobs=JobsInFlight(settings.max_concurrent_requests, metrics),
         cache=IdempotencyCache(
             memory_limits(settings),

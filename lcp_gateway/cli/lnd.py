@@ -9,9 +9,8 @@ from lcp_gateway.config import Settings, may_use_proxy
 from lcp_gateway.lightning.lnd.records import LndError
 
 if TYPE_CHECKING:
-    from lcp_gateway.app.till import LndTill
-    from lcp_gateway.lightning.lnd.channel import LndAddress
     from lcp_gateway.lightning.lnd.client import LndClient
+    from lcp_gateway.lightning.lnd.invoice_issuer import InvoiceIssuer
 
 OWN_NODE_SETTINGS = ("embedded", "node_listen", "lcpd_grpc_addr", "lcpd_tls")
 """The settings that say where a node of our own is."""
@@ -82,33 +81,25 @@ def own_node(settings: Settings) -> str:
 
 
 @contextlib.asynccontextmanager
-async def opened_invoice_issuer(settings: Settings) -> "AsyncIterator[LndTill]":
-    """Open the issuer of invoices for the block: lnd, or a node of our own that speaks like it."""
-    address = _issuer_address(settings)
-    from lcp_gateway.app.till import LndTill  # noqa: PLC0415 - imports the whole gateway
-    from lcp_gateway.lightning.lnd.invoices import LndInvoices  # noqa: PLC0415 - an optional extra
+async def opened_invoice_issuer(settings: Settings) -> "AsyncIterator[InvoiceIssuer]":
+    """Open the issuer of invoices for the block: lnd, or a node of our own, which serves the same calls."""
+    if not (settings.lnd_grpc_addr or settings.embedded):
+        raise CommandFailed(
+            "top-ups are disabled: no lnd is configured; set lnd_grpc_addr, lnd_tls_cert and "
+            "lnd_invoice_macaroon_file (see the documentation of lnd), or use --embedded"
+        )
+    from lcp_gateway.app.wiring.lnd import invoice_address  # noqa: PLC0415 - imports the whole gateway
+    from lcp_gateway.lightning.lnd.invoice_issuer import InvoiceIssuer, LndInvoices  # noqa: PLC0415 - an optional extra
 
+    node = "" if settings.lnd_grpc_addr else own_node(settings)
     with _opening_fails():
         invoices = LndInvoices(
-            address, network=settings.network or None, timeout_s=settings.preflight_timeout_s
+            invoice_address(settings, node),
+            network=settings.network or None,
+            timeout_s=settings.preflight_timeout_s,
         )
     async with invoices:
-        yield LndTill(invoices)
-
-
-def _issuer_address(settings: Settings) -> "LndAddress":
-    from lcp_gateway.lightning.lnd.channel import LndAddress  # noqa: PLC0415 - loads gRPC
-
-    if settings.lnd_grpc_addr:
-        macaroon = settings.lnd_invoice_macaroon_file or settings.lnd_macaroon_file
-        proxy = may_use_proxy(settings, settings.lnd_grpc_addr)
-        return LndAddress(settings.lnd_grpc_addr, settings.lnd_tls_cert, macaroon, proxy)
-    if settings.embedded:
-        return LndAddress(own_node(settings))
-    raise CommandFailed(
-        "top-ups are disabled: no lnd is configured; set lnd_grpc_addr, lnd_tls_cert and "
-        "lnd_invoice_macaroon_file (see the documentation of lnd), or use --embedded"
-    )
+        yield InvoiceIssuer(invoices)
 
 
 @contextlib.contextmanager

@@ -42,9 +42,9 @@ from lcp_gateway.accounts.settlements import Settlements
 from lcp_gateway.accounts.shared.outage import Outage, RedisNotInstalled, ShieldedCalls
 from lcp_gateway.accounts.wallet import InvoiceNotPaid, TopupRules, Wallet
 from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
-from lcp_gateway.app.till import open_till
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.journal import Ledgers
+from lcp_gateway.app.wiring.lnd import open_invoice_issuer
 from lcp_gateway.app.workers import measure_accounts
 from lcp_gateway.config import Settings, auth_mode, journal_place, known_hosts
 from lcp_gateway.http.authentication import (
@@ -214,7 +214,7 @@ async def _open_customers(
         BackgroundTask("solvency", lambda: measure_accounts(ledger, metrics)),
     ]
     async with contextlib.AsyncExitStack() as stack:
-        invoices = await open_till(settings, stack)
+        invoices = await stack.enter_async_context(open_invoice_issuer(settings))
         if invoices is not None:
             settlements = _settlements(invoices, topups, database, stack, on_credit, metrics, log)
             tasks += [

@@ -4,7 +4,6 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from lcp_gateway.app.accounting import QuoteFailures, QuoteNotes
 from lcp_gateway.app.wiring.journal import Ledgers
 from lcp_gateway.config import Settings, markups, model_limits
 from lcp_gateway.lightning.checks import QuoteMismatch, check_quote
@@ -20,9 +19,9 @@ from lcp_gateway.purchase.result_buffer import BufferLimits
 from lcp_gateway.purchase.service import Timeouts
 from lcp_gateway.purchase.shared_purchases import SharedPurchases
 from lcp_gateway.purchase.tracing import Tracing
-from lcp_gateway.routing.measurements import Measurements
 from lcp_gateway.routing.peer_trust import PeerTrust
 from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.telemetry.observers import PurchaseObserver
 from lcp_gateway.upstreams.result_judges import judge_result
 
 
@@ -90,7 +89,7 @@ def buying_parts(
     upstream: Upstream,
     ledgers: Ledgers,
     trust: PeerTrust,
-    measurements: Measurements,
+    observer: PurchaseObserver,
     background: Callable[[Coroutine[Any, Any, None]], None],
     paid_jobs: PaidJobs,
     shared: SharedPurchases | None,
@@ -116,8 +115,8 @@ def buying_parts(
             inspector=inspector,
             background=background,
             cancel_timeout_s=settings.cancel_timeout_s,
-            on_quote=QuoteNotes(metrics, measurements),
-            on_failure=QuoteFailures(metrics, trust, measurements),
+            on_quote=observer.quote_received,
+            on_failure=observer.quote_failed,
             tracing=tracing,
             paid_jobs=paid_jobs,
         ),

@@ -1,6 +1,6 @@
-"""Traces as the settings say, and what is counted and logged of the peers."""
+"""Traces as the settings say."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from structlog.typing import FilteringBoundLogger
@@ -9,9 +9,7 @@ from lcp_gateway.__about__ import __version__
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.config import Settings, may_use_proxy
 from lcp_gateway.purchase.tracing import NO_TRACING, Tracing, error_type
-from lcp_gateway.routing.catalog import Catalog
 from lcp_gateway.telemetry.metrics import Metrics
-from lcp_gateway.upstreams.openai.node_watch import NodeWatch
 
 
 @asynccontextmanager
@@ -54,37 +52,3 @@ async def open_tracing(
         yield tracing
     finally:
         await export.close()
-
-
-class PeersObserver:
-    """Counts the peers and models of each refresh, and logs whether the daemon can be used."""
-
-    def __init__(self, metrics: Metrics, log: FilteringBoundLogger, nodes: NodeWatch) -> None:
-        self._metrics = metrics
-        self._log = log
-        self._nodes = nodes
-        self._was_up: bool | None = None
-        self._counted: tuple[object, object, int] = (None, None, 0)
-
-    def _count(self, catalog: Catalog) -> None:
-        """Count the models if they have changed: there may be thousands."""
-        peers, nodes = catalog.providers, self._nodes.providers
-        if self._counted[0] is not peers or self._counted[1] is not nodes:
-            models = catalog.models()
-            of_nodes: Mapping[str, object] = Catalog(nodes, 0.0).models()
-            self._metrics.set_known({*models, *of_nodes}, [provider.peer_id for provider in peers])
-            self._counted = (peers, nodes, len(models))
-        self._metrics.snapshot(len(peers), self._counted[2])
-
-    def __call__(self, catalog: Catalog | None) -> None:
-        """Record a refresh; without a catalog the daemon could not be asked."""
-        up = catalog is not None
-        self._metrics.daemon_up(up)
-        if catalog is not None:
-            self._count(catalog)
-        if up is not self._was_up and (self._was_up is not None or not up):
-            if up:
-                self._log.info("the daemon is back")
-            else:
-                self._log.warning("the daemon cannot be used")
-        self._was_up = up

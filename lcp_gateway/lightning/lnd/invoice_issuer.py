@@ -1,10 +1,11 @@
-"""Invoices that others pay to us: made, looked up and followed, by lnd or by the node of our own, which speaks the same.
+"""Invoices of top-ups: issued, looked up and followed at an lnd, or at our own node, which serves the same calls.
 
-Nothing in this module can pay. The macaroon needs ``invoices:read invoices:write info:read``.
+No call here can pay. The macaroon needs ``invoices:read invoices:write info:read``.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from types import MappingProxyType, TracebackType
@@ -12,6 +13,7 @@ from typing import Any, Final, Self
 
 import grpc.aio
 
+from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable
 from lcp_gateway.lightning import bolt11
 from lcp_gateway.lightning.lnd.channel import LndAddress, call_metadata, lnd_errors, open_channel
 from lcp_gateway.lightning.lnd.client import INVOICE_PREFIXES
@@ -26,28 +28,12 @@ from lcp_gateway.lightning.lnd.records import (
     SettlementsInterrupted,
     WrongInvoice,
 )
-from lcp_gateway.lightning.lnd.stubs import LndNotInstalled, load_stubs
+from lcp_gateway.lightning.lnd.stubs import load_stubs
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.upstream_status import UpstreamStatus
 
-__all__ = [
-    "MAX_MEMO_BYTES",
-    "CreatedInvoice",
-    "InvoiceFlaw",
-    "InvoiceState",
-    "InvoiceStatus",
-    "LndAddress",
-    "LndError",
-    "LndInvoices",
-    "LndNotInstalled",
-    "NodeIdentity",
-    "SettledInvoice",
-    "SettlementsInterrupted",
-    "WrongInvoice",
-]
-
 MAX_MEMO_BYTES: Final = 639
-"""What fits into an invoice's description."""
+"""The longest description of an invoice."""
 
 _HASH_BYTES = 32
 _NEWEST = 1_000
@@ -107,7 +93,7 @@ class LndInvoices:
         await self._channel.close()
 
     async def identity(self) -> NodeIdentity:
-        """Ask whose invoices these are: settle indexes count for that node alone.
+        """Return the node whose invoices these are: settle indexes count for that node alone.
 
         Raises:
             LndError: there is no answer in time.
@@ -118,14 +104,14 @@ class LndInvoices:
         return self._identity
 
     async def create(self, amount_msat: int, memo: str, expiry_s: int) -> CreatedInvoice:
-        """Have an invoice made, and check it as a payer would before anybody sees it.
+        """Issue an invoice, and check it as a payer would before the customer sees it.
 
-        ``amount_msat`` and ``expiry_s`` are above zero, ``memo`` at most ``MAX_MEMO_BYTES`` in UTF-8; everybody who
-        sees the invoice can read it.
+        ``amount_msat`` and ``expiry_s`` are above zero, ``memo`` at most ``MAX_MEMO_BYTES`` in UTF-8, and readable in
+        the invoice.
 
         Raises:
             ValueError: an argument is out of bounds.
-            LndError: there is no answer in time. An invoice may exist that nobody will ever see.
+            LndError: there is no answer in time. An invoice may exist that no customer gets.
             WrongInvoice: the answer is not the invoice that was asked for.
         """
         if amount_msat <= 0 or expiry_s <= 0:
@@ -151,7 +137,7 @@ class LndInvoices:
             expiry_s=expiry_s,
         )
         if flaw is not None:
-            # Another node may be behind the address by now. The next invoice is held against what that one says.
+            # Another node may be behind the address by now: its identity is read anew for the next invoice.
             self._identity = None
             raise WrongInvoice(flaw)
         return CreatedInvoice(
@@ -162,10 +148,10 @@ class LndInvoices:
         )
 
     async def lookup(self, payment_hash: bytes) -> InvoiceState:
-        """Ask how an invoice stands; one that lnd does not know is ``UNKNOWN_TO_LND``.
+        """Return the state of an invoice; one that lnd does not know is ``UNKNOWN_TO_LND``.
 
         Raises:
-            LndError: there is no answer in time, or it makes no sense.
+            LndError: there is no answer in time, or it is malformed.
         """
         request = self._messages.PaymentHash(r_hash=payment_hash)
         try:
@@ -182,7 +168,7 @@ class LndInvoices:
             )
         state = _STATES.get(invoice.state, InvoiceStatus.OPEN)
         if state is not InvoiceStatus.SETTLED:
-            # lnd gives the preimage of an invoice that is still open, too. That one is worth money.
+            # lnd also returns the preimage of an invoice that is still open. That one is worth money.
             return InvoiceState(state)
         fits = sha256(invoice.r_preimage).digest() == payment_hash
         return InvoiceState(
@@ -194,17 +180,17 @@ class LndInvoices:
         )
 
     async def follow(self, settle_index: int) -> AsyncGenerator[SettledInvoice, None]:
-        """Give every invoice that was settled after ``settle_index``, what was missed first, then as it happens.
+        """Yield every invoice that was settled after ``settle_index``, missed ones first, then as they are settled.
 
-        It never ends but with an error. Invoices of others at the same lnd are among them: their index is to be kept
-        as well. With 0, for "none yet", it begins with the settled ones among lnd's newest invoices.
+        It never ends but with an error. Invoices of other programs at the same lnd are among them: their index is to be
+        stored as well. With 0, for "none yet", it begins with the settled ones among lnd's newest invoices.
 
         Raises:
             SettlementsInterrupted: lnd is gone, cannot be reached, or does not allow it.
         """
         last = settle_index
-        # To lnd, 0 means "only what is to come": the first settlement of its life could be missed and never be told of
-        # again. So it is looked for, and only then listened from.
+        # To lnd, 0 means "only later ones": its very first settlement could be missed for good. So it is polled for, and
+        # the subscription begins after it.
         while not last:
             for invoice in await self._newest_settled():
                 last = invoice.settle_index
@@ -216,7 +202,7 @@ class LndInvoices:
         )
         try:
             while (invoice := await self._next(call)) is not grpc.aio.EOF:
-                # Invoices that were added are told of as well, and one that was paid more than once has many indexes.
+                # lnd also sends invoices that were added, and one that was paid more than once has many indexes.
                 if invoice.state == _SETTLED and invoice.settle_index > last:
                     last = invoice.settle_index
                     if len(invoice.r_hash) == _HASH_BYTES:
@@ -228,7 +214,7 @@ class LndInvoices:
         )
 
     async def _newest_settled(self) -> list[Any]:
-        """Give the settled ones among lnd's newest invoices, in the order of their settlement."""
+        """Return the settled ones among lnd's newest invoices, in the order of their settlement."""
         request = self._messages.ListInvoiceRequest(reversed=True, num_max_invoices=_NEWEST)
         try:
             answer = await self._ask(self._lightning.ListInvoices, request)
@@ -253,6 +239,51 @@ class LndInvoices:
     async def _ask(self, method: Callable[..., Awaitable[Any]], request: Any) -> Any:
         async with lnd_errors():
             return await method(request, timeout=self._timeout_s, metadata=self._metadata)
+
+
+class InvoiceIssuer:
+    """The ``InvoiceService`` of accounts at an lnd."""
+
+    def __init__(self, invoices: LndInvoices) -> None:
+        self._invoices = invoices
+
+    async def create(self, amount_msat: int, memo: str, expiry_s: int) -> CreatedInvoice:
+        """Issue an invoice; see ``LndInvoices.create``."""
+        with _as_unavailable():
+            return await self._invoices.create(amount_msat, memo, expiry_s)
+
+    async def paid(self, payment_hash: bytes) -> SettledInvoice | None:
+        """Return an invoice if it was paid."""
+        with _as_unavailable():
+            found = await self._invoices.lookup(payment_hash)
+        if found.settled_at is None or found.amount_paid_msat is None:
+            return None
+        return SettledInvoice(
+            payment_hash, found.amount_paid_msat, found.settle_index or 0, found.settled_at
+        )
+
+    async def node_id(self) -> str:
+        """Return the id of the node that issues the invoices."""
+        with _as_unavailable():
+            return (await self._invoices.identity()).node_id
+
+    async def follow(self, settle_index: int) -> AsyncGenerator[SettledInvoice, None]:
+        """Yield every invoice that is paid after that index."""
+        with _as_unavailable():
+            async with contextlib.aclosing(self._invoices.follow(settle_index)) as settled:
+                async for paid in settled:
+                    yield paid
+
+
+@contextlib.contextmanager
+def _as_unavailable() -> Iterator[None]:
+    """Raise the accounts' own error in place of lnd's."""
+    try:
+        yield
+    except LndError as error:
+        raise InvoiceServiceUnavailable(f"lnd cannot be asked right now: {error.status}") from error
+    except WrongInvoice as error:
+        raise InvoiceServiceUnavailable(str(error)) from error
 
 
 def _flaw(
@@ -290,7 +321,7 @@ def _settled(invoice: Any) -> SettledInvoice:
 
 
 def _time(seconds: int) -> datetime:
-    """Return the time of a settlement; now where lnd's is on no calendar, since what was paid must be told all the same."""
+    """Return the time of a settlement; now where lnd's is on no calendar, since the payment must be credited anyway."""
     try:
         return datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, ValueError, OSError):

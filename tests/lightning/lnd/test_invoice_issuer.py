@@ -11,7 +11,7 @@ from coincurve import PrivateKey
 from lcp_gateway.lightning import bolt11
 from lcp_gateway.lightning.lnd import demo
 from lcp_gateway.lightning.lnd.channel import LndAddress
-from lcp_gateway.lightning.lnd.invoices import LndInvoices
+from lcp_gateway.lightning.lnd.invoice_issuer import LndInvoices
 from lcp_gateway.lightning.lnd.records import (
     InvoiceFlaw,
     InvoiceState,

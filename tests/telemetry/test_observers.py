@@ -4,16 +4,15 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from lcp_gateway.app.measuring import Measuring, Observers
 from lcp_gateway.purchase.errors import PaymentFailed, Undelivered, UpstreamError
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.result_buffer import BufferLimits, BufferPool, ResultBuffer
-from lcp_gateway.purchase.service import Observer
 from lcp_gateway.purchase.states import PurchaseEvent, Verdict
 from lcp_gateway.routing.measurements import Measurements, Mode
 from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
+from lcp_gateway.telemetry.observers import PurchaseObserver
 from tests.support.purchases import PEER, TASK, order, quote
 
 NODE = "node:n"
@@ -42,8 +41,13 @@ class Told:
     def provider_speed(self, provider_id, source, first_byte_s, tokens_per_s):
         self.speeds.append((provider_id, source, first_byte_s, tokens_per_s))
 
-    def failover(self, *said):
-        self.failovers.append(said)
+    def failover(self, *labels):
+        self.failovers.append(labels)
+
+    def payment(self, *labels):
+        pass
+
+    execute = undelivered = charged = payment
 
 
 class World:
@@ -60,7 +64,7 @@ class World:
             ),
             clock=lambda: self.now,
         )
-        self.measuring = Measuring(self.records, self.standings, self.told)
+        self.measuring = PurchaseObserver(self.told, self.records, self.standings, None)
 
     def ends(
         self,
@@ -282,34 +286,3 @@ def test_what_was_bought_is_measured_under_the_name_that_its_provider_knows():
     world.ends(provider_id="other", size=400, execute_s=10.0)
     real = world.records.view(PEER, "real", Mode.WHOLE)
     assert real.tokens_per_s > 50
-
-
-def test_several_are_told_in_order():
-    heard = []
-
-    class Noting(Observer):
-        def __init__(self, name):
-            self.name = name
-
-        def quote_taken(self, answer):
-            heard.append((self.name, "quoted"))
-
-        def node_failed(self, purchase, error, *, fails_over):
-            heard.append((self.name, "fell out", fails_over))
-
-        def ended(self, answer):
-            heard.append((self.name, "ended"))
-
-    observers = Observers([Noting("first"), Noting("second")])
-    answer = bought()
-    observers.quote_taken(answer)
-    observers.node_failed(answer.purchase, failed("UNAVAILABLE"), fails_over=True)
-    observers.ended(answer)
-    assert heard == [
-        ("first", "quoted"),
-        ("second", "quoted"),
-        ("first", "fell out", True),
-        ("second", "fell out", True),
-        ("first", "ended"),
-        ("second", "ended"),
-    ]

@@ -1,0 +1,176 @@
+"""lnd as the settings say: the client, its watcher, the reader of fees and the reconciler, and the issuer of invoices."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from structlog.typing import FilteringBoundLogger
+
+from lcp_gateway.app.background_tasks import BackgroundTask
+from lcp_gateway.app.wiring import WiringError
+from lcp_gateway.app.wiring.journal import Ledgers
+from lcp_gateway.config import Settings, may_use_proxy
+from lcp_gateway.lightning.lnd.payment_details import PaymentDetailsReader
+from lcp_gateway.lightning.lnd.watcher import LndState, LndWatcher
+from lcp_gateway.lightning.reconcile import Reconciler, ReconcilerTiming
+from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.routing.peer_trust import PeerTrust
+from lcp_gateway.store.journal.payment_details import PaymentDetails
+from lcp_gateway.store.journal.unknown_payments import UnknownPayments
+from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.telemetry.observers import LndObserver
+
+if TYPE_CHECKING:
+    from lcp_gateway.lightning.lnd.channel import LndAddress
+    from lcp_gateway.lightning.lnd.client import LndClient
+    from lcp_gateway.lightning.lnd.invoice_issuer import InvoiceIssuer
+
+
+@contextlib.asynccontextmanager
+async def open_lnd(settings: Settings) -> "AsyncIterator[LndClient | None]":
+    """Open lnd for the block; None where the settings name none.
+
+    Raises:
+        WiringError: its files or its stubs are missing.
+    """
+    if not settings.lnd_grpc_addr:
+        yield None
+        return
+    from lcp_gateway.lightning.lnd.channel import LndAddress  # noqa: PLC0415 - an optional extra
+    from lcp_gateway.lightning.lnd.client import LndClient  # noqa: PLC0415 - as above
+    from lcp_gateway.lightning.lnd.stubs import LndNotInstalled  # noqa: PLC0415 - as above
+
+    if settings.lnd_tls_cert is None or settings.lnd_macaroon_file is None:
+        raise WiringError("lnd_grpc_addr needs lnd_tls_cert and lnd_macaroon_file")
+    address = LndAddress(
+        settings.lnd_grpc_addr,
+        settings.lnd_tls_cert,
+        settings.lnd_macaroon_file,
+        may_use_proxy(settings, settings.lnd_grpc_addr),
+    )
+    try:
+        lnd = LndClient(address)
+    except (LndNotInstalled, OSError) as error:
+        raise WiringError(f"lnd cannot be used: {error}") from error
+    async with lnd:
+        yield lnd
+
+
+@contextlib.asynccontextmanager
+async def open_invoice_issuer(settings: Settings) -> "AsyncIterator[InvoiceIssuer | None]":
+    """Open the lnd, or the embedded node, that issues invoices of top-ups; None where the settings name none.
+
+    Raises:
+        WiringError: its files or its stubs are missing.
+    """
+    if not (settings.embedded or settings.lnd_grpc_addr):
+        yield None
+        return
+    from lcp_gateway.lightning.lnd.invoice_issuer import InvoiceIssuer, LndInvoices  # noqa: PLC0415 - few gateways sell
+    from lcp_gateway.lightning.lnd.stubs import LndNotInstalled  # noqa: PLC0415 - as above
+
+    try:
+        invoices = LndInvoices(
+            invoice_address(settings, settings.lcpd_grpc_addr), network=settings.network or None
+        )
+    except (LndNotInstalled, OSError) as error:
+        raise WiringError(f"lnd cannot be used for top-ups: {error}") from error
+    async with invoices:
+        yield InvoiceIssuer(invoices)
+
+
+def invoice_address(settings: Settings, own_node: str) -> "LndAddress":
+    """Return the address of the lnd that issues invoices, else that of our own node, which serves the same calls."""
+    from lcp_gateway.lightning.lnd.channel import LndAddress  # noqa: PLC0415 - loads gRPC
+
+    if not settings.lnd_grpc_addr:
+        return LndAddress(own_node)
+    return LndAddress(
+        settings.lnd_grpc_addr,
+        settings.lnd_tls_cert,
+        settings.lnd_invoice_macaroon_file or settings.lnd_macaroon_file,
+        may_use_proxy(settings, settings.lnd_grpc_addr),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LndParts:
+    """The parts that an lnd gives work to; ``reader`` and ``reconciler`` need a journal."""
+
+    watcher: LndWatcher
+    observer: LndObserver
+    reader: PaymentDetailsReader | None = None
+    reconciler: Reconciler | None = None
+
+    def report(self) -> Mapping[str, object]:
+        """Return lnd's state for ``/readyz``."""
+        return self.watcher.state.report()
+
+    def settled(self, purchase: Purchase) -> None:
+        """Have the fee and the preimage of a paid purchase read soon, beside the purchases."""
+        if self.reader is not None and purchase.payment_hash is not None:
+            self.reader.settled()
+
+    def tasks(self) -> list[BackgroundTask]:
+        """Return the tasks to run beside the requests. None of them ends with another."""
+        tasks = [BackgroundTask("lnd", self.watcher.run)]
+        if self.reader is not None:
+            tasks.append(BackgroundTask("learning", self.reader.run))
+        if (reconciler := self.reconciler) is not None:
+            observer = self.observer
+            tasks.append(
+                BackgroundTask(
+                    "reconciler",
+                    lambda: reconciler.run(observer.reconciled, observer.reconcile_failed),
+                )
+            )
+        return tasks
+
+
+def lnd_parts(
+    lnd: "LndClient",
+    ledgers: Ledgers,
+    *,
+    daemon_node_id: Callable[[], str],
+    trust: PeerTrust,
+    interval_s: float,
+    metrics: Metrics,
+    log: FilteringBoundLogger,
+) -> LndParts:
+    """Wire the parts of an lnd; unknown payments are looked up every ``interval_s``.
+
+    ``daemon_node_id`` returns the id of the node that pays: only its lnd can prove that a payment never was.
+    """
+    observer = LndObserver(metrics, trust, log)
+
+    def on_state(state: LndState) -> None:
+        if state.reachable:
+            ledgers.network = state.invoice_prefix
+        observer.state(state)
+
+    watcher = LndWatcher(lnd, daemon_node_id=daemon_node_id, log=log, on_state=on_state)
+    reader = reconciler = None
+    if ledgers.database is not None and ledgers.books is not None:
+        reader = PaymentDetailsReader(
+            lnd,
+            PaymentDetails(ledgers.database),
+            on_pass=observer.details_read,
+            on_error=observer.details_failed,
+            on_missing=metrics.fees_missing,
+        )
+        unknowns = UnknownPayments(
+            ledgers.database,
+            ledgers.books,
+            refund_limits=lambda: ledgers.refund_limits,
+            on_refund=ledgers.on_refund,
+            on_resolved=observer.resolved,
+        )
+        reconciler = Reconciler(
+            lookup=lnd.payment,
+            open_payments=unknowns.read,
+            resolve=unknowns.resolve,
+            lnd_pays=lambda: watcher.pays,
+            timing=ReconcilerTiming(interval_s=interval_s),
+        )
+    return LndParts(watcher, observer, reader, reconciler)

@@ -1,0 +1,67 @@
+"""The parts of an lnd beside the requests."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from lcp_gateway.app.background_tasks import BackgroundTasks, Backoff
+from lcp_gateway.app.wiring.lnd import LndParts
+from lcp_gateway.lightning.lnd.client import LndBalance, LndInfo
+from lcp_gateway.lightning.lnd.watcher import LndWatcher
+from lcp_gateway.lightning.reconcile import Reconciler, ReconcilerTiming
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
+from lcp_gateway.telemetry.logs import get_logger
+from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.telemetry.observers import LndObserver
+
+DAEMON = "02" + "aa" * 32
+
+
+async def test_an_answer_that_cannot_be_read_ends_neither_the_watch_nor_the_reconciler():
+    """A2: one group held the watcher, the reader of fees and the reconciler; any error ended all three for good."""
+
+    class Broken:
+        asked = 0
+
+        async def info(self):
+            self.asked += 1
+            return LndInfo(DAEMON, "a", "0.20", "regtest", True, True, 1, 1, 1, 0, 0)
+
+        async def balance(self):
+            if self.asked == 1:
+                raise OverflowError("timestamp out of range")
+            return LndBalance(Msat(1), Msat(1), Msat(0), Msat(0))
+
+    passes, restarts = [], []
+
+    async def open_payments():
+        passes.append(1)
+        for payment in ():
+            yield payment
+
+    async def unused(*_):
+        raise AssertionError("there is no open payment")
+
+    tasks = BackgroundTasks(
+        get_logger("test"), on_restart=restarts.append, backoff=Backoff(first_s=0.01, steady_s=0.0)
+    )
+    log = get_logger("test")
+    watcher = LndWatcher(Broken(), daemon_node_id=lambda: DAEMON, log=log, interval_s=0.01)
+    reconciler = Reconciler(
+        lookup=unused,
+        open_payments=open_payments,
+        resolve=unused,
+        lnd_pays=lambda: watcher.pays,
+        timing=ReconcilerTiming(interval_s=0.01),
+    )
+    parts = LndParts(
+        watcher, LndObserver(Metrics(), PeerTrust(TrustRules()), log), reconciler=reconciler
+    )
+    async with AsyncExitStack() as stack:
+        for task in parts.tasks():
+            await stack.enter_async_context(tasks.running(task))
+        async with asyncio.timeout(60):
+            while not parts.report()["reachable"] or len(passes) < 3:
+                await asyncio.sleep(0.001)
+        assert restarts == ["lnd"]
+        assert tasks.report()["reconciler"] == {"up": True, "restarts": 0}
