@@ -1,34 +1,11 @@
-"""The reference of the metrics, rendered from the table that the code itself uses."""
+"""The reference of the metrics, rendered from their table."""
 
 from itertools import groupby
 
 from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.telemetry.metric_families import MAX_LABEL_LENGTH
-from lcp_gateway.telemetry.metric_table import (
-    AUTO,
-    BACKGROUND_STATUSES,
-    CHANGES,
-    CHANNEL_STATES,
-    FAILOVER_CAUSES,
-    GRPC_CODES,
-    GRPC_METHODS,
-    MISMATCHES,
-    OUTCOMES,
-    PERIODS,
-    PHASES,
-    REASONS,
-    RECONCILED,
-    REFUNDS,
-    REMOVED,
-    REPEATS,
-    SOURCES,
-    SPECS,
-    TASKS,
-    VERDICTS,
-    MetricSpec,
-)
-from lcp_gateway.telemetry.metrics import MAX_MODELS, MAX_PEERS
-from lcp_gateway.telemetry.routing import MAX_NODES
+from lcp_gateway.telemetry.metric_table import AUTO, LABEL_WORDS, SPECS, MetricSpec
+from lcp_gateway.telemetry.metrics import MAX_MODELS, MAX_NODES, MAX_PEERS
 
 _TITLES = {
     "money": "Money",
@@ -56,15 +33,15 @@ generated from the table in `lcp_gateway/telemetry/metric_table.py`.
   counted as `other`. A model name that a client made up is never a label.
 - Counters of money and of errors begin at 0 when the gateway starts or a peer is first seen, so that
   `increase()` does not miss the first event. `requests_total` begins with its first request.
-- Amounts of payments are prices without routing fees, which the daemon does not tell. What comes from the journal
-  (budgets, `outstanding_…`, `peer_undelivered_msat`) counts the reckoned fee in, or the real one where lnd told it.
-- A gauge that has nothing to tell is absent rather than 0.
+- Amounts of payments are prices without routing fees, which the daemon does not tell. Metrics of the journal
+  (budgets, `outstanding_…`, `peer_undelivered_msat`) count the estimated fee in, or the real one once lnd has told it.
+- A gauge without a value is absent rather than 0.
 - The usual `process_*` and `python_*` metrics of the Prometheus client library are there too.
 """
 
 
 def metrics_markdown() -> str:
-    """Give the text of docs/metrics.md."""
+    """Return the text of docs/metrics.md."""
     parts = [_INTRODUCTION]
     for group, specs in groupby(SPECS, key=lambda spec: spec.group):
         parts.append(
@@ -87,37 +64,34 @@ def _row(spec: MetricSpec) -> str:
     return f"| `{spec.full_name}` | {spec.kind} | {labels} | {spec.help} |\n"
 
 
+_EXPLAINED = {
+    "cause": "; its quote was refused, or it gave none or, a node, no answer",
+    "how": "; it waits for the purchase under way, got the answer again, or was told that the answer is lost",
+    "outcome": "; as known when the call ended",
+    "payment": "; the same word as in the header `X-Lcp-Payment`",
+    "refund": "; given back at once, over a limit, or decided by the operator",
+    "source": "; a Lightning peer, or a virtual node",
+    "why": ": more than its credential may have, more bytes than all may, or older than `stored_for_s`",
+}
+_OPEN = {
+    "endpoint": "the template of the route, such as `/v1/chat/completions`",
+    "model": f"a model that a provider offers or has offered, `{AUTO}` where the request leaves the choice to the gateway, or `other`",
+    "node": f"the name of a virtual node in the configuration, at most {MAX_NODES}",
+    "peer": f"the provider's id: a peer's 66 hexadecimal digits or a virtual node's `{NODE_PREFIX}NAME`; or `other`",
+    "protocol": "the version of the protocol that the daemon speaks",
+    "python": "the version of Python",
+    "status": "the HTTP status",
+    "stream": "`true` when the client asked for a stream, else `false`",
+    "version": "the version of the gateway",
+}
+_NEVER_OTHER = frozenset({"outcome", "payment", "source", "state", "to"})
+
+
 def _label_values() -> dict[str, str]:
-    return {
-        "cause": f"{_words(FAILOVER_CAUSES)}, `other`; its quote was refused, or it gave none or, a node, no answer",
-        "code": f"{_words(GRPC_CODES)}, `other`",
-        "endpoint": "the template of the route, such as `/v1/chat/completions`",
-        "ended_as": f"{_words(BACKGROUND_STATUSES)}, `other`",
-        "how": f"{_words(REPEATS)}, `other`; it waits for what is being bought, got the answer again, or was told that it is gone",
-        "method": f"{_words(GRPC_METHODS)}, `other`",
-        "mismatch": f"{_words(MISMATCHES)}, `other`",
-        "model": f"a model that a provider offers or has offered, `{AUTO}` where the request leaves the choice to the gateway, or `other`",
-        "node": f"the name of a virtual node in the configuration, at most {MAX_NODES}",
-        "outcome": f"{_words(OUTCOMES)}; what was known when the call ended",
-        "payment": f"{_words(VERDICTS)}; the same word as in the header `X-Lcp-Payment`",
-        "peer": f"the provider's id: a peer's 66 hexadecimal digits or a virtual node's `{NODE_PREFIX}NAME`; or `other`",
-        "period": f"{_words(PERIODS)}, `other`",
-        "phase": f"{_words(PHASES)}, `other`",
-        "protocol": "the version of the protocol that the daemon speaks",
-        "python": "the version of Python",
-        "reason": f"{_words(REASONS)}, `other`",
-        "why": f"{_words(REMOVED)}: more than its credential may have, more bytes than all may, older than is kept; `other`",
-        "refund": f"{_words(REFUNDS)}, `other`; given back at once, over a limit, or decided by the operator",
-        "result": f"{_words(RECONCILED)}, `other`",
-        "source": f"{_words(SOURCES)}; a Lightning peer, or a virtual node",
-        "state": f"{_words(CHANNEL_STATES)}",
-        "status": "the HTTP status",
-        "stream": "`true` when the client asked for a stream, else `false`",
-        "task": f"{_words(TASKS)}, `other`",
-        "to": f"{_words(CHANGES)}",
-        "version": "the version of the gateway",
-    }
-
-
-def _words(values: tuple[str, ...]) -> str:
-    return ", ".join(f"`{value}`" for value in values)
+    """Return a description of the values of every label, by the label's name."""
+    values = dict(_OPEN)
+    for label, words in LABEL_WORDS.items():
+        shown = ", ".join(f"`{word}`" for word in words)
+        other = "" if label in _NEVER_OTHER else ", `other`"
+        values[label] = shown + other + _EXPLAINED.get(label, "")
+    return dict(sorted(values.items()))

@@ -27,7 +27,7 @@ class KnownLabels:
         self._values: set[str] = set()
 
     def admit(self, values: Collection[str]) -> list[str]:
-        """Let values in, sorted, while there is room; give those that are new."""
+        """Admit values, sorted, while there is room; return those that are new."""
         added: list[str] = []
         for value in sorted(set(values) - self._values):
             if len(self._values) >= self._limit:
@@ -38,7 +38,7 @@ class KnownLabels:
         return added
 
     def fold(self, value: str) -> str:
-        """Give the value itself when it was admitted, else ``other``."""
+        """Return the value when it was admitted, else ``other``."""
         return value if value in self._values else OTHER
 
 
@@ -48,11 +48,11 @@ def _is_fit(value: str) -> bool:
 
 
 ABSENT = float("nan")
-"""The value of a gauge that has nothing to tell: it is left out of the exposition."""
+"""The value of a gauge that is left out of the exposition."""
 
 
 class LoopCounter(Counter):
-    """A counter that is counted by one thread, the event loop's: it needs no lock, and most calls carry no exemplar."""
+    """A counter of one thread, the event loop's: it needs no lock, and most calls carry no exemplar."""
 
     def inc(self, amount: float = 1, exemplar: dict[str, str] | None = None) -> None:
         """Add an amount."""
@@ -63,7 +63,7 @@ class LoopCounter(Counter):
 
 
 class LoopHistogram(Histogram):
-    """A histogram that is observed by one thread, as above; its bucket is found without looking at all before it."""
+    """A histogram of one thread, as above; its bucket is found by bisection."""
 
     def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
         """Count an amount in."""
@@ -94,7 +94,7 @@ class Families:
 
 
 class Exposed(Collector):
-    """A view of a registry without what tells nothing: ``_created`` series, and gauges that are ``ABSENT``.
+    """A view of a registry without ``_created`` series and gauges that are ``ABSENT``.
 
     The client library's own switch for ``_created`` is a global of the process.
     """
@@ -103,7 +103,7 @@ class Exposed(Collector):
         self._registry = registry
 
     def collect(self) -> Iterator[Metric]:
-        """Give the families that are exposed."""
+        """Yield the families that are exposed."""
         for metric in self._registry.collect():
             metric.samples = [
                 sample

@@ -1,4 +1,4 @@
-"""The table of metrics: every name, label, bucket and help text of the gateway's own metrics, once."""
+"""The table of metrics: every name, label, label value, bucket and help text of the gateway's own metrics, once."""
 
 import enum
 from collections.abc import Mapping
@@ -116,16 +116,16 @@ SPECS: tuple[MetricSpec, ...] = (
     MetricSpec("peers", _G, "snapshot_age_seconds", "Age of the snapshot of peers, worked out at each scrape; since the start of the gateway as long as there is none."),
     MetricSpec("peers", _C, "snapshots_total", "Snapshots of peers taken since the start."),
     # routing
-    MetricSpec("routing", _C, "routing_choices_total", "Decisions of auto, by the provider that was put first and its kind; another may be bought from, where that falls out or several are asked.", ("source", "peer")),
+    MetricSpec("routing", _C, "routing_choices_total", "Decisions of auto, by the provider that was put first and its kind; another may be bought from, where that one fails or several are asked.", ("source", "peer")),
     MetricSpec("routing", _H, "routing_score", "Scores of the choices that were taken: 1 is the best that a provider and its model can be.", ("source",), _SCORE_BUCKETS),
-    MetricSpec("routing", _C, "failovers_total", "Providers that fell out of a purchase before anything was paid, so that the next was asked, by cause and by what kind they are.", ("cause", "source")),
+    MetricSpec("routing", _C, "failovers_total", "Providers that failed a purchase before anything was paid, so that the next was asked, by cause and by what kind they are.", ("cause", "source")),
     MetricSpec("routing", _G, "provider_first_byte_seconds", "Time that a provider takes to the first byte, a decayed average of what was measured, for the model that was measured last. Absent until there is one.", ("source", "peer")),
-    MetricSpec("routing", _G, "provider_tokens_per_second", "Tokens a second, reckoned from bytes, in the same manner. Absent until there is one.", ("source", "peer")),
+    MetricSpec("routing", _G, "provider_tokens_per_second", "Tokens a second, estimated from bytes, in the same manner. Absent until there is one.", ("source", "peer")),
     MetricSpec("routing", _G, "node_up", "1 while a virtual node answers and takes part in the choice, else 0.", ("node",)),
     MetricSpec("routing", _C, "node_changes_total", "Times that a virtual node went away or came back; how it was found at first is not one.", ("node", "to")),
     # stored items
     MetricSpec("stored", _G, "stored_items", "Responses and chat completions that are stored for clients.", ()),
-    MetricSpec("stored", _G, "stored_bytes", "Memory that they are reckoned to take.", ()),
+    MetricSpec("stored", _G, "stored_bytes", "Memory that they are estimated to take.", ()),
     MetricSpec("stored", _C, "stored_removed_total", "Stored items that went without having been deleted: too many of a credential, too many bytes in all, or too old.", ("why",)),
     MetricSpec("stored", _C, "not_stored_total", "Answers that were to be stored and could not be: too large, no longer held at their end, compressed, or without an id.", ()),
     MetricSpec("stored", _G, "background_jobs_running", "Responses that are worked on in the background.", ()),
@@ -142,12 +142,12 @@ SPECS: tuple[MetricSpec, ...] = (
     MetricSpec("process", _G, "lcpd_transport", "Always 1; the label tells how calls reach the daemon: direct or grpcio.", ("transport",)),
     MetricSpec("process", _G, "build_info", "Always 1; the labels tell what is running.", ("version", "python", "protocol")),
 )  # fmt: skip
-"""To add a metric, add a row here and one method to ``Metrics``; docs and checks of the dashboard follow by themselves."""
+"""To add a metric, add a row here and one method to ``Metrics``; the docs and the checks of the dashboard follow."""
 
 BY_NAME: Mapping[str, MetricSpec] = MappingProxyType({spec.name: spec for spec in SPECS})
 
 OTHER = "other"
-"""The label value that everything unexpected is folded into."""
+"""The label value that every unexpected one is folded into."""
 
 OUTCOMES = ("settled", "unknown", "not_paid")
 VERDICTS = ("none", "settled", "unknown")
@@ -234,3 +234,49 @@ GRPC_METHODS = (
     "CancelJob",
 )
 GRPC_CODES = tuple(UpstreamStatus)
+
+LABEL_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "cause": FAILOVER_CAUSES,
+        "code": GRPC_CODES,
+        "ended_as": BACKGROUND_STATUSES,
+        "how": REPEATS,
+        "method": GRPC_METHODS,
+        "mismatch": MISMATCHES,
+        "outcome": OUTCOMES,
+        "payment": VERDICTS,
+        "period": PERIODS,
+        "phase": PHASES,
+        "reason": REASONS,
+        "refund": REFUNDS,
+        "result": RECONCILED,
+        "source": SOURCES,
+        "state": CHANNEL_STATES,
+        "task": TASKS,
+        "to": CHANGES,
+        "why": REMOVED,
+    }
+)
+"""The values of each label that has a fixed list of them; others are counted as ``other``."""
+
+WITHOUT_OTHER = frozenset({"code", "method", "outcome", "source", "state", "to"})
+"""Those of them for which ``other`` is not exposed until it is counted."""
+
+ABSENT_AT_FIRST = (
+    "outstanding_unknown_msat",
+    "outstanding_unknown_purchases",
+    "oldest_unknown_age_seconds",
+    "lnd_up",
+    "lnd_synced",
+    "lnd_local_balance_msat",
+    "lnd_fees_missing",
+    "customers",
+    "customers_balance_msat",
+    "customers_held_msat",
+    "keys_age_seconds",
+    "keys_stale",
+    "settlements_leader",
+    "refunds_withheld",
+    "refunds_withheld_msat",
+)
+"""The gauges that are left out of the exposition until they are set."""

@@ -5,8 +5,7 @@ import math
 import pytest
 
 from lcp_gateway.telemetry.metric_table import FAILOVER_CAUSES, PREFIX, SOURCES
-from lcp_gateway.telemetry.metrics import MAX_PEERS, Metrics
-from lcp_gateway.telemetry.routing import MAX_NODES
+from lcp_gateway.telemetry.metrics import MAX_NODES, MAX_PEERS, Metrics
 
 ALICE, NODE = "02" + "a" * 64, "node:n1"
 CHAT = "/v1/chat/completions"
