@@ -9,13 +9,13 @@ from types import FrameType, TracebackType
 from typing import Final, Self
 
 
-async def watch_loop(note_lag: Callable[[float], None], *, interval_s: float = 1.0) -> None:
-    """Call ``note_lag`` with the lateness in seconds of a timer set every ``interval_s``, until cancelled."""
+async def watch_loop(on_lag: Callable[[float], None], *, interval_s: float = 1.0) -> None:
+    """Call ``on_lag`` with the lateness in seconds of a timer set every ``interval_s``, until cancelled."""
     loop = asyncio.get_running_loop()
     while True:
         due = loop.time() + interval_s
         await asyncio.sleep(interval_s)
-        note_lag(max(0.0, loop.time() - due))
+        on_lag(max(0.0, loop.time() - due))
 
 
 _FRAMES: Final = 6
@@ -23,10 +23,10 @@ _CLOSE_S: Final = 2.0
 
 
 class SlowCallbacks:
-    """Tells of each stretch in which the event loop of this thread ran nothing else, while the ``with`` block lasts.
+    """Reports each callback that holds up this thread's event loop for longer than a limit, within the ``with`` block.
 
-    ``on_slow`` is called in a thread of its own with the seconds that it took, at least, and with the innermost frames as they
-    were when the limit was reached ("file:line function", the innermost first).
+    ``on_slow`` is called in a thread of its own with the seconds it took, at least, and with the innermost frames when
+    the limit was reached ("file:line function", the innermost first).
     """
 
     def __init__(self, limit_s: float, on_slow: Callable[[float, list[str]], None]) -> None:
@@ -39,7 +39,7 @@ class SlowCallbacks:
         self._thread = threading.Thread(target=self._run, name="slow-callbacks", daemon=True)
 
     def __enter__(self) -> Self:
-        """Begin to watch."""
+        """Start the thread."""
         self._thread.start()
         return self
 
@@ -49,7 +49,7 @@ class SlowCallbacks:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End it."""
+        """Stop the thread."""
         self._ended.set()
         self._thread.join(_CLOSE_S)
 

@@ -1,4 +1,4 @@
-"""The last defence of the logs: whatever reaches a line is bounded, and nothing in it may be a prompt, an output or a key."""
+"""The last defence of the logs: every value in a line is bounded, and none may be a prompt, an output or a key."""
 
 import math
 import sys
@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 MAX_TEXT = 512
-"""Characters of one value; longer ones are cut and say so."""
+"""Characters of one value; longer ones are cut."""
 MAX_FIELDS = 40
 """Fields of one line, apart from those that every line has."""
 MAX_ITEMS = 16
@@ -16,9 +16,9 @@ MAX_ITEMS = 16
 MAX_ITEM_TEXT = 256
 """Characters of one of them."""
 MAX_FRAMES = 6
-"""Places in the code that an error names, innermost last."""
+"""Frames of an error's traceback, innermost last."""
 
-# What a field might be called that holds what a client said, what a provider answered, or a secret.
+# Names of fields that could hold a client's text, a provider's, or a secret.
 FORBIDDEN = frozenset(
     {
         "api_keys",
@@ -72,7 +72,7 @@ _SCALARS = (int, bool, type(None))
 
 
 def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """Give the line's fields without the forbidden ones, each made small and plain. A processor of structlog."""
+    """Return the line's fields without the forbidden ones, each bounded and plain. A processor of structlog."""
     if len(event) > MAX_FIELDS:
         for name in [name for name in event if name not in _ESSENTIAL][MAX_FIELDS:]:
             del event[name]
@@ -97,17 +97,17 @@ def _is_forbidden(name: str) -> bool:
 
 
 def cut(text: str, limit: int = MAX_TEXT) -> str:
-    """Give the text, or its beginning and how many characters are missing."""
+    """Return the text, or its beginning with the number of characters cut."""
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit} more)"
 
 
 def describe_error(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> Mapping[str, Any]:
-    """Replace ``exc_info`` by the error's type and the places it passed. A processor of structlog.
+    """Replace ``exc_info`` by the error's type and the frames it passed. A processor of structlog.
 
-    Neither the error's message nor a local variable is shown: either may quote what a client sent. A caller that
-    knows the message to be fit for a log passes it as a field of its own.
+    Neither the error's message nor a local variable is shown: either may quote a client. A caller that knows the
+    message to be fit for a log passes it as a field of its own.
     """
     found = event.pop("exc_info", None)
     if not found:
@@ -141,11 +141,11 @@ def _places(traceback: TracebackType | None) -> str:
 
 
 def _plain(value: object) -> object:
-    """Give a scalar or a short list of scalars for any value; what has no plain form becomes the name of its type."""
+    """Return a scalar or a short list of scalars for any value; one without a plain form becomes its type's name."""
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else str(value)
     if isinstance(value, str):
-        # A subclass (an enum's member) is told by its text.
+        # A subclass, such as an enum's member, becomes its text.
         return cut(str(value))
     if isinstance(value, int):
         return int(value)

@@ -17,10 +17,10 @@ from lcp_gateway.constants import MSAT_PER_SAT
 from lcp_gateway.telemetry.log_redaction import cut, describe_error, redact
 
 MOST_CHARACTERS = 160
-"""No line of a request, and none that only informs, is longer."""
+"""The longest line of a request, and of level info."""
 
 _REQUESTS = "request"
-# What a request was decided by is for machines, and for those who ask for more by ``verbose``.
+# Details of decisions are for machines, and for ``verbose``.
 _NOT_SHOWN = frozenset({"routing decision", "quotes compared"})
 _LONG_ID = re.compile(r"\b((?:req_|key_|node:)?[0-9a-f]{8})[0-9a-f]{12,}\b")
 _COMMON_FIELDS = frozenset({"timestamp", "level", "event", "logger", "request_id", "exception"})
@@ -33,7 +33,7 @@ def brief_line(event: MutableMapping[str, Any], *, colors: bool) -> str:
     """Write an event as one short line.
 
     Raises:
-        DropEvent: it is nothing for a terminal.
+        DropEvent: it is not for a terminal.
     """
     if event["event"] in _NOT_SHOWN:
         raise DropEvent
@@ -104,16 +104,16 @@ _LEVELS = {
 
 # What orjson takes, and what nearly every reader of JSON takes with it.
 _MAX_JSON_INTEGER_BITS = 63
-# Longer numbers than this are told by their size: Python itself refuses to write out the longest.
+# Longer numbers are replaced by their size: Python itself refuses to write out the longest.
 _MAX_TEXT_INTEGER_BITS = 1024
 
 
 def configure_logging(level: str, fmt: LogFormat, *, stream: TextIO | None = None) -> None:
-    """Set up the logs of this process; to be called once, by whatever starts it.
+    """Set up the logs of this process; to be called once, at its start.
 
-    ``stream`` is standard error when none is given. ``auto`` is the console when the stream is a terminal, else JSON. On a
-    terminal the lines are short, unless the level is debug.
-    What other libraries log through the standard library comes out the same way, from warnings upward.
+    ``stream`` is standard error by default. ``auto`` is the console when the stream is a terminal, else JSON. On a
+    terminal the lines are short, unless the level is debug. Records of the standard library's ``logging`` come out the
+    same way, from warnings upward.
 
     Raises:
         ValueError: the level or the format has an unknown name.
@@ -127,7 +127,6 @@ def configure_logging(level: str, fmt: LogFormat, *, stream: TextIO | None = Non
     if not as_console:
         render: Processor = _render_json
     elif is_terminal and threshold > logging.DEBUG:
-        # Somebody watches, and has not asked for everything.
         render = _printable(lambda event: brief_line(event, colors=True))
     else:
         render = _console(colors=is_terminal)
@@ -151,7 +150,7 @@ def configure_logging(level: str, fmt: LogFormat, *, stream: TextIO | None = Non
 
 
 def set_log_level(level: str) -> None:
-    """Let lines from another level upward out, of every logger that was made since ``configure_logging``.
+    """Change the level of every logger that was made since ``configure_logging``.
 
     Raises:
         ValueError: the level has an unknown name.
@@ -162,7 +161,7 @@ def set_log_level(level: str) -> None:
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """Give a logger whose lines say where they come from; it may be made before ``configure_logging`` is called."""
+    """Return a logger whose name is on its lines; it may be made before ``configure_logging`` is called."""
     return cast("FilteringBoundLogger", structlog.get_logger(name))
 
 
@@ -172,7 +171,7 @@ def log_always(log: FilteringBoundLogger, event: str, **fields: object) -> None:
 
 
 def request_context(request_id: str) -> AbstractContextManager[None]:
-    """Put the request's id on every line logged inside the ``with`` block, by whatever task it starts."""
+    """Put the request's id on every line logged inside the ``with`` block, also by tasks that it starts."""
     return bound_contextvars(request_id=request_id)
 
 
@@ -188,7 +187,7 @@ def _filtering(threshold: int) -> "type[FilteringBoundLogger]":
 
 
 def _at_level(loggers: type[Any], threshold: int) -> type[Any]:
-    """Give a class of loggers the methods of a level, for all its loggers at once: below it they do nothing at all.
+    """Set the methods of a class of loggers to those of a level, for all its loggers at once: below it they do nothing.
 
     structlog makes a class for each level and every logger keeps the one that it was first used with, which spares the
     requests a look at the level with every line that is not written.
@@ -219,7 +218,7 @@ class _LineWriter:
 
 
 class _TextAsBinary:
-    """Lets lines of bytes be written to a stream that takes text only, such as ``io.StringIO``."""
+    """Writes lines of bytes to a stream that takes text only, such as ``io.StringIO``."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -244,7 +243,7 @@ def _add_name(
 
 
 def _render_json(_logger: object, _method: str, event: MutableMapping[str, Any]) -> bytes:
-    # What a person looks for comes first.
+    # The fields that a reader looks for come first.
     event = {
         "timestamp": event["timestamp"],
         "level": event["level"],
@@ -277,11 +276,11 @@ def _console(*, colors: bool) -> Callable[[Any, str, MutableMapping[str, Any]], 
 def _printable(
     write: Callable[[MutableMapping[str, Any]], str],
 ) -> Callable[[Any, str, MutableMapping[str, Any]], bytes]:
-    """Give a renderer whose lines hold nothing that a terminal would obey but what ``write`` puts in."""
+    """Return a renderer whose lines hold no control characters but those of ``write``."""
 
     def render(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> bytes:
         for name, value in event.items():
-            # A model's name is a stranger's text: it must not move the cursor or forge a line.
+            # A model's name is a client's text: it must not move the cursor or forge a line.
             if type(value) is str and not value.isprintable():
                 event[name] = value.encode("unicode_escape").decode("ascii")
         return write(event).encode("utf-8", "backslashreplace")
@@ -290,7 +289,7 @@ def _printable(
 
 
 class _ToStructlog(logging.Handler):
-    """Passes records of the standard library on, without their arguments: those may quote what a client sent."""
+    """Forwards records of the standard library, without their arguments, which may quote a client's text."""
 
     def __init__(self, level: int) -> None:
         super().__init__(level)
@@ -299,7 +298,7 @@ class _ToStructlog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         template = cut(str(record.msg).partition("\n")[0], 200)
         log = self._logger.bind(logger=record.name)
-        # Levels of a library's own making become the nearest that structlog knows.
+        # A library's own levels become the nearest that structlog knows.
         write = log.error if record.levelno >= logging.ERROR else log.warning
         write(template, exc_info=record.exc_info or None)
 

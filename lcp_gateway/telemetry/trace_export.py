@@ -1,4 +1,4 @@
-"""The way of spans to a collector: a thread of its own, a queue that has an end, and few words about what goes wrong."""
+"""The export of spans to a collector: a thread of its own, a bounded queue, and at most one log line a minute."""
 
 import asyncio
 import contextlib
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
 SCOPE: Final = "lcp_gateway"
-"""The name of what makes the spans."""
+"""The name of the spans' instrumentation scope."""
 _PATH: Final = "/v1/traces"
 _QUEUE_SPANS: Final = 4096
 # Small enough that the event loop hardly notices the thread that writes one out.
 _BATCH_SPANS: Final = 128
 _FLUSH_S: Final = 5.0
-# A collector that is away is not waited for.
+# Where the collector is away.
 _FLUSH_AWAY_S: Final = 0.5
-_WORD_EVERY_S: Final = 60.0
+_LOG_EVERY_S: Final = 60.0
 
 
 class ExportCounts:
-    """Counts what becomes of spans, and says so in the log when they are lost: a line a minute at most.
+    """Counts spans that are exported and lost, and logs losses: a line a minute at most.
 
-    ``on_exported`` and ``on_lost`` hear of how many spans, from any thread.
+    ``on_exported`` and ``on_lost`` get numbers of spans, from any thread.
     """
 
     def __init__(
@@ -49,17 +49,17 @@ class ExportCounts:
         self._on_lost = on_lost
         self._log = log
         self._clock = clock
-        # Each written by one thread: those that are put into the queue and left out of it, those taken out and lost.
+        # Each is written by one thread: the loop's counts those queued and dropped, the exporter's those taken and failed.
         self._queued = 0
         self._dropped = 0
         self._taken = 0
         self._failed = 0
-        self._told = 0
-        self._spoke_at = -_WORD_EVERY_S
+        self._logged = 0
+        self._logged_at = -_LOG_EVERY_S
         self.is_away = False
 
     def admit(self) -> bool:
-        """Let one more span into the queue, while there is room."""
+        """Return whether the queue has room for one more span, and count it."""
         if self._queued - self._taken >= _QUEUE_SPANS:
             self._dropped += 1
             self._on_lost(1)
@@ -68,11 +68,11 @@ class ExportCounts:
         return True
 
     def took(self, spans: int) -> None:
-        """Note that spans were taken out of the queue."""
+        """Count spans that were taken out of the queue."""
         self._taken += spans
 
     def ended(self, spans: int, *, well: bool) -> None:
-        """Note how a batch ended."""
+        """Count a batch by its outcome."""
         if well:
             self._on_exported(spans)
         else:
@@ -80,14 +80,14 @@ class ExportCounts:
             self._failed += spans
         self.is_away = not well
         lost = self._failed + self._dropped
-        if lost == self._told or self._clock() - self._spoke_at < _WORD_EVERY_S:
+        if lost == self._logged or self._clock() - self._logged_at < _LOG_EVERY_S:
             return
         self._log.warning(
             "traces are lost",
             problem="the collector takes spans again" if well else "the collector takes no spans",
-            spans=lost - self._told,
+            spans=lost - self._logged,
         )
-        self._spoke_at, self._told = self._clock(), lost
+        self._logged_at, self._logged = self._clock(), lost
 
 
 class _CountingExporter(SpanExporter):
@@ -111,7 +111,7 @@ class _CountingExporter(SpanExporter):
 
 
 class _BoundedProcessor(BatchSpanProcessor):
-    """A queue that turns spans away when it is full, and never waits."""
+    """A queue that drops spans when it is full, and never waits."""
 
     def __init__(self, exporter: SpanExporter, counts: ExportCounts) -> None:
         super().__init__(
@@ -127,7 +127,7 @@ class _BoundedProcessor(BatchSpanProcessor):
 
 
 class TraceExport:
-    """Where spans go: ``endpoint`` is a collector's base URL, or that of its traces."""
+    """Exports spans to ``endpoint``, a collector's base URL, or that of its traces."""
 
     def __init__(
         self,
@@ -159,17 +159,17 @@ class TraceExport:
         )
         self._provider.add_span_processor(_BoundedProcessor(exporter, counts))
         self.tracer: Tracer = self._provider.get_tracer(SCOPE, version)
-        # All that is worth a line is told by the counts; what the libraries would add is one for each try.
+        # Losses are logged by the counts; the libraries would add a line for each try.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
 
     async def close(self) -> None:
-        """Send what is still there, for so long as that may take, and no longer."""
+        """Export the spans in the queue, within a time limit."""
         closed = asyncio.Event()
         loop = asyncio.get_running_loop()
 
         def close() -> None:
             self._provider.shutdown()
-            # Once nobody waits any more the loop may be gone.
+            # After the time limit the loop may be gone.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(closed.set)
 
@@ -179,11 +179,13 @@ class TraceExport:
             async with asyncio.timeout(_FLUSH_AWAY_S if self._counts.is_away else _FLUSH_S):
                 await closed.wait()
         except TimeoutError:
-            # Whatever is being tried again is given up.
+            # Retries are given up.
             self._exporter.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _resource(version: str) -> Resource:
-    """Say who traces; what OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say comes first."""
-    said = OTELResourceDetector().detect().attributes
-    return Resource.create({"service.name": "lcp-gateway", "service.version": version, **said})
+    """Return the resource of the spans; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence."""
+    from_environment = OTELResourceDetector().detect().attributes
+    return Resource.create(
+        {"service.name": "lcp-gateway", "service.version": version, **from_environment}
+    )

@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry. Needs the extra ``tracing``; whoever imports this has been asked for traces."""
+"""Traces by OpenTelemetry; imported only where a collector is configured, since it needs the extra ``tracing``."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -30,7 +30,7 @@ _CANCELLED: Final = "cancelled"
 
 
 class SpanStep(Protocol):
-    """A step that has a span: its name, and whether somebody else is called for it."""
+    """A step that has a span: its name, and whether it is a call to another server."""
 
     @property
     def value(self) -> str:
@@ -39,12 +39,12 @@ class SpanStep(Protocol):
 
     @property
     def is_call(self) -> bool:
-        """Whether the span is a client's."""
+        """Whether its span is of the kind client."""
         ...
 
 
 class _CurrentSpan:
-    """A span that is the present one within its block, and ends with it."""
+    """A span that is the current one within its block, and ends with it."""
 
     __slots__ = ("_error_type", "_span", "_token")
 
@@ -58,7 +58,7 @@ class _CurrentSpan:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        # By now something may have been paid for: whatever is wrong with a trace must not stand in its way.
+        # By now a result may have been paid for: an error of a trace must not stop it.
         with suppress(Exception):
             if self._token is not None:
                 detach(self._token)
@@ -81,13 +81,13 @@ class _CurrentSpan:
 
     def failed(self, why: str) -> None:
         self._span.set_attribute(_ERROR_TYPE, why)
-        # What nobody wants any more has not failed.
+        # A cancelled step has not failed.
         if why != _CANCELLED:
             self._span.set_status(StatusCode.ERROR)
 
 
 class _NoSpan:
-    """A span that is not recorded, nor made: the present one stays what it is."""
+    """No span: the current one stays."""
 
     __slots__ = ()
 
@@ -108,10 +108,10 @@ _NO_SPAN = _NoSpan()
 
 
 class OtelTracing:
-    """Makes spans with a tracer of OpenTelemetry. Implements the ``Tracing`` that the heart asks for.
+    """Makes spans with a tracer of OpenTelemetry. Implements the ``Tracing`` of purchases.
 
-    ``error_type`` gives the word that a span tells of an error; nothing else of an error is told. What is not sampled
-    costs one span that is never recorded, whose trace is passed on.
+    ``error_type`` returns the one attribute that a span gets of an error. A request that is not sampled costs one span
+    that is never recorded, whose trace context is forwarded.
     """
 
     def __init__(self, tracer: Tracer, error_type: Callable[[BaseException], str]) -> None:
@@ -120,13 +120,13 @@ class OtelTracing:
         self._propagator = TraceContextTextMapPropagator()
 
     def request(self, parents: Sequence[str], states: Sequence[str]) -> _CurrentSpan:
-        """Begin a request's span, below the one that its headers name; headers that are not valid name none."""
+        """Begin a request's span, below the one that its headers name, if they are valid."""
         parent = self._parent(parents, states)
         span = self._tracer.start_span("request", context=parent, kind=SpanKind.SERVER)
         return _CurrentSpan(span, self._error_type)
 
     def span(self, step: SpanStep) -> AbstractContextManager[_CurrentSpan | _NoSpan]:
-        """Begin the span of a step, below the present one."""
+        """Begin the span of a step, below the current one."""
         # Not whether it is recording: a purchase goes on when the span of its request has ended.
         if not get_current_span().get_span_context().trace_flags.sampled:
             return _NO_SPAN
@@ -134,7 +134,7 @@ class OtelTracing:
         return _CurrentSpan(self._tracer.start_span(step.value, kind=kind), self._error_type)
 
     def headers(self) -> Mapping[str, str]:
-        """Give ``traceparent``, and ``tracestate`` if there is one."""
+        """Return ``traceparent``, and ``tracestate`` if there is one."""
         context = get_current_span().get_span_context()
         if not context.is_valid:
             return {}
@@ -145,17 +145,17 @@ class OtelTracing:
         return headers
 
     def origin(self) -> SpanContext | None:
-        """Give the present span's place."""
+        """Return the current span's context."""
         context = get_current_span().get_span_context()
         return context if context.trace_flags.sampled else None
 
     def link(self, origin: object) -> None:
-        """Point to a place that ``origin`` gave."""
+        """Link to a context that ``origin`` returned."""
         if isinstance(origin, SpanContext):
             get_current_span().add_link(origin)
 
     def exemplar(self) -> dict[str, str] | None:
-        """Give what a metric tells of the present trace: its id, or None where it is not recorded."""
+        """Return the labels of an exemplar: the trace's id, or None where it is not recorded."""
         context = get_current_span().get_span_context()
         if not context.trace_flags.sampled:
             return None

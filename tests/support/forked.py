@@ -199,7 +199,7 @@ def _load() -> None:
         "lcp_gateway.app",
         "lcp_gateway.node.server",
         "lcp_gateway.store.database.sqlite",
-        "lcp_gateway.telemetry.log_queue",
+        "lcp_gateway.telemetry.log_output",
         "alembic.context",
     ):
         importlib.import_module(name)

@@ -28,7 +28,7 @@ def serve(config: Path | None, flags: Mapping[str, object]) -> int:
         if background:
             stack.enter_context(background_files(loaded.settings))
         _load_structlog_without_rich()
-        from lcp_gateway.telemetry.log_queue import queued_standard_streams  # noqa: PLC0415 - loads structlog
+        from lcp_gateway.telemetry.log_output import queued_standard_streams  # noqa: PLC0415 - loads structlog
 
         # Before the node is started, which writes to the same standard error.
         streams = stack.enter_context(queued_standard_streams())

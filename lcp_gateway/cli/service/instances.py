@@ -21,7 +21,7 @@ from lcp_gateway.cli.service.pid_file import (
 from lcp_gateway.cli.service.processes import find_process
 from lcp_gateway.config import Settings, parse_host_port
 from lcp_gateway.config.paths import state_folder
-from lcp_gateway.telemetry.log_file import LogFile
+from lcp_gateway.telemetry.log_output import LogFile
 
 INSTANCE_SETTINGS = ("http_addr", "state_dir", "pid_file")
 """The settings that say which gateway is meant."""

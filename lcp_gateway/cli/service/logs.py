@@ -20,7 +20,7 @@ from lcp_gateway.cli.service.instances import (
     read_query,
     run_folder,
 )
-from lcp_gateway.telemetry.log_file import rotated
+from lcp_gateway.telemetry.log_output import rotated
 
 _BLOCK = 64 * 2**10
 

@@ -50,7 +50,7 @@ from lcp_gateway.config import (
 )
 from lcp_gateway.config.addresses import JOURNAL_OFF
 from lcp_gateway.config.sources import CONFIG_VARIABLE
-from lcp_gateway.telemetry.log_file import open_log
+from lcp_gateway.telemetry.log_output import open_log
 
 app = command_app()
 

@@ -6,7 +6,7 @@ import signal
 import threading
 from contextlib import suppress
 
-from lcp_gateway.telemetry.log_file import rotated
+from lcp_gateway.telemetry.log_output import rotated
 from tests.support.background import ended
 from tests.support.node_thread import eventually
 

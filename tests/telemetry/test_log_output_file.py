@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from lcp_gateway.telemetry.log_file import LogFile, open_log, rotated
+from lcp_gateway.telemetry.log_output import LogFile, open_log, rotated
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_what_is_no_file_is_refused(tmp_path):
     for name in ("folder", "link", "pipe"):
         with pytest.raises(OSError, match=name):
             open_log(tmp_path / name)
-    with pytest.raises(OSError, match="no file"):
+    with pytest.raises(OSError, match="not a regular file"):
         open_log("/dev/null")
     assert not (tmp_path / "elsewhere").exists()
 

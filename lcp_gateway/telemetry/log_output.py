@@ -1,27 +1,30 @@
-"""Standard output and error that never make a writer wait: what is written goes through a bounded queue on a thread.
+"""Standard output and error of a gateway: queued, so that no writer waits, and in a file that rotates itself.
 
-A pipe that is not read, a terminal that was stopped or a disk that hangs would otherwise stop the event loop in the
-middle of a log line. Lines that find the queue full are dropped and counted. A descriptor that can be written to without
-waiting, a pipe or a socket, gets a line at once where none is queued: the thread is woken for those that do not fit.
+A pipe that is not read, a stopped terminal or a hanging disk would otherwise stop the event loop in the middle of a log
+line. Lines that find the queue full are dropped and counted. A descriptor that can be written to without waiting, a pipe
+or a socket, gets a line at once where none is queued; the thread writes the others.
 
-Libraries written in C write to the file descriptors themselves, from their own threads. Where a descriptor is a pipe, it is
-replaced by one to the same pipe that does not block, so that their lines are lost instead.
+Libraries written in C write to the file descriptors themselves, from their own threads. Where a descriptor is a pipe, it
+is replaced by one to the same pipe that does not block, so that their lines are lost instead. The file of a process in the
+background stands behind the descriptors, so it takes all of it: log lines, tracebacks, and a C library's last words.
 """
 
 import contextlib
+import errno
 import io
 import os
 import queue
+import re
 import select
 import socket
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TextIO, cast
-
-from lcp_gateway.telemetry.logs import get_logger
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TextIO, cast
 
 _MAX_QUEUED_BYTES: Final = 2**20
 _WRITE_BYTES: Final = 64 * 1024
@@ -40,7 +43,7 @@ class LineQueue:
         on_lost: Callable[[int], None] = lambda _lines: None,
         write_now: Callable[[bytes], int] | None = None,
     ) -> None:
-        """``on_lost`` is told how many lines were lost, once lines can be written again; from the thread.
+        """``on_lost`` gets the number of lines lost, once lines can be written again; from the thread.
 
         ``write_now`` writes to the descriptor what it takes without waiting, and returns how many bytes those were.
         """
@@ -68,7 +71,7 @@ class LineQueue:
             if self._closed or self._queued_bytes + len(data) > self._max_bytes:
                 self._lost += _lines(data)
                 return
-            # Once lines were lost the thread is to say so. It holds its bytes until they are written: lines keep their order.
+            # After a loss the thread reports it. It holds its bytes until they are written: lines keep their order.
             is_first = not self._queued_bytes and self._lost == self._told
             self._queued_bytes += len(data)
             if is_first and self._write_now is not None:
@@ -90,7 +93,7 @@ class LineQueue:
             return 0
 
     def close(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> None:
-        """Write what is queued, for so long at most; what comes later is lost."""
+        """Write the queued lines, within a time limit; later ones are lost."""
         with self._guard:
             self._closed, thread = True, self._thread
         if thread is not None:
@@ -187,11 +190,11 @@ class QueuedStream(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Always UTF-8: what cannot be encoded is escaped."""
+        """Always UTF-8: characters that cannot be encoded are escaped."""
         return "utf-8"
 
     def writable(self) -> bool:
-        """Say that it can be written to."""
+        """Return True."""
         return True
 
     def write(self, text: str, /) -> int:
@@ -200,7 +203,7 @@ class QueuedStream(io.TextIOBase):
         return len(text)
 
     def fileno(self) -> int:
-        """Return the descriptor that the text goes to in the end."""
+        """Return the descriptor that the text is written to."""
         return self._lines.descriptor
 
     def isatty(self) -> bool:
@@ -222,12 +225,12 @@ class StandardStreams:
 
 @contextlib.contextmanager
 def queued_standard_streams() -> Iterator[StandardStreams]:
-    """Send standard output and error through queues for the block, and write what is queued at its end."""
+    """Send standard output and error through queues for the block, and write the queued lines at its end."""
     for descriptor in (1, 2):
         _unblock(descriptor)
     streams = StandardStreams(
         LineQueue(1, write_now=writer_without_waiting(1)),
-        LineQueue(2, on_lost=_tell_lost, write_now=writer_without_waiting(2)),
+        LineQueue(2, on_lost=_log_lost, write_now=writer_without_waiting(2)),
     )
     before = sys.stdout, sys.stderr
     for stream in before:
@@ -243,7 +246,9 @@ def queued_standard_streams() -> Iterator[StandardStreams]:
         streams.error.close()
 
 
-def _tell_lost(lines: int) -> None:
+def _log_lost(lines: int) -> None:
+    from lcp_gateway.telemetry.logs import get_logger  # noqa: PLC0415 - commands that follow a log need none
+
     get_logger("log").warning("log lines were lost: nothing read them", lines=lines)
 
 
@@ -266,7 +271,7 @@ def _unblock(descriptor: int) -> None:
 
 
 def writer_without_waiting(descriptor: int) -> Callable[[bytes], int] | None:
-    """Return what writes to a descriptor as much as it takes at once; None where that cannot be known, as of a disk."""
+    """Return a function that writes as much as a descriptor takes at once; None where that is not known, as of a disk."""
     try:
         found = os.fstat(descriptor)
         if stat.S_ISSOCK(found.st_mode):
@@ -283,3 +288,118 @@ def writer_without_waiting(descriptor: int) -> Callable[[bytes], int] | None:
 
 def _lines(data: bytes) -> int:
     return max(data.count(b"\n"), 1)
+
+
+# -- the file of a process in the background --------------------------------------------------------
+
+STANDARD_STREAMS = (1, 2)
+"""Standard output and standard error."""
+
+_CHECK_INTERVAL_S = 1.0
+
+
+def open_log(path: Path) -> int:
+    """Open a log to append to it, created for its owner alone where it is missing; return the descriptor.
+
+    Raises:
+        OSError: it cannot be written, or is not a regular file.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    handle = os.open(path, flags, 0o600)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    os.set_blocking(handle, True)
+    return handle
+
+
+def rotated(path: Path) -> Sequence[Path]:
+    """Return the rotated files of a log, the newest (``.1``) first."""
+    pattern = re.compile(re.escape(path.name) + r"\.([1-9][0-9]{0,8})")
+    try:
+        names = [one.name for one in path.parent.iterdir()]
+    except OSError:
+        return []
+    found = {int(matched[1]): name for name in names if (matched := pattern.fullmatch(name))}
+    return [path.parent / name for _, name in sorted(found.items())]
+
+
+class LogFile:
+    """Rotates the log of this process while the ``with`` block lasts.
+
+    ``streams`` are the descriptors that lead to it already. At ``max_bytes`` (0: never) it becomes ``.1``, the file of
+    that name ``.2``, and so on; the newest ``keep`` of them are kept. A log that was moved or deleted is begun anew.
+    A descriptor is switched to the new file at once, so no line falls between two files.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_bytes: int,
+        keep: int,
+        streams: Sequence[int] = STANDARD_STREAMS,
+        interval_s: float = _CHECK_INTERVAL_S,
+    ) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._keep = keep
+        self._streams = streams
+        self._interval_s = interval_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log-file", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Start the thread: an event loop that hangs must not fill the disk."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop the thread; the descriptors still lead to the log."""
+        self._ended.set()
+        self._thread.join()
+
+    def rotate_if_due(self) -> None:
+        """Rotate the log if it is due.
+
+        Raises:
+            OSError: it cannot be rotated now; lines go to the old file.
+        """
+        current = os.fstat(self._streams[-1])
+        try:
+            named = self._path.lstat()
+        except FileNotFoundError:
+            named = None
+        if named is None or not os.path.samestat(named, current):
+            self._reopen()
+        elif self._max_bytes and current.st_size >= self._max_bytes:
+            self._rename()
+            self._reopen()
+
+    def _rename(self) -> None:
+        """Rename the log and the rotated files to their next names, and delete those that are not kept."""
+        old = [self._path, *rotated(self._path)]
+        for path in old[self._keep :]:
+            path.unlink()
+        kept = old[: self._keep]
+        for number, path in reversed(list(enumerate(kept, start=1))):
+            path.replace(self._path.with_name(f"{self._path.name}.{number}"))
+
+    def _reopen(self) -> None:
+        handle = open_log(self._path)
+        try:
+            for stream in self._streams:
+                os.dup2(handle, stream)
+        finally:
+            os.close(handle)
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._interval_s):
+            # A full disk, or a folder without permission: tried again, and lines go to the old file meanwhile.
+            with contextlib.suppress(OSError):
+                self.rotate_if_due()

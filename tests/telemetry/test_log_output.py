@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from lcp_gateway.telemetry.log_queue import LineQueue, QueuedStream, writer_without_waiting
+from lcp_gateway.telemetry.log_output import LineQueue, QueuedStream, writer_without_waiting
 from tests.support.node_thread import eventually
 
 PIPE_BYTES = 64 * 1024
@@ -164,7 +164,7 @@ def test_no_writer_of_the_process_is_stopped_by_a_pipe_that_is_full(how, tmp_pat
     }[how]
     program = (
         "import ctypes, subprocess, sys, warnings\n"
-        "from lcp_gateway.telemetry.log_queue import queued_standard_streams\n"
+        "from lcp_gateway.telemetry.log_output import queued_standard_streams\n"
         "libc = ctypes.CDLL(None)\n"
         "warnings.simplefilter('always')\n"
         "with queued_standard_streams():\n"
@@ -188,7 +188,7 @@ def test_no_writer_of_the_process_is_stopped_by_a_pipe_that_is_full(how, tmp_pat
 
 def test_a_program_that_fails_says_so_before_it_ends():
     program = (
-        "from lcp_gateway.telemetry.log_queue import queued_standard_streams\n"
+        "from lcp_gateway.telemetry.log_output import queued_standard_streams\n"
         "with queued_standard_streams():\n    print('hello')\n    raise RuntimeError('it broke')\n"
     )
     done = subprocess.run(
