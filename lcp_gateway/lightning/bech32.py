@@ -1,7 +1,7 @@
 """Bech32 as invoices use it: fast both ways, checksum included, without BIP 173's limit on length.
 
-Symbols are handled as ``bytes`` whose values are 0 to 31. Whatever can be done by ``bytes.translate``, ``int`` and
-the standard library's base32 is done there, in C, and so is the checksum of all but very long texts.
+Symbols are handled as ``bytes`` whose values are 0 to 31. ``bytes.translate``, ``int`` and the standard library's
+base32 do most of the work, in C, and so is the checksum of all but very long texts computed.
 """
 
 from base64 import b32encode
@@ -28,7 +28,7 @@ def _to_symbol_table() -> bytes:
 
 
 def _one_symbol_remainders() -> tuple[int, ...]:
-    """For each value of the five bits that leave the register: what to fold back in."""
+    """For each value of the five bits that leave the register: the bits to fold back in."""
     remainders = []
     for top in range(32):
         folded = 0
@@ -79,7 +79,7 @@ def _polymod(symbols: bytes) -> int:
     """
     if len(symbols) > _MASKED_SYMBOLS:
         return _polymod_of_long(symbols)
-    # A one before the text is what the register starts with.
+    # The one before the text is the register's initial value.
     text = int((b"\1" + symbols).translate(_TO_DIGIT), 32)
     remainder = 0
     for place, mask in _masks():

@@ -1,7 +1,7 @@
 """BOLT11 invoices: read strictly and fast, and written with a signature.
 
-The format is BOLT 11 of the Lightning specification. Where it leaves a choice, this reads what lnd reads, since lnd
-is what pays: of a field that comes twice the first counts, and a hash or key of the wrong length is skipped.
+The format is BOLT 11 of the Lightning specification. Where it leaves a choice, this reads as lnd does, since lnd
+pays: of a field that comes twice the first counts, and a hash or key of the wrong length is skipped.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from coincurve.ecdsa import cdata_to_der, deserialize_recoverable, recoverable_c
 from lcp_gateway.lightning import bech32
 
 MAX_INVOICE_CHARACTERS: Final = 7089
-"""Longer invoices are refused, as lnd does: it is what fits in a QR code."""
+"""Longer invoices are refused, as by lnd: a QR code holds no more."""
 
 DEFAULT_EXPIRY_S: Final = 3600
 DEFAULT_MIN_FINAL_CLTV: Final = 18
 DEFAULT_FEATURES: Final = 1 << 8 | 1 << 14 | 1 << 17 | 1 << 25
-"""What lnd 0.20 sets: onion TLVs and payment secret required, multi-path and blinded paths supported."""
+"""The bits that lnd 0.20 sets: onion TLVs and payment secret required, multi-path and blinded paths supported."""
 
 _MSAT_PER_BTC = 100_000_000_000
 _MSAT_PER_UNIT = {b"m": 100_000_000, b"u": 100_000, b"n": 100}
@@ -55,7 +55,7 @@ class InvoiceError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Invoice:
-    """What an invoice says, its signature checked.
+    """An invoice, its signature checked.
 
     ``network`` is the prefix ("bc", "tb", "tbs", "bcrt", "sb"), ``amount_msat`` None when the payer chooses,
     ``timestamp`` Unix seconds, ``payee`` 66 lower-case hex digits, hashes and secret 32 bytes, ``features`` a
@@ -83,10 +83,10 @@ class Invoice:
 def decode(payment_request: str) -> Invoice:
     """Read an invoice, in lower or upper case, and check its checksum and signature.
 
-    Whether it is due, expired or from the right payee is for the caller to say.
+    Expiry and payee are for the caller to check.
 
     Raises:
-        InvoiceError: it is malformed, or its signature does not hold. No other error leaves here.
+        InvoiceError: it is malformed, or its signature does not hold. No other error is raised.
     """
     if len(payment_request) > MAX_INVOICE_CHARACTERS:
         raise InvoiceError("the invoice is too long")
@@ -186,7 +186,7 @@ def encode(
 
 
 def with_signature(payment_request: str, signature: bytes) -> str:
-    """Give a lower-case invoice another signature (64 bytes and a recovery id), valid or not; a tool of tests.
+    """Return a lower-case invoice with another signature (64 bytes and a recovery id), valid or not; for simulated faults.
 
     Raises:
         InvoiceError: there is no room for a signature, or it has not 65 bytes.
@@ -245,7 +245,7 @@ def _write_amount(amount_msat: int | None) -> bytes:
 
 
 def _read_fields(signed: bytes) -> dict[int, bytes]:
-    """Give the symbols of each known field by its type; the first of each counts."""
+    """Return the symbols of each field by its type; the first of each counts."""
     fields: dict[int, bytes] = {}
     at, end = _TIMESTAMP_SYMBOLS, len(signed)
     while at < end:
@@ -287,7 +287,7 @@ def _read_description(symbols: bytes | None) -> str | None:
 
 
 def _check_signature(digest: bytes, signature: bytes, stated: bytes | None) -> str:
-    """Give the payee's key as hex: the one stated if there is one, else the one that the signature reveals."""
+    """Return the payee's key as hex: the stated one, else the one that the signature reveals."""
     if signature[64] > _MAX_RECOVERY_ID:
         raise InvoiceError("the invoice's recovery id is out of range")
     payee = _read_bytes(stated, "payee")

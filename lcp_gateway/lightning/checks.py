@@ -1,7 +1,7 @@
-"""What a quote must prove before it is paid: its terms are for this task, and its invoice is for these terms.
+"""Checks of a quote before it is paid: its terms are for this task, and its invoice is for these terms.
 
-A peer's word is taken for nothing that can be recomputed. The rules are those that the daemon applies, plus the ones
-that it leaves out: the network and the terms themselves.
+Everything that can be recomputed is. The rules are those of the daemon, plus two that it leaves out: the network and
+the terms themselves.
 """
 
 import enum
@@ -17,7 +17,7 @@ from lcp_gateway.purchase.order import Task
 from lcp_gateway.purchase.quote import Quote
 
 EXPIRY_SLACK_S: Final = 5
-"""How much longer than its quote an invoice may be payable; what the protocol's own daemon allows."""
+"""How much longer than its quote an invoice may be payable, as the protocol's own daemon allows."""
 
 PROTOCOL_VERSIONS: Final = frozenset({2})
 """The versions whose terms can be recomputed here."""
@@ -48,18 +48,18 @@ MISMATCH_TEXTS: Final[Mapping[Mismatch, str]] = MappingProxyType(
         Mismatch.MALFORMED: "its invoice cannot be read",
         Mismatch.SIGNATURE: "its invoice's signature does not hold",
         Mismatch.NETWORK: "its invoice is for another network",
-        Mismatch.PAYEE: "its invoice pays somebody else",
+        Mismatch.PAYEE: "its invoice pays another node",
         Mismatch.AMOUNT: "its invoice asks another amount than the price",
         Mismatch.DESCRIPTION_HASH: "its invoice is for other terms",
         Mismatch.EXPIRY: "its invoice stays payable after the quote has ended",
         Mismatch.EXPIRED: "its invoice has expired",
     }
 )
-"""Each mismatch in a few words, to follow "the quote was refused: "."""
+"""Each mismatch as text, to follow "the quote was refused: "."""
 
 
 class QuoteMismatch(Refused):
-    """The quote is not what it says it is; nothing was paid. ``reason`` says in which respect."""
+    """A quote failed a check; nothing was paid. ``reason`` names the check."""
 
     code = "quote_mismatch"
 
@@ -72,7 +72,7 @@ class QuoteMismatch(Refused):
 
 
 def check_quote(task: Task, quote: Quote, now: datetime, *, network: str | None = None) -> Invoice:
-    """Check a quote against the task's own bytes, and its invoice against the quote; give the invoice.
+    """Check a quote against the task's own bytes, and its invoice against the quote; return the invoice.
 
     ``now`` is aware UTC; ``network`` is an invoice's prefix (one of ``NETWORKS``), or None to take any.
 
@@ -93,7 +93,7 @@ def check_quote(task: Task, quote: Quote, now: datetime, *, network: str | None 
             model=task.model,
         )
     except ValueError:
-        # Terms that cannot be written down have no hash, and so not this one either.
+        # Terms that do not fit their fields have no hash.
         recomputed = b""
     if recomputed != quote.terms_hash:
         raise QuoteMismatch(Mismatch.TERMS_HASH, quote=quote)
@@ -124,7 +124,7 @@ def mismatches(
     quote_expiry: int,
     network: str | None = None,
 ) -> Iterator[Mismatch]:
-    """Give each respect in which an invoice does not fit its terms, whatever the time; none when all is well.
+    """Yield each check that an invoice fails against its terms, whatever the time; none when it fits.
 
     ``payee`` is 66 lower-case hex digits, ``quote_expiry`` Unix seconds, ``network`` a prefix or None for any.
     """
@@ -142,5 +142,5 @@ def mismatches(
 
 
 def mismatch_of(error: InvoiceError) -> Mismatch:
-    """Tell an invoice whose signature fails from one that cannot be read at all."""
+    """Return whether an invoice's signature fails, or it cannot be read at all."""
     return Mismatch.SIGNATURE if "signature does not hold" in str(error) else Mismatch.MALFORMED

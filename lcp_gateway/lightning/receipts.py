@@ -21,7 +21,7 @@ from lcp_gateway.lightning.checks import (
     mismatch_of,
     mismatches,
 )
-from lcp_gateway.lightning.terms import CONTENT_ENCODING, CONTENT_TYPE
+from lcp_gateway.lightning.terms import hash_terms
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.quote import Quote
@@ -55,10 +55,9 @@ class ReceiptError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What is known of one purchase.
+    """One purchase.
 
-    Hashes and the preimage are 32 bytes; what is not known is None. ``times`` gives when each state was reached, in
-    aware UTC.
+    Hashes and the preimage are 32 bytes, unknown fields None. ``times`` holds when each state was reached, in aware UTC.
     """
 
     quote: Quote
@@ -76,12 +75,12 @@ class Receipt:
 
     @property
     def verdict(self) -> Verdict:
-        """What happened to the money."""
+        """The verdict on the money."""
         return VERDICTS[self.state]
 
 
 def document(receipt: Receipt) -> dict[str, object]:
-    """Give the receipt as a JSON object: hashes as lower-case hex, amounts in msat, times in RFC 3339 and UTC."""
+    """Return the receipt as a JSON object: hashes as lower-case hex, amounts in msat, times in RFC 3339 and UTC."""
     quote = receipt.quote
     return {
         "object": OBJECT,
@@ -237,23 +236,8 @@ def _time(value: object, name: str) -> datetime:
     return at
 
 
-__all__ = [
-    "FindingOutcome",
-    "FindingSubject",
-    "Receipt",
-    "ReceiptError",
-    "ReceiptFinding",
-    "document",
-    "read_receipt",
-    "verify_receipt",
-]
-
-_ONE_BYTE_BIGSIZE = 0xFD
-_TWO_BYTE_BIGSIZE = 0x1_0000
-
-
 class FindingSubject(enum.StrEnum):
-    """What a finding is about."""
+    """The subject of a finding."""
 
     SHAPE = "shape"
     VERDICT = "verdict"
@@ -270,17 +254,17 @@ class FindingSubject(enum.StrEnum):
 
 
 class FindingOutcome(enum.StrEnum):
-    """What a check came to."""
+    """The outcome of a check."""
 
     OK = "ok"
     FAILED = "failed"
     UNPROVEN = "unproven"
-    """The receipt may be right, and holds nothing that would show it."""
+    """The receipt may be right, and holds no proof of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReceiptFinding:
-    """The outcome of one check, in words for people."""
+    """The outcome of one check, with a sentence for the reader."""
 
     subject: FindingSubject
     outcome: FindingOutcome
@@ -303,9 +287,9 @@ _INVOICE_FINDINGS = MappingProxyType(
 def verify_receipt(
     fields: Mapping[str, object], *, request: bytes | None = None, result: bytes | None = None
 ) -> list[ReceiptFinding]:
-    """Recompute everything in a receipt that can be recomputed; never raises for what the document holds.
+    """Recompute everything in a receipt that can be recomputed; never raises, whatever the document holds.
 
-    ``request`` and ``result`` are the bytes themselves, for whoever has them.
+    ``request`` and ``result`` are the bytes themselves, where the caller has them.
     """
     try:
         receipt = read_receipt(fields)
@@ -334,7 +318,7 @@ def verify_receipt(
 
 
 def is_sound(findings: Sequence[ReceiptFinding]) -> bool:
-    """Tell whether nothing in a receipt was found to be wrong."""
+    """Return whether no check of a receipt failed."""
     return all(finding.outcome is not FindingOutcome.FAILED for finding in findings)
 
 
@@ -349,7 +333,17 @@ def _about_verdict(receipt: Receipt, stated: object) -> Iterator[ReceiptFinding]
 
 def _about_terms(receipt: Receipt) -> Iterator[ReceiptFinding]:
     quote = receipt.quote
-    recomputed = _terms_hash(receipt)
+    recomputed = hash_terms(
+        # A version of more than 16 bits is unknown, whatever its hash.
+        protocol_version=quote.protocol_version & 0xFFFF,
+        job_id=quote.job_id,
+        price_msat=quote.price_msat,
+        quote_expiry=int(quote.expires_at.timestamp()),
+        task_kind=receipt.kind.value,
+        request_sha256=receipt.request_sha256,
+        request_bytes=receipt.request_bytes,
+        model=receipt.model,
+    )
     known = quote.protocol_version in PROTOCOL_VERSIONS
     yield _finding(
         FindingSubject.TERMS_HASH,
@@ -440,39 +434,3 @@ def _finding(subject: FindingSubject, right: bool, words: str, otherwise: str) -
         FindingOutcome.OK if right else FindingOutcome.FAILED,
         words if right else otherwise,
     )
-
-
-def _terms_hash(receipt: Receipt) -> bytes:
-    """Hash the terms as ``terms.terms_hash`` does, from the request's hash and length in place of its bytes."""
-    quote = receipt.quote
-    return sha256(
-        b"".join(
-            (
-                # A version of more than 16 bits is none that is known, whatever its hash.
-                _record(1, (quote.protocol_version & 0xFFFF).to_bytes(2, "big")),
-                _record(2, quote.job_id),
-                _record(3, _shortest(quote.price_msat)),
-                _record(4, _shortest(int(quote.expires_at.timestamp()))),
-                _record(20, receipt.kind.value.encode()),
-                _record(50, receipt.request_sha256),
-                _record(51, sha256(_record(1, receipt.model.encode())).digest()),
-                _record(52, _shortest(receipt.request_bytes)),
-                _record(53, CONTENT_TYPE),
-                _record(54, CONTENT_ENCODING),
-            )
-        )
-    ).digest()
-
-
-def _record(kind: int, value: bytes) -> bytes:
-    """Write a TLV record whose type is below 253."""
-    length = len(value)
-    if length < _ONE_BYTE_BIGSIZE:
-        return bytes((kind, length)) + value
-    if length < _TWO_BYTE_BIGSIZE:
-        return bytes((kind, 0xFD)) + length.to_bytes(2, "big") + value
-    return bytes((kind, 0xFE)) + length.to_bytes(4, "big") + value
-
-
-def _shortest(number: int) -> bytes:
-    return number.to_bytes((number.bit_length() + 7) // 8, "big")

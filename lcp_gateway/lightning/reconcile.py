@@ -1,7 +1,7 @@
-"""Finds out what became of payments of which the gateway lost sight, by evidence only.
+"""Resolves unknown payments by evidence from lnd only.
 
-No I/O of its own: it is handed the journal's open payments, a way to ask lnd, and a way to write the answer down.
-Whatever it cannot prove it leaves as it is, and looks again later.
+No I/O of its own: it is given the journal's open payments, a look-up at lnd, and a way to record the resolution. A
+payment without proof stays as it is, and is looked up again later.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from lcp_gateway.purchase.journal import JournalUnavailable, PurchaseUpdate
 from lcp_gateway.purchase.states import State
 
 MAX_ERRORS_IN_A_ROW: Final = 3
-"""After so many questions without an answer the node is taken to be away, and the rest of the batch waits."""
+"""After so many look-ups without an answer lnd counts as away, and the rest of the batch waits."""
 
 _AT_ONCE = datetime.min.replace(tzinfo=UTC)
 
@@ -40,9 +40,9 @@ class OpenPayment:
 def open_payment(
     job_id: bytes, payment_request: str, quote_ends: datetime, paying_since: datetime
 ) -> OpenPayment:
-    """Make one of what a journal holds; hash and expiry are the invoice's own, whatever the quote said.
+    """Return the open payment of a journal's row; hash and expiry are the invoice's own, not the quote's.
 
-    An invoice that cannot be read gives neither, and its payment cannot be looked up.
+    An invoice that cannot be read has neither, and its payment cannot be looked up.
     """
     try:
         invoice = decode(payment_request)
@@ -56,19 +56,19 @@ def open_payment(
 
 
 class ResolvedBy(enum.StrEnum):
-    """What an open payment was resolved by."""
+    """The evidence that resolved an open payment."""
 
     PREIMAGE = "preimage"
     """lnd holds the preimage of the payment hash: it was paid."""
     FAILED = "failed"
     """lnd gave the payment up for good."""
     ABSENT = "absent"
-    """The lnd that pays never heard of it, and its invoice can no longer be paid."""
+    """The lnd that pays has no record of it, and its invoice can no longer be paid."""
 
 
 @dataclass(frozen=True, slots=True)
 class PaymentResolution:
-    """What became of a payment: ``state`` is ``settled`` (with fee and preimage in ``learnt``) or ``not_paid``."""
+    """The resolution of a payment: ``state`` is ``settled`` (with fee and preimage in ``learnt``) or ``not_paid``."""
 
     state: State
     evidence: ResolvedBy
@@ -77,32 +77,32 @@ class PaymentResolution:
 
 
 class OpenPayments(Protocol):
-    """The journal's open payments, as they stand when it is called, oldest first."""
+    """The journal's open payments at the time of the call, oldest first."""
 
     def __call__(self) -> AsyncIterator[OpenPayment]:
-        """Give each purchase in state ``unknown`` once."""
+        """Yield each purchase in state ``unknown`` once."""
         ...
 
 
 class RecordResolution(Protocol):
-    """Writes down what became of a payment."""
+    """Records the resolution of a payment."""
 
     async def __call__(self, payment: OpenPayment, resolution: PaymentResolution) -> bool:
-        """Tell whether this changed anything; False when it had been resolved before, by another process say.
+        """Return whether this changed the journal; False when it was resolved before, by another process for example.
 
         Raises:
-            JournalUnavailable: it could not be written down now.
+            JournalUnavailable: it could not be recorded now.
         """
         ...
 
 
 Lookup = Callable[[bytes], Awaitable[PaymentRecord]]
-"""Asks by payment hash (32 bytes); raises ``LndError`` when there is no answer. ``LndClient.payment`` is one."""
+"""Returns a payment by its hash (32 bytes); raises ``LndError`` when there is no answer. ``LndClient.payment`` is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReconcilerTiming:
-    """When to look, and when absence from lnd proves something; all in seconds.
+    """The times of look-ups, and when absence from lnd is evidence; all in seconds.
 
     ``absent_after_s`` counts from the expiry of the invoice: lnd refuses to begin paying an expired one, and the
     margin covers clocks that differ and a payment that began in the last moment.
@@ -116,11 +116,11 @@ class ReconcilerTiming:
 
 @dataclass(slots=True)
 class ReconcilerSummary:
-    """What one pass found. Each open payment is counted in one of the numbers; a gauge may be set from them.
+    """The outcome of one pass. Each open payment is counted in one of the numbers.
 
-    ``unproven`` lnd's answer proves nothing about, or nothing yet, ``contradictory`` it does not fit,
-    ``without_hash`` cannot be looked up, ``unanswered`` had no answer or could not be written down, ``waiting`` were
-    not looked at in this pass. ``settled`` and ``not_paid`` count what changed; ``elsewhere`` what another resolved.
+    ``settled`` and ``not_paid`` were resolved, ``elsewhere`` by another process. lnd's answer is no evidence, or none
+    yet, for the ``unproven``, and does not fit the ``contradictory``; those ``without_hash`` cannot be looked up; the
+    ``unanswered`` had no answer or could not be recorded; the ``waiting`` were not looked up in this pass.
     """
 
     settled: int = 0
@@ -138,7 +138,7 @@ class ReconcilerSummary:
 
     @property
     def still_open(self) -> int:
-        """How many payments stay unknown after this pass."""
+        """Payments that stay unknown after this pass."""
         return (
             self.in_flight
             + self.unproven
@@ -160,11 +160,10 @@ def _utc_now() -> datetime:
 
 
 class Reconciler:
-    """Looks every open payment up, at start and then from time to time.
+    """Looks every open payment up, at the start and then at intervals.
 
-    ``lnd_pays`` tells whether the lnd that is asked is the one that the daemon pays with. A preimage is a proof from
-    anybody; that a payment failed, or was never heard of, proves something only there. It is asked anew each time, and
-    when in doubt the answer is False.
+    ``lnd_pays`` returns whether this lnd is the one that the daemon pays with, and False when in doubt. A preimage is
+    proof from any lnd; that a payment failed, or is absent, is evidence only from the one that pays.
     """
 
     def __init__(
@@ -189,7 +188,7 @@ class Reconciler:
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
-        """Make a pass now: a payment has just been lost sight of. Those that wait go on waiting."""
+        """Start a pass now: a payment has just become unknown. Those that wait go on waiting."""
         self._woken.set()
 
     async def run(
@@ -199,8 +198,8 @@ class Reconciler:
     ) -> None:
         """Make passes until cancelled.
 
-        ``on_error`` is told of an lnd or a journal that could not be asked; the next pass follows anyway. Every other
-        error is raised, for what runs this to log it and start it again: what is being waited for is not forgotten.
+        ``on_error`` gets the error of an lnd or a journal that is away; the next pass follows anyway. Every other error is
+        raised, for the supervisor to log it and start this again: the waits are kept.
         """
         while True:
             self._woken.clear()
@@ -215,11 +214,11 @@ class Reconciler:
                 await self._pause()
 
     async def once(self) -> ReconcilerSummary:
-        """Make one pass: at most one batch of questions, one after the other."""
-        # Read to the end before anything is written: a journal may not like both at once.
+        """Make one pass: at most one batch of look-ups, one after the other."""
+        # Read to the end before anything is written: a database may lock one against the other.
         open_payments = [payment async for payment in self._open_payments()]
         known = [payment for payment in open_payments if payment.payment_hash is not None]
-        # Those that were never asked about come first, so that a few without an answer hold up nobody.
+        # Those that were never looked up come first, so that a few without an answer do not hold up the others.
         due = sorted(filter(self._is_due, known), key=self._next_look)
         batch = due[: self._batch]
         summary = ReconcilerSummary(
@@ -242,7 +241,7 @@ class Reconciler:
                 self._put_off(payment, self._longest_delay_s(error))
                 continue
             except Exception:
-                # Whatever this is, it must not keep the others from their turn.
+                # No error of one may keep the others from their turn.
                 self._put_off(payment, self._timing.max_delay_s)
                 raise
             errors_in_a_row = 0
@@ -256,13 +255,12 @@ class Reconciler:
             if payment.job_id not in closed
         }
         summary.oldest = min(still_open.values(), default=None)
-        # Only what is still open needs a memory.
         self._waits = {job_id: wait for job_id, wait in self._waits.items() if job_id in still_open}
         return summary
 
     async def _look_up(self, summary: ReconcilerSummary, payment: OpenPayment) -> bool:
-        """Ask, judge and write down; tells whether the payment is open no longer."""
-        # Taken before asking: what lnd says is as old as that at least.
+        """Look a payment up, judge and record it; return whether it is open no longer."""
+        # Taken before the call: lnd's answer is as old as that at least.
         asked_at = self._now()
         record = await self._lookup(payment.payment_hash or b"")
         resolution = self._judge(summary, payment, record, asked_at)
@@ -323,11 +321,11 @@ class Reconciler:
 
     def _is_due(self, payment: OpenPayment) -> bool:
         left_s = (self._next_look(payment) - self._now()).total_seconds()
-        # A clock that was set back must not put a payment off for longer than the longest delay.
+        # A clock that was set back must not delay a look-up for longer than the longest delay.
         return left_s <= 0 or left_s > self._timing.max_delay_s
 
     def _longest_delay_s(self, error: LndError | JournalUnavailable) -> float:
-        """Short where the cause may pass, so that lnd is soon asked once it is back."""
+        """Return a short delay where the cause may pass, so that lnd is called soon after it is back."""
         if isinstance(error, LndError) and not error.retryable:
             return self._timing.max_delay_s
         return 2 * self._timing.interval_s

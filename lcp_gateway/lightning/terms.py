@@ -40,13 +40,37 @@ def terms_hash(
     Raises:
         ValueError: a number does not fit the field it belongs in, or ``model`` is not valid Unicode.
     """
+    return hash_terms(
+        protocol_version=protocol_version,
+        job_id=job_id,
+        price_msat=price_msat,
+        quote_expiry=quote_expiry,
+        task_kind=task_kind,
+        request_sha256=sha256(request).digest(),
+        request_bytes=len(request),
+        model=model,
+    )
+
+
+def hash_terms(
+    *,
+    protocol_version: int,
+    job_id: bytes,
+    price_msat: int,
+    quote_expiry: int,
+    task_kind: str,
+    request_sha256: bytes,
+    request_bytes: int,
+    model: str,
+) -> bytes:
+    """Hash a quote's terms as ``terms_hash`` does, from the hash and the length of the request in place of its bytes."""
     if not 0 <= protocol_version <= _U16_MAX:
         raise ValueError("protocol_version must fit 16 bits")
     kind = task_kind.encode()
     name = model.encode()
     price = _tu64(price_msat)
     expiry = _tu64(quote_expiry)
-    length = _tu64(len(request))
+    length = _tu64(request_bytes)
     return sha256(
         b"".join((
             b"\x01\x02", protocol_version.to_bytes(2, "big"),
@@ -54,7 +78,7 @@ def terms_hash(
             b"\x03", bytes((len(price),)), price,
             b"\x04", bytes((len(expiry),)), expiry,
             b"\x14", _bigsize(len(kind)), kind,
-            b"\x32\x20", sha256(request).digest(),
+            b"\x32\x20", request_sha256,
             b"\x33\x20", sha256(b"\x01" + _bigsize(len(name)) + name).digest(),
             b"\x34", bytes((len(length),)), length,
             _CONTENT_RECORDS,

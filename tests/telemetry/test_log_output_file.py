@@ -18,7 +18,7 @@ def stream(tmp_path):
     os.close(handle)
 
 
-def tended(tmp_path, stream, *, max_bytes, keep):
+def rotated_log(tmp_path, stream, *, max_bytes, keep):
     return LogFile(tmp_path / "x.log", max_bytes=max_bytes, keep=keep, streams=[stream])
 
 
@@ -44,10 +44,10 @@ def test_what_is_no_file_is_refused(tmp_path):
 
 
 def test_it_is_rotated_at_its_size_and_so_many_are_kept(tmp_path, stream):
-    log = tended(tmp_path, stream, max_bytes=10, keep=2)
+    log = rotated_log(tmp_path, stream, max_bytes=10, keep=2)
     for number in range(5):
         os.write(stream, f"line number {number}\n".encode())
-        log.tend()
+        log.rotate_if_due()
     assert (tmp_path / "x.log").read_bytes() == b""
     assert [path.name for path in rotated(tmp_path / "x.log")] == ["x.log.1", "x.log.2"]
     assert (tmp_path / "x.log.1").read_bytes() == b"line number 4\n"
@@ -60,32 +60,32 @@ def test_a_smaller_number_of_kept_ones_removes_the_rest(tmp_path, stream):
     for other in ("x.log.bak", "x.log.01", "y.log.1"):
         (tmp_path / other).write_text("not ours")
     os.write(stream, b"now\n")
-    tended(tmp_path, stream, max_bytes=1, keep=2).tend()
+    rotated_log(tmp_path, stream, max_bytes=1, keep=2).rotate_if_due()
     assert [path.read_text() for path in rotated(tmp_path / "x.log")] == ["now\n", "old 1\n"]
     assert {"x.log.bak", "x.log.01", "y.log.1"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_none_may_be_kept(tmp_path, stream):
     os.write(stream, b"now\n")
-    tended(tmp_path, stream, max_bytes=1, keep=0).tend()
+    rotated_log(tmp_path, stream, max_bytes=1, keep=0).rotate_if_due()
     assert [path.name for path in tmp_path.iterdir()] == ["x.log"]
     assert (tmp_path / "x.log").stat().st_size == 0
 
 
 def test_without_a_size_it_grows(tmp_path, stream):
     os.write(stream, b"x" * 100_000)
-    tended(tmp_path, stream, max_bytes=0, keep=2).tend()
+    rotated_log(tmp_path, stream, max_bytes=0, keep=2).rotate_if_due()
     assert rotated(tmp_path / "x.log") == []
 
 
 def test_one_that_was_taken_away_is_begun_anew(tmp_path, stream):
-    log = tended(tmp_path, stream, max_bytes=1_000, keep=2)
+    log = rotated_log(tmp_path, stream, max_bytes=1_000, keep=2)
     (tmp_path / "x.log").rename(tmp_path / "taken")
-    log.tend()
+    log.rotate_if_due()
     os.write(stream, b"here\n")
     assert (tmp_path / "x.log").read_bytes() == b"here\n"
     (tmp_path / "x.log").unlink()
-    log.tend()
+    log.rotate_if_due()
     os.write(stream, b"again\n")
     assert (tmp_path / "x.log").read_bytes() == b"again\n"
 

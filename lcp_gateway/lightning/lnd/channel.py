@@ -1,4 +1,4 @@
-"""The connection to an lnd: where it is, how it is dialled, and its errors in the gateway's words."""
+"""The gRPC channel to an lnd: its address, TLS and macaroon, and its errors as ``LndError``."""
 
 import codecs
 import re
@@ -23,7 +23,7 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _KEEPALIVE: tuple[tuple[str, Any], ...] = (
-    # Also bounds how long a connection may live whose other end is gone without a word. lnd allows a ping every 5 s.
+    # Also bounds how long a connection may live whose other end is gone silently. lnd allows a ping every 5 s.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )
@@ -32,7 +32,7 @@ _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
 NOT_READY: Final = re.compile(
     r"wallet locked|wallet not created|starting up|not yet ready", re.IGNORECASE
 )
-"""lnd's words while it starts or waits for its wallet to be unlocked: it has looked at no macaroon yet."""
+"""lnd's texts while it starts or waits for its wallet to be unlocked: it has checked no macaroon yet."""
 _NOT_ALLOWED = re.compile(
     r"permission denied|verification failed|cannot get macaroon|expected 1 macaroon|data format of binary-encoded macaroon"
 )
@@ -40,9 +40,9 @@ _NOT_ALLOWED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class LndAddress:
-    """Where lnd listens (``host:port``), its own TLS certificate (PEM), and a macaroon for the calls that are made.
+    """An lnd's address (``host:port``), its own TLS certificate (PEM), and a macaroon for the calls.
 
-    Without a certificate the connection is in the clear: for the node of our own, on this machine, which needs neither.
+    Without a certificate the connection is in the clear: for our own node, on this machine, which needs neither.
     """
 
     target: str
@@ -65,7 +65,7 @@ def open_channel(address: LndAddress) -> grpc.aio.Channel:
     """
     options = (*_OPTIONS, ("grpc.enable_http_proxy", int(address.proxy)))
     if address.tls_cert is None:
-        # No keepalive: our own node, as every gRPC server by default, hangs up on who pings a quiet stream each minute.
+        # No keepalive: our own node, as every gRPC server by default, closes a quiet stream that is pinged each minute.
         return grpc.aio.insecure_channel(address.target, options=options)
     return grpc.aio.secure_channel(
         address.target,
@@ -75,7 +75,7 @@ def open_channel(address: LndAddress) -> grpc.aio.Channel:
 
 
 def call_metadata(address: LndAddress) -> tuple[tuple[str, str], ...]:
-    """Give what goes with every call: the macaroon, where there is one.
+    """Return the metadata of every call: the macaroon, if there is one.
 
     Raises:
         OSError: it cannot be read.
@@ -87,7 +87,7 @@ def call_metadata(address: LndAddress) -> tuple[tuple[str, str], ...]:
 
 @asynccontextmanager
 async def lnd_errors() -> AsyncIterator[None]:
-    """Raise ``LndError`` in place of gRPC's own; lnd's text is bounded and made printable."""
+    """Raise ``LndError`` in place of gRPC's own error; lnd's text is bounded and made printable."""
     try:
         yield
     except grpc.aio.AioRpcError as error:

@@ -1,6 +1,6 @@
-"""What lnd knows: itself, its channels, and above all whether an invoice was paid.
+"""The client of lnd: its identity, its channels, and above all whether an invoice was paid.
 
-Only calls that read are made here; nothing in this module can pay.
+Only calls that read are made here; none can pay.
 """
 
 from collections.abc import Awaitable, Callable
@@ -70,7 +70,7 @@ _FAILURE_REASONS = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class LndInfo:
-    """What lnd says of itself. ``identity`` is 66 hex digits, ``network`` lnd's word ("mainnet", "regtest", …)."""
+    """An lnd's own state. ``identity`` is 66 hex digits, ``network`` lnd's name of it ("mainnet", "regtest", …)."""
 
     identity: str
     alias: str
@@ -86,7 +86,7 @@ class LndInfo:
 
     @property
     def invoice_prefix(self) -> str | None:
-        """The prefix of this network's invoices; None for a network that is unknown here."""
+        """The prefix of this network's invoices; None for an unknown network."""
         return INVOICE_PREFIXES.get(self.network)
 
 
@@ -104,8 +104,8 @@ class LndBalance:
 class LndChannels:
     """A summary of the channels.
 
-    ``spendable_msat`` is what could leave through the active ones after their reserves, ``largest_spendable_msat``
-    through the best single one. Both are upper bounds: on-chain fees to come and routes are not counted.
+    ``spendable_msat`` is the amount that the active ones can send after their reserves, ``largest_spendable_msat`` that
+    of the best single one. Both are upper bounds: later on-chain fees and routes are not counted.
     """
 
     active: int
@@ -129,7 +129,7 @@ class LndInvoice:
 
 
 class LndClient:
-    """Questions to one lnd. It is dialled on the first question, and again by itself after it was away.
+    """Reads from one lnd. It connects on the first call, and again by itself after lnd was away.
 
     Every method raises ``LndError`` when there is no answer within ``timeout_s``. Made and used in one event loop.
 
@@ -158,11 +158,11 @@ class LndClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the channel. Questions that are open are cancelled, and none may follow."""
+        """Close the channel. Open calls are cancelled, and none may follow."""
         await self._channel.close()
 
     async def info(self) -> LndInfo:
-        """Ask lnd who it is and whether it is in step with the chain. Needs ``info:read``."""
+        """Return lnd's identity and whether it follows the chain. Needs ``info:read``."""
         answer = await self._ask(self._lightning.GetInfo, self._stubs.lightning.GetInfoRequest())
         return LndInfo(
             identity=answer.identity_pubkey,
@@ -179,7 +179,7 @@ class LndClient:
         )
 
     async def balance(self) -> LndBalance:
-        """Ask for the balance of all channels. Needs ``offchain:read``."""
+        """Return the balance of all channels. Needs ``offchain:read``."""
         request = self._stubs.lightning.ChannelBalanceRequest()
         answer = await self._ask(self._lightning.ChannelBalance, request)
         return LndBalance(
@@ -190,7 +190,7 @@ class LndClient:
         )
 
     async def channels(self) -> LndChannels:
-        """Ask for the channels, and sum them up. Needs ``offchain:read``."""
+        """Return a summary of the channels. Needs ``offchain:read``."""
         request = self._stubs.lightning.ListChannelsRequest()
         answer = await self._ask(self._lightning.ListChannels, request)
         active = [channel for channel in answer.channels if channel.active]
@@ -207,9 +207,9 @@ class LndClient:
         )
 
     async def payment(self, payment_hash: bytes) -> PaymentRecord:
-        """Ask what became of a payment (its hash is 32 bytes). Needs ``offchain:read``.
+        """Return a payment by its hash (32 bytes). Needs ``offchain:read``.
 
-        An lnd without the router's calls is asked for its list of payments instead, newest first.
+        With an lnd that lacks the router's calls, its list of payments is read instead, newest first.
         """
         try:
             return await self._tracked(payment_hash)
@@ -221,15 +221,15 @@ class LndClient:
             raise
 
     async def payments_after(self, index: int, limit: int) -> PaymentPage:
-        """Ask for the payments with a larger index, oldest first. Needs ``offchain:read``."""
+        """Return the payments with a larger index, oldest first. Needs ``offchain:read``."""
         return await self._page(index_offset=index, max_payments=limit, reversed=False)
 
     async def payments_before(self, index: int, limit: int) -> PaymentPage:
-        """Ask for the last payments with a smaller index, of all for 0; oldest first. Needs ``offchain:read``."""
+        """Return the last payments with a smaller index, of all for 0; oldest first. Needs ``offchain:read``."""
         return await self._page(index_offset=index, max_payments=limit, reversed=True)
 
     async def decode(self, payment_request: str) -> LndInvoice:
-        """Ask what lnd reads in an invoice. Needs ``offchain:read``."""
+        """Return an invoice as lnd decodes it. Needs ``offchain:read``."""
         request = self._stubs.lightning.PayReqString(pay_req=payment_request)
         answer = await self._ask(self._lightning.DecodePayReq, request)
         return LndInvoice(
@@ -243,7 +243,7 @@ class LndClient:
         )
 
     async def _tracked(self, payment_hash: bytes) -> PaymentRecord:
-        """Read the first update, which is how things stand; with in-flight updates off it might come in days."""
+        """Read the first update, the present state; with in-flight updates off it might come in days."""
         request = self._stubs.router.TrackPaymentRequest(
             payment_hash=payment_hash, no_inflight_updates=False
         )
@@ -262,7 +262,7 @@ class LndClient:
         return _record(update)
 
     async def _listed(self, payment_hash: bytes) -> PaymentRecord:
-        """Look for a payment in pages, newest first; only a list read to its end proves that it is not there."""
+        """Search for a payment in pages, newest first; only a list read to its end proves that it is absent."""
         wanted, before = payment_hash.hex(), 0
         for _ in range(_MAX_PAGES):
             request = self._stubs.lightning.ListPaymentsRequest(
@@ -286,7 +286,7 @@ class LndClient:
         answer = await self._ask(self._lightning.ListPayments, request)
         payments = []
         for payment in answer.payments:
-            # One that makes no sense here, such as another program's of a kind of its own, must not hide the others.
+            # A malformed one, such as another program's of a kind of its own, must not hide the others.
             with suppress(LndError):
                 payments.append((payment.payment_index, _record(payment)))
         return PaymentPage(
@@ -319,14 +319,14 @@ def _record(payment: Any) -> PaymentRecord:
             failure=_FAILURE_REASONS.get(payment.failure_reason, FailureReason.OTHER),
             created_at=created_at,
         )
-    # Every other state, those of a later lnd too, is one in which money may still move.
+    # In every other state, those of a later lnd too, money may still move.
     return PaymentRecord(
         payment_hash, PaymentState.IN_FLIGHT, amount_msat=amount_msat, created_at=created_at
     )
 
 
 def _time(nanoseconds: int) -> datetime | None:
-    """Return the time of an answer; None for none, and for one that is on no calendar."""
+    """Return a time of lnd; None for none, and for one that is on no calendar."""
     if nanoseconds <= 0:
         return None
     try:

@@ -1,6 +1,6 @@
-"""Pays an invoice of the node of our own, out of the simulated wallet of a customer. No real money moves.
+"""Pays an invoice of our own node, out of the simulated wallet of its customer. No real money moves.
 
-It could not move any: it dials in the clear and shows no macaroon, and an lnd answers neither.
+None could: the call goes out in the clear and without a macaroon, which lnd refuses both.
 """
 
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from lcp_gateway.upstream_status import UpstreamStatus
 
 
 class DemoPaymentFailed(Exception):
-    """The node tried and did not pay; ``reason`` is lnd's word for why ("invoice is already paid", "no_route", …)."""
+    """The payment failed; ``reason`` is in lnd's terms ("invoice is already paid", "no_route", …)."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the invoice was not paid: {reason}")
@@ -23,7 +23,7 @@ class DemoPaymentFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DemoPayment:
-    """What a payer gets for the money; hash and preimage are 32 bytes."""
+    """A payment that was made; hash and preimage are 32 bytes."""
 
     payment_hash: bytes
     preimage: bytes = field(repr=False)
@@ -37,8 +37,8 @@ async def pay(
 
     Raises:
         LndNotInstalled: the extra is missing.
-        LndError: nothing that can be paid (expired, malformed, another network), or no answer in time. It may be paid
-            all the same when there is no answer.
+        LndError: the invoice cannot be paid (expired, malformed, another network), or no answer came in time, and it
+            may be paid nevertheless.
         DemoPaymentFailed: it was paid before, or cannot be.
     """
     stubs = load_stubs()

@@ -1,10 +1,10 @@
-"""Finds out what settled purchases really cost, and their preimages: in batches, beside the purchases, and without a loss.
+"""Reads the fees and preimages of settled purchases from lnd, in batches, beside the purchases.
 
-What is still to be learnt stands in the journal: purchases that were paid and have no fee. So nothing is forgotten when
-the gateway restarts or lnd is away. lnd's list of payments is read from where it was read to the last time; what does
-not appear there, because it was passed over while it was in flight for long, is looked up by its hash.
+The journal holds what is missing: purchases that were paid and have no fee. So none is forgotten when the gateway
+restarts or lnd is away. lnd's list of payments is read on from its last position; a payment that was skipped there,
+because it was in flight for long, is looked up by its hash.
 
-No I/O of its own: it is handed lnd, and a way to read and write the journal.
+No I/O of its own: it is given lnd and the journal.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from lcp_gateway.purchase.journal import JournalUnavailable, PurchaseUpdate
 from lcp_gateway.purchase.money import Msat
 
 PAGE: Final = 200
-"""How many payments are asked for at once: few enough that reading them does not hold up the event loop."""
+"""Payments a page: few enough that reading them does not hold up the event loop."""
 
 _MAX_PAGES = 50
 _MAX_CATCH_UP_PAGES = 5_000
@@ -39,7 +39,7 @@ _LARGEST_FEE_MSAT = 1 << 53
 
 @dataclass(frozen=True, slots=True)
 class MissingDetails:
-    """A paid purchase of which fee and preimage are not known; ``updated_at`` is when its row last changed, aware UTC."""
+    """A paid purchase without fee and preimage; ``updated_at`` is when its row last changed, aware UTC."""
 
     job_id: bytes
     payment_hash: bytes
@@ -48,21 +48,21 @@ class MissingDetails:
 
 @dataclass(frozen=True, slots=True)
 class FoundDetails:
-    """What lnd tells of a purchase's payment, to be written down."""
+    """The fee and preimage of a purchase, to be recorded."""
 
     job_id: bytes
     learnt: PurchaseUpdate
 
 
 class PaymentSource(Protocol):
-    """lnd, asked about payments. Each call raises ``LndError`` when there is no answer."""
+    """lnd's payments. Each call raises ``LndError`` when there is no answer."""
 
     async def info(self) -> NodeInfo:
-        """Return the identity of lnd."""
+        """Return lnd's identity."""
         ...
 
     async def payment(self, payment_hash: bytes) -> PaymentRecord:
-        """Return what became of one payment."""
+        """Return one payment."""
         ...
 
     async def payments_after(self, index: int, limit: int) -> PaymentPage:
@@ -106,22 +106,22 @@ class PaymentDetailsStore(Protocol):
     async def learn(
         self, found: Sequence[FoundDetails], at: datetime, *, node_id: str, followed: int | None
     ) -> None:
-        """Write down what was found, and only then how far the node's payments were read."""
+        """Record the details found, and with them the position in the node's list of payments."""
         ...
 
     async def follow_anew(self, node_id: str) -> None:
-        """Forget how far the node's payments were read."""
+        """Drop the position in the node's list of payments."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ReadTimes:
-    """When to ask; all in seconds.
+    """The times of passes and look-ups; all in seconds.
 
     A pass follows ``gather_s`` after a purchase was settled, so that those which settle meanwhile share it, and every
-    ``idle_s`` in any case. ``in_flight_s`` is for how long a payment in flight is waited for in the list, before it is
-    passed over; ``recent_s`` for how long a purchase is looked up every ``again_s``. Older ones are gone through once
-    in ``round_s``. ``settling_s`` leaves time for the list.
+    ``idle_s`` in any case. A payment in flight holds the position in the list for ``in_flight_s``, and is skipped then;
+    a purchase is looked up every ``again_s`` for ``recent_s``. All older ones are looked up once in ``round_s``.
+    ``settling_s`` leaves time for the list.
     """
 
     gather_s: float = 2.0
@@ -136,9 +136,9 @@ class ReadTimes:
 
 @dataclass(slots=True)
 class ReadSummary:
-    """What one pass brought: ``learnt`` purchases, of which ``looked_up`` one by one; ``pages`` were read.
+    """The outcome of one pass: ``learnt`` purchases, of which ``looked_up`` one by one; ``pages`` were read.
 
-    ``is_waiting`` says that a purchase of late is still missing, ``missing`` how many the list should have brought.
+    ``is_waiting`` says that a recent purchase is still missing, ``missing`` how many the list should have held.
     """
 
     learnt: int = 0
@@ -153,7 +153,7 @@ def _utc_now() -> datetime:
 
 
 class PaymentDetailsReader:
-    """Learns fees and preimages of what was paid. To be used on one event loop; ``run`` is a task of its own."""
+    """Reads the fees and preimages of paid purchases. To be used on one event loop; ``run`` is a task of its own."""
 
     def __init__(
         self,
@@ -167,9 +167,9 @@ class PaymentDetailsReader:
         now: Callable[[], datetime] = _utc_now,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``on_error`` is told of a pass that lnd or the journal ended; the next one follows anyway.
+        """``on_error`` gets the error of lnd or the journal that ended a pass; the next one follows anyway.
 
-        ``on_missing`` is told how many purchases of late have no fee yet, a few hundred at most.
+        ``on_missing`` gets the number of recent purchases without a fee, a few hundred at most.
         """
         self._lnd = lnd
         self._book = book
@@ -180,14 +180,14 @@ class PaymentDetailsReader:
         self._now = now
         self._clock = clock
         self._settled = asyncio.Event()
-        # Since when each payment in flight keeps the list from being followed further, by its index.
+        # Since when each payment in flight holds the position in the list, by its index.
         self._in_flight: dict[int, float] = {}
         self._looked_up: dict[bytes, float] = {}
         self._round: tuple[datetime, bytes] | None = None
         self._next_round = 0.0
 
     def settled(self) -> None:
-        """Have a pass made soon: a purchase was paid. Costs the purchase nothing."""
+        """Start a pass soon: a purchase was paid. Costs the purchase no time."""
         self._settled.set()
 
     async def run(self) -> None:
@@ -199,7 +199,7 @@ class PaymentDetailsReader:
                 summary = await self.once()
             except (LndError, JournalUnavailable) as error:
                 self._on_error(error)
-                # lnd is found again soon after a restart, and asked seldom while it is away for long.
+                # lnd is found again soon after a restart, and called rarely while it is away for long.
                 pause_s = min(self._times.idle_s, self._times.settling_s * 2.0**failures)
                 failures = min(failures + 1, _MAX_DOUBLINGS)
             else:
@@ -212,10 +212,10 @@ class PaymentDetailsReader:
             await asyncio.sleep(self._times.gather_s)
 
     async def once(self) -> ReadSummary:
-        """Make one pass. lnd is not asked where nothing is missing.
+        """Make one pass. lnd is not called where nothing is missing.
 
         Raises:
-            LndError: lnd did not answer; what was learnt before is written down.
+            LndError: lnd did not answer; details read before are recorded.
             JournalUnavailable: the journal cannot be read or written.
         """
         summary = ReadSummary()
@@ -226,7 +226,7 @@ class PaymentDetailsReader:
         try:
             await self._follow(summary)
         except LndError as error:
-            # A macaroon may allow looking up and not listing: it is tried, and fails as well where lnd is away.
+            # A macaroon may allow looking up and not listing: that is tried, and fails as well where lnd is away.
             failed = error
         await self._look_up_missing(summary)
         if failed is not None:
@@ -236,7 +236,7 @@ class PaymentDetailsReader:
     # -- in batches -----------------------------------------------------------------------------------
 
     async def _follow(self, summary: ReadSummary) -> None:
-        """Read lnd's list from where it was read to, and learn what is in it."""
+        """Read lnd's list on from its position, and record the details in it."""
         node_id = (await self._lnd.info()).identity
         followed = await self._book.followed(node_id)
         if followed == 0:
@@ -256,7 +256,7 @@ class PaymentDetailsReader:
                 break
         self._in_flight = {index: at for index, at in self._in_flight.items() if index in seen}
         if reading.read_to == followed and await self._is_shorter(followed):
-            # lnd was restored, and counts from the beginning: so is its list read.
+            # lnd was restored and counts from the beginning: its list is read from there too.
             await self._book.follow_anew(node_id)
             await self._catch_up(summary, node_id)
 
@@ -265,7 +265,7 @@ class PaymentDetailsReader:
         return newest.last_index < followed
 
     async def _catch_up(self, summary: ReadSummary, node_id: str) -> None:
-        """Read the list of an lnd that was never followed: from its end, back to before the oldest missing purchase."""
+        """Read the list of an lnd for the first time: from its end, back to before the oldest missing purchase."""
         oldest = await self._book.oldest_missing()
         if oldest is None:
             return
@@ -293,7 +293,7 @@ class PaymentDetailsReader:
     async def _read(
         self, page: PaymentPage, reading: "_ListPosition", seen: set[int]
     ) -> Sequence[FoundDetails]:
-        """Return what a page tells of missing purchases; ``reading`` goes on to the first that may settle soon."""
+        """Return the details of missing purchases in a page; ``reading`` advances to the first that may settle soon."""
         open_or_paid = {PaymentState.SETTLED, PaymentState.IN_FLIGHT}
         hashes = {it.payment_hash for it in page.records() if it.state in open_or_paid}
         awaited = await self._book.awaited(sorted(hashes)) if hashes else {}
@@ -326,7 +326,7 @@ class PaymentDetailsReader:
     # -- one by one -----------------------------------------------------------------------------------
 
     async def _look_up_missing(self, summary: ReadSummary) -> None:
-        """Look up what the list did not bring: few at once, the recent ones first."""
+        """Look up purchases that the list did not hold: few at once, the recent ones first."""
         now, times = self._now(), self._times
         recent_since = now - timedelta(seconds=times.recent_s)
         recent = await self._book.missing(
@@ -353,7 +353,7 @@ class PaymentDetailsReader:
         await self._look_up(summary, await self._next_of_round(recent_since, times.at_once))
 
     async def _next_of_round(self, until: datetime, limit: int) -> Sequence[MissingDetails]:
-        """Return the next of the older ones, which are gone through again and again."""
+        """Return the next of the older ones, in rounds."""
         if self._round is None and self._clock() < self._next_round:
             return ()
         since, after = self._round or (datetime.fromtimestamp(0, UTC), b"")
@@ -379,7 +379,7 @@ class PaymentDetailsReader:
 
 @dataclass(slots=True)
 class _ListPosition:
-    """How far a list was read: ``read_to`` in this pass, ``done_to`` for good, which is ``held`` by what is in flight."""
+    """A position in the list: ``read_to`` in this pass, ``done_to`` for good, which payments in flight hold back."""
 
     read_to: int
     done_to: int = 0
@@ -390,7 +390,7 @@ class _ListPosition:
 
 
 def _details(record: PaymentRecord, jobs: Sequence[bytes]) -> list[FoundDetails]:
-    """Return what a settled payment tells of its jobs; nothing where its preimage does not fit, or its fee is none."""
+    """Return the details of a settled payment's jobs; none where its preimage or its fee is wrong."""
     fee_msat, preimage = record.fee_msat, record.preimage
     if (
         record.state is not PaymentState.SETTLED

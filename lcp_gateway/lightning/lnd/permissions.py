@@ -1,8 +1,8 @@
-"""What a macaroon allows at lnd, found out by calls that change nothing.
+"""The permissions of a macaroon at lnd, probed by calls that change nothing.
 
-lnd looks at the macaroon before it looks at the request, so that a request which it must refuse tells whether the call is
-allowed: an invoice with two amounts is not made, an invoice that is none is not read, a payment of a random hash is not
-found. What a macaroon holds can be asked of lnd only with one that may ask for it, which the gateway's own are not.
+lnd checks the macaroon before the request, so a request that it must refuse shows whether the call is allowed: an
+invoice with two amounts is not added, a payment of a random hash is not found. lnd lists a macaroon's permissions only
+to one that may ask for them, which the gateway's own may not.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from lcp_gateway.lightning.lnd.stubs import Stubs, load_stubs
 _HASH_BYTES = 32
 _NO_SUCH_SETTLEMENT = 1 << 62
 _LISTENS_S = 1.0
-# lnd's words for a macaroon of another node, of a root key that was deleted, for none, for a file that holds none, and
+# lnd's texts for a macaroon of another node, of a root key that was deleted, for none, for a file that holds none, and
 # for one whose time is over. Observed, but for the last.
 _NOT_ACCEPTED: Final = (
     "verification failed",
@@ -37,7 +37,7 @@ _NOT_ACCEPTED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """A call of lnd, the permission that it takes (``invoices:write``), and what the gateway makes it for."""
+    """A call of lnd, the permission that it needs (``invoices:write``), and its purpose in the gateway."""
 
     call: str
     takes: str
@@ -57,7 +57,7 @@ READING: Final = (
     Permission("Lightning.ListPayments", "offchain:read", "fees and preimages"),
     Permission("Router.TrackPaymentV2", "offchain:read", "what became of unknown payments"),
 )
-"""What ``lnd_macaroon_file`` has to allow."""
+"""The calls that ``lnd_macaroon_file`` has to allow."""
 
 SELLING: Final = (
     Permission("Lightning.GetInfo", "info:read", "whose invoices they are"),
@@ -66,15 +66,15 @@ SELLING: Final = (
     Permission("Lightning.ListInvoices", "invoices:read", "the first settlement"),
     Permission("Lightning.SubscribeInvoices", "invoices:read", "settlements as they happen"),
 )
-"""What the macaroon that makes invoices has to allow."""
+"""The calls that the macaroon of the invoice issuer has to allow."""
 
 
 class MacaroonNotAccepted(LndError):
-    """lnd takes this macaroon for none of its own, whatever it would allow."""
+    """lnd does not accept this macaroon for any call."""
 
 
 class MacaroonProbe:
-    """Tries what one macaroon allows. Made and used in one event loop.
+    """Probes what one macaroon allows. Made and used in one event loop.
 
     Raises:
         LndNotInstalled: the extra is missing.
@@ -94,7 +94,7 @@ class MacaroonProbe:
         await self._channel.close()
 
     async def missing(self, wanted: Sequence[Permission]) -> Sequence[Permission]:
-        """Return those of the calls that the macaroon does not allow.
+        """Return the calls that the macaroon does not allow.
 
         Raises:
             MacaroonNotAccepted: lnd accepts it for no call at all.
@@ -103,7 +103,7 @@ class MacaroonProbe:
         return [it for it in wanted if not await self._is_allowed(it.call)]
 
     async def may_pay(self) -> bool:
-        """Return whether the macaroon is known to allow spending; one that must not ask may not spend either.
+        """Return whether the macaroon is known to allow spending; one that may not ask is taken not to.
 
         Raises:
             LndError: lnd does not answer.
@@ -153,7 +153,7 @@ class MacaroonProbe:
                 )
                 await self._ask(lightning.ListPayments, request)
             case "Lightning.AddInvoice":
-                # Two amounts, and a memo longer than any: lnd makes no such invoice.
+                # Two amounts, and a memo longer than any: lnd adds no such invoice.
                 await self._ask(
                     lightning.AddInvoice,
                     messages.Invoice(value=1, value_msat=1, memo="x" * 2_000),

@@ -1,4 +1,4 @@
-"""What lnd tells of payments and invoices, in types that import nothing of gRPC."""
+"""Payments and invoices as lnd reports them, in types that import nothing of gRPC."""
 
 import enum
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from lcp_gateway.upstream_status import UpstreamStatus
 
 
 class PaymentState(enum.StrEnum):
-    """Where a payment stands in lnd."""
+    """The state of a payment in lnd."""
 
     IN_FLIGHT = "in_flight"
     """Begun and not ended, which may last for days: the expiry of its invoice does not end it."""
@@ -22,7 +22,7 @@ class PaymentState(enum.StrEnum):
 
 
 class FailureReason(enum.StrEnum):
-    """Why lnd gave a payment up."""
+    """Lnd's reason for a failed payment."""
 
     TIMEOUT = "timeout"
     NO_ROUTE = "no_route"
@@ -35,10 +35,10 @@ class FailureReason(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PaymentRecord:
-    """What lnd knows of one payment.
+    """One payment in lnd.
 
-    ``payment_hash`` and ``preimage`` are 32 bytes, the latter as lnd gave it and unchecked. Amounts, fee and preimage
-    are None where there is nothing to say; ``created_at`` is aware UTC.
+    ``payment_hash`` and ``preimage`` are 32 bytes, the latter as lnd returned it and unchecked. Amounts, fee and
+    preimage are None where lnd has none; ``created_at`` is aware UTC.
     """
 
     payment_hash: bytes
@@ -54,7 +54,7 @@ class PaymentRecord:
 class PaymentPage:
     """A part of lnd's list of payments, oldest first: each with its index, by which the list is read on.
 
-    ``count`` is how many lnd sent; one of those that cannot be read is not among ``payments``.
+    ``count`` is how many lnd sent; malformed ones are not among ``payments``.
     """
 
     payments: Sequence[tuple[int, PaymentRecord]]
@@ -68,7 +68,7 @@ class PaymentPage:
 
 
 class NodeInfo(Protocol):
-    """The identity of a node; ``identity`` is its public key, 66 hex digits."""
+    """A node; ``identity`` is its public key, 66 hex digits."""
 
     @property
     def identity(self) -> str:
@@ -87,19 +87,19 @@ class LndError(Exception):
 
 
 class InvoiceStatus(enum.StrEnum):
-    """Where an invoice of ours stands in lnd."""
+    """The state of an invoice of ours in lnd."""
 
     OPEN = "open"
-    """Not paid. Money may be on its way: only lnd says when that can no longer be."""
+    """Not paid. Money may be on its way until lnd cancels the invoice."""
     SETTLED = "settled"
     CANCELED = "canceled"
-    """It has expired or was withdrawn, and nobody can pay it any more."""
+    """It has expired or was withdrawn, and can no longer be paid."""
     UNKNOWN_TO_LND = "unknown_to_lnd"
     """This lnd has no record of it. Whether that proves anything is for the caller to judge."""
 
 
 class InvoiceFlaw(enum.StrEnum):
-    """In what respect an invoice is not the one that was asked for. The value is fit for a metric's label."""
+    """The respect in which an invoice is not the one that was asked for. The value is fit for a metric's label."""
 
     MALFORMED = "malformed"
     NETWORK = "network"
@@ -111,7 +111,7 @@ class InvoiceFlaw(enum.StrEnum):
 
 
 class WrongInvoice(Exception):
-    """lnd made another invoice than it was asked for; it must not be shown to anybody. ``flaw`` says how it differs."""
+    """lnd made another invoice than it was asked for, which must not be handed out. ``flaw`` says how it differs."""
 
     def __init__(self, flaw: InvoiceFlaw) -> None:
         super().__init__(f"lnd made an invoice that is not what was asked for: {flaw}")
@@ -127,7 +127,7 @@ class SettlementsInterrupted(LndError):
 
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
-    """Whose invoices they are: ``node_id`` is 66 hex digits, ``network`` the prefix of its invoices, if it is known."""
+    """The node that issues invoices: ``node_id`` is 66 hex digits, ``network`` the prefix of its invoices, if known."""
 
     node_id: str
     network: str | None
@@ -135,7 +135,7 @@ class NodeIdentity:
 
 @dataclass(frozen=True, slots=True)
 class CreatedInvoice:
-    """An invoice to be shown to whoever shall pay it; ``payment_hash`` is 32 bytes, ``expires_at`` aware UTC."""
+    """An invoice to be paid; ``payment_hash`` is 32 bytes, ``expires_at`` aware UTC."""
 
     payment_request: str
     payment_hash: bytes
@@ -145,7 +145,7 @@ class CreatedInvoice:
 
 @dataclass(frozen=True, slots=True)
 class InvoiceState:
-    """How an invoice stands. Everything but ``state`` is None unless it is settled; ``settled_at`` is aware UTC.
+    """The state of an invoice. All fields but ``state`` are None unless it is settled; ``settled_at`` is aware UTC.
 
     ``amount_paid_msat`` may be more than was asked for. ``preimage`` is 32 bytes that hash to the payment hash.
     """
@@ -159,9 +159,9 @@ class InvoiceState:
 
 @dataclass(frozen=True, slots=True)
 class SettledInvoice:
-    """An invoice that was paid, ours or another's; ``settled_at`` is aware UTC.
+    """An invoice that was paid, of the gateway or of another program; ``settled_at`` is aware UTC.
 
-    ``settle_index`` grows with each; one that is stored together with what came of it says where to go on from.
+    ``settle_index`` grows with each; the last one stored is where to follow on from.
     """
 
     payment_hash: bytes

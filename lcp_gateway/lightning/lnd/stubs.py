@@ -10,7 +10,7 @@ from typing import Any
 
 
 class LndNotInstalled(RuntimeError):
-    """lnd is configured, and the extra that speaks to it is not installed."""
+    """lnd is configured, and the extra with its stubs is not installed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def load_stubs() -> Stubs:
     except ImportError as error:
         raise LndNotInstalled("to ask lnd, install lcp-gateway[lnd]") from error
     finally:
-        # The package narrows the ciphers of every gRPC channel in the process; lnd does not need that any more.
+        # The package narrows the ciphers of every gRPC channel in the process; lnd needs that no more.
         if before is None:
             os.environ.pop(name, None)
         else:
