@@ -82,6 +82,7 @@ _OPEN = {
     "python": "the version of Python",
     "status": "the HTTP status",
     "stream": "`true` when the client asked for a stream, else `false`",
+    "transport": "how calls reach the daemon: `direct` or `grpcio`",
     "version": "the version of the gateway",
 }
 _NEVER_OTHER = frozenset({"outcome", "payment", "source", "state", "to"})

@@ -449,7 +449,7 @@ class Metrics:
         gauge.labels(version, platform.python_version(), protocol).set(1)
 
     def lcpd_transport(self, name: str) -> None:
-        """Tell how calls reach the daemon."""
+        """Set how calls reach the daemon."""
         self._gauges["lcpd_transport"].labels(name).set(1)
 
     def task_restarted(self, task: str) -> None:
