@@ -7,7 +7,7 @@ import enum
 
 
 class UpstreamStatus(enum.StrEnum):
-    """A status of a failed call, and what it says about another try. A failed payment is judged by its text instead."""
+    """A status of a failed call, and whether another try may succeed. A failed payment is judged by its text instead."""
 
     CANCELLED = "CANCELLED"
     UNKNOWN = "UNKNOWN"

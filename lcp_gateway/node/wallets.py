@@ -68,7 +68,7 @@ class Wallet:
         return self._config.fee_base_msat + amount_msat * self._config.fee_ppm // PPM
 
     async def close(self) -> None:
-        """Abandon what is in flight, as a daemon that is stopped does."""
+        """Abandon payments in flight, as a daemon that is stopped does."""
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
@@ -113,7 +113,7 @@ class CustomerWallet:
         ``amount_msat`` is for an invoice that names none.
 
         Raises:
-            CallError: UNKNOWN with the reason, for what cannot even be tried.
+            CallError: UNKNOWN with the reason: the payment cannot even be tried.
             PaymentFailed: it was tried, in vain; or it has been paid before.
         """
         asked = self._read(payment_request)
@@ -145,7 +145,7 @@ class CustomerWallet:
         return invoice
 
     async def close(self) -> None:
-        """Abandon what is in flight."""
+        """Abandon payments in flight."""
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)

@@ -45,7 +45,7 @@ class LineQueue:
     ) -> None:
         """``on_lost`` gets the number of lines lost, once lines can be written again; from the thread.
 
-        ``write_now`` writes to the descriptor what it takes without waiting, and returns how many bytes those were.
+        ``write_now`` writes as much as the descriptor takes without waiting, and returns the number of bytes.
         """
         self.descriptor = descriptor
         self._write_now = write_now
@@ -181,7 +181,7 @@ class _QueuedBytes(io.RawIOBase):
 
 
 class QueuedStream(io.TextIOBase):
-    """A text stream like ``sys.stderr`` that queues what is written."""
+    """A text stream like ``sys.stderr`` that queues its lines."""
 
     def __init__(self, lines: LineQueue) -> None:
         super().__init__()

@@ -102,7 +102,7 @@ _LEVELS = {
     "error": logging.ERROR,
 }
 
-# What orjson takes, and what nearly every reader of JSON takes with it.
+# The largest integer of orjson, and of nearly every reader of JSON.
 _MAX_JSON_INTEGER_BITS = 63
 # Longer numbers are replaced by their size: Python itself refuses to write out the longest.
 _MAX_TEXT_INTEGER_BITS = 1024

@@ -17,7 +17,7 @@ class KnownLabels:
     """The values that one label may take: at most ``limit``, admitted once and for good.
 
     A value stays admitted when its model or peer goes away, so that a peer that comes and goes keeps
-    one unbroken series and what was bought from it a moment ago is still counted as its own.
+    one unbroken series, and a purchase from it a moment ago is still counted as its own.
     """
 
     __slots__ = ("_limit", "_values")

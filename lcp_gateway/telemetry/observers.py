@@ -199,7 +199,7 @@ class PeersObserver:
 
 
 class LndObserver:
-    """Counts and logs what lnd tells: its state, the fees of purchases, the outcome of unknown payments."""
+    """Counts and logs lnd's state, the fees of purchases and the outcome of unknown payments."""
 
     def __init__(self, metrics: Metrics, trust: PeerTrust, log: FilteringBoundLogger) -> None:
         self._metrics = metrics

@@ -1,6 +1,6 @@
 """Reads the fees and preimages of settled purchases from lnd, in batches, beside the purchases.
 
-The journal holds what is missing: purchases that were paid and have no fee. So none is forgotten when the gateway
+The journal holds the missing ones: purchases that were paid and have no fee. So none is forgotten when the gateway
 restarts or lnd is away. lnd's list of payments is read on from its last position; a payment that was skipped there,
 because it was in flight for long, is looked up by its hash.
 

@@ -53,14 +53,14 @@ class Permission:
 READING: Final = (
     Permission("Lightning.GetInfo", "info:read", "identity and network"),
     Permission("Lightning.ChannelBalance", "offchain:read", "the balance"),
-    Permission("Lightning.ListChannels", "offchain:read", "what can be paid"),
+    Permission("Lightning.ListChannels", "offchain:read", "the amount that can be paid"),
     Permission("Lightning.ListPayments", "offchain:read", "fees and preimages"),
-    Permission("Router.TrackPaymentV2", "offchain:read", "what became of unknown payments"),
+    Permission("Router.TrackPaymentV2", "offchain:read", "the outcome of unknown payments"),
 )
 """The calls that ``lnd_macaroon_file`` has to allow."""
 
 SELLING: Final = (
-    Permission("Lightning.GetInfo", "info:read", "whose invoices they are"),
+    Permission("Lightning.GetInfo", "info:read", "the node that issues the invoices"),
     Permission("Lightning.AddInvoice", "invoices:write", "top-ups"),
     Permission("Lightning.LookupInvoice", "invoices:read", "whether a top-up was paid"),
     Permission("Lightning.ListInvoices", "invoices:read", "the first settlement"),

@@ -1,6 +1,6 @@
 """The generated stubs of lnd's own interface. They come with lnd-grpc-client, an optional extra, and load on demand.
 
-Its client is not used: it swallows errors. The stubs are those of lnd 0.16; what a later lnd adds to an enumeration
+Its client is not used: it swallows errors. The stubs are those of lnd 0.16; a value that a later lnd adds to an enumeration
 arrives as a number, and is read as a number.
 """
 

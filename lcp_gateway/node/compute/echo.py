@@ -1,4 +1,4 @@
-"""The echo backend: repeats what the request said, deterministic and free, in the exact shapes that OpenAI clients expect."""
+"""The echo backend: repeats the request's text, deterministic and free, in the exact shapes that OpenAI clients expect."""
 
 from collections.abc import AsyncGenerator
 from typing import Any

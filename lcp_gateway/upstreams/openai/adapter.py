@@ -251,7 +251,7 @@ class OpenAIHttpUpstream:
         """Send a task and return the head of the answer.
 
         A node closes connections that were idle for a while, and a request may meet that close: it was written, and
-        never read. It is then sent once more, over a connection of its own. What tells this from a node that took the
+        never read. It is then sent once more, over a connection of its own. The difference to a node that took the
         request and died over it: the connection had been used before, not a byte of an answer came, and the loss was
         known at once. Both carry the same Idempotency-Key, and one result is booked.
         """

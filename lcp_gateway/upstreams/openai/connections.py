@@ -32,7 +32,7 @@ class VirtualNode:
     """A virtual node as the operator set it up.
 
     ``base_url`` ends where ``/chat/completions`` begins. ``models`` is empty where the node's own list counts;
-    ``kinds`` is what its endpoints take.
+    ``kinds`` are the kinds of task that its endpoints take.
     """
 
     name: str

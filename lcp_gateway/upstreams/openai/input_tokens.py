@@ -73,7 +73,7 @@ class TokenCounter:
                     self._record_refusal(node, response.status, text)
                     return None
                 if response.status != HTTPStatus.OK:
-                    # What is left of it may be long; the connection goes with it.
+                    # The rest of it may be long; the connection is closed with it.
                     response.close()
                     return None
                 answer = await read_at_most(response, _MAX_ANSWER_BYTES)
