@@ -150,20 +150,21 @@ async def test_a_request_id_is_on_every_line_of_its_request_and_on_no_other(line
 # -- what must not be there ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
+SECRET_FIELDS = [
         "prompt", "messages", "input", "content", "authorization", "Authorization", "api_key",
         "API_KEY", "payment_request", "preimage", "macaroon", "system_prompt", "response_body",
         "request_json", "lcpd_macaroon", "tools", "output", "password", "node_backend_api_key",
-    ],
-)  # fmt: skip
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("fmt", ["json", "console"])
-def test_fields_that_hold_words_of_clients_or_secrets_are_dropped(stream, name, fmt):
+def test_fields_that_hold_words_of_clients_or_secrets_are_dropped(stream, fmt):
     configure_logging("debug", fmt, stream=stream)
-    get_logger("x").info("request", **{name: SECRET}, model="echo-1")
-    assert SECRET not in stream.getvalue()
-    assert "echo-1" in stream.getvalue()
+    for name in SECRET_FIELDS:
+        get_logger("x").info("request", **{name: f"{SECRET} {name}"}, model=f"echo {name}")
+    lines = stream.getvalue()
+    assert [name for name in SECRET_FIELDS if f"{SECRET} {name}" in lines] == []
+    assert [name for name in SECRET_FIELDS if f"echo {name}" not in lines] == []
 
 
 def test_forbidden_fields_of_the_context_are_dropped_too(lines, stream):

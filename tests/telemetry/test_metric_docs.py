@@ -13,13 +13,14 @@ def text():
     return metrics_markdown()
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-def test_each_metric_has_its_row(text, spec):
-    (row,) = [
-        line for line in text.splitlines() if line.startswith(f"| `{spec.full_name}` | {spec.kind}")
-    ]
-    assert spec.help in row
-    assert all(f"`{label}`" in row for label in spec.labels)
+def test_each_metric_has_its_row(text):
+    def has_its_row(spec):
+        start = f"| `{spec.full_name}` | {spec.kind}"
+        rows = [line for line in text.splitlines() if line.startswith(start)]
+        wanted = [spec.help, *(f"`{label}`" for label in spec.labels)]
+        return len(rows) == 1 and all(part in rows[0] for part in wanted)
+
+    assert [spec.name for spec in SPECS if not has_its_row(spec)] == []
 
 
 def test_each_label_is_explained(text):
