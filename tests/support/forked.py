@@ -28,7 +28,9 @@ ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 60.0
 _MESSAGE_BYTES = 1 << 20
 # Read by the interpreter or the C library when they start: a fork cannot change them any more.
-_READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "COVERAGE_", "GRPC_")
+_READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "GRPC_")
+# Set where coverage is measured: it follows processes from their start.
+_COVERAGE = "COVERAGE_PROCESS_CONFIG"
 
 
 class ForkedProcess:
@@ -98,7 +100,8 @@ def start_module(
     text: bool = False,
 ) -> ForkedProcess | subprocess.Popen:
     """Start `python -m MODULE`; the streams are ``PIPE`` or ``DEVNULL``."""
-    if os.environ.get("LCP_TEST_REAL_STARTS") or _at_start(env) != _at_start(os.environ):
+    is_real = os.environ.get("LCP_TEST_REAL_STARTS") or _COVERAGE in os.environ
+    if is_real or _at_start(env) != _at_start(os.environ):
         return subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=stdin,
@@ -143,7 +146,6 @@ class _Template:
 
     def __init__(self) -> None:
         self._socket, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # Its environment is pytest's, so that coverage, if it is asked for, begins in it.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.forked", str(far.fileno())],
             stdin=subprocess.DEVNULL,

@@ -64,9 +64,7 @@ class Installed:
         }
         return clean_environment(own | dict(extra))
 
-    def run(
-        self, *command: object, env: Mapping[str, str] | None = None, wait_s: float = TIMEOUT_S
-    ):
+    def run(self, *command: object, env: Mapping[str, str] | None = None):
         """Run a command to its end, away from the checkout, so that nothing of it is imported."""
         return subprocess.run(
             [*map(str, command)],
@@ -75,7 +73,7 @@ class Installed:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=wait_s,
+            timeout=TIMEOUT_S,
             check=False,
         )
 

@@ -51,7 +51,7 @@ def journal(request, tmp_path):
 
 
 @contextmanager
-def shop(node, journal, **settings):
+def selling_gateway(node, journal, **settings):
     env = {**on_node(node, journal_url=journal), **selling(**settings)}
     with gateway(embedded=False, env=env) as running:
         yield running
@@ -76,7 +76,7 @@ def metric(running, name):
 
 def killed_while(node, journal, seen, model, *, until, **ask):
     """Kill a gateway in the middle of a purchase; return the customer, the job and what is charged for it."""
-    with shop(node, journal, timeout_execute_s=30) as running:
+    with selling_gateway(node, journal, timeout_execute_s=30) as running:
         customer = Office(running.port).customer(FILLED)
 
         def buy() -> None:
@@ -119,7 +119,7 @@ def test_a_stream_in_whose_middle_the_gateway_was_killed_is_given_back(node, see
     customer, job_id, charge, _ = killed_while(
         node, journal, seen, "fault/stream-stalls", until=is_taken, stream=True
     )
-    with shop(node, journal) as running:
+    with selling_gateway(node, journal) as running:
         has_it_back(Customer(running.port, customer.account_id, customer.key), charge)
         eventually(lambda: metric(running, "lcpgateway_peer_undelivered_msat") > 0)
         assert metric(running, "lcpgateway_undelivered_total") == 1
@@ -162,7 +162,7 @@ async def test_a_payment_that_lnd_knows_of_later_is_given_back(node, seen, journ
             "lnd_macaroon_file": lnd.address.macaroon,
             "reconcile_interval_s": 1,
         }
-        with shop(node, journal, **settings) as running:
+        with selling_gateway(node, journal, **settings) as running:
             there = Customer(running.port, customer.account_id, customer.key)
             has_it_back(there, charge)
             assert metric(running, "lcpgateway_undelivered_total") == 1
@@ -183,7 +183,7 @@ async def test_a_payment_that_lnd_knows_of_later_is_given_back(node, seen, journ
 def test_over_the_limit_the_customer_is_told_and_the_operator_decides(node, tmp_path):
     """A6: every refund was given, however many there were."""
     journal = str(tmp_path / "journal.db")
-    with shop(node, journal, refund_account_day_msat=10_000) as running:
+    with selling_gateway(node, journal, refund_account_day_msat=10_000) as running:
         office = Office(running.port)
         customer = office.customer(FILLED)
         answers = [customer.ask("fault/wrong-hash") for _ in range(5)]
@@ -260,5 +260,5 @@ def test_refunds_are_the_administrators_and_each_customers_own(refusing):
 
 @pytest.fixture(scope="module")
 def refusing(node, tmp_path_factory):
-    with shop(node, str(tmp_path_factory.mktemp("refusing") / "journal.db")) as running:
+    with selling_gateway(node, str(tmp_path_factory.mktemp("refusing") / "journal.db")) as running:
         yield Office(running.port)

@@ -31,7 +31,7 @@ CHALLENGE = re.compile(r'L402 macaroon="([^"]+)", ?invoice="([^"]+)"')
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory):
+def seller(tmp_path_factory):
     peers = tmp_path_factory.mktemp("node") / "peers.toml"
     peers.write_text(slow_peers(20.0))
     node = free_address()
@@ -48,8 +48,8 @@ def shop(tmp_path_factory):
 
 
 @pytest.fixture
-def customer(shop) -> Customer:
-    return shop.office.customer(FILLED)
+def customer(seller) -> Customer:
+    return seller.office.customer(FILLED)
 
 
 def moved(customer: Customer) -> list[tuple[str, int]]:
@@ -111,8 +111,8 @@ def test_a_job_that_fails_unpaid_gives_everything_back(customer):
     customer.eventually_has(balance_msat=FILLED, held_msat=0)
 
 
-def test_who_cannot_pay_is_told_in_the_job(shop):
-    poor = shop.office.customer(1)
+def test_a_customer_that_cannot_pay_is_told_in_the_job(seller):
+    poor = seller.office.customer(1)
     response_id = begun(poor.port, headers=poor.headers)
     found = ended(poor.port, response_id, headers=poor.headers)
     assert found.json["status"] == "failed"
@@ -140,74 +140,76 @@ def test_retrieving_and_chaining_are_free_and_not_free(customer):
     assert customer.balance() == before
 
 
-def test_what_a_key_stores_is_that_keys_alone(shop, customer):
+def test_what_a_key_stores_is_that_keys_alone(seller, customer):
     """Not even another key of the same account sees it."""
-    other = Customer(shop.port, customer.account_id, shop.office.key(customer.account_id)["key"])
-    made = respond(shop.port, headers=customer.headers).json["id"]
-    job = begun(shop.port, model="slow-quote", headers=customer.headers)
+    other = Customer(
+        seller.port, customer.account_id, seller.office.key(customer.account_id)["key"]
+    )
+    made = respond(seller.port, headers=customer.headers).json["id"]
+    job = begun(seller.port, model="slow-quote", headers=customer.headers)
     for response_id in (made, job):
-        assert retrieve(shop.port, response_id, headers=other.headers).status == 404
-        assert cancel(shop.port, response_id, headers=other.headers).status == 404
-    assert retrieve(shop.port, made, headers=customer.headers).status == 200
-    cancel(shop.port, job, headers=customer.headers)
+        assert retrieve(seller.port, response_id, headers=other.headers).status == 404
+        assert cancel(seller.port, response_id, headers=other.headers).status == 404
+    assert retrieve(seller.port, made, headers=customer.headers).status == 200
+    cancel(seller.port, job, headers=customer.headers)
 
 
-def test_a_key_that_is_revoked_or_wrong_sees_nothing(shop, customer):
-    made = shop.office.key(customer.account_id)
+def test_a_key_that_is_revoked_or_wrong_sees_nothing(seller, customer):
+    made = seller.office.key(customer.account_id)
     headers = {"Authorization": f"Bearer {made['key']}"}
-    stored = respond(shop.port, headers=headers).json["id"]
-    assert retrieve(shop.port, stored, headers=headers).status == 200
-    assert shop.office.delete(f"keys/{made['id']}").status < 300
-    eventually(lambda: is_401(retrieve(shop.port, stored, headers=headers)))
+    stored = respond(seller.port, headers=headers).json["id"]
+    assert retrieve(seller.port, stored, headers=headers).status == 200
+    assert seller.office.delete(f"keys/{made['id']}").status < 300
+    eventually(lambda: is_401(retrieve(seller.port, stored, headers=headers)))
 
 
-def test_an_agents_address_has_a_store_of_its_own(shop, customer):
-    agent = shop.office.key(customer.account_id, kind="agent")
+def test_an_agents_address_has_a_store_of_its_own(seller, customer):
+    agent = seller.office.key(customer.account_id, kind="agent")
     base = agent["agent_path"].removesuffix("/v1")
     body = document(RESPONSES, max_output_tokens=8)
-    made = post(shop.port, f"{base}/v1/responses", body).json["id"]
+    made = post(seller.port, f"{base}/v1/responses", body).json["id"]
     for prefix in (f"{base}/v1", base):
-        assert get(shop.port, f"{prefix}/responses/{made}").status == 200
-        assert get(shop.port, f"{prefix}/responses/{made}/input_items").status == 200
-        assert get(shop.port, f"{prefix}/chat/completions").json["data"] == []
-    assert retrieve(shop.port, made, headers=customer.headers).status == 404
-    stored = chat(shop.port, headers=customer.headers).json["id"]
-    assert get(shop.port, f"{base}/v1/chat/completions/{stored}").status == 404
-    assert get(shop.port, f"{CHAT}/{stored}", customer.headers).status == 200
+        assert get(seller.port, f"{prefix}/responses/{made}").status == 200
+        assert get(seller.port, f"{prefix}/responses/{made}/input_items").status == 200
+        assert get(seller.port, f"{prefix}/chat/completions").json["data"] == []
+    assert retrieve(seller.port, made, headers=customer.headers).status == 404
+    stored = chat(seller.port, headers=customer.headers).json["id"]
+    assert get(seller.port, f"{base}/v1/chat/completions/{stored}").status == 404
+    assert get(seller.port, f"{CHAT}/{stored}", customer.headers).status == 200
 
 
-def test_jobs_in_the_background_count_against_a_keys_jobs_until_they_end(shop):
-    customer = shop.office.customer(FILLED, concurrent_jobs=1)
-    response_id = begun(shop.port, model="slow-quote", headers=customer.headers)
-    refused = respond(shop.port, headers=customer.headers)
+def test_jobs_in_the_background_count_against_a_keys_jobs_until_they_end(seller):
+    customer = seller.office.customer(FILLED, concurrent_jobs=1)
+    response_id = begun(seller.port, model="slow-quote", headers=customer.headers)
+    refused = respond(seller.port, headers=customer.headers)
     assert refused.status == 429 and refused.verdict == "none"
     assert begun_status(customer) == 429
-    assert retrieve(shop.port, response_id, headers=customer.headers).status == 200
-    cancel(shop.port, response_id, headers=customer.headers)
-    eventually(lambda: respond(shop.port, headers=customer.headers).status == 200)
-    done = begun(shop.port, headers=customer.headers)
-    ended(shop.port, done, headers=customer.headers)
-    eventually(lambda: respond(shop.port, headers=customer.headers).status == 200)
+    assert retrieve(seller.port, response_id, headers=customer.headers).status == 200
+    cancel(seller.port, response_id, headers=customer.headers)
+    eventually(lambda: respond(seller.port, headers=customer.headers).status == 200)
+    done = begun(seller.port, headers=customer.headers)
+    ended(seller.port, done, headers=customer.headers)
+    eventually(lambda: respond(seller.port, headers=customer.headers).status == 200)
 
 
 def begun_status(customer: Customer) -> int:
     return respond(customer.port, background=True, headers=customer.headers).status
 
 
-def test_a_token_that_was_paid_at_the_door_opens_its_own_store(shop):
-    challenge = respond(shop.port, background=True)
+def test_an_l402_token_opens_its_own_store(seller):
+    challenge = respond(seller.port, background=True)
     assert challenge.status == 402
     found = CHALLENGE.fullmatch(challenge.headers["www-authenticate"])
-    token = f"L402 {found[1]}:{shop.pay(found[2]).preimage.hex()}"
+    token = f"L402 {found[1]}:{seller.pay(found[2]).preimage.hex()}"
     headers = {"Authorization": token}
-    response_id = begun(shop.port, headers=headers, max_output_tokens=8)
-    done = ended(shop.port, response_id, headers=headers)
+    response_id = begun(seller.port, headers=headers, max_output_tokens=8)
+    done = ended(seller.port, response_id, headers=headers)
     assert done.json["status"] == "completed"
     chained = respond(
-        shop.port, "more", headers=headers, previous_response_id=response_id, max_output_tokens=8
+        seller.port, "more", headers=headers, previous_response_id=response_id, max_output_tokens=8
     )
     assert chained.status == 200
-    assert retrieve(shop.port, response_id).status == 401
+    assert retrieve(seller.port, response_id).status == 401
 
 
 def test_a_gateway_that_is_killed_while_it_pays_holds_the_charge_and_says_so(tmp_path):
