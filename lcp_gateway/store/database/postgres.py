@@ -139,7 +139,7 @@ class PostgresDatabase:
     def __init__(
         self, url: URL, *, busy_timeout_s: float, write_timeout_s: float, gone_after_s: float
     ) -> None:
-        self._owner = secrets.token_hex(8)
+        self.owner = secrets.token_hex(8)
         self._write_timeout_s = write_timeout_s
         self._absences = Absences(gone_after_s)
         self._shown = 0
@@ -173,8 +173,11 @@ class PostgresDatabase:
         self._writer = Session(self._write_engine, self._sign_of_life)
         self._reserved = Session(self._write_engine, self._check_session)
         self._journal_id: bytes | None = None
-        self._secret = b""
-        self._trouble: str | None = None
+        # Kept in the database: all gateways on it need the same.
+        self.secret = b""
+        self.trouble: str | None = None
+        # Nothing outside of the database records which one it was.
+        self.replaced: str | None = None
         self._one_at_a_time = asyncio.Lock()
         self._one_reserved = asyncio.Lock()
 
@@ -209,32 +212,12 @@ class PostgresDatabase:
                 await database._migrate()
             # Takes the sign of life before anything is written under this process's name.
             await database.write(lambda _connection: None)
-            database._secret = await database.read(repeat_secret)
+            database.secret = await database.read(repeat_secret)
             database._journal_id = await database.read(journal_id)
         except BaseException:
             await database.close()
             raise
         return database
-
-    @property
-    def owner(self) -> str:
-        """The name of this process in the journal."""
-        return self._owner
-
-    @property
-    def secret(self) -> bytes:
-        """The secret of repeat keys, kept in the database, since all gateways need the same."""
-        return self._secret
-
-    @property
-    def trouble(self) -> str | None:
-        """Why the last check found another database at the address."""
-        return self._trouble
-
-    @property
-    def replaced(self) -> str | None:
-        """None: nothing outside of the database records which one it was."""
-        return None
 
     async def write(self, work: Work[T]) -> T:
         """Run the work in one durable transaction."""
@@ -291,7 +274,7 @@ class PostgresDatabase:
 
         The lock is taken until the commit, so that the process cannot come back in between.
         """
-        return owner != self._owner and self._look(connection, owner, asked=True)
+        return owner != self.owner and self._look(connection, owner, asked=True)
 
     def may_be_gone(self, owner: str) -> bool:
         """Return whether its lock was free at the last look."""
@@ -339,7 +322,7 @@ class PostgresDatabase:
 
     async def _sign_of_life(self, connection: AsyncConnection) -> None:
         await self._check_identity(connection)
-        await connection.execute(_HOLD, {"key": _lock_key(self._owner)})
+        await connection.execute(_HOLD, {"key": _lock_key(self.owner)})
         await connection.execute(_DURABLE)
         await connection.commit()
         self._shown += 1
@@ -361,9 +344,9 @@ class PostgresDatabase:
             found = await connection.run_sync(journal_id)
         except (ProgrammingError, NoResultFound):
             found = b""
-        self._trouble = None if found == self._journal_id else _ANOTHER
-        if self._trouble is not None:
-            raise DatabaseUnavailable(self._trouble)
+        self.trouble = None if found == self._journal_id else _ANOTHER
+        if self.trouble is not None:
+            raise DatabaseUnavailable(self.trouble)
 
     async def _migrate(self) -> None:
         def one_after_the_other(connection: Connection) -> None:

@@ -112,12 +112,13 @@ class SqliteDatabase:
 
     def __init__(self, path: Path, locks: OwnerLocks, owner: str, busy_timeout_s: float) -> None:
         self._locks = locks
-        self._owner = owner
+        self.owner = owner
         self._write_engine = _engine(path, busy_timeout_s, begin="BEGIN IMMEDIATE")
         self._read_engine = _engine(path, busy_timeout_s, begin="BEGIN")
         self._file = JournalFile(path)
-        self._secret = b""
-        self._replaced: str | None = None
+        # Both from files beside the journal.
+        self.secret = b""
+        self.replaced: str | None = None
         self._write_connection: Connection | None = None
         self._readers = (
             _Reader(self._read_engine, self._file),
@@ -147,24 +148,9 @@ class SqliteDatabase:
         return database
 
     @property
-    def owner(self) -> str:
-        """The name of this process in the journal."""
-        return self._owner
-
-    @property
-    def secret(self) -> bytes:
-        """The secret of repeat keys, kept in a file beside the journal."""
-        return self._secret
-
-    @property
     def trouble(self) -> str | None:
         """Why the last check found another file than the one that was opened."""
         return self._file.trouble
-
-    @property
-    def replaced(self) -> str | None:
-        """Why this is not the journal that was here before, by the identity in the file beside it."""
-        return self._replaced
 
     async def write(self, work: Work[T]) -> T:
         """Run the work in one durable transaction."""
@@ -222,8 +208,8 @@ class SqliteDatabase:
             with _alone(path.with_name(f"{path.name}.start")):
                 identity = self._write(_migrated)
                 self._file.opened()
-                self._secret = read_secret(path)
-                self._replaced = why_replaced(path, identity)
+                self.secret = read_secret(path)
+                self.replaced = why_replaced(path, identity)
             self._locks.hold()
         except OSError as error:
             raise DatabaseUnavailable(os.strerror(error.errno or 0).lower()) from error

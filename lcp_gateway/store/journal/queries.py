@@ -231,7 +231,10 @@ class Books:
                 total = sums.setdefault(key, [0] * len(numbers))
                 # Sums of 64-bit numbers come as decimals from PostgreSQL.
                 total[:] = (had + int(more) for had, more in zip(total, numbers, strict=True))
-            return list(_spends(sums))
+            return [
+                Spend(from_micros(start), model, peer_id, key_id, count, *map(Msat, amounts))
+                for (start, model, peer_id, key_id), (count, *amounts) in sorted(sums.items())
+            ]
 
         return await self._database.read(work)
 
@@ -264,16 +267,16 @@ class Books:
 
     async def peers(self, *, since: datetime | None = None) -> Sequence[PeerTotals]:
         """Return the totals of each peer, by its id. Settled purchases that are still being delivered are left out."""
-        states = (State.DELIVERED, State.UNDELIVERED, State.NOT_PAID, State.UNKNOWN)
-        columns = [
-            column
-            for state in states
-            for column in (
-                func.count(case((purchases.c.state == state.value, 1))),
-                _sum_where(purchases.c.state == state.value),
-            )
-        ]
-        columns.append(_sum_where(_IS_LOST))
+        columns = (
+            _count(State.DELIVERED),
+            _sum_where(purchases.c.state == State.DELIVERED.value),
+            _count(State.UNDELIVERED),
+            _sum_where(purchases.c.state == State.UNDELIVERED.value),
+            _count(State.NOT_PAID),
+            _count(State.UNKNOWN),
+            _sum_where(purchases.c.state == State.UNKNOWN.value),
+            _sum_where(_IS_LOST),
+        )
         query = (
             select(purchases.c.peer_id, *columns)
             .where(*_conditions(PurchaseFilter(since=since)))
@@ -282,24 +285,11 @@ class Books:
         )
 
         def work(connection: Connection) -> list[PeerTotals]:
-            totals = []
-            for peer_id, *numbers in connection.execute(query):
-                delivered, delivered_msat, failed, failed_msat, *rest = map(int, numbers)
-                not_paid, _, unknown, open_msat, lost_msat = rest
-                totals.append(
-                    PeerTotals(
-                        peer_id,
-                        delivered,
-                        Msat(delivered_msat),
-                        failed,
-                        Msat(failed_msat),
-                        not_paid,
-                        unknown,
-                        Msat(open_msat),
-                        Msat(lost_msat),
-                    )
-                )
-            return totals
+            return [
+                # Sums of 64-bit numbers come as decimals from PostgreSQL.
+                PeerTotals(peer_id, *(Msat(int(number)) for number in numbers))
+                for peer_id, *numbers in connection.execute(query)
+            ]
 
         return await self._database.read(work)
 
@@ -346,6 +336,10 @@ def _budget_state(connection: Connection, budget: Budget, micros: int) -> Budget
     )
 
 
+def _count(state: State) -> ColumnElement[int]:
+    return func.count(case((purchases.c.state == state.value, 1)))
+
+
 def _sum_where(condition: ColumnElement[bool]) -> ColumnElement[int]:
     return func.coalesce(func.sum(case((condition, _COST), else_=0)), 0)
 
@@ -353,30 +347,12 @@ def _sum_where(condition: ColumnElement[bool]) -> ColumnElement[int]:
 def _conditions(which: PurchaseFilter) -> Iterator[ColumnElement[bool]]:
     if which.states is not None:
         yield purchases.c.state.in_([state.value for state in which.states])
-    if which.model is not None:
-        yield purchases.c.model == which.model
-    if which.peer_id is not None:
-        yield purchases.c.peer_id == which.peer_id
-    if which.key_id is not None:
-        yield purchases.c.key_id == which.key_id
+    for name in ("model", "peer_id", "key_id"):
+        if (value := getattr(which, name)) is not None:
+            yield purchases.c[name] == value
     if which.since is not None:
         yield purchases.c.paying_at >= to_micros(which.since)
     if which.refunds is not None:
         yield purchases.c.refund.in_([refund.value for refund in which.refunds])
     if which.until is not None:
         yield purchases.c.paying_at < to_micros(which.until)
-
-
-def _spends(sums: dict[tuple[int, str, str, str], list[int]]) -> Iterator[Spend]:
-    for (start, model, peer_id, key_id), numbers in sorted(sums.items()):
-        count, settled_msat, unknown_msat, undelivered_msat = numbers
-        yield Spend(
-            from_micros(start),
-            model,
-            peer_id,
-            key_id,
-            count,
-            Msat(settled_msat),
-            Msat(unknown_msat),
-            Msat(undelivered_msat),
-        )

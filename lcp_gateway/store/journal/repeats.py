@@ -1,7 +1,7 @@
 """Repeats of requests in the journal: the earlier purchase of the same request, and the release of its repeat key."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
@@ -32,51 +32,6 @@ from lcp_gateway.store.journal.purchases import CHARGE_COLUMNS, charge_of
 
 # A literal, since all parameters of such a statement are lists.
 _NOT_PAID: ColumnElement[str] = literal_column(f"'{State.NOT_PAID.value}'")
-
-_COLUMNS = (
-    purchases.c.job_id,
-    purchases.c.state,
-    purchases.c.owner,
-    purchases.c.key_id,
-    purchases.c.request_id,
-    purchases.c.peer_id,
-    purchases.c.price_msat,
-    purchases.c.expires_at,
-    purchases.c.terms_hash,
-    purchases.c.protocol_version,
-    purchases.c.kind,
-    purchases.c.paying_at,
-    purchases.c.repeat_key,
-    purchases.c.repeat_body,
-    purchases.c.repeat_until,
-    purchases.c.refund,
-    *(purchases.c[name] for name in CHARGE_COLUMNS),
-)
-_ONE = select(*_COLUMNS).where(purchases.c.job_id == bindparam("of_job"))
-_RELEASE = (
-    update(purchases)
-    .where(purchases.c.job_id == bindparam("of_job"))
-    .values(repeat_key=null(), repeat_until=null())
-)
-
-
-def _by_key(parameters: Parameters) -> AnySelect:
-    (keys,) = parameters
-    # Not locked: rows are locked in the order of their jobs, and one that changes meanwhile is asked for again.
-    return select(*_COLUMNS).where(purchases.c.repeat_key.in_(keys))
-
-
-def _by_body(parameters: Parameters) -> AnySelect:
-    bodies, (since,) = parameters
-    return (
-        select(*_COLUMNS)
-        .where(
-            purchases.c.paying_at >= since,
-            purchases.c.repeat_body.in_(bodies),
-            purchases.c.state != _NOT_PAID,
-        )
-        .order_by(purchases.c.paying_at)
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +77,36 @@ class _Found:
             self.charge,
             None if self.refund is None else Refund(self.refund),
         )
+
+
+# The charge, which is the first field, has several columns.
+_OWN = tuple(field.name for field in fields(_Found))[1:]
+_COLUMNS = tuple(purchases.c[name] for name in (*_OWN, *CHARGE_COLUMNS))
+_ONE = select(*_COLUMNS).where(purchases.c.job_id == bindparam("of_job"))
+_RELEASE = (
+    update(purchases)
+    .where(purchases.c.job_id == bindparam("of_job"))
+    .values(repeat_key=null(), repeat_until=null())
+)
+
+
+def _by_key(parameters: Parameters) -> AnySelect:
+    (keys,) = parameters
+    # Not locked: rows are locked in the order of their jobs, and one that changes meanwhile is asked for again.
+    return select(*_COLUMNS).where(purchases.c.repeat_key.in_(keys))
+
+
+def _by_body(parameters: Parameters) -> AnySelect:
+    bodies, (since,) = parameters
+    return (
+        select(*_COLUMNS)
+        .where(
+            purchases.c.paying_at >= since,
+            purchases.c.repeat_body.in_(bodies),
+            purchases.c.state != _NOT_PAID,
+        )
+        .order_by(purchases.c.paying_at)
+    )
 
 
 class Repeats:
@@ -213,5 +198,4 @@ def find_job(connection: Connection, job_id: bytes) -> EarlierPurchase | None:
 
 
 def _row(row: Sequence[Any]) -> _Found:
-    own = len(row) - len(CHARGE_COLUMNS)
-    return _Found(charge_of(*row[own:]), *row[:own])
+    return _Found(charge_of(*row[len(_OWN) :]), *row[: len(_OWN)])

@@ -1,7 +1,7 @@
 """A row of purchases in one transaction of the journal: locked, changed by later states, and written back."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
@@ -23,66 +23,19 @@ _UPSTREAMS = {ProviderSource.LCP: "lcpd", ProviderSource.NODE: "openai_http"}
 _NO_CHARGE: dict[str, object] = dict.fromkeys(CHARGE_COLUMNS)
 _NO_REPEAT: dict[str, object] = dict.fromkeys(("repeat_key", "repeat_body", "repeat_until"))
 
-_LOCKED = (
-    "job_id",
-    "state",
-    "owner",
-    "intent_no",
-    "key_id",
-    "price_msat",
-    "fee_cap_msat",
-    "fee_msat",
-    "result_sha256",
-    "result_bytes",
-    "preimage",
-    "paying_at",
-    "ended_at",
-    "ended_by",
-    "received",
-    "refund",
-)
-"""The columns that a locked row is read with, in the order of the fields of ``PurchaseRow`` behind the charge."""
-_CHANGED = (
-    "state",
+_FACTS = (
     "price_msat",
     "fee_msat",
     "result_sha256",
     "result_bytes",
     "preimage",
     "ended_at",
-    "charge_msat",
-    "refund_undelivered",
     "ended_by",
     "received",
     "refund",
 )
-"""The columns that a later state can change."""
-
-
-def _lock(parameters: Parameters) -> AnySelect:
-    (job_ids,) = parameters
-    return (
-        select(*(purchases.c[name] for name in (*_LOCKED, *CHARGE_COLUMNS)))
-        .where(purchases.c.job_id.in_(job_ids))
-        # Always in the same order, or two gateways would wait for each other.
-        .order_by(purchases.c.job_id)
-        .with_for_update()
-    )
-
-
-_INSERT = insert(purchases)
-_UPDATE = (
-    update(purchases)
-    .where(
-        purchases.c.job_id == bindparam("of_job"),
-        # The row is locked and the move was checked against the table of states; this holds even if neither did.
-        purchases.c.state == bindparam("from_state"),
-    )
-    .values(
-        {name: bindparam(f"new_{name}") for name in _CHANGED}
-        | {"updated_at": func.coalesce(bindparam("now"), purchases.c.updated_at)}
-    )
-)
+"""The columns beside those of state and charge that an update can change."""
+_CHANGED = ("state", "charge_msat", "refund_undelivered", *_FACTS)
 
 
 @dataclass(slots=True)
@@ -90,8 +43,8 @@ class PurchaseRow:
     """A purchase as it was found, and as the updates of this transaction leave it."""
 
     charge: Charge | None
-    job_id: bytes
     found_state: str
+    job_id: bytes
     owner: str
     intent_no: int
     key_id: str
@@ -171,25 +124,48 @@ class PurchaseRow:
             "from_state": self.found_state,
             "now": self.updated_at,
             "new_state": self.state.value,
-            "new_price_msat": self.price_msat,
-            "new_fee_msat": self.fee_msat,
-            "new_result_sha256": self.result_sha256,
-            "new_result_bytes": self.result_bytes,
-            "new_preimage": self.preimage,
-            "new_ended_at": self.ended_at,
             "new_charge_msat": None if charge is None else charge.amount_msat,
             "new_refund_undelivered": None if charge is None else charge.refund_undelivered,
-            "new_ended_by": self.ended_by,
-            "new_received": self.received,
-            "new_refund": self.refund,
+            **{f"new_{name}": getattr(self, name) for name in _FACTS},
         }
+
+
+# The charge, which is the first field, has several columns; ``found_state`` is ``state``.
+_LOCKED = tuple(field.name for field in fields(PurchaseRow) if field.init)[2:-1]
+
+
+def _lock(parameters: Parameters) -> AnySelect:
+    (job_ids,) = parameters
+    return (
+        select(*(purchases.c[name] for name in ("state", *_LOCKED, *CHARGE_COLUMNS)))
+        .where(purchases.c.job_id.in_(job_ids))
+        # Always in the same order, or two gateways would wait for each other.
+        .order_by(purchases.c.job_id)
+        .with_for_update()
+    )
+
+
+_INSERT = insert(purchases)
+_UPDATE = (
+    update(purchases)
+    .where(
+        purchases.c.job_id == bindparam("of_job"),
+        # The row is locked and the move was checked against the table of states; this holds even if neither did.
+        purchases.c.state == bindparam("from_state"),
+    )
+    .values(
+        {name: bindparam(f"new_{name}") for name in _CHANGED}
+        | {"updated_at": func.coalesce(bindparam("now"), purchases.c.updated_at)}
+    )
+)
 
 
 def lock_rows(connection: Connection, job_ids: Iterable[bytes]) -> dict[bytes, PurchaseRow]:
     """Find and lock the purchases of these jobs, of which there is one at least."""
     found = execute_in(connection, _lock, sorted(job_ids))
-    own = len(_LOCKED)
-    return {row[0]: PurchaseRow(charge_of(*row[own:]), *row[:own]) for row in found}
+    own = 1 + len(_LOCKED)
+    rows = [PurchaseRow(charge_of(*row[own:]), *row[:own]) for row in found]
+    return {row.job_id: row for row in rows}
 
 
 def write_rows(connection: Connection, rows: Sequence[PurchaseRow]) -> None:
