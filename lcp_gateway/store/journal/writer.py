@@ -136,24 +136,27 @@ class JournalWriter:
         self._queue.clear()
 
     def suspect(self, reason: str) -> None:
-        """Take the word of another writer that the database cannot be written, and find out when it can be again.
+        """Record another writer's error, and probe until the database can be written again.
 
-        So that a gateway without requests is not taken for one that can pay.
+        Otherwise a gateway without requests would pass for one that can pay.
         """
         if self._trouble is None and not self._closing:
-            self._trouble = reason
-            self._report(JournalProblem(JournalProblemKind.UNAVAILABLE, reason))
+            self._set_trouble(reason)
             self._wake.set()
+
+    def _set_trouble(self, reason: str | None) -> None:
+        """Change ``trouble``; report when it begins and when it ends."""
+        before, self._trouble = self._trouble, reason
+        if reason is not None and before is None:
+            self._report(JournalProblem(JournalProblemKind.UNAVAILABLE, reason))
+        elif reason is None and before is not None:
+            self._report(JournalProblem(JournalProblemKind.AVAILABLE, "the journal can be written"))
 
     async def intend(self, intent: Intent, budgets: Sequence[Budget] = ()) -> None:
         """Reserve the amount in every budget and write the intent; durable when this returns.
 
         Raises:
-            BudgetExceeded: a budget has no room; nothing was written.
-            InsufficientBalance: the account cannot pay the charge; nothing was written.
-            DuplicateIntent: the journal has an intent for this job.
-            RequestRepeated: the journal has a purchase of the same request.
-            JournalUnavailable: it cannot be made durable, or not in time; nothing is to be paid.
+            Refused: as ``PurchaseJournal`` says; ``JournalUnavailable`` also where it is not durable in time.
         """
         quote = intent.quote
         if any(budget.key_id not in {None, intent.key_id} for budget in budgets):
@@ -183,11 +186,7 @@ class JournalWriter:
         await done
 
     async def find(self, job_id: bytes) -> EarlierPurchase | None:
-        """Return the purchase of a job, or None where the journal has none.
-
-        Raises:
-            JournalUnavailable: the journal cannot be read.
-        """
+        """Return the purchase of a job, or None where the journal has none."""
         try:
             return await self._database.read(lambda connection: find_job(connection, job_id))
         except DatabaseUnavailable as error:
@@ -196,7 +195,7 @@ class JournalWriter:
     def record(
         self,
         job_id: bytes,
-        state: State,
+        state: State | None,
         at: datetime,
         update: PurchaseUpdate = NOTHING_NEW,
         on_refund: Callable[[Refund], None] | None = None,
@@ -242,15 +241,9 @@ class JournalWriter:
             unavailable = await self._write(updates, intents)
             if unavailable is None:
                 pause_s = self._limits.retry_s
-                if self._trouble is not None:
-                    self._trouble = None
-                    self._report(
-                        JournalProblem(JournalProblemKind.AVAILABLE, "the journal can be written")
-                    )
+                self._set_trouble(None)
                 continue
-            if self._trouble is None:
-                self._report(JournalProblem(JournalProblemKind.UNAVAILABLE, unavailable.reason))
-            self._trouble = unavailable.reason
+            self._set_trouble(unavailable.reason)
             self._turn_away(unavailable)
             if self._queue:
                 await self._pause(pause_s)
@@ -262,8 +255,7 @@ class JournalWriter:
             return
         with suppress(DatabaseUnavailable):
             await self._database.write(write_probe)
-            self._trouble = None
-            self._report(JournalProblem(JournalProblemKind.AVAILABLE, "the journal can be written"))
+            self._set_trouble(None)
 
     def _turn_away(self, unavailable: DatabaseUnavailable) -> None:
         """Refuse the intents that came during a failed try: none waits behind updates for the next try."""

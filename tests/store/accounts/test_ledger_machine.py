@@ -216,10 +216,7 @@ class Gateway:
     async def update(self, number, state, charged_msat):
         learnt = PurchaseUpdate(charged_msat=None if charged_msat is None else Msat(charged_msat))
         job_id = job(self.name(number))
-        if state is None:
-            self.journal.record(job_id, None, NOW, learnt)
-        else:
-            self.journal.record(job_id, state, NOW, learnt)
+        self.journal.record(job_id, state, NOW, learnt)
         if number in self.model.purchases:
             self.model.purchases[number].waiting.append((state, charged_msat))
 

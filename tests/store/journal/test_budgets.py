@@ -265,10 +265,7 @@ async def test_the_counters_are_what_a_model_says_after_any_sequence(journal, bo
         else:
             _, number, state, fee_msat = step
             job_id = job(f"{month}/{number}")
-            if state is None:
-                journal.record(job_id, None, base, PurchaseUpdate(fee_msat=fee_msat))
-            else:
-                journal.record(job_id, state, base, PurchaseUpdate(fee_msat=fee_msat))
+            journal.record(job_id, state, base, PurchaseUpdate(fee_msat=fee_msat))
             model.record(job_id, state, fee_msat)
     await written(journal)
     for at in (base, base + timedelta(days=1)):
