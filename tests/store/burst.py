@@ -41,7 +41,7 @@ async def burst(
             except (BudgetExceeded, InsufficientBalance):
                 print(f"refused {name}-{number}", flush=True)
                 continue
-            # Said only now: whoever reads this line may rely on the disk.
+            # Printed only now: the reader of this line may rely on the disk.
             print(f"intended {name}-{number}", flush=True)
             if number % 3 == 0:
                 journal.record(job(f"{name}-{number}"), State.SETTLED, datetime.now(UTC))

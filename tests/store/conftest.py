@@ -107,7 +107,7 @@ def topups(database: Database) -> Topups:
 
 @pytest.fixture
 def customer(accounts: Accounts, ledger: Ledger):
-    """Make a customer with a balance; gives the account's id."""
+    """Make a customer with a balance; return the account's id."""
 
     async def make(balance_msat: int = 10_000) -> str:
         account = await accounts.create("a customer", actor="test", at=NOW)

@@ -34,7 +34,7 @@ def intent(
     source: ProviderSource = ProviderSource.LCP,
     **changes,
 ) -> Intent:
-    """An intent of 1,010 msat in all, unless told otherwise."""
+    """An intent of 1,010 msat in all, unless given otherwise."""
     fields = {
         "kind": TaskKind.CHAT_COMPLETIONS,
         "model": "m",
@@ -87,7 +87,7 @@ def charged(
     refund_undelivered: bool = False,
     **changes,
 ) -> Intent:
-    """An intent that a customer is charged for: 1,050 msat, unless told otherwise."""
+    """An intent that a customer is charged for: 1,050 msat, unless given otherwise."""
     charge = Charge(account_id, markup.charge_msat(price_msat), markup, refund_undelivered)
     return intent(number, price_msat=price_msat, charge=charge, **changes)
 

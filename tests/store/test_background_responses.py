@@ -52,7 +52,7 @@ async def test_another_credential_finds_nothing(jobs, key_id):
     assert await jobs.find("resp_bg_2", "key_1") is None
 
 
-async def test_where_there_are_no_keys_nobody_has_one(jobs):
+async def test_without_keys_a_response_belongs_to_every_client(jobs):
     await noted(jobs, key_id="")
     assert (await jobs.find(ID, "")).model == "m"
 
@@ -100,7 +100,7 @@ async def test_its_money_stands_where_its_purchase_does(jobs, journal, states, v
     }
 
 
-async def test_what_a_dead_process_was_paying_is_unknown_until_somebody_can_tell(
+async def test_what_a_dead_process_was_paying_is_unknown_until_there_is_evidence(
     jobs, database, where
 ):
     other = await open_database(where, gone_after_s=0)
@@ -138,7 +138,7 @@ async def test_only_purchases_of_the_same_key_for_the_same_job_are_its_own(jobs,
     assert (await jobs.find(ID, "key_1")).purchase is None
 
 
-async def test_a_node_that_did_not_do_it_does_not_hide_who_did_after_it(jobs, journal):
+async def test_a_node_that_did_not_do_it_does_not_hide_the_one_that_did(jobs, journal):
     await noted(jobs)
     await journal.intend(bought(1))
     journal.record(job(1), State.NOT_PAID, NOW)
@@ -170,7 +170,7 @@ async def test_old_ones_are_cleared_away_and_young_ones_stay(jobs):
     assert await jobs.find(ID, "key_1") is not None
 
 
-async def test_who_asks_for_nothing_that_is_there_does_not_wait_for_a_writer(
+async def test_a_client_that_polls_a_missing_id_does_not_wait_for_a_writer(
     jobs, database, monkeypatch
 ):
     async def busy(_work):
@@ -217,10 +217,10 @@ async def test_two_processes_write_jobs_down_side_by_side(jobs, another):
         ((State.SETTLED, State.DELIVERED), 1_050, None),
     ],
 )
-async def test_a_customer_is_told_the_charge_of_a_job_that_was_cut_and_what_became_of_it(
+async def test_a_customer_gets_the_charge_of_a_response_that_was_cut_and_its_refund(
     jobs, journal, customer, states, charged_msat, refund
 ):
-    """A4: the payment was told, and not that its charge had been given back."""
+    """A4: the payment was reported, and not that its charge had been refunded."""
     account_id = await customer(10_000)
     await noted(jobs)
     charge = Charge(account_id, Msat(1_050), Markup(50_000), refund_undelivered=True)

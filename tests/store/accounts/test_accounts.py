@@ -63,7 +63,7 @@ async def test_an_account_can_be_renamed(accounts):
         await accounts.rename("acct_nobody", "new", actor="op", at=LATER)
 
 
-async def test_a_deleted_account_leaves_its_books_and_nothing_that_says_whose_they_were(
+async def test_a_deleted_account_leaves_its_books_and_no_name(
     accounts, database, ledger, topups, journal, customer
 ):
     keys = Keys(database)

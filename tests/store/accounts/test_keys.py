@@ -105,7 +105,7 @@ async def test_a_revoked_key_stays_in_the_list_and_leaves_the_cache(keys, custom
     assert (await keys.page("acct_nobody")).items == []
 
 
-async def test_a_key_is_revoked_once_and_nobody_s_key_never(keys, customer):
+async def test_a_key_is_revoked_once_and_a_missing_one_never(keys, customer):
     made = await keys.create(await customer(0), name="k", actor="op", at=NOW)
     await keys.revoke(made.record.id, actor="op", at=NOW)
     again = await keys.revoke(made.record.id, actor="op", at=LATER)
@@ -124,7 +124,7 @@ async def test_deleting_an_account_is_a_change_of_its_keys(keys, accounts, custo
     assert all(record.revoked_at == LATER for record in changes.records)
 
 
-async def test_no_change_is_missed_by_one_who_looks_while_others_write(where, keys, customer):
+async def test_no_change_is_missed_by_a_reader_while_others_write(where, keys, customer):
     account_id = await customer(0)
     other_database = await open_database(where)
     other = Keys(other_database)
@@ -144,9 +144,9 @@ async def test_no_change_is_missed_by_one_who_looks_while_others_write(where, ke
     following = asyncio.ensure_future(follow())
     made = await asyncio.gather(
         *(
-            who.create(account_id, name=f"{n}", actor="op", at=NOW)
+            one.create(account_id, name=f"{n}", actor="op", at=NOW)
             for n in range(20)
-            for who in (keys, other)
+            for one in (keys, other)
         )
     )
     done = True

@@ -30,7 +30,7 @@ async def adjust(ledger, account_id, amount_msat, **changes):
     return await ledger.adjust(account_id, Msat(amount_msat), **fields)
 
 
-async def test_nobody_has_a_balance_that_was_never_made(ledger):
+async def test_a_missing_account_has_no_balance(ledger):
     assert await ledger.balance("acct_nobody") is None
     assert (await ledger.statement("acct_nobody")).lines == []
     with pytest.raises(AccountNotFound):
@@ -61,8 +61,8 @@ async def test_an_adjustment_of_one_id_by_two_at_once_happens_once(where, ledger
     other_database = await open_database(where)
     outcomes = await asyncio.gather(
         *(
-            adjust(who, whom, 700, adjustment_id="adj_1")
-            for who in (ledger, Ledger(other_database))
+            adjust(one, whom, 700, adjustment_id="adj_1")
+            for one in (ledger, Ledger(other_database))
             for whom in (account_id, other_id)
         ),
         return_exceptions=True,
@@ -91,7 +91,7 @@ async def test_an_adjustment_has_an_amount_and_a_reason(ledger, customer):
         await adjust(ledger, account_id, 1, reason=" ")
 
 
-async def test_a_statement_tells_what_moved_and_the_balance_after_it(
+async def test_a_statement_has_each_movement_and_the_balance_after_it(
     ledger, journal, topups, customer
 ):
     account_id = await customer(5_000)

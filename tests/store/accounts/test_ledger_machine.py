@@ -154,7 +154,7 @@ class Gateway:
         return f"{self.run}/{what}"
 
     async def topup(self, number, whose, amount_msat):
-        """The first makes the invoice; every one after it hears of the same payment again."""
+        """The first makes the invoice; every later one reports the same payment again."""
         name = self.name(number)
         if number not in self.model.topups:
             await asked(self.topups, self.accounts[whose], name, amount_msat=amount_msat)
@@ -214,9 +214,9 @@ class Gateway:
             )
 
     async def update(self, number, state, charged_msat):
-        learnt = PurchaseUpdate(charged_msat=None if charged_msat is None else Msat(charged_msat))
+        update = PurchaseUpdate(charged_msat=None if charged_msat is None else Msat(charged_msat))
         job_id = job(self.name(number))
-        self.journal.record(job_id, state, NOW, learnt)
+        self.journal.record(job_id, state, NOW, update)
         if number in self.model.purchases:
             self.model.purchases[number].waiting.append((state, charged_msat))
 

@@ -23,7 +23,7 @@ from tests.store.journals import NOW, charged, job, written
 from tests.support.examples import examples
 
 CUT = Ending(EndedBy.PROVIDER, Received.PART)
-# Of each: price 1,000, charge 1,050, and 1,010 with the reckoned fee; the charge counts.
+# Of each: price 1,000, charge 1,050, and 1,010 with the estimated fee; the charge counts.
 EACH = 1_050
 TOMORROW = NOW + timedelta(days=1)
 
@@ -149,7 +149,7 @@ async def test_many_in_one_batch_see_one_another(journal, books, customer):
 
 
 @pytest.mark.parametrize("found", ["sweep", "resolve"])
-async def test_the_limits_hold_whoever_finds_it_out(
+async def test_the_limits_hold_for_every_way_to_find_it_out(
     where, database, books, ledger, customer, found
 ):
     account_id = await customer(10_000)

@@ -1,4 +1,4 @@
-"""Several processes on one balance, and one of them killed: nobody spends what is not there, and nothing is lost."""
+"""Several processes on one balance, and one of them killed: none spends more than the balance, and nothing is lost."""
 
 import asyncio
 import signal
@@ -73,7 +73,7 @@ async def test_a_balance_outlives_the_processes_that_spend_it(where, customer, d
     assert audit.ok and audit.books["revenue"] == taken_msat
 
 
-async def test_an_audit_beside_those_who_spend_never_finds_anything(where, customer):
+async def test_an_audit_beside_processes_that_spend_never_finds_anything(where, customer):
     account_id = await customer(10_000 * EACH_MSAT)
     other = await open_database(where)
     ledger = Ledger(other)

@@ -33,7 +33,7 @@ async def test_a_topup_waits_until_it_is_paid(topups, ledger, customer):
     assert (await ledger.balance(account_id)).balance_msat == 0
 
 
-async def test_a_payment_is_credited_once_however_often_it_is_told(topups, ledger, customer):
+async def test_a_payment_is_credited_once_however_often_it_is_reported(topups, ledger, customer):
     account_id = await customer(0)
     made = await asked(topups, account_id, 1)
     told = [
@@ -65,9 +65,9 @@ async def test_two_gateways_that_hear_of_it_at_once_credit_it_once(where, topups
         await asked(topups, account_id, number)
     told = await asyncio.gather(
         *(
-            who.settle(hash_of(number), Msat(1_000), settle_index=number, at=NOW)
+            one.settle(hash_of(number), Msat(1_000), settle_index=number, at=NOW)
             for number in range(5)
-            for who in (topups, other)
+            for one in (topups, other)
         )
     )
     await other_database.close()
@@ -103,7 +103,7 @@ async def test_money_that_comes_after_all_is_credited(topups, ledger, customer):
     assert (await ledger.audit()).ok
 
 
-async def test_an_invoice_of_somebody_else_is_only_followed(topups, ledger):
+async def test_an_invoice_of_another_program_is_only_followed(topups, ledger):
     assert await topups.followed("02ab") == 0
     assert await topups.settle(hash_of(1), Msat(5), settle_index=3, at=NOW, node_id="02ab") is None
     assert await topups.followed("02ab") == 3
@@ -131,7 +131,7 @@ async def test_unpaid_topups_are_bounded_and_end_with_time(topups, customer):
     await asked(topups, account_id, 5, most_open=1, at=later, expires_at=later + HOUR)
 
 
-async def test_the_bound_holds_for_many_who_ask_at_once(where, topups, customer):
+async def test_the_bound_holds_for_many_requests_at_once(where, topups, customer):
     account_id = await customer(0)
     other_database = await open_database(where)
     other = Topups(other_database)
@@ -172,7 +172,7 @@ async def test_an_account_for_l402_is_made_when_it_is_paid(topups, accounts, led
     assert (await ledger.audit()).ok
 
 
-async def test_the_top_up_of_a_deleted_account_is_nobodys(topups, accounts):
+async def test_the_top_up_of_a_deleted_account_is_not_found(topups, accounts):
     await asked(topups, None, 1, purpose=TopupPurpose.L402)
     assert await topups.of_living_account(hash_of(9)) is None
     unpaid = await topups.of_living_account(hash_of(1))

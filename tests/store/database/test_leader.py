@@ -33,7 +33,7 @@ def gateway(where: str):
 
 
 async def word(process, timeout_s: float = 30.0) -> tuple[str, float]:
-    """Give the next word that a process says, and when by its clock."""
+    """Return the next word that a process prints, and its time by the process's clock."""
     async with asyncio.timeout(timeout_s):
         line = await asyncio.to_thread(process.stdout.readline)
     said, _, at = line.partition(" ")
@@ -95,7 +95,7 @@ def test_a_matter_has_a_plain_name(name):
         Leadership(None, name)
 
 
-async def test_who_asks_many_times_at_once_has_the_lead_once(lead, another):
+async def test_a_process_that_asks_many_times_at_once_has_the_lead_once(lead, another):
     other = Leadership(another, "settlements")
     mine = asyncio.gather(*(lead.try_lead() for _ in range(10)))
     theirs = asyncio.gather(*(other.try_lead() for _ in range(10)))
@@ -132,7 +132,7 @@ async def test_a_leader_that_is_killed_is_followed_by_exactly_one_of_the_others(
     await leadership.release()
 
 
-async def test_a_leader_that_stands_still_keeps_the_lead_and_nobody_else_takes_it(where):
+async def test_a_leader_that_stands_still_keeps_the_lead_and_no_other_takes_it(where):
     with gateway(where) as first:
         assert (await word(first))[0] == "leads"
         first.send_signal(signal.SIGSTOP)
@@ -146,7 +146,7 @@ async def test_a_leader_that_stands_still_keeps_the_lead_and_nobody_else_takes_i
             assert (await said)[0] == "leads"
 
 
-async def test_a_leader_whose_session_ends_hears_that_it_leads_no_more(postgres, postgres_where):
+async def test_a_leader_whose_session_ends_leads_no_more(postgres, postgres_where):
     database, another = await open_database(postgres_where), await open_database(postgres_where)
     lead, other = Leadership(database, "settlements"), Leadership(another, "settlements")
     assert await lead.try_lead()
@@ -209,7 +209,7 @@ async def test_a_server_that_hangs_ends_the_lead_before_it_gives_it_to_another(m
         await database.close()
 
 
-async def test_a_lock_file_that_somebody_takes_away_ends_the_lead(sqlite_where):
+async def test_a_lock_file_that_is_deleted_ends_the_lead(sqlite_where):
     database, another = await open_database(sqlite_where), await open_database(sqlite_where)
     lead, other = Leadership(database, "settlements"), Leadership(another, "settlements")
     assert await lead.try_lead()
@@ -237,7 +237,7 @@ async def test_a_folder_that_is_gone_is_a_clear_error_without_its_path(sqlite_wh
     await database.close()
 
 
-async def test_a_lock_that_was_given_to_a_caller_who_left_is_free_at_once(
+async def test_a_lock_that_was_granted_to_a_cancelled_caller_is_free_at_once(
     postgres_where, monkeypatch
 ):
     """Part E: cancelled while the server's answer is on its way, the lock is the session's already."""

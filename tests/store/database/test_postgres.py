@@ -24,7 +24,7 @@ from tests.support.postgres import running_postgres
 IMPATIENT = JournalLimits(wait_s=60.0, close_s=0.5, retry_s=0.02, retry_most_s=0.05)
 
 
-async def test_a_server_that_nobody_runs_is_a_clear_error_without_its_address():
+async def test_a_server_that_does_not_run_is_a_clear_error_without_its_address():
     with pytest.raises(DatabaseUnavailable) as error:
         await open_database("postgresql://me:secret@127.0.0.1:1/none")
     assert "secret" not in str(error.value) and "127.0.0.1" not in str(error.value)

@@ -296,7 +296,7 @@ async def test_resolving_by_hand_is_refused_when_the_owner_comes_back_meanwhile(
     assert (await Books(other).purchase(job(1))).state is State.SETTLED
 
 
-async def test_an_answer_delivered_after_its_owner_was_taken_for_dead_is_told_and_stays_given_back(
+async def test_a_result_delivered_after_its_owner_was_taken_for_dead_is_reported_and_stays_refunded(
     pair, live, clock, problems
 ):
     """A3: cut off from the database for longer than the time; the customer keeps what was given back."""

@@ -150,7 +150,7 @@ async def test_the_log_of_a_journal_that_was_made_just_now_is_watched_too(tmp_pa
     await database.close()
 
 
-async def test_a_deleted_file_is_noticed_by_whoever_looks_next(opened, file):
+async def test_a_deleted_file_is_noticed_by_the_next_read_or_write(opened, file):
     await Books(opened).purchase(job(1))
     assert opened.trouble is None
     file.unlink()
@@ -214,7 +214,7 @@ async def test_the_first_start_and_later_ones_with_the_same_journal_say_nothing(
 
 
 @pytest.mark.parametrize("how", ["empty", "another"])
-async def test_a_start_with_another_journal_than_before_is_told_until_an_operator_decides(
+async def test_a_start_with_another_journal_than_before_is_reported_until_an_operator_decides(
     file, tmp_path, how
 ):
     """A8: after a restart there were no accounts and no purchases, and the audit said ok."""

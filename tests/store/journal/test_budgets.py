@@ -1,4 +1,4 @@
-"""Budgets are kept exactly, whoever reserves and whatever becomes of it."""
+"""Budgets are kept exactly, with several gateways and for every end of a purchase."""
 
 import asyncio
 import itertools
@@ -186,7 +186,7 @@ _months = itertools.count()
 
 
 class Model:
-    """What the counters have to be, reckoned anew from the purchases each time."""
+    """What the counters have to be, computed anew from the purchases each time."""
 
     def __init__(self):
         self.purchases = {}

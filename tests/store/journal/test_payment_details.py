@@ -1,4 +1,4 @@
-"""Fees and preimages are learnt from lnd's list of payments, and none is ever lost, whatever becomes of lnd or the gateway."""
+"""Fees and preimages come from lnd's list of payments, and none is lost when lnd or the gateway fails."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -113,7 +113,7 @@ async def test_lnd_is_not_asked_while_nothing_is_missing(journal, node, learner)
     assert node.calls == []
 
 
-async def test_what_could_not_be_asked_while_lnd_was_away_is_learnt_later(
+async def test_details_that_could_not_be_read_while_lnd_was_away_are_recorded_later(
     journal, books, node, learner
 ):
     """A16: it was taken from the queue before the question, and never asked for again."""
@@ -170,7 +170,7 @@ async def test_a_payment_that_settles_after_a_later_one_is_not_passed_over(
     assert "TrackPaymentV2" not in node.calls
 
 
-async def test_a_payment_held_for_long_does_not_have_the_list_read_anew_and_is_learnt_by_its_hash(
+async def test_a_payment_held_for_long_does_not_have_the_list_read_anew_and_is_looked_up_by_its_hash(
     journal, books, node, database, learner, clock
 ):
     hash_of_held = intent("held").payment_hash
@@ -289,7 +289,7 @@ async def test_a_macaroon_that_may_not_list_learns_one_by_one(
     assert await fees(books, 1) == [7]
 
 
-async def test_how_many_have_no_fee_although_lnd_was_asked_is_told(
+async def test_purchases_without_a_fee_although_lnd_was_asked_are_counted(
     journal, books, node, lnd, database, clock
 ):
     told = []
@@ -351,7 +351,7 @@ async def test_old_purchases_without_a_fee_are_gone_through_in_rounds(
     assert await fees(books, 44) == [4]
 
 
-async def test_an_unknown_purchase_is_the_reconcilers_and_learnt_once_it_is_resolved_by_hand(
+async def test_an_unknown_purchase_is_the_reconcilers_and_gets_its_fee_once_it_is_resolved_by_hand(
     journal, books, database, node, learner
 ):
     node.knows(settled(job(1), fee_msat=7))
@@ -408,7 +408,7 @@ async def test_where_the_journal_cannot_be_written_nothing_is_passed_over(
 
 async def test_what_is_missing_is_found_by_its_index(sqlite_where):
     """The journal is asked every few seconds, and may be large."""
-    # PostgreSQL tells a plan in another way, and for an empty table none is worth an index.
+    # PostgreSQL describes a plan in another way, and for an empty table none is worth an index.
     database = await open_database(sqlite_where)
     query = "EXPLAIN QUERY PLAN SELECT job_id FROM purchases WHERE {} ORDER BY updated_at LIMIT 1"
     plan = await database.read(

@@ -141,8 +141,8 @@ async def test_what_was_spent_by_period(history, books, period, starts):
 
 async def test_an_unknown_that_turns_out_settled_has_its_fee_and_preimage(history, database, books):
     before = await spent(books)
-    learnt = PurchaseUpdate(fee_msat=Msat(4), preimage=b"p" * 32)
-    await resolve(database, job("e"), State.SETTLED, NOW, learnt)
+    update = PurchaseUpdate(fee_msat=Msat(4), preimage=b"p" * 32)
+    await resolve(database, job("e"), State.SETTLED, NOW, update)
     found = await books.purchase(job("e"))
     assert (found.state, found.fee_msat, found.preimage) == (State.UNDELIVERED, 4, b"p" * 32)
     assert (found.ended_by, found.received) == FOUND_PAID and found.blames_provider

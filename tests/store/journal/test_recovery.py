@@ -78,7 +78,7 @@ async def test_what_was_intended_survives_a_kill_and_becomes_unknown_or_undelive
     outstanding = await books.outstanding()
     assert outstanding.paying == 0
     assert outstanding.unknown == swept.unknown > 0
-    # Some may have been written that nobody was told of: counted all the same, until somebody knows better.
+    # Some may have been written whose caller did not learn of it: counted all the same, until there is evidence.
     purchases = await all_of(books)
     lost = [purchase for purchase in purchases if purchase.state is State.UNDELIVERED]
     assert {purchase.job_id for purchase in lost} == {one.job_id for one in swept.lost}
@@ -242,7 +242,7 @@ async def test_only_what_the_same_key_paid_for_the_same_request_since_then_count
     assert await state_of_request(database, "key_1", "req_x", NOW) is State.PAYING
 
 
-async def test_a_node_that_did_not_do_it_does_not_hide_who_did_after_it(database, journal):
+async def test_a_node_that_did_not_do_it_does_not_hide_the_one_that_did(database, journal):
     await journal.intend(of(1))
     journal.record(job(1), State.NOT_PAID, NOW)
     await journal.intend(of(2, at=NOW + timedelta(seconds=1)))

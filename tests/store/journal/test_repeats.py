@@ -73,7 +73,7 @@ async def test_the_same_key_of_another_credential_is_another_key(journal, books)
     assert await books.purchase(job(2)) is not None
 
 
-async def test_the_same_key_with_another_body_is_refused_and_told_apart(journal):
+async def test_the_same_key_with_another_body_is_refused_and_kept_apart(journal):
     await journal.intend(keyed(1, "k", body=b"1" * 32))
     same, other = keyed(2, "k", body=b"1" * 32), keyed(3, "k", body=b"2" * 32)
     assert (await refused(journal, same)).repeat_body == same.repeat.body
@@ -177,7 +177,7 @@ async def test_a_retry_that_comes_to_another_process_is_recognised_by_its_body(j
     await elsewhere.intend(keyed(7, None, retries=True, at=late))
 
 
-async def test_a_retry_of_what_this_process_bought_is_for_its_own_memory_to_tell(journal):
+async def test_a_retry_of_a_purchase_of_this_process_is_left_to_its_own_memory(journal):
     await journal.intend(keyed(1, None))
     await journal.intend(keyed(2, None, retries=True))
 

@@ -78,7 +78,7 @@ async def test_a_balance_can_be_spent_to_the_last_msat(journal, ledger, customer
     assert (await ledger.balance(account_id)).available_msat == 0
 
 
-async def test_an_account_that_nobody_knows_has_nothing(journal):
+async def test_a_missing_account_has_nothing(journal):
     with pytest.raises(InsufficientBalance) as refused:
         await journal.intend(charged(1, "acct_nobody"))
     assert refused.value.available_msat == 0
@@ -287,7 +287,7 @@ async def test_a_hold_waits_for_the_one_that_another_gateway_is_writing(postgres
     ],
 )
 async def test_evidence_ends_a_hold(journal, database, ledger, customer, state, balance):
-    """A4: what was paid, and whose answer nobody got, is given back whoever finds it out."""
+    """A4: a charge without a delivered result is refunded, whichever part finds out that it was paid."""
     account_id = await customer(10_000)
     await journal.intend(charged(1, account_id, refund_undelivered=True))
     await move(journal, 1, State.UNKNOWN)
@@ -306,7 +306,7 @@ async def test_evidence_ends_a_hold(journal, database, ledger, customer, state, 
         (ProviderSource.NODE, True, Balance(Msat(10_000), Msat(0))),
     ],
 )
-async def test_who_sweeps_after_a_dead_gateway_goes_by_the_row(
+async def test_a_sweep_after_a_dead_gateway_goes_by_the_row(
     where, customer, ledger, database, source, refund, balance
 ):
     account_id = await customer(10_000)

@@ -41,7 +41,7 @@ async def test_a_job_is_never_intended_twice_by_two_processes_at_once(journal, w
     other = JournalWriter(other_database, on_problem=print)
     other.start()
     outcomes = await asyncio.gather(
-        *(who.intend(intent(n)) for n in range(20) for who in (journal, other)),
+        *(one.intend(intent(n)) for n in range(20) for one in (journal, other)),
         return_exceptions=True,
     )
     await other.close()
@@ -61,7 +61,7 @@ async def test_of_the_same_job_in_one_batch_one_is_written(journal):
     ]
 
 
-async def test_updates_are_written_in_order_with_what_was_learnt(journal, books):
+async def test_updates_are_written_in_order_with_their_facts(journal, books):
     await journal.intend(intent(1))
     journal.record(job(1), State.SETTLED, NOW + timedelta(seconds=1))
     journal.record(
@@ -119,7 +119,7 @@ async def test_a_move_that_the_table_lacks_changes_nothing_and_is_reported(
     ]
 
 
-async def test_a_update_for_a_job_that_nobody_intended_is_reported(journal, problems):
+async def test_an_update_of_a_missing_purchase_is_reported(journal, problems):
     journal.record(job(1), State.SETTLED, NOW)
     await written(journal)
     assert [p.kind for p in problems] == [JournalProblemKind.UNKNOWN_JOB]
@@ -214,7 +214,7 @@ async def test_a_update_after_the_close_is_reported_as_lost(journal, problems):
     ]
 
 
-async def test_an_amount_that_nobody_has_is_refused(journal, books):
+async def test_an_amount_that_is_too_large_is_refused(journal, books):
     with pytest.raises(JournalUnavailable):
         await journal.intend(intent(1, price_msat=2**60))
     assert await books.purchase(job(1)) is None

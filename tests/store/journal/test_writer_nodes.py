@@ -28,7 +28,7 @@ def node_intent(number, **changes):
     return intent(number, source=ProviderSource.NODE, peer_id=NODE, **changes)
 
 
-async def test_a_purchase_tells_where_it_was_made(journal, books):
+async def test_a_purchase_has_its_source(journal, books):
     await journal.intend(node_intent(1))
     await journal.intend(intent(2))
     node, peer = await books.purchase(job(1)), await books.purchase(job(2))
