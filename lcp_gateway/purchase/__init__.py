@@ -1,1 +1,1 @@
-"""The heart: how a task becomes a quote, a payment and a delivered result. Plain Python, no sockets."""
+"""How a task becomes a quote, a payment and a delivered result. Plain Python, no sockets."""

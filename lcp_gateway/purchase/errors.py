@@ -7,7 +7,7 @@ from lcp_gateway.upstream_status import UpstreamStatus
 
 
 class PurchaseError(Exception):
-    """Something kept a purchase from its end. The message is fit for the client: it holds no prompt and no output."""
+    """A purchase failed. The message is fit for the client: it holds no prompt and no output."""
 
     verdict: Verdict = Verdict.NONE
 
@@ -81,7 +81,7 @@ class Undelivered(PurchaseError):
 
 
 class Refused(PurchaseError):
-    """Something said no before anything was paid.
+    """A check failed before anything was paid.
 
     ``may_pass_later`` says that the quote itself is good, and can be taken once the limit allows it.
     """

@@ -119,7 +119,7 @@ class PaidStream:
         judge = self.judge
         feed = _ignore if self._is_read else judge.feed
         ends: list[StreamEvent] = []
-        ending, learnt = Ending(EndedBy.PROVIDER, Received.WHOLE), PurchaseUpdate()
+        ending, update = Ending(EndedBy.PROVIDER, Received.WHOLE), PurchaseUpdate()
         try:
             async for event in self._events:
                 # bytes first: nearly every event is a chunk
@@ -143,7 +143,7 @@ class PaidStream:
                     else:
                         ends.append(event)
                         self._check_order(ends)
-            learnt = self._check(digest.digest(), length, ends)
+            update = self._check(digest.digest(), length, ends)
         except Undelivered as error:
             ending = Ending(EndedBy.PROVIDER, error.received)
             raise
@@ -155,7 +155,7 @@ class PaidStream:
             ending = ending_of_error(self.purchase, _begun(length), error)
             raise
         finally:
-            self._end(self.purchase, ending, learnt)
+            self._end(self.purchase, ending, update)
             await self._events.aclose()
 
     async def _after_end(self, ends: Sequence[StreamEvent]) -> AsyncGenerator[StreamEvent, None]:
@@ -428,7 +428,7 @@ class PurchaseExecutor:
             # The journal may have taken seconds. Its intent is taken back, with all that it reserved.
             self._move(purchase, PurchaseEvent.FAIL_PAYMENT)
             raise QuoteExpired(
-                "the quote expired while the purchase was being written down; nothing was paid",
+                "the quote expired while the purchase was being recorded; nothing was paid",
                 quote=quote,
             )
         self._paid_jobs.add(quote.job_id)

@@ -53,6 +53,6 @@ class QuoteInspector:
         self._exposure.check(quote)
         if purchase.payment_hash is None:
             purchase.payment_hash = self.at_quote(order, quote)
-        # Again, and with what is written down now: the limits may have been changed since the quote was inspected.
+        # Again, with the amounts that are recorded now: the limits may have been changed since the quote was inspected.
         self._limits.check_price(order, quote)
         purchase.charge = self._limits.charge_for(order, quote)

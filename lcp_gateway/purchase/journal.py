@@ -67,7 +67,7 @@ class PurchaseUpdate:
     fee_msat: Msat | None = None
     preimage: bytes | None = None
     charged_msat: Msat | None = None
-    """What it came to, where the quote's price was only the most that it could."""
+    """The final price, where the quote's price was only the most that it could be."""
     ending: Ending | None = None
     """How a paid purchase ended, with which its charge is kept or given back."""
 
@@ -163,7 +163,7 @@ class RequestRepeated(Refused):
 
 
 class PurchaseJournal(Protocol):
-    """Where purchases are written down."""
+    """The durable record of purchases."""
 
     async def intend(self, intent: Intent, budgets: Sequence[Budget]) -> None:
         """Reserve the amount in every budget and write the intent as ``paying``; durable when this returns.
@@ -199,7 +199,7 @@ class PurchaseJournal(Protocol):
         """Write a later state soon, in order, without being waited for; ``not_paid`` gives its reservation back.
 
         A charge follows: taken when ``settled``, released when ``not_paid``, lowered with the final price, and given
-        back when ``undelivered`` unless it is kept. ``on_refund`` hears, once it is durable, whether a charge that is to
-        be given back was.
+        back when ``undelivered`` unless it is kept. ``on_refund`` is called, once it is durable, with what became of a
+        charge that is to be given back.
         """
         ...

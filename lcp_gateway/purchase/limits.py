@@ -58,7 +58,7 @@ class SpendingLimits:
                 raise PriceLimitExceeded(quote, max_price_msat)
         totals = [self.max_total_msat, self.model_max_total_msat.get(order.task.model, 0)]
         caps = [cap for cap in totals if cap]
-        # What is above cannot be written down, whatever the operator allows.
+        # A larger amount cannot be stored, whatever the operator allows.
         caps.append(LARGEST_MSAT - 1)
         charge = self.charge_for(order, quote)
         if charge is not None:

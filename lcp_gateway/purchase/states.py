@@ -56,7 +56,7 @@ TRANSITIONS: Mapping[State, Mapping[PurchaseEvent, State]] = MappingProxyType(
         },
         State.UNKNOWN: {
             PurchaseEvent.FAIL_PAYMENT: State.NOT_PAID,
-            # By the gateway that bought it, where another took it for dead while it ran.
+            # By the gateway that bought it, where another one took that gateway for dead while it ran.
             PurchaseEvent.SETTLE: State.SETTLED,
             # By any other party, which has no result to go with the evidence.
             PurchaseEvent.FAIL_DELIVERY: State.UNDELIVERED,

@@ -65,7 +65,7 @@ class RequestSpan(Span, Protocol):
 class Tracing(Protocol):
     """Makes spans. The one that is entered is the parent of those made meanwhile, in tasks begun meanwhile too.
 
-    What raises inside of a span's block is noted as its error, by ``error_type`` alone: no message, no trace of the stack.
+    An exception inside of a span's block is recorded as its error, by ``error_type`` alone: no message, no stack trace.
     """
 
     def request(

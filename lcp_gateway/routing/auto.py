@@ -35,7 +35,6 @@ from lcp_gateway.routing.scoring import (
 _SHORTLISTED = 12
 _SHORTLIST_S = 1.0
 _MAX_SHORTLISTS = 64
-_ON_TRIAL = 0.5
 _UNKNOWN = "?"
 
 

@@ -275,7 +275,7 @@ async def test_a_client_that_leaves_in_the_middle_pays_and_its_provider_is_not_b
     await chunks.aclose()
     assert journal.states[-1] == "undelivered"
     assert executor._exposure.states[-1] == "released"
-    assert purchase.customer_msat == 5_500, "who leaves gets nothing back"
+    assert purchase.customer_msat == 5_500, "a client that leaves gets nothing back"
 
 
 async def test_a_provider_that_sent_nothing_is_not_excused_by_a_client_that_gave_up():
@@ -368,7 +368,7 @@ async def test_a_result_that_cost_less_is_charged_at_less():
 @pytest.mark.parametrize(
     ("failure", "charged_msat"),
     [(NOT_PAID, 0), (LATE, 5_500)],
-    ids=["nothing was paid", "nobody knows"],
+    ids=["nothing was paid", "not known"],
 )
 async def test_a_customer_is_told_of_no_charge_for_what_was_surely_not_paid(failure, charged_msat):
     _, _, executor, purchase = sold(outcome=failure)

@@ -62,7 +62,7 @@ def test_nothing_is_found_of_a_request_that_never_came():
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_the_same_key_and_body_find_their_answer(ended):
+def test_the_same_key_and_body_find_their_result(ended):
     m = Remembering()
     answer = m.bought(ordered(), KEY) if ended else m.running(ordered(), KEY)
     assert m.find(ordered(), KEY) is answer
@@ -113,7 +113,7 @@ def test_a_client_request_id_finds_the_same_bytes_only():
 
 
 def test_an_unknown_key_is_no_repeat_even_when_it_is_marked_as_a_retry():
-    """A key says more than a mark: who sends another key wants another answer."""
+    """A key says more than a mark: a client that sends another key wants another result."""
     m = Remembering()
     m.bought(ordered(), KEY)
     assert m.find(ordered(), RepeatKeys(key="new", is_retry=True)) is None
@@ -237,7 +237,7 @@ def test_a_smaller_memory_lets_go_at_once_of_what_is_too_much():
     held.bought(ordered(body=BODY), KEY, b"x" * 60)
     held.bought(ordered(body=OTHER_BODY), FIRST, b"y" * 30)
     held.memory.use(CacheLimits(bytes_in_all=70))
-    assert held.memory.pool.held_bytes == 60, "the one that nobody named goes first"
+    assert held.memory.pool.held_bytes == 60, "the one without a key goes first"
     held.memory.use(CacheLimits(bytes_in_all=10))
     assert held.memory.pool.held_bytes == 0
 

@@ -268,7 +268,7 @@ class Endings(RuleBasedStateMachine):
             await asyncio.gather(job.reading, return_exceptions=True)
             await job.reader.aclose()
         if job.stream and job.waiting:
-            # What stood behind its reader goes on to nobody, until it is ended at once.
+            # The chunks that its reader had not taken have no reader any more, until the purchase is ended at once.
             job.waiting = []
         self.w.service.interrupt(job.answer, InterruptReason.NO_LISTENER)
 

@@ -1,4 +1,4 @@
-"""What becomes of the quotes of those who were asked in vain."""
+"""The quotes that are not taken on the way to a cheaper one."""
 
 import asyncio
 
@@ -22,7 +22,7 @@ NOT_TAKEN = "another quote was taken"
 
 
 class Purse(PlainJournal):
-    """A journal of a customer who has so much."""
+    """A journal of a customer with this balance."""
 
     def __init__(self, available_msat: int) -> None:
         super().__init__()

@@ -158,7 +158,7 @@ async def test_past_the_whole_bytes_what_all_have_taken_is_released():
 
 
 async def test_a_request_that_waits_gets_a_result_that_is_too_large_to_be_held():
-    """A whole result comes in one piece: whoever waits for its head has not begun to read when it is there."""
+    """A whole result comes in one piece: a request that waits for its head has not begun to read when it is there."""
     source = answer(whole=10)
     source.listeners = 1
     waiting = asyncio.create_task(source.wait_head())
@@ -250,7 +250,7 @@ def test_whatever_the_order_each_reader_gets_exactly_the_bytes(steps, fails, who
 
 
 class Reader:
-    """Somebody who reads in steps; ``pending`` is the read that is under way."""
+    """A reader that reads in steps; ``pending`` is the read that is under way."""
 
     def __init__(self, source: ResultBuffer) -> None:
         self.chunks = source.chunks()
@@ -328,7 +328,7 @@ async def _interleave(steps, *, fails: bool, whole: int) -> None:
     assert pool.held_bytes == 0
 
 
-# -- kept for somebody who comes later --------------------------------------------------------------
+# -- retained for a later reader ---------------------------------------------------------------------
 
 
 async def test_what_has_come_can_be_had_without_a_copy():

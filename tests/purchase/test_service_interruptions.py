@@ -113,7 +113,7 @@ async def test_what_is_cancelled_after_its_payment_says_what_is_known_and_tells_
     assert (answer.error.code, answer.error.verdict) == ("cancelled", verdict)
     assert w.journal.only == states
     assert w.shop.cancelled == [("p1", CANCEL_REASON)]
-    # Whoever asks again with the key is told the same, and pays nothing.
+    # A repeat with the key gets the same, and pays nothing.
     with pytest.raises(Interrupted):
         await w.ask(ordered(stream=stream), KEY)
     assert len(w.shop.works) == 1

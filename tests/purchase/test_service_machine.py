@@ -339,7 +339,7 @@ class Money(RuleBasedStateMachine):
                 assert job.evidence is Verdict.SETTLED
             if not isinstance(client.error, KeyReused):
                 assert purchase.order.body_sha256 == client.answer.order.body_sha256
-                assert job.body == client.body, "somebody got the answer to another request"
+                assert job.body == client.body, "a client got the result of another request"
 
     def _what_is_stored_came_whole(self) -> None:
         for client in self.world.clients():

@@ -203,7 +203,7 @@ def test_a_peer_that_goes_within_the_second_is_not_chosen_from_memory():
 
 
 def test_where_the_whole_shortlist_has_gone_the_others_are_weighed_anew():
-    """Part E: the list is a second old at most, and everybody on it may go within it."""
+    """Part E: the list is a second old at most, and all on it may go within it."""
     bench = Bench(*(provider(f"good{n}", "m") for n in range(20)), provider("other", "m"))
     for number in range(20):
         bench.measured(f"good{number}", "m", 1)

@@ -1,4 +1,4 @@
-"""From an order to its candidates: aliases, defaults, adapters, ``auto``, and who is asked in which order."""
+"""From an order to its candidates: aliases, defaults, adapters, ``auto``, and the order in which providers are asked."""
 
 import json
 from dataclasses import dataclass, field

@@ -104,7 +104,7 @@ async def test_a_free_node_beside_a_peer_wins_however_little_the_peer_asks(price
 
 
 async def test_a_named_model_that_a_free_node_offers_too_costs_nothing_at_first():
-    """D1: who named a model of several providers leaves the choice among them to the gateway too."""
+    """D1: a client that names a model of several providers leaves the choice among them to the gateway too."""
     for number in range(20):
         bazaar = Bazaar(provider("a", "m"), free(model="m"), a=5_000)
         offer = await bazaar.offer("m", draw=number / 20)
