@@ -200,7 +200,7 @@ async def test_of_several_tasks_of_a_name_each_is_restarted_by_itself(tasks, tim
 
 async def test_a_task_that_is_told_to_end_may_return(tasks, time, restarts):
     work = Work(time, None)
-    await asyncio.wait_for(tasks.start("journal", work, may_return=lambda: True), 5)
+    await asyncio.wait_for(tasks.start("journal", work, may_return=lambda: True), 60)
     assert restarts == [] and work.runs == 1
 
 
@@ -223,6 +223,7 @@ SHORT = {
     "purchase/service.py": "a purchase; its end is recorded",
     "upstreams/openai/node_watch.py": "a question to a node; the caller waits for it",
     "upstreams/openai/adapter.py": "a connection that is left; bounded by its time-out",
+    "upstreams/lcpd/direct.py": "a connection, or a call that waits for one; both bounded by time-outs",
     "upstreams/lcpd/peer_watch.py": "a question to the daemon; the caller waits for it",
 }
 """The modules that start a task of their own, and why it need not be supervised: none of these lasts."""

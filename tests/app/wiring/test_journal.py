@@ -37,28 +37,30 @@ async def opened(tmp_path):
     await database.close()
 
 
-def tasks_of(ledgers, standings, log=None):
+def tasks_of(ledgers, trust, log=None):
     log = log or structlog.get_logger()
     return {
-        task.name: task.run
-        for task in journal_tasks(ledgers, lambda: (), standings, Metrics(), log)
+        task.name: task.run for task in journal_tasks(ledgers, lambda: (), trust, Metrics(), log)
     }
 
 
 async def test_purchases_that_a_sweep_moves_on_count_for_their_peer(opened):
     """On PostgreSQL that is after the start, when the journal was read for what is out with each peer."""
-    standings = PeerTrust(TrustRules())
-    sweep = asyncio.create_task(tasks_of(opened, standings)["sweep"]())
-    async with asyncio.timeout(10):
-        while not standings.standing(PEER).undelivered_msat:
+    trust = PeerTrust(TrustRules())
+    sweep = asyncio.create_task(tasks_of(opened, trust)["sweep"]())
+    async with asyncio.timeout(60):
+        while not trust.standing(PEER).undelivered_msat:
             await asyncio.sleep(0.02)
     sweep.cancel()
-    standing = standings.standing(PEER)
+    standing = trust.standing(PEER)
     assert (standing.out_msat, standing.undelivered_msat) == (1_000, 1_000)
     assert (await opened.books.purchase(job(1))).state is State.UNKNOWN
 
 
-async def test_a_replaced_session_is_logged_and_an_unavailable_database_is_suspected(opened):
+async def test_a_replaced_session_is_logged_and_an_unavailable_database_is_suspected(
+    opened, monkeypatch
+):
+    monkeypatch.setattr("lcp_gateway.app.workers._ALIVE_EVERY_S", 0.0)
     beats = iter([False, True, DatabaseUnavailable("the connection was lost"), False])
     done = asyncio.Event()
 
@@ -76,7 +78,7 @@ async def test_a_replaced_session_is_logged_and_an_unavailable_database_is_suspe
     opened.stored = Mock()
     run = tasks_of(opened, PeerTrust(TrustRules()), log)["owner_lock"]
     task = asyncio.create_task(run())
-    await asyncio.wait_for(done.wait(), 15)
+    await asyncio.wait_for(done.wait(), 60)
     task.cancel()
     assert log.warning.call_count == 1
     opened.stored.suspect.assert_called_once_with("the connection was lost")
