@@ -94,30 +94,6 @@ def _refusal(error: Refused) -> _Refusal:
     return 502, "quote_mismatch", False, {}
 
 
-def _charge(error: ChargeLimitExceeded) -> _Refusal:
-    details: dict[str, object] = {
-        "limit_msat": error.limit_msat,
-        "charge_msat": error.price_msat,
-    }
-    return 402, "price_limit", False, details
-
-
-def _balance(error: InsufficientBalance) -> _Refusal:
-    details: dict[str, object] = {
-        "required_msat": error.required_msat,
-        "balance_msat": error.available_msat,
-    }
-    return 402, "balance", False, details
-
-
-def _budget(error: BudgetExceeded) -> _Refusal:
-    details: dict[str, object] = {
-        "limit_msat": error.budget.limit_msat,
-        "spent_msat": error.spent_msat,
-    }
-    return 402, "budget", False, details
-
-
 _REFUSALS: Mapping[type, Callable[[Any], _Refusal]] = MappingProxyType(
     {
         QuoteExpired: lambda error: (410, "quote_expired", not error.was_named, {}),
@@ -127,9 +103,24 @@ _REFUSALS: Mapping[type, Callable[[Any], _Refusal]] = MappingProxyType(
             False,
             {"limit_msat": error.limit_msat},
         ),
-        ChargeLimitExceeded: _charge,
-        InsufficientBalance: _balance,
-        BudgetExceeded: _budget,
+        ChargeLimitExceeded: lambda error: (
+            402,
+            "price_limit",
+            False,
+            {"limit_msat": error.limit_msat, "charge_msat": error.price_msat},
+        ),
+        InsufficientBalance: lambda error: (
+            402,
+            "balance",
+            False,
+            {"required_msat": error.required_msat, "balance_msat": error.available_msat},
+        ),
+        BudgetExceeded: lambda error: (
+            402,
+            "budget",
+            False,
+            {"limit_msat": error.budget.limit_msat, "spent_msat": error.spent_msat},
+        ),
         KeyRevoked: lambda _error: (401, "auth", False, {}),
         RateLimited: lambda error: (429, "rate_limit", error.may_pass_later, {}),
         TooManyConcurrentJobs: lambda _error: (429, "concurrency", True, {}),
@@ -168,7 +159,7 @@ _CODES_OF_GRPC = {
 }
 
 
-def of_routing(error: RoutingError) -> ApiError:
+def map_routing_error(error: RoutingError) -> ApiError:
     """Return the error for a task without a provider."""
     if isinstance(error, ModelNotFound):
         return ApiError(
@@ -194,7 +185,7 @@ def map_error(error: Exception) -> ApiError | None:
     """Return the error for a failure of an order, or None for an unexpected one."""
     match error:
         case RoutingError():
-            return of_routing(error)
+            return map_routing_error(error)
         case NotAdaptable():
             return bad_request(error.message, error.param, error.code)
         case PurchaseError():

@@ -93,8 +93,8 @@ class NameAuthenticator:
 
 
 @dataclass
-class Book:
-    """Where jobs are written down: it does as it is told, and remembers. ``left`` are those of a gateway that ended."""
+class JobRows:
+    """The table of background jobs, with errors on command. ``left`` are the jobs of a gateway that ended."""
 
     rows: dict[str, str] = field(default_factory=dict)
     left: dict[tuple[str, str], SimpleNamespace] = field(default_factory=dict)
@@ -138,7 +138,7 @@ class Front:
     store: ResponseStore
     jobs: JobsInFlight
     leases: MemoryLeases
-    book: Book | None
+    repository: JobRows | None
     background: BackgroundResponses
     metrics: Metrics
     complaints: list = field(default_factory=list)
@@ -217,7 +217,7 @@ class Front:
 async def storing_front(
     *,
     limits: StoreLimits = LIMITS,
-    with_book: bool = True,
+    with_repository: bool = True,
     at_once: int = 0,
     per_key: int = 0,
     max_body_bytes: int = 1_000_000,
@@ -232,12 +232,12 @@ async def storing_front(
     asyncio.get_running_loop().set_exception_handler(lambda _loop, it: complaints.append(it))
     store, jobs, leases = ResponseStore(limits), JobsInFlight(at_once, metrics), MemoryLeases()
     recorder = Recorder(store, now=lambda: 7.0, on_lost=metrics.not_stored)
-    book = Book() if with_book else None
+    repository = JobRows() if with_repository else None
     background = BackgroundResponses(
         service=w.service,
         store=store,
         recorder=recorder,
-        repository=book,
+        repository=repository,
         is_ending=lambda: jobs.draining,
         on_change=metrics.background_jobs,
         log=log,
@@ -304,7 +304,7 @@ async def storing_front(
     )
     server = TestServer(app, handler_cancellation=True)
     async with TestClient(server) as client:
-        front = Front(client, w, store, jobs, leases, book, background, metrics, complaints)
+        front = Front(client, w, store, jobs, leases, repository, background, metrics, complaints)
         try:
             yield front
         finally:

@@ -56,7 +56,7 @@ def test_a_path_asks_for_a_scope(path, scope):
     assert scope_of(path) is scope
 
 
-async def test_the_administrators_key_looks_at_what_is_on_offer_and_buys_nothing(bank):
+async def test_the_administrators_key_reads_the_offers_and_buys_nothing(bank):
     """D4."""
     route_only = {"X-Lcp-Route-Only": "true"}
     async with front(bank) as gateway:
@@ -208,7 +208,7 @@ async def test_an_agents_address_leads_to_no_wallet_and_no_administration(bank):
             assert (await gateway.ask("GET", f"/api/agent/{key}/{path}", key)).status == 404
 
 
-async def test_a_spelling_of_a_path_does_not_change_what_it_asks_for(bank):
+async def test_another_spelling_of_a_path_needs_the_same_scope(bank):
     account_id = await bank.customer()
     async with front(bank) as gateway:
         key = await gateway.key(account_id)

@@ -67,7 +67,7 @@ def test_every_address_is_answered_to(address, port):
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
-def test_whatever_stands_in_a_host_is_judged_and_shown_safely(text):
+def test_any_text_in_a_host_is_judged_and_shown_safely(text):
     guard = BrowserGuard(Cors([]))
     # What no name and no address can be.
     with pytest.raises(ApiError) as caught:
@@ -148,7 +148,7 @@ def test_a_link_leads_to_no_data(path):
     assert refusal(asked(*link, path="/", method="POST")) == "cross_site_request"
 
 
-def test_what_is_refused_is_logged_once_a_minute_for_each_reason_with_what_to_do():
+def test_a_refusal_is_logged_once_a_minute_for_each_reason_with_the_setting_that_helps():
     now = [0.0]
     log = Log()
     guard = BrowserGuard(Cors([]), log=log, clock=lambda: now[0])

@@ -58,7 +58,7 @@ def test_a_failed_quote_keeps_the_status_that_clients_know(grpc_status, status, 
 
 @pytest.mark.parametrize("verdict", list(Verdict))
 @pytest.mark.parametrize("grpc_status", STATUS_OF_GRPC)
-def test_after_accept_only_what_was_not_paid_may_be_retried(grpc_status, verdict):
+def test_after_accept_only_an_unpaid_request_may_be_retried(grpc_status, verdict):
     cause = UpstreamError(grpc_status, "words", retryable=True)
     response, body = answered(map_purchase_error(PaymentFailed(cause, verdict, quote=quote())))
     assert response.status == STATUS_OF_GRPC[grpc_status]
@@ -104,7 +104,7 @@ def of_daemon(status, text, *, price_msat=5_000):
         ("FAILED_PRECONDITION", "invoice amount does not match price_msat", "invoice", "false"),
     ],
 )
-def test_what_was_not_paid_is_told_in_a_sentence_without_the_daemons_own_text(
+def test_the_message_of_an_unpaid_request_is_without_the_daemons_own_text(
     status, text, says, retry
 ):
     """A18, A19: both were "unknown", and the client read gRPC's text with the address of lnd."""
@@ -138,7 +138,7 @@ def test_a_payment_in_doubt_is_told_without_the_daemons_own_text():
     assert "127.0.0.1" not in body["message"] and "UNAVAILABLE" in body["message"]
 
 
-def test_what_a_paid_peer_says_of_its_error_is_passed_on():
+def test_the_error_text_of_a_paid_peer_is_passed_on():
     response, body = of_daemon("RESOURCE_EXHAUSTED", "lcp_error code=7: backend unavailable")
     assert response.headers["X-Lcp-Payment"] == "settled"
     assert response.headers["x-should-retry"] == "false"
@@ -257,7 +257,7 @@ def test_no_provider_is_503_and_may_be_tried_again():
     assert response.headers["x-should-retry"] == "true"
 
 
-def test_what_cannot_be_adapted_names_its_parameter():
+def test_a_request_that_cannot_be_adapted_names_its_parameter():
     error = NotAdaptable("chat has no suffix", "suffix", "unsupported_parameter")
     response, body = answered(map_error(error))
     assert response.status == 400
@@ -285,7 +285,7 @@ def test_an_unexpected_error_is_not_mapped():
         (InterruptReason.CANCELLED, 503, False),
     ],
 )
-def test_what_the_gateway_ended_may_be_tried_again_only_where_it_cost_nothing_and_is_wanted(
+def test_a_request_that_the_gateway_ended_may_be_tried_again_only_unpaid_and_not_cancelled(
     reason, status, retry
 ):
     found = map_error(Interrupted(reason, None))

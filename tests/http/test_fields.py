@@ -24,7 +24,7 @@ def refused(call) -> ApiError:
     return caught.value
 
 
-def test_what_is_not_there_is_nothing():
+def test_a_missing_field_is_nothing():
     fields = Fields({"gone": None})
     assert fields.text("name") == fields.text("gone") == ""
     assert fields.amount("amount") is fields.names("names") is fields.time("time") is None
@@ -32,7 +32,7 @@ def test_what_is_not_there_is_nothing():
 
 
 @pytest.mark.parametrize("document", [{}, {"name": None}, {"name": " "}, {"name": 3}])
-def test_what_is_required_must_be_there(document):
+def test_a_required_field_must_be_there(document):
     assert refused(lambda: Fields(document).text("name", required=True)).param == "name"
 
 
@@ -50,7 +50,7 @@ def test_an_amount_is_whole_and_there_is_no_more_than_there_is():
     assert refused(lambda: Fields({"a": -MOST_MSAT - 1}).amount("a", signed=True)).param == "a"
 
 
-def test_names_are_a_set_of_what_is_allowed():
+def test_names_are_a_set_of_the_allowed_ones():
     assert Fields({"n": ["a", "b", "a"]}).names("n") == {"a", "b"}
     assert Fields({"n": []}).names("n") == frozenset()
     error = refused(lambda: Fields({"n": ["c"]}).names("n", allowed=frozenset({"b", "a"})))
@@ -72,7 +72,7 @@ def test_a_time_without_a_zone_is_utc():
 
 
 @given(value=ANYTHING)
-def test_whatever_is_sent_is_read_or_refused(value):
+def test_any_value_is_read_or_refused(value):
     for read in (Fields.text, Fields.amount, Fields.names, Fields.time):
         try:
             found = read(Fields({"field": value}), "field")
@@ -83,7 +83,7 @@ def test_whatever_is_sent_is_read_or_refused(value):
         assert not isinstance(found, datetime) or found.tzinfo is not None
 
 
-def test_what_nobody_asked_for_is_refused_and_named():
+def test_an_unknown_field_is_refused_and_named():
     fields = Fields({"name": "n", "nmae": 1})
     fields.text("name")
     error = refused(fields.done)

@@ -104,7 +104,7 @@ def _with_model(raw: bytes, fields: Mapping[str, Any], model: str) -> bytes:
 
 
 async def _explain(kind: TaskKind, request: bytes, settings: Settings) -> Mapping[str, Any]:
-    from lcp_gateway.http.error_mapping import of_routing  # noqa: PLC0415 - as above
+    from lcp_gateway.http.error_mapping import map_routing_error  # noqa: PLC0415 - as above
     from lcp_gateway.http.errors import ApiError  # noqa: PLC0415 - imports the server
     from lcp_gateway.http.openai.request_body import parse_task  # noqa: PLC0415 - as above
 
@@ -116,7 +116,7 @@ async def _explain(kind: TaskKind, request: bytes, settings: Settings) -> Mappin
     except ApiError as error:
         failure = error
     except RoutingError as error:
-        failure = of_routing(error)
+        failure = map_routing_error(error)
     raise CommandFailed(refusal(failure.status, failure.as_object()))
 
 

@@ -36,7 +36,7 @@ class Group(StrEnum):
 
     OPERATOR = "operator"
     CUSTOMERS = "customers"
-    STRANGERS = "strangers"
+    ANONYMOUS = "anonymous"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +53,21 @@ def caller_of(caller: Caller, remote: str | None) -> ApiCaller:
         return ApiCaller(Group.CUSTOMERS, caller.account_id)
     if caller.key_id:
         return ApiCaller(Group.OPERATOR, caller.key_id)
-    return stranger(remote)
+    return anonymous_caller(remote)
 
 
-def account(account_id: str) -> ApiCaller:
+def account_caller(account_id: str) -> ApiCaller:
     """Return how the holder of an account is counted."""
     return ApiCaller(Group.CUSTOMERS, account_id)
 
 
-def stranger(remote: str | None) -> ApiCaller:
+def anonymous_caller(remote: str | None) -> ApiCaller:
     """Return how a caller without a credential is counted: by its address, or its network of IPv6."""
     address = None if remote is None else read_address(remote)
     if isinstance(address, ipaddress.IPv6Address):
         network = ipaddress.ip_network((address, _NETWORK_BITS), strict=False)
-        return ApiCaller(Group.STRANGERS, str(network))
-    return ApiCaller(Group.STRANGERS, str(address or ""))
+        return ApiCaller(Group.ANONYMOUS, str(network))
+    return ApiCaller(Group.ANONYMOUS, str(address or ""))
 
 
 @dataclass(slots=True, eq=False)

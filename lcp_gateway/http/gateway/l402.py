@@ -10,7 +10,6 @@ from lcp_gateway.accounts.callers import L402_KEY_PREFIX, Caller, KeyRules
 from lcp_gateway.accounts.l402 import (
     Issuer,
     L402Error,
-    L402Token,
     challenge_header,
     parse_authorization,
 )
@@ -20,7 +19,7 @@ from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable, TopupRe
 from lcp_gateway.accounts.wallet import TopupsDisabled, Wallet
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.errors import ApiError
-from lcp_gateway.http.gateway.api_limits import ApiLimits, account, stranger
+from lcp_gateway.http.gateway.api_limits import ApiLimits, account_caller, anonymous_caller
 
 # Unpaid invoices of L402 that are watched. Above it the oldest is no longer watched: it can still be paid, and is credited.
 _MOST_OPEN = 1_000
@@ -81,19 +80,18 @@ class L402Routes:
             wait_s = self._limits.take(_IN_ALL, _MOST_A_MINUTE_IN_ALL)
         if wait_s:
             return _too_many(self._per_minute, wait_s)
-        async with self._api_limits.place(stranger(request.remote)):
-            return await self._invoice()
-
-    async def _invoice(self) -> ApiError:
-        await self._topups.make_room(self._now(), purpose=TopupPurpose.L402, most_open=_MOST_OPEN)
         try:
-            topup = await self._wallet.top_up(
-                None,
-                self._amount_msat,
-                "access",
-                purpose=TopupPurpose.L402,
-                expiry_s=_INVOICE_EXPIRY_S,
-            )
+            async with self._api_limits.place(anonymous_caller(request.remote)):
+                await self._topups.make_room(
+                    self._now(), purpose=TopupPurpose.L402, most_open=_MOST_OPEN
+                )
+                topup = await self._wallet.top_up(
+                    None,
+                    self._amount_msat,
+                    "access",
+                    purpose=TopupPurpose.L402,
+                    expiry_s=_INVOICE_EXPIRY_S,
+                )
         except (TopupsDisabled, InvoiceServiceUnavailable, AccountError):
             return ApiError(
                 503, "no invoice can be made right now", code="topups_unavailable", retry=True
@@ -123,22 +121,19 @@ class L402Routes:
         except L402Error:
             return None
         # Only a token of this gateway with the proof of its payment gets here.
-        async with self._api_limits.place(account(token.account_id)):
-            return await self._holder(token)
-
-    async def _holder(self, token: L402Token) -> Caller | None:
-        # Read each time, so that a token ends with its account, on all gateways.
-        topup = await self._topups.of_living_account(token.payment_hash)
-        if topup is None or topup.account_id != token.account_id:
-            return None
-        if topup.state is not TopupState.SETTLED:
-            # Paid a moment ago: the preimage proves it, and lnd has to be asked.
-            try:
-                topup = await self._wallet.look_up(topup)
-            except (InvoiceServiceUnavailable, TopupsDisabled):
+        async with self._api_limits.place(account_caller(token.account_id)):
+            # Read each time, so that a token ends with its account, on all gateways.
+            topup = await self._topups.of_living_account(token.payment_hash)
+            if topup is None or topup.account_id != token.account_id:
                 return None
             if topup.state is not TopupState.SETTLED:
-                return None
+                # Paid a moment ago: the preimage proves it, and lnd has to be asked.
+                try:
+                    topup = await self._wallet.look_up(topup)
+                except (InvoiceServiceUnavailable, TopupsDisabled):
+                    return None
+        if topup.state is not TopupState.SETTLED:
+            return None
         key_id = f"{L402_KEY_PREFIX}{token.payment_hash.hex()[:16]}"
         return Caller(key_id, token.account_id, KeyRules())
 

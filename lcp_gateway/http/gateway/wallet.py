@@ -21,7 +21,7 @@ from lcp_gateway.http.fields import (
     unix_time,
 )
 from lcp_gateway.http.gateway.admin import statement_line
-from lcp_gateway.http.gateway.api_limits import ApiLimits, account
+from lcp_gateway.http.gateway.api_limits import ApiLimits, account_caller
 
 
 class WalletRoutes:
@@ -63,7 +63,7 @@ class WalletRoutes:
         if amount_msat is None:
             amount_msat = (amount_sat or 0) * MSAT_PER_SAT
         # Only once the body is read: a client that sends it slowly must not hold a place meanwhile.
-        async with self._api_limits.place(account(account_id)):
+        async with self._api_limits.place(account_caller(account_id)):
             with account_errors():
                 topup = await self._wallet.top_up(account_id, amount_msat, memo)
         return json_response(_topup(topup), status=201)

@@ -20,7 +20,7 @@ from lcp_gateway.http.context import RequestContext
 from lcp_gateway.http.error_mapping import map_error, map_purchase_error
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, quote_headers
 from lcp_gateway.http.fields import json_response
-from lcp_gateway.http.gateway.api_limits import ApiLimits, account
+from lcp_gateway.http.gateway.api_limits import ApiLimits, account_caller
 from lcp_gateway.http.openai.sse_relay import SseRelay
 from lcp_gateway.http.server.connection import close_if_http10
 from lcp_gateway.purchase.errors import Undelivered
@@ -196,7 +196,7 @@ class ChargeReport:
             return refusal
         missing_msat = error.required_msat - error.available_msat
         try:
-            async with self._api_limits.place(account(account_id)):
+            async with self._api_limits.place(account_caller(account_id)):
                 topup = await self._wallet.fill_for(account_id, missing_msat)
         except (ApiError, TopupsDisabled, InvoiceServiceUnavailable, AccountError):
             return refusal

@@ -282,7 +282,7 @@ async def test_a_place_that_no_page_gave_is_refused(gateway, account_id, after):
         assert (await gateway.ask("GET", f"{path}?after={after}")).status == 400
 
 
-async def test_the_audit_says_that_the_books_are_right_and_what_is_in_them(gateway, account_id):
+async def test_the_audit_finds_the_ledger_right_and_shows_its_totals(gateway, account_id):
     await adjust(gateway, account_id, 5_000)
     found = (await gateway.ask("GET", "/api/admin/audit")).document
     assert (found["ok"], found["problems"]) == (True, [])

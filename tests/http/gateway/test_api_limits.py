@@ -11,14 +11,14 @@ from lcp_gateway.http.gateway.api_limits import (
     ApiCaller,
     ApiLimits,
     Group,
-    account,
+    account_caller,
+    anonymous_caller,
     caller_of,
-    stranger,
 )
 from lcp_gateway.telemetry.metric_table import PREFIX
 from tests.http.front import ADMIN_KEY, front
 
-ONE, OTHER = account("acct_1"), account("acct_2")
+ONE, OTHER = account_caller("acct_1"), account_caller("acct_2")
 
 
 async def held(limits: ApiLimits, *callers: ApiCaller) -> AsyncExitStack:
@@ -57,9 +57,9 @@ async def test_a_caller_has_its_places_and_others_have_theirs():
 async def test_all_callers_of_a_group_together_have_so_many_and_other_groups_have_theirs():
     limits = ApiLimits(2, 3, wait_s=0.01)
     async with await held(limits, ONE, ONE, OTHER):
-        assert await is_refused(limits, account("acct_3"))
+        assert await is_refused(limits, account_caller("acct_3"))
         assert not await is_refused(limits, ApiCaller(Group.OPERATOR, "admin"))
-        assert not await is_refused(limits, stranger("198.51.100.7"))
+        assert not await is_refused(limits, anonymous_caller("198.51.100.7"))
 
 
 async def test_waiting_callers_have_their_turn_in_order_and_one_that_is_full_holds_up_no_other():
@@ -143,8 +143,8 @@ async def test_other_limits_hold_from_then_on():
         (Caller("key_1", "acct_1", KeyRules()), "198.51.100.7", ONE),
         (Caller("key_2", "acct_1", KeyRules()), None, ONE),
         (Caller("admin", None, KeyRules()), "198.51.100.7", ApiCaller(Group.OPERATOR, "admin")),
-        (Caller("", None, KeyRules()), "198.51.100.7", stranger("198.51.100.7")),
-        (Caller("", None, KeyRules()), None, ApiCaller(Group.STRANGERS, "")),
+        (Caller("", None, KeyRules()), "198.51.100.7", anonymous_caller("198.51.100.7")),
+        (Caller("", None, KeyRules()), None, ApiCaller(Group.ANONYMOUS, "")),
     ],
 )
 def test_a_caller_is_counted_by_its_account_its_key_or_its_address(caller, remote, counted):
@@ -152,10 +152,10 @@ def test_a_caller_is_counted_by_its_account_its_key_or_its_address(caller, remot
 
 
 def test_the_addresses_of_one_network_of_ipv6_are_one_caller():
-    assert stranger("2001:db8:1:2::1") == stranger("2001:db8:1:2:3:4:5:6")
-    assert stranger("2001:db8:1:2::1") != stranger("2001:db8:1:3::1")
-    assert stranger("198.51.100.7") != stranger("198.51.100.8")
-    assert stranger("::ffff:198.51.100.7") == stranger("198.51.100.7")
+    assert anonymous_caller("2001:db8:1:2::1") == anonymous_caller("2001:db8:1:2:3:4:5:6")
+    assert anonymous_caller("2001:db8:1:2::1") != anonymous_caller("2001:db8:1:3::1")
+    assert anonymous_caller("198.51.100.7") != anonymous_caller("198.51.100.8")
+    assert anonymous_caller("::ffff:198.51.100.7") == anonymous_caller("198.51.100.7")
 
 
 READS = [

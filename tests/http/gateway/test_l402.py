@@ -40,7 +40,7 @@ async def gateway(bank):
         yield gateway
 
 
-async def test_who_pays_at_the_door_has_what_was_paid(gateway):
+async def test_a_client_that_pays_the_invoice_has_that_balance(gateway):
     macaroon, invoice = await challenged(gateway)
     gateway.bank.invoices.pay(invoice.payment_hash)
     found = await come(gateway, macaroon, invoice.preimage)
@@ -68,7 +68,7 @@ async def test_two_payers_have_two_accounts(gateway):
     ("method", "path"),
     [("GET", "/v1/models"), ("GET", "/api/wallet"), ("POST", "/api/wallet/topups")],
 )
-async def test_only_who_wants_to_buy_an_answer_is_asked_to_pay(gateway, method, path):
+async def test_only_a_request_that_buys_gets_an_invoice(gateway, method, path):
     found = await gateway.ask(method, path, None)
     assert (found.status, found.headers["WWW-Authenticate"]) == (401, "Bearer")
     assert gateway.bank.invoices.made == {}
@@ -123,7 +123,7 @@ async def test_a_macaroon_of_another_secret_or_changed_opens_nothing(gateway):
         assert (await come(gateway, bad, invoice.preimage)).status == 401, bad
 
 
-async def test_a_macaroon_whose_time_is_over_opens_nothing_and_the_balance_stays(gateway):
+async def test_an_expired_macaroon_is_refused_and_the_balance_stays(gateway):
     macaroon, invoice = await challenged(gateway)
     gateway.bank.invoices.pay(invoice.payment_hash)
     account_id = (await come(gateway, macaroon, invoice.preimage)).document["account_id"]

@@ -78,7 +78,7 @@ async def test_the_models_are_ranked_with_scores_and_reasons():
         (b'{"min_params_b":"7"}', "min_params_b", "invalid_type"),
     ],
 )
-async def test_what_is_wrong_is_named(body, param, code):
+async def test_the_wrong_field_is_named(body, param, code):
     status, document = await asked(body)
     assert status == 400
     error = document["error"]

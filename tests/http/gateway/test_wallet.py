@@ -23,7 +23,7 @@ async def customer(gateway):
     return account_id, await gateway.key(account_id)
 
 
-async def test_a_wallet_says_what_is_there_and_what_of_it_is_held(gateway, customer):
+async def test_a_wallet_shows_its_balance_and_the_held_part(gateway, customer):
     found = await gateway.ask("GET", WALLET, customer[1])
     assert found.document == {
         "object": "lcp.wallet",
@@ -73,9 +73,7 @@ async def test_a_top_up_is_made_from_satoshi_or_from_millisatoshi(
         ({"amount_sat": 21, "amount": 3}, "unknown_parameter", "amount"),
     ],
 )
-async def test_what_makes_no_sense_is_refused_with_the_field_that_does_not(
-    gateway, customer, asked, code, param
-):
+async def test_an_invalid_query_is_refused_with_its_field(gateway, customer, asked, code, param):
     found = await gateway.ask("POST", TOPUPS, customer[1], json=asked)
     assert (found.status, found.code) in {(400, code), (400, "invalid_type")}
     if param:
@@ -89,7 +87,7 @@ async def test_a_body_that_is_no_object_is_refused(gateway, customer, body):
     assert (found.status, found.code) == (400, "invalid_json")
 
 
-async def test_polling_shows_that_it_was_paid_and_what_came(gateway, customer):
+async def test_polling_shows_the_payment_and_its_amount(gateway, customer):
     account_id, key = customer
     made = (await gateway.ask("POST", TOPUPS, key, json={"amount_msat": 2_000})).document
     gateway.bank.invoices.pay(bytes.fromhex(made["payment_hash"]), 2_500)

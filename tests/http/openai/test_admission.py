@@ -49,13 +49,13 @@ def placed(who: Caller, model: str = "m", limit_msat=None):
 # -- orders ---------------------------------------------------------------------------------------
 
 
-def test_an_order_says_whose_it_is_and_who_is_charged():
+def test_an_order_names_its_key_and_its_account():
     order = placed(caller())
     assert (order.key_id, order.account_id, order.request_id) == ("key_1", "acct_1", "r")
     assert (order.limit_msat, order.budgets, order.models) == (None, (), frozenset())
 
 
-def test_where_everyone_comes_in_nobody_is_charged():
+def test_an_anonymous_order_has_no_account():
     order = placed(ANONYMOUS)
     assert (order.key_id, order.account_id) == ("", None)
 
@@ -106,7 +106,7 @@ async def test_a_key_has_so_many_jobs_at_once_and_the_place_is_free_when_one_end
         await gate.lease(who)
 
 
-async def test_the_jobs_of_those_who_need_no_key_are_not_counted():
+async def test_jobs_without_a_key_are_not_counted():
     gate = admission(jobs=1)
     for _ in range(3):
         await gate.lease(ANONYMOUS)
@@ -265,7 +265,7 @@ async def test_the_emptiest_body_is_a_token(clock):
     assert found.headers["x-ratelimit-remaining-tokens"] == "9"
 
 
-async def test_the_whole_gateways_limit_holds_for_those_without_a_key_too(clock):
+async def test_the_whole_gateways_limit_holds_without_a_key_too(clock):
     gate = limited(clock, gateway=Rates(requests_per_minute=2))
     for _ in range(2):
         await gate.count(ANONYMOUS, task())
@@ -274,13 +274,13 @@ async def test_the_whole_gateways_limit_holds_for_those_without_a_key_too(clock)
     assert (caught.value.limited_by, caught.value.kind) == (LimitedBy.GATEWAY, RateKind.REQUESTS)
 
 
-async def test_those_without_a_key_are_not_one_key_together(clock):
+async def test_callers_without_a_key_are_not_one_key_together(clock):
     gate = limited(clock, key=Rates(requests_per_minute=1))
     for _ in range(3):
         await gate.count(ANONYMOUS, task())
 
 
-async def test_what_an_answer_took_stands_in_the_way_of_the_next_request(clock):
+async def test_the_tokens_of_a_result_count_against_the_next_request(clock):
     gate = limited(clock, key=Rates(tokens_per_minute=150))
     allowance = await gate.count(caller(), task(size=400))
     await settle(gate, allowance, 400, 4_000)
@@ -349,7 +349,7 @@ async def test_while_draining_no_job_is_taken():
     assert (await refused(held)).status == 503
 
 
-async def test_draining_waits_for_what_runs():
+async def test_draining_waits_for_running_requests():
     held, ended, until = jobs(), [], asyncio.Event()
     running = asyncio.create_task(work(held, until, ended))
     asyncio.get_running_loop().call_later(0.1, until.set)
@@ -359,7 +359,7 @@ async def test_draining_waits_for_what_runs():
     assert ended == ["done"]
 
 
-async def test_what_does_not_finish_in_time_is_interrupted_and_may_say_so():
+async def test_a_request_that_does_not_finish_in_time_is_interrupted_and_may_tell_its_client():
     held, ended, until = jobs(), [], asyncio.Event()
     running = asyncio.create_task(work(held, until, ended))
     await asyncio.sleep(0)
@@ -373,7 +373,7 @@ async def test_what_does_not_finish_in_time_is_interrupted_and_may_say_so():
     assert ended == ["done"]
 
 
-async def test_what_does_not_even_then_end_is_cut(monkeypatch):
+async def test_a_request_that_does_not_even_then_end_is_cut(monkeypatch):
     monkeypatch.setattr("lcp_gateway.http.openai.admission._ABORT_S", 0.05)
     held, ended = jobs(), []
     running = asyncio.create_task(work(held, asyncio.Event(), ended))
@@ -465,7 +465,7 @@ async def test_one_that_is_not_handed_over_because_its_request_failed_ends_with_
     assert len(held) == 0
 
 
-async def test_draining_waits_for_what_was_handed_over():
+async def test_draining_waits_for_jobs_that_were_handed_over():
     held, until = jobs(), asyncio.Event()
     await hand_over(held, until.wait())
     asyncio.get_running_loop().call_later(0.05, until.set)
@@ -473,7 +473,7 @@ async def test_draining_waits_for_what_was_handed_over():
         assert await held.drain(5, lambda: len(held)) == 0
 
 
-async def test_what_was_handed_over_and_does_not_end_is_cut(monkeypatch):
+async def test_a_job_that_was_handed_over_and_does_not_end_is_cut(monkeypatch):
     monkeypatch.setattr("lcp_gateway.http.openai.admission._ABORT_S", 0.05)
     held = jobs()
     request = asyncio.current_task()

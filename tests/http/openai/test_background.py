@@ -57,7 +57,7 @@ async def test_a_job_is_answered_at_once_polled_and_found_with_its_result(front)
         "be brief",
         "none",
     )
-    assert shown.id.startswith("resp_bg_") and front.book.rows == {shown.id: "key_alice"}
+    assert shown.id.startswith("resp_bg_") and front.repository.rows == {shown.id: "key_alice"}
     work = await front.work()
     await until(front, shown.id, "in_progress")
     assert (await front.get(f"/v1/responses/{shown.id}")).payment == "unknown"
@@ -74,7 +74,7 @@ async def test_a_job_is_answered_at_once_polled_and_found_with_its_result(front)
     )
     assert (done.payment, done.headers["X-Lcp-Price-Msat"]) == ("settled", "5000")
     assert (await front.get("/v1/responses/resp_own")).status == 404
-    assert front.book.rows == {}
+    assert front.repository.rows == {}
     assert front.metric("background_jobs_total", ended_as="completed") == 1
     assert front.metric("background_jobs_running") == 0
 
@@ -96,10 +96,10 @@ async def test_a_job_is_of_one_credential_only(front):
     await front.idle()
     assert (await front.get(f"/v1/responses/{job_id}", BOB)).status == 404
     # Each look for it costs the same, whether it is there or not.
-    assert front.book.asked.count(job_id) == front.book.asked.count("resp_bg_0") + 1
+    assert front.repository.asked.count(job_id) == front.repository.asked.count("resp_bg_0") + 1
 
 
-async def test_what_led_to_a_job_can_be_seen_while_it_runs_and_after(front):
+async def test_the_input_of_a_job_can_be_read_while_it_runs_and_after(front):
     job_id = await begin(front)
     running = await front.get(f"/v1/responses/{job_id}/input_items")
     (await front.work()).deliver(response())
@@ -123,10 +123,10 @@ async def test_a_job_can_be_built_on_and_can_build_on_others(front):
 
 
 async def test_the_same_request_at_once_is_one_job_and_holds_one_place(front):
-    front.book.gate = asyncio.Event()
+    front.repository.gate = asyncio.Event()
     asked = [asyncio.ensure_future(front.create(background=True, headers=KEY)) for _ in range(5)]
     await asyncio.sleep(0.05)
-    front.book.gate.set()
+    front.repository.gate.set()
     got = await asyncio.gather(*asked)
     assert len({one.document["id"] for one in got}) == 1
     async with asyncio.timeout(5):
@@ -135,10 +135,10 @@ async def test_the_same_request_at_once_is_one_job_and_holds_one_place(front):
     assert len(front.jobs) == 1
     (await front.work()).deliver(response())
     await front.idle()
-    assert front.payments == 1 and front.book.rows == {}
+    assert front.payments == 1 and front.repository.rows == {}
 
 
-async def test_who_repeats_a_job_that_runs_is_told_where_it_stands(front):
+async def test_a_repeat_of_a_running_job_gets_its_status(front):
     job_id = await begin(front, headers=KEY)
     work = await front.work()
     again = await front.create(background=True, headers=KEY)
@@ -152,7 +152,7 @@ async def test_who_repeats_a_job_that_runs_is_told_where_it_stands(front):
     await front.idle()
 
 
-async def test_who_repeats_a_job_that_has_ended_gets_its_result_and_pays_nothing(front):
+async def test_a_repeat_of_an_ended_job_gets_its_result_and_pays_nothing(front):
     job_id = await begin(front, headers=KEY)
     (await front.work()).deliver(response(text="done"))
     await front.idle()
@@ -171,7 +171,7 @@ async def test_who_repeats_a_job_that_has_ended_gets_its_result_and_pays_nothing
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_who_repeats_a_job_whose_bytes_are_gone_gets_what_is_stored(front, stream):
+async def test_a_repeat_of_a_job_without_its_bytes_gets_the_stored_result(front, stream):
     began = asyncio.ensure_future(front.create(background=True, stream=stream, headers=KEY))
     work = await front.work()
     work.stream(*events(text="done")) if stream else work.deliver(response(text="done"))
@@ -202,7 +202,7 @@ async def test_a_stream_begins_before_its_provider_does():
         document = json.loads(event.partition(b"data: ")[2])
         job_id = document["response"]["id"]
         assert (document["type"], document["response"]["status"]) == ("response.created", "queued")
-        assert (document["sequence_number"], list(front.book.rows)) == (0, [job_id])
+        assert (document["sequence_number"], list(front.repository.rows)) == (0, [job_id])
         answer.close()
         await front.ask("POST", f"/v1/responses/{job_id}/cancel")
         await front.idle()
@@ -217,7 +217,7 @@ async def test_a_retry_that_says_so_joins_the_job_without_a_key(front):
     assert front.payments == 1
 
 
-async def test_what_failed_after_its_payment_fails_alike_for_who_repeats_it(front):
+async def test_a_job_that_failed_after_its_payment_fails_alike_for_a_repeat(front):
     job_id = await begin(front, headers=KEY)
     (await front.work()).put(UpstreamError("DEADLINE_EXCEEDED", "late"))
     await front.idle()
@@ -231,7 +231,7 @@ async def test_what_failed_after_its_payment_fails_alike_for_who_repeats_it(fron
     assert front.payments == 1
 
 
-async def test_what_failed_before_its_payment_is_a_new_job_for_who_repeats_it(front):
+async def test_a_job_that_failed_before_its_payment_is_bought_anew_by_a_repeat(front):
     front.world.shop.peers["p1"].error = UpstreamError("UNAVAILABLE", "gone")
     job_id = await begin(front, headers=KEY)
     await front.idle()
@@ -248,7 +248,7 @@ async def test_another_request_with_the_same_key_is_refused_and_leaves_no_row(fr
     job_id = await begin(front, headers=KEY)
     got = await front.create(background=True, input="other", headers=KEY)
     assert (got.status, got.code) == (422, "idempotency_key_reused")
-    assert front.book.rows == {job_id: "key_alice"}
+    assert front.repository.rows == {job_id: "key_alice"}
     (await front.work()).deliver(response())
     await front.idle()
 
@@ -257,7 +257,7 @@ async def test_another_request_with_the_same_key_is_refused_and_leaves_no_row(fr
 
 
 async def test_a_job_that_cannot_be_written_down_is_not_begun(front):
-    front.book.error = JournalUnavailable("the journal cannot be written; nothing was paid")
+    front.repository.error = JournalUnavailable("the journal cannot be written; nothing was paid")
     got = await front.create(background=True)
     assert (got.status, got.code, got.payment) == (503, "journal_unavailable", "none")
     await front.idle()
@@ -267,7 +267,7 @@ async def test_a_job_that_cannot_be_written_down_is_not_begun(front):
 @pytest.mark.parametrize(
     ("headers", "code"), [({"X-Lcp-Quote-Id": "quote_0"}, "quote_not_found"), ({}, "loop_detected")]
 )
-async def test_what_is_refused_after_it_was_written_down_leaves_nothing_behind(headers, code):
+async def test_a_job_that_is_refused_after_its_row_was_written_leaves_no_row(headers, code):
     async with storing_front(per_minute=1, at_once=1, per_key=1) as front:
         if not headers:
             await begin(front)
@@ -276,19 +276,19 @@ async def test_what_is_refused_after_it_was_written_down_leaves_nothing_behind(h
         got = await front.create(background=True, headers=headers)
         assert (got.code, got.payment) == (code, "none")
         await front.idle()
-        assert front.book.rows == {} and front.metric("background_jobs_running") == 0
+        assert front.repository.rows == {} and front.metric("background_jobs_running") == 0
 
 
 async def test_a_client_that_leaves_before_its_job_is_written_down_leaves_nothing_behind(front):
-    front.book.gate = asyncio.Event()
+    front.repository.gate = asyncio.Event()
     asked = asyncio.ensure_future(front.create(background=True))
     await asyncio.sleep(0.05)
     assert len(front.jobs) == 1
     asked.cancel()
     await asyncio.sleep(0.05)
-    front.book.gate.set()
+    front.repository.gate.set()
     await front.idle()
-    assert front.payments == 0 and front.book.rows == {}
+    assert front.payments == 0 and front.repository.rows == {}
 
 
 # -- places -----------------------------------------------------------------------------------------
@@ -374,16 +374,16 @@ async def test_a_job_cancelled_before_its_payment_costs_nothing():
         await front.idle()
         again = await front.ask("POST", f"/v1/responses/{job_id}/cancel")
         assert again.body == got.body and front.payments == 0
-        assert front.book.rows == {}
+        assert front.repository.rows == {}
 
 
 @pytest.mark.parametrize(("stream", "verdict"), [(False, "unknown"), (True, "settled")])
-async def test_a_job_cancelled_after_its_payment_says_what_is_known(front, stream, verdict):
+async def test_a_job_cancelled_after_its_payment_shows_the_payments_state(front, stream, verdict):
     if stream:
         asked = asyncio.ensure_future(front.create(background=True, stream=True))
         work = await front.work()
         work.put(*stream_events(*events())[:2])
-        job_id = next(iter(front.book.rows))
+        job_id = next(iter(front.repository.rows))
         await asyncio.sleep(0.02)
     else:
         job_id = await begin(front)
@@ -400,13 +400,13 @@ async def test_a_job_cancelled_after_its_payment_says_what_is_known(front, strea
     await front.idle()
 
 
-async def test_who_waits_for_a_job_that_another_cancels_is_not_told_to_buy_it_again():
+async def test_a_client_whose_job_another_cancels_is_not_told_to_retry():
     async with storing_front(shop=slow_shop()) as front:
         asked = asyncio.ensure_future(front.create(background=True, stream=True))
         async with asyncio.timeout(5):
-            while not front.book.rows:
+            while not front.repository.rows:
                 await asyncio.sleep(0.001)
-        await front.ask("POST", f"/v1/responses/{next(iter(front.book.rows))}/cancel")
+        await front.ask("POST", f"/v1/responses/{next(iter(front.repository.rows))}/cancel")
         got = await asked
         last = json.loads(got.body.rstrip().rpartition(b"data: ")[2])
         assert (last["type"], last["response"]["status"]) == ("response.failed", "cancelled")
@@ -425,7 +425,7 @@ async def test_a_job_that_is_deleted_is_cancelled_and_gone(front):
     assert len(front.world.shop.cancelled) == 1 and len(front.store) == 0
 
 
-async def test_what_was_not_for_the_background_cannot_be_cancelled(front):
+async def test_a_response_that_is_not_of_the_background_cannot_be_cancelled(front):
     await front.bought(response(), front.create())
     got = await front.ask("POST", "/v1/responses/resp_1/cancel")
     assert (got.status, got.code) == (400, "response_not_cancellable")
@@ -460,7 +460,7 @@ async def test_a_result_that_is_too_large_is_a_failure_that_says_it_was_paid():
         assert (got.document["error"]["code"], got.payment) == ("answer_not_stored", "settled")
 
 
-async def test_a_stream_larger_than_what_is_held_is_one_too():
+async def test_so_is_a_stream_larger_than_the_buffer():
     async with storing_front(bounds=BufferLimits(window_bytes=1_000, whole_bytes=2_000)) as front:
         asked = asyncio.ensure_future(front.create(background=True, stream=True))
         (await front.work()).stream(*events(text="x" * 3_000))
@@ -478,8 +478,8 @@ async def test_where_not_even_the_failure_can_be_kept_the_journal_is_asked():
         job_id = await begin(front)
         (await front.work()).deliver(response())
         await front.idle()
-        assert front.book.rows == {job_id: "key_alice"}
-        front.book.leave(job_id, payment="settled", state="delivered")
+        assert front.repository.rows == {job_id: "key_alice"}
+        front.repository.leave(job_id, payment="settled", state="delivered")
         got = await front.get(f"/v1/responses/{job_id}")
         assert (got.document["status"], got.document["lcp"]["payment"]) == ("failed", "settled")
 
@@ -534,10 +534,8 @@ async def test_a_purchase_carries_the_id_of_its_job(front):
 
 
 @pytest.mark.parametrize("payment", ["none", "unknown", "settled"])
-async def test_a_job_that_a_restart_cut_has_failed_and_says_what_became_of_the_money(
-    front, payment
-):
-    front.book.leave("resp_bg_left", payment=payment, state="x")
+async def test_a_job_that_a_restart_cut_has_failed_and_shows_the_payments_state(front, payment):
+    front.repository.leave("resp_bg_left", payment=payment, state="x")
     got = await front.get("/v1/responses/resp_bg_left")
     shown = Response.model_validate(got.document)
     assert (shown.status, shown.error.code, got.payment) == ("failed", "server_error", payment)
@@ -552,7 +550,7 @@ async def test_a_job_that_a_restart_cut_has_failed_and_says_what_became_of_the_m
 
 
 async def test_a_job_of_another_gateway_runs_there(front):
-    front.book.leave("resp_bg_left", elsewhere=True, payment="unknown")
+    front.repository.leave("resp_bg_left", elsewhere=True, payment="unknown")
     got = await front.get("/v1/responses/resp_bg_left")
     assert (got.document["status"], got.document["error"], got.payment) == (
         "in_progress",
@@ -561,14 +559,14 @@ async def test_a_job_of_another_gateway_runs_there(front):
     )
 
 
-async def test_what_runs_when_the_gateway_ends_stays_written_down(front):
+async def test_the_row_of_a_job_that_runs_at_shutdown_stays(front):
     job_id = await begin(front)
     await front.work()
     interrupted = await front.jobs.drain(
         0.01, lambda: front.world.service.interrupt_all(InterruptReason.SHUTTING_DOWN)
     )
     await front.idle()
-    assert interrupted == 1 and front.book.rows == {job_id: "key_alice"}
+    assert interrupted == 1 and front.repository.rows == {job_id: "key_alice"}
 
 
 async def test_draining_waits_for_jobs_in_the_background(front):
@@ -581,7 +579,7 @@ async def test_draining_waits_for_jobs_in_the_background(front):
 
 
 async def test_a_database_that_is_away_is_worth_another_try_and_no_404(front):
-    front.book.error = DatabaseUnavailable("unreachable")
+    front.repository.error = DatabaseUnavailable("unreachable")
     got = await front.get("/v1/responses/resp_bg_left")
     assert (got.status, got.code, got.headers["x-should-retry"]) == (
         503,
@@ -594,14 +592,14 @@ async def test_a_database_that_is_away_is_worth_another_try_and_no_404(front):
 
 async def test_a_row_that_cannot_be_deleted_does_no_harm(front):
     job_id = await begin(front)
-    front.book.error = DatabaseUnavailable("unreachable")
+    front.repository.error = DatabaseUnavailable("unreachable")
     (await front.work()).deliver(response())
     await front.idle()
     assert await status(front, job_id) == "completed"
 
 
 async def test_without_a_journal_jobs_work_and_a_restart_forgets_them():
-    async with storing_front(with_book=False) as front:
+    async with storing_front(with_repository=False) as front:
         job_id = await begin(front)
         (await front.work()).deliver(response())
         await front.idle()
@@ -655,7 +653,7 @@ async def test_a_job_that_another_gateway_has_bought_is_stored_here_and_not_paid
     assert (await front.create(background=True, headers=KEY)).body == got.body
 
 
-async def test_a_job_that_failed_at_another_gateway_says_what_was_paid_there(front):
+async def test_a_job_that_failed_at_another_gateway_shows_the_payment_there(front):
     purchase = Purchase(order_of(), quote())
     purchase.apply(PurchaseEvent.PAY)
     purchase.apply(PurchaseEvent.LOSE_SIGHT)
@@ -677,20 +675,22 @@ async def test_a_shared_job_is_bought_and_told_to_the_others(front):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_job_whose_payment_was_unknown_tells_what_was_found_since(front, stream):
+async def test_a_job_whose_payment_was_unknown_shows_the_state_found_since(front, stream):
     """A4: it went on saying "unknown" after the payment was found and its charge given back."""
     job_id = await begin(front)
     (await front.work()).put(UpstreamError("UNAVAILABLE", "the daemon is gone"))
     await front.idle()
     where = f"/v1/responses/{job_id}" + ("?stream=true" if stream else "")
-    front.book.leave(job_id, payment="unknown", state="unknown")
+    front.repository.leave(job_id, payment="unknown", state="unknown")
     assert (await front.get(where)).payment == "unknown"
     assert b"payment_unknown" in (await front.get(where)).body
-    assert front.book.rows == {job_id: "key_alice"}, "by its row the journal knows of it"
-    front.book.error = DatabaseUnavailable("unreachable")
+    assert front.repository.rows == {job_id: "key_alice"}, "by its row the journal knows of it"
+    front.repository.error = DatabaseUnavailable("unreachable")
     assert b"payment_unknown" in (await front.get(where)).body
-    front.book.error = None
-    front.book.leave(job_id, payment="settled", state="undelivered", charged_msat=0, refund="given")
+    front.repository.error = None
+    front.repository.leave(
+        job_id, payment="settled", state="undelivered", charged_msat=0, refund="given"
+    )
     found = await front.get(where)
     assert found.payment == "settled" and b"payment_unknown" not in found.body
     assert b'"status":"failed"' in found.body and b'"refund":"given"' in found.body
@@ -702,17 +702,15 @@ async def test_a_job_whose_payment_was_unknown_tells_what_was_found_since(front,
     assert (await front.ask("POST", f"/v1/responses/{job_id}/cancel")).payment == "settled"
     assert (await front.ask("DELETE", f"/v1/responses/{job_id}")).status == 200
     await front.idle()
-    assert front.book.rows == {} and (await front.get(where)).status == 404
+    assert front.repository.rows == {} and (await front.get(where)).status == 404
 
 
 @pytest.mark.parametrize(("refund", "charged_msat"), [(Refund.GIVEN, 0), (Refund.WITHHELD, 5_500)])
-async def test_a_job_that_failed_tells_what_became_of_its_charge_once_that_is_known(
-    front, refund, charged_msat
-):
+async def test_a_failed_job_shows_its_refund_once_that_is_decided(front, refund, charged_msat):
     """A6: a charge that was withheld was told as given back, for as long as the job was stored."""
     asked = asyncio.ensure_future(front.create(background=True, stream=True))
     work = await front.work()
-    (job_id,) = front.book.rows
+    (job_id,) = front.repository.rows
     purchase = front.background.find("key_alice", job_id).answer.purchase
     purchase.charge = Charge("acct_1", Msat(5_500), Markup(100_000), refund_undelivered=True)
     work.put(*stream_events(*events())[:2], UpstreamError("UNAVAILABLE", "cut"))
@@ -731,7 +729,7 @@ async def test_a_job_that_failed_tells_what_became_of_its_charge_once_that_is_kn
 async def test_a_job_that_was_deleted_before_its_refund_was_decided_stays_deleted(front):
     asked = asyncio.ensure_future(front.create(background=True, stream=True))
     work = await front.work()
-    (job_id,) = front.book.rows
+    (job_id,) = front.repository.rows
     purchase = front.background.find("key_alice", job_id).answer.purchase
     purchase.charge = Charge("acct_1", Msat(5_500), Markup(100_000), refund_undelivered=True)
     work.put(*stream_events(*events())[:2], UpstreamError("UNAVAILABLE", "cut"))

@@ -39,14 +39,14 @@ async def test_a_streamed_response_is_stored_too(front):
     assert again.document == json.loads(response())
 
 
-async def test_what_is_not_to_be_stored_is_not(front):
+async def test_a_result_that_is_not_to_be_stored_is_not(front):
     await front.bought(response(), front.create(store=False))
     await front.bought(b'{"id":"chatcmpl-1"}', front.chat())
     assert len(front.store) == 0
     assert (await front.get("/v1/responses/resp_1")).code == "response_not_found"
 
 
-async def test_what_was_cut_is_not_stored(front):
+async def test_a_cut_result_is_not_stored(front):
     asked = asyncio.ensure_future(front.create(stream=True))
     work = await front.work()
     begin, one, *_ = stream_events(*events())
@@ -80,7 +80,7 @@ async def test_three_turns_send_all_that_was_said_in_the_bytes_that_it_was_said_
     assert front.payments == 3
 
 
-async def test_what_the_gateway_does_not_answer_for_keeps_its_bytes(front):
+async def test_fields_that_the_gateway_does_not_change_keep_their_bytes(front):
     await front.bought(response(), front.create())
     body = RAW + b',"previous_response_id":"resp_1"}'
     asking = front.ask("POST", "/v1/responses", data=body)
@@ -124,7 +124,7 @@ async def test_a_result_without_an_id_gets_one_only_where_the_client_asked_for_i
     assert front.metric("not_stored_total") == 1
 
 
-async def test_who_joins_what_is_being_bought_sees_the_same_given_id(front):
+async def test_a_request_that_joins_a_running_purchase_sees_the_same_given_id(front):
     headers = {"Idempotency-Key": "k"}
     both = asyncio.gather(*(front.create(store=True, headers=headers) for _ in range(2)))
     (await front.work()).deliver(response(None))
@@ -134,7 +134,7 @@ async def test_who_joins_what_is_being_bought_sees_the_same_given_id(front):
     assert (len(front.store), front.payments) == (1, 1)
 
 
-async def test_a_retry_of_a_chained_request_joins_what_was_paid_though_its_beginning_has_gone(
+async def test_a_retry_of_a_chained_request_joins_the_paid_one_though_its_beginning_has_gone(
     front,
 ):
     await front.bought(response(), front.create())
@@ -296,7 +296,7 @@ def test_items_that_cannot_be_read_are_an_answer_of_their_own(array):
 
 
 @pytest.mark.parametrize(("items", "why"), [(0, "max_stored_items is 0"), (1, "was not stored")])
-def test_what_is_not_there_says_why_that_may_be(items, why):
+def test_an_unknown_id_gets_an_error_with_the_possible_reasons(items, why):
     error = not_stored(ResponseStore(StoreLimits(items, 10, 10)), "response", "response")
     assert (error.status, error.code, error.param) == (404, "response_not_found", "response_id")
     assert why in error.message

@@ -226,7 +226,7 @@ async def test_a_key_that_is_not_good_for_the_model_is_told_so(node):
         ),
     ],
 )
-async def test_what_makes_no_sense_is_refused_by_name(node, body, param, code):
+async def test_an_invalid_page_query_is_refused_by_name(node, body, param, code):
     async with serving(node) as ask:
         answer = await ask(body)
     assert answer.status == 400

@@ -74,7 +74,7 @@ def listed(*providers, **more) -> Listing:
     return Listing(*providers, **more)
 
 
-async def test_every_model_is_listed_once_with_all_who_offer_it_by_name():
+async def test_every_model_is_listed_once_with_all_its_providers_by_name():
     found = await listed(
         provider("b", "m2", "m1"),
         provider("node:n", "m1"),
@@ -85,7 +85,7 @@ async def test_every_model_is_listed_once_with_all_who_offer_it_by_name():
     assert [one["lcp"]["endpoints"] for one in found] == [["chat", "completions"]] * 2
 
 
-async def test_a_model_has_openais_fields_and_what_is_known_of_it():
+async def test_a_model_has_openais_fields_and_its_known_facts():
     card = {
         "params_b": 7.5,
         "context_length": 8_192,
@@ -210,7 +210,7 @@ async def test_one_model_is_told_as_in_the_list():
     assert await listing.one("m") == (await listing.list())[0]
 
 
-async def test_an_alias_is_a_model_that_says_what_it_stands_for():
+async def test_an_alias_is_a_model_that_names_its_real_one():
     listing = listed(provider("a", "real"), cards={"real": {"aliases": ("gpt-4o-mini",)}})
     one = await listing.one("gpt-4o-mini")
     assert (one["id"], one["lcp"]["alias_of"]) == ("gpt-4o-mini", "real")
@@ -261,7 +261,7 @@ def with_mark_up(model, price_msat):
     return price_msat * 2 if model == "dear" else price_msat + 7
 
 
-async def test_customers_see_what_they_are_charged_beside_the_price():
+async def test_customers_see_their_charge_beside_the_price():
     found = await listed(
         provider("node:n", "dear", "m", list_price_msat=3_000),
         provider("a", "mystery"),
@@ -271,7 +271,7 @@ async def test_customers_see_what_they_are_charged_beside_the_price():
     assert prices == {"dear": (3_000, 6_000), "m": (3_000, 3_007), "mystery": (None, None)}
 
 
-async def test_what_is_free_may_be_charged_all_the_same():
+async def test_a_free_result_may_be_charged_all_the_same():
     listing = listed(provider("node:n", "m", list_price_msat=0), charge=with_mark_up)
     assert (await listing.one("m"))["lcp"]["charge_msat"] == 7
 

@@ -45,7 +45,7 @@ def test_a_task_keeps_the_bytes_as_they_came():
         (b'{"model":"m","messages":[1],"stream":1}', "stream"),
     ],
 )
-def test_what_is_wrong_is_named(body, param):
+def test_the_wrong_field_is_named(body, param):
     assert refused(body).param == param
 
 
@@ -119,12 +119,12 @@ def test_an_embedding_may_be_encoded_and_shortened(more):
         (b'"dimensions":-3', "dimensions", "invalid_value"),
     ],
 )
-def test_what_is_wrong_with_an_embedding_is_named(more, param, code):
+def test_a_wrong_field_of_an_embedding_is_named(more, param, code):
     error = refused(b'{"model":"m","input":"x",' + more + b"}", EMBEDDINGS)
     assert (error.param, error.code) == (param, code)
 
 
-def test_what_embeddings_know_means_nothing_to_the_others():
+def test_the_fields_of_embeddings_mean_nothing_to_other_kinds():
     body = b'{"model":"m","messages":[1],"dimensions":"x","encoding_format":5}'
     assert parse_task(CHAT, body).body is body
 
@@ -143,7 +143,7 @@ def test_an_input_is_a_string_or_an_array(given):
         b'{"model":"\\ud800","messages":[1]}',
     ],
 )  # fmt: skip
-def test_what_is_no_json_object_is_refused(body):
+def test_a_body_that_is_no_json_object_is_refused(body):
     refused(body)
 
 
@@ -272,14 +272,14 @@ def test_a_default_of_any_letters_is_written_as_json():
     assert json.loads(body)["model"] == 'h"\\é😀'
 
 
-def test_what_a_body_says_comes_with_its_task_and_is_in_no_repr():
+def test_the_parsed_body_comes_with_its_task_and_is_in_no_repr():
     request = parse_request(RESPONSES, b'{"model":"m","input":"SECRET","store":false}')
     assert request.document["store"] is False
     assert "SECRET" not in repr(request)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b'"text"', b"{", b'{"a":NaN}', b"\xff"])
-def test_what_is_no_object_is_refused_and_its_text_is_not_told(body):
+def test_a_body_that_is_no_object_is_refused_without_its_text(body):
     with pytest.raises(ApiError) as caught:
         parse_object(body)
     assert caught.value.code == "invalid_json"

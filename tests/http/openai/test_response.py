@@ -89,12 +89,12 @@ def test_the_routing_is_a_field_of_the_result_and_a_header():
     assert ADAPTER_HEADER not in made.headers()
 
 
-def test_the_price_is_what_it_came_to_once_that_is_known():
+def test_the_price_is_the_final_one_once_that_is_known():
     made = shaping(routing=ROUTING, charged_msat=1_200)
     assert json.loads(made.headers()[ROUTING_HEADER])["price_msat"] == 1_200
 
 
-def test_what_the_router_said_is_not_changed_by_telling_it():
+def test_the_routers_own_facts_are_not_changed():
     said = dict(ROUTING)
     shaping(routing=said).whole(b"{}")
     assert said == ROUTING
@@ -157,7 +157,7 @@ async def test_a_stream_of_chat_is_turned_back_and_says_its_routing_once(size):
     assert done == b"data: [DONE]"
 
 
-async def test_what_is_held_back_comes_at_the_end():
+async def test_held_back_bytes_come_at_the_end():
     made = shaping(STREAMED, adapter=COMPLETIONS_AS_CHAT, routing=ROUTING)
     out = await shaped(made, CHUNK, b": no event\n")
     assert out.count(b'"text":"hi"') == 1 and out.count(b"routing_info") == 1
@@ -176,7 +176,7 @@ async def test_a_stream_that_no_adapter_can_hold_is_paid_and_undelivered():
     assert caught.value.quote == quote()
 
 
-async def test_what_cuts_a_stream_short_cuts_the_shaped_one_short():
+async def test_an_error_that_cuts_a_stream_cuts_the_changed_one():
     cut = Undelivered("cut")
     for made in (
         shaping(routing=ROUTING),

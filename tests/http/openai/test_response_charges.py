@@ -48,7 +48,7 @@ async def told(bank, found: RequestContext) -> dict[str, str]:
     return found.headers
 
 
-async def test_an_answer_says_what_it_is_charged_at_and_what_is_left(bank):
+async def test_a_response_carries_the_charge_and_the_balance(bank):
     account_id = await bank.customer(9_000)
     assert await told(bank, exchange(account_id, *SETTLED)) == {
         "X-Lcp-Charged-Msat": "5500",
@@ -56,26 +56,26 @@ async def test_an_answer_says_what_it_is_charged_at_and_what_is_left(bank):
     }
 
 
-async def test_what_came_to_less_is_charged_at_less(bank):
+async def test_a_lower_final_price_is_charged(bank):
     account_id = await bank.customer(9_000)
     found = exchange(account_id, *SETTLED, PurchaseEvent.DELIVER, charged_msat=Msat(1_000))
     assert (await told(bank, found))["X-Lcp-Charged-Msat"] == "1100"
 
 
 @pytest.mark.parametrize(("refund", "charged"), [(True, "0"), (False, "5500")])
-async def test_what_did_not_come_is_charged_as_the_operator_says(bank, refund, charged):
+async def test_an_undelivered_result_is_charged_as_the_operator_says(bank, refund, charged):
     account_id = await bank.customer(9_000)
     found = exchange(account_id, *SETTLED, PurchaseEvent.FAIL_DELIVERY, refund=refund)
     assert (await told(bank, found))["X-Lcp-Charged-Msat"] == charged
 
 
-async def test_what_was_not_paid_is_not_charged(bank):
+async def test_an_unpaid_purchase_is_not_charged(bank):
     account_id = await bank.customer(9_000)
     found = exchange(account_id, PurchaseEvent.PAY, PurchaseEvent.FAIL_PAYMENT)
     assert (await told(bank, found))["X-Lcp-Charged-Msat"] == "0"
 
 
-async def test_who_bought_nothing_is_told_the_balance_alone(bank):
+async def test_a_request_that_bought_nothing_carries_the_balance_alone(bank):
     account_id = await bank.customer(9_000)
     assert await told(bank, exchange(account_id)) == {"X-Lcp-Balance-Msat": "9000"}
 
@@ -102,7 +102,7 @@ async def test_an_answer_that_is_paid_goes_out_though_no_balance_can_be_read(ban
     assert [(line["log_level"], line["error"]) for line in logs] == [("warning", "OSError")]
 
 
-async def test_an_error_says_what_is_charged_all_the_same():
+async def test_an_error_carries_the_charge_that_stands():
     failure = ApiError(502, "no", details={"a": 1})
     await ChargeReport.describe(exchange("acct_1", *SETTLED, PurchaseEvent.FAIL_DELIVERY), failure)
     assert failure.details == {"a": 1, "charged_msat": 5_500}
@@ -111,7 +111,7 @@ async def test_an_error_says_what_is_charged_all_the_same():
 @pytest.mark.parametrize(
     ("decided", "charged_msat"), [(Refund.GIVEN, 0), (Refund.WITHHELD, 5_500), (None, 0)]
 )
-async def test_an_error_waits_for_what_becomes_of_the_charge(
+async def test_an_error_waits_for_the_decision_about_its_refund(
     bank, monkeypatch, decided, charged_msat
 ):
     """A6: the customer is told where its charge is withheld."""
@@ -132,7 +132,7 @@ async def test_an_error_waits_for_what_becomes_of_the_charge(
     assert ("X-Lcp-Balance-Msat" in headers) is (decided is not None)
 
 
-async def test_an_error_says_nothing_of_charges_to_those_who_have_none():
+async def test_an_error_without_a_customer_carries_no_charge():
     failure = ApiError(502, "no")
     await ChargeReport.describe(exchange(None, *SETTLED), failure)
     assert failure.details == {}
@@ -150,7 +150,7 @@ async def refused(bank, account_id, wallet=None, error=None) -> ApiError:
     return await teller.refuse(exchange(account_id), error or too_low())
 
 
-async def test_a_402_says_what_is_needed_what_is_there_and_how_to_pay_the_rest(bank):
+async def test_a_402_carries_the_required_amount_the_balance_and_an_invoice_for_the_rest(bank):
     account_id = await bank.customer(1_200)
     error = await refused(bank, account_id)
     assert (error.status, error.code, error.retry) == (402, "insufficient_balance", False)

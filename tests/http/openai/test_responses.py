@@ -76,7 +76,7 @@ async def test_a_long_stream_is_handed_on_whole_however_it_is_cut():
         await front.idle()
 
 
-async def test_what_was_not_streamed_is_streamed_as_the_events_that_it_amounts_to(front):
+async def test_a_response_that_was_not_streamed_is_streamed_as_equivalent_events(front):
     await front.bought(response(), front.create())
     got = await front.get("/v1/responses/resp_1?stream=true")
     found = read(got.body)
@@ -109,7 +109,7 @@ async def test_a_query_that_makes_no_sense_is_refused(front, query, param):
 
 
 @pytest.mark.parametrize("body", [b'{"id":"resp_1"', b'{"id":"resp_1"}x'])
-async def test_what_a_provider_garbled_has_no_id_to_be_found_by(front, body):
+async def test_a_garbled_result_has_no_id_to_be_found_by(front, body):
     await front.bought(body, front.create())
     assert (await front.get("/v1/responses/resp_1")).status == 404
 
@@ -148,7 +148,7 @@ async def test_an_id_of_another_credential_takes_the_same_work_as_an_unknown_one
 # -- input items ------------------------------------------------------------------------------------
 
 
-async def test_what_led_to_a_response_is_listed_the_newest_first_and_a_page_at_a_time(front):
+async def test_the_input_of_a_response_is_listed_the_newest_first_and_a_page_at_a_time(front):
     await front.bought(response("resp_1", "one"), front.create(input="first"))
     await front.bought(
         response("resp_2", "two"), front.create(previous_response_id="resp_1", input="second")
@@ -207,7 +207,7 @@ async def begun(front, **fields):
     asked = asyncio.ensure_future(front.create(background=True, stream=True, **fields))
     work = await front.work()
     asked.cancel()
-    return next(iter(front.book.rows)), work
+    return next(iter(front.repository.rows)), work
 
 
 async def test_a_job_whose_client_left_goes_on_and_can_be_taken_up_while_it_runs(front):
@@ -231,7 +231,7 @@ async def test_a_job_whose_client_left_goes_on_and_can_be_taken_up_while_it_runs
     assert front.payments == 1
 
 
-async def test_the_one_who_asked_sees_the_jobs_id_in_its_stream(front):
+async def test_the_stream_of_the_first_request_carries_the_jobs_id(front):
     got = await front.bought(events(), front.create(background=True, stream=True))
     ids = {event["response"]["id"] for event in read(got.body) if "response" in event}
     (only,) = ids
@@ -239,14 +239,14 @@ async def test_the_one_who_asked_sees_the_jobs_id_in_its_stream(front):
     assert (await front.get(f"/v1/responses/{only}?stream=true")).body == got.body
 
 
-async def test_a_stream_of_a_job_that_is_queued_says_what_is_known_when_its_head_goes_out():
+async def test_the_stream_of_a_queued_job_has_the_headers_of_the_moment_its_head_goes_out():
     ready = asyncio.Event()
     async with storing_front(shop=ScriptedPeers({"p1": Peer(ready=ready)})) as front:
         asked = asyncio.ensure_future(front.create(background=True, stream=True))
         async with asyncio.timeout(5):
-            while not front.book.rows:
+            while not front.repository.rows:
                 await asyncio.sleep(0.001)
-        (job_id,) = front.book.rows
+        (job_id,) = front.repository.rows
         taken = asyncio.ensure_future(front.get(f"/v1/responses/{job_id}?stream=true"))
         await asyncio.sleep(0.02)
         ready.set()
@@ -276,9 +276,9 @@ async def test_a_job_that_fails_before_its_first_byte_has_the_events_of_a_failed
     async with storing_front(shop=ScriptedPeers({"p1": peer})) as front:
         asked = asyncio.ensure_future(front.create(background=True, stream=stream))
         async with asyncio.timeout(5):
-            while not front.book.rows:
+            while not front.repository.rows:
                 await asyncio.sleep(0.001)
-        (job_id,) = front.book.rows
+        (job_id,) = front.repository.rows
         taken = asyncio.ensure_future(front.get(f"/v1/responses/{job_id}?stream=true"))
         await asyncio.sleep(0.02)
         ready.set()

@@ -34,7 +34,7 @@ def asked(peer: str, *forwarded: str, proto: str | None = None) -> web.BaseReque
         ("10.0.0.1", ["198.51.100.1, 10.0.0.2"], "198.51.100.1"),
         ("10.0.0.1", ["198.51.100.1", "192.0.2.7, 10.0.0.2"], "198.51.100.1"),
         ("fd00::1", ["2001:db8::5"], "2001:db8::5"),
-        # What a stranger wrote before it came to us is that stranger's tale.
+        # An untrusted client wrote everything left of its own address.
         ("10.0.0.1", ["1.1.1.1, 198.51.100.1"], "198.51.100.1"),
         ("10.0.0.1", ["10.0.0.9, 198.51.100.1, 10.0.0.2"], "198.51.100.1"),
         # All of them are ours: it began with the first.
@@ -72,7 +72,7 @@ def test_the_nearest_address_that_is_not_ours_is_the_clients(peer, forwarded, cl
         ("203.0.113.5", "https", "http"),
     ],
 )
-def test_the_scheme_is_what_the_nearest_proxy_says(peer, proto, scheme):
+def test_the_scheme_is_the_nearest_proxys(peer, proto, scheme):
     request = asked(peer, "198.51.100.1", proto=proto)
     assert (request.scheme, request.secure) == (scheme, scheme == "https")
 
@@ -95,14 +95,14 @@ def test_a_header_of_thousands_of_addresses_is_not_walked_through():
 
 
 @given(st.lists(st.text()), st.sampled_from(["10.0.0.1", "203.0.113.5"]))
-def test_whatever_is_written_an_address_comes_out_and_a_stranger_is_itself(written, peer):
+def test_any_header_yields_an_address_and_an_untrusted_peer_its_own(written, peer):
     found = PROXIES.client(ipaddress.ip_address("10.0.0.1"), written)
     assert display_address(str(found)) == str(found)
     assert str(found).isprintable()
 
 
 @given(st.text())
-def test_what_is_read_is_an_address_or_nothing(text):
+def test_any_text_is_read_as_an_address_or_as_none(text):
     address = read_address(text)
     assert address is None or ipaddress.ip_address(str(address)) == address
 
@@ -120,7 +120,7 @@ def test_what_is_read_is_an_address_or_nothing(text):
         ("2001:DB8::5", "2001:db8::5"),
     ],
 )
-def test_who_asks_from_this_machine_is_not_told_in_the_log(remote, in_the_log):
+def test_an_address_of_this_machine_is_not_in_the_log(remote, in_the_log):
     assert display_address(remote) == in_the_log
 
 
