@@ -33,7 +33,7 @@ SECRET = b"s" * 32
 PAGE = "https://page.example"
 
 
-async def who(request: web.Request) -> web.Response:
+async def show_caller(request: web.Request) -> web.Response:
     """Return the authenticated caller."""
     caller = request[CONTEXT].caller
     return web.json_response({"key_id": caller.key_id, "account_id": caller.account_id})
@@ -48,7 +48,7 @@ class Front:
         self.l402 = l402
 
     async def ask(self, method: str, path: str, key: str | None = ADMIN_KEY, **more):
-        """Ask; gives the answer with its status, its headers and, where it has one, its JSON document."""
+        """Send a request; return the response with its status, its headers and its JSON document."""
         headers = dict(more.pop("headers", {}))
         if key is not None:
             headers.setdefault("Authorization", f"Bearer {key}")
@@ -64,7 +64,7 @@ class Front:
             )
 
     async def key(self, account_id: str, **rules) -> str:
-        """Make a key; gives its text."""
+        """Create a key; return its text."""
         made = await self.bank.keys.create(
             account_id, name="k", actor="test", at=datetime.now(UTC), rules=KeyRules(**rules)
         )
@@ -106,11 +106,18 @@ async def front(
         api_limits=api_limits,
         per_minute=l402_per_minute,
     )
-    reading = SimpleNamespace(list=who, get=who, rank=who, healthz=who, readyz=who, metrics=who)
+    reading = SimpleNamespace(
+        list=show_caller,
+        get=show_caller,
+        rank=show_caller,
+        healthz=show_caller,
+        readyz=show_caller,
+        metrics=show_caller,
+    )
     of_stored = ("get", "delete", "cancel", "input_items", "list", "update", "messages", "count")
-    stored = SimpleNamespace(**dict.fromkeys(of_stored, who))
+    stored = SimpleNamespace(**dict.fromkeys(of_stored, show_caller))
     routes = Routes(
-        create=SimpleNamespace(handler=lambda _kind: who),
+        create=SimpleNamespace(handler=lambda _kind: show_caller),
         models=reading,
         ranking=reading,
         health=reading,

@@ -39,7 +39,7 @@ LIMITS = StoreLimits(items_per_owner=100, bytes_in_all=10**7, keep_s=1e6)
 
 
 def response(response_id: str | None = "resp_1", text: str = "hello", **fields) -> bytes:
-    """Give a response as a provider sends it."""
+    """Return a response as a provider sends it."""
     part = {"type": "output_text", "text": text, "annotations": []}
     message = {
         "id": "msg_1",
@@ -55,7 +55,7 @@ def response(response_id: str | None = "resp_1", text: str = "hello", **fields) 
 
 
 def events(response_id: str = "resp_1", text: str = "hello") -> list[bytes]:
-    """Give the events of a streamed response."""
+    """Return the events of a streamed response."""
     document = json.loads(response(response_id, text))
     begun = {**document, "status": "in_progress", "output": []}
     values = [
@@ -172,7 +172,7 @@ class Front:
         return await self.ask("POST", "/v1/chat/completions", key, json=document)
 
     async def bought(self, body: bytes | list[bytes], asking):
-        """Have the work that a request asks for done with this; gives its answer."""
+        """Have a provider do the work of a request with this result; return the response."""
         at = len(self.world.shop.works)
         asked = asyncio.ensure_future(asking)
         work = await self.work(at)
@@ -243,7 +243,7 @@ async def storing_front(
         log=log,
     )
     admission = Admission(None, ConcurrencyLimits(leases, default=per_key), lambda name: name)
-    charging = ChargeReport(None, log)
+    charges = ChargeReport(None, log)
     stored_responses = ResponseRoutes(store, background, heartbeat_s=heartbeat_s, relay_limit_s=5)
     create = CreateRoutes(
         service=w.service,
@@ -251,7 +251,7 @@ async def storing_front(
         jobs=jobs,
         metrics=metrics,
         admission=admission,
-        charges=charging,
+        charges=charges,
         history=History(
             store,
             recorder,
@@ -261,7 +261,7 @@ async def storing_front(
         ),
         background=background,
         writer=ResponseWriter(
-            service=w.service, metrics=metrics, charges=charging, heartbeat_s=heartbeat_s, relay_limit_s=5
+            service=w.service, metrics=metrics, charges=charges, heartbeat_s=heartbeat_s, relay_limit_s=5
         ),
         follow=stored_responses.follow,
         explain=lambda order: {"body": order.task.body.decode()},

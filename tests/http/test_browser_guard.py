@@ -33,7 +33,7 @@ def asked(*headers, path="/v1/models", method="GET", version=HttpVersion11, peer
 
 
 def refusal(request, *hosts, origins=()) -> str:
-    """Give the code with which a request is refused, or nothing."""
+    """Return the code with which a request is refused, or nothing."""
     guard = BrowserGuard(Cors(origins), hosts)
     code = ""
     try:

@@ -44,32 +44,43 @@ def answered(error: ApiError):
     return response, json.loads(response.body)["error"]
 
 
-@pytest.mark.parametrize(("grpc_status", "status"), STATUS_OF_GRPC.items())
-@pytest.mark.parametrize("retryable", [True, False])
-def test_a_failed_quote_keeps_the_status_that_clients_know(grpc_status, status, retryable):
-    error = map_purchase_error(UpstreamError(grpc_status, "words", retryable=retryable))
-    response, body = answered(error)
-    assert response.status == status
-    assert set(body) == {"message", "type", "param", "code"}
-    assert response.headers["X-Lcp-Payment"] == "none"
-    assert response.headers["x-should-retry"] == ("true" if retryable else "false")
-    assert ("retry-after" in response.headers) is retryable
+def headers_of(response) -> tuple[str, str, bool]:
+    """Return the payment, whether to retry, and whether it says when."""
+    headers = response.headers
+    return headers["X-Lcp-Payment"], headers["x-should-retry"], "retry-after" in headers
 
 
-@pytest.mark.parametrize("verdict", list(Verdict))
-@pytest.mark.parametrize("grpc_status", STATUS_OF_GRPC)
-def test_after_accept_only_an_unpaid_request_may_be_retried(grpc_status, verdict):
-    cause = UpstreamError(grpc_status, "words", retryable=True)
-    response, body = answered(map_purchase_error(PaymentFailed(cause, verdict, quote=quote())))
-    assert response.status == STATUS_OF_GRPC[grpc_status]
-    assert response.headers["X-Lcp-Payment"] == verdict.value
-    assert response.headers["x-should-retry"] == ("true" if verdict is Verdict.NONE else "false")
-    assert body["lcp"] == {
-        "payment": verdict.value,
-        "job_id": quote().job_id.hex(),
-        "price_msat": 5_000,
-        "peer_id": quote().peer_id,
-    }
+def test_a_failed_quote_keeps_the_status_that_clients_know():
+    wrong = []
+    for grpc_status, status in STATUS_OF_GRPC.items():
+        for retryable in (True, False):
+            error = UpstreamError(grpc_status, "words", retryable=retryable)
+            response, body = answered(map_purchase_error(error))
+            found = (response.status, set(body), headers_of(response))
+            expected = ("none", "true" if retryable else "false", retryable)
+            if found != (status, {"message", "type", "param", "code"}, expected):
+                wrong.append((grpc_status, retryable, found))
+    assert wrong == []
+
+
+def test_after_accept_only_an_unpaid_request_may_be_retried():
+    wrong = []
+    for grpc_status, status in STATUS_OF_GRPC.items():
+        for verdict in Verdict:
+            cause = UpstreamError(grpc_status, "words", retryable=True)
+            error = PaymentFailed(cause, verdict, quote=quote())
+            response, body = answered(map_purchase_error(error))
+            found = (response.status, body["lcp"], headers_of(response)[:2])
+            lcp = {
+                "payment": verdict.value,
+                "job_id": quote().job_id.hex(),
+                "price_msat": 5_000,
+                "peer_id": quote().peer_id,
+            }
+            retry = "true" if verdict is Verdict.NONE else "false"
+            if found != (status, lcp, (verdict.value, retry)):
+                wrong.append((grpc_status, verdict, found))
+    assert wrong == []
 
 
 NO_ROUTE = "payment failed: FAILURE_REASON_NO_ROUTE"
@@ -80,7 +91,7 @@ LND_STOPPED = (
 
 
 def of_daemon(status, text, *, price_msat=5_000):
-    """What a client is told where the call that pays ended like this."""
+    """Return the response where the call that pays ended like this."""
     cause, at = UpstreamError(status, text), replace(quote(), price_msat=price_msat)
     return answered(
         map_purchase_error(PaymentFailed(cause, verdict_of_failure(status, text), quote=at))
@@ -119,7 +130,7 @@ def test_the_message_of_an_unpaid_request_is_without_the_daemons_own_text(
 @pytest.mark.parametrize(
     ("price_msat", "retry"), [(1, "false"), (999, "false"), (1_000, "true"), (5_000, "true")]
 )
-def test_a_price_that_channels_do_not_carry_is_not_asked_for_again_and_the_client_told_why(
+def test_a_price_that_channels_do_not_carry_is_not_retried_and_the_error_says_why(
     price_msat, retry
 ):
     """A20: below 1,000 msat the SDK asked four times, in vain."""
@@ -131,7 +142,7 @@ def test_a_price_that_channels_do_not_carry_is_not_asked_for_again_and_the_clien
     assert f"{price_msat} msat" in body["message"]
 
 
-def test_a_payment_in_doubt_is_told_without_the_daemons_own_text():
+def test_an_unknown_payment_is_reported_without_the_daemons_own_text():
     response, body = of_daemon("UNAVAILABLE", "ipv4:127.0.0.1:50051: connection reset by peer")
     assert (body["code"], body["lcp"]["payment"]) == ("payment_unknown", "unknown")
     assert response.headers["x-should-retry"] == "false"
@@ -185,22 +196,26 @@ def of_node(status, verdict=Verdict.NONE, *, code=None):
     return answered(map_purchase_error(PaymentFailed(cause, verdict, quote=at)))
 
 
-@pytest.mark.parametrize("grpc_status", STATUS_OF_GRPC)
-def test_a_node_that_did_nothing_may_be_asked_again_where_that_may_help(grpc_status):
-    response, body = of_node(grpc_status)
-    assert response.status == STATUS_OF_GRPC[grpc_status]
-    assert response.headers["X-Lcp-Payment"] == body["lcp"]["payment"] == "none"
-    assert response.headers["X-Lcp-Peer-Id"] == "node:n"
-    may_help = grpc_status in CURABLE
-    assert response.headers["x-should-retry"] == ("true" if may_help else "false")
-    assert ("retry-after" in response.headers) is may_help
+def test_a_node_that_did_nothing_may_be_asked_again_where_that_may_help():
+    wrong = []
+    for grpc_status, status in STATUS_OF_GRPC.items():
+        response, body = of_node(grpc_status)
+        may_help = grpc_status in CURABLE
+        found = (response.status, response.headers["X-Lcp-Peer-Id"], headers_of(response))
+        expected = ("none", "true" if may_help else "false", may_help)
+        if found != (status, "node:n", expected) or body["lcp"]["payment"] != "none":
+            wrong.append((grpc_status, found))
+    assert wrong == []
 
 
-@pytest.mark.parametrize("grpc_status", STATUS_OF_GRPC)
-def test_a_node_that_was_paid_is_never_asked_again(grpc_status):
-    response, body = of_node(grpc_status, Verdict.SETTLED)
-    assert response.headers["X-Lcp-Payment"] == body["lcp"]["payment"] == "settled"
-    assert response.headers["x-should-retry"] == "false"
+def test_a_node_that_was_paid_is_never_asked_again():
+    for grpc_status in STATUS_OF_GRPC:
+        response, body = of_node(grpc_status, Verdict.SETTLED)
+        assert (body["lcp"]["payment"], *headers_of(response)[:2]) == (
+            "settled",
+            "settled",
+            "false",
+        )
 
 
 @pytest.mark.parametrize(
@@ -281,7 +296,7 @@ def test_an_unexpected_error_is_not_mapped():
         (InterruptReason.TIMED_OUT, 504, True),
         (InterruptReason.SHUTTING_DOWN, 503, True),
         (InterruptReason.TAKEN_OVER, 503, True),
-        # It is not wanted any more: who tried again by itself would buy it after all.
+        # A cancelled request is not wanted any more: an automatic retry would buy it after all.
         (InterruptReason.CANCELLED, 503, False),
     ],
 )
@@ -374,7 +389,7 @@ def test_while_limits_cannot_be_looked_at_it_says_when_to_come_again(away_s, hea
     assert map_refusal(LimitsUnavailable(away_s)).response().headers["retry-after"] == header
 
 
-def test_a_key_that_was_revoked_meanwhile_is_told_as_any_key_that_is_none():
+def test_a_key_that_was_revoked_meanwhile_gets_the_error_of_an_unknown_key():
     response = map_refusal(KeyRevoked("revoked", quote=AT)).response()
     assert response.headers["WWW-Authenticate"] == "Bearer"
     assert map_refusal(KeyRevoked("revoked", quote=AT)).type == "authentication_error"

@@ -91,7 +91,7 @@ def test_an_unknown_field_is_refused_and_named():
     assert len(refused(Fields({"x" * 999: 1}).done).message) < 120
 
 
-def test_a_page_has_fifty_unless_told_otherwise():
+def test_a_page_has_fifty_by_default():
     assert read_page(make_mocked_request("GET", "/x")) == (50, "")
     assert read_page(make_mocked_request("GET", "/x?limit=500&after=a_1")) == (500, "a_1")
 

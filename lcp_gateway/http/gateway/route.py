@@ -32,7 +32,7 @@ class RankingRoutes:
         except BadQuery as error:
             raise bad_request(error.message, error.param, error.code) from None
         found = self._answer(query)
-        document_out: dict[str, object] = {"object": "list", "data": found}
+        body: dict[str, object] = {"object": "list", "data": found}
         if not found and (reasons := self._why_nothing(query)):
-            document_out["reasons"] = reasons
-        return json_response(document_out)
+            body["reasons"] = reasons
+        return json_response(body)

@@ -11,7 +11,7 @@ from tests.http.front import front
 ACCOUNTS = "/api/admin/accounts"
 KEYS = "/api/admin/keys"
 CHAT = "/v1/chat/completions"
-NOBODY = "acct_" + "0" * 24
+NO_ACCOUNT = "acct_" + "0" * 24
 
 
 @pytest.fixture
@@ -82,23 +82,22 @@ async def test_a_deleted_account_has_no_name_and_its_keys_open_nothing_at_once(g
     assert (await gateway.ask("DELETE", f"{ACCOUNTS}/{account_id}")).status == 404
 
 
-@pytest.mark.parametrize("account", [NOBODY, "x", "%00", "a%20b", "%FF", "z" * 200])
-@pytest.mark.parametrize(
-    ("method", "path", "asked"),
-    [
-        ("GET", "", None),
-        ("PATCH", "", {"name": "n"}),
-        ("DELETE", "", None),
-        ("POST", "/adjustments", {"amount_msat": 1, "reason": "r"}),
-        ("POST", "/keys", {"name": "k"}),
-        ("GET", "/statement", None),
-        ("GET", "/statement?format=csv", None),
-    ],
-)
-async def test_an_account_that_is_not_there_is_not_found(gateway, account, method, path, asked):
-    found = await gateway.ask(method, f"{ACCOUNTS}/{account}{path}", json=asked)
-    assert found.status == 404
-    assert found.code in {"account_not_found", "not_found"}
+async def test_an_account_that_is_not_there_is_not_found(gateway):
+    wrong = []
+    for account in (NO_ACCOUNT, "x", "%00", "a%20b", "%FF", "z" * 200):
+        for method, path, asked in (
+            ("GET", "", None),
+            ("PATCH", "", {"name": "n"}),
+            ("DELETE", "", None),
+            ("POST", "/adjustments", {"amount_msat": 1, "reason": "r"}),
+            ("POST", "/keys", {"name": "k"}),
+            ("GET", "/statement", None),
+            ("GET", "/statement?format=csv", None),
+        ):
+            found = await gateway.ask(method, f"{ACCOUNTS}/{account}{path}", json=asked)
+            if found.status != 404 or found.code not in {"account_not_found", "not_found"}:
+                wrong.append((method, account, path, found.status, found.code))
+    assert wrong == []
 
 
 # -- adjustments ----------------------------------------------------------------------------------
@@ -133,9 +132,9 @@ async def test_an_idempotency_key_that_can_be_none_is_refused(gateway, account_i
     assert await gateway.bank.available(account_id) == 0
 
 
-@pytest.mark.parametrize(
-    "asked",
-    [
+async def test_an_adjustment_that_makes_no_sense_is_refused(gateway, account_id):
+    accepted = []
+    for asked in (
         {"reason": "r"},
         {"amount_msat": 1},
         {"amount_msat": 0, "reason": "r"},
@@ -144,11 +143,11 @@ async def test_an_idempotency_key_that_can_be_none_is_refused(gateway, account_i
         {"amount_msat": 2_100_000_000_000_000_001, "reason": "r"},
         {"amount_msat": 1, "reason": " "},
         {"amount_msat": 1, "reason": "r", "currency": "sat"},
-    ],
-)
-async def test_an_adjustment_that_makes_no_sense_is_refused(gateway, account_id, asked):
-    found = await gateway.ask("POST", f"{ACCOUNTS}/{account_id}/adjustments", json=asked)
-    assert found.status == 400
+    ):
+        found = await gateway.ask("POST", f"{ACCOUNTS}/{account_id}/adjustments", json=asked)
+        if found.status != 400:
+            accepted.append((asked, found.status))
+    assert accepted == []
     assert await gateway.bank.available(account_id) == 0
 
 
@@ -201,9 +200,9 @@ async def test_a_key_for_agents_says_where_it_is_used(gateway, account_id):
     assert used.document["account_id"] == account_id
 
 
-@pytest.mark.parametrize(
-    ("rules", "param"),
-    [
+async def test_a_rule_that_makes_no_sense_makes_no_key(gateway, account_id):
+    wrong = []
+    for rules, param in (
         ({"scopes": ["everything"]}, "scopes"),
         ({"scopes": "inference"}, "scopes"),
         ({"models": [1]}, "models"),
@@ -215,11 +214,12 @@ async def test_a_key_for_agents_says_where_it_is_used(gateway, account_id):
         ({"kind": "master"}, "kind"),
         ({"name": "n" * 129}, "name"),
         ({"budget": 5}, "budget"),
-    ],
-)
-async def test_a_rule_that_makes_no_sense_makes_no_key(gateway, account_id, rules, param):
-    found = await gateway.ask("POST", f"{ACCOUNTS}/{account_id}/keys", json={"name": "k", **rules})
-    assert (found.status, found.document["error"]["param"]) == (400, param)
+    ):
+        asked = {"name": "k", **rules}
+        found = await gateway.ask("POST", f"{ACCOUNTS}/{account_id}/keys", json=asked)
+        if found.status != 400 or found.document["error"]["param"] != param:
+            wrong.append((rules, found.status, found.document))
+    assert wrong == []
     assert (await gateway.ask("GET", KEYS)).document["data"] == []
 
 

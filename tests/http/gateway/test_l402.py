@@ -20,7 +20,7 @@ CHALLENGE = re.compile(r'L402 macaroon="([A-Za-z0-9+/=]+)", invoice="([a-z0-9]+)
 
 
 async def challenged(gateway):
-    """Come without anything; gives the macaroon and the top-up that it is for."""
+    """Come without anything; return the macaroon and the top-up that it is for."""
     found = await gateway.ask("POST", CHAT, None)
     assert (found.status, found.code) == (402, "payment_required")
     macaroon, invoice = CHALLENGE.fullmatch(found.headers["WWW-Authenticate"]).groups()
@@ -198,7 +198,7 @@ async def test_an_invoice_at_the_door_can_be_paid_for_a_quarter_of_an_hour(gatew
 
 
 async def test_a_client_that_asks_too_often_waits_and_no_other_does(bank):
-    """A9: one client's thousand invoices kept every other client away."""
+    """A9: one client's thousand invoices kept every other client out."""
     async with front(bank, l402_per_minute=3) as gateway:
         answers = [await gateway.l402.challenge(from_address("203.0.113.5")) for _ in range(20)]
         assert [error.status for error in answers] == [402] * 3 + [429] * 17
@@ -221,9 +221,10 @@ async def test_a_strangers_flood_uses_up_no_rate_of_the_whole_gateway(bank):
         await rates.check(None, 1)
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
+async def test_only_the_routes_that_buy_make_an_invoice(gateway):
+    """A9, and part E: the challenge on GET."""
+    wrong = []
+    for method, path in (
         ("POST", "/no/such/path/completions"),
         ("POST", "/v1/chat/completions/"),
         ("POST", "/v1/chat/completions/chatcmpl_1"),
@@ -235,13 +236,11 @@ async def test_a_strangers_flood_uses_up_no_rate_of_the_whole_gateway(bank):
         ("PUT", CHAT),
         ("DELETE", "/v1/responses"),
         ("OPTIONS", CHAT),
-    ],
-)
-async def test_only_the_routes_that_buy_make_an_invoice(gateway, method, path):
-    """A9, and part E: the challenge on GET."""
-    found = await gateway.ask(method, URL(path, encoded=True), None)
-    assert found.status == 401
-    assert found.headers["WWW-Authenticate"] == "Bearer"
+    ):
+        found = await gateway.ask(method, URL(path, encoded=True), None)
+        if (found.status, found.headers.get("WWW-Authenticate")) != (401, "Bearer"):
+            wrong.append((method, path, found.status))
+    assert wrong == []
     assert gateway.bank.invoices.made == {}
 
 

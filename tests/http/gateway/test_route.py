@@ -31,7 +31,7 @@ async def serving(answer_to):
 
 
 async def asked(body: bytes, answer_to=lambda _query: []):
-    """Give the status and the document of an answer."""
+    """Return the status and the document of an answer."""
     async with serving(answer_to) as client:
         response = await client.post("/api/models/route", data=body)
         assert response.content_type == "application/json"
@@ -90,7 +90,7 @@ async def test_a_wrong_document_is_not_repeated():
     assert "secret" not in json.dumps(document)
 
 
-async def test_where_nothing_suits_the_reasons_are_told():
+async def test_where_no_model_fits_the_reasons_are_returned():
     """D8: the list was just empty."""
     bench = Bench(provider("a", "x-7b"))
     ranking = RankingRoutes(
@@ -101,7 +101,7 @@ async def test_where_nothing_suits_the_reasons_are_told():
     app = web.Application(middlewares=[errors])
     app.router.add_post("/api/models/route", ranking.rank)
     async with TestClient(TestServer(app)) as client:
-        told = await (await client.post("/api/models/route", data=b'{"min_params_b": 8}')).json()
+        found = await (await client.post("/api/models/route", data=b'{"min_params_b": 8}')).json()
         some = await (await client.post("/api/models/route", data=b"{}")).json()
-    assert told["data"] == [] and told["reasons"] == ["min_params_b: 1 of 1 models left out"]
+    assert found["data"] == [] and found["reasons"] == ["min_params_b: 1 of 1 models left out"]
     assert len(some["data"]) == 1 and "reasons" not in some

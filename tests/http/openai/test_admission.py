@@ -42,8 +42,8 @@ def admission(*, jobs: int = 0, limits: RateLimits | None = None) -> Admission:
     return Admission(limits, ConcurrencyLimits(MemoryLeases(), default=jobs), lambda name: name)
 
 
-def placed(who: Caller, model: str = "m", limit_msat=None):
-    return admission().order(who, task(model), request_id="r", limit_msat=limit_msat)
+def placed(key: Caller, model: str = "m", limit_msat=None):
+    return admission().order(key, task(model), request_id="r", limit_msat=limit_msat)
 
 
 # -- orders ---------------------------------------------------------------------------------------
@@ -65,8 +65,8 @@ def test_an_anonymous_order_has_no_account():
     [(0, None, None), (500, None, 500), (0, 300, 300), (500, 300, 300), (300, 500, 300), (5, 0, 0)],
 )
 def test_the_lower_of_the_keys_cap_and_the_clients_holds(of_key, of_client, expected):
-    who = caller(max_price_msat=Msat(of_key))
-    assert placed(who, limit_msat=of_client).limit_msat == expected
+    key = caller(max_price_msat=Msat(of_key))
+    assert placed(key, limit_msat=of_client).limit_msat == expected
 
 
 def test_a_keys_budgets_are_counted_for_that_key():
@@ -96,14 +96,14 @@ def test_a_key_buys_no_other_model(model):
 
 
 async def test_a_key_has_so_many_jobs_at_once_and_the_place_is_free_when_one_ends():
-    gate, who = admission(), caller(concurrent_jobs=2)
-    first, _second = await gate.lease(who), await gate.lease(who)
+    gate, key = admission(), caller(concurrent_jobs=2)
+    first, _second = await gate.lease(key), await gate.lease(key)
     with pytest.raises(TooManyConcurrentJobs):
-        await gate.lease(who)
+        await gate.lease(key)
     await first.release()
-    await gate.lease(who)
+    await gate.lease(key)
     with pytest.raises(TooManyConcurrentJobs):
-        await gate.lease(who)
+        await gate.lease(key)
 
 
 async def test_jobs_without_a_key_are_not_counted():
@@ -210,7 +210,7 @@ class SlowRates:
         self._slow = slow
         self.checked = 0
 
-    async def check(self, who, tokens):
+    async def check(self, key, tokens):
         await self._slow._answer()
         self.checked += 1
         return Allowance(tokens)
@@ -297,11 +297,11 @@ def test_an_alias_and_its_model_are_the_same_to_a_key(listed, asked):
         ConcurrencyLimits(MemoryLeases(), default=0),
         resolve=lambda name: names.get(name, name),
     )
-    who = caller(models=frozenset({listed}))
-    order = gate.order(who, task(asked), request_id="r", limit_msat=None)
+    key = caller(models=frozenset({listed}))
+    order = gate.order(key, task(asked), request_id="r", limit_msat=None)
     assert "real" in order.models
     with pytest.raises(ApiError):
-        gate.order(who, task("other"), request_id="r", limit_msat=None)
+        gate.order(key, task("other"), request_id="r", limit_msat=None)
 
 
 # -- the place of a request among those in flight ----------------------------------------------------
@@ -312,10 +312,10 @@ def jobs(limit=0) -> JobsInFlight:
 
 
 def ticket(
-    held: JobsInFlight, who: Caller = ANONYMOUS, gate: Admission | None = None
+    held: JobsInFlight, key: Caller = ANONYMOUS, gate: Admission | None = None
 ) -> AdmissionTicket:
     context = RequestContext("r")
-    context.caller = who
+    context.caller = key
     return AdmissionTicket(gate or admission(), held, context)
 
 
@@ -484,12 +484,12 @@ async def test_a_job_that_was_handed_over_and_does_not_end_is_cut(monkeypatch):
 
 
 async def test_a_place_is_free_again_where_the_key_has_no_lease_left():
-    held, gate, who = jobs(limit=2), admission(), caller(concurrent_jobs=1)
-    async with ticket(held, who, gate):
+    held, gate, key = jobs(limit=2), admission(), caller(concurrent_jobs=1)
+    async with ticket(held, key, gate):
         with pytest.raises(ApiError) as caught:
-            await ticket(held, who, gate).__aenter__()
+            await ticket(held, key, gate).__aenter__()
         assert (caught.value.status, len(held)) == (429, 1)
-    async with ticket(held, who, gate):
+    async with ticket(held, key, gate):
         assert len(held) == 1
 
 

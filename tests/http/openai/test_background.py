@@ -400,7 +400,7 @@ async def test_a_job_cancelled_after_its_payment_shows_the_payments_state(front,
     await front.idle()
 
 
-async def test_a_client_whose_job_another_cancels_is_not_told_to_retry():
+async def test_a_client_whose_job_another_cancels_must_not_retry():
     async with storing_front(shop=slow_shop()) as front:
         asked = asyncio.ensure_future(front.create(background=True, stream=True))
         async with asyncio.timeout(5):
@@ -578,7 +578,7 @@ async def test_draining_waits_for_jobs_in_the_background(front):
     assert await status(front, job_id) == "completed"
 
 
-async def test_a_database_that_is_away_is_worth_another_try_and_no_404(front):
+async def test_an_unreachable_database_may_be_tried_again_and_is_no_404(front):
     front.repository.error = DatabaseUnavailable("unreachable")
     got = await front.get("/v1/responses/resp_bg_left")
     assert (got.status, got.code, got.headers["x-should-retry"]) == (
@@ -666,7 +666,7 @@ async def test_a_job_that_failed_at_another_gateway_shows_the_payment_there(fron
     assert (got.payment, front.payments) == ("unknown", 0)
 
 
-async def test_a_shared_job_is_bought_and_told_to_the_others(front):
+async def test_a_shared_job_is_bought_and_announced_to_the_others(front):
     front.world.service._shared = others = Others()
     job_id = await begin(front)
     (await front.work()).deliver(response())
@@ -707,7 +707,7 @@ async def test_a_job_whose_payment_was_unknown_shows_the_state_found_since(front
 
 @pytest.mark.parametrize(("refund", "charged_msat"), [(Refund.GIVEN, 0), (Refund.WITHHELD, 5_500)])
 async def test_a_failed_job_shows_its_refund_once_that_is_decided(front, refund, charged_msat):
-    """A6: a charge that was withheld was told as given back, for as long as the job was stored."""
+    """A6: a withheld refund was reported as granted, for as long as the job was stored."""
     asked = asyncio.ensure_future(front.create(background=True, stream=True))
     work = await front.work()
     (job_id,) = front.repository.rows
@@ -719,11 +719,11 @@ async def test_a_failed_job_shows_its_refund_once_that_is_decided(front, refund,
     assert (pending.document["status"], pending.document["lcp"]["refund"]) == ("failed", "pending")
     purchase.record_refund(refund)
     await front.idle()
-    told = await front.get(f"/v1/responses/{job_id}")
-    assert told.document["error"] == pending.document["error"]
-    assert told.document["lcp"]["refund"] == told.headers["X-Lcp-Refund"] == refund.value
-    assert told.document["lcp"]["charged_msat"] == charged_msat
-    assert told.headers["X-Lcp-Charged-Msat"] == str(charged_msat)
+    shown = await front.get(f"/v1/responses/{job_id}")
+    assert shown.document["error"] == pending.document["error"]
+    assert shown.document["lcp"]["refund"] == shown.headers["X-Lcp-Refund"] == refund.value
+    assert shown.document["lcp"]["charged_msat"] == charged_msat
+    assert shown.headers["X-Lcp-Charged-Msat"] == str(charged_msat)
 
 
 async def test_a_job_that_was_deleted_before_its_refund_was_decided_stays_deleted(front):

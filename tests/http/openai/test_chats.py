@@ -71,13 +71,13 @@ async def test_they_are_listed_the_oldest_first_and_a_page_at_a_time(front):
 
 
 async def test_they_are_filtered_by_model_and_by_metadata(front):
-    await stored(front, 0, metadata={"run": "1", "who": "a"})
-    await stored(front, 1, metadata={"run": "1", "who": "b"}, model="other")
+    await stored(front, 0, metadata={"run": "1", "user": "a"})
+    await stored(front, 1, metadata={"run": "1", "user": "b"}, model="other")
     await stored(front, 2)
     assert await ids(front, "?metadata[run]=1") == ["chatcmpl-0", "chatcmpl-1"]
-    assert await ids(front, "?metadata%5Brun%5D=1&metadata[who]=b") == ["chatcmpl-1"]
+    assert await ids(front, "?metadata%5Brun%5D=1&metadata[user]=b") == ["chatcmpl-1"]
     assert await ids(front, "?model=other") == ["chatcmpl-1"]
-    assert await ids(front, "?model=other&metadata[who]=a") == []
+    assert await ids(front, "?model=other&metadata[user]=a") == []
     assert await ids(front, "?metadata[none]=") == []
 
 
@@ -146,7 +146,7 @@ async def test_a_deleted_one_is_gone(front):
 
 
 @pytest.mark.parametrize("completion_id", ["chatcmpl-0", "chatcmpl-none"])
-async def test_nobody_learns_of_anothers(front, completion_id):
+async def test_a_chat_of_another_key_is_unknown(front, completion_id):
     await stored(front, 0)
     for method, path in (("GET", ""), ("POST", ""), ("DELETE", ""), ("GET", "/messages")):
         got = await front.ask(

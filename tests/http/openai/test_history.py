@@ -102,11 +102,11 @@ async def test_an_unknown_earlier_response_is_a_404_and_nothing_is_bought(front,
     assert (got.payment, got.headers["x-should-retry"], front.payments) == ("none", "false", 0)
 
 
-async def test_another_keys_response_is_as_unknown_as_one_that_nobody_has(front):
+async def test_another_keys_response_is_as_unknown_as_one_that_does_not_exist(front):
     await front.bought(response(), front.create())
     got = await front.create(BOB, previous_response_id="resp_1")
-    nobodys = await front.create(BOB, previous_response_id="resp_0")
-    assert (got.status, got.body) == (nobodys.status, nobodys.body)
+    unknown = await front.create(BOB, previous_response_id="resp_0")
+    assert (got.status, got.body) == (unknown.status, unknown.body)
 
 
 async def test_an_earlier_response_that_cannot_be_read_cannot_be_built_on(front):
@@ -162,7 +162,7 @@ async def test_a_quote_for_a_chained_request_is_for_the_whole_of_it_and_can_be_t
     assert len(json.loads(front.sent())["input"]) == 3
 
 
-async def test_how_a_chained_request_would_be_routed_is_told_of_the_whole_of_it(front):
+async def test_how_a_chained_request_would_be_routed_is_explained_with_its_earlier_turns(front):
     await front.bought(response(), front.create())
     got = await front.create(previous_response_id="resp_1", headers={"X-Lcp-Route-Only": "true"})
     assert len(json.loads(got.document["body"])["input"]) == 3
@@ -238,7 +238,7 @@ async def test_a_default_model_is_bought_where_none_is_named():
         await front.idle()
 
 
-async def test_nothing_is_bought_for_nobody(front):
+async def test_nothing_is_bought_without_a_reader(front):
     got = await front.create("mallory")
     assert (got.status, front.payments) == (401, 0)
 

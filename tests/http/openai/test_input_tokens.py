@@ -98,7 +98,7 @@ async def serving(
     await counter.close()
 
 
-def told(tokens):
+def counted(tokens):
     return {"object": "response.input_tokens", "input_tokens": tokens}
 
 
@@ -106,13 +106,13 @@ async def test_a_node_that_offers_the_model_is_asked_with_the_very_bytes(node):
     async with serving(node) as ask:
         body = b'{ "model" : "m", "input":"hello you" }'
         answer = await ask(body)
-    assert (answer.status, answer.document) == (200, told(42))
+    assert (answer.status, answer.document) == (200, counted(42))
     assert (answer.how, answer.by) == ("exact", "node:a")
     assert answer.headers["X-Lcp-Payment"] == "none"
     assert [seen.body for seen in node.counts] == [body]
     assert not node.calls()
-    (exchange,) = ask.contexts
-    assert (exchange.model, exchange.request_bytes) == ("m", len(body))
+    (context,) = ask.contexts
+    assert (context.model, context.request_bytes) == ("m", len(body))
 
 
 async def test_an_alias_goes_to_the_node_as_the_models_real_name(node):
@@ -133,16 +133,16 @@ async def test_without_any_model_it_is_an_estimate(node):
     async with serving(node) as ask:
         answer = await ask({"input": "hello you"})
         nothing = await ask({"model": None, "input": None})
-    assert answer.document == told(estimate_input_tokens({"input": "hello you"}))
+    assert answer.document == counted(estimate_input_tokens({"input": "hello you"}))
     assert (answer.how, answer.by) == ("estimate", None)
     assert (nothing.status, nothing.how) == (200, "estimate")
     assert not node.counts
 
 
-async def test_a_model_that_only_peers_offer_is_estimated_and_nobody_is_asked(node):
+async def test_a_model_that_only_peers_offer_is_estimated_and_no_node_is_asked(node):
     peer = provider("02aa", "theirs", kind=RESPONSES)
     async with serving(node, providers=[peer]) as ask:
-        for model in ("theirs", "nobodys", "auto"):
+        for model in ("theirs", "unknown", "auto"):
             answer = await ask({"model": model, "input": "hello you"})
             assert (answer.status, answer.how, answer.by) == (200, "estimate", None)
             assert answer.headers["X-Lcp-Payment"] == "none"
@@ -182,7 +182,7 @@ async def test_earlier_turns_count_exactly_and_estimated(node):
     body = {"model": "m", "input": "hello you", "previous_response_id": "resp_1"}
     async with serving(node, earlier=earlier) as ask:
         assert (await ask(body)).how == "exact"
-        estimated = await ask({**body, "model": "nobodys"})
+        estimated = await ask({**body, "model": "unknown"})
     (seen,) = node.counts
     assert [item["content"] for item in json.loads(seen.body)["input"]] == [
         earlier[0]["content"],
@@ -191,14 +191,14 @@ async def test_earlier_turns_count_exactly_and_estimated(node):
     assert estimated.document["input_tokens"] > 100
 
 
-async def test_an_earlier_response_that_is_not_there_is_a_404_and_nobody_is_asked(node):
+async def test_an_earlier_response_that_is_not_there_is_a_404_and_no_node_is_asked(node):
     async with serving(node) as ask:
         answer = await ask({"model": "m", "input": "x", "previous_response_id": "resp_2"})
     assert (answer.status, answer.document["error"]["param"]) == (404, "previous_response_id")
     assert not node.counts
 
 
-async def test_a_key_that_is_not_good_for_the_model_is_told_so(node):
+async def test_a_key_that_may_not_buy_the_model_is_refused(node):
     async with serving(node, rules=KeyRules(models=frozenset({"other"}))) as ask:
         answer = await ask({"model": "m", "input": "hello you"})
     assert (answer.status, answer.document["error"]["code"]) == (403, "model_not_allowed")

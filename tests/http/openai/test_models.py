@@ -205,7 +205,7 @@ async def test_a_name_may_hold_slashes_encoded_or_not(path):
     assert (await listed(provider("a", "vendor/model:8b")).one(path))["id"] == "vendor/model:8b"
 
 
-async def test_one_model_is_told_as_in_the_list():
+async def test_one_model_is_as_in_the_list():
     listing = listed(provider("a", "m"), provider("b", "m", "m2"))
     assert await listing.one("m") == (await listing.list())[0]
 
@@ -243,7 +243,7 @@ async def test_a_model_without_a_provider_or_that_may_not_be_used_is_not_found(r
     assert caught.value.param == "model"
 
 
-async def test_every_kind_is_told_by_its_word():
+async def test_every_kind_has_its_word():
     both = (
         provider("a", "m", kind=TaskKind.RESPONSES),
         provider("b", "m", kind=CHAT),

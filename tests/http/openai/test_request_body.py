@@ -209,7 +209,7 @@ def test_no_bytes_do_more_than_be_refused(body, kind):
     refused(body, kind)
 
 
-# -- a model for those who name none ----------------------------------------------------------------
+# -- a model for requests without one ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", [CHAT, RESPONSES, COMPLETIONS])

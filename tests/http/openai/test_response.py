@@ -36,7 +36,7 @@ PLAIN = ["", "identity", " Identity "]
 ENCODED = ["gzip", "br", "zstd"]
 
 
-def shaping(task=TASK, *, adapter="", routing=None, encoding="identity", charged_msat=None):
+def transform(task=TASK, *, adapter="", routing=None, encoding="identity", charged_msat=None):
     candidate = Candidate(PEER, adapter=adapter, routing=routing)
     purchase = Purchase(order(task), quote(), candidate=candidate)
     if charged_msat is not None:
@@ -51,7 +51,7 @@ async def stream_of(*chunks):
         yield chunk
 
 
-async def shaped(made, *chunks) -> bytes:
+async def transformed(made, *chunks) -> bytes:
     return b"".join([chunk async for chunk in made.stream(stream_of(*chunks))])
 
 
@@ -61,26 +61,26 @@ async def shaped(made, *chunks) -> bytes:
 @pytest.mark.parametrize("encoding", PLAIN + ENCODED)
 def test_a_plain_result_is_the_very_same_object(encoding):
     body = b' {"odd" :  1 }\r\n'
-    made = shaping(encoding=encoding)
+    made = transform(encoding=encoding)
     assert made.whole(body) is body
     assert made.headers() == {}
 
 
 async def test_a_plain_stream_is_the_very_same_generator():
     chunks = stream_of(CHUNK)
-    assert shaping().stream(chunks) is chunks
+    assert transform().stream(chunks) is chunks
     await chunks.aclose()
 
 
 def test_a_request_for_a_chat_is_not_read_again():
-    assert shaping(replace(TASK, body=b"no JSON")).whole(b"x") == b"x"
+    assert transform(replace(TASK, body=b"no JSON")).whole(b"x") == b"x"
 
 
 # -- routing --------------------------------------------------------------------------------------
 
 
 def test_the_routing_is_a_field_of_the_result_and_a_header():
-    made = shaping(routing=ROUTING)
+    made = transform(routing=ROUTING)
     body = made.whole(b'{ "id":"c" }\n')
     assert body.startswith(b'{ "id":"c" ,')
     info = json.loads(body)["routing_info"]
@@ -90,22 +90,24 @@ def test_the_routing_is_a_field_of_the_result_and_a_header():
 
 
 def test_the_price_is_the_final_one_once_that_is_known():
-    made = shaping(routing=ROUTING, charged_msat=1_200)
+    made = transform(routing=ROUTING, charged_msat=1_200)
     assert json.loads(made.headers()[ROUTING_HEADER])["price_msat"] == 1_200
 
 
 def test_the_routers_own_facts_are_not_changed():
     said = dict(ROUTING)
-    shaping(routing=said).whole(b"{}")
+    transform(routing=said).whole(b"{}")
     assert said == ROUTING
 
 
 def test_a_result_that_is_no_object_is_left_alone():
-    assert shaping(routing=ROUTING).whole(b"[1]") == b"[1]"
+    assert transform(routing=ROUTING).whole(b"[1]") == b"[1]"
 
 
 async def test_the_routing_is_in_the_first_event_of_a_stream_and_all_else_is_as_it_came():
-    out = await shaped(shaping(routing=ROUTING), b": hi\n\n" + CHUNK[:20], CHUNK[20:], CHUNK, DONE)
+    out = await transformed(
+        transform(routing=ROUTING), b": hi\n\n" + CHUNK[:20], CHUNK[20:], CHUNK, DONE
+    )
     assert out.startswith(b": hi\n\n" + CHUNK[:-5] + b',"routing_info":{"source":"lcp"')
     assert out.endswith(b"}}\r\n\r\n" + CHUNK + DONE)
     assert out.count(b"routing_info") == 1
@@ -114,7 +116,7 @@ async def test_the_routing_is_in_the_first_event_of_a_stream_and_all_else_is_as_
 @pytest.mark.parametrize("encoding", ENCODED)
 async def test_encoded_bytes_are_left_alone_and_only_the_headers_speak(encoding):
     body = b"\x1f\x8b\x08{}"
-    made = shaping(COMPLETION, adapter=COMPLETIONS_AS_CHAT, routing=ROUTING, encoding=encoding)
+    made = transform(COMPLETION, adapter=COMPLETIONS_AS_CHAT, routing=ROUTING, encoding=encoding)
     assert made.whole(body) is body
     chunks = stream_of(body)
     assert made.stream(chunks) is chunks
@@ -124,14 +126,14 @@ async def test_encoded_bytes_are_left_alone_and_only_the_headers_speak(encoding)
 
 @pytest.mark.parametrize("encoding", PLAIN)
 def test_plain_is_however_it_is_spelled(encoding):
-    assert b"routing_info" in shaping(routing=ROUTING, encoding=encoding).whole(b"{}")
+    assert b"routing_info" in transform(routing=ROUTING, encoding=encoding).whole(b"{}")
 
 
 # -- the adapter ----------------------------------------------------------------------------------
 
 
 def test_a_chat_is_turned_back_into_the_completion_that_was_asked_for():
-    made = shaping(COMPLETION, adapter=COMPLETIONS_AS_CHAT)
+    made = transform(COMPLETION, adapter=COMPLETIONS_AS_CHAT)
     document = json.loads(made.whole(CHAT_ANSWER))
     assert document["object"] == "text_completion"
     assert document["choices"][0]["text"] == "Say hi"
@@ -140,7 +142,7 @@ def test_a_chat_is_turned_back_into_the_completion_that_was_asked_for():
 
 
 def test_adapter_and_routing_go_together():
-    made = shaping(COMPLETION, adapter=COMPLETIONS_AS_CHAT, routing=ROUTING)
+    made = transform(COMPLETION, adapter=COMPLETIONS_AS_CHAT, routing=ROUTING)
     document = json.loads(made.whole(CHAT_ANSWER))
     assert (document["object"], document["routing_info"]["model"]) == ("text_completion", "m")
 
@@ -149,8 +151,10 @@ def test_adapter_and_routing_go_together():
 async def test_a_stream_of_chat_is_turned_back_and_says_its_routing_once(size):
     whole = CHUNK + CHUNK + DONE
     chunks = [whole[at : at + size] for at in range(0, len(whole), size)]
-    made = shaping(STREAMED, adapter=COMPLETIONS_AS_CHAT, routing=ROUTING)
-    first, second, done = (await shaped(made, *chunks)).replace(b"\r", b"").strip().split(b"\n\n")
+    made = transform(STREAMED, adapter=COMPLETIONS_AS_CHAT, routing=ROUTING)
+    first, second, done = (
+        (await transformed(made, *chunks)).replace(b"\r", b"").strip().split(b"\n\n")
+    )
     first, second = (json.loads(event.removeprefix(b"data: ")) for event in (first, second))
     assert (first["choices"][0]["text"], second["choices"][0]["text"]) == ("hi", "hi")
     assert first["routing_info"]["score"] == 0.5 and "routing_info" not in second
@@ -158,32 +162,32 @@ async def test_a_stream_of_chat_is_turned_back_and_says_its_routing_once(size):
 
 
 async def test_held_back_bytes_come_at_the_end():
-    made = shaping(STREAMED, adapter=COMPLETIONS_AS_CHAT, routing=ROUTING)
-    out = await shaped(made, CHUNK, b": no event\n")
+    made = transform(STREAMED, adapter=COMPLETIONS_AS_CHAT, routing=ROUTING)
+    out = await transformed(made, CHUNK, b": no event\n")
     assert out.count(b'"text":"hi"') == 1 and out.count(b"routing_info") == 1
     assert out.endswith(b": no event\n")
 
 
 async def test_nothing_comes_of_nothing():
-    made = shaping(STREAMED, adapter=COMPLETIONS_AS_CHAT, routing=ROUTING)
-    assert await shaped(made) == b""
+    made = transform(STREAMED, adapter=COMPLETIONS_AS_CHAT, routing=ROUTING)
+    assert await transformed(made) == b""
 
 
 async def test_a_stream_that_no_adapter_can_hold_is_paid_and_undelivered():
-    made = shaping(STREAMED, adapter=COMPLETIONS_AS_CHAT)
+    made = transform(STREAMED, adapter=COMPLETIONS_AS_CHAT)
     with pytest.raises(Undelivered, match="cannot be adapted") as caught:
-        await shaped(made, b"data: " + b"x" * (5 * 1024 * 1024))
+        await transformed(made, b"data: " + b"x" * (5 * 1024 * 1024))
     assert caught.value.quote == quote()
 
 
 async def test_an_error_that_cuts_a_stream_cuts_the_changed_one():
     cut = Undelivered("cut")
     for made in (
-        shaping(routing=ROUTING),
-        shaping(STREAMED, adapter=COMPLETIONS_AS_CHAT),
+        transform(routing=ROUTING),
+        transform(STREAMED, adapter=COMPLETIONS_AS_CHAT),
     ):
         with pytest.raises(Undelivered) as caught:
-            await shaped(made, CHUNK[:10], cut)
+            await transformed(made, CHUNK[:10], cut)
         assert caught.value is cut
 
 
@@ -197,7 +201,7 @@ async def test_a_reader_that_leaves_lets_the_stream_behind_go():
         finally:
             left.append("closed")
 
-    stream = shaping(routing=ROUTING).stream(chunks())
+    stream = transform(routing=ROUTING).stream(chunks())
     assert b"routing_info" in await anext(stream)
     await stream.aclose()
     assert left == ["closed"]

@@ -1,4 +1,4 @@
-"""What a customer is told of its money: charge, balance, and the invoice that lets it go on."""
+"""Charges in responses: charge, balance, refund, and the invoice for a missing amount."""
 
 import asyncio
 
@@ -22,8 +22,10 @@ TEN_PERCENT = Markup(100_000)
 SETTLED = (PurchaseEvent.PAY, PurchaseEvent.SETTLE)
 
 
-def exchange(account_id, *events: PurchaseEvent, refund=False, charged_msat=None) -> RequestContext:
-    """An exchange of a customer; with events it has bought something for 5,000 msat, charged at 5,500."""
+def context_of(
+    account_id, *events: PurchaseEvent, refund=False, charged_msat=None
+) -> RequestContext:
+    """A request of a customer; with events it has bought something for 5,000 msat, charged at 5,500."""
     found = RequestContext("req_1", caller=Caller("key_1", account_id, KeyRules()))
     if events:
         purchase = Purchase(order(), quote(5_000))
@@ -43,14 +45,14 @@ class _Bought(ResultBuffer):
         self.purchase = purchase
 
 
-async def told(bank, found: RequestContext) -> dict[str, str]:
+async def headers_for(bank, found: RequestContext) -> dict[str, str]:
     await ChargeReport(bank.wallet(), LOG).add_headers(found)
     return found.headers
 
 
 async def test_a_response_carries_the_charge_and_the_balance(bank):
     account_id = await bank.customer(9_000)
-    assert await told(bank, exchange(account_id, *SETTLED)) == {
+    assert await headers_for(bank, context_of(account_id, *SETTLED)) == {
         "X-Lcp-Charged-Msat": "5500",
         "X-Lcp-Balance-Msat": "9000",
     }
@@ -58,31 +60,31 @@ async def test_a_response_carries_the_charge_and_the_balance(bank):
 
 async def test_a_lower_final_price_is_charged(bank):
     account_id = await bank.customer(9_000)
-    found = exchange(account_id, *SETTLED, PurchaseEvent.DELIVER, charged_msat=Msat(1_000))
-    assert (await told(bank, found))["X-Lcp-Charged-Msat"] == "1100"
+    found = context_of(account_id, *SETTLED, PurchaseEvent.DELIVER, charged_msat=Msat(1_000))
+    assert (await headers_for(bank, found))["X-Lcp-Charged-Msat"] == "1100"
 
 
 @pytest.mark.parametrize(("refund", "charged"), [(True, "0"), (False, "5500")])
 async def test_an_undelivered_result_is_charged_as_the_operator_says(bank, refund, charged):
     account_id = await bank.customer(9_000)
-    found = exchange(account_id, *SETTLED, PurchaseEvent.FAIL_DELIVERY, refund=refund)
-    assert (await told(bank, found))["X-Lcp-Charged-Msat"] == charged
+    found = context_of(account_id, *SETTLED, PurchaseEvent.FAIL_DELIVERY, refund=refund)
+    assert (await headers_for(bank, found))["X-Lcp-Charged-Msat"] == charged
 
 
 async def test_an_unpaid_purchase_is_not_charged(bank):
     account_id = await bank.customer(9_000)
-    found = exchange(account_id, PurchaseEvent.PAY, PurchaseEvent.FAIL_PAYMENT)
-    assert (await told(bank, found))["X-Lcp-Charged-Msat"] == "0"
+    found = context_of(account_id, PurchaseEvent.PAY, PurchaseEvent.FAIL_PAYMENT)
+    assert (await headers_for(bank, found))["X-Lcp-Charged-Msat"] == "0"
 
 
 async def test_a_request_that_bought_nothing_carries_the_balance_alone(bank):
     account_id = await bank.customer(9_000)
-    assert await told(bank, exchange(account_id)) == {"X-Lcp-Balance-Msat": "9000"}
+    assert await headers_for(bank, context_of(account_id)) == {"X-Lcp-Balance-Msat": "9000"}
 
 
 async def test_without_customers_no_charge_is_reported(bank):
-    assert await told(bank, exchange(None, *SETTLED)) == {}
-    found = exchange(None, *SETTLED)
+    assert await headers_for(bank, context_of(None, *SETTLED)) == {}
+    found = context_of(None, *SETTLED)
     await ChargeReport(None, LOG).add_headers(found)
     assert found.headers == {}
 
@@ -95,7 +97,7 @@ async def test_an_answer_that_is_paid_goes_out_though_no_balance_can_be_read(ban
         raise OSError("the disk is gone")
 
     wallet.balance = unreachable
-    found = exchange(account_id, *SETTLED)
+    found = context_of(account_id, *SETTLED)
     with structlog.testing.capture_logs() as logs:
         await ChargeReport(wallet, structlog.get_logger()).add_headers(found)
     assert found.headers == {"X-Lcp-Charged-Msat": "5500"}
@@ -104,7 +106,9 @@ async def test_an_answer_that_is_paid_goes_out_though_no_balance_can_be_read(ban
 
 async def test_an_error_carries_the_charge_that_stands():
     failure = ApiError(502, "no", details={"a": 1})
-    await ChargeReport.describe(exchange("acct_1", *SETTLED, PurchaseEvent.FAIL_DELIVERY), failure)
+    await ChargeReport.describe(
+        context_of("acct_1", *SETTLED, PurchaseEvent.FAIL_DELIVERY), failure
+    )
     assert failure.details == {"a": 1, "charged_msat": 5_500}
 
 
@@ -114,10 +118,10 @@ async def test_an_error_carries_the_charge_that_stands():
 async def test_an_error_waits_for_the_decision_about_its_refund(
     bank, monkeypatch, decided, charged_msat
 ):
-    """A6: the customer is told where its charge is withheld."""
+    """A6: the error says where its charge is withheld."""
     monkeypatch.setattr(response, "_REFUND_S", 10.0 if decided else 0.01)
     account_id = await bank.customer(9_000)
-    found = exchange(account_id, *SETTLED, PurchaseEvent.FAIL_DELIVERY, refund=True)
+    found = context_of(account_id, *SETTLED, PurchaseEvent.FAIL_DELIVERY, refund=True)
     failure = ApiError(502, "no")
     saying = asyncio.ensure_future(ChargeReport.describe(found, failure))
     await asyncio.sleep(0)
@@ -127,14 +131,14 @@ async def test_an_error_waits_for_the_decision_about_its_refund(
     word = "pending" if decided is None else decided.value
     assert failure.details == {"charged_msat": charged_msat, "refund": word}
     assert ("operator decides" in failure.message) is (decided is Refund.WITHHELD)
-    headers = await told(bank, found)
+    headers = await headers_for(bank, found)
     assert (headers["X-Lcp-Refund"], headers["X-Lcp-Charged-Msat"]) == (word, str(charged_msat))
     assert ("X-Lcp-Balance-Msat" in headers) is (decided is not None)
 
 
 async def test_an_error_without_a_customer_carries_no_charge():
     failure = ApiError(502, "no")
-    await ChargeReport.describe(exchange(None, *SETTLED), failure)
+    await ChargeReport.describe(context_of(None, *SETTLED), failure)
     assert failure.details == {}
 
 
@@ -146,8 +150,8 @@ def too_low(required_msat: int = 5_500, available_msat: int = 1_200) -> Insuffic
 
 
 async def refused(bank, account_id, wallet=None, error=None) -> ApiError:
-    teller = ChargeReport(wallet or bank.wallet(), LOG)
-    return await teller.refuse(exchange(account_id), error or too_low())
+    report = ChargeReport(wallet or bank.wallet(), LOG)
+    return await report.refuse(context_of(account_id), error or too_low())
 
 
 async def test_a_402_carries_the_required_amount_the_balance_and_an_invoice_for_the_rest(bank):
@@ -218,16 +222,16 @@ async def test_many_refusals_make_one_invoice(bank):
         (State.UNDELIVERED, Refund.WITHHELD, 5_500),
     ],
 )
-async def test_a_repeat_is_told_the_charge_of_the_purchase_that_it_repeats(
+async def test_a_repeat_carries_the_charge_of_the_purchase_that_it_repeats(
     bank, state, refund, charged_msat
 ):
-    """A4: it was told the charge of its own quote, which was refused: nothing, whatever was in the books."""
+    """A4: it carried the charge of its own quote, which was refused: nothing, whatever the ledger held."""
     account_id = await bank.customer(9_000)
     charge = Charge(account_id, Msat(5_500), TEN_PERCENT, refund is not Refund.WITHHELD)
-    found, failure = exchange(account_id, PurchaseEvent.REFUSE), ApiError(409, "bought before")
+    found, failure = context_of(account_id, PurchaseEvent.REFUSE), ApiError(409, "bought before")
     found.earlier = EarlierPurchase(quote(5_000), state, "key_1", "req_0", None, charge, refund)
     await ChargeReport.describe(found, failure)
-    headers = await told(bank, found)
+    headers = await headers_for(bank, found)
     assert headers["X-Lcp-Charged-Msat"] == str(charged_msat)
     assert headers["X-Lcp-Balance-Msat"] == "9000"
     assert headers.get("X-Lcp-Refund") == failure.details.get("refund") == refund

@@ -138,7 +138,7 @@ async def work_of(front, path: str) -> Counter:
 
 
 async def test_an_id_of_another_credential_takes_the_same_work_as_an_unknown_one(front):
-    """No time tells them apart: the same functions run as often."""
+    """Their times cannot differ: the same functions run as often."""
     await front.bought(response("resp_1", "x" * 1_000), front.create())
     # The first fills the caches of the metrics.
     _, theirs, unknown = [await work_of(front, f"/v1/responses/resp_{n}") for n in (3, 1, 2)]
@@ -203,7 +203,7 @@ async def test_items_nested_too_deeply_to_be_written_are_an_answer_and_no_crash(
 
 
 async def begun(front, **fields):
-    """Begin a streamed job whose client leaves at once; gives its id and its work."""
+    """Begin a streamed job whose client leaves at once; return its id and its work."""
     asked = asyncio.ensure_future(front.create(background=True, stream=True, **fields))
     work = await front.work()
     asked.cancel()

@@ -73,7 +73,7 @@ class Served:
         return TestServer(app)
 
     async def get(self):
-        """Give status, the bytes that came, and whether the body ended as HTTP says it must."""
+        """Return the status, the bytes that came, and whether the body ended as HTTP says it must."""
         async with (
             self.server() as server,
             aiohttp.ClientSession(auto_decompress=False) as session,
@@ -158,7 +158,7 @@ async def test_nothing_is_put_into_a_compressed_stream():
     assert await served.get() == (200, b"\x1f\x8b12", False)
 
 
-async def test_an_error_that_the_client_has_read_is_not_told_again():
+async def test_an_error_that_the_client_has_read_is_not_sent_again():
     error = b'data: {"error":{"message":"no"}}\n\n'
     served = Served(b"data: 1\n\n", error, Undelivered("no", is_told=True))
     assert await served.get() == (200, b"data: 1\n\n" + error, False)

@@ -15,7 +15,7 @@ PROXIES = TrustedProxies(["10.0.0.0/8", "192.0.2.7/32", "fd00::/8"])
 
 
 def asked(peer: str, *forwarded: str, proto: str | None = None) -> web.BaseRequest:
-    """Give a request as the application gets it."""
+    """Return a request as the application gets it."""
     headers = CIMultiDict([("X-Forwarded-For", text) for text in forwarded])
     if proto is not None:
         headers.add("X-Forwarded-Proto", proto)

@@ -92,7 +92,7 @@ async def hello(request: web.Request) -> web.Response:
 
 @pytest.fixture
 async def serve():
-    """Give what serves with a certificate on a free port."""
+    """Return what serves with a certificate on a free port."""
     async with AsyncExitStack() as stack:
 
         async def start(tls: Tls) -> int:
@@ -106,7 +106,7 @@ async def serve():
 
 
 async def shown_at(port: int) -> bytes:
-    """Give the certificate that a new connection is shown."""
+    """Return the certificate that a new connection is shown."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
@@ -115,7 +115,7 @@ async def shown_at(port: int) -> bytes:
     return found
 
 
-async def test_a_client_that_trusts_the_certificate_is_served_and_told_the_scheme(tmp_path, serve):
+async def test_a_client_that_trusts_the_certificate_is_served_and_sees_the_scheme(tmp_path, serve):
     pair = certificate(tmp_path)
     port = await serve(Tls(pair.certificate, pair.key))
     async with (
@@ -163,8 +163,8 @@ async def test_a_client_that_speaks_something_else_or_nothing_does_no_harm(
     monkeypatch.setattr("lcp_gateway.http.server.listener._HANDSHAKE_S", 0.3)
     pair = certificate(tmp_path)
     port = await serve(Tls(pair.certificate, pair.key))
-    told = []
-    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+    errors = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
 
     async def left_alone(said: bytes) -> float:
         clock = asyncio.get_running_loop().time
@@ -186,4 +186,4 @@ async def test_a_client_that_speaks_something_else_or_nothing_does_no_harm(
     took = await asyncio.gather(*map(left_alone, said))
     assert max(took) < 3
     assert await shown_at(port) == pair.der
-    assert told == []
+    assert errors == []
