@@ -102,7 +102,7 @@ async def front(
         amount_msat=l402_msat,
         lasts=timedelta(days=1),
         guard=BrowserGuard(Cors([PAGE])),
-        limits=AddressLimits(),
+        limits=AddressLimits(clock=lambda: 0.0),
         api_limits=api_limits,
         per_minute=l402_per_minute,
     )
