@@ -98,7 +98,7 @@ class Market:
             rules=rules,
             registry=registry,
             records=self.records,
-            is_there=lambda provider_id: bool(standings.readiness(provider_id)),
+            is_ready=lambda provider_id: bool(standings.readiness(provider_id)),
             clock=self.clock,
         )
         pairs = [(p.peer_id, name) for p in self.catalog.providers for name in p.models[_CHAT]]

@@ -244,7 +244,7 @@ async def storing_front(
     )
     admission = Admission(None, ConcurrencyLimits(leases, default=per_key), lambda name: name)
     charges = ChargeReport(None, log)
-    stored_responses = ResponseRoutes(store, background, heartbeat_s=heartbeat_s, relay_limit_s=5)
+    response_routes = ResponseRoutes(store, background, heartbeat_s=heartbeat_s, relay_limit_s=5)
     create = CreateRoutes(
         service=w.service,
         limits=w.limits,
@@ -263,7 +263,7 @@ async def storing_front(
         writer=ResponseWriter(
             service=w.service, metrics=metrics, charges=charges, heartbeat_s=heartbeat_s, relay_limit_s=5
         ),
-        follow=stored_responses.follow,
+        follow=response_routes.follow,
         explain=lambda order: {"body": order.task.body.decode()},
         default_model=default_model,
         read_timeout_s=5,
@@ -282,7 +282,7 @@ async def storing_front(
         health=others,
         receipts=others,
         input_tokens=others,
-        responses=stored_responses,
+        responses=response_routes,
         chats=ChatRoutes(store, read_timeout_s=5),
     )
     middleware = RequestMiddleware(
