@@ -22,9 +22,6 @@ EXPIRY_SLACK_S: Final = 5
 PROTOCOL_VERSIONS: Final = frozenset({2})
 """The versions whose terms can be recomputed here."""
 
-NETWORKS: Final = frozenset({"bc", "tb", "tbs", "bcrt", "sb"})
-"""The prefixes of invoices: mainnet, testnet, signet, regtest, simnet."""
-
 
 class Mismatch(enum.StrEnum):
     """Why a quote does not hold. The value is fit for a metric's label."""
@@ -74,7 +71,7 @@ class QuoteMismatch(Refused):
 def check_quote(task: Task, quote: Quote, now: datetime, *, network: str | None = None) -> Invoice:
     """Check a quote against the task's own bytes, and its invoice against the quote; return the invoice.
 
-    ``now`` is aware UTC; ``network`` is an invoice's prefix (one of ``NETWORKS``), or None to take any.
+    ``now`` is aware UTC; ``network`` is an invoice's prefix ("bc", "tb", "tbs", "bcrt", "sb"), or None to accept any.
 
     Raises:
         QuoteMismatch: something does not fit; nothing may be paid.

@@ -134,11 +134,6 @@ class Node:
         await self._backend.close()
         self.events.close()
 
-    async def wait(self) -> None:
-        """Wait until the node is stopped."""
-        if self._server is not None:
-            await self._server.wait_for_termination()
-
 
 def _make_backend(config: NodeConfig) -> Backend:
     if config.backend == ECHO:

@@ -85,7 +85,7 @@ def made(
 
 
 def handed_out(receipt):
-    """The document as whoever is given it reads it."""
+    """The document as its reader parses it."""
     return json.loads(json.dumps(document(receipt)))
 
 

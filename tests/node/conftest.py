@@ -24,6 +24,6 @@ async def client(make_node):
 
 @pytest.fixture
 async def faulty(make_node):
-    """A client of a node with Mallory, who offers a model for every fault."""
+    """A client of a node with the peer Mallory, which offers a model for every fault."""
     async with make_node(faults=True) as node_client:
         yield node_client

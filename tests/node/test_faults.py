@@ -133,7 +133,7 @@ async def test_the_daemon_pays_no_wrong_invoice(faulty, name):
     assert faulty.node.wallet.payments == 0
 
 
-async def test_a_wrong_terms_hash_is_seen_only_by_who_knows_the_request(faulty):
+async def test_a_wrong_terms_hash_is_seen_by_the_client_only_which_knows_the_request(faulty):
     task = fault_task("wrong-terms-hash")
     terms = await faulty.quote(task, "Mallory")
 
@@ -160,7 +160,7 @@ async def test_a_job_id_can_be_short(faulty):
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if FAULTS[name].stage is Stage.EXECUTE])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_the_truth_table_says_who_was_paid(faulty, name, stream):
+async def test_a_job_is_paid_where_the_table_of_faults_says_so(faulty, name, stream):
     terms = await faulty.quote(fault_task(name, stream=stream), "Mallory")
     call = faulty.stream if stream else faulty.accept
     with contextlib.suppress(grpc.aio.AioRpcError):

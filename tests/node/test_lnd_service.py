@@ -172,7 +172,7 @@ async def test_a_payment_goes_on_when_its_caller_is_gone():
         assert (await lnd.lookup(added.r_hash)).state == 1
 
 
-async def test_a_lookup_tells_how_an_invoice_stands(lnd):
+async def test_a_lookup_returns_the_state_of_an_invoice(lnd):
     added = await lnd.add(value_msat=50_500, memo="a top-up")
     opened = await lnd.lookup(added.r_hash)
     await lnd.pay(added.payment_request)

@@ -101,7 +101,7 @@ class StandIn:
         app = web.Application(client_max_size=256 * 1024 * 1024)
         app.add_routes(
             [
-                web.get("/_requests", self._tell_requests),
+                web.get("/_requests", self._list_requests),
                 web.post("/_behave", self._behave),
                 web.get("/v1/models", self._list),
                 web.post("/v1/chat/completions", self._serve(self._chat)),
@@ -114,7 +114,7 @@ class StandIn:
 
     # What tests ask.
 
-    async def _tell_requests(self, _request):
+    async def _list_requests(self, _request):
         told = [{**asdict(s), "body": base64.b64encode(s.body).decode()} for s in self.requests]
         return web.json_response(told)
 

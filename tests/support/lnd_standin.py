@@ -396,7 +396,7 @@ class _Lightning:
         return LN.SendResponse(payment_preimage=invoice.r_preimage, payment_hash=invoice.r_hash)
 
     async def SubscribeInvoices(self, request, context):  # noqa: N802 - lnd's name
-        """Tell of added and of settled invoices: those after an index that is given, and every later one."""
+        """Send added and settled invoices: those after an index that is given, and every later one."""
         lnd = self._lnd
         await lnd.admit("SubscribeInvoices", context)
         added = request.add_index or len(lnd.invoices)
@@ -420,7 +420,7 @@ class _Router:
         self._lnd = lnd
 
     async def TrackPaymentV2(self, request, context):  # noqa: N802 - lnd's name
-        """Tell how a payment stands, and go on until it has ended."""
+        """Send the state of a payment until it has ended."""
         lnd = self._lnd
         await lnd.admit("TrackPaymentV2", context)
         payment = lnd.payments.get(request.payment_hash)

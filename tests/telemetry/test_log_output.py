@@ -74,7 +74,7 @@ def test_a_reader_that_does_not_read_makes_no_writer_wait(pipe, queue_before):
     assert 10_000 - 4 * PIPE_BYTES // 100 <= lines.lost < 10_000
 
 
-def test_what_was_lost_is_told_once_it_can_be_told(pipe, queue_before):
+def test_lost_lines_are_logged_once_lines_can_be_written(pipe, queue_before):
     read, write = pipe
     told = []
     lines = queue_before(write, max_bytes=PIPE_BYTES, on_lost=told.append)

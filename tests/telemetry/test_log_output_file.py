@@ -1,4 +1,4 @@
-"""The log in a file: rotated without a line lost, begun anew when it was taken away, and nobody else's to read."""
+"""The log in a file: rotated without a line lost, begun anew when it was moved or deleted, readable by its owner only."""
 
 import os
 import stat
@@ -90,7 +90,7 @@ def test_one_that_was_taken_away_is_begun_anew(tmp_path, stream):
     assert (tmp_path / "x.log").read_bytes() == b"again\n"
 
 
-def test_no_line_is_lost_by_those_who_write_meanwhile(tmp_path, stream):
+def test_no_line_is_lost_while_the_log_is_rotated(tmp_path, stream):
     writers, lines = 4, 2_000
 
     def write(writer):

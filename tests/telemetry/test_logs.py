@@ -414,7 +414,7 @@ def test_what_the_operator_waits_for_is_told_at_any_level(lines):
 
 
 def test_the_level_of_other_libraries_changes_too(lines):
-    foreign = logging.getLogger("somebody.else")
+    foreign = logging.getLogger("another.library")
     foreign.warning("yes")
     set_log_level("error")
     foreign.warning("no")
@@ -422,7 +422,7 @@ def test_the_level_of_other_libraries_changes_too(lines):
     assert [line["event"] for line in lines()] == ["yes", "yes"]
 
 
-def test_a_level_that_nobody_knows_changes_nothing(lines):
+def test_an_unknown_level_changes_nothing(lines):
     with pytest.raises(ValueError, match="unknown log level"):
         set_log_level("loud")
     get_logger("x").info("still")

@@ -1,4 +1,4 @@
-"""What a person sees who runs the gateway in a terminal (D9): a short line for each request, and no more."""
+"""The log in a terminal (D9): a short line for each request, and no more."""
 
 import io
 
@@ -85,7 +85,7 @@ def test_a_strangers_text_moves_no_cursor(lines):
     ("level", "stream", "fmt"),
     [("debug", Terminal(), "auto"), ("info", io.StringIO(), "auto"), ("info", Terminal(), "json")],
 )
-def test_who_asks_for_more_and_machines_get_everything(lines, level, stream, fmt):
+def test_debug_and_json_show_every_field(lines, level, stream, fmt):
     seen = lines(level, stream, fmt)
     get_logger("gateway").info("routing decision", offered=5)
     get_logger("request").info("chat completion", **JOB)

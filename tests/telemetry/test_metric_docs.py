@@ -30,7 +30,7 @@ def test_each_label_is_explained(text):
     assert all(f"`{word}`" in section for word in (*REASONS, *GRPC_CODES))
 
 
-def test_each_histogram_tells_its_bounds(text):
+def test_each_histogram_has_its_bounds(text):
     section = text.split("## Buckets")[1]
     for spec in SPECS:
         assert (f"`{spec.full_name}`" in section) == bool(spec.buckets)

@@ -35,7 +35,7 @@ def nodes():
 
 
 def literals_of(keyword):
-    """Give the texts that are passed by this keyword anywhere in the HTTP side."""
+    """Return the texts that are passed by this keyword anywhere in the HTTP side."""
     passed = [
         node.value for node in nodes() if isinstance(node, ast.keyword) and node.arg == keyword
     ]
@@ -43,7 +43,7 @@ def literals_of(keyword):
 
 
 def assigned_to(name):
-    """Give the texts that are assigned to variables of this name anywhere in the HTTP side."""
+    """Return the texts that are assigned to variables of this name anywhere in the HTTP side."""
     return {
         node.value.value
         for node in nodes()

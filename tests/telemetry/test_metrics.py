@@ -141,7 +141,7 @@ def test_the_daemon_is_down_until_it_has_answered(metrics, value):
     assert value("daemon_up") == 0
 
 
-def test_the_transport_to_the_daemon_is_told(metrics, value):
+def test_the_transport_to_the_daemon_is_set(metrics, value):
     metrics.lcpd_transport("direct")
     assert value("lcpd_transport", transport="direct") == 1
 
@@ -157,7 +157,7 @@ def test_the_build_is_told_once_even_when_the_protocol_becomes_known_later(metri
 # -- labels -------------------------------------------------------------------------------------
 
 
-def test_a_model_that_nobody_advertises_becomes_other(metrics, value):
+def test_a_model_that_no_provider_advertises_becomes_other(metrics, value):
     for number in range(1000):
         metrics.request(CHAT, f"made-up-{number}", 404, "none", False, 0.001)
         metrics.first_byte(CHAT, f"made-up-{number}", 0.001)

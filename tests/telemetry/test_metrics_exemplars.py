@@ -24,7 +24,7 @@ def observed(exemplar) -> Metrics:
     return metrics
 
 
-def test_each_latency_names_a_trace_to_those_who_read_openmetrics():
+def test_each_latency_has_a_trace_in_openmetrics():
     body, content_type = observed(TRACE).render(OPENMETRICS)
     assert content_type.startswith("application/openmetrics-text")
     found = {}

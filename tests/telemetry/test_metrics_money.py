@@ -36,7 +36,7 @@ def value(metrics):
 
 
 def exposed(metrics, name):
-    """Give the samples of a family as a scrape sees them, by their labels' text."""
+    """Return the samples of a family as a scrape sees them, by their labels' text."""
     found = {}
     for line in metrics.render()[0].decode().splitlines():
         series, _, number = line.rpartition(" ")
@@ -60,7 +60,7 @@ def test_a_false_quote_is_counted_for_its_peer_with_what_does_not_fit(metrics, v
         (Metrics.joined, "joined_total", "how", REPEATS),
         (Metrics.reconciled, "reconciled_total", "result", RECONCILED),
         (
-            lambda metrics, word: metrics.mismatch("nobody", word),
+            lambda metrics, word: metrics.mismatch("unknown peer", word),
             "quote_mismatches_total",
             "mismatch",
             MISMATCHES,
@@ -117,7 +117,7 @@ def test_answers_that_are_held_are_counted_in_bytes(metrics, value):
     assert value("answers_held_bytes") == 12_345
 
 
-def test_a_budget_tells_its_limit_and_what_is_left(metrics):
+def test_a_budget_has_its_limit_and_its_rest(metrics):
     metrics.budget("day", 1_000, 400)
     metrics.budget("month", 30_000, 40_000)
     assert exposed(metrics, "budget_limit_msat") == {
@@ -162,7 +162,7 @@ def test_what_was_never_told_is_absent_and_not_zero(metrics, name):
     assert exposed(metrics, name) == {}
 
 
-def test_lnd_tells_balance_and_channels(metrics):
+def test_lnds_balance_and_channels_are_set(metrics):
     metrics.lnd(True, False, 5_000_000, 3, 1)
     assert exposed(metrics, "lnd_up") == {"": 1}
     assert not exposed(metrics, "lnd_fees_missing")

@@ -1,4 +1,4 @@
-"""The metrics of the choice: who is chosen, who falls out, how fast each is, and which nodes are up."""
+"""The metrics of routing: choices, failovers, speeds, and the nodes that are up."""
 
 import math
 
@@ -27,7 +27,7 @@ def value(metrics):
 
 
 def series_of(metrics, name):
-    """Give the labels of every series of a metric as a scrape sees them."""
+    """Return the labels of every series of a metric as a scrape sees them."""
     lines = metrics.render()[0].decode().splitlines()
     return [line for line in lines if line.startswith(PREFIX + name + "{")]
 
@@ -80,7 +80,7 @@ def test_what_was_not_measured_is_absent_and_leaves_what_was(metrics, value):
 
 
 def test_a_provider_that_is_not_known_by_name_has_no_speed(metrics):
-    metrics.provider_speed("somebody", "lcp", 0.1, 30.0)
+    metrics.provider_speed("unknown provider", "lcp", 0.1, 30.0)
     assert not series_of(metrics, "provider_tokens_per_second")
 
 

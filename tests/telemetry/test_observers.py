@@ -1,4 +1,4 @@
-"""What purchases tell the router: work under way, speed, delivery, and the standing of nodes."""
+"""The measurements of purchases: work under way, speed, delivery, and the trust in nodes."""
 
 from dataclasses import dataclass, field, replace
 
@@ -119,7 +119,7 @@ def test_a_provider_is_at_work_from_the_quote_to_the_end_whatever_that_is(how):
     assert world.records.in_flight(PEER) == 0
 
 
-def test_an_order_that_never_got_a_quote_tells_nothing():
+def test_an_order_without_a_quote_is_not_measured():
     world = World()
     answer = ResultBuffer(order(), BufferLimits(), BufferPool(MIB))
     world.measuring.quote_taken(answer)

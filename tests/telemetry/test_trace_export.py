@@ -91,7 +91,7 @@ def test_a_full_queue_turns_spans_away():
     assert counts.lost == 2
 
 
-async def test_spans_come_with_who_sent_them(soon, monkeypatch):
+async def test_spans_come_with_the_service_that_sent_them(soon, monkeypatch):
     monkeypatch.setenv(
         "OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test,service.version=9"
     )
@@ -158,7 +158,7 @@ async def test_the_end_waits_for_a_slow_collector_only_so_long(monkeypatch):
         assert seen.raw == []
 
 
-async def test_a_collector_that_is_gone_delays_nobody(soon, monkeypatch):
+async def test_a_collector_that_is_gone_delays_no_request(soon, monkeypatch):
     monkeypatch.setattr(trace_export, "_FLUSH_S", 0.3)
     with collector() as gone:
         pass
@@ -173,7 +173,7 @@ async def test_a_collector_that_is_gone_delays_nobody(soon, monkeypatch):
     await export.close()
 
 
-def test_a_variable_of_opentelemetry_that_makes_no_sense_is_told(monkeypatch):
+def test_an_invalid_variable_of_opentelemetry_is_reported(monkeypatch):
     monkeypatch.setenv("OTEL_LINK_ATTRIBUTE_COUNT_LIMIT", "many")
     with pytest.raises(ValueError, match="OTEL_LINK_ATTRIBUTE_COUNT_LIMIT"):
         export_to("http://127.0.0.1:1", Counts())

@@ -116,9 +116,9 @@ def test_the_callers_trace_goes_on_here_and_beyond():
 def test_a_caller_that_does_not_trace_is_followed_in_that_too():
     kept = Kept()
     with kept.tracing.request([UNSAMPLED], []) as root:
-        root.note(lambda: pytest.fail("nobody asked"))
+        root.note(lambda: pytest.fail("not recorded"))
         with kept.tracing.span(TraceStep.PAY) as span:
-            span.note(lambda: pytest.fail("nobody asked"))
+            span.note(lambda: pytest.fail("not recorded"))
             assert kept.tracing.headers()["traceparent"].startswith(f"00-{TRACE}-")
             assert kept.tracing.headers()["traceparent"].endswith("-00")
         assert kept.tracing.exemplar() is None and kept.tracing.origin() is None

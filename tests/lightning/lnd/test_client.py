@@ -63,7 +63,7 @@ async def eventually(ask, within_s=15.0):
             await asyncio.sleep(0.02)
 
 
-async def test_lnd_tells_who_it_is(node, lnd):
+async def test_lnds_identity_and_state_are_read(node, lnd):
     info = await lnd.info()
 
     assert info.identity == node.identity
@@ -74,7 +74,7 @@ async def test_lnd_tells_who_it_is(node, lnd):
     assert (info.channels_active, info.channels_inactive, info.channels_pending) == (1, 0, 0)
 
 
-async def test_a_network_nobody_knows_has_no_prefix(node, lnd):
+async def test_an_unknown_network_has_no_prefix(node, lnd):
     node.info.chains[0].network = "moonnet"
     assert (await lnd.info()).invoice_prefix is None
 
@@ -441,7 +441,7 @@ def admitted():
     return (("macaroon", MACAROON.hex()),)
 
 
-async def test_the_standin_tells_of_settled_invoices_and_ends_cleanly_when_it_stops(node):
+async def test_the_standin_sends_settled_invoices_and_ends_cleanly_when_it_stops(node):
     first, second, third = [await add_invoice(node, value_msat=n) for n in (1, 2, 3)]
     await node.settle(second.r_hash)
     async with open_channel(node) as channel_:

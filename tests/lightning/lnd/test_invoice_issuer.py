@@ -79,7 +79,7 @@ class Follower:
 
 
 async def follow_again(invoices, settle_index) -> Follower:
-    """Follow as somebody who tries again until lnd is back."""
+    """Follow, and try again until lnd is back."""
     async with asyncio.timeout(15):
         while True:
             follower = Follower(invoices, settle_index)
@@ -137,7 +137,7 @@ class TestMakingInvoices:
             ({"timestamp": int(time.time()) - HOUR}, InvoiceFlaw.EXPIRY),
         ],
     )
-    async def test_an_invoice_that_is_not_the_one_asked_for_is_shown_to_nobody(
+    async def test_an_invoice_that_is_not_the_one_asked_for_is_refused(
         self, lnd, invoices, forged, flaw
     ):
         lnd.forged = forged
@@ -164,7 +164,7 @@ class TestMakingInvoices:
                 await invoices.create(5_000, "a top-up", HOUR)
         assert wrong.value.flaw is InvoiceFlaw.NETWORK
 
-    async def test_a_network_that_nobody_knows_is_not_checked(self, lnd, invoices):
+    async def test_an_unknown_network_is_not_checked(self, lnd, invoices):
         lnd.info.chains[0].network = "moonnet"
         assert (await invoices.identity()).network is None
         await invoices.create(5_000, "a top-up", HOUR)
@@ -228,12 +228,12 @@ class TestMakingInvoices:
 
 
 class TestLookingUp:
-    async def test_an_open_invoice_tells_no_preimage(self, invoices):
+    async def test_an_open_invoice_has_no_preimage(self, invoices):
         created = await invoices.create(5_000, "", HOUR)
 
         assert await invoices.lookup(created.payment_hash) == InvoiceState(InvoiceStatus.OPEN)
 
-    async def test_a_settled_invoice_tells_what_was_paid(self, lnd, invoices):
+    async def test_a_settled_invoice_has_the_amount_paid(self, lnd, invoices):
         created = await settled_invoice(lnd, invoices, paid_msat=6_000)
 
         state = await invoices.lookup(created.payment_hash)
@@ -344,7 +344,7 @@ class TestFollowing:
         assert [it.settle_index for it in heard] == [1, 2, 3]
         assert heard[0].payment_hash == made[2].payment_hash
 
-    async def test_what_settled_while_nobody_listened_is_told_first(self, lnd, invoices):
+    async def test_settlements_between_two_subscriptions_come_first(self, lnd, invoices):
         missed = [await settled_invoice(lnd, invoices) for _ in range(5)]
 
         follower = Follower(invoices, 2)
@@ -494,6 +494,6 @@ class TestTheNodeOfOurOwn:
             assert (await pay_at(address, created.payment_request)).amount_msat == 21_000
         await node.stop()
 
-    async def test_nobody_to_pay_at_is_an_error(self):
+    async def test_a_payment_at_an_address_without_a_node_is_an_error(self):
         with pytest.raises(LndError):
             await demo.pay("127.0.0.1:1", "lnbcrt1", timeout_s=1)

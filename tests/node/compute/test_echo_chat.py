@@ -17,7 +17,7 @@ WEATHER = {
 CLOCK = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object"}}}
 
 
-async def test_the_answer_says_who_it_is_and_repeats_the_message(client):
+async def test_the_result_names_the_echo_node_and_repeats_the_message(client):
     answer = await client.ask(chat_task(say="good day"))
     choice = answer["choices"][0]
 
@@ -95,7 +95,7 @@ async def test_usage_comes_last_when_it_is_asked_for(client):
     assert all(event["usage"] is None for event in others)
 
 
-async def test_the_end_of_a_stream_tells_its_hash_and_length(client):
+async def test_the_end_of_a_stream_holds_its_hash_and_length(client):
     import hashlib
 
     streamed = await client.ask_stream(chat_task(stream=True))

@@ -75,7 +75,7 @@ async def streamed(upstream, asked, timeout_s=5):
 
 
 async def failed(call):
-    """Give what a call raises, after a look at everything that could quote the key."""
+    """Return the error of a call, after a check of every text that could quote the key."""
     with pytest.raises(UpstreamError) as caught:
         await call
     error = caught.value
@@ -88,7 +88,7 @@ async def failed(call):
 # Quotes.
 
 
-async def test_a_quote_is_made_here_and_nobody_is_asked(opened):
+async def test_a_quote_is_made_without_a_call_to_the_node(opened):
     upstream = opened("http://127.0.0.1:9", price=PRICE)
     asked = task(max_tokens=7)
     before = datetime.now(UTC)
@@ -100,7 +100,7 @@ async def test_a_quote_is_made_here_and_nobody_is_asked(opened):
     assert quote.job_id != (await upstream.request_quote(asked, "node:a", 1)).job_id
 
 
-async def test_a_minutes_price_is_reckoned_for_as_long_as_the_node_may_take(opened):
+async def test_a_minutes_price_counts_for_as_long_as_the_node_may_take(opened):
     upstream = opened("http://x", price=NodePrice(per_minute_msat=600), timeout_s=30.0)
     assert (await upstream.request_quote(task(), "node:a", 1)).price_msat == 300
 
@@ -442,7 +442,7 @@ async def test_a_busy_node_can_still_be_asked_for_its_models(server, opened):
     await busy
 
 
-async def test_who_gets_no_place_in_time_bought_nothing(server, opened):
+async def test_a_task_without_a_connection_in_time_bought_nothing(server, opened):
     server.behave(delay_s=1)
     upstream = opened(server.base_url, max_connections=1, price=PRICE)
     busy = asyncio.create_task(bought(upstream, task()))
@@ -618,7 +618,7 @@ async def test_after_closing_nothing_goes_out(server, opened):
     await upstream.close()
 
 
-async def test_a_cancelled_quote_needs_nobody_to_be_told(opened):
+async def test_a_cancelled_quote_needs_no_call(opened):
     upstream = opened("http://127.0.0.1:9")
     await upstream.cancel(await upstream.request_quote(task(), "node:a", 1), "changed my mind", 1)
 
@@ -667,14 +667,14 @@ async def listed(server, upstream, document):
     return {model.id: model for model in await upstream.list_models("a", 1)}
 
 
-async def test_a_list_tells_the_names_and_who_owns_them(server, opened):
+async def test_a_list_holds_the_names_and_their_owners(server, opened):
     (model,) = await opened(server.base_url).list_models("a", 1)
     assert (model.id, model.owned_by) == ("m", "alpha")
     assert model.created > 0
     assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
 
 
-async def test_what_each_kind_of_server_tells_of_its_models_is_read(server, opened):
+async def test_the_lists_of_each_kind_of_server_are_read(server, opened):
     found = await listed(
         server,
         opened(server.base_url),
@@ -757,7 +757,7 @@ async def test_a_list_that_fails_or_hangs_says_so(server, opened):
     assert (await failed(upstream.list_models("a", 1))).status == "UNAVAILABLE"
     server.stop()
     assert (await failed(upstream.list_models("a", 1))).status == "UNAVAILABLE"
-    assert gone == [], "who asks for the list sees for himself"
+    assert gone == [], "a failed list takes no node out"
 
 
 async def test_a_list_is_bounded(server, opened):

@@ -202,7 +202,7 @@ async def test_nodes_are_known_by_their_id_until_others_take_their_place(counter
     assert await counter.count_at("node:a", BODY, 5) is None
 
 
-async def test_after_the_end_nobody_is_asked(counter, node, server):
+async def test_after_the_end_no_node_is_asked(counter, node, server):
     assert await counter.count(node, BODY, 5) == 42
     await counter.close()
     assert await counter.count(node, BODY, 5) is None

@@ -62,7 +62,7 @@ def test_all_parts_add_up_and_a_fraction_counts_whole():
         (TaskKind.EMBEDDINGS, {"input": "x"}, 0),
     ],
 )
-def test_the_output_is_reckoned_from_what_the_request_allows(kind, body, tokens):
+def test_the_output_is_estimated_from_the_requests_limit(kind, body, tokens):
     assert NodePrice(per_1k_output_msat=1_000).most_msat(task(kind, **body), 1) == tokens
 
 
