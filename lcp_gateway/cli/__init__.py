@@ -1,4 +1,4 @@
-"""The commands. This module stays light: each command imports what it needs when it runs."""
+"""The commands. This module stays light: each command imports its modules when it runs."""
 
 import sys
 from collections.abc import Sequence

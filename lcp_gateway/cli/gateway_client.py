@@ -1,4 +1,4 @@
-"""The HTTP client by which commands ask a gateway on this machine: whether it is ready, and what it measured. It buys nothing."""
+"""The HTTP client by which commands ask a gateway on this machine: for its readiness and its measurements. It buys nothing."""
 
 import http.client
 import json

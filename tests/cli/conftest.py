@@ -46,7 +46,7 @@ def run(capfd):
 
 @pytest.fixture
 def start():
-    """Start the program as a process of its own; what is left of it at the end is killed."""
+    """Start the program as a process of its own; it is killed if it still runs at the end."""
     started = []
 
     def launch(*arguments, **environment):

@@ -1,4 +1,4 @@
-"""``config check`` tells every problem, what it looked at, and by its exit code whether a gateway would start."""
+"""``config check`` lists every problem and its sources, and its exit code says whether a gateway would start."""
 
 import pytest
 

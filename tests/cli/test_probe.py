@@ -15,7 +15,7 @@ from tests.support.lnd_standin import make_certificate
 
 @pytest.fixture
 def server():
-    """Something that answers; what it says can be changed."""
+    """A server whose status can be changed."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         status = 200

@@ -185,8 +185,8 @@ async def _top_up(
         max(1, round(settings.topup_expiry_s)),
         settings.topups_open_max,
     )
-    async with opened_invoice_issuer(settings) as till:
-        wallet = Wallet(books.ledger, books.topups, till, rules)
+    async with opened_invoice_issuer(settings) as issuer:
+        wallet = Wallet(books.ledger, books.topups, issuer, rules)
         try:
             made = await wallet.top_up(account_id, amount_sat * MSAT_PER_SAT, memo)
         except InvoiceServiceUnavailable as error:

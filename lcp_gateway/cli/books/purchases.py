@@ -64,7 +64,7 @@ from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.recovery import NotUnknown, resolve
 from lcp_gateway.store.journal.retention import forget
 
-app = command_group("Show and export the journal of purchases, and resolve what is open in it.")
+app = command_group("Show and export the journal of purchases, and resolve open ones.")
 
 T = TypeVar("T")
 

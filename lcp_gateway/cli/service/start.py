@@ -319,7 +319,7 @@ def _wait(child: subprocess.Popen[bytes], log: LogFollower, plan: StartPlan) -> 
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Have the signals that would end this process raise instead for the block, so that it can undo what it began."""
+    """Have the signals that would end this process raise instead for the block, so that it can clean up."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -70,7 +70,7 @@ def stop_instance(found: PidFile, settings: Settings) -> int:
     if killed:
         report(
             f"it did not end within {timeout_s:g} s (stop_timeout_s) and was killed: "
-            "see lcp-gateway purchases list --state unknown for what it may have been paying"
+            "see lcp-gateway purchases list --state unknown for payments that it may have begun"
         )
     typer.echo(f"Stopped lcp-gateway at {record.url} (PID {process.pid})")
     return 0

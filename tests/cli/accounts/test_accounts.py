@@ -1,4 +1,4 @@
-"""``accounts``: customers, what they have, why, and whether all of it agrees."""
+"""``accounts``: customers, their balances and movements, and the audit."""
 
 import csv
 import io

@@ -107,7 +107,7 @@ def test_a_file_that_is_not_there_is_one_line(run, tmp_path):
 
 
 def test_checking_needs_neither_configuration_nor_daemon_nor_database(receipt, monkeypatch):
-    """And imports none of what they need."""
+    """And imports none of their modules."""
     path = receipt(PAID)
     monkeypatch.setenv("LCP_GATEWAY_NONSENSE", "1")
     program = (

@@ -1,4 +1,4 @@
-"""``doctor`` against a real node, and against what is not one."""
+"""``doctor`` against a real node, and against other servers."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""The doctor's word on nodes: up, or why not; and what is sent to one that is not there."""
+"""The doctor on nodes: up, or why not; and requests that go to one that is missing."""
 
 import pytest
 

@@ -203,7 +203,7 @@ def test_measurements_show_in_the_rows_of_the_best_provider():
 
 @pytest.fixture
 def stranger():
-    """A server on the gateway's address that is no gateway; ``seen`` is what it was sent."""
+    """A server on the gateway's address that is not a gateway; ``seen`` are the requests that it got."""
     seen = []
 
     class Handler(BaseHTTPRequestHandler):
