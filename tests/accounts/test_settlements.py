@@ -16,7 +16,7 @@ class DatabaseAway(Exception):
 
 
 class Lead:
-    """Who leads is what the test says; ``problem`` is raised instead."""
+    """The test decides about the lead; ``problem`` is raised instead."""
 
     def __init__(self, *, leads: bool = True) -> None:
         self.leads = leads

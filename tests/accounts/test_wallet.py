@@ -1,4 +1,4 @@
-"""A customer's wallet: what may be paid in, that it is credited once, and that nobody sees another's."""
+"""A customer's wallet: the bounds of top-ups, one credit for each, and no look into another wallet."""
 
 from datetime import timedelta
 

@@ -25,7 +25,7 @@ MIB = 1024 * 1024
 
 
 def sse(*values, end=b"\n"):
-    """One event each; bytes are data as they stand."""
+    """One event each; bytes are data as they are."""
     texts = [value if isinstance(value, bytes) else json.dumps(value).encode() for value in values]
     return b"".join(b"data: " + text + end + end for text in texts)
 

@@ -91,7 +91,7 @@ def cost(*held):
 
 
 def fresh(size):
-    """Bytes that nobody else has."""
+    """Bytes that no other item has."""
     return bytes(bytearray(size))
 
 
@@ -302,7 +302,7 @@ def test_neither_items_nor_bytes_stand_in_a_repr(make):
     assert "secret" not in repr(store) + repr(vars(store)["_owners"])
 
 
-# The model: a list of everything in the order of the puts, and all sums reckoned anew each time.
+# The model: a list of everything in the order of the puts, and all sums computed anew each time.
 
 POOL = [fresh(size) for size in (0, 1, 300, 2_000, 2_000, 9_000)]
 OWNERS = st.sampled_from(["ann", "bob", "cy"])

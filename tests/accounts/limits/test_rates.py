@@ -313,7 +313,7 @@ async def test_an_operator_may_have_all_requests_refused_while_redis_is_unreacha
         for _ in range(2):
             with pytest.raises(LimitsUnavailable):
                 await limits.check(caller(requests_per_minute=2), 0)
-        # Who has no limit needs no Redis.
+        # A caller without a limit needs no Redis.
         await limits.check(caller(), 0)
         await kept.aclose()
 

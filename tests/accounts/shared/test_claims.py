@@ -32,7 +32,7 @@ async def gateways(redis):
         await claims.aclose()
 
 
-def stand() -> OwnClaim:
+def own_claim() -> OwnClaim:
     return OwnClaim(ClaimNames(MARK, [NAME], [NAME], [60_000]), description=b"about")
 
 
@@ -53,7 +53,7 @@ class Slow:
 
 async def taken_over(a, b) -> tuple[OwnClaim, OwnClaim]:
     """Let a claim of one gateway run out, and be taken over by the other."""
-    first, second = stand(), stand()
+    first, second = own_claim(), own_claim()
     assert await a.take(first, b"") is None
     await asyncio.sleep(2 * a.lease_s)
     assert await b.take(second, first.id) is None
@@ -61,12 +61,12 @@ async def taken_over(a, b) -> tuple[OwnClaim, OwnClaim]:
 
 
 async def what_a_third_finds(claims):
-    return await claims.take(stand(), b"")
+    return await claims.take(own_claim(), b"")
 
 
 async def test_a_lease_counts_from_the_question_and_not_from_its_answer(gateways):
     """Redis counts from when it was asked; a gateway that counted from a late answer would pay after its lease."""
-    claims, mine = gateways[0], stand()
+    claims, mine = gateways[0], own_claim()
     claims._take = taking = Slow(claims._take)
     await claims.take(mine, b"")
     assert mine.renewed_at <= taking.sent_at < taking.answered_at
@@ -99,7 +99,7 @@ async def test_a_late_call_does_not_change_the_claim_of_the_gateway_that_took_ov
 
 async def test_a_gateway_whose_renewal_was_slow_does_not_pay_once_another_took_over(gateways):
     a, b = gateways
-    first, second = stand(), stand()
+    first, second = own_claim(), own_claim()
     assert await a.take(first, b"") is None
     claim = _Claim(a, Encryption(b"s" * 32), first, 60.0, 1_000, start_unsupervised)
     claim._renewing.cancel()
@@ -119,7 +119,7 @@ async def test_a_gateway_whose_renewal_was_slow_does_not_pay_once_another_took_o
 async def test_a_claim_whose_client_left_while_it_was_made_is_released(gateways):
     a, b = gateways
     await a._redis.client_pause(100)
-    taking = asyncio.create_task(a.take(stand(), b""))
+    taking = asyncio.create_task(a.take(own_claim(), b""))
     await asyncio.sleep(0.02)
     taking.cancel()
     with pytest.raises(asyncio.CancelledError):

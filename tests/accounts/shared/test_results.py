@@ -126,7 +126,7 @@ async def everything(w) -> bytes:
 
 
 async def left_alone(w) -> None:
-    """Let a gateway end as if it had been killed: nothing is renewed, told or let go of any more."""
+    """Let a gateway end as if it had been killed: nothing is renewed, stored or released any more."""
     w.claims._outage._until = float("inf")
 
 
@@ -222,7 +222,7 @@ async def test_the_same_request_without_a_word_on_repeating_is_bought_each_time(
     await bought(one, ordered(), NO_REPEAT)
     await bought(other, ordered(), NO_REPEAT, result(b"newer"))
     third = await replica()
-    # Who retries gets the newest.
+    # A retry gets the newest.
     assert await third.ask(ordered(), RETRY) == b"newer"
     assert len(one.shop.works) == len(other.shop.works) == 1
 
@@ -487,7 +487,7 @@ async def test_a_client_that_leaves_while_the_claim_is_made_leaves_nothing_behin
         await one.claims._calls.close()
         one.shop.works.clear()
     held = await everything(one)
-    # What may have been paid stays known; every other claim is let go of.
+    # A claim that may have been paid stays; every other one is released.
     assert b"running" not in held
 
 

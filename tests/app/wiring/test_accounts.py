@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import structlog
 
-from lcp_gateway.accounts import key_sync as app_keys
+from lcp_gateway.accounts import key_sync as key_sync_module
 from lcp_gateway.accounts.callers import KeyRules
 from lcp_gateway.accounts.key_sync import KeySync
 from lcp_gateway.accounts.keys import KeyCache
@@ -188,28 +188,28 @@ async def test_running_jobs_count_against_a_limit_that_is_set_later():
 
 
 @pytest.fixture
-async def keeper(bank):  # noqa: F811 - the fixture
-    keeper = KeySync(bank.keys, KeyCache(), LOG, unavailable=(DatabaseUnavailable,))
-    await keeper.load()
-    return keeper
+async def key_sync(bank):  # noqa: F811 - the fixture
+    key_sync = KeySync(bank.keys, KeyCache(), LOG, unavailable=(DatabaseUnavailable,))
+    await key_sync.load()
+    return key_sync
 
 
 async def test_a_key_that_another_gateway_made_or_revoked_is_known_a_moment_later(
     bank,  # noqa: F811 - the fixture
-    keeper,
+    key_sync,
     monkeypatch,
 ):
-    monkeypatch.setattr(app_keys, "_READ_EVERY_S", 0.01)
-    running = asyncio.create_task(keeper.run())
+    monkeypatch.setattr(key_sync_module, "_READ_EVERY_S", 0.01)
+    running = asyncio.create_task(key_sync.run())
     made = await bank.keys.create(
         await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules()
     )
     try:
         async with asyncio.timeout(5):
-            while keeper.find(made.text) is None:
+            while key_sync.find(made.text) is None:
                 await asyncio.sleep(0.005)
             await bank.keys.revoke(made.record.id, actor="t", at=NOW)
-            while keeper.find(made.text) is not None:
+            while key_sync.find(made.text) is not None:
                 await asyncio.sleep(0.005)
     finally:
         running.cancel()
@@ -217,14 +217,14 @@ async def test_a_key_that_another_gateway_made_or_revoked_is_known_a_moment_late
 
 async def test_while_the_database_is_away_the_keys_of_before_let_in_and_it_is_said_once(
     bank,  # noqa: F811 - the fixture
-    keeper,
+    key_sync,
     monkeypatch,
 ):
-    monkeypatch.setattr(app_keys, "_READ_EVERY_S", 0.005)
+    monkeypatch.setattr(key_sync_module, "_READ_EVERY_S", 0.005)
     made = await bank.keys.create(
         await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules()
     )
-    await keeper.refresh()
+    await key_sync.refresh()
     tries = []
 
     async def away(*_):
@@ -233,13 +233,13 @@ async def test_while_the_database_is_away_the_keys_of_before_let_in_and_it_is_sa
 
     monkeypatch.setattr(bank.keys, "changed_since", away, raising=False)
     with structlog.testing.capture_logs() as logs:
-        keeper._log = structlog.get_logger()
-        running = asyncio.create_task(keeper.run())
+        key_sync._log = structlog.get_logger()
+        running = asyncio.create_task(key_sync.run())
         async with asyncio.timeout(5):
             while len(tries) < 4:
                 await asyncio.sleep(0.005)
         running.cancel()
-    assert keeper.find(made.text) is not None
+    assert key_sync.find(made.text) is not None
     assert [line["problem"] for line in logs] == ["the database is away"]
 
 
