@@ -35,28 +35,19 @@ _SHOWN = (
 )
 
 
-class BackgroundRecord(Protocol):
-    """A job that this process does not run: it runs in another one (``elsewhere``), or was lost in a restart."""
+@dataclass(frozen=True, slots=True)
+class BackgroundRecord:
+    """A job that this process does not run: another one does (``elsewhere``), or it was lost in a restart.
 
-    @property
-    def model(self) -> str:
-        """The model that was asked for."""
-        ...
+    ``money`` are the facts of its newest purchase: ``payment``, which is a value of ``Verdict``, and the price and the charge
+    where there is one.
+    """
 
-    @property
-    def created_at(self) -> datetime:
-        """The time of its start."""
-        ...
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether another process runs it."""
-        ...
-
-    @property
-    def money(self) -> Mapping[str, object]:
-        """The facts of its purchase: ``payment``, and its price where there is one."""
-        ...
+    id: str
+    model: str
+    created_at: datetime
+    elsewhere: bool
+    money: Mapping[str, object]
 
 
 class BackgroundRepository(Protocol):

@@ -1,13 +1,13 @@
 """Background responses that run: one row each, so that a client that polls after a restart gets their state."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select
 
 from lcp_gateway.purchase.journal import JournalUnavailable, RepeatIdentity, RequestRepeated
 from lcp_gateway.purchase.states import VERDICTS, Verdict
+from lcp_gateway.responses.background import BackgroundRecord
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
 from lcp_gateway.store.database.schema import background_jobs, purchases
 from lcp_gateway.store.database.times import from_micros, to_micros
@@ -29,40 +29,6 @@ _NEWEST = (
     .limit(1)
 )
 _FORGET_OLD = delete(background_jobs).where(background_jobs.c.created_at < bindparam("before"))
-
-
-@dataclass(frozen=True, slots=True)
-class BackgroundRecord:
-    """A background response that this process does not run. ``elsewhere``: another process does; otherwise it was cut.
-
-    ``purchase`` is its newest purchase, None where there is none.
-    """
-
-    id: str
-    model: str
-    created_at: datetime
-    elsewhere: bool
-    purchase: PurchaseRecord | None
-
-    @property
-    def money(self) -> Mapping[str, object]:
-        """The facts about its payment: ``payment``, which is a value of ``Verdict``, the purchase, and the charge."""
-        found = self.purchase
-        if found is None:
-            return {"payment": Verdict.NONE.value}
-        money: dict[str, object] = {
-            "payment": VERDICTS[found.state].value,
-            "state": found.state.value,
-            "job_id": found.job_id.hex(),
-            "price_msat": found.price_msat,
-            "peer_id": found.peer_id,
-        }
-        if found.charge is not None:
-            is_unknown = VERDICTS[found.state] is Verdict.UNKNOWN
-            money["charged_msat"] = found.charge.amount_msat if is_unknown else found.charged_msat
-        if found.refund is not None:
-            money["refund"] = found.refund.value
-        return money
 
 
 class BackgroundRows:
@@ -146,5 +112,23 @@ class BackgroundRows:
             model=row["model"],
             created_at=created_at,
             elsewhere=lives,
-            purchase=None if found is None else record_of(found),
+            money=_money(None if found is None else record_of(found)),
         )
+
+
+def _money(found: PurchaseRecord | None) -> Mapping[str, object]:
+    if found is None:
+        return {"payment": Verdict.NONE.value}
+    money: dict[str, object] = {
+        "payment": VERDICTS[found.state].value,
+        "state": found.state.value,
+        "job_id": found.job_id.hex(),
+        "price_msat": found.price_msat,
+        "peer_id": found.peer_id,
+    }
+    if found.charge is not None:
+        is_unknown = VERDICTS[found.state] is Verdict.UNKNOWN
+        money["charged_msat"] = found.charge.amount_msat if is_unknown else found.charged_msat
+    if found.refund is not None:
+        money["refund"] = found.refund.value
+    return money
