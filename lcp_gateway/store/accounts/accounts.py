@@ -3,14 +3,7 @@
 import secrets
 from datetime import datetime
 
-from sqlalchemy import (
-    Connection,
-    RowMapping,
-    bindparam,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
 
 from lcp_gateway.accounts.models import Account, AccountNotFound, Balance, Listing, check_text
 from lcp_gateway.purchase.money import Msat

@@ -14,12 +14,7 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from lcp_gateway.accounts.models import Balance, Cause
 from lcp_gateway.purchase.money import LARGEST_MSAT, Msat
 from lcp_gateway.store.database.schema import balances, ledger_entries
-from lcp_gateway.store.database.statements import (
-    AnySelect,
-    Parameters,
-    execute_in,
-    execute_many,
-)
+from lcp_gateway.store.database.statements import AnySelect, Parameters, execute_in, execute_many
 
 LIGHTNING = "lightning"
 """The book of payments over Lightning, which is negative: customers' money comes from it."""

@@ -6,14 +6,7 @@ from collections.abc import Collection
 from datetime import datetime
 from functools import lru_cache
 
-from sqlalchemy import (
-    Connection,
-    RowMapping,
-    bindparam,
-    insert,
-    select,
-    update,
-)
+from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
 
 from lcp_gateway.accounts.callers import KeyRules, Scope
 from lcp_gateway.accounts.keys import generate_key

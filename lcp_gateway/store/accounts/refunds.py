@@ -2,13 +2,7 @@
 
 from datetime import datetime
 
-from sqlalchemy import (
-    Connection,
-    RowMapping,
-    bindparam,
-    select,
-    update,
-)
+from sqlalchemy import Connection, RowMapping, bindparam, select, update
 
 from lcp_gateway.accounts.models import (
     Cause,

@@ -6,7 +6,7 @@ import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final
 
 from sqlalchemy import BigInteger, Connection, bindparam, text
 from sqlalchemy.engine import URL
@@ -16,8 +16,6 @@ from sqlalchemy.pool import NullPool
 
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
 from lcp_gateway.store.database.postgres_sessions import as_unavailable, set_after_connecting
-
-T = TypeVar("T")
 
 # Shorter than the server takes to end a session: a leader that no longer reaches it stops before another begins.
 _ANSWER_S: Final = 3.0
@@ -50,7 +48,7 @@ class Leadership:
             raise ValueError("a matter is named with letters")
         self._database = database
         self._name = name
-        self._lock: _Lock | None = None
+        self._lock: _FileLock | _SessionLock | None = None
         self._one_at_a_time = asyncio.Lock()
 
     async def try_lead(self) -> bool:
@@ -77,7 +75,7 @@ class Leadership:
             if self._lock is not None:
                 await self._lock.drop()
 
-    async def _lock_of_database(self) -> "_Lock":
+    async def _lock_of_database(self) -> "_FileLock | _SessionLock":
         url = await self._database.read(_url_of)
         if url.get_backend_name() == "sqlite":
             path = Path(url.database or "")
@@ -85,33 +83,11 @@ class Leadership:
         return _SessionLock(url, _key_of(self._name))
 
 
-class _Lock(Protocol):
-    """A lock that its holder may lose."""
-
-    @property
-    def is_held(self) -> bool:
-        """Whether the last check found it ours."""
-        ...
-
-    async def take(self) -> bool:
-        """Take it if it is free; return whether it is ours.
-
-        Raises:
-            DatabaseUnavailable: it cannot be checked.
-        """
-        ...
-
-    async def has(self) -> bool:
-        """Return whether it is still ours; a check that fails loses it."""
-        ...
-
-    async def drop(self) -> None:
-        """Release it."""
-        ...
-
-
 class _FileLock:
-    """A lock on a file of its own. The file stays: a file that is deleted and made anew could be locked twice."""
+    """A lock on a file of its own. The file stays: a file that is deleted and made anew could be locked twice.
+
+    ``take`` raises ``DatabaseUnavailable`` where it cannot be checked.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -154,7 +130,10 @@ class _FileLock:
 
 
 class _SessionLock:
-    """An advisory lock of a session that does nothing else. Without the lock the session waits for the next try."""
+    """An advisory lock of a session that does nothing else. Without the lock the session waits for the next try.
+
+    ``take`` raises ``DatabaseUnavailable`` where it cannot be checked; a check in ``has`` that fails loses the lock.
+    """
 
     def __init__(self, url: URL, key: int) -> None:
         self._key = key

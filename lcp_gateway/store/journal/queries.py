@@ -4,16 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    and_,
-    case,
-    func,
-    not_,
-    or_,
-    select,
-)
+from sqlalchemy import ColumnElement, Connection, and_, case, func, not_, or_, select
 
 from lcp_gateway.purchase.money import Budget, Msat, Period, Refund
 from lcp_gateway.purchase.outcome import RULINGS
@@ -242,10 +233,7 @@ class Books:
         """Return the sums of the open purchases."""
         query = (
             select(
-                purchases.c.state,
-                func.count(),
-                func.sum(_COST),
-                func.min(purchases.c.paying_at),
+                purchases.c.state, func.count(), func.sum(_COST), func.min(purchases.c.paying_at)
             )
             .where(purchases.c.state.in_(_OPEN))
             .group_by(purchases.c.state)

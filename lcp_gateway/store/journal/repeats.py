@@ -5,15 +5,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    bindparam,
-    literal_column,
-    null,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Connection, bindparam, literal_column, null, select, update
 
 from lcp_gateway.purchase.journal import EarlierPurchase, Intent, RepeatIdentity
 from lcp_gateway.purchase.money import Charge, Msat, Refund

@@ -10,12 +10,7 @@ from lcp_gateway.purchase.money import Charge
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.schema import purchases
-from lcp_gateway.store.database.statements import (
-    AnySelect,
-    Parameters,
-    execute_in,
-    execute_many,
-)
+from lcp_gateway.store.database.statements import AnySelect, Parameters, execute_in, execute_many
 from lcp_gateway.store.database.times import to_micros
 from lcp_gateway.store.journal.purchases import CHARGE_COLUMNS, charge_of
 

@@ -148,10 +148,7 @@ INSERT = "INSERT INTO ledger_entries(tx, at, book, amount_msat, cause, cause_id)
 SPOILT = [
     ("UPDATE balances SET balance_msat = balance_msat + 1", "its entries sum to"),
     ("UPDATE balances SET held_msat = held_msat + 1", "are held"),
-    (
-        f"{INSERT} VALUES (1, 1, 'revenue', 5, 'adjustment', 'adj_x')",
-        "do not sum to zero",
-    ),
+    (f"{INSERT} VALUES (1, 1, 'revenue', 5, 'adjustment', 'adj_x')", "do not sum to zero"),
     (
         f"{INSERT} VALUES (1, 1, 'customer:acct_x', 5, 'topup', 'top_x'), (1, 1, 'lightning', -5, 'topup', 'top_x')",
         "entries and no balance; is no top-up",
@@ -161,10 +158,7 @@ SPOILT = [
     ("UPDATE purchases SET state = 'not_paid' WHERE state='settled'", "its entries say"),
     ("UPDATE purchases SET account_id = 'acct_x' WHERE state='settled'", "its entries say"),
     ("UPDATE purchases SET account_id = 'acct_x' WHERE state='unknown'", "and no balance; held"),
-    (
-        "UPDATE topups SET received_msat = 999 WHERE state = 'settled'",
-        "1000 msat were credited",
-    ),
+    ("UPDATE topups SET received_msat = 999 WHERE state = 'settled'", "1000 msat were credited"),
     ("UPDATE topups SET state = 'open'", "1000 msat were credited"),
     ("UPDATE topups SET account_id = 'acct_x'", "0 msat were credited"),
 ]

@@ -242,11 +242,7 @@ async def test_a_decision_is_made_once_and_stands_in_the_books(
     acts = (await AdminLog(database).page()).items
     (act,) = [act for act in acts if act.action.startswith("refund.")]
     assert (act.actor, act.target) == ("op", job(1).hex())
-    assert act.detail == {
-        "account_id": account_id,
-        "amount_msat": EACH,
-        "reason": "looked into it",
-    }
+    assert act.detail == {"account_id": account_id, "amount_msat": EACH, "reason": "looked into it"}
     assert (await ledger.audit()).problems == []
     assert await books.withheld() == (0, 0)
 

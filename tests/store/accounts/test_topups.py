@@ -45,11 +45,7 @@ async def test_a_payment_is_credited_once_however_often_it_is_reported(topups, l
     assert [credit.is_new for credit in told] == [True, False, False]
     settled = await topups.get(made.id)
     assert {credit.topup for credit in told} == {settled}
-    assert (settled.state, settled.settled_at, settled.settle_index) == (
-        TopupState.SETTLED,
-        NOW,
-        7,
-    )
+    assert (settled.state, settled.settled_at, settled.settle_index) == (TopupState.SETTLED, NOW, 7)
     assert await ledger.balance(account_id) == Balance(Msat(1_000), Msat(0))
     (line,) = (await ledger.statement(account_id)).lines
     assert (line.cause, line.cause_id, line.balance_msat) == (Cause.TOPUP, made.id, 1_000)

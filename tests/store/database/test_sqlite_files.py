@@ -106,10 +106,7 @@ HARMS = {
     ),
     "folder moved": (lambda file: move(file.parent), "its file was deleted or moved"),
     "folder replaced": (replace_folder, "its file was replaced by another one"),
-    "folder read-only": (
-        lambda file: make_read_only(file.parent),
-        "its folder was made read-only",
-    ),
+    "folder read-only": (lambda file: make_read_only(file.parent), "its folder was made read-only"),
 }
 
 
@@ -285,10 +282,7 @@ async def test_another_database_behind_the_same_address_is_neither_written_nor_r
     postgres, migrated_database
 ):
     """A8: what of PostgreSQL? Each new session is asked for the identity that was found at the start."""
-    with (
-        postgres.fresh_database(migrated_database) as url,
-        postgres.fresh_database() as other_url,
-    ):
+    with postgres.fresh_database(migrated_database) as url, postgres.fresh_database() as other_url:
         await (await open_database(other_url)).close()
         database = await open_database(url)
         journal = JournalWriter(database, on_problem=print, limits=IMPATIENT)

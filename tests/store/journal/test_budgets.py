@@ -134,9 +134,7 @@ async def test_two_gateways_on_one_database_keep_one_budget(where, database, jou
     assert await spent(books) == 10_100
 
 
-async def test_a_reservation_waits_for_the_one_that_another_gateway_is_writing(
-    postgres_where,
-):
+async def test_a_reservation_waits_for_the_one_that_another_gateway_is_writing(postgres_where):
     first, second = [await open_database(postgres_where) for _ in range(2)]
     room_for_two = Budget(Period.HOUR, Msat(2_020))
     journal = JournalWriter(second, on_problem=print)
