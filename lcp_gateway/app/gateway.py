@@ -9,8 +9,8 @@ from aiohttp import web
 from lcp_gateway.__about__ import __version__
 from lcp_gateway.app.background_tasks import BackgroundTasks, ShortTasks
 from lcp_gateway.app.wiring.accounts import Access, AccessParts
-from lcp_gateway.app.wiring.journal import Ledgers
-from lcp_gateway.app.wiring.purchase import BuyingParts, buying_parts
+from lcp_gateway.app.wiring.journal import JournalParts
+from lcp_gateway.app.wiring.purchase import PurchaseParts, purchase_parts
 from lcp_gateway.app.wiring.responses import open_stored_state, responses_parts, store_limits
 from lcp_gateway.app.wiring.routing import NodeParts, RoutingParts, routing_parts, trust_rules
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
@@ -67,7 +67,7 @@ class Runtime:
     nodes: NodeParts
     catalog: MergedCatalog
     upstream: Upstream
-    ledgers: Ledgers
+    journal: JournalParts
     access: Access
     shared_results: SharedResults
     trust: PeerTrust
@@ -90,7 +90,7 @@ class Configured:
     settings: Settings
     routing: RoutingParts
     access: AccessParts
-    buying: BuyingParts
+    purchase: PurchaseParts
     app: web.Application
     metrics_app: web.Application
 
@@ -109,37 +109,37 @@ class Gateway:
         metrics.concurrency_limit(settings.max_concurrent_requests)
         self.runtime = runtime
         self._started = int(time.time())
-        routing, access, buying = self._parts(settings)
+        routing, access, purchase = self._parts(settings)
         self.service = PurchaseService(
-            quoting=buying.quoting,
-            executor=buying.executor,
+            quoting=purchase.quoting,
+            executor=purchase.executor,
             routing=routing.selector,
-            journal=runtime.ledgers.journal,
+            journal=runtime.journal.purchases,
             cache=runtime.cache,
             held_quotes=HeldQuotes(utc_now),
             brake=runtime.brake,
-            buffer_limits=buying.buffer_limits,
-            timeouts=buying.timeouts,
+            buffer_limits=purchase.buffer_limits,
+            timeouts=purchase.timeouts,
             background=runtime.short_tasks.start,
             observer=runtime.observer,
             clock=time.monotonic,
-            shared=buying.shared,
+            shared=purchase.shared,
             tracing=runtime.tracing,
         )
         self.stored = open_stored_state(
             settings,
             service=self.service,
-            ledgers=runtime.ledgers,
+            journal=runtime.journal,
             jobs=runtime.jobs,
             metrics=metrics,
             api_limits=runtime.access.api_limits,
             log=get_logger("stored"),
         )
-        self.configured = self._configure(settings, routing, access, buying)
+        self.configured = self._configure(settings, routing, access, purchase)
 
     def budgets(self) -> Sequence[Budget]:
         """Return the budgets of the whole gateway that are in force."""
-        return self.configured.buying.limits.budgets_for("")
+        return self.configured.purchase.limits.budgets_for("")
 
     def configure(self, settings: Settings) -> Configured:
         """Make the parts of other settings, and change nothing yet.
@@ -151,28 +151,28 @@ class Gateway:
 
     def use(self, configured: Configured) -> None:
         """Buy and store by other settings from now on; cannot fail. The listeners have to use their applications."""
-        settings, buying, runtime = configured.settings, configured.buying, self.runtime
+        settings, purchase, runtime = configured.settings, configured.purchase, self.runtime
         runtime.peers.use(refresh_s=settings.peers_refresh_s, timeout_s=settings.timeout_quote_s)
         runtime.nodes.use(settings, configured.routing.registry)
         runtime.access.use(settings)
         runtime.trust.use(trust_rules(settings))
-        runtime.ledgers.use(settings)
+        runtime.journal.use(settings)
         runtime.jobs.use(settings.max_concurrent_requests)
         runtime.cache.use(memory_limits(settings))
         runtime.brake.use(settings.loop_brake_per_minute)
         runtime.metrics.concurrency_limit(settings.max_concurrent_requests)
         self.stored.store.use(store_limits(settings))
         self.service.use(
-            quoting=buying.quoting,
-            executor=buying.executor,
+            quoting=purchase.quoting,
+            executor=purchase.executor,
             routing=configured.routing.selector,
-            buffer_limits=buying.buffer_limits,
-            timeouts=buying.timeouts,
-            shared=buying.shared,
+            buffer_limits=purchase.buffer_limits,
+            timeouts=purchase.timeouts,
+            shared=purchase.shared,
         )
         self.configured = configured
 
-    def _parts(self, settings: Settings) -> tuple[RoutingParts, AccessParts, BuyingParts]:
+    def _parts(self, settings: Settings) -> tuple[RoutingParts, AccessParts, PurchaseParts]:
         runtime = self.runtime
         routing = routing_parts(
             settings,
@@ -182,10 +182,10 @@ class Gateway:
             metrics=runtime.metrics,
             log=get_logger("gateway"),
         )
-        buying = buying_parts(
+        purchase = purchase_parts(
             settings,
             upstream=runtime.upstream,
-            ledgers=runtime.ledgers,
+            journal=runtime.journal,
             trust=runtime.trust,
             observer=runtime.observer,
             background=runtime.short_tasks.start,
@@ -194,10 +194,14 @@ class Gateway:
             metrics=runtime.metrics,
             tracing=runtime.tracing,
         )
-        return routing, runtime.access.parts(settings, routing.registry), buying
+        return routing, runtime.access.parts(settings, routing.registry), purchase
 
     def _configure(
-        self, settings: Settings, routing: RoutingParts, access: AccessParts, buying: BuyingParts
+        self,
+        settings: Settings,
+        routing: RoutingParts,
+        access: AccessParts,
+        purchase: PurchaseParts,
     ) -> Configured:
         runtime = self.runtime
         health = HealthRoutes(
@@ -209,7 +213,7 @@ class Gateway:
             metrics=runtime.metrics,
             stale_s=settings.peers_stale_s,
             other_reasons=lambda: (
-                *runtime.ledgers.problems(),
+                *runtime.journal.problems(),
                 *runtime.access.problems(),
                 *runtime.tasks.reasons(),
             ),
@@ -233,9 +237,9 @@ class Gateway:
             settings=settings,
             routing=routing,
             access=access,
-            buying=buying,
+            purchase=purchase,
             app=build_application(
-                self._routes(settings, routing, access, buying, health),
+                self._routes(settings, routing, access, purchase, health),
                 middleware,
                 max_body_bytes=settings.max_body_bytes,
                 with_metrics=not settings.metrics_addr,
@@ -249,7 +253,7 @@ class Gateway:
         settings: Settings,
         routing: RoutingParts,
         access: AccessParts,
-        buying: BuyingParts,
+        purchase: PurchaseParts,
         health: HealthRoutes,
     ) -> Routes:
         runtime, selector, trust = self.runtime, routing.selector, self.runtime.trust
@@ -266,7 +270,7 @@ class Gateway:
         return Routes(
             create=CreateRoutes(
                 service=self.service,
-                limits=buying.limits,
+                limits=purchase.limits,
                 jobs=runtime.jobs,
                 metrics=runtime.metrics,
                 admission=access.admission,
@@ -297,7 +301,7 @@ class Gateway:
                 is_ready=lambda provider_id: bool(trust.readiness(provider_id)),
                 lists_auto=settings.list_auto,
                 started=self._started,
-                charge=buying.limits.tariff.charge_msat if sells else None,
+                charge=purchase.limits.tariff.charge_msat if sells else None,
             ),
             welcome=WelcomeRoutes(asks_for_key=auth_mode(settings) != "none"),
             ranking=RankingRoutes(
@@ -306,7 +310,7 @@ class Gateway:
                 read_timeout_s=settings.request_read_timeout_s,
             ),
             health=health,
-            receipts=ReceiptRoutes(runtime.ledgers.receipt),
+            receipts=ReceiptRoutes(runtime.journal.receipt),
             wallet=access.wallet_routes,
             admin=access.admin_routes,
             keys=access.key_routes,

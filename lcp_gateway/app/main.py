@@ -92,13 +92,13 @@ async def _serve(
         runtime, lasting = await open_runtime(settings, stack, metrics, tasks, log)
         try:
             gateway = Gateway(settings, runtime)
-            await load_trust(runtime.ledgers, runtime.trust)
+            await load_trust(runtime.journal, runtime.trust)
         except WiringError as error:
             raise StartError(str(error)) from error
         _on_stop(stop, gateway)
         lasting += [
             BackgroundTask("loop", lambda: watch_loop(record_pulse)),
-            *journal_tasks(runtime.ledgers, gateway.budgets, runtime.trust, metrics, log),
+            *journal_tasks(runtime.journal, gateway.budgets, runtime.trust, metrics, log),
             BackgroundTask("purge", lambda: purge(gateway.stored.store)),
         ]
         if notifier.has_watchdog:

@@ -11,7 +11,7 @@ from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks, Sh
 from lcp_gateway.app.gateway import Runtime
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.accounts import open_access
-from lcp_gateway.app.wiring.journal import Ledgers, open_ledgers
+from lcp_gateway.app.wiring.journal import JournalParts, open_journal
 from lcp_gateway.app.wiring.lnd import lnd_parts, open_lnd
 from lcp_gateway.app.wiring.routing import NodeParts, lcpd_address, node_parts, trust_rules
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
@@ -76,10 +76,10 @@ async def open_runtime(
         on_refresh=PeersObserver(metrics, log, lambda: nodes.watch.providers),
         prepare=_read_names,
     )
-    ledgers, lnd = await _prepare(stack, daemon, peers, nodes, settings, metrics, tasks, log)
-    access = await _enter(stack, open_access(settings, ledgers, metrics, tasks, log))
+    journal, lnd = await _prepare(stack, daemon, peers, nodes, settings, metrics, tasks, log)
+    access = await _enter(stack, open_access(settings, journal, metrics, tasks, log))
     shared_results = SharedResults(
-        settings.redis_url, ledgers, metrics, tasks.starter("claims"), log
+        settings.redis_url, journal, metrics, tasks.starter("claims"), log
     )
     stack.push_async_callback(shared_results.close)
     trust = PeerTrust(trust_rules(settings))
@@ -94,7 +94,7 @@ async def open_runtime(
     if lnd is not None:
         watched = lnd_parts(
             lnd,
-            ledgers,
+            journal,
             daemon_node_id=lambda: peers.info.node_id if peers.info else "",
             trust=trust,
             interval_s=settings.reconcile_interval_s,
@@ -116,7 +116,7 @@ async def open_runtime(
         nodes=nodes,
         catalog=MergedCatalog(peers, nodes.watch),
         upstream=UpstreamBySource(daemon, nodes.upstream),
-        ledgers=ledgers,
+        journal=journal,
         access=access,
         shared_results=shared_results,
         trust=trust,
@@ -126,7 +126,7 @@ async def open_runtime(
         cache=IdempotencyCache(
             memory_limits(settings),
             on_held=metrics.answers_held,
-            hashes=RepeatHashes(ledgers.repeat_secret),
+            hashes=RepeatHashes(journal.repeat_secret),
         ),
         paid_jobs=PaidJobs(),
         brake=LoopBrake(settings.loop_brake_per_minute),
@@ -175,10 +175,10 @@ async def _prepare(
     metrics: Metrics,
     tasks: BackgroundTasks,
     log: FilteringBoundLogger,
-) -> "tuple[Ledgers, LndClient | None]":
+) -> "tuple[JournalParts, LndClient | None]":
     """Reach the daemon and the nodes and open the journal, at the same time, since each waits for another process."""
-    ledgers = open_ledgers(settings, metrics, tasks.starter("journal"), log)
-    opening = asyncio.create_task(stack.enter_async_context(ledgers))
+    journal = open_journal(settings, metrics, tasks.starter("journal"), log)
+    opening = asyncio.create_task(stack.enter_async_context(journal))
     finding = asyncio.create_task(_preflight(daemon, peers, settings))
     # A node that is down does not prevent the start: it is used once it is up.
     looking = asyncio.create_task(nodes.watch.refresh())

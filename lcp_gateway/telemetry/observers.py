@@ -14,6 +14,7 @@ from lcp_gateway.lightning.lnd.payment_details import ReadSummary
 from lcp_gateway.lightning.lnd.watcher import LndState
 from lcp_gateway.lightning.reconcile import PaymentResolution, ReconcilerSummary
 from lcp_gateway.purchase.errors import PaymentFailed, PurchaseError, Refused, UpstreamError
+from lcp_gateway.purchase.money import Refund, RefundDecision
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import ProviderSource, Quote
@@ -291,3 +292,25 @@ def _is_requests_fault(answer: ResultBuffer, purchase: Purchase) -> bool:
         and isinstance(error, PaymentFailed)
         and not error.status.is_upstreams_fault
     )
+
+
+class RefundObserver:
+    """Counts decisions about refunds, and logs those that are withheld."""
+
+    def __init__(self, metrics: Metrics, log: FilteringBoundLogger) -> None:
+        self._metrics = metrics
+        self._log = log
+
+    def __call__(self, decision: RefundDecision) -> None:
+        """Record a decision."""
+        self._metrics.refund(decision.refund.value, decision.amount_msat)
+        if decision.refund is Refund.DENIED:
+            # The charge was not counted while its refund was pending.
+            self._metrics.charged(decision.amount_msat)
+        if decision.refund is Refund.WITHHELD:
+            self._log.warning(
+                "a refund is withheld: a limit is reached",
+                job_id=decision.job_id.hex(),
+                account_id=decision.account_id,
+                amount_msat=decision.amount_msat,
+            )

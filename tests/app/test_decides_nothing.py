@@ -16,14 +16,7 @@ import lcp_gateway.app
 APP = Path(lcp_gateway.app.__file__).parent
 
 # Mechanisms, with tests of their own: the supervisor's restarts, and the protocol of the service manager.
-MECHANISMS = {
-    "background_tasks.py",
-    "systemd.py",
-    "accounting.py",
-    "lnd.py",
-    "measuring.py",
-    "till.py",
-}
+MECHANISMS = {"background_tasks.py", "systemd.py"}
 
 ALLOWED = {
     # How the gateway listens, and is called.
@@ -48,19 +41,12 @@ ALLOWED = {
     ],
     "wiring/shared_results.py": ["len(one) >= MIN_SECRET_BYTES"],
     "wiring/routing.py": ["settings.explicit_choice == 'score'", "len(asked) > 1"],
-    # What is logged and counted of events.
-    "wiring/journal.py": ["decision.refund is Refund.DENIED", "decision.refund is Refund.WITHHELD"],
-    "wiring/telemetry.py": [
-        "self._counted[0] is not peers",
-        "self._counted[1] is not nodes",
-        "up is not self._was_up",
-    ],
 }
 """Every comparison of the app, but those with None."""
 
 ABOUT_MONEY = ("msat", "price", "balance", "budget", "fee", "markup", "limit")
 CALCULATED = {
-    "wiring/routing.py": ["config.price_per_minute_sat * _MSAT_PER_SAT"],
+    "wiring/routing.py": ["config.price_per_minute_sat * MSAT_PER_SAT"],
 }
 """The units of one price."""
 

@@ -43,7 +43,7 @@ from lcp_gateway.accounts.shared.outage import Outage, RedisNotInstalled, Shield
 from lcp_gateway.accounts.wallet import InvoiceNotPaid, TopupRules, Wallet
 from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
 from lcp_gateway.app.wiring import WiringError
-from lcp_gateway.app.wiring.journal import Ledgers
+from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.app.wiring.lnd import open_invoice_issuer
 from lcp_gateway.app.workers import measure_accounts
 from lcp_gateway.config import Settings, auth_mode, journal_place, known_hosts
@@ -180,7 +180,7 @@ class CustomerParts:
 
 @contextlib.asynccontextmanager
 async def _open_customers(
-    settings: Settings, ledgers: Ledgers, metrics: Metrics, log: FilteringBoundLogger
+    settings: Settings, journal: JournalParts, metrics: Metrics, log: FilteringBoundLogger
 ) -> AsyncIterator[CustomerParts]:
     """Open the customers' accounts.
 
@@ -195,7 +195,7 @@ async def _open_customers(
     from lcp_gateway.store.accounts.refunds import Refunds  # noqa: PLC0415 - see above
     from lcp_gateway.store.accounts.topups import Topups  # noqa: PLC0415 - see above
 
-    database = ledgers.database
+    database = journal.database
     if database is None:
         raise WiringError("accounts need a journal")
     topups, keys, ledger = Topups(database), Keys(database), Ledger(database)
@@ -229,7 +229,7 @@ async def _open_customers(
             topups=topups,
             admin_log=AdminLog(database),
             refunds=Refunds(database),
-            on_refund=ledgers.on_refund,
+            on_refund=journal.on_refund,
             key_sync=key_sync,
             invoices=invoices,
             on_credit=on_credit,
@@ -401,7 +401,7 @@ class Access:
 @contextlib.asynccontextmanager
 async def open_access(
     settings: Settings,
-    ledgers: Ledgers,
+    journal: JournalParts,
     metrics: Metrics,
     tasks: BackgroundTasks,
     log: FilteringBoundLogger,
@@ -417,7 +417,7 @@ async def open_access(
         customers = None
         if auth_mode(settings) == "accounts":
             customers = await stack.enter_async_context(
-                _open_customers(settings, ledgers, metrics, log)
+                _open_customers(settings, journal, metrics, log)
             )
         api_limits = ApiLimits(settings.api_concurrent_per_caller, settings.api_concurrent)
         yield Access(limits, customers, api_limits, log)

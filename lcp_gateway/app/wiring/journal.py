@@ -15,7 +15,6 @@ from lcp_gateway.purchase.journal import PurchaseJournal
 from lcp_gateway.purchase.money import (
     NO_REFUND_LIMITS,
     Budget,
-    Refund,
     RefundDecision,
     RefundLimits,
 )
@@ -35,39 +34,40 @@ from lcp_gateway.store.journal.recovery import SweepResult, sweep
 from lcp_gateway.store.journal.transaction import JournalProblem
 from lcp_gateway.store.journal.writer import JournalWriter, NullJournal
 from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.telemetry.observers import RefundObserver
 
 _ALL_OPEN = 10_000
 
 
 @dataclass(slots=True)
-class Ledgers:
+class JournalParts:
     """The journal and the queries of it; without a journal there is only the one that keeps nothing.
 
     ``network`` is the prefix of the invoices that lnd pays, once lnd has been asked. ``on_refund`` is told of every
     decision about a refund.
     """
 
-    journal: PurchaseJournal
+    purchases: PurchaseJournal
     books: Books | None = None
     database: Database | None = None
-    stored: JournalWriter | None = None
+    writer: JournalWriter | None = None
     network: str | None = None
     on_refund: Callable[[RefundDecision], None] = lambda _decision: None
 
     @property
     def refund_limits(self) -> RefundLimits:
         """The refunds that need no decision of the operator."""
-        return NO_REFUND_LIMITS if self.stored is None else self.stored.refunds
+        return NO_REFUND_LIMITS if self.writer is None else self.writer.refunds
 
     def use(self, settings: Settings) -> None:
         """Refund within other limits from now on."""
-        if self.stored is not None:
-            self.stored.refunds = refund_limits(settings)
+        if self.writer is not None:
+            self.writer.refunds = refund_limits(settings)
 
     @property
     def trouble(self) -> str | None:
         """Why the journal cannot be written, or is not the one that was opened; None where all is well."""
-        found = None if self.stored is None else self.stored.trouble
+        found = None if self.writer is None else self.writer.trouble
         return found or (None if self.database is None else self.database.trouble)
 
     @property
@@ -91,9 +91,9 @@ class Ledgers:
 
 
 @contextlib.asynccontextmanager
-async def open_ledgers(
+async def open_journal(
     settings: Settings, metrics: Metrics, start_task: StartTask, log: FilteringBoundLogger
-) -> AsyncIterator[Ledgers]:
+) -> AsyncIterator[JournalParts]:
     """Open the journal, bring its tables up to date, and move on the purchases of gateways that ended.
 
     ``start_task`` starts the task that writes it.
@@ -104,7 +104,7 @@ async def open_ledgers(
     place = journal_place(settings)
     if place is None:
         log.warning("the journal is off: after a crash it is unknown what was paid")
-        yield Ledgers(NullJournal())
+        yield JournalParts(NullJournal())
         return
     try:
         database = await open_database(place)
@@ -125,46 +125,24 @@ async def open_ledgers(
         write = log.error if problem.kind.is_grave else log.info
         write("journal", problem=problem.kind.value, detail=problem.detail, job_id=job_id)
 
-    stored = JournalWriter(
+    writer = JournalWriter(
         database, on_problem=report, on_commit=metrics.journal_commit, on_refund=refunds
     )
-    stored.refunds = limits
-    ledgers = Ledgers(stored, Books(database), database, stored, on_refund=refunds)
+    writer.refunds = limits
+    journal = JournalParts(writer, Books(database), database, writer, on_refund=refunds)
     # Asked at each scrape: the task that reads the books may itself wait for the database.
-    metrics.watch_journal(lambda: ledgers.trouble is not None)
-    stored.start(start_task)
+    metrics.watch_journal(lambda: journal.trouble is not None)
+    writer.start(start_task)
     try:
-        yield ledgers
+        yield journal
     finally:
-        await stored.close()
+        await writer.close()
         await database.close()
 
 
 def refund_limits(settings: Settings) -> RefundLimits:
     """Return the limits of refunds a day."""
     return RefundLimits(settings.refund_account_day_msat, settings.refund_day_msat)
-
-
-class RefundObserver:
-    """Counts decisions about refunds, and logs those that are withheld."""
-
-    def __init__(self, metrics: Metrics, log: FilteringBoundLogger) -> None:
-        self._metrics = metrics
-        self._log = log
-
-    def __call__(self, decision: RefundDecision) -> None:
-        """Record a decision."""
-        self._metrics.refund(decision.refund.value, decision.amount_msat)
-        if decision.refund is Refund.DENIED:
-            # The charge was not counted while its refund was pending.
-            self._metrics.charged(decision.amount_msat)
-        if decision.refund is Refund.WITHHELD:
-            self._log.warning(
-                "a refund is withheld: a limit is reached",
-                job_id=decision.job_id.hex(),
-                account_id=decision.account_id,
-                amount_msat=decision.amount_msat,
-            )
 
 
 def record_swept(
@@ -186,13 +164,13 @@ def record_swept(
         on_refund(decision)
 
 
-async def load_trust(ledgers: Ledgers, trust: PeerTrust) -> None:
+async def load_trust(journal: JournalParts, trust: PeerTrust) -> None:
     """Load the peers' histories from the journal, so that a restart forgives no loss.
 
     Raises:
         WiringError: the journal cannot be read.
     """
-    books = ledgers.books
+    books = journal.books
     if books is None:
         return
     now = datetime.now(UTC)
@@ -221,28 +199,28 @@ async def load_trust(ledgers: Ledgers, trust: PeerTrust) -> None:
 
 
 def journal_tasks(
-    ledgers: Ledgers,
+    journal: JournalParts,
     budgets: Callable[[], Iterable[Budget]],
     trust: PeerTrust,
     metrics: Metrics,
     log: FilteringBoundLogger,
 ) -> Iterable[BackgroundTask]:
     """Yield the tasks that have to run for the journal, where there is one."""
-    books, database, stored = ledgers.books, ledgers.database, ledgers.stored
-    if books is None or database is None or stored is None:
+    books, database, writer = journal.books, journal.database, journal.writer
+    if books is None or database is None or writer is None:
         return
 
     def on_swept(swept: SweepResult) -> None:
-        record_swept(swept, metrics, ledgers.on_refund, log)
+        record_swept(swept, metrics, journal.on_refund, log)
         for state, found in ((State.UNKNOWN, swept.unsettled), (State.UNDELIVERED, swept.lost)):
             for one in found:
                 trust.resolved(one.peer_id, one.job_id, one.price_msat, state)
 
-    yield BackgroundTask("owner_lock", lambda: workers.keep_alive(database, stored, log))
+    yield BackgroundTask("owner_lock", lambda: workers.keep_alive(database, writer, log))
     yield BackgroundTask(
         "sweep",
         lambda: workers.sweep_regularly(
-            database, stored, limits=lambda: ledgers.refund_limits, on_swept=on_swept
+            database, writer, limits=lambda: journal.refund_limits, on_swept=on_swept
         ),
     )
     yield BackgroundTask("books", lambda: workers.measure_books(books, budgets, metrics))

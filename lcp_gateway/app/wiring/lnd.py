@@ -9,7 +9,7 @@ from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.app.background_tasks import BackgroundTask
 from lcp_gateway.app.wiring import WiringError
-from lcp_gateway.app.wiring.journal import Ledgers
+from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.config import Settings, may_use_proxy
 from lcp_gateway.lightning.lnd.payment_details import PaymentDetailsReader
 from lcp_gateway.lightning.lnd.watcher import LndState, LndWatcher
@@ -130,7 +130,7 @@ class LndParts:
 
 def lnd_parts(
     lnd: "LndClient",
-    ledgers: Ledgers,
+    journal: JournalParts,
     *,
     daemon_node_id: Callable[[], str],
     trust: PeerTrust,
@@ -146,24 +146,24 @@ def lnd_parts(
 
     def on_state(state: LndState) -> None:
         if state.reachable:
-            ledgers.network = state.invoice_prefix
+            journal.network = state.invoice_prefix
         observer.state(state)
 
     watcher = LndWatcher(lnd, daemon_node_id=daemon_node_id, log=log, on_state=on_state)
     reader = reconciler = None
-    if ledgers.database is not None and ledgers.books is not None:
+    if journal.database is not None and journal.books is not None:
         reader = PaymentDetailsReader(
             lnd,
-            PaymentDetails(ledgers.database),
+            PaymentDetails(journal.database),
             on_pass=observer.details_read,
             on_error=observer.details_failed,
             on_missing=metrics.fees_missing,
         )
         unknowns = UnknownPayments(
-            ledgers.database,
-            ledgers.books,
-            refund_limits=lambda: ledgers.refund_limits,
-            on_refund=ledgers.on_refund,
+            journal.database,
+            journal.books,
+            refund_limits=lambda: journal.refund_limits,
+            on_refund=journal.on_refund,
             on_resolved=observer.resolved,
         )
         reconciler = Reconciler(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from lcp_gateway.app.wiring.journal import Ledgers
+from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.config import Settings, markups, model_limits
 from lcp_gateway.lightning.checks import QuoteMismatch, check_quote
 from lcp_gateway.purchase.execution import PurchaseExecutor, utc_now
@@ -35,7 +35,7 @@ def tariff(settings: Settings) -> Tariff:
 
 
 @dataclass(frozen=True, slots=True)
-class BuyingParts:
+class PurchaseParts:
     """The parts that one configuration buys with."""
 
     limits: SpendingLimits
@@ -83,11 +83,11 @@ def _invoice_check(metrics: Metrics, network: Callable[[], str | None]) -> Check
     return check_invoice
 
 
-def buying_parts(
+def purchase_parts(
     settings: Settings,
     *,
     upstream: Upstream,
-    ledgers: Ledgers,
+    journal: JournalParts,
     trust: PeerTrust,
     observer: PurchaseObserver,
     background: Callable[[Coroutine[Any, Any, None]], None],
@@ -95,15 +95,15 @@ def buying_parts(
     shared: SharedPurchases | None,
     metrics: Metrics,
     tracing: Tracing,
-) -> BuyingParts:
+) -> PurchaseParts:
     """Wire quoting and execution."""
     limits = spending_limits(settings)
     inspector = QuoteInspector(
         limits=limits,
         exposure=trust,
-        check_invoice=_invoice_check(metrics, lambda: settings.network or ledgers.network),
+        check_invoice=_invoice_check(metrics, lambda: settings.network or journal.network),
     )
-    return BuyingParts(
+    return PurchaseParts(
         limits=limits,
         quoting=QuoteRequester(
             upstream,
@@ -122,7 +122,7 @@ def buying_parts(
         ),
         executor=PurchaseExecutor(
             upstream,
-            journal=ledgers.journal,
+            journal=journal.purchases,
             inspector=inspector,
             limits=limits,
             exposure=trust,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.app.wiring.journal import Ledgers
+from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.app.wiring.routing import RoutingParts
 from lcp_gateway.config import Settings
 from lcp_gateway.http.gateway.api_limits import ApiCaller, ApiLimits, Group
@@ -53,7 +53,7 @@ def open_stored_state(
     settings: Settings,
     *,
     service: PurchaseService,
-    ledgers: Ledgers,
+    journal: JournalParts,
     jobs: JobsInFlight,
     metrics: Metrics,
     api_limits: ApiLimits,
@@ -71,7 +71,7 @@ def open_stored_state(
         service=service,
         store=store,
         recorder=recorder,
-        repository=BackgroundRows(ledgers.database) if ledgers.database is not None else None,
+        repository=BackgroundRows(journal.database) if journal.database is not None else None,
         is_ending=lambda: jobs.draining,
         on_change=metrics.background_jobs,
         place=lambda owner: api_limits.place(ApiCaller(Group.CUSTOMERS, owner)),

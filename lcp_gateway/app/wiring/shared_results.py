@@ -7,7 +7,7 @@ from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.accounts.shared.outage import Outage, RedisNotInstalled
 from lcp_gateway.app.wiring import WiringError
-from lcp_gateway.app.wiring.journal import Ledgers
+from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.idempotency import CacheLimits
 from lcp_gateway.purchase.journal import JournalUnavailable
@@ -36,7 +36,7 @@ class SharedResults:
     def __init__(
         self,
         redis_url: str,
-        ledgers: Ledgers,
+        journal: JournalParts,
         metrics: Metrics,
         start_task: StartTask,
         log: FilteringBoundLogger,
@@ -44,7 +44,7 @@ class SharedResults:
         """``start_task`` starts the task that renews a claim."""
         self._start_task = start_task
         self._redis_url = redis_url
-        self._ledgers = ledgers
+        self._journal = journal
         self._metrics = metrics
         self._log = log
         self._claims: RedisClaims | None = None
@@ -78,7 +78,7 @@ class SharedResults:
         return RedisResults(
             claims,
             encryption,
-            state_of=RequestStates(self._ledgers),
+            state_of=RequestStates(self._journal),
             limits=memory_limits(settings),
             wait_s=settings.timeout_quote_s + settings.timeout_execute_s,
             on_joined=self._metrics.joined,
@@ -104,8 +104,8 @@ class SharedResults:
 class RequestStates:
     """Looks up in the journal the purchase of another gateway's request."""
 
-    def __init__(self, ledgers: Ledgers) -> None:
-        self._ledgers = ledgers
+    def __init__(self, journal: JournalParts) -> None:
+        self._journal = journal
 
     async def __call__(self, key_id: str, request_id: str, since: datetime) -> State | None:
         """Return the state of its purchase, or None where nothing was paid; unknown without a journal.
@@ -113,12 +113,12 @@ class RequestStates:
         Raises:
             JournalUnavailable: the journal cannot be read.
         """
-        if self._ledgers.database is None:
+        if self._journal.database is None:
             return State.UNKNOWN
         from lcp_gateway.store.journal.recovery import state_of_request  # noqa: PLC0415 - needed for gateways that ended only
 
         try:
-            return await state_of_request(self._ledgers.database, key_id, request_id, since)
+            return await state_of_request(self._journal.database, key_id, request_id, since)
         except DatabaseUnavailable as error:
             raise JournalUnavailable(
                 f"the journal cannot be read ({error.reason}); nothing was paid here"

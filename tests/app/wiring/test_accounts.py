@@ -16,7 +16,7 @@ from lcp_gateway.accounts.limits.concurrency import TooManyConcurrentJobs
 from lcp_gateway.app.background_tasks import BackgroundTasks
 from lcp_gateway.app.wiring import WiringError, accounts
 from lcp_gateway.app.wiring.accounts import credit_observer, l402_secret, open_access
-from lcp_gateway.app.wiring.journal import Ledgers
+from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.app.wiring.purchase import tariff
 from lcp_gateway.app.wiring.routing import model_registry
 from lcp_gateway.config import Settings, load
@@ -35,8 +35,8 @@ NOW = datetime.now(UTC)
 
 
 def shop(settings: Settings, database=None):
-    ledgers = Ledgers(NullJournal(), database=database)
-    return open_access(settings, ledgers, Metrics(), BackgroundTasks(LOG), LOG)
+    journal = JournalParts(NullJournal(), database=database)
+    return open_access(settings, journal, Metrics(), BackgroundTasks(LOG), LOG)
 
 
 def parts_of(opened, settings: Settings):

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 import pytest
 import structlog
 
-from lcp_gateway.app.wiring.journal import Ledgers, journal_tasks
+from lcp_gateway.app.wiring.journal import JournalParts, journal_tasks
 from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
 from lcp_gateway.store.database.engines import DatabaseUnavailable, open_database
@@ -32,15 +32,15 @@ async def opened(tmp_path):
     await dead.close()
     stored = JournalWriter(database, on_problem=print)
     stored.start()
-    yield Ledgers(stored, Books(database), database, stored)
+    yield JournalParts(stored, Books(database), database, stored)
     await stored.close()
     await database.close()
 
 
-def tasks_of(ledgers, trust, log=None):
+def tasks_of(journal, trust, log=None):
     log = log or structlog.get_logger()
     return {
-        task.name: task.run for task in journal_tasks(ledgers, lambda: (), trust, Metrics(), log)
+        task.name: task.run for task in journal_tasks(journal, lambda: (), trust, Metrics(), log)
     }
 
 
@@ -75,10 +75,10 @@ async def test_a_replaced_session_is_logged_and_an_unavailable_database_is_suspe
 
     log = Mock()
     opened.database = Mock(keep_alive=keep_alive)
-    opened.stored = Mock()
+    opened.writer = Mock()
     run = tasks_of(opened, PeerTrust(TrustRules()), log)["owner_lock"]
     task = asyncio.create_task(run())
     await asyncio.wait_for(done.wait(), 60)
     task.cancel()
     assert log.warning.call_count == 1
-    opened.stored.suspect.assert_called_once_with("the connection was lost")
+    opened.writer.suspect.assert_called_once_with("the connection was lost")

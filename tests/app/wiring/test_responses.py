@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from lcp_gateway.app.wiring.journal import Ledgers
+from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.app.wiring.responses import open_stored_state, store_limits
 from lcp_gateway.app.workers import purge
 from lcp_gateway.config import Settings
@@ -21,7 +21,7 @@ def kept(**settings):
     made = open_stored_state(
         Settings(**settings),
         service=world().service,
-        ledgers=Ledgers(NullJournal()),
+        journal=JournalParts(NullJournal()),
         jobs=JobsInFlight(0, metrics),
         metrics=metrics,
         api_limits=ApiLimits(8, 32),

@@ -6,7 +6,7 @@ import pytest
 
 from lcp_gateway.accounts.shared.results import RedisResults
 from lcp_gateway.app.wiring import WiringError
-from lcp_gateway.app.wiring.journal import Ledgers
+from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.app.wiring.shared_results import RequestStates, SharedResults
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.journal import JournalUnavailable
@@ -32,7 +32,7 @@ async def shared(**settings):
     chosen = Settings(**settings)
     sharing = SharedResults(
         chosen.redis_url,
-        Ledgers(NullJournal()),
+        JournalParts(NullJournal()),
         SimpleNamespace(joined=print),
         start_unsupervised,
         log,
@@ -66,7 +66,7 @@ async def test_without_the_client_of_redis_the_start_fails(monkeypatch):
 
 
 async def test_without_a_journal_the_payments_of_a_dead_gateway_are_unknown():
-    assert await RequestStates(Ledgers(NullJournal()))("k", "r", NOW) is State.UNKNOWN
+    assert await RequestStates(JournalParts(NullJournal()))("k", "r", NOW) is State.UNKNOWN
 
 
 async def test_a_journal_that_cannot_be_read_lets_nothing_be_bought():
