@@ -177,15 +177,15 @@ def test_the_cache_shows_and_logs_no_key(caplog):
     assert not caplog.records
 
 
-def test_a_hundred_thousand_keys_are_checked_fast_and_a_refusal_takes_as_long_as_a_yes():
+def test_twenty_thousand_keys_are_checked_fast_and_a_refusal_takes_as_long_as_a_yes():
     rules = KeyRules()
-    hashes = [hash_key(f"lcpg_{n:043d}") for n in range(100_000)]
+    hashes = [hash_key(f"lcpg_{n:043d}") for n in range(20_000)]
     cache = KeyCache()
     cache.replace_all(
         replace(record(h, change=n), rules=rules) for n, h in enumerate(hashes, start=1)
     )
-    end = replace(record(hashes[7], change=100_001), rules=KeyRules(expires_at=NOW))
-    cache.apply([end, revoked(record(hashes[8]), change=100_002)])
+    end = replace(record(hashes[7], change=20_001), rules=KeyRules(expires_at=NOW))
+    cache.apply([end, revoked(record(hashes[8]), change=20_002)])
     texts = {
         "good": f"lcpg_{5:043d}",
         "expired": f"lcpg_{7:043d}",

@@ -516,16 +516,16 @@ PIECE = sse(chunk(delta(content="hello "), system_fingerprint="fp"))
 @pytest.mark.parametrize(
     ("read", "stream"),
     [
-        (response_document, DELTA * (8 * MIB // len(DELTA))
+        (response_document, DELTA * (2 * MIB // len(DELTA))
          + sse(item_done(0, message("x")), event("response.completed", response=response()))),
-        (response_document, streamed(event("response.completed", response=response(message("x" * 7 * MIB))))),
-        (chat_document, PIECE * (8 * MIB // len(PIECE))),
-        (chat_document, sse(chunk(delta(content="x" * 7 * MIB)))),
-        (chat_document, b": note\n\n" * MIB + PIECE),
+        (response_document, streamed(event("response.completed", response=response(message("x" * 2 * MIB))))),
+        (chat_document, PIECE * (2 * MIB // len(PIECE))),
+        (chat_document, sse(chunk(delta(content="x" * 2 * MIB)))),
+        (chat_document, b": note\n\n" * (MIB // 4) + PIECE),
     ],
     ids=["deltas", "one item", "chunks", "one chunk", "comments"],
 )  # fmt: skip
-def test_eight_mebibytes_are_read_in_a_time_that_grows_with_the_length(read, stream):
+def test_two_mebibytes_are_read_in_a_time_that_grows_with_the_length(read, stream):
     blocks = tuple(stream[at : at + 65536] for at in range(0, len(stream), 65536))
     begun = time.perf_counter()
     assert read(blocks, True)
