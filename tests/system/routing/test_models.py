@@ -163,9 +163,15 @@ def test_an_unknown_model_is_refused_at_once_though_a_node_hangs(nodes):
         env = {"LCP_GATEWAY_NODES": json.dumps(rows), "LCP_GATEWAY_TIMEOUT_QUOTE_S": "2"}
         with gateway(env=env) as process:
             until(lambda: nodes_of(process)["left"]["up"])
-            started = time.monotonic()
-            assert ask(process, "unknown-model").status == 404
-            assert time.monotonic() - started < 1.5
+            # One that waited would take two seconds each time, however quick the machine; one of ten is quicker on any.
+            quickest_s = 60.0
+            for _ in range(10):
+                started = time.monotonic()
+                assert ask(process, "unknown-model").status == 404
+                quickest_s = min(quickest_s, time.monotonic() - started)
+                if quickest_s < 1.5:
+                    break
+            assert quickest_s < 1.5
 
 
 # POST /api/models/route.
