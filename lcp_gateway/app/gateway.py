@@ -176,9 +176,9 @@ class Gateway:
         runtime = self.runtime
         routing = routing_parts(
             settings,
-            catalogs=runtime.catalog,
-            records=runtime.measurements,
-            standings=runtime.trust,
+            catalog=runtime.catalog,
+            measurements=runtime.measurements,
+            trust=runtime.trust,
             metrics=runtime.metrics,
             log=get_logger("gateway"),
         )

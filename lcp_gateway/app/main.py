@@ -89,21 +89,21 @@ async def _serve(
             limit_s = settings.slow_callback_ms / 1000
             stack.enter_context(SlowCallbacks(limit_s, partial(_log_slow_callback, log)))
         tasks = BackgroundTasks(log, on_restart=metrics.task_restarted)
-        runtime, lasting = await open_runtime(settings, stack, metrics, tasks, log)
+        runtime, background = await open_runtime(settings, stack, metrics, tasks, log)
         try:
             gateway = Gateway(settings, runtime)
             await load_trust(runtime.journal, runtime.trust)
         except WiringError as error:
             raise StartError(str(error)) from error
         _on_stop(stop, gateway)
-        lasting += [
+        background += [
             BackgroundTask("loop", lambda: watch_loop(record_pulse)),
             *journal_tasks(runtime.journal, gateway.budgets, runtime.trust, metrics, log),
             BackgroundTask("purge", lambda: purge(gateway.stored.store)),
         ]
         if notifier.has_watchdog:
-            lasting.append(BackgroundTask("watchdog", lambda: notifier.watch(lambda: True)))
-        for task in lasting:
+            background.append(BackgroundTask("watchdog", lambda: notifier.watch(lambda: True)))
+        for task in background:
             await stack.enter_async_context(tasks.running(task))
         serving = await stack.enter_async_context(open_serving(settings, gateway))
         reload = Reload(

@@ -86,7 +86,7 @@ async def open_serving(settings: Settings, gateway: Gateway) -> AsyncIterator[Se
         )
         metrics = None
         if settings.metrics_addr:
-            # Without TLS: it is for a scraper beside us, not for the name that the certificate is made out to.
+            # Without TLS: a scraper beside the gateway does not call it by the name in the certificate.
             where = parse_host_port(settings.metrics_addr)
             metrics = await stack.enter_async_context(
                 listen(configured.metrics_app, where.host, where.port, options)

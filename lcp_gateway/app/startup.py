@@ -85,7 +85,7 @@ async def open_runtime(
     trust = PeerTrust(trust_rules(settings))
     measurements = Measurements(half_life_s=settings.routing_half_life_s, clock=time.monotonic)
     observer = PurchaseObserver(metrics, measurements, trust, get_logger("purchase"))
-    lasting = [
+    background = [
         BackgroundTask("peers", peers.run),
         BackgroundTask("nodes", nodes.watch.run),
         *access.tasks,
@@ -101,7 +101,7 @@ async def open_runtime(
             metrics=metrics,
             log=log,
         )
-        lasting += watched.tasks()
+        background += watched.tasks()
         observer.on_settled = watched.settled
         lnd_report = watched.report
     runtime = Runtime(
@@ -132,7 +132,7 @@ async def open_runtime(
         brake=LoopBrake(settings.loop_brake_per_minute),
         lnd_report=lnd_report,
     )
-    return runtime, lasting
+    return runtime, background
 
 
 def _open_daemon(settings: Settings, metrics: Metrics, tracing: Tracing) -> LcpdUpstream:

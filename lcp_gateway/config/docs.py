@@ -131,7 +131,7 @@ SAMPLE_COLUMNS: Final = 100
 _SAMPLE_HEAD = (
     "Configuration of lcp-gateway.",
     (
-        'Every setting stands here with its default. What begins with "#" and no blank is a setting: take the "#" away to '
+        'Every setting stands here with its default. A line that begins with "#" and no blank is a setting: take the "#" away to '
         "change it. Flags and environment variables take precedence over the file. `lcp-gateway config show` prints the settings in "
         "force and their sources, `lcp-gateway config check` all problems."
     ),

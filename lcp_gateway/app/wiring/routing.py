@@ -171,9 +171,9 @@ def node_parts(
 def routing_parts(
     settings: Settings,
     *,
-    catalogs: MergedCatalog,
-    records: Measurements,
-    standings: PeerTrust,
+    catalog: MergedCatalog,
+    measurements: Measurements,
+    trust: PeerTrust,
     metrics: Metrics,
     log: FilteringBoundLogger,
 ) -> RoutingParts:
@@ -181,8 +181,8 @@ def routing_parts(
     rules, registry = routing_rules(settings), model_registry(settings)
     auto = AutoChoice(
         AutoPolicy(routing_weights(settings), settings.routing_temperature),
-        records,
-        standings.readiness,
+        measurements,
+        trust.readiness,
         clock=time.monotonic,
     )
 
@@ -202,12 +202,12 @@ def routing_parts(
             )
 
     selector = Selector(
-        catalogs,
+        catalog,
         adapters=BODY_ADAPTERS,
         rules=rules,
         registry=registry,
         auto=auto,
-        available=standings.available,
+        available=trust.available,
         on_decision=decided,
         on_choice=chosen,
     )

@@ -16,10 +16,10 @@ from lcp_gateway.telemetry.metrics import Metrics
 async def open_tracing(
     settings: Settings, metrics: Metrics, log: FilteringBoundLogger
 ) -> AsyncIterator[Tracing]:
-    """Trace for the block, at whose end what was traced goes out.
+    """Trace for the block, at whose end all spans are exported. Without a collector OpenTelemetry is not imported.
 
     Raises:
-        NoTraces: the extra is missing, or a variable of OpenTelemetry's own makes no sense.
+        WiringError: the extra is missing, or a variable of OpenTelemetry's own is invalid.
     """
     if not settings.otlp_endpoint:
         yield NO_TRACING
