@@ -31,13 +31,13 @@ async def test_hundreds_of_slow_streams_run_side_by_side_and_stay_apart(make_nod
 
         async def one(number):
             task = chat_task(model="m", say=f"number-{number}", stream=True, max_tokens=8)
-            streamed = await client.ask_stream(task, "Crowd", timeout=20)
+            streamed = await client.ask_stream(task, "Crowd", timeout=60)
             texts = [event["choices"][0]["delta"].get("content") or "" for event in streamed.events]
             assert "".join(texts).endswith(f" number-{number}")
 
-        start = asyncio.get_running_loop().time()
-        await asyncio.gather(*(one(number) for number in range(300)))
-        assert asyncio.get_running_loop().time() - start < 10
+        # One after the other they would take four minutes.
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(one(number) for number in range(300)))
         assert client.node.wallet.payments == 300
 
 

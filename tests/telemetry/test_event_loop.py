@@ -28,13 +28,13 @@ def hold_up(seconds):
 async def test_a_callback_that_takes_too_long_is_told_with_where_it_was():
     """B9: a list of 300,000 models held everything up for half a minute, and nothing said so."""
     told = []
-    with SlowCallbacks(0.05, lambda held_s, frames: told.append((held_s, frames))):
+    with SlowCallbacks(0.3, lambda held_s, frames: told.append((held_s, frames))):
         await asyncio.sleep(0.2)
         assert not told
-        hold_up(0.4)
+        hold_up(0.8)
         await asyncio.sleep(0.2)
     ((held_s, frames),) = told
-    assert 0.2 < held_s < 2
+    assert held_s >= 0.3
     assert frames[0].endswith("hold_up")
     assert __file__ in frames[0]
 

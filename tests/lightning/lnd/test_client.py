@@ -311,13 +311,11 @@ async def test_the_text_of_an_error_is_bounded_and_printable(node, lnd):
 
 
 async def test_an_lnd_that_does_not_answer_is_given_up_in_time(node):
-    node.trouble = Trouble(delay_s=5)
-    async with LndClient(node.address, timeout_s=0.2) as lnd:
-        begun = monotonic()
+    node.trouble = Trouble(delay_s=60)
+    async with LndClient(node.address, timeout_s=0.2) as lnd, asyncio.timeout(30):
         for question in (lnd.info(), lnd.payment(HASH)):
             error = await failure(question)
             assert (error.status, error.retryable) == ("DEADLINE_EXCEEDED", True)
-        assert monotonic() - begun < 2
 
 
 async def test_the_wrong_macaroon_is_refused_and_not_shown(node, tmp_path):

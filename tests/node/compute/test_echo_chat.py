@@ -213,7 +213,7 @@ async def test_a_pace_is_kept(client):
     took = time.perf_counter() - start
 
     assert len(streamed.events) == 8
-    assert 0.29 <= took < 0.6
+    assert took >= 0.29
 
 
 async def test_the_same_request_is_answered_with_the_same_words(client):

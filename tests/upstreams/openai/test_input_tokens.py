@@ -1,7 +1,6 @@
 import asyncio
 import json
 import logging
-import time
 
 import pytest
 
@@ -142,16 +141,14 @@ async def test_a_count_needs_no_more_than_its_number(counter, node, server, text
 
 async def test_an_endless_answer_is_not_read_to_its_end(counter, node, server):
     server.counting.text = "[" + "1," * 20_000_000 + "1]"
-    started = time.monotonic()
-    assert await counter.count(node, BODY, 5) is None
-    assert time.monotonic() - started < 4
+    async with asyncio.timeout(60):
+        assert await counter.count(node, BODY, 120) is None
 
 
 async def test_a_node_that_takes_too_long_is_not_waited_for(counter, node, server):
-    server.counting.delay_s = 5
-    started = time.monotonic()
-    assert await counter.count(node, BODY, 0.2) is None
-    assert time.monotonic() - started < 2
+    server.counting.delay_s = 60
+    async with asyncio.timeout(30):
+        assert await counter.count(node, BODY, 0.2) is None
 
 
 async def test_a_redirect_is_not_followed(counter, node, server):
