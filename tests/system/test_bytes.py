@@ -186,10 +186,10 @@ def answering(chunks, **changes):
         for chunk in chunks:
             yield chunk
 
-    def spoil(self, fault, answer, *, stream):
+    def change_result(self, fault, answer, *, stream):
         return replace(answer, chunks=given_chunks(), **changes)
 
-    return mock.patch.object(FaultInjector, "spoil", spoil)
+    return mock.patch.object(FaultInjector, "change_result", change_result)
 
 
 @BOTH
