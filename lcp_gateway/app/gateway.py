@@ -45,7 +45,7 @@ from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.telemetry.observers import PurchaseObserver
 from lcp_gateway.upstreams.lcpd.adapter import SUPPORTED_VERSIONS
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
-from lcp_gateway.upstreams.merged_catalog import MergedCatalog
+from lcp_gateway.upstreams.sources import MergedCatalog
 
 OPEN_PATHS = frozenset({"/", "/v1", "/v1/", "/healthz", "/readyz"})
 # How long a client may go on reading after its provider's time is over.

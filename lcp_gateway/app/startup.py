@@ -32,8 +32,7 @@ from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.telemetry.observers import PeersObserver, PurchaseObserver
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, UnsupportedVersion
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
-from lcp_gateway.upstreams.merged_catalog import MergedCatalog
-from lcp_gateway.upstreams.sources import UpstreamBySource
+from lcp_gateway.upstreams.sources import MergedCatalog, UpstreamBySource
 
 if TYPE_CHECKING:
     from lcp_gateway.lightning.lnd.client import LndClient

@@ -1,10 +1,75 @@
-"""The two sources of providers behind the one ``Upstream`` of purchases."""
+"""Lightning peers and virtual nodes as one: one catalog, and one upstream."""
 
+import asyncio
 from collections.abc import AsyncGenerator
+from typing import Protocol
 
+from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.order import Task
 from lcp_gateway.purchase.ports import Result, StreamEvent, Upstream
 from lcp_gateway.purchase.quote import ProviderSource, Quote
+from lcp_gateway.routing.catalog import Catalog, Provider
+from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
+
+
+class NodeProviders(Protocol):
+    """Who watches the nodes."""
+
+    @property
+    def providers(self) -> tuple[Provider, ...]:
+        """Those that are up; the same object while nothing has changed."""
+        ...
+
+    async def refresh_if_stale(self) -> None:
+        """Look at those that were not looked at just now, without waiting long."""
+        ...
+
+
+class MergedCatalog:
+    """Gives one catalog of everybody. With peers alone it is the peers' own."""
+
+    def __init__(self, peers: PeerWatch, nodes: NodeProviders | None) -> None:
+        self._peers = peers
+        self._nodes = nodes
+        self._merged: tuple[Catalog, Catalog, tuple[Provider, ...]] | None = None
+
+    @property
+    def catalog(self) -> Catalog:
+        """The last snapshot of all; it has the same ``providers`` object while nothing has changed."""
+        of_peers = self._peers.catalog
+        nodes = self._nodes.providers if self._nodes is not None else ()
+        if not nodes:
+            return of_peers
+        held = self._merged
+        if held is not None and held[1] is of_peers and held[2] is nodes:
+            return held[0]
+        if held is not None and held[1].providers is of_peers.providers and held[2] is nodes:
+            merged = held[0].seen_again(of_peers.taken_at)
+        else:
+            merged = Catalog((*of_peers.providers, *nodes), of_peers.taken_at)
+        self._merged = (merged, of_peers, nodes)
+        return merged
+
+    @property
+    def problem(self) -> UpstreamError | None:
+        """Why nothing can be bought from peers, or None. While a node is up, something can be bought elsewhere."""
+        if self._nodes is not None and self._nodes.providers:
+            return None
+        return self._peers.problem
+
+    @property
+    def age_s(self) -> float:
+        """How old the snapshot of the peers is; what they do does not matter while a node is up."""
+        if self._nodes is not None and self._nodes.providers:
+            return 0.0
+        return self._peers.age_s
+
+    async def refresh_if_stale(self) -> Catalog:
+        """Give a fresh snapshot, or the last one if none can be had."""
+        if self._nodes is None:
+            return await self._peers.refresh_if_stale()
+        await asyncio.gather(self._peers.refresh_if_stale(), self._nodes.refresh_if_stale())
+        return self.catalog
 
 
 class UpstreamBySource:

@@ -27,12 +27,12 @@ from lcp_gateway.routing.scoring import Scored
 from lcp_gateway.routing.selection import Selector
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstreams.lcpd.transport import LcpdAddress, TlsFiles, TransportKind
-from lcp_gateway.upstreams.merged_catalog import MergedCatalog
 from lcp_gateway.upstreams.openai.adapter import OpenAIHttpUpstream
 from lcp_gateway.upstreams.openai.connections import VirtualNode
 from lcp_gateway.upstreams.openai.input_tokens import TokenCounter
 from lcp_gateway.upstreams.openai.node_watch import NodeWatch
 from lcp_gateway.upstreams.openai.price import NodePrice
+from lcp_gateway.upstreams.sources import MergedCatalog
 
 BODY_ADAPTERS = BodyAdapters(
     parse=parse_json,

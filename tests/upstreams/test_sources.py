@@ -4,7 +4,7 @@ import pytest
 
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.routing.catalog import Catalog
-from lcp_gateway.upstreams.merged_catalog import MergedCatalog
+from lcp_gateway.upstreams.sources import MergedCatalog
 from tests.routing.offering import CHAT, provider
 
 PEER, NODE, OTHER = provider("a", "m"), provider("node:n", "m"), provider("node:o", "n")
