@@ -108,16 +108,16 @@ class Charge:
 
         Nothing where nothing was paid, or where the charge of an undelivered purchase is refunded.
         """
-        is_refunded = state is State.UNDELIVERED and self.refund_undelivered
-        return Msat(0) if is_refunded or VERDICTS[state] is Verdict.NONE else self.amount_msat
+        is_refunded = self.refund_undelivered and state is State.UNDELIVERED
+        return _NOTHING if is_refunded or VERDICTS[state] is Verdict.NONE else self.amount_msat
 
     def held_msat(self, state: State) -> Msat:
-        """The part of ``due_msat`` that is held: all of it, while it is not known whether the provider was paid."""
-        return self.due_msat(state) if VERDICTS[state] is Verdict.UNKNOWN else Msat(0)
+        """The part of ``due_msat`` that is held: all, while it is not known whether the provider was paid."""
+        return self.amount_msat if VERDICTS[state] is Verdict.UNKNOWN else _NOTHING
 
     def taken_msat(self, state: State) -> Msat:
         """The part of ``due_msat`` that was taken: all of it, once the provider was paid."""
-        return self.due_msat(state) if VERDICTS[state] is Verdict.SETTLED else Msat(0)
+        return self.due_msat(state) if VERDICTS[state] is Verdict.SETTLED else _NOTHING
 
     def lowered_to(self, price_msat: int) -> "Charge":
         """Return the charge where the provider's price turned out to be lower; it never grows."""

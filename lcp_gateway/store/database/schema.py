@@ -252,7 +252,7 @@ watch_state = Table(
     "watch_state",
     metadata,
     # 'settled:<node id>' for the last settlement that was followed, 'payments:<node id>' for the last payment whose fee
-    # was learnt, 'keys' for the last change of a key.
+    # was recorded, 'keys' for the last change of a key.
     Column("name", Text, primary_key=True),
     Column("position", BigInteger, nullable=False),
 )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import RowMapping
@@ -130,8 +131,14 @@ def charge_of(
     """Return the charge of a row; None where no customer is charged."""
     if account_id is None:
         return None
-    markup = Markup(markup_ppm or 0, Msat(markup_msat or 0))
+    markup = _markup(markup_ppm or 0, markup_msat or 0)
     return Charge(account_id, Msat(charge_msat or 0), markup, bool(refund_undelivered))
+
+
+# Many purchases have the same few mark-ups.
+@lru_cache(maxsize=256)
+def _markup(ppm: int, fixed_msat: int) -> Markup:
+    return Markup(ppm, Msat(fixed_msat))
 
 
 def record_of(row: RowMapping) -> PurchaseRecord:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
@@ -31,6 +32,8 @@ _FACTS = (
 )
 """The columns beside those of state and charge that an update can change."""
 _CHANGED = ("state", "charge_msat", "refund_undelivered", *_FACTS)
+_facts = attrgetter(*_FACTS)
+_NEW_FACTS = tuple(f"new_{name}" for name in _FACTS)
 
 
 @dataclass(slots=True)
@@ -121,7 +124,7 @@ class PurchaseRow:
             "new_state": self.state.value,
             "new_charge_msat": None if charge is None else charge.amount_msat,
             "new_refund_undelivered": None if charge is None else charge.refund_undelivered,
-            **{f"new_{name}": getattr(self, name) for name in _FACTS},
+            **dict(zip(_NEW_FACTS, _facts(self), strict=True)),
         }
 
 

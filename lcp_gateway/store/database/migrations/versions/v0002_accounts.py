@@ -14,7 +14,7 @@ _APPEND_ONLY = ("ledger_entries", "admin_log")
 
 
 def upgrade() -> None:
-    """Add them. Purchases that are there already were charged to nobody."""
+    """Add them. Purchases that are there already have no account."""
     for column in (
         sa.Column("account_id", sa.Text),
         sa.Column("charge_msat", sa.BigInteger),

@@ -1,4 +1,4 @@
-"""An index of the purchases that were paid and whose fee lnd has not told yet."""
+"""An index of the purchases that were paid and whose fee lnd has not reported yet."""
 
 import sqlalchemy as sa
 from alembic import op
