@@ -13,20 +13,20 @@ from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
 
 
 class NodeProviders(Protocol):
-    """Who watches the nodes."""
+    """The watched virtual nodes; ``NodeWatch`` has them."""
 
     @property
     def providers(self) -> tuple[Provider, ...]:
-        """Those that are up; the same object while nothing has changed."""
+        """The nodes that are up; the same object while nothing has changed."""
         ...
 
     async def refresh_if_stale(self) -> None:
-        """Look at those that were not looked at just now, without waiting long."""
+        """Probe the nodes that were not probed just now, without waiting long."""
         ...
 
 
 class MergedCatalog:
-    """Gives one catalog of everybody. With peers alone it is the peers' own."""
+    """One catalog of peers and nodes. With peers alone it is the peers' own."""
 
     def __init__(self, peers: PeerWatch, nodes: NodeProviders | None) -> None:
         self._peers = peers
@@ -52,20 +52,20 @@ class MergedCatalog:
 
     @property
     def problem(self) -> UpstreamError | None:
-        """Why nothing can be bought from peers, or None. While a node is up, something can be bought elsewhere."""
+        """Why peers sell nothing now, or None; None also while a node is up, which sells instead."""
         if self._nodes is not None and self._nodes.providers:
             return None
         return self._peers.problem
 
     @property
     def age_s(self) -> float:
-        """How old the snapshot of the peers is; what they do does not matter while a node is up."""
+        """The age of the peers' snapshot; 0 while a node is up, which needs none."""
         if self._nodes is not None and self._nodes.providers:
             return 0.0
         return self._peers.age_s
 
     async def refresh_if_stale(self) -> Catalog:
-        """Give a fresh snapshot, or the last one if none can be had."""
+        """Return a fresh snapshot, or the last one if the daemon does not answer."""
         if self._nodes is None:
             return await self._peers.refresh_if_stale()
         await asyncio.gather(self._peers.refresh_if_stale(), self._nodes.refresh_if_stale())
