@@ -39,9 +39,9 @@ async def test_a_node_is_told_and_gets_the_same_bytes(stream):
         quote = await upstream.request_quote(task, "node:a", 1)
         with kept.tracing.request([PARENT], STATES), kept.tracing.span(TraceStep.PAY):
             if stream:
-                assert [event async for event in upstream.execute_stream(quote, task, 5)]
+                assert [event async for event in upstream.execute_stream(quote, task, 60)]
             else:
-                await upstream.execute(quote, task, 5)
+                await upstream.execute(quote, task, 60)
         (seen,) = server.requests
         await upstream.close()
     headers = {name.lower(): value for name, value in seen.headers.items()}

@@ -264,7 +264,7 @@ async def test_a_stream_that_is_cut_never_passes_for_whole(server, opened, kind,
     quote = await upstream.request_quote(asked, "node:a", 1)
     events = []
     with pytest.raises(UpstreamError) as caught:
-        async for event in upstream.execute_stream(quote, asked, 5):
+        async for event in upstream.execute_stream(quote, asked, 60):
             events.append(event)
     assert caught.value.status == status
     assert isinstance(events[0], StreamBegin)
@@ -366,7 +366,7 @@ async def test_a_reader_that_stops_stops_the_node(server, opened):
     upstream = opened(server.base_url)
     asked = task(stream=True)
     quote = await upstream.request_quote(asked, "node:a", 1)
-    events = upstream.execute_stream(quote, asked, 5)
+    events = upstream.execute_stream(quote, asked, 60)
     assert isinstance(await anext(events), StreamBegin)
     taken = len(await anext(events))
     await asyncio.sleep(0.3)
@@ -385,7 +385,7 @@ async def test_a_reader_that_leaves_closes_the_connection(server, opened):
     upstream = opened(server.base_url, max_connections=1)
     asked = task(stream=True, n=50)
     quote = await upstream.request_quote(asked, "node:a", 1)
-    events = upstream.execute_stream(quote, asked, 5)
+    events = upstream.execute_stream(quote, asked, 60)
     await anext(events)
     await events.aclose()
     async with asyncio.timeout(3):

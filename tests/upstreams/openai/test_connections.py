@@ -111,8 +111,8 @@ async def bought_from(node, price=PRICE):
         asked = task(stream=stream)
         quote = await upstream.request_quote(asked, "node:a", 1)
         if not stream:
-            return (await upstream.execute(quote, asked, 5)).body
-        events = [event async for event in upstream.execute_stream(quote, asked, 5)]
+            return (await upstream.execute(quote, asked, 60)).body
+        events = [event async for event in upstream.execute_stream(quote, asked, 60)]
         return b"".join(event for event in events if isinstance(event, bytes))
 
     try:

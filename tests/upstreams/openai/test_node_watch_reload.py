@@ -198,7 +198,7 @@ async def begun(upstream, server):
     """Begin a stream; gives it with its first bytes read."""
     name = f"node:{server.server.name}"
     quote = await upstream.request_quote(TASK, name, 1)
-    events = upstream.execute_stream(quote, TASK, 5)
+    events = upstream.execute_stream(quote, TASK, 60)
     await anext(events)
     return events, await anext(events)
 
@@ -230,7 +230,7 @@ async def test_a_task_ends_at_the_price_that_the_node_had_when_it_was_handed_ove
     cheap, dear = (NodePrice(per_request_msat=amount) for amount in (1_000, 9_000))
     async with upstream_of(served_by(slow, price=cheap)) as upstream:
         quote = await upstream.request_quote(TASK, "node:alpha", 1)
-        events = upstream.execute_stream(quote, TASK, 5)
+        events = upstream.execute_stream(quote, TASK, 60)
         await anext(events)
         upstream.use((served_by(slow, price=dear),))
         later = await upstream.request_quote(TASK, "node:alpha", 1)

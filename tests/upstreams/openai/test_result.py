@@ -37,7 +37,7 @@ async def streamed(*pieces, end=End.TIDY, kind=CHAT, price=PRICE):
             quote = await upstream.request_quote(task, "node:a", 1)
             begun = time.monotonic()
             begin, *chunks, result = [
-                event async for event in upstream.execute_stream(quote, task, 20)
+                event async for event in upstream.execute_stream(quote, task, 60)
             ]
             took_s = time.monotonic() - begun
         finally:
