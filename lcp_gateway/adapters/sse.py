@@ -189,6 +189,7 @@ class StreamRewriter:
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._reader = EventReader(max_event_bytes)
         self._passes_rest = False
+        self._after_cr = False
 
     def rewrite(self, event: Event) -> bytes:
         """Return the bytes to pass on for an event."""
@@ -199,12 +200,20 @@ class StreamRewriter:
         if self.passes_rest():
             return chunk
         passed = [
-            event.raw if self.passes_rest() else self.rewrite(event)
+            event.raw if self.passes_rest() else self._rewritten(event)
             for event in self._reader.feed(chunk)
         ]
         if self.passes_rest():
             passed.append(self.rest())
         return b"".join(passed)
+
+    def _rewritten(self, event: Event) -> bytes:
+        # The second half of the CRLF that ended the event before: it stays, whatever becomes of this event.
+        is_split = self._after_cr and event.raw.startswith(b"\n")
+        self._after_cr = event.raw.endswith(b"\r")
+        if is_split:
+            return b"\n" + self.rewrite(Event(event.raw[1:], is_whole=event.is_whole))
+        return self.rewrite(event)
 
     def rest(self) -> bytes:
         """Return the buffered bytes, once the stream has ended."""

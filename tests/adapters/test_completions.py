@@ -3,7 +3,7 @@ import json
 import httpx
 import openai
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from openai.types import Completion
 
@@ -437,6 +437,11 @@ PAYLOADS = st.sampled_from(
 BETWEEN = st.sampled_from([b"", b": x\n\n", b"\n", b"id: 1\r\n", b"\r\n\r\n"])
 
 
+@example(
+    [(b": x\n\n", b"[DONE]", b"\r\n"), (b"", chunk(delta(role="assistant")), b"\n")],
+    [10, 10],
+    PLAIN,
+)
 @given(
     st.lists(st.tuples(BETWEEN, PAYLOADS, st.sampled_from([b"\n", b"\r\n"])), max_size=8), SIZES,
     st.sampled_from([PLAIN, CompletionPlan(echo="E"), CompletionPlan(logprobs=True)]),
