@@ -11,7 +11,7 @@ import time
 
 import hpack
 
-from lcp_gateway.upstreams.lcpd.http2 import Http2Connection, Http2Error, header_block
+from lcp_gateway.upstreams.lcpd.http2_protocol import Http2Connection, Http2Error, header_block
 
 _MAX_TAIL_BYTES = 16_384 + 9
 _MAX_REPLY_BYTES = 200_000

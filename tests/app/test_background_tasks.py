@@ -223,7 +223,7 @@ SHORT = {
     "purchase/service.py": "a purchase; its end is recorded",
     "upstreams/openai/node_watch.py": "a question to a node; the caller waits for it",
     "upstreams/openai/adapter.py": "a connection that is left; bounded by its time-out",
-    "upstreams/lcpd/direct.py": "a connection, or a call that waits for one; both bounded by time-outs",
+    "upstreams/lcpd/http2_transport.py": "a connection, or a call that waits for one; both bounded by time-outs",
     "upstreams/lcpd/peer_watch.py": "a question to the daemon; the caller waits for it",
 }
 """The modules that start a task of their own, and why it need not be supervised: none of these lasts."""

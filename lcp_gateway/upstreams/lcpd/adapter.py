@@ -311,7 +311,7 @@ def open_transport(address: LcpdAddress) -> Transport:
     """
     # Each is imported where it is used: grpcio takes 9 MiB and a quarter of a second's CPU.
     if address.transport is not TransportKind.GRPCIO:
-        from lcp_gateway.upstreams.lcpd.direct import DirectTransport, Endpoint  # noqa: PLC0415
+        from lcp_gateway.upstreams.lcpd.http2_transport import DirectTransport, Endpoint  # noqa: PLC0415
 
         wanted = address.transport is TransportKind.DIRECT
         if wanted or address.tls is None:
@@ -322,7 +322,7 @@ def open_transport(address: LcpdAddress) -> Transport:
                 raise ValueError(
                     f"lcpd_transport = direct needs host:port or unix:/path, not {address.target!r}"
                 )
-    from lcp_gateway.upstreams.lcpd.grpcio import GrpcioTransport  # noqa: PLC0415 - as above
+    from lcp_gateway.upstreams.lcpd.grpcio_transport import GrpcioTransport  # noqa: PLC0415 - as above
 
     return GrpcioTransport(address)
 

@@ -6,7 +6,7 @@ from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes
 
 from lcp_gateway.upstream_status import UpstreamStatus
-from lcp_gateway.upstreams.lcpd import http2
+from lcp_gateway.upstreams.lcpd import http2_protocol
 from lcp_gateway.upstreams.lcpd.transport import MAX_RECEIVE_BYTES, RpcError
 
 _PREFIX_BYTES: Final = 5
@@ -32,10 +32,10 @@ _STATUSES: Final = (
 )
 # What gRPC makes of a reset without a status ("PROTOCOL-HTTP2", Errors), and of an HTTP status that is not 200.
 _STATUS_OF_RESET: Final[dict[int, UpstreamStatus]] = {
-    http2.ErrorCode.REFUSED_STREAM: UpstreamStatus.UNAVAILABLE,
-    http2.ErrorCode.CANCEL: UpstreamStatus.CANCELLED,
-    http2.ErrorCode.ENHANCE_YOUR_CALM: UpstreamStatus.RESOURCE_EXHAUSTED,
-    http2.ErrorCode.INADEQUATE_SECURITY: UpstreamStatus.PERMISSION_DENIED,
+    http2_protocol.ErrorCode.REFUSED_STREAM: UpstreamStatus.UNAVAILABLE,
+    http2_protocol.ErrorCode.CANCEL: UpstreamStatus.CANCELLED,
+    http2_protocol.ErrorCode.ENHANCE_YOUR_CALM: UpstreamStatus.RESOURCE_EXHAUSTED,
+    http2_protocol.ErrorCode.INADEQUATE_SECURITY: UpstreamStatus.PERMISSION_DENIED,
 }
 _STATUS_OF_HTTP: Final = {
     b"400": UpstreamStatus.INTERNAL,
@@ -171,7 +171,7 @@ class GrpcCall:
         if not self._messages:
             self._acknowledge()
 
-    def on_headers(self, headers: http2.Headers, *, is_end: bool) -> None:
+    def on_headers(self, headers: http2_protocol.Headers, *, is_end: bool) -> None:
         """Take the head or the trailers."""
         self._headers.update(headers)
         status = self._headers.get(b":status", b"")
@@ -219,5 +219,5 @@ def reset_error(code: int) -> RpcError:
     return RpcError(
         status,
         f"Received RST_STREAM with error code {code}",
-        not_processed=code == http2.ErrorCode.REFUSED_STREAM,
+        not_processed=code == http2_protocol.ErrorCode.REFUSED_STREAM,
     )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.upstreams.lcpd.http2 import (
+from lcp_gateway.upstreams.lcpd.http2_protocol import (
     PREFACE,
     WINDOW_BYTES,
     DataReceived,

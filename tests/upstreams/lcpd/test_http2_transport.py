@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcp_gateway.upstreams.lcpd import direct
+from lcp_gateway.upstreams.lcpd import http2_transport
 from lcp_gateway.upstreams.lcpd.adapter import open_transport
 from lcp_gateway.upstreams.lcpd.transport import LcpdAddress, RpcError, TransportKind
 from tests.support import raw_http2 as raw
@@ -280,8 +280,8 @@ async def test_a_server_that_comes_back_is_found_and_one_that_is_away_costs_no_t
 
 
 async def test_a_silent_connection_is_asked_whether_it_lives(monkeypatch):
-    monkeypatch.setattr(direct, "_KEEPALIVE_S", 0.05)
-    monkeypatch.setattr(direct, "_KEEPALIVE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(http2_transport, "_KEEPALIVE_S", 0.05)
+    monkeypatch.setattr(http2_transport, "_KEEPALIVE_TIMEOUT_S", 0.2)
     async with raw_server(lambda s: [raw.head(s)]) as server:
         transport = transport_to(server, TransportKind.DIRECT)
         call = transport.stream(PATH, b"", 60, ())

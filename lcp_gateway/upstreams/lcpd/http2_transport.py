@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from typing import Final, cast
 
 from lcp_gateway.upstream_status import UpstreamStatus
-from lcp_gateway.upstreams.lcpd import http2
+from lcp_gateway.upstreams.lcpd import http2_protocol
 from lcp_gateway.upstreams.lcpd.grpc_call import GrpcCall, reset_error
 from lcp_gateway.upstreams.lcpd.transport import LcpdAddress, Metadata, RpcError, TlsFiles
 
@@ -96,7 +96,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._core = http2.Http2Connection()
+        self._core = http2_protocol.Http2Connection()
         self._calls: dict[int, GrpcCall] = {}
         self._transport: asyncio.Transport | None = None
         self._keepalive: asyncio.TimerHandle | None = None
@@ -118,11 +118,11 @@ class _Connection(asyncio.Protocol):
         self._is_quiet = False
         try:
             events = self._core.receive(data)
-        except http2.Http2Error as error:
+        except http2_protocol.Http2Error as error:
             self.close(f"the daemon broke the HTTP/2 protocol: {error}")
             return
         for event in events:
-            if isinstance(event, http2.DataReceived):
+            if isinstance(event, http2_protocol.DataReceived):
                 if (call := self._calls.get(event.stream_id)) is not None:
                     call.on_data(event.data)
                     if event.is_end:
@@ -133,15 +133,15 @@ class _Connection(asyncio.Protocol):
             self._wake_waiting()
         self._flush()
 
-    def _on_event(self, event: http2.Event) -> None:
+    def _on_event(self, event: http2_protocol.Event) -> None:
         match event:
-            case http2.HeadersReceived(stream_id, headers, is_end):
+            case http2_protocol.HeadersReceived(stream_id, headers, is_end):
                 if (call := self._calls.get(stream_id)) is not None:
                     call.on_headers(headers, is_end=is_end)
-            case http2.StreamReset(stream_id, code):
+            case http2_protocol.StreamReset(stream_id, code):
                 if (call := self._calls.get(stream_id)) is not None:
                     call.end(reset_error(code))
-            case http2.GoingAway(last_stream_id, _):
+            case http2_protocol.GoingAway(last_stream_id, _):
                 for stream_id in [number for number in self._calls if number > last_stream_id]:
                     self._calls[stream_id].end(
                         RpcError(UpstreamStatus.UNAVAILABLE, "GOAWAY received", not_processed=True)
@@ -419,7 +419,7 @@ class DirectTransport:
     def _block(self, path: str, timeout_s: float, metadata: Metadata) -> bytes:
         head = self._heads.get(path)
         if head is None:
-            head = self._heads[path] = http2.header_block(
+            head = self._heads[path] = http2_protocol.header_block(
                 [
                     (b":method", b"POST"),
                     (b":scheme", b"https" if self._endpoint.tls else b"http"),
@@ -430,9 +430,9 @@ class DirectTransport:
                     (b"user-agent", _USER_AGENT),
                 ]
             )
-        block = head + http2.literal(b"grpc-timeout", _timeout(timeout_s))
+        block = head + http2_protocol.literal(b"grpc-timeout", _timeout(timeout_s))
         for name, value in metadata:
-            block += http2.literal(name.lower().encode("ascii"), _value(name, value))
+            block += http2_protocol.literal(name.lower().encode("ascii"), _value(name, value))
         return block
 
 
