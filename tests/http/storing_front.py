@@ -173,7 +173,7 @@ class Front:
 
     async def bought(self, body: bytes | list[bytes], asking):
         """Have a provider do the work of a request with this result; return the response."""
-        at = len(self.world.shop.works)
+        at = len(self.world.upstream.works)
         asked = asyncio.ensure_future(asking)
         work = await self.work(at)
         work.deliver(body) if isinstance(body, bytes) else work.stream(*body)
@@ -182,9 +182,9 @@ class Front:
     async def work(self, at: int = 0):
         """Wait for an execute call."""
         async with asyncio.timeout(5):
-            while len(self.world.shop.works) <= at:
+            while len(self.world.upstream.works) <= at:
                 await asyncio.sleep(0.001)
-        return self.world.shop.works[at]
+        return self.world.upstream.works[at]
 
     async def idle(self) -> None:
         """Wait until nothing runs, and see that every place was given back."""
@@ -198,11 +198,11 @@ class Front:
     @property
     def payments(self) -> int:
         """How many calls that may pay went out."""
-        return len(self.world.shop.works)
+        return len(self.world.upstream.works)
 
     def sent(self, at: int = -1) -> bytes:
         """What a provider was sent."""
-        return self.world.shop.tasks[at].body
+        return self.world.upstream.tasks[at].body
 
     def metric(self, name: str, **labels: str) -> float:
         return sum(
@@ -313,18 +313,18 @@ async def storing_front(
 
 
 def _remember_tasks(w: World) -> None:
-    """Have the shop remember what it was asked to do."""
-    shop = w.shop
-    shop.tasks = []
-    execute, stream = shop.execute, shop.execute_stream
+    """Record the tasks that the upstream is asked to execute."""
+    upstream = w.upstream
+    upstream.tasks = []
+    execute, stream = upstream.execute, upstream.execute_stream
 
     async def executed(quote, task, timeout_s):
-        shop.tasks.append(task)
+        upstream.tasks.append(task)
         return await execute(quote, task, timeout_s)
 
     async def streamed(quote, task, timeout_s):
-        shop.tasks.append(replace(task))
+        upstream.tasks.append(replace(task))
         async for event in stream(quote, task, timeout_s):
             yield event
 
-    shop.execute, shop.execute_stream = executed, streamed
+    upstream.execute, upstream.execute_stream = executed, streamed

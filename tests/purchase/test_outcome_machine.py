@@ -110,7 +110,7 @@ class Endings(RuleBasedStateMachine):
             bounds=BufferLimits(window_bytes=WINDOW, whole_bytes=10_000),
             grace_s=0.0,
         )
-        self.w.shop.quotes.extend([None] * len(self.past))
+        self.w.upstream.quotes.extend([None] * len(self.past))
         self.w.exposure.ended = lambda quote, state: self.blame.setdefault(quote.job_id, []).append(
             state.value
         )
@@ -140,10 +140,10 @@ class Endings(RuleBasedStateMachine):
         order = replace(ordered(body, stream=stream), account_id=self.account_id)
         answer = self.w.service.start(order, NO_REPEAT)
         self.w.service.joined(answer)
-        at = len(self.w.shop.works)
-        while len(self.w.shop.works) == at:
+        at = len(self.w.upstream.works)
+        while len(self.w.upstream.works) == at:
             await asyncio.sleep(0.001)
-        job = Job(answer, self.w.shop.works[at], stream, self.w.clock[0])
+        job = Job(answer, self.w.upstream.works[at], stream, self.w.clock[0])
         self.jobs.append(job)
         if not stream:
             job.state = State.PAYING

@@ -16,7 +16,7 @@ class Stall:
     """A market and what can be seen of it."""
 
     def __init__(self, asking=None, limits=None, refuse=None, **peers) -> None:
-        self.shop = ScriptedPeers({name: _peer(said) for name, said in peers.items()})
+        self.upstream = ScriptedPeers({name: _peer(said) for name, said in peers.items()})
         self.failures: list[tuple[str, Exception]] = []
         self.background: list = []
         limits = limits or SpendingLimits()
@@ -28,7 +28,7 @@ class Stall:
             return HASH
 
         self.market = QuoteRequester(
-            self.shop,
+            self.upstream,
             asking or QuotingRules(),
             inspector=ScriptedInspector(inspect=inspect),
             background=lambda coroutine: self.background.append(asyncio.ensure_future(coroutine)),
@@ -38,13 +38,13 @@ class Stall:
 
     async def offer(self, order=None):
         try:
-            return await self.market.request(order or ordered(), self.shop.candidates())
+            return await self.market.request(order or ordered(), self.upstream.candidates())
         finally:
             await asyncio.gather(*self.background)
 
     @property
     def cancelled(self) -> list[str]:
-        return sorted(peer for peer, _ in self.shop.cancelled)
+        return sorted(peer for peer, _ in self.upstream.cancelled)
 
 
 def _peer(said) -> Peer:
@@ -62,7 +62,7 @@ async def test_one_peer_is_asked_when_its_quote_is_good():
     offer = await stall.offer()
     assert offer.quote.peer_id == "p1"
     assert offer.payment_hash == HASH and offer.runner_up_msat is None
-    assert stall.shop.asked == ["p1"] and stall.cancelled == [] and stall.failures == []
+    assert stall.upstream.asked == ["p1"] and stall.cancelled == [] and stall.failures == []
 
 
 async def test_a_quote_that_fails_moves_on_to_the_next_peer():
@@ -92,7 +92,7 @@ async def test_no_more_peers_are_asked_than_allowed():
     stall = Stall(QuotingRules(at_most=2), p1=GONE, p2=GONE, p3=5_000)
     with pytest.raises(UpstreamError):
         await stall.offer()
-    assert stall.shop.asked == ["p1", "p2"]
+    assert stall.upstream.asked == ["p1", "p2"]
 
 
 async def test_of_several_the_cheapest_is_taken_and_the_others_are_cancelled():
@@ -100,7 +100,7 @@ async def test_of_several_the_cheapest_is_taken_and_the_others_are_cancelled():
     offer = await stall.offer()
     assert offer.quote.peer_id == "p2" and offer.runner_up_msat == 4_000
     assert stall.cancelled == ["p1", "p3"]
-    assert len(stall.shop.quotes) == 3
+    assert len(stall.upstream.quotes) == 3
 
 
 async def test_of_two_that_ask_the_same_the_first_choice_is_taken():
@@ -114,7 +114,7 @@ async def test_the_second_group_is_asked_only_when_the_first_has_nothing():
     assert (await stall.offer()).quote.peer_id == "p3"
     stall = Stall(at_once(2), p1=GONE, p2=5_000, p3=1)
     assert (await stall.offer()).quote.peer_id == "p2"
-    assert stall.shop.asked == ["p1", "p2"]
+    assert stall.upstream.asked == ["p1", "p2"]
 
 
 async def test_a_late_provider_is_not_waited_for():
@@ -123,7 +123,7 @@ async def test_a_late_provider_is_not_waited_for():
     offer = await asyncio.wait_for(stall.offer(), 2)
     assert offer.quote.peer_id == "p2" and offer.runner_up_msat is None
     await settle()
-    assert len(stall.shop.quotes) == 1, "the late one's call has been ended"
+    assert len(stall.upstream.quotes) == 1, "the late one's call has been ended"
 
 
 async def test_a_quote_that_comes_within_the_patience_counts():
@@ -158,7 +158,7 @@ async def test_a_request_that_gives_up_ends_every_call_for_a_quote():
     for peer in late:
         peer.ready.set()
     await settle()
-    assert stall.shop.quotes == []
+    assert stall.upstream.quotes == []
 
 
 @pytest.mark.parametrize("number", [1, 3])

@@ -35,36 +35,41 @@ class Purse(PlainJournal):
         await super().intend(intent, budgets)
 
 
-def shop_of(**prices: int) -> ScriptedPeers:
+def upstream_of(**prices: int) -> ScriptedPeers:
     return ScriptedPeers({name: Peer(price) for name, price in prices.items()})
 
 
 async def test_a_provider_that_asks_less_is_bought_from_and_the_others_are_told():
-    w = world(shop=shop_of(first=5_000, same=5_000, dearer=9_000, less=3_000), journal=Purse(4_000))
+    w = world(
+        upstream=upstream_of(first=5_000, same=5_000, dearer=9_000, less=3_000),
+        journal=Purse(4_000),
+    )
     asked = asyncio.ensure_future(w.ask(ordered()))
     (await w.work()).deliver()
     assert await asked == b"answer"
     await settle()
-    assert w.shop.works[0].quote.peer_id == "less"
-    assert sorted(w.shop.cancelled) == [(name, NOT_TAKEN) for name in ("dearer", "first", "same")]
+    assert w.upstream.works[0].quote.peer_id == "less"
+    assert sorted(w.upstream.cancelled) == [
+        (name, NOT_TAKEN) for name in ("dearer", "first", "same")
+    ]
 
 
 async def test_a_quote_that_is_too_dear_even_so_is_dropped_when_another_is_taken():
-    w = world(shop=shop_of(first=9_000, second=6_000, third=3_000), journal=Purse(4_000))
+    w = world(upstream=upstream_of(first=9_000, second=6_000, third=3_000), journal=Purse(4_000))
     asked = asyncio.ensure_future(w.ask(ordered()))
     (await w.work()).deliver()
     await asked
     await settle()
-    assert w.shop.cancelled == [("first", NOT_TAKEN), ("second", NOT_TAKEN)]
+    assert w.upstream.cancelled == [("first", NOT_TAKEN), ("second", NOT_TAKEN)]
 
 
 async def test_where_no_provider_asks_less_the_first_quote_is_held_for_the_client_and_no_other():
-    w = world(shop=shop_of(first=5_000, dearer=6_000, same=5_000), journal=Purse(1_000))
+    w = world(upstream=upstream_of(first=5_000, dearer=6_000, same=5_000), journal=Purse(1_000))
     with pytest.raises(InsufficientBalance) as caught:
         await w.ask(ordered())
     await settle()
     assert caught.value.quote.peer_id == "first"
-    assert sorted(w.shop.cancelled) == [("dearer", NOT_TAKEN), ("same", NOT_TAKEN)]
+    assert sorted(w.upstream.cancelled) == [("dearer", NOT_TAKEN), ("same", NOT_TAKEN)]
     # Topped up, the client takes it.
     w.journal.available_msat = 5_000
     name = f"quote_{caught.value.quote.job_id.hex()}"
@@ -74,24 +79,26 @@ async def test_where_no_provider_asks_less_the_first_quote_is_held_for_the_clien
 
 
 async def test_the_cheapest_of_those_that_are_all_too_dear_is_held():
-    w = world(shop=shop_of(first=5_000, less=3_000), journal=Purse(1_000))
+    w = world(upstream=upstream_of(first=5_000, less=3_000), journal=Purse(1_000))
     with pytest.raises(InsufficientBalance) as caught:
         await w.ask(ordered())
     await settle()
     assert caught.value.quote.peer_id == "less"
-    assert w.shop.cancelled == [("first", NOT_TAKEN)]
+    assert w.upstream.cancelled == [("first", NOT_TAKEN)]
 
 
 async def test_a_quote_beyond_the_limit_is_dropped_on_the_way_to_a_cheaper_one():
     limits = SpendingLimits(max_price_msat=Msat(6_000))
     w = world(
-        shop=shop_of(first=5_000, beyond=7_000, less=3_000), journal=Purse(4_000), limits=limits
+        upstream=upstream_of(first=5_000, beyond=7_000, less=3_000),
+        journal=Purse(4_000),
+        limits=limits,
     )
     asked = asyncio.ensure_future(w.ask(ordered()))
     (await w.work()).deliver()
     await asked
     await settle()
-    assert sorted(w.shop.cancelled) == [("beyond", NOT_TAKEN), ("first", NOT_TAKEN)]
+    assert sorted(w.upstream.cancelled) == [("beyond", NOT_TAKEN), ("first", NOT_TAKEN)]
 
 
 async def test_a_quote_that_is_refused_for_good_is_dropped():
@@ -104,4 +111,4 @@ async def test_a_quote_that_is_refused_for_good_is_dropped():
     with pytest.raises(PeerNotTrusted):
         await w.ask(ordered())
     await settle()
-    assert w.shop.cancelled == [("p1", NOT_TAKEN)]
+    assert w.upstream.cancelled == [("p1", NOT_TAKEN)]

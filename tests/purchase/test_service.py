@@ -60,14 +60,14 @@ async def test_a_stream_comes_as_it_is_made():
 
 
 async def test_a_client_that_leaves_before_anything_is_paid_ends_the_purchase():
-    shop = ScriptedPeers({"p1": Peer(ready=asyncio.Event())})
-    w = world(shop=shop)
+    upstream = ScriptedPeers({"p1": Peer(ready=asyncio.Event())})
+    w = world(upstream=upstream)
     asked = spawn(w.ask(ordered()))
     await settle()
     asked.cancel()
     await asyncio.gather(asked, return_exceptions=True)
     await w.service.wait_idle()
-    assert shop.works == [] and shop.cancelled == []
+    assert upstream.works == [] and upstream.cancelled == []
     (answer,) = w.observer.ends
     assert isinstance(answer.error, Interrupted) and answer.error.verdict is Verdict.NONE
 
@@ -79,7 +79,7 @@ async def test_a_client_that_leaves_while_the_intent_is_written_pays_nothing():
     asked.cancel()
     await asyncio.gather(asked, return_exceptions=True)
     await w.service.wait_idle()
-    assert w.shop.works == []
+    assert w.upstream.works == []
     assert w.journal.only == ["not_paid"]
 
 
@@ -107,7 +107,7 @@ async def test_when_all_leave_after_payment_the_result_is_received_for_a_repeat(
     await settle()
     work.put(*end)
     assert await again == b"one"
-    assert w.shop.cancelled == [] and w.journal.only[-1] == "delivered"
+    assert w.upstream.cancelled == [] and w.journal.only[-1] == "delivered"
 
 
 async def test_a_result_that_ends_within_the_grace_is_held_for_a_retry():
@@ -120,7 +120,7 @@ async def test_a_result_that_ends_within_the_grace_is_held_for_a_retry():
     await w.service.wait_idle()
     assert w.journal.only[-1] == "delivered"
     assert await w.ask(ordered(), RepeatKeys(is_retry=True)) == b"answer"
-    assert len(w.shop.works) == 1
+    assert len(w.upstream.works) == 1
 
 
 async def test_the_grace_counts_from_the_second_leaving(monkeypatch):
@@ -171,13 +171,13 @@ async def test_without_a_listener_at_the_end_of_the_grace_the_job_is_cancelled(b
     assert len(w.service) == 1, "it goes on"
     await asyncio.wait_for(w.service.wait_idle(), 2)
     await settle()
-    assert w.shop.cancelled == [("p1", CANCEL_REASON)]
+    assert w.upstream.cancelled == [("p1", CANCEL_REASON)]
     assert work.closed
     assert w.journal.only[-1] == ("undelivered" if begun else "unknown")
     with pytest.raises(Interrupted) as caught:
         await w.ask(ordered(stream=True), KEY)
     assert caught.value.verdict is (Verdict.SETTLED if begun else Verdict.UNKNOWN)
-    assert len(w.shop.works) == 1, "what may have been paid is not bought again"
+    assert len(w.upstream.works) == 1, "what may have been paid is not bought again"
 
 
 async def test_a_cut_stream_gives_its_bytes_and_then_the_error_to_every_reader():
@@ -193,7 +193,7 @@ async def test_a_cut_stream_gives_its_bytes_and_then_the_error_to_every_reader()
         with pytest.raises(Undelivered):
             await anext(chunks)
     await settle()
-    assert w.shop.cancelled == [("p1", CANCEL_REASON)], "the peer may still be at it"
+    assert w.upstream.cancelled == [("p1", CANCEL_REASON)], "the peer may still be at it"
     assert w.journal.only == ["paying", "settled", "undelivered"]
 
 
@@ -204,7 +204,7 @@ async def test_a_failed_result_is_nothing_to_cancel():
     with pytest.raises(Undelivered, match="broke"):
         await asked
     await settle()
-    assert w.shop.cancelled == []
+    assert w.upstream.cancelled == []
 
 
 async def test_a_deadline_is_told_to_the_peer():
@@ -214,7 +214,7 @@ async def test_a_deadline_is_told_to_the_peer():
     with pytest.raises(PaymentFailed):
         await asked
     await settle()
-    assert w.shop.cancelled == [("p1", CANCEL_REASON)]
+    assert w.upstream.cancelled == [("p1", CANCEL_REASON)]
 
 
 async def test_a_peer_that_cannot_be_told_of_the_end_does_no_harm():
@@ -223,7 +223,7 @@ async def test_a_peer_that_cannot_be_told_of_the_end_does_no_harm():
     async def unreachable(quote, reason, timeout_s):
         raise UpstreamError("UNAVAILABLE", "gone")
 
-    w.shop.cancel = unreachable
+    w.upstream.cancel = unreachable
     asked = spawn(w.ask(ordered()))
     (await w.work()).put(UpstreamError("DEADLINE_EXCEEDED", "late"))
     with pytest.raises(PaymentFailed):
@@ -241,7 +241,7 @@ async def test_a_bug_in_the_upstream_reaches_the_requests_that_wait_and_counts_a
     assert w.journal.only == ["paying", "unknown"]
     with pytest.raises(RuntimeError):
         await w.ask(ordered(), KEY)
-    assert len(w.shop.works) == 1
+    assert len(w.upstream.works) == 1
 
 
 async def test_ending_all_ends_what_runs_and_says_what_was_paid():
@@ -266,7 +266,7 @@ async def test_an_order_that_is_ended_before_it_began_ends_too():
     await w.service.wait_idle()
     await settle()
     assert answer.ended and len(w.service) == 0
-    assert w.shop.works == []
+    assert w.upstream.works == []
     again = spawn(w.ask(ordered(), KEY))
     (await w.work()).deliver()
     assert await again == b"answer"
@@ -285,7 +285,7 @@ async def test_a_stream_too_large_to_hold_without_a_reader_is_ended():
     await asyncio.wait_for(w.service.wait_idle(), 2)
     assert w.journal.only[-1] == "undelivered"
     await settle()
-    assert w.shop.cancelled == [("p1", CANCEL_REASON)]
+    assert w.upstream.cancelled == [("p1", CANCEL_REASON)]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -301,7 +301,7 @@ async def test_a_large_result_reaches_the_client_that_pays_for_it(stream):
     with pytest.raises(ResultLost) as caught:
         await w.ask(ordered(stream=stream), KEY)
     assert caught.value.verdict is Verdict.SETTLED
-    assert len(w.shop.works) == 1
+    assert len(w.upstream.works) == 1
 
 
 async def test_a_slow_reader_holds_the_peer_back():

@@ -53,7 +53,7 @@ async def test_a_second_request_joins_a_retained_result_and_may_leave_again():
     assert not answer.ended and answer.listeners == 0 and not answer.outlives_requests
     work.put(*end)
     assert await w.ask(ordered(stream=True), KEY) == b"one"
-    assert len(w.shop.works) == 1
+    assert len(w.upstream.works) == 1
 
 
 async def test_a_retained_result_larger_than_the_buffer_ends_without_a_reader():
@@ -69,14 +69,14 @@ async def test_a_retained_result_larger_than_the_buffer_ends_without_a_reader():
 
 
 async def test_what_is_cancelled_before_its_payment_costs_nothing():
-    shop = ScriptedPeers({"p1": Peer(ready=asyncio.Event())})
-    w = world(shop=shop)
+    upstream = ScriptedPeers({"p1": Peer(ready=asyncio.Event())})
+    w = world(upstream=upstream)
     answer = w.service.start(ordered(), KEY)
     await settle()
     w.service.interrupt(answer, InterruptReason.CANCELLED)
     await w.service.wait_idle()
     assert (answer.error.code, answer.error.verdict) == ("cancelled", Verdict.NONE)
-    assert w.shop.works == [] and w.shop.cancelled == [] and w.journal.states == {}
+    assert w.upstream.works == [] and w.upstream.cancelled == [] and w.journal.states == {}
 
 
 async def test_what_is_cancelled_while_its_intent_is_written_is_known_not_to_be_paid():
@@ -87,7 +87,7 @@ async def test_what_is_cancelled_while_its_intent_is_written_is_known_not_to_be_
     w.service.interrupt(answer, InterruptReason.CANCELLED)
     await w.service.wait_idle()
     assert answer.verdict is Verdict.NONE
-    assert w.shop.works == [] and journal.only == ["not_paid"]
+    assert w.upstream.works == [] and journal.only == ["not_paid"]
 
 
 @pytest.mark.parametrize(
@@ -112,11 +112,11 @@ async def test_what_is_cancelled_after_its_payment_says_what_is_known_and_tells_
     await settle()
     assert (answer.error.code, answer.error.verdict) == ("cancelled", verdict)
     assert w.journal.only == states
-    assert w.shop.cancelled == [("p1", CANCEL_REASON)]
+    assert w.upstream.cancelled == [("p1", CANCEL_REASON)]
     # A repeat with the key gets the same, and pays nothing.
     with pytest.raises(Interrupted):
         await w.ask(ordered(stream=stream), KEY)
-    assert len(w.shop.works) == 1
+    assert len(w.upstream.works) == 1
 
 
 async def test_cancelling_what_has_ended_changes_nothing():
@@ -127,17 +127,17 @@ async def test_cancelling_what_has_ended_changes_nothing():
     (answer,) = w.observer.ends
     w.service.interrupt(answer, InterruptReason.CANCELLED)
     await settle()
-    assert answer.error is None and w.shop.cancelled == []
+    assert answer.error is None and w.upstream.cancelled == []
 
 
 async def test_out_of_time_before_its_payment_it_costs_nothing():
-    shop = ScriptedPeers({"p1": Peer(ready=asyncio.Event())})
-    w = world(shop=shop, limit_s=0.02)
+    upstream = ScriptedPeers({"p1": Peer(ready=asyncio.Event())})
+    w = world(upstream=upstream, limit_s=0.02)
     with pytest.raises(Interrupted) as caught:
         await w.ask(ordered())
     assert (caught.value.code, caught.value.verdict) == ("timed_out", Verdict.NONE)
     await w.service.wait_idle()
-    assert w.shop.works == []
+    assert w.upstream.works == []
 
 
 @pytest.mark.parametrize(("stream", "verdict"), [(False, Verdict.UNKNOWN), (True, Verdict.SETTLED)])
@@ -150,7 +150,7 @@ async def test_out_of_time_after_its_payment_it_says_what_is_known(stream, verdi
     with pytest.raises(Interrupted) as caught:
         await asked
     assert (caught.value.code, caught.value.verdict) == ("timed_out", verdict)
-    assert w.shop.cancelled == [("p1", CANCEL_REASON)]
+    assert w.upstream.cancelled == [("p1", CANCEL_REASON)]
 
 
 async def test_the_time_limit_holds_for_a_purchase_without_a_reader_too():
@@ -177,7 +177,7 @@ async def test_without_a_limit_no_timer_is_set():
     asked = spawn(w.ask(ordered()))
     await w.work()
     assert [one for one in asyncio.get_running_loop()._scheduled if not one.cancelled()] == []
-    w.shop.works[0].deliver()
+    w.upstream.works[0].deliver()
     await asked
 
 
@@ -194,7 +194,7 @@ async def test_a_listener_that_fails_does_not_make_a_failure_of_what_was_deliver
     (await w.work()).deliver()
     assert await reading == b"answer"
     assert await w.ask(ordered(), KEY) == b"answer"
-    assert (answer.error, len(w.shop.works), len(reported)) == (None, 1, 1)
+    assert (answer.error, len(w.upstream.works), len(reported)) == (None, 1, 1)
     assert w.journal.only[-1] == "delivered"
 
 

@@ -31,7 +31,7 @@ WRONG = UpstreamError("INVALID_ARGUMENT", "no such field", evidence=Verdict.NONE
 
 
 class Nodes(ScriptedPeers):
-    """A shop of nodes, but for those whose name begins with p: they are peers."""
+    """An upstream of nodes; names that begin with p are peers."""
 
     async def request_quote(self, task, peer_id, timeout_s):
         quoted = await super().request_quote(task, peer_id, timeout_s)
@@ -50,7 +50,7 @@ def spawn(coroutine) -> asyncio.Task:
 
 
 async def test_a_free_node_answers_and_nothing_was_paid():
-    w = world(shop=of(n1=FREE))
+    w = world(upstream=of(n1=FREE))
     asked = spawn(w.ask(ordered()))
     (await w.work()).deliver(b"answer")
     assert await asked == b"answer"
@@ -60,14 +60,14 @@ async def test_a_free_node_answers_and_nothing_was_paid():
 
 
 async def test_a_free_node_answers_while_the_journal_cannot_be_written():
-    w = world(shop=of(n1=FREE), journal=PlainJournal(refusal=RuntimeError("full disk")))
+    w = world(upstream=of(n1=FREE), journal=PlainJournal(refusal=RuntimeError("full disk")))
     asked = spawn(w.ask(ordered()))
     (await w.work()).deliver()
     assert await asked == b"answer"
 
 
 async def test_what_a_node_asks_is_written_down_without_a_fee():
-    w = world(shop=of(n1=PRICED))
+    w = world(upstream=of(n1=PRICED))
     asked = spawn(w.ask(ordered()))
     (await w.work()).put(result(b"answer", charged_msat=Msat(1_200)))
     await asked
@@ -80,7 +80,7 @@ async def test_what_a_node_asks_is_written_down_without_a_fee():
 
 
 async def test_a_limit_on_price_and_fee_counts_no_fee_at_a_node():
-    w = world(shop=of(n1=PRICED), limits=SpendingLimits(max_total_msat=5_000))
+    w = world(upstream=of(n1=PRICED), limits=SpendingLimits(max_total_msat=5_000))
     asked = spawn(w.ask(ordered()))
     (await w.work()).deliver()
     assert await asked == b"answer"
@@ -88,18 +88,18 @@ async def test_a_limit_on_price_and_fee_counts_no_fee_at_a_node():
 
 @pytest.mark.parametrize("first", [FREE, PRICED], ids=["free", "priced"])
 async def test_a_node_that_is_not_there_hands_on_to_the_next(first):
-    w = world(shop=of(n1=first, n2=FREE))
+    w = world(upstream=of(n1=first, n2=FREE))
     asked = spawn(w.ask(ordered()))
     (await w.work(0)).put(DOWN)
     (await w.work(1)).deliver(b"from n2")
     assert await asked == b"from n2"
-    assert [work.quote.peer_id for work in w.shop.works] == ["n1", "n2"]
+    assert [work.quote.peer_id for work in w.upstream.works] == ["n1", "n2"]
     if first is PRICED:
         assert w.journal.only == ["paying", "not_paid"]
 
 
 async def test_a_streaming_node_that_is_not_there_hands_on_too():
-    w = world(shop=of(n1=FREE, n2=FREE))
+    w = world(upstream=of(n1=FREE, n2=FREE))
     asked = spawn(w.ask(ordered(stream=True)))
     (await w.work(0)).put(DOWN)
     (await w.work(1)).stream(b"a", b"b")
@@ -107,7 +107,7 @@ async def test_a_streaming_node_that_is_not_there_hands_on_too():
 
 
 async def test_a_free_node_that_breaks_off_before_its_result_hands_on():
-    w = world(shop=of(n1=FREE, p1=PRICED))
+    w = world(upstream=of(n1=FREE, p1=PRICED))
     asked = spawn(w.ask(ordered()))
     (await w.work(0)).put(LOST)
     (await w.work(1)).deliver(b"from p1")
@@ -116,14 +116,14 @@ async def test_a_free_node_that_breaks_off_before_its_result_hands_on():
 
 
 async def test_a_priced_node_that_got_the_work_is_charged_and_no_other_provider_is_asked():
-    w = world(shop=of(n1=PRICED, n2=FREE))
+    w = world(upstream=of(n1=PRICED, n2=FREE))
     asked = spawn(w.ask(ordered()))
     (await w.work()).put(LOST)
     with pytest.raises(PaymentFailed) as failed:
         await asked
     assert failed.value.verdict is Verdict.SETTLED
     assert w.journal.only == ["paying", "settled", "undelivered"]
-    assert w.shop.asked == ["n1"]
+    assert w.upstream.asked == ["n1"]
 
 
 @pytest.mark.parametrize(
@@ -136,46 +136,46 @@ async def test_a_priced_node_that_got_the_work_is_charged_and_no_other_provider_
     ids=lambda error: error.message,
 )
 async def test_a_peers_failed_payment_is_never_tried_elsewhere(error):
-    w = world(shop=of(p1=PRICED, n1=FREE, p2=PRICED))
+    w = world(upstream=of(p1=PRICED, n1=FREE, p2=PRICED))
     asked = spawn(w.ask(ordered()))
     (await w.work()).put(error)
     with pytest.raises(PaymentFailed):
         await asked
-    assert w.shop.asked == ["p1"]
+    assert w.upstream.asked == ["p1"]
 
 
 async def test_a_payment_that_follows_a_dead_node_is_the_only_one():
-    w = world(shop=of(n1=FREE, p1=PRICED, p2=PRICED))
+    w = world(upstream=of(n1=FREE, p1=PRICED, p2=PRICED))
     asked = spawn(w.ask(ordered()))
     (await w.work(0)).put(DOWN)
     (await w.work(1)).put(UpstreamError("UNAVAILABLE", "gone"))
     with pytest.raises(PaymentFailed) as failed:
         await asked
     assert failed.value.verdict is Verdict.UNKNOWN
-    assert [work.quote.peer_id for work in w.shop.works] == ["n1", "p1"]
+    assert [work.quote.peer_id for work in w.upstream.works] == ["n1", "p1"]
 
 
 async def test_what_is_wrong_with_the_request_is_not_tried_elsewhere():
-    w = world(shop=of(n1=FREE, n2=FREE))
+    w = world(upstream=of(n1=FREE, n2=FREE))
     asked = spawn(w.ask(ordered()))
     (await w.work()).put(WRONG)
     with pytest.raises(PaymentFailed) as failed:
         await asked
     assert (failed.value.verdict, failed.value.code) == (Verdict.NONE, "bad_field")
-    assert w.shop.asked == ["n1"]
+    assert w.upstream.asked == ["n1"]
 
 
 async def test_a_node_that_takes_too_long_is_not_waited_for_twice():
-    w = world(shop=of(n1=FREE, n2=FREE))
+    w = world(upstream=of(n1=FREE, n2=FREE))
     asked = spawn(w.ask(ordered()))
     (await w.work()).put(LATE)
     with pytest.raises(PaymentFailed):
         await asked
-    assert w.shop.asked == ["n1"]
+    assert w.upstream.asked == ["n1"]
 
 
 async def test_when_all_nodes_are_down_the_last_error_is_told():
-    w = world(shop=of(n1=FREE, n2=FREE))
+    w = world(upstream=of(n1=FREE, n2=FREE))
     asked = spawn(w.ask(ordered()))
     (await w.work(0)).put(DOWN)
     (await w.work(1)).put(DOWN)
@@ -185,7 +185,7 @@ async def test_when_all_nodes_are_down_the_last_error_is_told():
 
 
 async def test_a_free_stream_that_is_cut_cost_nothing():
-    w = world(shop=of(n1=FREE, n2=FREE))
+    w = world(upstream=of(n1=FREE, n2=FREE))
     answer = w.service.start(ordered(stream=True), NO_REPEAT)
     work = await w.work()
     begin, one, *_ = stream_events(b"one")
@@ -193,21 +193,21 @@ async def test_a_free_stream_that_is_cut_cost_nothing():
     with pytest.raises(Undelivered) as cut:
         await w.read(answer)
     assert cut.value.verdict is Verdict.NONE
-    assert w.shop.asked == ["n1"]
+    assert w.upstream.asked == ["n1"]
 
 
 async def test_a_free_result_is_given_again_to_the_same_key():
-    w = world(shop=of(n1=FREE))
+    w = world(upstream=of(n1=FREE))
     key = RepeatKeys(key="k")
     asked = spawn(w.ask(ordered(), key))
     (await w.work()).deliver(b"once")
     assert await asked == b"once"
     assert await w.ask(ordered(), key) == b"once"
-    assert len(w.shop.works) == 1
+    assert len(w.upstream.works) == 1
 
 
 async def test_what_failed_for_nothing_is_tried_anew_with_the_same_key():
-    w = world(shop=of(n1=FREE))
+    w = world(upstream=of(n1=FREE))
     key = RepeatKeys(key="k")
     asked = spawn(w.ask(ordered(), key))
     (await w.work(0)).put(WRONG)
@@ -236,7 +236,7 @@ async def test_each_candidate_gets_the_task_as_it_is_adapted_for_it():
 
             return [Candidate("n1"), Candidate("p1", adapt)]
 
-    w = world(shop=Listening({"n1": FREE, "p1": PRICED}))
+    w = world(upstream=Listening({"n1": FREE, "p1": PRICED}))
     asked = spawn(w.ask(ordered()))
     (await w.work(0)).put(DOWN)
     (await w.work(1)).deliver()
@@ -257,9 +257,9 @@ async def test_a_quote_that_was_shown_is_taken_with_the_same_adaptation():
     def adapt(task):
         return replace(task, model="real", body=task.body + b" ")
 
-    shop = of(p1=PRICED)
-    shop.candidates = lambda: [Candidate("p1", adapt, routing={"model": "real"})]
-    w = world(shop=shop)
+    upstream = of(p1=PRICED)
+    upstream.candidates = lambda: [Candidate("p1", adapt, routing={"model": "real"})]
+    w = world(upstream=upstream)
     held = await w.service.quote(ordered())
     assert held.offer.order.task.body == b""
     asked = spawn(w.ask(ordered(), quote_id=held.id))
@@ -271,7 +271,7 @@ async def test_a_quote_that_was_shown_is_taken_with_the_same_adaptation():
 
 
 async def test_what_a_node_was_doing_when_the_gateway_ended_it_is_charged_and_not_unknown():
-    w = world(shop=of(n1=PRICED))
+    w = world(upstream=of(n1=PRICED))
     answer = w.service.start(ordered(), NO_REPEAT)
     await w.work()
     w.service.interrupt(answer, InterruptReason.SHUTTING_DOWN)

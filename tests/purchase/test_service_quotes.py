@@ -38,15 +38,15 @@ from tests.support.scripted_peers import (
 async def test_a_quote_that_was_shown_can_be_taken_once():
     w = world()
     held = await w.service.quote(ordered())
-    assert w.journal.intents == [] and w.shop.works == []
+    assert w.journal.intents == [] and w.upstream.works == []
     asked = spawn(w.ask(ordered(), quote_id=held.id))
     work = await w.work()
     work.deliver()
     assert await asked == b"answer"
-    assert work.quote == held.offer.quote and len(w.shop.quotes) == 1
+    assert work.quote == held.offer.quote and len(w.upstream.quotes) == 1
     with pytest.raises(UnknownQuote):
         await w.ask(ordered(), quote_id=held.id)
-    assert len(w.shop.works) == 1
+    assert len(w.upstream.works) == 1
 
 
 async def test_a_quote_is_for_its_own_request_and_stays_when_another_asks():
@@ -75,9 +75,9 @@ async def test_a_retry_of_a_taken_quote_joins_it():
     await w.work()
     retry = spawn(w.ask(ordered(), RepeatKeys(is_retry=True), quote_id=held.id))
     await settle()
-    w.shop.works[0].deliver()
+    w.upstream.works[0].deliver()
     assert await asked == await retry == b"answer"
-    assert len(w.shop.works) == 1
+    assert len(w.upstream.works) == 1
 
 
 async def test_a_quote_too_dear_for_the_client_can_be_taken_without_its_limit():
@@ -85,10 +85,10 @@ async def test_a_quote_too_dear_for_the_client_can_be_taken_without_its_limit():
     with pytest.raises(PriceLimitExceeded) as caught:
         await w.ask(ordered(limit_msat=Msat(100)))
     name = f"quote_{caught.value.quote.job_id.hex()}"
-    assert w.shop.cancelled == []
+    assert w.upstream.cancelled == []
     asked = spawn(w.ask(ordered(), quote_id=name))
     (await w.work()).deliver()
-    assert await asked == b"answer" and len(w.shop.quotes) == 1
+    assert await asked == b"answer" and len(w.upstream.quotes) == 1
 
 
 async def test_a_quote_is_measured_again_when_it_is_taken():
@@ -116,7 +116,7 @@ async def test_a_quote_that_may_pass_later_can_be_taken_later(refusal):
     w.journal.refusal = None
     asked = spawn(w.ask(ordered(), quote_id=held.id))
     (await w.work()).deliver()
-    assert await asked == b"answer" and len(w.shop.quotes) == 1
+    assert await asked == b"answer" and len(w.upstream.quotes) == 1
 
 
 async def test_the_brake_does_not_use_up_a_quote():
@@ -135,7 +135,8 @@ async def test_the_brake_does_not_use_up_a_quote():
 
 async def test_the_runner_up_price_is_written_down():
     w = world(
-        shop=ScriptedPeers({"p1": Peer(5_000), "p2": Peer(4_000)}), asking=QuotingRules(at_once=2)
+        upstream=ScriptedPeers({"p1": Peer(5_000), "p2": Peer(4_000)}),
+        asking=QuotingRules(at_once=2),
     )
     asked = spawn(w.ask(ordered()))
     work = await w.work()
@@ -171,11 +172,11 @@ async def test_a_duplicate_never_cancels_the_job_that_is_paid_and_running():
     first = spawn(w.ask(ordered()))
     work = await w.work()
     w.journal.refusal = DuplicateIntent("this quote was taken before", quote=work.quote)
-    w.shop.same_job = work.quote.job_id
+    w.upstream.same_job = work.quote.job_id
     with pytest.raises(DuplicateIntent):
         await w.ask(ordered(OTHER_BODY))
     await asyncio.sleep(0.01)
-    assert w.shop.cancelled == []
+    assert w.upstream.cancelled == []
     work.deliver()
     assert await first == b"answer"
 
@@ -186,7 +187,7 @@ async def test_a_duplicate_never_cancels_the_job_that_another_process_paid_for()
     with pytest.raises(DuplicateIntent):
         await w.ask(ordered())
     await asyncio.sleep(0.01)
-    assert w.shop.cancelled == []
+    assert w.upstream.cancelled == []
 
 
 async def test_a_quote_that_is_not_taken_never_cancels_a_job_that_was_paid_for():
@@ -195,12 +196,12 @@ async def test_a_quote_that_is_not_taken_never_cancels_a_job_that_was_paid_for()
     w = world(limits=limits, asking=QuotingRules(at_once=2, at_most=2))
     first = spawn(w.ask(ordered()))
     work = await w.work()
-    w.shop.same_job = work.quote.job_id
-    w.shop.peers["p1"].price_msat = 6_000
-    w.shop.peers |= {"p2": Peer(4_000), "p3": Peer(4_500)}
+    w.upstream.same_job = work.quote.job_id
+    w.upstream.peers["p1"].price_msat = 6_000
+    w.upstream.peers |= {"p2": Peer(4_000), "p3": Peer(4_500)}
     other = spawn(w.ask(ordered(OTHER_BODY)))
     await asyncio.sleep(0.01)
-    assert w.shop.cancelled == []
+    assert w.upstream.cancelled == []
     work.deliver()
     assert await first == b"answer"
     other.cancel()

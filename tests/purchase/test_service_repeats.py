@@ -40,7 +40,7 @@ async def test_twenty_requests_at_once_with_one_key_share_one_payment(stream):
     else:
         work.deliver(b"onetwo")
     assert await asyncio.gather(*asked) == [b"onetwo"] * 20
-    assert len(w.shop.works) == len(w.journal.intents) == 1
+    assert len(w.upstream.works) == len(w.journal.intents) == 1
 
 
 async def test_a_repeat_after_the_end_gets_the_result_again():
@@ -48,7 +48,7 @@ async def test_a_repeat_after_the_end_gets_the_result_again():
     first = spawn(w.ask(ordered(), KEY))
     (await w.work()).deliver()
     assert await first == await w.ask(ordered(), KEY) == b"answer"
-    assert len(w.shop.works) == 1
+    assert len(w.upstream.works) == 1
 
 
 async def test_a_repeat_of_a_purchase_that_failed_after_payment_fails_alike():
@@ -59,7 +59,7 @@ async def test_a_repeat_of_a_purchase_that_failed_after_payment_fails_alike():
         with pytest.raises(PaymentFailed) as caught:
             await (first if not first.done() else w.ask(ordered(), KEY))
         assert caught.value.verdict is Verdict.UNKNOWN
-    assert len(w.shop.works) == 1
+    assert len(w.upstream.works) == 1
 
 
 async def test_an_order_that_was_certainly_not_paid_is_bought_anew():
@@ -91,7 +91,7 @@ async def test_the_same_key_with_another_body_is_refused_while_it_runs_and_after
     await first
     with pytest.raises(KeyReused):
         await w.ask(ordered(OTHER_BODY), KEY)
-    assert len(w.shop.works) == 1
+    assert len(w.upstream.works) == 1
 
 
 async def test_the_same_key_of_another_credential_is_another_order():
@@ -101,7 +101,7 @@ async def test_the_same_key_of_another_credential_is_another_order():
     for at in (0, 1):
         (await w.work(at)).deliver()
     await asyncio.gather(one, other)
-    assert len(w.shop.works) == 2
+    assert len(w.upstream.works) == 2
 
 
 async def test_a_result_that_is_gone_is_not_bought_again():
@@ -115,7 +115,7 @@ async def test_a_result_that_is_gone_is_not_bought_again():
     with pytest.raises(ResultLost) as caught:
         await w.ask(ordered(), KEY)
     assert caught.value.verdict is Verdict.SETTLED
-    assert len(w.shop.works) == 2
+    assert len(w.upstream.works) == 2
 
 
 # Quotes that are shown first.
@@ -130,7 +130,7 @@ async def test_the_brake_holds_what_comes_again_and_again_but_not_what_joins():
     assert await w.ask(ordered(), RepeatKeys(key="1")) == b"answer", "joining is free"
     with pytest.raises(LoopDetected):
         await w.ask(ordered(), RepeatKeys(key="2"))
-    assert len(w.shop.works) == 2
+    assert len(w.upstream.works) == 2
     w.clock[0] += 61
     asked = spawn(w.ask(ordered(), RepeatKeys(key="2")))
     (await w.work(2)).deliver()
@@ -153,10 +153,10 @@ async def test_what_another_process_bought_is_not_bought_again(state, verdict):
         await w.ask(ordered(), KEY)
     assert lost.value.verdict is verdict
     assert (lost.value.quote, lost.value.request_id) == (earlier.quote, "req_elsewhere")
-    assert w.shop.works == []
+    assert w.upstream.works == []
     # The quote that was asked for meanwhile is given back; it is another job than the one that was paid.
     await asyncio.sleep(0)
-    assert len(w.shop.cancelled) == 1
+    assert len(w.upstream.cancelled) == 1
 
 
 async def test_another_request_under_a_key_of_another_process_is_refused_and_does_no_harm():
@@ -190,14 +190,14 @@ async def test_what_another_process_could_not_pay_is_bought_with_the_quote_that_
     work = await asyncio.wait_for(_first_work(w), 2)
     work.deliver()
     assert await asked == b"answer"
-    assert len(w.shop.quotes) == 1 and w.shop.cancelled == []
+    assert len(w.upstream.quotes) == 1 and w.upstream.cancelled == []
     assert w.journal.only == ["paying", "settled", "delivered"]
 
 
 async def _first_work(w):
-    while not w.shop.works:
+    while not w.upstream.works:
         await asyncio.sleep(0.005)
-    return w.shop.works[0]
+    return w.upstream.works[0]
 
 
 async def test_what_another_process_pays_for_ever_is_not_waited_for_for_ever():

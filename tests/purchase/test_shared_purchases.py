@@ -99,7 +99,7 @@ async def test_what_another_bought_is_given_and_neither_bought_nor_counted_here(
     assert answer.verdict is Verdict.SETTLED
     await settle()
     assert await w.ask(ordered(), KEY) == b"theirs"
-    assert not w.shop.asked and not w.journal.intents and not w.observer.ends
+    assert not w.upstream.asked and not w.journal.intents and not w.observer.ends
 
 
 async def test_what_failed_elsewhere_fails_alike_and_no_peer_is_told_to_stop():
@@ -112,7 +112,7 @@ async def test_what_failed_elsewhere_fails_alike_and_no_peer_is_told_to_stop():
         await w.ask(ordered(), KEY)
     assert error.value.verdict is Verdict.UNKNOWN
     await settle()
-    assert not w.shop.cancelled and not w.observer.ends
+    assert not w.upstream.cancelled and not w.observer.ends
 
 
 async def test_a_key_that_another_request_has_elsewhere_stays_free_for_that_request_here():
@@ -133,7 +133,7 @@ async def test_what_is_lost_is_asked_for_anew_each_time():
             await w.ask(ordered(), KEY)
         assert error.value.verdict is Verdict.SETTLED
         await settle()
-    assert others.asked == 2 and not w.shop.asked
+    assert others.asked == 2 and not w.upstream.asked
 
 
 async def test_a_request_that_lost_the_claim_does_not_pay():
@@ -144,7 +144,7 @@ async def test_a_request_that_lost_the_claim_does_not_pay():
     assert error.value.code == InterruptReason.TAKEN_OVER == "taken_over"
     assert error.value.verdict is Verdict.NONE
     await settle()
-    assert w.shop.asked and not w.journal.intents and not w.shop.works
+    assert w.upstream.asked and not w.journal.intents and not w.upstream.works
     assert [answer.verdict for answer in others.heard] == [Verdict.NONE]
 
 
@@ -160,8 +160,8 @@ async def test_a_claim_without_a_listener_is_not_waited_for():
 
 async def test_a_claimed_order_that_no_client_waits_for_is_released():
     others = Others()
-    shop = ScriptedPeers({"p1": Peer(ready=asyncio.Event())})
-    w = sharing(others, shop=shop)
+    upstream = ScriptedPeers({"p1": Peer(ready=asyncio.Event())})
+    w = sharing(others, upstream=upstream)
     asked = spawn(w.ask(ordered(), KEY))
     await settle()
     asked.cancel()

@@ -64,7 +64,9 @@ async def test_a_purchase_is_routed_quoted_and_paid():
     assert pay["lcp.payment"] == "settled" and pay["lcp.state"] == "delivered"
     assert pay["lcp.price_msat"] == 5_000 and pay["lcp.peer_id"] == "p1"
     assert (
-        pay["lcp.job_id"] == kept["quote"].attributes["lcp.job_id"] == w.shop.quotes[0].job_id.hex()
+        pay["lcp.job_id"]
+        == kept["quote"].attributes["lcp.job_id"]
+        == w.upstream.quotes[0].job_id.hex()
     )
     assert pay["gen_ai.request.model"] == "m" and pay["gen_ai.provider.name"] == "lcp"
     assert "MARKER" not in kept.everything()
@@ -84,14 +86,14 @@ async def test_a_stream_has_a_span_that_ends_with_its_last_byte():
 
 
 async def test_each_provider_that_is_asked_has_a_span():
-    shop = ScriptedPeers(
+    upstream = ScriptedPeers(
         {
             "dear": Peer(9_000),
             "away": Peer(error=UpstreamError("UNAVAILABLE", "MARKER")),
             "good": Peer(),
         }
     )
-    w, kept = traced(shop=shop, asking=QuotingRules(at_once=3))
+    w, kept = traced(upstream=upstream, asking=QuotingRules(at_once=3))
     asked = asyncio.ensure_future(ask(w, kept, ordered()))
     (await w.work()).deliver()
     await asked
@@ -106,8 +108,8 @@ async def test_each_provider_that_is_asked_has_a_span():
 
 
 async def test_a_peer_that_does_not_answer_in_time_is_not_an_error():
-    shop = ScriptedPeers({"slow": Peer(ready=asyncio.Event()), "good": Peer()})
-    w, kept = traced(shop=shop, asking=QuotingRules(at_once=2, patience_s=0.01))
+    upstream = ScriptedPeers({"slow": Peer(ready=asyncio.Event()), "good": Peer()})
+    w, kept = traced(upstream=upstream, asking=QuotingRules(at_once=2, patience_s=0.01))
     asked = asyncio.ensure_future(ask(w, kept, ordered()))
     await asyncio.sleep(0.05)
     (await w.work()).deliver()
@@ -200,7 +202,7 @@ async def test_the_cancellation_of_a_job_has_no_span():
     asked.cancel()
     await asyncio.sleep(0.02)
     await settle()
-    assert w.shop.cancelled
+    assert w.upstream.cancelled
     assert sorted(kept.names) == ["pay", "quote", "request", "route"]
 
 

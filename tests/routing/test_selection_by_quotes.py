@@ -31,10 +31,10 @@ class Bazaar:
 
     def __init__(self, *providers, asking=None, cards=None, **prices) -> None:
         self.choosing = Choosing(providers, cards or {})
-        self.shop = Counters({one.peer_id: Peer(_price(one, prices)) for one in providers})
+        self.upstream = Counters({one.peer_id: Peer(_price(one, prices)) for one in providers})
         self.background: list = []
         self.market = QuoteRequester(
-            self.shop,
+            self.upstream,
             asking or QuotingRules(),
             inspector=ScriptedInspector(inspect=lambda _order, _quote: b""),
             background=lambda coroutine: self.background.append(asyncio.ensure_future(coroutine)),
@@ -70,7 +70,7 @@ class Bazaar:
 
     @property
     def cancelled(self) -> list[str]:
-        return sorted(peer for peer, _ in self.shop.cancelled)
+        return sorted(peer for peer, _ in self.upstream.cancelled)
 
 
 def _price(one, prices) -> int:
@@ -114,7 +114,7 @@ async def test_a_named_model_that_a_free_node_offers_too_costs_nothing_at_first(
 async def test_the_first_price_of_a_peer_is_not_paid_before_another_one_is_seen():
     bazaar = Bazaar(provider("a", "m"), provider("b", "m"), a=68_084, b=17_901)
     offer = await bazaar.offer()
-    assert bazaar.shop.asked == ["a", "b"]
+    assert bazaar.upstream.asked == ["a", "b"]
     assert offer.candidate.provider_id == "b" and offer.runner_up_msat == 68_084
     assert bazaar.cancelled == ["a"]
     assert [one.provider_id for one in offer.rest] == ["a"]
@@ -132,21 +132,21 @@ async def test_a_quote_as_expected_is_taken_without_asking_another_provider():
     bazaar = Bazaar(provider("a", "m"), provider("b", "m"), a=5_000, b=5_000)
     await bazaar.buy()
     await bazaar.buy()
-    bazaar.shop.asked.clear()
+    bazaar.upstream.asked.clear()
     for number in range(20):
         await bazaar.buy(draw=number / 20)
-    assert len(bazaar.shop.asked) == 20
-    assert len(set(bazaar.shop.asked)) == 2
+    assert len(bazaar.upstream.asked) == 20
+    assert len(set(bazaar.upstream.asked)) == 2
 
 
 async def test_a_price_that_has_risen_is_compared_before_it_is_paid():
     bazaar = Bazaar(provider("a", "m"), provider("b", "m"), a=5_000, b=6_000)
     for number in range(8):
         await bazaar.buy(draw=number / 8)
-    bazaar.shop.peers["a"].price_msat = Msat(50_000)
-    bazaar.shop.asked.clear()
+    bazaar.upstream.peers["a"].price_msat = Msat(50_000)
+    bazaar.upstream.asked.clear()
     offer = await bazaar.offer(draw=0.0)
-    assert bazaar.shop.asked == ["a", "b"] and offer.candidate.provider_id == "b"
+    assert bazaar.upstream.asked == ["a", "b"] and offer.candidate.provider_id == "b"
 
 
 async def test_the_number_of_calls_to_peers_keeps_its_limit_and_a_node_needs_none():
@@ -160,7 +160,7 @@ async def test_the_number_of_calls_to_peers_keeps_its_limit_and_a_node_needs_non
 
 async def test_one_that_fails_in_the_comparison_leaves_the_quote_that_is_there():
     bazaar = Bazaar(provider("a", "m"), provider("b", "m"), a=9_000)
-    bazaar.shop.peers["b"].error = UpstreamError("UNAVAILABLE", "gone")
+    bazaar.upstream.peers["b"].error = UpstreamError("UNAVAILABLE", "gone")
     offer = await bazaar.offer()
     assert offer.candidate.provider_id == "a" and offer.rest == ()
 

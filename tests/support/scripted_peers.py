@@ -192,7 +192,7 @@ class World:
     """A service and everything around it. ``clock`` is the memory's and the brake's."""
 
     service: PurchaseService
-    shop: ScriptedPeers
+    upstream: ScriptedPeers
     journal: PlainJournal
     memory: IdempotencyCache
     observer: Noting
@@ -219,15 +219,15 @@ class World:
         """Wait for an execute call."""
         wanted = at + 1 if at >= 0 else 1
         for _ in range(200):
-            if len(self.shop.works) >= wanted:
-                return self.shop.works[at]
+            if len(self.upstream.works) >= wanted:
+                return self.upstream.works[at]
             await asyncio.sleep(0)
         raise AssertionError("nothing was executed")
 
 
 def world(
     *,
-    shop: ScriptedPeers | None = None,
+    upstream: ScriptedPeers | None = None,
     journal=None,
     asking: QuotingRules | None = None,
     limits: SpendingLimits | None = None,
@@ -240,7 +240,7 @@ def world(
     refuse=None,
 ) -> World:
     """Make a world; needs a running loop. ``refuse(order, quote)`` may raise what an inspection raises."""
-    shop = ScriptedPeers() if shop is None else shop
+    upstream = ScriptedPeers() if upstream is None else upstream
     journal = PlainJournal() if journal is None else journal
     limits = SpendingLimits() if limits is None else limits
     clock, now, paid_jobs = [0.0], [NOW], PaidJobs()
@@ -262,13 +262,13 @@ def world(
         task.add_done_callback(running.discard)
 
     async def routing(order):
-        return shop.candidates()
+        return upstream.candidates()
 
     inspector = ScriptedInspector(limits, exposure, inspect)
     memory = IdempotencyCache(memory_limits or CacheLimits(), lambda: clock[0])
     service = PurchaseService(
         quoting=QuoteRequester(
-            shop,
+            upstream,
             asking or QuotingRules(),
             inspector=inspector,
             background=background,
@@ -276,7 +276,7 @@ def world(
             paid_jobs=paid_jobs,
         ),
         executor=PurchaseExecutor(
-            shop,
+            upstream,
             journal=journal,
             inspector=inspector,
             limits=limits,
@@ -296,7 +296,9 @@ def world(
         observer=observer,
         clock=lambda: clock[0],
     )
-    return World(service, shop, journal, memory, observer, exposure, clock, now, limits, running)
+    return World(
+        service, upstream, journal, memory, observer, exposure, clock, now, limits, running
+    )
 
 
 def price(amount: int) -> Msat:

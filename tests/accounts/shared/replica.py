@@ -26,7 +26,7 @@ LEASE_S = 0.6
 
 
 class Market(ScriptedPeers):
-    """A shop whose jobs no other process has; with ``never`` it does not even quote."""
+    """An upstream whose job ids no other process uses; with ``never`` it does not quote either."""
 
     never = False
 
@@ -46,9 +46,9 @@ async def replica(where: str, url: str, name: str, how: str) -> None:
     database = await open_database(where)
     journal = JournalWriter(database, on_problem=lambda problem: print(problem, file=sys.stderr))
     journal.start()
-    shop = Market(expires_in_s=10**9)
-    shop.never = how == "never"
-    w = world(shop=shop, journal=journal)
+    upstream = Market(expires_in_s=10**9)
+    upstream.never = how == "never"
+    w = world(upstream=upstream, journal=journal)
     w.now[0] = datetime.now(UTC)
     w.service._shared = RedisResults(
         RedisClaims(url, Outage(report=print), LEASE_S),

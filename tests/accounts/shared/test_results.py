@@ -97,15 +97,15 @@ def spawn(coroutine) -> asyncio.Task:
 
 async def work_of(w, at=0):
     async with asyncio.timeout(5):
-        while len(w.shop.works) <= at:
+        while len(w.upstream.works) <= at:
             await asyncio.sleep(0.002)
-    return w.shop.works[at]
+    return w.upstream.works[at]
 
 
 async def bought(w, order=None, repeat=KEY, *events):
     """Have something bought, and told."""
     asked = spawn(w.ask(order or ordered(), repeat))
-    (await work_of(w, len(w.shop.works))).put(*(events or [result()]))
+    (await work_of(w, len(w.upstream.works))).put(*(events or [result()]))
     try:
         return await asked
     finally:
@@ -141,7 +141,7 @@ async def test_what_one_bought_another_gives_again(replica, journals):
     assert answer.purchase.quote == replace(theirs.quote, payment_request="")
     await other.service.wait_idle()
     assert await other.ask(ordered(), KEY) == b"answer"
-    assert not other.shop.asked and not other.observer.ends
+    assert not other.upstream.asked and not other.observer.ends
     assert other.joined == ["replayed"] and one.joined == []
     assert journals.asked == []
 
@@ -149,7 +149,7 @@ async def test_what_one_bought_another_gives_again(replica, journals):
 async def test_everything_that_an_answer_says_of_its_purchase_comes_along(replica):
     one, other = await replica(), await replica()
     routing = {"model": "m", "why": ["cheap", 1], "more": {"a": None}}
-    one.shop.candidates = lambda: [Candidate("p1", adapter="completions", routing=routing)]
+    one.upstream.candidates = lambda: [Candidate("p1", adapter="completions", routing=routing)]
     asked = spawn(one.ask(ordered(), KEY))
     work = await work_of(one)
     answer = next(iter(one.service._running))
@@ -172,15 +172,15 @@ async def test_a_repeat_at_another_gateway_waits_for_the_end_of_the_purchase(rep
     replicas = [await replica() for _ in range(3)]
     asked = [spawn(w.ask(ordered(stream=stream), KEY)) for w in replicas for _ in range(10)]
     async with asyncio.timeout(5):
-        while not any(w.shop.works for w in replicas):
+        while not any(w.upstream.works for w in replicas):
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
-    (buyer,) = [w for w in replicas if w.shop.works]
-    assert sum(len(w.shop.asked) for w in replicas) == 1
+    (buyer,) = [w for w in replicas if w.upstream.works]
+    assert sum(len(w.upstream.asked) for w in replicas) == 1
     if stream:
-        buyer.shop.works[0].stream(b"one", b"two")
+        buyer.upstream.works[0].stream(b"one", b"two")
     else:
-        buyer.shop.works[0].deliver(b"onetwo")
+        buyer.upstream.works[0].deliver(b"onetwo")
     assert await asyncio.gather(*asked) == [b"onetwo"] * 30
     assert sum(len(w.journal.intents) for w in replicas) == 1
     assert [w.joined for w in replicas if w is not buyer] == [["running"], ["running"]]
@@ -199,14 +199,14 @@ async def test_the_same_key_with_another_body_is_refused_everywhere(replica):
         await other.ask(ordered(OTHER_BODY), KEY)
     # And the request whose key it is has its answer, there too.
     assert await other.ask(ordered(), KEY) == b"answer"
-    assert not other.shop.asked
+    assert not other.upstream.asked
 
 
 async def test_keys_are_those_of_a_credential(replica):
     one, other = await replica(), await replica()
     await bought(one, ordered(key_id="one"))
     assert await bought(other, ordered(b"another", key_id="other")) == b"answer"
-    assert len(one.shop.works) == len(other.shop.works) == 1
+    assert len(one.upstream.works) == len(other.upstream.works) == 1
 
 
 @pytest.mark.parametrize("repeat", [RETRY, CODEX])
@@ -214,7 +214,7 @@ async def test_a_marked_retry_that_comes_to_another_is_answered(replica, repeat)
     one, other = await replica(), await replica()
     await bought(one, ordered(), NO_REPEAT if repeat is RETRY else CODEX)
     assert await other.ask(ordered(), repeat) == b"answer"
-    assert not other.shop.asked
+    assert not other.upstream.asked
 
 
 async def test_the_same_request_without_a_word_on_repeating_is_bought_each_time(replica):
@@ -224,7 +224,7 @@ async def test_the_same_request_without_a_word_on_repeating_is_bought_each_time(
     third = await replica()
     # A retry gets the newest.
     assert await third.ask(ordered(), RETRY) == b"newer"
-    assert len(one.shop.works) == len(other.shop.works) == 1
+    assert len(one.upstream.works) == len(other.upstream.works) == 1
 
 
 async def test_what_came_to_nothing_may_be_bought_elsewhere(replica):
@@ -273,7 +273,7 @@ async def test_what_failed_after_it_may_have_been_paid_fails_alike(replica, fail
             assert str(again.value) == str(first.value)
             assert getattr(again.value, "code", None) == getattr(first.value, "code", None)
             assert getattr(again.value, "status", None) == getattr(first.value, "status", None)
-    assert not other.shop.asked and not other.shop.cancelled
+    assert not other.upstream.asked and not other.upstream.cancelled
 
 
 async def test_a_stream_that_was_cut_is_cut_at_the_same_place(replica):
@@ -314,8 +314,8 @@ async def test_an_answer_too_large_to_keep_is_known_to_have_been_bought(replica,
     with pytest.raises(ResultLost) as error:
         await other.ask(ordered(), KEY)
     assert error.value.verdict is Verdict.SETTLED
-    assert error.value.quote.job_id == one.shop.quotes[0].job_id
-    assert other.joined == ["lost"] and not other.shop.asked
+    assert error.value.quote.job_id == one.upstream.quotes[0].job_id
+    assert other.joined == ["lost"] and not other.upstream.asked
 
 
 async def test_bytes_are_kept_for_a_time_and_names_for_longer(replica):
@@ -343,7 +343,7 @@ async def test_nothing_readable_lies_in_redis(replica):
     held += await everything(one)
     assert b"lcp-gateway:" in held and b"ended" in held
     told = [b"telling", b"req_1", b"p1", b"answer of", order.body_sha256]
-    told += [order.body_sha256.hex().encode(), one.shop.quotes[0].job_id.hex().encode()]
+    told += [order.body_sha256.hex().encode(), one.upstream.quotes[0].job_id.hex().encode()]
     assert [word for word in told if word in held] == []
     # Nor is it of use to a gateway with another secret: to that it never was.
     stranger = await replica(secret=b"the secret of another")
@@ -389,7 +389,7 @@ async def test_what_a_dead_gateway_had_paid_for_is_not_bought_again(
     with pytest.raises(ResultLost) as error:
         await other.ask(ordered(key_id="key_1"), KEY)
     assert error.value.verdict is verdict
-    assert not other.shop.asked
+    assert not other.upstream.asked
     ((key_id, request_id, since),) = journals.asked
     assert (key_id, request_id) == ("key_1", "req_1")
     assert (before - since).total_seconds() == pytest.approx(5, abs=1)
@@ -401,24 +401,24 @@ async def test_what_a_dead_gateway_had_not_paid_for_is_bought_by_one_other(
     replica, journals, state
 ):
     journals.state = state
-    dead = await replica(lease_s=0.1, shop=ScriptedPeers({"p1": Peer(ready=asyncio.Event())}))
+    dead = await replica(lease_s=0.1, upstream=ScriptedPeers({"p1": Peer(ready=asyncio.Event())}))
     others = [await replica() for _ in range(3)]
     asked = spawn(dead.ask(ordered(), KEY))
     async with asyncio.timeout(5):
-        while not dead.shop.asked:
+        while not dead.upstream.asked:
             await asyncio.sleep(0.01)
     await left_alone(dead)
     again = [spawn(w.ask(ordered(), KEY)) for w in others for _ in range(5)]
     async with asyncio.timeout(5):
-        while not any(w.shop.works for w in others):
+        while not any(w.upstream.works for w in others):
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
-    (buyer,) = [w for w in others if w.shop.works]
-    buyer.shop.works[0].deliver()
+    (buyer,) = [w for w in others if w.upstream.works]
+    buyer.upstream.works[0].deliver()
     assert await asyncio.gather(*again) == [b"answer"] * 15
     # It was not dead after all, only slow: it must not pay now.
     dead.claims._outage._until = 0
-    dead.shop.peers["p1"].ready.set()
+    dead.upstream.peers["p1"].ready.set()
     with pytest.raises(Interrupted) as error:
         await asked
     assert error.value.code == "taken_over" and not dead.journal.intents
@@ -434,7 +434,7 @@ async def test_where_the_journal_cannot_tell_nothing_is_bought(replica, journals
     await left_alone(one)
     with pytest.raises(JournalUnavailable):
         await other.ask(ordered(), KEY)
-    assert not other.shop.asked
+    assert not other.upstream.asked
     asked.cancel()
 
 
@@ -442,8 +442,8 @@ async def test_a_claim_is_renewed_for_as_long_as_it_takes(replica, journals):
     one, other = await replica(lease_s=0.1), await replica(lease_s=0.1)
     first, second = (spawn(w.ask(ordered(), KEY)) for w in (one, other))
     await asyncio.sleep(0.5)
-    (buyer,) = [w for w in (one, other) if w.shop.works]
-    buyer.shop.works[0].deliver()
+    (buyer,) = [w for w in (one, other) if w.upstream.works]
+    buyer.upstream.works[0].deliver()
     assert await first == await second == b"answer"
     assert journals.asked == []
 
@@ -485,7 +485,7 @@ async def test_a_client_that_leaves_while_the_claim_is_made_leaves_nothing_behin
         await asyncio.wait({asked})
         await one.service.wait_idle()
         await one.claims._calls.close()
-        one.shop.works.clear()
+        one.upstream.works.clear()
     held = await everything(one)
     # A claim that may have been paid stays; every other one is released.
     assert b"running" not in held
@@ -508,7 +508,7 @@ async def test_without_redis_each_is_on_its_own_and_says_so(journals):
         claims._outage._until = 0
         assert await bought(w, ordered(), RepeatKeys(key="m")) == b"answer"
         await claims.aclose()
-    assert len(w.shop.works) == 3
+    assert len(w.upstream.works) == 3
 
 
 async def test_a_redis_that_forgets_everything_hears_of_running_orders_again(replica):
@@ -521,7 +521,7 @@ async def test_a_redis_that_forgets_everything_hears_of_running_orders_again(rep
     await asyncio.sleep(0.1)
     work.deliver()
     assert await asked == await waiting == b"answer"
-    assert not other.shop.asked
+    assert not other.upstream.asked
 
 
 async def test_a_claim_that_was_made_without_redis_is_made_when_it_is_back(replica):
@@ -535,7 +535,7 @@ async def test_a_claim_that_was_made_without_redis_is_made_when_it_is_back(repli
     await asyncio.sleep(0.05)
     work.deliver()
     assert await asked == await waiting == b"answer"
-    assert not other.shop.asked
+    assert not other.upstream.asked
 
 
 async def test_a_waiting_repeat_does_not_buy_because_redis_is_unreachable_for_a_moment(replica):
@@ -550,7 +550,7 @@ async def test_a_waiting_repeat_does_not_buy_because_redis_is_unreachable_for_a_
     await asked
     other.claims._outage._until = 0
     assert await waiting == b"answer"
-    assert not other.shop.asked
+    assert not other.upstream.asked
 
 
 # Two processes.

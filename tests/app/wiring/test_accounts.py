@@ -34,7 +34,7 @@ LOG = structlog.get_logger()
 NOW = datetime.now(UTC)
 
 
-def shop(settings: Settings, database=None):
+def open_parts(settings: Settings, database=None):
     journal = JournalParts(NullJournal(), database=database)
     return open_access(settings, journal, Metrics(), BackgroundTasks(LOG), LOG)
 
@@ -45,7 +45,7 @@ def parts_of(opened, settings: Settings):
 
 @asynccontextmanager
 async def opened(settings: Settings, database=None):
-    async with shop(settings, database) as it:
+    async with open_parts(settings, database) as it:
         yield parts_of(it, settings)
 
 
@@ -110,7 +110,7 @@ async def test_without_accounts_there_is_a_door_and_nothing_to_administer(settin
 
 async def test_with_accounts_there_is_all_of_it(bank):  # noqa: F811 - the fixture
     settings = Settings(auth="accounts", admin_key="boss")
-    async with shop(settings, bank.database) as it:
+    async with open_parts(settings, bank.database) as it:
         parts = parts_of(it, settings)
         assert isinstance(parts.authenticator, AccountAuthenticator)
         assert None not in (parts.wallet_routes, parts.admin_routes, parts.admission.rates)
@@ -163,7 +163,7 @@ async def test_other_static_keys_are_let_in_and_those_of_before_are_not(bank):  
     before, after = (
         Settings(auth="accounts", api_keys=(key,), admin_key=key) for key in ("old", "new")
     )
-    async with shop(before, bank.database) as it:
+    async with open_parts(before, bank.database) as it:
         parts = parts_of(it, after)
         find = parts.authenticator._find
         assert find("old") is not None, "nothing has changed before it is said"
@@ -176,7 +176,7 @@ async def test_other_static_keys_are_let_in_and_those_of_before_are_not(bank):  
 async def test_running_jobs_count_against_a_limit_that_is_set_later():
     none, one = Settings(key_concurrent_jobs=2), Settings(key_concurrent_jobs=1)
     caller = SimpleNamespace(key_id="k", rules=KeyRules())
-    async with shop(none) as it:
+    async with open_parts(none) as it:
         lease = await parts_of(it, none).admission.lease(caller)
         with pytest.raises(TooManyConcurrentJobs):
             await parts_of(it, one).admission.lease(caller)

@@ -25,7 +25,7 @@ from tests.support.scripted_peers import Peer, PlainJournal, ScriptedPeers
 KEY = {"Idempotency-Key": "k"}
 
 
-def slow_shop():
+def slow_upstream():
     return ScriptedPeers({"p1": Peer(ready=asyncio.Event())})
 
 
@@ -188,7 +188,7 @@ async def test_a_repeat_of_a_job_without_its_bytes_gets_the_stored_result(front,
 
 
 async def test_a_stream_begins_before_its_provider_does():
-    async with storing_front(shop=slow_shop()) as front:
+    async with storing_front(upstream=slow_upstream()) as front:
         asked = asyncio.ensure_future(
             front.client.post(
                 "/v1/responses",
@@ -232,12 +232,12 @@ async def test_a_job_that_failed_after_its_payment_fails_alike_for_a_repeat(fron
 
 
 async def test_a_job_that_failed_before_its_payment_is_bought_anew_by_a_repeat(front):
-    front.world.shop.peers["p1"].error = UpstreamError("UNAVAILABLE", "gone")
+    front.world.upstream.peers["p1"].error = UpstreamError("UNAVAILABLE", "gone")
     job_id = await begin(front, headers=KEY)
     await front.idle()
     failed = await front.get(f"/v1/responses/{job_id}")
     assert (failed.document["status"], failed.document["lcp"]) == ("failed", {"payment": "none"})
-    front.world.shop.peers["p1"].error = None
+    front.world.upstream.peers["p1"].error = None
     other = await begin(front, headers=KEY)
     (await front.work()).deliver(response())
     await front.idle()
@@ -304,7 +304,7 @@ async def test_a_job_holds_its_place_and_its_keys_lease_until_it_ends():
         await front.work(1)
         full = await front.create(BOB)
         assert full.status == 429
-        for work in front.world.shop.works:
+        for work in front.world.upstream.works:
             work.deliver(response())
         await theirs
         await front.idle()
@@ -362,7 +362,7 @@ async def test_nothing_holds_an_ended_job(front):
 
 
 async def test_a_job_cancelled_before_its_payment_costs_nothing():
-    async with storing_front(shop=slow_shop()) as front:
+    async with storing_front(upstream=slow_upstream()) as front:
         job_id = await begin(front)
         got = await front.ask("POST", f"/v1/responses/{job_id}/cancel")
         assert (got.status, got.document["status"], got.document["error"]) == (
@@ -394,14 +394,14 @@ async def test_a_job_cancelled_after_its_payment_shows_the_payments_state(front,
     for got in both:
         assert (got.document["status"], got.document["lcp"]["payment"]) == ("cancelled", verdict)
         assert got.payment == verdict
-    assert len(front.world.shop.cancelled) == 1
+    assert len(front.world.upstream.cancelled) == 1
     if stream:
         assert b"event: response.failed" in (await asked).body
     await front.idle()
 
 
 async def test_a_client_whose_job_another_cancels_must_not_retry():
-    async with storing_front(shop=slow_shop()) as front:
+    async with storing_front(upstream=slow_upstream()) as front:
         asked = asyncio.ensure_future(front.create(background=True, stream=True))
         async with asyncio.timeout(5):
             while not front.repository.rows:
@@ -422,7 +422,7 @@ async def test_a_job_that_is_deleted_is_cancelled_and_gone(front):
     await front.idle()
     assert (await front.get(f"/v1/responses/{job_id}")).status == 404
     assert (await front.ask("DELETE", f"/v1/responses/{job_id}")).status == 404
-    assert len(front.world.shop.cancelled) == 1 and len(front.store) == 0
+    assert len(front.world.upstream.cancelled) == 1 and len(front.store) == 0
 
 
 async def test_a_response_that_is_not_of_the_background_cannot_be_cancelled(front):

@@ -241,7 +241,7 @@ async def test_the_stream_of_the_first_request_carries_the_jobs_id(front):
 
 async def test_the_stream_of_a_queued_job_has_the_headers_of_the_moment_its_head_goes_out():
     ready = asyncio.Event()
-    async with storing_front(shop=ScriptedPeers({"p1": Peer(ready=ready)})) as front:
+    async with storing_front(upstream=ScriptedPeers({"p1": Peer(ready=ready)})) as front:
         asked = asyncio.ensure_future(front.create(background=True, stream=True))
         async with asyncio.timeout(5):
             while not front.repository.rows:
@@ -273,7 +273,7 @@ async def test_a_job_that_does_not_stream_gives_its_events_at_its_end(front):
 async def test_a_job_that_fails_before_its_first_byte_has_the_events_of_a_failed_response(stream):
     ready = asyncio.Event()
     peer = Peer(ready=ready, error=UpstreamError("UNAVAILABLE", "gone"))
-    async with storing_front(shop=ScriptedPeers({"p1": peer})) as front:
+    async with storing_front(upstream=ScriptedPeers({"p1": peer})) as front:
         asked = asyncio.ensure_future(front.create(background=True, stream=stream))
         async with asyncio.timeout(5):
             while not front.repository.rows:
@@ -307,7 +307,7 @@ async def test_a_job_that_is_cut_in_its_stream_ends_with_the_event_of_a_failure(
 async def test_heartbeats_go_out_while_a_job_is_silent():
     ready = asyncio.Event()
     async with storing_front(
-        shop=ScriptedPeers({"p1": Peer(ready=ready)}), heartbeat_s=0.02
+        upstream=ScriptedPeers({"p1": Peer(ready=ready)}), heartbeat_s=0.02
     ) as front:
         job_id = (await front.create(background=True)).document["id"]
         path, headers = f"/v1/responses/{job_id}?stream=true", {"Authorization": "Bearer alice"}
