@@ -21,10 +21,11 @@ from lcp_gateway.http.gateway.api_limits import ApiLimits
 from lcp_gateway.http.middleware import RequestMiddleware
 from lcp_gateway.http.openai.admission import Admission, JobsInFlight
 from lcp_gateway.http.openai.background import BackgroundResponses
+from lcp_gateway.http.openai.charges import ChargeReport
 from lcp_gateway.http.openai.chats import ChatRoutes
 from lcp_gateway.http.openai.create import CreateRoutes
 from lcp_gateway.http.openai.history import History
-from lcp_gateway.http.openai.response import ChargeReport, ResponseWriter
+from lcp_gateway.http.openai.response import ResponseWriter
 from lcp_gateway.http.openai.responses import ResponseRoutes
 from lcp_gateway.purchase.purchase import InterruptReason
 from lcp_gateway.responses.recording import Recorder

@@ -63,7 +63,7 @@ from lcp_gateway.http.gateway.keys import KeyRoutes
 from lcp_gateway.http.gateway.refunds import RefundRoutes
 from lcp_gateway.http.gateway.wallet import WalletRoutes
 from lcp_gateway.http.openai.admission import Admission
-from lcp_gateway.http.openai.response import ChargeReport
+from lcp_gateway.http.openai.charges import ChargeReport
 from lcp_gateway.purchase.money import RefundDecision
 from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.routing.model_registry import ModelRegistry

@@ -12,7 +12,8 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.adapters.json_bytes import dump_json, object_or_none
 from lcp_gateway.http.error_mapping import map_error
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, internal_error
-from lcp_gateway.http.openai.response import charge_details, charge_headers, purchase_headers
+from lcp_gateway.http.openai.charges import charge_details, charge_headers
+from lcp_gateway.http.openai.response import purchase_headers
 from lcp_gateway.purchase.idempotency import RepeatKeys, ResultLost
 from lcp_gateway.purchase.journal import RequestRepeated
 from lcp_gateway.purchase.order import Order

@@ -14,10 +14,11 @@ from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.fields import json_response
 from lcp_gateway.http.openai.admission import Admission, AdmissionTicket, JobsInFlight
 from lcp_gateway.http.openai.background import BackgroundResponses
+from lcp_gateway.http.openai.charges import ChargeReport
 from lcp_gateway.http.openai.history import History
 from lcp_gateway.http.openai.request_body import parse_request, read_body
 from lcp_gateway.http.openai.request_headers import RequestHeaders, read_request_headers
-from lcp_gateway.http.openai.response import JSON, ChargeReport, ResponseWriter, quote_response
+from lcp_gateway.http.openai.response import JSON, ResponseWriter, quote_response
 from lcp_gateway.purchase.idempotency import RepeatKeys, ResultLost
 from lcp_gateway.purchase.journal import InsufficientBalance
 from lcp_gateway.purchase.limits import SpendingLimits

@@ -1,4 +1,4 @@
-"""Responses of the routes that buy: headers, charges, changes of the body that the client asked for, and delivery."""
+"""Responses of the routes that buy: headers, changes of the body that the client asked for, and delivery."""
 
 import asyncio
 import re
@@ -7,27 +7,21 @@ from contextlib import aclosing, suppress
 from functools import partial
 
 from aiohttp import web
-from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.accounts.models import AccountError
-from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable
-from lcp_gateway.accounts.wallet import TopupsDisabled, Wallet
 from lcp_gateway.adapters.completions import FromChatStream, from_chat, to_chat
 from lcp_gateway.adapters.json_bytes import with_changes
 from lcp_gateway.adapters.routing_info import RoutingInfoStream, add_to_result, header_value
 from lcp_gateway.adapters.sse import StreamRewriter, is_uncompressed
 from lcp_gateway.http.context import RequestContext
-from lcp_gateway.http.error_mapping import map_error, map_purchase_error
+from lcp_gateway.http.error_mapping import map_error
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, quote_headers
 from lcp_gateway.http.fields import json_response
-from lcp_gateway.http.gateway.api_limits import ApiLimits, account_caller
+from lcp_gateway.http.openai.charges import ChargeReport
 from lcp_gateway.http.openai.sse_relay import SseRelay
 from lcp_gateway.http.server.connection import close_if_http10
 from lcp_gateway.purchase.errors import Undelivered
 from lcp_gateway.purchase.held_quotes import HeldQuote
-from lcp_gateway.purchase.journal import EarlierPurchase, InsufficientBalance
 from lcp_gateway.purchase.limits import SpendingLimits
-from lcp_gateway.purchase.money import REFUND_MESSAGES, Refund
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.result_buffer import ResultBuffer, ResultHead
@@ -41,18 +35,10 @@ EVENTS = "text/event-stream; charset=utf-8"
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """Headers that keep proxies from holding a stream up."""
 
-CHARGED_HEADER = "X-Lcp-Charged-Msat"
-BALANCE_HEADER = "X-Lcp-Balance-Msat"
-REFUND_HEADER = "X-Lcp-Refund"
 ADAPTER_HEADER = "X-Lcp-Adapter"
 ROUTING_HEADER = "X-Lcp-Routing"
 
 _SAFE_HEADER = re.compile(r"[\x20-\x7e]{1,256}")
-_PENDING = "pending"
-# A paid response does not wait longer for a figure that goes with it.
-_BALANCE_S = 1.0
-# Nor does an error wait longer for a decision that the journal makes with its next commit.
-_REFUND_S = 1.0
 # The counter of streamed bytes is updated this often, not for every chunk.
 _COUNT_EVERY_BYTES = 16_384
 # How often to look whether a slow client has taken what was written.
@@ -117,102 +103,6 @@ def quote_response(held: HeldQuote, limits: SpendingLimits) -> web.Response:
     if offer.candidate.routing is not None:
         document["routing_info"] = {**offer.candidate.routing, "price_msat": quote.price_msat}
     return json_response(document, headers=quote_headers(quote))
-
-
-# -- charges --------------------------------------------------------------------------------------
-
-
-def charge_details(purchase: Purchase | EarlierPurchase | None) -> dict[str, int | str]:
-    """Return the charge of a purchase and its refund as JSON fields; empty where no customer is charged."""
-    if purchase is None or purchase.customer_msat is None:
-        return {}
-    details: dict[str, int | str] = {"charged_msat": purchase.customer_msat}
-    if purchase.refund is not None:
-        details["refund"] = purchase.refund.value
-    elif _awaits_refund(purchase):
-        details["refund"] = _PENDING
-    return details
-
-
-def charge_headers(details: Mapping[str, object]) -> dict[str, str]:
-    """Return ``charge_details`` as headers."""
-    names = {"charged_msat": CHARGED_HEADER, "refund": REFUND_HEADER}
-    return {header: str(details[name]) for name, header in names.items() if name in details}
-
-
-def _awaits_refund(purchase: Purchase | EarlierPurchase) -> bool:
-    # The journal decides in the transaction that writes the end.
-    return isinstance(purchase, Purchase) and purchase.awaits_refund
-
-
-class ChargeReport:
-    """Reports to customers their charge, balance and refund; does nothing without accounts."""
-
-    def __init__(
-        self,
-        wallet: Wallet | None,
-        log: FilteringBoundLogger,
-        api_limits: ApiLimits | None = None,
-    ) -> None:
-        """``api_limits`` bounds how many invoices are made at one time; by default it is one."""
-        self._wallet = wallet
-        self._log = log
-        self._api_limits = api_limits or ApiLimits(1, 1)
-
-    async def add_headers(self, context: RequestContext) -> None:
-        """Put the charge and the balance into the headers of a response that is about to go out."""
-        account_id, purchase = context.caller.account_id, context.earlier or context.purchase
-        if self._wallet is None or account_id is None:
-            return
-        context.headers.update(charge_headers(charge_details(purchase)))
-        if purchase is not None and purchase.customer_msat is not None and _awaits_refund(purchase):
-            # The refund is on its way: a balance without it would only mislead.
-            return
-        try:
-            async with asyncio.timeout(_BALANCE_S):
-                balance = await self._wallet.balance(account_id)
-        except Exception as error:  # noqa: BLE001 - a paid response must not fail for want of a figure
-            self._log.warning("a balance cannot be read", error=type(error).__name__)
-            return
-        context.headers[BALANCE_HEADER] = str(balance.available_msat)
-
-    @staticmethod
-    async def describe(context: RequestContext, failure: ApiError) -> None:
-        """Add to an error the charge that stands all the same, and its refund."""
-        purchase = context.earlier or context.purchase
-        if purchase is None or purchase.customer_msat is None:
-            return
-        if isinstance(purchase, Purchase):
-            await purchase.wait_for_refund(_REFUND_S)
-        failure.details = {**failure.details, **charge_details(purchase)}
-        if purchase.refund is Refund.WITHHELD:
-            failure.message = f"{failure.message}; {REFUND_MESSAGES[Refund.WITHHELD]}"
-
-    async def refuse(self, context: RequestContext, error: InsufficientBalance) -> ApiError:
-        """Return the error for a balance that is too low, with an invoice for the missing amount."""
-        refusal = map_purchase_error(error)
-        account_id = context.caller.account_id
-        if self._wallet is None or account_id is None:
-            return refusal
-        missing_msat = error.required_msat - error.available_msat
-        try:
-            async with self._api_limits.place(account_caller(account_id)):
-                topup = await self._wallet.fill_for(account_id, missing_msat)
-        except (ApiError, TopupsDisabled, InvoiceServiceUnavailable, AccountError):
-            return refusal
-        except Exception as problem:  # noqa: BLE001 - the refusal stands whatever became of the invoice
-            self._log.warning("a top-up cannot be made", error=type(problem).__name__)
-            return refusal
-        refusal.details = {
-            **refusal.details,
-            "topup": {
-                "id": topup.id,
-                "amount_msat": topup.amount_msat,
-                "payment_request": topup.payment_request,
-                "expires_at": int(topup.expires_at.timestamp()),
-            },
-        }
-        return refusal
 
 
 # -- the body -------------------------------------------------------------------------------------

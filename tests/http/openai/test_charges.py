@@ -9,7 +9,7 @@ from lcp_gateway.accounts.callers import Caller, KeyRules
 from lcp_gateway.http.context import RequestContext
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.openai import response
-from lcp_gateway.http.openai.response import ChargeReport
+from lcp_gateway.http.openai.charges import ChargeReport
 from lcp_gateway.purchase.journal import EarlierPurchase, InsufficientBalance
 from lcp_gateway.purchase.money import Charge, Markup, Msat, Refund
 from lcp_gateway.purchase.purchase import Purchase
