@@ -185,11 +185,6 @@ class Reconciler:
         self._batch = batch
         self._now = now
         self._waits: dict[bytes, _Wait] = {}
-        self._woken = asyncio.Event()
-
-    def wake(self) -> None:
-        """Start a pass now: a payment has just become unknown. Those that wait go on waiting."""
-        self._woken.set()
 
     async def run(
         self,
@@ -202,7 +197,6 @@ class Reconciler:
         raised, for the supervisor to log it and start this again: the waits are kept.
         """
         while True:
-            self._woken.clear()
             more = False
             try:
                 summary = await self.once()
@@ -211,7 +205,7 @@ class Reconciler:
             except (LndError, JournalUnavailable) as error:
                 on_error(error)
             if not more:
-                await self._pause()
+                await asyncio.sleep(self._timing.interval_s)
 
     async def once(self) -> ReconcilerSummary:
         """Make one pass: at most one batch of look-ups, one after the other."""
@@ -334,10 +328,3 @@ class Reconciler:
         wait = self._waits.get(payment.job_id)
         delay_s = min(wait.delay_s * 2, longest_s) if wait else self._timing.first_delay_s
         self._waits[payment.job_id] = _Wait(delay_s, self._now() + timedelta(seconds=delay_s))
-
-    async def _pause(self) -> None:
-        try:
-            async with asyncio.timeout(self._timing.interval_s):
-                await self._woken.wait()
-        except TimeoutError:
-            return

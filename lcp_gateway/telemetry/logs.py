@@ -4,13 +4,12 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
-from contextlib import AbstractContextManager
 from typing import Any, BinaryIO, Literal, TextIO, cast
 
 import orjson
 import structlog
 from structlog import DropEvent
-from structlog.contextvars import bound_contextvars, merge_contextvars
+from structlog.contextvars import merge_contextvars
 from structlog.typing import FilteringBoundLogger, Processor
 
 from lcp_gateway.constants import MSAT_PER_SAT
@@ -168,11 +167,6 @@ def get_logger(name: str) -> FilteringBoundLogger:
 def log_always(log: FilteringBoundLogger, event: str, **fields: object) -> None:
     """Write a line of level info whatever the level in force: the operator has just asked for it, and waits."""
     cast("Any", log.bind())._proxy_to_logger("info", event, **fields)  # noqa: SLF001 - what its own methods call
-
-
-def request_context(request_id: str) -> AbstractContextManager[None]:
-    """Put the request's id on every line logged inside the ``with`` block, also by tasks that it starts."""
-    return bound_contextvars(request_id=request_id)
 
 
 def _threshold(level: str) -> int:

@@ -11,13 +11,13 @@ import timeit
 
 import pytest
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from lcp_gateway.telemetry import log_redaction
 from lcp_gateway.telemetry.logs import (
     configure_logging,
     get_logger,
     log_always,
-    request_context,
     set_log_level,
 )
 
@@ -131,7 +131,7 @@ async def test_a_request_id_is_on_every_line_of_its_request_and_on_no_other(line
     log = get_logger("x")
 
     async def serve(request_id):
-        with request_context(request_id):
+        with bound_contextvars(request_id=request_id):
             log.info("begin", of=request_id)
             await asyncio.sleep(0)
             await asyncio.create_task(later(request_id))
@@ -375,7 +375,7 @@ def test_a_line_is_cheap(tmp_path):
                 stream=True, bytes_in=1200, bytes_out=4000, quote_ms=8.1, execute_ms=75.3, total_ms=84.1,
             )  # fmt: skip
 
-        with request_context("req-1"):
+        with bound_contextvars(request_id="req-1"):
             best_s = min(timeit.repeat(one, number=1000, repeat=3, timer=time.process_time)) / 1000
     print(f"{best_s * 1e6:.1f} us a line")
     assert best_s < 150e-6

@@ -126,10 +126,6 @@ class Keys:
         """Return a key, revoked or not."""
         return await fetch_one(self._database, select(keys).where(keys.c.id == key_id), _record)
 
-    async def by_hash(self, key_hash: bytes) -> KeyRecord | None:
-        """Return the key with this SHA-256, revoked or not."""
-        return await fetch_one(self._database, select(keys).where(keys.c.hash == key_hash), _record)
-
     async def page(
         self, account_id: str | None = None, *, limit: int = 100, after: str | None = None
     ) -> Listing[KeyRecord]:

@@ -12,7 +12,6 @@ from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import OPEN_STATES, budget_spend, purchase_states, purchases
 from lcp_gateway.store.database.statements import (
-    MAX_ROWS,
     AnySelect,
     fetch,
     fetch_one,
@@ -147,12 +146,6 @@ class Books:
             select(purchases)
             .where(purchases.c.job_id >= least, purchases.c.job_id <= most)
             .limit(2)
-        )
-
-    async def by_payment_hash(self, payment_hash: bytes) -> Sequence[PurchaseRecord]:
-        """Return the purchases that pay an invoice of this hash: one, unless a peer uses a hash twice."""
-        return await self._records(
-            select(purchases).where(purchases.c.payment_hash == payment_hash).limit(MAX_ROWS)
         )
 
     async def steps(self, job_id: bytes) -> Sequence[StateChange]:

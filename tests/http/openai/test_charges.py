@@ -8,7 +8,7 @@ import structlog
 from lcp_gateway.accounts.callers import Caller, KeyRules
 from lcp_gateway.http.context import RequestContext
 from lcp_gateway.http.errors import ApiError
-from lcp_gateway.http.openai import response
+from lcp_gateway.http.openai import charges
 from lcp_gateway.http.openai.charges import ChargeReport
 from lcp_gateway.purchase.journal import EarlierPurchase, InsufficientBalance
 from lcp_gateway.purchase.money import Charge, Markup, Msat, Refund
@@ -119,7 +119,7 @@ async def test_an_error_waits_for_the_decision_about_its_refund(
     bank, monkeypatch, decided, charged_msat
 ):
     """A6: the error says where its charge is withheld."""
-    monkeypatch.setattr(response, "_REFUND_S", 10.0 if decided else 0.01)
+    monkeypatch.setattr(charges, "_REFUND_S", 10.0 if decided else 0.01)
     account_id = await bank.customer(9_000)
     found = context_of(account_id, *SETTLED, PurchaseEvent.FAIL_DELIVERY, refund=True)
     failure = ApiError(502, "no")

@@ -78,10 +78,8 @@ async def test_unknowns_come_oldest_first(history, books):
     assert [p.request_id for p in await books.unknowns(limit=1)] == ["req-e"]
 
 
-async def test_a_purchase_is_found_by_its_payment_hash(history, books):
-    wanted = await books.purchase(job("a"))
-    assert list(await books.by_payment_hash(wanted.payment_hash)) == [wanted]
-    assert await books.purchase(job("nobody")) is None
+async def test_a_job_that_was_never_bought_has_no_purchase(history, books):
+    assert await books.purchase(job("never bought")) is None
 
 
 async def test_what_is_outstanding(history, books):
