@@ -28,7 +28,7 @@ ENV PATH="/opt/lcp-gateway/bin:${PATH}" \
     XDG_STATE_HOME=/var/lib \
     LCP_GATEWAY_HTTP_ADDR=":8080" \
     LCP_GATEWAY_LOG_FORMAT="json"
-# On this address it serves nobody until it is told whom: set LCP_GATEWAY_API_KEYS or LCP_GATEWAY_AUTH=accounts, or
+# On this address it does not start without access control: set LCP_GATEWAY_API_KEYS or LCP_GATEWAY_AUTH=accounts, or
 # LCP_GATEWAY_ALLOW_OPEN=true where the port is published on loopback only. The journal is in /var/lib/lcp-gateway:
 # mount a volume there, or it goes with the container.
 USER 10001:10001

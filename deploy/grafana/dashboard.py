@@ -1,7 +1,7 @@
 """The Grafana dashboard as code: run it to write dashboards/lcp-gateway.json again.
 
-Written for whoever is woken by an alert: the first row says whether something is wrong and whether money is involved,
-the rows below say what.
+Written for the operator on call: the first row shows whether requests fail and whether money is involved, the rows
+below show the cause.
 """
 
 import sys
@@ -36,7 +36,7 @@ ZERO_IS_BAD: Steps = ((None, RED), (1, GREEN))
 Query = tuple[str, str]
 # Scrapes and probes are no work, and a readiness probe's 503 is no client's error.
 WORK = 'endpoint!~"/(metrics|healthz|readyz)"'
-# Requests that somebody is chosen for.
+# Requests for which a provider is chosen.
 BOUGHT = 'endpoint=~"/v1/(chat/completions|responses|completions|embeddings)"'
 ON_NODE, BY_AUTO = 'source="node"', 'model="auto"'
 NODES, PEERS = 'peer=~"node:.*"', 'peer!~"node:.*"'
@@ -235,22 +235,22 @@ def states(
 def at_a_glance() -> list[stat.Panel]:
     failed = rate("requests_total", extra=f'{WORK}, status=~"5.."')
     return [
-        number("Gateways up", "Instances that Prometheus can scrape. 0: nobody is served.", f"sum({scoped('up')})", steps=ZERO_IS_BAD),
+        number("Gateways up", "Instances that Prometheus can scrape. 0: no client is served.", f"sum({scoped('up')})", steps=ZERO_IS_BAD),
         number("Daemon", "Whether every gateway's last call to lcpd-grpcd was answered. Down: nothing can be bought from peers, and nothing is spent there.", f"min({own('daemon_up')})", steps=ZERO_IS_BAD, words={"0": "down", "1": "up"}),
         number("Peers ready", "Lightning peers to buy from. 0: every request is answered 503, but for what virtual nodes serve.", f"min({own('peers')})", steps=ZERO_IS_BAD),
         number("Snapshot age", "How old the list of peers is. It is refreshed every few seconds; a growing age means that the daemon does not answer.", f"max({own('snapshot_age_seconds')})", unit="s", decimals=0, steps=((None, GREEN), (15, YELLOW), (60, RED))),
         number("Server errors", "Share of requests answered with a 5xx status, now.", f"({failed} or vector(0)) / clamp_min({rate('requests_total', extra=WORK)}, 1e-9)", unit="percentunit", decimals=1, steps=((None, GREEN), (0.02, YELLOW), (0.1, RED))),
         number("Jobs in flight", "Jobs running now.", f"sum({own('jobs_in_flight')})"),
         number("Spent", "Settled payments in the time shown, without routing fees.", f"{total('payment_msat_total', extra=SETTLED)} / 1000", unit=SAT, decimals=0),
-        number("Unknown", "Payments of which nothing tells whether they were made, in the time shown. Look them up in lnd by payment hash.", total("payments_total", extra=UNKNOWN), decimals=0, steps=ANY_IS_BAD),
+        number("Unknown", "Payments without evidence whether they were made, in the time shown. Look them up in lnd by payment hash.", total("payments_total", extra=UNKNOWN), decimals=0, steps=ANY_IS_BAD),
         number("Unknown amount", "What those payments cost if they were made.", f"{total('payment_msat_total', extra=UNKNOWN)} / 1000", unit=SAT, decimals=0, steps=ANY_IS_BAD),
-        number("Paid, not delivered", "Purchases that were paid and brought no whole result, in the time shown. The money is gone.", total("undelivered_total"), decimals=0, steps=ANY_IS_BAD),
-        number("Lost to it", "What was paid for results that never came whole.", f"{total('undelivered_msat_total')} / 1000", unit=SAT, decimals=0, steps=ANY_IS_BAD),
+        number("Paid, not delivered", "Purchases that were paid and not delivered complete and correct, in the time shown. The provider keeps the money.", total("undelivered_total"), decimals=0, steps=ANY_IS_BAD),
+        number("Lost to it", "The price of purchases that were paid and not delivered.", f"{total('undelivered_msat_total')} / 1000", unit=SAT, decimals=0, steps=ANY_IS_BAD),
         number("Requests", "Requests answered in the time shown.", total("requests_total", extra=WORK), decimals=0),
         number("Open now", "What all unknown payments cost if they were made, by the journal: the sum that still waits for evidence.", f"max({own('outstanding_unknown_msat')}) / 1000", unit=SAT, decimals=0, steps=ANY_IS_BAD),
-        number("Oldest unknown", "How long the oldest unknown payment has waited for evidence. Above an hour somebody has to look.", f"max({own('oldest_unknown_age_seconds')})", unit="s", decimals=0, steps=((None, GREEN), (600, YELLOW), (3600, RED))),
+        number("Oldest unknown", "How long the oldest unknown payment has waited for evidence. Above an hour the operator has to look it up.", f"max({own('oldest_unknown_age_seconds')})", unit="s", decimals=0, steps=((None, GREEN), (600, YELLOW), (3600, RED))),
         number("Least budget left", "What is left of the budget that is nearest to its end, in its present period. No data: no budget is set.", f"min({left_share()})", unit="percentunit", decimals=0, steps=((None, RED), (0.1, YELLOW), (0.25, GREEN))),
-        number("Journal", "Whether the journal can be written. Trouble: nothing may be paid, and requests are answered 503.", f"max({own('journal_trouble')})", steps=ANY_IS_BAD, words={"0": "writes", "1": "trouble"}),
+        number("Journal", "Whether the journal can be written. Trouble: nothing is paid, and requests are answered 503.", f"max({own('journal_trouble')})", steps=ANY_IS_BAD, words={"0": "writes", "1": "trouble"}),
         number("lnd answers", "Whether lnd answers. Down: unknown payments are not looked up. No data: none is configured.", f"min({own('lnd_up')})", steps=ZERO_IS_BAD, words={"0": "down", "1": "up"}),
         number("Saved", "By how much the quotes that were taken were below the next best, in the time shown.", f"{total('runner_up_saving_msat_total')} / 1000", unit=SAT, decimals=0),
     ]  # fmt: skip
@@ -262,23 +262,23 @@ def money() -> list[timeseries.Panel]:
         lines("Spending by model", "Settled payments by model.", [(f"{rate('model_payment_msat_total', 'model', SETTLED)} * 60 / 1000", "{{model}}")], unit=SAT_PER_MINUTE, stacked=True),
         lines("Prices asked", "Distribution of the prices that peers quote, bought or not.", [(f"{quantile(q, 'quote_price_msat')} / 1000", f"p{q * 100:.0f}") for q in (0.5, 0.95, 0.99)], unit=SAT),
         lines("Payments by outcome", "Payments a second.", [(rate("payments_total", "outcome"), "{{outcome}}")], unit="reqps"),
-        lines("Unknown and undelivered", "Events per minute that may have lost money. Any line above zero deserves a look.", [(f"{rate('payments_total', extra=UNKNOWN)} * 60", "unknown payments"), (f"{rate('undelivered_total')} * 60", "paid, not delivered")], unit="cpm"),
+        lines("Unknown and undelivered", "Events per minute that may have lost money. Look into any line above zero.", [(f"{rate('payments_total', extra=UNKNOWN)} * 60", "unknown payments"), (f"{rate('undelivered_total')} * 60", "paid, not delivered")], unit="cpm"),
         lines("Refusals", "Requests refused before anything was paid, by reason. price_limit: peers ask more than the cap. concurrency: the gateway is full.", [(rate("refusals_total", "reason"), "{{reason}}")], unit="reqps", stacked=True),
     ]  # fmt: skip
 
 
 def open_money() -> list[timeseries.Panel]:
     return [
-        lines("Unknown outstanding", "What all unknown payments cost if they were made, by the journal. It falls when lnd, or somebody by hand, tells what became of them.", [(f"{shared('outstanding_unknown_msat')} / 1000", "unknown")], unit=SAT, width=6),
+        lines("Unknown outstanding", "What all unknown payments cost if they were made, by the journal. It falls when lnd reports, or the operator records, how they ended.", [(f"{shared('outstanding_unknown_msat')} / 1000", "unknown")], unit=SAT, width=6),
         lines("Unknown purchases", "How many purchases wait for evidence.", [(shared("outstanding_unknown_purchases"), "unknown")], width=6),
         lines("Age of the oldest unknown", "A straight climb: nothing resolves it. The dashed line is an hour.", [(shared("oldest_unknown_age_seconds"), "oldest")], unit="s", steps=((None, GREEN), (3600, RED)), width=6),
-        lines("Looking up unknown payments", "What lnd said, a second: still_unknown and error are asked again. Without lnd there is nothing here.", [(rate("reconciled_total", "result"), "{{result}}")], unit="reqps", width=6),
-        lines("Lost to each peer", "What each peer was paid for and never delivered, over all that the journal holds.", [(short_peer(f"{shared('peer_undelivered_msat', 'peer')} / 1000"), "{{short}}")], unit=SAT, width=6),
+        lines("Looking up unknown payments", "lnd's results, a second: still_unknown and error are looked up again. No data: no lnd is configured.", [(rate("reconciled_total", "result"), "{{result}}")], unit="reqps", width=6),
+        lines("Lost to each peer", "The price of purchases that each peer was paid for and did not deliver, over the whole journal.", [(short_peer(f"{shared('peer_undelivered_msat', 'peer')} / 1000"), "{{short}}")], unit=SAT, width=6),
         lines("Budget left", "What is left of each budget in its present period (calendar, UTC). Unknown payments count as spent.", [(f"{shared('budget_left_msat', 'period', 'min')} / 1000", "{{period}}"), (f"{shared('budget_limit_msat', 'period')} / 1000", "limit of the {{period}}")], unit=SAT, width=6),
         lines("Share of the budget left", "At zero, requests are answered 402 until the period ends.", [(left_share(), "{{period}}")], unit="percentunit", steps=((None, RED), (0.1, GREEN)), width=6),
         lines("Saved by asking around", "By how much the quotes that were taken were below the next best ones.", [(f"{rate('runner_up_saving_msat_total')} * 60 / 1000", "saved")], unit=SAT_PER_MINUTE, width=6),
-        lines("Repeats not bought again", "running: joined what was being bought. replayed: got its answer again. lost: the answer is gone, and it was refused rather than paid twice.", [(rate("joined_total", "how"), "{{how}}")], unit="reqps", width=12),
-        lines("False quotes by peer", "Quotes that are not what they say they are, per minute, by what does not fit. An honest peer has none.", [(short_peer(f"{rate('quote_mismatches_total', 'peer, mismatch')} * 60 > 0"), "{{short}} {{mismatch}}")], unit="cpm", width=12),
+        lines("Repeats not bought again", "running: joined a running purchase. replayed: got the stored answer again. lost: the answer is no longer held, so the repeat was refused rather than paid twice.", [(rate("joined_total", "how"), "{{how}}")], unit="reqps", width=12),
+        lines("False quotes by peer", "Quotes that failed their checks, per minute, by the check. A correct peer has none.", [(short_peer(f"{rate('quote_mismatches_total', 'peer, mismatch')} * 60 > 0"), "{{short}} {{mismatch}}")], unit="cpm", width=12),
     ]  # fmt: skip
 
 
@@ -287,7 +287,7 @@ def journal() -> list[timeseries.Panel]:
         lines("Commit time", "How long the journal takes to make a batch durable. Each purchase waits for one commit before it pays.", quantiles("journal_commit_duration_seconds"), unit="s", width=6),
         lines("Entries and commits", "Entries a second, and the commits that they share.", [(rate("journal_entries_total"), "entries"), (rate("journal_commit_duration_seconds_count"), "commits")], unit="ops", width=6),
         lines("Trouble", "1 while the journal cannot be written. Nothing may be paid then.", [(own("journal_trouble"), "{{instance}}")], steps=((None, GREEN), (1, RED)), width=6),
-        lines("Answers held", "Memory that answers take up, so that a repeat gets its answer again.", [(own("answers_held_bytes"), "{{instance}}")], unit="bytes", width=6),
+        lines("Answers held", "Memory used by answers that are held for repeats.", [(own("answers_held_bytes"), "{{instance}}")], unit="bytes", width=6),
     ]  # fmt: skip
 
 
@@ -296,7 +296,7 @@ def lightning() -> list[timeseries.Panel]:
         lines("lnd", "1: it answers, and is synced to chain and graph.", [(own("lnd_up"), "up {{instance}}"), (own("lnd_synced"), "synced {{instance}}")]),
         lines("Balance", "On our side of the open channels, reserves included. A line that breaks off: lnd does not answer.", [(f"{own('lnd_local_balance_msat')} / 1000", "{{instance}}")], unit=SAT),
         lines("Channels", "Nothing can be paid through an inactive one.", [(own("lnd_channels"), "{{state}} {{instance}}")]),
-        lines("Fees missing", "Purchases of the last ten minutes whose fee and preimage lnd has not told yet. Zero within seconds of each purchase, unless lnd is away, is another node's, or its macaroon does not allow it.", [(own("lnd_fees_missing"), "{{instance}}")]),
+        lines("Fees missing", "Purchases of the last ten minutes whose fee and preimage lnd has not reported yet. Zero within seconds of each purchase, unless lnd is away, is another node's, or its macaroon does not allow it.", [(own("lnd_fees_missing"), "{{instance}}")]),
     ]  # fmt: skip
 
 
@@ -305,19 +305,19 @@ def customers() -> list[stat.Panel | timeseries.Panel]:
     charged, paid = "charged_msat_total", "payment_msat_total"
     return [
         number("Customers", "Accounts that are not deleted. No data: this gateway keeps no accounts.", shared("customers")),
-        number("Customers have", "What customers have together, what is held included: you owe it them.", f"{balances} / 1000", unit=SAT, decimals=0),
-        number("Covered", "What lnd has on its side of the channels, as a share of what customers have. Below 100 % not everybody can be served. No data: no lnd is configured.", f"{funds} / clamp_min({balances}, 1)", unit="percentunit", decimals=0, steps=((None, RED), (1, YELLOW), (1.25, GREEN))),
+        number("Customers have", "The balances of all customers, held amounts included: you owe this to them.", f"{balances} / 1000", unit=SAT, decimals=0),
+        number("Covered", "The funds on lnd's side of the channels, as a share of customers' balances. Below 100 % the balances are not covered. No data: no lnd is configured.", f"{funds} / clamp_min({balances}, 1)", unit="percentunit", decimals=0, steps=((None, RED), (1, YELLOW), (1.25, GREEN))),
         number("Paid in", "Top-ups that were credited in the time shown.", f"{total('topups_msat_total')} / 1000", unit=SAT, decimals=0),
         number("Margin", "What customers were charged, less what all settled payments cost, in the time shown; routing fees and the operator's own requests are not taken out.", f"({total(charged)} - {total(paid, extra=SETTLED)}) / 1000", unit=SAT, decimals=0),
-        number("Settlements followed", "How many gateways follow what is paid in: exactly one should. 0: top-ups are not credited by themselves.", f"sum({own('settlements_leader')})", steps=((None, RED), (1, GREEN), (2, YELLOW))),
-        lines("Balances and funds", "What customers have and what of it is held for purchases whose end is open, against what lnd has on its side of the channels.", [(f"{balances} / 1000", "balances"), (f"{shared('customers_held_msat')} / 1000", "held"), (f"{funds} / 1000", "funds")], unit=SAT),
-        lines("Paid in by customers", "What was credited, and how many top-ups that were, a minute.", [(f"{rate('topups_msat_total')} * 60 / 1000", "paid in"), (f"{rate('topups_total')} * 60", "top-ups")], unit=SAT_PER_MINUTE),
+        number("Settlements followed", "How many gateways follow the settlement of top-ups: exactly one should. 0: top-ups are not credited by themselves.", f"sum({own('settlements_leader')})", steps=((None, RED), (1, GREEN), (2, YELLOW))),
+        lines("Balances and funds", "Customers' balances, the part that is held for open purchases, and the funds on lnd's side of the channels.", [(f"{balances} / 1000", "balances"), (f"{shared('customers_held_msat')} / 1000", "held"), (f"{funds} / 1000", "funds")], unit=SAT),
+        lines("Paid in by customers", "Credited amounts and the number of top-ups, a minute.", [(f"{rate('topups_msat_total')} * 60 / 1000", "paid in"), (f"{rate('topups_total')} * 60", "top-ups")], unit=SAT_PER_MINUTE),
         lines("Charged and paid", "What customers are charged, and what settled payments cost. Where the lines meet, nothing is earned.", [(f"{rate(charged)} * 60 / 1000", "charged"), (f"{rate(paid, extra=SETTLED)} * 60 / 1000", "paid")], unit=SAT_PER_MINUTE),
-        lines("Refused customers", "balance: 402, with an invoice for what is missing. rate_limit: 429, too many requests or tokens a minute. concurrency: 429, too many at once. api: 429, too many at once of /api, receipts and L402. keys: 503, the list of keys is too old. auth: no key, or none that is good for it.", [(rate("refusals_total", "reason", 'reason=~"balance|rate_limit|concurrency|api|keys|auth"'), "{{reason}}")], unit="reqps", width=12),
+        lines("Refused customers", "balance: 402, with an invoice for what is missing. rate_limit: 429, too many requests or tokens a minute. concurrency: 429, too many at once. api: 429, too many at once of /api, receipts and L402. keys: 503, the list of keys is too old. auth: no key, or none that allows the request.", [(rate("refusals_total", "reason", 'reason=~"balance|rate_limit|concurrency|api|keys|auth"'), "{{reason}}")], unit="reqps", width=12),
         lines("Age of the keys", "How long ago the keys of accounts were read. Past keys_stale_s (5 s by default) none is accepted, and customers are answered 503.", [(own("keys_age_seconds"), "{{instance}}"), (f"{own('keys_stale')} > 0", "stale on {{instance}}")], unit="s", width=12, steps=((None, GREEN), (5, RED))),
-        lines("Refunds", "Charges for undelivered purchases, a minute, by what became of them: given back at once, withheld over a limit, granted or denied by you.", [(f"{rate('refunds_msat_total', 'refund')} * 60 / 1000", "{{refund}}"), (f"{rate('refunds_total', 'refund')} * 60", "{{refund}}, purchases")], unit=SAT_PER_MINUTE, width=12),
+        lines("Refunds", "Charges for undelivered purchases, a minute, by result: given back at once, withheld over a limit, granted or denied by you.", [(f"{rate('refunds_msat_total', 'refund')} * 60 / 1000", "{{refund}}"), (f"{rate('refunds_total', 'refund')} * 60", "{{refund}}, purchases")], unit=SAT_PER_MINUTE, width=12),
         lines("Refunds withheld", "Charges that wait for your decision (`lcp-gateway purchases refund`), and how many they are.", [(f"{shared('refunds_withheld_msat')} / 1000", "withheld"), (shared("refunds_withheld"), "purchases")], unit=SAT, width=12),
-        lines("Who follows the settlements", "1 on the gateway that does. It moves when that one ends.", [(own("settlements_leader"), "{{instance}}")], width=12),
+        lines("Settlements leader", "1 on the gateway that follows the settlements. Another gateway takes over when that one ends.", [(own("settlements_leader"), "{{instance}}")], width=12),
     ]  # fmt: skip
 
 
@@ -327,7 +327,7 @@ def latency() -> list[timeseries.Panel]:
     return [
         lines("Quote", "How long peers take to name a price. The dashed line is the default time-out.", quantiles("quote_duration_seconds"), unit="s", steps=quote_limit, width=6),
         lines("Pay and execute", "From the call that pays to the end of the result. The dashed line is the default time-out.", quantiles("execute_duration_seconds"), unit="s", steps=work_limit, width=6),
-        lines("First byte", "From the request to the first byte of its answer: what a person waits for.", quantiles("first_byte_duration_seconds"), unit="s", width=6),
+        lines("First byte", "From the request to the first byte of its answer: the wait that a user notices.", quantiles("first_byte_duration_seconds"), unit="s", width=6),
         lines("Whole request", "From the request to the last byte of its answer, streams included.", quantiles("request_duration_seconds", WORK), unit="s", width=6),
         lines("First byte by model", "The 95th percentile by model: is one model slow, or all?", [(quantile(0.95, "first_byte_duration_seconds", "model"), "{{model}}")], unit="s", width=12),
         lines("Whole request by route", "The 95th percentile by route, streams apart.", [(quantile(0.95, "request_duration_seconds", "endpoint, stream", WORK), "{{endpoint}} stream={{stream}}")], unit="s", width=12),
@@ -339,9 +339,9 @@ def peers() -> list[timeseries.Panel]:
         lines("Peers and models", "What the last snapshot of the daemon's list holds.", [(f"max({own('peers')})", "peers"), (f"max({own('models')})", "models")]),
         lines("Snapshot age", "Age of the list of peers. A straight climb: the daemon does not answer.", [(own("snapshot_age_seconds"), "{{instance}}")], unit="s", steps=((None, GREEN), (60, RED))),
         lines("Snapshots", "Refreshes of the list of peers.", [(rate("snapshots_total", "instance"), "{{instance}}")], unit="ops"),
-        lines("Settled payments by peer", "Who earns. A peer that vanishes from here is no longer chosen, or no longer ready.", [(short_peer(rate("payments_total", "peer", SETTLED)), "{{short}}")], unit="reqps", stacked=True),
+        lines("Settled payments by peer", "A peer that vanishes from here is no longer chosen, or no longer ready.", [(short_peer(rate("payments_total", "peer", SETTLED)), "{{short}}")], unit="reqps", stacked=True),
         lines("Quote time by peer", "The 95th percentile by peer: is one peer slow, or all?", [(short_peer(quantile(0.95, "quote_duration_seconds", "peer")), "{{short}}")], unit="s"),
-        lines("Not delivered by peer", "Who takes money and brings nothing whole, per minute.", [(short_peer(f"{rate('undelivered_total', 'peer')} * 60"), "{{short}}")], unit="cpm"),
+        lines("Not delivered by peer", "Purchases that were paid and not delivered complete and correct, by peer, per minute.", [(short_peer(f"{rate('undelivered_total', 'peer')} * 60"), "{{short}}")], unit="cpm"),
     ]  # fmt: skip
 
 
@@ -350,40 +350,40 @@ def routing() -> list[stat.Panel | timeseries.Panel | statetimeline.Panel]:
     nodes_share = f"{rate(choices, extra=ON_NODE)} / clamp_min({rate(choices)}, 1e-9)"
     spent = "payment_msat_total"
     return [
-        number("Nodes up", "Virtual nodes that answer and take part in the choice, on the gateway that sees the fewest. No data: none is configured.", f"min(sum by (instance) ({own('node_up')}))", steps=ZERO_IS_BAD),
+        number("Nodes up", "Virtual nodes that answer and can be chosen, on the gateway that sees the fewest. No data: none is configured.", f"min(sum by (instance) ({own('node_up')}))", steps=ZERO_IS_BAD),
         number("Nodes down", "Virtual nodes that do not answer, on the gateway that sees the most. They come back by themselves.", f"max(count by (instance) ({own('node_up')}) - sum by (instance) ({own('node_up')}))", steps=((None, GREEN), (1, YELLOW))),
         number("Left to the gateway", "Share of the requests that name auto rather than a model, in the time shown.", f"{total('requests_total', extra=BY_AUTO)} / clamp_min({total('requests_total', extra=BOUGHT)}, 1e-9)", unit="percentunit", decimals=0),
         number("Chosen nodes", "Share of the choices of auto that fell on a virtual node, in the time shown.", f"{total(choices, extra=ON_NODE)} / clamp_min({total(choices)}, 1e-9)", unit="percentunit", decimals=0),
         number("Spent on nodes", "What settled purchases from virtual nodes cost, in the time shown.", f"{total(spent, extra=f'{SETTLED}, {NODES}')} / 1000", unit=SAT, decimals=0),
         number("Spent on peers", "What settled purchases from Lightning peers cost, in the time shown, without routing fees.", f"{total(spent, extra=f'{SETTLED}, {PEERS}')} / 1000", unit=SAT, decimals=0),
-        lines("Choices by provider", "Whom auto put first, a second. A provider that vanishes from here has become slow, dear or unreliable, or is gone.", [(short_peer(f"{rate(choices, 'peer')} > 0"), "{{short}}")], unit="reqps", stacked=True),
+        lines("Choices by provider", "The provider that auto ranked first, a second. A provider that vanishes from here has become slow, dear or unreliable, or does not answer.", [(short_peer(f"{rate(choices, 'peer')} > 0"), "{{short}}")], unit="reqps", stacked=True),
         lines("Choices by source", "lcp: Lightning peers. node: virtual nodes.", [(rate(choices, "source"), "{{source}}")], unit="reqps", stacked=True),
         lines("Share of nodes", "Share of the choices of auto that fell on virtual nodes.", [(nodes_share, "nodes")], unit="percentunit"),
-        lines("Score of the choices", "The median by source; 1 is the best that there can be. Falling scores: everybody has become worse, or the good ones are gone.", [(quantile(0.5, "routing_score", "source"), "{{source}}")], unit="none"),
-        lines("Providers that fell out", "Before anything was paid, so that the next was asked. refused: a check, a cap or the peer's standing said no. failed: no quote came or, from a node, no answer.", [(rate("failovers_total", "cause, source"), "{{source}} {{cause}}")], unit="reqps"),
+        lines("Score of the choices", "The median by source; 1 is the maximum. Falling scores: the providers have become worse, or the better ones no longer answer.", [(quantile(0.5, "routing_score", "source"), "{{source}}")], unit="none"),
+        lines("Failovers", "Providers that failed before anything was paid, so that the next was asked. refused: a check, a cap or the limit on trust refused the quote. failed: no quote came or, from a node, no answer.", [(rate("failovers_total", "cause, source"), "{{source}} {{cause}}")], unit="reqps"),
         lines("Spending by source", "What settled purchases cost, peers without their routing fees.", [(f"{rate(spent, extra=f'{SETTLED}, {PEERS}')} * 60 / 1000", "lcp"), (f"{rate(spent, extra=f'{SETTLED}, {NODES}')} * 60 / 1000", "node")], unit=SAT_PER_MINUTE, stacked=True),
-        lines("First byte by provider", "Decayed average of the time to the first byte, as the choice sees it: what is slow here is chosen less.", [(short_peer(f"max by (source, peer) ({own('provider_first_byte_seconds')})"), "{{short}}")], unit="s", width=12),
-        lines("Tokens a second by provider", "Decayed average, reckoned from bytes, as the choice sees it.", [(short_peer(f"min by (source, peer) ({own('provider_tokens_per_second')})"), "{{short}}")], unit="none", width=12),
-        states("Health of the nodes", "Whether each virtual node answers. One that is down takes no part in the choice, and is asked until it is back.", (f"min by (node) ({own('node_up')})", "{{node}}"), words={"0": "down", "1": "up"}, steps=ZERO_IS_BAD, width=12),
-        lines("Nodes that come and go", "Changes per hour. A node that keeps changing serves nobody well.", [(f"{rate('node_changes_total', 'node, to')} * 3600", "{{node}} {{to}}")], width=12),
+        lines("First byte by provider", "Decayed average of the time to the first byte, as routing uses it: a slow provider is chosen less.", [(short_peer(f"max by (source, peer) ({own('provider_first_byte_seconds')})"), "{{short}}")], unit="s", width=12),
+        lines("Tokens a second by provider", "Decayed average, estimated from bytes, as routing uses it.", [(short_peer(f"min by (source, peer) ({own('provider_tokens_per_second')})"), "{{short}}")], unit="none", width=12),
+        states("Health of the nodes", "Whether each virtual node answers. One that is down is not chosen, and is checked until it answers again.", (f"min by (node) ({own('node_up')})", "{{node}}"), words={"0": "down", "1": "up"}, steps=ZERO_IS_BAD, width=12),
+        lines("Nodes that come and go", "Changes per hour. Each time a node goes down, its requests break off.", [(f"{rate('node_changes_total', 'node, to')} * 3600", "{{node}} {{to}}")], width=12),
     ]  # fmt: skip
 
 
 def errors() -> list[timeseries.Panel]:
     return [
         lines("Answers by status", "429: full, or a peer is. 402: a price over the cap. 502 to 504: the daemon or the network behind it.", [(rate("requests_total", "status", WORK), "{{status}}")], unit="reqps", stacked=True),
-        lines("Answers that are errors, by money", "Errors by what they say of the money. Errors with settled or unknown must not be retried.", [(rate("requests_total", "payment", f'{WORK}, status=~"[45]..|other"'), "{{payment}}")], unit="reqps"),
+        lines("Answers that are errors, by money", "Errors by the state of the payment. Errors with settled or unknown must not be retried.", [(rate("requests_total", "payment", f'{WORK}, status=~"[45]..|other"'), "{{payment}}")], unit="reqps"),
         lines("gRPC errors", "Failed calls to the daemon.", [(f"{rate('grpc_errors_total', 'method, code')} > 0", "{{method}} {{code}}")], unit="reqps"),
-        lines("Clients that went away", "Before their answer was complete, by what was going on. After execute has begun the job is paid.", [(rate("client_disconnects_total", "phase"), "{{phase}}")], unit="reqps", width=12),
+        lines("Clients that went away", "Clients that disconnected before their answer was complete, by phase. After execute has begun the job is paid.", [(rate("client_disconnects_total", "phase"), "{{phase}}")], unit="reqps", width=12),
         lines("Streamed bytes", "Bytes of results written to clients as streams.", [(rate("streamed_bytes_total", "instance"), "{{instance}}")], unit="Bps", width=12),
     ]  # fmt: skip
 
 
 def stored() -> list[timeseries.Panel]:
     return [
-        lines("Stored for clients", "Responses and chat completions that clients can come back for.", [(own("stored_items"), "{{instance}}")]),
+        lines("Stored for clients", "Responses and chat completions that clients can retrieve.", [(own("stored_items"), "{{instance}}")]),
         lines("Memory of what is stored", "At most max_stored_bytes; the oldest go first.", [(own("stored_bytes"), "{{instance}}")], unit="bytes"),
-        lines("Stored items that went", "Not deleted by their client: too many of a credential, too many bytes in all, or too old. And answers that could not be stored at all.", [(rate("stored_removed_total", "why"), "{{why}}"), (rate("not_stored_total"), "not stored")], unit="cps"),
+        lines("Stored items that went", "Evicted items: too many of a credential, too many bytes in all, or too old; and answers that could not be stored.", [(rate("stored_removed_total", "why"), "{{why}}"), (rate("not_stored_total"), "not stored")], unit="cps"),
         lines("Background jobs", "Those that run, and those that ended, by how. A failed one may have been paid: see its payment in the log.", [(own("background_jobs_running"), "running on {{instance}}"), (rate("background_jobs_total", "ended_as"), "{{ended_as}} a second")]),
         lines("Spans", "Spans of traces that the collector took, and that were lost: it did not take them, or too many waited.", [(rate("trace_spans_exported_total"), "exported"), (rate("trace_spans_lost_total"), "lost")], unit="cps"),
     ]  # fmt: skip
@@ -394,11 +394,11 @@ def process() -> list[timeseries.Panel]:
         lines("Jobs in flight", "Against the limit, where there is one. At the limit new requests are answered 429.", [(own("jobs_in_flight"), "{{instance}}"), (f"{own('jobs_limit')} > 0", "limit of {{instance}}")]),
         lines("CPU", "One process uses at most one core for its event loop.", [(f"rate({scoped('process_cpu_seconds_total')}[$__rate_interval])", "{{instance}}")], unit="percentunit", steps=((None, GREEN), (0.9, RED))),
         lines("Memory", "Resident memory. It must not follow the length of streams.", [(scoped("process_resident_memory_bytes"), "{{instance}}")], unit="bytes"),
-        lines("Event loop lag", "How late the event loop runs what is due. Above 100 ms everything waits.", [(quantile(q, "event_loop_lag_seconds"), f"p{q * 100:.0f}") for q in (0.5, 0.99)], unit="s", steps=((None, GREEN), (0.1, RED))),
+        lines("Event loop lag", "How late the event loop runs due tasks. Above 100 ms all requests are delayed.", [(quantile(q, "event_loop_lag_seconds"), f"p{q * 100:.0f}") for q in (0.5, 0.99)], unit="s", steps=((None, GREEN), (0.1, RED))),
         lines("Background tasks restarted", "Tasks that ended by an error and were started again: each has its cause in the log, and is named in /readyz while it is down.", [(rate("task_restarts_total", "task"), "{{task}}")], unit="cps", steps=((None, GREEN), (0.0001, RED))),
-        lines("Log lines lost", "Lines that were dropped because what they go to was not read, or could not be written.", [(rate("log_lines_lost_total", "instance"), "{{instance}}")], unit="cps", steps=((None, GREEN), (0.0001, RED))),
+        lines("Log lines lost", "Lines that were dropped because standard output or error was not read, or could not be written.", [(rate("log_lines_lost_total", "instance"), "{{instance}}")], unit="cps", steps=((None, GREEN), (0.0001, RED))),
         lines("Open files", "Sockets and files, against the limit of the process.", [(scoped("process_open_fds"), "{{instance}}"), (scoped("process_max_fds"), "limit of {{instance}}")]),
-        lines("Versions", "What runs where, over time: did it begin with a new version?", [(f"sum by (version, python, protocol) ({own('build_info')})", "{{version}} · Python {{python}} · protocol {{protocol}}"), (f"sum by (transport) ({own('lcpd_transport')})", "transport {{transport}}")], stacked=True),
+        lines("Versions", "Versions by instance, over time: did the problem begin with a new version?", [(f"sum by (version, python, protocol) ({own('build_info')})", "{{version}} · Python {{python}} · protocol {{protocol}}"), (f"sum by (transport) ({own('lcpd_transport')})", "transport {{transport}}")], stacked=True),
     ]  # fmt: skip
 
 
@@ -428,11 +428,11 @@ def _variables() -> list[dashboard.DatasourceVariable | dashboard.QueryVariable]
 
 
 def build() -> str:
-    """Give the dashboard's JSON."""
+    """Return the dashboard's JSON."""
     board = (
         dashboard.Dashboard("lcp-gateway")
         .uid(UID)
-        .description("What the gateway buys, from whom, how fast, and what goes wrong.")
+        .description("Purchases of the gateway by provider, their cost, latency and failures.")
         .tags(["lcp-gateway", "lightning", "openai"])
         .timezone("browser")
         .time("now-1h", "now")
@@ -461,7 +461,7 @@ def build() -> str:
         ("Routing and nodes", routing()),
         ("Errors", errors()),
         ("Process", process()),
-        # Behind the others, whose ids stay as they were.
+        # Last, so that the ids of the rows above do not change.
         ("Customers", customers()),
         ("Stored items, background and traces", stored()),
     ):

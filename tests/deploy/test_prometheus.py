@@ -40,7 +40,7 @@ def promtool():
     ],
     ids=" ".join,
 )
-def test_promtool_is_content(promtool, arguments):
+def test_promtool_accepts_the_files(promtool, arguments):
     done = subprocess.run(
         [promtool, *arguments],
         cwd=DIRECTORY,
@@ -52,7 +52,7 @@ def test_promtool_is_content(promtool, arguments):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_alerts_ask_only_for_what_the_gateway_exposes(subtests):
+def test_alerts_use_only_metrics_that_the_gateway_exposes(subtests):
     known = exposed_names() | PROMETHEUS_OWN
     labels_of = {series: set(spec.labels) for spec in SPECS for series in spec.series}
     for rule in alert_rules():
@@ -65,7 +65,7 @@ def test_alerts_ask_only_for_what_the_gateway_exposes(subtests):
                 assert "job" in labels
 
 
-def test_alerts_tell_what_to_do(subtests):
+def test_alerts_have_a_severity_and_a_runbook(subtests):
     headings = re.findall(r"^#+ (.+)$", OPERATIONS.read_text(), re.MULTILINE)
     anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     for rule in alert_rules():
@@ -77,12 +77,12 @@ def test_alerts_tell_what_to_do(subtests):
             assert anchor in anchors, f"docs/operations.md has no section for #{anchor}"
 
 
-def test_every_alert_has_been_seen_firing_in_the_unit_tests():
+def test_every_alert_has_a_unit_test():
     tests = (DIRECTORY / "alerts_test.yml").read_text()
     assert [rule["alert"] for rule in alert_rules() if rule["alert"] not in tests] == []
 
 
-def test_the_job_that_is_scraped_is_the_job_that_the_alerts_are_about():
+def test_the_scraped_job_is_the_job_of_the_alerts():
     config = yaml.safe_load((DIRECTORY / "prometheus.yml").read_text())
     jobs = {job["job_name"] for job in config["scrape_configs"]}
     asked = {job for rule in alert_rules() for job in re.findall(r'job="([^"]+)"', rule["expr"])}
