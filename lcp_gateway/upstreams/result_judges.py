@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from lcp_gateway.adapters.judgement import Form, Judgement, StreamJudge, judge_document
+from lcp_gateway.adapters.completeness import Form, Judgement, StreamJudge, judge_document
 from lcp_gateway.adapters.sse import is_uncompressed
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.outcome import Judge, Received

@@ -21,7 +21,7 @@ from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
 from lcp_gateway.routing.catalog import Provider, merge_kinds
 from lcp_gateway.upstream_status import UpstreamStatus
-from lcp_gateway.upstreams.lcpd.errors import is_transient, upstream_error
+from lcp_gateway.upstreams.lcpd.grpc_status import is_transient, upstream_error
 from lcp_gateway.upstreams.lcpd.transport import (
     MAX_RECEIVE_BYTES,
     LcpdAddress,

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lcp_gateway.adapters import judgement
-from lcp_gateway.adapters.judgement import Form, Judgement, StreamJudge, judge_document
+from lcp_gateway.adapters import completeness
+from lcp_gateway.adapters.completeness import Form, Judgement, StreamJudge, judge_document
 from lcp_gateway.adapters.sse import EventReader
 from tests.adapters.cuts import SIZES, cut
 
@@ -294,7 +294,7 @@ def test_an_event_waits_for_its_end_and_whole_ones_go_out_at_once():
 
 
 def test_a_mark_inside_a_flood_is_text_and_a_flood_is_never_whole(monkeypatch):
-    monkeypatch.setattr(judgement, "EventReader", lambda: EventReader(4_096))
+    monkeypatch.setattr(completeness, "EventReader", lambda: EventReader(4_096))
     for form, mark in ((CHAT, DONE), (RESPONSES, COMPLETED)):
         flood = b"data: " + b"x" * 5_000
         verdict, judge = judged(form, HELLO + CREATED + flood + b"\n" + mark, [1_000] * 9)
@@ -311,7 +311,7 @@ def test_what_follows_the_end_without_end_is_not_waited_for():
     judge.feed(HELLO + DONE)
     judge.feed(b": more\n\n" * 1_000)
     assert not judge.is_flooded
-    judge.feed(b"x" * judgement.MAX_AFTER_END_BYTES)
+    judge.feed(b"x" * completeness.MAX_AFTER_END_BYTES)
     assert judge.is_flooded
     assert judge.end() is WHOLE
 

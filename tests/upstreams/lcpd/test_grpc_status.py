@@ -4,7 +4,7 @@ import pytest
 
 from lcp_gateway.http.error_mapping import map_purchase_error
 from lcp_gateway.upstream_status import UpstreamStatus
-from lcp_gateway.upstreams.lcpd.errors import DAEMON_AWAY, upstream_error
+from lcp_gateway.upstreams.lcpd.grpc_status import DAEMON_AWAY, upstream_error
 from lcp_gateway.upstreams.lcpd.transport import RpcError
 
 AWAY = [
