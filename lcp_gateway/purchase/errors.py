@@ -22,8 +22,8 @@ class UpstreamError(PurchaseError):
 
     ``status`` is the gRPC status code that the adapter maps its error to. ``retryable``: another try may succeed. ``evidence`` is
     the adapter's own knowledge of the money after the call that may pay; None leaves it to ``verdict_of_failure``.
-    ``code`` is the provider's own word for the error, in OpenAI's sense, where it gave one. ``is_away`` says that nothing
-    was reached that could have answered. ``retry_after_s`` is how long the provider asks to be left alone.
+    ``code`` is the provider's own error code, in OpenAI's sense, where it sent one. ``is_away`` says that the
+    provider could not be reached. ``retry_after_s`` is how long the provider asks the gateway to wait.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class UpstreamError(PurchaseError):
 
 
 class PaymentFailed(PurchaseError):
-    """The call that may pay ended in an error; ``verdict`` tells what the evidence says of the money."""
+    """The call that may pay ended in an error; ``verdict`` says whether the evidence shows a payment."""
 
     def __init__(self, cause: UpstreamError, verdict: Verdict, *, quote: Quote) -> None:
         super().__init__(cause.message, quote=quote)
@@ -60,9 +60,9 @@ class PaymentFailed(PurchaseError):
 
 
 class Undelivered(PurchaseError):
-    """Paid, but no whole and right result came; ``received`` is what did. From a node that is free nothing was paid.
+    """Paid, but no whole and valid result came; ``received`` classifies it. A free node is not paid at all.
 
-    ``is_told`` says that the provider's own error is among the bytes that the client gets, and needs no second one.
+    ``is_told`` says that the client gets the provider's own error within the result, and needs no second one.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Execution: pay once, and verify the result as it flows, so that a cut or altered result never passes for a whole one."""
+"""Execution: pay once, and verify the result as it flows, so that a cut or altered result never counts as whole."""
 
 import asyncio
 import hashlib
@@ -66,7 +66,7 @@ def problem_with_status(result: Result) -> str | None:
 def problem_with_bytes(
     sha256: bytes, length: int, claimed: bytes, claimed_length: int
 ) -> str | None:
-    """Compare the bytes that came with the provider's word on them; return the difference in words, or None."""
+    """Compare the received bytes with the stated length and hash; return the difference as text, or None."""
     if length != claimed_length:
         return f"the result has {length} bytes, its provider says {claimed_length}"
     if sha256 != claimed:
@@ -82,7 +82,7 @@ def ending_of_error(purchase: Purchase, received: Received, error: BaseException
     """Return the ending of a paid purchase whose call ended in an error before everything had come."""
     if not isinstance(error, UpstreamError):
         return Ending(purchase.interrupted_by or EndedBy.GATEWAY, received)
-    # Only the end of its time can be its readers' doing; every other error is the provider's own.
+    # Only a deadline can be caused by slow readers; the provider caused every other error.
     late = error.status == UpstreamStatus.DEADLINE_EXCEEDED and purchase.held_up_by_readers()
     return Ending(EndedBy.CLIENT if late else EndedBy.PROVIDER, received)
 
@@ -161,8 +161,8 @@ class PaidStream:
     async def _after_end(self, ends: Sequence[StreamEvent]) -> AsyncGenerator[StreamEvent, None]:
         """Return the events that follow the result's own end; ``ends`` are those after its last chunk so far.
 
-        The wait for them is bounded. A peer's word on hash and length has to come: without it nothing shows that what came is
-        what was sent. Once that word has come, how the call ends says nothing more.
+        The wait for them is bounded. The peer has to state hash and length: without them the result cannot be verified.
+        Once it has, how the call ends does not matter.
         """
         judge, left_s = self.judge, END_WAIT_S
         while not judge.is_flooded:
@@ -202,7 +202,7 @@ class PaidStream:
         end = next((event for event in ends if isinstance(event, StreamEnd)), None)
         terminal = next((event for event in ends if isinstance(event, Result)), None)
         if terminal is None and not (end is not None and self.judge.is_complete):
-            problem = "the stream ended without the provider's word that it is complete"
+            problem = "the stream ended before the provider said that it is complete"
             received = Received.ERROR if self.judge.shows_error else _begun(length)
             raise self._undelivered(problem, received)
         if problem_found := _problem_with_end(sha256, length, end, terminal):
@@ -380,10 +380,10 @@ class PurchaseExecutor:
             return PaidStream(purchase, first, events, self._end, judge)
 
     async def cancel(self, purchase: Purchase, reason: str, timeout_s: float) -> None:
-        """Tell the peer that no client waits any more. A payment is not undone.
+        """Notify the peer that no client waits any more. A payment is not undone.
 
         Raises:
-            UpstreamError: it could not be told.
+            UpstreamError: the peer could not be notified.
         """
         await self._upstream.cancel(purchase.quote, reason, timeout_s)
 
@@ -401,7 +401,7 @@ class PurchaseExecutor:
         return judge.received()
 
     async def _authorise(self, purchase: Purchase) -> None:
-        """Let a purchase through to the one call that pays: every check has passed and the intent is durable."""
+        """Authorise the one call that pays, once every check has passed and the intent is durable."""
         quote, order = purchase.quote, purchase.order
         now = self._now()
         if now >= quote.expires_at:
@@ -466,7 +466,7 @@ class PurchaseExecutor:
         return PaymentFailed(error, purchase.verdict, quote=purchase.quote)
 
     def _lose_sight(self, purchase: Purchase, received: Received, error: BaseException) -> None:
-        """Leave a call whose outcome will not come."""
+        """Record a call whose outcome will not be known."""
         if purchase.quote.source is ProviderSource.NODE:
             # A node has no payment to look up later: a request that it got and did not refuse counts as bought.
             self._move(purchase, PurchaseEvent.SETTLE)

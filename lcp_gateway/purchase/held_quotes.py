@@ -33,7 +33,7 @@ class HeldQuote:
 
     @property
     def id(self) -> str:
-        """The name by which it is taken."""
+        """The name under which a client takes it."""
         return quote_id(self.offer.quote)
 
 
@@ -43,7 +43,7 @@ def quote_id(quote: Quote) -> str:
 
 
 def job_id_of(name: str) -> bytes | None:
-    """Return the job of a quote's name; None for what is none."""
+    """Return the job id in a quote's name; None for a text that is no such name."""
     prefix, _, digits = name.partition("_")
     try:
         job_id = bytes.fromhex(digits)
@@ -53,7 +53,7 @@ def job_id_of(name: str) -> bytes | None:
 
 
 class HeldQuotes:
-    """Holds quotes until they are taken or run out, without the bodies: these come again with the request that takes one."""
+    """Holds quotes until they are taken or expire, without bodies: a request that takes a quote sends its body."""
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         self._now = now

@@ -63,7 +63,7 @@ _Key = tuple[str, str, str, bytes]
 
 
 class _TimedIndex:
-    """Results by key, each for ``keep_s``; the oldest are dropped first when there are too many."""
+    """Results by key, each kept for ``keep_s``; the oldest are dropped first when there are too many."""
 
     def __init__(self, keep_s: float) -> None:
         self.keep_s = keep_s
@@ -168,7 +168,7 @@ class IdempotencyCache:
         self.pool.make_room = self._make_room
 
     def use(self, limits: CacheLimits) -> None:
-        """Go by other limits. What exceeds them is released at once; results that are held keep their times."""
+        """Apply other limits. Bytes that exceed them are released at once; results that are held keep their times."""
         self._limits = limits
         self._by_key.keep_s = limits.keys_for_s
         self._by_repeat.keep_s = limits.repeats_for_s
@@ -186,7 +186,7 @@ class IdempotencyCache:
         if buffer is None:
             return None
         if buffer.error is not None and buffer.verdict is Verdict.NONE:
-            # It failed and cost nothing: it is tried anew.
+            # It failed and cost nothing: it is tried again.
             return None
         if not buffer.readable and buffer.error is None:
             raise ResultLost(buffer)
@@ -206,7 +206,7 @@ class IdempotencyCache:
         return buffer if is_undecided else None
 
     def identity(self, order: Order, keys: RepeatKeys) -> RepeatIdentity:
-        """Return what the journal recognises a repeat of an order by; before the order's own result is added."""
+        """Return the identity that the journal recognises a repeat of an order by; before the order's own result is added."""
         # Where the same body is known here, a retry's first try was here too, and its outcome is known.
         knows_body = self._by_repeat.get(_body_key(order), self._clock()) is not None
         return self._hashes.identity(

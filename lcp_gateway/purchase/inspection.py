@@ -16,7 +16,7 @@ Raises ``Refused`` for a quote that is not what it says it is.
 
 
 class QuoteInspector:
-    """Checks quotes: they are what they say, within the limits, and their peers are trusted with the price."""
+    """Checks quotes: they match their terms, are within the limits, and their peers are trusted with the price."""
 
     def __init__(
         self, *, limits: SpendingLimits, exposure: Exposure, check_invoice: CheckInvoice

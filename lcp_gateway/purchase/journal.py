@@ -15,7 +15,7 @@ from lcp_gateway.purchase.states import State
 
 @dataclass(frozen=True, slots=True)
 class RepeatIdentity:
-    """What a repeat of a request is recognised by.
+    """The identity by which the journal recognises a repeat of a request.
 
     ``key`` is None where the client sent nothing that it keeps over its retries; it counts until ``until``. ``body``
     is the same for the same kind and body from the same credential. ``first_try_since`` is set for a retry whose first
@@ -34,7 +34,7 @@ class Intent:
 
     ``fee_cap_msat`` is the routing fee that is estimated until the real one is known. ``key_id`` names the
     credential without being one, and is empty where there is none. ``charge`` is None where no customer is charged.
-    ``repeat`` is what a repeat of the request is recognised by, None where none is to be. Times are aware UTC.
+    ``repeat`` identifies repeats of the request, None where repeats are not to be recognised. Times are aware UTC.
     """
 
     quote: Quote
@@ -54,13 +54,13 @@ class Intent:
 
     @property
     def amount_msat(self) -> Msat:
-        """What is counted as spent until more is known: price and estimated fee."""
+        """The amount counted as spent until the real one is known: price and estimated fee."""
         return Msat(self.quote.price_msat + self.fee_cap_msat)
 
 
 @dataclass(frozen=True, slots=True)
 class PurchaseUpdate:
-    """What became known with a later state; None means nothing new."""
+    """The facts that became known with a later state; None means nothing new."""
 
     result_sha256: bytes | None = None
     result_bytes: int | None = None
@@ -136,12 +136,12 @@ class EarlierPurchase:
 
     @property
     def customer_msat(self) -> Msat | None:
-        """What the customer is charged as things stand, or None where there is no customer."""
+        """The present charge of the customer, or None where there is no customer."""
         return None if self.charge is None else self.charge.due_msat(self.state)
 
 
 class DuplicateIntent(Refused):
-    """The journal knows this job already: whatever became of it, it is not paid again.
+    """The journal knows this job already: it is not paid again, whatever its outcome.
 
     The job may be paid for and running, so its quote must not be cancelled.
     """
@@ -196,10 +196,10 @@ class PurchaseJournal(Protocol):
         update: PurchaseUpdate = PurchaseUpdate(),
         on_refund: Callable[[Refund], None] | None = None,
     ) -> None:
-        """Write a later state soon, in order, without being waited for; ``not_paid`` gives its reservation back.
+        """Write a later state soon, in order, without being waited for; ``not_paid`` releases its reservation.
 
-        A charge follows: taken when ``settled``, released when ``not_paid``, lowered with the final price, and given
-        back when ``undelivered`` unless it is kept. ``on_refund`` is called, once it is durable, with what became of a
-        charge that is to be given back.
+        A charge follows: taken when ``settled``, released when ``not_paid``, lowered with the final price, and refunded
+        when ``undelivered`` unless it is kept. ``on_refund`` is called, once it is durable, with the decision on a
+        charge that is to be refunded.
         """
         ...

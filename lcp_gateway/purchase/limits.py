@@ -1,4 +1,4 @@
-"""Limits before a purchase: price caps, budgets, and the loop brake that holds one request sent over and over."""
+"""Limits before a purchase: price caps, budgets, and the loop brake against the same request sent over and over."""
 
 import time
 from collections import OrderedDict, deque
@@ -32,8 +32,8 @@ class FeeEstimate:
 class SpendingLimits:
     """The operator's limits; 0 and an empty table mean none.
 
-    ``max_price_msat`` and ``model_max_price_msat`` look at the price alone; ``max_total_msat`` and
-    ``model_max_total_msat`` at price and fee together.
+    ``max_price_msat`` and ``model_max_price_msat`` limit the price alone; ``max_total_msat`` and
+    ``model_max_total_msat`` price and fee together.
     """
 
     max_price_msat: int = 0
@@ -47,7 +47,7 @@ class SpendingLimits:
     refund_undelivered: bool = False
 
     def check_price(self, order: Order, quote: Quote) -> None:
-        """Let a quote pass that asks no more than every cap allows.
+        """Check the price of a quote against every cap.
 
         Raises:
             PriceLimitExceeded: it asks more.
@@ -117,7 +117,7 @@ class LoopBrake:
         self._seen: OrderedDict[tuple[str, bytes], deque[float]] = OrderedDict()
 
     def use(self, per_minute: int) -> None:
-        """Let another number pass; what came lately still counts."""
+        """Change the number allowed; orders of the last minute still count."""
         if per_minute == self._per_minute:
             return
         self._per_minute = per_minute

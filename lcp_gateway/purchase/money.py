@@ -29,7 +29,7 @@ _NOTHING = Msat(0)
 
 @dataclass(frozen=True, slots=True)
 class Markup:
-    """What is added to a price: a share of it in millionths (50,000 is 5 %), and a fixed amount.
+    """The addition to a price: a share of it in millionths (50,000 is 5 %), and a fixed amount.
 
     Raises:
         ValueError: one of them is negative.
@@ -92,10 +92,11 @@ class Tariff:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What a customer's account is charged for a purchase.
+    """The charge of a purchase to a customer's account.
 
     ``amount_msat`` is the most that it can be, and is held until more is known. Where the price turns out to be lower,
-    the charge is computed anew with ``markup``. ``refund_undelivered`` says that it is refunded where no whole result came.
+    the charge is recomputed with ``markup``. ``refund_undelivered`` says that it is refunded where no whole result
+    came.
     """
 
     account_id: str
@@ -104,7 +105,7 @@ class Charge:
     refund_undelivered: bool = False
 
     def due_msat(self, state: State) -> Msat:
-        """What the customer is charged as things stand: the one rule of it.
+        """The present charge of the customer; the only place that computes it.
 
         Nothing where nothing was paid, or where the charge of an undelivered purchase is refunded.
         """
@@ -142,7 +143,7 @@ class Budget:
 
 
 class Refund(enum.StrEnum):
-    """What became of a charge that was to be given back. The value is stored and shown to the customer."""
+    """The outcome of the refund of a charge. The value is stored and shown to the customer."""
 
     GIVEN = "given"
     """It was given back at once."""
@@ -167,10 +168,10 @@ REFUND_MESSAGES: Final = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class RefundLimits:
-    """What is given back at most in a calendar day (UTC) without the operator looking; 0 sets no limit.
+    """The most that is refunded in a calendar day (UTC) without a decision of the operator; 0 sets no limit.
 
-    A refund counts with what is given back or with what the provider was paid (price and fee), whichever is more, so that
-    the limit bounds what the operator can lose.
+    A refund counts with the amount refunded or the amount paid to the provider (price and fee), whichever is more, so
+    that the limit bounds what the operator can lose.
     """
 
     account_day_msat: int = 0
@@ -182,7 +183,7 @@ NO_REFUND_LIMITS = RefundLimits()
 
 @dataclass(frozen=True, slots=True)
 class RefundDecision:
-    """What was decided on the charge of one purchase; ``amount_msat`` is the charge."""
+    """The decision on the charge of one purchase; ``amount_msat`` is the charge."""
 
     job_id: bytes
     account_id: str

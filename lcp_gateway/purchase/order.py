@@ -30,7 +30,7 @@ SUBJECTS: Mapping[TaskKind, str] = MappingProxyType(
         TaskKind.EMBEDDINGS: "input",
     }
 )
-"""The field of each kind that holds what is asked."""
+"""The field of each kind that holds the prompt or the input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,9 @@ class Order:
     """A task to be bought for a client.
 
     ``key_id`` names the credential without being one, and is empty where there is none. ``account_id`` is the customer
-    who is charged, None where no customer is. ``limit_msat`` is what the client itself will pay at most: a customer's charge,
-    else price and estimated fee together; None leaves it to the gateway's own limits. ``budgets`` are the credential's own,
-    and ``models`` those that it is good for, all where it is empty.
+    who is charged, None where no customer is. ``limit_msat`` is the most that the client itself is willing to pay: a
+    customer's charge, else price and estimated fee together; None leaves it to the gateway's own limits. ``budgets``
+    are the credential's own, and ``models`` those that it is good for, all where it is empty.
     """
 
     task: Task

@@ -1,4 +1,4 @@
-"""The end of a paid purchase: one table of what ended it and what came, which decides about charge and blame.
+"""The end of a paid purchase: one table of causes and received data, which decides about charge and blame.
 
 The code executes the table, and docs/money.md prints it. Nothing else decides whether a customer is charged for a
 purchase that was paid, or whether its provider is blamed.
@@ -31,7 +31,7 @@ class EndedBy(enum.StrEnum):
 
 
 class Received(enum.StrEnum):
-    """What came for the payment. The value is stored, and printed by ``purchases show``."""
+    """The data received for the payment. The value is stored, and printed by ``purchases show``."""
 
     NOTHING = "nothing"
     """Not one byte of a streamed result, or an error in place of a result."""
@@ -51,7 +51,7 @@ class Received(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ruling:
-    """What follows from an end.
+    """The consequences of an ending.
 
     ``keeps_charge`` says that the customer pays; otherwise the charge is given back as ``refund_undelivered`` and the
     limits of refunds say. ``blames_provider`` says that the purchase counts as lost to its provider.
@@ -64,9 +64,9 @@ class Ruling:
 
 _DELIVERED = Ruling(PurchaseEvent.DELIVER, keeps_charge=True, blames_provider=False)
 _FAILED = Ruling(PurchaseEvent.FAIL_DELIVERY, keeps_charge=False, blames_provider=True)
-# The client wanted no more of what its provider was sending.
+# The client wanted no more of the result that its provider was sending.
 _LEFT = Ruling(PurchaseEvent.ABANDON, keeps_charge=True, blames_provider=False)
-# The client gave up, and its provider had taken the money and sent nothing.
+# The client left, and its provider had been paid and had sent nothing.
 _LEFT_WITH_NOTHING = Ruling(PurchaseEvent.ABANDON, keeps_charge=True, blames_provider=True)
 
 _ALWAYS_FAILED = dict.fromkeys(EndedBy, _FAILED)
@@ -75,7 +75,7 @@ RULINGS: Mapping[Received, Mapping[EndedBy, Ruling]] = MappingProxyType(
     {
         Received.NOTHING: _ALWAYS_FAILED | {EndedBy.CLIENT: _LEFT_WITH_NOTHING},
         Received.PART: _ALWAYS_FAILED | {EndedBy.CLIENT: _LEFT},
-        # A lie is its provider's, however slow the reader was and whatever the client did meanwhile.
+        # A wrong hash or length is always the provider's fault, whatever reader and client did meanwhile.
         Received.ALTERED: _ALWAYS_FAILED,
         Received.ERROR: _ALWAYS_FAILED,
         Received.EMPTY: _ALWAYS_FAILED,
@@ -94,21 +94,21 @@ class Ending(NamedTuple):
 
     @property
     def ruling(self) -> Ruling:
-        """What follows from it."""
+        """The consequences."""
         return RULINGS[self.received][self.ended_by]
 
 
 LOST_BY_CRASH = Ending(EndedBy.OPERATOR, Received.UNKNOWN)
-"""Paid by a process that is gone: what its client got before cannot be known."""
+"""Paid by a process that is gone: how much its client received cannot be known."""
 FOUND_PAID = Ending(EndedBy.UNKNOWN, Received.NOTHING)
 """Found to be paid after the call had ended without a result."""
 
 
 class Judge(Protocol):
-    """Reads the bytes of one result as they come and judges them. Never raises and never holds them up.
+    """Reads the bytes of one result as they come and judges them. Never raises and never delays them.
 
-    ``free_bytes`` is how many of them a client may be shown now: what makes a client believe that it has everything waits
-    until that is known. ``is_complete`` says that the result's own end has come, by an end mark or an error;
+    ``free_bytes`` is how many of them the client may get now: bytes that mark the end of a result wait until the result
+    is known to be whole. ``is_complete`` says that the result's own end has come, by an end mark or an error;
     ``is_flooded`` that too much follows it, and ``shows_error`` that the provider's error is among the free bytes.
     """
 
@@ -129,7 +129,7 @@ class Judge(Protocol):
         ...
 
     def received(self) -> Received:
-        """Return what came, once hash, length and status are known to be right: ``WHOLE``, or what is wrong with it."""
+        """Return the verdict, once hash, length and status are known to be right: ``WHOLE``, or the flaw."""
         ...
 
 

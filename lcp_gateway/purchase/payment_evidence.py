@@ -1,4 +1,4 @@
-"""Was it paid? One table of what the end of the call that may pay proves, with the message for the client.
+"""Evidence of a payment: one table of what a failed call that may pay proves, with the message for the client.
 
 A failed ``AcceptAndExecute*`` is judged by the name of its gRPC status and its text. A row is in the table for one of two
 reasons, and names which:
@@ -32,7 +32,7 @@ _SPEAKS_OF_PAYING = r"(?!.*\bpa(?:y|id|ying|yment|yments)\b)"
 
 @dataclass(frozen=True, slots=True)
 class EvidenceRow:
-    """What one text of the daemon proves, where it comes with one of ``statuses`` (empty: with any).
+    """The evidence in one text of the daemon, where it comes with one of ``statuses`` (empty: with any).
 
     ``says`` is the sentence for the client, without the daemon's own text. ``worth_a_retry``: a new quote may
     end better. ``source`` is how it is known.
@@ -47,14 +47,14 @@ class EvidenceRow:
     source: str
 
     def holds(self, status: str, message: str) -> bool:
-        """Return whether a failure is of this row."""
+        """Return whether this row applies to a failure."""
         return (not self.statuses or status in self.statuses) and bool(self.pattern.search(message))
 
 
 def _final(name: str, says: str, source: str, *, worth_a_retry: bool) -> EvidenceRow:
-    """Make the row of one of lnd's reasons for a payment that it has given up for good.
+    """Make the row of one of lnd's reasons for a payment that failed for good.
 
-    The daemon writes this text with lnd's last word on the payment in hand. lnd calls a payment FAILED only where no
+    The daemon writes this text with lnd's final result of the payment in hand. lnd calls a payment FAILED only where no
     HTLC of it is pending and none was settled, whatever the reason is.
     """
     return EvidenceRow(
@@ -69,7 +69,7 @@ def _final(name: str, says: str, source: str, *, worth_a_retry: bool) -> Evidenc
 
 
 def _refused(name: str, pattern: str, says: str, *, worth_a_retry: bool) -> EvidenceRow:
-    """Make the row of a quote that the daemon turned down before it asked lnd to pay."""
+    """Make the row of a quote that the daemon refused before it asked lnd to pay."""
     return EvidenceRow(
         name,
         re.compile(rf"\A{_SPEAKS_OF_PAYING}.*(?:{pattern})", re.IGNORECASE | re.DOTALL),

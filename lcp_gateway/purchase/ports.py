@@ -1,4 +1,4 @@
-"""The protocols that other rooms implement for a purchase, and the results that come through them."""
+"""The protocols that other packages implement for a purchase, and the results that come through them."""
 
 import asyncio
 import enum
@@ -14,7 +14,7 @@ from lcp_gateway.purchase.states import State
 
 
 class ResultStatus(enum.StrEnum):
-    """The status that a provider gives its own work."""
+    """The status that a provider gives its result."""
 
     UNSPECIFIED = "unspecified"
     OK = "ok"
@@ -53,7 +53,7 @@ class StreamBegin:
 
 @dataclass(frozen=True, slots=True)
 class StreamEnd:
-    """The provider's word on its stream; hash and length are checked against the bytes that came."""
+    """The provider's statement on its stream; hash and length are checked against the received bytes."""
 
     sha256: bytes
     length: int
@@ -81,12 +81,12 @@ class Upstream(Protocol):
         ...
 
     async def cancel(self, quote: Quote, reason: str, timeout_s: float) -> None:
-        """Tell the peer that no client waits for the job any more."""
+        """Notify the peer that no client waits for the job any more."""
         ...
 
 
 class Exposure(Protocol):
-    """How much each peer is trusted with, by what it was paid for and delivered."""
+    """How much each peer is trusted with, by its paid and its delivered purchases."""
 
     def quoted(self, peer_id: str) -> None:
         """Record a good quote."""

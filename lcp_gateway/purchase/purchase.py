@@ -16,12 +16,12 @@ from lcp_gateway.purchase.states import VERDICTS, PurchaseEvent, State, Verdict,
 
 
 def not_held_up() -> bool:
-    """Answer for a purchase that waits for no reader."""
+    """Return False: the purchase waits for no reader."""
     return False
 
 
 def not_awaited() -> bool:
-    """Answer for a purchase whose result no client waits for."""
+    """Return False: no client waits for the result."""
     return False
 
 
@@ -31,10 +31,10 @@ class Purchase:
     ``payment_hash`` is that of the quote's invoice, where there is one and it was read; ``runner_up_msat`` what the next
     best provider asked; ``charged_msat`` the final price, once that is known. ``charge`` is the customer's, if there is one.
 
-    ``interrupted_by`` is the party for which the gateway is ending it before its time, None while it is not.
+    ``interrupted_by`` is the party because of which the gateway is ending it early, None while it is not.
     ``held_up_by_readers`` returns whether most of its time went by waiting for its readers, ``is_awaited`` whether a client
-    still waits for its result. ``ending`` is how it ended, once it was paid and nothing more will come, ``refund`` what
-    became of its charge, where that was to be given back and once that is known.
+    still waits for its result. ``ending`` is how it ended, once it was paid and nothing more will come, ``refund`` the
+    decision on its charge, where that was to be refunded and once that is known.
     """
 
     __slots__ = (
@@ -90,7 +90,7 @@ class Purchase:
 
     @property
     def verdict(self) -> Verdict:
-        """What can be said of the money now; where nothing is asked, nothing is paid."""
+        """The present verdict on the payment; a free purchase is never paid."""
         return Verdict.NONE if self.costs_nothing else VERDICTS[self._state]
 
     @property
@@ -100,7 +100,7 @@ class Purchase:
 
     @property
     def customer_msat(self) -> Msat | None:
-        """What the customer is charged as things stand, or None where there is no customer."""
+        """The present charge of the customer, or None where there is no customer."""
         if self.charge is None:
             return None
         return self.charge.lowered_to(self.cost_msat).due_msat(self._state)
@@ -119,7 +119,7 @@ class Purchase:
 
     @property
     def awaits_refund(self) -> bool:
-        """Whether its charge is to be given back, and it is not known yet whether it was."""
+        """Whether its charge is to be refunded and the decision on that is not known yet."""
         return (
             self.refund is None
             and self._state is State.UNDELIVERED
@@ -129,7 +129,7 @@ class Purchase:
         )
 
     async def wait_for_refund(self, timeout_s: float) -> None:
-        """Wait until it is known what became of a charge that is to be given back, but not for longer than this."""
+        """Wait for the decision on a charge that is to be refunded, but not for longer than this."""
         if self.awaits_refund:
             if self._decided is None:
                 self._decided = asyncio.Event()
@@ -138,11 +138,11 @@ class Purchase:
                     await self._decided.wait()
 
     def hold_delivery(self, record: Callable[[], None]) -> None:
-        """Call ``record`` once its client has the whole result, or is gone."""
+        """Call ``record`` once its client has the whole result or has left."""
         self._record_delivery = record
 
     def handed_over(self) -> None:
-        """Record the delivery if that was held back until now: the client has the result, or is gone."""
+        """Record the delivery if that was held back until now: the client has the result or has left."""
         record, self._record_delivery = self._record_delivery, None
         if record is not None:
             record()
@@ -153,7 +153,7 @@ class Purchase:
         return self._record_delivery is not None
 
     def record_refund(self, refund: Refund) -> None:
-        """Record what became of its charge."""
+        """Record the decision on its charge."""
         self.refund = refund
         if self.charge is not None:
             is_given_back = refund in {Refund.GIVEN, Refund.GRANTED}
@@ -162,7 +162,7 @@ class Purchase:
             self._decided.set()
 
     def end(self, ending: Ending) -> Ruling:
-        """Move a paid purchase to its end as the table of endings says; return what follows from it.
+        """Move a paid purchase to its end as the table of endings says; return the consequences.
 
         Raises:
             IllegalTransition: it is not paid, or has ended before.
@@ -214,7 +214,7 @@ _MESSAGES = {
 
 
 def party_of(reason: InterruptReason, purchase: Purchase) -> EndedBy:
-    """Return the party that an interruption is due to; the end of the time is its readers' doing or its provider's."""
+    """Return the party that caused an interruption; a deadline is caused by slow readers or by the provider."""
     if reason is InterruptReason.TIMED_OUT:
         return EndedBy.CLIENT if purchase.held_up_by_readers() else EndedBy.PROVIDER
     return _ENDED_BY[reason]

@@ -12,12 +12,12 @@ from lcp_gateway.purchase.order import Task
 
 
 def unchanged(task: Task) -> Task:
-    """Leave a task alone: what is done with every task whose client named a model of a provider."""
+    """Return the task unchanged: the adaptation where the client named a model of a provider."""
     return task
 
 
 class Comparison(Protocol):
-    """Compares the candidates of one order by what they ask. They go by their places."""
+    """Compares the candidates of one order by what they ask. They are named by their places."""
 
     def next(
         self, asked: Mapping[int, Msat], left: Sequence[int], *, peers_too: bool

@@ -73,7 +73,7 @@ class Offer:
 class QuotingRules:
     """How providers are asked: how many at once, how many in all, and how long each may take.
 
-    Once one quote can be bought, others that were asked with it have ``patience_s`` left.
+    Once one quote can be bought, the others that were requested with it have ``patience_s`` left.
     """
 
     at_once: int = 1
@@ -121,7 +121,7 @@ class QuoteRequester:
         quote is a surprise: then it is compared with the quotes of others.
 
         Raises:
-            Refused: no quote was acceptable; carries the cheapest one that was only too dear, if any.
+            Refused: no quote was acceptable; carries the cheapest one that was only too expensive, if any.
             UpstreamError: no provider gave a quote.
         """
         failures: list[PurchaseError] = []
@@ -138,7 +138,7 @@ class QuoteRequester:
                 self.drop(error.quote for error in failures)
                 return _taken(best, others, left)
         error = _most_telling(failures)
-        # The cheapest that was too dear is not dropped: the client can take it once it raises the limit.
+        # The cheapest that was too expensive is not dropped: the client can take it once it raises the limit.
         kept = error.quote if isinstance(error, PriceLimitExceeded) else None
         self.drop(failed.quote for failed in failures if failed.quote is not kept)
         raise error
@@ -174,7 +174,7 @@ class QuoteRequester:
         calls: int,
         failures: list[PurchaseError],
     ) -> list[Offer]:
-        """Ask more candidates where a quote was not what the choice was made by; return the best offer first."""
+        """Ask more candidates where a quote is not the price that was expected; return the best offer first."""
         comparison = offers[0].candidate.comparison
         if comparison is None:
             return offers
@@ -193,7 +193,7 @@ class QuoteRequester:
         return sorted(offers, key=lambda offer: (offer.candidate.place != best, _price(offer)))
 
     def drop(self, quotes: Iterable[Quote | None]) -> None:
-        """Tell the providers that their quotes are not taken. Nothing is waited for."""
+        """Notify the providers that their quotes are not taken; wait for no answer."""
         for quote in quotes:
             if quote is not None and quote.job_id not in self._paid_jobs:
                 self._background(self._upstream.cancel(quote, _NOT_TAKEN, self._cancel_timeout_s))
@@ -260,7 +260,7 @@ def _taken(best: Offer, others: Sequence[Offer], left: Sequence[Candidate]) -> O
         return best
     if candidate.comparison is not None:
         told = candidate.comparison.taken(candidate.place, _asked([best, *others]))
-        # The comparison is over, and what it was made of need not be kept as long as the purchase.
+        # The comparison is over, and its data need not be kept as long as the purchase.
         candidate = replace(candidate, routing=told, comparison=None)
     # One that asked less and was not taken for other reasons is no saving.
     dearer = [price for price in map(_price, others) if price >= best.quote.price_msat]

@@ -14,7 +14,7 @@ from lcp_gateway.purchase.states import Verdict
 
 @dataclass(frozen=True, slots=True)
 class ResultHead:
-    """What is known of a result before its bytes."""
+    """The facts of a result that are known before its bytes."""
 
     content_type: str
     content_encoding: str
@@ -28,8 +28,8 @@ class BufferLimits:
     whole_bytes: int = 8 * 1024 * 1024
 
 
-# After its first block a reader lets the event loop go round so often before it takes what is there: chunks that have
-# arrived already are then handed on together. No time is waited for.
+# After its first block a reader yields to the event loop so many times before it takes the bytes that are there: chunks
+# that have arrived already are then handed on together. No time is waited for.
 _ROUNDS: Final = 4
 # While more came during these, it goes on up to so many times.
 _MOST_TIMES: Final = 3
@@ -107,7 +107,7 @@ class ResultBuffer:
 
     @property
     def verdict(self) -> Verdict:
-        """What can be said of the money now."""
+        """The present verdict on the payment."""
         return Verdict.NONE if self.purchase is None else self.purchase.verdict
 
     @property
@@ -135,9 +135,9 @@ class ResultBuffer:
         return tuple(self._blocks)
 
     def when_ended(self, listener: "Callable[[ResultBuffer], None]") -> None:
-        """Call ``listener`` at the end, whatever it is; at once if it has ended.
+        """Call ``listener`` at the end, good or bad; at once if it has ended.
 
-        What it raises is reported to the event loop and changes nothing: what was bought stays bought.
+        Its exceptions are reported to the event loop and change nothing: the result stays bought.
         """
         if self.ended:
             self._tell(listener)
@@ -160,7 +160,7 @@ class ResultBuffer:
             self._blocks.append(block)
             self._free_bytes = self.size
         fits = self._pool.take(len(block))
-        # What is retained for a later reader is not released for want of room: it may be paid for already.
+        # Bytes retained for a later reader are not released to make room: they may be paid for already.
         if not (fits or self.is_retained) or self.size > self._limits.whole_bytes:
             self._whole = False
             self._trim()
@@ -187,7 +187,7 @@ class ResultBuffer:
         self._end()
 
     def fail(self, error: Exception) -> None:
-        """Record that nothing more will come, and why. What waited for a good end is dropped."""
+        """Record that nothing more will come, and why. Bytes held back for a good end are dropped."""
         self.error = error
         held_bytes = self.size - self._free_bytes
         self._pool.give_back(held_bytes)
@@ -249,7 +249,8 @@ class ResultBuffer:
                     block = waiting[0] if len(waiting) == 1 else b"".join(waiting)
                     self._readers[me] += len(waiting)
                     yield block
-                    # Taken only now that the consumer asks for more: what it still writes counts as not taken.
+                    # Counted as taken only now that the consumer asks for more: bytes that it still writes are not
+                    # taken.
                     self._taken[me] += len(block)
                     self._took()
                 elif not self.ended:
@@ -263,7 +264,7 @@ class ResultBuffer:
             self._took()
 
     async def _gather(self) -> None:
-        """Let what has arrived at the upstream come in, for as long as something does, within bounds."""
+        """Wait, within bounds, for chunks that have arrived at the upstream already."""
         for _ in range(_MOST_TIMES):
             before = self._released_blocks + len(self._blocks)
             for _ in range(_ROUNDS):
@@ -302,7 +303,7 @@ class ResultBuffer:
     def _tell(self, listener: "Callable[[ResultBuffer], None]") -> None:
         try:
             listener(self)
-        except Exception as error:  # noqa: BLE001 - whatever it is, a paid result must not become a failure by it
+        except Exception as error:  # noqa: BLE001 - no error of a listener may turn a paid result into a failure
             context = {"message": "a listener failed at a result's end", "exception": error}
             asyncio.get_running_loop().call_exception_handler(context)
 

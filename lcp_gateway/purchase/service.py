@@ -1,4 +1,4 @@
-"""Takes orders: finds a repeat or buys, in a task of its own that outlives the request which asked."""
+"""Executes orders: finds a repeat or buys, in a task of its own that outlives the request which asked."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -67,7 +67,7 @@ from lcp_gateway.upstream_status import UpstreamStatus
 CANCEL_REASON: Final = "request canceled"
 # Statuses after which the peer may still be working on a job that has no client any more.
 _STILL_RUNNING: Final = frozenset({UpstreamStatus.CANCELLED, UpstreamStatus.DEADLINE_EXCEEDED})
-# Failures of a node after which another provider may do the work, because the node itself has not.
+# Failures of a node after which another provider may be asked, because the node did not do the work.
 _WORTH_ANOTHER: Final = frozenset(
     {
         UpstreamStatus.UNAVAILABLE,
@@ -92,7 +92,7 @@ class Observer:
         """The quote is not taken after all, and another one is."""
 
     def node_failed(self, purchase: Purchase, error: PaymentFailed, *, fails_over: bool) -> None:
-        """A node did not do the work and nothing was paid; ``fails_over``: another provider is asked now."""
+        """A node did not do the work and was not paid; ``fails_over``: another provider is asked now."""
 
     def ended(self, buffer: ResultBuffer) -> None:
         """Nothing more will come of the order."""
@@ -102,8 +102,9 @@ class Observer:
 class Timeouts:
     """How long a purchase may take, in seconds.
 
-    ``grace_s``: a paid result without a listener is still received; ``cancel_timeout_s``: a peer is told of the end;
-    ``limit_s``: the whole purchase, 0 sets no limit; ``elsewhere_s``: a repeat waits for another process that is buying.
+    ``grace_s``: a paid result without a listener is still received; ``cancel_timeout_s``: limits the call that notifies
+    a peer of the end; ``limit_s``: the whole purchase, 0 sets no limit; ``elsewhere_s``: a repeat waits for another
+    process that is buying.
     """
 
     grace_s: float = 10.0
@@ -114,7 +115,7 @@ class Timeouts:
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    """A purchase that is being made: all that the service holds of it. ``shared`` is None where this gateway is alone."""
+    """A running purchase and its data. ``shared`` is None where this gateway is alone."""
 
     buffer: ResultBuffer
     keys: RepeatKeys
@@ -153,7 +154,7 @@ class PurchaseService:
         shared: SharedPurchases | None = None,
         tracing: Tracing = NO_TRACING,
     ) -> None:
-        """``shared`` is what this gateway knows together with others; None where it is the only one."""
+        """``shared`` holds the purchases of all gateways that share results; None where this is the only one."""
         self._quoting = quoting
         self._executor = executor
         self._routing = routing
@@ -211,9 +212,9 @@ class PurchaseService:
         return buffer if buffer not in self._running else None
 
     async def learn_outcome(self, buffer: ResultBuffer) -> None:
-        """Ask the journal what became of a payment that was unknown, or of a charge that was withheld.
+        """Read the outcome of an unknown payment or of a withheld charge from the journal.
 
-        Where nothing was paid, the order may be bought anew.
+        Where nothing was paid, the order may be bought again.
 
         Raises:
             BoughtBefore: it was paid.
@@ -237,7 +238,7 @@ class PurchaseService:
             raise BoughtBefore(found)
 
     def identity(self, order: Order, keys: RepeatKeys) -> RepeatIdentity:
-        """Return what the journal recognises a repeat of an order by; before ``start``."""
+        """Return the identity that the journal recognises a repeat of an order by; before ``start``."""
         return self._cache.identity(order, keys)
 
     # -- quotes -------------------------------------------------------------------------------------
@@ -266,7 +267,7 @@ class PurchaseService:
             raise await self._explain(order, quote_name, UnknownQuote(NO_SUCH_QUOTE))
 
     async def _explain(self, order: Order, quote_name: str, error: UnknownQuote) -> PurchaseError:
-        """Return what became of a quote that is not held: this process before a restart, or another, may have taken it."""
+        """Return the outcome of a missing quote: this process before a restart, or another, may have taken it."""
         job_id = job_id_of(quote_name)
         if job_id is None:
             return error
@@ -312,7 +313,7 @@ class PurchaseService:
             running.end_grace()
 
     def left(self, buffer: ResultBuffer) -> None:
-        """Record that a request no longer reads a result; the last one to leave sets the end in motion."""
+        """Record that a request no longer reads a result; the last one to leave starts the end of the purchase."""
         buffer.listeners -= 1
         if not buffer.listeners:
             self.handed_over(buffer)
@@ -334,7 +335,7 @@ class PurchaseService:
     def interrupt(self, buffer: ResultBuffer, reason: InterruptReason) -> None:
         """End an order that is being bought."""
         running = self._running.get(buffer)
-        # One that has ended only tells the other gateways so.
+        # One that has ended only notifies the other gateways.
         if running is None or buffer.ended:
             return
         running.reason = reason
@@ -376,7 +377,7 @@ class PurchaseService:
         except asyncio.CancelledError:
             self._cancel_job(buffer.purchase)
             buffer.fail(Interrupted(running.reason, buffer.purchase))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the requests that wait must get it
+        except Exception as error:  # noqa: BLE001 - every error must reach the requests that wait
             self._cancel_if_at_work(buffer.purchase, error)
             purchase = buffer.purchase
             held = self._held_quotes.hold_if_good(buffer.order, error, purchase)

@@ -23,7 +23,7 @@ FindPurchase = Callable[[bytes], Awaitable[EarlierPurchase | None]]
 
 
 class LostElsewhere(ResultLost):
-    """Another gateway bought it, or may have, and its result cannot be had here."""
+    """Another gateway bought it, or may have, and its result is not available here."""
 
     request_id = ""
     """The request that bought it, where that is known: the id by which a job in the background is polled."""
@@ -34,7 +34,7 @@ class LostElsewhere(ResultLost):
 
 
 class BoughtBefore(LostElsewhere):
-    """The journal has a purchase of the same request, and its result cannot be had here."""
+    """The journal has a purchase of the same request, and its result is not available here."""
 
     def __init__(self, earlier: EarlierPurchase) -> None:
         verdict = VERDICTS[earlier.state]
@@ -88,7 +88,7 @@ class Claim(Protocol):
         ...
 
     async def ended(self, buffer: ResultBuffer) -> None:
-        """Publish the result to the other gateways; what cost nothing may be bought anew. Raises nothing."""
+        """Publish the result to the other gateways; an order that cost nothing may be bought again. Raises nothing."""
         ...
 
 
@@ -102,7 +102,7 @@ class SharedPurchases(Protocol):
 
         Raises:
             KeyReused: the idempotency key came with another body before.
-            ResultLost: it was bought, or may have been, and its result cannot be had.
+            ResultLost: it was bought, or may have been, and its result is not available.
             Refused: it cannot be known.
         """
         ...
@@ -140,7 +140,7 @@ async def wait_until_unpaid(
         try:
             found = await find(earlier.quote.job_id)
         except JournalUnavailable:
-            # Away for a moment: the state read before stands.
+            # The journal is unavailable for a moment: the state read before stands.
             continue
         if found is None:
             # Only purchases that have ended are ever removed from the journal.
@@ -153,7 +153,7 @@ async def wait_until_unpaid(
 async def find_bought_with(
     job_id: bytes, key_id: str, identity: RepeatIdentity, find: FindPurchase
 ) -> LostElsewhere | None:
-    """Return what became of a quote that is not held any more; None where nothing was bought with it for this request."""
+    """Return the outcome of a quote that is no longer held; None where nothing was bought with it for this request."""
     try:
         earlier = await find(job_id)
     except JournalUnavailable:

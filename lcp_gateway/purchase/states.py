@@ -20,10 +20,10 @@ class State(enum.StrEnum):
 
 
 class PurchaseEvent(enum.StrEnum):
-    """What can happen to a purchase."""
+    """The events of a purchase."""
 
     REFUSE = "refuse"
-    """A guard said no."""
+    """A check refused it."""
     EXPIRE = "expire"
     """The quote expired before it was taken."""
     PAY = "pay"
@@ -56,7 +56,7 @@ TRANSITIONS: Mapping[State, Mapping[PurchaseEvent, State]] = MappingProxyType(
         },
         State.UNKNOWN: {
             PurchaseEvent.FAIL_PAYMENT: State.NOT_PAID,
-            # By the gateway that bought it, where another one took that gateway for dead while it ran.
+            # By the gateway that bought it, after another gateway had mistaken it for dead.
             PurchaseEvent.SETTLE: State.SETTLED,
             # By any other party, which has no result to go with the evidence.
             PurchaseEvent.FAIL_DELIVERY: State.UNDELIVERED,
@@ -76,7 +76,7 @@ TRANSITIONS: Mapping[State, Mapping[PurchaseEvent, State]] = MappingProxyType(
 
 
 class Verdict(enum.StrEnum):
-    """What happened to the money, as every response says it in ``X-Lcp-Payment``."""
+    """Whether money was paid, as every response says it in ``X-Lcp-Payment``."""
 
     NONE = "none"
     SETTLED = "settled"

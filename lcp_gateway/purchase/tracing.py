@@ -205,7 +205,7 @@ def stream_facts(buffer: ResultBuffer) -> Facts:
 
 
 def error_type(error: BaseException) -> str:
-    """Return a word for an error. Of these there are few, and none of them is a provider's own."""
+    """Return a short type for an error: one of a few, and never a text of the provider."""
     match error:
         case asyncio.CancelledError():
             return "cancelled"
