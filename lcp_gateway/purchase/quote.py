@@ -30,7 +30,7 @@ class Comparison(Protocol):
         ...
 
     def taken(self, place: int, asked: Mapping[int, Msat]) -> Mapping[str, object] | None:
-        """Record which one is paid; return the account of the choice for the client, None where it gets none."""
+        """Record which one is paid; return the explanation of the choice for the client, None where it gets none."""
         ...
 
 
@@ -40,7 +40,7 @@ class Candidate:
 
     ``adapt`` makes the task that the provider gets of the one that was asked for; it is pure, so that it can be applied
     again when a quote is taken later. ``adapter`` names what also has to be done with the result, and is empty where its
-    bytes go out as they come. ``routing`` is the account of the choice for the client, None where it made its own.
+    bytes go out as they come. ``routing`` is the explanation of the choice for the client, None where the client chose.
     ``comparison`` weighs its quote against those of other candidates, where the gateway made the choice; ``place`` is its
     place there.
     """

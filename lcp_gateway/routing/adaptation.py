@@ -25,7 +25,7 @@ class BodyAdapters:
     """The functions over bodies that routing needs. They are injected: routing itself knows no format of bytes.
 
     ``to_chat`` turns the body of a completion into one of a chat, or raises ``not_adaptable``. ``clearly_exceeds`` returns
-    whether a body (parsed, and as bytes) has more than so many tokens for certain.
+    whether a body (parsed, and as bytes) certainly has more tokens than a limit.
     """
 
     parse: Callable[[bytes], Any]

@@ -31,7 +31,7 @@ from lcp_gateway.routing.scoring import (
     score_all,
 )
 
-# So many are weighed anew for every request; the others only when the list is made, once in a while.
+# So many are scored for every request; the others only when the list is made, about once a second.
 _SHORTLISTED = 12
 _SHORTLIST_S = 1.0
 _MAX_SHORTLISTS = 64
@@ -40,7 +40,7 @@ _UNKNOWN = "?"
 
 @dataclass(frozen=True, slots=True)
 class AutoPolicy:
-    """The operator's weights, and how far the choice strays from the best."""
+    """The operator's weights, and how far the choice may stray from the best."""
 
     weights: Weights = field(default_factory=Weights)
     temperature: float = 0.05
@@ -48,10 +48,11 @@ class AutoPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What was chosen and of what. ``ranked`` is the order in which to ask; its first is the chosen one.
+    """The choice and its alternatives. ``ranked`` is the order in which to ask; its first is the chosen one.
 
-    ``considered`` are those that were weighed, the best score first, ``offered`` says of how many. With the weights, the
-    temperature and ``draw`` the choice can be made again: ``considered[pick(scores, temperature, draw, prices)]``.
+    ``considered`` are the entries that were scored, the best first, ``offered`` is the number of all offers. With the
+    weights, the temperature and ``draw`` the choice can be made again: ``considered[pick(scores, temperature, draw,
+    prices)]``.
     """
 
     ranked: tuple[Scored, ...]
@@ -78,7 +79,7 @@ class Decision:
         return f"{rank} of {self.offered}" + (f": {', '.join(merits)}" if merits else "")
 
     def comparison(self) -> QuoteComparison:
-        """Return what compares the candidates by their quotes; they go by their places in ``considered``."""
+        """Return the comparison of the candidates by their quotes; they are named by their places in ``considered``."""
         return QuoteComparison(self.considered, self.weights)
 
     def place(self, scored: Scored) -> int:
@@ -116,7 +117,7 @@ class _Shortlist:
 
 
 class NoMatch(Exception):
-    """No provider does it now; ``offered``: one would that may not be asked at present."""
+    """No provider can do it now; ``offered``: one could, and may not be asked at present."""
 
     def __init__(self, *, offered: bool) -> None:
         super().__init__("no match")
@@ -203,7 +204,7 @@ class AutoChoice:
         most: int,
         size: RequestSize = ORDINARY_SIZE,
     ) -> Sequence[Scored]:
-        """Score entries, the best first, those that are left alone now too; for display."""
+        """Score entries, the best first, those of paused peers too; for display."""
         weights = self._weights_of(preferences)
         return self._weigh(entries, mode, preferences, weights, size, resting_too=True)[:most]
 
@@ -252,7 +253,7 @@ class AutoChoice:
         return found
 
     def _distinct(self, entries: Sequence[Entry], preferences: Preferences) -> Sequence[Entry]:
-        """Leave out entries that cannot come onto a shortlist, since as many others are before them whatever the weights.
+        """Leave out entries that cannot come onto a shortlist: whatever the weights, enough others rank before them.
 
         Models of one provider that were never bought differ by how well their sizes fit, and else by their places alone.
         """

@@ -1,10 +1,10 @@
-"""The breaker: a peer that failed several times in a row is left alone for a while, then tried carefully."""
+"""The breaker: a peer that failed several times in a row is paused for a while, then tried carefully."""
 
 from dataclasses import dataclass
 
 MAX_PAUSE_S = 600.0
 TRIAL_S = 30.0
-"""How long a permission to try holds while nothing is heard of the try."""
+"""How long a permission to try holds without a result of the trial."""
 
 
 @dataclass(slots=True)
@@ -12,7 +12,7 @@ class Breaker:
     """Counts failures in a row. ``now`` is a reading of one monotonic clock, in seconds.
 
     Failures to quote are forgotten with the next quote, failures to deliver with the next delivery. Once both
-    together reach ``failures`` the peer is left alone for ``pause_s``; after that one trial at a time is let through.
+    together reach ``failures`` the peer is paused for ``pause_s``; after that one trial at a time is let through.
     A trial that fails doubles the pause, up to ten minutes. ``failures`` of 0 turns the breaker off.
     """
 
@@ -26,14 +26,14 @@ class Breaker:
     _trial_job: bytes | None = None
 
     def use(self, failures: int, pause_s: float) -> None:
-        """Go by other rules; what was counted stays, and a pause that has begun lasts as long as it was to."""
+        """Apply other rules; counts stay, and a pause that has begun keeps its length."""
         self.failures, self.pause_s = failures, pause_s
         if not failures:
             self._resting_until = None
             self._end_trial()
 
     def resting_s(self, now: float) -> float:
-        """Return how long the peer is still left alone; 0 when it is not."""
+        """Return how long the peer is still paused; 0 when it is not."""
         return max(0.0, self._resting_until - now) if self._resting_until is not None else 0.0
 
     def is_on_trial(self, now: float) -> bool:
@@ -41,7 +41,7 @@ class Breaker:
         return self._resting_until is not None and now >= self._resting_until
 
     def ask(self, now: float) -> bool:
-        """Ask to try the peer. On trial, a yes counts as the one trial until something is heard of it."""
+        """Ask to try the peer. On trial, permission counts as the one trial until its result is known."""
         if self._resting_until is None:
             return True
         if now < self._resting_until or self._is_tried(now):
@@ -97,7 +97,7 @@ class Breaker:
 
     def _open_if_bad(self, now: float) -> None:
         if not self._is_bad() or self.resting_s(now):
-            # Jobs that began before the pause and fail during it tell nothing new.
+            # Jobs that began before the pause and fail during it add no evidence.
             return
         self._pause_s = self._pause_s * 2 if self._resting_until is not None else self.pause_s
         # The longer of the two, for an operator who sets a first pause of more than ten minutes.

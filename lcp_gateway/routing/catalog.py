@@ -12,7 +12,7 @@ from lcp_gateway.purchase.quote import ProviderSource
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a provider's own list says of a model; 0 and nothing where it says nothing. ``created`` is Unix seconds."""
+    """The facts about a model in a provider's list; 0 and empty where it has none. ``created`` is Unix seconds."""
 
     context_length: int = 0
     created: int = 0
@@ -21,7 +21,7 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class PriceList:
-    """The most that a node's work costs, by the size of a request, in msat."""
+    """The highest price of a node's work, by the size of a request, in msat."""
 
     per_request: float = 0.0
     per_input_byte: float = 0.0
@@ -39,8 +39,8 @@ class Provider:
     """A peer that is connected and ready, or a node that answers, with the models it offers for each kind of task.
 
     ``peer_id`` is a peer's public key or a node's ``node:<name>``. ``max_payload_bytes`` and the other limits are the
-    provider's own words, 0 where it gave none. ``facts`` is what a node's own list says of its models. ``list_price_msat``
-    is what an ordinary request costs, where that is known before any quote, and ``price_list`` what others do.
+    provider's own, 0 where it stated none. ``facts`` are those of a node's own list of models. ``list_price_msat`` is
+    the price of an ordinary request, where that is known before any quote, and ``price_list`` that of others.
     """
 
     peer_id: str
@@ -95,7 +95,7 @@ class Catalog:
         )
 
     def seen_again(self, now: float) -> "Catalog":
-        """Return the same providers as found at another moment, without indexing them anew."""
+        """Return the same providers with a later time, without indexing them again."""
         same = copy(self)
         object.__setattr__(same, "taken_at", now)
         return same

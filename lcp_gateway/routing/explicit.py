@@ -1,4 +1,4 @@
-"""The providers of a model that the client named: a mapped one, the default peer, those that offer it, or the first there is."""
+"""The providers of a model that the client named: the mapped one, the default peer, those that offer it, or the first one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.routing.catalog import Catalog, Provider
 
 _NAMED_AT_MOST = 10
-# What Lightning peers can take: an operator may have one try a model that it does not advertise.
+# The kinds of task that Lightning peers take: an operator may map a model to a peer that does not advertise it.
 _OF_PEERS = frozenset({TaskKind.CHAT_COMPLETIONS, TaskKind.RESPONSES, TaskKind.COMPLETIONS})
 
 
@@ -25,7 +25,7 @@ class ModelNotFound(RoutingError):
 
 
 class ContextTooLong(RoutingError):
-    """The request is clearly longer than the context of every model that it could go to; ``param`` is what is too long."""
+    """The request is clearly longer than every model's context; ``param`` names the field that is too long."""
 
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class NoProvider(RoutingError):
 
 @dataclass(frozen=True, slots=True)
 class RoutingRules:
-    """What the operator set: which models, and which provider for which.
+    """The operator's rules: the models allowed, and the provider of each.
 
     ``by_score`` has the peers of a model that was named asked in the order of their scores, rather than in the daemon's.
     """
@@ -67,8 +67,8 @@ def explicit_providers(
 ) -> Sequence[Provider]:
     """Return the providers for a task, the first choice first; more than one where all of them offer the model.
 
-    ``available`` says of a provider's id whether it is to be asked at present; one that the operator named is asked all
-    the same, since there is no other. ``asked_as`` is the alias under which the client asked for the model.
+    ``available`` says of a provider's id whether it is to be asked at present; one that the operator named is asked in
+    any case, since there is no other. ``asked_as`` is the alias under which the client asked for the model.
 
     Raises:
         ModelNotFound: the model may not be used or is not offered.
@@ -79,7 +79,7 @@ def explicit_providers(
     if mapped := rules.model_peers.get(task.model):
         return (_ready(catalog, mapped, "the provider that this model is mapped to is not ready"),)
     if (default := rules.default_peer_id) and task.kind in _OF_PEERS:
-        # Nodes were named by the operator too: what only they offer is theirs.
+        # Nodes were named by the operator too: a model that only they offer goes to them.
         nodes = tuple(provider for provider in offering if provider.source is ProviderSource.NODE)
         if not nodes or any(provider.peer_id == default for provider in offering):
             return (_ready(catalog, default, "the default peer is not ready"),)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.purchase.order import Task, TaskKind
 
-# An average listens to about the last two or three measurements: a provider that becomes slow is soon known for it.
+# An average follows about the last two or three measurements, so that a provider that becomes slow is soon rated so.
 _MOST_WEIGHT = 1.5
-# What is not measured counts as half a measurement that came out like that of all providers.
+# The prior (the average of all providers) counts as half a measurement.
 _PRIOR_WEIGHT = 0.5
 
 
@@ -44,7 +44,7 @@ class FadingAverage:
         return self.weight * math.exp2(-max(0.0, now - self.at) / self.half_life_s)
 
     def blend(self, prior: float | None, now: float) -> float | None:
-        """Return the mean logarithm, drawn towards ``prior`` as it fades; None where nothing is known at all."""
+        """Return the mean logarithm, drawn towards ``prior`` as it fades; None without any measurement."""
         if not self.weight:
             return prior
         mean = self.total / self.weight
@@ -87,9 +87,9 @@ ORDINARY_SIZE = RequestSize(2_000, 500)
 
 
 class Price(NamedTuple):
-    """What a request is expected to cost. ``is_known`` tells a quote or a price list from a guess; None is no idea at all.
+    """The expected price of a request. ``is_known``: from a quote or a price list, not a guess; None is unknown.
 
-    ``asked`` is the logarithm of what was lately asked, for requests of whatever size.
+    ``asked`` is the logarithm of the price lately asked, for requests of any size.
     """
 
     msat: float | None = None
@@ -98,7 +98,7 @@ class Price(NamedTuple):
 
     @property
     def asked_msat(self) -> float | None:
-        """What was lately asked; None where nothing was."""
+        """The price lately asked; None without a quote."""
         return None if self.asked is None else math.exp(self.asked)
 
 
@@ -128,9 +128,9 @@ class PriceRates:
         faded.add(max(float(price_msat), _LEAST_MSAT) / sized.units, now)
 
     def expected(self, sized: "SizeClass") -> float | None:
-        """Return the price by what was asked for the nearest size; None where nothing was asked.
+        """Return the price by the quotes for the nearest size; None without any.
 
-        It does not fade: what was asked holds until something else is asked, and a quote tells before it is paid.
+        It does not fade: a price holds until another is asked, and the quote shows it before anything is paid.
         """
         by_class = self.by_class
         if not by_class:
@@ -220,7 +220,7 @@ class View(NamedTuple):
     has_delivered: bool = False
 
     def measured(self) -> "Measured":
-        """Return what was measured and is not only estimated."""
+        """Return the measured values, without those that are only estimated."""
         return Measured(
             self.first_byte_s if self.was_measured else None,
             self.tokens_per_s if self.was_measured else None,
@@ -228,7 +228,7 @@ class View(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was measured of a model at a provider, for display; None where nothing was."""
+    """The measurements of a model at a provider, for display; None where there are none."""
 
     first_byte_s: float | None
     tokens_per_s: float | None
@@ -248,7 +248,7 @@ class Measurements:
     """Keeps the measurements. No I/O, one thread; ``clock`` is a monotonic clock in seconds.
 
     A pair that was never measured is taken to be like its provider, and a provider that never was like all others.
-    What is known of one fades back to what is known of all, so that one that was slow once is tried again some time.
+    Its measurements fade towards the average of all, so that a provider that was slow once is tried again some time.
     """
 
     def __init__(self, *, half_life_s: float, clock: Callable[[], float]) -> None:
@@ -258,7 +258,7 @@ class Measurements:
         self._providers: dict[str, _Provider] = {}
         self._all_providers: dict[Mode, _Speed] = {}
         self._usual: dict[Mode, float] = {}
-        # What peers ask; nodes have price lists, and a free one says nothing about the others.
+        # Prices of peers only; nodes have price lists, and a free one is no measure for others.
         self._rates = PriceRates.empty(half_life_s)
 
     # -- measurements ---------------------------------------------------------------------------
@@ -266,7 +266,7 @@ class Measurements:
     def quoted(
         self, provider_id: str, model: str, price_msat: int, size: RequestSize = ORDINARY_SIZE
     ) -> None:
-        """Record what was asked for a request of a size."""
+        """Record the price asked for a request of a size."""
         now, sized = self._clock(), SizeClass.of(size)
         pair = self._pair(provider_id, model)
         pair.rates.add(sized, price_msat, now)
@@ -357,11 +357,11 @@ class Measurements:
         return found
 
     def price(self, provider_id: str, model: str, size: RequestSize = ORDINARY_SIZE) -> Price:
-        """Return what a request of a size is expected to cost."""
+        """Return the expected price of a request of a size."""
         return self.prices(((provider_id, model),), size)[0]
 
     def prices(self, pairs: Iterable[tuple[str, str]], size: RequestSize) -> list[Price]:
-        """Return what each pair of a provider's id and a model is expected to ask for a request of a size."""
+        """Return the expected price of a request of a size for each pair of a provider's id and a model."""
         sized = SizeClass.of(size)
         guess = self._rates.expected(sized)
         unpriced = UNKNOWN_PRICE if guess is None else Price(guess)

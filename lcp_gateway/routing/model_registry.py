@@ -1,4 +1,4 @@
-"""The model registry: the operator's word on a model, over providers' lists, over what its name says."""
+"""The model registry: the operator's description of a model, before providers' lists, before hints in its name."""
 
 import functools
 import re
@@ -14,7 +14,7 @@ EMBEDDING: Final = "embedding"
 
 # More than peers may offer together (upstreams/lcpd/adapter.py): reading a name costs as much as a hundred look-ups.
 REMEMBERED_NAMES: Final = 16_384
-# A client may make up a name as long as a body: what is remembered of names stays small.
+# A client may invent a name as long as a body: only short names are cached.
 _READ_CHARACTERS = 256
 
 # A size begins a word ("-8b", ":8b", "_8b"): in "gemma-2-2b" the first 2 is a version, in "A22B" and "b200" a letter
@@ -55,7 +55,7 @@ _EMBEDDING = re.compile(
 )
 _NOT_EMBEDDING = re.compile(r"rerank")
 
-# The first that fits is it: makers that build on others' models stand before them.
+# The first match counts: makers that build on others' models stand before them.
 _VENDORS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (vendor, re.compile(rf"(?<![a-z])(?:{families})"))
     for vendor, families in (
@@ -112,7 +112,7 @@ _VENDORS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 
 @dataclass(frozen=True, slots=True)
 class NameFacts:
-    """What a name tells; ``None``, empty or not in the set where it tells nothing.
+    """The hints in a name; ``None``, empty or not in the set where there is none.
 
     ``params_b`` is in billions and counts all experts of a mixture. ``type`` is ``embedding`` or empty.
     """
@@ -171,7 +171,7 @@ _NOT_OF_EMBEDDINGS = frozenset({"vision", "tools", "json_schema", "audio"})
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What the operator says of a model; 0, empty and ``None`` where nothing is said.
+    """The operator's description of a model; 0, empty and ``None`` for missing values.
 
     ``type`` is ``chat``, ``completion`` or ``embedding``. ``params_b`` is in billions. ``capabilities`` that are given
     are all that the model has. ``aliases`` are other names under which clients may ask for it.
@@ -192,7 +192,7 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What is known of a model from all sources; 0, empty and ``None`` where no source says.
+    """The properties of a model from all sources; 0, empty and ``None`` where no source states one.
 
     ``complete`` means that the model has no other ``capabilities`` than these. ``vendor`` is its maker, as far as
     the name tells; ``owned_by`` what the operator wants shown.
@@ -241,9 +241,9 @@ class ModelRegistry:
         return tuple(name for name in self._cards if name != AUTO)
 
     def traits(self, model: str, facts: Iterable[ModelFacts] = ()) -> Traits:
-        """Put together what is known of a model; ``facts`` are what the lists of its providers say.
+        """Combine the properties of a model; ``facts`` are those in the lists of its providers.
 
-        A capability counts when a list or the name tells of it, unless the operator says which there are. A context is
+        A capability counts when a list or the name states it, unless the operator lists the capabilities. A context is
         taken to be as long as the shortest that a list names.
         """
         listed = tuple(facts)
@@ -270,7 +270,7 @@ class ModelRegistry:
 
 @functools.lru_cache(maxsize=REMEMBERED_NAMES)
 def _traits_by_name(by_name: NameFacts) -> Traits:
-    """Return what is known of a model of which nothing but its name is."""
+    """Return the properties of a model of which only the name is known."""
     return Traits(
         type=by_name.type,
         context_length=0,

@@ -1,4 +1,4 @@
-"""Everything that is on offer at one moment: each model at each provider, with what is known of the model."""
+"""Everything that is on offer at one moment: each model at each provider, with its properties."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,8 +41,8 @@ class Offers:
     ) -> "Offers":
         """Read a catalog.
 
-        Where there is an allowlist only its models count. A mapped model counts at its provider only, and where there is
-        a default peer no other peer counts. Models that only chat count for completions too: an adapter can help.
+        Where there is an allowlist only its models count. A mapped model counts at its provider only, and where there
+        is a default peer no other peer counts. Models that only chat count for completions too: an adapter can help.
         """
         offering = dict(sorted(catalog.models().items()))
         traits = {

@@ -1,4 +1,4 @@
-"""Trust in peers: how much each may be owed, by what it was paid for and delivered; and when it is left alone."""
+"""Trust in peers: how much may be at risk with each, by its paid and delivered purchases; and when it is paused."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.breaker import Breaker
 
 RESERVED_S = 30.0
-"""How long a price that passed the check is held while nothing is heard of its payment."""
+"""How long a price that passed the check is held while its payment has not begun."""
 
 LOSS_WEIGHT = 10
 """How many delivered msat one lost msat outweighs."""
@@ -30,12 +30,12 @@ _DAY_MICROS = 86_400 * _MICROS
 
 @dataclass(frozen=True, slots=True)
 class TrustRules:
-    """What a peer is trusted with, and when it is left alone.
+    """How much a peer is trusted with, and when it is paused.
 
-    At most ``exposure_base_msat`` and ``exposure_share_ppm`` of what a peer has delivered may be out with it; a base of
-    0 sets no limit. At most ``exposure_unproven_msat`` may be out with all peers together that have not delivered a base
-    yet; 0 sets no limit. After ``breaker_failures`` failures in a row it is left alone for ``breaker_pause_s``; 0
-    failures turns that off.
+    At most ``exposure_base_msat`` and ``exposure_share_ppm`` of what a peer has delivered may be at risk with it; a
+    base of 0 sets no limit. At most ``exposure_unproven_msat`` may be at risk with all peers together that have not
+    delivered a base yet; 0 sets no limit. After ``breaker_failures`` failures in a row a peer is paused for
+    ``breaker_pause_s``; 0 failures turns that off.
     """
 
     exposure_base_msat: int = 2_000_000
@@ -47,7 +47,7 @@ class TrustRules:
 
 @dataclass(frozen=True, slots=True)
 class PeerHistory:
-    """What the journal holds of a peer; amounts with or without fees, which makes little difference here.
+    """The journal's record of a peer; amounts with or without fees, which makes little difference here.
 
     ``undelivered_msat`` counts as lost just now, so it is best taken over the last week only; the deliveries over all
     time. ``lost_today_msat`` is the part of it that was lost within a day. ``unknown`` is each job of which it is not known whether it was paid, with its price. ``failures`` is how many of
@@ -65,7 +65,7 @@ class PeerHistory:
 
 @dataclass(frozen=True, slots=True)
 class TrustStatus:
-    """The status of a peer. ``limit_msat`` is None where there is no limit, ``resting_s`` 0 where it is not left alone.
+    """The status of a peer. ``limit_msat`` is None where there is no limit, ``resting_s`` 0 where it is not paused.
 
     ``out_msat`` is reserved, being paid or unknown; ``undelivered_msat`` was lost to it and is not yet forgiven.
     """
@@ -117,19 +117,19 @@ class _Account:
 class PeerTrust:
     """Keeps the trust in peers; implements ``Exposure`` of purchase/ports. No I/O, one thread, deterministic with its clock.
 
-    **Exposure.** What is out with a peer (prices that passed the check and are not yet paid, are being paid, or are
-    unknown) and what was lost to it must, with the new price, stay within a limit: the base, and a share of what it has
-    delivered. One lost msat outweighs ten delivered ones, so that deliveries work a loss off slowly: a peer that keeps
-    more than about a tenth of its money falls back to the base and is soon cut off. Time works it off as well: each day
-    one base is forgiven, so that a peer that only takes can take one base at once, and then one a day.
+    **Exposure.** The amounts at risk with a peer (prices that passed the check and are not yet paid, are being paid, or
+    are unknown) and its losses must, with the new price, stay within a limit: the base, and a share of its deliveries.
+    One lost msat outweighs ten delivered ones, so that deliveries work a loss off slowly: a peer that keeps more than
+    about a tenth of its money falls back to the base and is soon cut off. Time works it off as well: each day one base
+    is forgiven, so that a peer that only takes can take one base at once, and then one a day.
 
-    **Unproven peers together.** A peer that has not delivered a base more than its losses outweigh is unproven. What is
-    out with all of them and what was lost to any of them stay within one limit, of which a day forgives as much as it is:
-    twenty strangers can take no more than one of them might.
+    **Unproven peers together.** A peer that has not delivered a base more than its losses outweigh is unproven. The
+    amounts at risk with all of them and their losses stay within one limit, and a day forgives losses of that limit:
+    twenty unknown peers can take no more than one of them could.
 
     **Breaker.** A peer that fails several times in a row, by not quoting or by not delivering what was paid for, is
-    left alone for a while, and then tried with one job at a time: see ``Breaker``. A payment that is not known to be
-    made is no failure until it is, and one that was not made is none at all.
+    paused for a while, and then tried with one job at a time: see ``Breaker``. A purchase whose payment is unknown
+    counts as a failure only once the payment is known, and never if nothing was paid.
 
     ``clock`` is a monotonic clock in seconds.
     """
@@ -138,15 +138,15 @@ class PeerTrust:
         self._rules = rules
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
-        # What was lost to peers that were unproven.
+        # Losses to peers that were unproven.
         self._strangers_lost_msat = 0
         self._strangers_lost_at = 0.0
-        # What was out with and lost to them when it was last added up; what is paid is weighed exactly.
+        # The amounts at risk with and lost to them when last added up; a payment is checked exactly.
         self._exposed_msat = 0
         self._exposed_at = -math.inf
 
     def load(self, histories: Iterable[PeerHistory]) -> None:
-        """Begin with what the journal knows; once, before the first purchase."""
+        """Load the histories in the journal; once, before the first purchase."""
         now = self._clock()
         for history in histories:
             account = self._account(history.peer_id)
@@ -161,11 +161,11 @@ class PeerTrust:
                 self._lose_to_strangers(history.lost_today_msat, now)
 
     def use(self, rules: TrustRules) -> None:
-        """Go by other rules from now on; what is known of the peers stays."""
+        """Apply other rules from now on; the state of the peers stays."""
         now = self._clock()
         self._lose_to_strangers(0, now)
         for account in self._accounts.values():
-            # What the old rules have forgiven by now stays forgiven.
+            # Losses that the old rules have forgiven stay forgiven.
             account.lost_msat, account.lost_at = self._lost_msat(account, now), now
             account.breaker.use(rules.breaker_failures, rules.breaker_pause_s)
         self._rules = rules
@@ -176,7 +176,7 @@ class PeerTrust:
         """Ask whether a peer may be asked for a quote now.
 
         A peer that is tried after a pause is given to one asker at a time, so ask only for peers that are meant to be
-        asked: an unused yes holds others back for ``breaker.TRIAL_S`` seconds.
+        asked: an unused permission holds others back for ``breaker.TRIAL_S`` seconds.
         """
         account = self._accounts.get(peer_id) or self._new_account(peer_id)
         now = self._clock()
@@ -208,7 +208,7 @@ class PeerTrust:
             account.breaker.quoted()
 
     def failed_to_quote(self, peer_id: str) -> None:
-        """Record that a peer gave no quote, or a false one. Only for what is its own fault, not the request's."""
+        """Record that a peer gave no quote, or a false one. Only where the peer is at fault, not the request."""
         self._account(peer_id).breaker.failed_to_quote(self._clock())
 
     def weigh(self, quote: Quote) -> None:
@@ -227,7 +227,7 @@ class PeerTrust:
         Held, because others may be checked between this and the payment. A quote may be checked again.
 
         Raises:
-            PeerNotTrusted: its peer has not delivered enough for this price, or is left alone for now.
+            PeerNotTrusted: its peer has not delivered enough for this price, or is paused for now.
         """
         account = self._account(quote.peer_id)
         now = self._weigh(account, quote)
@@ -252,7 +252,7 @@ class PeerTrust:
             self._weigh_strangers(account, quote, now)
         if not account.breaker.would_pay(quote.job_id, now):
             raise PeerNotTrusted(
-                "the peer failed several times in a row and is left alone for now; nothing was paid",
+                "the peer failed several times in a row and is paused for now; nothing was paid",
                 quote=quote,
             )
         return now
@@ -290,7 +290,7 @@ class PeerTrust:
         """Record the outcome of a purchase, once for each state; also that of an unknown one.
 
         ``settled`` is an unknown that turned out to be paid: nothing was delivered for it. States before a payment
-        (``refused``, ``expired``) and ``not_paid`` give back what was held.
+        (``refused``, ``expired``) and ``not_paid`` release the held price.
         """
         account = self._account(peer_id)
         now = self._clock()
@@ -356,7 +356,7 @@ class PeerTrust:
         limit_msat = self._rules.exposure_unproven_msat
         if not limit_msat or not self._is_unproven(account, now):
             return False
-        # Asked for every provider of a choice, and for every model of a list: added up anew only from time to time.
+        # Asked for every provider of a choice, and for every model of a list: added up again only from time to time.
         if not 0 <= now - self._exposed_at < _EXPOSED_FOR_S:
             self._exposed_msat, self._exposed_at = self._exposed_to_strangers_msat(now), now
         return self._exposed_msat >= limit_msat
@@ -396,5 +396,5 @@ class PeerTrust:
 
     def _new_account(self, peer_id: str) -> _Account:
         breaker = Breaker(self._rules.breaker_failures, self._rules.breaker_pause_s)
-        # The operator chose the nodes, and nothing is paid to them ahead.
+        # The operator chose the nodes, and nothing is paid to them in advance.
         return _Account(breaker, limited=not peer_id.startswith(NODE_PREFIX))

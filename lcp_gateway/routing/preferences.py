@@ -53,10 +53,10 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """What the client asks of ``auto``.
+    """The preferences that a client states with ``auto``.
 
-    ``words`` are as it wrote them; ``capabilities`` those that it names; ``size`` one of ``SIZES``;
-    ``only_free`` that it will pay nothing.
+    ``words`` are as the client wrote them; ``capabilities`` are those that it names; ``size`` is one of ``SIZES``;
+    ``only_free``: only free providers.
     """
 
     words: tuple[str, ...] = ()
@@ -75,7 +75,7 @@ class Preferences:
 
 
 class UnknownPreference(ValueError):
-    """A word after ``auto:`` that means nothing; ``known`` are those that do."""
+    """A word after ``auto:`` without a meaning; ``known`` are those with one."""
 
     def __init__(self, word: str, known: tuple[str, ...]) -> None:
         super().__init__(word)
@@ -87,7 +87,7 @@ def parse_preferences(model: str, offered: frozenset[str] = frozenset()) -> Pref
     """Read ``auto``, ``auto:fast`` or ``auto:code+cheap``; ``offered`` are capabilities besides the usual ones.
 
     Raises:
-        UnknownWish: a word is neither an emphasis, nor a size, nor a capability.
+        UnknownPreference: a word is neither an emphasis, nor a size, nor a capability.
     """
     _, _, tail = model.partition(":")
     words = tuple(dict.fromkeys(word for word in re.split(r"[+,:]", tail) if word))

@@ -11,7 +11,7 @@ from lcp_gateway.routing.model_registry import EMBEDDING
 from lcp_gateway.routing.offers import Entry, Offers
 from lcp_gateway.routing.preferences import Preferences
 
-# About what models count for an image, whatever the size of its encoding.
+# About the tokens that models count for an image, whatever the size of its encoding.
 _TOKENS_PER_IMAGE = 1_000
 _LONG_TEXT = 256
 _IMAGES = frozenset({"image_url", "input_image", "image"})
@@ -87,7 +87,7 @@ _STEPS = 5
 
 
 class OfferFilter(NamedTuple):
-    """The requirements of a request in so far as they decide which offers match. Equal filters match the same ones.
+    """The requirements of a request that decide which offers match. Equal filters match the same ones.
 
     ``tokens`` is rounded up. ``native`` is set where only a provider of the very endpoint will do,
     ``only`` names the models that are allowed, all where it is empty.
@@ -130,7 +130,8 @@ def matching_offers(
 ) -> tuple[list[Entry], bool]:
     """Return the entries that match best and may be asked now, and whether any would if all might be asked.
 
-    Those that can do everything that is wanted come alone; where there are none, those of which the least is unknown.
+    Entries that meet every requirement are returned alone; where there are none, those with the fewest unknown
+    capabilities.
     """
     unsures: dict[str, int] = {}
     there: dict[str, float] = {}

@@ -100,7 +100,7 @@ def rank_models(
 
 
 def explain_no_match(query: RouteQuery, offers: Offers) -> Sequence[str]:
-    """Return why no model matches a query: of each condition how many models it leaves out, and of how many it is not known."""
+    """Return why no model matches a query: for each condition the number of models excluded, and unknown."""
     entries = [*_entries(offers)]
     if not entries:
         return ["no provider offers any model now"]

@@ -17,14 +17,14 @@ _SMALL_PARAMS_B = 4.0
 _LARGE_PARAMS_B = 40.0
 _UNKNOWN_FIT = 0.5
 _UNKNOWN_PRICE = 0.5
-# What costs more than twice the best candidate, or anything beside a free one, is drawn as if its score were so much
+# A candidate that costs more than twice the best, or anything beside a free one, is drawn as if its score were so much
 # lower: not at all, unless the temperature is far above the usual.
 _MOST_TIMES_THE_PRICE = 2.0
 _TOO_DEAR_TO_TRY = 1.0
 
 
 class Features(NamedTuple):
-    """What speaks for a candidate, each from 0 to 1."""
+    """The properties that count in favour of a candidate, each from 0 to 1."""
 
     availability: float
     speed: float
@@ -47,8 +47,8 @@ class Features(NamedTuple):
 def trial_time(expected_s: float, price_msat: float | None, best_msat: float | None) -> float:
     """Return the time that a provider which was never measured is taken to need, given what all others need.
 
-    One that is as cheap as any passes for twice as fast, so that it is soon tried. The dearer it is, the less: a trial
-    costs money then, and what costs something beside what is free passes for twice as slow.
+    One that is as cheap as any counts as twice as fast, so that it is soon tried. The more it costs, the less: a trial
+    then costs money, and a priced one beside a free one counts as twice as slow.
     """
     share = 1.0
     if price_msat is not None and best_msat is not None and price_msat > best_msat:
@@ -124,7 +124,7 @@ def pick(
         left -= share
         if left < 0.0:
             return index
-    # What rounding left over belongs to the best.
+    # The remainder of rounding goes to the best.
     return first
 
 
@@ -136,7 +136,7 @@ _AS_GOOD_AS_ALWAYS = 0.95
 
 
 class ScoringRow(NamedTuple):
-    """What is known of an entry: its provider's room (0 to 1), how well its size fits, its measurements and its price."""
+    """The inputs of an entry's score: its provider's room (0 to 1), the fit of its size, its measurements and its price."""
 
     entry: Entry
     room: float
@@ -146,7 +146,7 @@ class ScoringRow(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """An entry with its score, what it is made of, and what that says in words."""
+    """An entry with its score, the features behind it, and those in words."""
 
     entry: Entry
     score: float
@@ -158,7 +158,7 @@ class Scored(NamedTuple):
 
     @property
     def merits(self) -> tuple[str, ...]:
-        """What is known to speak for it, in words; a candidate without measurements says so."""
+        """Its merits in words; a candidate without measurements says so."""
         view = self.view
         said = (
             ("fastest", self.is_fastest),
@@ -232,7 +232,7 @@ _MSAT = 1.0
 
 
 class QuoteComparison:
-    """Weighs the candidates of one decision by what they really ask. They go by their places in the decision's list."""
+    """Compares the candidates of one decision by their quotes. They are named by their places in the decision's list."""
 
     def __init__(self, considered: Sequence[Scored], weights: Weights) -> None:
         self._considered = considered

@@ -48,7 +48,7 @@ class CatalogSnapshots(Protocol):
 
 
 class Selector:
-    """Returns the candidates for an order, and looks again in a fresh catalog before it gives up."""
+    """Returns the candidates for an order, and looks in a fresh catalog before it fails."""
 
     def __init__(
         self,
@@ -65,8 +65,8 @@ class Selector:
     ) -> None:
         """``available`` returns whether a provider may be asked now.
 
-        ``on_decision`` is told every choice of ``auto``; ``on_choice``, once quotes are there, which candidate is taken and
-        the price that each provider asks, in msat.
+        ``on_decision`` is called with every choice of ``auto``; ``on_choice``, once quotes are there, which candidate
+        is taken and the price that each provider asks, in msat.
         """
         self._catalogs = catalogs
         self._adapters = adapters
@@ -84,7 +84,7 @@ class Selector:
 
         Raises:
             RoutingError: there are none.
-            NotAdaptable: the model only chats, and the request has something that no chat can do.
+            NotAdaptable: the model only chats, and the request has an option that no chat has.
         """
         try:
             return self._choose(self._catalogs.catalog, order)
@@ -169,13 +169,13 @@ class Selector:
                 raise NoProvider("no peers are connected") from None
             if error.offered:
                 raise NoProvider(
-                    "every provider that suits has failed lately; try again soon"
+                    "every suitable provider has failed lately; try again soon"
                 ) from None
             if unfit_for_chat is not None:
                 raise unfit_for_chat from None
             if task.kind is TaskKind.EMBEDDINGS:
                 raise ModelNotFound(describe_embedding_models(catalog)) from None
-            raise ModelNotFound("no model that is offered here suits this request") from None
+            raise ModelNotFound("no model that is offered here can serve this request") from None
 
     def _decided(
         self, task: Task, decision: Decision, comparison: "_AutoComparison", scored: Scored
@@ -265,9 +265,7 @@ class Selector:
         found = [one for one in ranked if not self._is_too_long(task, one.entry.traits)]
         if not found:
             longest = max(one.entry.traits.context_length for one in ranked)
-            raise _too_long(
-                task, f"the longest context of the models that suit it, {longest} tokens"
-            )
+            raise _too_long(task, f"the longest context of the suitable models, {longest} tokens")
         return found
 
     def _unfit_for_chat(self, task: Task) -> Exception | None:
@@ -297,7 +295,7 @@ class Selector:
                 break
         if fit:
             return fit
-        raise problem or NoProvider("every provider that suits has failed lately; try again soon")
+        raise problem or NoProvider("every suitable provider has failed lately; try again soon")
 
 
 def _too_long(task: Task, limit: str) -> ContextTooLong:
@@ -305,14 +303,14 @@ def _too_long(task: Task, limit: str) -> ContextTooLong:
 
 
 class _NamedComparison(QuoteComparison):
-    """Compares the quotes of a named model's providers. The client gets no account of it: it made the choice itself."""
+    """Compares the quotes of a named model's providers. The client gets no explanation: it made the choice itself."""
 
     def taken(
         self,
         place: int,  # noqa: ARG002 - the protocol's
         asked: Mapping[int, int],  # noqa: ARG002 - as above
     ) -> Mapping[str, object] | None:
-        """Return nothing to tell."""
+        """Return None: there is no explanation."""
         return None
 
 
@@ -331,7 +329,7 @@ class _AutoComparison(QuoteComparison):
         self._on_choice = on_choice
 
     def taken(self, place: int, asked: Mapping[int, int]) -> Mapping[str, object] | None:
-        """Return the account for the client, by the prices that were asked."""
+        """Return the explanation for the client, by the prices that were asked."""
         considered = self._decision.considered
         weighed = considered if self.is_as_expected(asked) else self.weighed(asked)
         by_provider = {
@@ -342,7 +340,7 @@ class _AutoComparison(QuoteComparison):
 
 
 def _told(decision: Decision, scored: Scored, among: Sequence[Scored]) -> dict[str, object]:
-    """Return the account of a choice for the client."""
+    """Return the explanation of a choice for the client."""
     provider = scored.entry.provider
     where = (
         {"source": ProviderSource.NODE.value, "node": provider.node_name}
@@ -359,7 +357,7 @@ def _told(decision: Decision, scored: Scored, among: Sequence[Scored]) -> dict[s
 
 
 def explanation(task: Task, name: str, decision: Decision) -> Mapping[str, object]:
-    """Describe the choice of ``auto``; each call draws anew."""
+    """Describe the choice of ``auto``; each call makes a new draw."""
     return {
         "object": "lcp.route",
         "endpoint": task.kind.value,

@@ -1,4 +1,4 @@
-"""A peer that fails again and again is left alone for longer and longer, and tried with one job at a time."""
+"""A peer that fails again and again is paused for longer and longer, and tried with one job at a time."""
 
 import pytest
 
