@@ -30,7 +30,7 @@ Table = Iterable[tuple[str, str, Handler]]
 """Methods, paths and handlers."""
 
 AGENT_PREFIX = f"/api/agent/{{{AGENT_TOKEN}}}"
-"""For tools that can be told an address only: the key is part of it."""
+"""For tools that can be configured with a URL only: the key is part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def build_application(
 
 
 def build_metrics_application(health: HealthRoutes, guard: BrowserGuard) -> web.Application:
-    """Return the application of the metrics' own address, which needs no key and is closed to web pages all the same."""
+    """Return the application of the separate address for metrics: without a key, but closed to web pages."""
 
     async def metrics(request: web.Request) -> web.Response:
         try:
@@ -124,9 +124,9 @@ def _add_openai_routes(
     }
     receipt = api_limits.bounded(routes.receipts.get)
     table: Table = (
-        # Before the routes of an id, which this would be.
+        # Before the routes with an id, which would match this path.
         ("POST", "responses/input_tokens", routes.input_tokens.count),
-        # A route of OpenAI that this gateway lacks: it would pass for an id that takes no POST.
+        # A route of OpenAI that this gateway lacks: its path would match that of an id, which takes no POST.
         ("POST", "responses/compact", _no_such_route),
         ("GET", "responses/{response_id}", responses.get),
         ("DELETE", "responses/{response_id}", responses.delete),

@@ -112,8 +112,8 @@ class AccountAuthenticator:
     ) -> None:
         """``find`` looks a key up, in the same time for every key.
 
-        It raises ``KeysStale`` for every key whose state is in the store, while that is not known; ``check_fresh`` does
-        so for other credentials of accounts. The operator's static keys are in the settings, and need no store.
+        It raises ``KeysStale`` for every key of the store while its state there is unknown; ``check_fresh`` does so for
+        other credentials of accounts. The operator's static keys are in the settings, and need no store.
         """
         self._find = find
         self._check_fresh = check_fresh
@@ -141,7 +141,7 @@ class AccountAuthenticator:
                 raise await self._l402.challenge(request)
             raise _unknown_key()
         if request.path == _METRICS:
-            # The metrics are of all customers, and not for one of them.
+            # The metrics cover all customers, so none of them may read them.
             if caller.account_id is not None:
                 raise _missing_scope("metrics")
             return caller
@@ -174,7 +174,7 @@ def scope_of(path: str) -> Scope:
 
 
 def check_may_buy(caller: Caller) -> None:
-    """Check that a caller may buy, and not only read the offers as the administrator may.
+    """Check that a caller may buy: the administrator may only read the offers.
 
     Raises:
         ApiError: 403.

@@ -1,8 +1,8 @@
-"""The browser guard: a web page must not spend or read through its visitor's browser.
+"""The browser guard: a web page must not use the gateway through its visitor's browser.
 
-A browser is the one client that sends requests on behalf of a stranger. Where the gateway asks for no credential, the
-address is all that such a page needs, and ``http://127.0.0.1:8080`` is easy to guess. The page is recognised by headers
-that the browser itself writes and no page can change:
+A browser is the one client that sends requests for third parties, the pages it shows. Where the gateway asks for no
+credential, the address is all that such a page needs, and ``http://127.0.0.1:8080`` is easy to guess. The page is
+recognised by headers that the browser itself writes and no page can change:
 
 - ``Host``: a page whose own name was made to resolve to the gateway's address (DNS rebinding) is of the same origin as
   the gateway, but still sends its name. An IP address, ``localhost`` and ``*.localhost`` cannot be rebound.
@@ -28,7 +28,7 @@ from lcp_gateway.http.errors import ApiError
 
 ANY_HOST: Final = "*"
 PAGES: Final = frozenset({"/", "/healthz", "/readyz", "/metrics"})
-"""The pages that a link on another site may lead to: a person reads them, the page with the link cannot."""
+"""The pages that a link on another site may lead to: the user reads them, the page with the link cannot."""
 
 # A name, an IPv4 address, or an IPv6 address in brackets, then perhaps a port.
 _HOST = re.compile(
@@ -98,7 +98,7 @@ class BrowserGuard:
         )
 
     def check_origin(self, request: web.BaseRequest) -> None:
-        """Check that no page caused a request, or one of the gateway's own or of an allowed origin.
+        """Check that no web page caused a request, except one of the gateway's own or of an allowed origin.
 
         Raises:
             ApiError: 403.
@@ -197,7 +197,7 @@ def _without_default_port(origin: str) -> str:
 
 
 def _is_link_to_page(request: web.BaseRequest) -> bool:
-    """Return whether a person followed a link to a page that is there to be read."""
+    """Return whether the user followed a link to one of the readable pages."""
     headers = request.headers
     return (
         request.method in {"GET", "HEAD"}
@@ -216,6 +216,6 @@ def _is_ip(text: str) -> bool:
 
 
 def _shown(text: str) -> str:
-    """Return a header's value as it may stand in a message."""
+    """Return a header's value in a form that is safe in a message."""
     cut = text[:_LONGEST_SHOWN]
     return "".join(character if character.isprintable() else "?" for character in cut)

@@ -1,4 +1,4 @@
-"""The context of one HTTP request: what headers, metrics, spans and the access log are made from."""
+"""The context of one HTTP request, from which headers, metrics, spans and the access log are made."""
 
 import re
 import secrets

@@ -19,7 +19,7 @@ _ANY_HOST = "://*"
 
 
 class Cors:
-    """The origins that may call; ``*`` means any, ``app://*`` any of a scheme that only programs have."""
+    """The origins that may call; ``*`` means any, ``app://*`` any with a scheme that only programs have."""
 
     def __init__(self, origins: Iterable[str]) -> None:
         self._origins = frozenset(origin.lower() for origin in origins)

@@ -90,7 +90,7 @@ def _refusal(error: Refused) -> _Refusal:
     for kind in type(error).__mro__:
         if found := _REFUSALS.get(kind):
             return found(error)
-    # A quote that does not match its own terms. Another try may find an honest peer, or the same one.
+    # A quote that does not match its own terms. Another try may find another peer.
     return 502, "quote_mismatch", False, {}
 
 
@@ -222,7 +222,7 @@ def map_purchase_error(error: PurchaseError) -> ApiError:
             return _of(error, 404, "quote_not_found", reason="quote_unknown")
         case Interrupted():
             status = 504 if error.code == InterruptReason.TIMED_OUT.value else 503
-            # A cancelled request is not wanted any more: a client that tried again by itself would buy it after all.
+            # A cancelled request must not be retried: an SDK that retries by itself would buy it after all.
             is_worth_it = (
                 error.verdict is Verdict.NONE and error.code != InterruptReason.CANCELLED.value
             )
@@ -297,7 +297,7 @@ def _of_payment_failure(error: PaymentFailed) -> ApiError:
 
 
 def _sentence(error: PaymentFailed, row: EvidenceRow | None) -> str:
-    """Return the message about the payment; the daemon's own text, which holds addresses, is for its log."""
+    """Return the message about the payment; the daemon's own text may hold addresses, so it stays in its log."""
     if error.verdict is Verdict.UNKNOWN:
         return (
             f"the call that pays ended ({error.status}), and whether it paid is not known; "
@@ -306,7 +306,7 @@ def _sentence(error: PaymentFailed, row: EvidenceRow | None) -> str:
     if row is None:
         return error.message
     if row.verdict is Verdict.SETTLED:
-        # Out of this call a peer's error is the peer's own text, and no address of ours.
+        # An error of this call that comes from the peer is the peer's own text, without addresses of the gateway.
         return f"{row.says}: {error.message}" if row.name == "peer_error" else row.says
     if _is_below_min_htlc(error, row):
         return (

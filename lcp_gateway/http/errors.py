@@ -1,4 +1,4 @@
-"""Errors as responses in OpenAI's shape, which say what happened to the money."""
+"""Errors as responses in OpenAI's format, which say whether money was paid."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -13,10 +13,10 @@ from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.openai.request_body import read_body
 
 MOST_MSAT = 2_100_000_000_000_000_000
-"""All the millisatoshi that there will ever be."""
+"""21 million bitcoin in millisatoshi."""
 
 _DIGITS = re.compile(r"[0-9]{1,9}")
-# No id is longer or holds other characters, and databases disagree on what they make of such text.
+# No id is longer or has other characters, and databases differ in how they treat such text.
 _NAME = re.compile(r"[A-Za-z0-9_]{0,64}")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 _USUAL_PAGE = 50
@@ -70,13 +70,13 @@ class Fields:
         self._left = dict(document)
 
     def text(self, name: str, *, required: bool = False, longest: int = 128) -> str:
-        """Return a text, "" where there is none."""
+        """Return a string, "" where the field is missing."""
         value = self._left.pop(name, None)
         if value is None and not required:
             return ""
         if not isinstance(value, str) or (required and not value.strip()):
             code = "missing_required_parameter" if value is None else "invalid_type"
-            raise bad_request(f"{name} must be a text", name, code)
+            raise bad_request(f"{name} must be a string", name, code)
         if len(value) > longest or not value.isprintable():
             raise bad_request(
                 f"{name} must have at most {longest} printable characters", name, "invalid_value"
@@ -84,23 +84,23 @@ class Fields:
         return value
 
     def amount(self, name: str, *, signed: bool = False) -> int | None:
-        """Return a whole amount, None where there is none."""
+        """Return an integer amount, None where the field is missing."""
         value = self._left.pop(name, None)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int):
             raise bad_request(f"{name} must be a whole number", name, "invalid_type")
         if abs(value) > MOST_MSAT or (value < 0 and not signed):
-            raise bad_request(f"{name} is no possible amount", name, "invalid_value")
+            raise bad_request(f"{name} is out of range for an amount", name, "invalid_value")
         return value
 
     def names(self, name: str, *, allowed: frozenset[str] | None = None) -> frozenset[str] | None:
-        """Return an array of texts as a set, None where there is none."""
+        """Return an array of strings as a set, None where the field is missing."""
         value = self._left.pop(name, None)
         if value is None:
             return None
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise bad_request(f"{name} must be an array of texts", name, "invalid_type")
+            raise bad_request(f"{name} must be an array of strings", name, "invalid_type")
         if allowed is not None and not allowed.issuperset(value):
             raise bad_request(
                 f"{name} may hold {', '.join(sorted(allowed))}", name, "invalid_value"
@@ -134,7 +134,7 @@ class Fields:
             ApiError: 400, naming one of them.
         """
         for name in self._left:
-            raise bad_request(f"{name:.64} is not known here", name[:64], "unknown_parameter")
+            raise bad_request(f"{name:.64} is not a known field", name[:64], "unknown_parameter")
 
 
 async def read_object(request: web.Request, timeout_s: float) -> dict[str, Any]:
@@ -200,4 +200,4 @@ def read_id(request: web.Request) -> str:
 
 
 def _bad_place() -> ApiError:
-    return bad_request("after is not what a page gave", "after", "invalid_value")
+    return bad_request("after is not the cursor of a page", "after", "invalid_value")

@@ -107,7 +107,7 @@ class RequestMiddleware:
         for name, value in context.headers.items():
             headers.setdefault(name, value)
         if AGENT_TOKEN in request.match_info:
-            # The address holds a secret, which a page must not pass on.
+            # The URL holds a secret, which a browser must not send as a referrer.
             headers["Referrer-Policy"] = "no-referrer"
         for name, value in PAGE_HEADERS.items():
             headers.setdefault(name, value)
@@ -239,7 +239,7 @@ class RequestMiddleware:
         }
         fields.update((name, value) for name, value in said.items() if value)
         if context.problem and context.verdict is not Verdict.NONE:
-            # Money has left, or may have, and no whole answer came of it.
+            # It was paid, or may have been, and there is no whole answer.
             self._log.warning(context.operation, **fields)
         else:
             self._log.info(context.operation, **fields)

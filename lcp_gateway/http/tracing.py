@@ -18,7 +18,7 @@ from lcp_gateway.purchase.tracing import (
 NOT_TRACED = frozenset({"/healthz", "/readyz", "/metrics"})
 """Routes that monitoring calls every few seconds."""
 
-# Other methods are the client's own text.
+# Other methods are arbitrary text of the client.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"})  # fmt: skip
 # By the names in the access log; to the conventions a response is a chat.
 _OPERATIONS: Mapping[str, str] = {
@@ -107,7 +107,7 @@ def _refusal_facts(context: RequestContext) -> Facts:
 
 def _error_type(context: RequestContext) -> str:
     error = context.answer.error if context.answer is not None else None
-    # The problem is one of the gateway's own words, unless a provider failed: then it may be the provider's text.
+    # The problem is the gateway's own text, unless a provider failed: then it may be the provider's.
     if isinstance(error, PaymentFailed | UpstreamError):
         return error_type(error)
     return context.problem

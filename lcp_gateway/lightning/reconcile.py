@@ -68,12 +68,12 @@ class ResolvedBy(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PaymentResolution:
-    """The resolution of a payment: ``state`` is ``settled`` (with fee and preimage in ``learnt``) or ``not_paid``."""
+    """The resolution of a payment: ``state`` is ``settled`` (with fee and preimage in ``update``) or ``not_paid``."""
 
     state: State
     evidence: ResolvedBy
     at: datetime
-    learnt: PurchaseUpdate = field(default_factory=PurchaseUpdate)
+    update: PurchaseUpdate = field(default_factory=PurchaseUpdate)
 
 
 class OpenPayments(Protocol):
@@ -264,7 +264,7 @@ class Reconciler:
             summary.elsewhere += 1
         elif resolution.state is State.SETTLED:
             summary.settled += 1
-            summary.fees_msat += resolution.learnt.fee_msat or 0
+            summary.fees_msat += resolution.update.fee_msat or 0
         else:
             summary.not_paid += 1
         return True

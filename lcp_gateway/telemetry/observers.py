@@ -221,9 +221,9 @@ class LndObserver:
     def details_read(self, summary: ReadSummary) -> None:
         """Record a pass that read fees and preimages."""
         self._reading_fails = False
-        if summary.learnt:
+        if summary.recorded:
             self._log.debug(
-                "fees were learnt", purchases=summary.learnt, looked_up=summary.looked_up
+                "fees were recorded", purchases=summary.recorded, looked_up=summary.looked_up
             )
 
     def details_failed(self, error: Exception) -> None:

@@ -122,7 +122,7 @@ async def test_a_payment_that_lnd_proves_is_settled_with_fee_and_preimage(world)
     [(resolved, resolution)] = world.resolved
     assert resolved is payment
     assert (resolution.state, resolution.evidence) == (State.SETTLED, ResolvedBy.PREIMAGE)
-    assert (resolution.learnt.fee_msat, resolution.learnt.preimage) == (7, preimage_of(1))
+    assert (resolution.update.fee_msat, resolution.update.preimage) == (7, preimage_of(1))
     assert resolution.at == START
     assert (summary.settled, summary.fees_msat, summary.still_open) == (1, 7, 0)
     assert summary.oldest is None
@@ -551,4 +551,4 @@ async def test_against_an_lnd_that_restarts_every_payment_is_resolved(tmp_path, 
     for number in range(30):
         resolution = states[open_payment(number).job_id]
         assert resolution.evidence is list(ResolvedBy)[number % 3]
-        assert resolution.learnt.fee_msat == (number if number % 3 == 0 else None)
+        assert resolution.update.fee_msat == (number if number % 3 == 0 else None)

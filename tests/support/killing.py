@@ -59,7 +59,7 @@ async def resolve_later(journal: Path | str, lnd: LndStandin) -> None:
             )
 
     async def write(payment, resolution) -> bool:
-        await resolve(database, payment.job_id, resolution.state, resolution.at, resolution.learnt)
+        await resolve(database, payment.job_id, resolution.state, resolution.at, resolution.update)
         return True
 
     try:

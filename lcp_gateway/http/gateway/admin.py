@@ -55,7 +55,7 @@ class AdminRoutes:
         on_key_change: Callable[[], Awaitable[None]],
         read_timeout_s: float,
     ) -> None:
-        """``on_key_change`` has this process read the keys anew, so that those of a deleted account end at once."""
+        """``on_key_change`` makes this process reload the keys, so that those of a deleted account are refused at once."""
         self._accounts = accounts
         self._ledger = ledger
         self._actions = actions

@@ -1,4 +1,4 @@
-"""Limits of the requests that use the database at one time: of one caller, and of all callers of its group.
+"""Limits of concurrent requests that use the database: per caller, and per group of callers.
 
 For /api, receipts, L402 and jobs that ran elsewhere; purchases have limits of their own. Requests above the limit wait for a
 moment, and are then refused with 429, so that a flood of one caller takes no database connection from the others.
@@ -22,7 +22,7 @@ from lcp_gateway.http.server.proxies import read_address
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-# Requests that may wait for each one that may run.
+# Requests that may wait, for each that may run.
 _WAITING_EACH: Final = 16
 _WAIT_S: Final = 2.0
 # A customer reads a page at most: a read that takes longer waits for a database that does not answer.
@@ -150,7 +150,7 @@ class ApiLimits:
                 await waiting.turn
         except BaseException as error:
             if waiting.turn.done() and not waiting.turn.cancelled():
-                # Its turn came at the moment in which it left.
+                # It was admitted at the moment in which its client left.
                 self._leave(caller)
             else:
                 queue.remove(waiting)

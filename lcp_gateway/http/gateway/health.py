@@ -122,7 +122,7 @@ class HealthRoutes:
                 name: {"up": node.up, "models": node.models} for name, node in nodes.items()
             }
         if self._lnd_report is not None:
-            # Reported, and no reason of its own: the daemon may pay through another node, or before lnd has caught up.
+            # Reported, but not a reason: the daemon may pay through another node, or before lnd has caught up.
             report["lnd"] = self._lnd_report()
         if not request[CONTEXT].may_read_details:
             report = {"status": report["status"]}

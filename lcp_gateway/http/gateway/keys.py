@@ -36,7 +36,7 @@ class KeyRoutes:
         on_change: Callable[[], Awaitable[None]],
         read_timeout_s: float,
     ) -> None:
-        """``on_change`` has this process read the keys anew, so that a revoked one ends at once."""
+        """``on_change`` makes this process reload the keys, so that a revoked one is refused at once."""
         self._keys = keys
         self._on_change = on_change
         self._read_timeout_s = read_timeout_s

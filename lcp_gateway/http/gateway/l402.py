@@ -35,7 +35,7 @@ def _utc_now() -> datetime:
 
 
 class L402Routes:
-    """Asks for a payment, and admits the client that paid; the amount becomes the balance of a new account."""
+    """Requests a payment, and admits the client that paid; the amount becomes the balance of a new account."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class L402Routes:
         A flood counts against the client's address only.
 
         Raises:
-            ApiError: 403 for a web page of another origin, which could make its visitors ask.
+            ApiError: 403 for a web page of another origin, which could send the request from its visitors' browsers.
         """
         self._guard.check_origin(request)
         wait_s = self._limits.take(request.remote, self._per_minute)
@@ -127,7 +127,7 @@ class L402Routes:
             if topup is None or topup.account_id != token.account_id:
                 return None
             if topup.state is not TopupState.SETTLED:
-                # Paid a moment ago: the preimage proves it, and lnd has to be asked.
+                # Paid a moment ago: the preimage proves it, and lnd is asked for the settlement.
                 try:
                     topup = await self._wallet.look_up(topup)
                 except (InvoiceServiceUnavailable, TopupsDisabled):

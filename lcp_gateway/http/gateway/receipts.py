@@ -1,4 +1,4 @@
-"""GET /v1/receipts/{job_id}: a purchase in a form that anyone can check."""
+"""GET /v1/receipts/{job_id}: a purchase as a document that any party can verify."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping

@@ -1,4 +1,4 @@
-"""/api/admin/refunds and /api/wallet/refunds: charges of undelivered purchases, and the operator's decisions on them."""
+"""/api/admin/refunds and /api/wallet/refunds: refunds of undelivered purchases, and the operator's decisions on them."""
 
 import re
 from collections.abc import Callable

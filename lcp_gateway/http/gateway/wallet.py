@@ -62,7 +62,7 @@ class WalletRoutes:
             )
         if amount_msat is None:
             amount_msat = (amount_sat or 0) * MSAT_PER_SAT
-        # Only once the body is read: a client that sends it slowly must not hold a place meanwhile.
+        # Only once the body is read: a client that sends it slowly must not occupy the limit meanwhile.
         async with self._api_limits.place(account_caller(account_id)):
             with account_errors():
                 topup = await self._wallet.top_up(account_id, amount_msat, memo)
@@ -76,7 +76,9 @@ class WalletRoutes:
         """Serve POST /api/wallet/topups/{id}/demo-payment: the embedded node pays, so that a demo needs no wallet."""
         if self._pay_for_demo is None:
             raise ApiError(
-                404, "only the embedded node's play money pays by itself", code="not_found"
+                404,
+                "only the embedded node can pay an invoice by itself, with play money",
+                code="not_found",
             )
         topup = await self._find(request)
         if topup.state is not TopupState.SETTLED:

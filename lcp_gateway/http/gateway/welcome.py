@@ -40,7 +40,7 @@ class WelcomeRoutes:
 
     async def get(self, request: web.Request) -> web.Response:
         """Serve GET / and GET /v1: a page for browsers, JSON for everything else."""
-        # A host name that another site made resolve to this address is not repeated.
+        # The page does not repeat a host name that another site made resolve to this address.
         base_url = (
             f"{request.scheme}://{request.host}/v1" if request[CONTEXT].may_read_details else "/v1"
         )

@@ -1,4 +1,4 @@
-"""Admission of requests that buy: what a request must pass before a provider is asked, and what it holds until its end."""
+"""Admission of requests that buy: their checks before a provider is asked, and the resources held until their end."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
@@ -23,7 +23,7 @@ from lcp_gateway.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 
-# How long interrupted requests may take to tell their clients.
+# How long interrupted requests may take to send the error to their clients.
 _ABORT_S = 6.0
 
 
@@ -31,8 +31,8 @@ _ABORT_S = 6.0
 class Admission:
     """The limits that the settings and a caller's key set. ``resolve`` returns the real name behind an alias.
 
-    ``shielded`` runs calls to Redis, where Redis counts: a client that leaves during such a call is not served, and
-    nothing stays taken.
+    ``shielded`` runs calls to Redis, where Redis counts: a client that leaves during such a call is not served, and its
+    lease is released.
     """
 
     rates: RateLimits | None
@@ -41,7 +41,7 @@ class Admission:
     shielded: ShieldedCalls | None = None
 
     async def lease(self, caller: Caller) -> Lease:
-        """Count a job of a key; the lease has to be given back.
+        """Count a job of a key; the lease has to be released.
 
         Raises:
             TooManyConcurrentJobs, LimitsUnavailable: see ``ConcurrencyLimits.take``.
@@ -58,13 +58,13 @@ class Admission:
         if self.rates is None:
             return Allowance()
         tokens = max(1, len(task.body) // BYTES_PER_TOKEN)
-        # A request that came is counted, even if its client has left meanwhile.
+        # A request is counted, even if its client has left meanwhile.
         return await self._to_its_end(self.rates.check(caller if caller.key_id else None, tokens))
 
     async def release(
         self, lease: Lease, allowance: Allowance, request_bytes: int, result_bytes: int
     ) -> None:
-        """Give the lease back and count the result, whose size is known now, against the rates."""
+        """Release the lease, and count the result, whose size is known now, against the rates."""
 
         async def end() -> None:
             await lease.release()
@@ -141,7 +141,7 @@ class JobsInFlight:
         self.draining = False
 
     def use(self, limit: int) -> None:
-        """Admit up to another number; running jobs are not ended."""
+        """Change the limit; running jobs are not ended."""
         self._limit = limit
 
     def __len__(self) -> int:
@@ -207,7 +207,7 @@ class JobsInFlight:
 
 
 class AdmissionTicket:
-    """What one request that may pay holds: a place among the jobs in flight, its key's lease, its count against the rates.
+    """The resources of one request that may pay: a place among the jobs, its key's lease, its count against the rates.
 
     Held from before the body is read until the last byte is written, or by ``hand_over`` for as long as a background job.
     """
@@ -256,7 +256,7 @@ class AdmissionTicket:
             self._in_flight.leave(self)
 
     async def count(self, task: Task) -> None:
-        """Count the request against its rates, and put what is left of them into the response's headers.
+        """Count the request against its rates, and put the rest of them into the response's headers.
 
         Raises:
             RateLimited, LimitsUnavailable: see ``RateLimits.check``.
@@ -265,7 +265,7 @@ class AdmissionTicket:
         self._context.headers.update(self._allowance.headers)
 
     async def release(self, answer: ResultBuffer | None = None) -> None:
-        """Give the lease back and count the result: that of ``answer``, by default what the request was sent."""
+        """Release the lease, and count the result: that of ``answer``, by default the response's."""
         context = self._context
         result_bytes = context.result_bytes if answer is None else answer.size
         await self._admission.release(

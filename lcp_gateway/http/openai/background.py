@@ -1,4 +1,4 @@
-"""Background responses: begun by a request that is answered at once, and fetched later by their id."""
+"""Background responses: started by a request that is answered at once, and fetched later by their id."""
 
 import asyncio
 import contextlib
@@ -61,7 +61,7 @@ class BackgroundResponses:
         place: Callable[[str], contextlib.AbstractAsyncContextManager[None]] = _anywhere,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Without a ``repository`` a restart forgets running jobs. ``on_change`` gets their number, and the status of one that ended.
+        """Without a ``repository`` a restart forgets running jobs. ``on_change`` gets the number of jobs, and the status of one that ended.
 
         ``place`` limits how many reads of the repository an owner has at one time.
         """
@@ -116,7 +116,7 @@ class BackgroundResponses:
             Exception: as ``PurchaseService.find`` and ``start``, and JournalUnavailable where the job cannot be written.
         """
         response_id, now = ids.new_background_id(), self._now()
-        # Read before anything is bought: later nothing may fail.
+        # Parsed before anything is bought: after that nothing may fail.
         shown, inputs = echoed_fields(request), plan.inputs()
         try:
             if quote_name is not None:
@@ -267,8 +267,8 @@ class BackgroundResponses:
         headers = {PAYMENT_HEADER: str(left.money["payment"]), **charge_headers(left.money)}
         return dump_json(shown), headers
 
-    async def learnt(self, owner: str, item: Item) -> tuple[bytes, Mapping[str, str]] | None:
-        """Return the journal's state of a job whose payment was unknown when it ended; None while it still is."""
+    async def final_state(self, owner: str, item: Item) -> tuple[bytes, Mapping[str, str]] | None:
+        """Return the journal's state of a job whose payment was unknown at its end; None while it still is."""
         if not item.background or item.headers.get(PAYMENT_HEADER) != Verdict.UNKNOWN.value:
             return None
         try:
@@ -309,7 +309,7 @@ class BackgroundResponses:
         is_known = answer.verdict is not Verdict.UNKNOWN
         if is_stored and is_known and not self._is_ending():
             # The rows of a gateway that shuts down, of results that could not be stored and of unknown payments stay:
-            # from them a later gateway answers the client.
+            # a later gateway answers the client from them.
             self._forget_soon(job.id)
 
     async def _tell_refund(self, job: BackgroundJob, purchase: Purchase) -> None:
@@ -329,7 +329,7 @@ class BackgroundResponses:
             # The job fails at once, and not at the next GET.
             return False
         if not item.stream and (object_or_none(document) or {}).get("status") not in FINAL_STATUSES:
-            # A client that polls it would go on for ever.
+            # A client would poll it for ever.
             changes = {**item.changes, "status": ResponseStatus.COMPLETED.value}
             item = replace(item, changes=changes)
         return self._store.put(job.owner, item)

@@ -71,7 +71,7 @@ class ChargeReport:
             return
         context.headers.update(charge_headers(charge_details(purchase)))
         if purchase is not None and purchase.customer_msat is not None and _awaits_refund(purchase):
-            # The refund is on its way: a balance without it would only mislead.
+            # The refund is pending: a balance without it would mislead.
             return
         try:
             async with asyncio.timeout(_BALANCE_S):
@@ -83,7 +83,7 @@ class ChargeReport:
 
     @staticmethod
     async def describe(context: RequestContext, failure: ApiError) -> None:
-        """Add to an error the charge that stands all the same, and its refund."""
+        """Add the charge, where there is one in spite of the error, and its refund."""
         purchase = context.earlier or context.purchase
         if purchase is None or purchase.customer_msat is None:
             return

@@ -22,7 +22,7 @@ _PREFIX, _SUFFIX = "metadata[", "]"
 
 
 class ChatRoutes:
-    """Serves completions stored with ``store: true``; an id of another credential is as unknown as any other."""
+    """Serves completions stored with ``store: true``; an id of another credential is unknown here."""
 
     def __init__(self, store: ResponseStore[Item], *, read_timeout_s: float) -> None:
         self._store = store

@@ -36,7 +36,7 @@ OPERATIONS: Mapping[TaskKind, str] = {
     TaskKind.COMPLETIONS: "completion",
     TaskKind.EMBEDDINGS: "embedding",
 }
-"""The names of what is bought in the access log."""
+"""The names of the operations in the access log."""
 
 
 class CreateRoutes:
@@ -109,7 +109,7 @@ class CreateRoutes:
     async def _obtain(
         self, request: web.Request, context: RequestContext, kind: TaskKind, ticket: AdmissionTicket
     ) -> tuple[Order, ResultBuffer] | web.StreamResponse:
-        """Return the order as the client sent it with the answer that it gets, or the response of a request that reads none."""
+        """Return the order as the client sent it with its result, or the response of a request that needs no result."""
         headers = read_request_headers(request.headers)
         if not headers.route_only:
             check_may_buy(context.caller)

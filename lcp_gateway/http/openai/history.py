@@ -1,4 +1,4 @@
-"""Stored history over HTTP: earlier turns that a request builds on, what is stored of its result, and pages of stored items."""
+"""Stored history over HTTP: earlier turns of a request, the storing of its result, and pages of stored items."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -51,7 +51,7 @@ def page_response(
 
 
 def not_stored(store: ResponseStore[Item], what: str, word: str) -> ApiError:
-    """Return the error for an id that this credential has not; ``word`` begins the names of parameter and code."""
+    """Return the error for an id that this credential does not have; ``word`` begins the names of parameter and code."""
     why = "it was not stored, was deleted, or is too old"
     if store.limits.items_per_owner == 0:
         why = "this gateway stores nothing (max_stored_items is 0)"

@@ -1,4 +1,4 @@
-"""POST /v1/responses/input_tokens: how many tokens a request would have. Spends nothing, and asks no peer, which would."""
+"""POST /v1/responses/input_tokens: how many tokens a request would have. Spends nothing: no peer is asked."""
 
 import json
 import time

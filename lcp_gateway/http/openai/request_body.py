@@ -190,7 +190,7 @@ def _check_embedding(document: Mapping[str, Any]) -> None:
 
 
 def _may_repeat_model(body: bytes) -> bool:
-    """Return cheaply whether the key could stand twice; for nearly every body it cannot."""
+    """Return, by a cheap test, whether the key may occur twice; for nearly every body it cannot."""
     return body.count(b'"model"') != 1 or any(escape in body for escape in _ESCAPED_LETTERS)
 
 

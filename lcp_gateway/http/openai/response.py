@@ -71,7 +71,7 @@ def result_headers(purchase: Purchase, head: ResultHead, otherwise: str) -> dict
     """Return the headers of a result; ``otherwise`` is its type where the provider's cannot be sent."""
     headers = {
         "Content-Type": safe_header(head.content_type, otherwise),
-        # A provider chooses the type of its bytes, and a browser must not guess another.
+        # The provider sets the content type, and a browser must not guess another.
         "X-Content-Type-Options": "nosniff",
         **purchase_headers(purchase),
     }
@@ -109,7 +109,7 @@ def quote_response(held: HeldQuote, limits: SpendingLimits) -> web.Response:
 
 
 class ResultTransform:
-    """Changes a result only as far as the client asked the gateway itself: adapter, given id, routing information."""
+    """Changes a result only where the client asked for it: adapter, given id, routing information."""
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ class ResultTransform:
             if tail:
                 yield tail
         except ValueError as error:
-            # The result came whole, and the adapter cannot turn it back.
+            # The result came whole, and the adapter cannot convert it.
             raise self._undelivered(error) from error
 
     def _undelivered(self, error: ValueError) -> Undelivered:
@@ -257,7 +257,7 @@ class ResponseWriter:
                 await relay.run(transform.stream(answer.chunks()))
                 await self._confirm(request, answer)
             except ConnectionError:
-                # The write found the client gone before the cancellation did.
+                # The write noticed that the client is gone before the task was cancelled.
                 raise asyncio.CancelledError from None
             except Exception as error:
                 failure = _not_read(answer) if isinstance(error, TimeoutError) else map_error(error)
@@ -299,7 +299,7 @@ class ResponseWriter:
         return response
 
     async def _confirm(self, request: web.Request, answer: ResultBuffer) -> None:
-        """Record a delivery that waits for it, once the kernel has taken all bytes: a kill of this process then loses none.
+        """Record a delivery that waits for it, once the kernel has taken all bytes: killing this process then loses none.
 
         A client that does not read for as long as a result may take is cut off.
         """

@@ -34,7 +34,7 @@ _BEGINNING = -1
 
 
 class ResponseRoutes:
-    """Serves responses to the clients that come back for them; an id of another credential is as unknown as any other."""
+    """Serves stored and background responses to their clients; an id of another credential is unknown here."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class ResponseRoutes:
                 return await self.follow(request, job, starting_after)
             return _json(*self._jobs.shown(job))
         item = self._store.get(owner, ItemKind.RESPONSE, response_id)
-        left = None if item is None else await self._jobs.learnt(owner, item)
+        left = None if item is None else await self._jobs.final_state(owner, item)
         if item is not None and left is None:
             if stream:
                 events = _events_of(item, starting_after)
@@ -96,7 +96,7 @@ class ResponseRoutes:
             await self._jobs.cancel(job)
         item = self._store.get(owner, ItemKind.RESPONSE, response_id)
         if item is None and job is not None:
-            # It is larger than what can be stored.
+            # It is too large to be stored.
             return _json(*self._jobs.shown(job))
         if item is None:
             left = await self._jobs.left(owner, response_id)
@@ -109,8 +109,8 @@ class ResponseRoutes:
                 "response_id",
                 "response_not_cancellable",
             )
-        learnt = await self._jobs.learnt(owner, item)
-        return _json(*(learnt or (_document(item), item.headers)))
+        final = await self._jobs.final_state(owner, item)
+        return _json(*(final or (_document(item), item.headers)))
 
     async def input_items(self, request: web.Request) -> web.Response:
         """Serve GET /v1/responses/{response_id}/input_items: its whole input, with the earlier turns."""
@@ -148,7 +148,7 @@ class ResponseRoutes:
         answer = job.answer
         head = None
         if starting_after < 0:
-            # At once, so that a client that loses the connection knows the id to come back for.
+            # At once, so that a client that loses the connection can come back with the id.
             yield job.opening
             starting_after = 0
         if answer.order.task.stream:

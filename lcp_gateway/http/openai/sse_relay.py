@@ -51,7 +51,7 @@ class SseRelay:
 
     @property
     def begun(self) -> bool:
-        """Whether the head is out, so that an error can no longer be a response of its own."""
+        """Whether the head has been sent, so that an error can no longer be a response of its own."""
         return self._response.prepared
 
     async def run(self, chunks: AsyncGenerator[bytes, None]) -> None:
@@ -67,7 +67,7 @@ class SseRelay:
         response = self._response
         heartbeats = _Heartbeats(self._heartbeat_s, self._write) if self._sse else None
         beating: AbstractAsyncContextManager[object] = heartbeats or nullcontext()
-        # A client that does not read must not hold its place for longer than the result can be had.
+        # A client that does not read must not hold its place for longer than a purchase may take.
         async with asyncio.timeout(self._limit_s), beating, aclosing(chunks):
             async for chunk in chunks:
                 self._on_bytes(len(chunk))
@@ -102,7 +102,8 @@ class SseRelay:
         if self._request.version < HttpVersion11:
             # Without chunks the end of the connection is the end of the body: only a reset shows that it was cut.
             _reset_on_close(transport)
-        # close() sends what is written and then ends the connection: without a last chunk no client takes it for whole.
+        # close() sends what is written and then ends the connection: without a last chunk no client takes the body for
+        # whole.
         transport.close()
         asyncio.get_running_loop().call_later(_FLUSH_S, transport.abort)
 

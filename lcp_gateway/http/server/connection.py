@@ -1,4 +1,4 @@
-"""One connection: bounds the time of a request's head, and gives parse errors OpenAI's shape."""
+"""One connection: bounds the time of a request's head, and answers parse errors in OpenAI's format."""
 
 import asyncio
 from typing import Any, Final

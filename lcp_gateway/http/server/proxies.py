@@ -11,7 +11,7 @@ _FOR: Final = "X-Forwarded-For"
 _PROTO: Final = "X-Forwarded-Proto"
 _HOST: Final = "X-Forwarded-Host"
 _SCHEMES = frozenset({"http", "https"})
-# No real chain of proxies is longer; a longer header was made to cost time.
+# No real chain of proxies is longer; a longer header is an attempt to cost time.
 _MOST_HOPS = 32
 _LONGEST_ADDRESS = 48
 
@@ -42,7 +42,7 @@ class TrustedProxies:
     def client(self, peer: _Address, forwarded: Sequence[str]) -> _Address:
         """Return the nearest address that is no trusted proxy, from ``peer``, which is one, along the header's addresses.
 
-        Each proxy adds the address of its client at the right end, so that everything left of an untrusted address was
+        Each proxy adds the address of its client at the right end, so everything left of an untrusted address was
         written by that client. A text that is no address ends the search.
         """
         found = peer

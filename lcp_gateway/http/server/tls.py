@@ -92,7 +92,7 @@ def _load(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
 
 
 def _shake_hands(context: ssl.SSLContext, certificate: Path) -> None:
-    """Connect to ourselves in memory, as a client that trusts this certificate under any name.
+    """Connect to this certificate in memory, as a client that trusts this certificate under any name.
 
     Raises:
         ssl.SSLError: a client would refuse it.

@@ -51,7 +51,7 @@ class FoundDetails:
     """The fee and preimage of a purchase, to be recorded."""
 
     job_id: bytes
-    learnt: PurchaseUpdate
+    update: PurchaseUpdate
 
 
 class PaymentSource(Protocol):
@@ -136,12 +136,12 @@ class ReadTimes:
 
 @dataclass(slots=True)
 class ReadSummary:
-    """The outcome of one pass: ``learnt`` purchases, of which ``looked_up`` one by one; ``pages`` were read.
+    """The outcome of one pass: ``recorded`` purchases, of which ``looked_up`` one by one; ``pages`` were read.
 
     ``is_waiting`` says that a recent purchase is still missing, ``missing`` how many the list should have held.
     """
 
-    learnt: int = 0
+    recorded: int = 0
     is_waiting: bool = False
     missing: int = 0
     looked_up: int = 0
@@ -321,7 +321,7 @@ class PaymentDetailsReader:
         followed: int | None,
     ) -> None:
         await self._book.learn(found, self._now(), node_id=node_id, followed=followed)
-        summary.learnt += len(found)
+        summary.recorded += len(found)
 
     # -- one by one -----------------------------------------------------------------------------------
 
@@ -373,7 +373,7 @@ class PaymentDetailsReader:
             found = _details(record, jobs)
             if found:
                 await self._book.learn(found, self._now(), node_id="", followed=None)
-                summary.learnt += len(found)
+                summary.recorded += len(found)
                 summary.looked_up += 1
 
 

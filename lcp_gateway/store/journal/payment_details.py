@@ -89,7 +89,7 @@ class PaymentDetails:
         self, found: Sequence[FoundDetails], at: datetime, *, node_id: str, followed: int | None
     ) -> None:
         """Record the details that were found, and only then how far the node's payments were read."""
-        updates = [UpdateEntry(it.job_id, None, at, it.learnt) for it in found]
+        updates = [UpdateEntry(it.job_id, None, at, it.update) for it in found]
         for begin in range(0, len(updates), _WRITTEN_AT_ONCE):
             batch = JournalTransaction(
                 self._database.owner, updates[begin : begin + _WRITTEN_AT_ONCE], []

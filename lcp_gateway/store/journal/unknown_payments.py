@@ -53,7 +53,7 @@ class UnknownPayments:
                 payment.job_id,
                 resolution.state,
                 resolution.at,
-                resolution.learnt,
+                resolution.update,
                 self._refund_limits(),
             )
         except NotUnknown:

@@ -88,7 +88,7 @@ async def test_what_was_paid_gets_its_fee_and_preimage(journal, books, node, lea
     await pay(journal, 1, 2, state=state)
     node.knows(settled(job(1), fee_msat=7))
     node.knows(settled(job(2), fee_msat=0))
-    assert (await learner.once()).learnt == 2
+    assert (await learner.once()).recorded == 2
     assert await fees(books, 1, 2) == [7, 0]
     assert await spent(books, HOUR, START) == 2_007
     assert "TrackPaymentV2" not in node.calls
@@ -100,13 +100,13 @@ async def test_many_purchases_are_a_few_questions_and_not_one_each(journal, book
     for number in numbers:
         node.knows(settled(job(number), fee_msat=number))
     await pay(journal, *numbers)
-    assert (await learner.once()).learnt == 250
+    assert (await learner.once()).recorded == 250
     assert await fees(books, *numbers) == list(numbers)
     assert len(node.calls) <= 5 and "TrackPaymentV2" not in node.calls
 
 
 async def test_lnd_is_not_asked_while_nothing_is_missing(journal, node, learner):
-    assert (await learner.once()).learnt == 0
+    assert (await learner.once()).recorded == 0
     await pay(journal, 1, state=State.PAYING)
     await pay(journal, "node", source=ProviderSource.NODE, payment_hash=None)
     await learner.once()
@@ -189,7 +189,7 @@ async def test_a_payment_held_for_long_does_not_have_the_list_read_anew_and_is_l
     journal.record(job("held"), State.SETTLED, datetime.now(UTC))
     await written(journal)
     summary = await learner.once()
-    assert (summary.learnt, summary.looked_up) == (1, 1)
+    assert (summary.recorded, summary.looked_up) == (1, 1)
     assert await fees(books, "held") == [9]
 
 
@@ -202,7 +202,7 @@ async def test_payments_of_others_are_none_of_the_gateways(journal, books, node,
     node.knows(odd)
     node.knows(settled(job(1), fee_msat=7))
     await pay(journal, 1)
-    assert (await learner.once()).learnt == 1
+    assert (await learner.once()).recorded == 1
     assert await fees(books, 1) == [7]
 
 
@@ -231,7 +231,7 @@ async def test_an_lnd_that_was_never_followed_is_read_back_to_the_oldest_missing
         node.knows(settled(job(number), fee_msat=number))
     await pay(journal, *range(6))
     summary = await learner.once()
-    assert (summary.learnt, summary.pages) == (6, 2)
+    assert (summary.recorded, summary.pages) == (6, 2)
     assert await fees(books, *range(6)) == list(range(6))
 
 
@@ -267,7 +267,7 @@ async def test_a_preimage_that_does_not_fit_proves_nothing(journal, books, node,
     lie.payment_preimage = "ab" * 32
     node.knows(lie)
     await pay(journal, 1)
-    assert (await learner.once()).learnt == 0
+    assert (await learner.once()).recorded == 0
     assert await fees(books, 1) == [None]
 
 
