@@ -154,12 +154,12 @@ def test_weighing_a_quote_holds_nothing(standings, clock):
 def test_weighing_a_quote_does_not_make_it_the_one_that_is_tried(standings, clock):
     for _ in range(3):
         buy(standings, 1, State.UNDELIVERED)
-    with pytest.raises(PeerNotTrusted, match="left alone"):
+    with pytest.raises(PeerNotTrusted, match="is paused"):
         standings.weigh(asks(1))
     clock.now += 10
     standings.weigh(asks(1))
     standings.check(asks(1))
-    with pytest.raises(PeerNotTrusted, match="left alone"):
+    with pytest.raises(PeerNotTrusted, match="is paused"):
         standings.weigh(asks(1))
 
 
@@ -265,7 +265,7 @@ def test_a_quote_that_was_shown_before_cannot_be_taken_from_a_peer_that_is_left_
     shown = asks(1)
     for _ in range(3):
         standings.failed_to_quote(PEER)
-    with pytest.raises(PeerNotTrusted, match="left alone"):
+    with pytest.raises(PeerNotTrusted, match="is paused"):
         standings.check(shown)
 
 

@@ -420,7 +420,7 @@ async def test_an_empty_catalog_has_no_provider(model, kind):
 
 
 async def test_auto_for_an_endpoint_that_no_provider_serves_is_not_found():
-    with pytest.raises(ModelNotFound, match="suits this request"):
+    with pytest.raises(ModelNotFound, match="can serve this request"):
         await among(provider("a", "m")).ids(task("auto", RESPONSES))
 
 
