@@ -275,6 +275,7 @@ class Gateway:
                 metrics=runtime.metrics,
                 admission=access.admission,
                 charges=access.charges,
+                payment_required=access.payment_required,
                 history=responses.history,
                 background=self.stored.background,
                 writer=ResponseWriter(

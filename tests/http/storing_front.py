@@ -25,6 +25,7 @@ from lcp_gateway.http.openai.charges import ChargeReport
 from lcp_gateway.http.openai.chats import ChatRoutes
 from lcp_gateway.http.openai.create import CreateRoutes
 from lcp_gateway.http.openai.history import History
+from lcp_gateway.http.openai.payment_required import PaymentRequired
 from lcp_gateway.http.openai.response import ResponseWriter
 from lcp_gateway.http.openai.responses import ResponseRoutes
 from lcp_gateway.purchase.purchase import InterruptReason
@@ -253,6 +254,7 @@ async def storing_front(
         metrics=metrics,
         admission=admission,
         charges=charges,
+        payment_required=PaymentRequired(None, log),
         history=History(
             store,
             recorder,

@@ -64,6 +64,7 @@ from lcp_gateway.http.gateway.refunds import RefundRoutes
 from lcp_gateway.http.gateway.wallet import WalletRoutes
 from lcp_gateway.http.openai.admission import Admission
 from lcp_gateway.http.openai.charges import ChargeReport
+from lcp_gateway.http.openai.payment_required import PaymentRequired
 from lcp_gateway.purchase.money import RefundDecision
 from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.routing.model_registry import ModelRegistry
@@ -285,6 +286,7 @@ class AccessParts:
     authenticator: Authenticator
     admission: Admission
     charges: ChargeReport
+    payment_required: PaymentRequired
     wallet_routes: WalletRoutes | None = None
     admin_routes: AdminRoutes | None = None
     key_routes: KeyRoutes | None = None
@@ -327,11 +329,14 @@ class Access:
         customers = self._customers
         if customers is not None:
             return self._for_customers(settings, customers, admission)
-        charges = ChargeReport(None, self._log)
+        charges, payment_required = ChargeReport(None, self._log), PaymentRequired(None, self._log)
         if auth_mode(settings) == "none":
-            return AccessParts(OpenAuthenticator(), admission, charges)
+            return AccessParts(OpenAuthenticator(), admission, charges, payment_required)
         return AccessParts(
-            StaticKeyAuthenticator(StaticKeys(settings.api_keys)), admission, charges
+            StaticKeyAuthenticator(StaticKeys(settings.api_keys)),
+            admission,
+            charges,
+            payment_required,
         )
 
     def use(self, settings: Settings) -> None:
@@ -369,7 +374,8 @@ class Access:
                 l402=l402,
             ),
             admission=admission,
-            charges=ChargeReport(wallet, self._log, self.api_limits),
+            charges=ChargeReport(wallet, self._log),
+            payment_required=PaymentRequired(wallet, self._log, self.api_limits),
             wallet_routes=WalletRoutes(
                 wallet,
                 read_timeout_s=settings.request_read_timeout_s,

@@ -1,18 +1,14 @@
-"""What a customer is charged, as headers and fields of answers; the 402 for a balance that is too low, with an invoice."""
+"""The charge, balance and refund of a customer, as headers and fields of answers."""
 
 import asyncio
 from collections.abc import Mapping
 
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.accounts.models import AccountError
-from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable
-from lcp_gateway.accounts.wallet import TopupsDisabled, Wallet
+from lcp_gateway.accounts.wallet import Wallet
 from lcp_gateway.http.context import RequestContext
-from lcp_gateway.http.error_mapping import map_purchase_error
 from lcp_gateway.http.errors import ApiError
-from lcp_gateway.http.gateway.api_limits import ApiLimits, account_caller
-from lcp_gateway.purchase.journal import EarlierPurchase, InsufficientBalance
+from lcp_gateway.purchase.journal import EarlierPurchase
 from lcp_gateway.purchase.money import REFUND_MESSAGES, Refund
 from lcp_gateway.purchase.purchase import Purchase
 
@@ -53,16 +49,9 @@ def _awaits_refund(purchase: Purchase | EarlierPurchase) -> bool:
 class ChargeReport:
     """Reports to customers their charge, balance and refund; does nothing without accounts."""
 
-    def __init__(
-        self,
-        wallet: Wallet | None,
-        log: FilteringBoundLogger,
-        api_limits: ApiLimits | None = None,
-    ) -> None:
-        """``api_limits`` bounds how many invoices are made at one time; by default it is one."""
+    def __init__(self, wallet: Wallet | None, log: FilteringBoundLogger) -> None:
         self._wallet = wallet
         self._log = log
-        self._api_limits = api_limits or ApiLimits(1, 1)
 
     async def add_headers(self, context: RequestContext) -> None:
         """Put the charge and the balance into the headers of a response that is about to go out."""
@@ -92,29 +81,3 @@ class ChargeReport:
         failure.details = {**failure.details, **charge_details(purchase)}
         if purchase.refund is Refund.WITHHELD:
             failure.message = f"{failure.message}; {REFUND_MESSAGES[Refund.WITHHELD]}"
-
-    async def refuse(self, context: RequestContext, error: InsufficientBalance) -> ApiError:
-        """Return the error for a balance that is too low, with an invoice for the missing amount."""
-        refusal = map_purchase_error(error)
-        account_id = context.caller.account_id
-        if self._wallet is None or account_id is None:
-            return refusal
-        missing_msat = error.required_msat - error.available_msat
-        try:
-            async with self._api_limits.place(account_caller(account_id)):
-                topup = await self._wallet.fill_for(account_id, missing_msat)
-        except (ApiError, TopupsDisabled, InvoiceServiceUnavailable, AccountError):
-            return refusal
-        except Exception as problem:  # noqa: BLE001 - the refusal stands whatever became of the invoice
-            self._log.warning("a top-up cannot be made", error=type(problem).__name__)
-            return refusal
-        refusal.details = {
-            **refusal.details,
-            "topup": {
-                "id": topup.id,
-                "amount_msat": topup.amount_msat,
-                "payment_request": topup.payment_request,
-                "expires_at": int(topup.expires_at.timestamp()),
-            },
-        }
-        return refusal

@@ -16,6 +16,7 @@ from lcp_gateway.http.openai.admission import Admission, AdmissionTicket, JobsIn
 from lcp_gateway.http.openai.background import BackgroundResponses
 from lcp_gateway.http.openai.charges import ChargeReport
 from lcp_gateway.http.openai.history import History
+from lcp_gateway.http.openai.payment_required import PaymentRequired
 from lcp_gateway.http.openai.request_body import parse_request, read_body
 from lcp_gateway.http.openai.request_headers import RequestHeaders, read_request_headers
 from lcp_gateway.http.openai.response import JSON, ResponseWriter, quote_response
@@ -51,6 +52,7 @@ class CreateRoutes:
         metrics: Metrics,
         admission: Admission,
         charges: ChargeReport,
+        payment_required: PaymentRequired,
         history: History,
         background: BackgroundResponses,
         writer: ResponseWriter,
@@ -66,6 +68,7 @@ class CreateRoutes:
         self._metrics = metrics
         self._admission = admission
         self._charges = charges
+        self._payment_required = payment_required
         self._history = history
         self._background = background
         self._writer = writer
@@ -94,7 +97,7 @@ class CreateRoutes:
             except ApiError:
                 raise
             except InsufficientBalance as error:
-                raise await self._charges.refuse(context, error) from error
+                raise await self._payment_required.error_for(context, error) from error
             except Exception as error:
                 if isinstance(error, BoughtBefore):
                     self._metrics.joined("lost")

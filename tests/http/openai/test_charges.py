@@ -1,4 +1,4 @@
-"""Charges in responses: charge, balance, refund, and the invoice for a missing amount."""
+"""Charges in responses: charge, balance, refund."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from lcp_gateway.http.context import RequestContext
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.openai import charges
 from lcp_gateway.http.openai.charges import ChargeReport
-from lcp_gateway.purchase.journal import EarlierPurchase, InsufficientBalance
+from lcp_gateway.purchase.journal import EarlierPurchase
 from lcp_gateway.purchase.money import Charge, Markup, Msat, Refund
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.result_buffer import ResultBuffer
@@ -140,77 +140,6 @@ async def test_an_error_without_a_customer_carries_no_charge():
     failure = ApiError(502, "no")
     await ChargeReport.describe(context_of(None, *SETTLED), failure)
     assert failure.details == {}
-
-
-# -- the 402 that can be paid ---------------------------------------------------------------------
-
-
-def too_low(required_msat: int = 5_500, available_msat: int = 1_200) -> InsufficientBalance:
-    return InsufficientBalance(quote(5_000), Msat(required_msat), Msat(available_msat))
-
-
-async def refused(bank, account_id, wallet=None, error=None) -> ApiError:
-    report = ChargeReport(wallet or bank.wallet(), LOG)
-    return await report.refuse(context_of(account_id), error or too_low())
-
-
-async def test_a_402_carries_the_required_amount_the_balance_and_an_invoice_for_the_rest(bank):
-    account_id = await bank.customer(1_200)
-    error = await refused(bank, account_id)
-    assert (error.status, error.code, error.retry) == (402, "insufficient_balance", False)
-    (topup,) = (await bank.topups.page(account_id)).items
-    said = error.as_object()["lcp"]
-    assert (said["required_msat"], said["balance_msat"], said["payment"]) == (5_500, 1_200, "none")
-    assert said["topup"] == {
-        "id": topup.id,
-        "amount_msat": 5_000,
-        "payment_request": topup.payment_request,
-        "expires_at": int(topup.expires_at.timestamp()),
-    }
-    assert said["quote_id"], "the quote can still be taken once it is paid"
-
-
-async def test_a_customer_who_pays_that_invoice_has_enough(bank):
-    account_id = await bank.customer(1_200)
-    await refused(bank, account_id)
-    (topup,) = (await bank.topups.page(account_id)).items
-    bank.invoices.pay(topup.payment_hash)
-    await bank.wallet().topup(account_id, topup.id)
-    assert await bank.available(account_id) >= 5_500
-
-
-async def test_a_402_comes_without_an_invoice_where_none_can_be_made(bank):
-    account_id = await bank.customer()
-    wallets = [
-        bank.wallet_without_invoices(),
-        bank.wallet(max_msat=2_000),
-        bank.wallet(most_open=0),
-    ]
-    for wallet in wallets:
-        error = await refused(bank, account_id, wallet)
-        assert (error.status, error.code) == (402, "insufficient_balance")
-        assert "topup" not in error.details
-    bank.invoices.is_away = True
-    assert "topup" not in (await refused(bank, account_id)).details
-
-
-async def test_a_402_stays_one_while_the_books_cannot_be_read(bank, monkeypatch):
-    account_id = await bank.customer()
-    wallet = bank.wallet()
-
-    async def unreachable(*_):
-        raise OSError("the disk is gone")
-
-    monkeypatch.setattr(wallet, "fill_for", unreachable)
-    error = await refused(bank, account_id, wallet)
-    assert (error.status, error.code) == (402, "insufficient_balance")
-
-
-async def test_many_refusals_make_one_invoice(bank):
-    account_id = await bank.customer(1_200)
-    for _ in range(5):
-        await refused(bank, account_id)
-    assert len(bank.invoices.made) == 1
 
 
 @pytest.mark.parametrize(
