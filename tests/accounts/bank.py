@@ -1,4 +1,4 @@
-"""A bank for tests: the real books in a SQLite file, and invoices that are paid by calling a method."""
+"""Accounts for tests: the real ledger in a SQLite file, and invoices that are paid by calling a method."""
 
 import asyncio
 import hashlib
@@ -44,7 +44,7 @@ class Payment:
 
 @dataclass
 class StandInInvoiceService:
-    """Makes invoices out of nothing; ``pay`` pays one. ``is_away`` makes every call fail."""
+    """An invoice service without lnd; ``pay`` pays an invoice. ``is_away`` makes every call fail."""
 
     made: dict[bytes, Invoice] = field(default_factory=dict)
     payments: list[Payment] = field(default_factory=list)
@@ -89,7 +89,7 @@ class StandInInvoiceService:
                 raise InvoiceServiceUnavailable("lnd went away")
 
     def pay(self, payment_hash: bytes, amount_msat: int | None = None) -> bytes:
-        """Pay an invoice, by default with its amount; returns the preimage."""
+        """Pay an invoice, by default with its amount; return the preimage."""
         invoice = self.made[payment_hash]
         self.payments.append(
             Payment(
@@ -114,7 +114,7 @@ class StandInInvoiceService:
 
 @dataclass
 class Bank:
-    """Books on one database, the invoice service, and the credits so far."""
+    """The repositories on one database, the invoice service, and the credits so far."""
 
     database: Database
     invoices: StandInInvoiceService = field(default_factory=StandInInvoiceService)
@@ -155,7 +155,7 @@ class Bank:
         return 0 if found is None else found.available_msat
 
     async def aged(self, topup: Topup, by: timedelta) -> Topup:
-        """Make an invoice as if it had been made, and could have been paid, so much earlier."""
+        """Make an invoice whose creation and expiry are this much earlier."""
         from sqlalchemy import update
 
         from lcp_gateway.store.database.schema import topups
@@ -177,7 +177,7 @@ class Bank:
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory) -> Path:
-    """A SQLite file with its tables and nothing in them, to be copied."""
+    """A migrated SQLite file without rows, to be copied."""
     path = tmp_path_factory.mktemp("bank") / "journal.db"
 
     async def make() -> None:

@@ -1,4 +1,4 @@
-"""The keys in memory: read every second, accepted only while that goes well, and read whole after a step back in time."""
+"""The keys in memory: refreshed every second, accepted only while that succeeds, and fully reloaded after the database went back in time."""
 
 import asyncio
 from dataclasses import replace
@@ -21,7 +21,7 @@ STATIC = "sk-the-operators-own"
 
 
 class Book:
-    """The store's keys; ``problem`` is raised instead, and a read waits for ``gate``."""
+    """Stands in for the key repository; ``problem`` is raised if set, and a read waits for ``gate``."""
 
     def __init__(self) -> None:
         self.records: dict[str, KeyRecord] = {}
@@ -94,7 +94,7 @@ def sync(book, clock):
 
 
 async def test_a_key_is_accepted_for_as_long_as_was_said_after_the_last_read(sync, book, clock):
-    """A1: a revoked key bought until the next restart, since nothing asked how old the list was."""
+    """Regression: a revoked key worked until the next restart, since the age of the list was not checked."""
     key = book.make()
     await sync.load()
     clock.now += 5.0
@@ -126,7 +126,7 @@ async def test_before_the_first_read_no_key_of_an_account_is_accepted(sync):
 
 
 async def test_a_list_is_as_old_as_the_beginning_of_its_read(sync, book, clock):
-    """What was revoked while the answer was on its way is not in it."""
+    """A revocation during the read may be missing from its result."""
     await sync.load()
     book.gate = asyncio.Event()
     reading = asyncio.create_task(sync.refresh())
@@ -170,7 +170,7 @@ async def test_an_error_that_is_no_absence_ends_the_task_for_its_supervisor(
 
 
 async def test_after_the_database_went_back_in_time_all_keys_are_read_again(sync, book):
-    """A failover to a standby that had not all of it: changes are numbered anew, and a revocation was missed."""
+    """Regression: after a failover to a standby that lagged behind, change numbers were reused, and a revocation was missed."""
     first = book.make()
     lost = [book.make() for _ in range(3)]
     await sync.load()

@@ -40,10 +40,10 @@ times = st.integers(1, 4_000_000_000).map(lambda s: datetime.fromtimestamp(s, UT
 
 
 class Client:
-    """A client as bLIP 26 describes one: it takes the challenge apart, pays, and shows macaroon and preimage.
+    """A client as described by bLIP 26: it parses the challenge, pays, and sends macaroon and preimage.
 
-    It knows of macaroons only that they are base64; of what they hold it reads the payment hash, as a careful client
-    may, by the rules of the format and with none of the gateway's code.
+    It treats macaroons as opaque base64, except that it reads the payment hash, as a careful client
+    may; its parser shares no code with the gateway.
     """
 
     def __init__(self, wallet: dict[str, bytes]) -> None:
@@ -60,7 +60,7 @@ class Client:
     @staticmethod
     def payment_hash(macaroon: str) -> bytes:
         data = base64.b64decode(macaroon, validate=True)
-        # The format's number; the identifier's field, 66 bytes long; its version; the payment hash; the token's id.
+        # The format's version; the identifier field of 66 bytes; its version; the payment hash; the token's id.
         assert data[:5] == bytes([2, 2, 66, 0, 0])
         return data[5:37]
 
@@ -86,7 +86,7 @@ def test_a_client_pays_the_challenge_and_is_let_in_again_and_again():
 
 
 def test_the_chain_is_the_one_of_other_libraries():
-    # The example of libmacaroons' own documentation, which every implementation is checked against.
+    # The example in libmacaroons' documentation, a test vector of every implementation.
     bare = l402._bare(
         b"this is our super secret key; only we should know it", b"we used our secret key"
     )

@@ -21,7 +21,7 @@ INVOICE = encode(
 
 
 def modules_of(png: bytes, count: int) -> list[list[bool]]:
-    """Read so many modules a side back from a PNG of one bit a pixel, without the quiet zone around them."""
+    """Read the modules, so many a side, from a PNG of one bit per pixel, without the quiet zone."""
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     at, data, side = 8, b"", 0
     while at < len(png):
@@ -36,7 +36,7 @@ def modules_of(png: bytes, count: int) -> list[list[bool]]:
     raw, stride = zlib.decompress(data), (side + 7) // 8
     rows, above = [], bytes(stride)
     for start in range(0, len(raw), stride + 1):
-        # Of the filters only two are used: a line as it is, and its difference from the one above.
+        # Only two PNG filters are used: none, and the difference from the line above.
         assert raw[start] in {0, 2}
         line = raw[start + 1 : start + 1 + stride]
         if raw[start] == 2:

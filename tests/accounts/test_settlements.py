@@ -1,4 +1,4 @@
-"""Following what is paid in: once each, from where it was left, by one gateway at a time, whatever goes away."""
+"""Settlements of top-ups: each is credited once, from the last known index, by one gateway at a time, through outages."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -16,7 +16,7 @@ class DatabaseAway(Exception):
 
 
 class Lead:
-    """The test decides about the lead; ``problem`` is raised instead."""
+    """A leadership that the test sets; ``problem`` is raised if set."""
 
     def __init__(self, *, leads: bool = True) -> None:
         self.leads = leads
@@ -42,7 +42,7 @@ async def until(condition, timeout_s: float = 5.0) -> None:
 
 
 class Follower:
-    """Settlements that run, and what they said."""
+    """Running settlements, and what they reported."""
 
     def __init__(self, bank, lead: Lead) -> None:
         self.bank = bank
@@ -237,7 +237,7 @@ async def test_a_bug_is_not_taken_for_an_absence(bank, lead, follower):
 
 
 async def test_a_lead_that_is_no_longer_looked_at_is_given_up(bank, lead, follower):
-    """A2: the tasks are apart, and what follows must not go on without the one that knows whether it may."""
+    """Following invoices is a task of its own, and must stop when the task that checks the leadership has stopped."""
     async with follower.running():
         await until(lambda: bank.invoices.followed_from)
         lead.problem = ZeroDivisionError()
@@ -247,7 +247,7 @@ async def test_a_lead_that_is_no_longer_looked_at_is_given_up(bank, lead, follow
 async def test_an_error_while_following_keeps_no_top_up_from_being_looked_up(
     bank, follower, monkeypatch
 ):
-    """A2: one error in one of them ended all that credits customers, for good."""
+    """Regression: one error in one task ended all tasks that credit customers, for good."""
     monkeypatch.setattr(settlements, "_LOOK_UP_S", 0.01)
 
     async def broken(settle_index):
@@ -263,7 +263,7 @@ async def test_an_error_while_following_keeps_no_top_up_from_being_looked_up(
 
 
 async def test_a_top_up_that_cannot_be_looked_up_keeps_no_other_from_it(bank, follower):
-    """A2: one bad record must not keep the customers after it from their money."""
+    """One bad record must not block the credits of the customers after it."""
     account_id, made = await opened(bank, 3)
     for topup in made:
         bank.invoices.pay(topup.payment_hash)

@@ -1,4 +1,4 @@
-"""A customer's wallet: the bounds of top-ups, one credit for each, and no look into another wallet."""
+"""A customer's wallet: the limits of top-ups, one credit for each, and no access to other customers' wallets."""
 
 from datetime import timedelta
 

@@ -122,7 +122,7 @@ async def test_a_peer_that_is_not_trusted_is_not_paid():
 
 
 async def test_what_a_budget_refuses_gives_back_what_its_peer_was_trusted_with():
-    """E, purchase/flow: a price that was checked and refused by a budget stayed out with its peer, and no test noticed."""
+    """Regression: after a budget refused a quote, its price still counted towards the peer's exposure."""
     upstream, journal, executor, purchase = world(outcome=result())
     budget = Budget(Period.DAY, Msat(1))
     journal.refusal = BudgetExceeded(purchase.quote, budget, Msat(1))
@@ -155,14 +155,14 @@ async def test_an_expired_quote_is_not_paid():
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_quote_that_expires_while_it_is_written_down_is_not_paid(stream):
-    """A17: expiry was looked at before the journal's commit, which may take seconds, and not again before the call."""
+    """Regression: expiry was checked before the journal's commit, which may take seconds, and not again before the pay call."""
     upstream, journal, executor, purchase = world(outcome=result(), events=stream_events(b"x"))
     times = iter([NOW, NOW + timedelta(seconds=300)])
     executor._now = lambda: next(times, NOW + timedelta(seconds=301))
     with pytest.raises(QuoteExpired, match="nothing was paid") as expired:
         await (executor.open_stream if stream else executor.execute)(purchase)
     assert upstream.calls == []
-    # The intent is taken back, and with it the customer's hold, the budgets' share and the repeat key.
+    # The intent is withdrawn, and with it the customer's hold, the budgets' share and the repeat key.
     assert journal.states == ["paying", "not_paid"]
     assert (purchase.state, expired.value.verdict) == (State.NOT_PAID, Verdict.NONE)
     assert executor._exposure.states == ["not_paid"]
@@ -322,7 +322,7 @@ NOT_PAID = UpstreamError("UNAVAILABLE", "no route", evidence=Verdict.NONE)
 
 
 def sold(*, refund=False, tariff=TEN_PERCENT, budgets=(), **script):
-    """The world of a customer that is charged 5,500 msat for a quote of 5,000."""
+    """Return a world whose customer is charged 5,500 msat for a quote of 5,000."""
     limits = SpendingLimits(tariff=tariff, refund_undelivered=refund)
     upstream, journal, executor, _ = world(limits=limits, **script)
     whose = replace(order(key_id="key_1"), account_id="acct_1", budgets=budgets)
@@ -419,7 +419,7 @@ async def test_a_limit_that_was_set_after_the_quote_was_looked_at_holds_before_i
     upstream, journal, executor, purchase = world(
         outcome=result(), limits=SpendingLimits(max_price_msat=1)
     )
-    purchase.payment_hash = HASH  # as it is after the inspection by the limits of before
+    purchase.payment_hash = HASH  # as the inspection leaves it, which used the previous limits
     with pytest.raises(PriceLimitExceeded):
         await executor.execute(purchase)
     assert (upstream.calls, journal.states) == ([], [])

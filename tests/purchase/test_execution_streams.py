@@ -1,4 +1,4 @@
-"""B2 and B3: an answer that is whole is whole, an error is an error, and how the provider's call ends decides neither."""
+"""The bytes of a result decide whether it is complete or an error; how the provider's call ends does not."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ NEVER = "never"
 
 
 class Hanging(ScriptedUpstream):
-    """An upstream whose events may be followed by silence."""
+    """An upstream that can leave a stream open without sending anything more."""
 
     async def execute_stream(self, quote, task, timeout_s):
         try:
@@ -69,7 +69,7 @@ def bought(*, source=ProviderSource.LCP, stream=True, kind=TaskKind.CHAT_COMPLET
 
 
 async def read(executor, purchase):
-    """Read a stream; gives its bytes, how many of them a client was shown before the end, and the error."""
+    """Read a stream; return its bytes, how many of them the client had before the end, and the error."""
     stream = await executor.open_stream(purchase)
     came = b""
     try:
@@ -82,7 +82,7 @@ async def read(executor, purchase):
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    """Nothing here is waited for longer than a test may take."""
+    """Shorten the timeouts so that no test waits long."""
     monkeypatch.setattr(execution, "END_WAIT_S", 0.2)
     monkeypatch.setattr(execution, "CLOSE_WAIT_S", 0.05)
 
@@ -138,7 +138,7 @@ async def test_a_whole_result_with_the_right_hash_is_delivered_however_its_call_
     ids=["open", "broken", "ended", "wrong hash", "wrong length", "failed", "flood"],
 )
 async def test_an_end_mark_without_the_peers_word_on_its_hash_is_never_shown(events, received):
-    """A peer whose call stays open after its end mark has not said what it sent: nothing of it can be checked."""
+    """The peer sends its hash when the call ends; until then the result cannot be verified."""
     upstream, journal, exposure, executor, purchase = bought(events=events)
     _, shown, error = await read(executor, purchase)
     assert error.received is received
@@ -180,7 +180,7 @@ async def test_a_stream_is_what_its_bytes_are_whatever_its_hash_says(
 
 
 async def test_an_error_is_not_waited_upon(monkeypatch):
-    """Nothing that follows makes it an answer, also not the hash."""
+    """Nothing that follows an error event can complete the answer, not even the hash."""
     monkeypatch.setattr(execution, "END_WAIT_S", 60)
     begin = StreamBegin("text/event-stream", "")
     _, _, _, executor, purchase = bought(events=[begin, ERROR, NEVER])

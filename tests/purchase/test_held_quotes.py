@@ -37,7 +37,7 @@ def test_a_quote_can_be_taken_once():
     library = Library()
     held = library.hold()
     taken = library.book.take(ordered(), held.id)
-    # With the body that came with the request, and to be inspected again.
+    # It keeps the request's body, and is inspected again.
     assert taken == replace(held.offer, order=ordered(), payment_hash=None)
     with pytest.raises(UnknownQuote):
         library.book.take(ordered(), held.id)

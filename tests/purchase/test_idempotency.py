@@ -22,7 +22,7 @@ CODEX = RepeatKeys(client_request_id="c1")
 
 
 class Remembering:
-    """A memory with a clock that is set by hand."""
+    """A cache with a clock that the test sets."""
 
     def __init__(self, **limits) -> None:
         self.at = 0.0
@@ -34,7 +34,7 @@ class Remembering:
     def bought(
         self, order, repeat=FIRST, body=b"answer", end=PurchaseEvent.DELIVER
     ) -> ResultBuffer:
-        """An answer that was bought and ended."""
+        """Return the buffer of a purchase that has ended."""
         answer = self.running(order, repeat)
         purchase = answer.purchase = Purchase(order, quote())
         purchase.apply(PurchaseEvent.PAY)
@@ -113,7 +113,7 @@ def test_a_client_request_id_finds_the_same_bytes_only():
 
 
 def test_an_unknown_key_is_no_repeat_even_when_it_is_marked_as_a_retry():
-    """A key says more than a mark: a client that sends another key wants another result."""
+    """The key takes precedence over the retry header: a client that sends another key wants another result."""
     m = Remembering()
     m.bought(ordered(), KEY)
     assert m.find(ordered(), RepeatKeys(key="new", is_retry=True)) is None

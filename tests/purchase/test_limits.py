@@ -11,7 +11,7 @@ from lcp_gateway.purchase.quote import ProviderSource, Quote
 from tests.support.purchases import quote
 from tests.support.scripted_peers import ordered
 
-# 1% and 1 sat, as reckoned with by default.
+# The default fee estimate: 1% and 1 sat.
 FEE_OF_10_000 = 1_100
 
 
@@ -51,7 +51,7 @@ def test_without_limits_everything_passes():
 
 @pytest.mark.parametrize("price_msat", [2**50 - 1, 2**50, 2**62])
 def test_a_price_that_cannot_be_stored_is_too_high_for_every_client(price_msat):
-    """B10: it was told as a journal that is away, which is worth another try."""
+    """Regression: it was reported as an unavailable journal, which clients retry."""
     with pytest.raises(PriceLimitExceeded):
         SpendingLimits().check_price(ordered(), quote(price_msat))
     customer = replace(ordered(), account_id="acct_1")

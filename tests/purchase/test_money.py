@@ -1,4 +1,4 @@
-"""What customers are charged is never below the price, and rounded to the operator's side."""
+"""A customer's charge is never below the price, and is rounded up, in the operator's favour."""
 
 import pytest
 from hypothesis import given
@@ -66,7 +66,7 @@ def test_a_model_can_have_a_markup_of_its_own():
 @pytest.mark.parametrize(
     ("ppm", "fixed_msat", "losses"),
     [
-        # A21: 10 % on 2,839 msat are 284 msat, and the route takes 1,029.
+        # 10 % of 2,839 msat are 284 msat, and the route costs 1,029.
         (100_000, 0, LossRange(0, 11_112)),
         (100_000, 1_000, None),
         (10_000, 1_000, None),

@@ -1,4 +1,4 @@
-"""Each row of the table of endings, as the running gateway reaches it."""
+"""Each row of the outcome table, reached through the purchase service."""
 
 import asyncio
 from dataclasses import replace
@@ -80,7 +80,7 @@ def test_only_a_whole_result_is_delivered_and_only_it_clears_its_provider_of_eve
 
 
 def test_only_a_client_that_leaves_before_the_end_pays_for_what_it_did_not_get():
-    """A5: a lie is its provider's, however slow the reader."""
+    """A wrong result counts against its provider, however slowly the client reads."""
     kept = {
         Ending(ended_by, received)
         for received, row in RULINGS.items()
@@ -98,11 +98,11 @@ def test_what_is_found_out_later_is_decided_for_the_customer(ending):
     assert not ending.ruling.keeps_charge and ending.ruling.blames_provider
 
 
-# What a provider does to a result, and what that is.
+# What a provider sends, and how the result is classified.
 
 
 class Fixed:
-    """A judge that has its mind made up."""
+    """A judge with a fixed verdict."""
 
     free_bytes = 2**40
     is_complete = is_flooded = shows_error = False
@@ -136,7 +136,7 @@ def bought(*, judge=None, source=ProviderSource.LCP, stream=False, **script):
 
 
 async def end_of(executor, purchase, *, then=None):
-    """Buy to the end, and give how it ended; ``then`` comes over a stream after its first chunk."""
+    """Buy to the end and return the outcome; ``then`` are the events of a stream after its first chunk."""
     try:
         if not purchase.order.task.stream:
             await executor.execute(purchase)
@@ -195,7 +195,7 @@ GOOD = stream_events(b"one", b"two")
 )
 @pytest.mark.parametrize("slow", [False, True])
 async def test_what_a_provider_streams_is_its_doing_however_slow_the_reader(events, received, slow):
-    """A5: lies to a slow reader were charged to it, and never counted against the provider."""
+    """Regression: wrong results were charged to clients that read slowly, and never counted against the provider."""
     executor, exposure, purchase = bought(events=events, stream=True)
     purchase.held_up_by_readers = lambda: slow
     assert await end_of(executor, purchase) == Ending(EndedBy.PROVIDER, received)
@@ -248,7 +248,7 @@ async def test_a_lie_is_found_while_another_party_was_ending_it(party):
     assert exposure.states[-1] == "undelivered" and purchase.customer_msat == 0
 
 
-# What the service ends before its time.
+# Purchases that the service interrupts.
 
 
 async def interrupted(reason, *, begun, stream=True, source=ProviderSource.LCP):
@@ -269,7 +269,7 @@ async def interrupted(reason, *, begun, stream=True, source=ProviderSource.LCP):
 @pytest.mark.parametrize("reason", [InterruptReason.SHUTTING_DOWN, InterruptReason.ENDED])
 @pytest.mark.parametrize("begun", [False, True])
 async def test_what_the_gateway_ends_is_given_back(reason, begun):
-    """E, purchase/service ``interrupt``: what the gateway ends passed for the client's wish, and no test noticed."""
+    """A purchase that the gateway interrupts must not count as cancelled by its client."""
     purchase, seen = await interrupted(reason, begun=begun)
     assert purchase.ending.ended_by is EndedBy.GATEWAY
     assert (purchase.state, seen) == (State.UNDELIVERED, "undelivered")
@@ -277,7 +277,7 @@ async def test_what_the_gateway_ends_is_given_back(reason, begun):
 
 
 async def test_what_takes_too_long_is_its_providers_doing():
-    """E, as above, for the end of the time."""
+    """A timeout must not count as cancelled by the client."""
     purchase, seen = await interrupted(InterruptReason.TIMED_OUT, begun=True)
     assert purchase.ending == Ending(EndedBy.PROVIDER, Received.PART)
     assert (purchase.state, seen) == (State.UNDELIVERED, "undelivered")
@@ -317,7 +317,7 @@ async def test_readers_that_hold_a_stream_up_until_its_time_is_over_pay_for_it()
     await settle()
     work.put(GOOD[1])
     assert await first == b"one"
-    # The reader takes nothing more, and all the time from now on goes by for it.
+    # The reader stops reading; from here on the delay is the client's.
     await settle()
     w.clock[0] += 60
     await asyncio.wait_for(w.service.wait_idle(), 5)
@@ -326,7 +326,7 @@ async def test_readers_that_hold_a_stream_up_until_its_time_is_over_pay_for_it()
 
 
 async def test_a_provider_that_stalls_after_its_reader_did_is_not_excused_by_it():
-    """A5: the reader's waiting was judged at the last block, and excused whatever came after it."""
+    """Regression: the client's delay was measured at the last block, and excused a provider that stalled later."""
     w = world(bounds=BufferLimits(window_bytes=2, whole_bytes=1_000))
     answer = w.service.start(ordered(stream=True), NO_REPEAT)
     w.service.joined(answer)
@@ -342,7 +342,7 @@ async def test_a_provider_that_stalls_after_its_reader_did_is_not_excused_by_it(
     w.clock[0] += 10
     following = asyncio.ensure_future(anext(reader))
     await settle()
-    # It reads again, and now the provider sends nothing for longer than that.
+    # The client reads again, and the provider sends nothing for longer than the client had stalled.
     w.clock[0] += 60
     work.put(UpstreamError("DEADLINE_EXCEEDED", "late"))
     with pytest.raises(PurchaseError):

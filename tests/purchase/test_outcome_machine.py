@@ -1,6 +1,6 @@
 """Slow readers, lying, cutting, stalling and honest providers, clients that leave, deadlines and crashes.
 
-After each step the journal, the ledger and the provider's standing say of each purchase what a plain model says.
+After each step the journal, the ledger and the provider's trust must agree with a simple model about each purchase.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ picks = st.integers(0, 100)
 
 @dataclass
 class Job:
-    """What the model knows of a purchase: what its provider sent, what its reader took, and how it must have ended."""
+    """The model's record of a purchase: what its provider sent, what its client read, and the expected outcome."""
 
     answer: object
     work: object
@@ -127,7 +127,7 @@ class Endings(RuleBasedStateMachine):
         await self.journal.close()
         await self.database.close()
 
-    # What clients and providers do.
+    # Actions of clients and providers.
 
     @precondition(lambda self: len(self.jobs) < 3)
     @rule(stream=st.sampled_from([True, True, True, False]), reads=st.booleans())
@@ -155,7 +155,7 @@ class Endings(RuleBasedStateMachine):
         await settle()
 
     async def _read(self, job, reads):
-        """Read all that comes; a slow reader takes one block, and then waits to be told to go on."""
+        """Read the whole stream; a slow reader pauses after one block until the test lets it continue."""
         job.goes_on = asyncio.Event()
         job.is_slow = not reads
         if reads:
@@ -223,7 +223,7 @@ class Endings(RuleBasedStateMachine):
         after_s=st.sampled_from([5.0, 40.0]),
     )
     def a_slow_reader_holds_up_what_its_provider_does(self, how, before_s, after_s):
-        """What A5 is about, in one step, so that much can come before and after it."""
+        """One step for a whole scenario, so that hypothesis often reaches it: a slow client hides what its provider does."""
         self.a_client_buys(stream=True, reads=False)
         at = self._streams().index(self.jobs[-1])
         self.w.clock[0] += before_s
@@ -268,7 +268,7 @@ class Endings(RuleBasedStateMachine):
             await asyncio.gather(job.reading, return_exceptions=True)
             await job.reader.aclose()
         if job.stream and job.waiting:
-            # The chunks that its reader had not taken have no reader any more, until the purchase is ended at once.
+            # The unread chunks have no reader any more; the purchase is interrupted immediately.
             job.waiting = []
         self.w.service.interrupt(job.answer, InterruptReason.NO_LISTENER)
 
@@ -310,7 +310,7 @@ class Endings(RuleBasedStateMachine):
         self.blame[self._id(job)] = ["undelivered"]
 
     async def _take_delivered(self):
-        """Have the clients of what came whole read it to its end, as far as their gateway still serves them."""
+        """Let the clients of delivered results read them to the end."""
         for job in self.jobs:
             if job.state is State.DELIVERED:
                 if job.reading is not None:
@@ -322,7 +322,7 @@ class Endings(RuleBasedStateMachine):
     async def _restart(self, *, killed):
         await written(self.journal)
         if killed:
-            # Nothing of what runs is written any more.
+            # The killed process writes nothing more about its open purchases.
             self.journal._task.cancel()
             await asyncio.gather(self.journal._task, return_exceptions=True)
             await self.database.close()
@@ -338,7 +338,7 @@ class Endings(RuleBasedStateMachine):
     # The model.
 
     def _handed(self, job, what):
-        """Take in what the provider sent, as far as the reader lets it."""
+        """Apply what the provider sent to the model, as far as the reader takes it."""
         if job.is_over:
             return
         if job.blocked_since is not None:

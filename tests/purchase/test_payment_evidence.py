@@ -16,7 +16,7 @@ LND_STOPPED = (
     '"transport: Error while dialing: dial tcp 127.0.0.1:10009: connect: connection refused"'
 )
 
-# Every text that says something of the money, the statuses with which it does, and what it says then.
+# Every error text that is evidence about the payment, the statuses it counts with, and the verdict.
 TEXTS = [
     ("payment failed: FAILURE_REASON_NO_ROUTE", FINAL, Verdict.NONE, "no_route"),
     ("payment failed: FAILURE_REASON_NO_ROUTE: no route", FINAL, Verdict.NONE, "no_route"),
@@ -69,7 +69,7 @@ TEXTS = [
     ),
     ("lcp_error code=3: quote expired", set(GRPC_CODES), Verdict.SETTLED, "peer_error"),
     ("lcp_error code=12: checksum mismatch", set(GRPC_CODES), Verdict.SETTLED, "peer_error"),
-    # A peer that quotes lnd's words has been paid all the same.
+    # A peer that copies lnd's error text was paid nevertheless.
     (
         "lcp_error code=7: payment failed: FAILURE_REASON_NO_ROUTE",
         set(GRPC_CODES),
@@ -92,7 +92,7 @@ TEXTS = [
 def test_a_text_is_evidence_with_the_statuses_that_it_was_seen_with_and_with_no_other(
     status, message, statuses, verdict, name
 ):
-    """A18, A19, and the gate on the status that no test noticed when it was taken out (E)."""
+    """A text counts as evidence only together with a status that the daemon or lnd sends it with."""
     row = evidence_of_failure(status, message)
     if status in statuses:
         assert row is not None and (row.name, row.verdict) == (name, verdict)
@@ -110,7 +110,7 @@ def test_a_text_is_evidence_with_the_statuses_that_it_was_seen_with_and_with_no_
         "connection reset",
         "something new",
         "context deadline exceeded",
-        # The daemon writes this where lnd's stream of updates ended early, and lnd may be paying still.
+        # The daemon sends this when lnd's stream of payment updates ended early; lnd may still be paying.
         "payment failed: no final payment status",
         "payment failed: FAILURE_REASON_NONE",
         "payment failed: FAILURE_REASON_CANCELED",
@@ -121,7 +121,7 @@ def test_a_text_is_evidence_with_the_statuses_that_it_was_seen_with_and_with_no_
         "SendPaymentV2: rpc error: code = Unavailable desc = connection refused",
         "SendPaymentV2 recv: rpc error: code = Unavailable desc = error reading from server: EOF",
         "SendPaymentV2 recv: rpc error: DecodePayReq: connection refused",
-        # After the payment: lnd's answer was a preimage that makes no sense.
+        # After the payment: lnd returned an invalid preimage.
         "invalid request: payment_preimage is empty",
         "pay invoice: payment is in flight",
         "pay invoice: invoice expired",

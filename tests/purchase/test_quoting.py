@@ -13,7 +13,7 @@ GONE = UpstreamError("UNAVAILABLE", "gone")
 
 
 class Stall:
-    """A market and what can be seen of it."""
+    """A quote requester with scripted peers, and what it did."""
 
     def __init__(self, asking=None, limits=None, refuse=None, **peers) -> None:
         self.upstream = ScriptedPeers({name: _peer(said) for name, said in peers.items()})

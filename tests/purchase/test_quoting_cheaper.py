@@ -1,4 +1,4 @@
-"""The quotes that are not taken on the way to a cheaper one."""
+"""Quotes that are cancelled while the service looks for one that the customer's balance covers."""
 
 import asyncio
 
@@ -22,7 +22,7 @@ NOT_TAKEN = "another quote was taken"
 
 
 class Purse(PlainJournal):
-    """A journal of a customer with this balance."""
+    """A journal whose customer has this balance."""
 
     def __init__(self, available_msat: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ async def test_where_no_provider_asks_less_the_first_quote_is_held_for_the_clien
     await settle()
     assert caught.value.quote.peer_id == "first"
     assert sorted(w.upstream.cancelled) == [("dearer", NOT_TAKEN), ("same", NOT_TAKEN)]
-    # Topped up, the client takes it.
+    # After a top-up the client takes the held quote.
     w.journal.available_msat = 5_000
     name = f"quote_{caught.value.quote.job_id.hex()}"
     answer = w.service.start(ordered(), NO_REPEAT, name)

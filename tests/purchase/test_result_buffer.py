@@ -158,7 +158,7 @@ async def test_past_the_whole_bytes_what_all_have_taken_is_released():
 
 
 async def test_a_request_that_waits_gets_a_result_that_is_too_large_to_be_held():
-    """A whole result comes in one piece: a request that waits for its head has not begun to read when it is there."""
+    """A result that is not streamed arrives in one piece, before a request that waits for its head has begun to read."""
     source = answer(whole=10)
     source.listeners = 1
     waiting = asyncio.create_task(source.wait_head())
@@ -250,7 +250,7 @@ def test_whatever_the_order_each_reader_gets_exactly_the_bytes(steps, fails, who
 
 
 class Reader:
-    """A reader that reads in steps; ``pending`` is the read that is under way."""
+    """A reader that the test drives; ``pending`` is the read under way."""
 
     def __init__(self, source: ResultBuffer) -> None:
         self.chunks = source.chunks()
@@ -280,7 +280,7 @@ class Reader:
         await self.chunks.aclose()
 
     async def rest(self) -> Exception | None:
-        """Read to the end; gives the error there."""
+        """Read to the end; return the error that it ended with."""
         try:
             while True:
                 self.step()
@@ -390,7 +390,7 @@ async def test_listeners_are_told_of_the_end_once_whatever_it_is():
         source.append(b"x")
         assert heard == []
         source.fail(ValueError("no")) if fails else source.end()
-        # A second end is that of an answer which was given whole by another gateway.
+        # The second end is that of a result that another gateway delivered.
         source.end()
         assert heard == [source]
         source.when_ended(heard.append)
@@ -432,7 +432,7 @@ async def test_a_listener_that_was_told_may_listen_again():
     assert heard == [source]
 
 
-# What waits for a good end.
+# Bytes that are held back until the result is verified.
 
 
 async def test_bytes_above_the_free_ones_wait_for_a_good_end():
@@ -459,7 +459,7 @@ async def test_bytes_above_the_free_ones_wait_for_a_good_end():
 
 
 async def test_what_waits_is_dropped_where_the_end_is_none():
-    """A15: no end mark goes out before the hash is known to be right."""
+    """The end mark is not sent before the hash has been verified."""
     pool = BufferPool(1_000_000)
     source = answer(pool=pool)
     source.begin(HEAD)

@@ -1,4 +1,4 @@
-"""An order is bought in a task of its own, whatever its clients do."""
+"""A purchase runs in a task of its own, which outlives its client's connection."""
 
 import asyncio
 
@@ -124,7 +124,7 @@ async def test_a_result_that_ends_within_the_grace_is_held_for_a_retry():
 
 
 async def test_the_grace_counts_from_the_second_leaving(monkeypatch):
-    """E, purchase/service ``joined``: the timer of the first leaving ran on, and no test noticed."""
+    """The timer of the first departure must be cancelled when a client joins again."""
     w = world(grace_s=60)
     loop = asyncio.get_running_loop()
     set_timers = []
@@ -147,7 +147,7 @@ async def test_the_grace_counts_from_the_second_leaving(monkeypatch):
     w.service.left(answer)
     first, second = set_timers
     assert first.cancelled() and not second.cancelled()
-    # What the first would have done by now.
+    # The first timer would have fired by now.
     await settle()
     assert not answer.ended
     w.service.joined(answer)
@@ -259,7 +259,7 @@ async def test_ending_all_ends_what_runs_and_says_what_was_paid():
 
 
 async def test_an_order_that_is_ended_before_it_began_ends_too():
-    """The gateway may be told to stop in the very moment in which a request comes in."""
+    """The gateway may be stopped at the moment a request arrives."""
     w = world()
     answer = w.service.start(ordered(), KEY)
     w.service.interrupt_all(InterruptReason.SHUTTING_DOWN)
@@ -335,7 +335,7 @@ async def test_a_stream_whose_time_runs_out_for_its_reader_is_its_readers_doing(
     chunks = answer.chunks()
     reading = spawn(anext(chunks))
     await settle()
-    # It took some time to come, and then stands still for so long.
+    # The result took some time to start, and then stalls for this long.
     w.clock[0] += 30
     work.put(rest[0], rest[1])
     await reading
@@ -360,4 +360,4 @@ async def test_budgets_are_asked_for_the_credential():
     ]
 
 
-# The brake.
+# The loop brake.

@@ -1,6 +1,6 @@
-"""When a customer's purchase is on disk as delivered: only once its client has the whole result, or is gone.
+"""A customer's purchase is recorded as delivered only once its client has the whole result, or has left.
 
-A gateway that is killed before has lost what was in its memory, and what the journal calls `settled` is given back.
+If the gateway is killed earlier, the result in its memory is lost, and the charge of a purchase that the journal has as `settled` is refunded.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ def of_a_customer(*, stream=False):
 
 
 async def complete_in_memory(w, *, stream):
-    """Have a customer's result come whole while its client has not taken it yet; gives the answer."""
+    """Let a customer's result arrive in full before its client reads it; return its buffer."""
     answer = w.service.start(of_a_customer(stream=stream), NO_REPEAT)
     w.service.joined(answer)
     work = await w.work()

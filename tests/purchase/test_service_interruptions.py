@@ -113,7 +113,7 @@ async def test_what_is_cancelled_after_its_payment_says_what_is_known_and_tells_
     assert (answer.error.code, answer.error.verdict) == ("cancelled", verdict)
     assert w.journal.only == states
     assert w.upstream.cancelled == [("p1", CANCEL_REASON)]
-    # A repeat with the key gets the same, and pays nothing.
+    # A repeat with the key gets the same result and pays nothing.
     with pytest.raises(Interrupted):
         await w.ask(ordered(stream=stream), KEY)
     assert len(w.upstream.works) == 1
@@ -198,4 +198,4 @@ async def test_a_listener_that_fails_does_not_make_a_failure_of_what_was_deliver
     assert w.journal.only[-1] == "delivered"
 
 
-# What was bought elsewhere, as the journal tells.
+# Purchases of other gateways, found in the journal.

@@ -1,4 +1,4 @@
-"""Drives the service through whatever can happen, and looks after each step whether the promises about money hold."""
+"""Drives the service through random events, and checks after each step that its guarantees about money hold."""
 
 from collections import defaultdict
 from dataclasses import replace
@@ -37,7 +37,7 @@ CODES = (
     "DATA_LOSS",
     "UNAUTHENTICATED",
 )
-# How a call that may pay can fail: what is said, and what is then the truth; None leaves it open.
+# How a pay call can fail: the error, and whether it paid; None leaves that open.
 FAILURES = (
     *((code, "something", None) for code in CODES),
     ("FAILED_PRECONDITION", "payment failed: FAILURE_REASON_NO_ROUTE: no route", False),
@@ -58,7 +58,7 @@ class Money(RuleBasedStateMachine):
     @initialize()
     def wake(self) -> None:
         self.world = Universe()
-        # What each client was told first; it can never be told otherwise.
+        # The first verdict that each client got; it must never change.
         self.told: dict[int, Verdict] = {}
 
     def teardown(self) -> None:
@@ -83,7 +83,7 @@ class Money(RuleBasedStateMachine):
         kept=st.sampled_from([False, False, True]),
     )
     def somebody_asks(self, body, key, retry, key_id, session, stream, kept) -> None:
-        # Whether it is streamed stands in the body.
+        # The body says whether the answer is streamed.
         repeat = RepeatKeys(key=key, is_retry=retry, client_request_id=session)
         life = self.world.life
         whole = body + (b" stream" if stream else b"")
@@ -98,9 +98,9 @@ class Money(RuleBasedStateMachine):
         kept=st.sampled_from([False, False, True]),
     )
     def a_payment_gets_under_way(self, body, repeat, stream, clients, kept) -> None:
-        """What usually happens, in one step, so that much can come after it."""
+        """One step for the usual sequence, so that hypothesis often gets beyond it."""
         for at in range(clients):
-            # Only the first may want it kept: the others join, and may leave again.
+            # Only the first client may ask to retain the result; the others join, and may leave again.
             is_kept = kept and at == 0
             self.somebody_asks(body, repeat.key, repeat.is_retry, "", None, stream, is_kept)
         self._quotes_come()
@@ -124,7 +124,7 @@ class Money(RuleBasedStateMachine):
         body = b"another" if wrong else shown.body
         stream = shown.stream
         for _ in range(2):
-            # The second comes too late, whatever it is that came first.
+            # Whichever came first, the second comes too late.
             life.begin(Client(body, stream, RepeatKeys(key=key), "", life.number, quote_id=name))
         self.world.loop.turn()
         self.the_disk_is_written(full=False)
@@ -158,7 +158,7 @@ class Money(RuleBasedStateMachine):
             )
         self.world.loop.turn()
 
-    # The world.
+    # Events outside the gateway.
 
     @precondition(lambda self: self.world.life.quoting)
     @rule(pick=picks, fails=st.sampled_from([False, False, False, True]))
@@ -230,8 +230,8 @@ class Money(RuleBasedStateMachine):
         data=st.sampled_from([b"short", b"l" * 30, b"larger than what is kept" * 2]),
         kept=st.booleans(),
     )
-    def somebody_buys(self, body, repeat, stream, data, kept) -> None:
-        """All goes well, so that much can come after it."""
+    def a_purchase_succeeds(self, body, repeat, stream, data, kept) -> None:
+        """One step for a successful purchase, so that hypothesis often gets beyond it."""
         before = set(self.world.jobs)
         self.a_payment_gets_under_way(body, repeat, stream, 1, kept)
         working = self.world.working()
@@ -253,7 +253,7 @@ class Money(RuleBasedStateMachine):
         self.world.loop.turn()
         assert len(life.service) == 0
         life.journal.disk(full=False)
-        self._note_truth_of_open_jobs()
+        self._record_truth_of_open_jobs()
         self.world.restart()
 
     @precondition(lambda self: self._has_lived())
@@ -261,10 +261,10 @@ class Money(RuleBasedStateMachine):
     def the_gateway_is_killed_and_starts_again(self, flushed) -> None:
         if flushed:
             self.world.life.journal.flush()
-        self._note_truth_of_open_jobs()
+        self._record_truth_of_open_jobs()
         self.world.restart()
 
-    # What must hold.
+    # Invariants.
 
     @invariant()
     def promises_hold(self) -> None:
@@ -388,8 +388,8 @@ class Money(RuleBasedStateMachine):
         job.open = None
         self.world.loop.turn()
 
-    def _note_truth_of_open_jobs(self) -> None:
-        """A payment whose caller died may have gone through: let it have done so, which is the worse case."""
+    def _record_truth_of_open_jobs(self) -> None:
+        """A payment whose caller was cancelled may have gone through; assume that it did, which is the worse case."""
         for job in self.world.jobs.values():
             if job.executes and job.paid is None:
                 job.paid = True
@@ -398,7 +398,7 @@ class Money(RuleBasedStateMachine):
         return self.world.life.journal.believed(job_id)
 
     def _let_all_end(self) -> None:
-        """Every order comes to an end, and the journal says of each job what is known of it."""
+        """End every order; the journal must then have the known state of each job."""
         world = self.world
         for _ in range(30):
             life = world.life

@@ -1,4 +1,4 @@
-"""Purchases at virtual nodes: what is free, what fails over, and what never does."""
+"""Purchases at virtual nodes: which are free, which fail over, and which never do."""
 
 import asyncio
 from dataclasses import replace

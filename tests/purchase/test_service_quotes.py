@@ -1,4 +1,4 @@
-"""Quotes that were shown, taken, refused and dropped by the service."""
+"""Quotes that the service shows, takes, refuses and drops."""
 
 import asyncio
 from dataclasses import replace
@@ -155,7 +155,7 @@ async def test_a_quote_that_another_process_took_says_what_was_bought_with_it():
     with pytest.raises(ResultLost) as lost:
         await w.service.check_quote(ordered(), name)
     assert lost.value.verdict is Verdict.SETTLED
-    # Nothing is told to another credential or of another request, and nothing of what was not paid.
+    # Another credential or another request learns nothing, and an unpaid purchase is not reported.
     for order in (ordered(key_id="other"), ordered(OTHER_BODY)):
         with pytest.raises(UnknownQuote):
             await w.service.check_quote(order, name)
@@ -167,7 +167,7 @@ async def test_a_quote_that_another_process_took_says_what_was_bought_with_it():
 
 
 async def test_a_duplicate_never_cancels_the_job_that_is_paid_and_running():
-    """A13: its quote was given back as not taken, with the id of the running job."""
+    """Regression: its quote was cancelled as not taken, under the id of the running job."""
     w = world()
     first = spawn(w.ask(ordered()))
     work = await w.work()
@@ -191,7 +191,7 @@ async def test_a_duplicate_never_cancels_the_job_that_another_process_paid_for()
 
 
 async def test_a_quote_that_is_not_taken_never_cancels_a_job_that_was_paid_for():
-    """A13: the quote may also be too dear, or lose against another one."""
+    """The same where the quote is too expensive, or another one is taken."""
     limits = SpendingLimits(max_price_msat=5_000)
     w = world(limits=limits, asking=QuotingRules(at_once=2, at_most=2))
     first = spawn(w.ask(ordered()))
@@ -207,4 +207,4 @@ async def test_a_quote_that_is_not_taken_never_cancels_a_job_that_was_paid_for()
     other.cancel()
 
 
-# What was unknown, and turns out not to have been paid.
+# Unknown payments that turn out not to have been made.

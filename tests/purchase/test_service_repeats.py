@@ -1,4 +1,4 @@
-"""Repeats of a request: in this process, of another process, and of a payment that was unknown."""
+"""Repeats of a request: in the same process, in another process, and after an unknown payment."""
 
 import asyncio
 from dataclasses import replace
@@ -154,7 +154,7 @@ async def test_what_another_process_bought_is_not_bought_again(state, verdict):
     assert lost.value.verdict is verdict
     assert (lost.value.quote, lost.value.request_id) == (earlier.quote, "req_elsewhere")
     assert w.upstream.works == []
-    # The quote that was asked for meanwhile is given back; it is another job than the one that was paid.
+    # The quote requested meanwhile is cancelled; its job is not the one that was paid.
     await asyncio.sleep(0)
     assert len(w.upstream.cancelled) == 1
 
@@ -219,7 +219,7 @@ async def test_a_retry_looks_for_its_first_try_elsewhere_only_if_it_was_not_here
     assert w.memory.identity(ordered(OTHER_BODY), NO_REPEAT).first_try_since is None
 
 
-# A peer that gives the id of a job that is paid for and running to another quote.
+# A peer that reuses the id of a paid, running job for another quote.
 
 
 async def test_a_key_whose_payment_was_unknown_buys_once_it_is_found_not_to_be_paid():
@@ -249,7 +249,7 @@ async def test_a_key_whose_payment_was_unknown_buys_once_it_is_found_not_to_be_p
 async def test_a_key_whose_payment_was_unknown_tells_what_was_found_once_it_is_found_to_be_paid(
     refund,
 ):
-    """A4: the process that had lost sight of the payment told "unknown", and the charge, for as long as it kept the key."""
+    """Regression: the process whose payment had been unknown kept reporting "unknown" and the charge for as long as it cached the key."""
     w = world()
     asked = spawn(w.ask(ordered(), KEY))
     work = await w.work()
@@ -274,7 +274,7 @@ async def test_a_key_whose_payment_was_unknown_tells_what_was_found_once_it_is_f
 async def test_a_key_whose_charge_was_withheld_tells_what_the_operator_decided(
     decided, customer_msat
 ):
-    """A6: the process that bought it went on saying "withheld" after the charge had been given back."""
+    """Regression: the process that made the purchase kept reporting "withheld" after the charge had been refunded."""
     w = world()
     asked = spawn(w.ask(ordered(), KEY))
     work = await w.work()

@@ -1,4 +1,4 @@
-"""What the service does with what other gateways know; how they know it is another matter."""
+"""How the service uses results that other gateways share; the sharing itself is tested in tests/accounts/shared."""
 
 import asyncio
 
@@ -26,7 +26,7 @@ KEY = RepeatKeys(key="k")
 
 
 class Others:
-    """What other gateways say, and what they hear."""
+    """Stands in for the other gateways: their answer to a claim, and the ends that they are told."""
 
     def __init__(self, *, says=None, may_pay=True, ready=None) -> None:
         self.says = says

@@ -1,4 +1,4 @@
-"""Catalogs for tests of the choice, written in a line: providers, models, and what is said of them."""
+"""Short helpers that build catalogs for tests of routing: providers, models and their metadata."""
 
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.quote import ProviderSource
@@ -20,7 +20,7 @@ def provider(peer_id, *models, kind=CHAT, **more) -> Provider:
 
 
 class Bench:
-    """A choice among some providers, with a clock that the test turns."""
+    """A choice among some providers, with a clock that the test sets."""
 
     def __init__(self, *providers, cards=None, policy=None, half_life_s=300.0, **rules) -> None:
         self.now = 0.0
@@ -55,7 +55,7 @@ class Bench:
         return self.decide(model, **more).chosen.entry.provider.peer_id
 
     def measured(self, provider_id, model, seconds, *, price_msat=None, tokens=100) -> None:
-        """Note an answer of a hundred tokens that took so long."""
+        """Record an answer of a hundred tokens that took so long."""
         self.records.delivered(
             provider_id, model, Mode.WHOLE, first_byte_s=None, tokens_per_s=tokens / seconds
         )

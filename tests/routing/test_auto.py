@@ -203,7 +203,7 @@ def test_a_peer_that_goes_within_the_second_is_not_chosen_from_memory():
 
 
 def test_where_the_whole_shortlist_has_gone_the_others_are_weighed_anew():
-    """Part E: the list is a second old at most, and all on it may go within it."""
+    """The shortlist is cached for up to a second, within which every provider on it may become unavailable."""
     bench = Bench(*(provider(f"good{n}", "m") for n in range(20)), provider("other", "m"))
     for number in range(20):
         bench.measured(f"good{number}", "m", 1)
@@ -289,7 +289,7 @@ def test_the_providers_of_a_named_model_are_put_in_order():
     assert bench.auto.order(bench.offers.by_kind[CHAT], Mode.WHOLE, 0) is None
 
 
-# -- prices that are not known, and prices by size (D1, D2) ----------------------------------------
+# -- unknown prices, and prices by size ----------------------------------------
 
 
 def test_a_reason_claims_nothing_that_is_not_known():
@@ -343,7 +343,7 @@ def test_prices_are_compared_for_the_size_of_this_request():
         bench.measured("b", "m", 1)
         bench.records.quoted("a", "m", 80_000, large)
         bench.records.quoted("b", "m", 1_500, small)
-    # By the token b asks three times as much.
+    # Per token b costs three times as much.
     for size in (small, large):
         assert bench.chosen("auto:cheap", size=size) == "a"
 
@@ -359,7 +359,7 @@ def test_a_nodes_price_list_is_read_for_the_size_of_the_request():
     assert bench.chosen("auto:cheap", size=RequestSize(10)) == "node:b"
 
 
-# -- keys that are good for some models only ------------------------------------------------------
+# -- keys that are restricted to some models ------------------------------------------------------
 
 
 def only(bench, *models, **more):
@@ -397,7 +397,7 @@ def test_where_no_provider_offers_a_keys_models_none_is_chosen():
 @pytest.mark.parametrize("wish", ["auto", "auto:small", "auto:large"])
 @pytest.mark.parametrize("policy", [None, AutoPolicy(Weights(1.0, 0.0, 0.0, 0.0, 0.0))])
 def test_what_is_left_out_before_the_weighing_changes_no_choice(monkeypatch, policy, wish, seen):
-    """B9: thousands of models of one provider were weighed, of which twelve can come onto the shortlist."""
+    """Regression: thousands of models of one provider were scored, though at most twelve can be on the shortlist."""
     names = [f"model-{number}-{1 + number % 7}b" for number in range(60)]
     bench = Bench(
         provider("a", *names), provider("b", *names), provider("c", "model-0-1b"), policy=policy

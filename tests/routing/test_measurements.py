@@ -104,7 +104,7 @@ def test_prices_are_averaged_and_the_lowest_is_told():
 
 
 def test_a_price_is_expected_by_the_size_of_the_request():
-    """D2: what was asked for a large answer says nothing against a small one."""
+    """The price of a large answer must not count against a small one."""
     kept = Kept()
     kept.records.quoted(A, M, 80_000, RequestSize(100, 8_000))
     kept.records.quoted(B, M, 1_000, RequestSize(100, 50))
@@ -125,7 +125,7 @@ def test_a_price_that_was_asked_for_this_very_size_goes_before_one_by_the_token(
 
 
 def test_a_free_node_does_not_make_peers_look_cheap():
-    """D1: what a node asks is on its price list, and no measure of peers."""
+    """A node's price comes from its price list, and says nothing about peers' prices."""
     kept = Kept()
     kept.records.quoted("node:n", M, 0)
     assert kept.records.price(B, M).msat is None

@@ -1,4 +1,4 @@
-"""What is known of a model: the operator's word first, then the lists', then the name's."""
+"""Metadata of a model: from the operator's configuration first, then providers' lists, then the model's name."""
 
 import dataclasses
 
@@ -148,7 +148,7 @@ def test_a_model_takes_the_tasks_of_its_type_that_the_node_serves(card, endpoint
 def test_a_card_says_what_the_configuration_can_say():
     from lcp_gateway.config.models import ModelConfig
 
-    # What customers are charged is the tariff's, and routing does not look at it.
+    # Customers' charges come from the tariff; routing does not use them.
     of_the_tariff = {"markup_percent", "markup_msat"}
     said = dataclasses.asdict(ModelConfig())
     assert of_the_tariff <= said.keys()

@@ -1,4 +1,4 @@
-"""What is read from the names that models really have."""
+"""Metadata that is read from the names of real models."""
 
 import pytest
 from hypothesis import given
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lcp_gateway.routing.model_registry import NameFacts, read_name
 
-# By name: how many billion parameters, capabilities, vendor and type.
+# By name: billions of parameters, capabilities, vendor and type.
 NAMES = {
     # Hugging Face and vLLM
     "Qwen2.5-Coder-14B": (14, "code", "qwen", ""),

@@ -1,4 +1,4 @@
-"""A peer is trusted with as much as it has earned, and never with more."""
+"""Exposure to a peer never exceeds what it has earned."""
 
 from dataclasses import replace
 from itertools import count
@@ -45,13 +45,13 @@ def standings(clock):
 
 
 def asks(price_msat, *, peer=PEER):
-    """Give a quote of its own job."""
+    """Return a quote for a job of its own."""
     job_id = next(NUMBERS).to_bytes(32, "big")
     return replace(quote(price_msat), job_id=job_id, peer_id=peer)
 
 
 def buy(standings, price_msat, *states, peer=PEER):
-    """Take one purchase through to its last state."""
+    """Take one purchase to its last state."""
     bought = asks(price_msat, peer=peer)
     standings.check(bought)
     standings.paying(bought)
@@ -70,7 +70,7 @@ def refuses(standings, price_msat, *, peer=PEER):
 
 
 def room(standings, peer=PEER):
-    """Give the highest price that passes."""
+    """Return the highest price that passes."""
     now = standings.standing(peer)
     left = now.limit_msat - now.out_msat - now.undelivered_msat
     assert refuses(standings, left + 1, peer=peer)
@@ -185,7 +185,7 @@ def test_a_loss_is_worked_off_by_deliveries(standings):
 
 
 def test_a_peer_that_keeps_more_than_a_tenth_is_cut_off_however_large_the_share(clock):
-    # One in eight is lost; never three in a row, so that the breaker has no part in it.
+    # One in eight is lost; never three in a row, so that the breaker stays closed.
     standings = PeerTrust(replace(RULES, exposure_share_ppm=1_000_000), clock=clock)
     losses = 0
     with pytest.raises(PeerNotTrusted):
@@ -308,7 +308,7 @@ def test_unknown_payments_that_turn_out_to_be_lost_are_failures(standings):
 
 
 def test_a_trial_whose_client_left_makes_room_for_the_next_one(standings, clock):
-    """E, routing/standing ``left``: that it ends a breaker's trial was noticed by no test."""
+    """A client that leaves must end the breaker's trial."""
     for _ in range(3):
         buy(standings, 1, State.UNDELIVERED)
     clock.now += 10
@@ -336,7 +336,7 @@ def together(clock):
 
 
 def test_strangers_together_are_trusted_with_no_more_than_one_limit(together):
-    """A6: each of many strangers was trusted with a base of its own."""
+    """Regression: each of many unproven peers had a base exposure of its own."""
     lost = 0
     for peer in strangers(20):
         while not refuses(together, 1_000, peer=peer):
@@ -377,7 +377,7 @@ def test_a_peer_that_has_delivered_a_base_is_proven(together):
 
 
 def test_strangers_are_forgiven_one_limit_a_day_and_not_one_base_each(together, clock):
-    """A6: a base a day for each peer would let many of them take more and more."""
+    """A base a day for each peer would let the loss grow with the number of peers."""
     peers = strangers(20)
     for peer in peers:
         while not refuses(together, 1_000, peer=peer):
@@ -432,7 +432,7 @@ def test_other_rules_leave_what_strangers_took(together, clock):
     assert not refuses(together, 10_000, peer=three)
 
 
-# -- the journal's memory -----------------------------------------------------------------------
+# -- history from the journal -----------------------------------------------------------------------
 
 
 def test_what_the_journal_knows_survives_a_restart(standings):
@@ -474,13 +474,13 @@ def test_it_is_the_exposure_that_the_heart_asks_for(standings):
     )
 
 
-# -- whatever happens ---------------------------------------------------------------------------
+# -- random histories ---------------------------------------------------------------------------
 
 PRICES = st.integers(1, 15_000)
 
 
 class AnyHistory(RuleBasedStateMachine):
-    """Purchases in any order and overlap, with time passing; a plain sum keeps watch over the money."""
+    """Purchases in any order and overlap, with time passing; a plain sum checks the exposure."""
 
     def __init__(self):
         super().__init__()
@@ -575,7 +575,7 @@ class AnyHistory(RuleBasedStateMachine):
         assert 0 <= standing.resting_s <= 600
 
     def teardown(self):
-        """Whatever happened: once nothing is open, an idle peer gets its chance again."""
+        """After any history: once nothing is open, an idle peer may be asked again."""
         for quoted in self.paying.values():
             self.standings.ended(quoted, State.NOT_PAID)
         for quoted in self.unknown.values():
@@ -622,7 +622,7 @@ def test_amounts_stay_whole(standings):
     )
 
 
-# -- other rules ----------------------------------------------------------------------------------
+# -- changed rules ----------------------------------------------------------------------------------
 
 
 def test_other_rules_hold_for_all_at_once_and_what_is_known_stays(standings):

@@ -1,4 +1,4 @@
-"""A customer in league with many peers: what the operator loses stays under the number that docs/money.md gives."""
+"""A customer that colludes with many peers: the operator's loss stays below the figure in docs/money.md."""
 
 import asyncio
 import hashlib
@@ -36,7 +36,7 @@ NO_EXPOSURE = TrustRules(exposure_base_msat=0, breaker_failures=0)
 
 
 class Clock:
-    """The hours that pass, for the standings and for the journal."""
+    """One clock for peer trust and for the journal."""
 
     def __init__(self):
         self.seconds = 0.0
@@ -49,7 +49,7 @@ class Clock:
 
 
 class League:
-    """Peers that take every payment: with ``honest`` they deliver, else the hash is wrong."""
+    """Colluding peers, which accept every payment: with ``honest`` they deliver, otherwise their hash is wrong."""
 
     def __init__(self):
         self.taken_msat = 0
@@ -91,7 +91,7 @@ class Operator:
         return account.id
 
     async def buy(self, account_id, peer_id, price_msat):
-        """Buy once; tells whether it was paid."""
+        """Buy once; return whether it was paid."""
         self.jobs += 1
         job_id = hashlib.sha256(str(self.jobs).encode()).digest()
         quoted = replace(
@@ -111,7 +111,7 @@ class Operator:
         return True
 
     async def lost_msat(self):
-        """What was paid for purchases that no customer pays for, reckoned fees included."""
+        """What was paid, estimated fees included, for purchases that no customer was charged for."""
         records = []
         after = None
         while True:
@@ -136,7 +136,7 @@ async def operator(tmp_path):
 
 
 def documented_sat(what):
-    """The figure that the page gives."""
+    """Return the figure in docs/money.md."""
     found = re.search(rf"<!-- {what} -->\*\*([0-9,]+) sat\*\*", PAGE.read_text())
     assert found, f"docs/money.md gives no figure for {what}"
     return int(found.group(1).replace(",", ""))
@@ -152,7 +152,7 @@ def test_the_documented_figures_are_those_of_the_default_settings():
 async def test_twenty_lying_peers_and_one_customer_take_no_more_than_its_refunds_of_a_day(
     operator, price_sat
 ):
-    """A6: at the default settings 720,000 sat were lost in 45 seconds."""
+    """Regression: with the default settings 720,000 sat could be lost in 45 seconds."""
     account_id = await operator.customer()
     for _ in range(300 if price_sat == 1 else 40):
         paid = [await operator.buy(account_id, peer, price_sat * SAT) for peer in PEERS[:5]]
@@ -165,14 +165,14 @@ async def test_twenty_lying_peers_and_one_customer_take_no_more_than_its_refunds
 
 
 async def test_many_customers_and_peers_take_no_more_than_all_refunds_of_a_day(operator):
-    """A6, with as many accounts as are wanted; L402 makes them for anyone."""
+    """The attacker has any number of accounts: L402 creates one for every payment."""
     accounts = [await operator.customer() for _ in range(12)]
     for _ in range(24):
         for account_id in accounts:
             for peer in PEERS:
                 await operator.buy(account_id, peer, 1_900 * SAT)
         operator.clock.seconds += 900
-    # Half a day went by, so that strangers were forgiven as well.
+    # Half a day went by, in which losses to unproven peers were forgiven as well.
     lost_msat = await operator.lost_msat()
     assert 15_000 * SAT < lost_msat <= documented_sat("refunds-a-day") * SAT
 
@@ -181,7 +181,7 @@ async def test_peers_that_first_proved_themselves_take_no_more_either(operator):
     account_id, *accounts = [await operator.customer() for _ in range(12)]
     operator.league.honest = True
     for _ in range(25):
-        # All peers at once, which is one commit for all: they stay within what strangers are trusted with together.
+        # All peers at once, in one commit: they stay within the joint limit of unproven peers.
         assert all(
             await asyncio.gather(*(operator.buy(account_id, peer, 1_900 * SAT) for peer in PEERS))
         )
@@ -194,7 +194,7 @@ async def test_peers_that_first_proved_themselves_take_no_more_either(operator):
 
 
 async def test_the_limits_of_refunds_hold_by_themselves(tmp_path):
-    """A6, where nothing is known to speak against any peer: as if each purchase were of a new one."""
+    """Refund limits alone, with every purchase from a new peer, so that no peer has a history."""
     operator = await Operator().open(str(tmp_path / "j.db"), NO_EXPOSURE)
     accounts = [await operator.customer() for _ in range(8)]
     for _ in range(2):
@@ -207,7 +207,7 @@ async def test_the_limits_of_refunds_hold_by_themselves(tmp_path):
 
 
 async def test_strangers_take_no_more_of_the_operators_own_purchases_than_is_documented(operator):
-    """In the modes without accounts nothing is refunded: what is paid for nothing is the operator's."""
+    """Without accounts there are no refunds: undelivered purchases are the operator's loss."""
     for _ in range(40):
         for peer in PEERS:
             await operator.buy(None, peer, 1_900 * SAT)

@@ -28,7 +28,7 @@ def market() -> Bench:
 
 
 def found(bench=None, **fields):
-    """Give the documents for a query."""
+    """Return the documents for a query."""
     bench = bench or market()
     return rank_models(read_query(fields), bench.offers, bench.auto)
 
@@ -38,7 +38,7 @@ def names(bench=None, **fields):
 
 
 def reasons(bench=None, **fields):
-    """Give the reasons for finding nothing."""
+    """Return the reasons why no model was found."""
     bench = bench or market()
     assert not found(bench, **fields)
     return explain_no_match(read_query(fields), bench.offers)
@@ -242,7 +242,7 @@ def test_endpoints_are_told_by_their_words():
     assert endpoints_of(bench.offers, "gone") == []
 
 
-# -- nothing suits (D8) ----------------------------------------------------------------------------
+# -- no matching model ----------------------------------------------------------------------------
 
 
 def test_each_condition_says_how_many_it_left_out_and_how_many_for_want_of_knowledge():

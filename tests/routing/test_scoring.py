@@ -58,19 +58,17 @@ def test_the_cheapest_counts_fully_and_free_beats_paid():
 
 
 def test_an_unknown_price_is_not_cheap():
-    """D1."""
     assert price_feature(0, 0) > price_feature(None, 0) > price_feature(50_000, 0)
 
 
 def test_a_trial_is_worth_the_less_the_more_it_costs():
-    """D1: beside what is free, an untried provider that costs something passes for slow, not for fast."""
+    """Beside a free provider, an untried one that charges is assumed to be slow, not fast."""
     assert trial_time(1, None, None) == trial_time(1, 900, 900) == trial_time(1, 0, 0) == 0.5
     assert trial_time(1, 2_000, 1_000) == 1
     assert trial_time(1, 5, 0) == 2
 
 
 def test_a_draw_spends_at_most_twice_what_the_best_candidate_costs():
-    """D1."""
     scores = [0.9, 0.9, 0.9, 0.9]
     for prices, drawn in (
         ([0, 0, 1, None], {0, 1, 3}),

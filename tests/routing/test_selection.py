@@ -42,7 +42,7 @@ def order(wanted: Task) -> Order:
 
 @dataclass
 class Keeper:
-    """A catalog, and the one that a refresh brings."""
+    """A catalog source: the current catalog, and the one after a refresh."""
 
     catalog: Catalog
     fresh: Catalog | None = None
@@ -56,7 +56,7 @@ class Keeper:
 
 @dataclass
 class Choosing:
-    """A selector among some providers; everything that it is wired to can be looked at."""
+    """A selector among some providers, with its dependencies exposed to the test."""
 
     providers: tuple
     cards: dict = field(default_factory=dict)
@@ -104,7 +104,7 @@ class Choosing:
         return [one.provider_id for one in await self.selector(order(wanted))]
 
     async def bought(self, wanted: Task) -> Task:
-        """The task that the first candidate gets."""
+        """Return the task that the first candidate gets."""
         return (await self.selector(order(wanted)))[0].adapt(wanted)
 
     def explain(self, wanted: Task):
@@ -232,7 +232,7 @@ async def test_a_default_peer_gets_what_peers_can_take_and_nodes_keep_their_own(
     assert await choosing.ids(task("mine")) == ["node:n"]
 
 
-# -- what the operator adds -----------------------------------------------------------------------
+# -- the operator's defaults -----------------------------------------------------------------------
 
 
 DEFAULTS = {"default_temperature": 0.2, "default_max_tokens": 300}
@@ -589,7 +589,7 @@ def test_a_model_that_no_provider_advertises_is_explained_by_its_name():
     assert document["chosen"]["provider"] == "a"
 
 
-# -- a context that is too short, and dimensions (D11) ----------------------------------------------
+# -- a context that is too short, and dimensions ----------------------------------------------
 
 PROSE = ("The quick brown fox jumps over the lazy dog and goes home. " * 500)[:24_000]
 
@@ -604,7 +604,7 @@ def chat_of(text, model="m", kind=CHAT):
 @pytest.mark.parametrize("kind", [CHAT, RESPONSES, COMPLETIONS, EMBEDDINGS])
 @pytest.mark.parametrize("model", ["m", "alias", "auto"])
 async def test_a_request_that_is_clearly_too_long_for_its_model_is_refused(kind, model):
-    """A prompt of 24 KB over 4,096 tokens was bought."""
+    """Regression: a prompt of 24 KB was bought for a context of 4,096 tokens."""
     choosing = among(
         provider("a", "m", kind=kind), cards={"m": {"context_length": 4_096, "aliases": ("alias",)}}
     )

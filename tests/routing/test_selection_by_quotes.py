@@ -1,4 +1,4 @@
-"""The choice together with the quotes that it brings: a quote costs nothing, so that no surprise in one is paid."""
+"""Selection together with quoting: quotes are free, so that an unexpectedly high price is compared before it is paid."""
 
 import asyncio
 from collections import Counter
@@ -17,7 +17,7 @@ from tests.support.scripted_peers import Peer, ScriptedPeers
 
 
 class Counters(ScriptedPeers):
-    """Peers and nodes at a price; a node's quote says that it is a node's."""
+    """Peers and nodes with prices; a node's quote says that its source is a node."""
 
     async def request_quote(self, task, peer_id, timeout_s):
         quote = await super().request_quote(task, peer_id, timeout_s)
@@ -27,7 +27,7 @@ class Counters(ScriptedPeers):
 
 
 class Bazaar:
-    """Providers, the choice among them, and what each asks; nothing is paid."""
+    """Providers, the selector and the quote requester; nothing is paid."""
 
     def __init__(self, *providers, asking=None, cards=None, **prices) -> None:
         self.choosing = Choosing(providers, cards or {})
@@ -56,7 +56,7 @@ class Bazaar:
             await asyncio.gather(*self.background)
 
     async def buy(self, draw=0.0, seconds=1.0, model="auto"):
-        """Take an offer and have it delivered."""
+        """Take an offer and record its delivery."""
         offer = await self.offer(model, draw)
         self.choosing.records.delivered(
             offer.quote.peer_id,
@@ -87,7 +87,7 @@ PRICES = dict(zip("abcdefg", range(17_901, 68_084, 7_169), strict=False))
 
 @pytest.mark.parametrize("seconds", [0.1, 1, 8])
 async def test_beside_a_free_node_fifty_of_fifty_first_requests_cost_nothing(seconds):
-    """D1: whatever the draws are, and though every peer's model fits better."""
+    """For any random draw, and although every peer's model fits better."""
     for seed in range(10):
         bazaar = Bazaar(*PEERS, free(), **PRICES)
         for number in range(50):
@@ -104,7 +104,7 @@ async def test_a_free_node_beside_a_peer_wins_however_little_the_peer_asks(price
 
 
 async def test_a_named_model_that_a_free_node_offers_too_costs_nothing_at_first():
-    """D1: a client that names a model of several providers leaves the choice among them to the gateway too."""
+    """Where several providers offer the named model, the gateway chooses among them."""
     for number in range(20):
         bazaar = Bazaar(provider("a", "m"), free(model="m"), a=5_000)
         offer = await bazaar.offer("m", draw=number / 20)
@@ -166,7 +166,7 @@ async def test_one_that_fails_in_the_comparison_leaves_the_quote_that_is_there()
 
 
 async def test_peers_of_like_prices_are_all_tried():
-    """The choice still explores: the first prices are seen, and none is left out for being unknown."""
+    """Selection still explores: the first prices are seen, and no provider is left out because it is unknown."""
     bazaar = Bazaar(*(provider(name, "m") for name in "abcd"), a=5_000, b=5_200, c=4_900, d=5_100)
     seen = Counter()
     for number in range(40):

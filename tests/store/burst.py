@@ -1,4 +1,4 @@
-"""A gateway reduced to its journal, for tests that kill it: intends as fast as it can and says what was written."""
+"""A gateway reduced to its journal, for tests that kill it: writes intents as fast as it can and prints which were committed."""
 
 import asyncio
 import sys
@@ -41,7 +41,7 @@ async def burst(
             except (BudgetExceeded, InsufficientBalance):
                 print(f"refused {name}-{number}", flush=True)
                 continue
-            # Printed only now: the reader of this line may rely on the disk.
+            # Printed only after the commit, so that the test may rely on it.
             print(f"intended {name}-{number}", flush=True)
             if number % 3 == 0:
                 journal.record(job(f"{name}-{number}"), State.SETTLED, datetime.now(UTC))

@@ -21,12 +21,12 @@ async def _migrate(where: str) -> None:
 
 
 async def _no_check(*_arguments: object) -> None:
-    """Take the sessions for one's own."""
+    """Skip the check for a pooler."""
 
 
 @pytest.fixture(scope="session")
 def migrated_file(tmp_path_factory) -> Path:
-    """A SQLite file with its tables and nothing in them, to be copied."""
+    """A migrated SQLite file without rows, to be copied."""
     path = tmp_path_factory.mktemp("migrated") / "journal.db"
     asyncio.run(_migrate(str(path)))
     return path
@@ -34,7 +34,7 @@ def migrated_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def migrated_database(postgres: RunningPostgres) -> Iterator[str]:  # noqa: F811 - the fixture
-    """The name of a PostgreSQL database with its tables and nothing in them, to be copied."""
+    """The name of a migrated PostgreSQL database without rows, to be copied."""
     with postgres.fresh_database() as url:
         asyncio.run(_migrate(url))
         yield url.rpartition("/")[2]
@@ -51,7 +51,7 @@ def postgres_where(
     migrated_database: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[str]:
-    # Three sessions more for each database that is opened here; test_postgres_sessions has the check with poolers.
+    # The check opens three sessions per database; test_postgres_sessions tests it with poolers.
     monkeypatch.setattr("lcp_gateway.store.database.postgres.check_sessions_are_own", _no_check)
     with postgres.lent_database(migrated_database) as url:
         yield url
@@ -59,14 +59,14 @@ def postgres_where(
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def where(request) -> str:
-    """The address of a database without purchases; a test that takes it runs on both kinds."""
+    """The address of an empty database; a test that uses it runs on SQLite and PostgreSQL."""
     kind = "sqlite_where" if request.param == "sqlite" else "postgres_where"
     return request.getfixturevalue(kind)
 
 
 @pytest.fixture
 async def database(where: str) -> AsyncIterator[Database]:
-    # On PostgreSQL one look at a lock is enough here; that it takes more is the matter of test_owner_locks.
+    # On PostgreSQL one look at a lock suffices here; test_postgres_owners tests the waiting time.
     database = await open_database(where, gone_after_s=0)
     yield database
     await database.close()

@@ -1,4 +1,4 @@
-"""Intents for the journal's tests, and ways to wait for it and to look into it."""
+"""Intents for the journal's tests, and helpers that wait for it and read it."""
 
 import asyncio
 import hashlib
@@ -34,7 +34,7 @@ def intent(
     source: ProviderSource = ProviderSource.LCP,
     **changes,
 ) -> Intent:
-    """An intent of 1,010 msat in all, unless given otherwise."""
+    """Return an intent of 1,010 msat in total by default."""
     fields = {
         "kind": TaskKind.CHAT_COMPLETIONS,
         "model": "m",
@@ -63,14 +63,14 @@ def intent(
 
 
 async def written(journal, timeout_s: float = 30.0) -> None:
-    """Wait until nothing waits in the journal."""
+    """Wait until the journal's queue is empty."""
     async with asyncio.timeout(timeout_s):
         while journal._updates or journal._intents:
             await asyncio.sleep(0.001)
 
 
 async def spent(books, budget: Budget = HOUR, at: datetime = NOW) -> int:
-    """What is counted against a budget at a time."""
+    """Return what counts against a budget at a time."""
     (state,) = await books.budgets([budget], at)
     return state.spent_msat
 
@@ -87,7 +87,7 @@ def charged(
     refund_undelivered: bool = False,
     **changes,
 ) -> Intent:
-    """An intent that a customer is charged for: 1,050 msat, unless given otherwise."""
+    """Return an intent that a customer is charged for, 1,050 msat by default."""
     charge = Charge(account_id, markup.charge_msat(price_msat), markup, refund_undelivered)
     return intent(number, price_msat=price_msat, charge=charge, **changes)
 
@@ -101,7 +101,7 @@ def keyed(
     retries: bool = False,
     **changes,
 ) -> Intent:
-    """An intent for a request with an Idempotency-Key; with ``retries`` a retry whose first try came elsewhere."""
+    """Return an intent for a request with an Idempotency-Key; with ``retries`` a retry of a request that another process got."""
     at, key_id = changes.get("at", NOW), changes.get("key_id", "")
     repeat = RepeatHashes(b"s" * 32, lambda: at).identity(
         key_id=key_id,

@@ -1,4 +1,4 @@
-"""A gateway reduced to its leadership, for tests that kill it: says when it leads and when it no longer does."""
+"""A gateway reduced to its leadership, for tests that kill it: prints when it gains and loses the lead."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""Jobs in the background after their process has gone: what they were, and what became of the money."""
+"""Background jobs after their process has ended: their state, and the state of their payments."""
 
 from datetime import timedelta
 
@@ -24,7 +24,7 @@ def jobs(database):
 
 @pytest.fixture
 async def another(where):
-    """What another process has of the same database."""
+    """The same database as another process has it."""
     database = await open_database(where, gone_after_s=0)
     yield database
     await database.close()
@@ -219,7 +219,7 @@ async def test_two_processes_write_jobs_down_side_by_side(jobs, another):
 async def test_a_customer_gets_the_charge_of_a_response_that_was_cut_and_its_refund(
     jobs, journal, customer, states, charged_msat, refund
 ):
-    """A4: the payment was reported, and not that its charge had been refunded."""
+    """Regression: the payment was reported, but not that its charge had been refunded."""
     account_id = await customer(10_000)
     await noted(jobs)
     charge = Charge(account_id, Msat(1_050), Markup(50_000), refund_undelivered=True)

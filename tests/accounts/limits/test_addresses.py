@@ -1,4 +1,4 @@
-"""How often the clients of one address may ask, whatever all others do."""
+"""The rate limit of one address is independent of all others."""
 
 import ipaddress
 

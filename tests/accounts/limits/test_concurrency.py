@@ -132,7 +132,7 @@ async def test_replicas_share_the_count_and_a_dead_ones_jobs_run_out(redis):
     lost = await ConcurrencyLimits(dead, default=1).take(caller())
     jobs = ConcurrencyLimits(living, default=1)
 
-    # Renewed beyond its length, as long as its gateway lives.
+    # A lease is renewed beyond its length for as long as its gateway lives.
     await asyncio.sleep(1.0)
     with pytest.raises(TooManyConcurrentJobs):
         await jobs.take(caller())
@@ -153,7 +153,7 @@ async def test_a_job_that_ends_during_its_renewal_is_not_renewed_after_its_end(r
 
     async def slow(*arguments: object) -> None:
         under_way.set()
-        # As Redis's client may, it goes on although it is cancelled.
+        # Like the Redis client, it may continue although it was cancelled.
         for _ in range(2):
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(0.1)
@@ -184,7 +184,6 @@ async def test_a_lease_whose_answer_was_lost_is_given_back_at_the_end_of_its_job
 
 
 async def test_a_client_that_leaves_during_the_journey_to_redis_leaves_no_lease(redis):
-    """A12."""
     kept = RedisLeases(redis.url)
     await kept._redis.flushdb()
     calls = ShieldedCalls()
@@ -229,7 +228,7 @@ def test_without_its_client_redis_is_refused_in_words_that_help(monkeypatch):
 
 
 async def test_a_lease_goes_on_being_renewed_after_an_error_that_was_not_foreseen():
-    """A2: a renewal that ended by itself let the lease run out, and the key run more jobs than it may."""
+    """Regression: a renewal task that ended let the lease expire, and the key ran more jobs than allowed."""
 
     class Short(MemoryLeases):
         lease_s = 0.03

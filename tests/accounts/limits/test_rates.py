@@ -137,7 +137,7 @@ async def test_requests_at_once_never_pass_more_than_the_limit_and_leave_nothing
     let_through = [r for r in results if not isinstance(r, Exception)]
     assert {type(r) for r in results if isinstance(r, Exception)} == {RateLimited}
     assert 1 <= len(let_through) <= 7
-    # What was taken back counts nowhere: the rest of both limits is still there.
+    # The withdrawn request counts for neither limit.
     assert await passed(limits, caller(), 10) == 7 - len(let_through)
     assert await passed(limits, caller("key_2", "acct_2"), 7) == 7
     last = await limits.check(caller("key_3", "acct_3"), 0)
@@ -209,7 +209,7 @@ async def test_more_than_estimated_is_counted_even_above_the_limit(counters):
     with pytest.raises(RateLimited) as refused:
         await limits.check(who, 1)
     assert refused.value.headers["x-ratelimit-remaining-tokens"] == "0"
-    # 5,000 of this minute let 1,000 pass only when four fifths of the next have gone by.
+    # After 5,000 in this minute, 1,000 more pass only when four fifths of the next one are over.
     assert refused.value.retry_after_s is not None and refused.value.retry_after_s > 48
 
 
@@ -272,7 +272,7 @@ async def test_while_redis_is_unreachable_requests_pass_and_it_is_reported_once_
         assert await passed(limits, who, 3) == 2
 
         server.stop()
-        # One report: the other nineteen did not try to reach Redis.
+        # One report: the other nineteen did not try Redis.
         assert await passed(limits, who, 20) == 20
         assert len(reports) == 1 and "127.0.0.1" not in reports[0]
         allowance = await limits.check(who, 0)
@@ -345,7 +345,7 @@ def test_times_are_written_as_openai_writes_them(seconds, text):
 
 
 def counted(window: RateWindow, in_s: float) -> float:
-    """What counts after a time, if nothing is added: the definition, in plain steps."""
+    """Return what counts after a time, if nothing is added: the definition in plain steps."""
     if in_s < window.left_s:
         return window.last * (window.left_s - in_s) / WINDOW_S + window.this
     return window.this * max(0.0, WINDOW_S - (in_s - window.left_s)) / WINDOW_S
@@ -423,7 +423,7 @@ async def test_expired_windows_are_dropped_as_others_are_used(clock):
 
 @given(st.lists(st.tuples(st.floats(0, 50), st.integers(1, 6)), max_size=60))
 async def test_no_sixty_seconds_hold_much_more_than_the_limit(steps):
-    """The window is an estimate that takes the last minute's requests for evenly spread: at worst it is twice the limit."""
+    """The window assumes that the previous minute's requests were spread evenly: at worst twice the limit passes."""
     clock = Clock()
     counters = MemoryCounters(clock)
     hits = []
@@ -437,7 +437,7 @@ async def test_no_sixty_seconds_hold_much_more_than_the_limit(steps):
 
 
 async def test_the_minute_before_counts_on_after_another_window_was_used(clock):
-    """Dropping expired windows may not take one that has expired only in part."""
+    """A window that has expired only in part must not be dropped."""
     counters = MemoryCounters(clock)
     assert await counts(counters, "a", 10)
     clock.at += 61
@@ -448,7 +448,7 @@ async def test_the_minute_before_counts_on_after_another_window_was_used(clock):
 
 
 async def test_memory_and_redis_count_alike(redis):
-    """The same steps at the same times: Redis's clock is the wall clock, so a turn of the minute repeats them."""
+    """The same steps at the same times; Redis uses the wall clock, so they are repeated if the minute turns meanwhile."""
     for _ in range(3):
         await redis.forget()
         kept = RedisCounters(redis.url)

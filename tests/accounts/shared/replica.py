@@ -1,6 +1,6 @@
-"""One of several gateways, reduced to a service, its journal and the answers it shares, for tests that kill it.
+"""One of several gateways, reduced to a service, its journal and its shared results, for tests that kill it.
 
-Says what happens to the one order that it is asked for; delivers it when it reads a line.
+Prints what happens to its one order, and delivers the result when it reads a line.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Claims in a Redis, one by one: from when a lease counts, and what a gateway can still do whose claim was taken over."""
+"""Claims in Redis: from when a lease counts, and what a gateway can still do after another took over its claim."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ def redis() -> Iterator[RunningRedis]:
 
 @pytest.fixture
 async def gateways(redis):
-    """Two gateways on one Redis that does not remember anything, with a lease that runs out quickly."""
+    """Two gateways on one empty Redis, with a short lease."""
     found = [RedisClaims(redis.url, Outage(), 0.05) for _ in range(2)]
     await found[0]._redis.flushdb()
     yield found
@@ -37,7 +37,7 @@ def own_claim() -> OwnClaim:
 
 
 class Slow:
-    """A script whose answer is late: it says when it was sent and when its answer came."""
+    """A Redis script whose reply is delayed; it records when it was sent and when the reply came."""
 
     def __init__(self, script) -> None:
         self._script = script
@@ -52,7 +52,7 @@ class Slow:
 
 
 async def taken_over(a, b) -> tuple[OwnClaim, OwnClaim]:
-    """Let a claim of one gateway run out, and be taken over by the other."""
+    """Let a claim of one gateway expire, and the other take it over."""
     first, second = own_claim(), own_claim()
     assert await a.take(first, b"") is None
     await asyncio.sleep(2 * a.lease_s)
@@ -65,7 +65,7 @@ async def what_a_third_finds(claims):
 
 
 async def test_a_lease_counts_from_the_question_and_not_from_its_answer(gateways):
-    """Redis counts from when it was asked; a gateway that counted from a late answer would pay after its lease."""
+    """Redis counts from when it received the request; a gateway that counted from a late reply would pay after its lease."""
     claims, mine = gateways[0], own_claim()
     claims._take = taking = Slow(claims._take)
     await claims.take(mine, b"")
@@ -107,7 +107,7 @@ async def test_a_gateway_whose_renewal_was_slow_does_not_pay_once_another_took_o
     renew = a._renew
 
     async def overtaken(keys, values):
-        # Between its question and Redis's answer another gateway finds the lease run out.
+        # Between its request and Redis's reply another gateway finds the lease expired.
         await b.take(second, first.id)
         return await renew(keys, values)
 

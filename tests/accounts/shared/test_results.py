@@ -1,4 +1,4 @@
-"""Several gateways on one Redis buy an order once, whichever of them it comes to, and whichever of them dies."""
+"""Several gateways on one Redis buy an order once, whichever of them receives it, and whichever of them is killed."""
 
 import asyncio
 import signal
@@ -44,7 +44,7 @@ def redis() -> Iterator[RunningRedis]:
 
 
 class Journals:
-    """What the journal says of requests whose gateway is gone."""
+    """Stands in for the journal's answer about requests whose gateway has ended."""
 
     def __init__(self) -> None:
         self.state: State | Exception | None = None
@@ -64,7 +64,7 @@ def journals():
 
 @pytest.fixture
 async def replica(redis, journals):
-    """Make a gateway that shares its answers; its world also has what it heard of Redis and of repeats."""
+    """Make a gateway that shares its results; its world also has its reports about Redis and repeats."""
     opened = []
 
     async def make(*, lease_s=5.0, wait_s=10.0, secret=SECRET, keep=None, max_bytes=1_000, **more):
@@ -103,7 +103,7 @@ async def work_of(w, at=0):
 
 
 async def bought(w, order=None, repeat=KEY, *events):
-    """Have something bought, and told."""
+    """Let a gateway buy and share a result."""
     asked = spawn(w.ask(order or ordered(), repeat))
     (await work_of(w, len(w.upstream.works))).put(*(events or [result()]))
     try:
@@ -113,7 +113,7 @@ async def bought(w, order=None, repeat=KEY, *events):
 
 
 async def everything(w) -> bytes:
-    """All that lies in Redis, names included."""
+    """Return everything in Redis, names included."""
     kept = b""
     async for key in w.claims._redis.scan_iter():
         kept += key + b" "
@@ -126,7 +126,7 @@ async def everything(w) -> bytes:
 
 
 async def left_alone(w) -> None:
-    """Let a gateway end as if it had been killed: nothing is renewed, stored or released any more."""
+    """Stop a gateway as if it had been killed: it renews, stores and releases nothing more."""
     w.claims._outage._until = float("inf")
 
 
@@ -197,7 +197,7 @@ async def test_the_same_key_with_another_body_is_refused_everywhere(replica):
     await one.service.wait_idle()
     with pytest.raises(KeyReused):
         await other.ask(ordered(OTHER_BODY), KEY)
-    # And the request whose key it is has its answer, there too.
+    # The request with the key has its result there too.
     assert await other.ask(ordered(), KEY) == b"answer"
     assert not other.upstream.asked
 
@@ -222,7 +222,7 @@ async def test_the_same_request_without_a_word_on_repeating_is_bought_each_time(
     await bought(one, ordered(), NO_REPEAT)
     await bought(other, ordered(), NO_REPEAT, result(b"newer"))
     third = await replica()
-    # A retry gets the newest.
+    # A retry gets the newest result.
     assert await third.ask(ordered(), RETRY) == b"newer"
     assert len(one.upstream.works) == len(other.upstream.works) == 1
 
@@ -345,7 +345,7 @@ async def test_nothing_readable_lies_in_redis(replica):
     told = [b"telling", b"req_1", b"p1", b"answer of", order.body_sha256]
     told += [order.body_sha256.hex().encode(), one.upstream.quotes[0].job_id.hex().encode()]
     assert [word for word in told if word in held] == []
-    # Nor is it of use to a gateway with another secret: to that it never was.
+    # A gateway with another secret cannot use it: it finds nothing.
     stranger = await replica(secret=b"the secret of another")
     assert await bought(stranger, order, key) == b"answer"
     assert await other.ask(order, key) == b"a telling answer"
@@ -416,7 +416,7 @@ async def test_what_a_dead_gateway_had_not_paid_for_is_bought_by_one_other(
     (buyer,) = [w for w in others if w.upstream.works]
     buyer.upstream.works[0].deliver()
     assert await asyncio.gather(*again) == [b"answer"] * 15
-    # It was not dead after all, only slow: it must not pay now.
+    # The gateway was only slow: it must not pay now.
     dead.claims._outage._until = 0
     dead.upstream.peers["p1"].ready.set()
     with pytest.raises(Interrupted) as error:
@@ -487,7 +487,7 @@ async def test_a_client_that_leaves_while_the_claim_is_made_leaves_nothing_behin
         await one.claims._calls.close()
         one.upstream.works.clear()
     held = await everything(one)
-    # A claim that may have been paid stays; every other one is released.
+    # A claim whose payment may have been made stays; every other one is released.
     assert b"running" not in held
 
 
@@ -613,7 +613,7 @@ async def test_a_process_that_is_killed_after_it_paid_is_not_followed_by_another
             await asyncio.sleep(1.0)
             one.send_signal(signal.SIGKILL)
             assert await says(two) == "error LostElsewhere unknown"
-        # Nor later, with everything forgotten but what Redis and the journal know.
+        # Nor later, with nothing left but Redis and the journal.
         with gateway(where, redis, "three") as three:
             assert await says(three) == "error LostElsewhere unknown"
 

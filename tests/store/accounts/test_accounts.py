@@ -1,4 +1,4 @@
-"""Customers: made with nothing on them, listed, renamed, and made nameless when they go; and the log of it all."""
+"""Accounts: created with a zero balance, listed, renamed, and anonymized when deleted; and the administrators' log."""
 
 from datetime import timedelta
 
@@ -40,7 +40,7 @@ def test_a_memo_may_be_missing():
 
 
 async def test_accounts_are_listed_page_by_page_the_newest_first(accounts):
-    # Two of a time: their ids decide.
+    # Two of the same time are ordered by their ids.
     made = [
         await accounts.create(f"{n}", actor="op", at=NOW + timedelta(seconds=n // 2))
         for n in range(7)
@@ -81,7 +81,7 @@ async def test_a_deleted_account_leaves_its_books_and_no_name(
     assert (found.name, found.revoked_at) == ("", LATER)
     assert (await topups.get(topup.id)).memo == ""
     assert len((await ledger.statement(account_id)).lines) == 1
-    # What was paid before it went is credited all the same.
+    # A payment from before the deletion is still credited.
     await topups.settle(topup.payment_hash, Msat(1_000), settle_index=1, at=LATER)
     assert (await ledger.balance(account_id)).balance_msat == 6_000
     assert (await ledger.audit()).ok

@@ -1,4 +1,4 @@
-"""Keys: shown once, stored as hashes, revoked at once, and followed by their changes."""
+"""Keys: shown once, stored as hashes, revoked immediately, and synchronized by change numbers."""
 
 import asyncio
 import hashlib

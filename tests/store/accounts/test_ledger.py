@@ -1,4 +1,4 @@
-"""The ledger: statements that add up, corrections that happen once, and an audit that finds what is wrong."""
+"""The ledger: statements that add up, adjustments that happen once, and an audit that finds discrepancies."""
 
 import asyncio
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Whatever happens, in whatever order, and wherever the process dies: balances are what a model says."""
+"""After any sequence of operations and crashes, balances agree with a model."""
 
 import asyncio
 import itertools
@@ -48,7 +48,7 @@ buys = st.tuples(
     st.sampled_from(ProviderSource),
 )
 steps = st.one_of(
-    # More of what the rest is about.
+    # Weighted: the operations that matter most here come more often.
     *([updates] * 4),
     *([buys] * 2),
     st.tuples(st.just("topup"), NUMBERS, WHOSE, AMOUNTS.filter(bool)),
@@ -60,7 +60,7 @@ steps = st.one_of(
 
 @dataclass
 class Bought:
-    """What the model knows of a purchase: the intent, and the updates of which it is certain, and not yet, that they count."""
+    """The model's record of a purchase: the intent, the updates that are surely written, and those that may not be yet."""
 
     whose: int
     price_msat: int
@@ -72,7 +72,7 @@ class Bought:
     waiting: list = field(default_factory=list)
 
     def after(self, updates):
-        """The state and the charge that a sequence of updates leads to."""
+        """Return the state and the charge after a sequence of updates."""
         state, price_msat, charge_msat = State.PAYING, self.price_msat, self.charge_msat
         for to, charged_msat in updates:
             if to not in {None, state}:
@@ -91,14 +91,14 @@ class Bought:
             case State.PAYING:
                 ends = [State.SETTLED, State.UNDELIVERED]
             case State.SETTLED:
-                # What its client got of it cannot be known.
+                # It is not known how much of the result the client got.
                 ends = [State.UNDELIVERED]
             case _:
                 ends = []
         return [*updates, *((end, None) for end in ends)]
 
     def money(self):
-        """What is held of the balance, and what was taken from it."""
+        """Return what is held of the balance, and what was taken from it."""
         state, charge_msat = self.after(self.updates)
         if state in {State.PAYING, State.UNKNOWN}:
             return charge_msat, 0
@@ -131,7 +131,7 @@ class Model:
 
 
 class Gateway:
-    """One process after another on one database, each with its name in front of everything it makes."""
+    """One process after another on one database, each with a prefix for the ids that it makes."""
 
     def __init__(self, where, run):
         self._where = where
@@ -154,7 +154,7 @@ class Gateway:
         return f"{self.run}/{what}"
 
     async def topup(self, number, whose, amount_msat):
-        """The first makes the invoice; every later one reports the same payment again."""
+        """The first call creates the invoice; every later one reports the same payment again."""
         name = self.name(number)
         if number not in self.model.topups:
             await asked(self.topups, self.accounts[whose], name, amount_msat=amount_msat)
@@ -194,7 +194,7 @@ class Gateway:
             refund_undelivered=refund,
             source=source,
         )
-        # Its updates come first in any case.
+        # Its queued updates are written first in any case.
         self.model.all_written()
         is_new = number not in self.model.purchases
         available_msat = self.model.balance(whose).available_msat
@@ -226,7 +226,7 @@ class Gateway:
         await self.check()
 
     async def crash(self, at_once):
-        """Die with what waits unwritten, or just then being written; another process comes and sweeps."""
+        """Kill the process with queued updates unwritten or being written; another process starts and sweeps."""
         if not at_once:
             await asyncio.sleep(0)
         self.journal._task.cancel()

@@ -1,4 +1,4 @@
-"""Charges of undelivered purchases: given back within limits, withheld over them, and decided once by the operator."""
+"""Charges of undelivered purchases: refunded within limits, withheld above them, and then decided once by the operator."""
 
 import asyncio
 from collections import defaultdict
@@ -23,7 +23,7 @@ from tests.store.journals import NOW, charged, job, written
 from tests.support.examples import examples
 
 CUT = Ending(EndedBy.PROVIDER, Received.PART)
-# Of each: price 1,000, charge 1,050, and 1,010 with the estimated fee; the charge counts.
+# Each costs 1,000, or 1,010 with the estimated fee, and is charged at 1,050; the charge counts.
 EACH = 1_050
 TOMORROW = NOW + timedelta(days=1)
 
@@ -41,7 +41,7 @@ def heard(journal):
 
 
 async def undelivered(journal, number, account_id, *, ending=CUT, at=NOW, heard=None, **changes):
-    """Buy something that does not come whole."""
+    """Buy something that is not delivered in full."""
     await journal.intend(charged(number, account_id, refund_undelivered=True, at=at, **changes))
     journal.record(job(number), State.SETTLED, at)
     journal.record(job(number), State.UNDELIVERED, at, PurchaseUpdate(ending=ending), heard)
@@ -70,7 +70,7 @@ async def test_what_is_within_the_limits_is_given_back_at_once(
 
 
 async def test_over_the_limit_of_an_account_it_is_withheld(journal, books, ledger, customer, heard):
-    """A6: a customer in league with peers got every price back, and bought again."""
+    """Regression: a customer that colluded with peers got every charge refunded, and bought again."""
     journal.refunds = RefundLimits(account_day_msat=2 * EACH)
     greedy, other = await customer(10_000), await customer(10_000)
     listening = []
@@ -108,7 +108,7 @@ async def test_a_new_day_has_limits_of_its_own(journal, books, customer):
 async def test_what_the_provider_was_paid_counts_where_it_is_more_than_the_charge(
     journal, books, customer
 ):
-    # A price of 1,000 with 900 for routing: what the operator loses is 1,900.
+    # A price of 1,000 and a fee of 900: the operator loses 1,900.
     journal.refunds = RefundLimits(account_day_msat=3_799)
     account_id = await customer(10_000)
     for number in range(2):
@@ -206,7 +206,7 @@ async def test_two_gateways_on_one_server_share_the_limits(postgres_where):
         await database.close()
 
 
-# What the operator decides.
+# The operator's decisions.
 
 
 async def withheld(journal, customer, number=1):
@@ -301,7 +301,7 @@ async def test_what_is_withheld_is_not_forgotten(journal, database, books, refun
     assert (await forget(database, later)).purchases == 1
 
 
-# Whatever comes, the day's refunds stay within the limits, and nothing within them is withheld.
+# After any sequence the day's refunds stay within the limits, and no refund within them is withheld.
 
 buys = st.tuples(
     st.integers(0, 2), st.integers(1, 3_000), st.sampled_from([NOW, TOMORROW]), st.booleans()

@@ -1,4 +1,4 @@
-"""Several processes on one balance, and one of them killed: none spends more than the balance, and nothing is lost."""
+"""Several processes on one balance, one of which is killed: together they never spend more than the balance, and nothing is lost."""
 
 import asyncio
 import signal
@@ -52,7 +52,7 @@ async def test_a_balance_outlives_the_processes_that_spend_it(where, customer, d
                 await asyncio.to_thread(read_until, process, "done")
         balance = await ledger.balance(account_id)
         assert 0 <= balance.available_msat < EACH_MSAT
-        # While one of them lives and is in the middle of it, the books are right.
+        # While one of them is still buying, the audit finds nothing.
         assert (await ledger.audit()).problems == []
     async with asyncio.timeout(30):
         while (await books.outstanding()).paying:

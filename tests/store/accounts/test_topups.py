@@ -1,4 +1,4 @@
-"""Top-ups: each is credited once, whatever is replayed, late or lost."""
+"""Top-ups: each is credited once, even if its payment is reported again, late or after a loss."""
 
 import asyncio
 from datetime import timedelta

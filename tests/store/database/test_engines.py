@@ -1,4 +1,4 @@
-"""Opening a database: tables are made once, kept up to date, and never by two at a time."""
+"""Opening a database: tables are created once, migrated, and never by two processes at a time."""
 
 import asyncio
 import subprocess
@@ -115,7 +115,7 @@ async def test_a_sqlite_file_is_for_its_owner_alone_and_commits_to_the_disk(tmp_
 
 
 async def test_a_folder_that_cannot_be_written_is_a_clear_error():
-    # Not a folder without permission, which root may write to all the same.
+    # Not a folder without permission, since root could write to it.
     with pytest.raises(DatabaseUnavailable):
         await open_database("/proc/self/journal.db")
 
@@ -129,7 +129,7 @@ async def test_an_address_that_cannot_be_used_is_a_clear_error(address):
 
 
 async def test_tls_is_asked_for_by_its_usual_name(postgres):
-    # The server of the tests has none: with any other value of ssl it would be a clear error as well.
+    # The tests' server has no TLS: any other value of ssl would be an error as well.
     database = await open_database(f"{postgres.url()}?sslmode=prefer")
     await database.close()
     with pytest.raises(DatabaseUnavailable):

@@ -1,4 +1,4 @@
-"""One of several processes leads, and another when it is gone, however it went."""
+"""One of several processes is the leader, and another takes over when it ends, however it ended."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ def gateway(where: str):
 
 
 async def word(process, timeout_s: float = 30.0) -> tuple[str, float]:
-    """Return the next word that a process prints, and its time by the process's clock."""
+    """Return the next word that a process prints, with the process's timestamp."""
     async with asyncio.timeout(timeout_s):
         line = await asyncio.to_thread(process.stdout.readline)
     said, _, at = line.partition(" ")
@@ -42,7 +42,7 @@ async def word(process, timeout_s: float = 30.0) -> tuple[str, float]:
 
 @pytest.fixture
 async def another(where):
-    """Another gateway's database, as this process can have it too."""
+    """A second connection to the database, as another gateway would have it."""
     database = await open_database(where)
     yield database
     await database.close()
@@ -119,12 +119,12 @@ async def test_a_leader_that_is_killed_is_followed_by_exactly_one_of_the_others(
             done, waiting = await asyncio.wait(said, return_when=asyncio.FIRST_COMPLETED)
             (leader,) = done
             assert leader.result()[0] == "leads"
-            # The other keeps silent for as long as this one leads.
+            # The other one prints nothing for as long as this one leads.
             (follower,) = waiting
             assert not (await asyncio.wait(waiting, timeout=0.5))[0]
             others[said.index(leader)].send_signal(signal.SIGKILL)
             assert (await follower)[0] == "leads"
-    # Killed as well, at the end: this process can lead.
+    # After all of them were killed, this process can lead.
     leadership = Leadership(database, "settlements")
     async with asyncio.timeout(30):
         while not await leadership.try_lead():
@@ -152,7 +152,7 @@ async def test_a_leader_whose_session_ends_leads_no_more(postgres, postgres_wher
     assert await lead.try_lead()
     postgres.sql(END_SESSIONS)
     assert await other.try_lead()
-    # First that it is lost, so that what is done with it ends; only then is it tried for again.
+    # The first call reports the loss, so that the leader's work ends; only the next one tries again.
     assert not await lead.try_lead()
     assert not await lead.try_lead()
     await other.release()
@@ -240,7 +240,7 @@ async def test_a_folder_that_is_gone_is_a_clear_error_without_its_path(sqlite_wh
 async def test_a_lock_that_was_granted_to_a_cancelled_caller_is_free_at_once(
     postgres_where, monkeypatch
 ):
-    """Part E: cancelled while the server's answer is on its way, the lock is the session's already."""
+    """When the call is cancelled before the server's reply arrives, the session already holds the lock."""
     database, another = await open_database(postgres_where), await open_database(postgres_where)
     lead, other = Leadership(database, "settlements"), Leadership(another, "settlements")
     given = asyncio.Event()

@@ -1,4 +1,4 @@
-"""A database of an older gateway is brought up to date with all that is in it."""
+"""The database of an older gateway is migrated with all its rows."""
 
 from contextlib import asynccontextmanager
 
@@ -134,7 +134,7 @@ def upgrade_to(connection, revision):
 
 
 def make_second(connection):
-    """Make the tables of revision 0002 with an account, its money and a purchase that is charged to it."""
+    """Create the tables of revision 0002 with an account, its balance and a purchase charged to it."""
     make_old(connection)
     upgrade_to(connection, "0002")
     connection.execute(
@@ -235,7 +235,7 @@ async def test_a_gateway_that_forgot_repeats_at_a_restart_learns_to_recognise_th
     with pytest.raises(RequestRepeated) as repeated:
         await journal.intend(keyed(8, "order 17"))
     assert repeated.value.earlier.quote.job_id == job(7)
-    # What was bought before the migration is the first try of no retry.
+    # A purchase from before the migration is not matched with a later retry.
     await journal.intend(keyed(9, None, retries=True))
     await journal.close()
     await database.close()

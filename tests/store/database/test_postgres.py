@@ -1,4 +1,4 @@
-"""A server that is away, crashes or hangs: nothing may be paid, nothing is lost, and it recovers."""
+"""A server that is unreachable, crashes or hangs: nothing is paid meanwhile, nothing is lost, and the gateway recovers."""
 
 import asyncio
 import signal
@@ -46,7 +46,7 @@ async def test_a_postgresql_that_crashes_and_comes_back(problems):
         await journal.intend(intent(2))
         assert (await books.purchase(job(1))).state is State.SETTLED
         assert await spent(books) == 2_020
-        # The sign of life was given anew: another gateway sees that this one lives.
+        # The owner lock was taken again: another gateway sees that this one lives.
         other = await open_database(url, gone_after_s=0)
         assert not await other.write(lambda connection: other.is_gone(connection, database.owner))
         await other.close()
@@ -83,7 +83,7 @@ async def test_a_server_that_does_not_answer_is_given_up_in_time(postgres, postg
     async def hold():
         async with other._read_engine.begin() as connection:
             await connection.execute(text("LOCK TABLE budget_spend"))
-            # By the time-out of a write, long before the intent's own.
+            # By the timeout of a write, long before the intent's own.
             with pytest.raises(JournalUnavailable, match="does not answer in time"):
                 await journal.intend(intent(2))
 
@@ -95,7 +95,7 @@ async def test_a_server_that_does_not_answer_is_given_up_in_time(postgres, postg
 
 
 def nap(seconds: float):
-    """A read that takes so long."""
+    """Return a read that takes so long."""
     return lambda connection: connection.execute(text(f"SELECT pg_sleep({seconds})")).all()
 
 
@@ -120,7 +120,7 @@ async def flooded(database, readers: int = 3):
 async def test_a_read_that_finds_every_connection_busy_says_so_in_the_stores_own_words(
     postgres_where,
 ):
-    """A1: the pool's own error passed for one of the work, was a 500, and ended the tasks that read."""
+    """Regression: the pool's own error was not recognized, became a 500, and ended the tasks that read."""
     database = await open_database(postgres_where)
     database._read_engine.sync_engine.pool._timeout = 0.05
     async with flooded(database):
@@ -130,7 +130,7 @@ async def test_a_read_that_finds_every_connection_busy_says_so_in_the_stores_own
 
 
 async def test_the_reserved_read_does_not_wait_for_other_reads(postgres_where):
-    """A1: the refresh of the keys waited behind a flood of reads, and a revoked key went on buying."""
+    """Regression: the refresh of the keys waited behind many reads, and a revoked key kept working."""
     database = await open_database(postgres_where, write_timeout_s=60.0)
     async with flooded(database, readers=50) as reads:
         assert await database.read_reserved(one) == 1
@@ -169,7 +169,7 @@ async def test_a_reserved_read_gives_a_server_up_that_hangs_and_finds_it_again(m
 async def test_a_server_that_takes_no_connection_now_is_one_that_is_away(
     postgres_where, monkeypatch, error
 ):
-    """A1: what the driver says while it connects is not one of SQLAlchemy's errors in all of its versions."""
+    """Not every version of SQLAlchemy wraps the errors that the driver raises while it connects."""
     database = await open_database(postgres_where)
     await database._read_engine.dispose()
 
@@ -184,7 +184,7 @@ async def test_a_server_that_takes_no_connection_now_is_one_that_is_away(
 
 
 def wrapped(error: Exception, *, invalidated: bool = False) -> DBAPIError:
-    """An error as SQLAlchemy hands it on."""
+    """Return an error as SQLAlchemy raises it."""
     error.sqlstate = getattr(error, "sqlstate", None)
     return DBAPIError("SELECT 1", (), error, connection_invalidated=invalidated)
 
@@ -226,7 +226,7 @@ def wrapped(error: Exception, *, invalidated: bool = False) -> DBAPIError:
     ids=lambda error: f"{type(error).__name__} {type(getattr(error, 'orig', None)).__name__}",
 )
 def test_every_way_to_say_not_now_is_one_error(error):
-    """A1: what passed by was a 500, and ended the task that met it."""
+    """Regression: an error that was not recognized became a 500, and ended the background task that met it."""
     unavailable = as_unavailable(error)
     assert unavailable is not None
     assert "QueuePool" not in unavailable.reason and unavailable.reason != "x"

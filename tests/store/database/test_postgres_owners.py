@@ -1,4 +1,4 @@
-"""Owners on PostgreSQL: one that loses its lock and lives, and one that is gone."""
+"""Owners on PostgreSQL: one that loses its lock but lives, and one that has ended."""
 
 import asyncio
 
@@ -50,7 +50,7 @@ def looks(absences, clock, seconds, *, each=2.0, owner=ONE, asked=True) -> list[
 
 
 def test_an_owner_is_gone_when_its_lock_was_free_for_ten_seconds(absences, clock):
-    """A3: one look was enough, and a live gateway looked dead between the loss of a session and its next write."""
+    """Regression: one look sufficed, and a live gateway seemed dead between the loss of its session and its next write."""
     assert not absences.found_free(ONE)
     assert looks(absences, clock, 12) == [False] * 4 + [True] * 2
 
@@ -66,7 +66,7 @@ def test_a_look_that_finds_it_held_begins_again(absences, clock):
 
 
 def test_two_looks_with_nothing_in_between_prove_nothing(absences, clock):
-    """It may have had its lock meanwhile, or have had no server to take it from."""
+    """Between them the owner may have held its lock, or the server may have been down."""
     absences.found_free(ONE)
     clock.now += 60
     assert not absences.found_free(ONE)
@@ -82,7 +82,7 @@ def test_a_session_that_was_lost_begins_all_again(absences, clock):
 
 
 def test_owners_are_looked_at_for_as_long_as_they_are_asked_for(absences, clock):
-    """A client asks for its background job every half a minute, and its owner is known to be gone by then."""
+    """A client that polls its background job every half minute must see that the job's owner has ended."""
     absences.found_free(ONE)
     for _ in range(15):
         clock.now += 2
@@ -115,7 +115,7 @@ STEP_S = 0.5
 
 @pytest.fixture
 async def pair(postgres_where, clock):
-    """A live owner, and another process, whose clock the test turns, that takes an owner for gone after ten seconds."""
+    """A live owner, and another process whose clock the test sets; it considers an owner ended after ten seconds."""
     owner = await open_database(postgres_where)
     other = await open_database(postgres_where)
     other._absences = Absences(GONE_AFTER_S, clock)
@@ -133,7 +133,7 @@ async def live(pair, problems):
 
 
 async def end_session(database):
-    """End the session that shows that this process lives, as the server or a pooler would."""
+    """End the session that holds the owner lock, as the server or a pooler would."""
     pid = await database.write(
         lambda connection: connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
     )
@@ -152,7 +152,7 @@ async def account_of(database):
 
 
 async def swept_for(database, clock, seconds: float, *, beating=None) -> int:
-    """Sweep twice a second by the clock, between the beats of a live owner; return how many purchases were moved on."""
+    """Sweep twice a second by the clock, between the heartbeats of a live owner; return how many purchases were moved on."""
     total = 0
     for _ in range(round(seconds / STEP_S)):
         total += len(await sweep(database, NOW))
@@ -167,7 +167,7 @@ async def swept_for(database, clock, seconds: float, *, beating=None) -> int:
 async def test_what_a_live_owner_has_under_way_outlives_its_session(
     pair, live, clock, problems, state, source
 ):
-    """A3: until the owner's next write it looked dead, and what it was delivering was ended and given back."""
+    """Regression: until its next write the owner seemed dead, and the purchases it was delivering were ended and refunded."""
     owner, other = pair
     account_id, ledger = await account_of(other)
     await live.intend(charged(1, account_id, source=source, refund_undelivered=True))
@@ -223,7 +223,7 @@ async def test_an_owner_that_is_gone_is_known_after_its_time_and_not_before(pair
 async def test_another_gateway_that_looks_is_not_taken_for_the_owner(
     pair, live, clock, postgres_where
 ):
-    """Both look with the same lock; the one that finds it taken must not count the owner as living."""
+    """Both gateways probe the owner's lock; one that finds it held by the other must not conclude that the owner lives."""
     owner, other = pair
     third = await open_database(postgres_where)
     third._absences = Absences(GONE_AFTER_S, clock)
@@ -251,7 +251,7 @@ async def test_a_background_job_of_an_owner_that_lost_its_session_is_not_called_
     await end_session(owner)
     jobs = BackgroundRows(other)
     assert (await jobs.find("resp_1", "k")).elsewhere
-    # Its client asks seldom: the beats look meanwhile.
+    # The client polls seldom; the heartbeats probe the lock meanwhile.
     for _ in range(round(GONE_AFTER_S / STEP_S)):
         clock.now += STEP_S
         await other.keep_alive()
@@ -299,7 +299,7 @@ async def test_resolving_by_hand_is_refused_when_the_owner_comes_back_meanwhile(
 async def test_a_result_delivered_after_its_owner_was_taken_for_dead_is_reported_and_stays_refunded(
     pair, live, clock, problems
 ):
-    """A3: cut off from the database for longer than the time; the customer keeps what was given back."""
+    """The owner was cut off from the database for too long; the customer keeps the refund."""
     owner, other = pair
     account_id, ledger = await account_of(other)
     await live.intend(charged(1, account_id, refund_undelivered=True))

@@ -1,4 +1,4 @@
-"""Behind PgBouncer: session mode is as good as no pooler, and what shares sessions is refused at the start."""
+"""Behind PgBouncer: session mode works like a direct connection; modes that share sessions are refused at the start."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ async def until(is_so):
 
 
 async def test_session_mode_with_its_defaults_is_as_good_as_no_pooler(postgres, problems):
-    """C5: every start failed with "SQLSTATE 08P01", the pooler's word for a startup parameter that it does not know."""
+    """Regression: every start failed with "SQLSTATE 08P01", the pooler's error for an unknown startup parameter."""
     with pgbouncer(postgres) as port, postgres.fresh_database() as url:
         database = await open_database(through(url, port))
         other = await open_database(through(url, port), gone_after_s=0)
@@ -38,7 +38,7 @@ async def test_session_mode_with_its_defaults_is_as_good_as_no_pooler(postgres, 
         assert await first.try_lead()
         assert not await second.try_lead()
         await first.release()
-        # The pooler tidies the server's session up before another client gets it, and the lock with it.
+        # The pooler resets the server's session before another client gets it, and so releases the lock.
         await until(second.try_lead)
         await second.release()
         await journal.close()
@@ -78,7 +78,7 @@ async def test_the_settings_of_a_session_hold(postgres, pooled):
 async def test_a_pooler_that_shares_sessions_is_refused_in_a_line(
     postgres, mode, idle, round_robin
 ):
-    """C5: it started ready, and failed later."""
+    """Regression: the gateway started, reported ready, and failed later."""
     with (
         pgbouncer(postgres, pool_mode=mode, server_round_robin=round_robin) as port,
         postgres.fresh_database() as url,
@@ -90,7 +90,7 @@ async def test_a_pooler_that_shares_sessions_is_refused_in_a_line(
 
 
 async def leave_idle(url, sessions):
-    """Leave so many sessions in the pooler that another client may be given."""
+    """Leave so many idle sessions in the pooler, which it may give to another client."""
     import asyncpg
 
     clients = [await asyncpg.connect(url) for _ in range(sessions)]

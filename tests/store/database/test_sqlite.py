@@ -1,4 +1,4 @@
-"""A file that is locked, full or slow: nothing may be paid, nothing is lost, and it recovers."""
+"""A file that is locked, full or slow: nothing is paid meanwhile, nothing is lost, and the gateway recovers."""
 
 import asyncio
 import errno
@@ -220,7 +220,7 @@ async def test_an_intent_that_waits_too_long_is_refused_and_taken_back(sqlite, m
     go_on.set()
     await written(journal)
     books = Books(sqlite)
-    # The first was in the transaction that hung, and was withdrawn; the second never got that far.
+    # The first was in the transaction that hung, and was withdrawn; the second was never in one.
     assert (await books.purchase(job(1))).state is State.NOT_PAID
     assert await books.purchase(job(2)) is None
     assert await spent(books) == 0
@@ -245,7 +245,7 @@ async def test_an_unsure_commit_is_taken_back_but_never_another_ones_intent(
     monkeypatch.setattr(database, "write", lose_contact)
     with pytest.raises(JournalUnavailable):
         await journal.intend(intent(2))
-    # A second intent for the job of the first, whose fate is as unsure.
+    # A second intent for the job of the first, as uncertain as that.
     with pytest.raises(JournalUnavailable):
         await journal.intend(intent(1))
     await written(journal)
@@ -402,7 +402,7 @@ async def test_a_file_that_is_no_database_is_a_clear_error(tmp_path):
 async def test_a_journal_whose_writer_ended_by_an_error_goes_on_with_what_waits(
     sqlite, problems, monkeypatch
 ):
-    """A1: a task that ends has to be started again, and the journal's is one; until then nothing may be lost."""
+    """Regression: the writer task was not restarted after an error; until it is, nothing may be lost."""
     journal = JournalWriter(sqlite, on_problem=problems.append, limits=IMPATIENT)
     tasks = BackgroundTasks(get_logger("test"), backoff=Backoff(first_s=0.01))
     take, failures = journal._take, [ZeroDivisionError()]
@@ -426,7 +426,7 @@ async def test_a_journal_whose_writer_ended_by_an_error_goes_on_with_what_waits(
 async def test_a_gateway_without_requests_learns_from_another_writer_that_it_cannot_pay(
     journal_on_sqlite, problems
 ):
-    """A1: `/readyz` said 200 as long as nothing was bought."""
+    """Regression: `/readyz` returned 200 as long as nothing was bought."""
     journal_on_sqlite.suspect("the database does not answer in time")
     assert journal_on_sqlite.trouble == "the database does not answer in time"
     async with asyncio.timeout(30):
@@ -441,13 +441,13 @@ def one(connection):
 
 
 async def test_the_reserved_read_does_not_wait_for_a_read_that_takes_long(sqlite):
-    """A1: one thread read for all, and with it the refresh of the keys."""
+    """Regression: the refresh of the keys shared the one thread of all reads."""
     release = threading.Event()
     slow = asyncio.create_task(sqlite.read(lambda _connection: release.wait(60)))
     behind = [asyncio.create_task(sqlite.read(one)) for _ in range(100)]
     assert await sqlite.read_reserved(one) == 1
     assert not slow.done()
-    # Reads whose callers have left are left out.
+    # Reads whose callers were cancelled are skipped.
     for read in behind:
         read.cancel()
     release.set()

@@ -1,4 +1,4 @@
-"""The journal is the file that was opened: what is at its path instead is neither paid by, nor read from, nor lost."""
+"""The journal is the file that was opened: if another file is at its path, the gateway neither pays nor reads, and loses nothing."""
 
 import shutil
 import sqlite3
@@ -114,7 +114,7 @@ HARMS = {
 async def test_nothing_is_paid_or_read_until_the_very_file_is_back(
     writing, opened, file, problems, harm, reason
 ):
-    """A8: a gateway went on buying with a journal that was deleted or replaced, in three of three tries."""
+    """Regression: a gateway kept buying with a journal that had been deleted or replaced."""
     books = Books(opened)
     await books.purchase(job(1))
     put_back = harm(file)
@@ -125,7 +125,7 @@ async def test_nothing_is_paid_or_read_until_the_very_file_is_back(
     with pytest.raises(DatabaseUnavailable, match=reason):
         await opened.read_reserved(lambda _connection: None)
     assert writing.trouble == opened.trouble == reason
-    # What is known of a payment meanwhile is kept.
+    # Payment updates are kept meanwhile.
     writing.record(job(1), State.SETTLED, NOW)
     put_back()
     await written(writing)
@@ -167,7 +167,7 @@ async def test_a_file_that_takes_the_place_of_a_deleted_one_is_not_written(writi
 
 
 async def test_other_processes_come_and_go_without_harm(writing, opened, file):
-    """The log beside the file is made and deleted by SQLite itself, with the first and the last connection."""
+    """SQLite creates and deletes the write-ahead log beside the file, with the first and the last connection."""
     for number in range(2, 5):
         other = await open_database(file)
         await Books(other).purchase(job(1))
@@ -214,7 +214,7 @@ async def test_the_first_start_and_later_ones_with_the_same_journal_say_nothing(
 async def test_a_start_with_another_journal_than_before_is_reported_until_an_operator_decides(
     file, tmp_path, how
 ):
-    """A8: after a restart there were no accounts and no purchases, and the audit said ok."""
+    """Regression: after a restart there were no accounts and no purchases, and the audit reported no problem."""
     first = await open_database(file)
     await first.close()
     file.rename(tmp_path / "aside.db")
@@ -281,7 +281,7 @@ async def test_a_new_secret_is_made_where_there_is_none_of_the_right_size(file):
 async def test_another_database_behind_the_same_address_is_neither_written_nor_read(
     postgres, migrated_database
 ):
-    """A8: what of PostgreSQL? Each new session is asked for the identity that was found at the start."""
+    """Each new PostgreSQL session is checked for the journal identity that was found at the start."""
     with postgres.fresh_database(migrated_database) as url, postgres.fresh_database() as other_url:
         await (await open_database(other_url)).close()
         database = await open_database(url)

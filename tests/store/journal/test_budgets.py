@@ -1,4 +1,4 @@
-"""Budgets are kept exactly, with several gateways and for every end of a purchase."""
+"""Budgets are exact, with several gateways and for every end of a purchase."""
 
 import asyncio
 import itertools
@@ -184,7 +184,7 @@ _months = itertools.count()
 
 
 class Model:
-    """What the counters have to be, computed anew from the purchases each time."""
+    """The expected counters, computed from all purchases each time."""
 
     def __init__(self):
         self.purchases = {}

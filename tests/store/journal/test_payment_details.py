@@ -1,4 +1,4 @@
-"""Fees and preimages come from lnd's list of payments, and none is lost when lnd or the gateway fails."""
+"""Fees and preimages are read from lnd's list of payments, and none is lost when lnd or the gateway fails."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -26,7 +26,7 @@ START = datetime.now(UTC) - timedelta(minutes=1)
 
 
 class Clock:
-    """A monotonic clock that a test turns."""
+    """A monotonic clock that the test sets."""
 
     def __init__(self):
         self.s = 1_000.0
@@ -56,7 +56,7 @@ def clock():
 
 @pytest.fixture
 def learner(lnd, database, clock):
-    """Looks a purchase up at once that the list did not bring, so that no test waits."""
+    """A learner that looks up a purchase missing from the list immediately, so that no test waits."""
     times = ReadTimes(settling_s=0, round_s=600)
     return PaymentDetailsReader(lnd, PaymentDetails(database), times=times, clock=clock)
 
@@ -95,7 +95,7 @@ async def test_what_was_paid_gets_its_fee_and_preimage(journal, books, node, lea
 
 
 async def test_many_purchases_are_a_few_questions_and_not_one_each(journal, books, node, learner):
-    """A16: a look-up for each purchase made a purchase slower."""
+    """Regression: a look-up per purchase slowed purchases down."""
     numbers = range(250)
     for number in numbers:
         node.knows(settled(job(number), fee_msat=number))
@@ -116,7 +116,7 @@ async def test_lnd_is_not_asked_while_nothing_is_missing(journal, node, learner)
 async def test_details_that_could_not_be_read_while_lnd_was_away_are_recorded_later(
     journal, books, node, learner
 ):
-    """A16: it was taken from the queue before the question, and never asked for again."""
+    """Regression: a purchase left the queue before lnd was asked, and was never asked for again."""
     node.knows(settled(job(1), fee_msat=7))
     await pay(journal, 1)
     node.trouble = Trouble(grpc.StatusCode.UNAVAILABLE, "away")
@@ -342,7 +342,7 @@ async def test_old_purchases_without_a_fee_are_gone_through_in_rounds(
         await learner.once()
         tracked.append(node.calls.count("TrackPaymentV2"))
     assert tracked == [20, 40, 45, 45, 45]
-    # Known late, and where the list was read already: looked up by its hash in the next round.
+    # Recorded after the list was read past it: looked up by its hash in the next round.
     known_late = {intent(44).payment_hash: settled(job(44), fee_msat=4)}
     node.payments = known_late
     clock.s += 600
@@ -407,8 +407,8 @@ async def test_where_the_journal_cannot_be_written_nothing_is_passed_over(
 
 
 async def test_what_is_missing_is_found_by_its_index(sqlite_where):
-    """The journal is asked every few seconds, and may be large."""
-    # PostgreSQL describes a plan in another way, and for an empty table none is worth an index.
+    """The query runs every few seconds, and the journal may be large."""
+    # PostgreSQL describes plans differently, and uses no index for an empty table.
     database = await open_database(sqlite_where)
     query = "EXPLAIN QUERY PLAN SELECT job_id FROM purchases WHERE {} ORDER BY updated_at LIMIT 1"
     plan = await database.read(

@@ -1,4 +1,4 @@
-"""The books answer from what is written, the same on both kinds of database."""
+"""Queries of the journal give the same results on both kinds of database."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -149,7 +149,7 @@ async def test_an_unknown_that_turns_out_settled_has_its_fee_and_preimage(histor
 
 @pytest.mark.parametrize("found", [State.SETTLED, State.UNDELIVERED])
 async def test_an_unknown_that_was_paid_is_undelivered(history, database, books, found):
-    """A4: the reconciler left it settled, and its customer charged for an answer that cannot be had."""
+    """Regression: the reconciler left it settled, and its customer charged for a result that is lost."""
     assert (await resolve(database, job("e"), found, NOW)).state is State.UNDELIVERED
     assert [step.state for step in await books.steps(job("e"))] == [
         State.PAYING,

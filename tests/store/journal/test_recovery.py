@@ -1,4 +1,4 @@
-"""Processes that are killed, and processes that share: nothing that was promised is missing."""
+"""Processes that are killed, and processes that share a journal: no committed purchase is missing."""
 
 import asyncio
 import os
@@ -61,7 +61,7 @@ def numbers(lines: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("after", [1, 150])
 async def test_what_was_intended_survives_a_kill_and_becomes_unknown_or_undelivered(where, after):
-    """A3: what a dead gateway had settled stayed so, and its customer was charged for it."""
+    """Regression: settled purchases of a dead gateway stayed settled, and their customers were charged."""
     with gateway(where, "x", 100_000) as process:
         lines = await asyncio.to_thread(read_until, process, "intended", after)
         process.send_signal(signal.SIGKILL)
@@ -78,7 +78,7 @@ async def test_what_was_intended_survives_a_kill_and_becomes_unknown_or_undelive
     outstanding = await books.outstanding()
     assert outstanding.paying == 0
     assert outstanding.unknown == swept.unknown > 0
-    # Some may have been written whose caller did not learn of it: counted all the same, until there is evidence.
+    # Some may have been committed although their caller was not told: they count until there is evidence.
     purchases = await all_of(books)
     lost = [purchase for purchase in purchases if purchase.state is State.UNDELIVERED]
     assert {purchase.job_id for purchase in lost} == {one.job_id for one in swept.lost}
@@ -127,7 +127,7 @@ async def test_a_process_never_sweeps_what_is_its_own(journal, database, books):
 
 @pytest.mark.parametrize("query", [*recovery._OWNERS, *recovery._LEFT_OF_OWNER], ids=range(4))
 async def test_a_sweep_reads_only_what_is_open(sqlite_where, query):
-    """It comes every few seconds, and a journal may hold millions that have ended."""
+    """It runs every few seconds, and a journal may hold millions of ended purchases."""
     compiled = query.compile(dialect=sqlite.dialect(), compile_kwargs={"render_postcompile": True})
     with closing(sqlite3.connect(sqlite_where)) as connection:
         sql = f"EXPLAIN QUERY PLAN {compiled}"
@@ -151,7 +151,7 @@ async def test_a_process_that_ended_in_order_is_gone_as_well(where, database, bo
 async def test_what_a_dead_process_left_settled_can_be_resolved_and_a_live_ones_cannot(
     where, state
 ):
-    """A3: ``purchases resolve`` refused it, "is settled, not unknown"."""
+    """Regression: ``purchases resolve`` refused it with "is settled, not unknown"."""
     database = await open_database(where, gone_after_s=0)
     with gateway(where, "x", 1) as process:
         await asyncio.to_thread(read_until, process, "done")

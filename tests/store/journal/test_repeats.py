@@ -1,4 +1,4 @@
-"""A request that was bought is recognised when it comes again, whichever process it comes to."""
+"""A repeat of a purchased request is recognised by every process."""
 
 import asyncio
 from datetime import timedelta
@@ -52,7 +52,7 @@ async def keys_in(database):
 
 
 async def test_a_key_buys_once_in_one_process_and_in_another(journal, elsewhere, books):
-    """A14: after a restart, or in a second process, the same key was paid for again."""
+    """Regression: after a restart, or in a second process, the same key was paid for again."""
     await journal.intend(keyed(1, "order 17", request_id="req_first"))
     earlier = await refused(elsewhere, keyed(2, "order 17"))
     assert (earlier.quote.job_id, earlier.state) == (job(1), State.PAYING)
@@ -152,7 +152,7 @@ async def test_old_keys_are_removed_a_bounded_number_at_a_time(journal, database
         assert len(looked_at) < 20
     assert set(await keys_in(database)) == {job(7), job(9)}
     assert max(looked_at) <= 4
-    # How far it came is remembered: nothing is looked at twice, however long the history.
+    # Its position is remembered: no row is read twice, however long the history.
     assert await forget_repeat_keys(database, now) == 0
     assert await forget_repeat_keys(database, now + timedelta(minutes=1)) == 1
 
@@ -231,7 +231,7 @@ async def test_what_is_not_bought_yet_is_asked_for_beside_other_work(journal, da
 async def test_no_key_can_be_read_from_the_database_or_found_by_trying(
     journal, database, where, tmp_path
 ):
-    """Short keys could be found by hashing all of them, were the secret or the body's hash beside the key's."""
+    """If the secret or the body's hash were stored beside the key's, short keys could be found by trying all of them."""
     await journal.intend(keyed(1, "7", key_id="alice"))
     await Books(database).purchase(job(1))
     (stored,) = (await keys_in(database)).values()
@@ -253,7 +253,7 @@ async def test_no_key_can_be_read_from_the_database_or_found_by_trying(
 async def test_a_repeat_knows_what_the_customer_is_charged_and_what_became_of_it(
     journal, elsewhere, customer
 ):
-    """A4: nothing but the verdict was known of a purchase whose charge had been given back."""
+    """Regression: a repeat had only the verdict of a purchase whose charge had been refunded."""
     account_id = await customer(10_000)
     charge = Charge(account_id, Msat(1_050), Markup(50_000), refund_undelivered=True)
     await journal.intend(keyed(1, "k", charge=charge))

@@ -1,4 +1,4 @@
-"""Whatever two processes do with the same requests, and wherever they die: the journal has one live purchase for each key."""
+"""Two processes handle the same requests and crash at any point: the journal has at most one live purchase for each key."""
 
 import asyncio
 import itertools
@@ -27,7 +27,7 @@ SWEPT = {State.PAYING: State.UNKNOWN, State.SETTLED: State.UNDELIVERED}
 
 WHICH = st.integers(0, 1)
 BODIES = st.sampled_from([b"1" * 32, b"2" * 32])
-# What a request is recognised by: an Idempotency-Key, a client's request id, that it is a retry, or nothing.
+# How a request is recognised: by an Idempotency-Key, a client's request id, the retry header, or not at all.
 REQUESTS = st.tuples(
     st.sampled_from(["key", "key", "client", "retry", "plain"]), st.integers(0, 1), BODIES
 )
@@ -45,7 +45,7 @@ steps = st.one_of(
 
 @dataclass
 class Bought:
-    """What the model knows of a purchase."""
+    """The model's record of a purchase."""
 
     job_id: bytes
     owner: str
@@ -56,7 +56,7 @@ class Bought:
     state: State = State.PAYING
 
     def repeats(self, kind: str, name: int, body: bytes, at: datetime, owner: str) -> bool:
-        """Whether a request would repeat it."""
+        """Return whether a request would repeat it."""
         if self.state is State.NOT_PAID:
             return False
         if kind == "key":
@@ -65,13 +65,13 @@ class Bought:
             same = self.kind == "client" and (self.name, self.body) == (name, body)
             return same and at < self.at + RETRY_WINDOW
         if kind == "retry":
-            # What this process bought it knows without the journal.
+            # A process knows its own purchases without the journal.
             return self.owner != owner and self.body == body and at <= self.at + RETRY_WINDOW
         return False
 
 
 class Two:
-    """Two processes on one journal, one after the other dying and starting anew."""
+    """Two processes on one journal that crash and restart in turn."""
 
     def __init__(self, where, run):
         self._where = where
@@ -143,7 +143,7 @@ class Two:
         if request[0] in {"key", "client"}:
             assert came.count(None) == (0 if earlier[0] else 1)
         elif request[0] == "retry":
-            # Each is the first try of the other, as far as they know.
+            # Either may be the retry of the other.
             assert came.count(None) <= 1 or earlier == [[], []]
         else:
             assert came == [None, None]
@@ -169,7 +169,7 @@ class Two:
                 one.state = resolved.state
 
     async def crash(self, which, request):
-        """Die, perhaps while an intent is being written that the model then finds or does not; another one takes over."""
+        """Kill the process, perhaps during the write of an intent, which the model then looks for; another one takes over."""
         asked = intent = None
         if request is not None:
             intent, earlier = self.intent(*request), self.repeated(which, request)
@@ -206,7 +206,7 @@ class Two:
         await forget_repeat_keys(self.databases[0], self.now)
 
     async def check(self):
-        """Compare what the journal has with the model: states, and which keys are taken."""
+        """Compare the journal with the model: states, and the keys in use."""
         known = {one.job_id: one for one in self.bought}
         rows = await self.databases[0].read(
             lambda connection: connection.execute(

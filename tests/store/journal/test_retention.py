@@ -1,4 +1,4 @@
-"""What ended long ago can be forgotten; what is open cannot."""
+"""Purchases that ended long ago are deleted; open ones never are."""
 
 from datetime import timedelta
 

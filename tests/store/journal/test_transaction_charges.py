@@ -1,4 +1,4 @@
-"""A customer's money follows the purchase: held before it is paid for, taken when it is, given back when it was not."""
+"""A customer's charge follows the purchase: held before the payment, taken when it is made, released when it was not."""
 
 import asyncio
 from datetime import timedelta
@@ -31,7 +31,7 @@ from tests.store.journals import NOW, charged, intent, job, spent, written
 
 
 async def lines(ledger, account_id):
-    """What moved after the first adjustment, the oldest first."""
+    """Return the movements after the first adjustment, the oldest first."""
     statement = await ledger.statement(account_id)
     return [(line.cause, line.amount_msat) for line in reversed(statement.lines[:-1])]
 
@@ -121,7 +121,7 @@ PAID = (Cause.PURCHASE, -1_050)
         ([State.SETTLED, State.UNDELIVERED], {}, False, 0, [PAID]),
         ([State.SETTLED, State.UNDELIVERED], {}, True, 0, [PAID, 1_050]),
         ([State.SETTLED, State.UNDELIVERED], {"charged_msat": 400}, True, 0, [PAID, 1_050]),
-        # The client did not want the rest.
+        # The client cancelled the rest.
         (
             [State.SETTLED, State.UNDELIVERED],
             {"ending": Ending(EndedBy.CLIENT, Received.PART)},
@@ -255,7 +255,7 @@ async def test_a_hold_waits_for_the_one_that_another_gateway_is_writing(postgres
     )
     journal = JournalWriter(second, on_problem=print)
     journal.start()
-    # In another hour, so that it is the balance that they meet at and not a budget's counter.
+    # In different hours, so that they contend for the balance and not for a budget's counter.
     await journal.intend(charged(0, account_id, at=NOW + timedelta(days=400)))
 
     held = asyncio.Event()
@@ -287,7 +287,7 @@ async def test_a_hold_waits_for_the_one_that_another_gateway_is_writing(postgres
     ],
 )
 async def test_evidence_ends_a_hold(journal, database, ledger, customer, state, balance):
-    """A4: a charge without a delivered result is refunded, whichever part finds out that it was paid."""
+    """A charge without a delivered result is refunded, whichever component finds the evidence of payment."""
     account_id = await customer(10_000)
     await journal.intend(charged(1, account_id, refund_undelivered=True))
     await move(journal, 1, State.UNKNOWN)

@@ -1,4 +1,4 @@
-"""A key that is revoked while its request is worked on buys nothing: the transaction of the intent sees it."""
+"""A key that is revoked during its request buys nothing: the intent's transaction checks it."""
 
 import asyncio
 
@@ -26,7 +26,7 @@ def of(key, number: int):
 async def test_a_key_that_was_revoked_after_it_was_let_in_buys_nothing(
     database, journal, ledger, key
 ):
-    """A1: it was admitted while the database was paused, and bought as soon as that went on."""
+    """Regression: the request was admitted while the database was paused, and bought as soon as it resumed."""
     await journal.intend(of(key, 1))
     await Keys(database).revoke(key.id, actor="test", at=NOW)
     with pytest.raises(KeyRevoked) as refused:
@@ -51,7 +51,7 @@ async def test_the_keys_of_others_in_the_same_commit_go_on_buying(database, jour
 async def test_an_account_that_is_deleted_while_its_request_is_worked_on_buys_nothing(
     database, journal, customer, key, kind
 ):
-    """A7: a request that was let in before the deletion, and is quoted after it."""
+    """The request is admitted before the deletion, and quoted after it."""
     key_id = key.id if kind == "key" else f"{L402_KEY_PREFIX}00ff"
     other_id = await customer(10_000)
     await journal.intend(charged(1, key.account_id, key_id=key_id))

@@ -1,4 +1,4 @@
-"""The journal's promises: intents are durable and unique, updates follow the table of states."""
+"""The journal's guarantees: intents are durable and unique, and updates follow the state table."""
 
 import asyncio
 from datetime import timedelta
@@ -244,7 +244,7 @@ async def test_a_journal_that_is_off_lets_everything_pass():
 
 
 async def test_updates_of_a_good_delivery_share_the_next_intents_commit(database, books):
-    """A single client's purchase costs one commit, not two."""
+    """For a single client a purchase then costs one commit, not two."""
     commits = []
     journal = JournalWriter(
         database,

@@ -1,4 +1,4 @@
-"""Purchases of virtual nodes in the journal: their kind, what they came to, and what a crash leaves of them."""
+"""Purchases of virtual nodes in the journal: their kind, their cost, and their state after a crash."""
 
 import asyncio
 import os
@@ -66,7 +66,7 @@ async def test_the_ceiling_counts_against_budgets_until_it_is_known_better(journ
 
 
 def killed_after(where: str, line: str) -> None:
-    """Run a gateway's journal on purchases at a node, and kill it once it has said a line."""
+    """Run a process that journals purchases at a node, and kill it once it has printed a line."""
     process = start_module(
         "tests.store.burst",
         *(where, "x", "2", "1000000", "node"),
@@ -87,7 +87,7 @@ def killed_after(where: str, line: str) -> None:
 
 
 async def test_what_a_dead_gateway_had_at_a_node_is_charged_and_never_unknown(where):
-    # The first is noted to be settled; the second is left as it is.
+    # The first is recorded as settled; the second stays as it is.
     await asyncio.to_thread(killed_after, where, "intended x-1")
     database = await open_database(where, gone_after_s=0)
     books = Books(database)
