@@ -1,7 +1,7 @@
 """Bech32 as invoices use it: fast both ways, checksum included, without BIP 173's limit on length.
 
 Symbols are handled as ``bytes`` whose values are 0 to 31. ``bytes.translate``, ``int`` and the standard library's
-base32 do most of the work, in C, and so is the checksum of all but very long texts computed.
+base32 do most of the work in C, also for the checksum, except of very long texts.
 """
 
 from base64 import b32encode
@@ -28,7 +28,7 @@ def _to_symbol_table() -> bytes:
 
 
 def _one_symbol_remainders() -> tuple[int, ...]:
-    """For each value of the five bits that leave the register: the bits to fold back in."""
+    """Return, for each value of the five bits that leave the register, the bits to fold back in."""
     remainders = []
     for top in range(32):
         folded = 0
@@ -40,7 +40,7 @@ def _one_symbol_remainders() -> tuple[int, ...]:
 
 
 def _two_symbol_remainders() -> tuple[int, ...]:
-    """The same for two symbols at once, which halves the turns of the loop."""
+    """Return the same for two symbols at once, which halves the steps of the loop."""
     single = _one_symbol_remainders()
     remainders = []
     for top in range(1024):
@@ -58,7 +58,7 @@ _FOLD = _two_symbol_remainders()
 
 @cache
 def _masks() -> tuple[tuple[int, int], ...]:
-    """For each bit of a remainder: its place, and the bits of a text, as one number, of which it is the parity."""
+    """Return, for each bit of a remainder, its place and the bits of a text, as one number, of which it is the parity."""
     single = _one_symbol_remainders()
     digits: list[list[str]] = [[] for _ in range(30)]
     for bit in range(5):
@@ -73,7 +73,7 @@ def _masks() -> tuple[tuple[int, int], ...]:
 
 
 def _polymod(symbols: bytes) -> int:
-    """The remainder of ``symbols`` by the generator, as BIP 173 defines it (the register starts at 1).
+    """Return the remainder of ``symbols`` by the generator, as BIP 173 defines it (the register starts at 1).
 
     Each bit of it is the parity of some bits of the text: the remainder is linear.
     """
@@ -88,7 +88,7 @@ def _polymod(symbols: bytes) -> int:
 
 
 def _polymod_of_long(symbols: bytes) -> int:
-    """The same by long division, two symbols a turn."""
+    """Return the same by long division, two symbols a step."""
     register = 1
     if len(symbols) % 2:
         # A leading zero on an odd count would shift the initial 1; take the first symbol by itself instead.

@@ -214,7 +214,7 @@ def _read_prefix(prefix: bytes) -> tuple[str, int | None]:
 
 def _read_amount(amount: bytes) -> int:
     digits, unit = (amount, b"") if amount.isdigit() else (amount[:-1], amount[-1:])
-    # Twenty digits hold every amount there is, and bound the work on a hostile prefix.
+    # Twenty digits hold every valid amount, and bound the work on a hostile prefix.
     if not digits.isdigit() or len(digits) > 20 or digits.startswith(b"0"):  # noqa: PLR2004 - said above
         raise InvoiceError("the invoice's amount is malformed")
     number = int(digits)

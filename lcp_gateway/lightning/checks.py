@@ -1,7 +1,7 @@
 """Checks of a quote before it is paid: its terms are for this task, and its invoice is for these terms.
 
-Everything that can be recomputed is. The rules are those of the daemon, plus two that it leaves out: the network and
-the terms themselves.
+Everything that can be recomputed is recomputed. The rules are those of the daemon, plus two that it does not check: the
+network and the terms themselves.
 """
 
 import enum
@@ -24,7 +24,7 @@ PROTOCOL_VERSIONS: Final = frozenset({2})
 
 
 class Mismatch(enum.StrEnum):
-    """Why a quote does not hold. The value is fit for a metric's label."""
+    """Why a quote is not valid. The value is fit for a metric's label."""
 
     PROTOCOL_VERSION = "protocol_version"
     TERMS_HASH = "terms_hash"
@@ -129,7 +129,7 @@ def mismatches(
         yield Mismatch.NETWORK
     if invoice.payee != payee:
         yield Mismatch.PAYEE
-    # An invoice without an amount lets the payer choose; the daemon would have to guess.
+    # An invoice without an amount lets the payer choose, and the daemon has no amount to pay.
     if invoice.amount_msat != price_msat:
         yield Mismatch.AMOUNT
     if invoice.description_hash != terms_hash:

@@ -50,7 +50,7 @@ _Choice = TypeVar("_Choice", bound=enum.StrEnum)
 
 
 class ReceiptError(ValueError):
-    """A document is no receipt; the message names the field."""
+    """A document is not a receipt; the message names the field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ def _object(fields: Mapping[str, object], name: str) -> Mapping[str, object]:
 def _text(fields: Mapping[str, object], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str):
-        raise ReceiptError(f"{name}: it must be text")
+        raise ReceiptError(f"{name}: it must be a string")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -259,7 +259,7 @@ class FindingOutcome(enum.StrEnum):
     OK = "ok"
     FAILED = "failed"
     UNPROVEN = "unproven"
-    """The receipt may be right, and holds no proof of it."""
+    """The receipt may be right, and contains no proof."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +389,7 @@ def _about_terms(receipt: Receipt) -> Iterator[ReceiptFinding]:
 def _about_preimage(receipt: Receipt, payment_hash: bytes) -> Iterator[ReceiptFinding]:
     if receipt.preimage is None:
         if receipt.verdict is Verdict.SETTLED:
-            words = "there is no preimage: that the invoice was paid is the gateway's word"
+            words = "there is no preimage: only the gateway states that the invoice was paid"
             yield ReceiptFinding(FindingSubject.PREIMAGE, FindingOutcome.UNPROVEN, words)
     elif sha256(receipt.preimage).digest() != payment_hash:
         yield ReceiptFinding(

@@ -61,7 +61,7 @@ class ResolvedBy(enum.StrEnum):
     PREIMAGE = "preimage"
     """lnd holds the preimage of the payment hash: it was paid."""
     FAILED = "failed"
-    """lnd gave the payment up for good."""
+    """lnd failed the payment for good."""
     ABSENT = "absent"
     """The lnd that pays has no record of it, and its invoice can no longer be paid."""
 
@@ -235,7 +235,7 @@ class Reconciler:
                 self._put_off(payment, self._longest_delay_s(error))
                 continue
             except Exception:
-                # No error of one may keep the others from their turn.
+                # An error of one must not keep the others from being looked up.
                 self._put_off(payment, self._timing.max_delay_s)
                 raise
             errors_in_a_row = 0
@@ -254,7 +254,7 @@ class Reconciler:
 
     async def _look_up(self, summary: ReconcilerSummary, payment: OpenPayment) -> bool:
         """Look a payment up, judge and record it; return whether it is open no longer."""
-        # Taken before the call: lnd's answer is as old as that at least.
+        # Read before the call: lnd's answer may be as old as that.
         asked_at = self._now()
         record = await self._lookup(payment.payment_hash or b"")
         resolution = self._judge(summary, payment, record, asked_at)

@@ -1,1 +1,1 @@
-"""What outlives the process: the journal of purchases, its budgets and its books, on SQLite or PostgreSQL."""
+"""Durable state: the journal of purchases, its budgets and its books, on SQLite or PostgreSQL."""

@@ -1,4 +1,4 @@
-"""Background responses that run: one row each, so that a client that polls after a restart gets their state."""
+"""Background responses that run: one row each, so that a client that polls after a restart gets their status."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -89,7 +89,7 @@ class BackgroundRows:
 
     async def find(self, job_id: str, key_id: str) -> BackgroundRecord | None:
         """Return a background response of a credential; None where there is none, or it is another's."""
-        # A client that polls a missing id does not wait for the writer.
+        # A read first: a client that polls a missing id does not wait for the writer.
         row = await self._database.read(
             lambda connection: connection.execute(_ONE, {"of_job": job_id}).mappings().one_or_none()
         )

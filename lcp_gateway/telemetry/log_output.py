@@ -1,12 +1,12 @@
 """Standard output and error of a gateway: queued, so that no writer waits, and in a file that rotates itself.
 
-A pipe that is not read, a stopped terminal or a hanging disk would otherwise stop the event loop in the middle of a log
-line. Lines that find the queue full are dropped and counted. A descriptor that can be written to without waiting, a pipe
-or a socket, gets a line at once where none is queued; the thread writes the others.
+A pipe that is not read, a stopped terminal or a hanging disk would otherwise block the event loop in a log call. Lines
+that find the queue full are dropped and counted. A descriptor that can be written to without waiting, a pipe or a
+socket, gets a line at once where none is queued; the thread writes the others.
 
 Libraries written in C write to the file descriptors themselves, from their own threads. Where a descriptor is a pipe, it
 is replaced by one to the same pipe that does not block, so that their lines are lost instead. The file of a process in the
-background stands behind the descriptors, so it takes all of it: log lines, tracebacks, and a C library's last words.
+background stands behind the descriptors, so it gets all output: log lines, tracebacks, and messages of C libraries.
 """
 
 import contextlib
@@ -89,7 +89,7 @@ class LineQueue:
         try:
             return write(data)
         except OSError:
-            # It is full, or broken: the thread waits, or finds out.
+            # It is full, or broken: the thread waits, or gets the error.
             return 0
 
     def close(self, timeout_s: float = _CLOSE_TIMEOUT_S) -> None:
@@ -255,7 +255,7 @@ def _log_lost(lines: int) -> None:
 def _unblock(descriptor: int) -> None:
     """Have a descriptor that leads to a pipe lead there without blocking.
 
-    It is opened anew, so that other processes with the same pipe go on as they were.
+    It is opened again, so that other processes with the same pipe are not affected.
     """
     try:
         if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
@@ -328,7 +328,7 @@ class LogFile:
     """Rotates the log of this process while the ``with`` block lasts.
 
     ``streams`` are the descriptors that lead to it already. At ``max_bytes`` (0: never) it becomes ``.1``, the file of
-    that name ``.2``, and so on; the newest ``keep`` of them are kept. A log that was moved or deleted is begun anew.
+    that name ``.2``, and so on; the newest ``keep`` of them are kept. A log that was moved or deleted is created again.
     A descriptor is switched to the new file at once, so no line falls between two files.
     """
 

@@ -1,4 +1,4 @@
-"""The last defence of the logs: every value in a line is bounded, and none may be a prompt, an output or a key."""
+"""Redaction of log lines: every value is bounded, and none may be a prompt, an output or a key."""
 
 import math
 import sys
@@ -106,7 +106,7 @@ def describe_error(
 ) -> Mapping[str, Any]:
     """Replace ``exc_info`` by the error's type and the frames it passed. A processor of structlog.
 
-    Neither the error's message nor a local variable is shown: either may quote a client. A caller that knows the
+    Neither the error's message nor a local variable is shown: either may hold a client's text. A caller that knows the
     message to be fit for a log passes it as a field of its own.
     """
     found = event.pop("exc_info", None)

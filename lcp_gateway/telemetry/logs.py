@@ -165,7 +165,7 @@ def get_logger(name: str) -> FilteringBoundLogger:
 
 
 def log_always(log: FilteringBoundLogger, event: str, **fields: object) -> None:
-    """Write a line of level info whatever the level in force: the operator has just asked for it, and waits."""
+    """Write a line of level info at any level in force: the operator has just requested it, and waits for it."""
     cast("Any", log.bind())._proxy_to_logger("info", event, **fields)  # noqa: SLF001 - what its own methods call
 
 
@@ -183,8 +183,8 @@ def _filtering(threshold: int) -> "type[FilteringBoundLogger]":
 def _at_level(loggers: type[Any], threshold: int) -> type[Any]:
     """Set the methods of a class of loggers to those of a level, for all its loggers at once: below it they do nothing.
 
-    structlog makes a class for each level and every logger keeps the one that it was first used with, which spares the
-    requests a look at the level with every line that is not written.
+    structlog makes a class for each level and every logger keeps the one that it was first used with, so that a request
+    does not check the level for each line that is not written.
     """
     for name, method in vars(_filtering(threshold)).items():
         if not name.startswith("__"):

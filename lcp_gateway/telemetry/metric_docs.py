@@ -33,8 +33,8 @@ generated from the table in `lcp_gateway/telemetry/metric_table.py`.
   counted as `other`. A model name that a client made up is never a label.
 - Counters of money and of errors begin at 0 when the gateway starts or a peer is first seen, so that
   `increase()` does not miss the first event. `requests_total` begins with its first request.
-- Amounts of payments are prices without routing fees, which the daemon does not tell. Metrics of the journal
-  (budgets, `outstanding_…`, `peer_undelivered_msat`) count the estimated fee in, or the real one once lnd has told it.
+- Amounts of payments are prices without routing fees, which the daemon does not report. Metrics of the journal
+  (budgets, `outstanding_…`, `peer_undelivered_msat`) include the estimated fee, or the real one once lnd has reported it.
 - A gauge without a value is absent rather than 0.
 - The usual `process_*` and `python_*` metrics of the Prometheus client library are there too.
 """

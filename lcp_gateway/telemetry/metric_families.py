@@ -16,8 +16,8 @@ MAX_LABEL_LENGTH = 128
 class KnownLabels:
     """The values that one label may take: at most ``limit``, admitted once and for good.
 
-    A value stays admitted when its model or peer goes away, so that a peer that comes and goes keeps
-    one unbroken series, and a purchase from it a moment ago is still counted as its own.
+    A value stays admitted when its model or peer goes away, so that a peer that reconnects keeps one unbroken series,
+    and a purchase from it a moment ago is still counted as its own.
     """
 
     __slots__ = ("_limit", "_values")

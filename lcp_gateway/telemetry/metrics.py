@@ -43,9 +43,9 @@ _Add = Callable[..., None]
 class Metrics:
     """Counts the gateway's events, in a registry of its own.
 
-    Label values are bounded: models and peers that ``set_known`` never named, and words that the table does not
-    list, are counted as ``other``. No method raises, whatever the words and numbers: counting must not stand between a
-    client and a paid result. Methods may be called from the event loop's thread only, but for those that count spans.
+    Label values are bounded: models and peers that ``set_known`` never named, and values that the table does not list,
+    are counted as ``other``. No method raises, for any value: an error here would cost a client its paid result.
+    Methods may be called from the event loop's thread only, but for those that count spans.
 
     ``clock`` is a monotonic clock in seconds.
     """
@@ -91,7 +91,7 @@ class Metrics:
         self._start_peer_at_zero(OTHER)
         self._start_model_at_zero(OTHER)
 
-    # A counter whose first sample is already 1 shows no increase: money and errors must be there from the start.
+    # A counter whose first sample is already 1 shows no increase, so counters of money and errors start at 0.
 
     def _start_at_zero(self) -> None:
         for spec in SPECS:
@@ -229,7 +229,7 @@ class Metrics:
         self._count("client_disconnects_total", phase)
 
     def grpc_error(self, method: str, code: str) -> None:
-        """Count a failed call to the daemon; both words as gRPC spells them (``RequestQuote``, ``UNAVAILABLE``)."""
+        """Count a failed call to the daemon; both as gRPC spells them (``RequestQuote``, ``UNAVAILABLE``)."""
         self._count("grpc_errors_total", method, code)
 
     def request(
@@ -237,7 +237,7 @@ class Metrics:
     ) -> None:
         """Count an answered request.
 
-        ``endpoint`` is the template of its route, ``verdict`` the answer's word for the money.
+        ``endpoint`` is the template of its route, ``verdict`` the payment verdict of the answer.
         """
         endpoint, streamed = self._fold_endpoint(endpoint), "true" if stream else "false"
         is_status = 100 <= status <= 599  # noqa: PLR2004 - the range of HTTP status codes
@@ -443,7 +443,7 @@ class Metrics:
         self._set("jobs_limit", limit)
 
     def build_info(self, version: str, protocol: str) -> None:
-        """Set the versions that run; a later call replaces an earlier one, as when the daemon tells its protocol."""
+        """Set the versions that run; a later call replaces an earlier one, as when the daemon reports its protocol."""
         gauge = self._gauges["build_info"]
         gauge.clear()
         gauge.labels(version, platform.python_version(), protocol).set(1)
@@ -462,7 +462,7 @@ class Metrics:
         self._log_lines_lost = in_all
 
     def loop_lag(self, lag_s: float) -> None:
-        """Count how much later than asked the event loop ran a timer."""
+        """Count the lateness of a timer on the event loop."""
         self._lag(lag_s)
 
     def spans_exported(self, count: int) -> None:

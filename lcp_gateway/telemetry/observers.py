@@ -1,6 +1,6 @@
 """Observers of purchases, quotes, peers and lnd: they count, log and measure, and decide nothing.
 
-The one module of this room that knows the types of purchases and routing; the rest of telemetry is a leaf.
+The one module of this package that imports purchases and routing; the rest of telemetry is a leaf.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +64,8 @@ class PurchaseObserver(Observer):
         """Record that a provider gave no quote that can be bought."""
         source = ProviderSource.of(peer_id)
         self._metrics.failover("refused" if isinstance(error, Refused) else "failed", source.value)
-        # UNAVAILABLE is the daemon's absence rather than a peer's fault, and most other statuses blame the request.
+        # UNAVAILABLE means that the daemon is unreachable rather than a peer's fault, and most other statuses blame the
+        # request.
         hung = isinstance(error, UpstreamError) and error.status is UpstreamStatus.DEADLINE_EXCEEDED
         if hung or isinstance(error, QuoteMismatch):
             self._trust.failed_to_quote(peer_id)

@@ -144,7 +144,7 @@ class TraceExport:
         ``proxy`` says whether the proxy that the environment names may be used.
 
         Raises:
-            ValueError: a variable of OpenTelemetry's own (``OTEL_…``) makes no sense.
+            ValueError: a variable of OpenTelemetry's own (``OTEL_…``) is not valid.
         """
         url = endpoint if endpoint.endswith(_PATH) else endpoint + _PATH
         session = requests.Session()

@@ -58,7 +58,7 @@ class _CurrentSpan:
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
-        # By now a result may have been paid for: an error of a trace must not stop it.
+        # A result may have been paid for by now: an error of tracing must not stop it.
         with suppress(Exception):
             if self._token is not None:
                 detach(self._token)

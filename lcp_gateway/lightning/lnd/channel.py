@@ -23,7 +23,8 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _KEEPALIVE: tuple[tuple[str, Any], ...] = (
-    # Also bounds how long a connection may live whose other end is gone silently. lnd allows a ping every 5 s.
+    # Also bounds how long a connection may live whose other end vanished without closing it. lnd allows a ping every 5
+    # s.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
 )

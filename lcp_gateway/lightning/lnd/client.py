@@ -1,4 +1,4 @@
-"""The client of lnd: its identity, its channels, and above all whether an invoice was paid.
+"""The client of lnd: its identity, its channels, and payments by the hash of their invoice.
 
 Only calls that read are made here; none can pay.
 """
@@ -286,7 +286,7 @@ class LndClient:
         answer = await self._ask(self._lightning.ListPayments, request)
         payments = []
         for payment in answer.payments:
-            # A malformed one, such as another program's of a kind of its own, must not hide the others.
+            # A malformed one, such as a special payment of another program, must not hide the others.
             with suppress(LndError):
                 payments.append((payment.payment_index, _record(payment)))
         return PaymentPage(

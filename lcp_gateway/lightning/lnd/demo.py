@@ -1,6 +1,6 @@
 """Pays an invoice of our own node, out of the simulated wallet of its customer. No real money moves.
 
-None could: the call goes out in the clear and without a macaroon, which lnd refuses both.
+A real lnd would refuse the call, which is sent in the clear and without a macaroon.
 """
 
 from dataclasses import dataclass, field

@@ -46,11 +46,11 @@ _STATES = MappingProxyType({_SETTLED: InvoiceStatus.SETTLED, _CANCELED: InvoiceS
 
 
 class LndInvoices:
-    """The invoices of one lnd. It is dialled on the first call, and again by itself after it was away.
+    """The invoices of one lnd. It connects on the first call, and reconnects by itself after an outage.
 
-    ``network`` is the prefix that invoices must have ("bc", "bcrt", …), None for the one that lnd says it is on;
-    ``route_hints`` puts lnd's private channels into invoices, without which a node that has no others is not found;
-    ``poll_s`` is the pause between looks for the very first settlement. Made and used in one event loop.
+    ``network`` is the prefix that invoices must have ("bc", "bcrt", …), None for that of lnd's own network;
+    ``route_hints`` puts lnd's private channels into invoices, without which no payer finds a node that has no other
+    channels; ``poll_s`` is the pause between looks for the very first settlement. Made and used in one event loop.
 
     Raises:
         LndNotInstalled: the extra is missing.
@@ -137,7 +137,7 @@ class LndInvoices:
             expiry_s=expiry_s,
         )
         if flaw is not None:
-            # Another node may be behind the address by now: its identity is read anew for the next invoice.
+            # Another node may be behind the address by now: its identity is read again for the next invoice.
             self._identity = None
             raise WrongInvoice(flaw)
         return CreatedInvoice(
@@ -168,7 +168,7 @@ class LndInvoices:
             )
         state = _STATES.get(invoice.state, InvoiceStatus.OPEN)
         if state is not InvoiceStatus.SETTLED:
-            # lnd also returns the preimage of an invoice that is still open. That one is worth money.
+            # lnd also returns the preimage of an open invoice, which must stay secret: it proves a payment.
             return InvoiceState(state)
         fits = sha256(invoice.r_preimage).digest() == payment_hash
         return InvoiceState(
@@ -182,7 +182,7 @@ class LndInvoices:
     async def follow(self, settle_index: int) -> AsyncGenerator[SettledInvoice, None]:
         """Yield every invoice that was settled after ``settle_index``, missed ones first, then as they are settled.
 
-        It never ends but with an error. Invoices of other programs at the same lnd are among them: their index is to be
+        It ends with an error only. It also yields invoices of other programs at the same lnd, whose index is to be
         stored as well. With 0, for "none yet", it begins with the settled ones among lnd's newest invoices.
 
         Raises:

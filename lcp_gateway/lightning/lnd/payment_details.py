@@ -1,7 +1,7 @@
 """Reads the fees and preimages of settled purchases from lnd, in batches, beside the purchases.
 
-The journal holds the missing ones: purchases that were paid and have no fee. So none is forgotten when the gateway
-restarts or lnd is away. lnd's list of payments is read on from its last position; a payment that was skipped there,
+The journal holds the missing ones: purchases that were paid and have no fee. So none is lost when the gateway restarts
+or lnd is unreachable. lnd's list of payments is read on from its last position; a payment that was skipped there,
 because it was in flight for long, is looked up by its hash.
 
 No I/O of its own: it is given lnd and the journal.
@@ -88,7 +88,7 @@ class PaymentDetailsStore(Protocol):
     async def awaited(self, hashes: Sequence[bytes]) -> Mapping[bytes, Sequence[bytes]]:
         """Return the jobs of these payments that have no fee, or none yet; the job that made the payment comes first.
 
-        Several jobs of one payment are one payment all the same: all but the first cost no fee. Where the first has its
+        Several jobs can share one payment: all but the first cost no fee. Where the first has its
         fee, an empty ``bytes`` takes its place.
         """
         ...
@@ -199,7 +199,7 @@ class PaymentDetailsReader:
                 summary = await self.once()
             except (LndError, JournalUnavailable) as error:
                 self._on_error(error)
-                # lnd is found again soon after a restart, and called rarely while it is away for long.
+                # lnd is called again soon after a restart, and rarely during a long outage.
                 pause_s = min(self._times.idle_s, self._times.settling_s * 2.0**failures)
                 failures = min(failures + 1, _MAX_DOUBLINGS)
             else:

@@ -2,7 +2,7 @@
 
 lnd checks the macaroon before the request, so a request that it must refuse shows whether the call is allowed: an
 invoice with two amounts is not added, a payment of a random hash is not found. lnd lists a macaroon's permissions only
-to one that may ask for them, which the gateway's own may not.
+for a macaroon that may ask for them, which the gateway's may not.
 """
 
 import asyncio
@@ -103,7 +103,7 @@ class MacaroonProbe:
         return [it for it in wanted if not await self._is_allowed(it.call)]
 
     async def may_pay(self) -> bool:
-        """Return whether the macaroon is known to allow spending; one that may not ask is taken not to.
+        """Return whether the macaroon is known to allow spending; a macaroon that may not ask is assumed not to.
 
         Raises:
             LndError: lnd does not answer.
@@ -167,7 +167,7 @@ class MacaroonProbe:
             case "Lightning.SubscribeInvoices":
                 request = messages.InvoiceSubscription(settle_index=_NO_SUCH_SETTLEMENT)
                 stream = lightning.SubscribeInvoices(request, metadata=self._metadata)
-                # Silent where it is allowed, and ended at once where it is not.
+                # Without an answer where it is allowed, and ended at once where it is not.
                 await self._listen(stream, _LISTENS_S)
             case "Router.TrackPaymentV2":
                 request = self._stubs.router.TrackPaymentRequest(

@@ -14,11 +14,11 @@ class PaymentState(enum.StrEnum):
     """The state of a payment in lnd."""
 
     IN_FLIGHT = "in_flight"
-    """Begun and not ended, which may last for days: the expiry of its invoice does not end it."""
+    """In flight, which may last for days: the expiry of its invoice does not end it."""
     SETTLED = "settled"
     FAILED = "failed"
     UNKNOWN_TO_LND = "unknown_to_lnd"
-    """This lnd has no record of it. Whether that proves anything is for the caller to judge."""
+    """This lnd has no record of it. The caller decides whether that is evidence."""
 
 
 class FailureReason(enum.StrEnum):
@@ -95,7 +95,7 @@ class InvoiceStatus(enum.StrEnum):
     CANCELED = "canceled"
     """It has expired or was withdrawn, and can no longer be paid."""
     UNKNOWN_TO_LND = "unknown_to_lnd"
-    """This lnd has no record of it. Whether that proves anything is for the caller to judge."""
+    """This lnd has no record of it. The caller decides whether that is evidence."""
 
 
 class InvoiceFlaw(enum.StrEnum):

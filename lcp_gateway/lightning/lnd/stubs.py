@@ -41,7 +41,7 @@ def load_stubs() -> Stubs:
     except ImportError as error:
         raise LndNotInstalled("to ask lnd, install lcp-gateway[lnd]") from error
     finally:
-        # The package narrows the ciphers of every gRPC channel in the process; lnd needs that no more.
+        # The package narrows the ciphers of every gRPC channel in the process; lnd no longer needs that.
         if before is None:
             os.environ.pop(name, None)
         else:

@@ -79,7 +79,7 @@ class LndWatcher:
         self._interval_s = interval_s
         self._is_warned = False
         self.state = LndState()
-        # Stays what it was while lnd is away: it is the same lnd when it comes back.
+        # Stays unchanged while lnd is unreachable: it is the same lnd when it is back.
         self.pays = False
 
     async def run(self) -> None:
@@ -91,7 +91,7 @@ class LndWatcher:
             except LndError as error:
                 self._set(LndState(problem=error.status))
             except Exception as error:
-                # An answer that cannot be read: the state before it must not be believed any longer.
+                # The answer cannot be read: the state before it is no longer valid.
                 self._set(LndState(problem=type(error).__name__))
                 raise
             else:

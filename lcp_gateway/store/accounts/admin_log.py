@@ -1,4 +1,4 @@
-"""The admin log: what administrators did, written in the transaction that does it and never changed."""
+"""The admin log: the actions of administrators, each written in the transaction of the action and never changed."""
 
 import json
 from datetime import datetime
@@ -20,7 +20,7 @@ def write_admin_action(
     target: str,
     **detail: str | int | list[str] | None,
 ) -> None:
-    """Insert an entry in the transaction that does what it says. ``detail`` may hold no name and no secret."""
+    """Insert an entry in the transaction of the action. ``detail`` may hold no name and no secret."""
     row = {"at": to_micros(at), "actor": actor, "action": action, "target": target}
     connection.execute(
         insert(admin_log).inline().values(**row, detail=json.dumps(detail, sort_keys=True))

@@ -1,7 +1,7 @@
-"""Customers' money within one transaction: amounts held, taken and given back, with their ledger entries.
+"""Customers' money within one transaction: amounts held, taken and refunded, with their ledger entries.
 
 The ledger is double entry: every movement is one entry in the customer's book and its opposite in one of the operator's.
-A row of ``balances`` carries the sum of a customer's entries, and what is held of it, so that one locked row is enough
+A row of ``balances`` carries the sum of a customer's entries, and the amount held, so that one locked row is enough
 to know the available balance; the audit proves it equal to the entries.
 """
 
@@ -67,7 +67,7 @@ _INSERT = insert(ledger_entries).inline()
 
 @dataclass(slots=True)
 class _Change:
-    """What one transaction changes of one account."""
+    """The changes of one account in one transaction."""
 
     balance_msat: int = 0
     held_msat: int = 0

@@ -1,4 +1,4 @@
-"""The ledger: what customers have, how it came about, corrections by hand, and the audit.
+"""The ledger: the customers' balances, their movements, corrections by hand, and the audit.
 
 The audit proves that the books agree: entries with one another, balances with entries, holds and charges with purchases.
 It reads everything in one consistent view, in pieces that do not grow with the books.
@@ -319,7 +319,7 @@ class Ledger:
         """Check whether all the books agree with one another. Reads every entry and every charged purchase."""
         found = await self._database.read(audit)
         if (replaced := self._database.replaced) is not None:
-            # The books of a journal that lost everything agree with one another.
+            # The books of an empty journal agree with one another, even if it lost everything.
             return dataclasses.replace(found, problems=(replaced, *found.problems))
         return found
 

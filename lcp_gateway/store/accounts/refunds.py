@@ -1,4 +1,4 @@
-"""Refunds: charges of undelivered purchases that were given back, withheld, or decided on by the operator."""
+"""Refunds: charges of undelivered purchases that were refunded, withheld, or decided on by the operator."""
 
 from datetime import datetime
 
@@ -43,7 +43,7 @@ _DECIDE = (
     update(purchases)
     .where(
         purchases.c.job_id == bindparam("of_job"),
-        # The row is locked and was looked at; this holds even if neither were so.
+        # The row is locked and was checked; the condition makes the update safe even without that.
         purchases.c.refund == Refund.WITHHELD.value,
     )
     .values(
@@ -72,7 +72,7 @@ class Refunds:
         try:
             behind = None if after is None else bytes.fromhex(after)
         except ValueError:
-            # No listing ends there, and nothing follows it.
+            # No listing has this cursor, and no rows follow it.
             return Listing([], None)
         # Stated so that the index of refunds is used.
         query = select(*_COLUMNS).where(purchases.c.refund.is_not(None))

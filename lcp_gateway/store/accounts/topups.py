@@ -81,7 +81,7 @@ class Topups:
         purpose: TopupPurpose = TopupPurpose.TOPUP,
         most_open: int = 0,
     ) -> Topup:
-        """Record an invoice before the payer is shown it. ``most_open`` bounds the unpaid ones of an account; 0 does not.
+        """Record an invoice before the payer is shown it. ``most_open`` bounds the unpaid ones of an account; 0: no bound.
 
         Without an account, for L402, it gets the id of a new one, which is created when the invoice is paid.
 

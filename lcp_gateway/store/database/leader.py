@@ -26,7 +26,7 @@ _SESSION = {
     "tcp_keepalives_count": "3",
 }
 _TAKE = text("SELECT pg_try_advisory_lock(:key)").bindparams(bindparam("key", type_=BigInteger))
-# Asked of the server's own table, so that a pooler in between which swapped the session cannot pass for it.
+# Asked of the server's own table, so that a pooler which swapped the session is noticed.
 _HAS = text(
     "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND granted"
     " AND pid = pg_backend_pid() AND objsubid = 1"
@@ -36,16 +36,16 @@ _HAS = text(
 
 
 class Leadership:
-    """The lead in one matter, which at most one of the gateways on a database has.
+    """The lead for one task, which at most one of the gateways on a database has.
 
     A process has it until it releases it or ends; then the next process that tries takes it. On SQLite it is a lock on
     a file beside the database, on PostgreSQL a lock of a session of its own, whose loss loses the lead.
     """
 
     def __init__(self, database: Database, name: str) -> None:
-        """``name`` is that of the matter: ASCII letters."""
+        """``name`` is that of the task: ASCII letters."""
         if not (name.isascii() and name.isalpha()):
-            raise ValueError("a matter is named with letters")
+            raise ValueError("the name must be ASCII letters")
         self._database = database
         self._name = name
         self._lock: _FileLock | _SessionLock | None = None
@@ -84,7 +84,7 @@ class Leadership:
 
 
 class _FileLock:
-    """A lock on a file of its own. The file stays: a file that is deleted and made anew could be locked twice.
+    """A lock on a file of its own. The file stays: a file that is deleted and created again could be locked twice.
 
     ``take`` raises ``DatabaseUnavailable`` where it cannot be checked.
     """
@@ -140,7 +140,7 @@ class _SessionLock:
         self._engine: AsyncEngine = create_async_engine(
             url,
             poolclass=NullPool,
-            # No transaction: between two checks the session is idle, and keeps the server from cleaning nothing up.
+            # No transaction: between two checks the session is idle, and does not keep the server from cleaning up.
             isolation_level="AUTOCOMMIT",
             connect_args={
                 "timeout": _ANSWER_S,
@@ -188,7 +188,7 @@ class _SessionLock:
         self.is_held = False
         if session is not None:
             with suppress(SQLAlchemyError, OSError):
-                # Ends the session at once, whatever state it is in, and its lock with it.
+                # Ends the session at once, in any state, and releases its lock.
                 await session.invalidate()
             with suppress(SQLAlchemyError, OSError):
                 await session.close()
@@ -199,7 +199,7 @@ def _url_of(connection: Connection) -> URL:
 
 
 def _key_of(name: str) -> int:
-    """Return the signed 64 bits of an advisory lock: the hash of the matter's name."""
+    """Return the signed 64 bits of an advisory lock: the hash of the task's name."""
     return int.from_bytes(
         hashlib.sha256(f"lcp-gateway leader {name}".encode()).digest()[:8], signed=True
     )

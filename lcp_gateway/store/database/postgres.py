@@ -87,13 +87,13 @@ class Absences:
         return tuple(self._absent)
 
     def begin_again(self) -> None:
-        """Start the time anew: the session that looked was lost, and the owners' may have been with it."""
+        """Restart the times: the session that looked was lost, and those of the owners may have been, too."""
         now = self._clock()
         for found in self._absent.values():
             found.free_since = found.looked_at = now
 
     def _make_room(self) -> None:
-        # The one whose last question is the longest ago.
+        # The owner that was asked about the longest time ago.
         while len(self._absent) >= _MOST_WATCHED:
             del self._absent[min(self._absent, key=lambda owner: self._absent[owner].asked_at)]
 
@@ -132,8 +132,8 @@ _ANOTHER = "another database answers at its address"
 class PostgresDatabase:
     """One PostgreSQL database, which any number of gateways may share.
 
-    Needs sessions of its own: a pooler that hands each transaction to another session would lose the sign of life, and is
-    refused at the start.
+    Needs sessions of its own: a pooler that hands each transaction to another session would lose the lock that shows a
+    live process, and is refused at the start.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class PostgresDatabase:
                 await check_sessions_are_own(database._write_engine, url, write_timeout_s)
             if not await database.read(is_current):
                 await database._migrate()
-            # Takes the sign of life before anything is written under this process's name.
+            # Takes the owner's lock before anything is written under this process's name.
             await database.write(lambda _connection: None)
             database.secret = await database.read(repeat_secret)
             database._journal_id = await database.read(journal_id)

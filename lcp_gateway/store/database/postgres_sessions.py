@@ -144,7 +144,7 @@ class Session:
             await self.drop()
 
     async def drop(self) -> None:
-        """Close the connection, whatever state it is in, which ends its locks."""
+        """Close the connection in any state, which releases its locks."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await end_session(connection)

@@ -35,7 +35,7 @@ from sqlalchemy import (
 from lcp_gateway.purchase.states import State
 
 HEAD = "0006"
-"""The newest migration: what ``alembic_version`` holds when the tables are as below."""
+"""The newest migration: the value of ``alembic_version`` for the tables below."""
 
 OPEN_STATES = (State.PAYING, State.UNKNOWN)
 """States in which it is not known whether money moved."""
@@ -50,7 +50,7 @@ _SETTLED = text("state = 'settled'")
 _HAS_REFUND = text("refund IS NOT NULL")
 _OPEN_TOPUP = text("state = 'open'")
 _HAS_REPEAT_KEY = text("repeat_key IS NOT NULL")
-# The only kind of key that SQLite counts up by itself.
+# The only kind of key that SQLite increments by itself.
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")
 
 metadata = MetaData()
@@ -87,7 +87,7 @@ purchases = Table(
     Column("paying_at", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
     Column("updated_at", BigInteger, nullable=False),
-    # The process that wrote the intent, and its own number for it: together they tell one intent from every other.
+    # The process that wrote the intent, and its own number for it: together they identify the intent.
     Column("owner", Text, nullable=False),
     Column("intent_no", BigInteger, nullable=False),
     # The account that is charged, and how: together null where no customer is. The row says it, not a setting, because
@@ -222,7 +222,7 @@ ledger_entries = Table(
     Column("amount_msat", BigInteger, nullable=False),
     Column("cause", Text, nullable=False),
     Column("cause_id", Text, nullable=False),
-    # The last guard against counting something twice.
+    # The last guard against counting a cause twice.
     UniqueConstraint("cause", "cause_id", "book", name="uq_ledger_entries_cause"),
     Index("ix_ledger_entries_book", "book", "id"),
 )

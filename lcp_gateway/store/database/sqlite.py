@@ -78,7 +78,7 @@ def _report(loop: asyncio.AbstractEventLoop, how: Callable[..., None], *argument
     try:
         loop.call_soon_threadsafe(how, *arguments)
     except RuntimeError:
-        # The loop is closed: no caller waits any more.
+        # The event loop is closed: no caller waits any more.
         return
 
 
@@ -287,7 +287,7 @@ def _engine(path: Path, busy_timeout_s: float, *, begin: str) -> Engine:
         poolclass=NullPool,
         connect_args={
             "timeout": busy_timeout_s,
-            # We begin transactions ourselves: the driver's begin too late to keep other processes out.
+            # Transactions are begun explicitly: the driver's own begin too late to keep other processes out.
             "isolation_level": None,
             # One thread uses it; another may close it when the first hangs.
             "check_same_thread": False,

@@ -1,9 +1,9 @@
 """Statements of the repositories: compiled once for the journal, and the ways in which rows are read and listed.
 
-SQLAlchemy prepares each row of parameters, and each list of an ``IN``, anew at each call, which for the journal's short
-rows takes several times as long as SQLite needs for them. So the journal's statements are compiled once and then handed
-to the driver as they are: their values are plain integers, text and bytes, which every driver takes and returns as they
-are.
+SQLAlchemy prepares each row of parameters, and each list of an ``IN``, again at each call, which for the journal's
+short rows takes several times as long as SQLite needs for them. So the journal's statements are compiled once and then
+handed to the driver as they are: their values are plain integers, text and bytes, which every driver takes and returns
+as they are.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""A purchase as the journal has it, and filters and pages of purchases."""
+"""A purchase in the journal, and filters and pages of purchases."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

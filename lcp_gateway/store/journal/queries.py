@@ -52,7 +52,7 @@ _ORDER = (
 
 _IS_LOST = and_(
     purchases.c.state == State.UNDELIVERED.value,
-    # Where nothing is known of its end, it counts.
+    # A purchase with an unknown ending counts.
     not_(
         or_(
             *(
@@ -72,7 +72,7 @@ _COST = purchases.c.price_msat + func.coalesce(purchases.c.fee_msat, purchases.c
 
 @dataclass(frozen=True, slots=True)
 class Spend:
-    """Spending in one period on one model of one peer with one key.
+    """Spending in one period, on one model of one peer, with one key.
 
     ``settled_msat`` is certain, ``unknown_msat`` may turn out not to have been paid; both include fees, estimated where
     the real ones are not known. ``undelivered_msat`` is the part of ``settled_msat`` that brought no result.

@@ -1,4 +1,4 @@
-"""The receipt of a purchase in the journal, which anyone can check."""
+"""The receipt of a purchase in the journal, which any party can verify."""
 
 from collections.abc import Mapping, Sequence
 

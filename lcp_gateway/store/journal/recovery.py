@@ -176,7 +176,7 @@ async def resolve(
 
 
 class _NotYetGone(Exception):
-    """The owner's lock is free, and for too short to know that the owner is gone."""
+    """The owner's lock is free, but not yet long enough to prove that the owner is gone."""
 
 
 def _sweep_some(

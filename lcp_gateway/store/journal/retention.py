@@ -1,4 +1,4 @@
-"""Retention: old purchases are deleted once they have ended, and old repeat keys are released."""
+"""Retention: ended purchases are deleted when they are old, and old repeat keys are released."""
 
 from dataclasses import dataclass
 from datetime import datetime

@@ -148,7 +148,8 @@ _UPDATE = (
     update(purchases)
     .where(
         purchases.c.job_id == bindparam("of_job"),
-        # The row is locked and the move was checked against the table of states; this holds even if neither did.
+        # The row is locked and the move was checked against the table of states; the condition makes the update safe
+        # even without that.
         purchases.c.state == bindparam("from_state"),
     )
     .values(
@@ -177,7 +178,7 @@ def insert_rows(connection: Connection, rows: Sequence[Mapping[str, object]]) ->
 
 
 def values_of(intent: Intent, number: int, owner: str, at: int) -> dict[str, object]:
-    """Return the row of an intent; ``number`` tells it from every other of its owner."""
+    """Return the row of an intent; ``number`` is unique for its owner."""
     quote = intent.quote
     return {
         "job_id": quote.job_id,

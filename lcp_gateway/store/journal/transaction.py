@@ -55,7 +55,7 @@ NOTHING_NEW = PurchaseUpdate()
 
 @dataclass(frozen=True, slots=True)
 class IntentEntry:
-    """An intent to write. ``number`` tells it from every other of the same process."""
+    """An intent to write. ``number`` is unique within the process."""
 
     number: int
     intent: Intent
@@ -84,9 +84,9 @@ class JournalProblemKind(enum.StrEnum):
     LATE_NOTE = "late_note"
     """The state table has no such move from the purchase's state, or it is in that state: left as it is."""
     SWEPT = "swept"
-    """A result of this process was delivered after another process had taken this one for dead.
+    """A result of this process was delivered after another process had mistaken this one for dead.
 
-    Its purchase stays ``undelivered``: a refund is not taken back.
+    Its purchase stays ``undelivered``: a refund is not reversed.
     """
     UNKNOWN_JOB = "unknown_job"
     """An update of a purchase that the journal does not have."""
@@ -101,7 +101,7 @@ class JournalProblemKind(enum.StrEnum):
 
     @property
     def is_grave(self) -> bool:
-        """Whether it is an error; the rest are notes without effect, such as one about an intent that was taken back."""
+        """Whether it is an error; the rest are informational, such as one about an intent that was withdrawn."""
         return self in {self.NOTE_LOST, self.NOTE_REFUSED, self.SWEPT, self.UNAVAILABLE}
 
 
@@ -408,14 +408,14 @@ class JournalTransaction:
         return InsufficientBalance(entry.intent.quote, charge.amount_msat, available_msat)
 
     def _report(self, entry: UpdateEntry, kind: JournalProblemKind, detail: str) -> None:
-        # An intent that is withdrawn was not paid: there is nothing to report.
+        # A withdrawn intent was not paid, so there is nothing to report.
         if entry.withdraws is None:
             self._problems.append(JournalProblem(kind, detail, entry.job_id, entry.state))
 
 
 def _taken_for_dead(row: PurchaseRow) -> str:
     became = {
-        Refund.GIVEN.value: "its charge was refunded and stays so",
+        Refund.GIVEN.value: "its charge stays refunded",
         Refund.WITHHELD.value: "its refund is withheld until an operator decides",
     }
     refund = became.get(row.refund or "", "its charge did not change")

@@ -138,7 +138,7 @@ class JournalWriter:
     def suspect(self, reason: str) -> None:
         """Record another writer's error, and probe until the database can be written again.
 
-        Otherwise a gateway without requests would pass for one that can pay.
+        Otherwise a gateway without requests would still report that it can pay.
         """
         if self._trouble is None and not self._closing:
             self._set_trouble(reason)
@@ -433,7 +433,7 @@ def _refuse(waiting: _Waiting, refusal: Refused) -> None:
 
 
 class NullJournal:
-    """A ``PurchaseJournal`` that is off: it writes nothing and keeps no budget."""
+    """The ``PurchaseJournal`` of a disabled journal: it writes nothing and keeps no budget."""
 
     async def intend(self, intent: Intent, budgets: Sequence[Budget] = ()) -> None:
         """Do nothing: the purchase may be paid."""

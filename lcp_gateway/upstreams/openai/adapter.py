@@ -45,9 +45,9 @@ _PATHS = {
 _QUOTE_LASTS = timedelta(seconds=300)
 _MAX_RESULT_BYTES = 32 * 1024 * 1024
 _CONNECT_TIMEOUT_S = 5.0
-# The node's system refuses a request that meets its close within one round trip; a node that took it fails later.
+# A closed connection refuses the request within one round trip; a node that accepted the request fails later.
 _CLOSE_KNOWN_S = 0.5
-# aiohttp wants longer bodies as a file, so as to write them in pieces.
+# aiohttp writes longer bodies in pieces only from a file.
 _LONG_BODY_BYTES = 1024 * 1024
 _MAX_LIST_BYTES = 8 * 1024 * 1024
 _NO_LIST = frozenset(

@@ -1,4 +1,4 @@
-"""A virtual node as the operator set it up, and the connections to it."""
+"""A virtual node as the operator configured it, and the connections to it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ MAX_HEADERS: Final = 1024
 class VirtualNode:
     """A virtual node as the operator set it up.
 
-    ``base_url`` ends where ``/chat/completions`` begins. ``models`` is empty where the node's own list counts;
+    ``base_url`` ends where ``/chat/completions`` begins. ``models`` is empty where the node's own list is used;
     ``kinds`` are the kinds of task that its endpoints take.
     """
 

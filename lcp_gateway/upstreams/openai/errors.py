@@ -39,7 +39,7 @@ _STATUSES: Mapping[int, UpstreamStatus] = {
     HTTPStatus.NOT_IMPLEMENTED: UpstreamStatus.UNIMPLEMENTED,
     HTTPStatus.GATEWAY_TIMEOUT: UpstreamStatus.DEADLINE_EXCEEDED,
 }
-# These are between the node and its operator: the client can do nothing about them, and their text may quote a key.
+# The operator has to resolve these; the client cannot, and their text may quote a key.
 _OPERATOR_PROBLEMS: Mapping[int, str] = {
     HTTPStatus.UNAUTHORIZED: "the node refused the gateway's credentials",
     HTTPStatus.FORBIDDEN: "the node refused the gateway's credentials",

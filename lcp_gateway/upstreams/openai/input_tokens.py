@@ -57,7 +57,7 @@ class TokenCounter:
         return None if node is None else await self.count(node, body, timeout_s)
 
     async def count(self, node: VirtualNode, body: bytes, timeout_s: float) -> int | None:
-        """Return the tokens of a request for a response, in at most ``timeout_s``; None where the node does not tell."""
+        """Return the tokens of a request for a response, in at most ``timeout_s``; None without an answer."""
         if self._closed or self._is_known_not_to(node):
             return None
         try:

@@ -1,4 +1,4 @@
-"""Watches the virtual nodes: which are up, with which models. A node that is down leaves the catalog by itself."""
+"""Watches the virtual nodes: which are up, with which models. A node that is down is removed from the catalog."""
 
 import asyncio
 import math
@@ -50,7 +50,7 @@ class WatchedNode:
         self.told = False
 
     def described_as(self, node: VirtualNode) -> "WatchedNode":
-        """Return the same node with changed settings, believed to be as it was until it is probed."""
+        """Return the same node with changed settings, with its state unchanged until it is probed."""
         other = WatchedNode(node, self.state.since)
         other.state, other.told = self.state, self.told
         other.listed, other.provider = self.listed, self.provider
@@ -59,8 +59,8 @@ class WatchedNode:
     def facts_of(self, listed: Iterable[ListedModel]) -> Iterable[tuple[str, ModelFacts]]:
         """Yield the facts of each model once.
 
-        Some servers give the time of the request as the time of creation; the first one stays, or each list would look
-        like a new one.
+        Some servers return the time of the request as the time of creation; the first one stays, or each list would
+        look like a new one.
         """
         known = {} if self.provider is None else self.provider.facts
         seen = set()
@@ -131,8 +131,7 @@ class NodeWatch:
     ) -> None:
         """Watch these nodes from now on; the upstream must know them already.
 
-        An unchanged one keeps its state. One with changed settings is believed to be as it was until its probe, which
-        is at once.
+        An unchanged one keeps its state. One with changed settings keeps its state until its probe, which is at once.
         """
         self._refresh_s, self._timeout_s, self._describe = refresh_s, timeout_s, describe
         before = self._watched
@@ -151,7 +150,7 @@ class NodeWatch:
             if name not in self._watched:
                 self._on_gone(watched.node.name)
         for watched in self._watched.values():
-            # The pause before each next probe is computed anew.
+            # The pause before each next probe is recomputed.
             watched.reported.set()
         self._exchanged.set()
 
@@ -172,7 +171,7 @@ class NodeWatch:
     async def refresh_if_stale(self) -> None:
         """Probe the nodes that were not probed within the last second, and wait half a second for them at most.
 
-        For a request that found no provider: it should find a node that has just come, and not wait for one that hangs.
+        For a request that found no provider: it should find a node that is just up, and not wait for one that hangs.
         """
         now = self._clock()
         stale = [
@@ -208,7 +207,7 @@ class NodeWatch:
                     watched.probing.cancel()
 
     def down(self, provider_id: str) -> None:
-        """Take a node out at once, since a task could not connect; it is probed again soon."""
+        """Mark a node as down at once, since a task could not connect; it is probed again soon."""
         watched = self._watched.get(provider_id)
         if watched is None:
             return

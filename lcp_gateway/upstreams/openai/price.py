@@ -18,7 +18,7 @@ _MS_PER_MINUTE = 60_000
 # Ordinary text has more than two bytes to a token in every tokenizer in use, and a prompt that is given as numbers has
 # a digit and a comma to each. Text made of single symbols can have more tokens; the charge still stops at the ceiling.
 _LEAST_BYTES_PER_TOKEN = 2
-# 10,000 BTC: more than any limit allows, so that the price of a wild max_tokens still fits the journal's 64 bits.
+# 10,000 BTC: above every limit, so that the price of a wild max_tokens still fits the journal's 64 bits.
 _MOST_MSAT = 10**15
 _USUAL_TOKENS = 500
 _USUAL_MS = 10_000

@@ -1,4 +1,4 @@
-"""A virtual node's result, checked as it is read, so that a cut one never passes for a whole one."""
+"""A virtual node's result, checked as it is read, so that a cut one is never taken for a whole one."""
 
 import asyncio
 import hashlib

@@ -315,7 +315,7 @@ async def test_a_result_delivered_after_its_owner_was_taken_for_dead_is_reported
     await written(live)
     told = [problem for problem in problems if problem.kind is JournalProblemKind.SWEPT]
     assert [(problem.job_id, problem.state) for problem in told] == [(job(1), State.DELIVERED)]
-    assert "refunded and stays so" in told[0].detail
+    assert "its charge stays refunded" in told[0].detail
     found = await Books(other).purchase(job(1))
     assert (found.state, found.refund) == (State.UNDELIVERED, Refund.GIVEN)
     assert (found.ended_by, found.received) == LOST_BY_CRASH
