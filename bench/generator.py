@@ -1,6 +1,6 @@
 """A load generator's process: ``python -m bench.generator http|grpc WHERE WORKLOAD``.
 
-Prints "measuring" when the warm-up is over, and what it saw as JSON when the time is up, so that whoever started it can
+Prints "measuring" when the warm-up is over, and its result as JSON when the time is up, so that its parent process can
 read the CPU clock of the program under test at both moments.
 """
 

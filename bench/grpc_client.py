@@ -1,4 +1,4 @@
-"""The same questions put to the daemon itself, over gRPC: what the gateway's figures are compared with."""
+"""The same requests to the daemon itself, over gRPC: the baseline of the gateway's figures."""
 
 import asyncio
 import time
@@ -62,7 +62,7 @@ class Client:
 async def start_clients(
     where: str, workload: Workload, tally: Tally
 ) -> Callable[[], Awaitable[None]]:
-    """Let all clients ask the daemon at ``where`` (a gRPC target), over one channel; gives what ends them."""
+    """Start all clients of the daemon at ``where`` (a gRPC target), over one channel; return a function that stops them."""
     channel = grpc.aio.insecure_channel(where)
     stub: Any = LCPDServiceStub(channel)
     peer_id = await _seller(stub, workload.model)

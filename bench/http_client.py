@@ -1,4 +1,4 @@
-"""HTTP clients that do as little as can be done: a kept connection, one write a request, no parsing but for the end."""
+"""HTTP clients with as little work as possible: a kept connection, one write a request, no parsing but for the end."""
 
 import asyncio
 import time
@@ -73,7 +73,7 @@ class Client(asyncio.Protocol):
 async def start_clients(
     where: str, workload: Workload, tally: Tally
 ) -> Callable[[], Awaitable[None]]:
-    """Connect all clients to ``where`` ("host:port") and let them ask; gives what ends them."""
+    """Connect all clients to ``where`` ("host:port") and start them; return a function that stops them."""
     host, _, port = where.rpartition(":")
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: {where}\r\nContent-Type: application/json\r\n"

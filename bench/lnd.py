@@ -21,7 +21,7 @@ _LEARNT_WITHIN_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One turn: what the load generator saw, and CPU seconds of the gateway for a purchase."""
+    """One turn: the load generator's result, and CPU seconds of the gateway for a purchase."""
 
     load: Load
     cpu_s: float
@@ -29,7 +29,7 @@ class Measured:
 
 @contextlib.contextmanager
 def _lnd(folder: Path, paid: Path) -> Iterator[dict[str, str]]:
-    """Run lnd's stand-in; gives the settings of a gateway that asks it."""
+    """Run lnd's stand-in; yield the settings of a gateway that uses it."""
     certificate, key, macaroon = folder / "tls.cert", folder / "tls.key", folder / "m.macaroon"
     subprocess.run(
         [
@@ -72,7 +72,7 @@ def _all_learnt(folder: Path) -> str:
     while True:
         bought, without_fee = _unlearnt(folder)
         if not without_fee or time.monotonic() > deadline:
-            return f"fees learnt: {bought - without_fee} of {bought}"
+            return f"fees recorded: {bought - without_fee} of {bought}"
         time.sleep(0.2)
 
 

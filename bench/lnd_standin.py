@@ -1,7 +1,7 @@
-"""A stand-in for lnd in a process of its own: TLS, and the calls that a gateway makes of an lnd that it learns from.
+"""A stand-in for lnd in a process of its own: TLS, and the calls that a gateway makes to read fees and preimages.
 
 ``python -m bench.lnd_standin CERTIFICATE KEY PAID PORT`` serves until standard input ends. It knows the payments whose preimages the
-stand-in daemon wrote to the file ``PAID``, 32 bytes each, with a route of three hops each as lnd tells it.
+stand-in daemon wrote to the file ``PAID``, 32 bytes each, with a route of three hops each in lnd's format.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ def _payment(index: int, preimage: bytes):
 
 
 class Lightning(_STUBS.lightning_grpc.LightningServicer):
-    """The node's own calls, of those that are made."""
+    """The calls of the service Lightning that the gateway makes."""
 
     def __init__(self, paid: Path) -> None:
         self._paid = paid

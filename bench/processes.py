@@ -51,7 +51,7 @@ def _process(*arguments: str, output: int = subprocess.DEVNULL, **environment: s
 
 @contextlib.contextmanager
 def stand_in(folder: Path, pause_s: float, paid: Path | str = "") -> Iterator[str]:
-    """Run the stand-in daemon; gives its address. What it was paid for is written to the file ``paid``, if one is named."""
+    """Run the stand-in daemon; yield its address. It writes the preimages of paid jobs to the file ``paid``, if one is named."""
     path = folder / "standin.sock"
     with _process("-m", "bench.standin", f"unix:{path}", str(pause_s), str(paid)):
         _wait_for_socket(path)
@@ -60,7 +60,7 @@ def stand_in(folder: Path, pause_s: float, paid: Path | str = "") -> Iterator[st
 
 @contextlib.contextmanager
 def lnd_stand_in(certificate: Path, key: Path, paid: Path) -> Iterator[str]:
-    """Run the stand-in for lnd, which knows what the stand-in daemon was paid for; gives its address."""
+    """Run the stand-in for lnd, which knows the stand-in daemon's payments; yield its address."""
     port = _free_port()
     arguments = [str(it) for it in (certificate, key, paid, port)]
     with _process("-m", "bench.lnd_standin", *arguments):
@@ -70,7 +70,7 @@ def lnd_stand_in(certificate: Path, key: Path, paid: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def embedded_node(folder: Path, pause_s: float) -> Iterator[str]:
-    """Run the embedded node by itself; gives its address."""
+    """Run the embedded node by itself; yield its address."""
     path = folder / "node.sock"
     pace = ("--tokens-per-second", str(1 / pause_s)) if pause_s else ()
     listen = ("--listen", f"unix:{path}", "--exit-with-stdin")
@@ -116,7 +116,7 @@ def gateway(folder: Path, daemon: str | None, **settings: str) -> Iterator[Gatew
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What a load cost the gateway: CPU seconds of its own process, and its largest resident size meanwhile."""
+    """The gateway's use during a load: CPU seconds of its own process, and its largest resident size."""
 
     cpu_s: float
     peak_rss_bytes: int

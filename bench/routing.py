@@ -33,7 +33,7 @@ from lcp_gateway.routing.selection import Selector
 _CHAT = TaskKind.CHAT_COMPLETIONS
 _MICRO, _MILLI = 1e6, 1e3
 _GOLDEN = 0.618034
-# Once this is over, everything that is held for a second is made anew.
+# After this time, everything that is cached for a second is computed again.
 _PAST_A_SECOND_S = 1.5
 _NAMES = ("llama-{n}-8b", "Qwen2.5-Coder-{n}-14B", "vendor/chat-{n}-70b", "plain-{n}")
 _SETTLED = TrustRules(
@@ -42,7 +42,7 @@ _SETTLED = TrustRules(
 
 
 class Clock:
-    """A clock in seconds that only the bench turns, so that what is held for a second is held or not, as measured."""
+    """A clock in seconds that the bench sets, so that entries cached for a second are fresh or expired as measured."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -107,12 +107,12 @@ class Market:
             if number % 10:
                 self.measure(next(self._pairs))
         for provider in self.catalog.providers:
-            # The breaker has heard of everybody, as in a gateway that has run for a while.
+            # The breaker knows every provider, as in a gateway that has run for a while.
             standings.failed_to_quote(provider.peer_id)
             standings.quoted(provider.peer_id)
 
     def measure(self, pair: tuple[str, str]) -> None:
-        """Tell what a purchase tells: a price, work begun and ended, and its pace."""
+        """Record the measurements of one purchase: its price, start, end and pace."""
         provider_id, model = pair
         took_s = 1.0 + sum(map(ord, provider_id + model)) % 97 / 10.0
         self.records.quoted(provider_id, model, round(1_000 * took_s))
@@ -124,7 +124,7 @@ class Market:
             )
 
     def measure_next(self) -> None:
-        """Something comes in about the next pair of all."""
+        """Record a measurement of the next pair of provider and model."""
         self.measure(next(self._pairs))
 
 
@@ -187,7 +187,7 @@ def _cost(
     rounds: int,
     before: Callable[[], object] | None = None,
 ) -> Cost:
-    """Give the CPU of one call; ``before`` is done ahead of each and not counted."""
+    """Return the CPU of one call; ``before`` runs ahead of each and is not counted."""
     found = []
     for _ in range(rounds):
         used = 0.0
@@ -207,7 +207,7 @@ def _cost(
 
 
 def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run what never waits, without the cost of a loop."""
+    """Run a coroutine that never waits, without the cost of an event loop."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
@@ -241,7 +241,7 @@ def _decisions(market: Market, bodies: dict[str, bytes], table: Table, rounds: i
         return market.auto.decide(offers, _CHAT, answer_mode(small), wish, needs, market.draw())
 
     def told() -> None:
-        # The one that was chosen, so that what is known of the foremost changes, and somebody else.
+        # The chosen provider, so that measurements of the shortlist change, and another one.
         chosen = market.auto.decide(
             offers, _CHAT, answer_mode(small), wish, needs, 0.0
         ).chosen.entry
@@ -278,7 +278,7 @@ def _decisions(market: Market, bodies: dict[str, bytes], table: Table, rounds: i
         table.line(f"  checks, task and hash, {name}", _cost(apart, calls=100, rounds=rounds))
         table.line(f"  all: checks, choice, splice, {name}", _cost(whole, calls=100, rounds=rounds))
     table.line(
-        "the first decision in a second: the shortlist anew",
+        "the first decision in a second: a new shortlist",
         _cost(decide, calls=10, rounds=rounds, before=a_second_goes),
     )
 
@@ -301,7 +301,7 @@ async def _list(market: Market, table: Table, rounds: int) -> None:
 
     size = len(_run(market.models.list(None)).body)  # type: ignore[arg-type]
     table.head(f"GET /v1/models ({size / 1024:.0f} KiB)")
-    table.line("written anew", _cost(render, calls=5, rounds=rounds, before=a_second_goes))
+    table.line("rendered again", _cost(render, calls=5, rounds=rounds, before=a_second_goes))
     table.line("held", _cost(render, calls=200, rounds=rounds))
 
     async def nothing(_request: web.Request) -> web.Response:
@@ -314,7 +314,7 @@ async def _list(market: Market, table: Table, rounds: int) -> None:
     async with TestClient(TestServer(app)) as client:
         for what, path, step_s in (
             ("an empty answer, for comparison", "/nothing", 0.0),
-            ("/v1/models, written anew", "/v1/models", _PAST_A_SECOND_S),
+            ("/v1/models, rendered again", "/v1/models", _PAST_A_SECOND_S),
             ("/v1/models, held", "/v1/models", 0.0),
         ):
             found = []

@@ -1,4 +1,4 @@
-"""A daemon that costs next to nothing: every quote is right and signed, every result stands ready as bytes.
+"""A stand-in daemon with very little CPU: every quote is valid and signed, every result is prepared as bytes.
 
 ``python -m bench.standin ADDRESS [PAUSE_S [PAID]]`` serves until standard input ends. Its one peer sells ``MODEL``; a
 stream is ``CHUNKS`` events of about 130 bytes, sent without a pause unless ``PAUSE_S`` sets one between them. The preimage

@@ -38,7 +38,7 @@ _PACED_CLIENTS = 32
 
 
 def measure_store(items: int) -> None:
-    """Put ``items`` of 100 KiB, put together from pieces as a stream's are, and print what the process grew by."""
+    """Put ``items`` of 100 KiB, assembled from pieces as a stream's are, and print by how much the process grew."""
     limits = StoreLimits(items_per_owner=items, bytes_in_all=_BUDGET_BYTES, keep_s=86_400.0)
     store: ResponseStore[Item] = ResponseStore(limits)
     me = psutil.Process()
@@ -87,7 +87,7 @@ def _name(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one stretch of load came to: what its clients saw, and the gateway's CPU meanwhile."""
+    """The result of one period of load: its clients' results, and the gateway's CPU meanwhile."""
 
     load: Load
     cpu_s: float
@@ -105,7 +105,7 @@ class Round:
 async def _asking(gateway: Gateway, clients: int, tally: Tally, *, store: bool):
     """Have clients ask for one stream after another."""
     body = json.dumps(
-        # As most clients ask, who say nothing of it: that is to store.
+        # As most clients, which do not set ``store``: the response is stored.
         {
             "model": MODEL,
             "input": "hello you",
@@ -126,7 +126,7 @@ async def _asking(gateway: Gateway, clients: int, tally: Tally, *, store: bool):
     finally:
         for client in asking:
             client.close()
-        # What was cut is let go before the next begins.
+        # Cut streams are released before the next round begins.
         await asyncio.sleep(0.5)
 
 
@@ -142,7 +142,7 @@ async def _round(gateway: Gateway, clients: int, seconds: float, *, store: bool)
 
 
 async def _fill(gateway: Gateway, clients: int, streams: int) -> tuple[Load, int]:
-    """Have so many streams stored; gives what the clients saw, and the gateway's largest resident size."""
+    """Have so many streams stored; return the clients' results, and the gateway's largest resident size."""
     tally = Tally()
     started = time.perf_counter()
     tally.begin(started)
@@ -192,7 +192,7 @@ async def _compare(gateway: Gateway, clients: int, seconds: float, rounds: int, 
 
 
 async def _measure(gateway: Gateway, node: Node, arguments: argparse.Namespace) -> None:
-    # What the gateway holds anyway, as answers for those who ask again, is there before it is weighed.
+    # Answers that the gateway holds for repeats are in memory before it is measured.
     clients, seconds, rounds = arguments.clients, arguments.seconds, arguments.rounds
     await _round(gateway, clients, seconds, store=False)
     before = gateway.rss_bytes()

@@ -1,4 +1,4 @@
-"""A node that costs next to nothing: an HTTP server in a thread, whose streams of responses stand ready as bytes."""
+"""A stand-in node with very little CPU: an HTTP server in a thread, whose streams of responses are prepared as bytes."""
 
 import asyncio
 import contextlib

@@ -10,7 +10,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A number of clients: what they saw of the daemon directly, of the gateway, and what that cost the gateway."""
+    """A number of clients: their results with the daemon directly and with the gateway, and the gateway's CPU and memory."""
 
     clients: int
     direct: Load

@@ -18,13 +18,13 @@ from lcp_gateway.purchase.tracing import NO_TRACING, TraceStep, Tracing
 
 _PROMPT = "word " * 90
 _MICRO, _MILLI = 1e6, 1e3
-# Nobody listens there.
+# No server listens there.
 _NOWHERE = "http://127.0.0.1:9"
 _EMPTY = "empty"
 
 
 class _Sink(BaseHTTPRequestHandler):
-    """A collector that takes everything and looks at nothing."""
+    """A collector that accepts everything and decodes nothing."""
 
     protocol_version = "HTTP/1.1"
 
@@ -50,7 +50,7 @@ def _collector() -> Iterator[str]:
         server.server_close()
 
 
-# The calls by themselves.
+# The calls alone.
 
 
 def _facts() -> dict[str, str | int]:
@@ -58,7 +58,7 @@ def _facts() -> dict[str, str | int]:
 
 
 def _one_request(tracing: Tracing) -> None:
-    """Make the calls that a streamed request makes, and nothing else."""
+    """Make only the tracing calls of a streamed request."""
     with tracing.request((), ()) as root:
         for step in (TraceStep.ROUTE, TraceStep.QUOTE, TraceStep.PAY, TraceStep.STREAM):
             with tracing.span(step) as span:
@@ -71,7 +71,7 @@ def _one_request(tracing: Tracing) -> None:
 
 
 def _cost(work: Callable[[], object], calls: int, rounds: int) -> float:
-    """Give the CPU of one call, in the least disturbed round."""
+    """Return the CPU of one call, in the least disturbed round."""
     found = []
     for _ in range(rounds):
         started = time.thread_time()
@@ -103,7 +103,7 @@ def _measure_calls(rounds: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One turn: what the load generator saw, and CPU seconds of the gateway for a request."""
+    """One turn: the load generator's result, and CPU seconds of the gateway for a request."""
 
     load: Load
     cpu_s: float
@@ -146,7 +146,7 @@ def _measure_program(arguments: argparse.Namespace) -> None:
                 "LCP_GATEWAY_OTLP_ENDPOINT": collector,
                 "LCP_GATEWAY_TRACE_RATIO": "0.1",
             },
-            "on, nobody there": {"LCP_GATEWAY_OTLP_ENDPOINT": _NOWHERE},
+            "on, no collector": {"LCP_GATEWAY_OTLP_ENDPOINT": _NOWHERE},
         }
         gateways = {}
         for what, more in settings.items():
@@ -164,7 +164,7 @@ def _measure_program(arguments: argparse.Namespace) -> None:
                     warm_up_s=0.5,
                 )
                 turns: dict[str, list[Measured]] = {what: [] for what in gateways}
-                # In turn, so that whatever else the machine does falls on all of them alike.
+                # In turn, so that other load on the machine affects all of them alike.
                 for _ in range(arguments.rounds):
                     for what, gateway in gateways.items():
                         turns[what].append(_turn(gateway, workload))

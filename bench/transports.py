@@ -38,7 +38,7 @@ LINES = (
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the load generator saw, and the CPU seconds of the gateway for one request or chunk."""
+    """The load generator's result, and the CPU seconds of the gateway for one request or chunk."""
 
     load: Load
     cpu_s: float

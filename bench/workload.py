@@ -1,4 +1,4 @@
-"""What is asked, how often and by whom: the contract between the bench and its load generators."""
+"""The workload and its result: the contract between the bench and its load generators."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ class Workload:
 
     @property
     def body(self) -> bytes:
-        """The request, the same for everyone."""
+        """The request's body, the same for all clients."""
         document = {
             "model": self.model,
             "messages": [{"role": "user", "content": self.prompt}],
@@ -35,7 +35,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a load generator saw between its two lines; times in seconds.
+    """A load generator's result between its two lines; times in seconds.
 
     ``requests`` are those that ended; ``chunks`` all that came, counted as events. ``first`` is the time to the first
     byte or chunk of a result, ``total`` to its end.
@@ -59,7 +59,7 @@ class Load:
 
 
 class Tally:
-    """Collects what the clients of one generator see; what ends before ``begin`` is warm-up."""
+    """Collects the results of one generator's clients; requests that end before ``begin`` are warm-up."""
 
     def __init__(self) -> None:
         self._first: list[float] = []

@@ -70,7 +70,7 @@ class _Pages(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="session")
 def pages_port() -> Iterator[int]:
-    """Where pages are served that are not the gateway's."""
+    """The port of a server of other pages."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Pages)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -81,7 +81,7 @@ def pages_port() -> Iterator[int]:
 
 
 class Watched:
-    """A gateway without keys, and what a page made it do."""
+    """A gateway without keys, with its answers and the node's events."""
 
     def __init__(self, running) -> None:
         self.running = running
@@ -107,7 +107,7 @@ class Watched:
         return self.statuses()
 
     def bought(self) -> int:
-        """How many quotes were asked for or taken, and payments made, by the node's own count."""
+        """The number of quotes, accepts and payments in the node's events."""
         return len(self.running.events("quote") + self.running.events("accept"))
 
 
@@ -124,7 +124,7 @@ def closed(pages_port) -> Iterator[Watched]:
 
 @pytest.fixture(scope="session")
 def wide_open() -> Iterator[Watched]:
-    """One that answers to any name and any page: what shows that the pages of these tests are dangerous."""
+    """A gateway that accepts any host and any origin: the control of these tests."""
     settings = {
         "LCP_GATEWAY_ALLOWED_HOSTS": "*",
         "LCP_GATEWAY_CORS_ORIGINS": "*",

@@ -13,7 +13,7 @@ BODY = json.dumps({"model": "echo-1", "messages": [{"role": "user", "content": "
 CHAT = "/v1/chat/completions"
 REFUSED = {403, 421}
 
-# Each is a function of the gateway's URL and a body, and gives what the page could read of the answer, or nothing.
+# Each is a function of the gateway's URL and a body, and returns the part of the answer that the page could read, or nothing.
 FORM = """(kind) => ([url, body]) => new Promise((done) => {
   const form = document.createElement('form');
   form.method = 'POST'; form.action = url + '/v1/chat/completions'; form.enctype = kind; form.target = 'sink' + Math.random();
@@ -98,7 +98,7 @@ async def read(page, how: str, url: str) -> str:
 async def test_a_page_of_another_origin_buys_nothing_and_reads_nothing(
     page, closed, pages_port, host
 ):
-    """A10: a form and ``fetch(no-cors)`` bought; another port of this machine is another origin too."""
+    """Once a form and ``fetch(no-cors)`` bought. Another port of this machine is another origin too."""
     before = closed.bought()
     await is_at(page, host, pages_port)
     for how in SPENDING:
@@ -110,7 +110,7 @@ async def test_a_page_of_another_origin_buys_nothing_and_reads_nothing(
 
 @pytest.mark.parametrize("how", ["a form of plain text", "fetch without cors", "a beacon"])
 async def test_the_same_pages_buy_where_the_guard_is_turned_off(page, wide_open, pages_port, how):
-    """What the guard keeps away is real: these requests are bought where any page may call."""
+    """A control: without the guard these requests are bought."""
     wide_open.begin()
     before = wide_open.bought()
     await is_at(page, STRANGER, pages_port)
@@ -196,7 +196,7 @@ async def is_rebound(page, port: int) -> None:
 
 
 async def test_a_rebound_name_buys_nothing(page, closed):
-    """A10: bought, and the page read the answer."""
+    """Once such a request bought an answer, and the page could read it."""
     before = closed.bought()
     await is_rebound(page, closed.port)
     for how in SPENDING:

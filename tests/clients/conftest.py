@@ -1,4 +1,4 @@
-"""Two gateways for all clients, one open and one guarded, and an account of what a test made the node do."""
+"""Two gateways for all clients, one open and one with a key, and the node's events during a test."""
 
 from dataclasses import dataclass, field
 
@@ -39,7 +39,7 @@ def api_key():
 
 @dataclass
 class Account:
-    """What the node saw since the account was opened."""
+    """The node's events since the test began."""
 
     source: RunningGateway
     opened_at: int = field(init=False)
@@ -62,11 +62,11 @@ class Account:
 
 @pytest.fixture
 def account(running):
-    """What this test makes the node of ``running`` do."""
+    """The events of ``running``'s node during this test."""
     return Account(running)
 
 
 @pytest.fixture
 def guarded_account(guarded):
-    """The same for ``guarded``."""
+    """The events of ``guarded``'s node during this test."""
     return Account(guarded)

@@ -1,4 +1,4 @@
-"""The Codex command line: headless, in a home of its own, with nothing to talk to but the gateway."""
+"""The Codex command line: headless, in a home of its own, without any server but the gateway."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from tests.support.tools import require_js_package, require_tool
 from tests.system.routing.providers import row, served_by
 
 TIMEOUT_S = 60
-# What makes Codex look for updates, report its use, or fetch its plug-ins from their repository.
+# Settings that keep Codex from looking for updates, reporting its use, and fetching plug-ins.
 QUIET = """
 check_for_update_on_startup = false
 web_search = "disabled"
@@ -39,7 +39,7 @@ enabled = false
 
 @pytest.fixture
 def codex(running, tmp_path):
-    """Run the documented command with the documented settings, and those that keep Codex to itself."""
+    """Run the documented command with the documented settings, and those that turn off its other requests."""
     package = require_js_package("@openai/codex")
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
@@ -74,7 +74,7 @@ def codex(running, tmp_path):
             timeout=TIMEOUT_S,
             check=False,
             cwd=folder,
-            # Nothing of the outside gets in, proxies least of all.
+            # No variable of the outer environment is passed on, in particular no proxy.
             env={
                 "PATH": str(bin_folder),
                 "HOME": str(home),
@@ -91,7 +91,7 @@ def test_a_prompt_is_answered_and_bought_once(codex, account):
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == "This is the echo node. You said: hello"
     assert account.accepts == account.payments == 1
-    # It says so when a setting is not, or no longer, one of its own.
+    # Codex prints a warning for a setting that it does not know.
     assert not re.search("unrecognized|deprecated", ran.stderr), ran.stderr
 
 
@@ -112,7 +112,7 @@ def test_what_fails_after_payment_is_paid_once_with_the_documented_settings(code
 
 
 def test_its_retries_of_a_request_join_what_was_paid(codex, account):
-    # It retries a 502 whatever we say, with the same bytes under the same x-client-request-id.
+    # It retries a 502 in spite of x-should-retry, with the same bytes under the same x-client-request-id.
     ran = codex("fault/execute-code-unavailable", retries=True)
     assert ran.returncode != 0
     assert account.accepts == 1
@@ -135,7 +135,7 @@ def test_a_second_turn_of_a_session_is_bought_once_and_sees_the_first(codex):
         assert second.stdout.strip() == "one says: and now?"
         asked = [json.loads(call.body) for call in node.calls()]
     assert len(asked) == 2
-    # It says all of it again, the answer included, and asks for nothing to be kept.
+    # It sends the whole conversation again, answers included, with store: false.
     assert all(one["store"] is False and "previous_response_id" not in one for one in asked)
     told = [one["input"] for one in asked]
     assert told[1][: len(told[0])] == told[0]

@@ -1,4 +1,4 @@
-"""curl, with the lines of the documentation; its exit code is what a script goes by."""
+"""curl, with the lines of the documentation; scripts depend on its exit code."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ ECHO = "This is the echo node. You said: hello"
 
 @pytest.fixture
 def curl(running):
-    """Run a documented line, perhaps with some of it replaced."""
+    """Run a documented line, with optional replacements."""
     require_tool("curl")
 
     def run(number, changes=(), gateway=running):

@@ -130,7 +130,7 @@ def test_several_answers_to_one_prompt(client, model, stream):
 
 @THROUGH_CHAT
 def test_log_probabilities_are_asked_for_in_chats_words(client, nodes, model):
-    """Neither has any: what matters is that asking for them is no error, and is passed on."""
+    """Neither node returns log probabilities: the request must be no error, and be passed on."""
     answer = client.completions.create(model=model, prompt="hi", logprobs=2, temperature=0.5)
     assert answer.choices[0].text == SAYS[model] + "hi"
     if model == NODES_MODEL:
@@ -246,7 +246,7 @@ def test_lists_and_tokens_are_embedded(client, given):
 
 
 def test_a_server_that_knows_no_base64_is_understood(client):
-    """The SDK asks for base64 and takes numbers too."""
+    """The SDK requests base64 and accepts numbers too."""
     answer = client.embeddings.create(model="mxbai-embed-large", input="hello")
     assert answer.data[0].embedding == vector_of('"hello"', 8)
 

@@ -73,7 +73,7 @@ async def read_all(base_url, key, cases, first, *, stop_at_end):
 
 
 def bought(gateway, cases, first):
-    """Read streams through the gateway as a customer; return what came of each, and what the customer was charged."""
+    """Read streams through the gateway as a customer; return each result and charge."""
     customer = Office(gateway.port).customer(FILLED_MSAT)
     came = asyncio.run(read_all(gateway.api_url, customer.key, cases, first, stop_at_end=False))
     balance = customer.balance()
@@ -82,7 +82,7 @@ def bought(gateway, cases, first):
 
 
 def test_a_well_formed_stream_has_the_same_events_and_the_same_end_through_the_gateway(sold):
-    """B1, B2: what openai-python reads from the node itself was called cut, charged, and its provider blamed."""
+    """Once streams that openai-python accepts from the node itself were judged cut, charged, and blamed on the provider."""
     cases, node, gateway = sold
     cases = cases[:COUNT]
     direct = asyncio.run(read_all(node.base_url, "none", cases, 0, stop_at_end=True))
@@ -98,14 +98,14 @@ def test_a_well_formed_stream_has_the_same_events_and_the_same_end_through_the_g
 
 
 def test_an_ill_formed_stream_never_ends_cleanly_and_costs_its_customer_nothing(sold):
-    """B3: an error, a page or nothing was delivered, charged, and its provider preferred for its speed."""
+    """Once an error, a page or an empty result was recorded as delivered and charged, and its provider preferred for its speed."""
     cases, _, gateway = sold
     cases = cases[COUNT:]
     came, charged_msat = bought(gateway, cases, COUNT)
     clean = [case.what for case, (_, end) in zip(cases, came, strict=True) if end == "clean"]
     assert not clean
     assert charged_msat == 0
-    # B11: a provider's error event was followed by another one of the gateway.
+    # Once the gateway sent another error event after the provider's.
     told = [[event.get("type") for event in events].count("error") for events, _ in came]
     assert max(told) == 1
     assert {

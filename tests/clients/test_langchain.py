@@ -41,7 +41,7 @@ def test_stream_gives_the_answer_in_pieces(model, account):
 
 
 async def test_the_async_calls_give_the_same(chat_class, running, account):
-    # Its own async client is shared for good and never closed; this one is.
+    # The default async client is shared and never closed; this one is closed.
     async with openai.DefaultAsyncHttpxClient() as http_client:
         model = chat_class(
             model="echo-1",

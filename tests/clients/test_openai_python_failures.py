@@ -24,7 +24,7 @@ CALLS = {
 
 @pytest.fixture(scope="module")
 def wire():
-    """One HTTP client for all tests, since to make one costs more than a test; and the requests that it sent."""
+    """One HTTP client for all tests, since creating one takes longer than a test; and the requests that it sent."""
     sent = []
     hooks = {"request": [lambda request: sent.append(request.headers["x-stainless-retry-count"])]}
     with openai.DefaultHttpxClient(event_hooks=hooks) as http_client:
@@ -33,7 +33,7 @@ def wire():
 
 @pytest.fixture
 def tries(wire):
-    """What `x-stainless-retry-count` said in each request of this test."""
+    """The `x-stainless-retry-count` of each request of this test."""
     wire[1].clear()
     return wire[1]
 

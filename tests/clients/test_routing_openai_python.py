@@ -145,7 +145,7 @@ def test_a_node_that_dies_in_the_middle_of_a_run_is_left_and_taken_back(client, 
 
 
 def test_a_node_that_is_found_dead_by_a_request_costs_that_request_nothing(ollama):
-    """Here only the requests themselves find out."""
+    """Here only the requests themselves detect it."""
     with NodeProcess("mortal", ITS_MODEL) as node:
         rows = [row(ollama), row(node, price_per_request_msat=500)]
         with served_by(*rows, routing_temperature=TEMPERATURE, nodes_refresh_s=60) as process:
@@ -155,12 +155,12 @@ def test_a_node_that_is_found_dead_by_a_request_costs_that_request_nothing(ollam
                 answered = [CALLS[number % 2](client) for number in range(20)]
             assert set(answered) == {"node:ollama"}
             decided = [line for line in process.json_logs() if line["event"] == "routing decision"]
-            # It was still among those that were weighed, until it was found out.
+            # It was a candidate until its failure was detected.
             assert MORTAL in str(decided[0]) and MORTAL not in str(decided[-1])
 
 
 async def test_the_async_client_gets_all_its_answers_over_the_death_of_a_free_node(ollama):
-    """What is under way at the node when it dies has cost nothing, and the SDK asks again by itself."""
+    """Requests that run at the node when it dies cost nothing, and the SDK retries them by itself."""
     with NodeProcess("mortal", ITS_MODEL, "--delay-s", "0.05") as node:
         rows = [row(ollama), row(node)]
         with served_by(*rows, routing_temperature=TEMPERATURE) as process:

@@ -22,7 +22,7 @@ def sold():
 
 @pytest.fixture(scope="module")
 def faulty():
-    """Another, on a node that has a model for every fault; `auto` would find them too."""
+    """A second gateway, on a node that has a model for every fault, which `auto` would choose too."""
     # A retry that comes back later than the grace would find nothing to join.
     with running_seller(node_faults="true", join_grace_s=10, timeout_execute_s=1.5) as running:
         yield running
@@ -31,7 +31,7 @@ def faulty():
 
 @pytest.fixture(scope="module")
 def http_client():
-    """One for all tests, since to make one costs more than a test."""
+    """One HTTP client for all tests, since creating one takes longer than a test."""
     with openai.DefaultHttpxClient() as made:
         yield made
 
@@ -65,7 +65,7 @@ def spend(client, *, stream: bool):
 
 
 def refused_or_charged(ask):
-    """Return what the 402 tells, or None and the charge."""
+    """Return the error of a 402, or None and the charge."""
     try:
         return None, int(ask()["x-lcp-charged-msat"])
     except openai.APIStatusError as error:
@@ -84,7 +84,7 @@ def test_a_customer_pays_in_spends_it_to_the_last_pays_the_402_and_goes_on(sold,
 
     topup = customer.top_up(12_000)
     sold.pay(topup["payment_request"])
-    # The client does not ask after the top-up: the gateway finds out by itself.
+    # The client does not poll the top-up: the gateway credits it by itself.
     customer.eventually_has(balance_msat=12_000)
 
     left, calls = 12_000, 0

@@ -1,4 +1,4 @@
-"""langchain-openai with use_previous_response_id: it sends what is new, and the gateway remembers the rest."""
+"""langchain-openai with use_previous_response_id: it sends only new messages, and the gateway adds the earlier turns."""
 
 import openai
 import pytest
@@ -66,7 +66,7 @@ async def astream(model, messages):
 
 
 def remembered(sdk, answer) -> list[str]:
-    """What the gateway holds that led to an answer."""
+    """The stored input items and output of an answer."""
     items = sdk.responses.input_items.list(answer.response_metadata["id"], order="asc")
     return [
         item.content[0].text if item.type == "message" else f"{item.type}:{item.call_id}"
@@ -105,7 +105,7 @@ def test_three_turns_with_a_tool(make, sdk, account, ask):
 
 @pytest.mark.parametrize("ask", [ainvoke, astream])
 async def test_three_turns_with_a_tool_async(make, sdk, account, ask):
-    # Its own async client is shared for good and never closed; this one is.
+    # The default async client is shared and never closed; this one is closed.
     async with openai.DefaultAsyncHttpxClient() as http_client:
         model = make(http_async_client=http_client)
         bound = model.bind_tools([add])

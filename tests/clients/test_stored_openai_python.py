@@ -33,7 +33,7 @@ async def client(request, running):
 
 
 async def said(client, text, *, stream=False, model="echo-1", **more):
-    """Create a response; streamed ones are given as they were at their end."""
+    """Create a response; return a streamed one as it was at its end."""
     made = await done(client.responses.create(model=model, input=text, stream=stream, **more))
     return (await every(made))[-1].response if stream else made
 
@@ -79,7 +79,7 @@ async def test_a_stored_response_can_be_streamed_again(client, account, stream):
 
 @BOTH
 async def test_a_chain_three_deep_with_a_tool_in_between(client, account, stream):
-    """The must-show: each turn says only what is new, and the provider hears all of it."""
+    """Each turn sends only new items, and the provider gets the whole conversation."""
     first = await said(client, "one", stream=stream)
     asked = await said(client, "two", stream=stream, previous_response_id=first.id, tools=[WEATHER])
     [call] = asked.output
@@ -100,7 +100,7 @@ async def test_a_chain_three_deep_with_a_tool_in_between(client, account, stream
     ]
     assert texts(items) == ["one", ECHO + "one", "two", answered.output_text, "three"]
     assert items[3].call_id == items[4].call_id == call.call_id
-    # What the provider was paid for grows with what it is told.
+    # The price grows with the length of the conversation.
     assert last.usage.input_tokens > answered.usage.input_tokens > first.usage.input_tokens
 
 
@@ -283,7 +283,7 @@ async def test_a_failed_background_response_says_why_and_what_was_paid(client, a
 
 
 async def test_a_background_stream_is_resumed_where_it_was_left(client, account):
-    """Also while it runs: a client that comes back sees the rest, and nothing twice."""
+    """Also while it runs: a client that reconnects gets the remaining events, and none twice."""
     stream = await done(
         client.responses.create(
             model="echo-slow", input="a b c d e f g", background=True, stream=True
@@ -344,12 +344,11 @@ async def chat(client, text, tag, *, model="echo-1", **more):
 
 @pytest.fixture
 def tag(request):
-    """What a test's own chats are found by."""
+    """The metadata by which a test finds its own chats."""
     return request.node.name[:64]
 
 
 async def test_a_chat_completion_is_stored_listed_updated_and_deleted(client, account, tag):
-    """The must-show."""
     chats = client.chat.completions
     made = await chat(client, "hello", tag)
     [listed] = await every(chats.list(metadata={"test": tag}))

@@ -1,4 +1,4 @@
-"""The examples of docs/accounts.md do what the page says, one after the other as a reader runs them."""
+"""The examples of docs/accounts.md have the documented results, one after the other as a reader runs them."""
 
 import re
 import shlex
@@ -23,7 +23,7 @@ def free_address():
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """What all the examples print, against a gateway that is started as the first of them says."""
+    """The output of all examples, against a gateway that is started as in the first one."""
     node = free_address()
     settings = dict(re.findall(r"(LCP_GATEWAY_\w+)=(\S+)", SERVE))
     settings["LCP_GATEWAY_NODE_LISTEN"] = node
@@ -33,7 +33,7 @@ def told(tmp_path_factory):
             .replace("http://127.0.0.1:8080", running.base_url)
             .replace("127.0.0.1:50051", node)
         )
-        # Whatever environment the tests run in.
+        # Independent of the environment of the tests.
         python = shlex.quote(sys.executable)
         script = re.sub(r"\.venv/bin/lcp-gateway", f"{python} -m lcp_gateway", script)
         script = re.sub(r"(?<!/)\.venv/bin/python", python, script)

@@ -1,4 +1,4 @@
-"""The container files, checked as data: every path, variable, port and command in them is a real one."""
+"""The container files, checked as data: every path, variable, port and command in them exists."""
 
 import re
 import tomllib
@@ -143,7 +143,7 @@ def test_what_the_gateways_share_is_reached_from_within_only(name):
 
 
 def test_a_redis_without_a_password_does_not_start(tmp_path):
-    """The very command of the file."""
+    """The command of the compose file."""
     import os
     import subprocess
 
@@ -331,7 +331,7 @@ def test_the_commands_and_flags_of_the_containers_are_real_ones():
 
 
 def test_the_health_check_asks_the_gateway_that_the_container_runs():
-    """It is the program's own, and finds the address in the variables that the container sets."""
+    """The health check is the program's own, and reads the address from the container's variables."""
     (check,) = {tuple(services()[name]["healthcheck"]["test"]) for name in GATEWAYS}
     assert check == ("CMD", "python", "-m", "lcp_gateway.cli.probe")
     written = ", ".join(f'"{word}"' for word in check[1:])

@@ -1,4 +1,4 @@
-"""The dashboard in the repository is what its code makes, and asks only for what the gateway exposes."""
+"""The dashboard in the repository is the output of its code, and queries only metrics that the gateway exposes."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""A real Prometheus takes the exemplars of a real gateway, and leads from a slow request to its trace."""
+"""A real Prometheus stores the exemplars of a real gateway, with the trace id of a slow request."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.support.wire import CHAT, document, post
 pytestmark = pytest.mark.slow
 
 
-# They are behind a switch.
+# Exemplars must be enabled.
 EXEMPLARS = "--enable-feature=exemplar-storage"
 
 

@@ -35,7 +35,7 @@ def free_port() -> int:
 
 @contextmanager
 def redis_of_the_file() -> Iterator[int]:
-    """Run the very command of the service, on a port of the test."""
+    """Run the command of the service, on a port of the test."""
     binary()
     port = free_port()
     shell, flag, script = services()["redis"]["command"]
@@ -62,7 +62,7 @@ def redis_of_the_file() -> Iterator[int]:
 
 
 def say(port: int, words: bytes) -> bytes:
-    """Return what Redis answers first, "?" while it is not there."""
+    """Return the first byte of Redis' answer, "?" while it does not answer."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
             connection.sendall(words + b"\r\n")
@@ -199,7 +199,7 @@ def test_a_rate_holds_for_both_together(operator):
         operator.ask(which, "POST", "/v1/chat/completions", key, request)[0]
         for which in (0, 1, 0, 1)
     ]
-    # It has nothing to spend, which is found out after the rate has let it pass.
+    # It has no balance, which is checked after the rate.
     assert statuses == [402, 402, 429, 429]
 
 

@@ -1,4 +1,4 @@
-"""README.md: its examples do what the page says."""
+"""The examples of README.md have the documented results."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real gateway, and every panel of the dashboard has something to show."""
+"""A real Prometheus scrapes a real gateway, and every panel of the dashboard has data."""
 
 import contextlib
 import http.client
@@ -43,7 +43,7 @@ ENVIRONMENT = {
     "LCP_GATEWAY_BUDGET_DAY_MSAT": "2000000000",
     "LCP_GATEWAY_BUDGET_MONTH_MSAT": "3000000000",
     "LCP_GATEWAY_NODES_REFRESH_S": "0.5",
-    # A gateway that sells: the operator's own key is not charged, and is the one that Prometheus comes with.
+    # A gateway that sells: the operator's own key is not charged, and is the one that Prometheus uses.
     "LCP_GATEWAY_AUTH": "accounts",
     "LCP_GATEWAY_API_KEYS": OPERATOR,
     "LCP_GATEWAY_ADMIN_KEY": ADMIN,
@@ -58,7 +58,7 @@ ENVIRONMENT = {
     ),
 }
 
-# Panels that may show nothing, or nothing above zero, when all is as it should be.
+# Panels that may be empty, or zero, when there is no problem.
 MAY_BE_EMPTY = {
     "annotation Restarts": "the gateway does not restart during the test",
     "Age of the keys (B)": "it names a gateway whose keys are stale, and they are not",
@@ -105,7 +105,7 @@ class World:
 
 
 def ask(port, model, *, stream=False, read=True, key=None, credential=OPERATOR):
-    """Send one request, and read its answer or go away after the first bytes of it."""
+    """Send one request, and read its answer, or disconnect after its first bytes."""
     body = {
         "model": model,
         "stream": stream,
@@ -150,11 +150,11 @@ def customer(port, **rules):
 
 
 def sell(port, standin, watcher):
-    """Have a customer pay in, buy, be refunded and be too quick, and one with nothing ask; return how many requests that were."""
+    """Have a customer top up, buy, get a refund and exceed a rate, and one without balance request; return the number of requests."""
     paying, poor = customer(port, requests_per_minute=2), customer(port)
     topup = call(port, "POST", "/api/wallet/topups", {"amount_msat": TOPUP_MSAT}, paying)
     standin.run(standin.settle(bytes.fromhex(topup["payment_hash"])))
-    # Credited without being asked for.
+    # Credited without a poll.
     watcher.wait_for("lcpgateway_topups_total", lambda found: found and found[0][1] >= 1)
     asked = (
         ("echo-mini", paying, 200),
@@ -187,7 +187,7 @@ def load(port, round_number):
 
 
 def leave_to_the_background(port):
-    """Begin two jobs, of which the second takes the place of the first in what is stored."""
+    """Begin two background jobs, of which the second evicts the first from the store."""
     for number in range(2):
         fields = {"model": "echo-mini", "input": f"hello {number}", "background": True}
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
@@ -199,7 +199,7 @@ def leave_to_the_background(port):
 
 @contextmanager
 def lnd(folder: Path) -> Iterator[LndStandin]:
-    """Run the lnd of the embedded node in a thread; it is well, and has not heard of any payment."""
+    """Run the lnd of the embedded node in a thread; it answers, and has no payments."""
     standin = LndStandin(folder, key=derive_key(NodeConfig().seed, "node"))
     standin.balance = LN.ChannelBalanceResponse(local_balance=LN.Amount(sat=5_000, msat=5_000_000))
     with in_a_thread(standin):
@@ -207,7 +207,7 @@ def lnd(folder: Path) -> Iterator[LndStandin]:
 
 
 def scrape_key(folder):
-    """Write the operator's key down where Prometheus reads it."""
+    """Write the operator's key to the file that Prometheus reads."""
     file = folder / "key"
     file.write_text(OPERATOR)
     return file
@@ -221,7 +221,7 @@ def closed_port():
 
 
 def surroundings(lnd_address, node, traces):
-    """Return the environment of a gateway that asks this lnd, and has this node and one that is never there.
+    """Return the environment of a gateway with this lnd, this node, and a node that never answers.
 
     Its traces go to the collector, and it stores one item of a credential.
     """
@@ -239,7 +239,7 @@ def surroundings(lnd_address, node, traces):
 
 
 def go_and_come_back(node, watcher):
-    """Have the node fail its list of models until the gateway has seen it, and then be well again."""
+    """Have the node fail its list of models until the gateway marks it down, and then recover."""
     for status, is_up in ((503, 0), (200, 1)):
         node.behave(models_status=status)
         watcher.wait_for(
@@ -290,7 +290,7 @@ def world(tmp_path_factory):
 
 
 def filled_in(expr):
-    """Put values where Grafana puts them."""
+    """Substitute the variables as Grafana does."""
     values = {"job": "lcp-gateway", "instance": ".+", "__rate_interval": "2m", "__range": "5m"}
     # "$1" in label_replace is Prometheus' own.
     return re.sub(r"\$([a-z_]\w*)", lambda found: values[found[1]], expr)
@@ -341,7 +341,7 @@ def test_the_books_say_the_same_as_the_counters(world):
         ((_, value),) = world.prometheus.query(f"sum({selector})")
         return value
 
-    # The books are read every few seconds, so the last of it may not be there yet.
+    # The books are read every few seconds, so the last entries may be missing yet.
     for booked, counted_msat, times in (
         (
             "lcpgateway_outstanding_unknown_msat",

@@ -1,4 +1,4 @@
-"""The unit for systemd, checked as data and by systemd's own tools: it runs a real command, and gives away nothing."""
+"""The systemd unit, checked as data and by systemd's own tools: it runs a real command and is confined."""
 
 import re
 import shlex
@@ -135,7 +135,7 @@ def test_systemd_finds_nothing_wrong(tmp_path):
         ["systemd-analyze", "verify", "--man=no", str(copy)],
         capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
-    # It also looks at units of the machine, which are none of our business.
+    # It also checks other units of the machine, which are ignored.
     ours = [line for line in done.stderr.splitlines() if UNIT.name in line]
     assert not ours
 

@@ -1,4 +1,4 @@
-"""What is built can be installed anywhere, holds all that it needs, and runs."""
+"""The built packages can be installed in any environment, are complete, and run."""
 
 import signal
 import subprocess
@@ -19,7 +19,7 @@ from tests.support.promql import ROOT
 pytestmark = pytest.mark.slow
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-# What makes a start ask for each extra, and where a file is needed that is read before that.
+# The settings that require each extra, and the files that are read before.
 NEEDS_EXTRA = {
     "lnd": {
         "LCP_GATEWAY_LND_GRPC_ADDR": "127.0.0.1:9",
@@ -52,7 +52,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(built, tmp_path_factory):
-    """The wheel in a new environment with what it needs, in the versions of the lock file, and no extras."""
+    """The wheel in a new environment with its dependencies, in the versions of the lock file, without extras."""
     folder = tmp_path_factory.mktemp("installed")
     environment = folder / "venv"
     uv("venv", "--python", sys.executable, environment)

@@ -1,4 +1,4 @@
-"""``scripts/setup`` on a fresh clone: it speaks at once and then of each step (D6), and is silent when nothing is to be done."""
+"""``scripts/setup`` on a fresh clone: it prints each step as it begins, and nothing when there is nothing to do."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ STUB = "#!/bin/sh\n"
 
 @pytest.fixture
 def clone(tmp_path):
-    """A checkout whose Python and uv do nothing and are quick about it."""
+    """A checkout with a Python and a uv that do nothing."""
     (tmp_path / "scripts").mkdir()
     shutil.copy(SCRIPTS / "setup", tmp_path / "scripts" / "setup")
     tools = tmp_path / ".venv" / "bin"

@@ -1,4 +1,4 @@
-"""What a journal and its ledger hold, on SQLite and PostgreSQL alike, as a plain model needs to see it."""
+"""Reads a journal and its ledger, on SQLite and PostgreSQL alike, for the reference model."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Bought:
 
 @dataclass
 class Books:
-    """The journal and the ledger at one moment. ``taken`` is what each job took from its account, all entries summed."""
+    """The journal and the ledger at one moment. ``taken`` is the sum of each job's entries in its account."""
 
     purchases: dict[str, Bought]
     taken: dict[str, int]

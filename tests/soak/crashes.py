@@ -1,7 +1,7 @@
 """``python -m tests.soak.crashes --kills 100 --database postgresql``: kill -9 at random moments of a gateway that sells.
 
 Customers buy, read slowly, leave and ask again after each restart, keys are revoked, and the wallet settles, fails and
-holds payments. Then everything unknown is reconciled, and a plain model says what each purchase must have been charged.
+holds payments. Then everything unknown is reconciled, and the charges are compared with a reference model.
 pytest runs a short version of it. Ends with 1 where anything differs.
 """
 
@@ -49,7 +49,7 @@ WIND_UP_S = 90.0
 
 @dataclass
 class Run:
-    """What a run did and found."""
+    """A run's counts and discrepancies."""
 
     kills: Counter = field(default_factory=Counter)
     answers: Counter = field(default_factory=Counter)
@@ -88,7 +88,7 @@ def run(
     seconds: float = float("inf"),
     tell: Callable[[str], None] | None = None,
 ) -> Run:
-    """Kill so many gateways, for no longer than ``seconds``, and compare; ``tell`` hears of the progress."""
+    """Kill so many gateways, for no longer than ``seconds``, and compare; ``tell`` is called with the progress."""
     dice = random.Random(seed)
     done = Run()
     until = time.monotonic() + seconds
@@ -126,7 +126,7 @@ def run(
                     tell(f"{done.kills.total()} kills, {len(load.orders)} orders")
                 left = asyncio.run(read_books(journal))
                 for job_id, bought in left.purchases.items():
-                    # The first time that it is seen, the gateway that bought it has just been killed.
+                    # When it is first observed, the gateway that bought it has just been killed.
                     at_kill.setdefault(job_id, bought.state)
             if tell is not None:
                 tell("winding up")
@@ -145,7 +145,7 @@ def run(
 
 
 def _wind_up(settings: dict[str, str], load: Load, clients: int) -> None:
-    """Let the customers ask again for what was cut off last, at a gateway that is not killed."""
+    """Let the customers repeat the requests that were cut off last, at a gateway that is not killed."""
     with gateway(embedded=False, env=settings) as running:
         load.port = running.port
         load.winding_up.set()
@@ -175,7 +175,7 @@ def _answers(load: Load) -> Counter:
 def _reconciled(
     node: TestedNode, lnd: LndStandin, journal: str, at_kill: dict[str, str], done: Run
 ) -> Books:
-    """Return the books once everything unknown is resolved: what lnd never heard of only when it cannot be paid any more."""
+    """Return the books once all unknown payments are resolved; those without a record in lnd after their invoices have expired."""
     before = asyncio.run(read_books(journal))
     left = {job for job, bought in before.purchases.items() if bought.state == "unknown"}
     asyncio.run(resolve_later(Path(journal) if "://" not in journal else journal, lnd))

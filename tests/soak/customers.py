@@ -1,4 +1,4 @@
-"""Customers of a gateway that is killed again and again: what they order, how they read, and what they got."""
+"""Customers of a gateway that is killed again and again: their orders, how they read, and their results."""
 
 import json
 import random
@@ -82,7 +82,7 @@ class Pace:
 
 @dataclass
 class Attempt:
-    """One request of an order and what came of it. ``complete`` says that the whole answer with its end mark came."""
+    """One request of an order and its result. ``complete`` says that the whole answer with its end mark came."""
 
     status: int = 0
     job_id: str = ""
@@ -98,7 +98,7 @@ class Attempt:
 
 @dataclass
 class Order:
-    """What one customer wants once. Its body is like no other, so that its purchases are known by the body's hash."""
+    """One purchase that a customer wants. Its body is unique, so that its purchases are found by the body's hash."""
 
     account_id: str
     key: str
@@ -181,7 +181,7 @@ class Accounts:
 
 @dataclass
 class Load:
-    """Customers that buy without a pause from whichever gateway is there, and an administrator that revokes keys."""
+    """Customers that buy without a pause from whichever gateway runs, and an administrator that revokes keys."""
 
     accounts: Accounts
     port: int = 0
@@ -194,7 +194,7 @@ class Load:
     _numbers: Iterator[int] = field(default_factory=count)
 
     def buy(self, dice: random.Random) -> None:
-        """Be a customer until the load is over; with ``winding_up`` only what was cut off is asked for again."""
+        """Be a customer until the load is over; with ``winding_up`` only requests that were cut off are repeated."""
         unfinished: list[Order] = []
         while not self.over.is_set():
             if not self.up.wait(0.1):

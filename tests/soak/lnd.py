@@ -1,4 +1,4 @@
-"""lnd's stand-in beside a node with a wallet of its own: it knows of each payment what the wallet did, a moment later."""
+"""lnd's stand-in beside a node with a wallet of its own: it reports each payment of the wallet, a moment later."""
 
 import json
 import threading
@@ -14,7 +14,7 @@ POLL_S = 0.05
 
 
 class Follower:
-    """Reads the node's events and tells the stand-in of the payments."""
+    """Reads the node's events and adds the payments to the stand-in."""
 
     def __init__(self, events_file: Path, lnd: LndStandin) -> None:
         self._events_file = events_file
@@ -23,7 +23,7 @@ class Follower:
         self._preimages: dict[str, bytes] = {}
 
     def catch_up(self) -> None:
-        """Take in what was recorded since the last call."""
+        """Read the events since the last call."""
         if not self._events_file.exists():
             return
         with self._events_file.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The plain model: from what the customers got and what the wallet did it says what each purchase must have been charged.
+"""The reference model: it derives each purchase's charge from the customers' results and the wallet's events.
 
 It knows nothing of the gateway but its documented rules: what was paid and came in full is charged; what was not paid is
 not; what was paid and did not come in full is not, unless its customer left. What had come in full when the gateway was
@@ -18,7 +18,7 @@ from tests.system.selling.seller import MARKUP
 
 @dataclass
 class Facts:
-    """What was seen from outside. ``at_kill`` is the state of each job in the journal when its gateway was killed."""
+    """Observations from outside the gateway. ``at_kill`` is the state of each job in the journal when its gateway was killed."""
 
     orders: Sequence[Order]
     events: Sequence[dict]
@@ -29,14 +29,14 @@ class Facts:
 
 @dataclass
 class Verdict:
-    """How it adds up: ``counts`` of each kind, and a sentence for each discrepancy."""
+    """The comparison's result: ``counts`` of each kind, and a sentence for each discrepancy."""
 
     counts: Counter = field(default_factory=Counter)
     discrepancies: list[str] = field(default_factory=list)
 
 
 def compare(facts: Facts, books: Books) -> Verdict:
-    """Hold the books against the model."""
+    """Compare the books with the model."""
     verdict = Verdict()
     wallet = _wallet(facts, verdict)
     jobs_of = defaultdict(list)
@@ -68,7 +68,7 @@ def compare(facts: Facts, books: Books) -> Verdict:
 
 
 def _wallet(facts: Facts, verdict: Verdict) -> dict[str, str]:
-    """Return what the wallet did for each job: accepted, paid (and still held), settled or unpaid."""
+    """Return the wallet's payment state of each job: accepted, paid (and still held), settled or unpaid."""
     accepts: Counter = Counter()
     paid: Counter = Counter()
     did: dict[str, str] = defaultdict(str)
@@ -91,7 +91,7 @@ def _wallet(facts: Facts, verdict: Verdict) -> dict[str, str]:
 def _check_order(
     order: Order, found: Sequence[Bought], wallet: Mapping[str, str], verdict: Verdict
 ) -> None:
-    """One order is paid at most once, whatever number of times it was asked for."""
+    """Check that an order was paid at most once, however often it was requested."""
     settled = [bought for bought in found if wallet[bought.job_id] == "settled"]
     if len(settled) > 1:
         verdict.discrepancies.append(f"paid {len(settled)} times: {[_named(it) for it in settled]}")
@@ -116,7 +116,7 @@ def _check_order(
 
 
 def _charge(facts: Facts, order: Order, bought: Bought, did: str, verdict: Verdict) -> int:
-    """Return what a purchase must have been charged."""
+    """Return the charge that a purchase must have."""
     counts = verdict.counts
     revoked_at = facts.revoked_at.get(bought.key_id)
     if revoked_at is not None and bought.paying_at > revoked_at:

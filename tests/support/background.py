@@ -1,4 +1,4 @@
-"""A machine for gateways in the background: folders of its own, commands as a user types them, and a look at what is left."""
+"""A machine for gateways in the background: folders of its own, commands as a user types them, and a check of left-over files and processes."""
 
 import json
 import os
@@ -24,7 +24,7 @@ _MARK = "BACKGROUND_TEST_MARK"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command ended with. ``said`` is everything that it printed."""
+    """A command's exit code and output. ``said`` is everything that it printed."""
 
     code: int
     out: str
@@ -96,7 +96,7 @@ class Machine:
         return json.loads(self.pid_file(port).read_text())["process"]["pid"]
 
     def files(self) -> set[str]:
-        """The files of gateways, apart from the logs and from what a restart after a stop goes by."""
+        """The files of gateways, except the logs and the file that a restart after a stop reads."""
         if not self.run_folder.exists():
             return set()
         names = {path.name for path in self.run_folder.iterdir()}
@@ -112,7 +112,7 @@ class Machine:
         ]
 
     def wait_empty(self, timeout_s: float = 60.0) -> list[psutil.Process]:
-        """Wait until nothing runs any more, and return what still does."""
+        """Wait until all processes have ended, and return those that have not."""
         deadline = time.monotonic() + timeout_s
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -121,7 +121,7 @@ class Machine:
 
 @contextmanager
 def machine(folder: Path) -> Iterator[Machine]:
-    """Return a machine. That nothing is left running on it at the end is part of every test."""
+    """Return a machine. Every test checks that no process is left on it at the end."""
     made = Machine(folder)
     try:
         yield made
@@ -164,7 +164,7 @@ def jobs_in_flight(port: int) -> int:
 
 
 def post_chat(port: int, words: str) -> dict:
-    """Buy an answer of the first model."""
+    """Buy an answer from the first model."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=10) as response:
         model = json.load(response)["data"][0]["id"]
     body = {"model": model, "messages": [{"role": "user", "content": words}]}
@@ -185,7 +185,7 @@ def wait_for_answer(port: int) -> None:
 
 
 def kill(pid: int) -> None:
-    """End a process as a machine without memory does, and wait until it is gone."""
+    """Kill a process as the kernel does when memory runs out, and wait until it has ended."""
     os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + TIMEOUT_S
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:

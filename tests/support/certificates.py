@@ -27,7 +27,7 @@ class Pair:
 
     @property
     def trusting(self) -> ssl.SSLContext:
-        """What a client that trusts it connects with."""
+        """An SSL context that trusts the certificate."""
         return ssl.create_default_context(cafile=self.certificate)
 
     def replace_by(self, other: "Pair") -> None:
@@ -44,7 +44,7 @@ def certificate(
     password: bytes | None = None,
     client_only: bool = False,
 ) -> Pair:
-    """Make one; times are from now on."""
+    """Create a certificate; times are relative to now."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)

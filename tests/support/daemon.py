@@ -49,7 +49,7 @@ class Daemon:
             late.cancel()
 
     def kill(self) -> None:
-        """Kill it as the kernel would, without a word."""
+        """Kill it with SIGKILL."""
         if self.process is not None:
             self.process.kill()
             self.process.wait(60)
@@ -61,7 +61,7 @@ class Daemon:
 def daemon(
     *flags: str, address: str = "", module: str = "lcp_gateway", **variables: str
 ) -> Iterator[Daemon]:
-    """Run a node for the block; ``module`` may be another that takes the same command line."""
+    """Run a node for the block; ``module`` may be another program with the same command line."""
     running = Daemon(address or free_address(), flags, module, variables)
     try:
         running.start()

@@ -1,4 +1,4 @@
-"""Reads the examples of docs/clients.md, so that the tests run the very lines that a reader copies."""
+"""Reads the examples of docs/clients.md, so that the tests run exactly the documented lines."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How many examples Hypothesis tries, as a multiple of the profile's number."""
+"""The number of Hypothesis examples, as a multiple of the profile's number."""
 
 from hypothesis import settings
 

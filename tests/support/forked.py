@@ -1,6 +1,6 @@
-"""Runs `python -m MODULE` without the second that its imports take: forked from a process that has them loaded.
+"""Runs `python -m MODULE` without the second of its imports: forked from a process that has loaded them.
 
-What runs is the same program in a process of its own, with its own arguments, environment, folder and pipes. Real starts
+The same program runs in a process of its own, with its own arguments, environment, folder and pipes. Real starts
 are what tests of starting, packaging and the command line have; so has every test where `LCP_TEST_REAL_STARTS` is set.
 """
 
@@ -34,7 +34,7 @@ _COVERAGE = "COVERAGE_PROCESS_CONFIG"
 
 
 class ForkedProcess:
-    """As much of ``subprocess.Popen`` as tests use; its parent, which waits for it, is the template."""
+    """The part of ``subprocess.Popen`` that tests use; the process is a child of the template, which waits for it."""
 
     def __init__(self, stdin: IO | None, stdout: IO | None, stderr: IO | None) -> None:
         self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
@@ -142,7 +142,7 @@ def _at_start(env: Mapping[str, str]) -> dict[str, str]:
 
 
 class _Template:
-    """The process that the others are forked from, as pytest's process sees it."""
+    """pytest's handle of the process that the others are forked from."""
 
     def __init__(self) -> None:
         self._socket, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -187,7 +187,7 @@ def _template() -> _Template:
 
 
 def close_template() -> None:
-    """End the process that the others are forked from, if there is one; they go on."""
+    """End the template process, if it runs; processes forked from it go on."""
     if _template.cache_info().currsize:
         _template().close()
         _template.cache_clear()

@@ -1,4 +1,4 @@
-"""Runs `lcp-gateway node` whose answers wait after their first token until the file that ``GATE`` names is there."""
+"""Runs `lcp-gateway node` whose answers wait after their first token until the file named by ``GATE`` exists."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ _LOOK_EVERY_S = 0.05
 
 @cache
 def _opening() -> asyncio.Task[None]:
-    """Return the one task that looks for the file."""
+    """Return the shared task that waits for the file."""
 
     gate = Path(os.environ[GATE])
 

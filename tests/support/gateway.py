@@ -85,7 +85,7 @@ class RunningGateway:
         return [child.pid for child in psutil.Process(self.pid).children()]
 
     def events(self, kind: str | None = None) -> list[dict[str, object]]:
-        """What the embedded node saw: quotes, accepts, payments…"""
+        """The embedded node's events: quotes, accepts, payments…"""
         assert self.events_file is not None
         if not self.events_file.exists():
             return []
@@ -126,7 +126,7 @@ def gateway(
             "LCP_GATEWAY_LOG_FORMAT": "json",
             "XDG_CONFIG_HOME": folder,
             "XDG_STATE_HOME": folder,
-            # Tests of failures would trip it; those of the breaker turn it on.
+            # Tests of failures would open the breaker; those of the breaker turn it on.
             "LCP_GATEWAY_BREAKER_FAILURES": "0",
             # Short, so that tests of clients that leave need not wait; those of joining set their own.
             "LCP_GATEWAY_JOIN_GRACE_S": "0.2",

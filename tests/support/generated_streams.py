@@ -1,4 +1,4 @@
-"""Streams of chat and of Responses, generated from a seed: in every spelling that is well formed, and ill in many ways."""
+"""Streams of chat and of Responses, generated from a seed: in every valid spelling, and malformed in many ways."""
 
 import json
 import random
@@ -21,7 +21,7 @@ WORDS = (
 
 @dataclass(frozen=True)
 class Generated:
-    """A stream with what was done to it; ``is_chat`` tells chat from Responses."""
+    """A stream and how it was malformed; ``is_chat`` distinguishes chat from Responses."""
 
     what: str
     is_chat: bool
@@ -166,7 +166,7 @@ def _some(chance, events):
 
 
 def _cut_off(chance, events):
-    """Leave out the end, and with it whatever tells that the answer is finished."""
+    """Leave out the end, with every mark that the answer is finished."""
     finishes = next(
         number
         for number, (name, value) in enumerate(events)

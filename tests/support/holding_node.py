@@ -1,6 +1,6 @@
 """Runs `lcp-gateway node` with a wallet that settles, fails and holds payments, as a route over other nodes does.
 
-What becomes of a payment is decided by its hash, so that a run can be repeated. A payment goes on when the caller is gone.
+A payment's outcome depends on its hash alone, so that a run can be repeated. A payment goes on when its caller has gone.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ class Fate(enum.Enum):
 
 
 def fate_of(payment_hash: bytes) -> Fate:
-    """Return what becomes of a payment: of 256, 190 settle soon, 26 after a hold, 24 fail after one, 16 at once."""
+    """Return a payment's outcome: of 256, 190 settle soon, 26 after a hold, 24 fail after one, 16 at once."""
     number = payment_hash[0]
     if number < 190:
         return Fate.SETTLES

@@ -1,8 +1,8 @@
 """A stand-in for an OpenAI-compatible HTTP server: in a thread of a test, or as a process of its own.
 
-``python -m tests.support.http_node --port 0 --name NAME`` prints ``listening PORT`` once it answers. What it says
-begins with its name, so that a test sees which node answered. ``GET /_requests`` tells what came in, ``POST /_behave`` changes
-how it answers while it runs.
+``python -m tests.support.http_node --port 0 --name NAME`` prints ``listening PORT`` once it answers. Its answers
+begin with its name, so that a test sees which node answered. ``GET /_requests`` returns the received requests, ``POST
+/_behave`` changes its behaviour while it runs.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _CALLS = {"/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/embed
 
 @dataclass
 class Behaviour:
-    """How it answers, beside what it was asked.
+    """Settings of its answers.
 
     ``cut`` is ``before_head``, ``mid_stream`` or ``no_done``. ``die_after_chunks`` ends the whole process, or in a
     thread the connection, after so many pieces of a stream. ``raw`` is an answer's whole body, as base64 over HTTP.
@@ -53,7 +53,7 @@ class Behaviour:
 
 @dataclass
 class Seen:
-    """One request: ``body`` is exactly what came."""
+    """One request: ``body`` has exactly the received bytes."""
 
     method: str
     path: str
@@ -94,7 +94,7 @@ class StandIn:
         return self.style == "ollama"
 
     def calls(self) -> list[Seen]:
-        """The requests for work, without those for the list."""
+        """The requests for inference, without those for the list of models."""
         return [seen for seen in list(self.requests) if seen.path in _CALLS]
 
     def application(self) -> web.Application:
@@ -112,7 +112,7 @@ class StandIn:
         )
         return app
 
-    # What tests ask.
+    # Requests of tests.
 
     async def _list_requests(self, _request):
         told = [{**asdict(s), "body": base64.b64encode(s.body).decode()} for s in self.requests]
@@ -129,7 +129,7 @@ class StandIn:
             is_text = name == "raw" and isinstance(value, str)
             setattr(self.behaviour, name, base64.b64decode(value) if is_text else value)
 
-    # What clients ask.
+    # Requests of clients.
 
     async def _list(self, request):
         self.requests.append(Seen("GET", request.path, dict(request.headers), b""))
@@ -209,7 +209,7 @@ class StandIn:
             headers["Content-Encoding"] = b.content_encoding
         response = web.StreamResponse(headers=headers)
         if b.close_delimited:
-            # What an old server does: neither a length nor chunks, the connection's end is the body's.
+            # As an old server: neither a length nor chunks, the body ends with the connection.
             request._version = HttpVersion10
             response.force_close()
         elif content_length is not None and not content_type.startswith("text/event-stream"):
@@ -246,7 +246,7 @@ class StandIn:
             return _error(404, message, None, kind="api_error")
         return _error(404, f"The model `{model}` does not exist", "model_not_found")
 
-    # What it answers: the whole document, and the events of a stream.
+    # Answers: whole documents, and the events of a stream.
 
     def _chat(self, asked):
         text = self._says(_last_text(asked.get("messages", [])))
@@ -456,7 +456,7 @@ def _last_text(turns) -> str:
 
 
 def _instance(schema, name: str):
-    """Return something that a JSON schema allows."""
+    """Return an instance that a JSON schema allows."""
     if schema.get("enum"):
         return schema["enum"][0]
     match schema.get("type"):
@@ -523,7 +523,7 @@ class HttpNodeThread:
         return self.server.calls()
 
     def behave(self, **changes) -> None:
-        """Change how it answers, beginning with the next request."""
+        """Change its behaviour, beginning with the next request."""
         self.server.change(**changes)
 
     def start(self) -> None:

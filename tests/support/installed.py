@@ -22,7 +22,7 @@ _LISTENING = re.compile(rb"listening on http://\S+?:(\d+) ")
 
 
 def uv(*arguments: object, cwd: Path = ROOT) -> str:
-    """Run uv, which the set-up puts beside Python, and return what it prints."""
+    """Run uv, which the set-up installs beside Python, and return its output."""
     beside = Path(sys.executable).parent / "uv"
     program = str(beside) if beside.exists() else shutil.which("uv")
     if program is None:
@@ -43,7 +43,7 @@ def uv(*arguments: object, cwd: Path = ROOT) -> str:
 
 @dataclass(frozen=True)
 class Installed:
-    """An environment with the package in it, and a folder of its own for what a program writes."""
+    """An environment with the package installed, and a folder for the program's files."""
 
     environment: Path
     home: Path
@@ -65,7 +65,7 @@ class Installed:
         return clean_environment(own | dict(extra))
 
     def run(self, *command: object, env: Mapping[str, str] | None = None):
-        """Run a command to its end, away from the checkout, so that nothing of it is imported."""
+        """Run a command to its end, away from the checkout, so that the checkout is not imported."""
         return subprocess.run(
             [*map(str, command)],
             cwd=self.home,

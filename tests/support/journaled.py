@@ -1,4 +1,4 @@
-"""What the money tests share: a node of their own with its events, and the journal as it lies on the disk."""
+"""Helpers of the money tests: a node of their own with its events, and reading the journal on disk."""
 
 import json
 import sqlite3
@@ -16,7 +16,7 @@ PAID_STATES = {"settled", "delivered", "undelivered", "unknown"}
 
 @dataclass(frozen=True)
 class TestedNode:
-    """A node that goes on whatever becomes of the gateways on it."""
+    """A node that outlives the gateways on it."""
 
     __test__ = False
 
@@ -32,13 +32,13 @@ class TestedNode:
         return [event for event in found if kind is None or event["kind"] == kind]
 
     def mark(self) -> "Since":
-        """Begin to count."""
+        """Return the present position in the node's events."""
         return Since(self, len(self.events()))
 
 
 @dataclass(frozen=True)
 class Since:
-    """What a node saw since then."""
+    """A node's events since ``mark``."""
 
     node: TestedNode
     begins_at: int
@@ -80,20 +80,20 @@ def on_node(node: TestedNode, **more: object) -> dict[str, str]:
 
 
 def quoted(port: int, body: dict, path: str = CHAT, headers: dict[str, str] | None = None) -> dict:
-    """Ask what a request costs."""
+    """Return the price of a request."""
     answer = post(port, path, body, {"X-Lcp-Quote-Only": "true", **(headers or {})})
     assert answer.status == 200, answer.body
     return answer.json
 
 
 def cost_msat(port: int, body: dict) -> int:
-    """What a request is counted with in a budget."""
+    """The amount that a budget counts for a request."""
     quote = quoted(port, body)
     return quote["price_msat"] + quote["max_fee_msat"]
 
 
 def chat(model: str = "echo-1", **more: object) -> dict:
-    """A request that is cheap and whose price does not change."""
+    """A cheap request with a constant price."""
     return document(CHAT, model, max_tokens=8, **more)
 
 
@@ -103,7 +103,7 @@ def query(journal: Path, statement: str, values: Sequence[object] = ()) -> list[
 
 
 def states(journal: Path) -> dict[str, str]:
-    """Where every purchase in a SQLite journal stands, by its job's id in hex."""
+    """The state of every purchase in a SQLite journal, by its job's id in hex."""
     return dict(query(journal, "SELECT lower(hex(job_id)), state FROM purchases"))
 
 
@@ -112,7 +112,7 @@ def state_counts(journal: Path) -> Counter:
 
 
 def counted_msat(journal: Path, scope: str = "", period: str = "month") -> int:
-    """What the budget counters of a scope say."""
+    """The budget counters of a scope."""
     found = query(
         journal,
         "SELECT coalesce(sum(spent_msat), 0) FROM budget_spend WHERE scope = ? AND period = ?",
@@ -122,7 +122,7 @@ def counted_msat(journal: Path, scope: str = "", period: str = "month") -> int:
 
 
 def spent_msat(journal: Path) -> int:
-    """What was spent or may have been, added up purchase by purchase."""
+    """The sum of all purchases that were paid or may have been."""
     found = query(
         journal,
         "SELECT coalesce(sum(price_msat + coalesce(fee_msat, fee_cap_msat)), 0) "

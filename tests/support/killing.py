@@ -1,4 +1,4 @@
-"""Kills gateways at a moment, and resolves the payments left unknown: for the tests and the long runs of kill -9."""
+"""Kills gateways at chosen moments and resolves their unknown payments: for the tests and the long runs of kill -9."""
 
 import time
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A stand-in for a forward proxy: takes connections, keeps what came, answers nothing useful."""
+"""A stand-in for a forward proxy: accepts connections, records the received bytes, and refuses every request."""
 
 import socket
 import threading
@@ -11,7 +11,7 @@ NAMES = ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy", "ftp_proxy")
 
 @dataclass
 class SeenByProxy:
-    """What reached the proxy; ``connections`` also counts those that sent nothing."""
+    """The requests that reached the proxy; ``connections`` also counts those that sent nothing."""
 
     port: int
     connections: int = 0
@@ -28,7 +28,7 @@ class SeenByProxy:
 
 @contextmanager
 def listening_proxy() -> Iterator[SeenByProxy]:
-    """Run a proxy on loopback that refuses whatever it is asked, and remembers it."""
+    """Run a proxy on loopback that refuses and records every request."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         seen = SeenByProxy(server.getsockname()[1])
         ended = threading.Event()

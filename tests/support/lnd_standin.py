@@ -1,6 +1,6 @@
-"""A small lnd: real proto, TLS and a macaroon, answering what a test tells it to.
+"""A small lnd: real proto, TLS and a macaroon, with scripted answers.
 
-Everything that it knows survives a stop, as lnd's database does; it listens on the same port again after a start.
+Its data survives a stop, as lnd's database does; it listens on the same port again after a start.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ def make_certificate(directory: Path) -> tuple[Path, Path]:
 
 
 def settled(preimage: bytes, *, value_msat=5_000, fee_msat=7):
-    """A payment that went through, as lnd would tell of it."""
+    """A payment that succeeded, as lnd reports it."""
     return LN.Payment(
         payment_hash=hashlib.sha256(preimage).hexdigest(),
         payment_preimage=preimage.hex(),
@@ -68,7 +68,7 @@ def settled(preimage: bytes, *, value_msat=5_000, fee_msat=7):
 
 
 def unfinished(payment_hash: bytes, *, status=IN_FLIGHT, failure_reason=0, value_msat=5_000):
-    """A payment that has not gone through, or never will."""
+    """A payment that is in flight or has failed."""
     return LN.Payment(
         payment_hash=payment_hash.hex(),
         payment_preimage=NO_PREIMAGE,
@@ -90,7 +90,7 @@ def channel(local_sat, *, reserve_sat=0, active=True, pending_htlcs=0):
 
 @dataclass
 class Trouble:
-    """What goes wrong with every call while it is set: a status with its text, a delay, or both."""
+    """The fault of every call while it is set: a status with its text, a delay, or both."""
 
     status: grpc.StatusCode | None = None
     text: str = ""
@@ -136,7 +136,7 @@ class LndStandin:
         self._certificate, self._tls_key = make_certificate(self.directory)
         self._macaroon = self.directory / "readonly.macaroon"
         self._macaroon.write_bytes(MACAROON)
-        # What each macaroon allows; None for every call but that which asks what one allows.
+        # The calls that each macaroon allows; None for all but CheckMacaroonPermissions.
         self._baked = {MACAROON.hex(): None}
         self._server = None
         self._changed = asyncio.Condition()
@@ -156,7 +156,7 @@ class LndStandin:
         return path
 
     async def start(self) -> None:
-        """Listen, on the port of the last time if there was one."""
+        """Listen, on the port of the last start if there was one."""
         self._server = grpc.aio.server()
         STUBS.lightning_grpc.add_LightningServicer_to_server(
             type("Lightning", (_Lightning, STUBS.lightning_grpc.LightningServicer), {})(self),
@@ -175,14 +175,14 @@ class LndStandin:
         self._running = True
 
     async def stop(self) -> None:
-        """Go away as lnd does: subscriptions end as if they were complete, other calls are cut off."""
+        """Stop as lnd does: subscriptions end as if they were complete, other calls are cut off."""
         self._running = False
         await self._announce()
         await self._server.stop(0.2)
         await self._server.wait_for_termination()
 
     async def kill(self) -> None:
-        """Go away as a killed process does: whatever is open breaks off."""
+        """Stop as a killed process does: all open calls break off."""
         await self._server.stop(None)
         self._running = False
 
@@ -191,13 +191,13 @@ class LndStandin:
         await self.start()
 
     def knows(self, payment) -> bytes:
-        """Remember a payment; return its hash."""
+        """Add a payment; return its hash."""
         payment_hash = bytes.fromhex(payment.payment_hash)
         self.payments[payment_hash] = payment
         return payment_hash
 
     async def settle(self, payment_hash: bytes, *, paid_msat: int = 0) -> None:
-        """Have one of our invoices paid, once."""
+        """Settle one of its invoices, once."""
         invoice = self.invoice(payment_hash)
         if invoice.state == OPEN:
             invoice.settle_index = 1 + max(it.settle_index for it in self.invoices)
@@ -207,7 +207,7 @@ class LndStandin:
         await self._announce()
 
     def invoice(self, payment_hash: bytes):
-        """Return one of our invoices, None if there is no such one; one that has expired is canceled by then."""
+        """Return one of its invoices, None if it has none of that hash; an expired one is canceled."""
         for invoice in self.invoices:
             if invoice.r_hash == payment_hash:
                 if invoice.state == OPEN and time.time() >= invoice.creation_date + invoice.expiry:
@@ -216,7 +216,7 @@ class LndStandin:
         return None
 
     async def add(self, request):
-        """Make an invoice as AddInvoice does, and return it; raises ``InvoiceError`` for what cannot be written."""
+        """Make an invoice as AddInvoice does, and return it; raises ``InvoiceError`` for an invoice that cannot be encoded."""
         preimage = request.r_preimage or secrets.token_bytes(32)
         says = {
             "key": self.key,
@@ -252,7 +252,7 @@ class LndStandin:
             self._changed.notify_all()
 
     async def admit(self, name: str, context) -> None:
-        """Count a call, and turn it away as lnd would if its macaroon is not ours."""
+        """Count a call, and refuse it as lnd does if its macaroon is not accepted."""
         self.calls.append(name)
         given = [value for key, value in context.invocation_metadata() if key == "macaroon"]
         if len(given) != 1:
@@ -326,7 +326,7 @@ class _Lightning:
         )
 
     async def CheckMacaroonPermissions(self, request, context):  # noqa: N802 - lnd's name
-        """Whether a macaroon allows something, to one that may ask; one that may ask may do all."""
+        """Return whether a macaroon allows a call; a macaroon that may call this may make every call."""
         await self._lnd.admit("CheckMacaroonPermissions", context)
         allows = self._lnd._baked.get(request.macaroon.hex(), frozenset())
         if allows is None or "CheckMacaroonPermissions" not in allows:
@@ -379,7 +379,7 @@ class _Lightning:
         )
 
     async def SendPaymentSync(self, request, context):  # noqa: N802 - lnd's name
-        """Pay an invoice of its own, if told that it may; others have no route."""
+        """Pay an invoice of its own, if the test allows it; others have no route."""
         lnd = self._lnd
         await lnd.admit("SendPaymentSync", context)
         asked = bolt11.decode(request.payment_request)
@@ -440,7 +440,7 @@ class _Router:
 
 @contextmanager
 def in_a_thread(standin: LndStandin) -> Iterator[LndStandin]:
-    """Run a stand-in beside tests that have no loop of their own."""
+    """Run a stand-in for tests without an event loop of their own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="lnd", daemon=True)
     thread.start()
@@ -463,7 +463,7 @@ def in_a_thread(standin: LndStandin) -> Iterator[LndStandin]:
 
 
 def lnd_settings(address: LndAddress) -> dict[str, str]:
-    """The environment of a gateway that asks this lnd."""
+    """The environment of a gateway that uses this lnd."""
     return {
         "LCP_GATEWAY_LND_GRPC_ADDR": address.target,
         "LCP_GATEWAY_LND_TLS_CERT": str(address.tls_cert),

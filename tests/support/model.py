@@ -1,6 +1,6 @@
-"""A purchase service in a world that is moved by hand: time, disk, peers, clients and the gateway's own death.
+"""A purchase service in a simulated world: time, disk, peers, clients and crashes of the gateway are steps of the test.
 
-Nothing happens by itself: each call of the upstream and each write of the journal waits until the world lets it go on.
+Nothing happens by itself: each call of the upstream and each write of the journal waits for a step of the test.
 The world knows what the gateway cannot: whether a payment went through.
 """
 
@@ -43,23 +43,23 @@ class HandClock(asyncio.SelectorEventLoop):
         return self.seconds
 
     def turn(self, times: int = TURNS) -> None:
-        """Run what is ready, and what becomes ready by that."""
+        """Run all ready callbacks, and those that become ready meanwhile."""
         for _ in range(times):
             self.call_soon(self.stop)
             self.run_forever()
 
 
 class Bug(Exception):
-    """What a listener raises that is not what it should be."""
+    """An unexpected exception of a listener."""
 
 
 class Dead(BaseException):
-    """Raised into what still runs of a process that has been killed."""
+    """Raised into the tasks of a process that has been killed."""
 
 
 @dataclass
 class Job:
-    """What the world knows of a job. ``evidence`` is what the gateway has been shown: none, settled or nothing."""
+    """The true state of a job. ``evidence`` is what the gateway was told of it: none, settled or nothing."""
 
     quote: Quote
     life: int
@@ -73,7 +73,7 @@ class Job:
 
 
 class Durable:
-    """What survives of a journal: the states of each job, in order."""
+    """The part of a journal that survives a crash: the states of each job, in order."""
 
     def __init__(self) -> None:
         self.states: dict[bytes, list[State]] = {}
@@ -87,7 +87,7 @@ class Durable:
             states.append(state)
 
     def sweep(self) -> None:
-        """Do what a start does: no gateway watches a payment whose gateway has died."""
+        """Sweep as a start does: the payments of a dead gateway become unknown."""
         for states in self.states.values():
             if states[-1] is State.PAYING:
                 states.append(State.UNKNOWN)
@@ -112,14 +112,14 @@ class Journal:
             self.buffered.append((job_id, state))
 
     def disk(self, *, full: bool) -> None:
-        """Write everything that waits; on a full disk intents fail and the rest goes on waiting."""
+        """Write all queued records; on a full disk intents fail and the others stay queued."""
         waiting, self.waiting = self.waiting, []
         for intent, done in waiting:
             if full:
                 if not done.done():
                     done.set_exception(JournalUnavailable("full", quote=intent.quote))
                 continue
-            # It may be written though no request waits for it any more.
+            # It may be written although its request no longer waits.
             if intent.quote.job_id not in self.durable.states:
                 self.durable.write(intent.quote.job_id, State.PAYING)
             if not done.done():
@@ -135,7 +135,7 @@ class Journal:
                 held.append((job_id, state))
             else:
                 if job_id not in self.durable.states:
-                    # Taken back before it was ever written: there is nothing to take back.
+                    # Withdrawn before it was written: there is nothing to undo.
                     assert state is State.NOT_PAID
                     continue
                 self.durable.write(job_id, state)
@@ -152,7 +152,7 @@ class Journal:
 
 @dataclass
 class Client:
-    """A request: what it sent, and what it got."""
+    """One client's request and its response."""
 
     body: bytes
     stream: bool
@@ -172,7 +172,7 @@ class Client:
 
 
 class Life:
-    """One process: a service and what it holds in memory."""
+    """One process: a service and its state in memory."""
 
     def __init__(self, universe: "Universe", number: int) -> None:
         self.number = number
@@ -265,7 +265,7 @@ class Life:
         job.open = asyncio.Queue()
         return job.open
 
-    # What its clients do.
+    # Steps of its clients.
 
     def begin(self, client: Client) -> None:
         self.clients.append(client)
@@ -288,7 +288,7 @@ class Life:
                 answer = self.service.start(order, client.repeat, client.quote_id)
             client.answer = answer
             if client.kept:
-                # It is answered at once, and its place is held until the end of what it began.
+                # It is answered at once, and its admission ticket is held until its job ends.
                 is_handed_over = True
                 self._keep(answer, client)
                 return
@@ -300,7 +300,7 @@ class Life:
                 client.finished = True
             finally:
                 self.service.left(answer)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the test looks at it
+        except Exception as error:  # noqa: BLE001 - the test inspects any exception
             client.error = error
         finally:
             if not is_handed_over:
@@ -334,7 +334,7 @@ class Life:
         self.background.append(self.universe.loop.create_task(shown()))
 
     def kill(self) -> None:
-        """Die at once: nothing that still runs may write, pay or answer any more."""
+        """Kill the process: none of its tasks may write, pay or answer afterwards."""
         self.alive = self.journal.alive = False
         tasks = [client.task for client in self.clients]
         tasks += [*self.background, *[one.task for one in self.service._running.values()]]
@@ -345,7 +345,7 @@ class Life:
 
 
 class Universe:
-    """Everything there is, over all lives of the gateway."""
+    """The whole simulation, over all processes of the gateway."""
 
     def __init__(self) -> None:
         self.loop = HandClock()
@@ -394,7 +394,7 @@ class Universe:
 
 
 def verdict_told(client: Client) -> Verdict | None:
-    """What a client was told of the money; None while it waits, or when it is gone."""
+    """The payment state in a client's response; None while it waits, or when it has left."""
     if client.finished:
         return Verdict.SETTLED
     if isinstance(client.error, PurchaseError):

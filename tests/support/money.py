@@ -1,4 +1,4 @@
-"""What black-box tests of money have in common: shops to buy from, and reading what the wallet and the gateway say."""
+"""Helpers of the black-box tests of money: peers to buy from, the wallet's events and the gateway's headers."""
 
 from collections import Counter
 from pathlib import Path
@@ -20,7 +20,7 @@ def paid(served: RunningGateway) -> Counter:
 
 
 def lcp(answer: Answer) -> dict[str, str]:
-    """The headers that speak of the purchase."""
+    """The headers about the purchase."""
     return {name: value for name, value in answer.headers.items() if name.startswith("x-lcp-")}
 
 
@@ -39,7 +39,7 @@ def ask(served: RunningGateway, text: str, path: str = CHAT, *, headers=None, **
 
 
 def quoted(served: RunningGateway, text: str, *, headers=None, **more) -> dict:
-    """Ask for a quote only."""
+    """Request a quote only."""
     answer = ask(served, text, headers={**(headers or {}), "X-Lcp-Quote-Only": "true"}, **more)
     assert answer.status == 200, answer.body
     return answer.json

@@ -110,7 +110,7 @@ class NodeClient:
         return await self.stub.CancelJob(request, timeout=5.0)
 
     async def ask(self, task, alias="Alice", **how):
-        """Quote, pay and give the JSON answer."""
+        """Quote, pay and return the JSON answer."""
         terms = await self.quote(task, alias)
         return orjson.loads((await self.accept(terms, alias, **how)).result.result)
 

@@ -1,4 +1,4 @@
-"""A node in a thread of the test, behind a real port: everything that reaches it can be looked at."""
+"""A node in a thread of the test, behind a real port; it records the received messages."""
 
 import asyncio
 import threading
@@ -36,7 +36,7 @@ class Received:
 
 
 class _Context:
-    """Passes everything on to a call's context, and notes the chunks that are written to it."""
+    """Delegates to a call's context, and records the chunks that are written to it."""
 
     def __init__(self, context, chunks: bytearray) -> None:
         self._context = context
@@ -74,7 +74,7 @@ class ThreadedNode:
 
 
 def eventually(is_so: Callable[[], object], timeout_s: float = 60.0) -> None:
-    """Wait until something holds."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + timeout_s
     while not is_so():
         assert time.monotonic() < deadline, "it did not come about in time"

@@ -1,4 +1,4 @@
-"""A stand-in for an OpenTelemetry collector: takes traces over HTTP, decodes them, and misbehaves on demand."""
+"""A stand-in for an OpenTelemetry collector: receives traces over HTTP, decodes them, and fails on demand."""
 
 import threading
 import time
@@ -38,7 +38,7 @@ class SeenSpan:
 
 @dataclass
 class Collector:
-    """What came. ``status`` says how the next batches are answered, and none is while ``held`` is cleared."""
+    """The received spans. ``status`` is the answer to the next batches; while ``held`` is cleared none is answered."""
 
     port: int = 0
     status: int = 200
@@ -89,7 +89,7 @@ class Trace:
 
     @property
     def is_whole(self) -> bool:
-        """One root, and everything else right below it, within one trace."""
+        """Whether the trace has one root, and all other spans are its children."""
         root = self.root
         return len({span.trace_id for span in self.spans}) == 1 and all(
             span is root or span.parent == root.span_id for span in self.spans

@@ -18,7 +18,7 @@ PROGRAM = Path("/usr/sbin/pgbouncer")
 
 @contextmanager
 def pgbouncer(server, **settings: str) -> Iterator[int]:
-    """Run one before a server; return its port."""
+    """Run a PgBouncer in front of a server; return its port."""
     if not PROGRAM.exists():
         assert os.environ.get("CI") != "true", "PgBouncer must be installed where CI=true"
         pytest.skip("PgBouncer is not installed (Debian's package: pgbouncer)")
@@ -63,7 +63,7 @@ def pgbouncer(server, **settings: str) -> Iterator[int]:
 
 
 def through(url: str, port: int) -> str:
-    """Name the pooler in the place of the server."""
+    """Return the URL with the pooler's address in place of the server's."""
     before, _, database = url.rpartition("/")
     return f"{before.rpartition(':')[0]}:{port}/{database}"
 

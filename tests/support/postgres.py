@@ -34,7 +34,7 @@ DO $$ DECLARE found record; BEGIN
   END LOOP;
 END $$
 """
-# What a test may have changed beside rows: it is compared before a database is lent again.
+# The schema, which a test may have changed: it is compared before a database is lent again.
 FINGERPRINT = """
 SELECT md5(string_agg(line, ',' ORDER BY line)) FROM (
   SELECT concat(attrelid::regclass, attname, atttypid, attnotnull) AS line FROM pg_attribute
@@ -52,7 +52,7 @@ BINARIES = Path("/usr/lib/postgresql")
 
 
 def binaries() -> Path:
-    """Return the folder of postgres and initdb, or skip; where CI=true it has to be there."""
+    """Return the folder of postgres and initdb, or skip the test; where CI=true they must be installed."""
     found = sorted(BINARIES.glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
     if not found and (on_path := shutil.which("postgres")):
         found = [Path(on_path)]
@@ -63,7 +63,7 @@ def binaries() -> Path:
 
 
 def _user() -> tuple[str, dict]:
-    """Return a user that PostgreSQL accepts, and how to become it: it refuses to run as root."""
+    """Return a user for PostgreSQL, which refuses to run as root, and the arguments that switch to it."""
     if os.getuid() != 0:
         return pwd.getpwuid(os.getuid()).pw_name, {}
     for name in ("postgres", "nobody"):
@@ -159,7 +159,7 @@ class RunningPostgres:
 
     @contextmanager
     def fresh_database(self, template: str = "template0") -> Iterator[str]:
-        """Make a database, empty or as another one is, give its URL, and drop it at the end."""
+        """Create a database, empty or as a copy; yield its URL, and drop it at the end."""
         name = f"test_{secrets.token_hex(6)}"
         # Half the work of writing the copy to the log, which is the default since PostgreSQL 15.
         strategy = "STRATEGY FILE_COPY" if self.version >= 15 else ""
@@ -193,7 +193,7 @@ class RunningPostgres:
                     self.sql(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     async def _emptied(self, name: str, template: str) -> bool:
-        """Empty a copy of a template; return whether it is as the template now."""
+        """Empty a copy of a template; return whether it now equals the template."""
         try:
             if template not in self.fingerprints:
                 self.fingerprints[template] = await self._ask(template, FINGERPRINT)
@@ -235,7 +235,7 @@ class RunningPostgres:
 
 @contextmanager
 def running_postgres() -> Iterator[RunningPostgres]:
-    """Make a cluster and run it; nothing of it is left at the end."""
+    """Create a cluster and run it; delete it at the end."""
     tools = binaries()
     user, become = _user()
     # Not pytest's folder: another user has to be able to walk into it, and socket paths are short.

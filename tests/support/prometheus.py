@@ -25,7 +25,7 @@ START_TIMEOUT_S = 60.0
 
 
 def executable() -> str:
-    """Return the path of prometheus, or skip; where CI=true it has to be there."""
+    """Return the path of prometheus, or skip the test; where CI=true it must be installed."""
     found = shutil.which("prometheus")
     if found is None and os.environ.get("CI") != "true":
         pytest.skip("prometheus is not installed (Debian's package: prometheus)")
@@ -62,7 +62,7 @@ class RunningPrometheus:
 def configuration(target: str, *, key_file: Path | None = None) -> dict:
     """Return the repository's configuration, scraping ``target`` every second.
 
-    With ``key_file`` its commented authorization section is put in force.
+    With ``key_file`` its commented authorization section is enabled.
     """
     text = CONFIG.read_text()
     if key_file is not None:

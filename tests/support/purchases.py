@@ -1,4 +1,4 @@
-"""Stand-ins for the heart's outside: an upstream that does what it is told, and a journal that remembers."""
+"""Stand-ins for the ports of the purchase package: a scripted upstream and a journal in memory."""
 
 import asyncio
 import hashlib
@@ -60,7 +60,7 @@ def stream_events(*chunks: bytes, **changes) -> list:
 
 @dataclass
 class ScriptedUpstream:
-    """Returns the quote, result or events it was made with; an exception among them is raised in its place."""
+    """Returns the given quote, result or events; an exception among them is raised instead."""
 
     quoted: Quote = field(default_factory=quote)
     outcome: object = None
@@ -96,7 +96,7 @@ class ScriptedUpstream:
 
 @dataclass
 class MemoryJournal:
-    """Remembers every state in order, and what had been called when it was written."""
+    """Records every state in order, and the upstream calls made before each."""
 
     upstream: ScriptedUpstream
     states: list[str] = field(default_factory=list)
@@ -122,7 +122,7 @@ class MemoryJournal:
 
 @dataclass
 class Trusting:
-    """An exposure that trusts every peer, and remembers."""
+    """An exposure that trusts every peer and records its calls."""
 
     states: list = field(default_factory=list)
 
@@ -146,7 +146,7 @@ class Trusting:
 
 
 class ScriptedInspector(QuoteInspector):
-    """The checks before a payment, with ``inspect(order, quote)`` in place of those of a quote that has just come."""
+    """The checks before a payment, with ``inspect(order, quote)`` in place of the checks of a quote."""
 
     def __init__(self, limits=None, exposure=None, inspect=lambda _order, _quote: HASH) -> None:
         super().__init__(

@@ -40,7 +40,7 @@ def message(data):
 
 
 def block(*headers):
-    """A header block that leaves no trace in the decoder's table, whatever the order in which blocks are sent."""
+    """A header block that does not change the decoder's table, so that blocks can be sent in any order."""
     encoder = hpack.Encoder()
     encoder.header_table_size = 0
     return encoder.encode(headers)
@@ -54,7 +54,7 @@ def head(stream_id, *headers, flags=END_HEADERS):
 
 
 def data(stream_id, *messages):
-    """Messages, in as many frames as their size takes."""
+    """Messages, in as many DATA frames as their size requires."""
     body = b"".join(map(message, messages))
     pieces = [body[at : at + MAX_FRAME_BYTES] for at in range(0, len(body), MAX_FRAME_BYTES)]
     return b"".join(frame(DATA, 0, stream_id, piece) for piece in pieces)

@@ -1,6 +1,6 @@
-"""A node that answers with bytes a test wrote: head, body and the end of its connection, each as bad as it likes.
+"""A node that answers with bytes a test wrote: head, body and the end of its connection.
 
-Which answer a request gets is told by ``case-NUMBER`` in its body.
+``case-NUMBER`` in a request's body selects its answer.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 class End(enum.StrEnum):
-    """How the connection goes on after the body's bytes."""
+    """What happens to the connection after the body's bytes."""
 
     TIDY = "tidy"
     """A last chunk, and the connection stays for the next request."""

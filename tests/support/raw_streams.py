@@ -54,7 +54,7 @@ class Memory:
 
     @contextmanager
     def watched(self):
-        """Note the peak while the block runs."""
+        """Record the peak while the block runs."""
         over = threading.Event()
 
         def watch():

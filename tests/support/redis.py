@@ -16,7 +16,7 @@ START_TIMEOUT_S = 60.0
 
 
 def binary() -> str:
-    """Return redis-server, or skip; where CI=true it has to be there."""
+    """Return the path of redis-server, or skip the test; where CI=true it must be installed."""
     found = shutil.which("redis-server")
     if not found and os.environ.get("CI") != "true":
         pytest.skip("Redis is not installed (Debian's package: redis-server)")
@@ -68,7 +68,7 @@ class RunningRedis:
 
 @contextmanager
 def running_redis() -> Iterator[RunningRedis]:
-    """Run a Redis that forgets everything when it stops."""
+    """Run a Redis that keeps nothing on disk."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

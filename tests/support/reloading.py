@@ -27,7 +27,7 @@ class Reloadable:
         return self.running.port
 
     def outcomes(self) -> list[dict[str, Any]]:
-        """Return the lines that tell what came of each reading."""
+        """Return the log lines with the result of each reload."""
         return [
             line for line in self.running.json_logs() if line["event"] in {RELOADED, NOT_RELOADED}
         ]
@@ -36,7 +36,7 @@ class Reloadable:
         os.kill(self.running.pid, signal.SIGHUP)
 
     def read(self, text: str, timeout_s: float = 60.0) -> dict[str, Any]:
-        """Have the gateway read this; return the line that says what came of it."""
+        """Reload the gateway with this configuration; return the log line with the result."""
         write(self.file, text)
         before = len(self.outcomes())
         self.hang_up()
@@ -47,14 +47,14 @@ class Reloadable:
         return found[-1]
 
     def take(self, text: str) -> dict[str, Any]:
-        """Have the gateway read this, which it must be able to."""
+        """Reload the gateway with this configuration, which must be valid."""
         line = self.read(text)
         assert line["event"] == RELOADED, line
         return line
 
 
 def write(file: Path, text: str) -> None:
-    """Put a file in place of another, at once, as editors do."""
+    """Replace a file atomically, as editors do."""
     new = file.with_suffix(".new")
     new.write_text(text)
     new.chmod(0o600)

@@ -1,4 +1,4 @@
-"""Answers that have come, or came to nothing, without a purchase service."""
+"""Result buffers, complete or empty, without a purchase service."""
 
 import asyncio
 
@@ -27,7 +27,7 @@ def order_of(
 def begun(
     order: Order | None = None, *events: PurchaseEvent, bounds: BufferLimits | None = None
 ) -> ResultBuffer:
-    """Return an answer of which nothing has come; ``events`` are what happened to its purchase, if it has one."""
+    """Return a buffer without any bytes; ``events`` are those of its purchase, if it has one."""
     answer = ResultBuffer(order or order_of(), bounds or BufferLimits(), BufferPool(10**9))
     if events:
         answer.purchase = Purchase(answer.order, quote())
@@ -43,7 +43,7 @@ def came(
     order: Order | None = None,
     bounds: BufferLimits | None = None,
 ) -> ResultBuffer:
-    """Return an answer that has come whole."""
+    """Return a buffer with a complete result."""
     answer = begun(order, *PAID, bounds=bounds)
     answer.begin(ResultHead(content_type, encoding))
     for block in blocks:
@@ -53,7 +53,7 @@ def came(
 
 
 class Complaints:
-    """Record the errors that nothing caught, as the running event loop is told of them."""
+    """Record the uncaught errors that the running event loop reports."""
 
     def __init__(self) -> None:
         self.heard: list[dict] = []

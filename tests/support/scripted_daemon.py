@@ -1,4 +1,4 @@
-"""A daemon in the test's own loop: an LCPDService whose every answer the test writes."""
+"""A daemon in the test's own loop: an LCPDService with scripted answers."""
 
 import asyncio
 import contextlib
@@ -98,7 +98,7 @@ async def serving(daemon: Daemon, address="127.0.0.1:0", credentials=None) -> As
 
 @contextlib.contextmanager
 def in_a_thread(daemon: Daemon) -> Iterator[Daemon]:
-    """Run a daemon beside tests that have no loop of their own."""
+    """Run a daemon for tests without an event loop of their own."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="daemon", daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""A purchase service on a scripted market: peers that quote what they are told, and one whose work is done on command."""
+"""A purchase service on a scripted market: peers with given quotes, whose work the test completes."""
 
 import asyncio
 import hashlib
@@ -45,14 +45,14 @@ def ordered(
 
 
 async def settle(turns: int = 40) -> None:
-    """Let everything that can go on go on."""
+    """Run the event loop until no task is ready."""
     for _ in range(turns):
         await asyncio.sleep(0)
 
 
 @dataclass
 class Peer:
-    """What a peer says when it is asked: a price or an error, at once or when ``ready`` is set."""
+    """A peer's answer to a quote request: a price or an error, at once or when ``ready`` is set."""
 
     price_msat: int = 5_000
     error: Exception | None = None
@@ -140,9 +140,9 @@ class ScriptedPeers:
 
 @dataclass
 class PlainJournal:
-    """Remembers the states of each job; ``gate`` holds an intent back, ``refusal`` refuses it.
+    """Records the states of each job; ``gate`` holds an intent back, ``refusal`` refuses it.
 
-    ``elsewhere`` holds what other processes bought.
+    ``elsewhere`` has the purchases of other processes.
     """
 
     states: dict[bytes, list[str]] = field(default_factory=dict)
@@ -168,13 +168,13 @@ class PlainJournal:
 
     @property
     def only(self) -> list[str]:
-        """The states of the one job there is."""
+        """The states of the only job."""
         (states,) = self.states.values()
         return states
 
 
 class Noting(Observer):
-    """Remembers which answers ended."""
+    """Records the answers that ended."""
 
     def __init__(self) -> None:
         self.quotes: list[ResultBuffer] = []
@@ -203,7 +203,7 @@ class World:
     background: set = field(default_factory=set)
 
     async def ask(self, order: Order, repeat: RepeatKeys = NO_REPEAT, quote_id: str | None = None):
-        """Do what a request does; return the bytes."""
+        """Buy as a request does; return the bytes."""
         answer = self.service.find(order, repeat) or self.service.start(order, repeat, quote_id)
         return await self.read(answer)
 
@@ -306,7 +306,7 @@ def price(amount: int) -> Msat:
 
 
 def bought_elsewhere(w, state, *, body=None, key_id="", number=99):
-    """Let the journal have a purchase of another process for the same request; it refuses the next intent for it."""
+    """Put a purchase of another process for the same request into the journal, which then refuses an intent for it."""
     identity = w.memory.identity(ordered() if body is None else ordered(body), KEY)
     job_id = bytes([number]) * 32
     earlier = EarlierPurchase(

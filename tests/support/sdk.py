@@ -1,4 +1,4 @@
-"""One test for both of the SDK's clients: what the async one gives is awaited, what the sync one gives is there."""
+"""One test for both of the SDK's clients: results of the async one are awaited."""
 
 import asyncio
 import inspect
@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# What runs in the background is asked after so often.
+# The interval of polling a background job.
 _POLL_S = 0.05
 
 
 async def done(given: Any) -> Any:
-    """Return what a call came to."""
+    """Return the result of a call."""
     return await given if inspect.isawaitable(given) else given
 
 
@@ -27,7 +27,7 @@ async def every(given: Any) -> list:
 async def polled(
     client: Any, response_id: str, is_there: Callable[[Any], bool], timeout_s: float = 60.0
 ) -> Any:
-    """Retrieve a response until it is as wanted; return it."""
+    """Poll a response until the condition holds; return it."""
     deadline = time.monotonic() + timeout_s
     while not is_there(found := await done(client.responses.retrieve(response_id))):
         assert time.monotonic() < deadline, f"still {found.status}"
@@ -36,7 +36,7 @@ async def polled(
 
 
 async def completed(client: Any, response_id: str) -> Any:
-    """Wait for a response in the background to come to an end, which has to be a good one."""
+    """Wait until a background response has completed."""
     found = await polled(client, response_id, lambda it: it.status not in {"queued", "in_progress"})
     assert found.status == "completed", found
     return found

@@ -13,7 +13,7 @@ from lcp_gateway.telemetry.tracing import OtelTracing
 
 @dataclass
 class Kept:
-    """Tracing whose spans are looked at."""
+    """Tracing whose spans the test inspects."""
 
     ratio: float = 1.0
     exporter: InMemorySpanExporter = field(default_factory=InMemorySpanExporter)
@@ -39,5 +39,5 @@ class Kept:
         return found
 
     def everything(self) -> str:
-        """All that would go out, as text."""
+        """Everything that would be exported, as text."""
         return "\n".join(span.to_json() for span in self.spans)

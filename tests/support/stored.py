@@ -1,4 +1,4 @@
-"""What the black-box tests of stored responses share: raw HTTP, so that nothing of what comes back is hidden."""
+"""Helpers of the black-box tests of stored responses: raw HTTP, so that every received byte is visible."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,7 @@ MODEL = "m"
 
 
 def slow_peers(quote_latency_s: float) -> str:
-    """Describe three peers: Alice is quick; Bob thinks so long about what it costs; Carol says ten words a second."""
+    """Describe three peers: Alice is quick; Bob's quotes are slow; Carol streams ten words a second."""
     return f"""
 [[peers]]
 alias = "Alice"
@@ -47,12 +47,12 @@ tokens_per_second = 10.0
 
 
 def respond(port: int, text: str = "hello", *, headers=None, model="echo-1", **more) -> Answer:
-    """Ask for a response."""
+    """Request a response."""
     return post(port, RESPONSES, document(RESPONSES, model, text, **more), headers, 30)
 
 
 def chat(port: int, text: str = "hello", *, headers=None, model="echo-1", **more) -> Answer:
-    """Ask for a chat completion that is stored."""
+    """Request a chat completion that is stored."""
     more = {"store": True, **more}
     return post(port, CHAT, document(CHAT, model, text, **more), headers, 30)
 
@@ -76,7 +76,7 @@ def input_items(port: int, response_id: str, query: str = "?order=asc", *, heade
 
 
 def begun(port: int, text: str = "hello", *, headers=None, **more) -> str:
-    """Begin a response in the background; return its id."""
+    """Start a background response; return its id."""
     answer = respond(port, text, headers=headers, background=True, **more)
     assert answer.status == 200, answer.body
     assert answer.json["id"].startswith("resp_bg_")
@@ -91,7 +91,7 @@ def wait_for(
     headers: Mapping[str, str] | None = None,
     timeout_s: float = 60.0,
 ) -> Answer:
-    """Poll a response until it is as wanted; return the last answer."""
+    """Poll a response until the condition holds; return the last answer."""
     last: list[Answer] = []
 
     def is_there() -> object:
@@ -104,7 +104,7 @@ def wait_for(
 
 
 def ended(port: int, response_id: str, *, headers=None, timeout_s: float = 60.0) -> Answer:
-    """Wait for a response in the background to come to its end, whatever it is."""
+    """Wait until a background response has ended with any status."""
     return wait_for(
         port,
         response_id,
@@ -128,6 +128,6 @@ def last_response(answer: Answer) -> dict[str, Any]:
 def on_http_node(
     node: HttpNodeThread, *, endpoints=("chat", "responses"), **settings: object
 ) -> Iterator[RunningGateway]:
-    """Run a gateway on a stand-in of a node, which tells what it was sent."""
+    """Run a gateway on a stand-in of a node that records the received requests."""
     with served_by(row(node, endpoints=list(endpoints)), **settings) as running:
         yield running

@@ -11,7 +11,7 @@ from tests.support.http_node import HttpNodeThread, Seen, StandIn
 
 @dataclass
 class Counting:
-    """How it counts: ``status`` and ``text`` are what it answers, after ``delay_s``; without a text, ``tokens``."""
+    """How it counts: it answers with ``status`` and ``text`` after ``delay_s``; without a text, with ``tokens``."""
 
     tokens: int = 42
     status: int = 200
@@ -55,7 +55,7 @@ class CountingStandIn(StandIn):
 
 
 class CountingNode(HttpNodeThread):
-    """Runs one in a thread of the test."""
+    """Runs the stand-in in a thread of the test."""
 
     def __init__(self, name: str = "node", models: tuple[str, ...] = (), **options) -> None:
         super().__init__(name, models, **options)
@@ -67,5 +67,5 @@ class CountingNode(HttpNodeThread):
 
     @property
     def counts(self) -> list[Seen]:
-        """The questions for a count that came in."""
+        """The requests for a count that were received."""
         return self.server.counts

@@ -1,4 +1,4 @@
-"""Finds the programs that tests run and Python does not bring along; where one is absent, the test is skipped."""
+"""Finds the programs that tests run and Python does not bring along; if one is missing, the test is skipped."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ _HINT = "./scripts/test-tools installs what it can"
 
 
 def require_tool(name: str) -> str:
-    """Return the path of a program, or skip; where CI=true it has to be there."""
+    """Return the path of a program, or skip the test; where CI=true it must be installed."""
     return _required(shutil.which(name), f"{name} is not installed")
 
 

@@ -1,4 +1,4 @@
-"""An HTTP client that hides nothing: bytes out as they are written, answers in with how they ended."""
+"""A raw HTTP client: it sends bytes unchanged, and returns answers with how they ended."""
 
 import json
 import re
@@ -16,7 +16,7 @@ _READ = 65_536
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. ``whole`` tells whether its body ended as its head promised."""
+    """One answer. ``whole`` says whether its body ended as its head announced."""
 
     status: int
     fields: tuple[tuple[str, str], ...]
@@ -66,7 +66,7 @@ class Wire:
         self.was_reset = False
 
     def send(self, data: bytes) -> None:
-        """Send; an end that the other side has closed already is no error here, its answer may still be read."""
+        """Send bytes; it is no error if the other side has closed already, since its answer may still be read."""
         with suppress(BrokenPipeError, ConnectionResetError):
             self.socket.sendall(data)
 
@@ -98,7 +98,7 @@ class Wire:
         return Answer(status, fields, body, True)
 
     def ended(self) -> bool:
-        """Wait for the other side to close; False when it has something to say instead."""
+        """Wait for the other side to close; False if it sends bytes instead."""
         try:
             return not self._held and not self._more()
         except TimeoutError:
@@ -197,7 +197,7 @@ def post(
 
 
 def is_refused(answer: Answer, *statuses: int) -> None:
-    """Check that a request was refused as one that makes no sense, in the shape that every error has."""
+    """Check that a request was refused as invalid, in OpenAI's error format."""
     assert answer.status in statuses and answer.whole
     assert answer.headers["content-type"].startswith("application/json")
     assert answer.error["type"] == "invalid_request_error"

@@ -1,4 +1,4 @@
-"""Purchases that never happened, written into a real journal: their terms and invoices hold."""
+"""Invented purchases, with valid terms and invoices, written into a real journal."""
 
 import asyncio
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ RESULT = b'{"choices":[]}'
 
 @dataclass(frozen=True)
 class Bought:
-    """One purchase; its amount is ``price_msat`` and a reckoned fee of 10 msat, unless ``fee_msat`` is known."""
+    """One purchase; its amount is ``price_msat`` and an estimated fee of 10 msat, unless ``fee_msat`` is known."""
 
     number: int
     state: State = State.DELIVERED
@@ -103,7 +103,7 @@ _STEPS = {
 
 
 async def write(where: Path | str, *bought: Bought) -> None:
-    """Write purchases as a gateway does, and let go of the journal."""
+    """Write purchases as a gateway does, and close the journal."""
     problems = []
     database = await open_database(where)
     journal = JournalWriter(database, on_problem=problems.append)
@@ -118,7 +118,7 @@ async def write(where: Path | str, *bought: Bought) -> None:
 
 
 def written(where: Path | str, *bought: Bought) -> None:
-    """The same where no event loop runs."""
+    """Write purchases where no event loop runs."""
     asyncio.run(write(where, *bought))
 
 
