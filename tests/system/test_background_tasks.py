@@ -1,4 +1,4 @@
-"""Every task that lasts is told of by a running gateway, with what it is to do there: nothing more, nothing less."""
+"""A running gateway reports exactly the background tasks of its configuration."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def lnd(tmp_path_factory):
     ids=["no journal", "a journal", "accounts", "accounts and lnd"],
 )
 def test_what_runs_in_the_background_is_told_and_counted(lnd, settings, with_lnd, expected):
-    """A1, A2: tasks ended without a trace; each has to be there by its name."""
+    """Once tasks ended without a log line or metric; each must be listed by its name."""
     env = {**settings, **(lnd if with_lnd else {})}
     with gateway(env=env) as running:
         told = get(running.port, "/readyz").json["tasks"]

@@ -1,4 +1,4 @@
-"""Requests that are wrong as HTTP: routes, methods, heads, lengths that lie, and what is no HTTP at all."""
+"""Requests that are wrong as HTTP: routes, methods, heads, false lengths, and bytes that are not HTTP."""
 
 import json
 import time
@@ -74,7 +74,7 @@ def test_one_header_that_is_too_large_is_431(port):
 
 
 def test_a_header_of_a_megabyte_in_one_write_is_431(port):
-    """B10: what came after the part that was refused was taken for a target, so it was 414."""
+    """Once the bytes after the refused part were parsed as a target, so the answer was 414."""
     with wire(port) as connection:
         connection.send(b"GET /v1/models HTTP/1.1\r\nX-Big: " + b"x" * 2**20 + b"\r\n\r\n")
         is_refused(connection.answer(), 431)
@@ -84,7 +84,6 @@ def test_a_header_of_a_megabyte_in_one_write_is_431(port):
 @pytest.mark.parametrize("version", ["HTTP/2.0", "HTTP/0.9", "HTTP/1.2", "HTTP/3.0"])
 @pytest.mark.parametrize("path", ["/v1/models", CHAT, "/healthz", "/nowhere"])
 def test_another_version_of_http_is_505(served, version, path):
-    """B10: it was served."""
     before = len(served.events("quote"))
     method, body = ("POST", BODY) if path == CHAT else ("GET", b"")
     head = f"{method} {path} {version}\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"

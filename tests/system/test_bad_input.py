@@ -1,4 +1,4 @@
-"""Bodies that make no sense, or say two things at once: refused in OpenAI's shape before a peer is asked."""
+"""Invalid or ambiguous bodies: refused with an OpenAI error before a peer is asked."""
 
 import json
 
@@ -20,7 +20,7 @@ def served():
 
 @pytest.fixture
 def port(served):
-    """The port; at the end no peer has been asked for a price, unless the request was sound."""
+    """The port; at the end no peer was asked for a quote, unless the request was valid."""
     served.quotes_before = len(served.events("quote"))
     return served.port
 

@@ -1,4 +1,4 @@
-"""Bytes in are bytes out, both ways, whatever they are."""
+"""Requests and results pass byte for byte."""
 
 import gzip
 import hashlib
@@ -96,7 +96,7 @@ ANY_JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
-# What a relay that looks into streams could stumble over.
+# Results that a relay that parses streams could change.
 PIECES = [
     b"data: [DONE]\n\n",
     b"data: [DONE]",
@@ -145,7 +145,7 @@ GOOD = {
 @BOTH
 @STREAMED_OR_NOT
 def test_any_result_comes_back_as_it_is(port, chunks, content_type, path, stream):
-    # In a coding that the gateway cannot read only hash and length tell whether it is right.
+    # In a coding that the gateway cannot read, only hash and length show whether it is correct.
     with answering(chunks, content_type=content_type, content_encoding="x-odd"):
         answer = post(port, path, document(path, "fault/odd-content-type", stream=stream))
     assert answer.status == 200 and answer.whole
@@ -167,7 +167,7 @@ def test_any_result_comes_back_as_it_is(port, chunks, content_type, path, stream
     ],
 )
 def test_an_end_is_not_seen_before_the_hash_is_right_however_it_is_cut(port, path, end, size):
-    """A15: in some of these spellings a client saw the end of what had a wrong hash."""
+    """Once, in some of these spellings, a client got the end of a stream with a wrong hash."""
     first = GOOD[CHAT, True] if path == CHAT else b'data: {"type":"response.created"}\n\n'
     whole = first + end
     chunks = [whole[at : at + size] for at in range(0, len(whole), size)]

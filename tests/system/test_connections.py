@@ -1,4 +1,4 @@
-"""Connections that are slow, old-fashioned, impatient or silent: each is answered, and none is held for ever."""
+"""Slow, HTTP/1.0, aborted and idle connections: each request is answered, and none is held for ever."""
 
 import json
 import time

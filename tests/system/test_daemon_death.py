@@ -1,4 +1,4 @@
-"""A daemon that is killed and comes back: the gateway tells the truth meanwhile, and needs no help."""
+"""A daemon that is killed and restarted: the gateway's answers are correct meanwhile, and it reconnects by itself."""
 
 import json
 import signal
@@ -13,7 +13,7 @@ from tests.support.wire import CHAT, RESPONSES, document, get, post, request_byt
 
 
 def names_no_address(message, node):
-    """C6: what gRPC says of a connection ("ipv4:127.0.0.1:50051: …") is no sentence for a client."""
+    """gRPC's text about a connection ("ipv4:127.0.0.1:50051: …") must not reach a client."""
     host, _, its_port = node.address.rpartition(":")
     raw = [host, its_port, "ipv4:", "errno", "last error", "recvmsg", "Socket closed"]
     return bool(message) and not [part for part in raw if part in message]
@@ -45,7 +45,7 @@ def port(node):
 def alive(node, port):
     if node.process is None:
         node.start()
-        # Ready may still be what was true before it died: only an answer proves that the new one is found.
+        # /readyz may still have the state before the kill: only an answer proves that the new daemon is found.
         eventually(lambda: post(port, CHAT, document()).status == 200)
     eventually(lambda: get(port, "/readyz").status == 200)
 

@@ -1,4 +1,4 @@
-"""What a client of openai-serve relies on, held against the process with nothing set but OPENAI_SERVE_*."""
+"""The behaviour that clients of openai-serve rely on, against the process with only OPENAI_SERVE_* set."""
 
 import hashlib
 import json

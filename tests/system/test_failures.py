@@ -1,4 +1,4 @@
-"""Every failure that the node can be told to have: what the client is told, what was paid, and what is not said."""
+"""Every fault of the node: the client's error, the payment, and secrets that no error may hold."""
 
 import json
 
@@ -40,7 +40,7 @@ QUOTE_FAILURES = {
 }
 WITH_A_QUOTE = {"expensive", "expired"}
 
-# Before the first byte, so that an error can be an answer of its own, streamed or not.
+# Before the first byte, so that an error can be sent as an answer of its own, streamed or not.
 EXECUTE_FAILURES = {
     "no-route": (400, "none"),
     "already-paid": (502, "settled"),
@@ -83,7 +83,7 @@ FAILURES_IN_MID_STREAM = [
     "stream-stalls",
 ]
 
-# These answer well, and tests/system/test_bytes.py compares what they answer.
+# These deliver, and tests/system/test_bytes.py compares their results.
 RIGHT_BUT_ODD = {
     "manifest-not-exchanged",
     "stream-slow",
@@ -123,7 +123,7 @@ def served():
 
 @pytest.fixture
 def ask(served):
-    """Ask for a fault; return the answer and the node's events of it, by kind."""
+    """Request a faulty model; return the answer and the node's events, by kind."""
 
     def ask(name, path=CHAT, **more):
         before = len(served.events())
@@ -136,7 +136,7 @@ def ask(served):
 
 
 def says_what_was_paid(answer, verdict, kinds):
-    """The verdict is what was expected, in all the places that give it, and no lie."""
+    """Whether header, body and log have the expected payment state, and the node's events agree."""
     assert answer.verdict == verdict
     assert answer.headers["x-should-retry"] == ("true" if verdict == "none" else "false")
     lcp = answer.error["lcp"]

@@ -1,4 +1,4 @@
-"""The gateway over HTTPS: as clients, the command line and attackers meet it."""
+"""The gateway over HTTPS: for clients, the command line and attackers."""
 
 import json
 import socket
@@ -108,7 +108,7 @@ def test_a_renewed_certificate_is_shown_after_a_reload_and_a_wrong_one_is_not(tm
         line = it.read(settings_of(pair, "max_price_msat = 1"))
         assert line["event"] == NOT_RELOADED and "has expired" in line["problems"][0]
         assert shown_at(it.port) == renewed.der
-        # The limit came with a certificate that cannot be used: neither is taken.
+        # The new limit is in a file whose certificate is invalid: neither is taken.
         assert ask(it.port, renewed.trusting, "/v1/chat/completions", BODY)["choices"]
         assert stream.read().rstrip().endswith(b"data: [DONE]"), "it goes on as it began"
         pair.replace_by(renewed)
@@ -135,7 +135,7 @@ def test_many_clients_that_never_finish_their_handshake_hold_up_no_other(served)
                 b"\x16\x03\x01\x02\x00\x01" if number % 2 else b"GET / HTTP/1.1\r\n\r\n"
             )
         assert ask(it.port, pair.trusting)["data"]
-        # A client that speaks plain HTTP is sent away at once.
+        # A client that speaks plain HTTP is disconnected at once.
         with suppress(ConnectionResetError):
             assert not idle[0].recv(1_000).startswith(b"HTTP")
     finally:

@@ -1,4 +1,4 @@
-"""Hundreds of clients that leave at any moment, in any manner: nothing is lost, leaked, paid twice or shouted about."""
+"""Hundreds of clients that disconnect at any moment, in any manner: nothing is lost, leaked, paid twice or logged as an error."""
 
 import json
 import random
@@ -45,7 +45,7 @@ def left():
 
 
 def leave(port, number):
-    """Send a request or a part of one, wait a moment or none, and go: politely, half-way or with a reset."""
+    """Send a request or a part of one, wait a moment or not, and disconnect: with a close, a half-close or a reset."""
     chance = random.Random(number)
     path = chance.choice([CHAT, RESPONSES])
     asked = document(path, chance.choice(MODELS), f"n{number}", stream=chance.random() < 0.7)

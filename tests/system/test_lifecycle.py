@@ -1,4 +1,4 @@
-"""How the gateway starts, how it ends, and what it tells while it ends."""
+"""How the gateway starts and ends, and its answers while it ends."""
 
 import json
 import os
@@ -135,7 +135,7 @@ def test_an_embedded_node_that_is_killed_is_started_again():
     with serving(1, LCP_GATEWAY_PEERS_REFRESH_S="0.2") as served:
         (node_pid,) = served.node_pids()
         os.kill(node_pid, signal.SIGKILL)
-        # It is back so soon that the gateway may never have noticed: a new process is what there is to see.
+        # It restarts so soon that the gateway may not notice: only the new process can be observed.
         eventually(lambda: served.node_pids() not in ([], [node_pid]))
         served.wait_for_log("it starts again in")
         eventually(lambda: post(served.port, CHAT, document()).status == 200)

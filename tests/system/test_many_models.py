@@ -1,4 +1,4 @@
-"""A hundred peers with thousands of models hold nothing up."""
+"""A hundred peers with thousands of models delay no request."""
 
 import threading
 import time
@@ -29,7 +29,7 @@ def crowd(number):
 
 @pytest.mark.timeout(180)
 def test_lists_and_choices_among_very_many_models_are_quick():
-    """B9: /v1/models took 30 s, auto 34 s, and /readyz said unavailable meanwhile."""
+    """Once /v1/models took 30 s, auto 34 s, and /readyz was unavailable meanwhile."""
     daemon = Daemon()
     daemon.answers["ListLCPPeers"] = [
         pb.ListLCPPeersResponse(peers=[crowd(number) for number in range(PEERS)])
@@ -59,7 +59,7 @@ def test_lists_and_choices_among_very_many_models_are_quick():
 
 
 class Slowest:
-    """Asks for /healthz again and again, and remembers how long the slowest took."""
+    """Requests /healthz repeatedly, and records the slowest answer's time."""
 
     def __init__(self, port):
         self._port = port

@@ -1,4 +1,4 @@
-"""What surrounds every answer: request ids, keys, CORS, metrics, and the limit on jobs at one time."""
+"""The middleware of every answer: request ids, keys, CORS, metrics, and the limit on concurrent jobs."""
 
 import json
 import re
@@ -100,7 +100,6 @@ def test_a_model_is_shown_by_its_name_whatever_is_in_it(plain, name):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_conversation_is_refused_before_a_peer_is_asked(plain, stream):
-    """D5."""
     before = plain.events()
     body = {"model": "echo-1", "input": "hi", "conversation": "conv_1", "stream": stream}
     answer = post(plain.port, RESPONSES, body)
@@ -109,7 +108,7 @@ def test_a_conversation_is_refused_before_a_peer_is_asked(plain, stream):
     assert plain.events() == before
 
 
-# A welcome (D8).
+# The welcome of / and /v1.
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/"])

@@ -34,7 +34,7 @@ JOBS = len(MODELS) * 4 + len(LEFT_BEHIND) * 2
 
 @pytest.fixture(scope="module")
 def loaded():
-    """A gateway that has been through it all; ``answers`` are what clients got that stayed to the end."""
+    """A gateway after the whole load; ``answers`` are those of the clients that read to the end."""
     settings = {
         "LCP_GATEWAY_NODE_FAULTS": "true",
         "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "1.5",
@@ -60,7 +60,7 @@ def loaded():
 
 
 def leave(served, path, model):
-    """Ask for a stream, wait until its quote was taken and it has begun, if it ever does, and go away."""
+    """Request a stream, wait until its quote was taken and it has begun, if it does, and disconnect."""
     body = json.dumps(document(path, model, "a client that leaves", stream=True)).encode()
     accepted = len(served.events("accept"))
     with wire(served.port) as connection:
@@ -146,7 +146,7 @@ def test_the_metrics_and_the_wallet_agree(loaded):
 
 
 def test_what_was_paid_and_never_came_is_counted(loaded):
-    # A purchase whose client left has its end in a line of its own, and is not lost to its provider.
+    # A purchase whose client left has a log line of its own, and does not count against its provider.
     ends = [line for line in loaded.json_logs() if line.get("state") == "undelivered"]
     lost = {
         line["job_id"]: line["price_msat"]

@@ -1,4 +1,4 @@
-"""The real program on PostgreSQL behind PgBouncer (C5)."""
+"""The real program on PostgreSQL behind PgBouncer."""
 
 import pytest
 

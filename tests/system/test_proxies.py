@@ -1,4 +1,4 @@
-"""A proxy in the environment sees nothing of the gateway's: prompts and macaroons would pass it in clear."""
+"""A proxy in the environment gets none of the gateway's requests: prompts and macaroons would pass it in clear."""
 
 import json
 
@@ -16,7 +16,7 @@ from tests.support.wire import CHAT, document, post
 
 @pytest.mark.parametrize("asked", ["", "true"], ids=["by default", "asked for"])
 def test_nothing_on_this_machine_is_reached_through_a_proxy(asked, tmp_path):
-    """C2: gRPC took the proxy by itself, so the gateway did not start, or sent prompts and macaroons through it."""
+    """Once gRPC used the proxy by itself, so that the gateway did not start, or sent prompts and macaroons through it."""
     with (
         listening_proxy() as proxy,
         daemon() as node,

@@ -1,4 +1,4 @@
-"""Other settings for a gateway that runs: each kind takes effect, nothing that is under way breaks."""
+"""Reloads of a running gateway: each kind of setting takes effect, and no running request breaks."""
 
 import asyncio
 import json
@@ -26,14 +26,14 @@ HANG_UPS = 20
 
 @pytest.fixture(scope="module")
 def changing(tmp_path_factory):
-    """A gateway whose file each test writes anew."""
+    """A gateway whose configuration file each test rewrites."""
     with reloadable(tmp_path_factory.mktemp("reload")) as it:
         yield it
 
 
 @pytest.fixture
 def now(changing):
-    """Return the gateway as it is without any settings."""
+    """Return the gateway, reloaded without any settings."""
     changing.take("")
     yield changing
     changing.take("")
@@ -215,7 +215,7 @@ def test_what_needs_a_restart_is_said_and_stays(now):
     text = 'metrics_addr = "127.0.0.1:1"\njournal_url = "off"\nlcpd_grpc_addr = "127.0.0.1:1"\n'
     line = now.take(text + "max_price_msat = 1")
     assert line["changed"] == ["max_price_msat"]
-    # Where the daemon is does not count with an embedded node.
+    # The daemon's address has no effect with an embedded node.
     assert line["needs_restart"] == ["journal_url", "metrics_addr"]
     assert get(now.port, "/metrics").status == 200
     assert now.take("")["needs_restart"] == []
@@ -283,7 +283,7 @@ def test_nodes_come_change_and_go_and_their_streams_end_as_they_would_have(tmp_p
 
 
 async def stream_whole(session, url, number):
-    """Read a stream; tells whether it came whole, and how many pieces it had."""
+    """Read a stream; return whether it was complete, and its number of pieces."""
     fields = document(CHAT, text=" ".join(["word"] * 30), stream=True, user=f"u{number}")
     async with session.post(url, json=fields) as response:
         assert response.status == 200, await response.text()
@@ -293,7 +293,7 @@ async def stream_whole(session, url, number):
 
 @pytest.mark.slow
 def test_of_200_streams_none_breaks_while_the_settings_change_20_times(tmp_path):
-    """Each time something else changes: limits, models, keys, nodes, weights, times, and back."""
+    """Each reload changes something else: limits, models, keys, nodes, weights, times, and back."""
     quiet = HttpNodeThread("alpha", ("a-model",))
     with http_nodes(quiet), reloadable(tmp_path, args=["--node-tokens-per-second", "8"]) as it:
         files = [
@@ -383,7 +383,7 @@ def test_a_signal_during_the_start_does_no_harm(tmp_path):
         env=environment,
     )
     try:
-        # The interpreter itself has to be there before it can be told to ignore anything.
+        # The interpreter must run before it can ignore a signal.
         wait_until_ignored(process.pid)
         os.set_blocking(process.stdout.fileno(), False)
         said = b""

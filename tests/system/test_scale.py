@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 MIB = 2**20
 FLOOD_BYTES = 100 * MIB
-# A minute is what is promised; three seconds show the same in every run.
+# A minute is documented; three seconds show the same in every run.
 STOP_S = float(os.environ.get("SCALE_STOP_S", "3"))
 # More than the 1,024 descriptors of select(). docs/benchmarks.md says what two thousand take.
 STREAMS = int(os.environ.get("SCALE_STREAMS", "1100"))
@@ -36,7 +36,7 @@ def test_a_reader_that_stops_does_not_grow_the_gateway_and_gets_all_of_it_later(
         with memory.watched(), _connected(running.port, "fault/stream-floods") as client:
             head = client.recv(65_536)
             assert head.startswith(b"HTTP/1.1 200")
-            # What fits into the kernel's buffers and ours is on its way.
+            # The kernel's buffers and ours are full.
             streamed = _settled(running.port, "streamed_bytes_total")
             time.sleep(STOP_S)
             assert _metric(running.port, "streamed_bytes_total") == streamed < FLOOD_BYTES / 2
@@ -66,10 +66,10 @@ def test_a_reader_that_stops_and_leaves_frees_what_it_held():
 
 @contextlib.contextmanager
 def _held(folder, **settings):
-    """Run a gateway on a node whose streams wait after their first token; return both, and the file that lets them go on."""
+    """Run a gateway on a node whose streams wait after their first token; return both, and the file that releases them."""
     gate = folder / "gate"
     with money_node(folder, module="tests.support.gated_node", **{GATE: str(gate)}) as node:
-        # So many at once is more than a peer that has not delivered anything yet is trusted with.
+        # So many at once exceed the trust in a peer that has not delivered yet.
         trust = {"exposure_base_msat": 0, "exposure_unproven_msat": 0}
         env = on_node(node, **trust, **settings)
         with gateway(embedded=False, env=env) as running:
@@ -119,7 +119,7 @@ async def test_clients_that_vanish_leave_nothing_behind(tmp_path):
 
 
 async def _vanish(running, node, count):
-    """Let clients start a stream, and go when it has begun: every other one with a reset."""
+    """Let clients start a stream, and disconnect when it has begun: every other one with a reset."""
     before = len(node.events("cancel"))
     clients = await asyncio.gather(
         *(open_stream(running.port, "echo-1", _words(n)) for n in range(count))
@@ -141,7 +141,7 @@ async def _vanish(running, node, count):
 
 
 async def _told(port, number):
-    """Read one stream to its clean end; return the text that it told and its job's id."""
+    """Read one stream to its clean end; return its text and its job's id."""
     first, reader, writer = await open_stream(port, "echo-1", _words(number))
     raw = first + await reader.read()
     writer.close()

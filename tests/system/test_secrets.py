@@ -1,4 +1,4 @@
-"""Prompts, outputs and keys are in no log line, at the most talkative level and whatever goes wrong."""
+"""Prompts, outputs and keys are in no log line, at debug level and in any failure."""
 
 import json
 import secrets
@@ -45,7 +45,7 @@ def served(node):
 
 @pytest.fixture(autouse=True)
 def nothing_is_said(served):
-    """After each test, everything that the process has written so far is searched."""
+    """After each test, search everything that the process has written so far."""
     yield
     last = f"after-{secrets.token_hex(4)}"
     get(served.port, "/healthz", {"x-request-id": last})

@@ -1,4 +1,4 @@
-"""A gateway under systemd says when it is ready, that it lives, when it reloads, and when it ends; its node says nothing."""
+"""A gateway under systemd notifies it of ready, watchdog, reload and stop; its embedded node sends nothing."""
 
 import contextlib
 import signal
@@ -60,7 +60,7 @@ def test_a_gateway_that_hangs_gives_no_sign_of_life(manager):
         heard(manager, "WATCHDOG=1")
         running.process.send_signal(signal.SIGSTOP)
         try:
-            # What was on its way when it stopped: on a busy machine several signs of life wait here.
+            # Messages that were queued when it stopped: on a busy machine several watchdog messages.
             manager.settimeout(0.1)
             with contextlib.suppress(TimeoutError):
                 for _ in range(100):

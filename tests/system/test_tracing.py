@@ -1,4 +1,4 @@
-"""The real program, and a collector that takes its traces: whole, of one piece, and with nothing in them of what was said."""
+"""The real program, and a collector that takes its traces: complete, in one trace, and without prompts or outputs."""
 
 import json
 import time
@@ -53,7 +53,7 @@ def running():
         served, seen, _ = parts
         yield parts
         assert served.stop() == 0
-        # Of everything that went out in all of the tests.
+        # Of everything that was exported in all of the tests.
         everything = b"".join(seen.raw)
         assert everything and b"MARKER" not in everything
         assert all(headers["x-otlp-key"] == OTLP_KEY for headers in seen.headers)
@@ -67,7 +67,7 @@ def served(running):
 
 @pytest.fixture
 def seen(running):
-    """The collector, without what came for the tests before."""
+    """The collector, without the spans of earlier tests."""
     time.sleep(0.2)
     running[1].spans.clear()
     return running[1]
@@ -89,7 +89,7 @@ def check_whole(trace: Trace, operation: str, model: str) -> None:
     assert trace.is_whole and root.name == f"{operation} {model}" and root.kind == SERVER
     assert root.attributes["gen_ai.operation.name"] == operation
     assert root.attributes["gen_ai.request.model"] == model
-    # One span tells the operation: a page that counts operations counts each once.
+    # One span has the operation: a dashboard that counts operations counts each once.
     assert sum("gen_ai.operation.name" in span.attributes for span in trace.spans) == 1
     for span in trace.spans:
         assert span.start_ns <= span.end_ns and not span.events and not span.status_text
@@ -235,7 +235,7 @@ def test_what_is_refused_before_anything_is_bought_is_short(served, seen):
 
 
 def test_an_agents_token_and_an_unknown_path_are_not_told(served, seen):
-    # Good or not: only a gateway that keeps accounts takes such tokens.
+    # Valid or not: only a gateway with accounts accepts such tokens.
     path = f"/api/agent/{KEY}{CHAT}"
     assert post(served.port, path, document(CHAT, "echo-1", PROMPT)).status == 401
     route = f"/api/agent/{{agent_token}}{CHAT}"
@@ -261,7 +261,7 @@ def test_a_client_that_leaves_a_stream_still_gives_a_whole_trace(served, seen, n
     trace = seen.wait_for(["chat home-1", *STREAMED])
     assert trace.is_whole
     assert trace.root.attributes["error.type"] == "cancelled" and not trace.root.is_error
-    # The purchase outlived its request by the time that a paid answer is waited for.
+    # The purchase goes on after its request for the time that a paid answer is awaited.
     assert trace["stream"].end_ns > trace.root.end_ns
     assert trace["stream"].attributes["error.type"] == "cancelled"
 

@@ -1,4 +1,4 @@
-"""A gateway whose standard output and error nothing reads goes on serving, and ends when it is told to."""
+"""A gateway whose standard output and error are not read goes on serving, and ends on SIGTERM."""
 
 import fcntl
 import json
@@ -94,7 +94,7 @@ SECONDS = float(os.environ.get("UNREAD_SECONDS", "6"))
 
 @pytest.mark.timeout(180)
 def test_requests_health_and_sigterm_go_on_while_nothing_reads_the_log(tmp_path):
-    """C3: after 95 requests everything hung, SIGTERM too."""
+    """Once everything hung after 95 requests, SIGTERM too."""
     with unread_gateway(tmp_path) as (port, process, read):
         statuses = under_load(port, SECONDS)
         assert set(statuses) == {200, 404}

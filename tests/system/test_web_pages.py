@@ -1,6 +1,6 @@
-"""What a web page can make its visitor's browser send, byte for byte: the gateway buys nothing for it and tells it nothing.
+"""The requests that a web page can make its visitor's browser send: the gateway buys nothing for them and discloses nothing.
 
-The browser itself is in tests/browser; here are the requests that it, or a worse one, would send.
+tests/browser has the browser itself; here are the raw requests, also those of less strict browsers.
 """
 
 import json
@@ -70,7 +70,7 @@ HOSTS_OF_OTHERS = [
 @pytest.mark.parametrize("host", HOSTS_OF_OTHERS)
 @pytest.mark.parametrize("path", [CHAT, RESPONSES, "/api/models/route"])
 def test_a_name_that_could_have_been_rebound_buys_nothing(open_to_all, host, path):
-    """A10: a page whose name is made to lead to 127.0.0.1 is of the same origin as the gateway, and read its answers."""
+    """Once a page whose name was rebound to 127.0.0.1, and so of the gateway's origin, could read its answers."""
     before = bought(open_to_all)
     answer = post(
         open_to_all.port, path, document(path), {"Host": host, "Authorization": "Bearer x"}
@@ -128,7 +128,7 @@ ORIGINS_OF_OTHERS = [
 @pytest.mark.parametrize("origin", ORIGINS_OF_OTHERS)
 @pytest.mark.parametrize("kind", ["text/plain", "application/json", "multipart/form-data"])
 def test_a_page_of_another_origin_buys_nothing(open_to_all, origin, kind):
-    """A10: a form and ``fetch(no-cors)`` sent a body that was bought, whatever their content type."""
+    """Once a form and ``fetch(no-cors)`` could buy, whatever their content type."""
     before = bought(open_to_all)
     headers = {"Host": "localhost:8080", "Origin": origin, "Content-Type": kind}
     answer = post(open_to_all.port, CHAT, BODY, headers)
@@ -249,7 +249,7 @@ def test_who_was_refused_for_what_is_counted_and_said_in_the_log(open_to_all):
 
 
 def test_a_key_is_proof_enough_whatever_the_host_and_the_origin(with_keys):
-    """A page cannot know the key, and customers come by whatever name the proxy in front has."""
+    """A page cannot know the key, and customers use the name of the proxy in front."""
     for headers in (
         {"Host": "ai.example"},
         {"Host": "ai.example", "Origin": "https://app.example", "Sec-Fetch-Site": "cross-site"},
@@ -270,7 +270,6 @@ def test_without_the_key_it_is_the_key_that_is_asked_for(with_keys):
 def test_nothing_of_api_is_kept_by_a_cache_and_all_is_taken_for_what_it_says(
     with_keys, path, method
 ):
-    """A11."""
     for headers in ({}, BEARER):
         answer = exchange(
             with_keys.port, request_bytes(method, path, b"{}", headers), method=method

@@ -124,7 +124,7 @@ def test_another_users_file_is_not_believed(machine, port):
         refused = machine.run(command)
         assert refused.code == 1
         assert "not yours" in refused.err
-    # And not while a gateway answers there.
+    # And not while a gateway answers at that address.
     refused = machine.start(port)
     assert refused.code == 1
     assert answers(port)

@@ -40,7 +40,7 @@ def test_a_restart_of_a_stopped_one_starts_it(machine, port):
 
 
 def test_a_restart_after_a_stop_starts_it_as_it_was_started(machine, port):
-    """D4: ``--embedded`` was lost, and a gateway for real money was started."""
+    """Once ``--embedded`` was lost, and a gateway for real money was started."""
     assert machine.start(port, "--log-level", "debug").code == 0
     flags = flags_of(machine, port)
     assert machine.run("stop").code == 0
@@ -50,7 +50,7 @@ def test_a_restart_after_a_stop_starts_it_as_it_was_started(machine, port):
     assert "it was not running: it is started as on" in again.err and "--embedded" in again.err
     assert flags_of(machine, port) == flags
     assert machine.run("stop").code == 0
-    # Several were, and none is named.
+    # Several were started, and the command names none.
     second = free_port()
     assert machine.start(second).code == 0
     assert machine.run("stop").code == 0
@@ -159,7 +159,7 @@ def test_following_a_log_ends_well(machine, port):
     following.send_signal(signal.SIGINT)
     assert ended(following).err == ""
     assert following.returncode == 0
-    # And at once where its reader goes away, though nothing is written any more.
+    # And at once where its reader closes, although nothing more is written.
     following = machine.launch("logs", "-f")
     assert following.stdout.readline()
     following.stdout.close()

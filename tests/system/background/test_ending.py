@@ -17,7 +17,7 @@ def test_two_stops_at_once_ask_the_gateway_once(machine, port):
     client = threading.Thread(target=lambda: answer.append(post_chat(port, "word " * 40)))
     client.start()
     eventually(lambda: jobs_in_flight(port) == 1)
-    # A second SIGTERM would have the gateway hurry, and cut what is paid for.
+    # A second SIGTERM would make the gateway cut running jobs, which are paid for.
     stops = [machine.launch("stop") for _ in range(2)]
     outcomes = [ended(one) for one in stops]
     client.join()

@@ -1,4 +1,4 @@
-"""A gateway in the background from start to stop, as an operator at a keyboard lives through it."""
+"""A gateway in the background from start to stop, by the commands of an operator."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_it_is_detached_from_the_terminal_that_started_it(machine, port):
     streams = [Path(f"/proc/{gateway.pid}/fd/{number}").readlink() for number in range(3)]
     assert streams == [Path(os.devnull), log, log]
     assert gateway.cwd() == str(machine.folder)
-    # The variable that tells it so does not reach the node.
+    # The variable that marks a background gateway is not passed to the node.
     assert all("_LCP_GATEWAY_BACKGROUND" not in node.environ() for node in gateway.children())
     machine.run("stop")
 
@@ -63,7 +63,7 @@ def test_no_secret_reaches_its_command_line_or_its_files(machine, port):
     for path in machine.run_folder.iterdir():
         assert secret not in path.read_text()
     assert json.loads(machine.pid_file(port).read_text())["variables"] == ["LCP_GATEWAY_API_KEYS"]
-    # And the settings were told.
+    # And the settings were logged.
     assert '"name":"api_keys","value":"\\"(redacted)\\""' in machine.log_file(port).read_text()
     machine.run("stop")
 

@@ -38,7 +38,7 @@ def test_several_are_told_apart_and_never_guessed(machine, port):
     assert elsewhere.code == 0
     assert elsewhere.err.count("running: ") == 2
     assert machine.run("stop", "--http-addr", f"127.0.0.1:{second}").code == 0
-    # One alone is meant also where nothing names it.
+    # The only one is used although the command names none.
     assert f":{port}" in machine.run("stop").out
 
 
@@ -58,7 +58,7 @@ def test_one_in_the_foreground_is_seen_and_left_alone(machine, port):
 
 
 def test_one_is_found_by_its_port_under_every_name_of_this_machine(machine, port):
-    """D3: under another name it was said to be in the foreground, or not started by ``start``."""
+    """Once a gateway found by another name was reported as in the foreground, or not started by ``start``."""
     assert machine.start(port).code == 0
     for address in (f"localhost:{port}", f":{port}", f"127.0.0.1:{port}", f"[::1]:{port}"):
         found = machine.run("status", "--json", "--http-addr", address)

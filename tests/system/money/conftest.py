@@ -1,3 +1,3 @@
-"""What the money tests share."""
+"""Fixtures of the money tests."""
 
 from tests.support.postgres import postgres  # noqa: F401 - a fixture

@@ -1,4 +1,4 @@
-"""Budgets are kept to the last millisatoshi, however many ask at once and through however many gateways."""
+"""Budgets hold to the millisatoshi, for any number of concurrent requests and gateways."""
 
 import threading
 from collections import Counter
@@ -43,7 +43,7 @@ def node(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def costs(node):
-    """What a purchase of each body is counted with, learnt from quotes."""
+    """The amount that a budget counts for each body, from quotes."""
     with gateway(embedded=False, env=on_node(node)) as running:
         found = {name: cost_msat(running.port, body) for name, body in BODIES.items()}
     assert not node.events("accept")
@@ -55,7 +55,7 @@ BODIES = {"echo": ECHO, "streamed": STREAMED, "lost": LOST, "unpaid": UNPAID}
 
 @pytest.fixture
 def seen(node, costs):
-    """What this test makes the node do; the quotes that told the costs are not among it."""
+    """The node's events during this test, without the quotes of ``costs``."""
     return node.mark()
 
 
@@ -158,7 +158,7 @@ def test_each_key_has_a_budget_of_its_own(node, seen, costs, journal):
 
 
 def test_a_key_with_room_is_still_bound_by_the_gateways_budget(node, seen, costs, journal):
-    """What the lower budget refuses leaves no trace in the other."""
+    """A request that the lower budget refuses is not counted in the other."""
     settings = settings_of("month", ROOM * costs["echo"]) | {
         "key_budget_month_msat": (ROOM - 3) * costs["echo"],
         "api_keys": ",".join(KEYS),
@@ -233,7 +233,7 @@ def test_two_gateways_on_one_postgresql_share_a_budget(node, seen, costs, postgr
 
 @pytest.mark.slow
 def test_a_gateway_that_dies_takes_none_of_the_others_payments_along(node, seen, costs, postgres):
-    """On one PostgreSQL: what the dead one had under way becomes unknown and stays counted."""
+    """On one PostgreSQL: payments under way at the dead gateway become unknown and stay counted."""
     settings = settings_of("month", ROOM * costs["lost"])
     hanging = chat("fault/execute-hangs")
     with postgres.fresh_database() as url, bounded(node, url, **settings) as survivor:
@@ -267,7 +267,7 @@ def test_a_quote_over_the_budget_can_be_taken_when_there_is_room_again(node, see
         taken = {"X-Lcp-Quote-Id": told["quote_id"]}
         again = post(running.port, CHAT, ECHO, taken)
         is_over_budget(again, limit)
-        # A quote that was refused once more is still the same, and still there to be taken.
+        # A quote that was refused again is unchanged, and can still be taken.
         assert again.error["lcp"]["quote_id"] == told["quote_id"]
         assert seen.count("paid") == 1
         eventually(lambda: states(journal)[lost.error["lcp"]["job_id"]] == "unknown")
@@ -276,7 +276,7 @@ def test_a_quote_over_the_budget_can_be_taken_when_there_is_room_again(node, see
         assert bought.status == 200 and bought.verdict == "settled"
         assert bought.headers["x-lcp-job-id"] == told["job_id"]
         assert bought.headers["x-lcp-price-msat"] == str(told["price_msat"])
-        # And only once: the journal tells what became of it.
+        # And only once: the journal has the outcome.
         again = post(running.port, CHAT, ECHO, taken)
         assert (again.status, again.error["code"]) == (409, "answer_gone")
     assert seen.jobs("paid")[1:] == [told["job_id"]]

@@ -1,4 +1,4 @@
-"""A quote that is not what it says it is, in any respect, is refused before anything is paid."""
+"""A quote that fails any check is refused before anything is paid."""
 
 import pytest
 
@@ -70,7 +70,7 @@ def test_a_quote_that_has_expired_is_refused_unpaid(served):
 
 
 def test_an_unchecked_network_lets_any_pass():
-    """Without a network set and without lnd there is nothing to compare with; the daemon's own check remains."""
+    """Without the setting `network` and without lnd there is nothing to compare with; the daemon's own check remains."""
     with gateway(env={"LCP_GATEWAY_NODE_FAULTS": "true"}) as running:
         answer = ask(running, "x", model="fault/wrong-network")
         assert answer.status == 400 and answer.verdict == "none"

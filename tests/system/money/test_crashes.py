@@ -1,4 +1,4 @@
-"""kill -9 at any moment: whatever was paid is in the journal, and nothing is paid twice.
+"""kill -9 at any moment: every payment is in the journal, and nothing is paid twice.
 
 `LCP_TEST_KILLS=200` is the full run, `LCP_TEST_SEED` repeats the moments of another one.
 """
@@ -44,10 +44,10 @@ pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("LCP_TEST_KILLS", "12"))
 SEED = os.environ.get("LCP_TEST_SEED") or str(random.randrange(10**6))
 CLIENTS = 12
-# Most moments are under load; some are while the gateway comes up and sweeps what the last one left.
+# Most moments are under load; some are while the gateway starts and sweeps the last one's purchases.
 WHILE_STARTING = 0.15
 LONGEST_RUN_S = 0.6
-# Long enough that there is always some payment under way.
+# Long enough that a payment is always under way.
 NODE = """
 [wallet]
 payment_latency_s = 0.03
@@ -57,7 +57,7 @@ HUGE_BUDGET_MSAT = 10**15
 
 @dataclass
 class Load:
-    """Clients that buy without a pause, from whichever gateway is there."""
+    """Clients that buy without a pause, from whichever gateway runs."""
 
     port: int = 0
     answers: list[Answer] = field(default_factory=list)
@@ -99,7 +99,7 @@ def under_load(dice: random.Random) -> Iterator[Load]:
 
 @dataclass
 class Aftermath:
-    """What is left when the last gateway has been killed, and one more has started and stopped in good order."""
+    """The state after the last gateway was killed, and one more has started and stopped in order."""
 
     node: TestedNode
     folder: Path
@@ -221,7 +221,7 @@ async def test_with_lnd_every_unknown_resolves(aftermath, tmp_path):
     try:
         await resolved_by_a_gateway(aftermath, lnd, {job for job in unknown if job in paid})
         after = states(aftermath.journal)
-        # lnd never heard of the others. That proves something only once they cannot be paid any more.
+        # lnd has no record of the others, which is evidence only once their invoices have expired.
         never_paid = {job for job in unknown if job not in paid}
         assert {job for job, state in after.items() if state == "unknown"} == never_paid
         await resolve_later(aftermath.journal, lnd)
@@ -234,13 +234,13 @@ async def test_with_lnd_every_unknown_resolves(aftermath, tmp_path):
     assert {job: state for job, state in after.items() if job not in unknown} == {
         job: state for job, state in before.items() if job not in unknown
     }
-    learnt = query(
+    resolved = query(
         aftermath.journal,
         "SELECT lower(hex(job_id)), preimage, fee_msat, payment_hash FROM purchases "
         "WHERE preimage IS NOT NULL",
     )
-    assert {job for job, *_ in learnt} >= unknown & set(paid)
-    for job, preimage, fee_msat, payment_hash in learnt:
+    assert {job for job, *_ in resolved} >= unknown & set(paid)
+    for job, preimage, fee_msat, payment_hash in resolved:
         assert hashlib.sha256(preimage).digest() == payment_hash
         assert fee_msat == paid[job]["fee_msat"]
     assert counted_msat(aftermath.journal) == spent_msat(aftermath.journal)

@@ -1,4 +1,4 @@
-"""Several peers sell the same: before payment the gateway moves on or takes the cheapest, after it never."""
+"""Several peers sell the same: before a payment the gateway asks the next one or takes the cheapest, after it never."""
 
 from contextlib import contextmanager
 
@@ -8,7 +8,7 @@ from tests.support.gateway import gateway
 from tests.support.money import accepts, ask, metric, quoted, shops
 from tests.support.node_thread import eventually
 
-# Nothing fits through: such a peer gives no quote.
+# No request fits: such a peer returns no quote.
 BROKEN = "max_stream_bytes=1"
 
 
@@ -110,7 +110,7 @@ def test_a_slow_peer_is_not_waited_for(tmp_path):
 
 @pytest.mark.parametrize("model", ["fault/no-route", "fault/execute-code-unavailable"])
 def test_after_the_call_that_pays_no_other_peer_is_asked(tmp_path, model):
-    """Two peers sell the same model; what fails at the payment is not tried with the other one."""
+    """Two peers sell the same model; a failed payment is not repeated with the other one."""
     file = tmp_path / "peers.toml"
     peers = [
         f'[[peers]]\nalias = "{name}"\n[[peers.models]]\nname = "{model}"\n' for name in ("A", "B")

@@ -1,4 +1,4 @@
-"""A journal that cannot be written: nothing is paid, every client is told, and it passes by itself."""
+"""A journal that cannot be written: nothing is paid, every client gets an error, and the gateway recovers by itself."""
 
 import errno
 import os
@@ -97,7 +97,7 @@ def locked(journal: Path) -> Iterator[None]:
 
 
 def buy_until_refused(port: int) -> tuple[list[Answer], Answer]:
-    """Buy until the room that the journal has already taken is used up."""
+    """Buy until the journal's allocated space is used up."""
     bought = []
     for _ in range(3_000):
         answer = post(port, CHAT, chat())
@@ -156,7 +156,7 @@ def test_on_a_full_disk_nothing_is_paid_and_every_client_is_told(node, seen, sma
         for answer in (refused, *every_way_to_buy(running.port)):
             is_unavailable(answer)
         assert "full" in journal_reason(running.port)
-        # What costs nothing goes on.
+        # Free requests are still served.
         assert quoted(running.port, chat())["price_msat"]
         assert get(running.port, "/healthz").status == 200
         assert seen.count("accept") == seen.count("paid") == paid
@@ -174,7 +174,7 @@ def test_on_a_full_disk_nothing_is_paid_and_every_client_is_told(node, seen, sma
 
 
 def test_it_is_ready_again_by_itself(node, seen, small_disk):
-    """A balancer that goes by readyz sends nothing here meanwhile, so nothing would find out by buying."""
+    """A load balancer that uses /readyz sends no requests meanwhile, so no purchase can detect the recovery."""
     with running_on(node, small_disk.folder / "journal.db") as running:
         small_disk.fill()
         buy_until_refused(running.port)
@@ -205,7 +205,7 @@ def test_what_was_paid_before_the_disk_was_full_is_delivered_and_written_down_la
 
 
 def test_on_a_full_disk_a_gateway_that_is_killed_leaves_nothing_out(node, seen, small_disk):
-    """The states that came later are lost with it; that there was a payment is not."""
+    """Later states are lost, the intent of the payment is not."""
     journal = small_disk.folder / "journal.db"
     with ExitStack() as stack:
         running = stack.enter_context(running_on(node, journal))

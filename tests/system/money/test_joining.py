@@ -35,7 +35,7 @@ def bought_meanwhile(served, before):
 
 
 def leave_after(served, body, headers, mark=b"\n\n"):
-    """Ask for something, wait until ``mark`` has come, and go away."""
+    """Send a request, wait for ``mark`` in its answer, and disconnect."""
     raw = request_bytes("POST", CHAT, json.dumps(body).encode(), headers)
     with wire(served.port) as connection:
         connection.send(raw)
@@ -213,7 +213,7 @@ def test_when_no_client_comes_back_within_the_grace_the_job_is_cancelled(served)
 
 @pytest.fixture(scope="module")
 def forgetful():
-    """A gateway without memory for answers to speak of."""
+    """A gateway with almost no memory for answers."""
     with gateway(env={"LCP_GATEWAY_ANSWERS_MAX_BYTES": "100"}) as running:
         yield running
 

@@ -1,4 +1,4 @@
-"""The journal of a running gateway is deleted, moved or replaced: nothing is paid by what is no longer there."""
+"""The journal of a running gateway is deleted, moved or replaced: the gateway pays nothing."""
 
 import shutil
 
@@ -49,7 +49,7 @@ def ready_reasons(port):
 
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 def test_a_gateway_stops_paying_and_says_why(node, journal, harm):
-    """A8: it went on buying, and `/readyz` stayed 200."""
+    """Once it went on buying, and `/readyz` stayed 200."""
     seen = node.mark()
     with gateway(embedded=False, env=on_node(node, journal_url=journal)) as running:
         assert post(running.port, CHAT, chat()).status == 200
@@ -75,7 +75,7 @@ def test_it_is_noticed_without_a_purchase_and_is_over_when_the_file_is_back(node
         aside(journal).rename(journal)
         eventually(lambda: not ready_reasons(running.port))
         assert post(running.port, CHAT, chat()).status == 200
-        # What ended meanwhile was kept.
+        # The results of payments that ended meanwhile were kept.
         eventually(lambda: set(states(journal).values()) == {"delivered"})
     assert seen.count("accept") == 2
 
@@ -83,7 +83,7 @@ def test_it_is_noticed_without_a_purchase_and_is_over_when_the_file_is_back(node
 def test_customers_are_not_served_from_a_deleted_journal_and_a_restart_does_not_call_it_in_order(
     node, journal
 ):
-    """A8: after a restart there were no accounts and no purchases, and the audit said ok."""
+    """Once the audit succeeded after a restart although accounts and purchases were missing."""
     env = {**on_node(node, journal_url=journal), **selling(keys_stale_s=3)}
     with gateway(embedded=False, env=env) as running:
         customer = Office(running.port).customer(10_000_000)
@@ -91,7 +91,7 @@ def test_customers_are_not_served_from_a_deleted_journal_and_a_restart_does_not_
         journal.rename(aside(journal))
         wallet = get(running.port, "/api/wallet", bearer(customer.key))
         assert wallet.status == 503, wallet.body
-        # Keys in memory are not believed for longer than their bound.
+        # Keys in memory are not accepted after keys_stale_s.
         eventually(lambda: get(running.port, "/v1/models", bearer(customer.key)).status == 503)
         assert post(running.port, CHAT, chat(), bearer(customer.key)).status == 503
     with gateway(embedded=False, env=env) as running:

@@ -1,4 +1,4 @@
-"""With lnd beside it the gateway learns what payments really cost, and what became of those it lost sight of."""
+"""With lnd the gateway records the real fees, and resolves unknown payments."""
 
 import pytest
 
@@ -67,7 +67,7 @@ def test_the_real_fee_and_the_preimage_of_a_purchase_are_learnt(served, node):
 
 
 def test_a_purchase_that_settled_while_lnd_was_away_is_not_forgotten(served, node, lnd):
-    """A16: the question was lost, and the fee never learnt."""
+    """Once the look-up was lost, and the fee never recorded."""
     lnd.run(lnd.stop())
     try:
         job_id = post(served.port, CHAT, chat()).headers["x-lcp-job-id"]

@@ -1,4 +1,4 @@
-"""A database that hangs while nothing is bought: a gateway without accounts says so too, and goes on by itself."""
+"""A database that hangs while nothing is bought: a gateway without accounts reports it too, and recovers by itself."""
 
 from tests.support.gateway import gateway
 from tests.support.journaled import money_node, on_node
@@ -8,7 +8,7 @@ from tests.support.wire import CHAT, document, get, post
 
 
 def test_a_gateway_that_nothing_is_bought_from_says_that_its_database_hangs(tmp_path):
-    """A1: `/readyz` said 200 for as long as no request came."""
+    """Once `/readyz` was 200 until the next purchase."""
     with (
         money_node(tmp_path) as node,
         running_postgres() as server,

@@ -62,7 +62,7 @@ def test_a_quote_is_taken_once(served):
     quote = quoted(served, "once", headers=ALICE)
     assert take(served, "once", quote["id"]).status == 200
     again = take(served, "once", quote["id"])
-    # The journal tells what became of it.
+    # The journal has the outcome.
     assert again.status == 409 and again.error["code"] == "answer_gone"
     assert again.verdict in {"settled", "unknown"}
     assert again.headers["x-should-retry"] == "false"
@@ -102,7 +102,7 @@ def test_a_quote_that_is_not_held_cannot_be_taken(served, name):
 
 
 def test_a_quote_that_has_expired_cannot_be_taken(served):
-    """The node's own quote has run out already when it comes."""
+    """The node's quote has already expired when it is received."""
     before = len(accepts(served))
     answer = ask(served, "x", model="fault/expired", headers={**ALICE, "X-Lcp-Quote-Only": "true"})
     if answer.status == 200:
@@ -148,7 +148,7 @@ def test_over_its_own_limit_a_client_gets_a_quote_that_it_can_take_without_it(se
 
 
 def test_a_quote_over_the_client_s_limit_is_not_shown_as_one_to_take(served):
-    """A client that names a limit and asks for a quote is told that there is none within it, and what there is."""
+    """A client that sends a limit and asks for a quote gets an error with the lowest price above it."""
     headers = {**ALICE, "X-Lcp-Quote-Only": "true", "X-Lcp-Max-Price-Msat": "1000"}
     answer = ask(served, "dear quote", headers=headers)
     assert answer.status == 402 and answer.verdict == "none"

@@ -26,7 +26,7 @@ def receipt(served, job_id, headers=ALICE):
 
 
 def receipt_in(served, job_id, verdict):
-    """The receipt, once what was noted last has been written."""
+    """The receipt, once the last record has been written."""
     eventually(lambda: verdict in receipt(served, job_id).body.decode())
     return receipt(served, job_id)
 

@@ -58,7 +58,7 @@ def two(node, journal, **settings) -> Iterator[tuple[RunningGateway, RunningGate
 
 
 def post(port, path, body, headers=None) -> Answer:
-    """Ask, with time for a repeat to wait until a gateway that was killed is known to be gone."""
+    """Send a request, with a time-out in which a repeat can wait until a killed gateway is taken for dead."""
     return posted(port, path, body, headers, 30.0)
 
 
@@ -76,7 +76,7 @@ def terminated(running: RunningGateway) -> None:
 
 
 def is_gone(answer, job_id=None, payment="settled"):
-    """Check that an answer says of a purchase that it was made before and that its answer is not here."""
+    """Check that an answer is the 409 of an earlier purchase whose result is no longer held."""
     assert answer.status == 409, answer.body
     error = answer.error
     assert error["code"] == "answer_gone", error
@@ -90,7 +90,7 @@ def is_gone(answer, job_id=None, payment="settled"):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_two_processes_pay_once_for_each_key_of_sixteen_clients(node, journal, stream):
-    """A14: two processes on one journal paid twice for each of four keys."""
+    """Once two processes on one journal paid twice for each of four keys."""
     seen = node.mark()
     with two(node, journal) as gateways:
         ready = threading.Barrier(CLIENTS)
@@ -118,7 +118,7 @@ def test_two_processes_pay_once_for_each_key_of_sixteen_clients(node, journal, s
 
 @pytest.mark.parametrize("end", [killed, terminated])
 def test_a_restart_in_between_does_not_pay_again(node, journal, end):
-    """A14: after a restart the same key was paid for again."""
+    """Once the same key was paid for again after a restart."""
     seen = node.mark()
     with serving(node, journal) as first:
         bought = post(first.port, CHAT, chat(), keyed("k"))
@@ -132,7 +132,7 @@ def test_a_restart_in_between_does_not_pay_again(node, journal, end):
                     range(CLIENTS),
                 )
             )
-        # What became of it may not have been on the disk yet when the process was killed.
+        # Its outcome may not have been on disk when the process was killed.
         payment = "settled or unknown" if end is killed else "settled"
         for answer in came:
             error = is_gone(answer, bought.headers["x-lcp-job-id"], payment)
@@ -174,7 +174,7 @@ def test_what_was_not_paid_is_bought_when_it_is_asked_for_again_elsewhere(node, 
 
 
 def test_a_key_is_free_again_once_a_person_says_that_nothing_was_paid(node, journal, tmp_path):
-    """Trying again must work, also at the process that still remembers that it did not know."""
+    """A repeat must be bought, also at the process that still has the purchase as unknown."""
     seen = node.mark()
     body = chat("fault/execute-code-unavailable")
     with two(node, journal) as (one, other):
@@ -192,12 +192,12 @@ def test_a_key_is_free_again_once_a_person_says_that_nothing_was_paid(node, jour
         assert done.returncode == 0, done.stderr
         assert post(one.port, CHAT, body, keyed("lost")).verdict == "unknown"
         assert len(set(seen.jobs("accept"))) == 2
-        # And now it is this one that is not known.
+        # Now this purchase is the unknown one.
         is_gone(post(other.port, CHAT, body, keyed("lost")), payment="unknown")
 
 
 def test_a_request_that_comes_while_another_process_is_paying_waits_for_how_it_ends(node, journal):
-    """An SDK that tries again at another process must not pay twice, and buys where the first try came to nothing."""
+    """An SDK that retries at another process must not pay twice, and buys where the first try was not paid."""
     seen = node.mark()
     with two(node, journal) as (one, other), ThreadPoolExecutor(2) as pool:
         first = pool.submit(post, one.port, CHAT, chat(), keyed("at once"))
@@ -209,7 +209,7 @@ def test_a_request_that_comes_while_another_process_is_paying_waits_for_how_it_e
 
 
 def test_a_retry_of_an_sdk_after_a_restart_does_not_pay_again(node, journal):
-    """A14: without a key too, a request that says it is a retry repeats the same body of before the restart."""
+    """Also without a key: a request that is marked as a retry matches the same body from before the restart."""
     seen = node.mark()
     tried = {**MINE, "x-stainless-retry-count": "0"}
     again = {**MINE, "x-stainless-retry-count": "1"}
@@ -236,7 +236,7 @@ def test_a_retry_of_an_sdk_after_a_restart_does_not_pay_again(node, journal):
 
 
 def test_a_quote_that_was_taken_before_a_restart_says_what_became_of_it(node, journal):
-    """A14: it was answered 404 with `none`, though it had been paid."""
+    """Once it was answered 404 with `none`, although it had been paid."""
     seen = node.mark()
     with serving(node, journal) as first:
         quote_id = quoted(first.port, chat(), headers=MINE)["id"]
@@ -272,7 +272,7 @@ def test_a_job_in_the_background_is_begun_once_whatever_process_is_asked(node, j
         )
         with serving(node, journal) as other:
             error = is_gone(post(other.port, RESPONSES, body, keyed("job")))
-            # By this it is polled where it is.
+            # The background response is polled by this id.
             assert error["lcp"]["request_id"] == response_id
         terminated(first)
     with serving(node, journal) as second:

@@ -1,4 +1,4 @@
-"""The official SDK, told to try four times: whatever fails after the quote was taken is taken once."""
+"""The official SDK, with four tries: a quote is taken once, whatever fails after it."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,7 +16,7 @@ EXECUTE_S = 1.5
 PAID_FAULTS = sorted(
     name for name, fault in FAULTS.items() if fault.stage is Stage.EXECUTE and fault.paid
 )
-# These end with the deadline of the call, each at its own cost of time.
+# These end with the deadline of the call.
 HANGING = ["execute-hangs", "stream-stalls"]
 NODE = """
 [fault_settings]
@@ -67,7 +67,7 @@ def running(node, journal):
         timeout_execute_s=EXECUTE_S,
         # The default: a client that is about to try again finds its purchase still running.
         join_grace_s=10,
-        # What these tests lose on purpose would use up the trust in the peer.
+        # The losses of these tests would use up the trust in the peer.
         exposure_base_msat=0,
     )
     with gateway(embedded=False, env=settings) as process:
@@ -106,7 +106,7 @@ def call_and_fail(call: str, client: openai.OpenAI, model: str) -> Exception | N
 
 
 def is_bought_once(seen, journal) -> None:
-    """The node was asked to pay once, paid once, and the journal says so."""
+    """Whether the node got one pay call, paid once, and the journal has one purchase."""
     [job] = seen.jobs("accept")
     assert seen.jobs("paid") == [job]
     eventually(lambda: states(journal)[job] in PAID_STATES)
@@ -144,9 +144,7 @@ def test_an_answer_that_never_ends_is_accepted_once(client, seen, journal, tries
     each_is_bought_once(seen, journal)
 
 
-def test_a_client_that_loses_patience_and_tries_again_joins_what_it_has_bought(
-    client, seen, journal, tries
-):
+def test_a_client_that_times_out_and_tries_again_joins_its_purchase(client, seen, journal, tries):
     """The SDK's own time-out: it hangs up and asks again, and every try but the first is marked as one."""
     errors = all_ways_at_once(client.with_options(timeout=0.4), "fault/execute-hangs")
     expected = openai.APITimeoutError | openai.APIStatusError
@@ -177,7 +175,7 @@ def test_what_was_not_paid_may_be_bought_anew_each_time_with_a_quote_of_its_own(
     ids=["chat", "chat-stream", "responses"],
 )
 def test_a_price_that_no_channel_carries_is_asked_for_once(client, seen, tries, ask):
-    """A20: four times the same price below 1,000 msat, and four times no route."""
+    """Once the SDK got the same price below 1,000 msat four times, each without a route."""
     with pytest.raises(openai.BadRequestError, match="ask for more output") as failed:
         ask(client)
     assert failed.value.response.headers["x-lcp-payment"] == "none"

@@ -1,4 +1,4 @@
-"""What the tests of routing share: gateways over HTTP nodes, nodes as processes, and what an answer says of its way."""
+"""Helpers of the routing tests: gateways over HTTP nodes, nodes as processes, and the routing info of an answer."""
 
 import json
 import os
@@ -18,18 +18,18 @@ EMBEDDINGS = "/v1/embeddings"
 ROUTE = "/api/models/route"
 PEERS_SAY = "This is the echo node. You said: "
 ANY_WORK = ("chat", "responses", "completions", "embeddings")
-# Nodes are looked at often, so that tests of their coming and going need not wait.
+# Nodes are checked often, so that tests of their changes need not wait.
 _REFRESH_S = "0.5"
 
 
 def row(node, **more: object) -> dict[str, object]:
-    """A node as the operator writes it down."""
+    """A node as in the operator's configuration."""
     name = node.server.name if isinstance(node, HttpNodeThread) else node.name
     return {"name": name, "base_url": node.base_url, **more}
 
 
 def settings_of(rows: list[dict], **settings: object) -> dict[str, str]:
-    """The environment for nodes, and settings by their lower-case names; what is no text is written as JSON."""
+    """The environment for nodes, and settings by their lower-case names; other values than strings are written as JSON."""
     found = {"nodes": rows, "nodes_refresh_s": _REFRESH_S, **settings}
     return {
         f"LCP_GATEWAY_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
@@ -56,7 +56,7 @@ def nodes_of(served: RunningGateway) -> Mapping[str, Mapping[str, object]]:
 
 
 def models_of(served: RunningGateway) -> dict[str, dict]:
-    """The list of models by their ids, each of which stands there once."""
+    """The list of models by their ids, which must be unique."""
     listed = get(served.port, "/v1/models").json["data"]
     found = {model["id"]: model for model in listed}
     assert len(found) == len(listed)
@@ -95,7 +95,7 @@ def ask(
 
 
 def info_of(answer: Answer) -> dict[str, object]:
-    """What an answer says of its routing, which its header and its body have to say alike."""
+    """The routing info of an answer, which must be the same in header and body."""
     told = json.loads(answer.headers["x-lcp-routing"])
     if answer.headers["content-type"].startswith("text/event-stream"):
         documents = [json.loads(data) for _, data in answer.blocks if data != "[DONE]"]
@@ -108,7 +108,7 @@ def info_of(answer: Answer) -> dict[str, object]:
 
 
 def agrees(info: Mapping[str, object], headers: Mapping[str, str], text: str) -> str:
-    """Check that what is said of the routing is what happened; return the provider that answered."""
+    """Check that the routing info is true; return the provider that answered."""
     assert set(info) - {"node", "peer"} == {
         *("source", "model", "score", "reason", "candidates", "price_msat")
     }

@@ -1,4 +1,4 @@
-"""Bytes to nodes and back: untouched, but for what the client or the operator asked to have changed."""
+"""Bytes to nodes and back: unchanged, except where the client or the operator asked for a change."""
 
 import gzip
 import json
@@ -65,7 +65,7 @@ def port(node):
             models=["with-defaults"],
         ),
     ]
-    # A request that leaves the choice open gets the one without defaults.
+    # A request for auto gets the model without defaults.
     with served_by(*rows, models=models) as process:
         yield process.port
 

@@ -1,4 +1,4 @@
-"""Which provider is chosen: speed counts, none is asked for what it cannot do, and the log tells enough to choose again."""
+"""The choice of a provider: by speed and requirements, and the log has all inputs to repeat the decision."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
 
 def chosen_in(served, count, model="auto", **more):
-    """Ask so often; return how often each answered."""
+    """Send so many requests; return how many each provider answered."""
     return Counter(
         ask(served, model, f"question {number}", **more).headers["x-lcp-peer-id"]
         for number in range(count)
@@ -74,7 +74,7 @@ def test_a_node_that_was_slow_is_tried_again_and_is_forgiven(twins):
             time.sleep(0.05)
 
 
-# What a request needs.
+# Requirements of a request.
 
 
 def tools_of(path):
@@ -105,7 +105,7 @@ NEEDS = {"tools": tools_of, "vision": image_of, "json_schema": schema_of}
 
 @pytest.fixture(scope="module")
 def talents():
-    """For each capability a slow and dear model that has that alone, beside quick and free ones that have none."""
+    """For each capability a slow and dear model with only that one, beside quick and free models with none."""
     nodes, models, rows = [], {}, []
     for need in NEEDS:
         able = HttpNodeThread(name=f"with-{need}", models=(f"able-{need}",))
@@ -225,7 +225,7 @@ def test_the_log_line_tells_enough_to_choose_again(talents, path):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_beside_a_free_node_fifty_of_fifty_first_requests_cost_nothing(stream):
-    """D1: on a fresh start most of them paid a peer, as "fastest, cheapest, delivers"."""
+    """Once most of them paid a peer after a fresh start, with the reason "fastest, cheapest, delivers"."""
     node = HttpNodeThread(name="free", models=("tiny-1b",))
     with http_nodes(node), served_by(row(node), embedded=True) as process:
         for number in range(50):

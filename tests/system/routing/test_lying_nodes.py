@@ -1,4 +1,4 @@
-"""B3: of two nodes one answers 200 at once, and never with an answer. It was delivered, charged, stored and preferred."""
+"""One of two nodes answers 200 at once, but never with a result: it must not be charged, stored or preferred."""
 
 import json
 
@@ -20,7 +20,7 @@ LIES = {
     "page": {"raw": b"<!DOCTYPE html><p>Log in", "content_type": "text/html"},
     "error event": {"raw": b"data: " + ERROR + b"\n\ndata: [DONE]\n\n", "content_type": "text/event-stream"},
 }  # fmt: skip
-# So many errors it may take to find out, and so many requests more show that it was.
+# The number of errors until it is avoided, and of further requests that show it.
 SOON = 5
 MORE = 10
 
@@ -121,7 +121,7 @@ def test_what_came_to_an_error_has_failed_wherever_it_is_asked_for_again(
 def test_a_job_that_streams_ends_with_the_error_of_its_provider_and_with_no_second_one(
     nodes, gateway
 ):
-    """B11: one end is what a client can make sense of."""
+    """A client gets exactly one terminal event."""
     lying, _ = nodes
     failed = {"type": "response.failed", "response": {"id": "r", "status": "failed"}}
     created = {"type": "response.created", "response": {"id": "r", "status": "in_progress"}}

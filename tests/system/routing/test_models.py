@@ -1,4 +1,4 @@
-"""The list of models, one of them by its name, the question which would suit, and OpenClaw's own settings."""
+"""The list of models, one model by its name, POST /api/models/route, and OpenClaw's own settings."""
 
 import json
 import socket
@@ -155,7 +155,7 @@ def test_an_alias_buys_what_it_stands_for(served, nodes):
 
 
 def test_an_unknown_model_is_refused_at_once_though_a_node_hangs(nodes):
-    """A server that takes connections and says nothing must not hold up a client that only mistyped a name."""
+    """A server that accepts connections and does not answer must not delay the error for a mistyped model."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         base_url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
         rows = [row(nodes[0]), {"name": "silent", "base_url": base_url, "models": ["x"]}]

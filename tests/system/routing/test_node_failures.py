@@ -1,4 +1,4 @@
-"""Every way in which a node can fail: what the client is told, what was paid, which provider is asked instead, and never twice."""
+"""Every way in which a node can fail: the client's error, the payment, the provider that is asked next, and no task sent twice."""
 
 import json
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ def error_body(message, code):
 
 @dataclass(frozen=True)
 class Failure:
-    """``lost`` is a task that the node had and did not refuse; ``elsewhere`` one that another may do."""
+    """``lost``: the node had the task and did not refuse it; ``elsewhere``: another provider may serve it."""
 
     behaviour: dict
     status: int
@@ -130,12 +130,12 @@ def served(nodes, journal):
         )
     settings = {
         "journal_url": str(journal),
-        # The cheapest is asked first, whatever else is known of it, and the spare one last.
+        # The cheapest is asked first, whatever its measurements, and the spare one last.
         **{f"routing_weight_{name}": 0 for name in ("availability", "speed", "delivery", "fit")},
         "routing_temperature": 0.001,
-        # What is lost on purpose would use up the trust in a node.
+        # The losses of these tests would use up the trust in a node.
         "exposure_base_msat": 0,
-        # Only the requests find out that a node fails.
+        # Only requests detect that a node fails.
         "nodes_refresh_s": 60,
     }
     with served_by(*rows, **settings) as process:
@@ -144,7 +144,7 @@ def served(nodes, journal):
 
 @pytest.fixture(autouse=True)
 def healed(nodes, served):
-    """All nodes are well before and after each test, and have been asked nothing yet."""
+    """All nodes answer before and after each test, and their recorded requests are cleared."""
     for node in nodes.values():
         node.requests.clear()
     yield
@@ -170,13 +170,13 @@ def healed(nodes, served):
 
 
 def looked_for(served):
-    """A request for an unknown model makes the gateway look again."""
+    """A request for an unknown model makes the gateway refresh its lists."""
     return ask(served, "unknown-model").status == 404
 
 
 @pytest.fixture
 def bought(journal):
-    """What the journal has learnt since the test began, the node and the state of each purchase."""
+    """The node and state of each purchase in the journal since the test began."""
     begins = query(journal, "SELECT count(*) FROM purchases")[0][0]
 
     def read():
@@ -187,7 +187,7 @@ def bought(journal):
 
 
 def asked_once(nodes, *names):
-    """One task each: what was lost on a used connection before a byte came may have been sent once more (B6)."""
+    """One task each: a task that was lost on a reused connection before the first byte may have been sent once more."""
     tasks = {
         name: {call.headers["Idempotency-Key"] for call in node.calls()}
         for name, node in nodes.items()
@@ -269,7 +269,7 @@ def test_a_stream_that_is_cut_never_passes_for_whole(nodes, served, bought, whic
 @STREAMED_OR_NOT
 @FREE_OR_NOT
 def test_a_node_that_takes_too_long(nodes, served, bought, which, stream):
-    """No other provider is asked, since the node may be at work; only what is free may be tried again."""
+    """No other provider is asked, since the node may be at work; only a free task may be retried."""
     nodes[which].behave(delay_s=5.0)
     failure = Failure({}, 504, "upstream_timeout", lost=True)
     answer = ask(served, f"soon-{which}", PROMPT, stream=stream)
@@ -294,7 +294,7 @@ def test_a_stream_that_takes_too_long_is_cut(nodes, served, which, path):
 def test_nodes_that_are_not_there(nodes, served, bought, stream):
     for which in OWN_MODEL:
         nodes[which].stop()
-    # C6: no provider is left.
+    # No provider is left.
     failure = Failure({}, 503, "no_provider")
     for which, price_msat in {"free": 0, "dear": PRICE_MSAT}.items():
         answer = ask(served, OWN_MODEL[which], PROMPT, stream=stream)
@@ -322,7 +322,9 @@ def test_an_answer_that_ends_with_its_connection_is_whole(
 @STREAMED_OR_NOT
 @FREE_OR_NOT
 @pytest.mark.parametrize("name", [*REFUSALS, *LATE])
-def test_another_does_it_only_where_nothing_was_paid(nodes, served, bought, which, stream, name):
+def test_another_node_is_asked_only_where_nothing_was_paid(
+    nodes, served, bought, which, stream, name
+):
     """Both offer the model; the spare one costs something too."""
     failure = {**REFUSALS, **LATE}[name]
     nodes[which].behave(**failure.behaviour)
@@ -407,7 +409,7 @@ def test_the_sdk_gets_its_answer_from_a_free_node_that_recovers(nodes, served):
             model=OWN_MODEL["free"], messages=[{"role": "user", "content": "hi"}]
         )
     assert answer.choices[0].message.content == "free says: hi"
-    # Two tasks; the first may have been sent once more on a fresh connection (B6).
+    # Two tasks; the first may have been sent once more on a new connection.
     calls = nodes["free"].calls()
     assert len({call.headers["Idempotency-Key"] for call in calls}) == 2
     assert len(calls) <= 3

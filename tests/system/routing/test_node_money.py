@@ -1,4 +1,4 @@
-"""What nodes cost: the price of each kind, the books, budgets, caps, quotes and repeats."""
+"""The cost of nodes: each kind of price, the books, budgets, caps, quotes and repeats."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -123,7 +123,7 @@ def test_a_streams_head_has_the_ceiling_and_the_books_what_it_came_to(nodes, ser
 
 
 def test_a_stream_without_a_usage_is_charged_about_as_the_same_answer_with_one(served, journal):
-    """Most clients do not ask for the usage of a stream; the frames around its tokens are no tokens."""
+    """Most clients do not request the usage of a stream; its SSE framing must not count as tokens."""
     text = "some words that are said again"
     whole = ask(served, "m-tokens", text, max_tokens=4_000)
     stream = ask(served, "m-tokens", text, max_tokens=4_000, stream=True)
@@ -201,7 +201,7 @@ def test_a_budget_holds_the_ceiling_and_then_what_it_came_to(nodes, tmp_path):
             answer = first.result()
         assert in_journal(journal, answer)["price_msat"] < 2_000
         assert counted_msat(journal) == int(answer.headers["x-lcp-price-msat"])
-        # What was held and not needed can be spent.
+        # The part of the hold that was not needed can be spent.
         assert ask(process, "m-minutes").status == 200
 
 
@@ -230,7 +230,7 @@ def test_the_operators_cap_holds_for_nodes(nodes, limit, status):
     assert len(nodes["flat"].calls()) == (status == 200)
 
 
-def test_auto_within_a_limit_finds_who_is_cheap_enough(served):
+def test_auto_within_a_limit_finds_a_provider_that_is_cheap_enough(served):
     """Of three that are asked for a quote one at least is free, or none that is too dear answers."""
     for number in range(10):
         answer = ask(served, "auto:free", f"{number}", headers={"X-Lcp-Max-Price-Msat": "0"})
@@ -258,7 +258,7 @@ def test_a_quote_is_shown_and_taken_and_the_node_hears_of_the_taking_alone(
         assert f"node:{info_of(taken)['node']}" == provider
     assert sum(len(node.calls()) for node in nodes.values()) == 1
     again = ask(served, model, stream=stream, headers={"X-Lcp-Quote-Id": quote.json["id"]})
-    # What is free is not in the journal, which is where a quote that was taken is found.
+    # Free purchases are not in the journal, where a taken quote is found.
     is_written_down = quote.json["price_msat"] > 0
     expected = (409, "answer_gone") if is_written_down else (404, "quote_not_found")
     assert (again.status, again.error["code"]) == expected

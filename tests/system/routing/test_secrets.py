@@ -1,4 +1,4 @@
-"""What nodes are told and what is told of them: no key, no prompt, no header and no address goes where it does not belong."""
+"""No key, prompt, header or address reaches a node, a client or a log that must not have it."""
 
 import json
 import secrets
@@ -40,7 +40,7 @@ def nodes():
         "keyed": HttpNodeThread(
             name="keyed", models=("keyed-model", "nomic-embed-text"), api_key=NODES_KEY
         ),
-        # It quotes the key that it gets, which is not the right one.
+        # Its error repeats the received key, which is wrong.
         "wrong": HttpNodeThread(name="wrong", models=("wrong-model",)),
     }
     with http_nodes(*made.values()):
@@ -60,7 +60,7 @@ def served(nodes):
 
 @pytest.fixture(autouse=True)
 def nothing_is_said(served, nodes):
-    """After each test, everything that the process has written so far is searched, and its metrics."""
+    """After each test, search everything that the process has written so far, and its metrics."""
     for node in nodes.values():
         node.requests.clear()
     yield
@@ -156,7 +156,7 @@ def test_questions_to_the_router_are_not_repeated(served):
 
 
 def test_a_node_learns_of_no_other_place(served, nodes):
-    """The list of models is asked for with the node's own key alone."""
+    """The list of models is requested with the node's own key only."""
     assert post(served.port, CHAT, body_of(CHAT, "unknown-model"), BEARER).status == 404
     for name, key in (("keyed", NODES_KEY), ("wrong", OTHERS_KEY)):
         for seen in nodes[name].requests:
@@ -168,7 +168,7 @@ def test_a_node_learns_of_no_other_place(served, nodes):
 
 @contextmanager
 def trap():
-    """Somewhere to be lured to; return the URL and what came."""
+    """Run a server that the gateway must not call; return its URL and the received requests."""
     came = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.1)

@@ -1,3 +1,3 @@
-"""What the tests of selling share."""
+"""Fixtures of the selling tests."""
 
 from tests.support.postgres import postgres  # noqa: F401 - a fixture

@@ -1,4 +1,4 @@
-"""A gateway that sells, as its administrator and its customers see it: HTTP and nothing else."""
+"""A gateway that sells, used over HTTP only, by its administrator and its customers."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ def selling(**more: object) -> dict[str, str]:
         "admin_key": ADMIN_KEY,
         "api_keys": STATIC_KEY,
         "markup_percent": MARKUP_PERCENT,
-        # What these tests lose on purpose would use up the trust in the peer.
+        # The losses of these tests would use up the trust in the peer.
         "exposure_base_msat": 0,
         **more,
     }
@@ -59,7 +59,7 @@ class Office:
         return exchange(self.port, raw, method="DELETE")
 
     def account(self, amount_msat: int = 0) -> str:
-        """Open an account, with so much in it; return its id."""
+        """Create an account with a balance; return its id."""
         made = self.post("accounts", {"name": f"customer {secrets.token_hex(3)}"})
         assert made.status == 201, made.body
         account_id = made.json["id"]
@@ -73,7 +73,7 @@ class Office:
         assert made.status == 201, made.body
 
     def key(self, account_id: str, **fields: object) -> dict:
-        """Make a key; return what is shown once."""
+        """Create a key; return the document that is shown once."""
         made = self.post(f"accounts/{account_id}/keys", {"name": "of a test", **fields})
         assert made.status == 201, made.body
         return made.json
@@ -98,7 +98,7 @@ class Office:
             after = f"&after={page['after']}"
 
     def is_in_order(self) -> dict:
-        """Check the books; return what the audit told."""
+        """Check the books; return the audit's document."""
         told = self.get("audit").json
         assert told["ok"], told["problems"]
         assert sum(told["books"].values()) == 0
@@ -147,7 +147,7 @@ class Customer:
         return made.json
 
     def moved(self) -> list[tuple[str, int]]:
-        """What moved the balance, as cause and amount, the oldest first."""
+        """The movements of the balance, as cause and amount, the oldest first."""
         lines = self.office.lines(self.account_id)
         return [(line["cause"], line["amount_msat"]) for line in reversed(lines)]
 
@@ -182,7 +182,7 @@ class Seller:
         return asyncio.run(pay(self.node, payment_request, timeout_s=10))
 
     def paid_msat(self, since: int = 0) -> int:
-        """What the node was paid for work."""
+        """The sum of the payments to the node for work."""
         return sum(event["price_msat"] for event in self.running.events("paid")[since:])
 
     def settled(self) -> list[dict]:
@@ -198,5 +198,5 @@ def running_seller(**settings: object) -> Iterator[Seller]:
 
 
 def dumped(answer: Answer) -> str:
-    """Everything that a client is told, to be searched."""
+    """Head and body of an answer, to be searched."""
     return json.dumps(answer.fields) + answer.body.decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""kill -9 at random moments of a gateway that sells: the books agree with a plain model to the msat.
+"""kill -9 at random moments of a gateway that sells: the books agree with a reference model to the msat.
 
 The short version of `python -m tests.soak.crashes`, which is the one to run for a hundred kills. `LCP_TEST_SEED`
 repeats the moments of another run.

@@ -1,4 +1,4 @@
-"""What a key may and may not, as its holder finds out; and that a refusal tells nothing else."""
+"""The permissions and limits of a key; and refusals disclose nothing else."""
 
 import json
 import statistics
@@ -35,7 +35,7 @@ def served():
 
 @pytest.fixture(scope="module")
 def account(served):
-    """An account that every test may give keys of its own."""
+    """An account in which every test may create keys."""
     return served.office.account(A_LOT)
 
 
@@ -105,7 +105,7 @@ def test_a_revoked_key_is_out_at_once(served, account):
     assert is_401(get(served.port, "/v1/models", headers))
     assert is_401(get(served.port, f"/api/agent/{made['key']}/v1/models"))
     assert is_401(post(served.port, CHAT, document(), headers))
-    # Once more does no harm, and tells nothing new.
+    # A second revocation has the same answer.
     assert served.office.delete(f"keys/{made['id']}").status == 200
 
 
@@ -204,7 +204,7 @@ def test_jobs_at_one_time_are_bounded(with_key):
     statuses = sorted(answer.status for answer in answers)
     assert statuses == [200, 200, 429, 429, 429, 429]
     assert all(answer.verdict == "none" for answer in answers if answer.status == 429)
-    # They are given back, for clients that left as well.
+    # Places are released, also those of clients that left.
     raw = request_bytes("POST", CHAT, json.dumps(slow).encode(), holder.headers)
     for _ in range(2):
         with wire(holder.port) as connection:
@@ -237,7 +237,7 @@ def test_what_is_charged_is_told_in_quotes_and_answers(served):
 
 
 def test_a_402_has_an_invoice_however_many_went_unpaid(served):
-    """Requests that differ lack different amounts, and a customer is bound in how many invoices may be open."""
+    """Different requests lack different amounts, and a customer's open invoices are limited."""
     holder = served.office.customer()
     for number in range(MOST_OPEN + 3):
         refused = holder.ask(max_tokens=200 + 100 * number)
@@ -245,7 +245,7 @@ def test_a_402_has_an_invoice_however_many_went_unpaid(served):
         told = refused.error["lcp"]
         assert "topup" in told, f"none after {number}"
         assert told["topup"]["amount_msat"] >= told["required_msat"] - told["balance_msat"]
-    # The same once more is the same invoice.
+    # A repeat gets the same invoice.
     again = holder.ask(max_tokens=200 + 100 * number).error["lcp"]
     assert again["topup"] == told["topup"]
     served.pay(told["topup"]["payment_request"])
@@ -263,14 +263,14 @@ def test_everything_an_administrator_does_is_written_down(served):
     assert made["key"] not in str(acts) and ADMIN_KEY not in str(acts)
 
 
-# -- what a refusal tells ------------------------------------------------------------------------
+# -- contents of a refusal ------------------------------------------------------------------------
 
 VARYING = {"date", "x-request-id", "openai-processing-ms"}
 
 
 @pytest.fixture(scope="module")
 def wrong(served, account):
-    """Keys that are refused, by what is wrong with them."""
+    """Keys that are refused, by reason."""
     revoked = served.office.key(account)
     served.office.delete(f"keys/{revoked['id']}")
     at = datetime.now(UTC) + timedelta(seconds=1)
@@ -314,7 +314,7 @@ def test_agents_that_are_not_let_in_are_told_the_same(served, wrong):
 
 
 def test_the_time_of_a_refusal_does_not_tell_whether_there_is_such_a_key(served, wrong):
-    """Loose: what differed by a look-up in a database or by a slow hash would be seen."""
+    """With a wide tolerance: a look-up in a database or a slow hash would still be detected."""
     names = ("revoked", "expired", "never made", "nearly a good one")
     raw = {name: request_bytes("GET", "/v1/models", None, bearer(wrong[name])) for name in names}
     took: dict[str, list[float]] = {name: [] for name in names}

@@ -1,6 +1,6 @@
 """L402 from a client's side: a macaroon and an invoice come with the 402, the payment's preimage makes them a credential.
 
-The client here is written from bLIP 26 and from the format of macaroons, and shares no code with the gateway.
+The client here implements bLIP 26 and the format of macaroons, and shares no code with the gateway.
 """
 
 import base64
@@ -127,7 +127,7 @@ def test_a_token_is_good_until_its_balance_is_gone_and_again_when_it_is_filled(s
             break
         left -= charged(answer)
         assert charged(answer) == MARKUP.charge_msat(price(answer))
-        # The same token, again and again: it is its owner's.
+        # The same token can be used repeatedly.
         assert int(answer.headers["x-lcp-balance-msat"]) == left
     assert answer.status == 402 and answer.error["code"] == "insufficient_balance"
     told = answer.error["lcp"]
@@ -164,7 +164,7 @@ def test_what_is_not_paid_opens_nothing(served):
     assert is_401(ask(served.port, replace(token, preimage=secrets.token_bytes(32))))
     entries = served.office.is_in_order()["entries"]
     served.pay(token.invoice)
-    # Paid, and still the preimage is what counts.
+    # Also after the payment the preimage is required.
     assert is_401(ask(served.port, token))
     eventually(lambda: served.office.is_in_order()["entries"] == entries + 2)
 
@@ -265,7 +265,7 @@ def test_a_token_expires_and_says_no_more_than_that_it_is_not_valid():
         eventually(lambda: is_401(ask(running.port, token)))
         (account,) = running.office.get("accounts").json["data"]
         assert account["balance_msat"] > 0
-        # Longer is not to be had by asking for it.
+        # A client cannot request a longer one.
         later = token.macaroon.attenuated(b"expires_at=%d" % (int(time.time()) + 1_000))
         assert is_401(ask(running.port, replace(token, macaroon=later)))
 
@@ -286,7 +286,7 @@ def test_a_token_outlives_a_gateway_and_is_worth_nothing_at_another(served, tmp_
 
 
 def test_strangers_cannot_have_invoices_made_without_end():
-    """Each costs lnd a row for good, and its client had shown nothing."""
+    """Each costs lnd a permanent row, and its client has no credential."""
     with running_seller(l402="true", l402_invoices_per_minute=3) as running:
         answers = [post(running.port, CHAT, BODY) for _ in range(12)]
         assert [answer.status for answer in answers[:3]] == [402] * 3
@@ -296,7 +296,7 @@ def test_strangers_cannot_have_invoices_made_without_end():
 
 
 def test_a_strangers_flood_keeps_no_other_stranger_and_no_customer_away():
-    """A9: a thousand invoices of one stranger, and every other client got 429 for an hour."""
+    """Once, after a thousand invoices of one stranger, every other client got 429 for an hour."""
     with running_seller(
         l402="true",
         l402_invoices_per_minute=3,
@@ -320,7 +320,7 @@ def test_a_strangers_flood_keeps_no_other_stranger_and_no_customer_away():
 
 
 def test_the_token_of_a_deleted_account_buys_nothing_more(served):
-    """A7: it bought 41 more times."""
+    """Once it bought 41 more times."""
     token = buy(served)
     assert ask(served.port, token).status == 200
     (account,) = [caveat for caveat in token.macaroon.caveats if b"acct_" in caveat]

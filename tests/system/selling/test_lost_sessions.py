@@ -1,4 +1,4 @@
-"""A gateway that loses its sessions on PostgreSQL while it delivers: it lives, and no other one may take it for dead."""
+"""A gateway that loses its sessions on PostgreSQL while it delivers: it is alive, and no other gateway may take it for dead."""
 
 import threading
 import time
@@ -33,7 +33,7 @@ def two_gateways(node, postgres):
 
 
 def end_sessions(postgres, running: RunningGateway, database: str) -> int:
-    """End what this gateway has open at the server, as a restarted pooler or a network would; return how many."""
+    """End this gateway's sessions at the server, as a restarted pooler or a network would; return how many."""
     ports = [
         str(connection.laddr.port)
         for connection in psutil.Process(running.process.pid).net_connections("tcp")
@@ -53,7 +53,7 @@ def state_of_all(postgres, database: str) -> str:
 
 
 def test_a_stream_whose_gateway_loses_its_sessions_ends_delivered_and_charged_once(node, postgres):
-    """A3: the other gateway found its lock free, called the purchase undelivered, and gave the charge back."""
+    """Once the other gateway found its lock free, recorded the purchase as undelivered, and refunded the charge."""
     seen = node.mark()
     with two_gateways(node, postgres) as (delivering, other, database):
         customer = Office(delivering.port).customer(FILLED)

@@ -1,4 +1,4 @@
-"""Two hundred clients spend one balance through three gateways, of which one is killed and one is started anew."""
+"""Two hundred clients spend one balance through three gateways, of which one is killed and replaced."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ from tests.support.wire import CHAT, document, get, post
 from tests.system.selling.seller import MARKUP, Office, bearer, selling
 
 CLIENTS = 200
-# What is asked costs the same each time, so that how many go through is known.
+# Every request costs the same, so that the number of purchases is known.
 BODY = document(CHAT, "echo-1", "hello", max_tokens=8)
 ROOM, LATER = 400, 100
 NODE = """
@@ -41,7 +41,7 @@ def redis():
 
 
 class Clients:
-    """Ask again and again through whichever gateway is there, until told to stop; and what they were told."""
+    """Clients that send requests through whichever gateway runs, until stopped; and their answers."""
 
     def __init__(self, keys: list[str]) -> None:
         self.ports: list[int] = []
@@ -74,12 +74,12 @@ class Clients:
                 elif answer.status not in {402, 503}:
                     self.odd.append((answer.status, answer.body[:300]))
             if answer.status == 402:
-                # There is no more, but another client's hold may yet be released.
+                # The balance is used up, but another client's hold may yet be released.
                 time.sleep(0.2)
 
 
 class Watch:
-    """Looks at a balance in the database all the while, and remembers the least."""
+    """Reads a balance in the database continuously, and records the lowest."""
 
     def __init__(self, postgres, database: str) -> None:
         self._postgres, self._database = postgres, database
@@ -111,7 +111,7 @@ class Three:
 
     @property
     def office(self) -> Office:
-        """The administrator goes where nothing is going to happen."""
+        """The administrator at the gateway that is not killed."""
         return Office(self.running[0].port)
 
     @property
@@ -134,7 +134,7 @@ def three(node, redis, postgres):
 
 
 def keys_of(three: Three, account_id: str) -> list[str]:
-    """Make keys, and wait until every gateway has heard of them."""
+    """Create keys, and wait until every gateway has read them."""
     keys = [three.office.key(account_id)["key"] for _ in range(4)]
     for port in three.ports:
         eventually(lambda at=port: get(at, "/api/wallet", bearer(keys[-1])).status == 200)
@@ -142,7 +142,7 @@ def keys_of(three: Three, account_id: str) -> list[str]:
 
 
 def kill_one_and_restart_another(three: Three, clients: Clients, seen, more) -> int:
-    """Return how often the node was paid when the one was killed; ``more`` puts money in, for the restarted one to sell."""
+    """Return the number of payments when the gateway was killed; ``more`` adds balance, for its replacement to sell."""
     eventually(lambda: seen.count("paid") >= ROOM // 5)
     stays, dies, pauses = three.running
     dies.process.kill()
@@ -151,10 +151,10 @@ def kill_one_and_restart_another(three: Three, clients: Clients, seen, more) -> 
     clients.ports[:] = [stays.port, pauses.port]
     pauses.stop()
     clients.ports[:] = [stays.port]
-    anew = three.start()
-    clients.ports[:] = [stays.port, anew.port]
+    replacement = three.start()
+    clients.ports[:] = [stays.port, replacement.port]
     more()
-    eventually(lambda: clients.sold_at[anew.port])
+    eventually(lambda: clients.sold_at[replacement.port])
     return killed_at
 
 
@@ -178,10 +178,10 @@ def test_200_clients_spend_one_balance_on_three_gateways_and_no_more(node, three
                 three, clients, seen, lambda: office.adjust(account_id, LATER * charge)
             )
             eventually(lambda: clients.statuses[402] > CLIENTS)
-            # The killed one is known to be gone after ten seconds, and what it had settled is given back.
+            # The killed gateway is taken for dead after ten seconds, and its settled purchases are refunded.
             is_open = "SELECT count(*) FROM purchases WHERE state IN ('paying', 'settled')"
             eventually(lambda: postgres.sql(is_open, three.database) == "0")
-            # What was held for a request that came to nothing is free again, and spent by another client.
+            # The hold of a request that was not paid is released, and spent by another client.
             eventually(lambda: office.balance(account_id)["available_msat"] < charge)
         finally:
             clients.stop.set()
@@ -194,12 +194,12 @@ def test_200_clients_spend_one_balance_on_three_gateways_and_no_more(node, three
     assert watch.looks > 5
     assert watch.least_msat >= 0 and watch.least_free_msat >= 0
     books = books_agree(three, node, seen, postgres, account_id, charge)
-    # It was spent to the last that was possible.
+    # The balance was spent as far as possible.
     assert len(books.taken | books.unknown) == ROOM, clients.statuses
     dead = three.running[1].port
     told = set().union(*(jobs for port, jobs in clients.sold_at.items() if port != dead))
     assert told <= books.taken
-    # The one that was killed had no time to record its last answers: those are given back.
+    # The killed gateway could not record its last answers: those are refunded.
     assert clients.sold_at[dead] <= books.taken | books.unknown | books.given_back
     assert clients.charged_msat == len(told | clients.sold_at[dead]) * charge
     assert clients.statuses[200] >= ROOM - CLIENTS
@@ -225,7 +225,7 @@ def books_agree(three: Three, node, seen, postgres, account_id: str, charge: int
         )
         return set(json.loads(postgres.sql(asked, three.database)))
 
-    # What the dead one left behind is swept into unknown by the gateways that live.
+    # The dead gateway's payments are swept into unknown by the others.
     eventually(lambda: not in_state("paying", "settled"))
     charges = postgres.sql("SELECT DISTINCT charge_msat FROM purchases", three.database)
     assert charges == str(charge)
@@ -233,7 +233,7 @@ def books_agree(three: Three, node, seen, postgres, account_id: str, charge: int
     given_back = in_state("undelivered")
     paid = seen.jobs("paid")
     assert len(paid) == len(set(paid)), "something was paid twice"
-    # Everything that the node was paid for is charged, held, or given back and said so; nothing else is.
+    # Every payment to the node is charged, held, or refunded; nothing else is.
     assert taken | given_back <= set(paid) <= taken | given_back | unknown
 
     told = three.office.is_in_order()

@@ -1,4 +1,4 @@
-"""Answers that were paid and not delivered, found out after a crash; and refunds that wait for the operator."""
+"""Answers that were paid and not delivered, detected after a crash; and refunds that wait for the operator."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ FILLED = 1_000_000
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
-    # It tells the preimages too, which only lnd knows otherwise.
+    # Its events have the preimages too, which otherwise only lnd knows.
     module = "tests.support.telling_node"
     with money_node(tmp_path_factory.mktemp("node"), faults=True, module=module) as running:
         yield running
@@ -58,7 +58,7 @@ def selling_gateway(node, journal, **settings):
 
 
 def books(journal, *command):
-    """What the command line says of the journal."""
+    """The purchases as the command line lists them."""
     return run_command("purchases", *command, env={"LCP_GATEWAY_JOURNAL_URL": journal})
 
 
@@ -115,7 +115,7 @@ def has_it_back(there, charge):
 
 
 def test_a_stream_in_whose_middle_the_gateway_was_killed_is_given_back(node, seen, journal):
-    """A3: it stayed settled for ever, charged to the customer, and its peer was not blamed."""
+    """Once it stayed settled for ever, charged to the customer, and its peer was not blamed."""
     customer, job_id, charge, _ = killed_while(
         node, journal, seen, "fault/stream-stalls", until=is_taken, stream=True
     )
@@ -131,7 +131,7 @@ def test_a_stream_in_whose_middle_the_gateway_was_killed_is_given_back(node, see
 
 
 def test_what_a_dead_gateway_left_settled_can_be_resolved_by_hand(node, seen, journal):
-    """A3: ``purchases resolve`` refused it."""
+    """Once ``purchases resolve`` refused it."""
     _, job_id, _, _ = killed_while(
         node, journal, seen, "fault/stream-stalls", until=is_taken, stream=True
     )
@@ -146,7 +146,7 @@ def test_what_a_dead_gateway_left_settled_can_be_resolved_by_hand(node, seen, jo
 
 
 async def test_a_payment_that_lnd_knows_of_later_is_given_back(node, seen, journal, tmp_path):
-    """A4: the reconciler made it settled, and the customer paid for an answer that could not be had."""
+    """Once the reconciler made it settled, and the customer paid for an answer that could not be retrieved."""
     customer, job_id, charge, paid = await asyncio.to_thread(
         lambda: killed_while(node, journal, seen, "fault/execute-hangs", until=is_held)
     )
@@ -181,7 +181,7 @@ async def test_a_payment_that_lnd_knows_of_later_is_given_back(node, seen, journ
 
 
 def test_over_the_limit_the_customer_is_told_and_the_operator_decides(node, tmp_path):
-    """A6: every refund was given, however many there were."""
+    """Once every refund was given, without a limit."""
     journal = str(tmp_path / "journal.db")
     with selling_gateway(node, journal, refund_account_day_msat=10_000) as running:
         office = Office(running.port)

@@ -1,4 +1,4 @@
-"""Two gateways on one PostgreSQL and one Redis are one gateway to customers, and stay honest when either goes away."""
+"""Two gateways on one PostgreSQL and one Redis behave as one gateway to customers, and keep correct books when either service fails."""
 
 import json
 import re
@@ -54,7 +54,7 @@ class Both:
         return Office(self.gateways[0].port)
 
     def customers(self, *rules: dict[str, int]) -> list[Seen]:
-        """Make a customer for each of these rules; return how each gateway sees it, once both have heard of all."""
+        """Create a customer for each of these rules; return it at each gateway, once both have read all keys."""
         here = [self.office.customer(A_LOT, **rule) for rule in rules]
         there = [Customer(self.gateways[1].port, it.account_id, it.key) for it in here]
         eventually(lambda: there[-1].get("/api/wallet").status != 401)
@@ -77,13 +77,13 @@ def both(node, lnd, postgres):
 
 @pytest.fixture(scope="module")
 def quote(both):
-    """What the request of ``at_once`` costs."""
+    """The cost of the request of ``at_once``."""
     return both.office.customer(A_LOT).quote()
 
 
 @pytest.fixture(scope="module")
 def customers(both, quote):
-    """A customer for each test that uses up what it has; made at once, since the other gateway hears of them later."""
+    """A customer for each test that uses up its balance; created together, since the other gateway reads them later."""
     rules = {
         "rich": {},
         "poor": {},
@@ -151,7 +151,7 @@ def test_what_is_taken_away_at_one_is_gone_there_at_once_and_soon_at_the_other(b
 
 
 def test_a_top_up_that_is_paid_is_seen_by_a_poll_of_either(both, customers, lnd):
-    """The gateway that is asked looks itself, whichever of them follows settlements."""
+    """The polled gateway looks the invoice up itself, whichever of them follows settlements."""
     for each in customers["paying in"]:
         topup = each.top_up(9_000)
         lnd.run(lnd.settle(bolt11.decode(topup["payment_request"]).payment_hash))
@@ -213,7 +213,7 @@ def test_redis_holds_neither_keys_nor_prompts_nor_answers(both, customers):
     answers = [each.ask("echo-1", PROMPT, headers=key, max_tokens=50) for each in (here, there)]
     assert [answer.status for answer in answers] == [200, 200]
     assert PROMPT in answers[0].json["choices"][0]["message"]["content"]
-    # The second had it from Redis.
+    # The second got it from Redis.
     assert answers[0].headers["x-lcp-job-id"] == answers[1].headers["x-lcp-job-id"]
     everything = _everything(both.redis)
     assert len(everything) > 100
@@ -256,7 +256,7 @@ def test_while_redis_is_away_customers_are_served_and_none_overspends(both, cust
 def test_postgresql_is_killed_while_customers_spend_and_the_books_are_right(
     both, quote, node, postgres
 ):
-    """The last one: what is under way when it goes may end unknown."""
+    """The last test: payments under way when PostgreSQL ends may stay unknown."""
     (customers,) = both.customers({})
     charge = quote["charge_msat"]
     seen = node.mark()
@@ -312,6 +312,6 @@ def test_postgresql_is_killed_while_customers_spend_and_the_books_are_right(
         len(taken) * charge
     )
     both.office.is_in_order()
-    # Both are well again.
+    # Both have recovered.
     for each in both.gateways:
         eventually(lambda port=each.port: get(port, "/readyz").status == 200)

@@ -1,7 +1,7 @@
-"""A key that was revoked buys nothing, whatever becomes of the database that says so: paused, restarted, flooded, busy.
+"""A key that was revoked buys nothing, whatever the state of the database with the revocation: paused, restarted, flooded, busy.
 
-Two gateways share a PostgreSQL of the test's own. One is where keys are revoked, the other is where the key is used: it
-hears of the revocation from the database only.
+Two gateways share a PostgreSQL of the test's own. Keys are revoked at one and used at the other, which
+reads the revocation from the database only.
 """
 
 import itertools
@@ -25,7 +25,7 @@ from tests.system.selling.seller import Customer, Office, selling
 
 A_LOT = 100_000_000
 STALE_S = 5.0
-# What was written before the revocation was is paid a moment later.
+# Intents that were written before the revocation are paid a moment later.
 UNDER_WAY_S = 1.0
 
 
@@ -73,7 +73,7 @@ def market(tmp_path_factory) -> Iterator[Market]:
 
 @dataclass
 class Buyer:
-    """Buys with a key as fast as it is answered, from several connections, until it is told to stop."""
+    """Buys with a key as fast as it is answered, over several connections, until stopped."""
 
     customer: Customer
     stop: threading.Event = field(default_factory=threading.Event)
@@ -102,7 +102,7 @@ class Buyer:
 
 
 def bought_nothing_since(market: Market, buyer: Buyer, revoked_at: float) -> None:
-    """Check that the key, the only one in use, bought nothing, and that what it was told is one of three things."""
+    """Check that the key, the only one in use, bought nothing, and that each answer is one of three errors."""
     paid = [event["at"] - revoked_at for event in market.node.events("paid")]
     assert [late for late in paid if late > UNDER_WAY_S] == []
     accepted = [at - revoked_at for at, status, _ in buyer.answers if status == 200]
@@ -124,7 +124,7 @@ def recovers(market: Market, revoked: Customer, other: Customer) -> None:
 
 
 def watched(market: Market, customer: Customer, for_s: float) -> Callable[[], None]:
-    """Look for so long whether the gateway says why it accepts no key; return the check of what was seen."""
+    """Watch for so long whether the gateway reports why it accepts no key; return the check of the result."""
     begun = time.monotonic()
     told: list[tuple[float, str]] = []
     late: list[tuple[float, int]] = []
@@ -148,7 +148,7 @@ def watched(market: Market, customer: Customer, for_s: float) -> Callable[[], No
 
 
 def test_while_the_database_is_paused(market):
-    """A1: PostgreSQL paused for 35 s, and a revoked key went on buying until the gateway was restarted."""
+    """Once a revoked key went on buying after PostgreSQL was paused for 35 s, until the gateway was restarted."""
     revoked, other = market.customer(), market.customer()
     with Buyer(revoked).running() as buyer:
         revoked_at = market.revoke(revoked)
@@ -162,7 +162,7 @@ def test_while_the_database_is_paused(market):
 
 
 def test_while_the_database_is_paused_for_less_than_the_list_may_be_old(market):
-    """What waited for the journal meanwhile was let in by a list that did not know, and must not be paid."""
+    """Requests that wait for the journal were accepted by an outdated list, and must not be paid."""
     revoked, other = market.customer(), market.customer()
     with Buyer(revoked).running(8) as buyer:
         revoked_at = market.revoke(revoked)
@@ -212,7 +212,7 @@ def reading(customer: Customer, clients: int, path: str) -> Iterator[list[int]]:
 
 
 def test_while_a_customer_floods_the_gateway_with_reads(market):
-    """A1: one customer's 3,000 reads kept the refresh from its connection."""
+    """Once one customer's 3,000 reads kept the refresh from getting a connection."""
     revoked, other, flooding = (market.customer() for _ in range(3))
     with (
         Buyer(revoked).running(2) as buyer,
@@ -230,7 +230,7 @@ def test_while_a_customer_floods_the_gateway_with_reads(market):
 
 
 def test_while_every_connection_for_reads_is_busy(market):
-    """A1: three reads that wait for a lock were all that the pool has."""
+    """Once three reads that wait for a lock used up the pool."""
     revoked, other, flooding = (market.customer() for _ in range(3))
     held = "BEGIN; LOCK TABLE ledger_entries; SELECT pg_sleep(9)"
     with Buyer(revoked).running() as buyer:

@@ -1,4 +1,4 @@
-"""Keys, agents' tokens, macaroons and preimages are in no log, answer, metric or file, whatever is done with them."""
+"""Keys, agents' tokens, macaroons and preimages are in no log, answer, metric or file, however they are used."""
 
 import base64
 import re
@@ -25,7 +25,7 @@ NO_SUCH = ("/v1/nothing", "/nothing", "", "/", "/v1/models/../../admin", "/v1/%z
 
 
 class Told:
-    """Everything that clients were told, but for what is shown once on purpose."""
+    """All answers to clients, except secrets that are shown once on purpose."""
 
     def __init__(self) -> None:
         self.answers: list[str] = []
@@ -55,7 +55,7 @@ def served(folder):
         "l402_msat": 20_000,
         "node_faults": "true",
         "timeout_execute_s": 1,
-        "cors_origins": "https://shop.example",
+        "cors_origins": "https://app.example",
     }
     with running_seller(**settings) as running:
         yield running
@@ -63,7 +63,7 @@ def served(folder):
 
 @pytest.fixture(scope="module")
 def after_everything(served, told):
-    """Do everything that can be done with each kind of secret; return the secrets."""
+    """Use each kind of secret in every way; return the secrets."""
     office = served.office
     account = office.account(1_000_000)
     key, other = (office.key(account)["key"] for _ in range(2))
@@ -116,12 +116,12 @@ def after_everything(served, told):
             told(post(served.port, base + CHAT, document(CHAT, "fault/execute-code-internal")))
             for path in NO_SUCH:
                 told(get(served.port, base + path))
-        origin = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
+        origin = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
         raw = request_bytes("OPTIONS", at + CHAT, None, origin)
         told(exchange(served.port, raw, method="OPTIONS"))
         told(exchange(served.port, request_bytes("DELETE", at + CHAT), method="DELETE"))
-        told(get(served.port, f"/v1/models?key={token}", {"Origin": "https://shop.example"}))
-        # Bytes that are no HTTP, with a secret in them.
+        told(get(served.port, f"/v1/models?key={token}", {"Origin": "https://app.example"}))
+        # Bytes that are not HTTP, with a secret in them.
         told(exchange(served.port, f"GET {at}/v1 models HTTP/9.9\r\n\r\n".encode()))
         told(exchange(served.port, f"GET {at}/v1/models HTTP/1.1\r\nA{chr(1)}: b\r\n\r\n".encode()))
         long = {"X-Long": "x" * 20_000, "Authorization": f"Bearer {token}"}
@@ -150,7 +150,7 @@ def after_everything(served, told):
 
 
 def parts(secret: str) -> list[str]:
-    """What must not be found of a secret: its beginning may be shown, to tell keys apart."""
+    """The parts of a secret that must not be found: its beginning may be shown, to distinguish keys."""
     return [secret[10:], secret[10:30]]
 
 

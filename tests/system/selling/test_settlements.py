@@ -1,4 +1,4 @@
-"""A top-up is credited once, though the gateway, lnd or the customer was away when it was paid."""
+"""A top-up is credited once, although the gateway, lnd or the customer was not connected when it was paid."""
 
 from contextlib import ExitStack, contextmanager
 
@@ -54,7 +54,7 @@ def pay(lnd, *topups: dict) -> None:
 
 
 def at(customer: Customer, running) -> Customer:
-    """The same customer at another gateway, once that has heard of the key."""
+    """The same customer at another gateway, once that has read the key."""
     there = Customer(running.port, customer.account_id, customer.key)
     eventually(lambda: there.get("/api/wallet").status == 200)
     return there
@@ -126,7 +126,7 @@ def test_while_lnd_is_away_customers_go_on_spending_and_are_told_that_they_canno
     assert customer.get("/api/wallet").status == 200
     poor = Office(served.port).customer()
     answer = poor.ask()
-    # Told what is missing, if not how to pay it.
+    # The error has the missing amount, but no invoice.
     assert answer.status == 402 and answer.error["code"] == "insufficient_balance"
     assert "topup" not in answer.error["lcp"]
     lnd.run(lnd.start())
@@ -148,13 +148,13 @@ def test_of_two_gateways_one_follows_and_the_other_takes_over(node, lnd, postgre
         leader.process.kill()
         leader.process.wait(60)
         pay(lnd, topups[1])
-        # No customer asks after any of them.
+        # No customer polls any of them.
         stays = at(customer, other)
         stays.eventually_has(balance_msat=12_000)
         assert leads(other)
         pay(lnd, topups[2])
         stays.eventually_has(balance_msat=23_000)
-        # A third that comes along does not follow as well, and its customers lose nothing.
+        # A third gateway does not follow as well, and its customers lose nothing.
         third = stack.enter_context(selling_gateway(node, lnd, url, l402_secret="s" * 40))
         assert leads(other) and not leads(third)
         pay(lnd, topups[3])
@@ -168,7 +168,7 @@ def test_a_stranger_sees_nothing_of_a_top_up(served, lnd):
         assert stranger.get(f"/api/wallet/topups/{topup['id']}{path}").status == 404
         assert owner.get(f"/api/wallet/topups/{topup['id']}{path}").status == 200
     assert stranger.get("/api/wallet/topups").json["data"] == []
-    # More than was asked for is theirs as well.
+    # An overpayment is credited too.
     lnd.run(lnd.settle(payment_hash(topup), paid_msat=9_500))
     owner.eventually_has(balance_msat=9_500)
     assert stranger.balance()["balance_msat"] == 0

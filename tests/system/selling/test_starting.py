@@ -1,4 +1,4 @@
-"""What a gateway that sells, or that is open, does not start with."""
+"""Settings with which a gateway that sells, or that is open, does not start."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""What went wrong after it was paid, or may have been: what customers are charged for it, hold for it, and get back."""
+"""Failures after a payment, certain or unknown: charges, holds and refunds of customers."""
 
 import json
 import socket
@@ -16,7 +16,7 @@ from tests.support.wire import CHAT, document, request_bytes, wire
 from tests.system.selling.seller import MARKUP, Customer, Office, charged, selling
 
 FILLED = 1_000_000
-# Paid for, and nothing that could be handed on; the last two can only be found out when the head has gone out.
+# Paid, without a valid result; the last two can only be detected after the head was sent.
 UNDELIVERED = ["wrong-hash", "wrong-length", "result-failed", "no-result"]
 CUT = ["stream-cut", "stream-cut-silently"]
 UNPAID = ["no-route", "quote-refused", "wrong-price", "expired"]
@@ -169,7 +169,7 @@ def resolve(journal, job_id: str, evidence: str) -> subprocess.CompletedProcess:
 
 
 def test_a_gateway_killed_while_it_pays_leaves_the_hold_and_another_keeps_it(node, seen, tmp_path):
-    """The one that sweeps has another mark-up: what was agreed on counts."""
+    """The gateway that sweeps has another mark-up: the charge of the purchase counts."""
     journal = tmp_path / "journal.db"
     with open_shop(node, journal, timeout_execute_s=20) as running:
         customer = Office(running.port).customer(FILLED)
@@ -199,7 +199,7 @@ def test_a_gateway_killed_while_it_pays_leaves_the_hold_and_another_keeps_it(nod
 def test_an_answer_that_a_killed_gateway_had_in_its_memory_is_given_back(
     node, seen, tmp_path, stream
 ):
-    """It had come whole and was on disk as delivered while a slow client was still reading it: charged for a part."""
+    """Once it was on disk as delivered while a slow client was still reading it, and the customer was charged for a part."""
     journal = tmp_path / "journal.db"
     with open_shop(node, journal) as running:
         customer = Office(running.port).customer(FILLED)
@@ -210,7 +210,7 @@ def test_an_answer_that_a_killed_gateway_had_in_its_memory_is_given_back(
             eventually(lambda: stream or seen.count("result") == 1)
             assert connection.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 200")
             (job_id,) = seen.jobs("paid")
-            # Longer than the commit of a note takes.
+            # Longer than a commit takes.
             time.sleep(0.5)
             assert states(journal)[job_id] == "settled"
             running.process.kill()

@@ -1,4 +1,4 @@
-"""Responses in the background as their clients see them, and what became of the money."""
+"""Background responses as their clients see them, and their payments."""
 
 import json
 import time
@@ -55,7 +55,7 @@ def port(served):
 
 @pytest.fixture
 def bought(served):
-    """What a test bought."""
+    """The node's payments during a test."""
     before = len(accepts(served)), sum(paid(served).values())
     return lambda: (len(accepts(served)) - before[0], sum(paid(served).values()) - before[1])
 
@@ -230,7 +230,7 @@ def test_a_failure_is_told_with_what_was_paid(port, bought, fault, payment, stre
 
 
 def test_following_a_job_that_fails_ends_with_the_failure(port):
-    """A client that follows it live is told the same as one that comes later."""
+    """A client that follows it live gets the same events as one that connects later."""
     response_id = begun(port, model="fault/execute-hangs")
     followed = retrieve(port, response_id, "?stream=true")
     assert followed.status == 200
@@ -310,7 +310,7 @@ def test_a_retry_of_a_failed_job_that_cost_nothing_is_a_new_job(port):
 
 
 def test_a_retried_chain_whose_beginning_is_gone_joins_what_was_paid(port, bought):
-    """The SDK tries again after a broken connection; the first try has come through, and its parent is deleted."""
+    """The SDK retries after a broken connection; the first try was bought, and its parent response is deleted."""
     parent = respond(port, "parent").json["id"]
     body = document(RESPONSES, text="child", previous_response_id=parent)
     child = post(port, RESPONSES, body)
@@ -343,7 +343,7 @@ def test_jobs_count_as_requests_until_they_end(tmp_path):
         refused = respond(port)
         assert (refused.status, refused.error["code"]) == (429, "rate_limit_exceeded")
         assert respond(port, background=True).status == 429
-        # A client that only asks after them is not counted.
+        # A client that only polls is not counted.
         assert retrieve(port, jobs[0]).status == 200
         cancel(port, jobs[0])
         eventually(lambda: respond(port).status == 200)
@@ -395,18 +395,18 @@ def test_what_has_ended_is_forgotten_with_what_is_stored(tmp_path):
         assert grown < 5_000_000, f"{grown / 200:.0f} bytes a job"
 
 
-# Ends that clients see in the middle of something.
+# Failures in the middle of a stream.
 
 
 def told_of(port: int, response_id: str, after: int) -> tuple[list[int], dict]:
-    """Return what a client is told that comes back for the rest of a stream."""
+    """Return the events of a client that reconnects for the rest of a stream."""
     rest = retrieve(port, response_id, f"?stream=true&starting_after={after}")
     assert rest.status == 200 and rest.whole
     return numbers(rest), last_response(rest)
 
 
 def test_a_stream_that_broke_off_has_its_end_told_to_a_client_that_comes_back(port, bought):
-    """However far they had come: else they would wait for an end that never comes."""
+    """At any position: otherwise clients would wait for an end that is never sent."""
     answer = respond(port, LONG, model="fault/stream-cut", background=True, stream=True)
     assert answer.blocks[-1][0] == "response.failed"
     events = [json.loads(data) for _, data in answer.blocks[:-1]]

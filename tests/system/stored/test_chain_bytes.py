@@ -1,4 +1,4 @@
-"""What a provider is sent of a chain: the earlier turns and the new one, each as it was written, and nothing else changed."""
+"""The request of a chain to its provider: the earlier turns and the new one, byte for byte, and nothing else changed."""
 
 import json
 
@@ -13,7 +13,7 @@ from tests.support.stored import MODEL, ended, input_items, on_http_node, respon
 from tests.support.wire import RESPONSES, post
 
 BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-# Items as odd clients write them; each stands in an array as it is.
+# Items in unusual spellings; each is put into an array unchanged.
 ITEMS = {
     "odd spacing": b'{ "role" :\t"user",\r\n "content" : "x" }',
     "escapes": rb'{"role":"user","content":"\u0068\/\u00fc \ud83d\ude00 \" \\ \b"}',
@@ -112,7 +112,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize(("asked", "expected"), HOSTILE.values(), ids=HOSTILE.keys())
 def test_all_other_members_keep_their_bytes(node, port, asked, expected):
-    """The input gets the earlier turns, the earlier turn's name goes; between members there is no more white space."""
+    """The earlier turns are put into the input and `previous_response_id` is removed; white space between members is dropped."""
     first = sent(port, turn(items=b'[{"role":"user","content":"a"}]'))
     new = b'{"role":"user","content":"b"}'
     chain = b'"input": [' + new + b'] ,"previous_response_id" : "%s"' % first["id"].encode()
@@ -167,7 +167,7 @@ def test_background_reaches_no_provider_and_all_else_does_as_it_was(node, port):
     assert made["status"] == "queued"
     assert ended(port, made["id"]).json["status"] == "completed"
     assert heard(node) == [rb'{"model":"m","instructions":"\ud83d","input":"x","a":1,"a":2}']
-    # The half of a pair is shown as JSON can show it.
+    # A lone surrogate is shown as JSON's escape.
     assert input_items(port, made["id"])[0]["content"][0]["text"] == "x"
 
 

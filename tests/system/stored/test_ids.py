@@ -1,4 +1,4 @@
-"""By which id a result can be found again: its provider's own, and one from here only where the client asked for it."""
+"""The id by which a result is retrieved: its provider's own, or one of the gateway's only where the client asked for storing."""
 
 import json
 
@@ -184,7 +184,7 @@ def test_an_answer_that_is_no_response_fails_in_the_background_and_says_that_it_
 
 @pytest.mark.parametrize("status", [None, "queued", "in_progress", 7])
 def test_a_result_that_says_that_it_goes_on_has_ended_all_the_same(node, port, status):
-    """Or a client that polls it never stops."""
+    """Otherwise a client that polls it never stops."""
     document = response(id="resp_1")
     del document["status"]
     answers(node, document if status is None else {**document, "status": status})

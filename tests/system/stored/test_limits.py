@@ -1,4 +1,4 @@
-"""The limits of what is stored and of what may become of it: each is an error that says so, before anything is paid."""
+"""The limits of stored objects and of chains: each is an error before anything is paid."""
 
 import json
 
@@ -126,7 +126,7 @@ def test_what_is_larger_than_the_budget_is_answered_and_not_stored(node):
 
 @pytest.mark.parametrize("encoding", ["gzip", "br"])
 def test_what_is_compressed_is_answered_and_not_stored(node, encoding):
-    """Nothing here can read it, so it is passed on and no more."""
+    """The gateway cannot read it, so it only passes it on."""
     with on_http_node(node) as running:
         node.behave(raw=b"no matter what", content_encoding=encoding)
         answer = respond(running.port, model=MODEL, store=True)
@@ -159,7 +159,7 @@ def test_a_chain_longer_than_a_body_may_be_is_refused_before_it_is_paid(node):
 def test_a_chain_longer_than_the_models_context_is_refused_before_it_is_paid(node):
     models = {MODEL: {"context_length": 1_000}}
     with on_http_node(node, models=models) as running:
-        # D11: what is not chained is held to the context too.
+        # The context limit holds for requests without a chain too.
         alone = respond(running.port, "word " * 4_000, model=MODEL)
         assert (alone.status, alone.error["code"]) == (400, "context_length_exceeded")
         first = respond(running.port, "word " * 800, model=MODEL)
@@ -172,12 +172,12 @@ def test_a_chain_longer_than_the_models_context_is_refused_before_it_is_paid(nod
         assert answer.error["code"] == "context_length_exceeded"
         assert answer.error["param"] == "input"
         assert not node.calls()
-        # What may still fit is not refused for an estimate.
+        # A request that may still fit is not refused because of an estimate.
         near = respond(running.port, "word " * 400, model=MODEL).json["id"]
         assert respond(running.port, "more", model=MODEL, previous_response_id=near).status == 200
 
 
-# What is asked wrongly.
+# Invalid requests.
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_metadata_is_what_openai_takes(plain, metadata):
     ):
         assert answer.status == 400 and answer.error["param"] == "metadata"
     assert get(plain.port, f"{CHAT}/{made}").json["metadata"] == {"a": "b"}
-    # What is not stored is the provider's affair.
+    # Without storing the parameter is passed to the provider.
     assert chat(plain.port, model=MODEL, metadata=metadata, store=False).status == 200
 
 

@@ -1,4 +1,4 @@
-"""Two keys at one gateway: what one has, the other cannot tell from what does not exist."""
+"""Two keys at one gateway: neither can distinguish the other's objects from missing ones."""
 
 import pytest
 
@@ -54,7 +54,7 @@ def on_a_chat(port, chat_id, headers):
 
 
 def alike(found, missing):
-    """Check that two sets of answers differ in nothing but what differs between any two."""
+    """Check that two sets of answers differ only in values that are unique to each answer."""
     assert found.keys() == missing.keys()
     for name, answer in found.items():
         other = missing[name]
@@ -73,7 +73,7 @@ def test_anothers_response_is_like_one_that_does_not_exist(port):
         on_a_response(port, made, THEIRS),
         on_a_response(port, "resp_" + "0" * (len(made) - 5), THEIRS),
     )
-    # And nothing came of the other's attempts.
+    # And the other's attempts had no effect.
     assert retrieve(port, made, headers=MINE).status == 200
 
 

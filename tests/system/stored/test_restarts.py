@@ -1,4 +1,4 @@
-"""A gateway that ends while it works in the background: what the next one says of it, and of the money."""
+"""A gateway that ends while background jobs run: the next one's answers about the jobs and their payments."""
 
 import json
 import signal
@@ -75,7 +75,7 @@ ENDINGS = pytest.mark.parametrize("end", [killed, terminated])
 
 
 def is_lost(port: int, response_id: str, payment: str) -> dict:
-    """Check everything that is told of a job that was cut; return the document."""
+    """Check all answers about a job that was cut; return the document."""
     found = retrieve(port, response_id, headers=MINE)
     assert found.status == 200, found.body
     told = found.json
@@ -89,7 +89,7 @@ def is_lost(port: int, response_id: str, payment: str) -> dict:
     later = retrieve(port, response_id, "?stream=true&starting_after=40", headers=MINE)
     assert last_response(later) == told
     assert cancel(port, response_id, headers=MINE).json == told
-    # To another key it is nothing.
+    # For another key it does not exist.
     assert retrieve(port, response_id, headers=THEIRS).status == 404
     assert cancel(port, response_id, headers=THEIRS).status == 404
     assert delete(port, f"{RESPONSES}/{response_id}", headers=THEIRS).status == 404
@@ -159,7 +159,7 @@ def streaming(running: RunningGateway, text: str) -> str:
 
 @ENDINGS
 def test_when_it_is_done_it_is_gone_with_the_memory(quick_paying, tmp_path, end):
-    """What was kept in memory only is not told as a failure: it was delivered, or could have been."""
+    """A finished job whose result was in memory only is no failure: it was delivered, or could have been."""
     with serving(quick_paying, tmp_path) as running:
         response_id = begun(running.port, headers=MINE)
         assert ended(running.port, response_id, headers=MINE).json["status"] == "completed"
@@ -245,7 +245,7 @@ def test_many_jobs_at_once_are_each_told_of(slow_paying, tmp_path):
     for one in told:
         payment = one["lcp"]["payment"]
         assert payment in {"none", "unknown"}
-        # Whatever the node was asked to pay, no client is told that it cost nothing.
+        # No client gets `none` for a job whose payment the node was asked for.
         if payment == "none":
             assert "job_id" not in one["lcp"]
     unknown = {one["lcp"]["job_id"] for one in told if one["lcp"]["payment"] == "unknown"}

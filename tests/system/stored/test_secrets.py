@@ -1,4 +1,4 @@
-"""What was said and answered is in memory alone: in no log, no file, no metric, and in no error."""
+"""Prompts and outputs are in memory only: in no log, file, metric or error."""
 
 import json
 import secrets
@@ -43,7 +43,7 @@ def state(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(node, state):
-    """A gateway at the most talkative level, whose files stay."""
+    """A gateway at debug level, whose files are kept."""
     settings = {"api_keys": f"{KEY},{OTHER_KEY}", "log_level": "debug", "verbose": "true"}
     # Beside the node's: the folder for state.
     with pytest.MonkeyPatch.context() as patch:
@@ -57,7 +57,7 @@ def served(node, state):
 
 @pytest.fixture(autouse=True)
 def nothing_is_said(served, state, node):
-    """After each test, all that the process wrote is searched: its logs, its files, its metrics."""
+    """After each test, search the process's logs, files and metrics."""
     node.behave(raw=None, content_type="", delay_s=0.0)
     yield
     last = f"after-{secrets.token_hex(4)}"
@@ -85,7 +85,7 @@ def answers(node, **more) -> None:
 
 
 def quiet(*found) -> None:
-    """Check that errors tell nothing of what was said."""
+    """Check that errors hold no prompt and no output."""
     for answer in found:
         assert answer.status >= 400
         for secret in (PROMPT, OUTPUT, KEY):
@@ -190,6 +190,6 @@ def test_of_a_provider_that_fails(node, served):
         )
     finally:
         node.behave(fail_status=0, fail_body="")
-    # Its client alone is told what its own node says.
+    # Only the client itself gets the text of its node.
     assert done.json["status"] == "failed"
     quiet(retrieve(served.port, done.json["id"], headers=THEIRS))

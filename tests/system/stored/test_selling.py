@@ -1,4 +1,4 @@
-"""Customers with accounts and what they have stored: charged once for a job in the background, and given back what ends before it is paid."""
+"""Customers with accounts and their stored objects: a background job is charged once, and not charged if it ends before the payment."""
 
 import re
 import time
@@ -53,12 +53,12 @@ def customer(seller) -> Customer:
 
 
 def moved(customer: Customer) -> list[tuple[str, int]]:
-    """What moved the balance since it was filled."""
+    """The movements of the balance since it was filled."""
     return customer.moved()[1:]
 
 
 def test_a_background_response_is_charged_once(customer):
-    """However often it is asked after, and whichever client repeats the request."""
+    """However often it is polled, and whichever client repeats the request."""
     key = {**customer.headers, "Idempotency-Key": "one"}
     body = document(RESPONSES, "echo-slow", background=True, max_output_tokens=8)
     made = [post(customer.port, RESPONSES, body, key) for _ in range(3)]
@@ -100,7 +100,7 @@ def test_a_job_that_is_cancelled_after_it_was_paid_is_settled_and_holds_nothing(
     if done.verdict == "settled":
         customer.eventually_has(held_msat=0)
     else:
-        # Not known yet: it is held until it is.
+        # Not known yet: the charge stays held.
         assert customer.balance()["held_msat"] > 0
     customer.office.is_in_order()
 
@@ -131,7 +131,7 @@ def test_retrieving_and_chaining_are_free_and_not_free(customer):
         max_output_tokens=8,
     )
     assert charged(second) > charged(first)
-    # What was delivered is written down right after the answer.
+    # The delivery is recorded right after the answer.
     customer.eventually_has(held_msat=0)
     before = customer.balance()
     retrieve(customer.port, first.json["id"], headers=customer.headers)
