@@ -93,7 +93,7 @@ def sync(book, clock):
     )
 
 
-async def test_a_key_is_accepted_for_as_long_as_was_said_after_the_last_read(sync, book, clock):
+async def test_keys_are_accepted_for_the_configured_time_after_the_last_read(sync, book, clock):
     """Regression: a revoked key worked until the next restart, since the age of the list was not checked."""
     key = book.make()
     await sync.load()
@@ -137,7 +137,7 @@ async def test_a_list_is_as_old_as_the_beginning_of_its_read(sync, book, clock):
     assert sync.age_s == 4.0
 
 
-async def test_why_no_key_is_accepted_is_told(sync, book, clock, monkeypatch):
+async def test_the_reason_why_no_key_is_accepted_is_reported(sync, book, clock, monkeypatch):
     monkeypatch.setattr(key_sync, "_READ_EVERY_S", 0.001)
     await sync.load()
     assert list(sync.problems()) == []

@@ -70,7 +70,7 @@ def issued(**changes) -> Macaroon:
     return Issuer(SECRET).issue(**values)
 
 
-def test_a_client_pays_the_challenge_and_is_let_in_again_and_again():
+def test_a_client_pays_the_challenge_once_and_is_admitted_repeatedly():
     issuer = Issuer(SECRET)
     macaroon = issuer.issue(HASH, "acct_1", LATER)
     client = Client({INVOICE: PREIMAGE})
@@ -244,7 +244,7 @@ def test_an_end_that_makes_no_sense_ends_it(end):
         Issuer(SECRET).verify(issued().with_caveat("expires_at", end), PREIMAGE, NOW)
 
 
-def test_caveats_that_mean_nothing_here_are_passed_over():
+def test_unknown_caveats_are_ignored():
     lent = issued().with_caveat("services", "loop:0").with_caveat("ü", "")
     assert Issuer(SECRET).verify(lent, PREIMAGE, NOW).caveats[2:] == ("services=loop:0", "ü=")
 

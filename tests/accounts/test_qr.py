@@ -84,7 +84,7 @@ def test_an_invoice_in_upper_case_is_the_same():
     "text",
     ["", "ln", "lnbc1\n", "lnbc 1", "<svg>", "bc1qxyz", "lnbcé", "ln" + "q" * 2_000, "\u017fn" * 9],
 )
-def test_what_is_no_invoice_is_not_drawn(text):
+def test_a_text_that_is_no_invoice_gets_no_qr_code(text):
     for draw in (qr.svg, qr.png):
         with pytest.raises(qr.NotAnInvoice) as refused:
             draw(text)

@@ -128,7 +128,7 @@ async def _followed(bank, index: int) -> bool:
     return await bank.topups.followed(await bank.invoices.node_id()) >= index
 
 
-async def test_what_the_node_forgot_to_tell_is_looked_up(bank, follower):
+async def test_a_settlement_that_was_not_reported_is_looked_up(bank, follower):
     account_id, (made,) = await opened(bank, 1)
     bank.invoices.pay(made.payment_hash)
     await follower.settlements.catch_up()
@@ -138,7 +138,7 @@ async def test_what_the_node_forgot_to_tell_is_looked_up(bank, follower):
     assert bank.invoices.followed_from == []
 
 
-async def test_an_invoice_that_is_none_of_ours_is_passed_over(bank, follower):
+async def test_an_invoice_of_another_program_is_ignored(bank, follower):
     account_id, (made,) = await opened(bank, 1)
     foreign = await bank.invoices.create(9_000, "", 60)
     async with follower.running():
@@ -199,7 +199,7 @@ async def test_a_gateway_that_does_not_know_whether_it_leads_does_not_lead(bank,
     assert len(follower.troubles) >= 1
 
 
-async def test_what_ran_out_is_marked_only_when_no_payment_can_be_under_way(bank, follower):
+async def test_an_expired_invoice_is_marked_only_when_no_payment_can_be_under_way(bank, follower):
     _, made = await opened(bank, 3)
     for topup, minutes in zip(made, (50, 65, 75), strict=True):
         await bank.aged(topup, timedelta(minutes=minutes))

@@ -101,7 +101,7 @@ async def test_one_that_is_settled_is_not_asked_for_again(bank):
     assert (await wallet.topup(account_id, made.id)).state is TopupState.SETTLED
 
 
-async def test_anothers_top_up_is_not_there_and_is_not_looked_up(bank):
+async def test_a_top_up_of_another_account_is_not_found_and_not_looked_up(bank):
     one, another = await bank.customer(), await bank.customer()
     wallet = bank.wallet()
     made = await wallet.top_up(one, 1_000)
@@ -136,7 +136,7 @@ async def test_a_client_that_tries_again_gets_the_same_invoice(bank):
     assert (await wallet.fill_for(account_id, 8_000)).id != made[0].id
 
 
-async def test_where_too_many_are_open_the_oldest_gives_way_and_is_credited_if_it_is_paid(bank):
+async def test_where_too_many_are_open_the_oldest_is_dropped_and_still_credited_if_paid(bank):
     account_id = await bank.customer()
     wallet = bank.wallet(most_open=2)
     first, second, third = [
@@ -149,7 +149,7 @@ async def test_where_too_many_are_open_the_oldest_gives_way_and_is_credited_if_i
     assert await bank.available(account_id) == 7_000
 
 
-async def test_one_that_ran_out_is_not_the_one_that_gives_way(bank):
+async def test_an_expired_invoice_is_not_the_one_that_is_dropped(bank):
     account_id = await bank.customer()
     wallet = bank.wallet(most_open=2)
     gone = await wallet.fill_for(account_id, 6_000)

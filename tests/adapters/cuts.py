@@ -1,4 +1,4 @@
-"""Streams cut into chunks anywhere, for hypothesis and for what takes chunks."""
+"""Streams cut into chunks at any position, for hypothesis."""
 
 from hypothesis import strategies as st
 
@@ -6,7 +6,7 @@ SIZES = st.lists(st.integers(1, 9) | st.integers(10, 200), max_size=40)
 
 
 def cut(data, sizes):
-    """Cut into chunks of the given sizes; the last has what is left."""
+    """Cut into chunks of the given sizes; the last one has the rest."""
     chunks = []
     for size in sizes:
         chunks.append(data[:size])
@@ -15,5 +15,5 @@ def cut(data, sizes):
 
 
 def passed(part, chunks):
-    """Give all that comes out of a part that is fed chunks."""
+    """Return the whole output of a filter that is fed chunks."""
     return b"".join([*(part.feed(chunk) for chunk in chunks), part.rest()])

@@ -1,4 +1,4 @@
-"""Raw JSON text for hypothesis: any white space, any way to write a string or a number, keys that stand twice."""
+"""Raw JSON text for hypothesis: any white space, any spelling of strings and numbers, duplicate keys."""
 
 import json
 
@@ -10,7 +10,7 @@ NUMBERS = st.sampled_from(
 )
 SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "/": "\\/", "\b": "\\b", "\n": "\\n", "\t": "\\t"}
 LETTERS = st.characters(exclude_categories=["Cs"])
-# What could lead astray: the key as text, quotes, brackets, and the halves of an emoji.
+# Characters that could confuse a parser: the key as text, quotes, brackets, and surrogates.
 ODD_TEXTS = st.sampled_from(
     ["model", '"model"', '"model":"x"', "}", "{[", '\\"', "\\", "", "é😀", "\x7f", '"', "mode"]
 )
@@ -18,7 +18,7 @@ HALVES = st.sampled_from(["\\ud83d", "\\uDE00", "\\ud83d\\ude00"])
 
 
 def written(letter, how):
-    """Write one letter of a string: as it is, with its short escape, or in four digits of either case."""
+    """Write one character of a string: as it is, with its short escape, or as a four-digit escape of either case."""
     code = ord(letter)
     if how == "short" and letter in SHORT_ESCAPES:
         return SHORT_ESCAPES[letter]
@@ -31,7 +31,7 @@ def written(letter, how):
 
 @st.composite
 def tokens(draw, texts=None):
-    """Give a string's token, with its quotes."""
+    """Return a string's token, with its quotes."""
     text = draw(st.text(LETTERS, max_size=6) | ODD_TEXTS if texts is None else texts)
     ways = st.sampled_from(["plain", "plain", "plain", "short", "small", "capitals"])
     token = "".join(written(letter, draw(ways)) for letter in text)
@@ -65,7 +65,7 @@ VALUES = st.recursive(
 
 @st.composite
 def deep(draw):
-    """Give a value inside more containers than a single match passes over."""
+    """Return a value nested more deeply than a single regular expression match covers."""
     value = draw(VALUES)
     for opening in draw(st.lists(st.sampled_from("[{"), min_size=5, max_size=20)):
         value = f"[{value} , 1]" if opening == "[" else f'{{"model" :{value}}}'
@@ -74,9 +74,9 @@ def deep(draw):
 
 @st.composite
 def objects(draw, named, absent=()):
-    """Give the raw text of an object as (before, after) one member, and that member's ``key : `` and value.
+    """Return the raw text of an object as (before, after) one member, and that member's ``key : `` and value.
 
-    ``named`` draws the member's value token; ``absent`` names keys that stand nowhere else at the top.
+    ``named`` draws the member's value token; ``absent`` names keys that occur nowhere else at the top level.
     """
     values = VALUES | deep()
     others = member(tokens().filter(lambda token: decoded(token) not in absent), values)

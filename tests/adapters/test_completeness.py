@@ -48,7 +48,7 @@ DELTA = event("response.output_text.delta", delta="hello")
     ("form", "document", "expected"),
     [
         (CHAT, {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}, WHOLE),
-        # what is legitimate, and unusual
+        # unusual but valid
         (CHAT, {"choices": [{"message": {"content": None, "tool_calls": [{"id": "c"}]}}]}, WHOLE),
         (CHAT, {"choices": [{"message": {"content": None, "refusal": "no"}}]}, WHOLE),
         (CHAT, {"choices": [{"message": {"content": ""}, "finish_reason": "stop"}]}, WHOLE),
@@ -86,11 +86,11 @@ DELTA = event("response.output_text.delta", delta="hello")
     ],
 )
 def test_a_document_is_judged_by_what_it_holds(form, document, expected):
-    """B3: a node that answered 200 with an error was paid, believed and preferred for its speed."""
+    """Regression: a node that answered 200 with an error was paid, counted as successful and preferred for its speed."""
     body = json.dumps(document).encode()
     assert judge_document(form, body) is expected
     assert judge_document(form, b"\xef\xbb\xbf\r\n " + body + b" \n") is expected
-    # The same where a stream was asked for.
+    # The same where a stream was requested.
     verdict, judge = judged(form, body, [5] * 9)
     assert verdict is expected
     assert judge.free_bytes == 0
@@ -196,7 +196,7 @@ OTHER_STREAMS = {
 @pytest.mark.parametrize("name", WHOLE_STREAMS)
 @pytest.mark.parametrize("size", [1, 2, 7, 100, 10**9])
 def test_a_whole_stream_is_whole_however_it_is_written(name, size):
-    """B1, B2: these were called cut and charged, and their providers blamed."""
+    """Regression: these were classified as cut and charged, and counted against their providers."""
     form, stream = WHOLE_STREAMS[name]
     request = b'{"n":2}' if "one choice" in name else b""
     verdict, judge = judged(form, stream, [size] * len(stream), request=request)
@@ -215,7 +215,7 @@ def test_any_other_stream_is_not(name, size):
     assert verdict is expected
 
 
-def test_without_a_mark_only_a_tidy_end_shows_that_nothing_is_missing():
+def test_without_an_end_mark_only_a_clean_end_shows_that_nothing_is_missing():
     stream = HELLO + chunk("", "stop")
     assert judged(CHAT, stream, is_tidy=False)[0] is CUT
     assert judged(CHAT, stream + DONE, is_tidy=False)[0] is WHOLE
@@ -255,7 +255,7 @@ ENDS = [
 @pytest.mark.parametrize(("form", "before", "end"), ENDS)
 @pytest.mark.parametrize("size", [1, 3, 50, 10**9])
 def test_an_end_mark_and_all_after_it_waits_to_be_shown(form, before, end, size):
-    """A15: after a wrong hash a client had read an end mark in another spelling, and showed a whole answer."""
+    """Regression: an end mark in another spelling reached the client before the wrong hash was found, so that the result looked complete."""
     stream = before + end + b": bye\n\n" + before
     judge = StreamJudge(form)
     seen = 0
@@ -324,7 +324,7 @@ def test_a_compressed_stream_is_left_to_its_hash():
 
 
 def test_the_last_usage_counts_whatever_comes_after_it():
-    """B4: usage in each chunk and 11 KiB of search results after the last one was booked at 6 msat."""
+    """Regression: with usage in each chunk and 11 KiB of search results after the last one, 6 msat were charged."""
     judge = StreamJudge(CHAT, wants_usage=True)
     for tokens in (1, 2, 3):
         judge.feed(chunk("a", usage={"completion_tokens": tokens, "prompt_tokens": 5}))
@@ -353,7 +353,7 @@ def test_no_cut_changes_the_judgement_or_what_is_shown(form, stream, sizes):
     if judge.is_complete:
         assert judge.free_bytes == slow.free_bytes
     else:
-        # Only empty lines may be shown with the event before or with the one after.
+        # Only empty lines may be shown with either the event before or the one after.
         between = sorted((judge.free_bytes, slow.free_bytes))
         assert stream[slice(*between)].strip(b"\r\n") == b""
 

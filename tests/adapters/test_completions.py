@@ -152,7 +152,7 @@ def test_a_body_that_is_no_object_is_refused():
         to_chat(b"[]")
 
 
-# The whole answer
+# Results that are not streamed
 
 
 def answer(*choices, **fields):
@@ -287,14 +287,14 @@ STREAM = b": hello\n\n" + sse(
 
 
 def events(data):
-    """Give the JSON of all events but the last mark."""
+    """Return the JSON of all events but the end mark."""
     lines = data.replace(b"\r\n", b"\n").split(b"\n")
     payloads = [line[5:] for line in lines if line.startswith(b"data:")]
     return [json.loads(payload) for payload in payloads if payload.strip() != b"[DONE]"]
 
 
 def texts(data):
-    """Give each choice's whole text."""
+    """Return each choice's whole text."""
     found = {}
     for event in events(data):
         for each in event["choices"]:
@@ -377,7 +377,7 @@ def test_other_events_pass_as_they_are(event):
 
 @pytest.mark.parametrize("end", [b"\r", b"\n", b"\r\n"])
 def test_each_line_end_that_events_may_have_is_read(end):
-    """B1: a stream whose lines end with CR alone reached the client in chat's form."""
+    """Regression: a stream whose lines end with CR alone reached the client unconverted."""
     stream = sse(chunk(delta(content="a")), chunk(delta(content="b"))).replace(b"\n", end)
     assert texts(passed(FromChatStream(PLAIN), [stream]).replace(end, b"\n")) == {0: "ab"}
 
@@ -462,11 +462,11 @@ def test_how_a_stream_is_cut_changes_nothing(pieces, sizes, plan):
     assert sorted(got.replace("E", "")) == sorted("".join(said))
 
 
-# OpenAI's own client over both
+# OpenAI's own client, with and without a stream
 
 
 class Chat(httpx.BaseTransport):
-    """A server that speaks chat behind the adapter."""
+    """A server for chat completions behind the adapter."""
 
     def handle_request(self, request):
         chat = to_chat(request.read())

@@ -77,7 +77,7 @@ def test_nothing_is_held_back_but_an_unfinished_event():
 
 
 @pytest.mark.parametrize("start", [b"data: ", b": "])
-def test_a_line_longer_than_a_mebibyte_is_let_go(start):
+def test_a_line_longer_than_a_mebibyte_passes_unchanged(start):
     line = start + b'{"a":"' + b"x" * MIB + b'"}\n\n'
     stream = line + b"data: {}\n\n"
     assert passed(RoutingInfoStream(INFO), [stream]) == stream

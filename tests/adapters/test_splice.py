@@ -68,7 +68,7 @@ def test_members_are_found_where_they_stand(raw):
         '{"":{},"a":[],"model":"a","b":{"c":[{}]}}',
     ],
 )
-def test_odd_bodies_get_their_model(body):
+def test_bodies_in_unusual_notation_get_their_model(body):
     new = replace_model(body.encode(), 'm/"é\\')
     assert json.loads(new)["model"] == 'm/"é\\'
     assert json.loads(new) == json.loads(body) | {"model": 'm/"é\\'}
@@ -127,7 +127,7 @@ TOOLS = json.dumps([TOOL] * (MIB // len(json.dumps(TOOL)))).encode()
 @pytest.mark.parametrize("large", [TEXT, TOOLS], ids=["text", "tools"])
 def test_a_large_body_costs_little(large):
     body = b'{"messages":' + large + b',"model":"auto"}'
-    # A quiet machine takes 2 ms; the slack is for a busy one.
+    # An idle machine takes 2 ms; the margin is for a busy one.
     assert best_of_five_s(body) < 0.1
 
 

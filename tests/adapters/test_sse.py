@@ -15,7 +15,7 @@ from lcp_gateway.adapters.sse import (
 )
 from tests.adapters.cuts import SIZES, cut
 
-# Far more than it takes on any machine, and far less than if the time grew with the square of the length.
+# Far more than any machine needs, and far less than quadratic time would take.
 QUADRATIC_S = 60.0
 
 BOM = b"\xef\xbb\xbf"
@@ -44,7 +44,7 @@ def dispatched(events):
 
 
 def slowly(stream):
-    """Read a stream as the specification says it, a line at a time."""
+    """Read a stream line by line, as the specification describes it."""
     events, fields, data = [], ["", None, None], None
     for line in whole_lines(stream.removeprefix(BOM)):
         field, _, value = line.partition(b":")
@@ -66,7 +66,7 @@ def slowly(stream):
 
 
 def whole_lines(stream):
-    """Give the lines that have an end, by a walk from byte to byte."""
+    """Return the lines that have an end, by reading byte after byte."""
     lines, line, at = [], b"", 0
     while at < len(stream):
         if stream[at : at + 1] in (b"\r", b"\n"):
@@ -94,7 +94,7 @@ def test_the_events_are_those_of_the_specification_however_the_stream_is_cut(str
 
 @given(STREAMS, SIZES)
 def test_events_are_those_that_openais_client_reads(stream, sizes):
-    # It knows of no byte order mark, and counts events without data too.
+    # openai-python does not strip a byte order mark, and yields events without data too.
     stream = stream.removeprefix(BOM)
     theirs = [
         (event.event or "", event.data)
@@ -114,7 +114,7 @@ def test_a_stream_is_between_two_events_exactly_where_nothing_of_the_next_has_co
         if not reader.holds:
             assert ends_event(seen[-4:]) or seen == b"x\n\n" or not chunk
         elif ends_event(seen[-4:]):
-            # Only the empty lines that follow an event are held.
+            # Only the empty lines after an event are held back.
             assert reader.rest()[0].raw.strip(b"\r\n") == b""
 
 
@@ -147,7 +147,7 @@ def test_an_event_goes_out_as_soon_as_it_is_whole():
     reader = EventReader()
     assert [event.data for event in reader.feed(b"data: a\r\n\r\n")] == [b"a"]
     assert [event.data for event in reader.feed(b"data: b\n\nda")] == [b"b"]
-    # The second half of this line end is still to come, and belongs to what follows.
+    # The second half of this line end is still missing, and goes with what follows.
     assert [event.raw for event in reader.feed(b"ta: c\r\n\r")] == [b"data: c\r\n\r"]
     assert [event.data for event in reader.feed(b"\ndata: d\r\r")] == [b"d"]
     assert reader.rest() == []

@@ -1,4 +1,4 @@
-"""The supervisor: a task that ends is logged, counted, named while it is down, and started again."""
+"""The supervisor: a task that ends is logged, counted, reported while it is down, and restarted."""
 
 import ast
 import asyncio
@@ -16,7 +16,7 @@ BACKOFF = Backoff(first_s=1.0, most_s=8.0, steady_s=2.0, reset_s=60.0)
 
 
 class Time:
-    """A clock that only sleeping moves, and that a test moves on; each pause is kept."""
+    """A clock that advances by sleeping, or when the test advances it; each pause is recorded."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -30,7 +30,7 @@ class Time:
 
 
 class Work:
-    """A task whose runs end as ``ends`` says, one after the other; after them it lasts."""
+    """A task whose runs end as listed in ``ends``, one after the other; after them it runs on."""
 
     def __init__(self, time: Time, *ends) -> None:
         self._time = time
@@ -82,7 +82,7 @@ async def runs_on(work: Work) -> None:
 async def test_an_error_is_logged_with_its_cause_counted_and_the_task_goes_on(
     tasks, time, restarts
 ):
-    """A1: an error that was not foreseen ended the refresh of the keys for good."""
+    """Regression: an unexpected error ended the refresh of the keys for good."""
     cause = OverflowError("a date that is none")
     work = Work(time, cause)
     with capture_logs() as logs:
@@ -111,7 +111,7 @@ async def test_a_task_that_is_cancelled_from_within_has_failed_too(tasks, time, 
 
 
 async def test_an_error_in_one_task_ends_no_other(tasks, time, restarts):
-    """A2: the reconciler ended with what learns fees, since one group held both."""
+    """Regression: the reconciler ended together with the reader of fees, since both were in one task group."""
     ended = []
 
     async def reconciler():
@@ -138,7 +138,7 @@ async def test_pauses_grow_with_each_failure_up_to_the_longest(tasks, time):
 
 
 async def test_chance_shortens_a_pause_by_a_half_at_most(tasks, time):
-    """So that replicas which lost the same database do not come back all at once."""
+    """So that replicas that lost the same database do not reconnect all at once."""
     time.chance = 0.0
     work = Work(time, ValueError(), ValueError())
     async with tasks.running(BackgroundTask("peers", work)):
@@ -175,7 +175,7 @@ async def test_a_task_is_named_while_it_is_down_and_until_it_has_run_for_a_while
         assert list(tasks.reasons()) == []
 
 
-async def test_a_task_without_which_the_gateway_sells_all_the_same_is_told_and_no_reason(
+async def test_a_task_that_sales_do_not_need_is_reported_without_making_the_gateway_unready(
     tasks, time
 ):
     work = Work(time, ValueError())
@@ -235,15 +235,15 @@ def _starts_tasks(tree: ast.AST) -> bool:
     return any(isinstance(call, ast.Attribute) and call.attr in names for call in calls)
 
 
-def test_no_module_starts_a_lasting_task_past_the_supervisor():
-    """A1, A2: eight tasks ended silently. A new module that starts one has to say here why it is none of these."""
+def test_no_module_starts_a_permanent_task_without_the_supervisor():
+    """Regression: eight tasks ended silently. A module that starts a task without the supervisor must be listed here with its reason."""
     root = Path(lcp_gateway.__file__).parent
     found = {
         path.relative_to(root).as_posix()
         for path in root.rglob("*.py")
         if _starts_tasks(ast.parse(path.read_text()))
     }
-    # The node is a program of its own, which simulates.
+    # The node is a separate program, a simulator.
     assert {name for name in found if not name.startswith("node/")} == set(SHORT)
 
 

@@ -1,8 +1,8 @@
-"""The app wires and runs: rules about money, routing and access live in their rooms.
+"""The app package only wires and runs: rules about money, routing and access belong to their packages.
 
-Held in three ways: import-linter lets nothing but the command line import the app, and the app no database, no gRPC and no
-bytes of requests; no code here compares or calculates amounts, prices, states or credentials; and every other comparison
-is listed below, so that a new one has to be argued for.
+Checked in three ways: import-linter lets only the command line import the app, and the app no database, no gRPC and no
+request bodies; no code here compares or calculates amounts, prices, states or credentials; and every other comparison
+is listed below, so that a new one needs a reason.
 """
 
 import ast
@@ -19,18 +19,18 @@ APP = Path(lcp_gateway.app.__file__).parent
 MECHANISMS = {"background_tasks.py", "systemd.py"}
 
 ALLOWED = {
-    # How the gateway listens, and is called.
+    # How the gateway listens, and its address.
     "main.py": ["':' in host"],
-    # Which settings have changed, and which of them wait for a restart.
+    # Which settings have changed, and which of them need a restart.
     "reload.py": [
         "getattr(before, name) != getattr(after, name)",
         "(before.http_tls_cert is None) is not (after.http_tls_cert is None)",
         "name in changed",
         "name not in restart",
     ],
-    # How long the daemon is waited for.
+    # How long the gateway waits for the daemon.
     "startup.py": ["time.monotonic() + _PREFLIGHT_PAUSE_S < deadline"],
-    # Which authentication the settings ask for.
+    # Which authentication the settings choose.
     "gateway.py": ["auth_mode(settings) != 'none'"],
     "wiring/accounts.py": [
         "auth_mode(settings) == 'none'",
@@ -95,7 +95,7 @@ def test_the_app_calculates_no_amount():
 
 
 def test_the_app_chooses_by_no_case():
-    """A ``match`` or a conditional on a state or a kind is a rule, and rules have rooms."""
+    """A ``match`` or a conditional on a state or a kind is a rule, which belongs to another package."""
     for name, tree in modules():
         assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Match)], name
 

@@ -1,4 +1,4 @@
-"""Other settings for a gateway that runs: which are taken in, that all of those take effect, and what an attempt says."""
+"""Reloading settings: which can be reloaded, that all of those take effect, and what a reload logs."""
 
 import asyncio
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -59,7 +59,7 @@ READ: set[str] = set()
 
 @asynccontextmanager
 async def serving_of(settings):
-    """Serve as the program does, without a daemon."""
+    """Serve like the program, without a daemon."""
     async with AsyncExitStack() as stack:
         log = structlog.get_logger()
         runtime, _ = await open_runtime(settings, stack, Metrics(), BackgroundTasks(log), log)
@@ -93,8 +93,8 @@ async def test_every_setting_that_can_change_is_read_when_settings_are_taken_in(
         await serving.renew(recording)
         read = set(READ)
     elsewhere = {
-        "allow_open",  # looked at when the settings are read
-        "shutdown_grace_s",  # looked at when the gateway ends: Reload.settings
+        "allow_open",  # used when the settings are read
+        "shutdown_grace_s",  # used when the gateway ends: Reload.settings
         "start_timeout_s",
         "stop_timeout_s",
     }
@@ -103,7 +103,7 @@ async def test_every_setting_that_can_change_is_read_when_settings_are_taken_in(
     )
 
 
-async def test_parts_with_state_last_and_the_rest_is_made_anew():
+async def test_parts_with_state_are_kept_and_the_rest_is_rebuilt():
     async with serving_of(Settings(**QUIET, journal_url="off")) as (gateway, serving):
         before, runtime = gateway.configured, gateway.runtime
         service, store = gateway.service, gateway.stored.store
@@ -148,11 +148,11 @@ def test_verbose_is_the_level_debug():
     assert log_level(Settings(log_level="warn")) == "warn"
 
 
-# -- what an attempt says -------------------------------------------------------------------------
+# -- what a reload logs -------------------------------------------------------------------------
 
 
 class Attempts:
-    """A reload with stand-ins around it: the file is a text, and what is made of settings is a list."""
+    """A reload with stand-ins: the file is a string, and each application of settings is recorded in a list."""
 
     def __init__(self, path, text=""):
         self.path = path
@@ -186,7 +186,7 @@ class Attempts:
         return ()
 
     async def after(self, text):
-        """Return the line that is logged when this is the file."""
+        """Reload with this file; return the logged line."""
         self.write(text)
         running = asyncio.create_task(self.reload.run())
         told = len(self.told)
@@ -228,7 +228,7 @@ async def test_settings_that_need_a_restart_are_named_at_each_reload(attempts):
     assert line["changed"] == []
 
 
-async def test_a_file_that_is_wrong_is_told_line_by_line_and_changes_nothing(attempts):
+async def test_an_invalid_file_is_reported_line_by_line_and_changes_nothing(attempts):
     line = await attempts.after('max_price_msat = "many"\nno_such_thing = 1\napi_keys = [1]\n')
     assert (line["event"], line["log_level"]) == ("configuration not reloaded", "error")
     assert len(line["problems"]) == 3
@@ -250,7 +250,7 @@ async def test_after_a_failed_reload_the_old_settings_are_in_force(attempts, fai
     assert attempts.reload.settings.max_price_msat == 5
 
 
-async def test_a_mistake_of_ours_ends_no_gateway(attempts):
+async def test_an_unexpected_error_during_a_reload_does_not_end_the_gateway(attempts):
     attempts.fails = ZeroDivisionError("sk-secret")
     line = await attempts.after("max_price_msat = 9")
     assert line["event"] == "configuration not reloaded" and "sk-secret" not in str(line)
@@ -259,7 +259,7 @@ async def test_a_mistake_of_ours_ends_no_gateway(attempts):
 
 
 async def test_the_last_key_cannot_be_taken_from_a_gateway_that_asks_for_keys(tmp_path):
-    # Without ``auth`` all clients would be served, but ``auth`` needs a restart: the old one stays in force.
+    # Without ``auth`` all clients would be admitted, but ``auth`` needs a restart: the old value stays in force.
     attempts = Attempts(tmp_path / "c.toml", 'auth = "keys"\napi_keys = ["sk-first-key"]\n')
     line = await attempts.after('auth = "none"\n')
     assert line["event"] == "configuration not reloaded"
@@ -295,7 +295,7 @@ async def test_signals_that_come_meanwhile_are_answered_by_one_more_reading(atte
     assert attempts.told == ["reloading", "ready"] * 2
 
 
-async def test_a_config_error_without_a_file_is_told_too(attempts):
+async def test_a_config_error_without_a_file_is_reported_too(attempts):
     attempts.path.unlink()
     attempts.reload._read = lambda: raised(ConfigError(["it is gone"]))
     attempts.write = lambda _text: None

@@ -1,4 +1,4 @@
-"""Short work after a request: bounded in number, and none of its errors is lost."""
+"""Short tasks after a request: limited in number, and every error is logged."""
 
 import asyncio
 
@@ -10,8 +10,8 @@ async def failing(error: Exception) -> None:
     raise error
 
 
-async def test_an_error_of_a_provider_and_one_that_was_not_foreseen_are_both_told():
-    """A2: what no caller waits for ended without a trace where it was not the one error that was thought of."""
+async def test_provider_errors_and_unexpected_errors_are_both_logged():
+    """Regression: a task that no caller awaits lost every error other than the one expected."""
     of_providers, unexpected = [], []
     background = ShortTasks(of_providers.append, unexpected.append)
     gone, bug = UpstreamError("UNAVAILABLE", "away"), OverflowError("a date that is none")

@@ -1,4 +1,4 @@
-"""The service manager hears what it should, and a missing one is no trouble."""
+"""Notifications to the service manager, and that a missing manager does no harm."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ TIMEOUT_S = 60.0
 
 
 class Manager:
-    """A service manager's end of the socket."""
+    """The service manager's end of the socket."""
 
     def __init__(self, address):
         self.address = address
@@ -102,7 +102,7 @@ async def test_without_a_manager_nothing_happens(address):
     await asyncio.wait_for(notifier.watch(lambda: True), TIMEOUT_S)
 
 
-def test_a_manager_that_went_away_is_no_trouble(manager, tmp_path):
+def test_a_manager_that_went_away_does_no_harm(manager, tmp_path):
     notifier = Notifier.from_environ({"NOTIFY_SOCKET": manager.address})
     manager.close()
     notifier.ready()
@@ -110,7 +110,7 @@ def test_a_manager_that_went_away_is_no_trouble(manager, tmp_path):
     notifier.stopping()
 
 
-def test_a_manager_that_does_not_read_does_not_hold_us_up(manager):
+def test_a_manager_that_does_not_read_does_not_block_the_gateway(manager):
     notifier = Notifier.from_environ({"NOTIFY_SOCKET": manager.address})
     flood = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     flood.setblocking(False)
@@ -123,7 +123,7 @@ def test_a_manager_that_does_not_read_does_not_hold_us_up(manager):
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """The pauses of the watch, of which the fourth cancels it."""
+    """The pauses of the watchdog loop; the fourth one cancels it."""
     found = []
 
     async def sleep(seconds):
@@ -172,8 +172,8 @@ async def test_without_a_watchdog_none_is_notified(manager, watchdog):
     notifier.ready()
 
 
-def test_it_speaks_as_systemds_own_tool_does(manager):
-    """Both say the same, where the tool is there."""
+def test_it_sends_the_same_as_systemd_notify(manager):
+    """Both send the same message, where systemd-notify is installed."""
     try:
         subprocess.run(
             ["systemd-notify", "--no-block", "--ready", "--status=up"],

@@ -1,4 +1,4 @@
-"""What the tests of accounts, keys and wallets share: an empty journal, and the program's JSON."""
+"""Helpers for the tests of accounts, keys and wallets: an empty journal, and the program's JSON."""
 
 import asyncio
 import json
@@ -11,13 +11,13 @@ from tests.store.journals import charged, job
 
 
 def said(outcome):
-    """What a command printed as JSON."""
+    """Return the JSON that a command printed."""
     assert outcome.code == 0, outcome.err
     return json.loads(outcome.out)
 
 
 def new_account(run, name="Ada", balance_msat=0):
-    """Make an account with an amount on it; gives its id."""
+    """Create an account with a balance; return its id."""
     account_id = said(run("accounts", "create", name, "--json"))["id"]
     if balance_msat:
         outcome = run("accounts", "adjust", account_id, str(balance_msat), "--reason", "start")
@@ -26,7 +26,7 @@ def new_account(run, name="Ada", balance_msat=0):
 
 
 def bought(where, account_id, number, *states):
-    """Charge a purchase of 1,050 msat to an account, and have it go through these states after ``paying``."""
+    """Charge a purchase of 1,050 msat to an account, and take it through these states after ``paying``."""
 
     async def write():
         database = await open_database(where)

@@ -1,4 +1,4 @@
-"""A clean environment, one node that the commands may talk to, and a way to run the program for real."""
+"""A clean environment, a node for the commands, and a way to run the program as a process."""
 
 import os
 import signal
@@ -91,14 +91,14 @@ def node(tmp_path_factory):
     )  # fmt: skip
     assert "node ready on" in process.stdout.readline()
     yield NodeProcess(f"unix:{folder}/n.sock", events)
-    # The end of its standard input is what ends it.
+    # It exits when its standard input ends.
     process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0
 
 
 @pytest.fixture
 def journal(tmp_path):
-    """A journal where the settings look for it, with nothing in it."""
+    """An empty journal at the configured path."""
     path = tmp_path / "state" / "lcp-gateway" / "journal.db"
     written(path)
     return path

@@ -1,10 +1,10 @@
-"""Configuration files with nodes, for commands that look at the market."""
+"""Configuration files with nodes, for commands that list offers."""
 
 from pathlib import Path
 
 
 def table(name: str, base_url: str, **fields) -> str:
-    """Return a table of one node; texts, numbers and lists of texts are written as TOML has them."""
+    """Return the TOML table of one node, with strings, numbers and lists of strings."""
     given = {"name": name, "base_url": base_url, **fields}
     lines = [f"{key} = {written(value)}" for key, value in given.items()]
     return "\n".join(["[[nodes]]", *lines, ""])
@@ -17,7 +17,7 @@ def written(value) -> str:
 
 
 def config_file(folder: Path, *parts: str) -> str:
-    """Write a file that only its owner may read, as one with keys has to be, and give its path."""
+    """Write a file that only its owner may read, as a file with keys must be, and return its path."""
     path = folder / "market.toml"
     path.write_text("\n".join(parts))
     path.chmod(0o600)

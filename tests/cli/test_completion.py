@@ -1,4 +1,4 @@
-"""The Tab key finds commands, flags and values, in a real bash, and loads nothing heavy for a command's name."""
+"""Tab completion of commands, flags and values in a real bash, without loading heavy modules."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ def asked(python, **environment):
 
 @pytest.fixture(scope="module")
 def completed(tmp_path_factory):
-    """What bash offers for a line whose last word is not finished."""
+    """Return bash's completions of a line."""
     if shutil.which("bash") is None:
         pytest.skip("there is no bash")
     folder = tmp_path_factory.mktemp("bin")
@@ -69,10 +69,10 @@ def completed(tmp_path_factory):
         (["purchases", "export", "--format", ""], ["csv", "jsonl"]),
         (["wallet", "topup", "äö", "--mem"], ["--memo"]),
         (["--vers"], ["--version"]),
-        # Without a command it serves, and takes the flags of that.
+        # Without a command the program serves, and takes the flags of ``serve``.
         (["--embed"], ["--embedded"]),
         (["--log-level", "debug", "--prefl"], ["--preflight", "--preflight-timeout-s"]),
-        # Nothing of ours: bash goes on with the names of files.
+        # No completions of the program: bash falls back to file names.
         (["config", "check", "/et"], []),
         (["serve", "--config", "/et"], []),
     ],

@@ -41,7 +41,7 @@ def test_a_file_that_cannot_be_read_is_something_else(run, file, tmp_path):
     assert run("config", "check", str(file)).code == 2
 
 
-def test_warnings_are_told_and_are_no_failure(run, file):
+def test_warnings_are_printed_and_are_no_failure(run, file):
     file.write_text(f'api_keys = ["{SECRET}"]\njournal_url = "off"\n')
     file.chmod(0o644)
     outcome = run("config", "check", str(file))
@@ -97,7 +97,7 @@ def test_no_secret_is_repeated(run, file):
 
 
 def test_the_file_may_be_named_as_for_every_other_command(run, tmp_path):
-    """D4: ``--config`` was no option."""
+    """Regression: ``--config`` was no option."""
     file, other = tmp_path / "a.toml", tmp_path / "b.toml"
     file.write_text("http_addr = ':x'\n")
     other.write_text("")

@@ -1,4 +1,4 @@
-"""``config generate`` makes a file for its owner alone, and never takes the place of one unasked."""
+"""``config generate`` writes a file that only its owner may read, and overwrites none unless told to."""
 
 import os
 import stat
@@ -37,7 +37,7 @@ def test_other_users_can_read_neither_the_file_nor_its_new_folders(run, tmp_path
     assert list(usual.parent.iterdir()) == [usual]
 
 
-def test_a_folder_that_is_there_stays_as_it_is(run, tmp_path, usual):
+def test_an_existing_folder_is_left_unchanged(run, tmp_path, usual):
     (tmp_path / "xdg").mkdir(mode=0o755)
     assert run("config", "generate").code == 0
     assert mode(tmp_path / "xdg") == 0o755
@@ -58,7 +58,7 @@ def test_it_can_be_printed_instead(run, usual):
         assert run("config", "generate", "--stdout", *flags).code == 2
 
 
-def test_a_file_that_is_there_stays_unless_it_is_said(run, usual):
+def test_an_existing_file_is_kept_unless_overwriting_is_requested(run, usual):
     usual.parent.mkdir(parents=True)
     usual.write_text("heartbeat_s = 15\n")
     usual.chmod(0o644)

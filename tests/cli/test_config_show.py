@@ -1,4 +1,4 @@
-"""``config show`` tells every value and its source, and no secret."""
+"""``config show`` shows every value and its source, and no secret."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The HTTP client by which commands ask a gateway: an address without one is an answer too."""
+"""The commands' HTTP client for a gateway, and its result where no gateway listens."""
 
 from lcp_gateway.cli.gateway_client import ask_readiness
 

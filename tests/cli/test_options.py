@@ -1,4 +1,4 @@
-"""Bytes that are not text: the commands on books and requests answer them with a line."""
+"""Arguments that are not valid UTF-8: every command reports them in one line."""
 
 import pytest
 import typer.main
@@ -8,12 +8,12 @@ from lcp_gateway.config import specs
 
 NO_TEXT = "\udcff"
 GROUPS = ("purchases", "accounts", "keys", "wallet", "quote", "route")
-# Names of files need not be text, and many settings are names of files.
+# File names need not be valid UTF-8, and many settings are file names.
 FILES = {"config", "body", *specs()}
 
 
 def commands():
-    """Every command of the groups, with its words and its parameters."""
+    """Return every command of the groups, with its name and its parameters."""
     top = typer.main.get_command(app)
     for name in GROUPS:
         command = top.get_command(None, name)

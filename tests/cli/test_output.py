@@ -1,4 +1,4 @@
-"""Tables on a terminal of 100 columns (D9): no line is wider, ids are short, and commands take them as they are shown."""
+"""Tables on a terminal of 100 columns: no line is wider, and commands accept the shortened ids."""
 
 import fcntl
 import os
@@ -20,7 +20,7 @@ ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def on_terminal(*arguments) -> list[str]:
-    """Run a command in a terminal of 100 columns; gives the lines that it shows."""
+    """Run a command in a terminal of 100 columns; return the lines that it shows."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, COLUMNS, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k not in {"COLUMNS", "LINES"}}
@@ -67,7 +67,7 @@ def test_purchases_fit_and_are_found_by_their_short_ids(tmp_path, run):
         assert one.job_id.hex() in run("receipt", "show", beginning).out
     assert run("purchases", "show", "0" * 8).code == 1
     assert run("purchases", "show", "abc").code == 2
-    # What changes the books wants the whole id.
+    # Commands that change data require the whole id.
     assert run("purchases", "resolve", short, "settled", "--why", "x", "--yes").code == 2
 
 

@@ -1,4 +1,4 @@
-"""A container's health check finds the gateway as it was configured, and believes nothing but a 200."""
+"""A container's health check finds the gateway's configured address, and accepts nothing but a 200."""
 
 import http.server
 import ssl
@@ -65,7 +65,7 @@ def test_with_a_certificate_it_is_asked_over_tls(server, tmp_path):
     server.socket = context.wrap_socket(server.socket, server_side=True)
     environ = {"LCP_GATEWAY_HTTP_ADDR": f"127.0.0.1:{server.server_port}"}
     assert main(environ | {"LCP_GATEWAY_HTTP_TLS_CERT": str(certificate)}) == 0
-    # Plain HTTP is no answer from it.
+    # It does not answer plain HTTP.
     assert main(environ) == 1
     file = tmp_path / "config.toml"
     file.write_text(f'http_tls_cert = "{certificate}"\n')
@@ -79,7 +79,7 @@ def test_where_no_server_answers_it_reports_so_in_a_line(address, capsys):
     assert said.startswith("no answer: ") and said.count("\n") == 1
 
 
-def test_the_gateway_lives_and_then_does_not():
+def test_the_gateway_answers_and_then_does_not():
     with gateway() as running:
         command = [sys.executable, "-m", "lcp_gateway.cli.probe"]
         environ = {"LCP_GATEWAY_HTTP_ADDR": f"127.0.0.1:{running.port}"}

@@ -1,4 +1,4 @@
-"""The program as a whole: help, version, and errors that are lines and not tracebacks."""
+"""The program as a whole: help, version, and errors in one line without a traceback."""
 
 import json
 import subprocess
@@ -67,7 +67,7 @@ def test_alone_it_serves(run, monkeypatch):
     monkeypatch.setenv("LCP_GATEWAY_PREFLIGHT_TIMEOUT_S", "0.1")
     monkeypatch.setenv("LCP_GATEWAY_LCPD_GRPC_ADDR", "127.0.0.1:9")
     outcome = run()
-    # There is no daemon here, which serve reports.
+    # No daemon runs here, which ``serve`` reports.
     assert outcome.code == 1
     assert "the daemon at 127.0.0.1:9 did not answer" in outcome.err
 
@@ -90,7 +90,7 @@ def test_every_setting_but_the_secrets_has_a_flag(command, run):
     shown = run(*command, "--help").out.split()
     for spec in specs().values():
         flag = "--" + spec.name.replace("_", "-")
-        # Nor what only a table can hold.
+        # Nor settings that only a table can express.
         assert (flag in shown) is not (spec.secret or spec.form.row is not None), flag
 
 
@@ -123,14 +123,14 @@ def test_each_problem_of_the_configuration_is_a_line(run, monkeypatch):
     assert any("--timeout-quote-s: must be a duration" in line for line in lines)
 
 
-def test_a_configuration_file_that_is_not_there_is_named(run, tmp_path):
+def test_a_missing_configuration_file_is_named(run, tmp_path):
     outcome = run("serve", "--config", str(tmp_path / "none.toml"))
     assert outcome.code == 2
     assert "none.toml (from --config): cannot be read" in outcome.err
 
 
 def modules_after(code):
-    """Return the modules that are loaded after some code ran in a new interpreter."""
+    """Return the modules loaded after running some code in a new interpreter."""
     printed = subprocess.run(
         [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
         check=True,
@@ -160,7 +160,7 @@ def test_serving_starts_without_rich_and_reads_flags_before_the_server_is_import
 
 @pytest.mark.parametrize("flag", ["--api-key", "--api-keys", "--admin-key"])
 def test_a_secret_on_the_command_line_is_refused_with_a_place_for_it(run, flag):
-    """D4: in words, and without repeating it."""
+    """The error does not repeat the secret."""
     for written in ([flag, "sk-my-secret"], [f"{flag}=sk-my-secret"]):
         outcome = run("serve", *written)
         assert outcome.code == 2 and "LCP_GATEWAY_A" in outcome.err
@@ -178,7 +178,6 @@ def test_a_secret_on_the_command_line_is_refused_with_a_place_for_it(run, flag):
     ],
 )
 def test_host_and_port_are_parts_of_the_address(run, arguments, address):
-    """D4."""
     shown = json.loads(run("config", "show", "--json", *arguments).out)["settings"]["http_addr"]
     assert shown["value"] == address
 
@@ -204,7 +203,6 @@ def test_a_bad_address_is_wrong_use(run, arguments, words):
 
 
 def test_a_message_does_not_use_the_words_of_a_library(run):
-    """D9."""
     outcome = run("keys", "create", "acc_1", "--scope", "foo")
     assert outcome.code == 2 and "'foo' is not one of" in outcome.err
     assert "Value error" not in outcome.err
@@ -214,7 +212,7 @@ def test_a_message_does_not_use_the_words_of_a_library(run):
     "command", [["serve"], ["start"], ["restart"], ["doctor"], ["config", "show"]]
 )
 def test_help_is_grouped_with_the_common_flags_first(run, command, monkeypatch):
-    """D9: it was 288 lines without a heading."""
+    """Regression: the help had 288 lines without a heading."""
     monkeypatch.setenv("COLUMNS", "100")
     shown = run(*command, "--help").out
     assert max(map(len, shown.splitlines())) <= 100

@@ -1,4 +1,4 @@
-"""The configuration reference says all there is to say, and the committed pages are fresh."""
+"""The configuration reference is complete, and the committed pages are up to date."""
 
 import subprocess
 import sys

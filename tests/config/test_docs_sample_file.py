@@ -1,4 +1,4 @@
-"""The generated file says of every setting what the program takes it for, and stays right when uncommented."""
+"""The generated file shows every setting with its default, and stays valid when uncommented."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""The models of the configuration: what is read of them, and which names may not be."""
+"""The models of the configuration: how they are read, and which names are refused."""
 
 import json
 

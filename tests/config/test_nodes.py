@@ -1,4 +1,4 @@
-"""The nodes of the configuration: what is read, what is refused, and that no key is ever told."""
+"""The nodes of the configuration: how they are read, what is refused, and that no key is ever shown."""
 
 import json
 
@@ -22,7 +22,7 @@ BOX = '[[nodes]]\nname = "box"\nbase_url = "http://127.0.0.1:11434"\n'
 
 @pytest.fixture
 def read(tmp_path):
-    """Load a TOML text that only its owner may read, and an environment."""
+    """Load a TOML file that only its owner may read, and an environment."""
 
     def attempt(toml="", environ=(), mode=0o600):
         path = tmp_path / "config.toml"
@@ -139,7 +139,7 @@ def test_a_bad_base_url_is_refused_and_not_repeated(subtests):
             assert "@" not in str(caught.value)
 
 
-def test_every_problem_names_its_place_and_all_are_told_at_once(problems_of):
+def test_every_problem_names_its_place_and_all_are_reported_at_once(problems_of):
     found = problems_of(
         BOX
         + """

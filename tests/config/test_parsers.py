@@ -1,4 +1,4 @@
-"""The written forms of values, read from text and from TOML alike."""
+"""The notations of values, parsed from text and from TOML alike."""
 
 import contextlib
 

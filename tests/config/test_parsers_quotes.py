@@ -1,4 +1,4 @@
-"""A secret that came in quotes or as JSON is refused at the start: no client's key would ever match it."""
+"""A secret in quotes or as JSON is refused at the start: no client's key would ever match it."""
 
 import codecs
 import itertools
@@ -18,7 +18,7 @@ WRONGLY_WRITTEN = {
     "a JSON array without quotes": f"[{KEY}]",
     "a JSON object": f'{{"key":"{KEY}"}}',
 }
-# How a value of each kind of secret looks; all secrets have one of these forms.
+# An example of each kind of secret.
 WRITTEN = {
     "map": "authorization={}",
     "text": "{}",
@@ -39,7 +39,7 @@ def problems_of(environ, tmp_path):
 
 
 def test_no_secret_is_taken_in_quotes_or_brackets(tmp_path, subtests):
-    """C4: every client got 401 without a warning."""
+    """Regression: every client got 401 without a warning."""
     for spec, (kind, written) in itertools.product(SECRETS, WRONGLY_WRITTEN.items()):
         with subtests.test(spec.name, kind=kind):
             value = WRITTEN[spec.form.name].format(written)
@@ -113,7 +113,7 @@ def test_the_key_of_a_node_is_refused_in_quotes(tmp_path, subtests):
 
 
 def test_a_byte_order_mark_is_no_part_of_the_configuration(tmp_path):
-    """C4: the file of an editor that writes one was refused as "Invalid statement"."""
+    """Regression: the file of an editor that writes one was refused as "Invalid statement"."""
     key_file = tmp_path / "key"
     key_file.write_bytes(codecs.BOM_UTF8 + f"{KEY}\r\n".encode())
     (tmp_path / "lcp-gateway").mkdir()

@@ -1,4 +1,4 @@
-"""Which source wins, and that each value remembers where it came from."""
+"""The precedence of sources, and the recorded source of each value."""
 
 import pytest
 
@@ -141,7 +141,7 @@ def test_every_setting_is_read_from_its_own_variable(nowhere, tmp_path, subtests
 
 
 def needed_beside(name, existing):
-    """The variables without which a setting is a contradiction."""
+    """Return the variables that a setting requires."""
     extra = {"LCP_GATEWAY_LCPD_TLS": "1"} if name.startswith("lcpd_tls_") else {}
     if name in {"lcpd_tls_cert", "lcpd_tls_key"}:
         extra |= {f"LCP_GATEWAY_{other}": existing for other in ("LCPD_TLS_CERT", "LCPD_TLS_KEY")}

@@ -1,4 +1,4 @@
-"""The environment of openai-serve keeps its meaning: every one of its names, in the forms it took."""
+"""The environment variables of openai-serve keep their meaning: every name, in the notations it accepted."""
 
 import pytest
 
@@ -62,7 +62,7 @@ def test_no_other_setting_claims_a_name_of_openai_serve():
     assert claimed == set(VARIABLES)
 
 
-def test_a_clients_own_variable_is_ignored_without_a_word(nowhere):
+def test_a_clients_own_variable_is_ignored_silently(nowhere):
     loaded = load(flags={}, environ=nowhere | {"OPENAI_SERVE_API_KEY": "sk-client"})
     assert loaded.settings.api_keys == ()
     assert loaded.warnings == ()

@@ -1,4 +1,4 @@
-"""Variables that Kubernetes and docker --link make for a service of the gateway's name set nothing and stop nothing."""
+"""Variables that Kubernetes and docker --link create for a service with the gateway's name are ignored."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def loaded(environ, tmp_path):
 @pytest.mark.parametrize("prefix", PREFIXES)
 @pytest.mark.parametrize("links", [KUBERNETES, DOCKER], ids=["kubernetes", "docker"])
 def test_links_to_a_service_of_our_name_are_passed_over(links, prefix, tmp_path):
-    """C1: each made the start fail with exit code 2 and a hint that made no sense."""
+    """Regression: each made the start fail with exit code 2 and a misleading hint."""
     environ = {prefix + name: value for name, value in links.items()}
     found = loaded(environ, tmp_path)
     assert found.settings == loaded({}, tmp_path).settings
@@ -56,7 +56,7 @@ def test_settings_beside_the_links_are_read(tmp_path):
     assert loaded(environ, tmp_path).settings.http_addr == "127.0.0.1:9999"
 
 
-def test_a_variable_that_no_link_makes_is_still_told(tmp_path, subtests):
+def test_a_variable_that_no_link_makes_is_still_reported(tmp_path, subtests):
     for variable, value in [
         ("LCP_GATEWAY_SERVICE_PRT", "8080"),
         ("LCP_GATEWAY_SERVICE_PORT", "http"),

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration is said in full: the key, the source, the nearest name, and no secret."""
+"""Errors of a configuration name the key, the source and the nearest valid name, and contain no secret."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from lcp_gateway.config import ConfigError, Settings, load
 
 @pytest.fixture
 def problems_of(tmp_path):
-    """Load from an environment and a TOML text, and give the problems."""
+    """Load from an environment and a TOML text, and return the problems."""
 
     def attempt(environ=(), toml=None, flags=()):
         path = None
@@ -255,7 +255,7 @@ def test_an_embedded_node_needs_a_port(problems_of):
     assert problems_of(environ)[0].startswith("LCP_GATEWAY_NODE_LISTEN: ")
 
 
-def test_odd_settings_are_a_warning(tmp_path, subtests):
+def test_suspicious_settings_are_a_warning(tmp_path, subtests):
     for environ, words in [
         (
             {"LCP_GATEWAY_HTTP_ADDR": ":8080", "LCP_GATEWAY_ALLOW_OPEN": "1"},
@@ -302,7 +302,7 @@ FEES = {"LCP_GATEWAY_AUTH": "accounts", "LCP_GATEWAY_MARKUP_PERCENT": "10"}
 
 
 def test_a_markup_that_does_not_cover_the_estimated_fee_is_warned_about(tmp_path, subtests):
-    """A21: 10 % of a small price is less than the one satoshi that a public hop takes."""
+    """10 % of a small price is less than the one satoshi that a public hop costs."""
     for environ, words in [
         (
             {},

@@ -1,4 +1,4 @@
-"""HTTPS and proxies in the settings: what contradicts itself, and what is most likely not meant."""
+"""HTTPS and proxy settings: contradictions are errors, and likely mistakes are warnings."""
 
 import pytest
 
@@ -34,7 +34,7 @@ def test_a_key_without_a_certificate_is_refused(read, files):
     assert problem.startswith("LCP_GATEWAY_HTTP_TLS_KEY: a key without a certificate")
 
 
-def test_files_that_are_not_there_are_refused(read, tmp_path):
+def test_missing_files_are_refused(read, tmp_path):
     problems = problems_of(read, http_tls_cert=tmp_path / "no", http_tls_key=tmp_path / "none")
     assert [problem.partition(": ")[2][:12] for problem in problems] == ["no such file"] * 2
 

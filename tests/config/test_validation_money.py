@@ -1,4 +1,4 @@
-"""What concerns money: where the journal is, what is odd about limits, and passwords that stay hidden."""
+"""Settings about money: the journal's path, warnings about limits, and passwords that stay hidden."""
 
 from pathlib import Path
 

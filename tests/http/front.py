@@ -40,7 +40,7 @@ async def show_caller(request: web.Request) -> web.Response:
 
 
 class Front:
-    """A client of such a gateway."""
+    """A client of a gateway with accounts."""
 
     def __init__(self, bank, client: TestClient, l402: L402Routes) -> None:
         self.bank = bank

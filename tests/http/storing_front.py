@@ -1,4 +1,4 @@
-"""A gateway that stores, on a scripted market: real routes, middleware and jobs, and providers that work on command."""
+"""A gateway that stores, with scripted providers: real routes, middleware and jobs."""
 
 import asyncio
 import json
@@ -96,7 +96,7 @@ class NameAuthenticator:
 
 @dataclass
 class JobRows:
-    """The table of background jobs, with errors on command. ``left`` are the jobs of a gateway that ended."""
+    """The table of background jobs, which can raise errors. ``left`` are the jobs of a gateway that ended."""
 
     rows: dict[str, str] = field(default_factory=dict)
     left: dict[tuple[str, str], SimpleNamespace] = field(default_factory=dict)
@@ -126,14 +126,14 @@ class JobRows:
         return self.left.get((key_id, job_id))
 
     def leave(self, job_id, key_id="key_alice", *, elsewhere=False, **money):
-        """Have a job of another process."""
+        """Add a job of another process."""
         left = SimpleNamespace(model="m", created_at=datetime(2026, 11, 21, tzinfo=UTC), elsewhere=elsewhere, money=money)  # fmt: skip
         self.left[key_id, job_id] = left
 
 
 @dataclass
 class Front:
-    """A client of such a gateway, and what stands behind it."""
+    """A client of the gateway, with access to the parts behind it."""
 
     client: TestClient
     world: World
@@ -165,7 +165,7 @@ class Front:
         return await self.ask("GET", path, key, **more)
 
     async def create(self, key: str = ALICE, *, headers=None, **fields):
-        """Ask for a response."""
+        """Request a response."""
         document = {"model": "m", "input": "hi", **fields}
         return await self.ask("POST", "/v1/responses", key, json=document, headers=headers or {})
 
@@ -174,7 +174,7 @@ class Front:
         return await self.ask("POST", "/v1/chat/completions", key, json=document)
 
     async def bought(self, body: bytes | list[bytes], asking):
-        """Have a provider do the work of a request with this result; return the response."""
+        """Send a request, let a provider answer it with this result, and return the response."""
         at = len(self.world.upstream.works)
         asked = asyncio.ensure_future(asking)
         work = await self.work(at)
@@ -189,7 +189,7 @@ class Front:
         return self.world.upstream.works[at]
 
     async def idle(self) -> None:
-        """Wait until nothing runs, and see that every place was given back."""
+        """Wait until nothing runs, and check that every admission was released."""
         async with asyncio.timeout(5):
             while len(self.jobs) or len(self.world.service):
                 await asyncio.sleep(0.001)
@@ -199,11 +199,11 @@ class Front:
 
     @property
     def payments(self) -> int:
-        """How many calls that may pay went out."""
+        """Return how many pay calls were made."""
         return len(self.world.upstream.works)
 
     def sent(self, at: int = -1) -> bytes:
-        """What a provider was sent."""
+        """Return the body that a provider got."""
         return self.world.upstream.tasks[at].body
 
     def metric(self, name: str, **labels: str) -> float:

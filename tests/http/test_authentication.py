@@ -1,4 +1,4 @@
-"""Which callers are admitted to which routes, and the errors of all others."""
+"""Which callers are admitted to which routes, and the errors that all others get."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -57,7 +57,6 @@ def test_a_path_asks_for_a_scope(path, scope):
 
 
 async def test_the_administrators_key_reads_the_offers_and_buys_nothing(bank):
-    """D4."""
     route_only = {"X-Lcp-Route-Only": "true"}
     async with front(bank) as gateway:
         for method, path, headers in (
@@ -84,7 +83,7 @@ async def test_the_administrators_key_reads_the_offers_and_buys_nothing(bank):
 
 
 async def test_the_error_of_a_wrong_token_in_an_address_names_the_token(bank):
-    """D8: the error named a header."""
+    """Regression: the error named a header."""
     async with front(bank) as gateway:
         found = await gateway.ask("POST", f"/api/agent/lcpa_wrong{CHAT}", None)
         assert (found.status, found.code) == (401, "invalid_api_key")
@@ -138,7 +137,7 @@ async def test_a_401_is_the_same_for_a_key_that_never_was_and_one_that_is_over(b
         (set(), 403, 403, 403),
     ],
 )
-async def test_a_key_is_good_for_its_scopes_only(bank, scopes, chat, wallet, admin):
+async def test_a_key_is_valid_for_its_scopes_only(bank, scopes, chat, wallet, admin):
     account_id = await bank.customer()
     async with front(bank) as gateway:
         key = await gateway.key(account_id, scopes=frozenset(scopes))
@@ -222,17 +221,17 @@ async def test_open_paths_ask_for_nothing(bank):
         assert (await gateway.ask("GET", "/healthz", None)).status == 200
 
 
-# -- keys that cannot be checked now ---------------------------------------------------------------
+# -- an outdated list of keys ---------------------------------------------------------------
 
 
 def grow_old(gateway) -> None:
-    """Let the list of keys be older than it may be."""
+    """Let the list of keys exceed its maximum age."""
     clock = gateway.key_sync._clock
     gateway.key_sync._clock = lambda: clock() + 61.0
 
 
 async def test_while_the_list_of_keys_is_too_old_no_key_of_an_account_is_accepted(bank):
-    """A1: a key that was revoked while the database could not be read went on buying."""
+    """Regression: a key that was revoked during an outage of the database kept working."""
     account_id = await bank.customer()
     expected = (503, "keys_unavailable", "server_error", "true", "1", "none")
     names = ("x-should-retry", "retry-after", "X-Lcp-Payment")

@@ -1,4 +1,4 @@
-"""Which requests a web page can have caused, judged without a socket; the bytes are in tests/system/test_web_pages.py."""
+"""Which requests may have been caused by a web page; tests/system/test_web_pages.py checks the same over sockets."""
 
 import ipaddress
 
@@ -33,7 +33,7 @@ def asked(*headers, path="/v1/models", method="GET", version=HttpVersion11, peer
 
 
 def refusal(request, *hosts, origins=()) -> str:
-    """Return the code with which a request is refused, or nothing."""
+    """Return the error code of a refused request, or None."""
     guard = BrowserGuard(Cors(origins), hosts)
     code = ""
     try:
@@ -69,7 +69,7 @@ def test_every_address_is_answered_to(address, port):
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_any_text_in_a_host_is_judged_and_shown_safely(text):
     guard = BrowserGuard(Cors([]))
-    # What no name and no address can be.
+    # Values that are neither a host name nor an address.
     with pytest.raises(ApiError) as caught:
         guard.check_host(asked(("Host", f"{text}/")))
     assert caught.value.status == 421
@@ -88,7 +88,7 @@ def test_only_http_1_0_may_come_without_a_host():
 
 
 def test_behind_a_proxy_both_names_must_be_answered_to_and_either_is_our_origin():
-    """A proxy that passes X-Forwarded-Host on as it came must not vouch for a page."""
+    """A proxy that forwards a client's X-Forwarded-Host unchanged must not make a page trusted."""
     through = [
         ("Host", "inside"),
         ("X-Forwarded-Host", "ai.example"),
@@ -100,7 +100,7 @@ def test_behind_a_proxy_both_names_must_be_answered_to_and_either_is_our_origin(
     assert refusal(asked(*page, peer="10.0.0.7"), "ai.example") == "host_not_allowed"
     rebound = [("Host", "evil.example"), ("X-Forwarded-Host", "localhost")]
     assert refusal(asked(*rebound, peer="10.0.0.7")) == "host_not_allowed"
-    # From an address that is no trusted proxy it is a header like any other.
+    # From an address that is no trusted proxy the header is ignored.
     assert refusal(asked(*page, peer="10.0.0.8"), "inside", "ai.example") == "origin_not_allowed"
 
 

@@ -45,7 +45,7 @@ def answered(error: ApiError):
 
 
 def headers_of(response) -> tuple[str, str, bool]:
-    """Return the payment, whether to retry, and whether it says when."""
+    """Return the payment header, whether a retry is advised, and whether it has a Retry-After."""
     headers = response.headers
     return headers["X-Lcp-Payment"], headers["x-should-retry"], "retry-after" in headers
 
@@ -91,7 +91,7 @@ LND_STOPPED = (
 
 
 def of_daemon(status, text, *, price_msat=5_000):
-    """Return the response where the call that pays ended like this."""
+    """Return the response to a pay call that ended with this error."""
     cause, at = UpstreamError(status, text), replace(quote(), price_msat=price_msat)
     return answered(
         map_purchase_error(PaymentFailed(cause, verdict_of_failure(status, text), quote=at))
@@ -118,7 +118,7 @@ def of_daemon(status, text, *, price_msat=5_000):
 def test_the_message_of_an_unpaid_request_is_without_the_daemons_own_text(
     status, text, says, retry
 ):
-    """A18, A19: both were "unknown", and the client read gRPC's text with the address of lnd."""
+    """Regression: both were "unknown", and the client got gRPC's text with lnd's address."""
     response, body = of_daemon(status, text)
     assert response.headers["X-Lcp-Payment"] == body["lcp"]["payment"] == "none"
     assert response.headers["x-should-retry"] == retry
@@ -133,7 +133,7 @@ def test_the_message_of_an_unpaid_request_is_without_the_daemons_own_text(
 def test_a_price_that_channels_do_not_carry_is_not_retried_and_the_error_says_why(
     price_msat, retry
 ):
-    """A20: below 1,000 msat the SDK asked four times, in vain."""
+    """Regression: below 1,000 msat the SDK retried four times in vain."""
     response, body = of_daemon("FAILED_PRECONDITION", NO_ROUTE, price_msat=price_msat)
     assert response.headers["X-Lcp-Payment"] == "none"
     assert response.headers["x-should-retry"] == retry
@@ -254,7 +254,7 @@ def test_nothing_was_paid_to_a_free_node_that_broke_off():
 # -- routing --------------------------------------------------------------------------------------
 
 
-def test_a_model_that_is_not_there_is_404_with_the_seeds_code():
+def test_a_missing_model_is_404_with_the_original_code():
     response, body = answered(map_error(ModelNotFound("only other models: m")))
     assert response.status == 404
     assert body == {
@@ -280,7 +280,7 @@ def test_a_request_that_cannot_be_adapted_names_its_parameter():
     assert response.headers["X-Lcp-Payment"] == "none"
 
 
-def test_an_answer_that_is_gone_was_paid():
+def test_a_lost_result_was_paid():
     response, body = answered(map_error(ResultGone()))
     assert (response.status, body["code"]) == (409, "answer_gone")
     assert response.headers["X-Lcp-Payment"] == "settled"
@@ -296,7 +296,7 @@ def test_an_unexpected_error_is_not_mapped():
         (InterruptReason.TIMED_OUT, 504, True),
         (InterruptReason.SHUTTING_DOWN, 503, True),
         (InterruptReason.TAKEN_OVER, 503, True),
-        # A cancelled request is not wanted any more: an automatic retry would buy it after all.
+        # The client does not want a cancelled request any more: an automatic retry would buy it nevertheless.
         (InterruptReason.CANCELLED, 503, False),
     ],
 )

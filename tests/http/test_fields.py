@@ -1,4 +1,4 @@
-"""Fields of bodies and queries: each mistake is named, and nothing unexpected gets through."""
+"""Fields of bodies and queries: each error names its field, and unexpected values are refused."""
 
 from datetime import UTC, datetime
 

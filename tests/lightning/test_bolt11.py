@@ -40,7 +40,7 @@ def make(**changes):
 
 
 def rewrite(invoice, change):
-    """Change an invoice's symbols below the signature and sign it anew, as a hostile payee would."""
+    """Change an invoice's signed symbols and sign it again, as a hostile payee would."""
     prefix, symbols = bech32.split(invoice.encode())
     signed = change(symbols[:-104])
     digest = bolt11.sha256(prefix + bech32.to_padded_bytes(signed)).digest()
@@ -252,9 +252,9 @@ def test_fields_that_do_not_add_up_are_refused(change, complaint):
 
 @pytest.mark.parametrize("both_ways_round", [False, True])
 def test_a_description_and_its_hash_together_are_refused(both_ways_round):
-    """E: each alone is fine, so only their being together can be what is refused."""
+    """Each alone is valid, so only the combination can be the reason."""
     hashed, plain = field(23, bech32.from_bytes(b"\x22" * 32)), field(13, bech32.from_bytes(b"tea"))
-    # Without the hash that ``make`` writes, which comes right after the payment's.
+    # Without the description hash that ``make`` writes after the payment hash.
     bare = rewrite(make(), lambda symbols: symbols[: 7 + 55] + symbols[7 + 55 + 55 :])
     assert decode(rewrite(bare, lambda symbols: symbols + plain)).description == "tea"
     assert decode(rewrite(bare, lambda symbols: symbols + hashed)).description_hash == b"\x22" * 32
@@ -266,7 +266,7 @@ def test_a_description_and_its_hash_together_are_refused(both_ways_round):
 
 
 def test_a_number_too_long_to_mean_anything_is_refused():
-    # The rest is in order, so only the expiry can be what is refused.
+    # The rest is valid, so only the expiry can be the reason.
     bare = rewrite(make(), lambda symbols: symbols[: 7 + 55 + 55])
     assert decode(bare).expiry_s == 3600
     with pytest.raises(InvoiceError, match="expiry is too large"):

@@ -53,7 +53,7 @@ def from_vector(vector):
 
 
 def offered(*, key=KEY, price_msat=5_000, lasts_s=300, version=2, **invoice):
-    """A quote whose terms are right, and whose invoice is as told."""
+    """Return a quote with matching terms, and an invoice with these fields."""
     expires_at = NOW + timedelta(seconds=lasts_s)
     terms = terms_hash(
         protocol_version=version,
@@ -86,7 +86,7 @@ def offered(*, key=KEY, price_msat=5_000, lasts_s=300, version=2, **invoice):
 
 
 def stating_its_payee(payment_request, signed_with):
-    """The same invoice with the payee's key in a field of its own, signed with some key."""
+    """Return the same invoice with the payee's key in a field of its own, signed with some key."""
     prefix, symbols = bech32.split(payment_request.encode())
     stated = bolt11._field(19, bech32.from_bytes(bytes.fromhex(PEER)))
     signed = symbols[:-104] + stated

@@ -35,7 +35,7 @@ RESULT = b'{"choices":[]}'
 def made(
     *, model="m", request=REQUEST, key=KEY, version=2, price_msat=5_000, invoice=(), **changes
 ):
-    """A receipt of a delivered purchase."""
+    """Return a receipt of a delivered purchase."""
     expires_at = (NOW + timedelta(seconds=300)).replace(microsecond=0)
     terms = terms_hash(
         protocol_version=version,
@@ -85,7 +85,7 @@ def made(
 
 
 def handed_out(receipt):
-    """The document as its reader parses it."""
+    """Return the document as its reader parses it."""
     return json.loads(json.dumps(document(receipt)))
 
 
@@ -267,7 +267,7 @@ def test_a_settled_purchase_without_a_preimage_is_not_proven_and_not_wrong():
 
 
 @pytest.mark.parametrize("state", list(State))
-def test_every_state_can_be_told_of_without_a_preimage(state):
+def test_every_state_can_be_reported_without_a_preimage(state):
     receipt = made(state=state, preimage=None, fee_msat=None)
 
     findings = verify_receipt(handed_out(receipt))
@@ -280,7 +280,7 @@ def test_every_state_can_be_told_of_without_a_preimage(state):
 @pytest.mark.parametrize(
     "state", [state for state in State if VERDICTS[state] is not Verdict.SETTLED]
 )
-def test_a_preimage_speaks_against_any_verdict_but_settled(state):
+def test_a_preimage_contradicts_any_verdict_but_settled(state):
     assert failed(handed_out(made(state=state))) == {FindingSubject.PREIMAGE}
 
 

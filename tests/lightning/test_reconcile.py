@@ -53,7 +53,7 @@ def was_paid(number=1):
 
 @dataclass
 class World:
-    """A journal's open payments, an lnd and a clock, all in a test's hands."""
+    """A journal's open payments, an lnd and a clock, all scripted by the test."""
 
     answers: dict = field(default_factory=dict)
     open: list = field(default_factory=list)
@@ -439,7 +439,7 @@ class TestRunning:
 
         assert len(world.resolved) == 95
 
-    async def test_an_lnd_that_is_away_is_told_of_and_asked_again(self, world):
+    async def test_an_unavailable_lnd_is_reported_and_asked_again(self, world):
         world.add(1, answer=was_paid(1))
         errors, away = asyncio.Queue(), [JournalUnavailable("the journal cannot be read")]
         reconciler = world.make(timing=ReconcilerTiming(interval_s=0.01))
@@ -464,7 +464,7 @@ class TestRunning:
     async def test_a_pass_that_fails_is_raised_and_the_next_run_goes_on_with_the_others(
         self, world
     ):
-        """A2: an error that was not foreseen is for the supervisor, which logs, counts and names it."""
+        """An unexpected error is raised to the supervisor, which logs and counts it."""
         world.add(1, answer=was_paid(1))
         world.add(2, answer=was_paid(2))
         world.unwritable = RuntimeError("a bug")
@@ -488,7 +488,7 @@ class TestRunning:
     fates=st.lists(st.sampled_from(["paid", "failed", "never begun", "in flight, then paid"])),
     away=st.lists(st.booleans(), max_size=10),
 )
-def test_whatever_happens_each_payment_is_resolved_once_and_by_what_became_of_it(fates, away):
+def test_each_payment_is_resolved_once_and_as_it_really_ended(fates, away):
     async def story():
         world = World()
         for number, fate in enumerate(fates):

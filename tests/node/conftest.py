@@ -6,7 +6,7 @@ from tests.support.node_client import running_node
 
 @pytest.fixture
 def make_node():
-    """Starts a node on a free port; say what differs from the defaults."""
+    """Return a function that starts a node on a free port; its arguments override the defaults."""
 
     def make(**settings):
         settings.setdefault("listen", "127.0.0.1:0")
@@ -24,6 +24,6 @@ async def client(make_node):
 
 @pytest.fixture
 async def faulty(make_node):
-    """A client of a node with the peer Mallory, which offers a model for every fault."""
+    """A client of a node with the peer Mallory, who offers a model for every fault."""
     async with make_node(faults=True) as node_client:
         yield node_client

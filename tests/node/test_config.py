@@ -80,7 +80,7 @@ def test_an_error_names_the_key(tmp_path, text, complaint):
         NodeConfig.from_toml(write(tmp_path, text))
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"missing.toml: No such file"):
         NodeConfig.from_toml(tmp_path / "missing.toml")
 

@@ -10,7 +10,7 @@ MIB = 1024 * 1024
 
 
 async def test_a_reader_that_stops_holds_the_node_back(make_node):
-    """The node and its reader share this process, so what the reader does not take must not be made."""
+    """The node runs in this process, so the test sees that it produces nothing that the reader does not take."""
     settings = FaultConfig(flood_bytes=256 * MIB)
     async with make_node(faults=True, fault_settings=settings) as client:
         terms = await client.quote(chat_task(model="fault/stream-floods", stream=True), "Mallory")
@@ -35,7 +35,7 @@ async def test_hundreds_of_slow_streams_run_side_by_side_and_stay_apart(make_nod
             texts = [event["choices"][0]["delta"].get("content") or "" for event in streamed.events]
             assert "".join(texts).endswith(f" number-{number}")
 
-        # One after the other they would take four minutes.
+        # Sequentially they would take four minutes.
         async with asyncio.timeout(60):
             await asyncio.gather(*(one(number) for number in range(300)))
         assert client.node.wallet.payments == 300
@@ -57,7 +57,7 @@ async def test_a_result_larger_than_the_peer_allows_fails_after_payment(make_nod
 
 
 async def test_a_burst_of_calls_is_served_to_the_last(client):
-    """gRPC's C core would by itself cancel some calls of a queue longer than a thousand."""
+    """By default gRPC's C core would cancel some calls of a queue longer than a thousand."""
     calls = [client.quote(chat_task(), timeout=30) for _ in range(1_500)]
     quotes = await asyncio.gather(*calls)
 

@@ -253,7 +253,7 @@ async def test_a_stream_can_be_cut(faulty):
     assert len(streamed.chunks) == 5 and streamed.end is None
 
 
-async def test_a_stream_can_be_cut_without_a_word(faulty):
+async def test_a_stream_can_be_cut_without_an_error(faulty):
     streamed = await faulty.ask_stream(fault_task("stream-cut-silently", stream=True), "Mallory")
 
     assert len(streamed.chunks) == 5

@@ -28,7 +28,7 @@ RECEIVE_LIMIT = [("grpc.max_receive_message_length", 64 * 1024 * 1024)]
 
 
 class Asker:
-    """A node and a client of its lnd side."""
+    """A node and a client of its lnd service."""
 
     def __init__(self, node: Node, address: str, channel: grpc.aio.Channel) -> None:
         self.node = node
@@ -74,7 +74,7 @@ async def failure(awaitable):
 
 
 async def listens(asker, call):
-    """Wait until a subscription without a past is in place: it hears of an invoice that is made now."""
+    """Wait until a subscription to future invoices is in place: it reports an invoice that is created now."""
     reading = asyncio.ensure_future(call.read())
     made = None
     while not reading.done():
@@ -280,7 +280,7 @@ async def test_a_subscription_replays_what_came_after_its_indexes_and_goes_on(ln
     call.cancel()
 
 
-async def test_a_subscription_without_indexes_hears_only_what_is_to_come(lnd):
+async def test_a_subscription_without_indexes_gets_only_future_settlements(lnd):
     old = await lnd.add(value_msat=5_000)
     await lnd.pay(old.payment_request)
     call = lnd.subscribe()
@@ -293,7 +293,7 @@ async def test_a_subscription_without_indexes_hears_only_what_is_to_come(lnd):
     call.cancel()
 
 
-async def test_every_subscriber_hears_everything_once(lnd):
+async def test_every_subscriber_gets_every_settlement_once(lnd):
     calls = [lnd.subscribe(add_index=1) for _ in range(5)]
     added = await asyncio.gather(*(lnd.add(value_msat=5_000) for _ in range(20)))
     wanted = {invoice.r_hash for invoice in added}
@@ -325,7 +325,7 @@ async def test_indexes_of_a_later_run_are_higher():
             await lnd.pay(added.payment_request)
             indexes.append((added.add_index, (await lnd.lookup(added.r_hash)).settle_index))
     assert indexes[0] < indexes[1] and indexes[0][1] < indexes[1][1]
-    # They must fit a signed column of 64 bits, and a number of JavaScript.
+    # They must fit a signed 64-bit column, and a JavaScript number.
     assert indexes[1][1] < 2**53
 
 
@@ -420,7 +420,7 @@ async def test_the_node_that_is_paid_is_the_one_that_pays(make_node):
         assert client.node.wallet.balance_msat == 10_000_000_000 - client.node.wallet.fees_msat
 
 
-async def test_other_calls_of_lnd_are_not_there(lnd):
+async def test_other_calls_of_lnd_are_not_implemented(lnd):
     assert (await failure(lnd.stub.StopDaemon(LN.StopRequest())))[0] == "UNIMPLEMENTED"
 
 

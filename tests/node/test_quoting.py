@@ -205,7 +205,7 @@ async def test_old_quotes_are_forgotten_when_they_hold_too_much(client):
 
 
 @pytest.mark.parametrize("version", [2, 3])
-async def test_the_node_says_which_protocol_it_speaks(make_node, version):
+async def test_the_node_reports_its_protocol_version(make_node, version):
     from lcp_gateway._gen.lcpd import lcpd_pb2
 
     async with make_node(protocol_version=version) as client:

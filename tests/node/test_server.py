@@ -24,7 +24,7 @@ run_forever(config, exit_with_stdin=sys.argv[2] == "yes")
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts a node as a process of its own; gives it and its address."""
+    """Start a node as a process; return it and its address."""
     started = []
 
     def run(*, exit_with_stdin=False, stdin=subprocess.PIPE):

@@ -60,7 +60,7 @@ async def read(stream: PaidStream) -> bytes:
     return b"".join([chunk async for chunk in stream.chunks()])
 
 
-async def test_a_good_purchase_is_written_down_before_it_is_paid_and_ends_delivered():
+async def test_a_good_purchase_is_recorded_before_it_is_paid_and_ends_delivered():
     upstream, journal, executor, purchase = world(outcome=result())
     assert (await executor.execute(purchase)).body == b"answer"
     assert journal.states == ["paying", "settled", "delivered"]
@@ -90,7 +90,7 @@ async def test_a_quote_that_does_not_pass_inspection_is_refused_unpaid(streamed)
     assert purchase.state is State.REFUSED and purchase.verdict is Verdict.NONE
 
 
-async def test_what_cannot_be_written_down_is_not_paid():
+async def test_a_purchase_that_cannot_be_recorded_is_not_paid():
     upstream, journal, executor, purchase = world(outcome=result())
     journal.refusal = JournalUnavailable("the disk is full", quote=purchase.quote)
     with pytest.raises(JournalUnavailable):
@@ -121,7 +121,7 @@ async def test_a_peer_that_is_not_trusted_is_not_paid():
     assert upstream.calls == []
 
 
-async def test_what_a_budget_refuses_gives_back_what_its_peer_was_trusted_with():
+async def test_a_quote_refused_by_a_budget_releases_its_peers_exposure():
     """Regression: after a budget refused a quote, its price still counted towards the peer's exposure."""
     upstream, journal, executor, purchase = world(outcome=result())
     budget = Budget(Period.DAY, Msat(1))
@@ -154,7 +154,7 @@ async def test_an_expired_quote_is_not_paid():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_quote_that_expires_while_it_is_written_down_is_not_paid(stream):
+async def test_a_quote_that_expires_while_its_intent_is_written_is_not_paid(stream):
     """Regression: expiry was checked before the journal's commit, which may take seconds, and not again before the pay call."""
     upstream, journal, executor, purchase = world(outcome=result(), events=stream_events(b"x"))
     times = iter([NOW, NOW + timedelta(seconds=300)])
@@ -370,7 +370,7 @@ async def test_a_result_that_cost_less_is_charged_at_less():
     [(NOT_PAID, 0), (LATE, 5_500)],
     ids=["nothing was paid", "not known"],
 )
-async def test_a_customer_is_told_of_no_charge_for_what_was_surely_not_paid(failure, charged_msat):
+async def test_no_charge_is_reported_for_a_purchase_that_was_surely_not_paid(failure, charged_msat):
     _, _, executor, purchase = sold(outcome=failure)
     with pytest.raises(PaymentFailed):
         await executor.execute(purchase)
@@ -378,7 +378,7 @@ async def test_a_customer_is_told_of_no_charge_for_what_was_surely_not_paid(fail
 
 
 @pytest.mark.parametrize(("refund", "charged_msat"), [(True, 0), (False, 5_500)])
-async def test_what_was_paid_and_did_not_come_is_charged_as_the_operator_says(refund, charged_msat):
+async def test_a_paid_and_undelivered_purchase_is_charged_as_configured(refund, charged_msat):
     _, journal, executor, purchase = sold(outcome=result(sha256=b"\0" * 32), refund=refund)
     with pytest.raises(Undelivered):
         await executor.execute(purchase)
@@ -386,7 +386,7 @@ async def test_what_was_paid_and_did_not_come_is_charged_as_the_operator_says(re
     assert purchase.customer_msat == charged_msat
 
 
-async def test_what_is_free_and_charged_is_written_down_and_may_be_refused():
+async def test_a_free_purchase_with_a_charge_is_recorded_and_may_be_refused():
     fixed = Tariff(Markup(0, Msat(100)))
     upstream, journal, executor, purchase = sold(tariff=fixed, quoted=quote(0), outcome=result())
     await executor.execute(purchase)

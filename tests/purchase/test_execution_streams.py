@@ -137,7 +137,7 @@ async def test_a_whole_result_with_the_right_hash_is_delivered_however_its_call_
     ],
     ids=["open", "broken", "ended", "wrong hash", "wrong length", "failed", "flood"],
 )
-async def test_an_end_mark_without_the_peers_word_on_its_hash_is_never_shown(events, received):
+async def test_an_end_mark_before_the_peers_hash_is_never_shown(events, received):
     """The peer sends its hash when the call ends; until then the result cannot be verified."""
     upstream, journal, exposure, executor, purchase = bought(events=events)
     _, shown, error = await read(executor, purchase)
@@ -179,7 +179,7 @@ async def test_a_stream_is_what_its_bytes_are_whatever_its_hash_says(
         assert exposure.states[-1] == journal.states[-1] == "undelivered"
 
 
-async def test_an_error_is_not_waited_upon(monkeypatch):
+async def test_nothing_is_awaited_after_an_error(monkeypatch):
     """Nothing that follows an error event can complete the answer, not even the hash."""
     monkeypatch.setattr(execution, "END_WAIT_S", 60)
     begin = StreamBegin("text/event-stream", "")

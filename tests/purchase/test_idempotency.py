@@ -136,7 +136,7 @@ def test_a_retry_finds_the_newest_of_several():
     ],
 )
 @pytest.mark.parametrize("repeat", [KEY, RETRY])
-def test_only_what_was_certainly_not_paid_may_be_bought_anew(end, found, repeat):
+def test_only_an_order_that_was_certainly_not_paid_may_be_bought_again(end, found, repeat):
     m = Remembering()
     m.bought(ordered(), KEY if repeat is KEY else FIRST, end=end)
     assert (m.find(ordered(), repeat) is not None) is found
@@ -213,7 +213,7 @@ def test_the_request_is_not_kept_with_its_result():
     assert held.order.task.body == b"" and held.purchase.order.task.body == b""
 
 
-def test_what_was_kept_beyond_the_limit_is_released_once_it_has_ended():
+def test_a_result_kept_beyond_the_limit_is_released_once_it_has_ended():
     m = Remembering(bytes_in_all=10)
     kept = []
     for name in ("a", "b"):
@@ -232,7 +232,7 @@ def test_what_was_kept_beyond_the_limit_is_released_once_it_has_ended():
 # -- other limits ---------------------------------------------------------------------------------
 
 
-def test_a_smaller_memory_lets_go_at_once_of_what_is_too_much():
+def test_a_smaller_cache_evicts_the_excess_at_once():
     held = Remembering(bytes_in_all=100)
     held.bought(ordered(body=BODY), KEY, b"x" * 60)
     held.bought(ordered(body=OTHER_BODY), FIRST, b"y" * 30)

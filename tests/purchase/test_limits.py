@@ -59,7 +59,7 @@ def test_a_price_that_cannot_be_stored_is_too_high_for_every_client(price_msat):
         SpendingLimits().check_price(customer, quote(price_msat))
 
 
-def test_the_cap_on_the_price_knows_no_fee():
+def test_the_cap_on_the_price_excludes_the_fee():
     limits = SpendingLimits(max_price_msat=10_000)
     assert passes(limits, 10_000)
     assert not passes(limits, 10_001)
@@ -79,7 +79,7 @@ def test_a_cap_on_the_total_counts_the_fee_and_the_lowest_holds(limits):
     assert not passes(limits, 10_001)
 
 
-def test_a_cap_of_another_model_says_nothing():
+def test_a_cap_of_another_model_does_not_apply():
     assert passes(SpendingLimits(model_max_total_msat={"other": 1}), 10_000)
 
 
@@ -128,12 +128,12 @@ def test_budgets_are_those_of_the_gateway_and_of_the_key():
         SpendingLimits(max_price_msat=90_000, model_max_price_msat={"m": 10_000}),
     ],
 )
-def test_the_cap_on_a_models_price_knows_no_fee_and_the_lower_holds(limits):
+def test_the_cap_on_a_models_price_excludes_the_fee_and_the_lower_holds(limits):
     assert passes(limits, 10_000)
     assert not passes(limits, 10_001)
 
 
-def test_a_cap_on_the_price_of_another_model_says_nothing():
+def test_a_cap_on_the_price_of_another_model_does_not_apply():
     assert passes(SpendingLimits(model_max_price_msat={"other": 1}), 10_000)
 
 
@@ -185,7 +185,7 @@ def test_only_customers_are_charged():
     assert SELLING.charge_for(ordered(), quote(10_000)) is None
 
 
-def test_a_customers_limit_is_on_the_charge_and_knows_no_fee():
+def test_a_customers_limit_is_on_the_charge_and_excludes_the_fee():
     SELLING.check_price(of_customer(11_000), quote(10_000))
     with pytest.raises(ChargeLimitExceeded) as caught:
         SELLING.check_price(of_customer(10_999), quote(10_000))

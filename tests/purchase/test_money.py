@@ -87,7 +87,7 @@ def test_where_a_markup_does_not_cover_the_estimated_fee_is_known(ppm, fixed_msa
     st.integers(0, 5_000),
     st.integers(1, 10**9),
 )
-def test_outside_of_that_range_no_purchase_is_a_loss_but_for_what_is_rounded(
+def test_outside_of_that_range_no_purchase_is_a_loss_except_for_rounding(
     ppm, fixed_msat, fee_ppm, fee_base_msat, price_msat
 ):
     markup = Markup(ppm, Msat(fixed_msat))

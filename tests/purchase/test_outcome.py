@@ -94,7 +94,7 @@ def test_only_a_client_that_leaves_before_the_end_pays_for_what_it_did_not_get()
 
 
 @pytest.mark.parametrize("ending", [LOST_BY_CRASH, FOUND_PAID])
-def test_what_is_found_out_later_is_decided_for_the_customer(ending):
+def test_purchases_resolved_later_are_decided_in_the_customers_favour(ending):
     assert not ending.ruling.keeps_charge and ending.ruling.blames_provider
 
 
@@ -194,7 +194,9 @@ GOOD = stream_events(b"one", b"two")
     ],
 )
 @pytest.mark.parametrize("slow", [False, True])
-async def test_what_a_provider_streams_is_its_doing_however_slow_the_reader(events, received, slow):
+async def test_a_providers_stream_is_classified_the_same_however_slow_the_reader(
+    events, received, slow
+):
     """Regression: wrong results were charged to clients that read slowly, and never counted against the provider."""
     executor, exposure, purchase = bought(events=events, stream=True)
     purchase.held_up_by_readers = lambda: slow
@@ -204,7 +206,7 @@ async def test_what_a_provider_streams_is_its_doing_however_slow_the_reader(even
 
 
 @pytest.mark.parametrize("slow", [False, True])
-async def test_the_end_of_the_time_is_the_doing_of_readers_that_held_the_stream_up(slow):
+async def test_a_timeout_is_charged_to_readers_that_held_the_stream_up(slow):
     late = UpstreamError("DEADLINE_EXCEEDED", "late")
     executor, exposure, purchase = bought(events=[*GOOD[:2], late], stream=True)
     purchase.held_up_by_readers = lambda: slow
@@ -216,7 +218,7 @@ async def test_the_end_of_the_time_is_the_doing_of_readers_that_held_the_stream_
 
 @pytest.mark.parametrize("received", [r for r in Received if r is not Received.UNKNOWN])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_the_judge_of_its_bytes_has_a_say_in_what_came(received, stream):
+async def test_the_judge_of_the_bytes_takes_part_in_the_classification(received, stream):
     judge = Fixed(received)
     executor, exposure, purchase = bought(
         judge=judge, stream=stream, outcome=result(b"onetwo"), events=GOOD
@@ -236,7 +238,7 @@ async def test_a_judge_cannot_make_a_wrong_hash_right(stream):
 
 
 @pytest.mark.parametrize("party", [EndedBy.CLIENT, EndedBy.GATEWAY, EndedBy.PROVIDER])
-async def test_a_lie_is_found_while_another_party_was_ending_it(party):
+async def test_a_wrong_result_is_found_while_another_party_ends_the_purchase(party):
     events = [*GOOD[:3], StreamEnd(b"\0" * 32, 6), GOOD[4]]
     executor, exposure, purchase = bought(events=events, stream=True)
 
@@ -268,7 +270,7 @@ async def interrupted(reason, *, begun, stream=True, source=ProviderSource.LCP):
 
 @pytest.mark.parametrize("reason", [InterruptReason.SHUTTING_DOWN, InterruptReason.ENDED])
 @pytest.mark.parametrize("begun", [False, True])
-async def test_what_the_gateway_ends_is_given_back(reason, begun):
+async def test_a_purchase_that_the_gateway_interrupts_is_refunded(reason, begun):
     """A purchase that the gateway interrupts must not count as cancelled by its client."""
     purchase, seen = await interrupted(reason, begun=begun)
     assert purchase.ending.ended_by is EndedBy.GATEWAY
@@ -276,7 +278,7 @@ async def test_what_the_gateway_ends_is_given_back(reason, begun):
     assert not purchase.ending.ruling.keeps_charge
 
 
-async def test_what_takes_too_long_is_its_providers_doing():
+async def test_a_timeout_counts_against_the_provider():
     """A timeout must not count as cancelled by the client."""
     purchase, seen = await interrupted(InterruptReason.TIMED_OUT, begun=True)
     assert purchase.ending == Ending(EndedBy.PROVIDER, Received.PART)
@@ -285,7 +287,7 @@ async def test_what_takes_too_long_is_its_providers_doing():
 
 @pytest.mark.parametrize("reason", [InterruptReason.CANCELLED, InterruptReason.NO_LISTENER])
 @pytest.mark.parametrize(("begun", "seen"), [(True, "released"), (False, "undelivered")])
-async def test_what_the_client_ends_it_pays_for(reason, begun, seen):
+async def test_the_client_pays_for_a_purchase_that_it_ends(reason, begun, seen):
     purchase, heard = await interrupted(reason, begun=begun)
     received = Received.PART if begun else Received.NOTHING
     assert purchase.ending == Ending(EndedBy.CLIENT, received)

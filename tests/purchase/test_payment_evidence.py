@@ -129,7 +129,7 @@ def test_a_text_is_evidence_with_the_statuses_that_it_was_seen_with_and_with_no_
         "invoice in transition",
     ],
 )
-def test_whatever_was_never_seen_is_unknown(status, message):
+def test_an_unlisted_error_text_is_unknown(status, message):
     assert verdict_of_failure(status, message) is Verdict.UNKNOWN
 
 

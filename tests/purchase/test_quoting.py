@@ -126,7 +126,7 @@ async def test_a_late_provider_is_not_waited_for():
     assert len(stall.upstream.quotes) == 1, "the late one's call has been ended"
 
 
-async def test_a_quote_that_comes_within_the_patience_counts():
+async def test_a_quote_that_arrives_within_patience_s_counts():
     late = Peer(1_000, ready=asyncio.Event())
     stall = Stall(at_once(2, patience_s=5), p1=5_000, p2=late)
     asked = asyncio.ensure_future(stall.offer())

@@ -39,7 +39,7 @@ def upstream_of(**prices: int) -> ScriptedPeers:
     return ScriptedPeers({name: Peer(price) for name, price in prices.items()})
 
 
-async def test_a_provider_that_asks_less_is_bought_from_and_the_others_are_told():
+async def test_a_provider_that_asks_less_is_bought_from_and_the_others_are_cancelled():
     w = world(
         upstream=upstream_of(first=5_000, same=5_000, dearer=9_000, less=3_000),
         journal=Purse(4_000),

@@ -184,7 +184,7 @@ async def test_a_request_that_already_waits_gets_its_result_though_the_pool_is_f
     assert await read_all(source) == b"x"
 
 
-async def test_what_is_forgotten_gives_its_bytes_back_and_cannot_be_read_again():
+async def test_a_dropped_result_releases_its_bytes_and_cannot_be_read_again():
     pool = BufferPool(1_000_000)
     source = answer(pool=pool)
     source.append(b"x" * 100)
@@ -383,7 +383,7 @@ async def test_a_retained_result_that_has_ended_gives_its_bytes_back_as_any_othe
     assert pool.held_bytes == 0
 
 
-async def test_listeners_are_told_of_the_end_once_whatever_it_is():
+async def test_listeners_are_notified_of_the_end_once_however_it_ends():
     for fails in (False, True):
         source, heard = answer(), []
         source.when_ended(heard.append)
@@ -397,7 +397,7 @@ async def test_listeners_are_told_of_the_end_once_whatever_it_is():
         assert heard == [source, source]
 
 
-async def test_a_listener_that_is_told_of_the_end_finds_it_there():
+async def test_a_listener_that_is_notified_finds_the_buffer_ended():
     source, seen = answer(), []
     source.when_ended(lambda it: seen.append((it.ended, it.error, it.order.task.body, it.blocks())))
     source.append(b"x")
@@ -425,7 +425,7 @@ async def test_a_listener_that_fails_harms_neither_the_result_nor_the_others():
     assert [str(error) for error in reported] == ["a bug"] * 3
 
 
-async def test_a_listener_that_was_told_may_listen_again():
+async def test_a_listener_that_was_notified_may_listen_again():
     source, heard = answer(), []
     source.when_ended(lambda it: it.when_ended(heard.append))
     source.end()

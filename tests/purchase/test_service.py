@@ -217,7 +217,7 @@ async def test_a_deadline_is_told_to_the_peer():
     assert w.upstream.cancelled == [("p1", CANCEL_REASON)]
 
 
-async def test_a_peer_that_cannot_be_told_of_the_end_does_no_harm():
+async def test_a_peer_that_cannot_get_its_cancellation_does_no_harm():
     w = world()
 
     async def unreachable(quote, reason, timeout_s):
@@ -244,7 +244,7 @@ async def test_a_bug_in_the_upstream_reaches_the_requests_that_wait_and_counts_a
     assert len(w.upstream.works) == 1
 
 
-async def test_ending_all_ends_what_runs_and_says_what_was_paid():
+async def test_interrupting_all_ends_running_purchases_and_reports_their_payments():
     w = world()
     asked = [spawn(w.ask(ordered(stream=True), RepeatKeys(key=str(at)))) for at in range(3)]
     (await w.work(2)).put(*stream_events(b"one")[:2])
@@ -324,7 +324,9 @@ async def test_a_slow_reader_holds_the_peer_back():
 
 
 @pytest.mark.parametrize(("stands_s", "seen"), [(80.0, "released"), (10.0, "undelivered")])
-async def test_a_stream_whose_time_runs_out_for_its_reader_is_its_readers_doing(stands_s, seen):
+async def test_a_stream_that_times_out_because_of_its_reader_is_charged_to_the_reader(
+    stands_s, seen
+):
     w = world(bounds=BufferLimits(window_bytes=10, whole_bytes=1_000))
     answer = w.service.start(ordered(stream=True), NO_REPEAT)
     w.service.joined(answer)

@@ -32,7 +32,7 @@ async def complete_in_memory(w, *, stream):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_what_is_whole_in_memory_alone_is_not_on_disk_as_delivered(stream):
+async def test_a_result_that_is_complete_only_in_memory_is_not_recorded_as_delivered(stream):
     w = world()
     answer = await complete_in_memory(w, stream=stream)
     assert w.journal.only == ["paying", "settled"]
@@ -60,7 +60,7 @@ async def test_the_first_of_several_clients_that_has_it_is_enough():
     assert w.journal.only == ["paying", "settled", "delivered"]
 
 
-async def test_what_comes_whole_after_its_client_has_left_is_delivered_at_once():
+async def test_a_result_that_completes_after_its_client_left_is_delivered_at_once():
     w = world(grace_s=5)
     answer = w.service.start(of_a_customer(), NO_REPEAT)
     w.service.joined(answer)
@@ -71,7 +71,7 @@ async def test_what_comes_whole_after_its_client_has_left_is_delivered_at_once()
     assert w.journal.only == ["paying", "settled", "delivered"]
 
 
-async def test_what_is_retained_for_a_job_in_the_background_is_delivered_at_once():
+async def test_a_result_retained_for_a_background_job_is_delivered_at_once():
     w = world()
     answer = w.service.start(of_a_customer(), NO_REPEAT)
     answer.retained_for = object()
@@ -90,7 +90,7 @@ async def test_without_a_customer_nothing_is_held_back():
     assert w.journal.only == ["paying", "settled", "delivered"]
 
 
-async def test_what_did_not_come_is_told_at_once():
+async def test_a_result_that_failed_is_recorded_at_once():
     w = world()
     answer = w.service.start(of_a_customer(stream=True), NO_REPEAT)
     w.service.joined(answer)

@@ -181,7 +181,7 @@ async def test_without_a_limit_no_timer_is_set():
     await asked
 
 
-async def test_a_listener_that_fails_does_not_make_a_failure_of_what_was_delivered():
+async def test_a_listener_that_fails_does_not_turn_a_delivery_into_a_failure():
     w, reported = world(), []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, it: reported.append(it))
     answer = w.service.start(ordered(), KEY)

@@ -66,7 +66,7 @@ async def test_a_free_node_answers_while_the_journal_cannot_be_written():
     assert await asked == b"answer"
 
 
-async def test_what_a_node_asks_is_written_down_without_a_fee():
+async def test_a_nodes_price_is_recorded_without_a_fee():
     w = world(upstream=of(n1=PRICED))
     asked = spawn(w.ask(ordered()))
     (await w.work()).put(result(b"answer", charged_msat=Msat(1_200)))
@@ -87,7 +87,7 @@ async def test_a_limit_on_price_and_fee_counts_no_fee_at_a_node():
 
 
 @pytest.mark.parametrize("first", [FREE, PRICED], ids=["free", "priced"])
-async def test_a_node_that_is_not_there_hands_on_to_the_next(first):
+async def test_a_missing_node_fails_over_to_the_next(first):
     w = world(upstream=of(n1=first, n2=FREE))
     asked = spawn(w.ask(ordered()))
     (await w.work(0)).put(DOWN)
@@ -98,7 +98,7 @@ async def test_a_node_that_is_not_there_hands_on_to_the_next(first):
         assert w.journal.only == ["paying", "not_paid"]
 
 
-async def test_a_streaming_node_that_is_not_there_hands_on_too():
+async def test_a_missing_streaming_node_fails_over_too():
     w = world(upstream=of(n1=FREE, n2=FREE))
     asked = spawn(w.ask(ordered(stream=True)))
     (await w.work(0)).put(DOWN)
@@ -106,7 +106,7 @@ async def test_a_streaming_node_that_is_not_there_hands_on_too():
     assert await asked == b"ab"
 
 
-async def test_a_free_node_that_breaks_off_before_its_result_hands_on():
+async def test_a_free_node_that_breaks_off_before_its_result_fails_over():
     w = world(upstream=of(n1=FREE, p1=PRICED))
     asked = spawn(w.ask(ordered()))
     (await w.work(0)).put(LOST)
@@ -174,7 +174,7 @@ async def test_a_node_that_takes_too_long_is_not_waited_for_twice():
     assert w.upstream.asked == ["n1"]
 
 
-async def test_when_all_nodes_are_down_the_last_error_is_told():
+async def test_when_all_nodes_are_down_the_last_error_is_reported():
     w = world(upstream=of(n1=FREE, n2=FREE))
     asked = spawn(w.ask(ordered()))
     (await w.work(0)).put(DOWN)
@@ -206,7 +206,7 @@ async def test_a_free_result_is_given_again_to_the_same_key():
     assert len(w.upstream.works) == 1
 
 
-async def test_what_failed_for_nothing_is_tried_anew_with_the_same_key():
+async def test_an_unpaid_failure_is_tried_again_with_the_same_key():
     w = world(upstream=of(n1=FREE))
     key = RepeatKeys(key="k")
     asked = spawn(w.ask(ordered(), key))
@@ -270,7 +270,7 @@ async def test_a_quote_that_was_shown_is_taken_with_the_same_adaptation():
     assert w.observer.ends[0].purchase.candidate.routing == {"model": "real"}
 
 
-async def test_what_a_node_was_doing_when_the_gateway_ended_it_is_charged_and_not_unknown():
+async def test_a_nodes_task_that_the_gateway_interrupts_is_charged_and_not_unknown():
     w = world(upstream=of(n1=PRICED))
     answer = w.service.start(ordered(), NO_REPEAT)
     await w.work()

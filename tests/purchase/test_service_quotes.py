@@ -119,7 +119,7 @@ async def test_a_quote_that_may_pass_later_can_be_taken_later(refusal):
     assert await asked == b"answer" and len(w.upstream.quotes) == 1
 
 
-async def test_the_brake_does_not_use_up_a_quote():
+async def test_the_loop_brake_does_not_use_up_a_quote():
     w = world(per_minute=1)
     held = await w.service.quote(ordered())
     asked = spawn(w.ask(ordered()))

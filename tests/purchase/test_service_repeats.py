@@ -62,7 +62,7 @@ async def test_a_repeat_of_a_purchase_that_failed_after_payment_fails_alike():
     assert len(w.upstream.works) == 1
 
 
-async def test_an_order_that_was_certainly_not_paid_is_bought_anew():
+async def test_an_order_that_was_certainly_not_paid_is_bought_again():
     w = world()
     first = spawn(w.ask(ordered(), KEY))
     no_route = UpstreamError(
@@ -121,7 +121,7 @@ async def test_a_result_that_is_gone_is_not_bought_again():
 # Quotes that are shown first.
 
 
-async def test_the_brake_holds_what_comes_again_and_again_but_not_what_joins():
+async def test_the_loop_brake_stops_repeated_requests_but_not_those_that_join():
     w = world(per_minute=2)
     for at in range(2):
         asked = spawn(w.ask(ordered(), RepeatKeys(key=str(at))))
@@ -180,7 +180,7 @@ async def test_what_another_process_is_paying_is_waited_for():
     assert lost.value.verdict is Verdict.SETTLED
 
 
-async def test_what_another_process_could_not_pay_is_bought_with_the_quote_that_is_there():
+async def test_an_order_that_another_process_could_not_pay_is_bought_with_the_present_quote():
     w = world()
     earlier = bought_elsewhere(w, State.PAYING)
     asked = spawn(w.ask(ordered(), KEY))
@@ -200,7 +200,7 @@ async def _first_work(w):
     return w.upstream.works[0]
 
 
-async def test_what_another_process_pays_for_ever_is_not_waited_for_for_ever():
+async def test_the_wait_for_another_process_that_never_finishes_paying_is_bounded():
     w = world(elsewhere_s=0.05)
     bought_elsewhere(w, State.PAYING)
     with pytest.raises(ResultLost) as lost:
@@ -246,7 +246,7 @@ async def test_a_key_whose_payment_was_unknown_buys_once_it_is_found_not_to_be_p
 
 
 @pytest.mark.parametrize("refund", [Refund.GIVEN, Refund.WITHHELD])
-async def test_a_key_whose_payment_was_unknown_tells_what_was_found_once_it_is_found_to_be_paid(
+async def test_a_key_whose_payment_was_unknown_reports_the_resolution_once_it_is_found_to_be_paid(
     refund,
 ):
     """Regression: the process whose payment had been unknown kept reporting "unknown" and the charge for as long as it cached the key."""
@@ -271,7 +271,7 @@ async def test_a_key_whose_payment_was_unknown_tells_what_was_found_once_it_is_f
 @pytest.mark.parametrize(
     ("decided", "customer_msat"), [(Refund.GRANTED, 0), (Refund.DENIED, 5_500)]
 )
-async def test_a_key_whose_charge_was_withheld_tells_what_the_operator_decided(
+async def test_a_key_whose_charge_was_withheld_reports_the_operators_decision(
     decided, customer_msat
 ):
     """Regression: the process that made the purchase kept reporting "withheld" after the charge had been refunded."""

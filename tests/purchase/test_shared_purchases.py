@@ -71,7 +71,7 @@ def spawn(coroutine) -> asyncio.Task:
     return asyncio.ensure_future(coroutine)
 
 
-async def test_what_is_claimed_is_bought_and_the_others_hear_of_its_end():
+async def test_a_claimed_order_is_bought_and_its_end_is_published_to_the_others():
     others = Others()
     w = sharing(others)
     asked = spawn(w.ask(ordered(), KEY))
@@ -92,7 +92,7 @@ async def test_a_request_that_asks_again_here_asks_the_others_once():
     assert others.asked == 1
 
 
-async def test_what_another_bought_is_given_and_neither_bought_nor_counted_here():
+async def test_a_result_bought_elsewhere_is_returned_and_neither_bought_nor_counted_here():
     w = sharing(Others(says=bought(PurchaseEvent.SETTLE, PurchaseEvent.DELIVER)))
     answer = w.service.start(ordered(), KEY)
     assert await w.read(answer) == b"theirs"
@@ -102,7 +102,7 @@ async def test_what_another_bought_is_given_and_neither_bought_nor_counted_here(
     assert not w.upstream.asked and not w.journal.intents and not w.observer.ends
 
 
-async def test_what_failed_elsewhere_fails_alike_and_no_peer_is_told_to_stop():
+async def test_an_order_that_failed_elsewhere_fails_alike_and_cancels_no_job():
     def late(purchase):
         cause = UpstreamError("DEADLINE_EXCEEDED", "late")
         return PaymentFailed(cause, purchase.verdict, quote=purchase.quote)
@@ -125,7 +125,7 @@ async def test_a_key_that_another_request_has_elsewhere_stays_free_for_that_requ
     assert await w.ask(ordered(), KEY) == b"theirs"
 
 
-async def test_what_is_lost_is_asked_for_anew_each_time():
+async def test_a_lost_result_is_looked_up_again_each_time():
     others = Others(says=LostElsewhere("lost", verdict=Verdict.SETTLED))
     w = sharing(others)
     for _ in range(2):

@@ -119,7 +119,7 @@ async def test_a_peer_that_does_not_answer_in_time_is_not_an_error():
     assert slow.status.status_code is StatusCode.UNSET
 
 
-async def test_a_failed_payment_says_what_is_known_of_the_money():
+async def test_a_failed_payment_reports_whether_it_may_have_paid():
     w, kept = traced()
     asked = asyncio.ensure_future(ask(w, kept, ordered()))
     (await w.work()).put(UpstreamError("DEADLINE_EXCEEDED", "MARKER"))
@@ -223,7 +223,7 @@ async def test_the_cancellation_of_a_job_has_no_span():
         (ValueError("MARKER"), "ValueError"),
     ],
 )
-def test_an_errors_word_is_none_of_a_providers(error, word):
+def test_the_error_code_in_a_span_is_never_a_providers_text(error, word):
     assert error_type(error) == word
 
 

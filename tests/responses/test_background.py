@@ -115,7 +115,7 @@ def test_a_bare_request_is_shown_with_openais_defaults():
     )
 
 
-def test_why_it_failed_and_what_became_of_the_money_is_shown():
+def test_the_reason_of_a_failure_and_the_state_of_its_payment_are_shown():
     failed = begun(None, *PAID)
     failed.fail(Undelivered("cut"))
     shown = json.loads(

@@ -18,14 +18,14 @@ from lcp_gateway.responses.documents import (
 from tests.adapters.cuts import SIZES, cut
 from tests.adapters.raw_json import VALUES
 
-# Far more than it takes on any machine, and far less than if the time grew with the square of the length.
+# Far more than any machine needs, and far less than quadratic time would take.
 QUADRATIC_S = 60.0
 
 MIB = 1024 * 1024
 
 
 def sse(*values, end=b"\n"):
-    """One event each; bytes are data as they are."""
+    """Return one event for each; bytes are used as data unchanged."""
     texts = [value if isinstance(value, bytes) else json.dumps(value).encode() for value in values]
     return b"".join(b"data: " + text + end + end for text in texts)
 
@@ -250,7 +250,7 @@ def assembled(*values):
 
 
 def accumulated(*chunks):
-    """What openai-python makes of the chunks."""
+    """Return the completion that openai-python builds from the chunks."""
     state = ChatCompletionStreamState()
     for each in chunks:
         state.handle_chunk(ChatCompletionChunk.model_validate(each))
@@ -299,7 +299,7 @@ def test_chunks_make_what_openais_client_makes_of_them(chunks):
     theirs = accumulated(*chunks)
     for choice in theirs["choices"]:
         for each in choice["message"].get("tool_calls") or ():
-            # Theirs alone: the number of the piece, and what they read in the arguments.
+            # Added by openai-python: the index of the piece, and the parsed arguments.
             del each["index"]
             each["function"].pop("parsed_arguments", None)
     assert ours.model_dump(exclude_none=True) == (
@@ -477,11 +477,11 @@ def went_on(arguments, index=0, **more):
 
 
 def test_parallel_calls_that_all_have_the_index_0_are_kept_apart_by_their_ids():
-    """B11: they became one call with both arguments in it."""
+    """Regression: they became one call with the arguments of both."""
     assert calls_of(
         started("a"), went_on('{"x"'), went_on(":1}"), started("b", "g"), went_on("{}")
     ) == [("a", "f", '{"x":1}'), ("b", "g", "{}")]
-    # Each piece may say whose it is, in any order.
+    # The pieces of both calls may alternate.
     assert calls_of(
         started("a"), started("b", "g"), went_on("1", id="a"), went_on("2", id="b"), went_on("3", id="a")
     ) == [("a", "f", "13"), ("b", "g", "2")]  # fmt: skip
@@ -491,7 +491,7 @@ def test_calls_with_indices_of_their_own_are_put_together_by_those():
     assert calls_of(
         started("a"), started("b", "g", 1), went_on("1"), went_on("2", 1), went_on("3", id="")
     ) == [("a", "f", "13"), ("b", "g", "2")]
-    # An id that comes late names the call that has begun.
+    # An id that arrives late belongs to the call that has begun.
     assert calls_of(went_on("1"), went_on("2", id="a"), went_on("3")) == [("a", None, "123")]
 
 
@@ -503,7 +503,7 @@ def test_deep_values_are_read_or_refused(depth):
                  b'{"type":"response.completed","response":{"output":%b}}' % deep):  # fmt: skip
         for read in (response_document, chat_document):
             for blocks, is_stream in (((sse(body),), True), ((body,), False)):
-                # Anything else than a ValueError breaks the test.
+                # Any exception other than ValueError fails the test.
                 with suppress(ValueError):
                     response_output(read(blocks, is_stream))
 

@@ -1,4 +1,4 @@
-"""Chains, written into requests of any form: what the client did not ask to be changed keeps its bytes."""
+"""Writing earlier turns into requests of any form: the rest of the request keeps its bytes."""
 
 import json
 
@@ -25,7 +25,7 @@ SECOND = b'{ "type":"message","role":"assistant","content":[]}'
 
 @st.composite
 def bodies(draw, subject="input", inputs=None):
-    """Give the raw text of a request: members that are ours, each at most twice, among any others."""
+    """Return the raw text of a request: members that the gateway handles, each at most twice, among any others."""
     values = VALUES | deep()
     if inputs is None:
         inputs = tokens() | st.lists(values, max_size=3).flatmap(
@@ -44,7 +44,7 @@ def bodies(draw, subject="input", inputs=None):
 
 
 def spans(body, without=OURS):
-    """Give the members of a body, but for some, as they are written."""
+    """Return the members of a body, except some, as they are written."""
     found = [(m.key, body[m.key_start : m.value_end]) for m in members(body)]
     return [raw for key, raw in found if key not in without]
 

@@ -1,4 +1,4 @@
-"""An id for a stream that has none: in every event that has a place for it, and in no stream that has its own."""
+"""An id for a stream without one: it is added to every event that can hold it, and to no stream that has its own."""
 
 import json
 
@@ -93,7 +93,7 @@ def test_nothing_is_held_back_once_a_stream_has_its_own():
     st.integers(1, 40),
 )
 def test_it_agrees_with_the_id_by_which_a_stream_is_stored(events, size):
-    """What is stored under its own id is passed on under it, and the other way round."""
+    """A stream is stored under the id that its client sees, whether that is the provider's or the gateway's."""
     raw = b"".join(events)
     told = passed(raw, size)
     assert told == passed(raw)

@@ -27,7 +27,7 @@ def test_a_query_that_says_nothing_gets_what_is_usual():
     assert read_page({}, default_order="asc", default_limit=7).limit == 7
 
 
-def test_what_else_a_query_says_is_others_business():
+def test_other_parameters_of_a_query_are_ignored():
     assert read(model="m", include="x", after="a") == PageRequest(20, "asc", after="a")
 
 
@@ -115,7 +115,7 @@ def test_a_refusal_does_not_repeat_what_was_asked():
 
 
 def turned(items, order, limit):
-    """Give what a client gets that turns page after page."""
+    """Return the items that a client gets by reading page after page."""
     got, query = [], {"order": order, "limit": str(limit)}
     for _ in range(len(items) + 2):
         found = select_page(items, read_page(query, default_order="asc"))

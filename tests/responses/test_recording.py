@@ -1,4 +1,4 @@
-"""What is kept of an answer: nothing that was cut, and nothing that could harm the answer itself."""
+"""Storing results: incomplete ones are not stored, and a failure to store never affects the response."""
 
 import gzip
 import json

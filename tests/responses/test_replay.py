@@ -21,7 +21,7 @@ from lcp_gateway.responses.replay import (
 from tests.adapters.cuts import SIZES, cut, passed
 from tests.adapters.raw_json import VALUES
 
-# Far more than it takes on any machine, and far less than if the time grew with the square of the length.
+# Far more than any machine needs, and far less than quadratic time would take.
 QUADRATIC_S = 60.0
 
 MIB = 1024 * 1024
@@ -62,7 +62,7 @@ def message(*parts, **fields):
     return {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": list(parts)} | fields  # fmt: skip
 
 
-# Changes to a stream that came
+# Changes to a recorded stream
 
 CREATED = b'{"type":"response.created","response":{ "id":"resp_1", "n" : 1.0E0,"previous_response_id":"x"},"sequence_number": 0}'
 DELTA = b'{"type":"response.output_text.delta","delta":"\\u0061" ,"sequence_number":1}'
@@ -100,7 +100,7 @@ def test_no_cut_changes_what_is_passed_on(sizes, after):
 def test_events_up_to_a_number_are_left_out(after, left):
     found = changed(STREAM, starting_after=after)
     assert [event["sequence_number"] for event in read(found)] == left
-    # What goes out is the end of what would have gone out.
+    # The output is the end of the full output.
     whole = changed(STREAM).removeprefix(b": note\n\n")
     assert whole.endswith(found.removeprefix(b": note\n\n"))
 
@@ -115,11 +115,11 @@ def test_events_without_numbers_get_them_and_get_the_same_ones_each_time():
     assert read(changed(stream, starting_after=1)) == read(numbered)[2:]
 
 
-# A stream whose client got an event before those of the provider
+# A stream whose client got an event of the gateway before the provider's
 
 
 def opened(stream, after=-1):
-    """What a client gets that comes back after an event."""
+    """Return what a client gets that resumes after an event."""
     first = opening_event(json.dumps(response(status="queued")).encode()) if after < 0 else b""
     return read(first + changed(stream, starting_after=after, is_open=True))
 
@@ -260,7 +260,7 @@ def unrolled(document, indent=None):
 
 
 def accumulated(stream):
-    """The events as openai-python's accumulating helper gives them."""
+    """Return the events as openai-python's accumulating helper yields them."""
     state = ResponseStreamState(input_tools=openai.omit, text_format=openai.omit)
     for event in read(stream):
         yield from state.handle_event(ANY_EVENT.validate_python(event))
@@ -339,7 +339,7 @@ def test_the_stream_stands_for_the_response_it_was_made_of(indent):
     stream = unrolled(FULL, indent)
     assert json.loads(response_document((stream,), True)) == FULL
     assert stream.count(b"\n\n") == len(read(stream))
-    # Nothing that is not in the response but numbers and names.
+    # The events add only numbers and names to the response.
     done = [event["item"] for event in read(stream) if event["type"] == "response.output_item.done"]
     assert done == FULL["output"]
 
@@ -444,7 +444,7 @@ def test_two_mebibytes_take_a_time_that_grows_with_the_length():
 
 
 class Stored(httpx.BaseTransport):
-    """A server that has one response and gives it as events."""
+    """A server that has one response and streams it as events."""
 
     def handle_request(self, request):
         assert request.url.path == "/v1/responses/resp_1"

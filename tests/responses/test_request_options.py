@@ -38,7 +38,7 @@ def test_a_chat_completion_that_says_yes_is_stored_with_its_metadata():
 
 
 @pytest.mark.parametrize("kind", [TaskKind.COMPLETIONS, TaskKind.EMBEDDINGS])
-def test_other_routes_have_no_wishes_whatever_they_say(kind):
+def test_other_routes_have_no_options(kind):
     document = {"store": "perhaps", "background": True, "previous_response_id": 7}
     assert read_options(kind, document) is NO_OPTIONS
 
@@ -86,7 +86,7 @@ def test_what_makes_no_sense_is_refused_and_names_its_field(kind, document, expe
 @pytest.mark.parametrize("conversation", ["conv_1", {"id": "conv_1"}, "", 5])
 @pytest.mark.parametrize("more", [{}, {"store": False}, {"background": True}])
 def test_a_conversation_is_refused_since_no_provider_keeps_one(conversation, more):
-    """D5: it was paid for and ignored."""
+    """Regression: the request was paid for and its conversation ignored."""
     with pytest.raises(InvalidOption) as caught:
         read_options(RESPONSE, {"conversation": conversation, **more})
     assert (caught.value.param, caught.value.code) == ("conversation", "unsupported_parameter")

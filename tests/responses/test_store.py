@@ -1,4 +1,4 @@
-"""The store, against a model that does the same without any cleverness."""
+"""The store, compared with a simple model."""
 
 import re
 import subprocess
@@ -41,7 +41,7 @@ class Clock:
 
 @dataclass
 class Told:
-    """What a store tells of itself."""
+    """Collects the callbacks of a store."""
 
     changes: list[tuple[int, int]] = field(default_factory=list)
     removed: Counter[EvictionReason] = field(default_factory=Counter)
@@ -81,7 +81,7 @@ def _as_dict(limits):
 
 
 def cost(*held):
-    """What one item costs that holds on to these."""
+    """Return the cost of one item that holds these bytes."""
     distinct = {id(segment): segment for segment in held}.values()
     return (
         tally.ITEM_BYTES
@@ -91,7 +91,7 @@ def cost(*held):
 
 
 def fresh(size):
-    """Bytes that no other item has."""
+    """Return bytes that no other item has."""
     return bytes(bytearray(size))
 
 
@@ -122,7 +122,7 @@ def test_an_item_put_again_is_the_newest_and_counts_once(make, told):
     assert not told.removed
 
 
-def test_shared_bytes_count_once_and_stay_counted_while_anybody_has_them(make):
+def test_shared_bytes_count_once_for_as_long_as_any_item_has_them(make):
     store = make()
     first, second = fresh(5_000), fresh(70)
     store.put("me", Thing("a", (first,)))
@@ -199,7 +199,7 @@ def test_without_a_count_nothing_is_kept(make, told):
     assert (len(store), store.held_bytes, told.changes) == (0, 0, [])
 
 
-def test_what_is_too_old_is_gone_at_a_look(make, clock, told):
+def test_an_expired_item_is_removed_when_it_is_looked_up(make, clock, told):
     store = make(keep_s=60)
     store.put("me", Thing("a", (fresh(10),)))
     clock.now += 59.9
@@ -211,7 +211,7 @@ def test_what_is_too_old_is_gone_at_a_look(make, clock, told):
 
 
 @pytest.mark.parametrize("purged", ["by a put", "by hand"])
-def test_what_is_too_old_is_let_go_without_anybody_asking_for_it(make, clock, told, purged):
+def test_an_expired_item_is_dropped_without_a_lookup(make, clock, told, purged):
     store = make(keep_s=60)
     for number in range(5):
         store.put(f"o{number}", Thing("a", (fresh(10),)))
@@ -225,7 +225,7 @@ def test_what_is_too_old_is_let_go_without_anybody_asking_for_it(make, clock, to
     assert len(store) == (3 if purged == "by hand" else 4)
 
 
-def test_what_is_too_old_is_neither_removed_nor_replaced(make, clock):
+def test_an_expired_item_is_neither_removed_nor_replaced(make, clock):
     store = make(keep_s=60)
     for change in (
         lambda: store.remove("me", "response", "a"),
@@ -252,13 +252,13 @@ def test_a_changed_item_keeps_its_place_and_its_age(make, clock, told):
     assert not told.removed
 
 
-def test_a_change_of_what_is_not_there_is_no_put(make):
+def test_a_change_of_a_missing_item_is_no_put(make):
     store = make()
     assert not store.replace("me", Thing("a"))
     assert len(store) == 0
 
 
-def test_a_change_that_does_not_fit_lets_go_the_item_and_nothing_else(make, told):
+def test_a_change_that_does_not_fit_drops_the_item_and_nothing_else(make, told):
     store = make(bytes_in_all=3 * cost(fresh(KIB)))
     for name in ("a", "b"):
         store.put("me", Thing(name, (fresh(KIB),)))
@@ -285,7 +285,7 @@ def test_other_limits_hold_at_once(make, clock, told):
     assert store.limits.items_per_owner == 0
 
 
-def test_every_change_is_told_once(make, told):
+def test_every_change_is_reported_once(make, told):
     store = make(items_per_owner=2)
     store.put("me", Thing("a"))
     store.put("me", Thing("b"))
@@ -302,7 +302,7 @@ def test_neither_items_nor_bytes_stand_in_a_repr(make):
     assert "secret" not in repr(store) + repr(vars(store)["_owners"])
 
 
-# The model: a list of everything in the order of the puts, and all sums computed anew each time.
+# The model: a list of all items in the order of the puts, with all sums computed each time.
 
 POOL = [fresh(size) for size in (0, 1, 300, 2_000, 2_000, 9_000)]
 OWNERS = st.sampled_from(["ann", "bob", "cy"])
@@ -481,7 +481,7 @@ TestStoreMachine.settings = settings(
 
 
 def test_the_memory_of_ten_thousand_large_items_stays_near_the_budget():
-    """In a process of its own, whose resident size says nothing of other tests."""
+    """In a process of its own, whose resident size does not include other tests."""
     command = [sys.executable, "-m", "bench.stored", "--memory-only"]
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True)

@@ -21,7 +21,7 @@ WEATHER = {
     },
 }
 
-# Each with its true counts in o200k_base and in cl100k_base.
+# Each with its exact counts in o200k_base and in cl100k_base.
 NEAR = {
     "The old man walked slowly along the shore, thinking about everything that had happened during the summer. "
     "His daughter had left for the city, and nobody in the village knew when she would come back.": (

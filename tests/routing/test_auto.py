@@ -202,7 +202,7 @@ def test_a_peer_that_goes_within_the_second_is_not_chosen_from_memory():
     assert choices(bench, 10) == {"a": 10}
 
 
-def test_where_the_whole_shortlist_has_gone_the_others_are_weighed_anew():
+def test_where_the_whole_shortlist_is_unavailable_the_others_are_scored():
     """The shortlist is cached for up to a second, within which every provider on it may become unavailable."""
     bench = Bench(*(provider(f"good{n}", "m") for n in range(20)), provider("other", "m"))
     for number in range(20):
@@ -371,7 +371,7 @@ def only(bench, *models, **more):
 
 
 @given(draw=st.floats(0, 1, exclude_max=True))
-def test_of_a_key_that_is_good_for_some_models_only_those_are_chosen(draw):
+def test_of_a_key_that_is_restricted_to_some_models_only_those_are_chosen(draw):
     bench = Bench(provider("a", "m1", "m2"), provider("b", "m2", "m3"), provider("c", "m1"))
     assert only(bench, "m2", draw=draw).model == "m2"
     assert only(bench, "m2", "m3", draw=draw).model in {"m2", "m3"}
@@ -396,7 +396,9 @@ def test_where_no_provider_offers_a_keys_models_none_is_chosen():
 @pytest.mark.parametrize("seen", [0, 1, 13, 40])
 @pytest.mark.parametrize("wish", ["auto", "auto:small", "auto:large"])
 @pytest.mark.parametrize("policy", [None, AutoPolicy(Weights(1.0, 0.0, 0.0, 0.0, 0.0))])
-def test_what_is_left_out_before_the_weighing_changes_no_choice(monkeypatch, policy, wish, seen):
+def test_leaving_providers_out_before_the_scoring_changes_no_choice(
+    monkeypatch, policy, wish, seen
+):
     """Regression: thousands of models of one provider were scored, though at most twelve can be on the shortlist."""
     names = [f"model-{number}-{1 + number % 7}b" for number in range(60)]
     bench = Bench(

@@ -111,7 +111,7 @@ def test_a_peer_that_is_to_be_left_alone_is_not_asked():
         explicit_providers(CATALOG, task, RoutingRules(), lambda _: False)
 
 
-def test_a_peer_that_the_operator_named_is_asked_whatever_it_did():
+def test_a_peer_that_the_operator_named_is_asked_despite_its_failures():
     task = Task(CHAT, "small", b"{}", stream=False)
     rules = RoutingRules(default_peer_id=BOB)
     assert explicit_providers(CATALOG, task, rules, lambda _: False)[0].peer_id == BOB

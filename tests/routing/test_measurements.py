@@ -92,7 +92,7 @@ def test_failures_count_against_delivery_and_are_forgotten():
     assert kept.records.view(A, M, Mode.WHOLE).delivery > 0.99
 
 
-def test_prices_are_averaged_and_the_lowest_is_told():
+def test_prices_are_averaged_and_the_lowest_is_reported():
     kept = Kept()
     kept.records.quoted(A, M, 1_000)
     kept.records.quoted(B, M, 4_000)

@@ -107,7 +107,7 @@ def test_an_unknown_that_turns_out_to_be_paid_is_lost(standings):
     assert room(standings) == 6_000
 
 
-def test_clients_that_leave_neither_cost_a_peer_its_trust_nor_trip_its_breaker(standings):
+def test_clients_that_leave_neither_reduce_a_peers_trust_nor_trip_its_breaker(standings):
     for _ in range(10):
         left = asks(1_000)
         standings.check(left)
@@ -126,7 +126,7 @@ def test_what_passed_the_check_counts_before_it_is_paid(standings):
     assert not refuses(standings, 6_000)
 
 
-def test_what_passed_the_check_and_was_never_paid_is_given_back_after_a_while(standings, clock):
+def test_exposure_of_a_checked_quote_that_is_never_paid_is_released_after_a_while(standings, clock):
     standings.check(asks(10_000))
     clock.now += RESERVED_S - 1
     assert refuses(standings, 1)
@@ -134,7 +134,7 @@ def test_what_passed_the_check_and_was_never_paid_is_given_back_after_a_while(st
     assert room(standings) == 10_000
 
 
-def test_what_is_being_paid_is_not_given_back_by_the_clock(standings, clock):
+def test_exposure_of_a_running_payment_does_not_expire(standings, clock):
     buy(standings, 10_000)
     clock.now += 365 * DAY_S
     assert refuses(standings, 1)
@@ -335,7 +335,7 @@ def together(clock):
     return PeerTrust(TOGETHER, clock=clock)
 
 
-def test_strangers_together_are_trusted_with_no_more_than_one_limit(together):
+def test_unproven_peers_together_get_no_more_than_one_limit(together):
     """Regression: each of many unproven peers had a base exposure of its own."""
     lost = 0
     for peer in strangers(20):
@@ -347,7 +347,7 @@ def test_strangers_together_are_trusted_with_no_more_than_one_limit(together):
     assert together.readiness("03" + "ff" * 32) == 0.0
 
 
-def test_what_is_out_with_strangers_counts_for_all_of_them(together):
+def test_exposure_to_unproven_peers_counts_for_all_of_them(together):
     one, two, three = strangers(3)
     open_ = [buy(together, 10_000, peer=one), buy(together, 10_000, State.UNKNOWN, peer=two)]
     assert refuses(together, 5_001, peer=three)
@@ -356,7 +356,7 @@ def test_what_is_out_with_strangers_counts_for_all_of_them(together):
     assert not refuses(together, 10_000, peer=three)
 
 
-def test_a_quote_that_is_checked_again_counts_once_among_strangers(together):
+def test_a_quote_that_is_checked_again_counts_once_among_unproven_peers(together):
     one, two, three = strangers(3)
     buy(together, 10_000, peer=one)
     buy(together, 10_000, peer=two)
@@ -376,7 +376,7 @@ def test_a_peer_that_has_delivered_a_base_is_proven(together):
     assert together.available(known) and together.readiness(known) == 1.0
 
 
-def test_strangers_are_forgiven_one_limit_a_day_and_not_one_base_each(together, clock):
+def test_losses_to_unproven_peers_are_forgiven_at_one_limit_a_day_in_all(together, clock):
     """A base a day for each peer would let the loss grow with the number of peers."""
     peers = strangers(20)
     for peer in peers:
@@ -392,7 +392,7 @@ def test_strangers_are_forgiven_one_limit_a_day_and_not_one_base_each(together, 
     assert 24_000 <= lost <= 25_000
 
 
-def test_a_restart_forgives_strangers_nothing_of_today(clock):
+def test_a_restart_forgives_no_loss_to_unproven_peers_of_today(clock):
     one, two = strangers(2)
     after = PeerTrust(TOGETHER, clock=clock)
     after.load(
@@ -406,7 +406,9 @@ def test_a_restart_forgives_strangers_nothing_of_today(clock):
     assert not refuses(after, 6_000, peer=third)
 
 
-def test_a_choice_among_many_strangers_adds_up_what_is_out_once(together, clock, monkeypatch):
+def test_a_choice_among_many_unproven_peers_adds_up_their_exposure_once(
+    together, clock, monkeypatch
+):
     peers = strangers(100)
     for peer in peers:
         buy(together, 10, peer=peer)
@@ -422,7 +424,7 @@ def test_a_choice_among_many_strangers_adds_up_what_is_out_once(together, clock,
     assert len(added_up) == 2
 
 
-def test_other_rules_leave_what_strangers_took(together, clock):
+def test_changed_rules_keep_the_losses_to_unproven_peers(together, clock):
     one, two, three = strangers(3)
     for peer in (one, two):
         buy(together, 10_000, State.UNDELIVERED, peer=peer)
@@ -467,7 +469,7 @@ def test_a_standing_is_the_same_after_a_restart_as_before(clock):
     assert after.standing(PEER) == before.standing(PEER)
 
 
-def test_it_is_the_exposure_that_the_heart_asks_for(standings):
+def test_peer_trust_implements_the_exposure_of_the_purchase_service(standings):
     exposure: Exposure = standings
     assert all(
         callable(getattr(exposure, name)) for name in ("check", "paying", "ended", "released")
@@ -636,7 +638,7 @@ def test_other_rules_hold_for_all_at_once_and_what_is_known_stays(standings):
     assert refuses(standings, 1)
 
 
-def test_what_the_rules_of_before_forgave_stays_forgiven(standings, clock):
+def test_losses_forgiven_under_previous_rules_stay_forgiven(standings, clock):
     buy(standings, 8_000, State.UNDELIVERED)
     clock.now += DAY_S / 2
     assert standings.standing(PEER).undelivered_msat == 3_000
@@ -646,7 +648,7 @@ def test_what_the_rules_of_before_forgave_stays_forgiven(standings, clock):
     assert standings.standing(PEER).undelivered_msat == 2_000
 
 
-def test_a_breaker_that_is_turned_off_releases_all_peers(standings):
+def test_a_breaker_that_is_disabled_releases_all_peers(standings):
     for _ in range(3):
         standings.failed_to_quote(PEER)
     assert not standings.available(PEER)

@@ -149,7 +149,7 @@ def test_the_documented_figures_are_those_of_the_default_settings():
 
 
 @pytest.mark.parametrize("price_sat", [1, 777, 9_000, 120_000])
-async def test_twenty_lying_peers_and_one_customer_take_no_more_than_its_refunds_of_a_day(
+async def test_twenty_colluding_peers_and_one_customer_take_no_more_than_its_daily_refunds(
     operator, price_sat
 ):
     """Regression: with the default settings 720,000 sat could be lost in 45 seconds."""
@@ -164,7 +164,7 @@ async def test_twenty_lying_peers_and_one_customer_take_no_more_than_its_refunds
     assert await operator.lost_msat() <= documented_sat("refunds-an-account") * SAT
 
 
-async def test_many_customers_and_peers_take_no_more_than_all_refunds_of_a_day(operator):
+async def test_many_customers_and_peers_take_no_more_than_all_daily_refunds(operator):
     """The attacker has any number of accounts: L402 creates one for every payment."""
     accounts = [await operator.customer() for _ in range(12)]
     for _ in range(24):
@@ -206,7 +206,9 @@ async def test_the_limits_of_refunds_hold_by_themselves(tmp_path):
     await operator.close()
 
 
-async def test_strangers_take_no_more_of_the_operators_own_purchases_than_is_documented(operator):
+async def test_unproven_peers_take_no_more_of_the_operators_own_purchases_than_is_documented(
+    operator,
+):
     """Without accounts there are no refunds: undelivered purchases are the operator's loss."""
     for _ in range(40):
         for peer in PEERS:

@@ -5,7 +5,7 @@ from lcp_gateway.routing.preferences import UnknownPreference, Weights, parse_pr
 
 
 @pytest.mark.parametrize("name", ["auto", "auto:", "auto:fast", "auto:code+cheap"])
-def test_auto_and_its_wishes_leave_the_choice_to_the_gateway(name):
+def test_auto_and_its_suffixes_leave_the_choice_to_the_gateway(name):
     assert is_auto(name)
 
 

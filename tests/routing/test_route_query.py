@@ -210,7 +210,7 @@ def test_why_says_what_the_score_is_made_of():
     assert set(one["features"]) == {"availability", "speed", "delivery", "price", "fit"}
 
 
-def test_what_is_known_of_a_model_is_told():
+def test_what_is_known_of_a_model_is_reported():
     bench = market()
     bench.measured("a", "Qwen2.5-Coder-14B", 2, price_msat=4_000)
     (one,) = found(bench, providers=["qwen"])

@@ -355,7 +355,7 @@ async def test_auto_gives_candidates_that_each_buy_their_own_model_and_say_why()
     assert 0 < second["score"] < first["score"] <= 1
 
 
-async def test_every_choice_is_told_once_and_can_be_made_again():
+async def test_every_choice_is_reported_once_and_can_be_reproduced():
     choosing = among(*(provider(f"p{n}", "m", f"m{n}") for n in range(4)), draw=0.8)
     asked = order(task("auto:fast"))
     found = await choosing.selector(asked)
@@ -376,7 +376,7 @@ async def test_a_provider_that_may_not_be_asked_is_no_candidate_of_auto_and_no_m
     assert len(choosing.asked) == 5
 
 
-async def test_a_choice_that_no_provider_may_be_asked_for_is_told_once_at_most():
+async def test_a_choice_that_no_provider_may_be_asked_for_is_reported_once_at_most():
     choosing = among(provider("a", "m"))
     choosing.rests("a")
     choosing.now = 11
@@ -466,7 +466,7 @@ async def test_a_request_that_orjson_refuses_is_read_all_the_same():
 
 
 @pytest.mark.parametrize("model", ["new", "auto"])
-async def test_before_it_gives_up_it_looks_in_a_fresh_catalog(model):
+async def test_a_missing_model_is_looked_up_in_a_fresh_catalog(model):
     choosing = among(fresh=(provider("a", "new"),))
     assert await choosing.ids(task(model)) == ["a"]
     assert choosing.keeper.refreshes == 1
@@ -479,7 +479,7 @@ async def test_a_provider_that_is_found_at_once_costs_no_refresh(model):
     assert choosing.keeper.refreshes == 0
 
 
-async def test_what_is_not_there_afresh_either_is_not_found():
+async def test_a_model_missing_from_a_fresh_catalog_too_is_not_found():
     choosing = among(provider("a", "m"), fresh=(provider("a", "other"),))
     with pytest.raises(ModelNotFound):
         await choosing.ids(task("unheard-of"))
@@ -512,7 +512,7 @@ async def test_embeddings_go_to_a_provider_that_embeds_with_every_byte():
     assert candidate.provider_id == "node:e" and candidate.adapt(wanted) is wanted
 
 
-async def test_embeddings_that_no_provider_makes_name_what_is_there():
+async def test_embeddings_without_a_provider_name_the_available_models():
     with pytest.raises(ModelNotFound, match=r"only other models: m$"):
         await among(provider("a", "m")).ids(task("bge-m3", EMBEDDINGS))
     with pytest.raises(ModelNotFound, match=r"the embedding models are: bge-m3$"):

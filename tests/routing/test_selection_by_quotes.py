@@ -120,7 +120,7 @@ async def test_the_first_price_of_a_peer_is_not_paid_before_another_one_is_seen(
     assert [one.provider_id for one in offer.rest] == ["a"]
 
 
-async def test_what_is_told_of_the_choice_is_true_of_the_one_that_is_taken():
+async def test_the_reported_choice_describes_the_quote_that_is_taken():
     bazaar = Bazaar(provider("a", "m"), provider("b", "m"), a=68_084, b=17_901)
     offer = await bazaar.offer()
     assert offer.candidate.routing["peer"] == "b"

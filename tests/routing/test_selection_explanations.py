@@ -51,26 +51,26 @@ def test_numbers_are_given_where_they_are_known():
     assert (unknown["price_msat"], unknown["tokens_per_s"]) == (None, None)
 
 
-def test_another_than_the_best_may_be_drawn_and_is_told():
+def test_another_than_the_best_may_be_drawn_and_is_reported():
     bench = Bench(provider("a", "m"), provider("b", "m"))
     document = explanation(task("auto"), "auto", bench.decide(draw=0.9))
     assert document["chosen"]["provider"] == "b"
     assert document["candidates"][1] == document["chosen"]
 
 
-def test_the_choice_can_be_made_again_from_what_is_told():
+def test_the_choice_can_be_reproduced_from_its_explanation():
     document = explanation(task("auto"), "auto", two().decide(draw=0.3))
     line = json.loads(json.dumps(document))["decision"]
     assert replay(line) == (document["chosen"]["provider"], document["chosen"]["model"])
 
 
-def test_nothing_of_the_body_is_told():
+def test_nothing_of_the_body_is_reported():
     told = json.dumps(explanation(task("auto"), "auto", two().decide()))
     assert "secret" not in told and "prompt" not in told
 
 
 @pytest.mark.parametrize(("by_score", "words"), [(True, "their score"), (False, "daemon's order")])
-def test_of_a_named_model_the_order_is_told(by_score, words):
+def test_of_a_named_model_the_order_is_reported(by_score, words):
     document = named(two(), by_score=by_score)
     assert (document["model"], document["resolved_model"]) == ("alias", "m")
     assert document["decision"] is None

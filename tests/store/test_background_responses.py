@@ -83,7 +83,7 @@ async def test_a_job_of_another_process_is_elsewhere_until_that_has_gone(jobs, w
         ((State.NOT_PAID,), Verdict.NONE),
     ],
 )
-async def test_its_money_stands_where_its_purchase_does(jobs, journal, states, verdict):
+async def test_the_state_of_its_charge_is_that_of_its_purchase(jobs, journal, states, verdict):
     await noted(jobs)
     await journal.intend(bought(at=NOW + timedelta(seconds=1)))
     for state in states:
@@ -152,7 +152,7 @@ async def test_a_clock_that_was_set_back_hides_no_payment(jobs, journal):
     assert (await jobs.find(ID, "key_1")).money["payment"] == "unknown"
 
 
-async def test_what_is_forgotten_is_gone_and_a_second_time_does_no_harm(jobs):
+async def test_a_deleted_row_is_gone_and_deleting_it_twice_does_no_harm(jobs):
     await noted(jobs)
     await noted(jobs, "resp_bg_2")
     await jobs.forget(ID)

@@ -1,4 +1,4 @@
-"""What is written to standard output and error never waits for its reader, and what is lost is counted."""
+"""Writes to standard output and error never wait for the reader, and lost lines are counted."""
 
 import io
 import os
@@ -19,7 +19,7 @@ PIPE_BYTES = 64 * 1024
 
 @pytest.fixture
 def pipe():
-    """A pipe whose writing end blocks, as standard error usually does."""
+    """A pipe with a blocking write end, as standard error usually has."""
     ends = list(os.pipe())
     yield ends
     for descriptor in filter(None, ends):
@@ -28,7 +28,7 @@ def pipe():
 
 @pytest.fixture
 def queue_before(pipe):
-    """Make queues before the pipe, whose threads end with the test."""
+    """Make queues in front of the pipe; their threads end with the test."""
     made = []
 
     def make(write, **options):
@@ -37,7 +37,7 @@ def queue_before(pipe):
 
     yield make
     if pipe[0] is not None:
-        # Ends a thread that waits for the reader.
+        # Ends a thread that is blocked on the reader.
         os.close(pipe[0])
         pipe[0] = None
     for lines in made:
@@ -63,14 +63,14 @@ def test_lines_arrive_whole_and_in_order(pipe, queue_before):
 
 
 def test_a_reader_that_does_not_read_makes_no_writer_wait(pipe, queue_before):
-    """C3: after 95 requests the event loop stood in write(2), SIGTERM too."""
+    """Regression: after 95 requests the event loop was blocked in write(2), and SIGTERM had no effect."""
     _, write = pipe
     lines = queue_before(write, max_bytes=PIPE_BYTES)
     started = time.monotonic()
     for _ in range(10_000):
         lines.put(b"x" * 99 + b"\n")
     assert time.monotonic() - started < 60
-    # The queue, the thread's batch and the pipe hold some: the rest is lost.
+    # The queue, the thread's batch and the pipe hold some lines: the rest is lost.
     assert 10_000 - 4 * PIPE_BYTES // 100 <= lines.lost < 10_000
 
 
@@ -200,7 +200,7 @@ def test_a_program_that_fails_says_so_before_it_ends():
 
 
 def test_a_pipe_with_room_gets_its_line_at_once_without_a_thread(pipe, queue_before):
-    """A thread that wakes for every line costs a request more than the line itself."""
+    """Waking a thread for every line costs more than writing the line."""
     read, write = pipe
     os.set_blocking(write, False)
     lines = queue_before(write, write_now=writer_without_waiting(write))
@@ -223,7 +223,7 @@ def test_lines_keep_their_order_when_a_pipe_is_full_for_a_while(pipe, queue_befo
     assert lines.lost == 0
 
 
-def test_what_a_full_pipe_lost_is_told_before_lines_go_out_at_once_again(pipe, queue_before):
+def test_lines_lost_at_a_full_pipe_are_reported_before_direct_writes_resume(pipe, queue_before):
     read, write = pipe
     os.set_blocking(write, False)
     told = []

@@ -1,4 +1,4 @@
-"""The log in a file: rotated without a line lost, begun anew when it was moved or deleted, readable by its owner only."""
+"""The log in a file: rotated without losing a line, reopened when it was moved or deleted, readable by its owner only."""
 
 import os
 import stat
@@ -12,7 +12,7 @@ from lcp_gateway.telemetry.log_output import LogFile, open_log, rotated
 
 @pytest.fixture
 def stream(tmp_path):
-    """A descriptor that leads to a log, as standard error does in the background."""
+    """A descriptor of a log file, as standard error is in the background."""
     handle = open_log(tmp_path / "x.log")
     yield handle
     os.close(handle)
@@ -78,7 +78,7 @@ def test_without_a_size_it_grows(tmp_path, stream):
     assert rotated(tmp_path / "x.log") == []
 
 
-def test_one_that_was_taken_away_is_begun_anew(tmp_path, stream):
+def test_a_log_file_that_was_removed_is_created_again(tmp_path, stream):
     log = rotated_log(tmp_path, stream, max_bytes=1_000, keep=2)
     (tmp_path / "x.log").rename(tmp_path / "taken")
     log.rotate_if_due()
@@ -114,7 +114,7 @@ def test_no_line_is_lost_while_the_log_is_rotated(tmp_path, stream):
         assert mine == [f"{writer} {number}" for number in range(lines)]
 
 
-def test_trouble_ends_neither_the_thread_nor_the_lines(tmp_path):
+def test_errors_end_neither_the_thread_nor_the_lines(tmp_path):
     folder = tmp_path / "logs"
     folder.mkdir()
     stream = open_log(folder / "x.log")

@@ -1,4 +1,4 @@
-"""Log lines are bounded, hold no secret, and never stop what they report on."""
+"""Log lines have a maximum length, contain no secret, and never interrupt the code that logs."""
 
 import asyncio
 import io
@@ -26,7 +26,7 @@ SECRET = "the quick brown fox"
 
 @pytest.fixture(autouse=True)
 def restored():
-    """Leave the process's logging as it was found."""
+    """Restore the process's logging after each test."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     yield
@@ -147,7 +147,7 @@ async def test_a_request_id_is_on_every_line_of_its_request_and_on_no_other(line
     assert "request_id" not in outside
 
 
-# -- what must not be there ---------------------------------------------------------------------
+# -- secrets ---------------------------------------------------------------------
 
 
 SECRET_FIELDS = [
@@ -258,7 +258,7 @@ def test_a_line_is_bounded_whatever_it_is_given(lines, stream):
 
 
 @pytest.mark.parametrize("fmt", ["json", "console"])
-def test_a_stranger_cannot_forge_a_line_or_move_the_cursor(stream, fmt):
+def test_a_client_cannot_forge_a_line_or_move_the_cursor(stream, fmt):
     configure_logging("info", fmt, stream=stream)
     get_logger("x").info("request", model='a"\n{"event":"forged"}\x1b[2J\r\u2028')
     text = stream.getvalue()
@@ -266,7 +266,7 @@ def test_a_stranger_cannot_forge_a_line_or_move_the_cursor(stream, fmt):
     assert "\x1b" not in text and "\r" not in text
 
 
-# -- what must not stop a purchase --------------------------------------------------------------
+# -- failures of logging that must not stop a purchase --------------------------------------------------------------
 
 
 def test_values_that_json_cannot_hold_do_not_lose_the_line(lines):
@@ -363,7 +363,7 @@ def test_setting_up_twice_does_not_double_the_lines_of_other_libraries(stream):
 
 
 def test_a_line_is_cheap(tmp_path):
-    """A bound several times what was measured, so that only a mistake trips it on a busy machine."""
+    """The bound is several times the measured time, so that a busy machine does not fail the test."""
     with (tmp_path / "log").open("w") as file:
         configure_logging("info", "json", stream=file)
         log = get_logger("lcp_gateway.http.chat")

@@ -1,4 +1,4 @@
-"""The log in a terminal (D9): a short line for each request, and no more."""
+"""The log in a terminal: one short line for each request."""
 
 import io
 
@@ -30,7 +30,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def lines():
-    """Log to a terminal at a level; gives the lines that came."""
+    """Log to a terminal at a level; return the lines."""
     streams = []
 
     def at(level="info", stream=None, fmt="auto"):
@@ -74,7 +74,7 @@ def test_a_warning_is_whole(lines):
     assert seen()[0].endswith("node=n")
 
 
-def test_a_strangers_text_moves_no_cursor(lines):
+def test_a_clients_text_moves_no_cursor(lines):
     seen = lines()
     get_logger("request").info("chat completion", **{**JOB, "model": "a\x1b[2Jb\nc"})
     (line,) = seen()

@@ -1,4 +1,4 @@
-"""The reference of the metrics tells all that the table holds."""
+"""The metrics reference documents every metric of the table."""
 
 import re
 

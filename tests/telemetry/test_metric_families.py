@@ -1,4 +1,4 @@
-"""Counters and histograms without locks count as the client library's own do."""
+"""The counters and histograms without locks count like those of the client library."""
 
 import pytest
 from hypothesis import given

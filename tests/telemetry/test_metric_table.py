@@ -1,4 +1,4 @@
-"""The words that the rest of the gateway counts by are words that the table lists."""
+"""The label values that the gateway uses are those that the metric table lists."""
 
 import ast
 from pathlib import Path
@@ -35,7 +35,7 @@ def nodes():
 
 
 def literals_of(keyword):
-    """Return the texts that are passed by this keyword anywhere in the HTTP side."""
+    """Return the strings passed as this keyword anywhere in lcp_gateway/http."""
     passed = [
         node.value for node in nodes() if isinstance(node, ast.keyword) and node.arg == keyword
     ]
@@ -43,7 +43,7 @@ def literals_of(keyword):
 
 
 def assigned_to(name):
-    """Return the texts that are assigned to variables of this name anywhere in the HTTP side."""
+    """Return the strings assigned to variables of this name anywhere in lcp_gateway/http."""
     return {
         node.value.value
         for node in nodes()

@@ -1,4 +1,4 @@
-"""The metrics count what happened, under few and honest labels."""
+"""The metrics count events, with few label values."""
 
 import asyncio
 import time
@@ -86,7 +86,7 @@ def test_money_is_counted_to_the_last_millisatoshi(metrics, value):
     assert value("model_payment_msat_total", outcome="settled", model="echo-mini") == 1
 
 
-def test_an_unheard_of_outcome_is_counted_and_never_raises(metrics, value):
+def test_an_unknown_outcome_is_counted_and_never_raises(metrics, value):
     metrics.payment("burnt", ALICE, "echo-1", 5)
     assert value("payment_msat_total", outcome="other", peer=ALICE) == 5
 
@@ -146,7 +146,7 @@ def test_the_transport_to_the_daemon_is_set(metrics, value):
     assert value("lcpd_transport", transport="direct") == 1
 
 
-def test_the_build_is_told_once_even_when_the_protocol_becomes_known_later(metrics):
+def test_the_build_is_reported_once_even_when_the_protocol_becomes_known_later(metrics):
     metrics.build_info("0.1.0", "unknown")
     metrics.build_info("0.1.0", "2")
     lines = [line for line in metrics.render()[0].decode().splitlines() if "build_info{" in line]
@@ -171,7 +171,7 @@ def test_a_model_that_no_provider_advertises_becomes_other(metrics, value):
     assert label_values(metrics, "peer") == {"other", ALICE, BOB}
 
 
-def test_nothing_kept_grows_with_what_clients_make_up(metrics):
+def test_no_state_grows_with_values_that_clients_make_up(metrics):
     def kept():
         return sum(len(held) for held in vars(metrics).values() if hasattr(held, "__len__"))
 
@@ -332,7 +332,7 @@ def test_names_are_unique():
 
 
 def test_counting_is_cheap(metrics):
-    """A bound ten times what was measured, so that only a mistake trips it on a busy machine."""
+    """The bound is ten times the measured time, so that a busy machine does not fail the test."""
     calls = {
         "request": lambda: metrics.request(CHAT, "echo-1", 200, "settled", True, 0.05),
         "quote": lambda: metrics.quote(ALICE, "echo-1", 0.01, 57_000),

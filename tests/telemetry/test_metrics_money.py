@@ -1,4 +1,4 @@
-"""The money's metrics: what is open, what is left, and nothing that is not known."""
+"""Metrics of payments: open amounts, remaining budgets, and no values for unknown amounts."""
 
 import pytest
 
@@ -103,7 +103,7 @@ def test_a_commit_is_timed_with_its_entries(metrics, value):
     assert value("journal_commit_duration_seconds_bucket", le="0.001") == 1
 
 
-def test_trouble_of_the_journal_comes_and_goes(metrics, value):
+def test_problems_of_the_journal_appear_and_disappear(metrics, value):
     assert value("journal_trouble") == 0
     troubles = [True]
     metrics.watch_journal(lambda: bool(troubles))
@@ -132,7 +132,7 @@ def test_a_period_without_a_budget_is_absent(metrics):
     assert exposed(metrics, "budget_limit_msat") == exposed(metrics, "budget_left_msat") == {}
 
 
-def test_unknown_payments_are_told_with_an_age_that_goes_on_growing(metrics, clock):
+def test_unknown_payments_are_reported_with_a_growing_age(metrics, clock):
     metrics.outstanding(57_000, 2, 30.0)
     clock.now += 12
     assert exposed(metrics, "outstanding_unknown_msat") == {"": 57_000}
@@ -158,7 +158,7 @@ def test_unknown_payments_are_told_with_an_age_that_goes_on_growing(metrics, clo
         "peer_undelivered_msat",
     ],
 )
-def test_what_was_never_told_is_absent_and_not_zero(metrics, name):
+def test_a_value_that_was_never_reported_is_absent_and_not_zero(metrics, name):
     assert exposed(metrics, name) == {}
 
 

@@ -1,4 +1,4 @@
-"""What a gateway that sells counts: nothing where it does not, and then what customers have, pay in and are charged."""
+"""Metrics of accounts: none without accounts; with them, customers' balances, top-ups and charges."""
 
 import pytest
 

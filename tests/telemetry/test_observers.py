@@ -1,4 +1,4 @@
-"""The measurements of purchases: work under way, speed, delivery, and the trust in nodes."""
+"""Measurements of purchases: work under way, speed, delivery, and trust in peers and nodes."""
 
 from dataclasses import dataclass, field, replace
 
@@ -33,7 +33,7 @@ OF_THE_REQUEST = ("INVALID_ARGUMENT", "UNAUTHENTICATED", "NOT_FOUND", "CANCELLED
 
 @dataclass
 class Told:
-    """Remembers what the metrics are told."""
+    """Records the calls to the metrics."""
 
     speeds: list = field(default_factory=list)
     failovers: list = field(default_factory=list)
@@ -79,7 +79,7 @@ class World:
         waited_s=0.0,
         error=None,
     ) -> ResultBuffer:
-        """Have a purchase go its whole way."""
+        """Take a purchase through all its states."""
         answer = bought(provider_id, kind=kind, stream=stream)
         self.measuring.quote_taken(answer)
         for event in ENDS[how]:
@@ -166,14 +166,14 @@ def test_an_embedding_is_measured_by_its_time_alone():
         {"execute_s": 1.0, "first_byte_s": 2.0, "waited_s": 5.0},
     ],
 )
-def test_odd_figures_do_no_harm(odd, stream):
+def test_unusual_figures_do_no_harm(odd, stream):
     world = World()
     world.ends(stream=stream, **odd)
     view = world.view(mode=Mode.STREAM if stream else Mode.WHOLE)
     assert 0 < view.expected_s < float("inf")
 
 
-def test_the_metrics_hear_of_the_speed_that_is_believed():
+def test_the_metrics_get_the_speed_that_routing_uses():
     world = World()
     world.ends(provider_id=NODE, size=4_000, execute_s=10.0)
     assert world.told.speeds == [(NODE, "node", None, pytest.approx(100))]
@@ -225,7 +225,7 @@ def test_a_peer_that_does_not_take_the_payment_has_not_delivered(status):
 
 
 @pytest.mark.parametrize("status", OF_THE_NODE)
-def test_a_node_that_falls_out_is_done_with_its_work_and_stands_accordingly(status):
+def test_a_node_that_fails_has_no_work_under_way_and_is_measured_as_failed(status):
     world = World()
     answer = bought(NODE)
     world.measuring.quote_taken(answer)
@@ -237,7 +237,7 @@ def test_a_node_that_falls_out_is_done_with_its_work_and_stands_accordingly(stat
 
 
 @pytest.mark.parametrize("status", OF_THE_REQUEST)
-def test_a_node_that_falls_out_over_the_request_stands_as_before(status):
+def test_a_node_that_refuses_the_request_keeps_its_measurements(status):
     world = World()
     answer = bought(NODE)
     world.measuring.quote_taken(answer)

@@ -15,7 +15,7 @@ LIMIT = trace_export._QUEUE_SPANS
 
 
 class Counts:
-    """A counts on a clock that only the test turns."""
+    """Export counts, with a clock that only the test sets."""
 
     def __init__(self):
         self.now, self.exported, self.lost = 0.0, 0, 0
@@ -59,7 +59,7 @@ def test_an_hour_without_a_collector_is_a_line_a_minute():
             counts.now += 5
     assert len(lines) == 60
     assert {line["problem"] for line in lines} == {"the collector takes no spans"}
-    # What came after the last line is told in the next one.
+    # Spans lost after the last line are reported in the next one.
     assert sum(line["spans"] for line in lines) == 7_200 - 11 * 10
     assert counts.lost == 7_200 and counts.exported == 0
 
@@ -104,7 +104,7 @@ async def test_spans_come_with_the_service_that_sent_them(soon, monkeypatch):
     assert trace.is_whole
     resource = trace.root.resource
     assert resource["service.name"] == "lcp-gateway"
-    # The operator's word comes first.
+    # The operator's setting takes precedence.
     assert (resource["service.version"], resource["deployment.environment.name"]) == ("9", "test")
     assert seen.headers[0]["x-key"] == "k" and seen.paths == ["/v1/traces"]
     assert counts.exported == 2 and counts.lost == 0
@@ -140,7 +140,7 @@ async def test_a_collector_that_refuses_costs_spans_and_nothing_else(
         export = export_to(seen.endpoint, counts)
         trace_one(export)
         await asyncio.sleep(0.2)
-        # The library itself would go on trying for a minute.
+        # The library by itself would retry for a minute.
         async with asyncio.timeout(30):
             await export.close()
     assert seen.spans == [] and not caplog.records

@@ -12,7 +12,7 @@ AWAY = UpstreamError("UNAVAILABLE", "the daemon is away")
 
 
 class Peers:
-    """What the watch of the peers gives; ``refresh_if_stale`` brings ``fresh``."""
+    """Stands in for the watch of peers; ``refresh_if_stale`` replaces its catalog by ``fresh``."""
 
     def __init__(self, *providers, problem=None, age_s=7.0):
         self.catalog = Catalog(providers, 3.0)

@@ -1,4 +1,4 @@
-"""Where a call is traced goes out with it, and no further."""
+"""The trace context is sent with a traced call, and with no other."""
 
 import pytest
 
@@ -18,7 +18,7 @@ PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
 BODY = b'{"model": "m", "messages": [{"role": "user", "content": "hello"}]}'
 TASK = Task(TaskKind.CHAT_COMPLETIONS, "m", BODY, stream=False)
 STREAM = Task(TaskKind.CHAT_COMPLETIONS, "m", BODY[:-1] + b', "stream": true}', stream=True)
-# The widest that the standard lets a caller say.
+# The largest value that the standard allows.
 STATES = ["a=" + "!" * 120 + "~", "b@c=x y z", "d=1"]
 
 
@@ -76,13 +76,13 @@ async def test_the_daemon_is_told_beside_the_operators_own_metadata(daemon):
         kept.tracing.span(TraceStep.PAY),
         pytest.raises(UpstreamError),
     ):
-        # The scripted daemon has no such answer ready; that it was asked is enough.
+        # The scripted daemon has no response for this; that it was called is enough.
         [event async for event in upstream.execute_stream(quote, TASK, 1)]
     assert daemon.metadata["macaroon"] == "abc" and "traceparent" in daemon.metadata
     await upstream.close()
 
 
-async def test_what_the_operator_says_itself_is_not_said_twice(daemon):
+async def test_metadata_that_the_operator_sets_is_not_sent_twice(daemon):
     kept = Kept()
     upstream = LcpdUpstream(
         LcpdAddress(daemon.address, metadata=(("traceparent", PARENT),)), tracing=kept.tracing

@@ -61,7 +61,7 @@ async def test_a_key_runs_as_many_jobs_at_once_as_its_rules_say(leases):
         await lease.release()
 
 
-async def test_a_lease_counts_once_however_often_it_is_given_back(leases):
+async def test_a_lease_counts_once_however_often_it_is_released(leases):
     jobs = ConcurrencyLimits(leases, default=2)
     first, second = await jobs.take(caller()), await jobs.take(caller())
 
@@ -167,7 +167,7 @@ async def test_a_job_that_ends_during_its_renewal_is_not_renewed_after_its_end(r
     await kept.aclose()
 
 
-async def test_a_lease_whose_answer_was_lost_is_given_back_at_the_end_of_its_job(redis):
+async def test_a_lease_whose_reply_was_lost_is_released_at_the_end_of_its_job(redis):
     kept = RedisLeases(redis.url)
     await kept._redis.flushdb()
     take = kept._take
@@ -183,7 +183,7 @@ async def test_a_lease_whose_answer_was_lost_is_given_back_at_the_end_of_its_job
     await kept.aclose()
 
 
-async def test_a_client_that_leaves_during_the_journey_to_redis_leaves_no_lease(redis):
+async def test_a_client_that_disconnects_during_the_redis_call_leaves_no_lease(redis):
     kept = RedisLeases(redis.url)
     await kept._redis.flushdb()
     calls = ShieldedCalls()
@@ -227,7 +227,7 @@ def test_without_its_client_redis_is_refused_in_words_that_help(monkeypatch):
         connect("redis://127.0.0.1:1")
 
 
-async def test_a_lease_goes_on_being_renewed_after_an_error_that_was_not_foreseen():
+async def test_a_lease_is_still_renewed_after_an_unexpected_error():
     """Regression: a renewal task that ended let the lease expire, and the key ran more jobs than allowed."""
 
     class Short(MemoryLeases):

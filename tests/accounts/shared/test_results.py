@@ -130,7 +130,7 @@ async def left_alone(w) -> None:
     w.claims._outage._until = float("inf")
 
 
-async def test_what_one_bought_another_gives_again(replica, journals):
+async def test_a_result_that_one_gateway_bought_is_returned_by_another(replica, journals):
     one, other = await replica(), await replica()
     assert await bought(one) == b"answer"
     answer = other.service.start(ordered(), KEY)
@@ -227,7 +227,7 @@ async def test_the_same_request_without_a_word_on_repeating_is_bought_each_time(
     assert len(one.upstream.works) == len(other.upstream.works) == 1
 
 
-async def test_what_came_to_nothing_may_be_bought_elsewhere(replica):
+async def test_an_unpaid_failure_may_be_bought_elsewhere(replica):
     one, other = await replica(), await replica()
     with pytest.raises(PaymentFailed) as error:
         await bought(one, ordered(), KEY, NO_ROUTE)
@@ -448,7 +448,7 @@ async def test_a_claim_is_renewed_for_as_long_as_it_takes(replica, journals):
     assert journals.asked == []
 
 
-async def test_a_repeat_that_waits_too_long_is_told_that_the_purchase_still_runs(replica):
+async def test_a_repeat_that_waits_too_long_gets_the_error_that_the_purchase_still_runs(replica):
     one, other = await replica(), await replica(wait_s=0.2)
     asked = spawn(one.ask(ordered(), KEY))
     work = await work_of(one)
@@ -511,7 +511,7 @@ async def test_without_redis_each_is_on_its_own_and_says_so(journals):
     assert len(w.upstream.works) == 3
 
 
-async def test_a_redis_that_forgets_everything_hears_of_running_orders_again(replica):
+async def test_running_orders_are_claimed_again_in_a_redis_that_lost_its_data(replica):
     one, other = await replica(lease_s=0.15), await replica()
     asked = spawn(one.ask(ordered(), KEY))
     work = await work_of(one)

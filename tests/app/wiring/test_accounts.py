@@ -1,4 +1,4 @@
-"""Access as the settings say: authentication, charges, limits, and settings that cannot be met."""
+"""Authentication, charges and limits as configured, and settings that cannot work."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -101,7 +101,7 @@ def test_a_model_has_a_mark_up_of_its_own_and_takes_the_rest_from_the_general_on
         (Settings(auth="keys", api_keys=("k",)), StaticKeyAuthenticator),
     ],
 )
-async def test_without_accounts_there_is_a_door_and_nothing_to_administer(settings, door):
+async def test_without_accounts_there_is_authentication_and_no_administration(settings, door):
     async with opened(settings) as parts:
         assert isinstance(parts.authenticator, door)
         assert (parts.wallet_routes, parts.admin_routes) == (None, None)
@@ -184,7 +184,7 @@ async def test_running_jobs_count_against_a_limit_that_is_set_later():
         await parts_of(it, one).admission.lease(caller)
 
 
-# -- keys, kept in memory -------------------------------------------------------------------------
+# -- keys in memory -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ async def test_a_key_that_another_gateway_made_or_revoked_is_known_a_moment_late
         running.cancel()
 
 
-async def test_while_the_database_is_away_the_keys_of_before_let_in_and_it_is_said_once(
+async def test_during_an_outage_of_the_database_known_keys_are_accepted_and_it_is_logged_once(
     bank,  # noqa: F811 - the fixture
     key_sync,
     monkeypatch,
@@ -279,7 +279,7 @@ def test_an_incomplete_file_is_no_secret(tmp_path, monkeypatch):
         l402_secret(Settings())
 
 
-# -- what is credited -----------------------------------------------------------------------------
+# -- credits -----------------------------------------------------------------------------
 
 
 def test_credits_are_counted_and_logged_without_the_invoice():

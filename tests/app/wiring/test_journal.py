@@ -1,4 +1,4 @@
-"""The tasks that keep a gateway's lock, and move on what dead gateways left."""
+"""The tasks that keep a gateway's lock, and resolve the purchases of dead gateways."""
 
 import asyncio
 from unittest.mock import Mock
@@ -18,7 +18,7 @@ from tests.store.journals import NOW, PEER, intent, job, written
 
 @pytest.fixture
 async def opened(tmp_path):
-    """A gateway's books beside which another gateway died that had one purchase open and one settled."""
+    """A journal in which another gateway died with one purchase open and one settled."""
     where = tmp_path / "journal.db"
     database = await open_database(where)
     dead = await open_database(where)
@@ -45,7 +45,7 @@ def tasks_of(journal, trust, log=None):
 
 
 async def test_purchases_that_a_sweep_moves_on_count_for_their_peer(opened):
-    """On PostgreSQL that is after the start, when the journal was read for what is out with each peer."""
+    """On PostgreSQL that is after the start, at which each peer's exposure was read from the journal."""
     trust = PeerTrust(TrustRules())
     sweep = asyncio.create_task(tasks_of(opened, trust)["sweep"]())
     async with asyncio.timeout(60):

@@ -1,4 +1,4 @@
-"""The parts of an lnd beside the requests."""
+"""The background tasks for lnd."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -18,7 +18,7 @@ DAEMON = "02" + "aa" * 32
 
 
 async def test_an_answer_that_cannot_be_read_ends_neither_the_watch_nor_the_reconciler():
-    """A2: one group held the watcher, the reader of fees and the reconciler; any error ended all three for good."""
+    """Regression: the watcher, the reader of fees and the reconciler were in one task group; any error ended all three for good."""
 
     class Broken:
         asked = 0

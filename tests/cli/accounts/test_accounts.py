@@ -34,7 +34,7 @@ def test_a_name_that_is_none_is_refused(name, run, journal):
     assert said(run("accounts", "list", "--json")) == []
 
 
-def test_people_are_told_amounts_in_sat_as_well(run, journal):
+def test_tables_show_amounts_in_sat_as_well(run, journal):
     account_id = new_account(run, balance_msat=57_372)
     shown = dict(
         line.split(None, 1) for line in run("accounts", "show", account_id).out.splitlines()
@@ -82,7 +82,7 @@ def test_an_account_is_renamed(run, journal):
         ["wallet", "topup", "acct_no", "5"],
     ],
 )
-def test_an_account_that_is_not_there_is_said_to_be_none(command, run, journal):
+def test_a_missing_account_is_reported(command, run, journal):
     outcome = run(*command)
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err == "lcp-gateway: there is no such account\n"
@@ -187,7 +187,7 @@ def test_a_statement_lists_the_movements_of_a_balance_and_their_causes(run, jour
 
 
 def test_a_statement_comes_in_pages_and_as_csv_whole(run, journal, monkeypatch):
-    # More pages than one.
+    # More than one page.
     monkeypatch.setattr(documents, "_PAGE", 2)
     account_id = new_account(run)
     for amount in (1, 2, 3, 4, 5):

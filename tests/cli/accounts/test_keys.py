@@ -1,4 +1,4 @@
-"""``keys``: made, shown once, and revoked."""
+"""``keys``: create, show once, and revoke."""
 
 import hashlib
 import json
@@ -156,7 +156,7 @@ def test_a_key_is_revoked_once_and_twice_is_no_error(run, journal):
 
 
 @pytest.mark.parametrize("command", ["show", "revoke"])
-def test_a_key_that_is_not_there_is_said_to_be_none(command, run, journal):
+def test_a_missing_key_is_reported(command, run, journal):
     outcome = run("keys", command, "key_no")
     assert (outcome.code, outcome.out) == (1, "")
     assert outcome.err == "lcp-gateway: there is no such key\n"

@@ -1,4 +1,4 @@
-"""``wallet``: invoices that top an account up, made by lnd or by a node of our own, and paid by that node's customer."""
+"""``wallet``: top-up invoices, issued by lnd or by the embedded node, and paid by that node's customer."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_a_terminal_is_shown_a_code_for_a_camera_and_a_pipe_is_not(run, journal,
     sides = {len(line) for line in drawn}
     assert len(sides) == 1
     (side,) = sides
-    # Two modules stand in one character, one above the other.
+    # One character shows two modules, one above the other.
     assert len(drawn) == (side + 1) // 2
     assert side <= 80
     assert "█" not in run("wallet", "topup", account_id, "50", "--json").out
@@ -199,7 +199,7 @@ def free_port():
 
 
 def asked(port, path, key=""):
-    """Ask a gateway for something; returns the status, None while it does not answer."""
+    """Send a request to a gateway; return the status, or None while it does not answer."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", headers={"Authorization": f"Bearer {key}"} if key else {}
     )

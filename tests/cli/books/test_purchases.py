@@ -1,4 +1,4 @@
-"""``purchases`` and ``spend``: the books as they are, and the few changes that a person may make."""
+"""``purchases`` and ``spend``: queries of the journal, and the few changes that an operator may make."""
 
 import csv
 import io
@@ -110,7 +110,7 @@ def test_a_job_that_is_not_in_the_books_is_said_to_be_none(command, run):
 
 @pytest.mark.usefixtures("journal")
 def test_everything_can_be_exported(run, monkeypatch):
-    # More pages than one.
+    # More than one page.
     monkeypatch.setattr(purchases, "_PAGE", 3)
     lines = run("purchases", "export").out.splitlines()
     assert [json.loads(line)["job_id"] for line in lines] == jobs(FOUR, THREE, TWO, ONE)
@@ -324,7 +324,7 @@ READING = [
 
 @pytest.mark.parametrize("command", READING)
 def test_where_only_the_embedded_node_has_run_its_journal_is_read(command, run, tmp_path):
-    """D4: after ``./scripts/serve`` there was "no journal"."""
+    """Regression: after ``./scripts/serve`` the command reported "no journal"."""
     folder = tmp_path / "state" / "lcp-gateway"
     written(folder / "embedded.db", ONE)
     outcome = run(*command)

@@ -1,4 +1,4 @@
-"""``receipt``: written from the journal, and checked by anyone with the file."""
+"""``receipt``: written from the journal, and verified with nothing but the file."""
 
 import io
 import json
@@ -99,7 +99,7 @@ def test_a_file_that_is_no_receipt_is_one_line(content, run, tmp_path):
     assert outcome.err.startswith(f"lcp-gateway: {path}: ")
 
 
-def test_a_file_that_is_not_there_is_one_line(run, tmp_path):
+def test_a_missing_file_is_one_line(run, tmp_path):
     outcome = run("receipt", "verify", str(tmp_path / "none"))
     assert (
         outcome.err == f"lcp-gateway: {tmp_path}/none: cannot be read: No such file or directory\n"
@@ -107,7 +107,7 @@ def test_a_file_that_is_not_there_is_one_line(run, tmp_path):
 
 
 def test_checking_needs_neither_configuration_nor_daemon_nor_database(receipt, monkeypatch):
-    """And imports none of their modules."""
+    """It imports none of their modules either."""
     path = receipt(PAID)
     monkeypatch.setenv("LCP_GATEWAY_NONSENSE", "1")
     program = (

@@ -34,7 +34,7 @@ def test_a_healthy_doctor_says_ok_to_everything(run, at):
     assert "msat) for a very short request; nothing was paid" in outcome.out
 
 
-def test_the_doctor_takes_its_question_back_and_pays_nothing(run, at, node):
+def test_the_doctor_cancels_its_quote_and_pays_nothing(run, at, node):
     before = len(node.events.read_text().splitlines()) if node.events.exists() else 0
     run("doctor", *at)
     lines = node.events.read_text().splitlines()[before:]

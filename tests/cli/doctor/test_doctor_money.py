@@ -1,4 +1,4 @@
-"""The doctor on money: the journal, and lnd where one is configured."""
+"""``doctor`` on money: the journal, and lnd where one is configured."""
 
 import asyncio
 import threading
@@ -62,7 +62,7 @@ def test_the_journal_is_opened_and_its_unknown_purchases_are_counted(run, at, tm
     assert "purchases resolve" in outcome.out
 
 
-def test_a_journal_that_is_not_there_yet_is_not_made(run, at, tmp_path):
+def test_a_missing_journal_is_not_created(run, at, tmp_path):
     outcome = run("doctor", *at)
     assert "journal.db is made at the first start" in outcome.out
     assert not (tmp_path / "state").exists()
@@ -79,7 +79,7 @@ def test_a_journal_that_cannot_be_made_or_read_is_found(run, at, tmp_path):
 
 
 def test_another_journal_than_the_one_that_was_kept_before_is_found(run, at, tmp_path):
-    """A8: an empty journal in the place of the old one was called in order."""
+    """Regression: an empty journal in place of the old one was reported as fine."""
     where = tmp_path / "j.db"
     written(str(where), Bought(1))
     where.unlink()

@@ -1,4 +1,4 @@
-"""The doctor on nodes: up, or why not; and requests that go to one that is missing."""
+"""``doctor`` on nodes: which are up, why others are not, and models mapped to a missing node."""
 
 import pytest
 
@@ -37,7 +37,7 @@ def test_a_node_that_is_up_is_well(run, at, nodes, tmp_path):
     assert not nodes["box"].calls()
 
 
-def test_each_thing_that_is_wrong_with_a_node_is_said_with_advice(run, at, nodes, tmp_path):
+def test_each_problem_of_a_node_is_reported_with_advice(run, at, nodes, tmp_path):
     config = config_file(
         tmp_path,
         table("locked", nodes["locked"].base_url, api_key=KEY),
@@ -109,7 +109,7 @@ def test_a_quote_of_a_node_is_the_most_that_it_can_come_to(run, at, nodes, tmp_p
     assert not nodes["box"].calls()
 
 
-def test_auto_is_quoted_by_whoever_would_be_asked_first(run, at, nodes, tmp_path):
+def test_auto_is_quoted_by_the_provider_that_would_be_asked_first(run, at, nodes, tmp_path):
     config = config_file(tmp_path, table("box", nodes["box"].base_url))
     outcome = run("quote", "--model", "auto:free", "--prompt", "x", *at, "--config", config)
     assert outcome.code == 0, outcome.err

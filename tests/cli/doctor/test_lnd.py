@@ -1,4 +1,4 @@
-"""The doctor on lnd: it tells the truth of the node, its certificate, its macaroons and its channels."""
+"""``doctor`` on lnd: the node, its certificate, its macaroons and its channels."""
 
 import re
 
@@ -51,7 +51,7 @@ def flags(lnd, *, macaroon=None, **changes):
 
 
 def line(outcome, name):
-    """The doctor's line about something, with the advice below it."""
+    """Return the doctor's line about a subject, with the advice below it."""
     (found,) = re.findall(
         rf"^((?:ok  |fail)  {name:14} .*(?:\n      .*)*)", outcome.out, re.MULTILINE
     )
@@ -70,7 +70,7 @@ def test_lnd_is_asked_how_it_is_and_gives_the_network(run, at, lnd):
 
 
 def test_an_lnd_of_another_node_is_found(run, at, tmp_path):
-    """A22: all was said to be well."""
+    """Regression: no problem was reported."""
     (tmp_path / "other").mkdir()
     other = LndStandin(tmp_path / "other")
     other.channels.append(channel(50_000))
@@ -82,7 +82,7 @@ def test_an_lnd_of_another_node_is_found(run, at, tmp_path):
 
 
 def test_a_macaroon_that_only_reads_makes_no_invoices_and_the_doctor_says_so(run, at, lnd):
-    """A22: with auth = accounts and the read macaroon alone, top-ups failed one by one."""
+    """Regression: with auth = accounts and the read macaroon alone, every top-up failed."""
     outcome = run("doctor", *at, *flags(lnd), "--auth", "accounts")
     assert outcome.code == 1
     told = line(outcome, "lnd macaroon")
@@ -140,12 +140,12 @@ def test_a_macaroon_that_can_spend_is_warned_about(run, at, lnd):
     assert outcome.code == 0
     told = line(outcome, "lnd macaroon")
     assert "it can also spend" in told
-    # lnd's own file is not to be written over.
+    # lnd's own file must not be overwritten.
     assert "--save_to=lcp-gateway.macaroon" in told
 
 
 def test_a_macaroon_that_other_users_may_read_is_warned_about(run, at, lnd):
-    """D10: lncli makes it so."""
+    """lncli creates it like this."""
     reads = lnd.bake("open", *READS)
     reads.chmod(0o644)
     outcome = run("doctor", *at, *flags(lnd, macaroon=reads))
@@ -154,7 +154,7 @@ def test_a_macaroon_that_other_users_may_read_is_warned_about(run, at, lnd):
 
 
 def test_a_certificate_of_another_lnd_is_named_with_its_setting(run, at, lnd, tmp_path):
-    """A22: the setting that was wrong was not named."""
+    """Regression: the wrong setting was not named."""
     (tmp_path / "wrong").mkdir()
     certificate, _ = make_certificate(tmp_path / "wrong")
     outcome = run("doctor", *at, *flags(lnd, lnd_tls_cert=certificate))
@@ -187,7 +187,7 @@ def test_a_server_without_tls_is_reported(run, at, lnd, node, tmp_path):
         (grpc.StatusCode.UNAVAILABLE, "gone", "whether lnd runs"),
     ],
 )
-def test_an_lnd_that_cannot_answer_yet_is_told_apart(run, at, lnd, status, text, says):
+def test_an_lnd_that_is_still_starting_is_distinguished(run, at, lnd, status, text, says):
     lnd.trouble = Trouble(status, text)
     outcome = run("doctor", *at, *flags(lnd))
     assert outcome.code == 1

@@ -1,4 +1,4 @@
-"""``models``: everything that peers and nodes offer, as a running gateway measured it or as they say themselves."""
+"""``models``: the models that peers and nodes offer, as measured by a running gateway or as advertised."""
 
 import json
 import socket
@@ -151,7 +151,7 @@ def test_a_running_gateway_is_asked_and_its_key_is_not_shown(run, box, nowhere, 
 def test_a_daemon_that_a_flag_names_is_asked_though_a_gateway_runs_on_the_usual_address(
     run, nowhere, monkeypatch
 ):
-    """D4: the flag was ignored."""
+    """Regression: the flag was ignored."""
     with gateway() as running:
         monkeypatch.setenv("LCP_GATEWAY_HTTP_ADDR", f"127.0.0.1:{running.port}")
         assert "as measured by the gateway" in run("models").err
@@ -163,7 +163,7 @@ def test_a_daemon_that_a_flag_names_is_asked_though_a_gateway_runs_on_the_usual_
 
 @pytest.mark.parametrize("command", ["models", "route"])
 def test_with_accounts_the_administrators_key_is_enough_to_look(run, command, monkeypatch):
-    """D4: it was refused, and the hint named another key."""
+    """Regression: it was refused, and the hint named another key."""
     accounts = {"LCP_GATEWAY_AUTH": "accounts", "LCP_GATEWAY_ADMIN_KEY": "boss-of-it-all"}
     with gateway(env=accounts) as running:
         where = ("--port", str(running.port))
@@ -203,7 +203,7 @@ def test_measurements_show_in_the_rows_of_the_best_provider():
 
 @pytest.fixture
 def stranger():
-    """A server on the gateway's address that is not a gateway; ``seen`` are the requests that it got."""
+    """A server on the gateway's address that is not a gateway; ``seen`` are the requests it got."""
     seen = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -225,7 +225,7 @@ def stranger():
         thread.join(5)
 
 
-def test_a_stranger_on_the_gateways_address_gets_no_key(run, at, stranger, monkeypatch):
+def test_another_server_on_the_gateways_address_gets_no_key(run, at, stranger, monkeypatch):
     monkeypatch.setenv("LCP_GATEWAY_API_KEYS", KEY)
     where = f"127.0.0.1:{stranger.server_port}"
     outcome = run("models", *at, "--http-addr", where)

@@ -1,4 +1,4 @@
-"""What the commands say about a daemon that does not do as it should, and how long they wait for their own."""
+"""Messages about a daemon that fails, and how long commands wait for the embedded node."""
 
 from types import SimpleNamespace
 
@@ -29,7 +29,7 @@ def test_each_failure_comes_with_advice(status, settings, words):
     assert words in daemon_advice(UpstreamError(status, "x"), settings)
 
 
-def test_silence_is_told_by_address_and_an_answer_by_its_words():
+def test_an_unreachable_daemon_is_reported_by_address_and_an_error_by_its_text():
     silence = UpstreamError("UNAVAILABLE", "ipv4:127.0.0.1: connect: refused")
     assert (
         describe_daemon_error(silence, THEIRS)
@@ -39,7 +39,7 @@ def test_silence_is_told_by_address_and_an_answer_by_its_words():
 
 
 class Asked:
-    """Fails so many times before it answers."""
+    """A probe that fails so many times before it succeeds."""
 
     def __init__(self, failures, status="UNAVAILABLE"):
         self.left = failures
@@ -68,7 +68,7 @@ async def test_anything_else_is_asked_once(settings, status):
 
 
 async def test_waiting_for_our_own_node_ends(monkeypatch):
-    """With a clock of its own: the test waits for nothing."""
+    """With a scripted clock, so that the test does not wait."""
     now, asked = [0.0], Asked(10**6)
     clock = SimpleNamespace(monotonic=lambda: now[0])
 

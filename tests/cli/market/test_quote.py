@@ -1,4 +1,4 @@
-"""``quote``: the price of a request, every check of it, and nothing paid."""
+"""``quote``: the price of a request and every check of it, without a payment."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""``route``: which provider would get a request and why. Nothing is bought, and nothing of the request is shown."""
+"""``route``: which provider would get a request, and why. It buys nothing, and shows nothing of the request."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def running(tables, tmp_path_factory):
 
 @pytest.fixture
 def at(node):
-    """No gateway, and the session's node in place of an embedded one."""
+    """Use the session's node instead of an embedded one, and no gateway."""
     return ("--no-embedded", "--lcpd-grpc-addr", node.address, "--http-addr", "127.0.0.1:0")
 
 

@@ -1,4 +1,4 @@
-"""The embedded node: started, restarted, ended with its gateway, and never there unasked."""
+"""The embedded node: started, restarted, ended with its gateway, and never started unless configured."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ WAIT_S = 120
 
 
 def eventually(look):
-    """Look until there is something, for a bounded time."""
+    """Poll until there is a value, for a limited time."""
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
         if found := look():
@@ -107,7 +107,7 @@ def test_flags_beat_the_file_of_peers(tmp_path):
 
 @pytest.fixture
 def serving(start, tmp_path):
-    """A gateway on its embedded node, its base URL and its children."""
+    """A gateway with an embedded node, its base URL and its child processes."""
     process = start(
         "serve",
         "--embedded",
@@ -202,6 +202,6 @@ def test_without_the_flag_no_node_is_started_and_the_daemon_is_missed(start):
     assert out == ""
     *warnings, line = err.splitlines()
     assert line.startswith("lcp-gateway: the daemon at 127.0.0.1:9 did not answer")
-    # Real money would have been at stake.
+    # It could have paid real money.
     assert "no limit on spending is set" in warnings[0]
     assert "10,000 sat a payment" in warnings[1]

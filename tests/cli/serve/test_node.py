@@ -65,7 +65,7 @@ def test_a_port_that_is_taken_is_one_line(start):
     assert "Traceback" not in err
 
 
-def test_a_backend_that_is_not_there_is_one_line(start, tmp_path):
+def test_a_missing_backend_is_one_line(start, tmp_path):
     process = start(
         "node", "--listen", f"unix:{tmp_path}/b.sock", "--backend", "http://127.0.0.1:9/v1"
     )
@@ -76,7 +76,7 @@ def test_a_backend_that_is_not_there_is_one_line(start, tmp_path):
 
 
 def test_it_takes_the_flags_of_serve_too(start, run, tmp_path):
-    """D4: ``--node-listen`` was no option."""
+    """Regression: ``--node-listen`` was no option."""
     process = start("node", "--node-listen", f"unix:{tmp_path}/n.sock", "--node-faults")
     assert process.stdout.readline().startswith(f"node ready on unix:{tmp_path}/n.sock")
     for flag in ("--node-backend", "--node-peers-file", "--node-tokens-per-second"):

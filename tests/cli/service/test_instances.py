@@ -1,4 +1,4 @@
-"""The files of a gateway, which gateway is meant, and the lock that keeps other commands away."""
+"""The files of a gateway, how commands find their gateway, and the lock that excludes concurrent commands."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""The end of a log that is written and rotated while it is read."""
+"""Following a log that is written and rotated meanwhile."""
 
 import pytest
 from hypothesis import given
@@ -34,7 +34,7 @@ def test_lines_longer_than_a_block_are_whole(tmp_path):
     assert last_lines(path, 3) == long[1] + long[2] + b"unfinished"
 
 
-def test_a_log_that_is_not_there_is_an_error_unless_it_is_being_rotated(tmp_path):
+def test_a_missing_log_is_an_error_unless_it_is_being_rotated(tmp_path):
     with pytest.raises(FileNotFoundError):
         last_lines(tmp_path / "x.log", 5)
     (tmp_path / "x.log.1").write_bytes(b"one\n")
@@ -55,7 +55,7 @@ def test_following_begins_at_the_end_and_goes_through_rotations(tmp_path):
             path.rename(tmp_path / "x.log.1")
             path.write_bytes(b"four\n")
             assert follower.read() == b"two\n"
-            # Its writer was about to write this when the file was renamed.
+            # The writer wrote this just after the file was renamed.
             old.write(b"three\n")
         assert follower.read() == b"three\nfour\n"
         assert follower.read() == b""

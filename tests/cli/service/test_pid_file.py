@@ -1,4 +1,4 @@
-"""The PID file: whole, private, and believed only as far as the process behind it is the one that it names."""
+"""The PID file: written atomically, private, and trusted only while its process is the one it was written for."""
 
 import dataclasses
 import os

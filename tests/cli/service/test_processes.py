@@ -1,4 +1,4 @@
-"""Processes are identified by more than their number."""
+"""Processes are identified by more than their PID."""
 
 import dataclasses
 import os
@@ -11,7 +11,7 @@ import pytest
 
 from lcp_gateway.cli.service.processes import children_of, find_process, is_running, send, wait_gone
 
-# With brackets and blanks in its name, as nothing keeps a program from having.
+# A program's name may contain brackets and blanks.
 CHILD = "import sys; open('/proc/self/comm', 'w').write('a) (b c'); print('up', flush=True); sys.stdin.read()"
 
 
@@ -32,7 +32,7 @@ def test_a_process_is_found_until_it_ends_and_a_zombie_is_none(child):
     assert found in children_of(find_process(os.getpid()))
     assert wait_gone([found], 0.1) == [found]
     child.kill()
-    # Its parent has not waited for it: the number is still taken.
+    # Its parent has not waited for it: the PID is still in use.
     assert wait_gone([found], 5) == []
     os.kill(child.pid, 0)
     assert find_process(child.pid) is None

@@ -1,4 +1,4 @@
-"""``start``: how the flags of a gateway are passed on; the command itself is tested in ``tests/system/background``."""
+"""``start``: how the gateway's flags are passed on; tests/system/background tests the command itself."""
 
 from lcp_gateway.cli.service.start import command_line_flags
 

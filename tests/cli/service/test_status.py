@@ -1,4 +1,4 @@
-"""The status of a gateway, as pairs and for programs."""
+"""The status of a gateway, for people and as JSON."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""/api/admin: accounts, keys, adjustments and the books, and that all of it is written down."""
+"""/api/admin: accounts, keys, adjustments and purchases, and the log of all changes."""
 
 import csv
 import io
@@ -82,7 +82,7 @@ async def test_a_deleted_account_has_no_name_and_its_keys_open_nothing_at_once(g
     assert (await gateway.ask("DELETE", f"{ACCOUNTS}/{account_id}")).status == 404
 
 
-async def test_an_account_that_is_not_there_is_not_found(gateway):
+async def test_a_missing_account_is_not_found(gateway):
     wrong = []
     for account in (NO_ACCOUNT, "x", "%00", "a%20b", "%FF", "z" * 200):
         for method, path, asked in (
@@ -236,7 +236,7 @@ async def test_a_revoked_key_opens_nothing_at_once_and_the_others_still_do(gatew
 
 @pytest.mark.parametrize("key", ["key_" + "0" * 16, "%00", "x"])
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
-async def test_a_key_that_is_not_there_is_not_found(gateway, method, key):
+async def test_a_missing_key_is_not_found(gateway, method, key):
     assert (await gateway.ask(method, f"{KEYS}/{key}")).status == 404
 
 
@@ -253,7 +253,7 @@ async def test_keys_are_listed_of_one_account_and_of_all(gateway, account_id):
     assert rest["after"] is None
 
 
-# -- the books ------------------------------------------------------------------------------------
+# -- purchases and ledger ------------------------------------------------------------------------------------
 
 
 async def test_a_statement_is_given_as_json_in_pages_and_as_csv_whole(

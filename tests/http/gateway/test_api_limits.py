@@ -1,4 +1,4 @@
-"""Requests that ask the database and buy nothing: so many at one time of a caller and of all, a few wait, the rest is 429."""
+"""Limits of concurrent database requests that buy nothing, per caller and in total: a few wait, the rest get 429."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -22,7 +22,7 @@ ONE, OTHER = account_caller("acct_1"), account_caller("acct_2")
 
 
 async def held(limits: ApiLimits, *callers: ApiCaller) -> AsyncExitStack:
-    """Hold a place for each of these until it is closed."""
+    """Hold a slot for each of these callers until closed."""
     stack = AsyncExitStack()
     for caller in callers:
         await stack.enter_async_context(limits.place(caller))
@@ -30,7 +30,7 @@ async def held(limits: ApiLimits, *callers: ApiCaller) -> AsyncExitStack:
 
 
 async def all_but_one(asked: list[asyncio.Task]) -> None:
-    """Wait until one only has no answer."""
+    """Wait until all but one have an answer."""
     async with asyncio.timeout(10):
         while sum(one.done() for one in asked) < len(asked) - 1:
             await asyncio.sleep(0.01)
@@ -44,8 +44,8 @@ async def is_refused(limits: ApiLimits, caller: ApiCaller) -> bool:
         return (error.status, error.code, error.retry) == (429, "rate_limit_exceeded", True)
 
 
-async def test_a_caller_has_its_places_and_others_have_theirs():
-    """A1: one customer's reads took every connection to the database."""
+async def test_each_caller_has_slots_of_its_own():
+    """Regression: one customer's reads took every connection to the database."""
     limits = ApiLimits(2, 10, wait_s=0.01)
     places = await held(limits, ONE, ONE)
     assert await is_refused(limits, ONE)
@@ -85,7 +85,7 @@ async def test_waiting_callers_have_their_turn_in_order_and_one_that_is_full_hol
 
 
 async def test_of_thousands_at_once_few_run_some_wait_and_the_rest_is_refused_at_once():
-    """A1: 3,000 GETs of one customer."""
+    """Regression: 3,000 concurrent GETs of one customer."""
     limits = ApiLimits(4, 8)
     running, most, gate = 0, 0, asyncio.Event()
 
@@ -118,7 +118,7 @@ async def test_a_caller_that_leaves_while_it_waits_takes_no_place_with_it():
     place = await held(limits, ONE)
     waiting = [asyncio.create_task(is_refused(limits, ONE)) for _ in range(3)]
     await asyncio.sleep(0)
-    # One leaves while it waits, one in the very moment in which its turn comes.
+    # One client leaves while it waits, one at the moment its turn comes.
     waiting[0].cancel()
     await asyncio.sleep(0)
     await place.aclose()
@@ -171,7 +171,7 @@ READS = [
 async def test_a_flood_of_reads_is_answered_429_in_openais_shape_and_counted(
     bank, monkeypatch, path
 ):
-    """A1: wallet routes had no bound."""
+    """Regression: wallet routes had no limit."""
     account_id = await bank.customer()
     async with front(bank, api_per_caller=1) as gateway:
         key = await gateway.key(account_id)
@@ -229,10 +229,8 @@ async def test_the_administrator_is_bounded_too_and_by_no_flood_of_others(bank, 
         assert sorted([one.status for one in await asyncio.gather(*asked)]) == [200] + [429] * 4
 
 
-async def test_strangers_at_the_door_are_bounded_together_and_keep_no_customer_out(
-    bank, monkeypatch
-):
-    """A1: with L402 on, 3,000 POSTs without a key took every connection."""
+async def test_unauthenticated_requests_share_a_limit_and_lock_no_customer_out(bank, monkeypatch):
+    """Regression: with L402 enabled, 3,000 POSTs without a key took every connection."""
     account_id = await bank.customer()
     async with front(bank, api_per_caller=1, api_in_all=1) as gateway:
         key = await gateway.key(account_id)

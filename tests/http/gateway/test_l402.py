@@ -1,4 +1,4 @@
-"""L402: which requests get an invoice, what a proof of payment opens, and which proofs are refused."""
+"""L402: which requests get an invoice, which routes a proof of payment admits to, and which proofs are refused."""
 
 import base64
 import hashlib
@@ -20,7 +20,7 @@ CHALLENGE = re.compile(r'L402 macaroon="([A-Za-z0-9+/=]+)", invoice="([a-z0-9]+)
 
 
 async def challenged(gateway):
-    """Come without anything; return the macaroon and the top-up that it is for."""
+    """Send a request without credentials; return the macaroon and its top-up."""
     found = await gateway.ask("POST", CHAT, None)
     assert (found.status, found.code) == (402, "payment_required")
     macaroon, invoice = CHALLENGE.fullmatch(found.headers["WWW-Authenticate"]).groups()
@@ -83,7 +83,7 @@ async def test_without_l402_no_client_gets_an_invoice(bank):
 
 async def test_a_macaroon_without_its_payment_opens_nothing(gateway):
     macaroon, invoice = await challenged(gateway)
-    # The preimage is right, as an operator who knows the node's secrets may have it, and nothing was paid.
+    # The preimage is right, as an operator with the node's secrets might have it, but the invoice was not paid.
     assert (await come(gateway, macaroon, invoice.preimage)).status == 401
     assert (await come(gateway, macaroon, b"\0" * 32)).status == 401
 
@@ -104,7 +104,7 @@ async def test_a_macaroon_that_names_anothers_account_opens_nothing(gateway):
     victim = await gateway.bank.customer(9_000)
     stretched = parse(macaroon).with_caveat("account", victim).to_text()
     assert (await come(gateway, stretched, invoice.preimage)).status == 401
-    # Even made with the right secret: the payment belongs to another account.
+    # Even a macaroon with a valid signature: the payment belongs to another account.
     forged = Issuer(SECRET).issue(
         invoice.payment_hash, victim, datetime.now(UTC) + timedelta(days=1)
     )
@@ -173,10 +173,10 @@ async def test_while_lnd_cannot_be_reached_no_new_client_is_admitted_and_earlier
     assert (await come(gateway, unpaid[0], unpaid[1].preimage)).status == 200
 
 
-async def test_where_too_many_are_unpaid_the_oldest_gives_way_and_can_still_be_paid(
+async def test_where_too_many_are_unpaid_the_oldest_is_dropped_and_can_still_be_paid(
     gateway, monkeypatch
 ):
-    """A9: the pool was full for an hour, and every other client got 429."""
+    """Regression: the pool was full for an hour, and every other client got 429."""
     monkeypatch.setattr(l402, "_MOST_OPEN", 3)
     bank = gateway.bank
     account_id = await bank.customer()
@@ -191,14 +191,14 @@ async def test_where_too_many_are_unpaid_the_oldest_gives_way_and_can_still_be_p
         assert (await come(gateway, macaroon, invoice.preimage)).status == 200
 
 
-async def test_an_invoice_at_the_door_can_be_paid_for_a_quarter_of_an_hour(gateway):
+async def test_the_invoice_of_a_challenge_can_be_paid_for_a_quarter_of_an_hour(gateway):
     _, invoice = await challenged(gateway)
     left = invoice.expires_at - datetime.now(UTC)
     assert timedelta(minutes=14) < left <= timedelta(minutes=15)
 
 
 async def test_a_client_that_asks_too_often_waits_and_no_other_does(bank):
-    """A9: one client's thousand invoices kept every other client out."""
+    """Regression: one client's thousand invoices locked every other client out."""
     async with front(bank, l402_per_minute=3) as gateway:
         answers = [await gateway.l402.challenge(from_address("203.0.113.5")) for _ in range(20)]
         assert [error.status for error in answers] == [402] * 3 + [429] * 17
@@ -211,8 +211,8 @@ async def test_a_client_that_asks_too_often_waits_and_no_other_does(bank):
         assert (await gateway.ask("POST", CHAT, key)).status == 200
 
 
-async def test_a_strangers_flood_uses_up_no_rate_of_the_whole_gateway(bank):
-    """A9: strangers counted in the gateway's requests a minute, and customers were refused."""
+async def test_unauthenticated_requests_use_up_no_rate_of_the_whole_gateway(bank):
+    """Regression: unauthenticated requests counted in the gateway's requests per minute, and customers were refused."""
     rates = RateLimits(MemoryCounters(), gateway=Rates(requests_per_minute=2))
     async with front(bank) as gateway:
         gateway.l402._rates = rates
@@ -222,7 +222,7 @@ async def test_a_strangers_flood_uses_up_no_rate_of_the_whole_gateway(bank):
 
 
 async def test_only_the_routes_that_buy_make_an_invoice(gateway):
-    """A9, and part E: the challenge on GET."""
+    """Regression: GET requests got a challenge too."""
     wrong = []
     for method, path in (
         ("POST", "/no/such/path/completions"),
@@ -257,7 +257,7 @@ async def test_a_page_of_another_origin_makes_its_visitors_ask_for_no_invoice(ga
 
 
 async def test_a_token_ends_with_its_account_at_once_and_on_every_gateway(bank):
-    """A7: the token of a deleted account bought 41 more times."""
+    """Regression: the token of a deleted account bought 41 more times."""
     async with front(bank) as one, front(bank) as other:
         macaroon, invoice = await challenged(one)
         bank.invoices.pay(invoice.payment_hash)

@@ -31,7 +31,7 @@ async def serving(answer_to):
 
 
 async def asked(body: bytes, answer_to=lambda _query: []):
-    """Return the status and the document of an answer."""
+    """Return the status and the document of a response."""
     async with serving(answer_to) as client:
         response = await client.post("/api/models/route", data=body)
         assert response.content_type == "application/json"
@@ -91,7 +91,7 @@ async def test_a_wrong_document_is_not_repeated():
 
 
 async def test_where_no_model_fits_the_reasons_are_returned():
-    """D8: the list was just empty."""
+    """Regression: the response was only an empty list."""
     bench = Bench(provider("a", "x-7b"))
     ranking = RankingRoutes(
         lambda query: rank_models(query, bench.offers, bench.auto),

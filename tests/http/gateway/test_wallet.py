@@ -1,4 +1,4 @@
-"""/api/wallet: what a customer sees and asks for, and that it is its own."""
+"""/api/wallet: a customer sees and tops up its own wallet only."""
 
 import pytest
 
@@ -18,7 +18,7 @@ async def gateway(bank):
 
 @pytest.fixture
 async def customer(gateway):
-    """A customer with 7,000 msat; return its account's id and its key."""
+    """Create a customer with 7,000 msat; return the account's id and a key."""
     account_id = await gateway.bank.customer(7_000)
     return account_id, await gateway.key(account_id)
 
@@ -206,7 +206,7 @@ async def test_books_that_cannot_be_read_are_said_to_be_away_and_worth_another_t
     ("is_final", "status", "retry"), [(True, 409, "false"), (False, 503, "true")]
 )
 async def test_a_demo_payment_that_the_node_refuses_is_an_error(bank, is_final, status, retry):
-    """B10: one for an invoice that was paid by another way was 500."""
+    """Regression: paying an invoice that had been paid otherwise returned 500."""
 
     async def pay(payment_request):
         raise InvoiceNotPaid("invoice is already paid", is_final=is_final)

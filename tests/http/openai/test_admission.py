@@ -1,4 +1,4 @@
-"""What a request must pass: the key's models, rates, jobs, price cap and budgets, in the order that it places."""
+"""Checks of a request: the key's models, rates, concurrent jobs, price cap and budgets, up to the order."""
 
 import asyncio
 from contextlib import suppress
@@ -78,7 +78,7 @@ def test_a_keys_budgets_are_counted_for_that_key():
 
 
 @pytest.mark.parametrize("model", ["m", "auto", "auto:cheap"])
-def test_a_key_buys_the_models_that_it_is_good_for_and_auto_among_them(model):
+def test_a_key_buys_the_models_that_it_is_restricted_to_and_auto_among_them(model):
     order = placed(caller(models=frozenset({"m", "n"})), model)
     assert order.models == {"m", "n"}
 
@@ -110,17 +110,17 @@ async def test_jobs_without_a_key_are_not_counted():
     gate = admission(jobs=1)
     for _ in range(3):
         await gate.lease(ANONYMOUS)
-    # The same gate counts the jobs of a key.
+    # The same limiter counts the jobs of a key.
     await gate.lease(caller())
     with pytest.raises(TooManyConcurrentJobs):
         await gate.lease(caller())
 
 
-# -- clients that leave while Redis is asked --------------------------------------------------------
+# -- clients that disconnect during a Redis call --------------------------------------------------------
 
 
 class SlowLeases(MemoryLeases):
-    """Counts in a Redis that answers when the test says so; its client swallows a cancellation, as redis-py's may."""
+    """Leases in a Redis that replies when the test lets it; its client swallows a cancellation, as redis-py may."""
 
     lease_s = 0.03
 
@@ -163,7 +163,7 @@ def of_redis(slow, calls, limits=None) -> Admission:
 
 
 async def left_during(slow, work) -> None:
-    """Cancel work as soon as it asks Redis, and let Redis answer."""
+    """Cancel work as soon as it calls Redis, and let Redis reply."""
     task = asyncio.create_task(work)
     await slow.asked.wait()
     task.cancel()
@@ -173,7 +173,7 @@ async def left_during(slow, work) -> None:
 
 
 async def test_a_client_that_leaves_while_its_job_is_counted_leaves_no_lease(slow, calls):
-    """A12: the lease was taken all the same and renewed for ever, so that the key was locked out."""
+    """Regression: the lease was acquired nevertheless and renewed for ever, so that the key was locked out."""
     gate = of_redis(slow, calls)
     await left_during(slow, gate.lease(caller()))
     await calls.close()
@@ -204,7 +204,7 @@ async def test_a_client_that_leaves_at_the_very_end_of_its_job_leaves_no_lease(s
 
 
 class SlowRates:
-    """Rates that are counted when the test says so, by a client that swallows a cancellation."""
+    """Rate limits that are counted when the test lets them, by a client that swallows a cancellation."""
 
     def __init__(self, slow: SlowLeases) -> None:
         self._slow = slow
@@ -219,7 +219,6 @@ class SlowRates:
 async def test_a_client_that_leaves_while_its_rates_are_checked_is_not_served_and_is_counted(
     slow, calls
 ):
-    """A12."""
     rates = SlowRates(slow)
     gate = of_redis(slow, calls, rates)
     await left_during(slow, gate.count(caller(), task()))
@@ -304,7 +303,7 @@ def test_an_alias_and_its_model_are_the_same_to_a_key(listed, asked):
         gate.order(key, task("other"), request_id="r", limit_msat=None)
 
 
-# -- the place of a request among those in flight ----------------------------------------------------
+# -- the limit of requests in flight ----------------------------------------------------
 
 
 def jobs(limit=0) -> JobsInFlight:
@@ -413,7 +412,7 @@ async def test_another_limit_ends_nothing_and_holds_for_the_next():
 
 
 async def hand_over(held: JobsInFlight, coroutine) -> asyncio.Task:
-    """Admit a job as a request does, and have it last as long as another task."""
+    """Admit a job as a request would, and hand its ticket over to a task."""
     task = asyncio.ensure_future(coroutine)
     async with ticket(held) as held_ticket:
         held_ticket.hand_over(task)

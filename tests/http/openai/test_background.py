@@ -1,4 +1,4 @@
-"""Jobs in the background: begun once, found again, cancelled, and never paid twice or left holding a place."""
+"""Background jobs: started once, found again, cancelled, and never paid twice or left holding an admission."""
 
 import asyncio
 import gc
@@ -45,7 +45,7 @@ async def until(front, job_id, wanted):
             await asyncio.sleep(0.001)
 
 
-# -- from the beginning to the end ------------------------------------------------------------------
+# -- from start to end ------------------------------------------------------------------
 
 
 async def test_a_job_is_answered_at_once_polled_and_found_with_its_result(front):
@@ -95,7 +95,7 @@ async def test_a_job_is_of_one_credential_only(front):
     (await front.work()).deliver(response())
     await front.idle()
     assert (await front.get(f"/v1/responses/{job_id}", BOB)).status == 404
-    # Each look for it costs the same, whether it is there or not.
+    # A look-up costs the same whether the response exists or not.
     assert front.repository.asked.count(job_id) == front.repository.asked.count("resp_bg_0") + 1
 
 
@@ -119,7 +119,7 @@ async def test_a_job_can_be_built_on_and_can_build_on_others(front):
     assert len(json.loads(front.sent())["input"]) == 5
 
 
-# -- once, however often a client asks -------------------------------------------------------------------
+# -- one purchase, however often a client asks -------------------------------------------------------------------
 
 
 async def test_the_same_request_at_once_is_one_job_and_holds_one_place(front):
@@ -231,7 +231,7 @@ async def test_a_job_that_failed_after_its_payment_fails_alike_for_a_repeat(fron
     assert front.payments == 1
 
 
-async def test_a_job_that_failed_before_its_payment_is_bought_anew_by_a_repeat(front):
+async def test_a_job_that_failed_before_its_payment_is_bought_again_by_a_repeat(front):
     front.world.upstream.peers["p1"].error = UpstreamError("UNAVAILABLE", "gone")
     job_id = await begin(front, headers=KEY)
     await front.idle()
@@ -253,7 +253,7 @@ async def test_another_request_with_the_same_key_is_refused_and_leaves_no_row(fr
     await front.idle()
 
 
-# -- what cannot begin ------------------------------------------------------------------------------
+# -- jobs that cannot be started ------------------------------------------------------------------------------
 
 
 async def test_a_job_that_cannot_be_written_down_is_not_begun(front):
@@ -291,7 +291,7 @@ async def test_a_client_that_leaves_before_its_job_is_written_down_leaves_nothin
     assert front.payments == 0 and front.repository.rows == {}
 
 
-# -- places -----------------------------------------------------------------------------------------
+# -- admissions -----------------------------------------------------------------------------------------
 
 
 async def test_a_job_holds_its_place_and_its_keys_lease_until_it_ends():
@@ -352,7 +352,7 @@ async def test_nothing_holds_an_ended_job(front):
     front.world.memory._unkeyed.clear()
     front.world.observer.ends.clear()
     front.world.observer.quotes.clear()
-    # A connection remembers its last request.
+    # The connection object keeps its last request.
     await front.get("/v1/responses/resp_1")
     gc.collect()
     assert answer() is None
@@ -465,7 +465,7 @@ async def test_so_is_a_stream_larger_than_the_buffer():
         asked = asyncio.ensure_future(front.create(background=True, stream=True))
         (await front.work()).stream(*events(text="x" * 3_000))
         got = await asked
-        # Its client had every byte of it.
+        # Its client received every byte of it.
         assert b"response.completed" in got.body
         await front.idle()
         job_id = json.loads(got.body.split(b"data: ")[1].split(b"\n")[0])["response"]["id"]
@@ -495,7 +495,7 @@ async def test_a_request_nested_too_deeply_to_be_shown_runs_all_the_same(front):
     assert await status(front, got.document["id"]) == "failed"
 
 
-# -- money ------------------------------------------------------------------------------------------
+# -- payments ------------------------------------------------------------------------------------------
 
 
 async def test_a_balance_that_is_too_low_is_a_failed_job_that_cost_nothing():
@@ -586,7 +586,7 @@ async def test_an_unreachable_database_may_be_tried_again_and_is_no_404(front):
         "journal_unavailable",
         "true",
     )
-    # Whatever is no job of the background needs no database to be unknown.
+    # An id that is no background job's is unknown without a query of the database.
     assert (await front.get("/v1/responses/resp_1")).status == 404
 
 
@@ -608,11 +608,11 @@ async def test_without_a_journal_jobs_work_and_a_restart_forgets_them():
         assert (await front.ask("DELETE", "/v1/responses/resp_bg_left")).status == 404
 
 
-# -- where several gateways share their answers -----------------------------------------------------
+# -- several gateways that share their results -----------------------------------------------------
 
 
 class Others:
-    """What other gateways say of an order."""
+    """Stands in for the other gateways' answer about an order."""
 
     def __init__(self, says=None, *, may_pay=True) -> None:
         self.says, self.pays, self.heard = says, may_pay, []
@@ -676,7 +676,7 @@ async def test_a_shared_job_is_bought_and_announced_to_the_others(front):
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_job_whose_payment_was_unknown_shows_the_state_found_since(front, stream):
-    """A4: it went on saying "unknown" after the payment was found and its charge given back."""
+    """Regression: it kept showing "unknown" after the payment was found and its charge refunded."""
     job_id = await begin(front)
     (await front.work()).put(UpstreamError("UNAVAILABLE", "the daemon is gone"))
     await front.idle()
@@ -707,7 +707,7 @@ async def test_a_job_whose_payment_was_unknown_shows_the_state_found_since(front
 
 @pytest.mark.parametrize(("refund", "charged_msat"), [(Refund.GIVEN, 0), (Refund.WITHHELD, 5_500)])
 async def test_a_failed_job_shows_its_refund_once_that_is_decided(front, refund, charged_msat):
-    """A6: a withheld refund was reported as granted, for as long as the job was stored."""
+    """Regression: a withheld refund was shown as granted for as long as the job was stored."""
     asked = asyncio.ensure_future(front.create(background=True, stream=True))
     work = await front.work()
     (job_id,) = front.repository.rows

@@ -25,7 +25,7 @@ SETTLED = (PurchaseEvent.PAY, PurchaseEvent.SETTLE)
 def context_of(
     account_id, *events: PurchaseEvent, refund=False, charged_msat=None
 ) -> RequestContext:
-    """A request of a customer; with events it has bought something for 5,000 msat, charged at 5,500."""
+    """Return the context of a customer's request; with events it has a purchase of 5,000 msat, charged at 5,500."""
     found = RequestContext("req_1", caller=Caller("key_1", account_id, KeyRules()))
     if events:
         purchase = Purchase(order(), quote(5_000))
@@ -39,7 +39,7 @@ def context_of(
 
 
 class _Bought(ResultBuffer):
-    """An answer of which nothing but its purchase is looked at."""
+    """A result buffer of which only the purchase is used."""
 
     def __init__(self, purchase: Purchase) -> None:
         self.purchase = purchase
@@ -118,7 +118,7 @@ async def test_an_error_carries_the_charge_that_stands():
 async def test_an_error_waits_for_the_decision_about_its_refund(
     bank, monkeypatch, decided, charged_msat
 ):
-    """A6: the error says where its charge is withheld."""
+    """Regression: the error did not say that the refund was withheld."""
     monkeypatch.setattr(charges, "_REFUND_S", 10.0 if decided else 0.01)
     account_id = await bank.customer(9_000)
     found = context_of(account_id, *SETTLED, PurchaseEvent.FAIL_DELIVERY, refund=True)
@@ -154,7 +154,7 @@ async def test_an_error_without_a_customer_carries_no_charge():
 async def test_a_repeat_carries_the_charge_of_the_purchase_that_it_repeats(
     bank, state, refund, charged_msat
 ):
-    """A4: it carried the charge of its own quote, which was refused: nothing, whatever the ledger held."""
+    """Regression: the error carried the charge of its own, refused quote, which is nothing."""
     account_id = await bank.customer(9_000)
     charge = Charge(account_id, Msat(5_500), TEN_PERCENT, refund is not Refund.WITHHELD)
     found, failure = context_of(account_id, PurchaseEvent.REFUSE), ApiError(409, "bought before")

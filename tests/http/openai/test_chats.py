@@ -44,7 +44,7 @@ async def test_a_stored_completion_is_found_with_its_metadata(front):
     found = await front.get(f"{CHATS}/chatcmpl-1")
     assert ChatCompletion.model_validate(found.document).choices[0].message.content == "hello"
     assert (found.document["metadata"], found.payment) == ({"run": "7"}, "none")
-    # What its provider wrote keeps its bytes.
+    # The provider's part keeps its bytes.
     assert chat()[chat().index(b'"choices"') : -1] in found.body
 
 

@@ -1,4 +1,4 @@
-"""Storing and chaining, from a request to what its provider is sent and what its client finds later."""
+"""Storing and chaining: the request that the provider gets, and the objects that the client retrieves later."""
 
 import asyncio
 import json
@@ -145,7 +145,7 @@ async def test_a_retry_of_a_chained_request_joins_the_paid_one_though_its_beginn
     await front.ask("DELETE", "/v1/responses/resp_1")
     again = await front.create(previous_response_id="resp_1", headers=headers)
     assert (again.status, again.body, front.payments) == (200, first.body, 2)
-    # And what was built on it is there still.
+    # The responses that continue it still exist.
     third = front.create(previous_response_id="resp_2")
     assert (await front.bought(response("resp_3"), third)).status == 200
 
@@ -213,7 +213,7 @@ async def test_where_nothing_is_stored_plain_requests_work_and_the_rest_says_so(
         ({"previous_response_id": 1}, "previous_response_id"),
     ],
 )
-async def test_wishes_that_make_no_sense_are_refused(front, fields, param):
+async def test_invalid_options_are_refused(front, fields, param):
     got = await front.create(**fields)
     assert (got.status, got.param, front.payments) == (400, param, 0)
 

@@ -39,7 +39,7 @@ def node():
 async def serving(
     *nodes, providers=(), models=("m",), kind=RESPONSES, earlier=None, rules=None, **options
 ):
-    """Serve the route; ``nodes`` are a, b, …, each of which offers the models. Gives how to ask, and what it saw."""
+    """Serve the route; ``nodes`` are a, b, …, each of which offers the models. Return a client function and the observed calls."""
     http_nodes = [VirtualNode(name, n.base_url) for name, n in zip("abc", nodes, strict=False)]
     registry = ModelRegistry({"m": ModelCard(aliases=("nick",))})
     catalog = Catalog(
@@ -191,7 +191,7 @@ async def test_earlier_turns_count_exactly_and_estimated(node):
     assert estimated.document["input_tokens"] > 100
 
 
-async def test_an_earlier_response_that_is_not_there_is_a_404_and_no_node_is_asked(node):
+async def test_a_missing_earlier_response_is_a_404_and_no_node_is_asked(node):
     async with serving(node) as ask:
         answer = await ask({"model": "m", "input": "x", "previous_response_id": "resp_2"})
     assert (answer.status, answer.document["error"]["param"]) == (404, "previous_response_id")

@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}: each model once, with what is known of it."""
+"""GET /v1/models and /v1/models/{id}: each model once, with its metadata."""
 
 from contextlib import asynccontextmanager
 
@@ -20,7 +20,7 @@ NOW = 1_700_000_000
 
 
 class Listing:
-    """The list of some providers' models; the test turns the clock and swaps the catalog."""
+    """The list of some providers' models; the test sets the clock and swaps the catalog."""
 
     def __init__(self, *providers, cards=None, charge=None, **rules) -> None:
         self.now = 0.0

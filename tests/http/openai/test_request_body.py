@@ -235,7 +235,7 @@ def test_without_a_default_a_model_has_to_be_named():
 
 
 def test_an_embedding_names_its_own_model():
-    # Vectors of another model than the client thinks of would be worth nothing to it.
+    # Embeddings have no default model: vectors of another model than expected would be useless to the client.
     with pytest.raises(ApiError) as caught:
         parse_request(EMBEDDINGS, b'{"input":"x"}', "house")
     assert caught.value.code == "missing_required_parameter"
@@ -261,7 +261,7 @@ def test_a_model_named_twice_is_refused_also_where_one_of_them_is_none(default, 
         (b'{"model":false,' + MESSAGES + b"}", "invalid_type"),
     ],
 )
-def test_the_default_mends_nothing_that_is_wrong(body, code):
+def test_the_default_model_does_not_hide_other_errors(body, code):
     with pytest.raises(ApiError) as caught:
         parse_request(CHAT, body, "house")
     assert caught.value.code == code

@@ -1,4 +1,4 @@
-"""What is done to a result on its way out: nothing, unless the gateway itself was asked for something."""
+"""Changes to a result on its way to the client: none, unless the client asked the gateway for one."""
 
 import json
 from dataclasses import replace
@@ -55,7 +55,7 @@ async def transformed(made, *chunks) -> bytes:
     return b"".join([chunk async for chunk in made.stream(stream_of(*chunks))])
 
 
-# -- nothing was asked of the gateway -------------------------------------------------------------
+# -- no options -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("encoding", PLAIN + ENCODED)

@@ -1,4 +1,4 @@
-"""GET, DELETE, cancel and input_items of responses, and streams of them that are taken up again."""
+"""GET, DELETE, cancel and input_items of responses, and resumed streams."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ def numbers(got):
     return [event["sequence_number"] for event in read(got.body)]
 
 
-# -- what is stored ---------------------------------------------------------------------------------
+# -- stored responses ---------------------------------------------------------------------------------
 
 
 async def test_a_deleted_response_is_gone_and_a_second_time_there_is_none(front):
@@ -122,7 +122,7 @@ async def test_a_stream_without_its_end_cannot_be_shown_whole_but_can_be_streame
 
 
 async def work_of(front, path: str) -> Counter:
-    """Return which of the gateway's functions a refused GET calls, and how often."""
+    """Return which of the gateway's functions a rejected GET calls, and how often."""
     calls: Counter = Counter()
 
     def count(frame, event, _arg):
@@ -138,7 +138,7 @@ async def work_of(front, path: str) -> Counter:
 
 
 async def test_an_id_of_another_credential_takes_the_same_work_as_an_unknown_one(front):
-    """Their times cannot differ: the same functions run as often."""
+    """Their response times do not differ: the same functions run equally often."""
     await front.bought(response("resp_1", "x" * 1_000), front.create())
     # The first fills the caches of the metrics.
     _, theirs, unknown = [await work_of(front, f"/v1/responses/resp_{n}") for n in (3, 1, 2)]
@@ -199,11 +199,11 @@ async def test_items_nested_too_deeply_to_be_written_are_an_answer_and_no_crash(
     assert (got.status, got.code) == (502, "unreadable")
 
 
-# -- streams of jobs in the background --------------------------------------------------------------
+# -- streams of background jobs --------------------------------------------------------------
 
 
 async def begun(front, **fields):
-    """Begin a streamed job whose client leaves at once; return its id and its work."""
+    """Start a streamed job whose client leaves immediately; return its id and its work."""
     asked = asyncio.ensure_future(front.create(background=True, stream=True, **fields))
     work = await front.work()
     asked.cancel()

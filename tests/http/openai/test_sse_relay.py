@@ -18,7 +18,7 @@ BROKEN = ApiError(502, "cut", code="undelivered", verdict=Verdict.SETTLED, quote
 
 
 class Served:
-    """A server with one route that relays the chunks it was given; an exception among them is raised."""
+    """A server with one route that relays the given chunks; an exception among them is raised."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Served:
         return TestServer(app)
 
     async def get(self):
-        """Return the status, the bytes that came, and whether the body ended as HTTP says it must."""
+        """Return the status, the bytes received, and whether the body ended properly by HTTP's rules."""
         async with (
             self.server() as server,
             aiohttp.ClientSession(auto_decompress=False) as session,
@@ -141,7 +141,7 @@ async def test_a_stream_that_is_not_events_just_breaks_off():
 
 @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
 async def test_heartbeats_come_between_events_only(end):
-    """E: the test of this name took all heartbeats out before it looked, so that one inside an event passed."""
+    """The check includes the heartbeats, so that one inside an event would fail it."""
     first, begun, rest = b"data: 1" + end * 2, b"data: 2" + end, b"data: 3" + end * 2
     served = Served(first, 0.06, begun, 0.06, rest, heartbeat_s=0.02)
     _, body, whole = await served.get()
@@ -166,7 +166,7 @@ async def test_an_error_that_the_client_has_read_is_not_sent_again():
 
 @pytest.mark.parametrize("keep", [b"", b"Connection: keep-alive\r\n"])
 async def test_the_end_of_the_connection_ends_a_stream_of_http_1_0(keep):
-    """B12: one that asked to keep its connection waited for ever."""
+    """Regression: a client that asked for keep-alive waited for ever."""
     async with served_at(Served(b"data: 1\n\n")) as (host, port):
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(b"GET / HTTP/1.0\r\nHost: x\r\n" + keep + b"\r\n")
@@ -184,7 +184,7 @@ async def test_a_heartbeat_may_come_before_the_first_byte():
 
 
 async def test_a_failure_after_a_heartbeat_breaks_the_stream_off():
-    """The heartbeat has sent the head, so that the error cannot be a response of its own any more."""
+    """The heartbeat has sent the status line, so that the error can no longer be a response of its own."""
     status, body, whole = await Served(0.06, Undelivered("cut"), heartbeat_s=0.02).get()
     assert (status, whole) == (200, False)
     assert body.startswith(b": heartbeat\n\n") and b'"undelivered"' in body

@@ -1,4 +1,4 @@
-"""Who asks, where proxies stand between: whose word is believed, and how far."""
+"""The client's address and scheme behind proxies: which forwarding headers are trusted, and how far."""
 
 import ipaddress
 
@@ -15,7 +15,7 @@ PROXIES = TrustedProxies(["10.0.0.0/8", "192.0.2.7/32", "fd00::/8"])
 
 
 def asked(peer: str, *forwarded: str, proto: str | None = None) -> web.BaseRequest:
-    """Return a request as the application gets it."""
+    """Return a request as the application sees it."""
     headers = CIMultiDict([("X-Forwarded-For", text) for text in forwarded])
     if proto is not None:
         headers.add("X-Forwarded-Proto", proto)
@@ -26,36 +26,36 @@ def asked(peer: str, *forwarded: str, proto: str | None = None) -> web.BaseReque
 @pytest.mark.parametrize(
     ("peer", "forwarded", "client"),
     [
-        # Other addresses are not believed.
+        # Headers from other addresses are ignored.
         ("203.0.113.5", ["198.51.100.1"], "203.0.113.5"),
         ("127.0.0.1", ["198.51.100.1"], "127.0.0.1"),
-        # One proxy, and several, of which each writes whom it heard from.
+        # One proxy, and several, each of which appends the address that it got the request from.
         ("10.0.0.1", ["198.51.100.1"], "198.51.100.1"),
         ("10.0.0.1", ["198.51.100.1, 10.0.0.2"], "198.51.100.1"),
         ("10.0.0.1", ["198.51.100.1", "192.0.2.7, 10.0.0.2"], "198.51.100.1"),
         ("fd00::1", ["2001:db8::5"], "2001:db8::5"),
-        # An untrusted client wrote everything left of its own address.
+        # Everything left of an untrusted address was written by that client.
         ("10.0.0.1", ["1.1.1.1, 198.51.100.1"], "198.51.100.1"),
         ("10.0.0.1", ["10.0.0.9, 198.51.100.1, 10.0.0.2"], "198.51.100.1"),
-        # All of them are ours: it began with the first.
+        # All of them are trusted: the first is the client.
         ("10.0.0.1", ["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
-        # Nothing is said.
+        # No header.
         ("10.0.0.1", [], "10.0.0.1"),
         ("10.0.0.1", [""], "10.0.0.1"),
-        # What is no address ends the walk.
+        # An invalid address ends the search.
         ("10.0.0.1", ["198.51.100.1, unknown"], "10.0.0.1"),
         ("10.0.0.1", ["198.51.100.1, unknown, 10.0.0.2"], "10.0.0.2"),
         ("10.0.0.1", ["198.51.100.1,"], "10.0.0.1"),
         ("10.0.0.1", ["fe80::1%\x1b[31m"], "10.0.0.1"),
-        # As some write it.
+        # Spellings of some proxies.
         ("10.0.0.1", ["198.51.100.1:4711"], "198.51.100.1"),
         ("10.0.0.1", ["[2001:db8::5]:4711"], "2001:db8::5"),
         ("10.0.0.1", ["::ffff:198.51.100.1"], "198.51.100.1"),
-        # A socket for both families shows IPv4 peers like this.
+        # A dual-stack socket shows IPv4 peers like this.
         ("::ffff:10.0.0.1", ["198.51.100.1"], "198.51.100.1"),
     ],
 )
-def test_the_nearest_address_that_is_not_ours_is_the_clients(peer, forwarded, client):
+def test_the_nearest_untrusted_address_is_the_clients(peer, forwarded, client):
     assert asked(peer, *forwarded).remote == client
 
 
@@ -135,7 +135,7 @@ def test_an_address_of_this_machine_is_not_in_the_log(remote, in_the_log):
         ("203.0.113.5", ["evil.example"], "inside"),
     ],
 )
-def test_the_host_that_the_client_saw_is_the_nearest_proxys_word(peer, said, host):
+def test_the_host_that_the_client_saw_is_set_by_the_nearest_proxy(peer, said, host):
     headers = CIMultiDict([("Host", "inside"), *(("X-Forwarded-Host", text) for text in said)])
     request = make_mocked_request("GET", "/", headers=headers)
     assert PROXIES.seen_through(request.clone(remote=peer)).host == host

@@ -1,4 +1,4 @@
-"""HTTPS: which files are taken, what clients get, and how a certificate is renewed."""
+"""HTTPS: which files are accepted, which certificate clients get, and how it is renewed."""
 
 import asyncio
 import ssl
@@ -13,7 +13,7 @@ from lcp_gateway.http.server.listener import listen
 from lcp_gateway.http.server.tls import BadCertificate, Tls, server_context
 from tests.support.certificates import DAY, certificate
 
-# -- which files are taken ------------------------------------------------------------------------
+# -- which files are accepted ------------------------------------------------------------------------
 
 
 def test_a_certificate_with_its_key_is_taken_from_two_files_and_from_one(tmp_path):
@@ -77,7 +77,7 @@ def test_a_certificate_without_a_key_is_said(tmp_path):
     assert "and its key" in problem_of(certificate(tmp_path).certificate, None)
 
 
-def test_a_file_that_is_not_there_is_said(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     pair = certificate(tmp_path)
     pair.key.unlink()
     assert "No such file" in problem_of(pair.certificate, pair.key)
@@ -92,7 +92,7 @@ async def hello(request: web.Request) -> web.Response:
 
 @pytest.fixture
 async def serve():
-    """Return what serves with a certificate on a free port."""
+    """Return a server with a certificate on a free port."""
     async with AsyncExitStack() as stack:
 
         async def start(tls: Tls) -> int:
@@ -106,7 +106,7 @@ async def serve():
 
 
 async def shown_at(port: int) -> bytes:
-    """Return the certificate that a new connection is shown."""
+    """Return the certificate that a new connection gets."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
@@ -139,7 +139,7 @@ async def test_a_renewed_certificate_is_shown_to_new_connections_and_old_ones_go
         assert await shown_at(port) == before, "it is taken when that is asked for"
         assert tls.use(pair.certificate, pair.key) is True
         assert await shown_at(port) == renewed.der
-        # The same connection, which knows the certificate of before.
+        # The same connection, which has the previous certificate.
         async with session.get(f"https://localhost:{port}/", ssl=trusting) as answer:
             assert answer.status == 200
     assert tls.use(pair.certificate, pair.key) is False, "it is the same now"

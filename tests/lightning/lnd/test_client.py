@@ -52,7 +52,7 @@ async def failure(question) -> LndError:
 
 
 async def eventually(ask, within_s=15.0):
-    """Ask until there is an answer; gives it, or the last error when the time is over."""
+    """Call until there is an answer; return it, or raise the last error after the timeout."""
     deadline = monotonic() + within_s
     while True:
         try:
@@ -341,7 +341,7 @@ async def test_another_certificate_than_lnds_own_is_not_trusted(node, tmp_path):
 
 
 @pytest.mark.parametrize("field", ["tls_cert", "macaroon"])
-async def test_a_file_that_is_not_there_is_found_at_once(node, tmp_path, field):
+async def test_a_missing_file_is_found_at_once(node, tmp_path, field):
     with pytest.raises(FileNotFoundError):
         LndClient(replace(node.address, **{field: tmp_path / "nowhere"}))
 
@@ -359,7 +359,7 @@ async def test_a_restart_of_lnd_is_survived_and_what_it_knew_is_still_known(node
         assert (await eventually(lambda: lnd.payment(HASH))).state is PaymentState.SETTLED
 
 
-async def test_lnd_may_start_after_us(tmp_path):
+async def test_lnd_may_start_after_the_gateway(tmp_path):
     node = LndStandin(tmp_path)
     await node.start()
     await node.stop()
@@ -381,7 +381,7 @@ async def test_a_call_that_is_cut_by_a_restart_is_an_error_that_passes(node, lnd
 
 
 async def test_no_call_here_can_pay(node, lnd):
-    """The macaroon asked for in the docs holds two permissions, and these calls are all that needs them."""
+    """The macaroon in the docs has two permissions, which only these calls need."""
     added = await add_invoice(node, value_msat=1)
     node.calls.clear()
     for question in (

@@ -79,7 +79,7 @@ class Follower:
 
 
 async def follow_again(invoices, settle_index) -> Follower:
-    """Follow, and try again until lnd is back."""
+    """Follow settlements, and retry until lnd is back."""
     async with asyncio.timeout(15):
         while True:
             follower = Follower(invoices, settle_index)
@@ -169,7 +169,7 @@ class TestMakingInvoices:
         assert (await invoices.identity()).network is None
         await invoices.create(5_000, "a top-up", HOUR)
 
-    async def test_another_node_behind_the_address_is_believed_at_the_second_invoice(
+    async def test_another_node_behind_the_address_is_accepted_at_the_second_invoice(
         self, lnd, invoices
     ):
         await invoices.create(5_000, "a top-up", HOUR)
@@ -273,7 +273,7 @@ class TestLookingUp:
         with pytest.raises(LndError, match="another invoice"):
             await invoices.lookup(created.payment_hash)
 
-    async def test_trouble_is_not_an_unknown_invoice(self, lnd, invoices):
+    async def test_an_error_is_not_an_unknown_invoice(self, lnd, invoices):
         lnd.trouble = Trouble(grpc.StatusCode.UNKNOWN, "wallet locked, unlock it")
 
         with pytest.raises(LndError) as failed:
@@ -283,7 +283,7 @@ class TestLookingUp:
 
 
 class TestFollowing:
-    async def test_settlements_are_told_as_they_happen(self, lnd, invoices):
+    async def test_settlements_are_reported_as_they_happen(self, lnd, invoices):
         first = await settled_invoice(lnd, invoices)
         follower = Follower(invoices, 1)
         await subscribed(lnd)
@@ -298,8 +298,8 @@ class TestFollowing:
         assert heard.settled_at.tzinfo is UTC
         assert first.payment_hash != second.payment_hash
 
-    async def test_a_settlement_at_no_possible_time_is_told_all_the_same(self, lnd, invoices):
-        """A2: an error from a time ended the following for good, and no later top-up was credited."""
+    async def test_a_settlement_with_an_impossible_time_is_still_reported(self, lnd, invoices):
+        """Regression: an invalid timestamp ended the following for good, and no later top-up was credited."""
         await settled_invoice(lnd, invoices)
         odd = await invoices.create(5_000, "", HOUR)
         await lnd.settle(odd.payment_hash)
@@ -376,14 +376,14 @@ class TestFollowing:
         await lnd.start()
 
     @pytest.mark.parametrize("killed", [False, True])
-    async def test_what_settles_during_a_restart_is_told_once(self, lnd, invoices, killed):
+    async def test_a_settlement_during_a_restart_is_reported_once(self, lnd, invoices, killed):
         made = [await invoices.create(5_000, "", HOUR) for _ in range(4)]
         await lnd.settle(made[0].payment_hash)
         follower = Follower(invoices)
         await follower.hears(1)
         while "SubscribeInvoices" not in lnd.calls:
             await asyncio.sleep(0.01)
-        # One is settled at the moment of the stop: it may or may not be heard of before the end.
+        # One is settled at the moment of the stop: it may or may not be reported before the end.
         await asyncio.gather(lnd.settle(made[1].payment_hash), lnd.kill() if killed else lnd.stop())
         await follower.ends()
         heard = list(follower.heard)
@@ -415,7 +415,7 @@ async def pay_at(address, payment_request) -> demo.DemoPayment:
 
 @pytest.fixture
 async def node():
-    """A node of our own, and its address."""
+    """An embedded node and its address."""
     made = Node(NodeConfig(listen="127.0.0.1:0"))
     address = await made.start()
     yield made, address
@@ -457,7 +457,7 @@ class TestTheNodeOfOurOwn:
 
         assert failed.value.reason == "invoice is already paid"
 
-    async def test_a_stop_is_told_and_the_next_run_goes_on_from_the_same_index(self):
+    async def test_a_stop_is_reported_and_the_next_run_continues_from_the_same_index(self):
         first = Node(NodeConfig(listen="127.0.0.1:0"))
         address = await first.start()
         config = NodeConfig(listen=address)
@@ -466,7 +466,7 @@ class TestTheNodeOfOurOwn:
             await pay_at(address, before.payment_request)
             follower = Follower(invoices)
             await follower.hears(1)
-            # The second is heard of only by a subscription, which is in place from then on.
+            # The second is reported only once the subscription is in place.
             await pay_at(address, (await invoices.create(21_000, "", HOUR)).payment_request)
             heard = (await follower.hears(2))[-1]
             await first.stop(1.0)

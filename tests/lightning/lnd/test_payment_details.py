@@ -1,4 +1,4 @@
-"""When the learner of fees asks: soon after a purchase, now and then, and again after an error."""
+"""When fees are read from lnd: soon after a purchase, periodically, and again after an error."""
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
@@ -14,7 +14,7 @@ AWAY = LndError("UNAVAILABLE", "away", retryable=True)
 
 
 class NothingMissing:
-    """A book in which nothing is missing, and which counts how often it was asked."""
+    """A repository in which no details are missing, and which counts its calls."""
 
     def __init__(self, *answers):
         self.asked = 0

@@ -1,4 +1,4 @@
-"""What a macaroon allows is found out by calls that change nothing."""
+"""A macaroon's permissions are determined by calls that change nothing."""
 
 import grpc
 import pytest
@@ -44,7 +44,7 @@ async def probe_of(node):
 
 
 @pytest.mark.parametrize("allowed", [names(READING), names(SELLING), names(ALL), set()])
-async def test_what_is_missing_is_what_was_not_baked(node, probe_of, allowed):
+async def test_the_missing_permissions_are_those_not_in_the_macaroon(node, probe_of, allowed):
     probe = probe_of(node.bake("m", *allowed))
     assert names(await probe.missing(ALL)) == names(ALL) - allowed
 

@@ -16,7 +16,7 @@ OTHER = "03" + "bb" * 32
 
 
 class Node:
-    """An lnd that answers as it is told, one answer for each question; the last one for ever."""
+    """An lnd with scripted answers, one for each call; the last one is repeated."""
 
     def __init__(self, *identities):
         self.identities = list(identities)
@@ -34,7 +34,7 @@ class Node:
 
 
 async def watched(node, *, questions, daemon=lambda: DAEMON):
-    """Watch until lnd was asked so often; gives the watch and what it logged."""
+    """Watch until lnd was called so often; return the watch and its log."""
     log = CapturingLogger()
     watch = LndWatcher(node, daemon_node_id=daemon, log=log, interval_s=0.0)
     running = asyncio.create_task(watch.run())

@@ -195,7 +195,7 @@ async def test_images_are_accepted_and_counted(client):
         {"max_tokens": True, "n": True},
     ],
 )
-async def test_odd_requests_are_answered_in_the_usual_shape(client, fields):
+async def test_malformed_requests_get_errors_in_the_usual_shape(client, fields):
     answer = await client.ask(chat_task(**fields))
     streamed = await client.ask_stream(chat_task(**fields, stream=True))
 

@@ -1,4 +1,4 @@
-"""The echo's answers, read by the clients they are made for."""
+"""The echo's results, read by OpenAI's client."""
 
 import httpx
 import pytest
@@ -48,7 +48,7 @@ class City(BaseModel):
 
 
 class NodeTransport(httpx.AsyncBaseTransport):
-    """Buys the answer of each HTTP request from a node, as a gateway would."""
+    """An HTTP transport that buys each response from a node, as a gateway would."""
 
     def __init__(self, client):
         self._client = client
@@ -90,7 +90,7 @@ async def test_responses_are_valid_to_the_letter(client, fields):
     Response.model_validate(await client.ask(responses_task(**fields)))
     streamed = await client.ask_stream(responses_task(**fields, stream=True))
     for event in streamed.events:
-        # A union falls back to its loosest member unless the member that fits is named by its type.
+        # Pydantic picks a union's loosest member unless the type names the right one.
         parsed = EVENT.validate_python(event)
         assert parsed.type == event["type"]
         assert type(parsed).__name__.removesuffix("Event") == "".join(

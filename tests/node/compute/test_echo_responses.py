@@ -31,7 +31,7 @@ async def test_the_last_user_message_of_a_list_is_repeated(client):
     answer = await client.ask(responses_task(input=items))
 
     text = answer["output"][0]["content"][0]["text"]
-    # D7: it shows that it got the earlier turns.
+    # The echo shows that it got the earlier turns.
     assert text.endswith("You said: last (and before that: first)")
 
 

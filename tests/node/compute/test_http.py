@@ -14,7 +14,7 @@ from tests.support.node_client import chat_task, raw_chat_task, responses_task
 
 @dataclass
 class Backend:
-    """An OpenAI-compatible server that keeps what it was sent and answers what it was told."""
+    """An OpenAI-compatible server that records requests and sends scripted responses."""
 
     url: str = ""
     seen: list[tuple[str, bytes, dict[str, str]]] = field(default_factory=list)

@@ -53,7 +53,7 @@ async def refund_of(books, number):
     return record.refund
 
 
-async def test_what_is_within_the_limits_is_given_back_at_once(
+async def test_a_charge_within_the_limits_is_refunded_at_once(
     journal, books, ledger, customer, heard
 ):
     journal.refunds = RefundLimits(account_day_msat=2 * EACH, day_msat=3 * EACH)
@@ -118,7 +118,7 @@ async def test_what_the_provider_was_paid_counts_where_it_is_more_than_the_charg
 
 
 @pytest.mark.parametrize("received", [Received.PART, Received.NOTHING])
-async def test_what_the_client_left_is_no_refund_and_counts_for_none(
+async def test_a_result_that_the_client_left_is_not_refunded_and_counts_for_no_limit(
     journal, books, customer, received
 ):
     journal.refunds = RefundLimits(account_day_msat=EACH)
@@ -221,7 +221,7 @@ async def decide(refunds, grant, *, number=1, reason="looked into it"):
 
 
 @pytest.mark.parametrize(("grant", "refund"), [(True, Refund.GRANTED), (False, Refund.DENIED)])
-async def test_a_decision_is_made_once_and_stands_in_the_books(
+async def test_a_decision_is_made_once_and_recorded(
     journal, database, refunds, books, ledger, customer, grant, refund
 ):
     account_id = await withheld(journal, customer)
@@ -247,7 +247,7 @@ async def test_a_decision_is_made_once_and_stands_in_the_books(
     assert await books.withheld() == (0, 0)
 
 
-async def test_two_operators_at_once_give_it_back_once(journal, refunds, ledger, customer):
+async def test_two_operators_at_once_refund_it_once(journal, refunds, ledger, customer):
     account_id = await withheld(journal, customer)
     decided = await asyncio.gather(*(decide(refunds, True) for _ in range(8)))
     assert [is_new for _, is_new in decided].count(True) == 1
@@ -357,5 +357,5 @@ async def test_the_limits_are_kept_to_the_msat(sqlite_where, bought, account_day
     await database.close()
 
 
-def test_without_limits_everything_is_given_back():
+def test_without_limits_everything_is_refunded():
     assert (NO_REFUND_LIMITS.account_day_msat, NO_REFUND_LIMITS.day_msat) == (0, 0)

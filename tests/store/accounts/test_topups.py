@@ -53,7 +53,9 @@ async def test_a_payment_is_credited_once_however_often_it_is_reported(topups, l
     assert audit.ok and audit.books == {"customers": 1_000, "lightning": -1_000}
 
 
-async def test_two_gateways_that_hear_of_it_at_once_credit_it_once(where, topups, ledger, customer):
+async def test_two_gateways_that_are_notified_at_once_credit_it_once(
+    where, topups, ledger, customer
+):
     account_id = await customer(0)
     other_database = await open_database(where)
     other = Topups(other_database)
@@ -72,7 +74,7 @@ async def test_two_gateways_that_hear_of_it_at_once_credit_it_once(where, topups
     assert (await ledger.audit()).ok
 
 
-async def test_what_came_is_credited_and_not_what_was_asked(topups, ledger, customer):
+async def test_the_received_amount_is_credited_and_not_the_requested_one(topups, ledger, customer):
     account_id = await customer(0)
     made = await asked(topups, account_id, 1)
     await topups.settle(hash_of(1), Msat(1_234), settle_index=1, at=NOW)
@@ -82,7 +84,7 @@ async def test_what_came_is_credited_and_not_what_was_asked(topups, ledger, cust
     assert (await ledger.audit()).ok
 
 
-async def test_money_that_comes_after_all_is_credited(topups, ledger, customer):
+async def test_a_late_payment_is_credited(topups, ledger, customer):
     account_id = await customer(0)
     expired, canceled = [await asked(topups, account_id, number) for number in (1, 2)]
     assert await topups.cancel(canceled.id)
@@ -180,7 +182,7 @@ async def test_the_top_up_of_a_deleted_account_is_not_found(topups, accounts):
     assert (await topups.by_payment_hash(hash_of(1))).state is TopupState.SETTLED
 
 
-async def test_room_is_made_by_giving_up_the_oldest_unpaid_of_a_purpose(topups, customer):
+async def test_the_oldest_unpaid_of_a_purpose_is_dropped_to_make_room(topups, customer):
     account_id = await customer(0)
     of_customer = await asked(topups, account_id, 1, at=NOW - HOUR / 2)
     made = [

@@ -136,7 +136,7 @@ async def test_tls_is_asked_for_by_its_usual_name(postgres):
         await open_database(f"{postgres.url()}?sslmode=require")
 
 
-def test_a_lock_is_gone_when_its_holder_lets_go(tmp_path):
+def test_a_lock_is_free_when_its_holder_releases_it(tmp_path):
     mine, yours = OwnerLocks(tmp_path, "a" * 16), OwnerLocks(tmp_path, "b" * 16)
     mine.hold()
     yours.hold()
@@ -149,7 +149,7 @@ def test_a_lock_is_gone_when_its_holder_lets_go(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_of_the_dead_are_cleared_away_and_those_of_the_living_are_not(tmp_path):
+def test_lock_files_of_dead_processes_are_removed_and_those_of_living_ones_are_not(tmp_path):
     mine, yours = OwnerLocks(tmp_path, "a" * 16), OwnerLocks(tmp_path, "b" * 16)
     mine.hold()
     yours.hold()

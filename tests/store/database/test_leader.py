@@ -53,7 +53,7 @@ def lead(database):
     return Leadership(database, "settlements")
 
 
-async def test_of_two_one_leads_until_it_lets_go(lead, another):
+async def test_of_two_one_leads_until_it_releases_the_lead(lead, another):
     other = Leadership(another, "settlements")
     assert not await lead.still_leading()
     assert await lead.try_lead()
@@ -71,7 +71,7 @@ async def test_of_two_one_leads_until_it_lets_go(lead, another):
     await lead.release()
 
 
-async def test_to_ask_whether_one_leads_does_not_take_the_lead(lead, another):
+async def test_asking_whether_this_process_leads_does_not_take_the_lead(lead, another):
     other = Leadership(another, "settlements")
     assert await lead.try_lead()
     assert not await other.try_lead()
@@ -81,7 +81,7 @@ async def test_to_ask_whether_one_leads_does_not_take_the_lead(lead, another):
     await lead.release()
 
 
-async def test_each_matter_has_a_leader_of_its_own(lead, another):
+async def test_each_task_has_a_leader_of_its_own(lead, another):
     other = Leadership(another, "retention")
     assert await lead.try_lead() and await other.try_lead()
     await lead.release()
@@ -90,7 +90,7 @@ async def test_each_matter_has_a_leader_of_its_own(lead, another):
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a b", "a-b", "ä"])
-def test_a_matter_has_a_plain_name(name):
+def test_a_leaderships_name_is_restricted_to_letters(name):
     with pytest.raises(ValueError, match="letters"):
         Leadership(None, name)
 
@@ -132,7 +132,7 @@ async def test_a_leader_that_is_killed_is_followed_by_exactly_one_of_the_others(
     await leadership.release()
 
 
-async def test_a_leader_that_stands_still_keeps_the_lead_and_no_other_takes_it(where):
+async def test_a_stopped_leader_process_keeps_the_lead_and_no_other_takes_it(where):
     with gateway(where) as first:
         assert (await word(first))[0] == "leads"
         first.send_signal(signal.SIGSTOP)
@@ -165,7 +165,7 @@ async def test_a_leader_whose_session_ends_leads_no_more(postgres, postgres_wher
         await opened.close()
 
 
-async def test_a_server_that_crashes_takes_the_lead_along_and_gives_it_again():
+async def test_the_lead_is_lost_with_a_crash_of_the_server_and_can_be_taken_again():
     with running_postgres() as server, server.fresh_database() as url:
         database = await open_database(url)
         lead = Leadership(database, "settlements")
@@ -181,7 +181,7 @@ async def test_a_server_that_crashes_takes_the_lead_along_and_gives_it_again():
         await database.close()
 
 
-async def test_a_server_that_hangs_ends_the_lead_before_it_gives_it_to_another(monkeypatch):
+async def test_a_server_that_hangs_ends_the_lead_before_another_process_gets_it(monkeypatch):
     monkeypatch.setattr("lcp_gateway.store.database.leader._ANSWER_S", 0.3)
     with running_postgres() as server, server.fresh_database() as url:
         database = await open_database(url)

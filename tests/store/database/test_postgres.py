@@ -117,7 +117,7 @@ async def flooded(database, readers: int = 3):
         await asyncio.gather(*reads, return_exceptions=True)
 
 
-async def test_a_read_that_finds_every_connection_busy_says_so_in_the_stores_own_words(
+async def test_a_read_that_finds_every_connection_busy_raises_the_stores_own_error(
     postgres_where,
 ):
     """Regression: the pool's own error was not recognized, became a 500, and ended the tasks that read."""
@@ -166,7 +166,7 @@ async def test_a_reserved_read_gives_a_server_up_that_hangs_and_finds_it_again(m
     [asyncpg.CannotConnectNowError("starting up"), asyncpg.TooManyConnectionsError("full")],
     ids=lambda error: type(error).__name__,
 )
-async def test_a_server_that_takes_no_connection_now_is_one_that_is_away(
+async def test_a_server_that_refuses_connections_counts_as_unavailable(
     postgres_where, monkeypatch, error
 ):
     """Not every version of SQLAlchemy wraps the errors that the driver raises while it connects."""
@@ -225,7 +225,7 @@ def wrapped(error: Exception, *, invalidated: bool = False) -> DBAPIError:
     ],
     ids=lambda error: f"{type(error).__name__} {type(getattr(error, 'orig', None)).__name__}",
 )
-def test_every_way_to_say_not_now_is_one_error(error):
+def test_every_error_of_an_unavailable_server_becomes_one_error(error):
     """Regression: an error that was not recognized became a 500, and ended the background task that met it."""
     unavailable = as_unavailable(error)
     assert unavailable is not None
@@ -245,5 +245,5 @@ def test_every_way_to_say_not_now_is_one_error(error):
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_an_error_of_the_work_is_not_taken_for_an_absence(error):
+def test_an_error_of_the_query_is_not_taken_for_an_outage(error):
     assert as_unavailable(error) is None

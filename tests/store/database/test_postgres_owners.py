@@ -65,7 +65,7 @@ def test_a_look_that_finds_it_held_begins_again(absences, clock):
     assert looks(absences, clock, 10) == [False] * 4 + [True]
 
 
-def test_two_looks_with_nothing_in_between_prove_nothing(absences, clock):
+def test_two_distant_looks_prove_nothing(absences, clock):
     """Between them the owner may have held its lock, or the server may have been down."""
     absences.found_free(ONE)
     clock.now += 60

@@ -160,7 +160,7 @@ async def test_updates_that_cannot_be_written_until_the_close_are_reported_one_b
     assert lost == [(job(1), State.SETTLED), (job(1), State.DELIVERED)]
 
 
-async def test_what_waits_is_bounded(sqlite, sqlite_where):
+async def test_the_queue_is_bounded(sqlite, sqlite_where):
     problems = []
     limits = JournalLimits(wait_s=2.0, close_s=0.3, retry_s=0.02, intents=5, updates=3)
     journal = JournalWriter(sqlite, on_problem=problems.append, limits=limits)
@@ -423,9 +423,7 @@ async def test_a_journal_whose_writer_ended_by_an_error_goes_on_with_what_waits(
     assert tasks.report()["journal"]["restarts"] == 1, "its end at the close is no error"
 
 
-async def test_a_gateway_without_requests_learns_from_another_writer_that_it_cannot_pay(
-    journal_on_sqlite, problems
-):
+async def test_an_idle_gateway_notices_that_it_cannot_write(journal_on_sqlite, problems):
     """Regression: `/readyz` returned 200 as long as nothing was bought."""
     journal_on_sqlite.suspect("the database does not answer in time")
     assert journal_on_sqlite.trouble == "the database does not answer in time"

@@ -185,7 +185,7 @@ async def test_other_processes_come_and_go_without_harm(writing, opened, file):
     assert (await Books(opened).purchase(job(8))).state is State.PAYING
 
 
-async def test_a_process_that_ends_in_order_saves_what_a_deleted_log_held(file):
+async def test_a_process_that_ends_in_order_saves_the_content_of_a_deleted_log(file):
     database = await open_database(file)
     journal = JournalWriter(database, on_problem=print)
     journal.start()

@@ -68,7 +68,7 @@ async def test_a_budget_set_later_finds_what_was_spent_without_it(journal):
         (MONTH, datetime(2026, 12, 31, 23, 59, 59, 999_999, UTC), datetime(2027, 1, 1, tzinfo=UTC)),
     ],
 )
-async def test_a_budget_begins_anew_with_its_period(journal, books, budget, before, after):
+async def test_a_budget_is_reset_with_its_period(journal, books, budget, before, after):
     limit = Budget(budget.period, Msat(1_010))
     await journal.intend(intent(1, at=before), [limit])
     with pytest.raises(BudgetExceeded):
@@ -78,7 +78,7 @@ async def test_a_budget_begins_anew_with_its_period(journal, books, budget, befo
     assert (state.spent_msat, state.left_msat, state.ends_at) == (1_010, 0, after)
 
 
-async def test_what_was_not_paid_is_given_back_where_it_was_reserved(journal, books):
+async def test_an_unpaid_amount_is_released_in_the_budget_it_was_reserved_in(journal, books):
     late = NOW + timedelta(days=40)
     await journal.intend(intent(1, key_id="k"))
     await journal.intend(intent(2, key_id="k", at=late))
@@ -99,7 +99,7 @@ async def test_what_is_unknown_stays_counted_until_it_is_known(journal, books):
     assert await spent(books) == 0
 
 
-async def test_the_real_fee_takes_the_place_of_the_reckoned_one(journal, books):
+async def test_the_real_fee_replaces_the_estimated_one(journal, books):
     for number in (1, 2):
         await journal.intend(intent(number))
     journal.record(job(1), State.SETTLED, NOW, PurchaseUpdate(fee_msat=Msat(3)))
@@ -113,7 +113,7 @@ async def test_the_real_fee_takes_the_place_of_the_reckoned_one(journal, books):
     assert (await books.purchase(job(2))).fee_msat == 25
 
 
-async def test_what_a_update_gives_back_can_be_spent_at_once(journal):
+async def test_an_amount_released_by_an_update_can_be_spent_at_once(journal):
     await journal.intend(intent(1), [Budget(Period.HOUR, Msat(1_010))])
     journal.record(job(1), State.NOT_PAID, NOW)
     await journal.intend(intent(2), [Budget(Period.HOUR, Msat(1_010))])

@@ -170,7 +170,7 @@ async def test_a_payment_that_settles_after_a_later_one_is_not_passed_over(
     assert "TrackPaymentV2" not in node.calls
 
 
-async def test_a_payment_held_for_long_does_not_have_the_list_read_anew_and_is_looked_up_by_its_hash(
+async def test_a_payment_held_for_long_is_looked_up_by_its_hash_without_reading_the_list_again(
     journal, books, node, database, learner, clock
 ):
     hash_of_held = intent("held").payment_hash
@@ -235,9 +235,7 @@ async def test_an_lnd_that_was_never_followed_is_read_back_to_the_oldest_missing
     assert await fees(books, *range(6)) == list(range(6))
 
 
-async def test_an_lnd_that_was_restored_counts_from_one_again_and_is_read_anew(
-    journal, books, node, learner
-):
+async def test_the_list_of_a_restored_lnd_is_read_from_its_beginning(journal, books, node, learner):
     for number in range(8):
         node.knows(settled(job(number), fee_msat=number))
     await pay(journal, *range(8))

@@ -158,7 +158,7 @@ async def test_an_unknown_that_was_paid_is_undelivered(history, database, books,
     ]
 
 
-async def test_an_unknown_that_turns_out_unpaid_gives_its_money_back(history, database, books):
+async def test_an_unknown_that_turns_out_unpaid_releases_its_money(history, database, books):
     before = await spent(books, HOUR)
     await resolve(database, job("e"), State.NOT_PAID, NOW)
     assert await spent(books, HOUR) == before - 1_010

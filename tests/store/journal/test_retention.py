@@ -64,7 +64,7 @@ async def test_budgets_of_the_present_stay_as_they_are(journal, database, books)
     assert await spent(books, HOUR) == 1_010
 
 
-async def test_counters_of_periods_long_over_go_and_late_updates_still_work(
+async def test_counters_of_old_periods_are_deleted_and_late_updates_still_work(
     journal, database, books
 ):
     await fill(journal)

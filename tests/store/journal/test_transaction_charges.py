@@ -58,7 +58,7 @@ async def test_a_charge_is_held_with_its_intent(journal, ledger, books, customer
     assert (await ledger.audit()).problems == []
 
 
-async def test_what_is_not_there_is_not_spent(journal, ledger, books, customer):
+async def test_a_balance_that_is_too_low_is_not_spent(journal, ledger, books, customer):
     account_id = await customer(2_000)
     await journal.intend(charged(1, account_id))
     with pytest.raises(InsufficientBalance) as refused:
@@ -155,7 +155,7 @@ async def test_the_balance_follows_the_states(
     assert audit.books["adjustments"] == -10_000
 
 
-async def test_a_charge_that_is_lowered_twice_is_given_back_twice(journal, ledger, customer):
+async def test_a_charge_that_is_lowered_twice_is_refunded_twice(journal, ledger, customer):
     account_id = await customer(10_000)
     await journal.intend(charged(1, account_id, refund_undelivered=True))
     await move(journal, 1, State.SETTLED)
@@ -203,7 +203,9 @@ async def test_many_of_one_account_in_one_batch_see_one_another(database, ledger
     assert (await ledger.audit()).ok
 
 
-async def test_what_a_update_lets_go_of_can_be_spent_in_the_same_batch(journal, ledger, customer):
+async def test_an_amount_released_by_an_update_can_be_spent_in_the_same_batch(
+    journal, ledger, customer
+):
     account_id = await customer(1_050)
     await journal.intend(charged(1, account_id))
     journal.record(job(1), State.NOT_PAID, NOW)

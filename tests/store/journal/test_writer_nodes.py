@@ -36,7 +36,7 @@ async def test_a_purchase_has_its_source(journal, books):
     assert (peer.kind, peer.upstream) == ("lcp", "lcpd")
 
 
-async def test_what_it_came_to_replaces_the_ceiling_and_gives_the_rest_back(journal, books):
+async def test_the_final_charge_replaces_the_ceiling_and_releases_the_rest(journal, books):
     await journal.intend(node_intent(1, price_msat=5_000))
     assert await spent(books) == 5_000
     journal.record(job(1), State.SETTLED, NOW)
@@ -46,7 +46,7 @@ async def test_what_it_came_to_replaces_the_ceiling_and_gives_the_rest_back(jour
     assert (await books.purchase(job(1))).price_msat == 1_200
 
 
-async def test_a_charge_above_the_ceiling_is_not_believed(journal, books):
+async def test_a_charge_above_the_ceiling_counts_as_the_ceiling(journal, books):
     await journal.intend(node_intent(1, price_msat=5_000))
     journal.record(job(1), State.SETTLED, NOW)
     journal.record(job(1), State.DELIVERED, NOW, PurchaseUpdate(charged_msat=Msat(9_000)))
@@ -54,7 +54,7 @@ async def test_a_charge_above_the_ceiling_is_not_believed(journal, books):
     assert await spent(books) == 5_000
 
 
-async def test_the_ceiling_counts_against_budgets_until_it_is_known_better(journal, books):
+async def test_the_ceiling_counts_against_budgets_until_the_charge_is_known(journal, books):
     budget = [Budget(Period.HOUR, Msat(6_000))]
     await journal.intend(node_intent(1, price_msat=5_000), budget)
     with pytest.raises(BudgetExceeded):

@@ -25,7 +25,7 @@ async def daemon():
 
 @pytest.fixture(params=["grpcio", "direct"], autouse=True)
 def transport(request):
-    """Everything here holds over both transports."""
+    """Run each test over both transports."""
     return TransportKind(request.param)
 
 
@@ -92,7 +92,7 @@ async def test_asking_again_ends_with_the_time_for_it(daemon, upstream):
 
 
 class _SlowToRefuse(Daemon):
-    """Refuses after a while, and remembers how long each call was willing to wait."""
+    """A daemon that refuses after a while, and records the timeout of each call."""
 
     def __init__(self):
         super().__init__()
@@ -105,7 +105,7 @@ class _SlowToRefuse(Daemon):
 
 
 async def test_all_tries_share_one_time_out(transport):
-    """E: a try that had the whole time-out to itself was noticed by no test."""
+    """No attempt may have the whole timeout for itself."""
     timeout_s = 9
     async with serving(_SlowToRefuse()) as daemon:
         upstream = LcpdUpstream(LcpdAddress(daemon.address, transport=transport))
@@ -116,7 +116,7 @@ async def test_all_tries_share_one_time_out(transport):
     # gRPC rounds the time left up, to hundredths.
     rounding_s = 0.05
     assert later and first <= timeout_s + rounding_s
-    # Each had the time that those before it left, of which every one took 0.3 s.
+    # Each attempt had the time left by those before it, every one of which took 0.3 s.
     for tries, left_s in enumerate(later, 1):
         assert left_s <= timeout_s - 0.3 * tries + rounding_s
 
@@ -130,7 +130,7 @@ async def test_all_tries_share_one_time_out(transport):
     ],
 )
 async def test_what_is_too_large_for_a_peer_is_not_worth_another_try(daemon, upstream, text):
-    """E: it stays too large, however often it is asked."""
+    """A retry would be too large again."""
     daemon.answers["RequestQuote"] = [(grpc.StatusCode.RESOURCE_EXHAUSTED, text)]
     with pytest.raises(UpstreamError) as caught:
         await upstream.request_quote(TASK, PEER, 30)

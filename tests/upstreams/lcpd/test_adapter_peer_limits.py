@@ -1,4 +1,4 @@
-"""What a peer says of itself is held to bounds: its id, its models, and the size of what it may send."""
+"""Data from peers is limited: their ids, their models, and the size of their messages."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def peer(peer_id=PEER, models=("m",), **manifest):
 
 
 class Listed:
-    """A daemon with these peers, and the upstream that has listed them."""
+    """A daemon with these peers, and an upstream that has listed them."""
 
     def __init__(self, *peers):
         self.peers = peers
@@ -53,17 +53,17 @@ class Listed:
     "peer_id", ["", "02ab", "zz" * 33, "04" + "ab" * 32, PEER + "00", PEER.upper(), "node:a", "\n"]
 )
 async def test_a_peer_whose_id_is_no_public_key_is_left_out(peer_id):
-    """B10: it was counted, and named in labels and answers."""
+    """Regression: it was counted, and its id appeared in labels and responses."""
     async with Listed(peer(peer_id), peer(OTHER)) as listed:
         assert [provider.peer_id for provider in listed.providers] == [OTHER]
         assert [told[0] for told in listed.odd] == [""]
-        # Once, and not with each refresh.
+        # Logged once, and not with each refresh.
         await listed.upstream.list_peers(5)
         assert len(listed.odd) == 1
 
 
 async def test_a_peer_has_so_many_models_and_no_more():
-    """B9: 100 peers with 3,000 names each kept the gateway busy for half a minute."""
+    """Regression: 100 peers with 3,000 names each blocked the gateway for half a minute."""
     names = [f"model-{number}" for number in range(3_000)]
     async with Listed(peer(models=["x" * 257, *names])) as listed:
         (provider,) = listed.providers
@@ -117,7 +117,7 @@ async def test_a_stream_is_held_to_the_limits_of_its_peer(limits):
 
 @pytest.mark.parametrize("size", [33 * MIB - 8, 40 * MIB])
 async def test_a_result_that_is_too_large_for_any_peer_was_paid(size):
-    """B8: 110 MB were "unknown", and the hold stayed."""
+    """Regression: a result of 110 MB was "unknown", and the customer's hold stayed."""
     async with Listed(peer()) as listed:
         quote = await listed.upstream.request_quote(TASK, PEER, 5)
         whole = pb.AcceptAndExecuteResponse(

@@ -1,4 +1,4 @@
-"""What clients read of a failed call to the daemon: a sentence, and no address."""
+"""Messages for clients about failed calls to the daemon: a sentence without addresses."""
 
 import pytest
 
@@ -41,8 +41,8 @@ def failed(status, text, **how):
 
 
 @pytest.mark.parametrize("text", AWAY)
-def test_a_daemon_that_cannot_be_reached_is_said_in_a_sentence_and_is_503(text):
-    """C6: the client read gRPC's own text with addresses, and got 502."""
+def test_an_unreachable_daemon_is_reported_in_a_sentence_as_503(text):
+    """Regression: the client got 502, and gRPC's own text with addresses."""
     error = failed("UNAVAILABLE", text)
     assert (error.message, error.is_away) == (DAEMON_AWAY, True)
     answer = map_purchase_error(error)
@@ -50,17 +50,17 @@ def test_a_daemon_that_cannot_be_reached_is_said_in_a_sentence_and_is_503(text):
 
 
 @pytest.mark.parametrize("text", WITH_ADDRESS)
-def test_an_address_in_the_daemons_own_words_is_left_out(text):
+def test_an_address_in_the_daemons_message_is_left_out(text):
     error = failed("UNAVAILABLE", text)
     assert not error.is_away
     assert not [address for address in ADDRESSES if address in error.message]
     assert "[address]" in error.message
-    # A provider answered: the status is the one that openai-serve gives.
+    # A provider answered: the status is the same as openai-serve's.
     assert map_purchase_error(error).status == 502
 
 
 @pytest.mark.parametrize("text", KEPT)
-def test_what_is_no_address_stays(text):
+def test_an_invalid_address_stays(text):
     assert failed("UNAVAILABLE", text).message == text
 
 

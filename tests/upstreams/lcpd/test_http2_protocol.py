@@ -1,4 +1,4 @@
-"""The HTTP/2 core: bytes in, events out, and nothing else whatever comes."""
+"""The HTTP/2 core: bytes in, events out, for any input."""
 
 import hpack
 import pytest
@@ -25,7 +25,7 @@ BLOCK = header_block([(b":method", b"POST"), (b":path", b"/s/m"), (b"x-long", b"
 
 
 def opened(count=1, body=b"body", **limits):
-    """A connection with streams under way, and nothing left to send."""
+    """Return a connection with open streams, and nothing left to send."""
     made = Http2Connection()
     made.receive(raw.settings(**limits))
     for _ in range(count):
@@ -35,7 +35,7 @@ def opened(count=1, body=b"body", **limits):
 
 
 def frames(output):
-    """What the connection sent, frame by frame."""
+    """Return what the connection sent, frame by frame."""
     output = output.removeprefix(PREFACE)
     found = []
     while output:
@@ -260,7 +260,7 @@ def test_a_goaway_ends_what_was_not_processed_and_may_only_go_down():
     assert made.receive(raw.goaway(3, 2)) == [GoingAway(3, 2)]
     assert made.open_streams == 2
     assert made.receive(raw.goaway(5)) == [GoingAway(3, 0)]
-    # What still comes for the stream that was not processed is ignored, its headers are read.
+    # Later frames of the stream that was not processed are ignored; their headers are still decoded.
     assert made.receive(raw.head(5) + raw.data(5, b"x")) == []
     assert made.receive(raw.head(3)) != []
 
@@ -309,8 +309,8 @@ def test_whatever_comes_is_events_or_one_error_and_little_memory(parts):
 
 
 @given(st.lists(st.integers(1, WINDOW_BYTES // 3), min_size=1, max_size=20))
-def test_a_reader_that_takes_what_comes_never_stands(sizes):
-    """Both sides' counts of the stream's window agree, whatever the sizes."""
+def test_a_reader_that_keeps_reading_is_never_blocked(sizes):
+    """Both sides agree on the stream's window for any sizes."""
     made = opened()
     made.receive(raw.head(1))
     left = WINDOW_BYTES

@@ -1,4 +1,4 @@
-"""Both transports tell the same of a call, whatever the server's bytes are."""
+"""Both transports report the same outcome of a call for any bytes of the server."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ def transport_to(server, kind):
 
 
 async def outcome(transport, timeout_s=30.0, request=b"request"):
-    """The messages of a stream, then how it ended: ``OK`` or a status."""
+    """Return the messages of a stream, then how it ended: ``OK`` or a status."""
     call = transport.stream(PATH, request, timeout_s, ())
     told = []
     try:
@@ -37,7 +37,7 @@ async def outcome(transport, timeout_s=30.0, request=b"request"):
 
 
 async def outcomes(script, timeout_s=30.0, **how):
-    """What each transport tells of one script."""
+    """Return what each transport reports for one script."""
     found = []
     for kind in KINDS:
         async with raw_server(script, **how) as server:
@@ -113,19 +113,19 @@ SCRIPTS = {
 }  # fmt: skip
 
 
-# Where grpcio tells something else, and why the direct transport does not follow it.
+# Where grpcio reports something else, and why the direct transport does not follow it.
 GRPCIO_DIFFERS = {
-    "padded frames": "INTERNAL",  # it knows no padding
-    "a message without end": "OK",  # it takes an answer that is cut in a message for whole
-    "a status that is no number": "INTERNAL",  # the specification has UNKNOWN
+    "padded frames": "INTERNAL",  # grpcio does not support padding
+    "a message without end": "OK",  # grpcio accepts a response that is cut inside a message as complete
+    "a status that is no number": "INTERNAL",  # the specification says UNKNOWN
 }
 
 
-async def test_every_kind_of_answer_is_told_alike():
+async def test_every_kind_of_answer_is_reported_alike():
     wrong = {}
     for name, (script, expected) in SCRIPTS.items():
         by_grpcio, by_direct = await outcomes(script)
-        # Where the connection breaks, grpcio may throw messages away that had come.
+        # When the connection breaks, grpcio may drop messages that it had received.
         kept = by_grpcio[:-1] == expected[: len(by_grpcio) - 1]
         ended = by_grpcio[-1] == GRPCIO_DIFFERS.get(name, expected[-1])
         if by_direct != expected or not kept or not ended:
@@ -133,8 +133,8 @@ async def test_every_kind_of_answer_is_told_alike():
     assert wrong == {}
 
 
-async def test_every_reset_is_told_alike():
-    """What HTTP/2 calls REFUSED_STREAM was not processed; grpcio does not say so."""
+async def test_every_reset_is_reported_alike():
+    """A stream reset with REFUSED_STREAM was not processed; grpcio does not report that."""
     told = {}
     for code in (*range(14), 99):
         told[code] = await outcomes(lambda s, code=code: [raw.head(s), raw.reset(s, code)])
@@ -142,7 +142,7 @@ async def test_every_reset_is_told_alike():
 
 
 async def test_an_answer_that_is_cut_at_any_byte_is_never_whole():
-    """Direct at each byte; grpcio, which takes longer, at each seventeenth."""
+    """The direct transport at each byte; grpcio, which is slower, at each seventeenth."""
     sent = b"".join([raw.head(1), raw.data(1, b"one"), raw.data(1, b"two"), raw.trailers(1)])
     cut = 0
     async with raw_server(lambda _: [sent[:cut], CLOSE]) as server:
@@ -154,12 +154,12 @@ async def test_an_answer_that_is_cut_at_any_byte_is_never_whole():
                 await transport.close()
             expected = "OK" if cut == len(sent) else "UNAVAILABLE"
             assert {found[-1] for found in told} == {expected}, cut
-            # grpcio may throw away what came before the break.
+            # grpcio may drop messages received before the break.
             assert all(found[:-1] == told[-1][: len(found) - 1] for found in told), cut
 
 
-async def test_a_call_that_was_not_processed_is_told_so_and_no_other():
-    """A GOAWAY below the stream, or REFUSED_STREAM: the two proofs that HTTP/2 has."""
+async def test_only_a_call_that_was_not_processed_is_reported_as_such():
+    """A GOAWAY below the stream, or REFUSED_STREAM: HTTP/2's two proofs that a call was not processed."""
     told = {}
     scripts = {
         "goaway below": lambda s: [raw.goaway(s - 2 if s > 1 else 0)],
@@ -190,7 +190,7 @@ async def test_a_call_without_an_answer_ends_with_its_time(kind):
 async def test_a_large_request_waits_for_the_servers_windows():
     async with raw_server(whole, greeting=raw.settings(window=1_000)) as server:
         transport = transport_to(server, TransportKind.DIRECT)
-        assert (await outcome(transport))[-1] == "OK"  # the server's settings are known now
+        assert (await outcome(transport))[-1] == "OK"  # the server's settings have arrived
         call = transport.stream(PATH, bytes(500_000), 20, ())
         async with asyncio.timeout(30):
             while not (sent := [f for f in server.frames if f[0] == raw.DATA and f[2] == 3]):
@@ -201,7 +201,7 @@ async def test_a_large_request_waits_for_the_servers_windows():
 
 
 async def test_a_reader_that_stops_stops_the_server_and_no_other_call():
-    """The window of the stream that stands is closed; a second call over the same connection goes on."""
+    """The window of the unread stream is closed; a second call over the same connection goes on."""
     async with raw_server(
         lambda s: [raw.head(s), *([raw.data(s, bytes(16_000))] * 4)] if s == 1 else whole(s)
     ) as server:
@@ -266,7 +266,7 @@ async def test_a_server_that_comes_back_is_found_and_one_that_is_away_costs_no_t
         transport = transport_to(server, TransportKind.DIRECT)
         assert await outcome(transport) == ["UNAVAILABLE"]
     for _ in range(5):
-        # Nothing listens: each is told at once, no call waits for a back-off.
+        # Nothing listens: each call fails immediately, none waits for a back-off.
         assert await outcome(transport, 60) == ["UNAVAILABLE"]
     back = await asyncio.start_server(raw.RawServer(whole), "127.0.0.1", port)
     try:
@@ -279,7 +279,7 @@ async def test_a_server_that_comes_back_is_found_and_one_that_is_away_costs_no_t
         await transport.close()
 
 
-async def test_a_silent_connection_is_asked_whether_it_lives(monkeypatch):
+async def test_a_silent_connection_is_pinged(monkeypatch):
     monkeypatch.setattr(http2_transport, "_KEEPALIVE_S", 0.05)
     monkeypatch.setattr(http2_transport, "_KEEPALIVE_TIMEOUT_S", 0.2)
     async with raw_server(lambda s: [raw.head(s)]) as server:
@@ -328,7 +328,7 @@ async def _any_messages_in_any_frames(messages, size, status):
         ]
         return [raw.head(stream_id), *pieces, raw.trailers(stream_id, status)]
 
-    if len(body) <= 60_000:  # the script's server does not follow the windows
+    if len(body) <= 60_000:  # the scripted server ignores the windows
         first, second = await outcomes(script)
         assert first == second
 

@@ -36,7 +36,7 @@ async def test_requests_that_miss_together_share_one_refresh(daemon, watch):
     assert watch.catalog.peer(PEER)
 
 
-async def test_a_daemon_that_goes_and_comes_back_is_noticed_and_its_peers_stay_known(daemon, watch):
+async def test_a_daemon_that_restarts_is_noticed_and_its_peers_stay_known(daemon, watch):
     running = asyncio.create_task(watch.run())
     async with asyncio.timeout(20):
         async with serving(daemon, daemon.address):

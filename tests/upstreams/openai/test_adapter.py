@@ -35,7 +35,7 @@ def server():
 
 @pytest.fixture
 async def opened():
-    """Makes upstreams, and closes them at the end."""
+    """Return a function that makes upstreams; they are closed at the end."""
     made = []
 
     def make(base_url, *, options=None, **node):
@@ -75,7 +75,7 @@ async def streamed(upstream, asked, timeout_s=5):
 
 
 async def failed(call):
-    """Return the error of a call, after a check of every text that could quote the key."""
+    """Return the error of a call, after checking that no text contains the key."""
     with pytest.raises(UpstreamError) as caught:
         await call
     error = caught.value
@@ -124,7 +124,7 @@ def test_the_terms_hash_is_over_what_the_documentation_says():
         ("node:a", TaskKind.RESPONSES, "UNIMPLEMENTED"),
     ],
 )
-async def test_what_the_node_is_not_there_for_gets_no_quote(opened, peer_id, kind, status):
+async def test_a_task_that_the_node_does_not_serve_gets_no_quote(opened, peer_id, kind, status):
     upstream = opened("http://x", kinds=frozenset({CHAT}))
     with pytest.raises(UpstreamError) as caught:
         await upstream.request_quote(task(kind), peer_id, 1)
@@ -158,7 +158,7 @@ async def test_nothing_is_sent_but_what_the_adapter_says_itself(server, opened):
     await bought(opened(server.base_url), task())
     (seen,) = server.calls()
     headers = dict(seen.headers)
-    # The job's id: the same if the task has to be sent once more.
+    # The job's id: it is the same if the task is sent again.
     assert len(bytes.fromhex(headers.pop("Idempotency-Key"))) == 32
     assert headers == {
         "Host": f"127.0.0.1:{server.port}",
@@ -275,7 +275,7 @@ async def test_a_stream_that_is_cut_never_passes_for_whole(server, opened, kind,
 async def test_a_stream_without_its_end_mark_whose_choices_are_finished_is_whole(
     server, opened, kind
 ):
-    """B2: a tidy end after the finish_reason of every choice was called cut."""
+    """Regression: a clean end after the finish_reason of every choice was classified as cut."""
     server.behave(cut="no_done")
     begin, *_, end = await streamed(opened(server.base_url), task(kind, stream=True))
     assert isinstance(end, Result)
@@ -412,7 +412,7 @@ async def test_a_caller_that_is_cancelled_closes_the_connection(server, opened):
     assert await bought(upstream, task())
 
 
-# Bounds.
+# Limits.
 
 
 async def test_a_result_that_is_too_long_is_not_read_to_its_end(server, opened):
@@ -457,7 +457,7 @@ async def test_a_task_without_a_connection_in_time_bought_nothing(server, opened
     assert len(server.calls()) == 1
 
 
-# Failures, and what they say of the money.
+# Failures, and whether they were paid.
 
 
 def lost(price):
@@ -469,7 +469,7 @@ def price(request):
     return request.param
 
 
-async def test_a_node_that_is_not_there_was_handed_nothing(opened, price):
+async def test_a_missing_node_was_sent_nothing(opened, price):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         gone = []
@@ -494,13 +494,13 @@ async def test_a_name_that_does_not_resolve_is_said_to_be_one(opened):
     assert gone == ["node:a"]
 
 
-async def test_a_port_that_speaks_no_tls_was_handed_nothing(server, opened):
+async def test_a_port_without_tls_was_sent_nothing(server, opened):
     upstream = opened(server.base_url.replace("http:", "https:"), price=PRICE)
     error = await failed(bought(upstream, task()))
     assert (error.status, error.evidence) == ("UNAVAILABLE", Verdict.NONE)
 
 
-async def test_a_node_that_answers_too_late_was_handed_the_task(server, opened, price):
+async def test_a_node_that_answers_too_late_was_sent_the_task(server, opened, price):
     server.behave(delay_s=2)
     for upstream, timeout_s in (
         (opened(server.base_url, price=price, timeout_s=0.2), 5),
@@ -733,7 +733,7 @@ async def test_the_lists_of_each_kind_of_server_are_read(server, opened):
         ),
     ],
 )
-async def test_odd_lists_are_read_as_far_as_they_go(server, opened, document, names):
+async def test_unusual_lists_are_read_as_far_as_possible(server, opened, document, names):
     assert list(await listed(server, opened(server.base_url), document)) == names
 
 
@@ -745,7 +745,7 @@ async def test_what_is_no_list_is_an_error(server, opened, document):
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
-async def test_a_node_without_a_list_is_told_from_one_that_is_down(server, opened, status):
+async def test_a_node_without_a_list_is_distinguished_from_one_that_is_down(server, opened, status):
     server.behave(models_status=status)
     assert isinstance(await failed(opened(server.base_url).list_models("a", 1)), NoModelList)
 

@@ -1,4 +1,4 @@
-"""The connections to a node: heads as large as proxies make them, and connections that a node closes while they are idle."""
+"""Connections to a node: large response heads, and idle connections that the node closes."""
 
 import asyncio
 import json
@@ -27,9 +27,9 @@ def task(*, stream=False):
 
 
 class Node:
-    """A server that is scripted by connection and request: each step is called with reader and writer.
+    """A server scripted per connection and request: each step is called with reader and writer.
 
-    ``requests`` are the heads of all requests that were read, ``connections`` counts what was accepted.
+    ``requests`` are the heads of all requests that were read, ``connections`` counts accepted connections.
     """
 
     def __init__(self):
@@ -46,7 +46,7 @@ class Node:
                 request += 1
                 step = self.steps.get((connection, request), answered)
                 if step is closed_unread:
-                    # Wait until the request has come, and never look at it.
+                    # Wait until the request has arrived, and never read it.
                     await asyncio.sleep(0.05)
                     await asyncio.wait_for(reader.read(1), 5)
                     writer.transport.abort()
@@ -139,7 +139,7 @@ LARGE_HEADS = {
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("lines", LARGE_HEADS.values(), ids=LARGE_HEADS.keys())
 async def test_a_large_head_is_taken(lines, stream):
-    """B5: it was "not HTTP", and counted as bought."""
+    """Regression: it was reported as "not HTTP", and counted as bought."""
     node = Node()
     node.steps[1, 1] = head_of(*lines)
     async with bought_from(node) as buy:
@@ -170,18 +170,18 @@ async def test_a_head_that_is_refused_is_not_booked(lines, stream):
 async def test_a_request_that_meets_the_close_of_an_idle_connection_is_sent_once_more(
     stream, close
 ):
-    """B6: the node never saw it, and it was 502 and booked."""
+    """Regression: the node never saw the request, and the client got 502 and was charged."""
     node = Node()
     node.steps[1, 2] = close
     async with bought_from(node) as buy:
         assert await buy() == ANSWER
         assert await buy(stream=stream) == ANSWER
-        # What was sent again did not go over a connection that may be closing too.
+        # The request was not sent again over a connection that may be closing too.
         assert node.connections == 2
         assert await buy() == ANSWER
     keys = [head.lower().partition(b"idempotency-key: ")[2][:64] for head in node.requests]
     if close is closed_at_once:
-        # The same task twice, by its name.
+        # The same task twice, by its id.
         assert keys[1] == keys[2]
         del keys[1]
     assert len(set(keys)) == len(keys) == 3
@@ -193,7 +193,7 @@ async def test_it_is_sent_once_more_and_no_oftener():
     async with bought_from(node) as buy:
         await buy()
         error = await failure_of(buy())
-    # It was handed to the node over a connection that was new.
+    # It was sent to the node over a new connection.
     assert (error.status, error.evidence) == ("UNAVAILABLE", Verdict.SETTLED)
     assert node.connections == 2
 
@@ -218,7 +218,7 @@ async def test_what_is_lost_on_a_new_connection_is_never_sent_again():
     assert len(node.requests) == node.connections == 1
 
 
-async def test_a_node_that_has_gone_meanwhile_was_handed_nothing():
+async def test_a_node_that_disappeared_meanwhile_was_sent_nothing():
     node = Node()
     node.steps[1, 2] = closed_unread
     server = await asyncio.start_server(node.serve, "127.0.0.1", 0)
@@ -257,7 +257,7 @@ def test_how_long_a_node_asks_to_be_left_alone_is_read_within_bounds(value, seco
     [(429, "17", 17), (503, "40", 40), (429, "", 1), (429, "nonsense", 1), (429, "999999", 3_600)],
 )
 async def test_a_nodes_retry_after_reaches_the_client(status, header, told):
-    """B7: the client was told 1 second."""
+    """Regression: the client got a Retry-After of 1 second."""
     quote = await OpenAIHttpUpstream([VirtualNode("a", "http://x")]).request_quote(
         task(), "node:a", 1
     )
@@ -267,7 +267,7 @@ async def test_a_nodes_retry_after_reaches_the_client(status, header, told):
 
 
 @pytest.mark.parametrize("status", [101, 199, 300, 302, 304, 399, 418, 451, 500, 520, 599, 999])
-def test_an_odd_status_is_a_refusal_that_cost_nothing(status):
+def test_an_unusual_status_is_a_refusal_that_cost_nothing(status):
     error = http_error(status, b"<html>")
     assert error.evidence is Verdict.NONE
     assert error.message and "<" not in error.message

@@ -39,7 +39,7 @@ def of(status, body, key=""):
         (999, "UNAVAILABLE", True),
     ],
 )
-def test_a_status_has_its_word_and_nothing_was_bought(status, name, retryable):
+def test_each_status_has_its_code_and_nothing_was_bought(status, name, retryable):
     error = of(status, b"")
     assert (error.status, error.retryable, error.evidence) == (name, retryable, Verdict.NONE)
     assert error.message
@@ -80,7 +80,7 @@ def test_a_long_message_is_bounded():
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 302])
-def test_what_only_the_operator_can_mend_is_said_in_fixed_words(status):
+def test_errors_that_only_the_operator_can_fix_have_fixed_texts(status):
     error = of(status, {"error": {"message": f"Incorrect API key: {KEY[:6]}***", "code": "c"}}, KEY)
     assert "Incorrect" not in error.message
     assert error.code is None

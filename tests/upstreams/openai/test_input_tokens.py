@@ -43,7 +43,7 @@ def node(server):
     return VirtualNode("a", server.base_url, api_key=KEY)
 
 
-async def test_a_node_that_counts_is_believed_and_gets_the_very_bytes(counter, node, server):
+async def test_the_count_of_a_node_is_used_and_it_gets_the_exact_bytes(counter, node, server):
     assert await counter.count(node, BODY, 5) == 42
     (asked,) = server.counts
     assert asked.body == BODY
@@ -80,7 +80,7 @@ async def test_a_node_that_cannot_count_is_left_alone_for_ten_minutes(
     assert await counter.count(node, BODY, 5) == 42
 
 
-async def test_that_one_node_cannot_count_says_nothing_of_another(counter, node, server):
+async def test_one_node_that_cannot_count_does_not_disqualify_another(counter, node, server):
     with HttpNodeThread("plain") as plain:
         other = VirtualNode("b", plain.base_url)
         assert await counter.count(other, BODY, 5) is None
@@ -89,7 +89,7 @@ async def test_that_one_node_cannot_count_says_nothing_of_another(counter, node,
     assert await counter.count(node, BODY, 5) == 42
 
 
-async def test_a_model_that_is_not_there_says_nothing_of_the_node(counter, node, server):
+async def test_a_missing_model_does_not_disqualify_the_node(counter, node, server):
     server.counting.status = 404
     error = {"message": "no such model", "type": "invalid_request_error", "code": "model_not_found"}
     server.counting.text = json.dumps({"error": error})
@@ -159,7 +159,7 @@ async def test_a_redirect_is_not_followed(counter, node, server):
         assert not elsewhere.counts
 
 
-async def test_a_node_that_hangs_up_or_is_gone_gives_none(counter, node, server):
+async def test_a_node_that_hangs_up_or_is_gone_returns_none(counter, node, server):
     server.counting.cut = True
     assert await counter.count(node, BODY, 5) is None
     server.stop()

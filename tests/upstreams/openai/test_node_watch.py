@@ -29,7 +29,7 @@ def describe(model, node):
 
 
 class Lists:
-    """Stands in for the upstream: what each node's list says, or the error that asking for it ends with."""
+    """Stands in for the upstream: each node's list of models, or the error of the request for it."""
 
     def __init__(self, **answers):
         self.answers = answers
@@ -149,7 +149,7 @@ async def test_while_nothing_changes_the_providers_are_the_same_object():
     watch, changes = watch_of(lists, node("a"), node("b"))
     await watch.refresh()
     first, since = watch.providers, watch.states["a"].since
-    # Some servers give the time of the asking.
+    # Some servers return the time of the request as the model's creation time.
     lists.answers["a"] = [ListedModel("m", created=2)]
     await watch.refresh()
     assert watch.providers is first
@@ -325,8 +325,8 @@ def test_the_stand_in_runs_as_a_process_too(process):
     assert running.wait(5) == 9
 
 
-async def test_an_error_that_was_not_foreseen_takes_its_node_out_and_keeps_no_other_from_being_asked():
-    """A2: one group held what asks all nodes, and any error ended the asking for good."""
+async def test_an_unexpected_error_takes_its_node_out_and_blocks_no_other_probe():
+    """Regression: all nodes were probed in one task group, and any error ended all probes for good."""
     tasks = BackgroundTasks(get_logger("test"), backoff=Backoff(first_s=0.01, most_s=0.02))
     lists = Lists(a=["m"], b=["m"])
     watch, changes = watch_of(

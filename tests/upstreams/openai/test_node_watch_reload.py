@@ -1,4 +1,4 @@
-"""Nodes that are added, changed and taken out while the gateway runs, with tasks under way on them."""
+"""Nodes that are added, changed and removed while the gateway runs, with tasks under way on them."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -22,11 +22,11 @@ TASK = Task(CHAT, "m", BODY, stream=True)
 DOWN = UpstreamError("UNAVAILABLE", "no connection to the node can be made", retryable=True)
 
 
-# -- what is watched ------------------------------------------------------------------------------
+# -- the watched nodes ------------------------------------------------------------------------------
 
 
 class Lists:
-    """What each node's list says, or the error that asking for it ends with."""
+    """Stands in for the upstream: each node's list of models, or the error of the request for it."""
 
     def __init__(self, **answers):
         self.answers = answers
@@ -44,7 +44,7 @@ class Lists:
 
 
 class Watched:
-    """A watch, and what it told."""
+    """A node watch, and what it reported."""
 
     def __init__(self, lists, *nodes):
         self.changes, self.gone = [], []
@@ -114,7 +114,7 @@ async def test_a_node_that_is_taken_out_leaves_at_once_and_is_asked_no_more():
     assert set(watched.watch.states) == {"b"}
 
 
-async def test_a_node_that_is_described_otherwise_is_believed_to_be_up_until_it_is_asked():
+async def test_a_node_with_a_changed_configuration_counts_as_up_until_it_is_probed():
     lists = Lists(a=["m"])
     watched = Watched(lists, node("a"))
     async with running(watched):
@@ -165,7 +165,7 @@ async def test_nodes_can_be_exchanged_again_and_again_in_any_order():
     assert set(watched.watch.states) == {"a", "c"}
 
 
-# -- what is bought, with real servers ------------------------------------------------------------
+# -- tasks, with real servers ------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -182,7 +182,7 @@ def served_by(server, **options):
 
 
 async def read(events):
-    """Read a stream to its end; gives its bytes."""
+    """Read a stream to its end; return its bytes."""
     chunks = [event async for event in events if isinstance(event, bytes)]
     return b"".join(chunks)
 
@@ -195,7 +195,7 @@ def slow():
 
 
 async def begun(upstream, server):
-    """Begin a stream; gives it with its first bytes read."""
+    """Start a stream; return it after its first bytes."""
     name = f"node:{server.server.name}"
     quote = await upstream.request_quote(TASK, name, 1)
     events = upstream.execute_stream(quote, TASK, 60)

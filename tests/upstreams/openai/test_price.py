@@ -74,7 +74,7 @@ def test_a_body_that_only_other_parsers_take_is_read_too():
     assert price.most_msat(Task(CHAT, "m", b"[1]", stream=False), 1) == 4_096
 
 
-def test_a_wild_limit_still_fits_the_journal():
+def test_an_absurd_limit_still_fits_the_journal():
     price = NodePrice(per_1k_output_msat=10**9)
     assert price.most_msat(task(max_tokens=2**62, n=2**62), 1) < 2**63
 
@@ -139,7 +139,7 @@ def test_an_ordinary_charge_never_reaches_past_what_was_quoted(price, text, toke
             Usage(2, 0),
         ),
         (b'data: {"usage":{"prompt_tokens":1}}\n\ndata: {"usage":null}\n\n', Usage(1, 0)),
-        # a tail that begins in the middle of something
+        # a tail that begins inside a value
         (b'\xa9abc"}]}\n\ndata: {"usage":{"prompt_tokens":1}}\n\ndata: [DONE]\n\n', Usage(1, 0)),
         (b'{"usage":{"prompt_tokens":1', None),
         (b'{"usage":{"prompt_tokens":-1,"completion_tokens":true}}', None),
@@ -147,7 +147,7 @@ def test_an_ordinary_charge_never_reaches_past_what_was_quoted(price, text, toke
         (b'{"usage":{}}', None),
         (b'{"usage"', None),
         (b"", None),
-        # what a model says
+        # text of a model
         (json.dumps({"text": '"usage": {"prompt_tokens": 9}'}).encode(), None),
         (b"\xff\xfe" * 100, None),
     ],

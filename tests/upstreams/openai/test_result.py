@@ -1,4 +1,4 @@
-"""B2 and B4, at a node: how the connection of a whole answer ends, and the usage that it told before."""
+"""Results of a node: how the connection of a complete result ends, and the usage that it reported before."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ PRICE = NodePrice(per_1k_output_msat=1_000)
 
 
 async def streamed(*pieces, end=End.TIDY, kind=CHAT, price=PRICE):
-    """Buy one stream; gives its bytes, what its judge and the node's result say, and how long it took."""
+    """Buy one stream; return its bytes, the judge's verdict, the node's result, and how long it took."""
     body = json.dumps({"model": "m", "messages": [{"content": "case-0"}], "stream": True}).encode()
     task = Task(kind, "m", body, stream=True)
     with raw_node(Scripted(pieces, end)) as node:
@@ -78,7 +78,7 @@ async def test_what_follows_the_end_is_handed_on_up_to_a_bound():
 
 
 @pytest.mark.parametrize("end", [End.LOST, End.CLOSE])
-async def test_without_an_end_mark_only_a_tidy_end_will_do(end):
+async def test_without_an_end_mark_only_a_clean_end_counts(end):
     with pytest.raises(UpstreamError):
         await streamed(HELLO, STOP, end=end)
     _, received, _, _ = await streamed(HELLO, STOP)
@@ -107,8 +107,8 @@ def usage(tokens):
         ([b'data: {"choices":[],%b}\n\n' % usage(b"2000.5")], 0),
     ],
 )
-async def test_the_last_usage_that_was_told_is_charged(told, charged_msat):
-    """B4: it was looked for in the last 8 KiB, and a count with a point was none."""
+async def test_the_last_reported_usage_is_charged(told, charged_msat):
+    """Regression: usage was looked for in the last 8 KiB only, and a count with a decimal point was ignored."""
     rest = b'data: {"choices":[],"search_results":["%b"]}\n\n' % (b"y" * 11_000)
     _, _, result, _ = await streamed(HELLO, *told, STOP, rest, DONE)
     assert result.charged_msat == charged_msat
