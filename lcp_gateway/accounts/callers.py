@@ -13,7 +13,7 @@ _NO_LIMIT = Msat(0)
 
 
 class Scope(enum.StrEnum):
-    """A use that a key permits."""
+    """A permission of a key."""
 
     INFERENCE = "inference"
     """The routes of OpenAI's API."""
@@ -25,7 +25,7 @@ class Scope(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeyRules:
-    """The limits of a key. 0 and an empty set of models mean no limit, None never; without a scope every route refuses it.
+    """The limits of a key. 0 and an empty set of models mean no limit, None no end; every route refuses a key without a scope.
 
     ``max_price_msat`` bounds one purchase; budgets are counted by calendar period in UTC.
     """

@@ -89,7 +89,7 @@ class KeySync:
         return caller
 
     def check(self) -> None:
-        """Return if credentials that the database can revoke may be accepted.
+        """Check that credentials which the database can revoke may be accepted.
 
         Raises:
             KeysStale: the last read is too old.

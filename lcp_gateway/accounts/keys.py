@@ -80,7 +80,7 @@ class KeyCache:
     """Every key in memory, by its hash.
 
     ``static_keys`` are the operator's own, from the settings: they belong to no account, are named by their hash and
-    stay whatever the store says.
+    stay whatever the store contains.
 
     A check does the same work for a key that is valid, expired, revoked, unknown or no key at all: one hash, two look-ups,
     one comparison of times. Its time depends on the length of the text alone. A look-up could leak something about
@@ -116,7 +116,7 @@ class KeyCache:
         }
 
     def replace_all(self, records: Iterable[KeyRecord], upto: int | None = None) -> None:
-        """Cache these keys and the static ones, and no others but those that changed after the records were read.
+        """Cache these keys and the static ones, and of the others only those that changed after the records were read.
 
         ``upto`` is the last change that the records hold. With it no other key stays, not even one that seems to have
         changed later: the store was read whole, and decides.
@@ -135,7 +135,7 @@ class KeyCache:
                 self._stored[key_hash] = _cached(record)
 
     def check(self, text: str, now: datetime) -> Caller | None:
-        """Return the caller that a key authenticates now, or None; the reason is not told."""
+        """Return the caller that a key authenticates now, or None; without the reason."""
         key_hash = hash_key(text)
         stored = self._stored.get(key_hash, _UNKNOWN_KEY)
         cached = self._static.get(key_hash, stored)

@@ -247,7 +247,7 @@ class Issuer:
         )
 
     def verify(self, macaroon: Macaroon, preimage: bytes, now: datetime) -> L402Token:
-        """Prove that the gateway made the macaroon as it is, that its invoice was paid, and that it has not expired.
+        """Verify that the gateway made the macaroon, unchanged, that its invoice was paid, and that it has not expired.
 
         All steps are done before any refusal, and comparisons take constant time.
 

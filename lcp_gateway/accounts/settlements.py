@@ -1,4 +1,4 @@
-"""Follows the node's settlements, so that no client has to poll: each is credited once, after a crash too."""
+"""Follows the node's settlements, so that no client has to poll; each is credited once, also after a crash."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -51,7 +51,7 @@ class Settlements:
         on_lead: Callable[[bool], None] = lambda _leads: None,
         unavailable: tuple[type[Exception], ...] = (),
     ) -> None:
-        """``unavailable`` are the errors of a database that cannot be reached; ``on_trouble`` is told of those and the node's."""
+        """``unavailable`` are the errors of a database that cannot be reached; ``on_trouble`` gets those and the node's."""
         self._invoices = invoices
         self._topups = topups
         self._leadership = leadership

@@ -12,7 +12,7 @@ _OBJECT = "text_completion"
 _MAX_LOGPROBS = 20
 _MAX_EVENT_BYTES = 4 * 1024 * 1024
 _MAX_CHOICES = 1024
-# Chat's reasons for a stop to call a tool, which completions do not have.
+# Chat's finish reasons for a tool call, which completions do not have.
 _TOOL_STOPS = ("tool_calls", "function_call")
 
 
@@ -29,7 +29,7 @@ class NotAdaptable(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class CompletionPlan:
-    """What the conversion of the answer needs: the text to echo (often none), and whether log probabilities were asked for."""
+    """The data for converting the answer: the text to echo (often none), and whether log probabilities were requested."""
 
     echo: str = field(default="", repr=False)
     logprobs: bool = False

@@ -1,4 +1,4 @@
-"""Tells in a result how it was routed: in a field of its JSON or of its stream's first event, and in a header."""
+"""Adds the routing of a result to it: in a field of its JSON or of its stream's first event, and in a header."""
 
 import json
 from collections.abc import Mapping

@@ -95,7 +95,8 @@ class BackgroundTasks:
     ) -> asyncio.Task[None]:
         """Start a task; cancel the returned one to end it.
 
-        ``may_return`` is asked when the task has returned, whether that is no failure: a writer may be closed, for example.
+        ``may_return``, called after the task has returned, says whether that is expected: a writer may be closed, for
+        example.
         """
         if name not in TASKS:
             raise ValueError(f"{name} is not in the table of tasks")
@@ -173,7 +174,8 @@ class BackgroundTasks:
         # Between a half and the whole, so that replicas which failed together do not come back together.
         pause_s *= 0.5 + self._chance() / 2
         instance.failures += 1
-        # The kind of error only: `/readyz` needs no key, and an error's text may quote values. The log has it all.
+        # The type of the error only: `/readyz` needs no key, and an error's text may quote values. The log has the
+        # whole error.
         instance.problem = type(error).__name__
         self._restarts[instance.name] += 1
         self._on_restart(instance.name)
@@ -198,7 +200,7 @@ class ShortTasks:
         on_error: Callable[[UpstreamError], None],
         on_unexpected: Callable[[Exception], None] = lambda _error: None,
     ) -> None:
-        """``on_unexpected`` is told of every error that is not the provider's."""
+        """``on_unexpected`` gets every error that is not the provider's."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._on_error = on_error
         self._on_unexpected = on_unexpected

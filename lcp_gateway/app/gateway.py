@@ -54,7 +54,7 @@ _RELAY_SLACK_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """All that outlives a change of settings: connections, the journal, measurements, purchases under way.
+    """The state that outlives a change of settings: connections, the journal, measurements, purchases under way.
 
     ``lnd_report`` returns lnd's state for ``/readyz``; None where no lnd is configured.
     """
@@ -82,7 +82,7 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """The parts of one configuration, without state of their own. A request is served by one of these from end to end.
+    """The parts of one configuration, without state of their own. A request is served by one of these from beginning to end.
 
     ``metrics_app`` is for ``metrics_addr``.
     """

@@ -1,4 +1,4 @@
-"""The gateway's life: start, signals, other settings, and the end in good order."""
+"""The gateway's process: start, signals, reloads, and the graceful end."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ from lcp_gateway.telemetry.event_loop import SlowCallbacks, watch_loop
 from lcp_gateway.telemetry.logs import configure_logging, get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 
-# A request makes thousands of short-lived objects and hardly a cycle among them: the collector looks less often.
+# A request makes thousands of short-lived objects and hardly a cycle among them: the garbage collector runs less often.
 _GC_THRESHOLDS = (20_000, 20, 20)
 _STANDARD_STREAMS = (0, 1, 2)
 _CALLED_AS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - for the message
@@ -49,7 +49,7 @@ def run(
     ``read_settings`` is called at each SIGHUP; it raises ``ConfigError`` where the settings cannot be used.
     ``lost_log_lines`` returns how many lines for standard output and error were lost so far.
     """
-    # The start makes hardly any garbage; the collector is turned on again below.
+    # The start makes hardly any garbage; the garbage collector is turned on again below.
     gc.disable()
     configure_logging(log_level(settings), settings.log_format)
     log = get_logger("gateway")
@@ -116,7 +116,7 @@ async def _serve(
         )
         _greet(gateway, serving, settings, banner)
         notifier.ready(_status(gateway))
-        # The objects of the start live as long as the process: the collector need not look at them again.
+        # The objects of the start live as long as the process: the garbage collector need not scan them again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
@@ -158,7 +158,7 @@ def _on_stop(stop: asyncio.Event, gateway: Gateway) -> None:
 
 @contextlib.contextmanager
 def _hang_ups(stop: asyncio.Event, reload_wanted: asyncio.Event) -> Iterator[None]:
-    """Reload at SIGHUP, or stop where it came because the gateway's terminal was closed. After the block it is ignored."""
+    """Reload at SIGHUP, or stop if the gateway's terminal was closed. After the block SIGHUP is ignored."""
     terminal = next((number for number in _STANDARD_STREAMS if os.isatty(number)), None)
 
     def hung_up() -> None:
@@ -183,7 +183,7 @@ def _greet(gateway: Gateway, serving: Serving, settings: Settings, banner: Seque
         f"lcp-gateway {__version__} listening on {serving.scheme}://{host}:{serving.port} "
         f"({_status(gateway)}, daemon {settings.lcpd_grpc_addr})"
     )
-    # A gateway on all interfaces is called at the loopback address.
+    # A gateway on all interfaces is reached at the loopback address.
     called = _CALLED_AS.get(host, host)
     usage = (
         f"base URL for OpenAI clients: {serving.scheme}://{called}:{serving.port}/v1 (model auto)"

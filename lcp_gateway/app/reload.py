@@ -1,4 +1,4 @@
-"""Takes changed settings in while the gateway runs: all of those that can change, or none."""
+"""Applies changed settings while the gateway runs: all that can change, or none."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
@@ -15,7 +15,7 @@ _TLS = ("http_tls_cert", "http_tls_key")
 
 
 def changes(before: Settings, after: Settings) -> tuple[list[str], list[str]]:
-    """Return the names of the settings that differ: those that a reload takes in, and those that need a restart."""
+    """Return the names of the settings that differ: those that a reload applies, and those that need a restart."""
     changed = {
         name: spec
         for name, spec in specs().items()
@@ -23,7 +23,7 @@ def changes(before: Settings, after: Settings) -> tuple[list[str], list[str]]:
     }
     restart = [name for name, spec in changed.items() if spec.restart]
     if (before.http_tls_cert is None) is not (after.http_tls_cert is None):
-        # An address speaks one of the two.
+        # An address serves either HTTP or HTTPS.
         restart += [name for name in _TLS if name in changed]
     return [name for name in changed if name not in restart], restart
 

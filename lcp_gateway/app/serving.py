@@ -39,7 +39,7 @@ class Serving:
     async def renew(self, settings: Settings) -> Collection[str]:
         """Serve by other settings from now on; return the names of those whose files have changed.
 
-        All that may fail comes first, so that nothing is half done.
+        Everything that may fail comes first, so that no change is left half done.
 
         Raises:
             WiringError, BadCertificate: they cannot be used, and nothing has changed.

@@ -25,7 +25,7 @@ _ADDRESS_STARTS = ("/", "@")
 
 @dataclass(frozen=True, slots=True)
 class Notifier:
-    """Tells the service manager the gateway's state.
+    """Reports the gateway's state to the service manager.
 
     ``address`` is the manager's socket, empty where there is none. ``watchdog_s`` is the time-out of the manager's
     watchdog; 0 where it has none.
@@ -66,7 +66,7 @@ class Notifier:
         return bool(self.address and self.watchdog_s)
 
     async def watch(self, is_well: Callable[[], bool]) -> None:
-        """Notify the watchdog at half its time-out, as long as the event loop turns and ``is_well``.
+        """Notify the watchdog at half its time-out, as long as the event loop runs and ``is_well`` returns True.
 
         Returns at once where the manager has none.
         """

@@ -28,7 +28,7 @@ _MOST_CHUNKS = 10
 
 
 async def keep_alive(database: Database, writer: JournalWriter, log: FilteringBoundLogger) -> None:
-    """Show the other gateways that this one is alive: they end and refund the purchases of one that is not."""
+    """Show the other gateways that this one is alive: they end and refund the purchases of a dead one."""
     while True:
         try:
             if await database.keep_alive():
@@ -82,7 +82,7 @@ async def measure_books(
             for state in found:
                 metrics.budget(state.budget.period.value, state.budget.limit_msat, state.spent_msat)
             for period in set(Period).difference(state.budget.period for state in found):
-                # The settings may have had one before a reload.
+                # The settings before a reload may have had one.
                 metrics.budget(period.value, 0, 0)
         await asyncio.sleep(_GAUGES_EVERY_S)
 
@@ -97,7 +97,7 @@ async def measure_accounts(ledger: LedgerRepository, metrics: Metrics) -> None:
 
 
 async def purge(store: ResponseStore[Item]) -> None:
-    """Drop stored objects that are too old, also while no request comes."""
+    """Drop stored objects that are too old, even without requests."""
     while True:
         await asyncio.sleep(_PURGE_EVERY_S)
         store.purge()

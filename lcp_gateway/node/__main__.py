@@ -1,4 +1,4 @@
-"""``python -m lcp_gateway.node [FILE.toml]``: a node by itself, for trying things out."""
+"""``python -m lcp_gateway.node [FILE.toml]``: a node by itself, for experiments."""
 
 import sys
 from pathlib import Path

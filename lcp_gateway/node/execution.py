@@ -92,7 +92,7 @@ class Executor:
 
     @asynccontextmanager
     async def _running(self, job: Job) -> AsyncIterator[None]:
-        """Count a job as running; end it when its quote expires, and fall silent when CancelJob stops it."""
+        """Count a job as running; end it when its quote expires, and send nothing more when CancelJob stops it."""
         runner = asyncio.current_task()
         job.runner = runner
         job.peer.inflight += 1
@@ -105,7 +105,7 @@ class Executor:
             self._events.record_job(EventKind.RESULT, job, "expired")
             raise lcp_error(LcpErrorCode.QUOTE_EXPIRED, "quote expired") from None
         except asyncio.CancelledError:
-            # CancelJob cancels this task just as a caller that goes away does; only the latter ends the call.
+            # CancelJob cancels this task just as a disconnected caller does; only the latter ends the call.
             if job.cancelled and runner is not None and runner.uncancel() == 0:
                 await wait_forever()
             raise

@@ -192,7 +192,7 @@ _ChunkFilter = Callable[[_Chunks], _Chunks]
 
 
 async def wait_forever() -> NoReturn:
-    """Never return; only the end of the call ends it."""
+    """Wait until the call is cancelled."""
     while True:
         await asyncio.Event().wait()
 

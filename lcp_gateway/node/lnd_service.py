@@ -1,4 +1,4 @@
-"""A few calls of lnd's own service, simulated, so that top-ups of the gateway have a node to be paid at.
+"""A few calls of lnd's own service, simulated, so that top-ups can be paid at the node.
 
 Their messages come with an optional extra and are loaded at the first call; a node without them serves all other calls.
 """

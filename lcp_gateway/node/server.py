@@ -1,4 +1,4 @@
-"""Puts a node together, serves it, and runs it as a program until a signal or the end of its parent."""
+"""Builds a node, serves it, and runs it as a program until a signal or the end of its parent."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ from lcp_gateway.node.wallets import CustomerWallet, Wallet
 
 _MAX_WAITING_CALLS = 100_000
 _SERVER_OPTIONS = (
-    # Otherwise a second node would share the port in silence.
+    # Otherwise a second node would share the port without an error.
     ("grpc.so_reuseport", 0),
     # Otherwise a burst of more than a thousand calls would see some of them cancelled at random: gRPC's C core
     # sheds load in this way, the daemon's Go does not.
@@ -123,7 +123,7 @@ class Node:
         return f"{config.listen.rpartition(':')[0]}:{port}"
 
     async def stop(self, grace_s: float = 0.0) -> None:
-        """Take no more calls, give running ones ``grace_s`` to end, and close everything."""
+        """Accept no more calls, let running ones end within ``grace_s``, and close everything."""
         # Subscriptions to settlements end in good order, as at lnd, before calls are cut off.
         self.invoices.close()
         if self._server is not None:
@@ -151,7 +151,7 @@ def _models_are_named(config: NodeConfig) -> bool:
 
 
 def _all_peers(config: NodeConfig, discovered: tuple[str, ...]) -> tuple[PeerConfig, ...]:
-    """Return the peers to run: those configured, else those that fit the backend; and the one that fails on demand."""
+    """Return the peers to run: those configured, else those that fit the backend; and the peer that fails on demand."""
     if config.peers:
         peers = config.peers
     elif config.backend == ECHO:

@@ -1,4 +1,4 @@
-"""The LCPDService: each of its calls, from message to message."""
+"""The LCPDService: the implementation of each call."""
 
 import asyncio
 import time

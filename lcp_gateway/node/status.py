@@ -1,4 +1,4 @@
-"""How a call fails: a gRPC status and the text that the daemon would send with it."""
+"""Errors of calls: a gRPC status and the text that the daemon would send with it."""
 
 import enum
 

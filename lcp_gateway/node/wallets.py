@@ -68,7 +68,7 @@ class Wallet:
         return self._config.fee_base_msat + amount_msat * self._config.fee_ppm // PPM
 
     async def close(self) -> None:
-        """Abandon payments in flight, as a daemon that is stopped does."""
+        """Cancel payments in flight, as a daemon does that is stopped."""
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
@@ -90,11 +90,11 @@ class Wallet:
 
 
 class CustomerPaymentFailed(Exception):
-    """A payment was tried and did not come about; the text is lnd's word for why."""
+    """A payment was tried and failed; the text is lnd's reason."""
 
 
 class CustomerWallet:
-    """Pays invoices of the node out of a balance of its own, each at most once. It is a neighbour: no fees."""
+    """Pays invoices of the node out of a balance of its own, each at most once. It is a direct peer of the node, so there are no fees."""
 
     def __init__(
         self, config: WalletConfig, network: str, *, book: InvoiceBook, wallet: Wallet
@@ -108,13 +108,13 @@ class CustomerWallet:
         self.balance_msat = config.customer_balance_msat
 
     async def pay(self, payment_request: str, amount_msat: int = 0) -> Invoice:
-        """Pay an invoice and give it settled. The payment goes on when the caller does not wait.
+        """Pay an invoice and return it settled. The payment goes on when the caller does not wait.
 
         ``amount_msat`` is for an invoice that names none.
 
         Raises:
             CallError: UNKNOWN with the reason: the payment cannot even be tried.
-            PaymentFailed: it was tried, in vain; or it has been paid before.
+            CustomerPaymentFailed: it was tried and failed, or it has been paid before.
         """
         asked = self._read(payment_request)
         if asked.amount_msat is None and amount_msat <= 0:
@@ -145,7 +145,7 @@ class CustomerWallet:
         return invoice
 
     async def close(self) -> None:
-        """Abandon payments in flight."""
+        """Cancel payments in flight."""
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)

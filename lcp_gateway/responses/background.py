@@ -157,7 +157,7 @@ class BackgroundJob:
             return self._document({}, error, money)
 
     def release(self) -> None:
-        """Drop the data that an ended job does not need: repeats of its request may find it for a day."""
+        """Drop the data that an ended job does not need: it is kept for a day for repeats of its request."""
         self.inputs = ()
         self.opening = b""
         self.request = {"previous_response_id": self.request.get("previous_response_id")}

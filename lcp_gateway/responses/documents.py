@@ -1,6 +1,7 @@
 """The document of a result: the response or chat completion in a provider's bytes, whole or streamed, and its id.
 
-Providers are not trusted: any bytes are read in time proportional to their length, and give a document or a ValueError.
+Providers are not trusted: any bytes are read in time proportional to their length, and result in a document or a
+ValueError.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Ids for results whose provider gave none, and their place in a stream. They are random, so they cannot be guessed."""
+"""Ids for results whose provider sent none, and their place in a stream. They are random, so they cannot be guessed."""
 
 import secrets
 from typing import Any
@@ -14,11 +14,11 @@ from lcp_gateway.adapters.sse import Event, StreamRewriter, may_hold_object
 from lcp_gateway.responses.documents import find_id
 
 BACKGROUND_PREFIX = "resp_bg_"
-"""Begins the ids of background jobs, whose clients get one before a provider is asked."""
+"""Begins the ids of background jobs, whose clients get an id before a provider is asked."""
 
 
 def new_response_id() -> str:
-    """Return an id for a response whose provider gave none."""
+    """Return an id for a response whose provider sent none."""
     return f"resp_{secrets.token_hex(24)}"
 
 
@@ -28,7 +28,7 @@ def new_background_id() -> str:
 
 
 def new_chat_id() -> str:
-    """Return an id for a chat completion whose provider gave none."""
+    """Return an id for a chat completion whose provider sent none."""
     return f"chatcmpl-{secrets.token_hex(24)}"
 
 

@@ -24,10 +24,10 @@ class Item:
     """One stored result. Times are seconds since 1970.
 
     ``blocks`` are the result's bytes, a stream's events if ``stream`` is set. ``inputs`` are the segments of all input items
-    that led to it, those of earlier turns included; for a chat the one of its messages. ``model`` was asked for,
+    that led to it, those of earlier turns included; for a chat the one of its messages. ``model`` was requested,
     ``bought_model`` answered. ``changes`` are members of the document that the gateway sets, such as an id of its own.
-    ``attached`` is the client's metadata as JSON, which can be long and so counts as bytes. ``opening`` is the event that
-    the client got before those of the provider.
+    ``attached`` is the client's metadata as JSON, which can be long and so counts as bytes. ``opening`` is the event
+    that the client got before those of the provider.
     """
 
     kind: ItemKind
@@ -45,7 +45,7 @@ class Item:
     headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
 
     def segments(self) -> Iterator[bytes]:
-        """Yield the byte strings that it keeps alive; those of a conversation's earlier turns are shared."""
+        """Yield the byte strings that the item references; those of a conversation's earlier turns are shared."""
         yield from self.inputs
         yield from self.blocks
         if self.opening:

@@ -215,8 +215,8 @@ def _listed(holder: object, key: str) -> list[Any]:
 _QUEUED, _IN_PROGRESS = "queued", "in_progress"
 # The members that a response gets at its end.
 _AT_END = ("completed_at", "error", "incomplete_details", "usage")
-# OpenAI has no event for a cancellation. Of the events that end a stream in every client this one is true; the status in it
-# says that it was cancelled.
+# OpenAI has no event for a cancellation. Of the events that end a stream in every client this one is correct; its
+# status says that the response was cancelled.
 _ENDS = {
     "incomplete": "response.incomplete",
     "failed": "response.failed",

@@ -66,7 +66,7 @@ class Storable(Protocol):
         ...
 
     def segments(self) -> Iterable[bytes]:
-        """Return the byte strings that it keeps alive; those that it shares with others are the same objects."""
+        """Return the byte strings that the item references; those that it shares with others are the same objects."""
         ...
 
 

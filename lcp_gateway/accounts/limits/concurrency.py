@@ -230,7 +230,7 @@ class ConcurrencyLimits:
         except self._leases.errors as error:
             self._outage.begin(error)
             self._outage.admit_or_refuse()
-            # It may have been counted all the same, and only the answer was lost: it is renewed and released.
+            # It may have been counted, and only the answer was lost: it is renewed and released.
         return Lease(self._leases, caller.key_id, lease_id, self._start_task)
 
 

@@ -29,7 +29,7 @@ class RateKind(StrEnum):
 
 
 class LimitedBy(StrEnum):
-    """Whose limit it is."""
+    """The subject of a limit."""
 
     GATEWAY = "gateway"
     ACCOUNT = "account"
@@ -96,8 +96,8 @@ class RateWindow:
 class RateLimited(Refused):
     """A limit is reached. Nothing was counted, and no provider was asked.
 
-    ``retry_after_s`` is when the request fits, if no other comes before; None when it is larger than the limit and never
-    will. ``headers`` are OpenAI's ``x-ratelimit-…``.
+    ``retry_after_s`` is when the request fits, if no other comes before; None when it is larger than the limit and
+    never fits. ``headers`` are OpenAI's ``x-ratelimit-…``.
     """
 
     code = "rate_limit_exceeded"
@@ -144,7 +144,7 @@ class RateCounters(Protocol):
         ...
 
     async def add(self, amounts: Mapping[str, int]) -> None:
-        """Add amounts to windows, by their keys, whatever the limits are; below zero a window does not go."""
+        """Add amounts to windows, by their keys, whatever the limits are; a window never goes below zero."""
         ...
 
 
@@ -324,8 +324,8 @@ class RateLimits:
     async def settle(self, allowance: Allowance, tokens: int) -> None:
         """Count the tokens that a request really used in place of the estimate.
 
-        Where fewer were used, this minute's window gives back no more than it holds: the last one runs out by itself.
-        While Redis is unreachable nothing happens.
+        Where fewer were used, this minute's window is reduced by no more than its count: the last one expires by
+        itself. While Redis is unreachable nothing happens.
         """
         counted = [limit for limit in allowance.counted if limit.kind is RateKind.TOKENS]
         more = tokens - allowance.tokens

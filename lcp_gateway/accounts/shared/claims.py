@@ -195,7 +195,7 @@ class RedisClaims:
         try:
             found = await asyncio.shield(call)
         except asyncio.CancelledError:
-            # It will have been made, and no purchase would end it.
+            # The claim may have been made, and no purchase would end it.
             self._calls.start(self.release(claim))
             raise
         if found:

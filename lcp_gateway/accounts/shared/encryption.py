@@ -55,7 +55,7 @@ class Encryption:
         self._name_key = derive(b"names")
 
     def keyed_name(self, *parts: bytes) -> bytes:
-        """Return a name for some parts; without the secret it says nothing about them, even if they are guessed."""
+        """Return a name for some parts; without the secret it reveals nothing about them, even to a guess."""
         whole = b"".join(len(part).to_bytes(4) + part for part in parts)
         return hmac.digest(self._name_key, whole, hashlib.sha256)
 

@@ -1,4 +1,4 @@
-"""The one Redis that several gateways share: connections to it, and the decision what happens while it is unreachable."""
+"""The one Redis that several gateways share: connections to it, and the policy while it is unreachable."""
 
 import asyncio
 import time
@@ -16,7 +16,7 @@ _MAX_CONNECTIONS = 64
 # Redis answers within a millisecond; after this long it counts as unreachable.
 _ANSWER_S = 0.5
 _PAUSE_S = 1.0
-# Waiting for a free connection is load, not an outage: a flood of requests must not open the limits.
+# Waiting for a free connection is load, not an outage: a flood of requests must not disable the limits.
 _FREE_CONNECTION_S = 10.0
 
 REDIS_KEY_PREFIX: Final = "lcp-gateway"

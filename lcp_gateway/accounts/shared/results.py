@@ -55,7 +55,7 @@ class RedisResults:
     """``SharedPurchases`` of gateways with one Redis, one secret (of ``encryption``) and one journal.
 
     ``state_of`` asks the journal. ``limits`` says how long requests may be repeated; of results larger than ``max_bytes``
-    only the facts are kept. A repeat of an order that is being bought waits ``wait_s`` for its end. ``on_joined`` is told
+    only the facts are kept. A repeat of an order that is being bought waits ``wait_s`` for its end. ``on_joined`` gets
     how a repeat was answered: ``running``, ``replayed`` or ``lost``.
     """
 
@@ -85,7 +85,7 @@ class RedisResults:
         """Claim an order, or return its result from another gateway; waits while it is bought there.
 
         Raises:
-            KeyReused, AnswerLost, Refused: as ``SharedPurchases`` says.
+            KeyReused, ResultLost, Refused: as ``SharedPurchases`` says.
         """
         own = self._own_claim(order, repeat)
         give_up_at = time.monotonic() + self._wait_s
@@ -96,7 +96,7 @@ class RedisResults:
             try:
                 found = await self._claims.take(own, expired_id)
             except ClaimsUnavailable:
-                # A gateway that is known to be buying it is waited for all the same.
+                # A gateway that is known to be buying it is waited for in any case.
                 found, is_free = None, not waits
             else:
                 is_free = found is None
@@ -201,7 +201,7 @@ class RedisResults:
             raise self._unreadable() from None
         except ClaimsUnavailable:
             raise self._lost(
-                "this was bought before, and its answer cannot be had right now", Verdict.UNKNOWN
+                "this was bought before, and its answer is not available right now", Verdict.UNKNOWN
             ) from None
         raise self._lost(
             "this was bought before and its answer is no longer held; asking again would pay again",
@@ -210,7 +210,7 @@ class RedisResults:
         )
 
     def _unreadable(self) -> LostElsewhere:
-        return self._lost("what is known of this request cannot be read", Verdict.UNKNOWN)
+        return self._lost("the record of this request cannot be read", Verdict.UNKNOWN)
 
     def _lost(
         self, message: str, verdict: Verdict, purchase: Purchase | None = None
@@ -251,7 +251,7 @@ class _Claim:
 
     async def ended(self, answer: ResultBuffer) -> None:
         """Store the result; release the claim where nothing was paid."""
-        # First, so that no renewal makes it anew.
+        # First, so that no renewal creates the claim again.
         self._renewing.cancel()
         purchase = answer.purchase
         if purchase is None or (answer.error is not None and answer.verdict is Verdict.NONE):

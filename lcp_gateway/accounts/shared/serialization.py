@@ -189,7 +189,7 @@ def _error_of(facts: Mapping[str, Any], purchase: Purchase) -> PurchaseError:
             )
             return PaymentFailed(cause, verdict, quote=quote)
         case "undelivered":
-            # A gateway of an earlier version says no more than that.
+            # A gateway of an earlier version records no more than that.
             return Undelivered(
                 facts["message"],
                 quote=quote,

@@ -163,7 +163,7 @@ class Limits:
 class CustomerParts:
     """The customers' accounts, opened for as long as the gateway runs.
 
-    ``invoices`` is None where customers cannot top up. ``on_credit`` is told of every paid top-up.
+    ``invoices`` is None where customers cannot top up. ``on_credit`` is called for every paid top-up.
     """
 
     accounts: AccountRepository

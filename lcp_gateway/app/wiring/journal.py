@@ -41,10 +41,10 @@ _ALL_OPEN = 10_000
 
 @dataclass(slots=True)
 class JournalParts:
-    """The journal and the queries of it; without a journal there is only the one that keeps nothing.
+    """The journal and the queries of it; without a journal, the null journal.
 
-    ``network`` is the prefix of the invoices that lnd pays, once lnd has been asked. ``on_refund`` is told of every
-    decision about a refund.
+    ``network`` is the prefix of the invoices that lnd pays, once lnd has been asked. ``on_refund`` gets every decision
+    about a refund.
     """
 
     purchases: PurchaseJournal
@@ -130,7 +130,7 @@ async def open_journal(
     )
     writer.refunds = limits
     journal = JournalParts(writer, Books(database), database, writer, on_refund=refunds)
-    # Asked at each scrape: the task that reads the books may itself wait for the database.
+    # Read at each scrape: the task that reads the books may itself wait for the database.
     metrics.watch_journal(lambda: journal.trouble is not None)
     writer.start(start_task)
     try:
@@ -165,7 +165,7 @@ def record_swept(
 
 
 async def load_trust(journal: JournalParts, trust: PeerTrust) -> None:
-    """Load the peers' histories from the journal, so that a restart forgives no loss.
+    """Load the peers' histories from the journal, so that a restart does not forgive losses.
 
     Raises:
         WiringError: the journal cannot be read.

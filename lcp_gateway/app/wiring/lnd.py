@@ -96,7 +96,7 @@ def invoice_address(settings: Settings, own_node: str) -> "LndAddress":
 
 @dataclass(frozen=True, slots=True)
 class LndParts:
-    """The parts that an lnd gives work to; ``reader`` and ``reconciler`` need a journal."""
+    """The parts that work with lnd; ``reader`` and ``reconciler`` need a journal."""
 
     watcher: LndWatcher
     observer: LndObserver
@@ -113,7 +113,7 @@ class LndParts:
             self.reader.settled()
 
     def tasks(self) -> list[BackgroundTask]:
-        """Return the tasks to run beside the requests. None of them ends with another."""
+        """Return the tasks to run beside the requests. Each is independent of the others."""
         tasks = [BackgroundTask("lnd", self.watcher.run)]
         if self.reader is not None:
             tasks.append(BackgroundTask("learning", self.reader.run))
@@ -140,7 +140,7 @@ def lnd_parts(
 ) -> LndParts:
     """Wire the parts of an lnd; unknown payments are looked up every ``interval_s``.
 
-    ``daemon_node_id`` returns the id of the node that pays: only its lnd can prove that a payment never was.
+    ``daemon_node_id`` returns the id of the node that pays: only its lnd can prove that a payment was never made.
     """
     observer = LndObserver(metrics, trust, log)
 

@@ -1,4 +1,4 @@
-"""The interface of a compute backend, and what goes in and out of it."""
+"""The interface of a compute backend, its tasks and its results."""
 
 from __future__ import annotations  # the stub's type of a status does not exist at run time
 

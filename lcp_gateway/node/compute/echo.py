@@ -281,7 +281,7 @@ class EchoBackend:
         )
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: there are no connections."""
 
 
 async def _whole(

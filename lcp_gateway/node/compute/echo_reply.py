@@ -94,7 +94,7 @@ def _earlier(messages: list[dict[str, Any]], user: dict[str, Any]) -> tuple[str,
     """Return the user's texts before an answer of the assistant that is part of the request."""
     answers = [at for at, item in enumerate(messages) if item.get("role") == "assistant"]
     if not answers:
-        # Messages that clients put before the first question, such as their surroundings, are no turn.
+        # Messages that clients put before the first question, such as their environment, are no turn.
         return ()
     texts = (
         _read_content(item.get("content"))[0]
