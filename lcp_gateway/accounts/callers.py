@@ -25,7 +25,7 @@ class Scope(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class KeyRules:
-    """The limits of a key. 0 and an empty set of models mean no limit, None no end; every route refuses a key without a scope.
+    """The limits of a key. 0 and an empty set of models mean no limit, None no end; a key without a scope is refused everywhere.
 
     ``max_price_msat`` bounds one purchase; budgets are counted by calendar period in UTC.
     """

@@ -82,7 +82,7 @@ class Runtime:
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """The parts of one configuration, without state of their own. A request is served by one of these from beginning to end.
+    """The parts of one configuration, without state of their own. Each request is served by one of these.
 
     ``metrics_app`` is for ``metrics_addr``.
     """

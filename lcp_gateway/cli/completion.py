@@ -36,7 +36,9 @@ class Shell(enum.StrEnum):
 def completion(
     shell: Annotated[
         Shell | None,
-        typer.Argument(metavar="SHELL", help="Yours when left out.", show_default=False),
+        typer.Argument(
+            metavar="SHELL", help="The shell; the present one if left out.", show_default=False
+        ),
     ] = None,
 ) -> int:
     """Print a script that makes a shell complete commands and flags with the Tab key.

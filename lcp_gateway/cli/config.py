@@ -1,4 +1,4 @@
-"""``lcp-gateway config``: show the settings in force, check a configuration, and write a file to begin with."""
+"""``lcp-gateway config``: show the settings in force, check a configuration, and generate a file."""
 
 import contextlib
 import errno
@@ -41,7 +41,7 @@ from lcp_gateway.config.sources import (
     from_openclaw,
 )
 
-app = command_group("Look at the configuration, check it, and write a file to begin with.")
+app = command_group("Show the configuration, check it, and generate a file.")
 
 
 @app.command(cls=GroupedHelp)
@@ -79,7 +79,7 @@ def show(config: Path | None, flags: Mapping[str, object], *, json: JsonOption =
 def check(
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="FILE", help="The usual one when left out.", show_default=False),
+        typer.Argument(metavar="FILE", help="The default one if left out.", show_default=False),
     ] = None,
     *,
     config: Annotated[Path | None, CONFIG_OPTION] = None,
@@ -137,7 +137,7 @@ def _sources(path: Path | None, environ: Mapping[str, str]) -> Iterable[str]:
         yield f"file: none, there is none at {default_file(os.environ)}"
     else:
         yield f"file: {path}"
-    # The weakest first, so that the strongest stays.
+    # The weakest first, so that the strongest remains.
     overriding = (
         from_openclaw(environ, known).given
         | from_openai_serve(environ, known).given
@@ -148,7 +148,7 @@ def _sources(path: Path | None, environ: Mapping[str, str]) -> Iterable[str]:
         yield f"environment: {', '.join(names)}"
     if path is not None:
         for name in sorted(from_file(path, known).given.keys() & overriding.keys()):
-            yield f"not used: {name} of the file, for {overriding[name].source} goes before it"
+            yield f"not used: {name} of the file, since {overriding[name].source} takes precedence"
 
 
 @app.command()
@@ -156,7 +156,9 @@ def generate(
     *,
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE", help="Where to, instead of the usual place."),
+        typer.Option(
+            "--config", metavar="FILE", help="The file to write, instead of the default one."
+        ),
     ] = None,
     stdout: Annotated[bool, typer.Option("--stdout", help="Print it, and write no file.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")] = False,

@@ -30,7 +30,7 @@ _PATHS: Mapping[TaskKind, str] = {
     TaskKind.EMBEDDINGS: "/v1/embeddings",
 }
 _SET_A_KEY = (
-    "give the settings that it has (--config, or LCP_GATEWAY_API_KEYS, or LCP_GATEWAY_AUTH=accounts with "
+    "pass the settings that it uses (--config, or LCP_GATEWAY_API_KEYS, or LCP_GATEWAY_AUTH=accounts with "
     "LCP_GATEWAY_ADMIN_KEY), or ask daemon and nodes themselves with --direct"
 )
 
@@ -117,7 +117,7 @@ def call(
 
 
 def ask_readiness(where: Address | str) -> Readiness | None:
-    """Ask the gateway at an address or URL whether it is ready; None where none answers, or something else does.
+    """Ask the gateway at an address or URL whether it is ready; None where none answers, or another program does.
 
     No key is sent.
     """
@@ -149,7 +149,7 @@ def ask_readiness(where: Address | str) -> Readiness | None:
 
 @dataclass(frozen=True, slots=True)
 class RunningGateway:
-    """A gateway that answers. ``key_name`` says which key it is asked with, ``nodes_up`` by name whether each node is up."""
+    """A gateway that answers. ``key_name`` names the key that is sent, ``nodes_up`` by name whether each node is up."""
 
     address: Address
     key: str = field(repr=False)
@@ -172,7 +172,7 @@ class RunningGateway:
 
     def explain(self, kind: TaskKind, body: bytes) -> Mapping[str, Any]:
         """Return how it would route a request."""
-        # A gateway that cannot rank does not know the header either, and would buy the answer.
+        # A gateway without the ranking route does not know the header either, and would buy the answer.
         self.ranking(1)
         return self._ask("POST", _PATHS[kind], body, {"X-Lcp-Route-Only": "true"})
 
@@ -194,7 +194,7 @@ class RunningGateway:
             error = response.document.get("error")
             words = refusal(response.status, error if isinstance(error, Mapping) else {})
             if response.status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-                words += f"; presented was {self.key_name}: {_SET_A_KEY}"
+                words += f"; this command sent {self.key_name}: {_SET_A_KEY}"
             raise CommandFailed(f"the gateway at {self.url}: {words}")
         return response.document
 
@@ -210,7 +210,7 @@ def refusal(status: int, error: Mapping[str, Any]) -> str:
 def find_gateway(settings: Settings) -> RunningGateway | None:
     """Return the gateway that listens where the settings say; None where there is none."""
     address = Address.of_settings(settings)
-    # Asked without the key, which must not go to something else that listens there.
+    # Asked without the key, which must not go to another program that listens there.
     readiness = ask_readiness(address) if address.port else None
     if readiness is None:
         return None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lcp_gateway.lightning.lnd.invoice_issuer import InvoiceIssuer
 
 OWN_NODE_SETTINGS = ("embedded", "node_listen", "lcpd_grpc_addr", "lcpd_tls")
-"""The settings that say where a node of our own is."""
+"""The settings that say where a simulated node is."""
 
 INVOICE_SETTINGS = (
     *("lnd_grpc_addr", "lnd_tls_cert", "lnd_macaroon_file", "lnd_invoice_macaroon_file"),
@@ -64,11 +64,11 @@ async def invoice_network(settings: Settings, *, warns: bool = True) -> str | No
 
 
 def own_node(settings: Settings) -> str:
-    """Return the gRPC target where a node of our own is reached; it is not known yet whether it is one."""
+    """Return the gRPC target of a simulated node; whether it is one is not known yet."""
     if not settings.embedded:
         if settings.lcpd_tls:
             raise CommandFailed(
-                "a daemon that is reached with TLS (lcpd_tls) is not a node of our own"
+                "a daemon that is reached with TLS (lcpd_tls) is not a simulated node"
             )
         return settings.lcpd_grpc_addr
     if not settings.node_listen:
@@ -82,7 +82,7 @@ def own_node(settings: Settings) -> str:
 
 @contextlib.asynccontextmanager
 async def opened_invoice_issuer(settings: Settings) -> "AsyncIterator[InvoiceIssuer]":
-    """Open the issuer of invoices for the block: lnd, or a node of our own, which serves the same calls."""
+    """Open the issuer of invoices for the block: lnd, or a simulated node, which serves the same calls."""
     if not (settings.lnd_grpc_addr or settings.embedded):
         raise CommandFailed(
             "top-ups are disabled: no lnd is configured; set lnd_grpc_addr, lnd_tls_cert and "

@@ -40,7 +40,7 @@ T = TypeVar("T")
 CONFIG_OPTION = typer.Option(
     "--config",
     metavar="FILE",
-    help="TOML file to read instead of the usual one.",
+    help="TOML file to read instead of the default one.",
     show_default=False,
 )
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

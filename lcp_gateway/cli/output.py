@@ -1,4 +1,4 @@
-"""How a command speaks and ends: exit codes, messages, a question at the terminal, tables, pairs and JSON."""
+"""The output of commands: exit codes, messages, a question at the terminal, tables, pairs and JSON."""
 
 import json as json_format
 import pwd
@@ -109,7 +109,7 @@ def shorten_ids(text: str) -> str:
 
 
 def print_pairs(rows: Sequence[tuple[str, str]]) -> None:
-    """Print names and values, one pair to a line, for people and for ``grep`` alike."""
+    """Print names and values, one pair to a line."""
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         sys.stdout.write(f"{name:{width}}  {printable(value)}\n")
@@ -121,7 +121,7 @@ def print_json(value: object) -> None:
 
 
 def printable(text: str) -> str:
-    """Return a text of a peer or a client without the characters that a terminal would obey."""
+    """Return a text of a peer or a client without the control characters that a terminal interprets."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 

@@ -1,4 +1,4 @@
-"""The program: which commands there are, and how an error becomes a message and an exit code."""
+"""The program: its commands, and how an error becomes a message and an exit code."""
 
 import importlib
 import os

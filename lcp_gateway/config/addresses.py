@@ -1,4 +1,4 @@
-"""How addresses are read: host and port, gRPC targets, URLs, hosts, networks, origins, the journal's place."""
+"""Parsing of addresses: host and port, gRPC targets, URLs, hosts, networks, origins, the journal's place."""
 
 import functools
 import ipaddress
@@ -50,7 +50,7 @@ def parse_host_port(text: str) -> HostPort:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host or "[" in host or "]" in host:
-        raise ValueError('an IPv6 address stands in brackets, for example "[::1]:8080"')
+        raise ValueError('an IPv6 address is written in brackets, for example "[::1]:8080"')
     if any(character.isspace() or character in "/@" for character in host):
         raise ValueError('must be "host:port" without a scheme or a path')
     if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > MAX_PORT:
@@ -119,7 +119,7 @@ def _parse_backend(value: object) -> str:
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError('must be "echo" or a base URL such as "http://127.0.0.1:11434/v1"')
     if parts.username or parts.password:
-        raise ValueError("a key belongs into node_backend_api_key, not into the URL")
+        raise ValueError("a key belongs in node_backend_api_key, not in the URL")
     return text.rstrip("/")
 
 
@@ -138,7 +138,7 @@ def _parse_journal(value: object) -> str:
     scheme, mark, rest = text.partition("://")
     if not mark:
         if text == ":memory:":
-            raise ValueError("a journal in memory is lost at the end: give a file")
+            raise ValueError("a journal in memory is lost when the process ends: name a file")
         return str(Path(text).expanduser()) if text else ""
     if scheme.partition("+")[0] not in _DATABASE_SCHEMES:
         raise ValueError('must be a path, "sqlite:///path", "postgresql://..." or "off"')
@@ -173,7 +173,7 @@ def _parse_http_url(value: object) -> str:
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError('must be a base URL such as "http://127.0.0.1:4318"')
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("must be a base URL alone; a key belongs into otlp_headers")
+        raise ValueError("must be a base URL alone; a key belongs in otlp_headers")
     return text.rstrip("/")
 
 
@@ -209,7 +209,7 @@ def parse_base_url(value: object, *, key_setting: str = "api_key") -> str:
     if parts.scheme not in {"http", "https"} or not has_host:
         raise problem
     if "@" in parts.netloc:
-        raise ValueError(f"a key or a password does not belong into the URL: use {key_setting}")
+        raise ValueError(f"a key or a password does not belong in the URL: use {key_setting}")
     if "?" in text or "#" in text:
         raise ValueError("must be a URL without a query and without a fragment")
     path = parts.path.rstrip("/") or _DEFAULT_PATH

@@ -1,4 +1,4 @@
-"""The configuration reference and the sample file, both written from the model so that they cannot fall behind."""
+"""The configuration reference and the sample file, both written from the model so that they are never outdated."""
 
 import json
 import textwrap

@@ -1,4 +1,4 @@
-"""The model registry as the operator writes it: the properties of models, and the names that clients may use."""
+"""The model registry in the configuration: the properties of models, and the names that clients may use."""
 
 import re
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ def _parse_model_name(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The operator's statements of a model; 0, empty and ``None`` where there is none."""
+    """The operator's description of a model; 0, empty and ``None`` for missing values."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ROW_CONFIG
 

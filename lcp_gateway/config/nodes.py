@@ -33,7 +33,7 @@ class NodeConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = ROW_CONFIG
 
-    name: Annotated[parsers.NodeName, Field(description="Its name, which no other node has.")]
+    name: Annotated[parsers.NodeName, Field(description="Its name, unique among the nodes.")]
     base_url: Annotated[
         str,
         Form("URL", "URL"),

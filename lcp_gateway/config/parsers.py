@@ -1,4 +1,4 @@
-"""How values are read from text or TOML: durations, sizes, numbers, keys, lists, maps."""
+"""Parsing of values from text or TOML: durations, sizes, numbers, keys, lists, maps."""
 
 import math
 import re
@@ -23,9 +23,9 @@ def refuse_quotes(text: str) -> str:
         ValueError: it begins or ends with a quote, or stands in brackets as JSON does. The message does not repeat it.
     """
     if text and (text[0] in _QUOTES or text[-1] in _QUOTES):
-        raise ValueError("has a quote at its begin or end, which would be part of it: leave it out")
+        raise ValueError("begins or ends with a quote, which would be part of it: leave it out")
     if any(text.startswith(begin) and text.endswith(end) for begin, end in _BRACKETS):
-        raise ValueError("stands in brackets, which would be part of it: leave them out")
+        raise ValueError("is written in brackets, which would be part of it: leave them out")
     return text
 
 
@@ -37,7 +37,7 @@ def refuse_json_list(value: object) -> None:
             'looks like a JSON array: write the items with commas between them, without "[", "]" and quotes'
         )
     if len(text) > 1 and text[0] == text[-1] and text[0] in _QUOTES and text.count(text[0]) == 2:  # noqa: PLR2004 - a pair
-        raise ValueError("stands in quotes, which would be part of it: leave them out")
+        raise ValueError("is written in quotes, which would be part of it: leave them out")
 
 
 _DURATION_UNITS_S: Mapping[str, float] = {
@@ -235,7 +235,7 @@ def _pairs(value: object, *, last_equals: bool) -> list[tuple[str, str]]:
 
 def _unique(found_pairs: list[tuple[str, str]]) -> dict[str, str]:
     if len(found := dict(found_pairs)) != len(found_pairs):
-        raise ValueError("a key stands there twice")
+        raise ValueError("a key occurs twice")
     return found
 
 
@@ -337,7 +337,7 @@ def _parse_model_limits(value: object) -> dict[str, int]:
 
 def _parse_ppm(value: object) -> int:
     if (ppm := parse_count(value)) > PPM:
-        raise ValueError(f"must be at most {PPM}, which is the whole")
+        raise ValueError(f"must be at most {PPM}, which is 100%")
     return ppm
 
 

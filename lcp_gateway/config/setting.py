@@ -1,4 +1,4 @@
-"""How a setting is declared: one entry that holds its type, default, description, group and other names."""
+"""The declaration of a setting: one entry with its type, default, description, group and other names."""
 
 import enum
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ class Spec:
     secret: bool
     may_hold_password: bool
     restart: str
-    """Why a change of it waits for the next start; empty where a reload takes it in."""
+    """Why a change of it needs a restart; empty where a reload applies it."""
 
     @property
     def environment(self) -> str:

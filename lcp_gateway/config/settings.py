@@ -10,7 +10,7 @@ from lcp_gateway.config.models import Models
 from lcp_gateway.config.nodes import Nodes
 from lcp_gateway.config.setting import OPENAI_SERVE_PREFIX, OPENCLAW_PREFIX, Group, Spec, setting
 
-# Why a change of these settings waits for the next start.
+# Why a change of these settings needs a restart.
 _DAEMON = "jobs are under way on the connection to the daemon"
 _LND = "the connection to lnd is open"
 _COLLECTOR = "traces are under way to the collector"
@@ -115,7 +115,7 @@ class Settings(BaseModel):
         "auto",
         "How calls reach the daemon: `direct` is HTTP/2 on the gateway's own event loop, which costs less for each token of a "
         "stream; `grpcio` is gRPC's own library. `auto` is direct on loopback and unix sockets without TLS, else grpcio. "
-        "`/readyz`, `doctor` and the metric `lcpd_transport` tell which is in use.",
+        "`/readyz`, `doctor` and the metric `lcpd_transport` show which is in use.",
         Group.DAEMON,
         restart=_DAEMON,
     )

@@ -1,4 +1,4 @@
-"""Settings made of tables: how they are read, shown, described, and how a place in one is named.
+"""Settings made of tables: parsing, display, description, and the names of places in them.
 
 Each table becomes a frozen dataclass whose fields have the types of ``parsers``. Pydantic reads them, so that all problems
 are found at once. A field that is left out of the dataclass's ``repr`` is a secret.
@@ -150,5 +150,5 @@ def _from_json(value: object) -> object:
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found := dict(pairs)) != len(pairs):
-        raise ValueError("a name stands twice in one JSON object")
+        raise ValueError("a name occurs twice in one JSON object")
     return found

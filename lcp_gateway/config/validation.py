@@ -71,7 +71,7 @@ def contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterato
         )
     if not any(getattr(settings, name) for name in _WEIGHTS):
         source = next(sources[name] for name in _WEIGHTS if name in sources)
-        yield f"{source}: all weights are 0, which leaves nothing to choose by"
+        yield f"{source}: all weights are 0: at least one must be above 0"
 
 
 def _tls_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
@@ -128,7 +128,7 @@ def _access_contradictions(settings: Settings, sources: Mapping[str, Source]) ->
         source = sources.get("http_addr") or "http_addr"
         yield (
             f"{source}: {settings.http_addr} can be reached by other machines, and any client there would spend your "
-            "money: set api_keys or auth, or say allow_open"
+            "money: set api_keys or auth, or set allow_open"
         )
     if mode == "keys" and not settings.api_keys:
         yield f"{sources['auth']}: keys are required, and no api_keys are set"
@@ -153,7 +153,7 @@ def _access_contradictions(settings: Settings, sources: Mapping[str, Source]) ->
 
 
 def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
-    """Yield warnings of settings that are allowed and most likely not intended."""
+    """Yield warnings about settings that are valid and most likely not intended."""
     if settings.allow_open and auth_mode(settings) == "none" and not settings.embedded:
         by_name = (
             ""
@@ -171,7 +171,7 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
             "that they share l402_invoices_per_minute: set trusted_proxies"
         )
     if auth_mode(settings) == "accounts" and not (settings.embedded or settings.lnd_grpc_addr):
-        yield "customers cannot pay in: lnd_grpc_addr is not set"
+        yield "customers cannot top up: lnd_grpc_addr is not set"
     yield from _markup_cautions(settings)
     yield from _https_cautions(settings)
     if settings.embedded and "lcpd_grpc_addr" in sources:
@@ -198,7 +198,7 @@ def _markup_cautions(settings: Settings) -> Iterator[str]:
         return
     marked_up = markups(settings)
     if not settings.lnd_grpc_addr and not any(map(any, marked_up.values())):
-        # Customers cannot pay in yet, which is a warning of its own.
+        # Customers cannot top up yet, which is a warning of its own.
         return
     for name, (percent, fixed_msat) in marked_up.items():
         markup = Markup(round(percent * PPM_PER_PERCENT), Msat(fixed_msat))

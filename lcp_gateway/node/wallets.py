@@ -94,7 +94,7 @@ class CustomerPaymentFailed(Exception):
 
 
 class CustomerWallet:
-    """Pays invoices of the node out of a balance of its own, each at most once. It is a direct peer of the node, so there are no fees."""
+    """Pays invoices of the node out of a balance of its own, each at most once. As a direct peer of the node it pays no fees."""
 
     def __init__(
         self, config: WalletConfig, network: str, *, book: InvoiceBook, wallet: Wallet

@@ -146,20 +146,20 @@ class Refund(enum.StrEnum):
     """The outcome of the refund of a charge. The value is stored and shown to the customer."""
 
     GIVEN = "given"
-    """It was given back at once."""
+    """It was refunded at once."""
     WITHHELD = "withheld"
     """A limit was reached: the operator decides."""
     GRANTED = "granted"
-    """It was withheld, and the operator gave it back."""
+    """It was withheld, and the operator refunded it."""
     DENIED = "denied"
     """It was withheld, and the operator kept it."""
 
 
 REFUND_MESSAGES: Final = MappingProxyType(
     {
-        Refund.GIVEN: "the charge was given back",
+        Refund.GIVEN: "the charge was refunded",
         Refund.WITHHELD: "the charge is withheld until the operator decides: a limit of refunds is reached",
-        Refund.GRANTED: "the operator gave the charge back",
+        Refund.GRANTED: "the operator refunded the charge",
         Refund.DENIED: "the operator kept the charge",
     }
 )

@@ -69,7 +69,7 @@ _EXPLAINED = {
     "how": "; it waits for the purchase under way, got the answer again, or was told that the answer is lost",
     "outcome": "; as known when the call ended",
     "payment": "; the same word as in the header `X-Lcp-Payment`",
-    "refund": "; given back at once, over a limit, or decided by the operator",
+    "refund": "; refunded at once, over a limit, or decided by the operator",
     "source": "; a Lightning peer, or a virtual node",
     "why": ": more than its credential may have, more bytes than all may, or older than `stored_for_s`",
 }

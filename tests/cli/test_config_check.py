@@ -60,7 +60,7 @@ def test_the_environment_counts_as_it_does_for_serve(run, file, monkeypatch):
     assert outcome.out.splitlines() == [
         f"file: {file}",
         "environment: LCP_GATEWAY_API_KEYS, OPENAI_SERVE_HTTP_ADDR",
-        "not used: http_addr of the file, for OPENAI_SERVE_HTTP_ADDR goes before it",
+        "not used: http_addr of the file, since OPENAI_SERVE_HTTP_ADDR takes precedence",
         "it can be used",
     ]
 

@@ -265,7 +265,7 @@ def test_suspicious_settings_are_a_warning(tmp_path, subtests):
         ({"LCP_GATEWAY_ALLOWED_HOSTS": "a,*"}, "a web page whose name"),
         (
             {"LCP_GATEWAY_AUTH": "accounts"},
-            "customers cannot pay in",
+            "customers cannot top up",
         ),
         ({"LCP_GATEWAY_EMBEDDED": "1", "OPENAI_SERVE_LCPD_GRPC_ADDR": "h:1"}, "has no effect"),
     ]:

@@ -45,7 +45,7 @@ NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", show_default=False, callback=utf8_text)
 ]
 
-app = command_group("Keep the accounts of customers.")
+app = command_group("Manage the accounts of customers.")
 
 
 @app.command()
@@ -174,7 +174,7 @@ async def statement(
 @app.command()
 @with_books()
 async def audit(books: AccountBooks, *, json: JsonOption = False) -> int:
-    """Check that all the books agree with one another; ends with 1 when something is wrong."""
+    """Check that all the books agree with one another; exits with 1 when they do not."""
     found = await books.ledger.audit()
     if json:
         print_json(audit_document(found))
@@ -192,7 +192,7 @@ async def log(
     after: AfterNumberOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List the acts of administrators, the latest first."""
+    """List the actions of administrators, the latest first."""
     await print_listing(
         lambda most, following: books.acts.page(limit=most, after=following),
         ACTION_COLUMNS,

@@ -48,12 +48,12 @@ USUAL_LIMIT = 50
 LimitOption = Annotated[int, typer.Option(min=1, metavar="N", help="At most N.")]
 AfterOption = Annotated[
     str | None,
-    typer.Option("--after", metavar="ID", help="Those that follow this one.", callback=_an_id),
+    typer.Option("--after", metavar="ID", help="Only those after this one.", callback=_an_id),
 ]
 AfterNumberOption = Annotated[
     int | None,
     typer.Option(
-        "--after", min=0, max=_LAST_NUMBER, metavar="ID", help="Those that follow this one."
+        "--after", min=0, max=_LAST_NUMBER, metavar="ID", help="Only those after this one."
     ),
 ]
 
@@ -99,7 +99,7 @@ async def opened_books(settings: Settings) -> AsyncIterator[AccountBooks]:
 
 
 def actor() -> str:
-    """Return the actor for the log of acts: the user whose rights are used, not the one that the environment names."""
+    """Return the actor for the admin log: the effective user, not the one that the environment names."""
     uid = os.geteuid()
     try:
         return f"cli:{pwd.getpwuid(uid).pw_name}"

@@ -112,7 +112,7 @@ def pairs(document: Mapping[str, object]) -> list[tuple[str, str]]:
 
 
 def format_amount(amount_msat: int) -> str:
-    """Write an amount for people."""
+    """Write an amount for display."""
     return f"{amount_msat} msat ({format_sat(Msat(amount_msat))})"
 
 

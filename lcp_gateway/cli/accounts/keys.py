@@ -48,7 +48,7 @@ async def create(
     account_id: AccountArgument,
     *,
     name: Annotated[
-        str, text_option("--name", metavar="NAME", help="Its name, for people.")
+        str, text_option("--name", metavar="NAME", help="Its name, for display.")
     ] = "key",
     scope: Annotated[
         list[Scope] | None,
@@ -60,20 +60,22 @@ async def create(
     ] = None,
     model: Annotated[
         list[str] | None,
-        text_option("--model", metavar="MODEL", help="Good for this model alone; may be repeated."),
+        text_option(
+            "--model",
+            metavar="MODEL",
+            help="Only this model may be bought with it; may be repeated.",
+        ),
     ] = None,
     max_price_msat: Annotated[int, _limit("The price of one purchase")] = 0,
     requests_per_minute: Annotated[int, _limit("Requests in one minute")] = 0,
     tokens_per_minute: Annotated[int, _limit("Tokens in one minute")] = 0,
     budget_hour_msat: Annotated[int, _limit("The spending in a calendar hour (UTC)")] = 0,
-    budget_day_msat: Annotated[int, _limit("The same in a day")] = 0,
-    budget_month_msat: Annotated[int, _limit("The same in a month")] = 0,
+    budget_day_msat: Annotated[int, _limit("The spending in a day (UTC)")] = 0,
+    budget_month_msat: Annotated[int, _limit("The spending in a month (UTC)")] = 0,
     concurrent_jobs: Annotated[int, _limit("Jobs at one time")] = 0,
     expires: Annotated[
         str | None,
-        typer.Option(
-            metavar="WHEN", help='Good until then: "2027-01-31", or "30d" for days from now.'
-        ),
+        typer.Option(metavar="WHEN", help='Its expiry: "2027-01-31", or "30d" for days from now.'),
     ] = None,
     agent: Annotated[
         bool, typer.Option("--agent", help="For a tool that takes only a URL.")

@@ -141,7 +141,7 @@ def pay(
     *,
     json: JsonOption = False,
 ) -> int:
-    """Pay an invoice of a node of our own, as a customer in a demonstration would. No real money moves."""
+    """Pay an invoice of a simulated node, as a customer would in a demonstration. No real money moves."""
     if not payment_request.isascii():
         raise CommandFailed("this is not a payment request", exit_code=USAGE_ERROR)
     node = own_node(load_settings(flags, config).settings)
@@ -155,7 +155,7 @@ def pay(
     except LndError as error:
         if error.status in _NO_WALLET:
             raise CommandFailed(
-                f"there is no node of our own at {node} ({error.status}): only the wallet of one pays, "
+                f"there is no simulated node at {node} ({error.status}): only the wallet of one pays, "
                 "and no real money"
             ) from None
         if error.status == UpstreamStatus.DEADLINE_EXCEEDED:

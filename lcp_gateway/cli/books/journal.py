@@ -1,4 +1,4 @@
-"""The journal as commands use it: opened beside a gateway that may be writing to it; and how times and ids are read."""
+"""The journal for commands: opened beside a gateway that may be writing to it; and the parsing of times and ids."""
 
 import asyncio
 import contextlib

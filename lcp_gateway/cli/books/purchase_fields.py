@@ -30,7 +30,7 @@ COLUMNS: Columns[PurchaseRecord] = {
         f"{record.state} (withheld)" if record.refund is Refund.WITHHELD else record.state.value
     ),
     "price msat": lambda record: str(record.price_msat),
-    # An estimated fee stands in brackets.
+    # An estimated fee is written in brackets.
     "fee msat": lambda record: (
         f"({record.fee_cap_msat})" if record.fee_msat is None else str(record.fee_msat)
     ),
@@ -56,12 +56,12 @@ def fields_of(record: PurchaseRecord) -> dict[str, PlainValue]:
 
 
 def csv_cells(record: PurchaseRecord) -> list[str]:
-    """Return the cells of a line in a form that a spreadsheet takes for nothing but text and numbers."""
+    """Return the cells of a line in a form that a spreadsheet reads as text and numbers only."""
     return [_cell(value) for value in fields_of(record).values()]
 
 
 def written_field(value: PlainValue) -> str:
-    """Write a field for people; a dash stands for nothing."""
+    """Write a field for display; a dash stands for no value."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "-" if value in {None, ""} else str(value)

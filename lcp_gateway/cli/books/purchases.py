@@ -1,4 +1,4 @@
-"""``lcp-gateway purchases``: the journal of purchases, and the few things that an operator may change in it."""
+"""``lcp-gateway purchases``: the journal of purchases, and the few changes that an operator may make to it."""
 
 import csv
 import enum
@@ -83,7 +83,7 @@ class ExportFormat(enum.StrEnum):
 
 
 class ResolvedState(enum.StrEnum):
-    """The outcomes of a payment that an operator may have found out."""
+    """The outcomes of a payment that an operator may record."""
 
     SETTLED = "settled"
     UNDELIVERED = "undelivered"
@@ -206,10 +206,10 @@ async def resolve_purchase(
         ResolvedState, typer.Argument(metavar="settled|undelivered|not_paid", show_default=False)
     ],
     *,
-    why: Annotated[str, text_option(metavar="TEXT", help="How you know.")],
+    why: Annotated[str, text_option(metavar="TEXT", help="The evidence for the outcome.")],
     yes: YesOption = False,
 ) -> None:
-    """Enter the outcome of a purchase that is unknown, when you have found it out and the gateway cannot.
+    """Record the outcome of an unknown purchase, when you have found it out and the gateway cannot.
 
     A purchase that was paid, and whose answer did not come, ends undelivered: "settled" and "undelivered" are the same.
     One that a gateway left settled when it died can be resolved so as well.
@@ -226,7 +226,7 @@ async def resolve_purchase(
         f"{record.price_msat} msat, payment hash "
         f"{record.payment_hash.hex() if record.payment_hash else 'not known'}"
     )
-    confirm(f"Enter it as {evidence}, for good?", yes=yes)
+    confirm(f"Record it as {evidence}, for good?", yes=yes)
     now = datetime.now(UTC)
     state = State(evidence.value)
     # Before the journal is changed.
@@ -236,7 +236,7 @@ async def resolve_purchase(
         resolved = await resolve(journal, record.job_id, state, now, refunds=limits)
     except NotUnknown as error:
         raise CommandFailed(f"{error}; nothing was changed") from None
-    typer.echo(f"entered as {resolved.state}; your reason is stored in {file}")
+    typer.echo(f"recorded as {resolved.state}; your reason is stored in {file}")
     if resolved.refund is not None:
         typer.echo(REFUND_MESSAGES[resolved.refund])
 
@@ -251,7 +251,7 @@ async def refund_purchase(
     why: Annotated[str, text_option(metavar="TEXT", help="Your reason.")],
     yes: YesOption = False,
 ) -> None:
-    """Decide on a refund that is withheld because a limit was reached: give the charge back, or keep it for good."""
+    """Decide on a refund that is withheld because a limit was reached: refund the charge, or keep it for good."""
     record, _ = await one_purchase(journal, job_id)
     if record.charge is None or record.refund is None:
         raise CommandFailed(
@@ -262,7 +262,7 @@ async def refund_purchase(
         f"{record.charge.account_id}: {record.charge.amount_msat} msat"
     )
     grant = decision is Decision.GRANT
-    confirm(f"{'Give it back' if grant else 'Keep it'}, for good?", yes=yes)
+    confirm(f"{'Refund it' if grant else 'Keep it'}, for good?", yes=yes)
     try:
         decided, is_new = await Refunds(journal).decide(
             record.job_id, grant=grant, reason=why, actor=actor(), at=datetime.now(UTC)

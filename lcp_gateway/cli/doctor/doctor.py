@@ -1,4 +1,4 @@
-"""``lcp-gateway doctor``: each thing that a first answer needs, tried in order, with advice where it fails."""
+"""``lcp-gateway doctor``: everything that a first answer needs, checked in order, with advice where a check fails."""
 
 import asyncio
 import contextlib
@@ -68,7 +68,7 @@ def doctor(config: Path | None, flags: Mapping[str, object]) -> int:
 
 
 async def _examine(report: Report, settings: Settings) -> None:
-    """Try one thing after the other, and stop where the next would make no sense."""
+    """Run one check after the other, and stop where the next depends on one that failed."""
     await _examine_journal(report, settings)
     await examine_lnd(report, settings)
     nodes: tuple[Provider, ...] = ()

@@ -41,10 +41,10 @@ async def examine_lnd(report: Report, settings: Settings) -> None:
 async def examine_identity(report: Report, settings: Settings, daemon_node_id: str) -> None:
     """Compare lnd with the node that the daemon pays from, where there is an lnd and it answers.
 
-    Only the lnd that pays knows fees and preimages, and can tell that a payment was never made.
+    Only the lnd that pays knows fees and preimages, and can prove that a payment was never made.
     """
     if settings.embedded:
-        # It pays by itself, which a warning says.
+        # The embedded node pays by itself; a warning says so.
         return
     with contextlib.suppress(CommandFailed, LndError):
         async with opened_lnd(settings) as lnd:
@@ -176,7 +176,7 @@ async def _examine_money(report: Report, lnd: "LndClient", settings: Settings) -
 
 
 def _unanswered(error: LndError, settings: Settings) -> tuple[str, str]:
-    """Say why lnd did not answer, and what to do."""
+    """Report why lnd did not answer, with advice."""
     where, text = settings.lnd_grpc_addr, error.message
     if _BAD_CERTIFICATE.search(text):
         problem = (

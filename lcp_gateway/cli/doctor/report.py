@@ -12,7 +12,7 @@ class Report:
         self.healthy = True
 
     def ok(self, name: str, text: str, advice: str = "") -> None:
-        """Report a subject that is in order; there may be advice all the same."""
+        """Report a subject that is in order; possibly with advice."""
         self._print(typer.style("ok  ", fg="green"), name, text, advice)
 
     def fail(self, name: str, text: str, advice: str = "") -> None:

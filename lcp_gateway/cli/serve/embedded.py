@@ -31,7 +31,7 @@ NO_REAL_MONEY = (
 
 # The longest path of a socket on any system, less one byte for its end.
 _MAX_SOCKET_BYTES = 103
-# Variables of systemd that are for the gateway alone: a child that held the socket could speak for it.
+# Variables of systemd that are for the gateway alone: a child with the socket could send messages in its name.
 _SYSTEMD_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _DAEMON_SETTINGS = (
     *("lcpd_grpc_addr", "lcpd_tls", "lcpd_tls_ca", "lcpd_tls_cert", "lcpd_tls_key"),

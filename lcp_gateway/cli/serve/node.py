@@ -75,7 +75,7 @@ def node(
     ] = False,
     config: Annotated[Path | None, CONFIG_OPTION] = None,
 ) -> int:
-    """Run a node with simulated Lightning until it is told to stop. No real money moves."""
+    """Run a node with simulated Lightning until it is stopped. No real money moves."""
     settings = load_settings(flags, config, flag_names=_FLAG_NAMES).settings
     options = node_options(settings, listen=STANDALONE_LISTEN, protocol_version=protocol_version)
     from lcp_gateway.node.compute.backend import BackendUnavailable  # noqa: PLC0415 - `node --help` needs no node

@@ -19,7 +19,7 @@ app = command_app()
 @app.command(cls=GroupedHelp)
 @setting_flags()
 def serve(config: Path | None, flags: Mapping[str, object]) -> int:
-    """Run the gateway until it is told to stop."""
+    """Run the gateway until it is stopped."""
     # SIGHUP asks for the settings to be read again: it must not end the process before a handler can do so.
     signal.signal(signal.SIGHUP, lambda *_: None)
     background = is_background()

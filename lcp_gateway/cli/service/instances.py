@@ -1,4 +1,4 @@
-"""The gateways that run in the background on this machine: their files, which of them is meant, and one command at a time for each."""
+"""The gateways that run in the background on this machine: their files, the choice of one, and one command at a time for each."""
 
 import contextlib
 import fcntl

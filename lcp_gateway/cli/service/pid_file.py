@@ -86,7 +86,7 @@ def read_pid_file(path: Path) -> PidFile | None:
     try:
         record = _RECORD.validate_json(text)
     except ValidationError:
-        return PidFile(path, Condition.STALE, problem="it is garbled")
+        return PidFile(path, Condition.STALE, problem="its content is not valid")
     process = record.process
     match find_process(process.pid):
         case None:

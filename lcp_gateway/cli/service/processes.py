@@ -1,4 +1,4 @@
-"""Processes of this machine: identified by more than their number, and signalled only while they are the ones meant."""
+"""Processes of this machine: identified by more than their number, and signalled only while they are still the same ones."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""``lcp-gateway reload``: has a gateway in the background read its settings again, and shows the result."""
+"""``lcp-gateway reload``: makes a gateway in the background read its settings again, and shows the result."""
 
 import json
 import signal
@@ -34,7 +34,7 @@ _PAUSE_S = 0.1
 @app.command()
 @setting_flags(groups=(), also=INSTANCE_SETTINGS)
 def reload(config: Path | None, flags: Mapping[str, object]) -> int:
-    """Have the gateway in the background read its settings again. No request is dropped."""
+    """Make the gateway in the background read its settings again. No request is dropped."""
     query = read_query(flags, config)
     record = _running(query)
     with LogFollower(record.log_file) as log:
@@ -73,7 +73,7 @@ def _answer(log: LogFollower, record: InstanceRecord) -> str:
         if not is_running(record.process):
             raise CommandFailed("it ended in the meantime: see lcp-gateway logs")
     raise CommandFailed(
-        f"it was told to reload, and its log shows no result within {_TIMEOUT_S:g} s: see lcp-gateway logs"
+        f"it was sent SIGHUP, and its log shows no result within {_TIMEOUT_S:g} s: see lcp-gateway logs"
     )
 
 
@@ -91,7 +91,7 @@ def _show(line: str, record: InstanceRecord) -> int:
     try:
         event: Any = json.loads(line)
     except ValueError:
-        # A log for people has the same words, not as JSON.
+        # A console log has the same words, not as JSON.
         sys.stdout.write(f"{printable(line)}\n")
         return 1 if _REFUSED in line else 0
     if event.get("event") == _REFUSED:

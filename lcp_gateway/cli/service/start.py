@@ -68,7 +68,7 @@ _TAKEN = "cannot listen on"
 
 @dataclass(frozen=True, slots=True)
 class StartPlan:
-    """A gateway that can be started: its configuration was read and found good.
+    """A gateway that can be started: its configuration was read and is valid.
 
     ``flags`` go by the names of the settings, as they were typed; ``variables`` are the names of the environment
     variables that hold settings.
@@ -93,7 +93,7 @@ class StartPlan:
 
 
 class NotStarted(Exception):
-    """The gateway did not become ready, and is gone again.
+    """The gateway did not become ready, and was ended.
 
     ``exit_code`` is its own where it ended by itself. ``log`` is the end of its log.
     """
@@ -256,7 +256,7 @@ def _start_process(plan: StartPlan) -> tuple[Process, Readiness]:
 def _spawn(plan: StartPlan) -> subprocess.Popen[bytes]:
     environment = background_environment(os.environ)
     if Path(lcp_gateway.__file__).parents[1] != plan.folder:
-        # Modules in the present folder are not the program.
+        # Modules in the present folder must not be imported.
         environment["PYTHONSAFEPATH"] = "1"
     serve = ["-m", "lcp_gateway", "serve", *command_line_flags(plan.flags, plan.config)]
     log = open_log(plan.files.log_file)
@@ -268,7 +268,7 @@ def _spawn(plan: StartPlan) -> subprocess.Popen[bytes]:
             stderr=log,
             env=environment,
             cwd=plan.folder,
-            # Neither the terminal's end nor its Ctrl-C reaches it.
+            # Neither closing the terminal nor Ctrl-C in it ends the gateway.
             start_new_session=True,
         )
     finally:

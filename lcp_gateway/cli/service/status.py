@@ -1,4 +1,4 @@
-"""``lcp-gateway status``: whether a gateway runs in the background, and how it is.
+"""``lcp-gateway status``: whether a gateway runs in the background, and its state.
 
 The exit codes are those of the LSB: 0 it runs, 1 it is dead and left its PID file behind, 3 it does not run, 4 not known.
 """

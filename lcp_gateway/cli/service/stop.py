@@ -61,7 +61,7 @@ def stop_instance(found: PidFile, settings: Settings) -> int:
         killed = end_process(process, timeout_s, lambda: report(waiting))
     except ProcessSurvived:
         raise CommandFailed(
-            f"PID {process.pid} still runs after it was killed: it hangs in the system itself, on a disk perhaps"
+            f"PID {process.pid} still runs after it was killed: it hangs in a system call, perhaps on a disk"
         ) from None
     except OSError as error:
         raise CommandFailed(f"PID {process.pid} cannot be ended: {error.strerror}") from None
@@ -86,7 +86,7 @@ def end_process(process: Process, timeout_s: float, waiting: Callable[[], None])
     ``waiting`` is called once when it takes a while.
 
     Raises:
-        ProcessSurvived: not even that helped.
+        ProcessSurvived: it still runs after SIGKILL.
         OSError: the system does not allow it.
     """
     nodes = {*children_of(process)}

@@ -183,11 +183,11 @@ def test_only_a_node_of_our_own_is_paid_at(run, lnd, tmp_path):
     target = lnd.address.target
     outcome = run("wallet", "pay", "lnbcrt1x", "--lcpd-grpc-addr", target)
     assert outcome.code == 1
-    assert f"there is no node of our own at {target} (UNAVAILABLE)" in outcome.err
+    assert f"there is no simulated node at {target} (UNAVAILABLE)" in outcome.err
     assert lnd.calls == []
     outcome = run("wallet", "pay", "lnbcrt1x", "--lcpd-grpc-addr", target, "--lcpd-tls")
     assert outcome.code == 1
-    assert "is not a node of our own" in outcome.err
+    assert "is not a simulated node" in outcome.err
     outcome = run("wallet", "pay", "lnbcrt1x", "--embedded")
     assert outcome.code == 1
     assert "set node_listen" in outcome.err

@@ -136,7 +136,7 @@ def test_an_unknown_purchase_is_resolved_for_good_with_its_reason(run, tmp_path)
     job_id = TWO.job_id.hex()
     outcome = run("purchases", "resolve", job_id, "settled", "--why", "lncli listpayments", "--yes")
     assert outcome.code == 0, outcome.err
-    assert "entered as undelivered" in outcome.out
+    assert "recorded as undelivered" in outcome.out
     kept = (tmp_path / "state" / "lcp-gateway" / "resolutions.jsonl").read_text()
     assert json.loads(kept)["why"] == "lncli listpayments"
     assert json.loads(kept)["job_id"] == job_id

@@ -168,11 +168,11 @@ def test_with_accounts_the_administrators_key_is_enough_to_look(run, command, mo
     with gateway(env=accounts) as running:
         where = ("--port", str(running.port))
         refused = run(command, *where)
-        assert refused.code == 1 and "presented was no key: give" in refused.err
+        assert refused.code == 1 and "this command sent no key: pass" in refused.err
         assert "LCP_GATEWAY_ADMIN_KEY" in refused.err
         monkeypatch.setenv("LCP_GATEWAY_AUTH", "accounts")
         monkeypatch.setenv("LCP_GATEWAY_ADMIN_KEY", "another-boss-than-that")
-        assert "presented was admin_key" in run(command, *where).err
+        assert "this command sent admin_key" in run(command, *where).err
         monkeypatch.setenv("LCP_GATEWAY_ADMIN_KEY", accounts["LCP_GATEWAY_ADMIN_KEY"])
         outcome = run(command, *where)
         assert outcome.code == 0, outcome.err

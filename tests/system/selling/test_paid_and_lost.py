@@ -141,7 +141,7 @@ def test_what_a_dead_gateway_left_settled_can_be_resolved_by_hand(node, seen, jo
     while (said := books(journal, *command)).returncode and time.monotonic() < deadline:
         assert "is running" in said.stderr
     assert said.returncode == 0, said.stderr
-    assert "entered as undelivered" in said.stdout and "given back" in said.stdout
+    assert "recorded as undelivered" in said.stdout and "refunded" in said.stdout
     assert shown(journal, job_id)["state"] == "undelivered"
 
 
