@@ -243,10 +243,7 @@ def test_a_choice_needs_something_to_go_by(problems_of):
     names = ("AVAILABILITY", "SPEED", "DELIVERY", "PRICE", "FIT")
     environ = {f"LCP_GATEWAY_ROUTING_WEIGHT_{name}": "0" for name in names}
     assert problems_of(environ) == [
-        (
-            "LCP_GATEWAY_ROUTING_WEIGHT_AVAILABILITY: all weights are 0, "
-            "which leaves nothing to choose by"
-        )
+        ("LCP_GATEWAY_ROUTING_WEIGHT_AVAILABILITY: all weights are 0: at least one must be above 0")
     ]
 
 

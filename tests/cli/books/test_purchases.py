@@ -168,7 +168,7 @@ def test_a_person_at_a_terminal_is_asked(answer, code, state, run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", Terminal(answer))
     outcome = run("purchases", "resolve", TWO.job_id.hex(), "not_paid", "--why", "x")
     assert outcome.code == code
-    assert "Enter it as not_paid, for good?" in outcome.out
+    assert "Record it as not_paid, for good?" in outcome.out
     assert json.loads(run("purchases", "show", TWO.job_id.hex(), "--json").out)["state"] == state
 
 
