@@ -234,16 +234,16 @@ class Table:
 def _decisions(market: Market, bodies: dict[str, bytes], table: Table, rounds: int) -> None:
     orders = {name: _order(body) for name, body in bodies.items()}
     small = next(iter(orders.values())).task
-    offers, wish = market.selector.offers(), parse_preferences("auto")
+    offers, wanted = market.selector.offers(), parse_preferences("auto")
     needs = requirements_of(_CHAT, orjson.loads(small.body), len(small.body))
 
     def decide() -> object:
-        return market.auto.decide(offers, _CHAT, answer_mode(small), wish, needs, market.draw())
+        return market.auto.decide(offers, _CHAT, answer_mode(small), wanted, needs, market.draw())
 
-    def told() -> None:
+    def observe() -> None:
         # The chosen provider, so that measurements of the shortlist change, and another one.
         chosen = market.auto.decide(
-            offers, _CHAT, answer_mode(small), wish, needs, 0.0
+            offers, _CHAT, answer_mode(small), wanted, needs, 0.0
         ).chosen.entry
         market.measure((chosen.provider.peer_id, chosen.model))
         market.measure_next()
@@ -257,7 +257,7 @@ def _decisions(market: Market, bodies: dict[str, bytes], table: Table, rounds: i
     table.line("AutoChoice.decide", _cost(decide, calls=500, rounds=rounds))
     table.line(
         "  after news of the chosen and another",
-        _cost(decide, calls=300, rounds=rounds, before=told),
+        _cost(decide, calls=300, rounds=rounds, before=observe),
     )
     for name, order in orders.items():
 

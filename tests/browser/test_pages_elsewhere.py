@@ -174,7 +174,7 @@ async def test_a_page_from_a_file_buys_nothing(page, closed, tmp_path):
     assert closed.bought() == before
 
 
-async def test_a_link_leads_a_person_to_the_state_and_to_no_data(page, closed, pages_port):
+async def test_a_followed_link_shows_the_state_and_no_data(page, closed, pages_port):
     await is_at(page, STRANGER, pages_port)
     for path, status in (("/readyz", 200), ("/metrics", 200), ("/v1/models", 403)):
         await page.goto(f"http://{STRANGER}:{pages_port}/")
@@ -217,7 +217,7 @@ async def test_a_rebound_name_reads_nothing(page, closed, path):
         assert set(await closed.answered()) == {421}, how
 
 
-async def test_a_rebound_name_learns_of_the_state_no_more_than_that_it_is_ready(page, closed):
+async def test_a_rebound_name_reads_only_the_status_of_readyz(page, closed):
     await is_rebound(page, closed.port)
     text = await page.evaluate(READING["fetch"], [f"http://{REBOUND}:{closed.port}/readyz"])
     assert json.loads(text) == {"status": "ready"}
@@ -283,7 +283,7 @@ async def test_a_page_of_the_gateways_own_origin_may_call(page, closed, host):
     await may_call(page, f"http://{host}:{closed.port}")
 
 
-async def test_what_a_person_types_into_the_address_bar_is_shown(page, closed):
+async def test_a_typed_address_is_served(page, closed):
     answer = await page.goto(f"{closed.url}/v1/models")
     assert answer.status == 200
     assert "echo-1" in await page.inner_text("body")

@@ -137,9 +137,9 @@ def test_a_second_turn_of_a_session_is_bought_once_and_sees_the_first(codex):
     assert len(asked) == 2
     # It sends the whole conversation again, answers included, with store: false.
     assert all(one["store"] is False and "previous_response_id" not in one for one in asked)
-    told = [one["input"] for one in asked]
-    assert told[1][: len(told[0])] == told[0]
-    said = [item["content"][0]["text"] for item in told[1][len(told[0]) :]]
+    inputs = [one["input"] for one in asked]
+    assert inputs[1][: len(inputs[0])] == inputs[0]
+    said = [item["content"][0]["text"] for item in inputs[1][len(inputs[0]) :]]
     assert said[0] == "one says: hello" and said[-1] == "and now?"
 
 

@@ -129,7 +129,7 @@ def test_several_answers_to_one_prompt(client, model, stream):
 
 
 @THROUGH_CHAT
-def test_log_probabilities_are_asked_for_in_chats_words(client, nodes, model):
+def test_log_probabilities_are_requested_with_chats_parameters(client, nodes, model):
     """Neither node returns log probabilities: the request must be no error, and be passed on."""
     answer = client.completions.create(model=model, prompt="hi", logprobs=2, temperature=0.5)
     assert answer.choices[0].text == SAYS[model] + "hi"
@@ -154,7 +154,7 @@ def test_log_probabilities_are_asked_for_in_chats_words(client, nodes, model):
         ({"logprobs": 21}, "logprobs"),
     ],
 )
-def test_what_chat_cannot_do_is_refused_by_name_and_no_provider_is_asked(
+def test_parameters_that_chat_does_not_have_are_refused_by_name_before_a_provider_is_asked(
     client, served, nodes, model, more, param
 ):
     before = len(served.events())
@@ -179,7 +179,7 @@ def test_a_node_that_serves_completions_gets_all_of_that_and_every_byte(client, 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_auto_completes_too_and_says_who(client, stream):
+def test_auto_completes_too_and_names_the_node(client, stream):
     for _ in range(8):
         raw = client.completions.with_raw_response.create(
             model="auto", prompt="say hi", stream=stream
@@ -221,7 +221,7 @@ def test_embeddings_are_asked_for_in_base64_and_come_as_numbers(client, nodes):
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
-def test_each_encoding_comes_as_it_was_asked_for(client, encoding):
+def test_each_encoding_is_returned_as_requested(client, encoding):
     raw = client.embeddings.with_raw_response.create(
         model="nomic-embed-text", input="hello", encoding_format=encoding
     )
@@ -245,7 +245,7 @@ def test_lists_and_tokens_are_embedded(client, given):
         assert found.embedding == vector_of(json.dumps(one), 8)
 
 
-def test_a_server_that_knows_no_base64_is_understood(client):
+def test_a_server_that_ignores_base64_is_supported(client):
     """The SDK requests base64 and accepts numbers too."""
     answer = client.embeddings.create(model="mxbai-embed-large", input="hello")
     assert answer.data[0].embedding == vector_of('"hello"', 8)
@@ -271,7 +271,7 @@ def test_auto_embeds_with_a_model_that_embeds(client):
         ({"input": {"text": "x"}}, "input"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(client, nodes, more, param):
+def test_invalid_parameters_are_refused_by_name(client, nodes, more, param):
     with pytest.raises(openai.BadRequestError) as caught:
         client.embeddings.create(**{"model": "nomic-embed-text", "input": "x", **more})
     assert caught.value.param == param
@@ -287,7 +287,7 @@ def test_a_model_without_embeddings_is_refused_with_those_there_are(client, mode
     assert "mxbai-embed-large, nomic-embed-text" in caught.value.message
 
 
-def test_without_any_provider_it_says_what_there_is_instead(nodes):
+def test_without_any_provider_the_error_names_the_available_models(nodes):
     with served_by(row(nodes["chatty"], endpoints=["chat"])) as process:
         answer = post(process.port, EMBEDDINGS, {"model": "nomic-embed-text", "input": "x"})
     assert answer.status == 404 and answer.error["code"] == "model_not_available"

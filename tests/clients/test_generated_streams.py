@@ -106,11 +106,11 @@ def test_an_ill_formed_stream_never_ends_cleanly_and_costs_its_customer_nothing(
     assert not clean
     assert charged_msat == 0
     # Once the gateway sent another error event after the provider's.
-    told = [[event.get("type") for event in events].count("error") for events, _ in came]
-    assert max(told) == 1
+    error_counts = [[event.get("type") for event in events].count("error") for events, _ in came]
+    assert max(error_counts) == 1
     assert {
         end
-        for case, (_, end), errors in zip(cases, came, told, strict=True)
+        for case, (_, end), errors in zip(cases, came, error_counts, strict=True)
         if errors and not case.is_chat
     } == {"APIConnectionError"}
     assert Counter(case.what.partition(",")[0] for case in cases).keys() >= {

@@ -66,8 +66,10 @@ async def test_the_async_calls_give_the_same(langchain, settings):
     assert found == [vector_of(json.dumps(text), 8) for text in TEXTS]
 
 
-def test_texts_that_were_counted_first_go_as_numbers(langchain, settings, nodes, monkeypatch):
-    """Its default: it cuts texts into tokens itself. The table for that is not on every machine, so this one counts."""
+def test_texts_that_langchain_tokenizes_are_sent_as_token_ids(
+    langchain, settings, nodes, monkeypatch
+):
+    """Its default: langchain tokenizes texts itself. Its table is not on every machine, so a stand-in tokenizer is used."""
     import tiktoken
 
     class Letters:

@@ -88,8 +88,12 @@ def test_a_tool_is_called_and_its_output_goes_back(client):
     assert call.function.name == "weather"
     assert json.loads(call.function.arguments) == {"city": "echo", "days": 1}
 
-    told = [*HELLO, message, {"role": "tool", "tool_call_id": call.id, "content": "rain"}]
-    answer = client.chat.completions.create(model="echo-1", messages=told, tools=tools)
+    messages_so_far = [
+        *HELLO,
+        message,
+        {"role": "tool", "tool_call_id": call.id, "content": "rain"},
+    ]
+    answer = client.chat.completions.create(model="echo-1", messages=messages_so_far, tools=tools)
     assert answer.choices[0].message.content.endswith("The tool answered: rain")
 
 

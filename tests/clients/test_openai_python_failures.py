@@ -63,7 +63,7 @@ def test_an_unknown_model_is_not_found_and_not_asked_for_again(connect, running,
     assert tries == ["0"]
 
 
-def test_a_model_that_is_looked_up_in_vain_is_not_found(connect, running):
+def test_an_unknown_model_in_the_list_is_not_found(connect, running):
     with pytest.raises(openai.NotFoundError) as caught:
         connect(running).models.retrieve("no-such-model")
     assert caught.value.code == "model_not_found"
@@ -107,9 +107,7 @@ def test_a_price_over_the_limit_is_402_and_unpaid(
     ],
     ids=["no-messages", "null-messages", "padded-model", "null-model", "odd-stream"],
 )
-def test_a_request_that_makes_no_sense_is_a_bad_request(
-    connect, running, account, tries, change, param, code
-):
+def test_an_invalid_request_is_a_bad_request(connect, running, account, tries, change, param, code):
     client = connect(running, max_retries=3)
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(**{"model": "echo-1", "messages": HELLO, **change})

@@ -121,7 +121,7 @@ def test_every_provider_answers_some_and_each_answer_names_its_own(client, runni
     assert set(answered) == {"node:ollama", MORTAL, *of_peers} and len(of_peers) == 3
 
 
-def test_a_node_that_dies_in_the_middle_of_a_run_is_left_and_taken_back(client, running, alive):
+def test_a_node_that_dies_in_the_middle_of_a_run_is_avoided_and_used_again(client, running, alive):
     def run_until(done):
         answered = Counter()
         while not done(answered):
@@ -218,7 +218,7 @@ async def test_the_async_client_streams_both_kinds(running, alive):
     ("model", "provider"),
     [("auto:free", "node:ollama"), ("auto:code", MORTAL), ("auto:code+fast", MORTAL)],
 )
-def test_words_after_auto_say_what_is_wanted(client, alive, model, provider):
+def test_words_after_auto_set_preferences(client, alive, model, provider):
     for _ in range(5):
         raw = client.chat.completions.with_raw_response.create(model=model, messages=HELLO)
         answer = raw.parse()

@@ -91,11 +91,11 @@ def test_a_customer_pays_in_spends_it_to_the_last_pays_the_402_and_goes_on(sold,
     with pytest.raises(openai.APIStatusError) as poor:
         while calls < MOST_CALLS:
             before = len(sold.settled())
-            told = spend(client, stream=stream)
+            reported = spend(client, stream=stream)
             calls += 1
             (paid,) = sold.settled()[before:]
-            assert int(told["x-lcp-price-msat"]) == paid["price_msat"]
-            charge = int(told["x-lcp-charged-msat"])
+            assert int(reported["x-lcp-price-msat"]) == paid["price_msat"]
+            charge = int(reported["x-lcp-charged-msat"])
             assert charge == MARKUP.charge_msat(paid["price_msat"])
             left -= charge
             customer.eventually_has(balance_msat=left)
@@ -104,10 +104,10 @@ def test_a_customer_pays_in_spends_it_to_the_last_pays_the_402_and_goes_on(sold,
     assert error.status_code == 402 and error.code == "insufficient_balance"
     assert error.type == "insufficient_quota"
     assert error.response.headers["x-lcp-payment"] == "none"
-    told = error.body["lcp"]
-    assert told["balance_msat"] == left < told["required_msat"]
-    missing = told["required_msat"] - left
-    assert missing <= told["topup"]["amount_msat"] < max(missing + 1_000, 1_001)
+    reported = error.body["lcp"]
+    assert reported["balance_msat"] == left < reported["required_msat"]
+    missing = reported["required_msat"] - left
+    assert missing <= reported["topup"]["amount_msat"] < max(missing + 1_000, 1_001)
     assert customer.balance() == {
         "balance_msat": left,
         "held_msat": 0,
@@ -116,14 +116,14 @@ def test_a_customer_pays_in_spends_it_to_the_last_pays_the_402_and_goes_on(sold,
 
     # `auto` takes turns between models: what it takes next may cost more than what was refused, and has an invoice too.
     paid_in = 0
-    while told is not None and paid_in < MOST_MODELS:
-        sold.pay(told["topup"]["payment_request"])
+    while reported is not None and paid_in < MOST_MODELS:
+        sold.pay(reported["topup"]["payment_request"])
         paid_in += 1
-        left += told["topup"]["amount_msat"]
+        left += reported["topup"]["amount_msat"]
         customer.eventually_has(balance_msat=left)
-        told, charge = refused_or_charged(lambda: spend(client, stream=stream))
+        reported, charge = refused_or_charged(lambda: spend(client, stream=stream))
         left -= charge
-    assert told is None
+    assert reported is None
     customer.eventually_has(balance_msat=left, held_msat=0)
 
     moved = customer.moved()
@@ -134,7 +134,7 @@ def test_a_customer_pays_in_spends_it_to_the_last_pays_the_402_and_goes_on(sold,
 
 @pytest.mark.parametrize("path", ["/api/agent/{}/v1", "/api/agent/{}"])
 @pytest.mark.parametrize("kind", ["agent", "api"])
-def test_an_agent_needs_no_more_than_a_url(sold, sdk, path, kind):
+def test_an_agent_needs_only_a_url(sold, sdk, path, kind):
     account_id = sold.office.account(50_000)
     made = sold.office.key(account_id, kind=kind)
     assert (kind == "agent") == ("agent_path" in made)
@@ -151,8 +151,8 @@ def test_an_agent_needs_no_more_than_a_url(sold, sdk, path, kind):
 
 def test_the_operators_own_key_goes_on_and_no_customer_is_charged(sold, sdk):
     before = sold.office.is_in_order()
-    told = spend(sdk(STATIC_KEY), stream=False)
-    assert "x-lcp-charged-msat" not in told and "x-lcp-balance-msat" not in told
+    reported = spend(sdk(STATIC_KEY), stream=False)
+    assert "x-lcp-charged-msat" not in reported and "x-lcp-balance-msat" not in reported
     after = sold.office.is_in_order()
     assert after["entries"] == before["entries"]
 
@@ -200,7 +200,7 @@ def test_a_wrong_key_is_an_authentication_error(sdk):
     assert refused.value.code == "invalid_api_key"
 
 
-def test_what_a_key_may_not_is_told_as_the_sdks_own_errors(sold, sdk):
+def test_a_keys_limits_are_the_sdks_own_errors(sold, sdk):
     account_id = sold.office.account(100_000)
 
     def asks(**rules):

@@ -120,7 +120,7 @@ async def test_three_turns_with_a_tool_async(make, sdk, account, ask):
     check(sdk, account, call, output.content, second, third)
 
 
-def test_a_conversation_whose_beginning_is_gone_is_an_error_that_costs_nothing(make, sdk, account):
+def test_a_missing_earlier_turn_is_an_error_that_costs_nothing(make, sdk, account):
     model = make()
     first = model.invoke("hello")
     sdk.responses.delete(first.response_metadata["id"])

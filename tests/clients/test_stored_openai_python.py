@@ -84,9 +84,9 @@ async def test_a_chain_three_deep_with_a_tool_in_between(client, account, stream
     asked = await said(client, "two", stream=stream, previous_response_id=first.id, tools=[WEATHER])
     [call] = asked.output
     assert (call.type, call.name) == ("function_call", "weather")
-    told = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
+    tool_output = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
     answered = await said(
-        client, [told], stream=stream, previous_response_id=asked.id, tools=[WEATHER]
+        client, [tool_output], stream=stream, previous_response_id=asked.id, tools=[WEATHER]
     )
     assert answered.output_text == "This is the echo node. The tool answered: rain"
     last = await said(client, "three", stream=stream, previous_response_id=answered.id)
@@ -126,7 +126,7 @@ async def test_the_input_items_come_a_page_at_a_time_the_newest_first(client):
     assert texts(after.data) == ["n2", "n3"]
 
 
-async def test_what_is_deleted_is_gone_for_everything(client, account):
+async def test_a_deleted_response_is_404_on_every_route(client, account):
     made = await said(client, "hello")
     await done(client.responses.delete(made.id))
     for gone in (
@@ -179,7 +179,7 @@ async def test_a_turn_that_is_not_stored_can_still_build_on_one_that_is(client):
 
 
 @pytest.mark.parametrize("fault", ["stream-cut", "wrong-hash", "fail-after-payment"])
-async def test_what_was_cut_or_failed_is_not_there_to_build_on(client, account, fault):
+async def test_cut_and_failed_responses_are_not_stored(client, account, fault):
     seen = []
     with pytest.raises(openai.APIError):
         stream = await done(
@@ -262,7 +262,7 @@ async def test_a_background_response_can_be_cancelled_after_it_is_paid(client, a
     assert account.accepts == 1
 
 
-async def test_cancelling_what_is_done_gives_it(client):
+async def test_cancelling_a_completed_job_returns_it(client):
     begun = await said(client, "hello", background=True)
     found = await completed(client, begun.id)
     assert (await done(client.responses.cancel(begun.id))).to_dict() == found.to_dict()
@@ -424,11 +424,11 @@ async def test_a_stored_chat_with_tools_keeps_its_calls_and_their_outputs(client
     tools = [{"type": "function", "function": function}]
     asked = await chat(client, "rain?", tag, tools=tools)
     call = asked.choices[0].message
-    told = {"role": "tool", "tool_call_id": call.tool_calls[0].id, "content": "rain"}
+    tool_output = {"role": "tool", "tool_call_id": call.tool_calls[0].id, "content": "rain"}
     answer = await done(
         client.chat.completions.create(
             model="echo-1",
-            messages=[{"role": "user", "content": "rain?"}, call, told],
+            messages=[{"role": "user", "content": "rain?"}, call, tool_output],
             store=True,
             tools=tools,
         )

@@ -22,7 +22,7 @@ def free_address():
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def printed(tmp_path_factory):
     """The output of all examples, against a gateway that is started as in the first one."""
     node = free_address()
     settings = dict(re.findall(r"(LCP_GATEWAY_\w+)=(\S+)", SERVE))
@@ -51,30 +51,31 @@ def told(tmp_path_factory):
         yield done.stdout
 
 
-def test_the_customer_has_what_it_paid_in(told):
-    assert "no real money moved" in told
+def test_the_customer_has_what_it_paid_in(printed):
+    assert "no real money moved" in printed
     assert (
-        '{"object":"lcp.wallet","balance_msat":10000,"held_msat":0,"available_msat":10000}' in told
+        '{"object":"lcp.wallet","balance_msat":10000,"held_msat":0,"available_msat":10000}'
+        in printed
     )
 
 
-def test_what_is_charged_is_what_the_page_says(told):
+def test_what_is_charged_is_what_the_page_says(printed):
     for header in ("X-Lcp-Price-Msat", "X-Lcp-Charged-Msat", "X-Lcp-Balance-Msat"):
         (shown,) = re.findall(rf"^{header}: (\d+)$", PAGE, re.MULTILINE)
-        assert f"{header}: {shown}" in told
+        assert f"{header}: {shown}" in printed
 
 
-def test_the_key_with_limits_has_them(told):
-    assert '"models":["echo-mini"]' in told
-    assert '"requests_per_minute":2' in told and '"budget_day_msat":100000' in told
+def test_the_key_with_limits_has_them(printed):
+    assert '"models":["echo-mini"]' in printed
+    assert '"requests_per_minute":2' in printed and '"budget_day_msat":100000' in printed
 
 
-def test_a_client_that_paid_with_l402_is_served_and_charged(told):
-    assert told.count("HTTP/1.1 200 OK") == 2
+def test_a_client_that_paid_with_l402_is_served_and_charged(printed):
+    assert printed.count("HTTP/1.1 200 OK") == 2
     # The hold becomes a charge some milliseconds after the answer: what can be spent is the same before and after.
-    assert '"available_msat":98236}' in told
+    assert '"available_msat":98236}' in printed
 
 
-def test_the_books_agree_in_the_end(told):
-    assert "adj_goodwill-1" in told
-    assert '"ok":true,"problems":[]' in told
+def test_the_books_agree_in_the_end(printed):
+    assert "adj_goodwill-1" in printed
+    assert '"ok":true,"problems":[]' in printed

@@ -116,7 +116,7 @@ def test_an_image_without_settings_serves_no_client(dockerfile):
         assert is_open is (environment.get("LCP_GATEWAY_AUTH") != "accounts")
 
 
-def test_both_gateways_of_an_operator_are_told_the_same_but_for_their_ports():
+def test_both_gateways_of_an_operator_have_the_same_settings_except_ports():
     first, second = (services()[name]["environment"] for name in OPERATORS)
     differ = {name for name in first | second if first.get(name) != second.get(name)}
     assert differ == {"LCP_GATEWAY_HTTP_ADDR", "LCP_GATEWAY_METRICS_ADDR"}
@@ -136,7 +136,7 @@ def test_an_operators_secrets_are_in_no_file_that_is_committed():
 
 
 @pytest.mark.parametrize("name", ["postgres", "redis"])
-def test_what_the_gateways_share_is_reached_from_within_only(name):
+def test_postgres_and_redis_are_not_published(name):
     assert "ports" not in services()[name]
     for gateway in OPERATORS:
         assert services()[gateway]["depends_on"][name] == {"condition": "service_healthy"}
@@ -169,7 +169,7 @@ def test_a_gateway_has_more_time_to_stop_than_its_jobs():
         assert int(services()[name]["stop_grace_period"].removesuffix("s")) > grace_s
 
 
-def test_the_daemon_that_asks_no_peer_who_they_are_is_reached_over_loopback_only():
+def test_the_daemon_without_authentication_listens_on_loopback_only():
     for name in ("gateway-lcpd", *OPERATORS):
         gateway = services()[name]
         assert gateway["network_mode"] == "service:lcpd"
@@ -342,7 +342,7 @@ def test_the_health_check_asks_the_gateway_that_the_container_runs():
         assert not any(word.startswith("--http") for word in service["command"])
 
 
-def test_the_image_needs_to_write_nowhere_but_where_the_journal_is(dockerfile):
+def test_the_image_writes_only_to_the_journals_folder(dockerfile):
     assert "PYTHONDONTWRITEBYTECODE=1" in "\n".join(dockerfile)
     assert all(services()[name]["tmpfs"] == ["/tmp"] for name in GATEWAYS)
 

@@ -56,7 +56,7 @@ def test_every_metric_of_the_gateway_is_on_the_dashboard():
     assert missing == set()
 
 
-def test_every_panel_tells_its_reader_what_it_means(panels):
+def test_every_panel_has_a_description(panels):
     for panel in panels:
         assert panel["title"] and len(panel["description"]) > 10, panel["title"]
         assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]

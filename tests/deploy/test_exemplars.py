@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 EXEMPLARS = "--enable-feature=exemplar-storage"
 
 
-def test_prometheus_leads_from_a_latency_to_a_trace(tmp_path):
+def test_prometheus_stores_the_trace_id_of_a_slow_request(tmp_path):
     with collector() as seen:
         settings = {"LCP_GATEWAY_OTLP_ENDPOINT": seen.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "50"}
         with gateway(env=settings) as served:

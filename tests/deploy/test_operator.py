@@ -160,7 +160,7 @@ def test_redis_refuses_a_client_without_the_password(operator):
     assert say(operator.redis_port, b"PING").startswith(b"-NOAUTH")
 
 
-def test_what_is_paid_in_at_one_is_spent_at_both_at_the_marked_up_price(operator):
+def test_a_top_up_at_one_is_spent_at_both_at_the_marked_up_price(operator):
     key = operator.customer()
     status, topup = operator.ask(0, "POST", "/api/wallet/topups", key, {"amount_sat": 100})
     assert status == 201

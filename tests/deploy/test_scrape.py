@@ -406,7 +406,7 @@ def test_what_customers_have_is_what_they_paid_in_less_what_they_were_charged(wo
     assert total('refusals_total{reason="balance"}') == 2
 
 
-def test_nodes_that_go_are_told_from_nodes_that_never_came(world):
+def test_nodes_that_went_down_are_distinguished_from_nodes_that_never_answered(world):
     def by_node(name):
         found = world.prometheus.query(name)
         return {(labels["node"], labels.get("to")): value for labels, value in found}

@@ -111,7 +111,7 @@ def test_secrets_are_on_no_command_line_and_not_in_the_unit(service, environment
         ("UMask", "0077"),
     ],
 )
-def test_it_may_do_no_more_than_it_must(service, key, value):
+def test_it_has_no_more_rights_than_it_needs(service, key, value):
     assert service[key] == [value]
 
 
@@ -119,7 +119,7 @@ def test_it_reaches_peers_the_daemons_socket_and_systemd(service):
     assert set(service["RestrictAddressFamilies"][0].split()) == {"AF_INET", "AF_INET6", "AF_UNIX"}
 
 
-def test_no_comment_stands_where_systemd_takes_it_for_a_value():
+def test_no_comment_is_parsed_as_a_value():
     for line in UNIT.read_text().splitlines():
         assert line.startswith("#") or "#" not in line
 
@@ -141,7 +141,7 @@ def test_systemd_finds_nothing_wrong(tmp_path):
 
 
 @NEEDS_ANALYZE
-def test_systemd_calls_it_well_protected():
+def test_systemd_analyze_rates_it_as_protected():
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--threshold=15", "--no-pager", str(UNIT)],
         capture_output=True, text=True, timeout=TIMEOUT_S, check=False,

@@ -120,11 +120,11 @@ def test_it_runs_as_a_program_and_as_a_module(installed):
 
 def test_it_runs_without_being_installed(built):
     for source in (built.wheel, ROOT):
-        told = uv(
+        printed = uv(
             "tool", "run", "--no-config", "--from", source, "--constraints", built.requirements,
             "lcp-gateway", "--version", cwd=built.wheel.parent,
         )  # fmt: skip
-        assert told == f"lcp-gateway {__version__}\n"
+        assert printed == f"lcp-gateway {__version__}\n"
 
 
 def test_it_answers_keeps_its_books_and_ends(installed):
@@ -144,7 +144,7 @@ def test_it_makes_a_configuration_that_it_takes(installed):
     assert (checked.returncode, checked.stdout.splitlines()[-1]) == (0, "it can be used")
 
 
-def test_each_extra_is_tried():
+def test_each_extra_is_tested():
     assert set(NEEDS_EXTRA) == set(PROJECT["project"]["optional-dependencies"])
 
 

@@ -39,13 +39,13 @@ def set_up(clone) -> list[str]:
     return ran.stderr.splitlines()
 
 
-def test_each_step_is_told_before_it_is_taken(clone):
+def test_each_step_is_printed_before_it_runs(clone):
     said = set_up(clone)
     assert "a minute or two" in said[0]
     assert [line.split(":")[1].strip()[:6] for line in said[1:4]] == ["1 of 3", "2 of 3", "3 of 3"]
     assert said[-1] == "setup: done"
 
 
-def test_a_second_run_says_nothing(clone):
+def test_a_second_run_prints_nothing(clone):
     set_up(clone)
     assert set_up(clone) == []

@@ -139,8 +139,8 @@ def run(
         done.verdict = compare(facts, books)
         done.verdict.counts["keys revoked"] = len(accounts.revoked_at)
         with gateway(embedded=False, env=settings) as last:
-            told = Office(last.port).get("audit").json
-            done.verdict.discrepancies += [f"audit: {problem}" for problem in told["problems"]]
+            reported = Office(last.port).get("audit").json
+            done.verdict.discrepancies += [f"audit: {problem}" for problem in reported["problems"]]
     return done
 
 
@@ -196,21 +196,21 @@ def main() -> int:
     parser.add_argument("--seed", default=str(random.randrange(10**6)), help="repeats the moments")
     parser.add_argument("--clients", type=int, default=14)
     parser.add_argument("--seconds", type=float, default=1_800.0, help="no kill after so long")
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lcp-crashes-") as name:
         folder = Path(name)
-        with fresh_journal(told.database, folder) as journal:
+        with fresh_journal(arguments.database, folder) as journal:
             done = run(
-                kills=told.kills,
+                kills=arguments.kills,
                 journal=journal,
                 folder=folder,
-                seed=told.seed,
-                clients=told.clients,
-                seconds=told.seconds,
+                seed=arguments.seed,
+                clients=arguments.clients,
+                seconds=arguments.seconds,
                 tell=lambda text: print(f"{time.monotonic() - begun:6.1f} s: {text}", flush=True),
             )
-    print(f"{told.database}, seed {told.seed}, {time.monotonic() - begun:.0f} s")
+    print(f"{arguments.database}, seed {arguments.seed}, {time.monotonic() - begun:.0f} s")
     print("\n".join(done.lines()))
     return 1 if done.verdict.discrepancies else 0
 

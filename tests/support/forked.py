@@ -172,12 +172,12 @@ class _Template:
 
     def _listen(self) -> None:
         while message := self._socket.recv(_MESSAGE_BYTES):
-            told = json.loads(message)
-            if told["code"] is None:
-                self._running[told["pid"]] = self._waiting
-                self._started.put(told["pid"])
+            reported = json.loads(message)
+            if reported["code"] is None:
+                self._running[reported["pid"]] = self._waiting
+                self._started.put(reported["pid"])
             else:
-                self._running.pop(told["pid"]).set_ended(told["code"])
+                self._running.pop(reported["pid"]).set_ended(reported["code"])
 
 
 @cache

@@ -122,15 +122,15 @@ def _responses(chance):
     response = {"id": "r1", "object": "response", "created_at": 1, "model": "m", "error": None, "output": [],
                 "status": "in_progress", "parallel_tool_calls": True, "tool_choice": "auto", "tools": []}  # fmt: skip
     place = {"item_id": "i1", "output_index": 0, "content_index": 0, "logprobs": []}
-    told = [("response.created", {"response": response})]
+    named_events = [("response.created", {"response": response})]
     for _ in range(chance.randint(0, 6)):
         text = chance.choice(WORDS) + str(chance.random())
-        told.append(("response.output_text.delta", {**place, "delta": text}))
+        named_events.append(("response.output_text.delta", {**place, "delta": text}))
     kind = chance.choice(["completed", "completed", "incomplete"])
-    told.append((f"response.{kind}", {"response": {**response, "status": kind}}))
+    named_events.append((f"response.{kind}", {"response": {**response, "status": kind}}))
     return [
         (name, {"type": name, "sequence_number": number, **value})
-        for number, (name, value) in enumerate(told)
+        for number, (name, value) in enumerate(named_events)
     ]
 
 

@@ -115,8 +115,8 @@ class StandIn:
     # Requests of tests.
 
     async def _list_requests(self, _request):
-        told = [{**asdict(s), "body": base64.b64encode(s.body).decode()} for s in self.requests]
-        return web.json_response(told)
+        reported = [{**asdict(s), "body": base64.b64encode(s.body).decode()} for s in self.requests]
+        return web.json_response(reported)
 
     async def _behave(self, request):
         self.change(**await request.json())

@@ -400,18 +400,18 @@ class _Lightning:
         lnd = self._lnd
         await lnd.admit("SubscribeInvoices", context)
         added = request.add_index or len(lnd.invoices)
-        told = request.settle_index or max((it.settle_index for it in lnd.invoices), default=0)
+        last_sent = request.settle_index or max((it.settle_index for it in lnd.invoices), default=0)
         while lnd._running:
             for invoice in list(itertools.islice(lnd.invoices, added, None)):
                 added = invoice.add_index
                 yield invoice
             for invoice in sorted(lnd.invoices, key=lambda it: it.settle_index):
-                if invoice.settle_index > told:
-                    told = invoice.settle_index
+                if invoice.settle_index > last_sent:
+                    last_sent = invoice.settle_index
                     yield invoice
             async with lnd._changed:
                 latest = max((it.settle_index for it in lnd.invoices), default=0)
-                if lnd._running and latest <= told and len(lnd.invoices) <= added:
+                if lnd._running and latest <= last_sent and len(lnd.invoices) <= added:
                     await lnd._changed.wait()
 
 

@@ -32,7 +32,7 @@ TURNS = 25
 
 
 class HandClock(asyncio.SelectorEventLoop):
-    """An event loop whose time moves only when it is told to."""
+    """An event loop whose time the test advances."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -61,8 +61,8 @@ def data(stream_id, *messages):
 
 
 def trailers(stream_id, status="0", text=None):
-    told = (("grpc-status", status), *((("grpc-message", text),) if text is not None else ()))
-    return frame(HEADERS, END_HEADERS | END_STREAM, stream_id, block(*told))
+    fields = (("grpc-status", status), *((("grpc-message", text),) if text is not None else ()))
+    return frame(HEADERS, END_HEADERS | END_STREAM, stream_id, block(*fields))
 
 
 def padded(kind, flags, stream_id, payload, padding):

@@ -47,8 +47,8 @@ class CountingStandIn(StandIn):
         if c.cut:
             request.transport.abort()
             return web.Response()
-        told = {"object": "response.input_tokens", "input_tokens": c.tokens}
-        text = json.dumps(told) if c.text is None else c.text
+        document = {"object": "response.input_tokens", "input_tokens": c.tokens}
+        text = json.dumps(document) if c.text is None else c.text
         return web.Response(
             status=c.status, text=text, content_type="application/json", headers=c.headers
         )

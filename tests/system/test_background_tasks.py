@@ -32,13 +32,13 @@ def lnd(tmp_path_factory):
     ],
     ids=["no journal", "a journal", "accounts", "accounts and lnd"],
 )
-def test_what_runs_in_the_background_is_told_and_counted(lnd, settings, with_lnd, expected):
+def test_background_tasks_are_reported_and_counted(lnd, settings, with_lnd, expected):
     """Once tasks ended without a log line or metric; each must be listed by its name."""
     env = {**settings, **(lnd if with_lnd else {})}
     with gateway(env=env) as running:
-        told = get(running.port, "/readyz").json["tasks"]
-        assert set(told) == expected
-        assert set(map(str, told.values())) == {str({"up": True, "restarts": 0})}
+        reported = get(running.port, "/readyz").json["tasks"]
+        assert set(reported) == expected
+        assert set(map(str, reported.values())) == {str({"up": True, "restarts": 0})}
         metrics = get(running.port, "/metrics", bearer(ADMIN_KEY)).body.decode()
         for name in expected:
             assert f'lcpgateway_task_restarts_total{{task="{name}"}} 0.0' in metrics

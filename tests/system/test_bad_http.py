@@ -55,7 +55,7 @@ def test_an_unknown_route_is_404(port, path):
         ("PATCH", "/readyz", "GET"),
     ],
 )
-def test_a_wrong_method_is_405_and_told_the_right_one(port, method, path, allow):
+def test_a_wrong_method_is_405_with_the_allowed_ones(port, method, path, allow):
     answer = get(port, path, method=method)
     is_refused(answer, 405)
     assert allow in answer.headers["allow"].split(", ")
@@ -139,7 +139,7 @@ LYING_LENGTHS = {
 
 
 @pytest.mark.parametrize(("head", "body"), LYING_LENGTHS.values(), ids=LYING_LENGTHS.keys())
-def test_a_length_that_cannot_be_true_is_400_and_ends_the_connection(served, head, body):
+def test_an_invalid_length_is_400_and_ends_the_connection(served, head, body):
     before = len(served.events("quote"))
     with wire(served.port) as connection:
         connection.send(HEAD + head + b"\r\n" + body)
@@ -171,7 +171,7 @@ def test_a_body_that_is_cut_is_never_bought(served, raw):
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.3])
-def test_what_comes_behind_a_body_is_not_part_of_it(served, pause_s):
+def test_bytes_after_a_body_are_not_part_of_it(served, pause_s):
     before = len(served.events("accept"))
     with wire(served.port) as connection:
         connection.send(HEAD + b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY))
@@ -186,7 +186,7 @@ def test_what_comes_behind_a_body_is_not_part_of_it(served, pause_s):
     assert len(served.events("accept")) - before <= 1
 
 
-def test_an_unheard_of_method_is_refused(port):
+def test_an_unknown_method_is_refused(port):
     is_refused(get(port, "/readyz", method="BREW"), 400, 405, 501)
 
 
@@ -203,7 +203,7 @@ NO_HTTP = {
 
 
 @pytest.mark.parametrize("raw", NO_HTTP.values(), ids=NO_HTTP.keys())
-def test_what_is_no_http_is_refused_and_the_connection_ends(port, raw):
+def test_bytes_that_are_not_http_are_refused_and_the_connection_ends(port, raw):
     with wire(port) as connection:
         connection.send(raw)
         is_refused(connection.answer(), 400, 505)

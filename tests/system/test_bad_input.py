@@ -81,7 +81,7 @@ UNREADABLE = {
 
 @BOTH
 @pytest.mark.parametrize("raw", UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_what_is_no_json_object_is_refused(port, asks_no_peer, path, raw):
+def test_a_body_that_is_no_json_object_is_refused(port, asks_no_peer, path, raw):
     is_refused(post(port, path, raw))
 
 
@@ -168,7 +168,7 @@ SOUND = {
 
 @BOTH
 @pytest.mark.parametrize("more", SOUND.values(), ids=SOUND.keys())
-def test_what_is_only_unusual_is_served(port, path, more):
+def test_unusual_valid_bodies_are_served(port, path, more):
     answer = post(port, path, body(more=more))
     assert answer.status == 200, answer.body
 

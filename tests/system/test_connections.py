@@ -81,7 +81,7 @@ def test_a_connection_that_never_speaks_is_closed(port):
         assert connection.ended() or connection._held
 
 
-def test_100_continue_is_said_before_the_body(port):
+def test_100_continue_is_sent_before_the_body(port):
     with wire(port) as connection:
         connection.send(HEAD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(BODY))
         assert connection.answer().status == 100
@@ -89,7 +89,7 @@ def test_100_continue_is_said_before_the_body(port):
         assert connection.answer().status == 200
 
 
-def test_100_continue_is_not_said_to_a_body_that_is_too_large(port):
+def test_100_continue_is_not_sent_for_a_body_that_is_too_large(port):
     with wire(port) as connection:
         connection.send(HEAD + b"Expect: 100-continue\r\nContent-Length: 9999999\r\n\r\n")
         is_refused(connection.answer(), 413)
@@ -185,7 +185,7 @@ def test_a_connection_goes_on_after_errors(port):
         b"GET /a-head-that-does-not-end",
     ],
 )
-def test_no_answer_tells_what_the_gateway_is_made_of(port, raw):
+def test_no_answer_discloses_the_server_software(port, raw):
     answer = exchange(port, raw)
     assert answer.headers["server"] == "lcp-gateway"
     assert b"aiohttp" not in answer.body and b"Python" not in answer.body

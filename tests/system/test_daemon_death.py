@@ -50,7 +50,7 @@ def alive(node, port):
     eventually(lambda: get(port, "/readyz").status == 200)
 
 
-def test_a_daemon_that_is_gone_is_told_and_one_that_is_back_is_found(node, port):
+def test_an_unreachable_daemon_is_reported_and_found_again(node, port):
     assert post(port, CHAT, document()).status == 200
     node.kill()
     for path in (CHAT, RESPONSES):
@@ -104,7 +104,7 @@ def test_a_job_whose_daemon_dies_may_have_been_paid(node, port, stream):
     assert answer.headers["x-should-retry"] == "false"
 
 
-def test_a_daemon_that_hangs_is_told_and_found_again(node, port):
+def test_a_hanging_daemon_is_reported_and_found_again(node, port):
     node.process.send_signal(signal.SIGSTOP)
     try:
         answer = post(port, CHAT, document())

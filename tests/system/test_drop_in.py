@@ -177,7 +177,7 @@ BAD_BODIES = {
 
 @BOTH
 @pytest.mark.parametrize("body", BAD_BODIES.values(), ids=BAD_BODIES.keys())
-def test_a_body_that_makes_no_sense_is_400_before_a_peer_is_asked(port, node, path, body):
+def test_an_invalid_body_is_400_before_a_peer_is_asked(port, node, path, body):
     answer = post(port, path, body)
     assert answer.status == 400
     assert answer.error["type"] == "invalid_request_error"

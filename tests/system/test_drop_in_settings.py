@@ -89,7 +89,7 @@ def asked_peer(node) -> str:
     return quote.peer_id
 
 
-def test_a_key_is_asked_for(keyed, node):
+def test_a_key_is_required(keyed, node):
     answer = post(keyed.port, CHAT, document(model="shared"))
     assert answer.status == 401
     assert answer.headers["www-authenticate"] == "Bearer"
@@ -99,7 +99,7 @@ def test_a_key_is_asked_for(keyed, node):
 
 
 @pytest.mark.parametrize("key", ["sk-first", "sk-second"])
-def test_each_key_of_the_list_opens(keyed, key):
+def test_each_key_of_the_list_is_accepted(keyed, key):
     body = document(model="shared", max_tokens=10)
     bearer = {"Authorization": f"Bearer {key}"}
     assert post(keyed.port, CHAT, body, bearer).status == 200
@@ -110,7 +110,7 @@ def test_each_key_of_the_list_opens(keyed, key):
     "header",
     ["Bearer sk-firs", "Bearer sk-first, sk-second", "Basic sk-first", "sk-first", "Bearer"],
 )
-def test_what_is_no_key_does_not_open(keyed, header):
+def test_an_invalid_key_is_refused(keyed, header):
     assert get(keyed.port, "/v1/models", {"Authorization": header}).status == 401
 
 

@@ -136,7 +136,7 @@ def ask(served):
 
 
 def says_what_was_paid(answer, verdict, kinds):
-    """Whether header, body and log have the expected payment state, and the node's events agree."""
+    """Check that header, body and the node's events have the expected payment state."""
     assert answer.verdict == verdict
     assert answer.headers["x-should-retry"] == ("true" if verdict == "none" else "false")
     lcp = answer.error["lcp"]
@@ -209,13 +209,13 @@ def test_a_stream_that_fails_never_ends_cleanly(ask, name, path):
     assert OUTPUT.split(maxsplit=1)[0] in answer.body.decode(), "what had come was passed on"
     assert "[DONE]" not in answer.body.decode()
     event, data = answer.blocks[-1]
-    told = json.loads(data)
+    reported = json.loads(data)
     if path == RESPONSES:
         assert event == "error"
-        assert told["type"] == "error" and {"code", "message", "param"} <= set(told)
+        assert reported["type"] == "error" and {"code", "message", "param"} <= set(reported)
     else:
         assert event == ""
-    error = told["error"]
+    error = reported["error"]
     assert {"message", "type", "param", "code"} <= set(error)
     assert error["type"] == "server_error" and error["code"] == "undelivered"
     assert error["lcp"] == {
@@ -226,7 +226,7 @@ def test_a_stream_that_fails_never_ends_cleanly(ask, name, path):
     }
 
 
-def test_no_failure_of_the_node_is_forgotten_here():
+def test_every_fault_of_the_node_is_tested():
     here = {*QUOTE_FAILURES, *EXECUTE_FAILURES, *WHOLE_RESULT_FAILURES, *FAILURES_IN_MID_STREAM}
     assert here | RIGHT_BUT_ODD | INVOICE_FAILURES == set(FAULTS)
 

@@ -149,8 +149,8 @@ def test_the_metrics_address_is_plain(tmp_path):
     with reloadable(tmp_path, settings_of(pair, f'metrics_addr = "{address}"')) as it:
         assert get(int(address.rpartition(":")[2]), "/metrics").status == 200
         it.take(settings_of(pair, f'metrics_addr = "{address}"\nmax_concurrent_requests = 77'))
-        told = get(int(address.rpartition(":")[2]), "/metrics").body.decode()
-        assert "lcpgateway_jobs_limit 77.0" in told
+        reported = get(int(address.rpartition(":")[2]), "/metrics").body.decode()
+        assert "lcpgateway_jobs_limit 77.0" in reported
 
 
 def lcp_gateway(*arguments, **environment):
@@ -179,7 +179,7 @@ def test_the_command_line_finds_a_gateway_that_speaks_https(served):
         ("key alone", 2, "a key without a certificate"),
     ],
 )
-def test_files_that_cannot_be_used_are_a_clear_word_at_the_start(tmp_path, wrong, status, word):
+def test_invalid_files_are_a_clear_error_at_the_start(tmp_path, wrong, status, word):
     pair = certificate(tmp_path)
     cert, key = pair.certificate, pair.key
     match wrong:
@@ -200,7 +200,7 @@ def test_files_that_cannot_be_used_are_a_clear_word_at_the_start(tmp_path, wrong
     given = {"LCP_GATEWAY_HTTP_TLS_KEY": str(key)}
     if cert is not None:
         given["LCP_GATEWAY_HTTP_TLS_CERT"] = str(cert)
-    told = lcp_gateway(
+    reported = lcp_gateway(
         "serve",
         "--embedded",
         "--http-addr",
@@ -209,6 +209,8 @@ def test_files_that_cannot_be_used_are_a_clear_word_at_the_start(tmp_path, wrong
         XDG_CONFIG_HOME=str(tmp_path),
         **given,
     )
-    assert told.returncode == status
-    assert word in told.stderr and "Traceback" not in told.stderr
-    assert len([line for line in told.stderr.splitlines() if line.startswith("lcp-gateway:")]) == 1
+    assert reported.returncode == status
+    assert word in reported.stderr and "Traceback" not in reported.stderr
+    assert (
+        len([line for line in reported.stderr.splitlines() if line.startswith("lcp-gateway:")]) == 1
+    )

@@ -63,7 +63,7 @@ def test_a_stream_that_runs_may_end_after_sigterm_and_nothing_new_may_begin():
         eventually(lambda: not any(psutil.pid_exists(pid) for pid in node_pids))
 
 
-def test_past_the_grace_time_jobs_are_ended_and_told():
+def test_past_the_grace_time_jobs_are_ended_with_an_error():
     with (
         serving(0.5) as served,
         wire(served.port) as chat,
@@ -103,7 +103,7 @@ def test_past_the_grace_time_jobs_are_ended_and_told():
         assert len(served.events("accept")) == len(served.events("paid")) == 4
 
 
-def test_a_second_signal_hurries():
+def test_a_second_signal_ends_the_gateway_at_once():
     with serving(60) as served, wire(served.port) as connection:
         start_job(connection, served, stream=True, model="fault/stream-stalls")
         served.process.send_signal(signal.SIGINT)

@@ -52,8 +52,10 @@ def test_lists_and_choices_among_very_many_models_are_quick():
                     assert post(served.port, CHAT, document(CHAT, "auto")).verdict == "none"
                     time.sleep(2)
             assert get(served.port, "/readyz").status == 200
-            told = [line for line in served.json_logs() if "listed in part" in str(line["event"])]
-            assert len(told) == PEERS
+            reported = [
+                line for line in served.json_logs() if "listed in part" in str(line["event"])
+            ]
+            assert len(reported) == PEERS
             # On a machine that does other things as well; without the bounds it is half a minute.
             assert slowest.s < 15
 

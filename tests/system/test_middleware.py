@@ -70,7 +70,7 @@ def test_every_answer_has_an_id_a_time_and_a_verdict(plain, path, body, status):
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v1/models", "/v1/models/echo-1"])
-def test_so_has_every_answer_to_a_get(plain, path):
+def test_every_answer_to_a_get_has_them_too(plain, path):
     answer = get(plain.port, path, {"x-request-id": "abc"})
     assert answer.status == 200 and answer.headers["x-request-id"] == "abc"
     assert answer.verdict == "none"
@@ -79,7 +79,7 @@ def test_so_has_every_answer_to_a_get(plain, path):
 @pytest.mark.parametrize(
     "claimed", ["", "x" * 129, "a b", "a\tb", 'a"b', "<script>", "caf\u00e9", "a{b}", "a\x7f"]
 )
-def test_an_id_that_is_not_sane_is_replaced(plain, claimed):
+def test_an_invalid_request_id_is_replaced(plain, claimed):
     answer = get(plain.port, "/healthz", {"x-request-id": claimed})
     assert re.fullmatch(r"req_[0-9a-f]{32}", answer.headers["x-request-id"])
     assert answer.status in {200, 400}
@@ -112,7 +112,7 @@ def test_a_conversation_is_refused_before_a_peer_is_asked(plain, stream):
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/"])
-def test_who_opens_the_address_is_told_what_it_is_and_how_it_is_used(path, plain, guarded):
+def test_the_root_describes_the_gateway_and_its_use(path, plain, guarded):
     for port, key in ((plain.port, "none is asked for"), (guarded, "one of this gateway's keys")):
         host = {"Host": f"127.0.0.1:{port}"}
         answer = get(port, path, host)
@@ -124,19 +124,19 @@ def test_who_opens_the_address_is_told_what_it_is_and_how_it_is_used(path, plain
         assert page.headers["x-content-type-options"] == "nosniff"
 
 
-def test_a_welcome_repeats_no_name_that_a_stranger_made_up(plain):
+def test_a_welcome_does_not_repeat_the_host_header(plain):
     for host in ("evil.example", "<b>x</b>", '"onload=x'):
         for accept in ("text/html", "*/*"):
             answer = get(plain.port, "/", {"Host": host, "Accept": accept})
             assert host.encode() not in answer.body
 
 
-def test_the_banner_says_where_clients_go(plain):
+def test_the_banner_has_the_base_url(plain):
     assert f"base URL for OpenAI clients: {plain.api_url} (model auto)" in "\n".join(plain.output)
 
 
 @pytest.mark.parametrize("path", ["/v1/responses/compact", "/api/agent/x/v1/responses/compact"])
-def test_what_the_gateway_does_not_have_is_not_found(plain, path):
+def test_unknown_routes_are_not_found(plain, path):
     answer = post(plain.port, path, {})
     assert (answer.status, answer.error["code"]) == (404, "not_found")
 
@@ -171,7 +171,7 @@ def test_no_two_ids_are_the_same(plain):
 
 @pytest.mark.parametrize("header", [None, "Bearer", "Bearer ", "Bearer sk-a-ke", "Token " + KEY])
 @pytest.mark.parametrize("path", ["/v1/models", "/metrics", "/nowhere", CHAT])
-def test_without_a_key_there_is_nothing_to_see(guarded, header, path):
+def test_without_a_key_every_route_is_401(guarded, header, path):
     headers = {} if header is None else {"Authorization": header}
     answer = get(guarded, path, headers)
     assert answer.status == 401
@@ -187,7 +187,7 @@ def test_a_key_is_asked_for_before_the_body_is_read(guarded):
         assert connection.answer().status == 401
 
 
-def test_with_a_key_there_is(guarded):
+def test_with_a_key_the_routes_are_served(guarded):
     assert get(guarded, "/v1/models", BEARER).status == 200
     assert get(guarded, "/v1/models", {"Authorization": f"bearer {KEY}"}).status == 200
     assert post(guarded, CHAT, document(), BEARER).status == 200
@@ -196,7 +196,7 @@ def test_with_a_key_there_is(guarded):
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-def test_health_is_told_without_a_key(guarded, path):
+def test_health_needs_no_key(guarded, path):
     assert get(guarded, path).status == 200
 
 

@@ -121,7 +121,7 @@ def test_the_log_says_the_same_of_every_job(loaded):
     assert set(paid) <= logged
 
 
-def test_clients_that_left_are_logged_with_what_is_known_of_their_money(loaded):
+def test_clients_that_left_are_logged_with_their_payment(loaded):
     left = [line for line in lines(loaded) if line["status"] == 499 or "went away" in str(line)]
     assert len(left) == len(LEFT_BEHIND) * 2
     assert {line["payment"] for line in left} == {"settled", "unknown"}

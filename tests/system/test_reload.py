@@ -79,7 +79,7 @@ def test_a_limit_holds_once_it_is_set_and_no_longer_than_that(now, text, refused
     assert ask(now).status == 200
 
 
-def test_keys_are_asked_for_exchanged_and_asked_for_no_more(now):
+def test_keys_are_added_replaced_and_removed(now):
     assert ask(now).status == 200
     now.take('api_keys = ["sk-one", "sk-two"]')
     assert code_of(ask(now)) == (401, "invalid_api_key")
@@ -101,7 +101,7 @@ def test_models_get_other_names_and_requests_a_model(now):
     assert get(now.port, "/v1/models/mine").json["lcp"]["alias_of"] == "echo-1"
 
 
-def test_a_name_is_answered_to_from_the_moment_that_it_is_allowed(now):
+def test_a_host_name_is_accepted_once_it_is_allowed(now):
     by_name = {"Host": "box.lan:8080"}
     assert get(now.port, "/v1/models", by_name).status == 421
     now.take('allowed_hosts = ["box.lan"]')
@@ -118,16 +118,16 @@ def test_pages_of_other_origins_may_call(now):
     assert get(now.port, "/v1/models", origin).headers[allowed] == origin["Origin"]
 
 
-def test_the_log_becomes_more_and_less_talkative(now):
-    def told(level):
+def test_the_log_level_is_raised_and_lowered(now):
+    def reported(level):
         return sum(line["level"] == level for line in now.running.json_logs())
 
     def more(level):
-        before = told(level)
+        before = reported(level)
         get(now.port, "/healthz")
         ask(now)
         time.sleep(0.1)
-        return told(level) > before
+        return reported(level) > before
 
     assert (more("debug"), more("info")) == (False, True)
     now.take('log_level = "debug"')
@@ -138,7 +138,7 @@ def test_the_log_becomes_more_and_less_talkative(now):
     assert more("debug")
 
 
-def test_what_is_stored_is_let_go_when_nothing_is_to_be_stored(now):
+def test_stored_responses_are_dropped_when_storing_is_turned_off(now):
     stored = ask(now, RESPONSES).json["id"]
     assert get(now.port, f"{RESPONSES}/{stored}").status == 200
     now.take("max_price_msat = 0\nmax_stored_items = 5")
@@ -202,7 +202,7 @@ def test_the_tariff_and_the_administrators_key_change_for_the_next_request(tmp_p
 # -- what does not change -------------------------------------------------------------------------
 
 
-def test_a_wrong_file_changes_nothing_and_is_told_line_by_line(now):
+def test_an_invalid_file_changes_nothing_and_each_problem_is_logged(now):
     now.take("max_price_msat = 1")
     line = now.read("max_price_msat = 'much'\nno_such_setting = 1\n[[nodes]]\nname = 'a'\n")
     assert line["event"] == NOT_RELOADED and len(line["problems"]) == 3
@@ -211,7 +211,7 @@ def test_a_wrong_file_changes_nothing_and_is_told_line_by_line(now):
     assert now.take("max_price_msat = 0")["changed"] == ["max_price_msat"]
 
 
-def test_what_needs_a_restart_is_said_and_stays(now):
+def test_settings_that_need_a_restart_are_logged_and_unchanged(now):
     text = 'metrics_addr = "127.0.0.1:1"\njournal_url = "off"\nlcpd_grpc_addr = "127.0.0.1:1"\n'
     line = now.take(text + "max_price_msat = 1")
     assert line["changed"] == ["max_price_msat"]
@@ -221,7 +221,7 @@ def test_what_needs_a_restart_is_said_and_stays(now):
     assert now.take("")["needs_restart"] == []
 
 
-def test_a_file_that_is_gone_is_told(tmp_path):
+def test_a_missing_file_is_logged(tmp_path):
     with reloadable(tmp_path, "max_price_msat = 1") as it:
         it.file.unlink()
         it.hang_up()
@@ -456,7 +456,7 @@ sys.exit(run(["serve", "--embedded"]))
 # -- proxies --------------------------------------------------------------------------------------
 
 
-def test_a_proxy_is_believed_from_the_moment_that_it_is_named(now):
+def test_a_proxy_is_trusted_once_it_is_configured(now):
     said = {"X-Forwarded-For": "198.51.100.7", "X-Forwarded-Proto": "https"}
 
     def client_told():

@@ -36,7 +36,7 @@ def test_a_reader_that_stops_does_not_grow_the_gateway_and_gets_all_of_it_later(
         with memory.watched(), _connected(running.port, "fault/stream-floods") as client:
             head = client.recv(65_536)
             assert head.startswith(b"HTTP/1.1 200")
-            # The kernel's buffers and ours are full.
+            # Wait until the kernel's buffers and ours are full.
             streamed = _settled(running.port, "streamed_bytes_total")
             time.sleep(STOP_S)
             assert _metric(running.port, "streamed_bytes_total") == streamed < FLOOD_BYTES / 2

@@ -153,7 +153,7 @@ def malformed():
     )
 
 
-def test_of_requests_that_make_no_sense(served):
+def test_of_invalid_requests(served):
     for raw in malformed():
         answer = exchange(served.port, raw)
         assert 400 <= answer.status < 500, raw[:100]

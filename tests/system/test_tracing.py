@@ -166,7 +166,7 @@ def test_a_caller_that_is_not_traced_is_not_traced_here_either(served, seen, nod
     [b"", b"nonsense", b"00-" + b"0" * 32 + b"-b7ad6b7169203331-01", b"\xff" * 55, b"0" * 4000],
     ids=["empty", "nonsense", "zeros", "bytes", "long"],
 )
-def test_a_header_that_is_not_valid_is_as_good_as_none(served, seen, raw):
+def test_an_invalid_traceparent_is_ignored(served, seen, raw):
     body = json.dumps(document(CHAT, "echo-1", PROMPT)).encode()
     sent = request_bytes("POST", CHAT, body, AUTH).replace(
         b"\r\n\r\n", b"\r\ntraceparent: " + raw + b"\r\ntracestate: \xfe=;;\r\n\r\n", 1
@@ -198,7 +198,7 @@ def test_a_joined_request_points_to_the_trace_that_bought(served, seen):
         ("fault/stream-cut", True, STREAMED, "settled", "undelivered"),
     ],
 )
-def test_a_failure_is_a_whole_trace_that_says_what_became_of_the_money(
+def test_a_failure_is_a_complete_trace_with_its_payment(
     served, seen, model, stream, spans, payment, word
 ):
     ask(served, model=model, stream=stream)
@@ -210,7 +210,7 @@ def test_a_failure_is_a_whole_trace_that_says_what_became_of_the_money(
     assert trace.root.attributes["error.type"]
 
 
-def test_a_nodes_own_words_are_not_in_the_trace(served, seen, node):
+def test_a_nodes_error_text_is_not_in_the_trace(served, seen, node):
     error = {"message": f"{OUTPUT} {PROMPT}", "code": "its_own_word", "type": "x", "param": None}
     node.behave(fail_status=400, fail_body=json.dumps({"error": error}))
     assert ask(served, model="home-1").error["code"] == "its_own_word"
@@ -234,7 +234,7 @@ def test_what_is_refused_before_anything_is_bought_is_short(served, seen):
     assert refused.root.attributes["error.type"] == "invalid_api_key"
 
 
-def test_an_agents_token_and_an_unknown_path_are_not_told(served, seen):
+def test_an_agents_token_and_an_unknown_path_are_not_in_the_trace(served, seen):
     # Valid or not: only a gateway with accounts accepts such tokens.
     path = f"/api/agent/{KEY}{CHAT}"
     assert post(served.port, path, document(CHAT, "echo-1", PROMPT)).status == 401
@@ -244,7 +244,7 @@ def test_an_agents_token_and_an_unknown_path_are_not_told(served, seen):
     assert "http.route" not in seen.wait_for(["GET"]).root.attributes
 
 
-def test_a_machine_that_asks_how_it_goes_is_not_traced(served, seen):
+def test_probes_and_scrapes_are_not_traced(served, seen):
     for path in ("/healthz", "/readyz", "/metrics"):
         get(served.port, path, headers=AUTH)
     assert get(served.port, "/v1/models", headers=AUTH).status == 200
@@ -287,7 +287,7 @@ def test_a_scrape_for_openmetrics_names_traces(served, seen):
 
 
 @pytest.mark.parametrize("trouble", ["away", "refuses", "slow"])
-def test_a_collector_in_trouble_is_no_trouble_of_the_clients(trouble):
+def test_a_failing_collector_does_not_affect_clients(trouble):
     with collector() as seen:
         if trouble == "refuses":
             seen.status = 503

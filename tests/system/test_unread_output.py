@@ -105,13 +105,13 @@ def test_requests_health_and_sigterm_go_on_while_nothing_reads_the_log(tmp_path)
         reader = threading.Thread(target=read_until, args=(read, text, b"log lines were lost"))
         reader.start()
         reader.join(60)
-        told = json.loads(
+        reported = json.loads(
             next(line for line in text.split(b"\n") if b"log lines were lost" in line)
         )
-        assert told["level"] == "warning"
-        assert told["lines"] > 0
+        assert reported["level"] == "warning"
+        assert reported["lines"] > 0
         # The metric follows within a second.
-        eventually(lambda: lost_lines(port) >= told["lines"])
+        eventually(lambda: lost_lines(port) >= reported["lines"])
         # And again it is not read.
         under_load(port, 1)
         process.send_signal(signal.SIGTERM)

@@ -100,7 +100,7 @@ def test_a_second_host_or_another_one_in_the_request_line_buys_nothing(open_to_a
     assert exchange(open_to_all.port, absolute, method="GET").status in {400, 421}
 
 
-def test_nothing_of_the_body_is_waited_for(open_to_all):
+def test_a_refusal_does_not_wait_for_the_body(open_to_all):
     head = request_bytes("POST", CHAT, b"", {"Host": "evil.example", "Content-Length": "1000"})
     is_refused(exchange(open_to_all.port, head, timeout_s=5), 421, "host_not_allowed")
 
@@ -177,7 +177,7 @@ def test_our_own_pages_and_those_of_the_settings_are_served(open_to_all, host, o
         {"Sec-Fetch-Mode": "websocket", "Upgrade": "websocket", "Connection": "Upgrade"},
     ],
 )
-def test_what_another_site_causes_without_an_origin_is_refused(open_to_all, site, more):
+def test_cross_site_requests_without_an_origin_are_refused(open_to_all, site, more):
     for method, path in (("GET", "/v1/models"), ("POST", CHAT)):
         raw = request_bytes(
             method, path, BODY, {"Host": "localhost", "Sec-Fetch-Site": site, **more}
@@ -185,7 +185,7 @@ def test_what_another_site_causes_without_an_origin_is_refused(open_to_all, site
         is_refused(exchange(open_to_all.port, raw), 403, "cross_site_request")
 
 
-def test_a_link_on_another_site_may_lead_to_what_a_person_reads(open_to_all):
+def test_a_link_on_another_site_may_lead_to_a_get_page(open_to_all):
     by_link = {
         "Host": "localhost",
         "Sec-Fetch-Site": "cross-site",
@@ -201,7 +201,7 @@ def test_a_link_on_another_site_may_lead_to_what_a_person_reads(open_to_all):
 
 
 @pytest.mark.parametrize("site", ["none", "same-origin"])
-def test_what_a_person_or_our_own_page_causes_is_served(open_to_all, site):
+def test_same_origin_and_typed_requests_are_served(open_to_all, site):
     assert get(open_to_all.port, "/v1/models", {"Sec-Fetch-Site": site}).status == 200
 
 
@@ -232,7 +232,7 @@ def test_the_metrics_on_an_address_of_their_own_are_guarded_too(open_to_all):
     assert get(port, "/healthz", {"Host": "lb.example"}).status == 200
 
 
-def test_who_was_refused_for_what_is_counted_and_said_in_the_log(open_to_all):
+def test_refusals_are_counted_and_logged_with_their_reason(open_to_all):
     for headers in (
         {"Host": "counted.example"},
         {"Origin": "https://counted.example"},
@@ -248,7 +248,7 @@ def test_who_was_refused_for_what_is_counted_and_said_in_the_log(open_to_all):
     assert len(hints) < 10, "a flood of refusals is no flood in the log"
 
 
-def test_a_key_is_proof_enough_whatever_the_host_and_the_origin(with_keys):
+def test_with_a_key_host_and_origin_are_not_checked(with_keys):
     """A page cannot know the key, and customers use the name of the proxy in front."""
     for headers in (
         {"Host": "ai.example"},
@@ -259,7 +259,7 @@ def test_a_key_is_proof_enough_whatever_the_host_and_the_origin(with_keys):
         assert "access-control-allow-origin" not in answer.headers
 
 
-def test_without_the_key_it_is_the_key_that_is_asked_for(with_keys):
+def test_without_the_key_the_answer_is_401(with_keys):
     for headers in ({"Host": "ai.example"}, {"Origin": "https://evil.example"}):
         assert post(with_keys.port, CHAT, document(), headers).status == 401
     assert set(get(with_keys.port, "/readyz", {"Host": "ai.example"}).json) == {"status"}
@@ -267,9 +267,7 @@ def test_without_the_key_it_is_the_key_that_is_asked_for(with_keys):
 
 @pytest.mark.parametrize("path", ["/api/models/route", "/api/nothing", "/api/agent/x/v1/models"])
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "DELETE"])
-def test_nothing_of_api_is_kept_by_a_cache_and_all_is_taken_for_what_it_says(
-    with_keys, path, method
-):
+def test_api_answers_are_not_cached_and_not_sniffed(with_keys, path, method):
     for headers in ({}, BEARER):
         answer = exchange(
             with_keys.port, request_bytes(method, path, b"{}", headers), method=method
@@ -290,7 +288,7 @@ def test_no_page_may_frame_an_answer_or_take_it_for_something_else(with_keys, pa
         assert answer.headers["cross-origin-resource-policy"] == "same-origin"
 
 
-def test_what_cannot_be_parsed_is_answered_with_the_same_headers(with_keys):
+def test_unparsable_requests_are_answered_with_the_same_headers(with_keys):
     answer = exchange(with_keys.port, b"nonsense\r\n\r\n")
     assert answer.status == 400
     assert answer.headers["cache-control"] == "no-store"

@@ -12,7 +12,7 @@ import pytest
 from tests.support.background import answers
 
 
-def test_a_port_that_is_taken_is_said_with_the_log_and_what_to_do(machine, port):
+def test_a_port_in_use_is_reported_with_the_log_and_the_remedy(machine, port):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
@@ -40,7 +40,7 @@ def test_a_port_that_the_system_chooses_is_refused(machine, address):
     assert "needs a port of its own" in refused.err
 
 
-def test_a_daemon_that_is_away_ends_the_start_with_the_gateways_own_words(machine, port):
+def test_an_unreachable_daemon_ends_the_start_with_the_gateways_own_error(machine, port):
     refused = machine.run(
         "start", "--http-addr", f"127.0.0.1:{port}", "--lcpd-grpc-addr", "127.0.0.1:9",
         "--preflight-timeout-s", "0.5",
@@ -88,7 +88,7 @@ def test_a_file_that_is_no_record_of_a_gateway_is_replaced(machine, port, left):
     machine.run("stop")
 
 
-def test_a_number_that_is_another_process_now_is_never_signalled(machine, port):
+def test_a_pid_that_another_process_has_by_now_is_never_signalled(machine, port):
     assert machine.start(port).code == 0
     record = json.loads(machine.pid_file(port).read_text())
     machine.run("stop")
@@ -101,8 +101,8 @@ def test_a_number_that_is_another_process_now_is_never_signalled(machine, port):
         ):
             record["process"] = {"pid": pid, "started": started}
             machine.pid_file(port).write_text(json.dumps(record))
-            code, told = machine.status(port)
-            assert (code, told["state"]) == (1, "dead")
+            code, reported = machine.status(port)
+            assert (code, reported["state"]) == (1, "dead")
             assert machine.run("reload").code == 1
             stopped = machine.run("stop")
             assert stopped.code == 0
@@ -116,7 +116,7 @@ def test_a_number_that_is_another_process_now_is_never_signalled(machine, port):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-def test_another_users_file_is_not_believed(machine, port):
+def test_another_users_file_is_not_trusted(machine, port):
     assert machine.start(port).code == 0
     os.chown(machine.pid_file(port), 65_534, -1)
     assert machine.status(port)[0] == 4

@@ -81,7 +81,7 @@ def test_a_restart_without_the_variables_of_the_start_is_refused(machine, port):
     machine.run("stop")
 
 
-def test_a_reload_says_what_came_of_it(machine, port):
+def test_a_reload_prints_its_result(machine, port):
     machine.config_file.parent.mkdir(parents=True)
     machine.config_file.write_text("heartbeat_s = 1\n")
     assert machine.start(port).code == 0
@@ -118,15 +118,15 @@ def test_one_with_keys_is_found_from_a_shell_that_does_not_have_them(machine, po
     assert machine.run("stop", "--http-addr", address).code == 0
 
 
-def test_a_log_for_people_says_it_too(machine, port):
+def test_a_text_log_has_the_result_too(machine, port):
     assert machine.start(port, "--log-format", "console").code == 0
-    told = machine.run("reload")
-    assert told.code == 0
-    assert "configuration reloaded" in told.out
+    reported = machine.run("reload")
+    assert reported.code == 0
+    assert "configuration reloaded" in reported.out
     machine.run("stop")
 
 
-def test_nothing_to_reload_is_said(machine):
+def test_a_reload_without_a_gateway_is_reported(machine):
     refused = machine.run("reload", "--http-addr", f"127.0.0.1:{free_port()}")
     assert refused.code == 1
     assert "no gateway runs in the background" in refused.err
@@ -150,7 +150,7 @@ def test_the_folder_of_the_start_may_be_gone(machine, port):
     assert machine.run("stop").code == 0
 
 
-def test_following_a_log_ends_well(machine, port):
+def test_following_a_log_ends_without_an_error(machine, port):
     assert machine.start(port).code == 0
     following = machine.launch("logs", "-f", "-n", "1")
     assert "base URL for OpenAI clients" in following.stdout.readline()

@@ -39,15 +39,15 @@ def test_a_start_that_is_interrupted_leaves_nothing_behind(machine, port, number
     assert machine.files() == set()
 
 
-def test_one_that_was_killed_is_dead_and_the_next_start_says_so(machine, port):
+def test_a_killed_gateway_is_reported_as_dead_also_by_the_next_start(machine, port):
     assert machine.start(port).code == 0
     pid = machine.pid(port)
     kill(pid)
     # Its node leaves by itself.
     assert machine.wait_empty() == []
-    code, told = machine.status(port)
-    assert (code, told["state"], told["pid"]) == (1, "dead", None)
-    assert str(pid) in told["problem"]
+    code, reported = machine.status(port)
+    assert (code, reported["state"], reported["pid"]) == (1, "dead", None)
+    assert str(pid) in reported["problem"]
     refused = machine.run("reload")
     assert refused.code == 1
     assert "stale" in refused.err

@@ -11,7 +11,7 @@ from lcp_gateway.__about__ import __version__
 from tests.support.background import answers, post_chat
 
 
-def test_it_is_started_looked_at_and_stopped(machine, port):
+def test_start_status_and_stop(machine, port):
     started = machine.start(port)
     assert started.code == 0, started.said
     assert f"Started lcp-gateway at http://127.0.0.1:{port} (3 peers)" in started.out
@@ -20,14 +20,19 @@ def test_it_is_started_looked_at_and_stopped(machine, port):
     assert "No real money moves" in started.out
     assert answers(port)
 
-    code, told = machine.status(port)
-    assert (code, told["state"], told["ready"], told["reasons"]) == (0, "running", True, [])
-    assert told["pid"] == machine.pid(port)
-    assert told["address"] == f"http://127.0.0.1:{port}"
-    assert told["version"] == __version__
-    assert told["uptime_s"] >= 0
-    assert (told["peers"], told["jobs_in_flight"]) == (3, 0)
-    assert told["spent_today"] == {"purchases": 0, "settled_msat": 0, "unknown_msat": 0}
+    code, reported = machine.status(port)
+    assert (code, reported["state"], reported["ready"], reported["reasons"]) == (
+        0,
+        "running",
+        True,
+        [],
+    )
+    assert reported["pid"] == machine.pid(port)
+    assert reported["address"] == f"http://127.0.0.1:{port}"
+    assert reported["version"] == __version__
+    assert reported["uptime_s"] >= 0
+    assert (reported["peers"], reported["jobs_in_flight"]) == (3, 0)
+    assert reported["spent_today"] == {"purchases": 0, "settled_msat": 0, "unknown_msat": 0}
 
     for path in (machine.pid_file(port), machine.log_file(port)):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -71,14 +76,14 @@ def test_no_secret_reaches_its_command_line_or_its_files(machine, port):
 def test_what_was_spent_today_is_shown(machine, port):
     assert machine.start(port).code == 0
     post_chat(port, "hello")
-    _, told = machine.status(port)
-    assert told["spent_today"]["purchases"] == 1
-    assert told["spent_today"]["settled_msat"] > 0
+    _, reported = machine.status(port)
+    assert reported["spent_today"]["purchases"] == 1
+    assert reported["spent_today"]["settled_msat"] > 0
     assert "in 1 purchases" in machine.run("status").out
     machine.run("stop")
 
 
-def test_starting_a_running_one_and_stopping_a_stopped_one_is_success_with_a_word(machine, port):
+def test_starting_a_running_one_and_stopping_a_stopped_one_is_success(machine, port):
     assert machine.start(port).code == 0
     pid = machine.pid(port)
     again = machine.start(port)

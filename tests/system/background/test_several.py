@@ -17,7 +17,7 @@ def test_of_two_starts_at_once_one_wins_and_the_other_says_so(machine, port):
     machine.run("stop")
 
 
-def test_several_are_told_apart_and_never_guessed(machine, port):
+def test_several_are_distinguished_and_never_guessed(machine, port):
     second = free_port()
     assert machine.start(port).code == 0
     assert machine.start(second).code == 0
@@ -46,8 +46,8 @@ def test_one_in_the_foreground_is_seen_and_left_alone(machine, port):
     address = f"127.0.0.1:{port}"
     foreground = machine.launch("--embedded", "--http-addr", address)
     wait_for_answer(port)
-    code, told = machine.status(port)
-    assert (code, told["state"], told["ready"]) == (0, "running in the foreground", True)
+    code, reported = machine.status(port)
+    assert (code, reported["state"], reported["ready"]) == (0, "running in the foreground", True)
     for command in (("start", "--embedded"), ("stop",)):
         refused = machine.run(*command, "--http-addr", address)
         assert refused.code == 1

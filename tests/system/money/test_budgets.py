@@ -106,12 +106,12 @@ def is_over_budget(answer: Answer, limit_msat: int) -> None:
     assert answer.headers["x-should-retry"] == "false"
     assert answer.error["code"] == "budget_exceeded"
     assert answer.error["type"] == "insufficient_quota"
-    told = answer.error["lcp"]
-    assert told["payment"] == "none"
-    assert told["limit_msat"] == limit_msat
-    assert told["price_msat"] == int(answer.headers["x-lcp-price-msat"]) > 0
-    assert 0 <= told["spent_msat"] <= limit_msat
-    assert told["quote_id"] == f"quote_{told['job_id']}"
+    reported = answer.error["lcp"]
+    assert reported["payment"] == "none"
+    assert reported["limit_msat"] == limit_msat
+    assert reported["price_msat"] == int(answer.headers["x-lcp-price-msat"]) > 0
+    assert 0 <= reported["spent_msat"] <= limit_msat
+    assert reported["quote_id"] == f"quote_{reported['job_id']}"
 
 
 @pytest.mark.parametrize("period", ["hour", "day", "month"])
@@ -262,24 +262,24 @@ def test_a_quote_over_the_budget_can_be_taken_when_there_is_room_again(node, see
         assert lost.verdict == "unknown"
         refused = post(running.port, CHAT, ECHO)
         is_over_budget(refused, limit)
-        told = refused.error["lcp"]
-        assert told["spent_msat"] == costs["lost"]
-        taken = {"X-Lcp-Quote-Id": told["quote_id"]}
+        reported = refused.error["lcp"]
+        assert reported["spent_msat"] == costs["lost"]
+        taken = {"X-Lcp-Quote-Id": reported["quote_id"]}
         again = post(running.port, CHAT, ECHO, taken)
         is_over_budget(again, limit)
         # A quote that was refused again is unchanged, and can still be taken.
-        assert again.error["lcp"]["quote_id"] == told["quote_id"]
+        assert again.error["lcp"]["quote_id"] == reported["quote_id"]
         assert seen.count("paid") == 1
         eventually(lambda: states(journal)[lost.error["lcp"]["job_id"]] == "unknown")
         resolve(journal, lost.error["lcp"]["job_id"], "not_paid")
         bought = post(running.port, CHAT, ECHO, taken)
         assert bought.status == 200 and bought.verdict == "settled"
-        assert bought.headers["x-lcp-job-id"] == told["job_id"]
-        assert bought.headers["x-lcp-price-msat"] == str(told["price_msat"])
+        assert bought.headers["x-lcp-job-id"] == reported["job_id"]
+        assert bought.headers["x-lcp-price-msat"] == str(reported["price_msat"])
         # And only once: the journal has the outcome.
         again = post(running.port, CHAT, ECHO, taken)
         assert (again.status, again.error["code"]) == (409, "answer_gone")
-    assert seen.jobs("paid")[1:] == [told["job_id"]]
+    assert seen.jobs("paid")[1:] == [reported["job_id"]]
     assert counted_msat(journal) == costs["echo"]
 
 
@@ -289,13 +289,13 @@ def test_a_quote_over_the_requests_own_limit_can_be_taken_without_it(node, seen,
         refused = post(running.port, CHAT, ECHO, {"X-Lcp-Max-Price-Msat": str(limit)})
         assert refused.status == 402 and refused.verdict == "none"
         assert refused.error["code"] == "price_limit_exceeded"
-        told = refused.error["lcp"]
-        assert told["limit_msat"] == limit
+        reported = refused.error["lcp"]
+        assert reported["limit_msat"] == limit
         assert seen.count("accept") == 0
-        bought = post(running.port, CHAT, ECHO, {"X-Lcp-Quote-Id": told["quote_id"]})
+        bought = post(running.port, CHAT, ECHO, {"X-Lcp-Quote-Id": reported["quote_id"]})
         assert bought.status == 200
-        assert bought.headers["x-lcp-job-id"] == told["job_id"]
-    assert seen.jobs("paid") == [told["job_id"]]
+        assert bought.headers["x-lcp-job-id"] == reported["job_id"]
+    assert seen.jobs("paid") == [reported["job_id"]]
 
 
 def resolve(journal, job_id: str, outcome: str) -> None:

@@ -67,7 +67,7 @@ def test_each_cap_holds_to_the_millisatoshi(tmp_path, name, enough):
         assert len(accepts(served)) == 2
 
 
-def test_the_reckoned_fee_can_be_set(tmp_path):
+def test_the_estimated_fee_can_be_set(tmp_path):
     fees = {"LCP_GATEWAY_FEE_PPM": "0", "LCP_GATEWAY_FEE_BASE_MSAT": "0"}
     with selling(tmp_path, LCP_GATEWAY_MAX_TOTAL_MSAT=str(PRICE), **fees) as served:
         assert ask(served, "x").status == 200

@@ -189,7 +189,7 @@ def test_nothing_is_left_paying_and_the_prices_are_those_that_were_paid(aftermat
             assert state in {"unknown", "not_paid"}
 
 
-def test_no_client_was_told_anything_else(aftermath):
+def test_every_answer_agrees_with_the_journal(aftermath):
     paid, found = aftermath.paid(), states(aftermath.journal)
     assert aftermath.load.answers
     for answer in aftermath.load.answers:

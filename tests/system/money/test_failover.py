@@ -27,7 +27,7 @@ def price(answer) -> int:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_peer_that_gives_no_quote_is_passed_over(tmp_path, stream, first):
+def test_a_peer_without_a_quote_is_skipped(tmp_path, stream, first):
     lines = [f"Broken 5_000 {BROKEN}", "Sound 7_000"]
     with market(tmp_path, *(lines if first else lines[::-1])) as served:
         answer = ask(served, "x", stream=stream)
@@ -36,7 +36,7 @@ def test_a_peer_that_gives_no_quote_is_passed_over(tmp_path, stream, first):
         assert len(accepts(served)) == 1
 
 
-def test_a_peer_that_is_too_dear_is_passed_over_and_told_so(tmp_path):
+def test_a_peer_that_is_too_dear_is_skipped_and_its_quote_cancelled(tmp_path):
     lines = ("Dear 90_000", "Fair 7_000", "Dearer 95_000")
     with market(tmp_path, *lines, max_price_msat=10_000) as served:
         for _ in range(4):
@@ -76,18 +76,18 @@ def fanned(tmp_path_factory):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_of_several_the_cheapest_is_taken_and_the_others_are_told(fanned, stream):
+def test_the_cheapest_of_several_quotes_is_taken_and_the_others_are_cancelled(fanned, stream):
     cancels = len(fanned.events("cancel"))
     answer = ask(fanned, "x", stream=stream)
     assert answer.status == 200 and price(answer) == 5_000
     assert answer.headers["x-lcp-runner-up-msat"] == "7000"
     eventually(lambda: len(fanned.events("cancel")) == cancels + 2)
-    told = fanned.events("cancel")[cancels:]
-    assert {event["price_msat"] for event in told} == {9_000, 7_000}
+    reported = fanned.events("cancel")[cancels:]
+    assert {event["price_msat"] for event in reported} == {9_000, 7_000}
     assert accepts(fanned)[-1] == answer.headers["x-lcp-job-id"]
 
 
-def test_the_runner_up_stands_in_a_quote_too(fanned):
+def test_a_quote_has_the_runner_up_too(fanned):
     quote = quoted(fanned, "how much?")
     assert (quote["price_msat"], quote["runner_up_msat"]) == (5_000, 7_000)
     answer = ask(fanned, "how much?", headers={"X-Lcp-Quote-Id": quote["id"]})
@@ -123,7 +123,7 @@ def test_after_the_call_that_pays_no_other_peer_is_asked(tmp_path, model):
         assert len(served.events("accept")) == len(served.events("quote")) == 1
 
 
-def test_a_peer_that_fails_again_and_again_is_left_out_for_a_while(tmp_path):
+def test_a_peer_that_fails_repeatedly_is_paused(tmp_path):
     file = tmp_path / "peers.toml"
     file.write_text('[[peers]]\nalias = "A"\n[[peers.models]]\nname = "fault/wrong-hash"\n')
     env = {

@@ -144,7 +144,7 @@ def journal_reason(port: int) -> str:
     return reason
 
 
-def test_on_a_full_disk_nothing_is_paid_and_every_client_is_told(node, seen, small_disk):
+def test_on_a_full_disk_nothing_is_paid_and_every_client_gets_an_error(node, seen, small_disk):
     journal = small_disk.folder / "journal.db"
     with running_on(node, journal) as running:
         assert post(running.port, CHAT, chat()).status == 200
@@ -185,7 +185,7 @@ def test_it_is_ready_again_by_itself(node, seen, small_disk):
         assert seen.count("accept") == accepted
 
 
-def test_what_was_paid_before_the_disk_was_full_is_delivered_and_written_down_later(
+def test_purchases_paid_before_the_disk_was_full_are_delivered_and_recorded_later(
     node, seen, small_disk
 ):
     journal = small_disk.folder / "journal.db"
@@ -204,7 +204,7 @@ def test_what_was_paid_before_the_disk_was_full_is_delivered_and_written_down_la
         )
 
 
-def test_on_a_full_disk_a_gateway_that_is_killed_leaves_nothing_out(node, seen, small_disk):
+def test_on_a_full_disk_a_killed_gateways_payments_are_in_the_journal(node, seen, small_disk):
     """Later states are lost, the intent of the payment is not."""
     journal = small_disk.folder / "journal.db"
     with ExitStack() as stack:
@@ -232,7 +232,7 @@ def test_a_gateway_does_not_start_without_room_for_its_journal(node, seen, small
     assert "listening" not in ended.stdout
 
 
-def test_on_a_locked_journal_nothing_is_paid_and_every_client_is_told(node, seen, tmp_path):
+def test_on_a_locked_journal_nothing_is_paid_and_every_client_gets_an_error(node, seen, tmp_path):
     journal = tmp_path / "journal.db"
     with running_on(node, journal) as running:
         assert post(running.port, CHAT, chat()).status == 200
@@ -262,7 +262,7 @@ def test_a_lock_that_is_short_is_waited_for(node, seen, tmp_path):
     assert seen.count("paid") == 4
 
 
-def test_a_payment_under_way_while_the_journal_is_locked_is_written_down_afterwards(
+def test_a_payment_under_way_while_the_journal_is_locked_is_recorded_afterwards(
     node, seen, tmp_path
 ):
     journal = tmp_path / "journal.db"

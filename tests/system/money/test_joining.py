@@ -133,7 +133,7 @@ def test_the_request_id_of_a_client_joins_the_same_bytes_and_no_others(served):
     assert bought_meanwhile(served, before) == 2
 
 
-def test_what_was_not_paid_is_bought_anew(served):
+def test_a_repeat_of_an_unpaid_request_is_bought(served):
     before = len(accepts(served))
     headers = {**ALICE, "Idempotency-Key": "no route"}
     answers = [ask(served, "x", model="fault/no-route", headers=headers) for _ in range(2)]
@@ -147,7 +147,9 @@ def test_what_was_not_paid_is_bought_anew(served):
     [("fault/wrong-hash", "settled"), ("fault/execute-code-unavailable", "unknown")],
 )
 @pytest.mark.parametrize("marked", ["key", "retry"])
-def test_what_failed_after_payment_fails_alike_again(served, model, verdict, marked):
+def test_a_repeat_of_a_failed_paid_request_fails_with_the_same_error(
+    served, model, verdict, marked
+):
     before = len(accepts(served))
     text = f"fails {model} {marked}"
     again = {"Idempotency-Key": text} if marked == "key" else {"x-stainless-retry-count": "1"}
@@ -159,7 +161,7 @@ def test_what_failed_after_payment_fails_alike_again(served, model, verdict, mar
     assert bought_meanwhile(served, before) == 1
 
 
-def test_a_cut_stream_is_cut_alike_again(served):
+def test_a_repeat_of_a_cut_stream_is_cut_at_the_same_byte(served):
     before = len(accepts(served))
     headers = {**ALICE, "Idempotency-Key": "cut"}
     first, again = (
@@ -219,7 +221,7 @@ def forgetful():
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_that_is_gone_is_said_to_be_so_and_not_bought_again(forgetful, stream):
+def test_an_answer_that_is_no_longer_held_is_409_and_not_bought_again(forgetful, stream):
     before = len(accepts(forgetful))
     headers = {"Idempotency-Key": f"gone {stream}"}
     first = ask(forgetful, "x", stream=stream, headers=headers)

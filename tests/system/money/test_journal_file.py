@@ -66,7 +66,7 @@ def test_a_gateway_stops_paying_and_says_why(node, journal, harm):
     assert seen.count("accept") == 1
 
 
-def test_it_is_noticed_without_a_purchase_and_is_over_when_the_file_is_back(node, journal):
+def test_it_is_detected_without_a_purchase_and_ends_when_the_file_is_back(node, journal):
     seen = node.mark()
     with gateway(embedded=False, env=on_node(node, journal_url=journal)) as running:
         assert post(running.port, CHAT, chat()).status == 200
@@ -80,7 +80,7 @@ def test_it_is_noticed_without_a_purchase_and_is_over_when_the_file_is_back(node
     assert seen.count("accept") == 2
 
 
-def test_customers_are_not_served_from_a_deleted_journal_and_a_restart_does_not_call_it_in_order(
+def test_customers_are_not_served_from_a_deleted_journal_and_the_audit_fails_after_a_restart(
     node, journal
 ):
     """Once the audit succeeded after a restart although accounts and purchases were missing."""
@@ -96,8 +96,8 @@ def test_customers_are_not_served_from_a_deleted_journal_and_a_restart_does_not_
         assert post(running.port, CHAT, chat(), bearer(customer.key)).status == 503
     with gateway(embedded=False, env=env) as running:
         assert "another journal was kept here before" in running.logs
-        told = Office(running.port).get("audit").json
-        assert told["ok"] is False and "another journal" in told["problems"][0]
+        reported = Office(running.port).get("audit").json
+        assert reported["ok"] is False and "another journal" in reported["problems"][0]
     done = run_command("accounts", "audit", env=env)
     assert done.returncode == 1
     assert "another journal was kept here before" in done.stdout + done.stderr

@@ -57,13 +57,13 @@ def receipt(served, job_id):
     return get(served.port, f"/v1/receipts/{job_id}").json
 
 
-def test_the_real_fee_and_the_preimage_of_a_purchase_are_learnt(served, node):
+def test_the_real_fee_and_the_preimage_of_a_purchase_are_recorded(served, node):
     job_id = post(served.port, CHAT, chat()).headers["x-lcp-job-id"]
     eventually(lambda: receipt(served, job_id)["preimage"] is not None)
     (paid,) = [event for event in node.events("paid") if event["job_id"] == job_id]
-    told = receipt(served, job_id)
-    assert told["preimage"] == paid["detail"]
-    assert told["fee_msat"] == paid["fee_msat"]
+    reported = receipt(served, job_id)
+    assert reported["preimage"] == paid["detail"]
+    assert reported["fee_msat"] == paid["fee_msat"]
 
 
 def test_a_purchase_that_settled_while_lnd_was_away_is_not_forgotten(served, node, lnd):
@@ -79,7 +79,7 @@ def test_a_purchase_that_settled_while_lnd_was_away_is_not_forgotten(served, nod
     assert receipt(served, job_id)["preimage"] == paid["detail"]
 
 
-def test_purchases_are_no_questions_to_lnd_of_their_own(served, lnd):
+def test_fees_are_read_in_batches_and_not_for_each_purchase(served, lnd):
     eventually(lambda: "TrackPaymentV2" not in lnd.calls[-20:])
     lnd.calls.clear()
     jobs = [post(served.port, CHAT, chat()).headers["x-lcp-job-id"] for _ in range(10)]
@@ -96,7 +96,7 @@ def test_an_unknown_payment_is_resolved(served):
     assert receipt(served, job_id)["preimage"]
 
 
-def test_readyz_tells_how_lnd_is(served):
+def test_readyz_has_the_state_of_lnd(served):
     eventually(lambda: get(served.port, "/readyz").json.get("lnd", {}).get("reachable"))
     report = get(served.port, "/readyz").json["lnd"]
     assert report["synced_to_chain"] and report["pays"] and report["network"] == "regtest"

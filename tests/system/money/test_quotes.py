@@ -125,7 +125,7 @@ def test_a_quote_runs_out(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["yes", "1", "", "TRUE!"])
-def test_a_wish_for_a_quote_that_cannot_be_read_buys_nothing(served, value):
+def test_an_invalid_quote_only_header_buys_nothing(served, value):
     before = len(accepts(served))
     answer = ask(served, "x", headers={**ALICE, "X-Lcp-Quote-Only": value})
     assert answer.status == 400 and answer.error["param"] == "X-Lcp-Quote-Only"

@@ -163,7 +163,7 @@ def test_a_key_whose_payment_was_cut_off_is_not_paid_again_until_it_is_known_to_
     assert seen.count("accept") == 1
 
 
-def test_what_was_not_paid_is_bought_when_it_is_asked_for_again_elsewhere(node, journal):
+def test_an_unpaid_request_is_bought_when_it_is_repeated_at_another_process(node, journal):
     seen = node.mark()
     with two(node, journal) as (one, other):
         failed = post(one.port, CHAT, chat("fault/no-route"), keyed("again"))
@@ -173,7 +173,7 @@ def test_what_was_not_paid_is_bought_when_it_is_asked_for_again_elsewhere(node, 
         assert len(set(seen.jobs("accept"))) == 2
 
 
-def test_a_key_is_free_again_once_a_person_says_that_nothing_was_paid(node, journal, tmp_path):
+def test_a_key_is_free_again_once_the_operator_resolves_it_as_not_paid(node, journal, tmp_path):
     """A repeat must be bought, also at the process that still has the purchase as unknown."""
     seen = node.mark()
     body = chat("fault/execute-code-unavailable")
@@ -196,7 +196,7 @@ def test_a_key_is_free_again_once_a_person_says_that_nothing_was_paid(node, jour
         is_gone(post(other.port, CHAT, body, keyed("lost")), payment="unknown")
 
 
-def test_a_request_that_comes_while_another_process_is_paying_waits_for_how_it_ends(node, journal):
+def test_a_request_that_another_process_is_paying_waits_for_the_outcome(node, journal):
     """An SDK that retries at another process must not pay twice, and buys where the first try was not paid."""
     seen = node.mark()
     with two(node, journal) as (one, other), ThreadPoolExecutor(2) as pool:
@@ -235,7 +235,7 @@ def test_a_retry_of_an_sdk_after_a_restart_does_not_pay_again(node, journal):
     assert seen.count("accept") == 4
 
 
-def test_a_quote_that_was_taken_before_a_restart_says_what_became_of_it(node, journal):
+def test_a_quote_that_was_taken_before_a_restart_is_409_with_its_outcome(node, journal):
     """Once it was answered 404 with `none`, although it had been paid."""
     seen = node.mark()
     with serving(node, journal) as first:
@@ -289,7 +289,7 @@ def test_a_job_in_the_background_is_begun_once_whatever_process_is_asked(node, j
     assert seen.count("accept") == 1
 
 
-def test_sixteen_who_begin_one_job_at_two_processes_pay_for_it_once(node, journal):
+def test_sixteen_clients_that_start_one_job_at_two_processes_pay_once(node, journal):
     seen = node.mark()
     body = document(RESPONSES, "echo-1", background=True)
     with two(node, journal) as gateways:

@@ -106,7 +106,7 @@ def call_and_fail(call: str, client: openai.OpenAI, model: str) -> Exception | N
 
 
 def is_bought_once(seen, journal) -> None:
-    """Whether the node got one pay call, paid once, and the journal has one purchase."""
+    """Check that the node got one pay call, paid once, and the journal has the purchase as paid."""
     [job] = seen.jobs("accept")
     assert seen.jobs("paid") == [job]
     eventually(lambda: states(journal)[job] in PAID_STATES)
@@ -153,7 +153,7 @@ def test_a_client_that_times_out_and_tries_again_joins_its_purchase(client, seen
     each_is_bought_once(seen, journal)
 
 
-def test_what_was_not_paid_may_be_bought_anew_each_time_with_a_quote_of_its_own(client, seen):
+def test_an_unpaid_request_is_bought_at_each_try_with_its_own_quote(client, seen):
     errors = all_ways_at_once(client.with_options(max_retries=1), "fault/no-route")
     for error in errors:
         assert isinstance(error, openai.APIStatusError)

@@ -96,15 +96,15 @@ def ask(
 
 def info_of(answer: Answer) -> dict[str, object]:
     """The routing info of an answer, which must be the same in header and body."""
-    told = json.loads(answer.headers["x-lcp-routing"])
+    reported = json.loads(answer.headers["x-lcp-routing"])
     if answer.headers["content-type"].startswith("text/event-stream"):
         documents = [json.loads(data) for _, data in answer.blocks if data != "[DONE]"]
         assert all("routing_info" not in document for document in documents[1:])
         first = documents[0]
     else:
         first = answer.json
-    assert first["routing_info"] == told
-    return told
+    assert first["routing_info"] == reported
+    return reported
 
 
 def agrees(info: Mapping[str, object], headers: Mapping[str, str], text: str) -> str:
@@ -165,8 +165,8 @@ class NodeProcess:
         assert post(self.port, "/_behave", changes).status == 200
 
     def calls(self) -> list[dict]:
-        told = get(self.port, "/_requests").json
-        return [seen for seen in told if seen["method"] == "POST"]
+        reported = get(self.port, "/_requests").json
+        return [seen for seen in reported if seen["method"] == "POST"]
 
     def __enter__(self) -> Self:
         self.start()

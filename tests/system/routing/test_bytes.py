@@ -239,39 +239,39 @@ def test_an_answer_comes_back_as_it_is(answering, port, name, stream, model):
     assert answer.body == raw and answer.headers["content-type"] == content_type
 
 
-def test_auto_adds_its_word_at_the_end_of_the_document_and_leaves_the_rest(answering, port):
+def test_auto_adds_routing_info_at_the_end_of_the_document_and_leaves_the_rest(answering, port):
     raw, content_type = ODD["white space"]
     answering(raw, content_type)
     answer = post(port, CHAT, {"model": "auto", "messages": [{}]})
     added = b',"routing_info":'
     head, _, tail = answer.body.partition(added)
-    told, end = json.JSONDecoder().raw_decode(tail.decode())
-    assert told == json.loads(answer.headers["x-lcp-routing"])
+    reported, end = json.JSONDecoder().raw_decode(tail.decode())
+    assert reported == json.loads(answer.headers["x-lcp-routing"])
     assert (head + tail[end:]) == raw
 
 
-def test_auto_adds_its_word_to_the_first_event_and_leaves_the_rest(answering, port):
+def test_auto_adds_routing_info_to_the_first_event_and_leaves_the_rest(answering, port):
     raw = ODD["CRLF stream"][0]
     answering(raw, "text/event-stream")
     answer = post(port, CHAT, {"model": "auto", "messages": [{}], "stream": True})
     assert answer.whole
-    told = answer.headers["x-lcp-routing"]
+    reported = answer.headers["x-lcp-routing"]
     assert json.loads(re.search(rb'"routing_info":(\{.*\})\}\r\n', answer.body)[1]) == json.loads(
-        told
+        reported
     )
     assert re.sub(rb',"routing_info":\{.*\}(\}\r\n)', rb"\1", answer.body) == raw
 
 
 @pytest.mark.parametrize("model", [NAME, "auto"])
 @pytest.mark.parametrize("name", NO_ANSWERS)
-def test_what_is_no_document_is_no_answer(answering, port, name, model):
+def test_a_result_that_is_no_json_document_is_an_error(answering, port, name, model):
     raw, content_type = NO_ANSWERS[name]
     answering(raw, content_type)
     answer = post(port, CHAT, {"model": model, "messages": [{}]})
     assert (answer.status, answer.error["code"]) == (502, "undelivered")
 
 
-def test_a_compressed_answer_stays_as_it_is_and_is_told_of_in_the_header_alone(
+def test_a_compressed_answer_is_unchanged_and_its_routing_info_is_in_the_header_only(
     node, answering, port
 ):
     packed = gzip.compress(b'{"choices": []}')

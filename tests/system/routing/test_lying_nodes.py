@@ -62,7 +62,7 @@ def gateway(nodes):
         (RESPONSES, True, "error event"),
     ],
 )
-def test_auto_leaves_a_node_that_only_answers_with_errors(nodes, gateway, path, stream, lie):
+def test_auto_avoids_a_node_that_only_returns_errors(nodes, gateway, path, stream, lie):
     lying, _ = nodes
     lying.behave(raw=None, content_type="")
     lying.behave(**LIES[lie])
@@ -91,9 +91,7 @@ def test_auto_leaves_a_node_that_only_answers_with_errors(nodes, gateway, path, 
 
 @pytest.mark.parametrize("lie", ["error", "nothing"])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_what_came_to_an_error_has_failed_wherever_it_is_asked_for_again(
-    nodes, gateway, stream, lie
-):
+def test_an_error_result_is_a_failure_in_every_later_answer(nodes, gateway, stream, lie):
     lying, _ = nodes
     lying.behave(raw=None, content_type="")
     lying.behave(**LIES[lie])

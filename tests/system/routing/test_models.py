@@ -109,9 +109,9 @@ def test_what_is_known_of_a_model_comes_from_the_operator_and_else_from_its_name
 def test_the_price_of_peers_is_what_they_asked_lately(served):
     answer = ask(served, "echo-1")
     until(lambda: models_of(served)["echo-1"]["lcp"]["price_msat"])
-    told = models_of(served)["echo-1"]["lcp"]["price_msat"]
+    reported = models_of(served)["echo-1"]["lcp"]["price_msat"]
     # An average of logarithms, rounded.
-    assert told == pytest.approx(int(answer.headers["x-lcp-price-msat"]), rel=0.01)
+    assert reported == pytest.approx(int(answer.headers["x-lcp-price-msat"]), rel=0.01)
 
 
 # GET /v1/models/{id}.
@@ -192,7 +192,7 @@ def names(data):
     return [one["model"] for one in data]
 
 
-def test_without_a_question_the_best_five_are_told(ranked, served):
+def test_an_empty_request_returns_the_best_five(ranked, served):
     data = ranked()
     assert len(data) == 5 and len(set(names(data))) == 5
     assert EMBEDS not in names(data)
@@ -233,7 +233,7 @@ def test_without_a_question_the_best_five_are_told(ranked, served):
         ({"providers": None, "min_params_b": None, "limit": 100}, None),
     ],
 )
-def test_each_field_narrows_what_is_told(ranked, query, found):
+def test_each_field_filters_the_result(ranked, query, found):
     data = ranked(**query)
     everything = {SLASHED, PLAIN, BIG, "echo-1", "echo-mini", "echo-slow"}
     assert set(names(data)) == (everything if found is None else found)
@@ -277,7 +277,7 @@ def test_the_limit_is_kept(ranked):
         ({"limit": 1_001}, "limit"),
     ],
 )
-def test_what_is_not_known_or_of_the_wrong_type_is_refused_by_name(served, query, param):
+def test_unknown_fields_and_wrong_types_are_refused_by_name(served, query, param):
     answer = post(served.port, ROUTE, query)
     assert answer.status == 400 and answer.error["param"] == param
     assert answer.error["type"] == "invalid_request_error" and answer.verdict == "none"
@@ -288,7 +288,7 @@ def test_a_body_that_is_no_object_is_refused(served, raw):
     assert post(served.port, ROUTE, raw).status == 400
 
 
-def test_the_question_spends_nothing_and_asks_no_peer(served, nodes, ranked):
+def test_a_route_request_spends_nothing_and_asks_no_peer(served, nodes, ranked):
     before = len(served.events())
     for node in nodes:
         node.requests.clear()
@@ -300,7 +300,7 @@ def test_the_question_spends_nothing_and_asks_no_peer(served, nodes, ranked):
     assert not any(node.calls() for node in nodes)
 
 
-def test_keys_guard_the_question_too(nodes):
+def test_a_route_request_needs_a_key_too(nodes):
     with served_by(row(nodes[0]), api_keys=KEY) as process:
         for method, path in (("POST", ROUTE), ("GET", "/v1/models"), ("POST", "/v1/embeddings")):
             raw = request_bytes(method, path, b"{}" if method == "POST" else None)

@@ -248,7 +248,7 @@ def test_a_whole_answer_that_does_not_come_to_its_end(nodes, served, bought, whi
 @FREE_OR_NOT
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
 @pytest.mark.parametrize("name", LATE_STREAMS)
-def test_a_stream_that_is_cut_never_passes_for_whole(nodes, served, bought, which, path, name):
+def test_a_cut_stream_is_never_taken_for_complete(nodes, served, bought, which, path, name):
     nodes[which].behave(**LATE_STREAMS[name])
     answer = ask(served, OWN_MODEL[which], PROMPT, path=path, stream=True)
     assert answer.status == 200 and not answer.whole
@@ -291,7 +291,7 @@ def test_a_stream_that_takes_too_long_is_cut(nodes, served, which, path):
 
 
 @STREAMED_OR_NOT
-def test_nodes_that_are_not_there(nodes, served, bought, stream):
+def test_nodes_that_do_not_listen(nodes, served, bought, stream):
     for which in OWN_MODEL:
         nodes[which].stop()
     # No provider is left.
@@ -345,7 +345,7 @@ def test_another_node_is_asked_only_where_nothing_was_paid(
 
 
 @STREAMED_OR_NOT
-def test_another_does_what_nodes_that_have_gone_cannot_do(nodes, served, stream):
+def test_another_provider_serves_when_nodes_have_gone(nodes, served, stream):
     for which in OWN_MODEL:
         nodes[which].stop()
     for model in SHARED_MODEL.values():
@@ -356,17 +356,17 @@ def test_another_does_what_nodes_that_have_gone_cannot_do(nodes, served, stream)
 
 
 @STREAMED_OR_NOT
-def test_auto_fails_over_and_says_who_answered_in_the_end(nodes, served, stream):
+def test_auto_fails_over_and_names_the_provider_that_answered(nodes, served, stream):
     for name in ("free", "dear"):
         nodes[name].behave(fail_status=503)
     answer = ask(served, "auto", PROMPT, stream=stream)
     assert answer.status == 200 and answer.whole, answer.body
-    told = json.loads(answer.headers["x-lcp-routing"])
-    assert told["node"] == "spare" and told["model"] in SHARED_MODEL.values()
+    reported = json.loads(answer.headers["x-lcp-routing"])
+    assert reported["node"] == "spare" and reported["model"] in SHARED_MODEL.values()
     assert answer.headers["x-lcp-peer-id"] == "node:spare"
-    assert told["price_msat"] == SPARE_MSAT
+    assert reported["price_msat"] == SPARE_MSAT
     [call] = nodes["spare"].calls()
-    assert json.loads(call.body)["model"] == told["model"]
+    assert json.loads(call.body)["model"] == reported["model"]
 
 
 @pytest.mark.parametrize("behaviour", [{"cut": "before_head"}, {"cut": "mid_stream"}])

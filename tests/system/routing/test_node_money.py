@@ -141,7 +141,7 @@ def test_a_price_by_minutes_is_for_the_time_it_took(nodes, served, journal):
 
 
 @STREAMED_OR_NOT
-def test_what_is_free_is_neither_paid_nor_written_down(served, journal, stream):
+def test_a_free_request_is_neither_paid_nor_recorded(served, journal, stream):
     before = query(journal, "SELECT count(*) FROM purchases")
     answer = ask(served, "m-free", stream=stream)
     assert answer.verdict == "none" and answer.headers["x-lcp-price-msat"] == "0"
@@ -209,7 +209,7 @@ def test_a_budget_holds_the_ceiling_and_then_what_it_came_to(nodes, tmp_path):
 
 
 @STREAMED_OR_NOT
-def test_a_models_own_cap_refuses_before_the_node_hears_anything(nodes, served, stream):
+def test_a_models_own_cap_refuses_before_the_node_is_asked(nodes, served, stream):
     answer = ask(served, "m-capped", stream=stream)
     assert answer.status == 402 and answer.error["type"] == "insufficient_quota"
     assert answer.verdict == "none" and answer.error["lcp"]["limit_msat"] == REQUEST_MSAT - 1
@@ -242,7 +242,7 @@ def test_auto_within_a_limit_finds_a_provider_that_is_cheap_enough(served):
 
 @STREAMED_OR_NOT
 @pytest.mark.parametrize("model", ["m-flat", "auto:cheap"])
-def test_a_quote_is_shown_and_taken_and_the_node_hears_of_the_taking_alone(
+def test_a_quote_is_shown_and_taken_and_only_the_taking_reaches_the_node(
     nodes, served, model, stream
 ):
     quote = ask(served, model, stream=stream, headers=QUOTE_ONLY)

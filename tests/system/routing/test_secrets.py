@@ -148,14 +148,14 @@ def test_an_unknown_models_name_is_not_repeated(served, name, path):
     assert "made-up" not in get(served.port, "/metrics", BEARER).body.decode()
 
 
-def test_questions_to_the_router_are_not_repeated(served):
+def test_route_requests_are_not_repeated(served):
     for query in ({PROMPT: 1}, {"providers": [PROMPT]}, {"prefer_size": PROMPT}):
         assert post(served.port, ROUTE, query, BEARER).status in {200, 400}
     looked = {**BEARER, "X-Lcp-Route-Only": "true"}
     assert ask(served, "auto", PROMPT, headers=looked).status == 200
 
 
-def test_a_node_learns_of_no_other_place(served, nodes):
+def test_a_nodes_list_is_requested_with_its_own_key_only(served, nodes):
     """The list of models is requested with the node's own key only."""
     assert post(served.port, CHAT, body_of(CHAT, "unknown-model"), BEARER).status == 404
     for name, key in (("keyed", NODES_KEY), ("wrong", OTHERS_KEY)):
@@ -206,7 +206,7 @@ LURES = (
 
 
 @pytest.mark.parametrize("model", ["keyed-model", "auto"])
-def test_no_address_in_a_request_is_ever_gone_to(served, nodes, model):
+def test_no_address_in_a_request_is_called(served, nodes, model):
     with trap() as (place, came):
         url = f"http://{place}/v1"
         for lure in LURES:

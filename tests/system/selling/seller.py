@@ -83,8 +83,8 @@ class Office:
         return Customer(self.port, account_id, self.key(account_id, **fields)["key"])
 
     def balance(self, account_id: str) -> dict[str, int]:
-        told = self.get(f"accounts/{account_id}").json
-        return {name: told[name] for name in ("balance_msat", "held_msat", "available_msat")}
+        reported = self.get(f"accounts/{account_id}").json
+        return {name: reported[name] for name in ("balance_msat", "held_msat", "available_msat")}
 
     def lines(self, account_id: str) -> list[dict]:
         """Everything that moved a balance, the newest first."""
@@ -99,10 +99,10 @@ class Office:
 
     def is_in_order(self) -> dict:
         """Check the books; return the audit's document."""
-        told = self.get("audit").json
-        assert told["ok"], told["problems"]
-        assert sum(told["books"].values()) == 0
-        return told
+        reported = self.get("audit").json
+        assert reported["ok"], reported["problems"]
+        assert sum(reported["books"].values()) == 0
+        return reported
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ class Customer:
         return answer.json
 
     def balance(self) -> dict[str, int]:
-        told = self.get("/api/wallet").json
-        return {name: told[name] for name in ("balance_msat", "held_msat", "available_msat")}
+        reported = self.get("/api/wallet").json
+        return {name: reported[name] for name in ("balance_msat", "held_msat", "available_msat")}
 
     def top_up(self, amount_msat: int) -> dict:
         made = self.post("/api/wallet/topups", {"amount_msat": amount_msat})

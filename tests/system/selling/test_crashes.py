@@ -26,9 +26,9 @@ def test_customers_are_charged_for_what_they_got_whenever_the_gateway_is_killed(
     else:
         with request.getfixturevalue("postgres").fresh_database() as url:
             done = run(kills=KILLS, journal=url, folder=tmp_path, seed=SEED)
-    told = "\n".join([f"seed {SEED}", *done.lines()])
-    print(told)
-    assert not done.verdict.discrepancies, told
+    reported = "\n".join([f"seed {SEED}", *done.lines()])
+    print(reported)
+    assert not done.verdict.discrepancies, reported
     assert done.kills.total() == KILLS
     counts = done.verdict.counts
-    assert counts["delivered in full"] and counts["given back"] and counts["not paid"], told
+    assert counts["delivered in full"] and counts["given back"] and counts["not paid"], reported

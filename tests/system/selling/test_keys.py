@@ -61,7 +61,7 @@ def costs_nothing(served):
     return seen
 
 
-def test_scopes_are_what_a_key_is_good_for(served, with_key):
+def test_a_key_is_accepted_for_its_scopes_only(served, with_key):
     paths = {
         "inference": "/v1/models",
         "wallet": "/api/wallet",
@@ -97,7 +97,7 @@ def test_a_scope_is_needed_on_every_path_to_the_same_thing(with_key):
         assert with_admin.get(path).status in {400, 403, 404}
 
 
-def test_a_revoked_key_is_out_at_once(served, account):
+def test_a_revoked_key_is_refused_at_once(served, account):
     made = served.office.key(account)
     headers = bearer(made["key"])
     assert get(served.port, "/v1/models", headers).status == 200
@@ -109,7 +109,7 @@ def test_a_revoked_key_is_out_at_once(served, account):
     assert served.office.delete(f"keys/{made['id']}").status == 200
 
 
-def test_a_key_is_out_when_its_time_is_over(served, account):
+def test_an_expired_key_is_refused(served, account):
     soon = datetime.now(UTC) + timedelta(seconds=2)
     made = served.office.key(account, expires_at=int(soon.timestamp()))
     headers = bearer(made["key"])
@@ -118,7 +118,7 @@ def test_a_key_is_out_when_its_time_is_over(served, account):
     assert datetime.now(UTC) >= soon.replace(microsecond=0)
 
 
-def test_a_key_with_models_is_good_for_these(with_key, costs_nothing):
+def test_a_key_with_models_is_accepted_for_these_only(with_key, costs_nothing):
     holder = with_key(models=["echo-mini"])
     before = costs_nothing()
     refused = holder.ask("echo-1")
@@ -156,7 +156,7 @@ def test_a_budget_is_kept(served, with_key, period):
     assert len(served.settled()) - before == len(bought) == limit // cost
 
 
-def test_requests_a_minute_are_counted_and_told(with_key, costs_nothing):
+def test_requests_a_minute_are_counted_and_in_the_headers(with_key, costs_nothing):
     holder = with_key(requests_per_minute=3)
     answers = [holder.ask() for _ in range(3)]
     assert [answer.status for answer in answers] == [200] * 3
@@ -177,7 +177,7 @@ def test_requests_a_minute_are_counted_and_told(with_key, costs_nothing):
     assert with_key(requests_per_minute=3).ask().status == 200
 
 
-def test_tokens_a_minute_are_counted_and_told(with_key, costs_nothing):
+def test_tokens_a_minute_are_counted_and_in_the_headers(with_key, costs_nothing):
     holder = with_key(tokens_per_minute=400)
     first = holder.ask(text="hello " * 20)
     assert first.status == 200 and first.headers["x-ratelimit-limit-tokens"] == "400"
@@ -224,7 +224,7 @@ def test_a_static_key_is_the_operators_own(served):
     assert get(served.port, "/api/wallet", bearer(STATIC_KEY)).status == 403
 
 
-def test_what_is_charged_is_told_in_quotes_and_answers(served):
+def test_the_charge_is_in_quotes_and_answers(served):
     holder = served.office.customer(A_LOT)
     quote = holder.quote()
     assert quote["charge_msat"] == MARKUP.charge_msat(quote["price_msat"])
@@ -242,18 +242,20 @@ def test_a_402_has_an_invoice_however_many_went_unpaid(served):
     for number in range(MOST_OPEN + 3):
         refused = holder.ask(max_tokens=200 + 100 * number)
         assert refused.status == 402
-        told = refused.error["lcp"]
-        assert "topup" in told, f"none after {number}"
-        assert told["topup"]["amount_msat"] >= told["required_msat"] - told["balance_msat"]
+        reported = refused.error["lcp"]
+        assert "topup" in reported, f"none after {number}"
+        assert (
+            reported["topup"]["amount_msat"] >= reported["required_msat"] - reported["balance_msat"]
+        )
     # A repeat gets the same invoice.
     again = holder.ask(max_tokens=200 + 100 * number).error["lcp"]
-    assert again["topup"] == told["topup"]
-    served.pay(told["topup"]["payment_request"])
-    holder.eventually_has(balance_msat=told["topup"]["amount_msat"])
+    assert again["topup"] == reported["topup"]
+    served.pay(reported["topup"]["payment_request"])
+    holder.eventually_has(balance_msat=reported["topup"]["amount_msat"])
     assert holder.ask(max_tokens=200 + 100 * number).status == 200
 
 
-def test_everything_an_administrator_does_is_written_down(served):
+def test_every_action_of_an_administrator_is_logged(served):
     account = served.office.account(7_000)
     made = served.office.key(account)
     served.office.delete(f"keys/{made['id']}")
@@ -289,7 +291,7 @@ def wrong(served, account):
     }
 
 
-def told(answer: Answer) -> tuple:
+def reported(answer: Answer) -> tuple:
     fields = [(name.lower(), value) for name, value in answer.fields]
     return (answer.status, sorted(it for it in fields if it[0] not in VARYING), answer.body)
 
@@ -300,20 +302,20 @@ def test_without_l402_a_client_without_a_key_is_asked_for_one(served):
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/api/wallet", "/api/admin/accounts", "/metrics"])
-def test_all_who_are_not_let_in_are_told_the_same(served, wrong, path):
-    answers = {name: told(get(served.port, path, bearer(key))) for name, key in wrong.items()}
+def test_all_refused_keys_get_the_same_answer(served, wrong, path):
+    answers = {name: reported(get(served.port, path, bearer(key))) for name, key in wrong.items()}
     assert answers["never made"][0] == 401
     assert len(set(map(str, answers.values()))) == 1, answers
-    assert told(get(served.port, path)) == answers["never made"]
+    assert reported(get(served.port, path)) == answers["never made"]
 
 
-def test_agents_that_are_not_let_in_are_told_the_same(served, wrong):
+def test_all_refused_agents_get_the_same_answer(served, wrong):
     names = ("revoked", "expired", "never made", "nearly a good one")
-    answers = [told(get(served.port, f"/api/agent/{wrong[name]}/v1/models")) for name in names]
+    answers = [reported(get(served.port, f"/api/agent/{wrong[name]}/v1/models")) for name in names]
     assert answers[0][0] == 401 and len(set(map(str, answers))) == 1
 
 
-def test_the_time_of_a_refusal_does_not_tell_whether_there_is_such_a_key(served, wrong):
+def test_the_time_of_a_refusal_does_not_disclose_whether_a_key_exists(served, wrong):
     """With a wide tolerance: a look-up in a database or a slow hash would still be detected."""
     names = ("revoked", "expired", "never made", "nearly a good one")
     raw = {name: request_bytes("GET", "/v1/models", None, bearer(wrong[name])) for name in names}

@@ -130,9 +130,9 @@ def test_a_token_is_good_until_its_balance_is_gone_and_again_when_it_is_filled(s
         # The same token can be used repeatedly.
         assert int(answer.headers["x-lcp-balance-msat"]) == left
     assert answer.status == 402 and answer.error["code"] == "insufficient_balance"
-    told = answer.error["lcp"]
-    assert told["balance_msat"] == left < told["required_msat"]
-    served.pay(told["topup"]["payment_request"])
+    reported = answer.error["lcp"]
+    assert reported["balance_msat"] == left < reported["required_msat"]
+    served.pay(reported["topup"]["payment_request"])
 
     def answered() -> bool:
         return ask(served.port, token).status == 200
@@ -158,7 +158,7 @@ def test_a_token_opens_its_own_wallet_and_neither_administration_nor_metrics(ser
         assert get(served.port, path, token.headers).status == 403
 
 
-def test_what_is_not_paid_opens_nothing(served):
+def test_an_unpaid_token_is_refused(served):
     token = challenge(served.port)
     assert is_401(ask(served.port, token))
     assert is_401(ask(served.port, replace(token, preimage=secrets.token_bytes(32))))
@@ -176,7 +176,7 @@ def test_an_invoice_is_paid_once(served):
     assert ask(served.port, token).status == 200
 
 
-def test_parts_of_two_tokens_are_none(served):
+def test_parts_of_two_tokens_are_refused(served):
     one, other = buy(served), buy(served)
     assert is_401(ask(served.port, replace(one, preimage=other.preimage)))
     assert is_401(ask(served.port, replace(other, preimage=one.preimage)))
@@ -245,20 +245,20 @@ def test_a_macaroon_that_was_altered_in_any_bit_is_refused(served, part):
         "LSAT AgI=:" + "g" * 64,
     ],
 )
-def test_rubbish_is_refused_like_any_wrong_credential(served, value):
+def test_malformed_credentials_are_refused_like_wrong_ones(served, value):
     answer = post(served.port, CHAT, BODY, {"Authorization": value})
     assert is_401(answer)
     assert "www-authenticate" in answer.headers
 
 
-def test_who_comes_with_a_wrong_key_is_not_asked_to_pay(served):
+def test_a_client_with_a_wrong_key_gets_no_invoice(served):
     assert is_401(post(served.port, CHAT, BODY, {"Authorization": "Bearer lcpg_wrong"}))
     assert is_401(get(served.port, "/v1/models"))
     assert is_401(get(served.port, "/api/wallet"))
     assert is_401(post(served.port, f"/api/agent/wrong{CHAT}", BODY))
 
 
-def test_a_token_expires_and_says_no_more_than_that_it_is_not_valid():
+def test_an_expired_token_is_refused_as_not_valid():
     with running_seller(l402="true", l402_msat=BUYS_MSAT, l402_expiry_s=2) as running:
         token = buy(running)
         assert ask(running.port, token).status == 200

@@ -85,7 +85,7 @@ def test_a_stream_whose_gateway_loses_its_sessions_ends_delivered_and_charged_on
         assert "was lost and replaced" in delivering.logs
 
 
-def test_a_gateway_that_died_is_cleared_up_after_by_the_other_one_in_time(node, postgres):
+def test_a_dead_gateways_purchases_are_swept_by_the_other_one_in_time(node, postgres):
     seen = node.mark()
     with two_gateways(node, postgres) as (dying, other, database):
         customer = Office(dying.port).customer(FILLED)

@@ -197,11 +197,11 @@ def test_200_clients_spend_one_balance_on_three_gateways_and_no_more(node, three
     # The balance was spent as far as possible.
     assert len(books.taken | books.unknown) == ROOM, clients.statuses
     dead = three.running[1].port
-    told = set().union(*(jobs for port, jobs in clients.sold_at.items() if port != dead))
-    assert told <= books.taken
+    reported = set().union(*(jobs for port, jobs in clients.sold_at.items() if port != dead))
+    assert reported <= books.taken
     # The killed gateway could not record its last answers: those are refunded.
     assert clients.sold_at[dead] <= books.taken | books.unknown | books.given_back
-    assert clients.charged_msat == len(told | clients.sold_at[dead]) * charge
+    assert clients.charged_msat == len(reported | clients.sold_at[dead]) * charge
     assert clients.statuses[200] >= ROOM - CLIENTS
 
 
@@ -236,11 +236,11 @@ def books_agree(three: Three, node, seen, postgres, account_id: str, charge: int
     # Every payment to the node is charged, held, or refunded; nothing else is.
     assert taken | given_back <= set(paid) <= taken | given_back | unknown
 
-    told = three.office.is_in_order()
+    reported = three.office.is_in_order()
     balance = three.office.balance(account_id)
     assert balance["held_msat"] == len(unknown) * charge
     assert balance["balance_msat"] == (ROOM + 1) * charge - 1 - len(taken) * charge
-    assert told["books"]["revenue"] == len(taken) * charge
+    assert reported["books"]["revenue"] == len(taken) * charge
     of_the_node = [event for event in node.events("paid") if event["job_id"] in taken]
     assert sum(MARKUP.charge_msat(it["price_msat"]) for it in of_the_node) == len(taken) * charge
     return Books(taken, unknown, given_back)

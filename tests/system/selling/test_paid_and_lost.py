@@ -63,9 +63,9 @@ def books(journal, *command):
 
 
 def shown(journal, job_id):
-    told = books(journal, "show", job_id, "--json")
-    assert told.returncode == 0, told.stderr
-    return json.loads(told.stdout)
+    reported = books(journal, "show", job_id, "--json")
+    assert reported.returncode == 0, reported.stderr
+    return json.loads(reported.stdout)
 
 
 def metric(running, name):
@@ -180,15 +180,15 @@ async def test_a_payment_that_lnd_knows_of_later_is_given_back(node, seen, journ
     assert found["preimage"] == preimage.hex() and found["fee_msat"] == paid["fee_msat"]
 
 
-def test_over_the_limit_the_customer_is_told_and_the_operator_decides(node, tmp_path):
+def test_over_the_limit_the_refund_is_withheld_and_the_operator_decides(node, tmp_path):
     """Once every refund was given, without a limit."""
     journal = str(tmp_path / "journal.db")
     with selling_gateway(node, journal, refund_account_day_msat=10_000) as running:
         office = Office(running.port)
         customer = office.customer(FILLED)
         answers = [customer.ask("fault/wrong-hash") for _ in range(5)]
-        told = [answer.headers["x-lcp-refund"] for answer in answers]
-        assert set(told) == {"given", "withheld"} and told == sorted(told)
+        reported = [answer.headers["x-lcp-refund"] for answer in answers]
+        assert set(reported) == {"given", "withheld"} and reported == sorted(reported)
         last = answers[-1]
         charge = charged(last)
         assert last.error["code"] == "undelivered" and "operator decides" in last.error["message"]
@@ -196,7 +196,7 @@ def test_over_the_limit_the_customer_is_told_and_the_operator_decides(node, tmp_
         assert last.error["lcp"]["charged_msat"] == charge > 0
         streamed = customer.ask("fault/stream-cut", "one two three", stream=True, max_tokens=50)
         assert b'"refund":"withheld"' in streamed.body.replace(b" ", b"")
-        withheld = told.count("withheld") + 1
+        withheld = reported.count("withheld") + 1
         eventually(lambda: metric(running, "lcpgateway_refunds_withheld ") == withheld)
 
         mine = customer.get("/api/wallet/refunds?refund=withheld").json["data"]

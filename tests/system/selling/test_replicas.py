@@ -116,7 +116,7 @@ def at_once(customers: Seen, times: int, *args, **more) -> Counter:
         return Counter(pool.map(ask, range(times)))
 
 
-def test_a_balance_is_one(customers, quote, node):
+def test_a_balance_is_shared(customers, quote, node):
     seen = node.mark()
     assert at_once(customers["poor"], 40) == {200: 10, 402: 30}
     assert seen.count("paid") == 10
@@ -135,11 +135,11 @@ def test_jobs_at_one_time_are_counted_together(customers):
     assert at_once(many, 2) == {200: 2}
 
 
-def test_a_budget_is_one(customers):
+def test_a_budget_is_shared(customers):
     assert at_once(customers["thrifty"], 20) == {200: 5, 402: 15}
 
 
-def test_what_is_taken_away_at_one_is_gone_there_at_once_and_soon_at_the_other(both, customers):
+def test_a_revocation_at_one_holds_there_at_once_and_soon_at_the_other(both, customers):
     """A key that is revoked, and an account that is deleted."""
     revoked, deleted = customers["revoked"], customers["deleted"]
     (made,) = both.office.get(f"accounts/{revoked[0].account_id}/keys").json["data"]
@@ -163,7 +163,7 @@ def test_a_top_up_that_is_paid_is_seen_by_a_poll_of_either(both, customers, lnd)
     both.office.is_in_order()
 
 
-def test_an_idempotency_key_is_one_charge(both, customers, node):
+def test_an_idempotency_key_is_charged_once(both, customers, node):
     seen = node.mark()
     rich = customers["rich"]
     before = rich[0].balance()["available_msat"]
@@ -190,7 +190,7 @@ def test_an_idempotency_key_is_one_charge(both, customers, node):
     both.office.is_in_order()
 
 
-def test_an_l402_token_of_one_is_good_at_the_other(both, lnd):
+def test_an_l402_token_of_one_is_accepted_at_the_other(both, lnd):
     answer = post(both.gateways[0].port, CHAT, document())
     macaroon, invoice = re.match(
         r'L402 macaroon="([^"]+)", invoice="([^"]+)"', answer.headers["www-authenticate"]

@@ -126,12 +126,12 @@ def recovers(market: Market, revoked: Customer, other: Customer) -> None:
 def watched(market: Market, customer: Customer, for_s: float) -> Callable[[], None]:
     """Watch for so long whether the gateway reports why it accepts no key; return the check of the result."""
     begun = time.monotonic()
-    told: list[tuple[float, str]] = []
+    reported: list[tuple[float, str]] = []
     late: list[tuple[float, int]] = []
     while (after := time.monotonic() - begun) < for_s:
         found = market.readiness()
         if found.status == 503:
-            told.append((after, " ".join(found.json["reasons"])))
+            reported.append((after, " ".join(found.json["reasons"])))
         status = customer.get("/v1/models").status
         if after > STALE_S + 1.0 and status != 503:
             late.append((after, status))
@@ -140,9 +140,9 @@ def watched(market: Market, customer: Customer, for_s: float) -> Callable[[], No
     def check() -> None:
         assert late == [], "the list is too old, and a key was accepted or refused by it"
         about_keys = [
-            after for after, reason in told if "the keys of accounts were last read" in reason
+            after for after, reason in reported if "the keys of accounts were last read" in reason
         ]
-        assert about_keys, told
+        assert about_keys, reported
 
     return check
 

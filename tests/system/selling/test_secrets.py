@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told():
+def reported():
     return Told()
 
 
@@ -62,7 +62,7 @@ def served(folder):
 
 
 @pytest.fixture(scope="module")
-def after_everything(served, told):
+def after_everything(served, reported):
     """Use each kind of secret in every way; return the secrets."""
     office = served.office
     account = office.account(1_000_000)
@@ -76,7 +76,9 @@ def after_everything(served, told):
     topup = customer.top_up(5_000)
     paid = served.pay(topup["payment_request"])
     eventually(
-        lambda: told(customer.get(f"/api/wallet/topups/{topup['id']}")).json["status"] == "settled"
+        lambda: (
+            reported(customer.get(f"/api/wallet/topups/{topup['id']}")).json["status"] == "settled"
+        )
     )
     challenge = post(served.port, CHAT, document(text=PROMPT))
     macaroon, invoice = re.match(
@@ -101,37 +103,39 @@ def after_everything(served, told):
         {"X-Api-Key": key, "Cookie": f"key={key}", "Referer": f"http://x/api/agent/{agent}/v1"},
     ):
         for path in ("/v1/models", "/api/wallet", "/api/admin/audit", "/metrics", "/nothing"):
-            told(get(served.port, path, headers))
+            reported(get(served.port, path, headers))
         for model in ("echo-1", "fault/wrong-hash", "fault/quote-refused", "no-such-model"):
-            told(post(served.port, CHAT, document(CHAT, model, PROMPT), headers))
-        told(post(served.port, RESPONSES, b"{", headers))
-        told(post(served.port, CHAT, document(CHAT, text=PROMPT, stream=True), headers))
+            reported(post(served.port, CHAT, document(CHAT, model, PROMPT), headers))
+        reported(post(served.port, RESPONSES, b"{", headers))
+        reported(post(served.port, CHAT, document(CHAT, text=PROMPT, stream=True), headers))
     for token in (agent, key, revoked["key"], WRONG):
         at = f"/api/agent/{token}"
         spelt = f"/api/agent/{token.replace('_', '%5F', 1)}"
         for base in (at, spelt):
-            told(get(served.port, f"{base}/v1/models"))
-            told(post(served.port, base + CHAT, document(CHAT, text=PROMPT)))
-            told(post(served.port, f"{base}/chat/completions", b"{"))
-            told(post(served.port, base + CHAT, document(CHAT, "fault/execute-code-internal")))
+            reported(get(served.port, f"{base}/v1/models"))
+            reported(post(served.port, base + CHAT, document(CHAT, text=PROMPT)))
+            reported(post(served.port, f"{base}/chat/completions", b"{"))
+            reported(post(served.port, base + CHAT, document(CHAT, "fault/execute-code-internal")))
             for path in NO_SUCH:
-                told(get(served.port, base + path))
+                reported(get(served.port, base + path))
         origin = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
         raw = request_bytes("OPTIONS", at + CHAT, None, origin)
-        told(exchange(served.port, raw, method="OPTIONS"))
-        told(exchange(served.port, request_bytes("DELETE", at + CHAT), method="DELETE"))
-        told(get(served.port, f"/v1/models?key={token}", {"Origin": "https://app.example"}))
+        reported(exchange(served.port, raw, method="OPTIONS"))
+        reported(exchange(served.port, request_bytes("DELETE", at + CHAT), method="DELETE"))
+        reported(get(served.port, f"/v1/models?key={token}", {"Origin": "https://app.example"}))
         # Bytes that are not HTTP, with a secret in them.
-        told(exchange(served.port, f"GET {at}/v1 models HTTP/9.9\r\n\r\n".encode()))
-        told(exchange(served.port, f"GET {at}/v1/models HTTP/1.1\r\nA{chr(1)}: b\r\n\r\n".encode()))
+        reported(exchange(served.port, f"GET {at}/v1 models HTTP/9.9\r\n\r\n".encode()))
+        reported(
+            exchange(served.port, f"GET {at}/v1/models HTTP/1.1\r\nA{chr(1)}: b\r\n\r\n".encode())
+        )
         long = {"X-Long": "x" * 20_000, "Authorization": f"Bearer {token}"}
-        told(get(served.port, f"{at}/v1/models", long))
+        reported(get(served.port, f"{at}/v1/models", long))
     for path in (f"accounts/{account}/keys", "keys", "log?limit=100", "audit", "accounts"):
-        told(office.get(path))
-    told(office.get(f"keys/{key}"))
-    told(office.delete(f"keys/{key}"))
-    told(office.post(f"accounts/{account}/keys", {"name": 1}))
-    told(office.get(f"accounts/{account}/statement"))
+        reported(office.get(path))
+    reported(office.get(f"keys/{key}"))
+    reported(office.delete(f"keys/{key}"))
+    reported(office.post(f"accounts/{account}/keys", {"name": 1}))
+    reported(office.get(f"accounts/{account}/statement"))
     office.is_in_order()
     return {
         "key": key,
@@ -169,10 +173,10 @@ def test_nothing_of_them_is_in_the_logs(served, after_everything):
     assert "Traceback" not in said
 
 
-def test_nothing_of_them_is_in_an_answer(after_everything, told):
-    assert len(told.answers) > 200
+def test_nothing_of_them_is_in_an_answer(after_everything, reported):
+    assert len(reported.answers) > 200
     # A challenge shows a macaroon to the client that is to pay for it: each is a new one.
-    found = [name for answer in told.answers for name in search(answer, after_everything)]
+    found = [name for answer in reported.answers for name in search(answer, after_everything)]
     assert found == []
 
 

@@ -28,11 +28,11 @@ def is_refused(ended: subprocess.CompletedProcess, *words: str) -> None:
 
 
 @pytest.mark.parametrize("address", [":0", "0.0.0.0:0", "[::]:0"])
-def test_an_open_gateway_does_not_listen_to_the_network_unless_told_so(tmp_path, address):
+def test_an_open_gateway_does_not_listen_on_the_network_without_allow_open(tmp_path, address):
     is_refused(start(tmp_path, http_addr=address), "allow_open", "http_addr")
 
 
-def test_keys_do_not_open_it_when_they_are_not_asked_for(tmp_path):
+def test_api_keys_with_auth_none_are_refused(tmp_path):
     is_refused(
         start(tmp_path, http_addr=":0", auth="none", api_keys="sk-of-the-test"), "allow_open"
     )
@@ -46,7 +46,7 @@ def test_keys_do_not_open_it_when_they_are_not_asked_for(tmp_path):
         ({"topup_min_msat": "10", "topup_max_msat": "5"}, ["topup"]),
     ],
 )
-def test_settings_that_cannot_be_are_refused(tmp_path, settings, words):
+def test_invalid_settings_are_refused(tmp_path, settings, words):
     given = {k.removeprefix("LCP_GATEWAY_").lower(): v for k, v in selling().items()}
     is_refused(start(tmp_path, **{**given, **settings}), *words)
 

@@ -70,12 +70,12 @@ def settles(customer: Customer, *moves: tuple[str, int], held_msat: int = 0) -> 
     expected = [("adjustment", FILLED), *moves]
     eventually(lambda: customer.moved() == expected)
     balance = sum(amount for _, amount in expected)
-    told = {
+    reported = {
         "balance_msat": balance,
         "held_msat": held_msat,
         "available_msat": balance - held_msat,
     }
-    eventually(lambda: customer.balance() == told)
+    eventually(lambda: customer.balance() == reported)
     customer.office.is_in_order()
 
 
@@ -94,7 +94,7 @@ def test_what_was_not_delivered_is_given_back(customer, node, fault):
     settles(customer, ("purchase", -charge), ("refund", charge))
 
 
-def test_an_error_tells_of_the_refund_and_of_the_balance_with_it(customer):
+def test_an_error_has_the_refund_and_the_balance_after_it(customer):
     answer = customer.ask("fault/wrong-hash")
     assert charged(answer) == 0
     assert answer.headers["x-lcp-refund"] == answer.error["lcp"]["refund"] == "given"
@@ -102,7 +102,9 @@ def test_an_error_tells_of_the_refund_and_of_the_balance_with_it(customer):
 
 
 @pytest.mark.parametrize("fault", UNDELIVERED)
-def test_where_the_operator_does_not_refund_it_is_charged_and_said(keeping, node, fault):
+def test_without_refunds_an_undelivered_purchase_is_charged_and_the_error_says_so(
+    keeping, node, fault
+):
     customer = Office(keeping.port).customer(FILLED)
     answer = customer.ask(f"fault/{fault}")
     assert answer.error["code"] == "undelivered" and answer.verdict == "settled"
@@ -137,7 +139,7 @@ def test_what_was_not_paid_is_not_charged(customer, seen, fault):
     ("fault", "evidence"),
     [("execute-code-unavailable", "settled"), ("execute-hangs", "not_paid")],
 )
-def test_what_is_unknown_is_held_until_the_operator_says_what_became_of_it(
+def test_an_unknown_payment_is_held_until_the_operator_resolves_it(
     customer, node, journal, fault, evidence
 ):
     answer = customer.ask(f"fault/{fault}")

@@ -79,7 +79,7 @@ def test_the_stages_of_a_job(port, bought):
     assert bought() == (1, 1)
 
 
-def test_while_it_is_worked_on_it_is_in_progress_and_its_purchase_is_told(port, bought):
+def test_a_running_job_is_in_progress_with_the_headers_of_its_purchase(port, bought):
     response_id = begun(port, LONG, model="echo-slow")
     found = wait_for(port, response_id, lambda it: it["status"] == "in_progress")
     assert found.headers["x-lcp-job-id"] and found.headers["x-lcp-peer-id"]
@@ -93,7 +93,7 @@ def test_while_it_is_worked_on_it_is_in_progress_and_its_purchase_is_told(port, 
     assert input_items(port, response_id)[0]["content"][0]["text"] == LONG
 
 
-def test_a_cancelled_stream_that_was_paid_says_so_and_the_provider_is_told(served, port, bought):
+def test_a_cancelled_paid_stream_is_settled_and_cancelled_at_the_provider(served, port, bought):
     with wire(port) as connection:
         connection.send(stream_of(LONG))
         connection.read_until(b"response.in_progress")
@@ -172,7 +172,7 @@ def test_a_job_without_a_follower_goes_on_and_completes(port, bought):
     assert bought() == (1, 1)
 
 
-def test_several_follow_one_job_from_where_each_of_them_likes(port, bought):
+def test_several_clients_follow_one_job_from_different_events(port, bought):
     response_id = begun(port, "a b c d", model="echo-slow", stream=False)
 
     def follow(after):
@@ -188,7 +188,7 @@ def test_several_follow_one_job_from_where_each_of_them_likes(port, bought):
     assert bought() == (1, 1)
 
 
-def test_a_whole_job_is_streamed_as_what_it_amounts_to(port):
+def test_a_job_that_was_not_streamed_is_replayed_as_equivalent_events(port):
     response_id = begun(port, "hello")
     ended(port, response_id)
     replayed = retrieve(port, response_id, "?stream=true")
@@ -209,7 +209,7 @@ def test_a_whole_job_is_streamed_as_what_it_amounts_to(port):
         ("quote-refused", "none"),
     ],
 )
-def test_a_failure_is_told_with_what_was_paid(port, bought, fault, payment, stream):
+def test_a_failed_job_has_its_payment(port, bought, fault, payment, stream):
     before = bought()
     if stream:
         # A follower sees an error before the stream begins, or in it; the id is in neither where it did not begin.
@@ -220,9 +220,9 @@ def test_a_failure_is_told_with_what_was_paid(port, bought, fault, payment, stre
     done = ended(port, response_id)
     assert done.json["status"] == "failed"
     assert set(done.json["error"]) >= {"code", "message"}
-    told = done.json["lcp"]["payment"]
-    assert told == done.verdict
-    assert told == payment or (payment == "settled" and told == "unknown")
+    reported = done.json["lcp"]["payment"]
+    assert reported == done.verdict
+    assert reported == payment or (payment == "settled" and reported == "unknown")
     assert bought()[0] - before[0] <= 1
     replayed = retrieve(port, response_id, "?stream=true")
     assert replayed.blocks[-1][0] == "response.failed"
@@ -254,7 +254,7 @@ def test_an_unknown_model_fails_in_the_background(port, bought):
 # The same request twice.
 
 
-def test_an_idempotency_key_gives_the_same_job_at_every_stage(port, bought):
+def test_an_idempotency_key_returns_the_same_job_at_every_stage(port, bought):
     headers = {"Idempotency-Key": f"key-{time.time_ns()}"}
     body = document(RESPONSES, "slow-quote", background=True)
     made = [post(port, RESPONSES, body, headers) for _ in range(3)]
@@ -353,7 +353,7 @@ def test_jobs_count_as_requests_until_they_end(tmp_path):
         assert metric(running, "background_jobs") == 0
 
 
-def test_a_repeat_holds_no_place_of_its_own(tmp_path):
+def test_a_repeat_does_not_count_as_a_job(tmp_path):
     with serving(tmp_path, max_concurrent_requests=2) as running:
         headers = {"Idempotency-Key": "again and again"}
         body = document(RESPONSES, "echo-slow", LONG, background=True)
@@ -366,7 +366,7 @@ def test_a_repeat_holds_no_place_of_its_own(tmp_path):
         eventually(lambda: is_idle(running))
 
 
-def test_a_followed_job_gives_its_place_back_once(tmp_path):
+def test_a_followed_job_is_released_once(tmp_path):
     with serving(tmp_path, max_concurrent_requests=2) as running:
         with wire(running.port) as connection:
             connection.send(stream_of("a b c"))
@@ -380,7 +380,7 @@ def test_a_followed_job_gives_its_place_back_once(tmp_path):
 # Memory.
 
 
-def test_what_has_ended_is_forgotten_with_what_is_stored(tmp_path):
+def test_ended_jobs_are_evicted_with_the_stored_responses(tmp_path):
     """Two hundred jobs with long prompts, of which three may be kept."""
     with serving(tmp_path, max_stored_items=3, answers_max_bytes=1_000_000) as running:
         text = "x" * 30_000
@@ -405,7 +405,7 @@ def told_of(port: int, response_id: str, after: int) -> tuple[list[int], dict]:
     return numbers(rest), last_response(rest)
 
 
-def test_a_stream_that_broke_off_has_its_end_told_to_a_client_that_comes_back(port, bought):
+def test_a_client_that_reconnects_to_a_broken_stream_gets_its_end(port, bought):
     """At any position: otherwise clients would wait for an end that is never sent."""
     answer = respond(port, LONG, model="fault/stream-cut", background=True, stream=True)
     assert answer.blocks[-1][0] == "response.failed"
@@ -484,7 +484,7 @@ def test_a_quote_can_be_taken_for_a_chain_and_in_the_background(port, bought):
     assert bought() == (3, 3)
 
 
-def test_what_a_client_will_pay_at_most_holds_in_the_background(port, bought):
+def test_a_clients_price_limit_holds_in_the_background(port, bought):
     made = respond(port, background=True, headers={"X-Lcp-Max-Price-Msat": "1"})
     done = ended(port, made.json["id"])
     assert done.json["status"] == "failed" and done.json["lcp"]["payment"] == "none"

@@ -122,7 +122,7 @@ def test_all_other_members_keep_their_bytes(node, port, asked, expected):
     assert heard(node)[-1] == expected % (b'"input": [' + items + b"]")
 
 
-def test_of_an_input_that_stands_twice_the_last_one_counts(node, port):
+def test_of_a_duplicate_input_the_last_one_counts(node, port):
     first = sent(port, b'{"model":"m","input":"no","input":[{"role":"user","content":"yes"}]}')
     sent(port, turn(first["id"]))
     items = json.loads(heard(node)[-1])["input"]
@@ -167,17 +167,17 @@ def test_background_reaches_no_provider_and_all_else_does_as_it_was(node, port):
     assert made["status"] == "queued"
     assert ended(port, made["id"]).json["status"] == "completed"
     assert heard(node) == [rb'{"model":"m","instructions":"\ud83d","input":"x","a":1,"a":2}']
-    # A lone surrogate is shown as JSON's escape.
+    # The lone surrogate in the instructions does no harm.
     assert input_items(port, made["id"])[0]["content"][0]["text"] == "x"
 
 
-def test_background_false_is_no_wish_and_stays(node, port):
+def test_background_false_has_no_effect_and_stays(node, port):
     raw = b'{"model":"m","background":false,"previous_response_id":null,"input":"x"}'
     sent(port, raw)
     assert heard(node) == [raw]
 
 
-def test_input_items_can_be_listed_whatever_they_are(node, port):
+def test_input_items_of_any_kind_can_be_listed(node, port):
     items = b"[" + b",".join(ITEMS.values()) + b',"text",7,null,[]]'
     node.behave(raw=b'{"id":"resp_listed","object":"response","output":[]}')
     first = sent(port, turn(items=items))
@@ -196,14 +196,14 @@ VALUES = st.recursive(
 
 @hypothesis_settings(max_examples=examples(0.4))
 @given(st.lists(st.dictionaries(TEXTS, VALUES, max_size=4), min_size=1, max_size=4), st.booleans())
-def test_whatever_was_said_comes_first_and_unchanged(node, port, items, ascii_only):
+def test_earlier_turns_come_first_and_unchanged(node, port, items, ascii_only):
     written = json.dumps(items, ensure_ascii=ascii_only).encode()
     first = sent(port, turn(items=written))
     node.requests.clear()
     sent(port, turn(first["id"], written))
     [body] = heard(node)
-    told = json.loads(body)["input"]
-    assert told[: len(items)] == told[-len(items) :] == items
+    reported = json.loads(body)["input"]
+    assert reported[: len(items)] == reported[-len(items) :] == items
     assert body.count(written[1:-1]) >= 2
 
 
@@ -234,7 +234,7 @@ def test_a_conversation_is_not_read_again_when_it_grows(node, port):
     for number in range(30):
         made = sent(port, turn(previous, json.dumps(f"{number} {text}").encode()))
         previous = made["id"]
-    told = json.loads(heard(node)[-1])["input"]
-    assert len(told) == 59
-    assert [item["content"].split()[0] for item in told[::2]] == [str(n) for n in range(30)]
+    reported = json.loads(heard(node)[-1])["input"]
+    assert len(reported) == 59
+    assert [item["content"].split()[0] for item in reported[::2]] == [str(n) for n in range(30)]
     assert respond(port, "end", model=MODEL, previous_response_id=previous).status == 200

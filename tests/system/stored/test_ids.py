@@ -68,7 +68,7 @@ def test_the_providers_own_id_is_the_one(node, port):
 
 
 @pytest.mark.parametrize("given", [None, "", 7, "a/b", "..", "with space", "x" * 300, "\u00fc"])
-def test_an_id_that_is_none_is_left_as_it_is_and_nothing_is_stored(node, port, given):
+def test_an_invalid_id_is_unchanged_and_nothing_is_stored(node, port, given):
     raw = answers(node, response(id=given) if given is not None else response())
     answer = respond(port, "unasked", model=MODEL)
     assert answer.status == 200 and answer.body == raw
@@ -141,7 +141,7 @@ def test_a_chat_stream_without_an_id_gets_one(node, port):
     assert found.json["choices"][0]["message"]["content"] == "hi"
 
 
-def test_the_same_id_twice_is_the_newer_one(node, port):
+def test_a_duplicate_id_returns_the_newer_response(node, port):
     answers(node, response(id="resp_same", n=1))
     respond(port, "one", model=MODEL)
     answers(node, response(id="resp_same", n=2))

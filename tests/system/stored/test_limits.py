@@ -55,18 +55,18 @@ def test_without_a_store_plain_requests_work(storeless, stream):
     assert metric(storeless, "stored_items") == 0
 
 
-@pytest.mark.parametrize("wish", [{"previous_response_id": "resp_any"}, {"background": True}])
-def test_without_a_store_what_needs_one_says_so(storeless, wish):
+@pytest.mark.parametrize("option", [{"previous_response_id": "resp_any"}, {"background": True}])
+def test_without_a_store_requests_that_need_one_are_refused(storeless, option):
     before = len(accepts(storeless))
-    answer = respond(storeless.port, **wish)
+    answer = respond(storeless.port, **option)
     assert (answer.status, answer.verdict) == (404, "none")
     assert answer.error["code"] == "storing_is_off"
-    assert answer.error["param"] in wish
+    assert answer.error["param"] in option
     assert "max_stored_items" in answer.error["message"]
     assert len(accepts(storeless)) == before
 
 
-def test_without_a_store_nothing_is_found_and_it_is_said_why(storeless):
+def test_without_a_store_every_retrieval_is_404_with_the_reason(storeless):
     made = respond(storeless.port).json["id"]
     stored = chat(storeless.port).json["id"]
     for answer in (
@@ -187,7 +187,7 @@ def plain(node):
 
 
 @pytest.mark.parametrize(
-    ("wish", "param"),
+    ("option", "param"),
     [
         ({"store": "yes"}, "store"),
         ({"background": 1}, "background"),
@@ -198,8 +198,8 @@ def plain(node):
         ({"previous_response_id": "resp_x", "conversation": "conv_x"}, "previous_response_id"),
     ],
 )
-def test_a_wish_that_makes_no_sense_is_refused(node, plain, wish, param):
-    answer = respond(plain.port, model=MODEL, **wish)
+def test_an_invalid_request_is_refused(node, plain, option, param):
+    answer = respond(plain.port, model=MODEL, **option)
     assert (answer.status, answer.verdict) == (400, "none")
     assert answer.error["param"] == param
     assert not node.calls()
@@ -233,7 +233,7 @@ def test_metadata_is_what_openai_takes(plain, metadata):
     "query",
     ["limit=0", "limit=101", "limit=x", "limit=-1", "order=up", "after=item_missing", "limit=1e2"],
 )
-def test_a_page_that_there_is_not_is_refused(plain, query):
+def test_an_invalid_page_is_refused(plain, query):
     made = respond(plain.port, model=MODEL).json["id"]
     stored = chat(plain.port, model=MODEL).json["id"]
     for path in (f"{RESPONSES}/{made}/input_items", CHAT, f"{CHAT}/{stored}/messages"):
@@ -244,7 +244,7 @@ def test_a_page_that_there_is_not_is_refused(plain, query):
 @pytest.mark.parametrize(
     "query", ["?stream=maybe", "?starting_after=1", "?stream=true&starting_after=x"]
 )
-def test_a_replay_that_makes_no_sense_is_refused(plain, query):
+def test_an_invalid_replay_is_refused(plain, query):
     made = respond(plain.port, model=MODEL).json["id"]
     assert retrieve(plain.port, made, query).status == 400
 
@@ -252,12 +252,12 @@ def test_a_replay_that_makes_no_sense_is_refused(plain, query):
 @pytest.mark.parametrize(
     "path", ["/v1/responses/", "/v1/responses/a/b", "/v1/responses/%2e%2e", "/v1/responses/a%2Fb"]
 )
-def test_an_id_that_cannot_be_is_not_found(plain, path):
+def test_an_invalid_id_is_not_found(plain, path):
     assert get(plain.port, path).status == 404
     assert delete(plain.port, path).status in {404, 405}
 
 
-def test_browsers_may_use_every_way_there_is(node):
+def test_cors_allows_every_method_of_the_routes(node):
     with on_http_node(node, cors_origins="https://page.invalid") as running:
         made = respond(running.port, model=MODEL).json["id"]
         origin = {"Origin": "https://page.invalid"}

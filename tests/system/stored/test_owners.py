@@ -95,7 +95,7 @@ def test_anothers_chat_is_like_one_that_does_not_exist(port):
     assert get(port, CHAT, THEIRS).json["data"] == []
 
 
-def test_anothers_chat_is_no_place_to_turn_a_page_at(port):
+def test_anothers_chat_is_no_valid_page_cursor(port):
     made = chat(port, headers=MINE).json["id"]
     theirs = get(port, f"{CHAT}?after={made}", THEIRS)
     missing = get(port, f"{CHAT}?after=chatcmpl-missing", THEIRS)
@@ -112,7 +112,7 @@ def test_the_same_idempotency_key_of_two_credentials_is_two_jobs(port):
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer sk-wrong"}])
-def test_without_a_key_nothing_is_told(port, headers):
+def test_without_a_key_every_request_is_401(port, headers):
     made = respond(port, headers=MINE).json["id"]
     stored = chat(port, headers=MINE).json["id"]
     answers = [

@@ -78,23 +78,27 @@ def is_lost(port: int, response_id: str, payment: str) -> dict:
     """Check all answers about a job that was cut; return the document."""
     found = retrieve(port, response_id, headers=MINE)
     assert found.status == 200, found.body
-    told = found.json
-    assert (told["id"], told["object"], told["status"]) == (response_id, "response", "failed")
-    assert told["background"] is True and told["output"] == []
-    assert told["error"]["code"] and told["error"]["message"]
-    assert told["lcp"]["payment"] == found.verdict == payment
+    reported = found.json
+    assert (reported["id"], reported["object"], reported["status"]) == (
+        response_id,
+        "response",
+        "failed",
+    )
+    assert reported["background"] is True and reported["output"] == []
+    assert reported["error"]["code"] and reported["error"]["message"]
+    assert reported["lcp"]["payment"] == found.verdict == payment
     streamed = retrieve(port, response_id, "?stream=true", headers=MINE)
     assert streamed.blocks[-1][0] == "response.failed"
-    assert last_response(streamed) == told
+    assert last_response(streamed) == reported
     later = retrieve(port, response_id, "?stream=true&starting_after=40", headers=MINE)
-    assert last_response(later) == told
-    assert cancel(port, response_id, headers=MINE).json == told
+    assert last_response(later) == reported
+    assert cancel(port, response_id, headers=MINE).json == reported
     # For another key it does not exist.
     assert retrieve(port, response_id, headers=THEIRS).status == 404
     assert cancel(port, response_id, headers=THEIRS).status == 404
     assert delete(port, f"{RESPONSES}/{response_id}", headers=THEIRS).status == 404
     assert retrieve(port, response_id, headers=MINE).status == 200
-    return told
+    return reported
 
 
 def is_deleted(port: int, response_id: str) -> None:
@@ -111,8 +115,8 @@ def test_while_it_waits_for_a_quote(quick_paying, tmp_path, end):
         time.sleep(0.2)
         end(running)
     with serving(quick_paying, tmp_path) as running:
-        told = is_lost(running.port, response_id, "none")
-        assert told["lcp"] == {"payment": "none"}
+        reported = is_lost(running.port, response_id, "none")
+        assert reported["lcp"] == {"payment": "none"}
         is_deleted(running.port, response_id)
     assert seen.count("accept") == seen.count("paid") == 0
 
@@ -126,9 +130,9 @@ def test_while_it_pays(slow_paying, tmp_path, end):
         assert retrieve(running.port, response_id, headers=MINE).json["status"] == "in_progress"
         end(running)
     with serving(slow_paying, tmp_path) as running:
-        told = is_lost(running.port, response_id, "unknown")
-        assert told["lcp"]["job_id"] == seen.jobs("accept")[0]
-        assert told["lcp"]["price_msat"] > 0
+        reported = is_lost(running.port, response_id, "unknown")
+        assert reported["lcp"]["job_id"] == seen.jobs("accept")[0]
+        assert reported["lcp"]["price_msat"] > 0
         is_deleted(running.port, response_id)
     assert seen.count("accept") == 1
 
@@ -141,9 +145,9 @@ def test_while_it_streams(quick_paying, tmp_path, end):
         response_id = streaming(running, LONG)
         end(running)
     with serving(quick_paying, tmp_path) as running:
-        told = is_lost(running.port, response_id, "settled")
-        assert told["lcp"]["job_id"] == seen.jobs("paid")[0]
-        assert told["lcp"]["state"] in {"settled", "undelivered"}
+        reported = is_lost(running.port, response_id, "settled")
+        assert reported["lcp"]["job_id"] == seen.jobs("paid")[0]
+        assert reported["lcp"]["state"] in {"settled", "undelivered"}
         is_deleted(running.port, response_id)
     assert seen.count("accept") == seen.count("paid") == 1
 
@@ -171,7 +175,7 @@ def test_when_it_is_done_it_is_gone_with_the_memory(quick_paying, tmp_path, end)
         assert (found.status, found.error["code"]) == (404, "response_not_found")
 
 
-def test_what_was_cancelled_before_is_not_told_as_a_failure_afterwards(quick_paying, tmp_path):
+def test_a_job_cancelled_before_the_restart_is_not_shown_as_failed(quick_paying, tmp_path):
     with serving(quick_paying, tmp_path) as running:
         response_id = begun(running.port, model="slow-quote", headers=MINE)
         assert cancel(running.port, response_id, headers=MINE).json["status"] == "cancelled"
@@ -231,28 +235,28 @@ def test_without_a_journal_nothing_is_known_after_a_restart(quick_paying, tmp_pa
         assert retrieve(running.port, response_id, headers=MINE).status == 404
 
 
-def test_many_jobs_at_once_are_each_told_of(slow_paying, tmp_path):
+def test_each_of_many_jobs_is_shown_as_failed(slow_paying, tmp_path):
     seen = slow_paying.mark()
     with serving(slow_paying, tmp_path) as running:
         jobs = [begun(running.port, f"n{n}", headers=MINE) for n in range(20)]
         time.sleep(0.5)
         killed(running)
     with serving(slow_paying, tmp_path) as running:
-        told = [retrieve(running.port, job, headers=MINE).json for job in jobs]
-    assert {one["status"] for one in told} == {"failed"}
+        reported = [retrieve(running.port, job, headers=MINE).json for job in jobs]
+    assert {one["status"] for one in reported} == {"failed"}
     accepted = set(seen.jobs("accept"))
     assert len(accepted) == seen.count("accept")
-    for one in told:
+    for one in reported:
         payment = one["lcp"]["payment"]
         assert payment in {"none", "unknown"}
         # No client gets `none` for a job whose payment the node was asked for.
         if payment == "none":
             assert "job_id" not in one["lcp"]
-    unknown = {one["lcp"]["job_id"] for one in told if one["lcp"]["payment"] == "unknown"}
+    unknown = {one["lcp"]["job_id"] for one in reported if one["lcp"]["payment"] == "unknown"}
     assert accepted <= unknown
 
 
-def test_what_was_said_is_not_in_the_state_folder(quick_paying, tmp_path):
+def test_prompts_and_outputs_are_not_in_the_state_folder(quick_paying, tmp_path):
     marker = "zanzibar-quokka"
     with serving(quick_paying, tmp_path) as running:
         begun(running.port, marker, model="slow-quote", headers=MINE, metadata={"m": marker})

@@ -111,7 +111,7 @@ def test_a_job_that_fails_unpaid_gives_everything_back(customer):
     customer.eventually_has(balance_msat=FILLED, held_msat=0)
 
 
-def test_a_customer_that_cannot_pay_is_told_in_the_job(seller):
+def test_a_job_of_a_customer_without_balance_fails_with_insufficient_balance(seller):
     poor = seller.office.customer(1)
     response_id = begun(poor.port, headers=poor.headers)
     found = ended(poor.port, response_id, headers=poor.headers)
@@ -121,7 +121,7 @@ def test_a_customer_that_cannot_pay_is_told_in_the_job(seller):
     poor.eventually_has(balance_msat=1, held_msat=0)
 
 
-def test_retrieving_and_chaining_are_free_and_not_free(customer):
+def test_retrieving_is_free_and_chaining_is_charged(customer):
     first = respond(customer.port, "one", headers=customer.headers, max_output_tokens=8)
     second = respond(
         customer.port,
