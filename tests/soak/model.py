@@ -103,12 +103,16 @@ def _check_order(
     for attempt in order.attempts:
         if attempt.verdict == "settled" and attempt.job_id not in known:
             verdict.discrepancies.append(
-                f"a client was told of {attempt.job_id}, not in the journal"
+                f"a client got the job {attempt.job_id}, which is not in the journal"
             )
         if attempt.verdict == "none" and wallet.get(attempt.job_id) == "settled":
-            verdict.discrepancies.append(f"a client was told `none` of {attempt.job_id}, paid")
+            verdict.discrepancies.append(
+                f"a client got `none` for {attempt.job_id}, which was paid"
+            )
         if attempt.verdict == "settled" and wallet.get(attempt.job_id) in {"unpaid", ""}:
-            verdict.discrepancies.append(f"a client was told `settled` of {attempt.job_id}, unpaid")
+            verdict.discrepancies.append(
+                f"a client got `settled` for {attempt.job_id}, which was not paid"
+            )
         if attempt.complete and order.model in NEVER_WHOLE:
             verdict.discrepancies.append(f"{order.model} passed for whole: {attempt.job_id}")
         if order.with_revoked_key and attempt.status not in {0, 401}:

@@ -59,7 +59,7 @@ class Dead(BaseException):
 
 @dataclass
 class Job:
-    """The true state of a job. ``evidence`` is what the gateway was told of it: none, settled or nothing."""
+    """The true state of a job. ``evidence`` is what the gateway's calls have returned of it: none, settled or nothing."""
 
     quote: Quote
     life: int

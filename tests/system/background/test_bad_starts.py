@@ -115,7 +115,7 @@ def test_a_pid_that_another_process_has_by_now_is_never_signalled(machine, port)
         stranger.wait()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change a file's owner")
 def test_another_users_file_is_not_trusted(machine, port):
     assert machine.start(port).code == 0
     os.chown(machine.pid_file(port), 65_534, -1)

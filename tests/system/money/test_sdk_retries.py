@@ -85,7 +85,7 @@ def wire():
 
 @pytest.fixture
 def tries(wire):
-    """What `x-stainless-retry-count` said in each request of this test."""
+    """The `x-stainless-retry-count` of each request of this test."""
     wire[1].clear()
     return wire[1]
 
