@@ -1,1 +1,1 @@
-"""Changes to bytes: a model's name in a request, a field in an answer, one endpoint's form to another's. No I/O."""
+"""Changes to requests and results as bytes: a model's name, an added field, one endpoint's format to another's. No I/O."""

@@ -317,7 +317,7 @@ class StreamJudge:
         self._has_content |= any(each.startswith("response.") for each in kinds)
         if kinds & _COMPLETE:
             self._ended = self.is_complete = True
-            # A response that failed must not pass for completed by its event's name.
+            # A failed response must not count as completed because of its event's name.
             self._failed = isinstance(response, dict) and _response_failed(response)
         elif kinds & _FAILED or value.get("error"):
             self._fail()

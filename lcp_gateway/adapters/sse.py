@@ -14,8 +14,9 @@ MAX_EVENT_BYTES = 8 * 1024 * 1024
 """A longer event is passed on in pieces, and is never read."""
 
 _BOM = b"\xef\xbb\xbf"
-# An event ends with an empty line; empty lines before its first line belong to it. The repeats are possessive, or the two
-# halves of one \r\n could pass for two line ends. It begins with a line end, which is found much faster than anything else.
+# An event ends with an empty line; empty lines before its first line belong to it. The repeats are possessive, or the
+# two halves of one \r\n could count as two line ends. It begins with a line end, which is found much faster than
+# anything else.
 _END = re.compile(rb"(?:\n(?<=[^\r\n]\n)|\r(?<=[^\r\n]\r)\n?+)(?:\n|\r\n?+)")
 # As far back as an event's end can begin before bytes that have just come.
 _END_BYTES = 4

@@ -1,4 +1,4 @@
-"""The composition root: makes the parts from the settings, wires them, and runs them until told to stop."""
+"""The composition root: builds the parts from the settings, wires them, and runs them until the gateway is stopped."""
 
 from lcp_gateway.app.main import run
 from lcp_gateway.app.wiring.purchase import spending_limits

@@ -27,7 +27,7 @@ _LONG_HEX = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{24,}\b")
 
 
 class CommandFailed(Exception):
-    """A command failed; each line tells the operator why."""
+    """A command failed; the lines are the reason for the operator."""
 
     def __init__(self, *lines: str, exit_code: int = RUNTIME_ERROR) -> None:
         super().__init__("; ".join(lines))

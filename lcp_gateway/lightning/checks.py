@@ -121,7 +121,7 @@ def mismatches(
     quote_expiry: int,
     network: str | None = None,
 ) -> Iterator[Mismatch]:
-    """Yield each check that an invoice fails against its terms, whatever the time; none when it fits.
+    """Yield each check that an invoice fails against its terms, at any time; none when it fits.
 
     ``payee`` is 66 lower-case hex digits, ``quote_expiry`` Unix seconds, ``network`` a prefix or None for any.
     """

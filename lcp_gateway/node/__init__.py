@@ -1,1 +1,1 @@
-"""An LCPDService of our own: a real gRPC server whose Lightning side is simulated."""
+"""The simulated node: an LCPDService behind a real gRPC server, with simulated Lightning payments."""

@@ -1,1 +1,1 @@
-"""How a task becomes a quote, a payment and a delivered result. Plain Python, no sockets."""
+"""Purchases: from a task to a quote, a payment and a delivered result. Plain Python, no sockets."""

@@ -154,7 +154,7 @@ class IdempotencyCache:
         on_held: Callable[[int], None] = lambda _byte_count: None,
         hashes: RepeatHashes = _UNKEYED,
     ) -> None:
-        """``on_held`` is told how many bytes are held, each time a result ends."""
+        """``on_held`` is called with the number of bytes held, each time a result ends."""
         self._hashes = hashes
         self._limits = limits
         self._clock = clock

@@ -82,7 +82,7 @@ def _refused(name: str, pattern: str, says: str, *, worth_a_retry: bool) -> Evid
 
 
 EVIDENCE: Final = (
-    # What proves a payment comes first: it holds whatever else the text says.
+    # Rows that prove a payment come first: they hold in spite of any other text.
     EvidenceRow(
         "peer_error",
         re.compile(r"\blcp_error code=\d+"),

@@ -1,4 +1,4 @@
-"""A purchase: an order, the quote taken for it, its state, and how the gateway itself ends one early."""
+"""A purchase: an order, the quote taken for it, its state, and its early end by the gateway."""
 
 import asyncio
 import enum

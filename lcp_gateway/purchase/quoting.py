@@ -99,7 +99,7 @@ class QuoteRequester:
         tracing: Tracing = NO_TRACING,
         paid_jobs: PaidJobs | None = None,
     ) -> None:
-        """``on_quote`` is told each quote and how many seconds it took, ``on_failure`` why a provider failed.
+        """``on_quote`` gets each quote and the seconds it took, ``on_failure`` the reason of a provider that failed.
 
         ``paid_jobs`` are never cancelled, whatever quote names them again.
         """

@@ -95,7 +95,7 @@ class Observer:
         """A node did not do the work and was not paid; ``fails_over``: another provider is asked now."""
 
     def ended(self, buffer: ResultBuffer) -> None:
-        """Nothing more will come of the order."""
+        """The order has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +364,7 @@ class PurchaseService:
     # -- a purchase, in its own task ----------------------------------------------------------------
 
     async def _run(self, running: _Running, offer: Offer | None, quote_name: str | None) -> None:
-        """Buy, and end the buffer whatever happens. Each chunk passes through as few coroutines below this as can be."""
+        """Buy, and end the buffer in every case. Each chunk passes through as few coroutines below this as can be."""
         buffer = running.buffer
         try:
             if running.shared is not None:

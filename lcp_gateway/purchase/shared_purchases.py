@@ -158,7 +158,7 @@ async def find_bought_with(
         earlier = await find(job_id)
     except JournalUnavailable:
         return LostElsewhere(
-            "there is no such quote, and the journal cannot be read to tell whether it was taken",
+            "there is no such quote, and the journal cannot be read to check whether it was taken",
             verdict=Verdict.UNKNOWN,
         )
     if earlier is None or earlier.key_id != key_id or earlier.repeat_body != identity.body:

@@ -235,7 +235,7 @@ class Measured(NamedTuple):
 
 
 class _Estimate(NamedTuple):
-    """The estimate of a provider, whatever the model; the times as logarithms."""
+    """The estimate of a provider over all its models; the times as logarithms."""
 
     first_byte: float | None
     rate: float | None
@@ -376,7 +376,7 @@ class Measurements:
         return found
 
     def last_price_msat(self, model: str, provider_ids: Iterable[str]) -> int | None:
-        """Return the lowest price that was lately asked for a model by any of some providers, whatever the size was."""
+        """Return the lowest price that was lately asked for a model by any of these providers, for any size."""
         least: float | None = None
         for provider_id in provider_ids:
             pair = self._pairs.get((provider_id, model))

@@ -66,7 +66,7 @@ def _row(spec: MetricSpec) -> str:
 
 _EXPLAINED = {
     "cause": "; its quote was refused, or it gave none or, a node, no answer",
-    "how": "; it waits for the purchase under way, got the answer again, or was told that the answer is lost",
+    "how": "; it waits for the purchase under way, got the answer again, or got the error that the answer is lost",
     "outcome": "; as known when the call ended",
     "payment": "; the same word as in the header `X-Lcp-Payment`",
     "refund": "; refunded at once, over a limit, or decided by the operator",

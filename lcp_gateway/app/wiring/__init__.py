@@ -1,4 +1,4 @@
-"""One module for each room: what the settings make of it. Nothing is decided here."""
+"""One module for each package: its parts, built from the settings. No decisions are made here."""
 
 
 class WiringError(Exception):

@@ -1,1 +1,1 @@
-"""The command that examines a set-up."""
+"""The command that checks an installation."""

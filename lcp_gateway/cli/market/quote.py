@@ -206,7 +206,7 @@ def _task(
 async def _first_quote(
     reachable: ReachableProviders, asked: Task, candidates: Sequence[Candidate], settings: Settings
 ) -> CheckedQuote:
-    """Return the quote of the first provider that gives one, and cancel it: it is not going to be paid."""
+    """Return the quote of the first provider that returns one, and cancel it: it is not going to be paid."""
     failure: UpstreamError | None = None
     for candidate in candidates[: settings.quote_attempts]:
         task, provider_id = candidate.adapt(asked), candidate.provider_id
@@ -215,7 +215,7 @@ async def _first_quote(
                 task, provider_id, settings.timeout_quote_s
             )
         except UpstreamError as error:
-            report(f"{provider_id} gives no quote: {printable(error.message)} ({error.status})")
+            report(f"{provider_id} returns no quote: {printable(error.message)} ({error.status})")
             failure = error
             continue
         with contextlib.suppress(UpstreamError):
@@ -225,7 +225,7 @@ async def _first_quote(
         return await _check_quote(task, found, reachable.catalog, settings)
     if failure is None:
         raise CommandFailed("no provider can be asked")
-    raise CommandFailed("no provider gives a quote; see above") from failure
+    raise CommandFailed("no provider returned a quote; see above") from failure
 
 
 async def _check_quote(

@@ -1,1 +1,1 @@
-"""The commands that start, stop and look after a gateway in the background."""
+"""The commands that start, stop and monitor a gateway in the background."""

@@ -252,7 +252,7 @@ class BackgroundResponses:
             return None
         lost = {
             "code": "server_error",
-            "message": "the gateway stopped during this request, cannot tell the state of its payment, or could not store its result; "
+            "message": "the gateway stopped during this request, does not know the state of its payment, or could not store its result; "
             "the result is lost",
         }
         shown = response_object(

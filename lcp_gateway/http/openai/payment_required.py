@@ -35,7 +35,7 @@ class PaymentRequired:
                 topup = await self._wallet.fill_for(account_id, missing_msat)
         except (ApiError, TopupsDisabled, InvoiceServiceUnavailable, AccountError):
             return refusal
-        except Exception as problem:  # noqa: BLE001 - the refusal stands whatever became of the invoice
+        except Exception as problem:  # noqa: BLE001 - the refusal is returned even without an invoice
             self._log.warning("a top-up cannot be made", error=type(problem).__name__)
             return refusal
         refusal.details = {

@@ -229,7 +229,7 @@ class ResponseWriter:
         try:
             head = await answer.wait_head()
             purchase = answer.purchase
-            assert purchase is not None  # noqa: S101 - a head comes of a purchase
+            assert purchase is not None  # noqa: S101 - every head belongs to a purchase
             transform = ResultTransform(
                 order, purchase, head.content_encoding, given_id=answer.given_id
             )

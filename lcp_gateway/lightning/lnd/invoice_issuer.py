@@ -189,8 +189,8 @@ class LndInvoices:
             SettlementsInterrupted: lnd is gone, cannot be reached, or does not allow it.
         """
         last = settle_index
-        # To lnd, 0 means "only later ones": its very first settlement could be missed for good. So it is polled for, and
-        # the subscription begins after it.
+        # For lnd, 0 means "only later ones": its very first settlement could be missed. So the gateway polls for that
+        # one, and subscribes after it.
         while not last:
             for invoice in await self._newest_settled():
                 last = invoice.settle_index

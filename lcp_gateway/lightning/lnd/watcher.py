@@ -120,7 +120,7 @@ class LndWatcher:
         self.pays = node_id == daemon_node_id
         if not self.pays and daemon_node_id and not self._is_warned:
             self._log.warning(
-                "lnd_grpc_addr is not the lnd that the daemon pays with: no fee can be learnt there, "
+                "lnd_grpc_addr is not the lnd that the daemon pays with: no fee can be read there, "
                 "and no unknown payment proven not to be paid",
                 lnd_node_id=node_id,
                 daemon_node_id=daemon_node_id,

@@ -1,1 +1,1 @@
-"""The database under the store: SQLite or PostgreSQL, its tables and their migrations."""
+"""The database of the store: SQLite or PostgreSQL, its tables and their migrations."""

@@ -1,1 +1,1 @@
-"""The journal: every purchase, written before it is paid, and what became of it."""
+"""The journal: every purchase, written before it is paid, and its outcome."""

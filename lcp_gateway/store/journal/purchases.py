@@ -102,7 +102,7 @@ class PurchaseCursor:
 
 @dataclass(frozen=True, slots=True)
 class PurchaseFilter:
-    """Restrictions of a list of purchases. ``since`` is included, ``until`` is not; both go by ``paying_at``."""
+    """Restrictions of a list of purchases. ``since`` is included, ``until`` is not; both refer to ``paying_at``."""
 
     states: Sequence[State] | None = None
     model: str | None = None

@@ -219,7 +219,7 @@ class NodeWatch:
     async def _keep_probing(self, watched: WatchedNode) -> None:
         while True:
             await self._probe(watched)
-            # Only these count: probes that requests start must not put off its return.
+            # Only these count: probes that requests start must not delay its return.
             watched.failures = 0 if watched.state.up else watched.failures + 1
             await self._pause(watched)
 
