@@ -20,7 +20,7 @@ NOW = datetime.now(UTC)
 STATIC = "sk-the-operators-own"
 
 
-class Book:
+class KeyStore:
     """Stands in for the key repository; ``problem`` is raised if set, and a read waits for ``gate``."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Book:
 
 @pytest.fixture
 def book():
-    return Book()
+    return KeyStore()
 
 
 @pytest.fixture

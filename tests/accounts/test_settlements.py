@@ -15,7 +15,7 @@ class DatabaseAway(Exception):
     pass
 
 
-class Lead:
+class ScriptedLeadership:
     """A leadership that the test sets; ``problem`` is raised if set."""
 
     def __init__(self, *, leads: bool = True) -> None:
@@ -44,7 +44,7 @@ async def until(condition, timeout_s: float = 5.0) -> None:
 class Follower:
     """Running settlements, and what they reported."""
 
-    def __init__(self, bank, lead: Lead) -> None:
+    def __init__(self, bank, lead: ScriptedLeadership) -> None:
         self.bank = bank
         self.troubles: list[str] = []
         self.leading: list[bool] = []
@@ -74,8 +74,8 @@ class Follower:
 
 
 @pytest.fixture
-def lead() -> Lead:
-    return Lead()
+def lead() -> ScriptedLeadership:
+    return ScriptedLeadership()
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ async def test_an_invoice_of_another_program_is_ignored(bank, follower):
 
 
 async def test_a_gateway_that_does_not_lead_asks_no_node_until_it_does(bank):
-    lead = Lead(leads=False)
+    lead = ScriptedLeadership(leads=False)
     follower = Follower(bank, lead)
     _, (made,) = await opened(bank, 1)
     asked = len(bank.invoices.asked)

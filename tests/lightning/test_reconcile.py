@@ -247,7 +247,7 @@ class TestWhenAnotherLndPays:
         assert (await world.reconciler.once()).settled == 1
 
 
-class TestWhatAJournalHolds:
+class TestJournalContents:
     def invoice(self, **changes):
         fields = {
             "network": "bcrt",

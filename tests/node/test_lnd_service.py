@@ -27,7 +27,7 @@ LN = STUBS.lightning
 RECEIVE_LIMIT = [("grpc.max_receive_message_length", 64 * 1024 * 1024)]
 
 
-class Asker:
+class LndServiceClient:
     """A node and a client of its lnd service."""
 
     def __init__(self, node: Node, address: str, channel: grpc.aio.Channel) -> None:
@@ -56,15 +56,15 @@ async def asking(**settings):
     address = await node.start()
     try:
         async with grpc.aio.insecure_channel(address, options=RECEIVE_LIMIT) as channel:
-            yield Asker(node, address, channel)
+            yield LndServiceClient(node, address, channel)
     finally:
         await node.stop()
 
 
 @pytest.fixture
 async def lnd():
-    async with asking() as asker:
-        yield asker
+    async with asking() as lnd:
+        yield lnd
 
 
 async def failure(awaitable):
@@ -73,12 +73,12 @@ async def failure(awaitable):
     return caught.value.code().name, caught.value.details()
 
 
-async def listens(asker, call):
+async def listens(lnd, call):
     """Wait until a subscription to future invoices is in place: it reports an invoice that is created now."""
     reading = asyncio.ensure_future(call.read())
     made = None
     while not reading.done():
-        made = await asker.add(value_msat=1_000)
+        made = await lnd.add(value_msat=1_000)
         await asyncio.wait({reading}, timeout=0.2)
     heard = reading.result()
     while heard.r_hash != made.r_hash:
@@ -308,9 +308,9 @@ async def test_a_stop_ends_subscriptions_in_good_order():
     node = Node(NodeConfig(listen="127.0.0.1:0"))
     address = await node.start()
     async with grpc.aio.insecure_channel(address) as channel:
-        asker = Asker(node, address, channel)
-        call = asker.subscribe()
-        await listens(asker, call)
+        lnd = LndServiceClient(node, address, channel)
+        call = lnd.subscribe()
+        await listens(lnd, call)
         await node.stop(1.0)
         while (heard := await call.read()) is not grpc.aio.EOF:
             assert heard.add_index

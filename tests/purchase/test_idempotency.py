@@ -21,15 +21,15 @@ FIRST = RepeatKeys()
 CODEX = RepeatKeys(client_request_id="c1")
 
 
-class Remembering:
+class CacheUnderTest:
     """A cache with a clock that the test sets."""
 
     def __init__(self, **limits) -> None:
         self.at = 0.0
-        self.memory = IdempotencyCache(CacheLimits(**limits), lambda: self.at)
+        self.cache = IdempotencyCache(CacheLimits(**limits), lambda: self.at)
 
     def find(self, order, repeat):
-        return self.memory.find(order, repeat)
+        return self.cache.find(order, repeat)
 
     def bought(
         self, order, repeat=FIRST, body=b"answer", end=PurchaseEvent.DELIVER
@@ -48,22 +48,22 @@ class Remembering:
             answer.append(body)
             answer.begin(ResultHead("application/json", "identity"))
             answer.end()
-        self.memory.ended(answer, repeat)
+        self.cache.ended(answer, repeat)
         return answer
 
     def running(self, order, repeat=FIRST) -> ResultBuffer:
-        answer = ResultBuffer(order, BufferLimits(), self.memory.pool)
-        self.memory.add(answer, repeat)
+        answer = ResultBuffer(order, BufferLimits(), self.cache.pool)
+        self.cache.add(answer, repeat)
         return answer
 
 
 def test_nothing_is_found_of_a_request_that_never_came():
-    assert Remembering().find(ordered(), KEY) is None
+    assert CacheUnderTest().find(ordered(), KEY) is None
 
 
 @pytest.mark.parametrize("ended", [False, True])
 def test_the_same_key_and_body_find_their_result(ended):
-    m = Remembering()
+    m = CacheUnderTest()
     answer = m.bought(ordered(), KEY) if ended else m.running(ordered(), KEY)
     assert m.find(ordered(), KEY) is answer
     assert m.find(ordered(), RepeatKeys(key="other")) is None
@@ -71,14 +71,14 @@ def test_the_same_key_and_body_find_their_result(ended):
 
 @pytest.mark.parametrize("ended", [False, True])
 def test_a_key_is_for_one_body(ended):
-    m = Remembering()
+    m = CacheUnderTest()
     (m.bought if ended else m.running)(ordered(), KEY)
     with pytest.raises(KeyReused):
         m.find(ordered(OTHER_BODY), KEY)
 
 
 def test_a_key_is_for_one_kind_of_task():
-    m = Remembering()
+    m = CacheUnderTest()
     m.bought(ordered(), KEY)
     task = Task(TaskKind.RESPONSES, "m", BODY, stream=False)
     other = Order.of(task, request_id="r", key_id="", limit_msat=None)
@@ -89,7 +89,7 @@ def test_a_key_is_for_one_kind_of_task():
 
 @pytest.mark.parametrize("repeat", [KEY, RETRY, CODEX])
 def test_no_credential_gets_the_result_of_another(repeat):
-    m = Remembering()
+    m = CacheUnderTest()
     m.bought(ordered(key_id="one"), RepeatKeys(key="k", client_request_id="c1"))
     assert m.find(ordered(key_id="one"), repeat) is not None
     assert m.find(ordered(key_id="other"), repeat) is None
@@ -97,15 +97,15 @@ def test_no_credential_gets_the_result_of_another(repeat):
 
 
 def test_a_marked_retry_finds_the_same_bytes_and_a_first_try_does_not():
-    m = Remembering()
+    m = CacheUnderTest()
     answer = m.bought(ordered())
     assert m.find(ordered(), RETRY) is answer
     assert m.find(ordered(OTHER_BODY), RETRY) is None
-    assert m.find(ordered(), FIRST) is None, "the same question may be asked twice"
+    assert m.find(ordered(), FIRST) is None, "the same request may be meant twice"
 
 
 def test_a_client_request_id_finds_the_same_bytes_only():
-    m = Remembering()
+    m = CacheUnderTest()
     answer = m.bought(ordered(), CODEX)
     assert m.find(ordered(), CODEX) is answer
     assert m.find(ordered(OTHER_BODY), CODEX) is None, "codex keeps the id for a whole session"
@@ -114,13 +114,13 @@ def test_a_client_request_id_finds_the_same_bytes_only():
 
 def test_an_unknown_key_is_no_repeat_even_when_it_is_marked_as_a_retry():
     """The key takes precedence over the retry header: a client that sends another key wants another result."""
-    m = Remembering()
+    m = CacheUnderTest()
     m.bought(ordered(), KEY)
     assert m.find(ordered(), RepeatKeys(key="new", is_retry=True)) is None
 
 
 def test_a_retry_finds_the_newest_of_several():
-    m = Remembering()
+    m = CacheUnderTest()
     m.bought(ordered())
     newest = m.bought(ordered())
     assert m.find(ordered(), RETRY) is newest
@@ -137,20 +137,20 @@ def test_a_retry_finds_the_newest_of_several():
 )
 @pytest.mark.parametrize("repeat", [KEY, RETRY])
 def test_only_an_order_that_was_certainly_not_paid_may_be_bought_again(end, found, repeat):
-    m = Remembering()
+    m = CacheUnderTest()
     m.bought(ordered(), KEY if repeat is KEY else FIRST, end=end)
     assert (m.find(ordered(), repeat) is not None) is found
 
 
 def test_a_key_whose_order_was_not_paid_is_still_for_its_body():
-    m = Remembering()
+    m = CacheUnderTest()
     m.bought(ordered(), KEY, end=PurchaseEvent.FAIL_PAYMENT)
     with pytest.raises(KeyReused):
         m.find(ordered(OTHER_BODY), KEY)
 
 
 def test_keys_and_marks_are_forgotten_in_their_time():
-    m = Remembering(keys_for_s=1_000, repeats_for_s=100, bytes_for_s=5_000)
+    m = CacheUnderTest(keys_for_s=1_000, repeats_for_s=100, bytes_for_s=5_000)
     m.bought(ordered(), RepeatKeys(key="k", client_request_id="c1"))
     m.at = 100
     assert m.find(ordered(), RETRY) and m.find(ordered(), CODEX)
@@ -163,7 +163,7 @@ def test_keys_and_marks_are_forgotten_in_their_time():
 
 
 def test_bytes_are_held_for_their_time_and_then_the_result_is_gone():
-    m = Remembering(bytes_for_s=10)
+    m = CacheUnderTest(bytes_for_s=10)
     m.bought(ordered(), KEY)
     m.at = 11
     m.bought(ordered(OTHER_BODY), RepeatKeys(key="other"))
@@ -171,21 +171,21 @@ def test_bytes_are_held_for_their_time_and_then_the_result_is_gone():
         m.find(ordered(), KEY)
     assert caught.value.verdict is Verdict.SETTLED
     assert caught.value.quote is not None
-    assert m.memory.pool.held_bytes == len(b"answer")
+    assert m.cache.pool.held_bytes == len(b"answer")
 
 
 def test_unmarked_results_are_held_for_the_window_of_retries_only():
-    m = Remembering(bytes_for_s=600, repeats_for_s=120)
+    m = CacheUnderTest(bytes_for_s=600, repeats_for_s=120)
     m.bought(ordered(), FIRST)
     m.bought(ordered(OTHER_BODY), KEY)
     m.at = 121
     m.bought(ordered(b"third"), FIRST, body=b"")
-    assert m.memory.pool.held_bytes == len(b"answer")
+    assert m.cache.pool.held_bytes == len(b"answer")
     assert m.find(ordered(OTHER_BODY), KEY).readable
 
 
 def test_past_the_budget_of_bytes_the_oldest_go_first_and_unmarked_ones_before_all():
-    m = Remembering(bytes_in_all=30)
+    m = CacheUnderTest(bytes_in_all=30)
     keyed = m.bought(ordered(b"1"), RepeatKeys(key="1"), body=b"x" * 10)
     unmarked = m.bought(ordered(b"2"), body=b"x" * 10)
     newer = m.bought(ordered(b"3"), RepeatKeys(key="3"), body=b"x" * 10)
@@ -194,38 +194,38 @@ def test_past_the_budget_of_bytes_the_oldest_go_first_and_unmarked_ones_before_a
     assert not unmarked.readable and keyed.readable
     m.bought(ordered(b"5"), RepeatKeys(key="5"), body=b"x" * 10)
     assert not keyed.readable and newer.readable and fourth.readable
-    assert m.memory.pool.held_bytes == 30
+    assert m.cache.pool.held_bytes == 30
     with pytest.raises(ResultLost):
         m.find(ordered(b"1"), RepeatKeys(key="1"))
 
 
 def test_an_error_is_found_though_it_has_no_bytes():
-    m = Remembering(bytes_in_all=1)
+    m = CacheUnderTest(bytes_in_all=1)
     answer = m.bought(ordered(), KEY, end=PurchaseEvent.LOSE_SIGHT)
     answer.forget()
     assert m.find(ordered(), KEY) is answer
 
 
 def test_the_request_is_not_kept_with_its_result():
-    m = Remembering()
+    m = CacheUnderTest()
     m.bought(ordered(b"a secret question"), KEY)
-    (held, _) = next(iter(m.memory._by_key._held.values()))
+    (held, _) = next(iter(m.cache._by_key._held.values()))
     assert held.order.task.body == b"" and held.purchase.order.task.body == b""
 
 
 def test_a_result_kept_beyond_the_limit_is_released_once_it_has_ended():
-    m = Remembering(bytes_in_all=10)
+    m = CacheUnderTest(bytes_in_all=10)
     kept = []
     for name in ("a", "b"):
         answer = m.running(ordered(), RepeatKeys(key=name))
         answer.retained_for = object()
         answer.append(b"12345678")
         kept.append(answer)
-    assert m.memory.pool.held_bytes == 16
+    assert m.cache.pool.held_bytes == 16
     for name, answer in zip(("a", "b"), kept, strict=True):
         answer.end()
-        m.memory.ended(answer, RepeatKeys(key=name))
-    assert m.memory.pool.held_bytes == 8
+        m.cache.ended(answer, RepeatKeys(key=name))
+    assert m.cache.pool.held_bytes == 8
     assert [answer.readable for answer in kept] == [False, True]
 
 
@@ -233,20 +233,20 @@ def test_a_result_kept_beyond_the_limit_is_released_once_it_has_ended():
 
 
 def test_a_smaller_cache_evicts_the_excess_at_once():
-    held = Remembering(bytes_in_all=100)
+    held = CacheUnderTest(bytes_in_all=100)
     held.bought(ordered(body=BODY), KEY, b"x" * 60)
     held.bought(ordered(body=OTHER_BODY), FIRST, b"y" * 30)
-    held.memory.use(CacheLimits(bytes_in_all=70))
-    assert held.memory.pool.held_bytes == 60, "the one without a key goes first"
-    held.memory.use(CacheLimits(bytes_in_all=10))
-    assert held.memory.pool.held_bytes == 0
+    held.cache.use(CacheLimits(bytes_in_all=70))
+    assert held.cache.pool.held_bytes == 60, "the result without a key is evicted first"
+    held.cache.use(CacheLimits(bytes_in_all=10))
+    assert held.cache.pool.held_bytes == 0
 
 
 def test_other_times_hold_for_what_is_asked_from_now_on():
-    held = Remembering(repeats_for_s=100)
+    held = CacheUnderTest(repeats_for_s=100)
     held.bought(ordered())
     held.at = 50
-    held.memory.use(CacheLimits(repeats_for_s=10))
+    held.cache.use(CacheLimits(repeats_for_s=10))
     assert held.find(ordered(), RETRY) is None
-    held.memory.use(CacheLimits(repeats_for_s=100))
+    held.cache.use(CacheLimits(repeats_for_s=100))
     assert held.find(ordered(), RETRY) is not None

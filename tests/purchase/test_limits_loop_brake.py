@@ -7,7 +7,7 @@ from lcp_gateway.purchase.limits import LoopBrake, LoopDetected
 from tests.support.scripted_peers import OTHER_BODY, ordered
 
 
-class Road:
+class Requests:
     def __init__(self, per_minute) -> None:
         self.at = 1_000.0
         self.brake = LoopBrake(per_minute, lambda: self.at)
@@ -21,53 +21,53 @@ class Road:
 
 
 def test_without_a_number_it_is_off():
-    road = Road(0)
-    assert all(road.passes() for _ in range(1_000))
+    requests = Requests(0)
+    assert all(requests.passes() for _ in range(1_000))
 
 
 def test_the_same_body_passes_so_many_times_a_minute():
-    road = Road(3)
-    assert [road.passes() for _ in range(5)] == [True] * 3 + [False] * 2
-    road.at += 59.9
-    assert not road.passes()
-    road.at += 0.1
-    assert [road.passes() for _ in range(4)] == [True] * 3 + [False]
+    requests = Requests(3)
+    assert [requests.passes() for _ in range(5)] == [True] * 3 + [False] * 2
+    requests.at += 59.9
+    assert not requests.passes()
+    requests.at += 0.1
+    assert [requests.passes() for _ in range(4)] == [True] * 3 + [False]
 
 
 def test_it_says_how_long_to_wait():
-    road = Road(1)
-    road.passes()
-    road.at += 20
+    requests = Requests(1)
+    requests.passes()
+    requests.at += 20
     with pytest.raises(LoopDetected) as caught:
-        road.brake.check(ordered())
+        requests.brake.check(ordered())
     assert caught.value.wait_s == pytest.approx(40)
-    road.at += caught.value.wait_s
-    assert road.passes()
+    requests.at += caught.value.wait_s
+    assert requests.passes()
 
 
 def test_other_bodies_and_other_credentials_are_counted_apart():
-    road = Road(1)
-    assert road.passes() and not road.passes()
-    assert road.passes(ordered(OTHER_BODY))
-    assert road.passes(ordered(key_id="another"))
+    requests = Requests(1)
+    assert requests.passes() and not requests.passes()
+    assert requests.passes(ordered(OTHER_BODY))
+    assert requests.passes(ordered(key_id="another"))
 
 
 def test_what_was_held_does_not_count():
-    road = Road(1)
-    assert road.passes()
+    requests = Requests(1)
+    assert requests.passes()
     for _ in range(6):
-        road.at += 9.9
-        assert not road.passes()
-    road.at += 0.6
-    assert road.passes()
+        requests.at += 9.9
+        assert not requests.passes()
+    requests.at += 0.6
+    assert requests.passes()
 
 
 def test_it_remembers_a_bounded_number_of_bodies(monkeypatch):
     monkeypatch.setattr(brake_module, "_MAX_BODIES", 10)
-    road = Road(1)
+    requests = Requests(1)
     for at in range(50):
-        assert road.passes(ordered(str(at).encode()))
-    assert len(road.brake._seen) == 10
+        assert requests.passes(ordered(str(at).encode()))
+    assert len(requests.brake._seen) == 10
 
 
 @given(
@@ -75,24 +75,24 @@ def test_it_remembers_a_bounded_number_of_bodies(monkeypatch):
     gaps=st.lists(st.floats(0, 40, allow_nan=False), min_size=1, max_size=40),
 )
 def test_in_no_minute_do_more_pass_than_allowed(per_minute, gaps):
-    road = Road(per_minute)
+    requests = Requests(per_minute)
     passed = []
     for gap in gaps:
-        road.at += gap
-        if road.passes():
-            passed.append(road.at)
+        requests.at += gap
+        if requests.passes():
+            passed.append(requests.at)
     for start in passed:
         assert sum(start <= at < start + 60.0 for at in passed) <= per_minute
 
 
 def test_another_number_counts_what_came_lately():
-    road = Road(3)
-    assert all(road.passes() for _ in range(3))
-    road.brake.use(5)
-    assert [road.passes() for _ in range(3)] == [True, True, False]
-    road.brake.use(2)
-    assert not road.passes()
-    road.brake.use(0)
-    assert road.passes()
-    road.brake.use(1)
-    assert [road.passes() for _ in range(2)] == [True, False]
+    requests = Requests(3)
+    assert all(requests.passes() for _ in range(3))
+    requests.brake.use(5)
+    assert [requests.passes() for _ in range(3)] == [True, True, False]
+    requests.brake.use(2)
+    assert not requests.passes()
+    requests.brake.use(0)
+    assert requests.passes()
+    requests.brake.use(1)
+    assert [requests.passes() for _ in range(2)] == [True, False]

@@ -12,7 +12,7 @@ from tests.support.scripted_peers import Peer, ScriptedPeers, ordered, settle
 GONE = UpstreamError("UNAVAILABLE", "gone")
 
 
-class Stall:
+class Quoting:
     """A quote requester with scripted peers, and what it did."""
 
     def __init__(self, asking=None, limits=None, refuse=None, **peers) -> None:
@@ -27,7 +27,7 @@ class Stall:
                 refuse(quote)
             return HASH
 
-        self.market = QuoteRequester(
+        self.requester = QuoteRequester(
             self.upstream,
             asking or QuotingRules(),
             inspector=ScriptedInspector(inspect=inspect),
@@ -38,7 +38,7 @@ class Stall:
 
     async def offer(self, order=None):
         try:
-            return await self.market.request(order or ordered(), self.upstream.candidates())
+            return await self.requester.request(order or ordered(), self.upstream.candidates())
         finally:
             await asyncio.gather(*self.background)
 
@@ -58,24 +58,24 @@ def at_once(number, **more) -> QuotingRules:
 
 
 async def test_one_peer_is_asked_when_its_quote_is_good():
-    stall = Stall(p1=5_000, p2=1)
-    offer = await stall.offer()
+    quoting = Quoting(p1=5_000, p2=1)
+    offer = await quoting.offer()
     assert offer.quote.peer_id == "p1"
     assert offer.payment_hash == HASH and offer.runner_up_msat is None
-    assert stall.upstream.asked == ["p1"] and stall.cancelled == [] and stall.failures == []
+    assert quoting.upstream.asked == ["p1"] and quoting.cancelled == [] and quoting.failures == []
 
 
 async def test_a_quote_that_fails_moves_on_to_the_next_peer():
-    stall = Stall(p1=GONE, p2=5_000)
-    assert (await stall.offer()).quote.peer_id == "p2"
-    assert stall.failures == [("p1", GONE)]
+    quoting = Quoting(p1=GONE, p2=5_000)
+    assert (await quoting.offer()).quote.peer_id == "p2"
+    assert quoting.failures == [("p1", GONE)]
 
 
 async def test_a_quote_that_is_too_dear_moves_on_and_is_cancelled():
-    stall = Stall(limits=SpendingLimits(max_price_msat=6_000), p1=7_000, p2=5_000)
-    assert (await stall.offer()).quote.peer_id == "p2"
-    assert stall.cancelled == ["p1"]
-    assert [peer for peer, _ in stall.failures] == ["p1"]
+    quoting = Quoting(limits=SpendingLimits(max_price_msat=6_000), p1=7_000, p2=5_000)
+    assert (await quoting.offer()).quote.peer_id == "p2"
+    assert quoting.cancelled == ["p1"]
+    assert [peer for peer, _ in quoting.failures] == ["p1"]
 
 
 async def test_a_quote_that_is_refused_moves_on_and_is_cancelled():
@@ -83,64 +83,64 @@ async def test_a_quote_that_is_refused_moves_on_and_is_cancelled():
         if quote.peer_id == "p1":
             raise Refused("not what it says", quote=quote)
 
-    stall = Stall(refuse=refuse, p1=5_000, p2=6_000)
-    assert (await stall.offer()).quote.peer_id == "p2"
-    assert stall.cancelled == ["p1"]
+    quoting = Quoting(refuse=refuse, p1=5_000, p2=6_000)
+    assert (await quoting.offer()).quote.peer_id == "p2"
+    assert quoting.cancelled == ["p1"]
 
 
 async def test_no_more_peers_are_asked_than_allowed():
-    stall = Stall(QuotingRules(at_most=2), p1=GONE, p2=GONE, p3=5_000)
+    quoting = Quoting(QuotingRules(at_most=2), p1=GONE, p2=GONE, p3=5_000)
     with pytest.raises(UpstreamError):
-        await stall.offer()
-    assert stall.upstream.asked == ["p1", "p2"]
+        await quoting.offer()
+    assert quoting.upstream.asked == ["p1", "p2"]
 
 
 async def test_of_several_the_cheapest_is_taken_and_the_others_are_cancelled():
-    stall = Stall(at_once(3), p1=5_000, p2=3_000, p3=4_000)
-    offer = await stall.offer()
+    quoting = Quoting(at_once(3), p1=5_000, p2=3_000, p3=4_000)
+    offer = await quoting.offer()
     assert offer.quote.peer_id == "p2" and offer.runner_up_msat == 4_000
-    assert stall.cancelled == ["p1", "p3"]
-    assert len(stall.upstream.quotes) == 3
+    assert quoting.cancelled == ["p1", "p3"]
+    assert len(quoting.upstream.quotes) == 3
 
 
 async def test_of_two_that_ask_the_same_the_first_choice_is_taken():
-    stall = Stall(at_once(2), p1=5_000, p2=5_000)
-    offer = await stall.offer()
+    quoting = Quoting(at_once(2), p1=5_000, p2=5_000)
+    offer = await quoting.offer()
     assert offer.quote.peer_id == "p1" and offer.runner_up_msat == 5_000
 
 
 async def test_the_second_group_is_asked_only_when_the_first_has_nothing():
-    stall = Stall(at_once(2), p1=GONE, p2=GONE, p3=5_000)
-    assert (await stall.offer()).quote.peer_id == "p3"
-    stall = Stall(at_once(2), p1=GONE, p2=5_000, p3=1)
-    assert (await stall.offer()).quote.peer_id == "p2"
-    assert stall.upstream.asked == ["p1", "p2"]
+    quoting = Quoting(at_once(2), p1=GONE, p2=GONE, p3=5_000)
+    assert (await quoting.offer()).quote.peer_id == "p3"
+    quoting = Quoting(at_once(2), p1=GONE, p2=5_000, p3=1)
+    assert (await quoting.offer()).quote.peer_id == "p2"
+    assert quoting.upstream.asked == ["p1", "p2"]
 
 
 async def test_a_late_provider_is_not_waited_for():
     late = Peer(1, ready=asyncio.Event())
-    stall = Stall(at_once(2, patience_s=0.02), p1=late, p2=5_000)
-    offer = await asyncio.wait_for(stall.offer(), 2)
+    quoting = Quoting(at_once(2, patience_s=0.02), p1=late, p2=5_000)
+    offer = await asyncio.wait_for(quoting.offer(), 2)
     assert offer.quote.peer_id == "p2" and offer.runner_up_msat is None
     await settle()
-    assert len(stall.upstream.quotes) == 1, "the late one's call has been ended"
+    assert len(quoting.upstream.quotes) == 1, "the late peer's call was cancelled"
 
 
 async def test_a_quote_that_arrives_within_patience_s_counts():
     late = Peer(1_000, ready=asyncio.Event())
-    stall = Stall(at_once(2, patience_s=5), p1=5_000, p2=late)
-    asked = asyncio.ensure_future(stall.offer())
+    quoting = Quoting(at_once(2, patience_s=5), p1=5_000, p2=late)
+    asked = asyncio.ensure_future(quoting.offer())
     await settle()
     late.ready.set()
     offer = await asyncio.wait_for(asked, 2)
     assert offer.quote.peer_id == "p2" and offer.runner_up_msat == 5_000
-    assert stall.cancelled == ["p1"]
+    assert quoting.cancelled == ["p1"]
 
 
 async def test_an_error_is_not_an_offer_and_starts_no_clock():
     late = Peer(5_000, ready=asyncio.Event())
-    stall = Stall(at_once(2, patience_s=0.01), p1=GONE, p2=late)
-    asked = asyncio.ensure_future(stall.offer())
+    quoting = Quoting(at_once(2, patience_s=0.01), p1=GONE, p2=late)
+    asked = asyncio.ensure_future(quoting.offer())
     await asyncio.sleep(0.05)
     assert not asked.done()
     late.ready.set()
@@ -149,8 +149,8 @@ async def test_an_error_is_not_an_offer_and_starts_no_clock():
 
 async def test_a_request_that_gives_up_ends_every_call_for_a_quote():
     late = [Peer(ready=asyncio.Event()) for _ in range(2)]
-    stall = Stall(at_once(2), p1=late[0], p2=late[1])
-    asked = asyncio.ensure_future(stall.offer())
+    quoting = Quoting(at_once(2), p1=late[0], p2=late[1])
+    asked = asyncio.ensure_future(quoting.offer())
     await settle()
     asked.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -158,22 +158,22 @@ async def test_a_request_that_gives_up_ends_every_call_for_a_quote():
     for peer in late:
         peer.ready.set()
     await settle()
-    assert stall.upstream.quotes == []
+    assert quoting.upstream.quotes == []
 
 
 @pytest.mark.parametrize("number", [1, 3])
 async def test_when_all_are_too_dear_the_cheapest_stays_and_the_others_are_cancelled(number):
     limits = SpendingLimits(max_price_msat=1_000)
-    stall = Stall(at_once(number), limits=limits, p1=5_000, p2=3_000, p3=4_000)
+    quoting = Quoting(at_once(number), limits=limits, p1=5_000, p2=3_000, p3=4_000)
     with pytest.raises(PriceLimitExceeded) as caught:
-        await stall.offer()
+        await quoting.offer()
     assert caught.value.quote.peer_id == "p2" and caught.value.limit_msat == 1_000
-    assert stall.cancelled == ["p1", "p3"]
+    assert quoting.cancelled == ["p1", "p3"]
 
 
 async def test_the_client_s_own_limit_moves_on_too():
-    stall = Stall(p1=7_000, p2=5_000)
-    offer = await stall.offer(ordered(limit_msat=Msat(6_500)))
+    quoting = Quoting(p1=7_000, p2=5_000)
+    offer = await quoting.offer(ordered(limit_msat=Msat(6_500)))
     assert offer.quote.peer_id == "p2"
 
 
@@ -183,25 +183,25 @@ async def test_too_dear_says_more_than_refused_and_refused_more_than_unreachable
             raise Refused("not what it says", quote=quote)
 
     limits = SpendingLimits(max_price_msat=4_000)
-    stall = Stall(limits=limits, refuse=refuse, p1=5_000, p2=3_000, p3=GONE)
+    quoting = Quoting(limits=limits, refuse=refuse, p1=5_000, p2=3_000, p3=GONE)
     with pytest.raises(PriceLimitExceeded):
-        await stall.offer()
-    assert stall.cancelled == ["p2"], "the dear one can still be taken"
-    stall = Stall(refuse=refuse, p2=3_000, p3=GONE)
+        await quoting.offer()
+    assert quoting.cancelled == ["p2"], "the dearer quote can still be taken"
+    quoting = Quoting(refuse=refuse, p2=3_000, p3=GONE)
     with pytest.raises(Refused, match="not what it says"):
-        await stall.offer()
-    assert stall.cancelled == ["p2"]
+        await quoting.offer()
+    assert quoting.cancelled == ["p2"]
 
 
 async def test_the_last_error_is_raised_when_no_provider_could_be_reached():
     last = UpstreamError("RESOURCE_EXHAUSTED", "busy")
-    stall = Stall(p1=GONE, p2=last)
+    quoting = Quoting(p1=GONE, p2=last)
     with pytest.raises(UpstreamError, match="busy"):
-        await stall.offer()
-    assert [error for _, error in stall.failures] == [GONE, last]
+        await quoting.offer()
+    assert [error for _, error in quoting.failures] == [GONE, last]
 
 
 async def test_a_bug_is_not_taken_for_a_failing_peer():
-    stall = Stall(at_once(2), p1=RuntimeError("bug"), p2=Peer(ready=asyncio.Event()))
+    quoting = Quoting(at_once(2), p1=RuntimeError("bug"), p2=Peer(ready=asyncio.Event()))
     with pytest.raises(RuntimeError):
-        await asyncio.wait_for(stall.offer(), 2)
+        await asyncio.wait_for(quoting.offer(), 2)

@@ -21,7 +21,7 @@ from tests.support.scripted_peers import (
 NOT_TAKEN = "another quote was taken"
 
 
-class Purse(PlainJournal):
+class BalanceJournal(PlainJournal):
     """A journal whose customer has this balance."""
 
     def __init__(self, available_msat: int) -> None:
@@ -42,7 +42,7 @@ def upstream_of(**prices: int) -> ScriptedPeers:
 async def test_a_provider_that_asks_less_is_bought_from_and_the_others_are_cancelled():
     w = world(
         upstream=upstream_of(first=5_000, same=5_000, dearer=9_000, less=3_000),
-        journal=Purse(4_000),
+        journal=BalanceJournal(4_000),
     )
     asked = asyncio.ensure_future(w.ask(ordered()))
     (await w.work()).deliver()
@@ -55,7 +55,9 @@ async def test_a_provider_that_asks_less_is_bought_from_and_the_others_are_cance
 
 
 async def test_a_quote_that_is_too_dear_even_so_is_dropped_when_another_is_taken():
-    w = world(upstream=upstream_of(first=9_000, second=6_000, third=3_000), journal=Purse(4_000))
+    w = world(
+        upstream=upstream_of(first=9_000, second=6_000, third=3_000), journal=BalanceJournal(4_000)
+    )
     asked = asyncio.ensure_future(w.ask(ordered()))
     (await w.work()).deliver()
     await asked
@@ -64,7 +66,9 @@ async def test_a_quote_that_is_too_dear_even_so_is_dropped_when_another_is_taken
 
 
 async def test_where_no_provider_asks_less_the_first_quote_is_held_for_the_client_and_no_other():
-    w = world(upstream=upstream_of(first=5_000, dearer=6_000, same=5_000), journal=Purse(1_000))
+    w = world(
+        upstream=upstream_of(first=5_000, dearer=6_000, same=5_000), journal=BalanceJournal(1_000)
+    )
     with pytest.raises(InsufficientBalance) as caught:
         await w.ask(ordered())
     await settle()
@@ -79,7 +83,7 @@ async def test_where_no_provider_asks_less_the_first_quote_is_held_for_the_clien
 
 
 async def test_the_cheapest_of_those_that_are_all_too_dear_is_held():
-    w = world(upstream=upstream_of(first=5_000, less=3_000), journal=Purse(1_000))
+    w = world(upstream=upstream_of(first=5_000, less=3_000), journal=BalanceJournal(1_000))
     with pytest.raises(InsufficientBalance) as caught:
         await w.ask(ordered())
     await settle()
@@ -91,7 +95,7 @@ async def test_a_quote_beyond_the_limit_is_dropped_on_the_way_to_a_cheaper_one()
     limits = SpendingLimits(max_price_msat=Msat(6_000))
     w = world(
         upstream=upstream_of(first=5_000, beyond=7_000, less=3_000),
-        journal=Purse(4_000),
+        journal=BalanceJournal(4_000),
         limits=limits,
     )
     asked = asyncio.ensure_future(w.ask(ordered()))

@@ -168,7 +168,7 @@ async def test_without_a_listener_at_the_end_of_the_grace_the_job_is_cancelled(b
         await settle()
     asked.cancel()
     await asyncio.gather(asked, return_exceptions=True)
-    assert len(w.service) == 1, "it goes on"
+    assert len(w.service) == 1, "the purchase continues"
     await asyncio.wait_for(w.service.wait_idle(), 2)
     await settle()
     assert w.upstream.cancelled == [("p1", CANCEL_REASON)]
@@ -177,7 +177,7 @@ async def test_without_a_listener_at_the_end_of_the_grace_the_job_is_cancelled(b
     with pytest.raises(Interrupted) as caught:
         await w.ask(ordered(stream=True), KEY)
     assert caught.value.verdict is (Verdict.SETTLED if begun else Verdict.UNKNOWN)
-    assert len(w.upstream.works) == 1, "what may have been paid is not bought again"
+    assert len(w.upstream.works) == 1, "a purchase that may have been paid is not bought again"
 
 
 async def test_a_cut_stream_gives_its_bytes_and_then_the_error_to_every_reader():
@@ -193,7 +193,7 @@ async def test_a_cut_stream_gives_its_bytes_and_then_the_error_to_every_reader()
         with pytest.raises(Undelivered):
             await anext(chunks)
     await settle()
-    assert w.upstream.cancelled == [("p1", CANCEL_REASON)], "the peer may still be at it"
+    assert w.upstream.cancelled == [("p1", CANCEL_REASON)], "the peer may still be working on it"
     assert w.journal.only == ["paying", "settled", "undelivered"]
 
 

@@ -54,7 +54,7 @@ REPEATS = (RepeatKeys(key="k1"), RepeatKeys(key="k1"), RepeatKeys(), RepeatKeys(
 picks = st.integers(0, 1_000)
 
 
-class Money(RuleBasedStateMachine):
+class ServiceMachine(RuleBasedStateMachine):
     @initialize()
     def wake(self) -> None:
         self.world = Universe()
@@ -415,7 +415,7 @@ class Money(RuleBasedStateMachine):
         world.life.journal.disk(full=False)
         assert len(world.life.service) == 0
         assert not self._waiting()
-        assert world.life.leases == 0, "a place was not given back"
+        assert world.life.leases == 0, "an admission was not released"
         for client in world.life.clients:
             answer = client.answer
             assert answer is None or answer.ended
@@ -429,5 +429,5 @@ class Money(RuleBasedStateMachine):
             assert client.error is None or isinstance(client.error, PurchaseError | ResultGone)
 
 
-Money.TestCase.settings = settings(max_examples=examples(1.2), stateful_step_count=40)
-TestMoney = Money.TestCase
+ServiceMachine.TestCase.settings = settings(max_examples=examples(1.2), stateful_step_count=40)
+TestService = ServiceMachine.TestCase

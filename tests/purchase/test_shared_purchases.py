@@ -175,13 +175,13 @@ async def test_a_quote_is_taken_only_where_the_order_is_bought():
     held = await w.service.quote(ordered())
     others.says = bought(PurchaseEvent.SETTLE, PurchaseEvent.DELIVER)
     assert await w.ask(ordered(), KEY, held.id) == b"theirs"
-    assert await w.ask(ordered(), RepeatKeys(key="l"), "none of ours") == b"theirs"
+    assert await w.ask(ordered(), RepeatKeys(key="l"), "not bought here") == b"theirs"
     others.says = None
     asked = spawn(w.ask(ordered(), RepeatKeys(key="m"), held.id))
     (await w.work()).deliver()
     assert await asked == b"answer"
     with pytest.raises(UnknownQuote):
-        await w.ask(ordered(), NO_REPEAT, "none of ours")
+        await w.ask(ordered(), NO_REPEAT, "not bought here")
 
 
 async def test_publishing_to_the_others_is_not_cut_short_by_a_client_that_leaves():

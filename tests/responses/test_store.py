@@ -40,7 +40,7 @@ class Clock:
 
 
 @dataclass
-class Told:
+class Callbacks:
     """Collects the callbacks of a store."""
 
     changes: list[tuple[int, int]] = field(default_factory=list)
@@ -60,7 +60,7 @@ def clock():
 
 @pytest.fixture
 def told():
-    return Told()
+    return Callbacks()
 
 
 @pytest.fixture
@@ -408,7 +408,7 @@ class StoreMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.clock = Clock()
-        self.told = Told()
+        self.told = Callbacks()
         limits = StoreLimits(3, 12_000, 50.0)
         self.store = ResponseStore(
             limits, clock=self.clock, on_change=self.told.change, on_removed=self.told.remove

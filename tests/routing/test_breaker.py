@@ -62,7 +62,7 @@ def test_after_the_pause_one_asker_at_a_time_may_try(breaker):
     assert breaker.is_on_trial(10)
     assert breaker.ask(10)
     assert not breaker.ask(10)
-    assert breaker.ask(10 + TRIAL_S), "nothing was heard of the first try"
+    assert breaker.ask(10 + TRIAL_S), "the first trial has not ended"
 
 
 def test_the_job_that_is_tried_keeps_others_out_until_it_ends_however_long_it_takes(breaker):
@@ -90,7 +90,7 @@ def test_a_new_try_takes_the_place_of_one_that_was_never_paid(breaker):
     assert may_pay(breaker, OTHER_JOB, 10 + TRIAL_S)
 
 
-def test_a_trial_that_is_delivered_ends_the_matter(breaker):
+def test_a_trial_that_is_delivered_closes_the_breaker(breaker):
     fail_at(breaker, 0, 0, 0)
     assert may_pay(breaker, JOB, 10)
     breaker.paying(JOB)
@@ -99,9 +99,9 @@ def test_a_trial_that_is_delivered_ends_the_matter(breaker):
     assert not breaker.is_on_trial(11)
     assert breaker.ask(11) and breaker.ask(11)
     fail_at(breaker, 12, 12)
-    assert breaker.ask(12), "it begins to count anew"
+    assert breaker.ask(12), "counting starts again"
     fail_at(breaker, 12)
-    assert breaker.resting_s(12) == 10, "and with the first pause"
+    assert breaker.resting_s(12) == 10, "and the first pause applies again"
 
 
 def test_a_peer_that_failed_to_quote_is_well_again_when_it_quotes(breaker):

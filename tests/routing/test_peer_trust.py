@@ -343,7 +343,7 @@ def test_unproven_peers_together_get_no_more_than_one_limit(together):
             buy(together, 1_000, State.UNDELIVERED, peer=peer)
             lost += 1_000
     assert lost == 25_000
-    assert not together.available("03" + "ff" * 32), "one that was never seen is a stranger too"
+    assert not together.available("03" + "ff" * 32), "an unknown peer counts as unproven too"
     assert together.readiness("03" + "ff" * 32) == 0.0
 
 
@@ -653,7 +653,7 @@ def test_a_breaker_that_is_disabled_releases_all_peers(standings):
         standings.failed_to_quote(PEER)
     assert not standings.available(PEER)
     standings.use(replace(RULES, breaker_pause_s=1.0))
-    assert not standings.available(PEER), "a pause lasts as long as it was to"
+    assert not standings.available(PEER), "a pause keeps its length"
     standings.use(replace(RULES, breaker_failures=0))
     assert standings.available(PEER)
 

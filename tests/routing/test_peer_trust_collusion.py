@@ -48,7 +48,7 @@ class Clock:
         return NOW + timedelta(seconds=self.seconds)
 
 
-class League:
+class ColludingPeers:
     """Colluding peers, which accept every payment: with ``honest`` they deliver, otherwise their hash is wrong."""
 
     def __init__(self):
@@ -70,11 +70,11 @@ class Operator:
         self.journal.refunds = refund_limits(DEFAULTS)
         self.journal.start()
         self.ledger, self.books = Ledger(self.database), Books(self.database)
-        self.league = League()
+        self.peers = ColludingPeers()
         limits = spending_limits(DEFAULTS)
         trust = PeerTrust(rules or trust_rules(DEFAULTS), clock=self.clock)
         self.executor = PurchaseExecutor(
-            self.league,
+            self.peers,
             journal=self.journal,
             inspector=ScriptedInspector(limits, trust),
             limits=limits,
@@ -179,13 +179,13 @@ async def test_many_customers_and_peers_take_no_more_than_all_daily_refunds(oper
 
 async def test_peers_that_first_proved_themselves_take_no_more_either(operator):
     account_id, *accounts = [await operator.customer() for _ in range(12)]
-    operator.league.honest = True
+    operator.peers.honest = True
     for _ in range(25):
         # All peers at once, in one commit: they stay within the joint limit of unproven peers.
         assert all(
             await asyncio.gather(*(operator.buy(account_id, peer, 1_900 * SAT) for peer in PEERS))
         )
-    operator.league.honest = False
+    operator.peers.honest = False
     for account in accounts:
         for peer in PEERS:
             await operator.buy(account, peer, 2_500 * SAT)
@@ -202,7 +202,7 @@ async def test_the_limits_of_refunds_hold_by_themselves(tmp_path):
             await asyncio.gather(*(operator.buy(account_id, peer, 900 * SAT) for peer in PEERS))
     lost_msat = await operator.lost_msat()
     assert 49_000 * SAT < lost_msat <= documented_sat("refunds-a-day") * SAT
-    assert operator.league.taken_msat > 5 * lost_msat, "the rest was paid by the customers"
+    assert operator.peers.taken_msat > 5 * lost_msat, "the rest was paid by the customers"
     await operator.close()
 
 
@@ -213,4 +213,4 @@ async def test_unproven_peers_take_no_more_of_the_operators_own_purchases_than_i
     for _ in range(40):
         for peer in PEERS:
             await operator.buy(None, peer, 1_900 * SAT)
-    assert operator.league.taken_msat <= documented_sat("strangers-together") * SAT
+    assert operator.peers.taken_msat <= documented_sat("strangers-together") * SAT

@@ -158,7 +158,7 @@ def test_no_more_come_than_were_asked_for():
         (["lcp"], {"Qwen2.5-Coder-14B", "llama3.1:8b", "mystery"}),
         (["node"], {"llama3.1:70b", "llama3.1:8b"}),
         (["qwen", "maker"], {"Qwen2.5-Coder-14B", "mystery"}),
-        (["nobody"], set()),
+        (["missing"], set()),
         ([""], set()),
     ],
 )
@@ -246,7 +246,7 @@ def test_endpoints_are_told_by_their_words():
 
 
 def test_each_condition_says_how_many_it_left_out_and_how_many_for_want_of_knowledge():
-    assert reasons(providers=["nobody"]) == ["providers: 4 of 4 models left out"]
+    assert reasons(providers=["missing"]) == ["providers: 4 of 4 models left out"]
     assert reasons(min_params_b=100) == [
         "min_params_b: 4 of 4 models left out, 1 of them because it is not known"
     ]

@@ -41,7 +41,7 @@ def order(wanted: Task) -> Order:
 
 
 @dataclass
-class Keeper:
+class CatalogSource:
     """A catalog source: the current catalog, and the one after a refresh."""
 
     catalog: Catalog
@@ -55,7 +55,7 @@ class Keeper:
 
 
 @dataclass
-class Choosing:
+class SelectorUnderTest:
     """A selector among some providers, with its dependencies exposed to the test."""
 
     providers: tuple
@@ -68,7 +68,7 @@ class Choosing:
     asked: list = field(default_factory=list)
 
     def __post_init__(self):
-        self.keeper = Keeper(
+        self.catalogs = CatalogSource(
             Catalog(tuple(self.providers), 0.0),
             None if self.fresh is None else Catalog(tuple(self.fresh), 1.0),
         )
@@ -86,7 +86,7 @@ class Choosing:
             AutoPolicy(), self.records, self.standings.readiness, clock=lambda: self.now
         )
         self.selector = Selector(
-            self.keeper,
+            self.catalogs,
             adapters=BODY_ADAPTERS,
             rules=RoutingRules(**self.rules),
             registry=ModelRegistry({name: ModelCard(**said) for name, said in self.cards.items()}),
@@ -121,8 +121,8 @@ class Choosing:
             self.standings.failed_to_quote(provider_id)
 
 
-def among(*providers, **more) -> Choosing:
-    return Choosing(providers, **more)
+def among(*providers, **more) -> SelectorUnderTest:
+    return SelectorUnderTest(providers, **more)
 
 
 # -- a model that the client named ------------------------------------------------------------------
@@ -295,7 +295,7 @@ async def test_alias_defaults_and_adapter_go_together():
         "temperature": 0.2,
         "max_tokens": 300,
     }
-    assert candidate.adapt(wanted) == bought, "it can be made again"
+    assert candidate.adapt(wanted) == bought, "it can be reproduced"
 
 
 # -- completions ----------------------------------------------------------------------------------
@@ -469,28 +469,28 @@ async def test_a_request_that_orjson_refuses_is_read_all_the_same():
 async def test_a_missing_model_is_looked_up_in_a_fresh_catalog(model):
     choosing = among(fresh=(provider("a", "new"),))
     assert await choosing.ids(task(model)) == ["a"]
-    assert choosing.keeper.refreshes == 1
+    assert choosing.catalogs.refreshes == 1
 
 
 @pytest.mark.parametrize("model", ["m", "auto"])
 async def test_a_provider_that_is_found_at_once_costs_no_refresh(model):
     choosing = among(provider("a", "m"))
     await choosing.ids(task(model))
-    assert choosing.keeper.refreshes == 0
+    assert choosing.catalogs.refreshes == 0
 
 
 async def test_a_model_missing_from_a_fresh_catalog_too_is_not_found():
     choosing = among(provider("a", "m"), fresh=(provider("a", "other"),))
     with pytest.raises(ModelNotFound):
         await choosing.ids(task("unheard-of"))
-    assert choosing.keeper.refreshes == 1
+    assert choosing.catalogs.refreshes == 1
 
 
 async def test_a_request_that_cannot_be_adapted_is_no_reason_to_look_again():
     choosing = among(provider("a", "m"))
     with pytest.raises(NotAdaptable):
         await choosing.ids(task(kind=COMPLETIONS, more=b',"best_of":4'))
-    assert choosing.keeper.refreshes == 0
+    assert choosing.catalogs.refreshes == 0
 
 
 async def test_what_is_on_offer_is_read_once_for_each_catalog():
@@ -537,8 +537,8 @@ async def test_explaining_changes_nothing(model):
     choosing.now = 11
     for _ in range(3):
         assert choosing.explain(task(model))["chosen"]["provider"] == "a"
-    assert choosing.asked == [] and choosing.decisions == [] and choosing.keeper.refreshes == 0
-    assert await choosing.ids(task(model)) == ["a"], "the one trial is still to be had"
+    assert choosing.asked == [] and choosing.decisions == [] and choosing.catalogs.refreshes == 0
+    assert await choosing.ids(task(model)) == ["a"], "the trial is still available"
 
 
 def test_a_choice_of_auto_is_explained_as_it_would_be_made():
@@ -614,7 +614,7 @@ async def test_a_request_that_is_clearly_too_long_for_its_model_is_refused(kind,
     assert caught.value.param == {CHAT: "messages", COMPLETIONS: "prompt"}.get(kind, "input")
     with pytest.raises(ContextTooLong):
         choosing.explain(wanted)
-    assert choosing.keeper.refreshes == 0
+    assert choosing.catalogs.refreshes == 0
     assert await choosing.ids(chat_of(PROSE[:12_000], model, kind)) == ["a"]
 
 

@@ -11,12 +11,12 @@ from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.quoting import QuoteRequester, QuotingRules
 from lcp_gateway.routing.measurements import Mode, request_size
 from tests.routing.offering import provider
-from tests.routing.test_selection import Choosing, order, task
+from tests.routing.test_selection import SelectorUnderTest, order, task
 from tests.support.purchases import ScriptedInspector
 from tests.support.scripted_peers import Peer, ScriptedPeers
 
 
-class Counters(ScriptedPeers):
+class PricedUpstream(ScriptedPeers):
     """Peers and nodes with prices; a node's quote says that its source is a node."""
 
     async def request_quote(self, task, peer_id, timeout_s):
@@ -26,14 +26,16 @@ class Counters(ScriptedPeers):
         return quote
 
 
-class Bazaar:
+class QuotedSelection:
     """Providers, the selector and the quote requester; nothing is paid."""
 
     def __init__(self, *providers, asking=None, cards=None, **prices) -> None:
-        self.choosing = Choosing(providers, cards or {})
-        self.upstream = Counters({one.peer_id: Peer(_price(one, prices)) for one in providers})
+        self.choosing = SelectorUnderTest(providers, cards or {})
+        self.upstream = PricedUpstream(
+            {one.peer_id: Peer(_price(one, prices)) for one in providers}
+        )
         self.background: list = []
-        self.market = QuoteRequester(
+        self.requester = QuoteRequester(
             self.upstream,
             asking or QuotingRules(),
             inspector=ScriptedInspector(inspect=lambda _order, _quote: b""),
@@ -51,7 +53,7 @@ class Bazaar:
         self.choosing.draw = draw
         wanted = order(task(model))
         try:
-            return await self.market.request(wanted, await self.choosing.selector(wanted))
+            return await self.requester.request(wanted, await self.choosing.selector(wanted))
         finally:
             await asyncio.gather(*self.background)
 
@@ -89,105 +91,110 @@ PRICES = dict(zip("abcdefg", range(17_901, 68_084, 7_169), strict=False))
 async def test_beside_a_free_node_fifty_of_fifty_first_requests_cost_nothing(seconds):
     """For any random draw, and although every peer's model fits better."""
     for seed in range(10):
-        bazaar = Bazaar(*PEERS, free(), **PRICES)
+        selection = QuotedSelection(*PEERS, free(), **PRICES)
         for number in range(50):
-            offer = await bazaar.buy(draw=(seed * 0.37 + number * 0.618034) % 1, seconds=seconds)
+            offer = await selection.buy(draw=(seed * 0.37 + number * 0.618034) % 1, seconds=seconds)
             assert offer.quote.price_msat == 0, (seed, number, offer.candidate.routing)
 
 
 @pytest.mark.parametrize("price_msat", [1, 300, 900, 17_901])
 async def test_a_free_node_beside_a_peer_wins_however_little_the_peer_asks(price_msat):
     for number in range(50):
-        bazaar = Bazaar(provider("a", "best-14b"), free(), a=price_msat)
-        offer = await bazaar.offer(draw=number / 50)
+        selection = QuotedSelection(provider("a", "best-14b"), free(), a=price_msat)
+        offer = await selection.offer(draw=number / 50)
         assert offer.candidate.provider_id == "node:n"
 
 
 async def test_a_named_model_that_a_free_node_offers_too_costs_nothing_at_first():
     """Where several providers offer the named model, the gateway chooses among them."""
     for number in range(20):
-        bazaar = Bazaar(provider("a", "m"), free(model="m"), a=5_000)
-        offer = await bazaar.offer("m", draw=number / 20)
+        selection = QuotedSelection(provider("a", "m"), free(model="m"), a=5_000)
+        offer = await selection.offer("m", draw=number / 20)
         assert offer.candidate.provider_id == "node:n" and offer.candidate.routing is None
 
 
 async def test_the_first_price_of_a_peer_is_not_paid_before_another_one_is_seen():
-    bazaar = Bazaar(provider("a", "m"), provider("b", "m"), a=68_084, b=17_901)
-    offer = await bazaar.offer()
-    assert bazaar.upstream.asked == ["a", "b"]
+    selection = QuotedSelection(provider("a", "m"), provider("b", "m"), a=68_084, b=17_901)
+    offer = await selection.offer()
+    assert selection.upstream.asked == ["a", "b"]
     assert offer.candidate.provider_id == "b" and offer.runner_up_msat == 68_084
-    assert bazaar.cancelled == ["a"]
+    assert selection.cancelled == ["a"]
     assert [one.provider_id for one in offer.rest] == ["a"]
 
 
 async def test_the_reported_choice_describes_the_quote_that_is_taken():
-    bazaar = Bazaar(provider("a", "m"), provider("b", "m"), a=68_084, b=17_901)
-    offer = await bazaar.offer()
+    selection = QuotedSelection(provider("a", "m"), provider("b", "m"), a=68_084, b=17_901)
+    offer = await selection.offer()
     assert offer.candidate.routing["peer"] == "b"
     assert offer.candidate.routing["reason"] == "best score of 2: cheapest, not yet measured"
     assert offer.candidate.comparison is None
 
 
 async def test_a_quote_as_expected_is_taken_without_asking_another_provider():
-    bazaar = Bazaar(provider("a", "m"), provider("b", "m"), a=5_000, b=5_000)
-    await bazaar.buy()
-    await bazaar.buy()
-    bazaar.upstream.asked.clear()
+    selection = QuotedSelection(provider("a", "m"), provider("b", "m"), a=5_000, b=5_000)
+    await selection.buy()
+    await selection.buy()
+    selection.upstream.asked.clear()
     for number in range(20):
-        await bazaar.buy(draw=number / 20)
-    assert len(bazaar.upstream.asked) == 20
-    assert len(set(bazaar.upstream.asked)) == 2
+        await selection.buy(draw=number / 20)
+    assert len(selection.upstream.asked) == 20
+    assert len(set(selection.upstream.asked)) == 2
 
 
 async def test_a_price_that_has_risen_is_compared_before_it_is_paid():
-    bazaar = Bazaar(provider("a", "m"), provider("b", "m"), a=5_000, b=6_000)
+    selection = QuotedSelection(provider("a", "m"), provider("b", "m"), a=5_000, b=6_000)
     for number in range(8):
-        await bazaar.buy(draw=number / 8)
-    bazaar.upstream.peers["a"].price_msat = Msat(50_000)
-    bazaar.upstream.asked.clear()
-    offer = await bazaar.offer(draw=0.0)
-    assert bazaar.upstream.asked == ["a", "b"] and offer.candidate.provider_id == "b"
+        await selection.buy(draw=number / 8)
+    selection.upstream.peers["a"].price_msat = Msat(50_000)
+    selection.upstream.asked.clear()
+    offer = await selection.offer(draw=0.0)
+    assert selection.upstream.asked == ["a", "b"] and offer.candidate.provider_id == "b"
 
 
 async def test_the_number_of_calls_to_peers_keeps_its_limit_and_a_node_needs_none():
     one_call = QuotingRules(at_most=1)
-    bazaar = Bazaar(provider("a", "m"), provider("b", "m"), asking=one_call, a=9_000, b=1_000)
-    assert (await bazaar.offer()).candidate.provider_id == "a"
-    bazaar = Bazaar(provider("a", "best-14b"), free(), asking=one_call, a=9_000)
+    selection = QuotedSelection(
+        provider("a", "m"), provider("b", "m"), asking=one_call, a=9_000, b=1_000
+    )
+    assert (await selection.offer()).candidate.provider_id == "a"
+    selection = QuotedSelection(provider("a", "best-14b"), free(), asking=one_call, a=9_000)
     for number in range(10):
-        assert (await bazaar.offer(draw=number / 10)).candidate.provider_id == "node:n"
+        assert (await selection.offer(draw=number / 10)).candidate.provider_id == "node:n"
 
 
 async def test_one_that_fails_in_the_comparison_leaves_the_quote_that_is_there():
-    bazaar = Bazaar(provider("a", "m"), provider("b", "m"), a=9_000)
-    bazaar.upstream.peers["b"].error = UpstreamError("UNAVAILABLE", "gone")
-    offer = await bazaar.offer()
+    selection = QuotedSelection(provider("a", "m"), provider("b", "m"), a=9_000)
+    selection.upstream.peers["b"].error = UpstreamError("UNAVAILABLE", "gone")
+    offer = await selection.offer()
     assert offer.candidate.provider_id == "a" and offer.rest == ()
 
 
 async def test_peers_of_like_prices_are_all_tried():
     """Selection still explores: the first prices are seen, and no provider is left out because it is unknown."""
-    bazaar = Bazaar(*(provider(name, "m") for name in "abcd"), a=5_000, b=5_200, c=4_900, d=5_100)
+    selection = QuotedSelection(
+        *(provider(name, "m") for name in "abcd"), a=5_000, b=5_200, c=4_900, d=5_100
+    )
     seen = Counter()
     for number in range(40):
-        seen[(await bazaar.buy(draw=(number * 0.618034) % 1)).quote.peer_id] += 1
+        seen[(await selection.buy(draw=(number * 0.618034) % 1)).quote.peer_id] += 1
     assert set(seen) == set("abcd"), seen
 
 
 async def test_a_peer_that_was_measured_to_be_better_is_bought_beside_a_free_node():
-    bazaar = Bazaar(provider("a", "best-14b"), free(), a=1_500)
+    selection = QuotedSelection(provider("a", "best-14b"), free(), a=1_500)
     for _ in range(3):
-        await bazaar.buy(seconds=20)
-        await bazaar.buy(seconds=0.5, model="best-14b")
-    taken = Counter([(await bazaar.offer("auto:fast", n / 20)).quote.peer_id for n in range(20)])
+        await selection.buy(seconds=20)
+        await selection.buy(seconds=0.5, model="best-14b")
+    taken = Counter([(await selection.offer("auto:fast", n / 20)).quote.peer_id for n in range(20)])
     assert taken["a"] > 15, taken
 
 
 async def test_the_same_draws_and_quotes_lead_to_the_same_choices():
     async def run() -> list[str]:
-        bazaar = Bazaar(*PEERS, **PRICES)
+        selection = QuotedSelection(*PEERS, **PRICES)
         return [
-            (await bazaar.buy(draw=(number * 0.618034) % 1)).quote.peer_id for number in range(30)
+            (await selection.buy(draw=(number * 0.618034) % 1)).quote.peer_id
+            for number in range(30)
         ]
 
     assert await run() == await run()

@@ -173,7 +173,7 @@ async def test_a_client_that_polls_a_missing_id_does_not_wait_for_a_writer(
     jobs, database, monkeypatch
 ):
     async def busy(_work):
-        raise AssertionError("a write for what is not there")
+        raise AssertionError("a write for a missing job")
 
     await noted(jobs)
     monkeypatch.setattr(type(database), "write", lambda _self, work: busy(work))
@@ -181,7 +181,7 @@ async def test_a_client_that_polls_a_missing_id_does_not_wait_for_a_writer(
     assert await jobs.find(ID, "key_2") is None
 
 
-class Away:
+class UnavailableDatabase:
     """A database that cannot be reached."""
 
     owner = "a" * 16
@@ -193,7 +193,7 @@ class Away:
 
 
 async def test_without_its_database_a_job_cannot_be_begun_and_nothing_is_paid():
-    jobs = BackgroundRows(Away())
+    jobs = BackgroundRows(UnavailableDatabase())
     with pytest.raises(JournalUnavailable, match="nothing was paid"):
         await noted(jobs)
     with pytest.raises(DatabaseUnavailable):

@@ -32,7 +32,7 @@ OF_THE_REQUEST = ("INVALID_ARGUMENT", "UNAUTHENTICATED", "NOT_FOUND", "CANCELLED
 
 
 @dataclass
-class Told:
+class RecordingMetrics:
     """Records the calls to the metrics."""
 
     speeds: list = field(default_factory=list)
@@ -53,7 +53,7 @@ class Told:
 class World:
     def __init__(self) -> None:
         self.now = 0.0
-        self.told = Told()
+        self.told = RecordingMetrics()
         self.records = Measurements(half_life_s=300, clock=lambda: self.now)
         self.standings = PeerTrust(
             TrustRules(

@@ -25,7 +25,7 @@ SECRET = b"a secret of this deployment"
 LEASE_S = 0.6
 
 
-class Market(ScriptedPeers):
+class UniqueJobs(ScriptedPeers):
     """An upstream whose job ids no other process uses; with ``never`` it does not quote either."""
 
     never = False
@@ -46,7 +46,7 @@ async def replica(where: str, url: str, name: str, how: str) -> None:
     database = await open_database(where)
     journal = JournalWriter(database, on_problem=lambda problem: print(problem, file=sys.stderr))
     journal.start()
-    upstream = Market(expires_in_s=10**9)
+    upstream = UniqueJobs(expires_in_s=10**9)
     upstream.never = how == "never"
     w = world(upstream=upstream, journal=journal)
     w.now[0] = datetime.now(UTC)

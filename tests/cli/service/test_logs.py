@@ -81,5 +81,5 @@ def test_a_log_may_come_later_and_be_cut_short(tmp_path):
         assert follower.read() == b"first\n"
         path.write_bytes(b"")
         assert follower.read() == b""
-        path.write_bytes(b"anew\n")
-        assert follower.read() == b"anew\n"
+        path.write_bytes(b"again\n")
+        assert follower.read() == b"again\n"

@@ -422,7 +422,7 @@ async def node():
     await made.stop()
 
 
-class TestTheNodeOfOurOwn:
+class TestTheEmbeddedNode:
     async def test_it_is_asked_and_followed_like_lnd(self, node):
         made, address = node
         async with LndInvoices(LndAddress(address), timeout_s=10, poll_s=0.01) as invoices:

@@ -219,15 +219,15 @@ async def test_what_makes_no_sense_is_refused(topups, customer):
 async def test_what_was_never_paid_can_be_forgotten(topups, ledger, customer):
     account_id = await customer(0)
     paid, expired, canceled, still_open = [await asked(topups, account_id, n) for n in range(4)]
-    lasting = await asked(topups, account_id, 4, expires_at=NOW + 50 * HOUR)
+    unexpired = await asked(topups, account_id, 4, expires_at=NOW + 50 * HOUR)
     await topups.settle(paid.payment_hash, Msat(1_000), settle_index=1, at=NOW)
-    for topup in (canceled, lasting):
+    for topup in (canceled, unexpired):
         await topups.cancel(topup.id)
     await topups.expire(NOW + 2 * HOUR)
     late = await topups.settle(still_open.payment_hash, Msat(5), settle_index=2, at=NOW)
     assert late.is_new
     assert await topups.forget_unpaid(NOW + 2 * HOUR) == 2
     left = {topup.id for topup in (await topups.page(account_id)).items}
-    assert left == {paid.id, still_open.id, lasting.id}
+    assert left == {paid.id, still_open.id, unexpired.id}
     assert await topups.get(expired.id) is None
     assert (await ledger.audit()).ok

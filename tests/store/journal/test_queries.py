@@ -165,7 +165,7 @@ async def test_an_unknown_that_turns_out_unpaid_releases_its_money(history, data
     assert [step.state for step in await books.steps(job("e"))][-1] is State.NOT_PAID
 
 
-@pytest.mark.parametrize("name", ["a", "b", "c", "f", "nobody"])
+@pytest.mark.parametrize("name", ["a", "b", "c", "f", "missing"])
 async def test_only_what_is_unknown_can_be_resolved(history, database, books, name):
     before = await books.purchase(job(name))
     with pytest.raises(NotUnknown):

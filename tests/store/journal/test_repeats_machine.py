@@ -70,7 +70,7 @@ class Bought:
         return False
 
 
-class Two:
+class TwoProcesses:
     """Two processes on one journal that crash and restart in turn."""
 
     def __init__(self, where, run):
@@ -241,7 +241,7 @@ _runs = itertools.count()
 )
 @given(st.lists(steps, min_size=8, max_size=30))
 async def test_repeats_are_refused_as_a_model_says_after_any_sequence(where, sequence):
-    two = Two(where, next(_runs))
+    two = TwoProcesses(where, next(_runs))
     for which in range(2):
         await two.start(which)
     try:

@@ -36,13 +36,13 @@ async def lines(ledger, account_id):
     return [(line.cause, line.amount_msat) for line in reversed(statement.lines[:-1])]
 
 
-async def move(journal, number, *states, **learnt):
+async def move(journal, number, *states, **update):
     for state in states:
         journal.record(
             job(number),
             state,
             NOW,
-            PurchaseUpdate(**learnt) if state is states[-1] else PurchaseUpdate(),
+            PurchaseUpdate(**update) if state is states[-1] else PurchaseUpdate(),
         )
     await written(journal)
 
@@ -105,7 +105,7 @@ PAID = (Cause.PURCHASE, -1_050)
 
 
 @pytest.mark.parametrize(
-    ("path", "learnt", "refund", "held_msat", "moves"),
+    ("path", "update", "refund", "held_msat", "moves"),
     [
         ([State.NOT_PAID], {}, False, 0, []),
         ([State.UNKNOWN], {}, False, 1_050, []),
@@ -139,11 +139,11 @@ PAID = (Cause.PURCHASE, -1_050)
     ],
 )
 async def test_the_balance_follows_the_states(
-    journal, ledger, books, customer, path, learnt, refund, held_msat, moves
+    journal, ledger, books, customer, path, update, refund, held_msat, moves
 ):
     account_id = await customer(10_000)
     await journal.intend(charged(1, account_id, refund_undelivered=refund))
-    await move(journal, 1, *path, **learnt)
+    await move(journal, 1, *path, **update)
     moves = [move if isinstance(move, tuple) else (Cause.REFUND, move) for move in moves]
     assert await lines(ledger, account_id) == moves
     balance_msat = 10_000 + sum(amount for _, amount in moves)
