@@ -36,7 +36,7 @@ def json_response(
 
 
 def list_response(data: Iterable[object], after: str | int | None) -> web.Response:
-    """Return a page of a list; ``after`` is what the next page is asked for with, None at the end."""
+    """Return a page of a list; ``after`` is the cursor of the next page, None at the end."""
     following = None if after is None else str(after)
     return json_response({"object": "list", "data": [*data], "after": following})
 

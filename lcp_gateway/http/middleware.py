@@ -84,7 +84,7 @@ class RequestMiddleware:
                     response = await self._admit(request, context)
                     if response is None:
                         response = await handler(request)
-                except Exception as error:  # noqa: BLE001 - a bug must still become a response that says what was paid
+                except Exception as error:  # noqa: BLE001 - a bug must still become a response with the payment verdict
                     response = self._refuse(self._api_error(error, context), context)
                 status = response.status
                 return response

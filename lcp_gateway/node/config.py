@@ -116,7 +116,7 @@ class NodeConfig:
     events_path: Path | None = None
 
     def __post_init__(self) -> None:
-        """Check what the types do not."""
+        """Check the values beyond their types."""
         if self.backend != ECHO and not self.backend.startswith(("http://", "https://")):
             raise ConfigError(f'backend: must be "{ECHO}" or an http(s) URL')
         if not self.listen.startswith("unix:") and ":" not in self.listen:

@@ -211,7 +211,7 @@ class FaultInjector:
             "stream-binary": _binary,
             "empty-chunks": _interleave_empty,
         }
-        # These add what only a stream of events may hold.
+        # These add bytes that are valid in a stream of events only.
         self._stream_filters: dict[str, _ChunkFilter] = {
             "stream-floods": self._flood,
             "stream-split-utf8": lambda chunks: _split_characters(_prepend(_COMMENT, chunks)),

@@ -313,7 +313,7 @@ class AutoChoice:
                     fit_feature(params_b, preferences.size), FEATURE_DIGITS
                 )
             listed = listed_msat(entry.provider, size)
-            # A node's price list is certain, a peer's price what it asked for requests of such a size.
+            # A node's price list is certain, a peer's price an estimate from its quotes for such a size.
             sure = price if listed is None else Price(listed, is_known=True)
             rows.append(ScoringRow(entry, rooms[entry.provider.peer_id] or 0.0, fit, view, sure))
         scored = score_all(rows, weights)
@@ -332,7 +332,7 @@ class AutoChoice:
 
 
 def listed_msat(provider: Provider, size: RequestSize) -> float | None:
-    """Return what a node's price list says of a request; None for a peer, which has none."""
+    """Return the price of a request by a node's price list; None for a peer, which has none."""
     if provider.price_list is not None and size is not ORDINARY_SIZE:
         return provider.price_list.most_msat(*size)
     return None if provider.list_price_msat is None else float(provider.list_price_msat)

@@ -312,7 +312,7 @@ class PeerTrust:
             case _:
                 pass
 
-    # -- what is known --------------------------------------------------------------------------
+    # -- status --------------------------------------------------------------------------
 
     def peers(self) -> tuple[str, ...]:
         """Return the peers of which anything is known."""

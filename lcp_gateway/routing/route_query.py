@@ -183,7 +183,7 @@ def _document(at: Sequence[Scored], offers: Offers, query: RouteQuery) -> Mappin
     scored = at[0]
     entry, measured = scored.entry, scored.view.measured()
     traits, provider = entry.traits, entry.provider
-    # Of a peer what it lately asked, which was for requests of some other size.
+    # For a peer its last price, which was for a request of another size.
     asked_msat = scored.price.asked_msat
     known_msat = scored.known_msat if asked_msat is None else asked_msat
     return {

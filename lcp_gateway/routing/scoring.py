@@ -226,7 +226,7 @@ def _expected_s(row: ScoringRow, best_msat: float | None) -> float | None:
     return trial_time(_ANY_S if expected_s is None else expected_s, row.price.msat, best_msat)
 
 
-# A quote within ten per cent of what was expected changes nothing, or each request would cost several quotes.
+# A quote within ten per cent of the expected price changes nothing, or each request would cost several quotes.
 _AS_EXPECTED = 1.1
 _MSAT = 1.0
 

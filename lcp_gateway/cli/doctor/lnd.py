@@ -1,4 +1,4 @@
-"""The doctor on lnd: whether it answers, which node it is, what its macaroons allow, and what it can pay."""
+"""The checks of lnd: whether it answers, its identity, the permissions of its macaroons, and the amount it can pay."""
 
 import contextlib
 import re

@@ -16,7 +16,7 @@ from lcp_gateway.cli.output import user_name
 from lcp_gateway.cli.service.processes import Process, find_process
 
 EMPTY = "it is empty"
-"""The problem of an empty PID file, which a full disk leaves behind."""
+"""The problem of an empty PID file, as after a full disk."""
 
 _MAX_BYTES = 64 * 2**10
 

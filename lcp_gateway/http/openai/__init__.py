@@ -1,1 +1,1 @@
-"""OpenAI's routes: what a client of OpenAI's API calls."""
+"""The routes of OpenAI's API."""

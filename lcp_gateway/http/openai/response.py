@@ -41,7 +41,7 @@ ROUTING_HEADER = "X-Lcp-Routing"
 _SAFE_HEADER = re.compile(r"[\x20-\x7e]{1,256}")
 # The counter of streamed bytes is updated this often, not for every chunk.
 _COUNT_EVERY_BYTES = 16_384
-# How often to look whether a slow client has taken what was written.
+# How often to check whether a slow client has read the bytes written.
 _LEAST_PAUSE_S = 0.002
 _MOST_PAUSE_S = 0.1
 

@@ -83,7 +83,7 @@ class PurchaseRow:
     def apply(self, update: PurchaseUpdate) -> bool:
         """Fill in values that were not known, and keep those that were; return whether anything was new."""
         before = self._known
-        # Nothing is added to what may have been charged: a price can only turn out to be lower.
+        # The charge never grows: a price can only turn out to be lower.
         if update.charged_msat is not None and update.charged_msat < self.price_msat:
             self.price_msat = update.charged_msat
             if self.charge is not None:
