@@ -122,7 +122,7 @@ def test_the_bytes_are_the_second_binary_format():
 
 
 @given(bytes32, bytes32, st.text("abc:/=", max_size=20), times, bytes32)
-def test_what_is_issued_travels_and_is_proven(preimage, token_id, account, end, secret):
+def test_an_issued_token_is_serialized_and_verified(preimage, token_id, account, end, secret):
     payment_hash = hashlib.sha256(preimage).digest()
     macaroon = Issuer(secret).issue(payment_hash, account, end, token_id)
     text = macaroon.to_text()

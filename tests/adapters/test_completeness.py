@@ -108,7 +108,7 @@ def test_a_document_is_judged_by_what_it_holds(form, document, expected):
         (b"null", WRONG_KIND),
     ],
 )
-def test_what_is_no_document_is_not_whole(form, body, expected):
+def test_an_invalid_document_is_incomplete(form, body, expected):
     assert judge_document(form, body) is expected
     verdict, _ = judged(form, body)
     assert verdict is expected or (body.startswith(b"null") and verdict is not WHOLE)

@@ -129,7 +129,7 @@ def test_the_plan_and_the_request_show_no_text():
         ({"messages": ["secret"]}, "messages", "unsupported_parameter"),
     ],
 )
-def test_what_chat_cannot_do_is_refused_by_name(fields, param, code):
+def test_features_that_chat_lacks_are_refused_by_name(fields, param, code):
     assert refusal(**fields) == (param, code)
 
 
@@ -241,7 +241,7 @@ def test_log_probabilities_that_were_not_asked_for_are_left_out():
         b"",
     ],
 )
-def test_what_is_no_answer_of_chat_stays_as_it_is(body):
+def test_a_result_that_is_no_chat_completion_stays_unchanged(body):
     assert from_chat(body, PLAIN) == body
 
 

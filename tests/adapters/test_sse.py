@@ -153,7 +153,7 @@ def test_an_event_goes_out_as_soon_as_it_is_whole():
     assert reader.rest() == []
 
 
-def test_what_has_no_empty_line_after_it_is_no_event():
+def test_an_event_needs_an_empty_line_after_it():
     events, rest = read([b"data: a\n\ndata: [DONE]\n"])
     assert [event.data for event in events] == [b"a"]
     assert [(event.raw, event.has_data) for event in rest] == [(b"data: [DONE]\n", False)]

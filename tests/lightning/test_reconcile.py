@@ -340,7 +340,7 @@ async def test_a_journal_that_cannot_be_written_leaves_the_payment_open_for_a_la
     assert (await world.reconciler.once()).settled == 1
 
 
-async def test_what_another_process_resolved_is_not_counted_twice(world):
+async def test_a_payment_resolved_by_another_process_is_not_counted_twice(world):
     payment = world.add(answer=was_paid())
 
     async def resolved_meanwhile(payment_hash):

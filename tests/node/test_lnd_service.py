@@ -96,7 +96,7 @@ async def test_an_invoice_is_signed_by_the_node_and_says_what_was_asked_for(lnd)
     assert (invoice.payment_hash, invoice.payment_secret) == (added.r_hash, added.payment_addr)
 
 
-async def test_what_is_left_out_is_lnds_default(lnd):
+async def test_omitted_fields_have_lnds_defaults(lnd):
     added = await lnd.add(value=3)
     invoice = bolt11.decode(added.payment_request)
 
@@ -128,7 +128,7 @@ async def test_a_preimage_and_a_description_hash_may_be_given(lnd):
         {"value_msat": 21_000_001 * 10**11},
     ],
 )
-async def test_what_no_invoice_can_say_is_refused(lnd, fields):
+async def test_an_impossible_invoice_is_refused(lnd, fields):
     assert (await failure(lnd.add(**fields)))[0] == "UNKNOWN"
     assert len(lnd.node.invoices) == 0
 

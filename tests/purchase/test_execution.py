@@ -210,7 +210,7 @@ async def test_a_client_that_leaves_while_paying_leaves_an_unknown(streamed):
         {"status": ResultStatus.UNSPECIFIED},
     ],
 )
-async def test_a_result_that_is_not_what_was_promised_is_undelivered(wrong):
+async def test_a_result_that_fails_verification_is_undelivered(wrong):
     _, journal, executor, purchase = world(outcome=result(**wrong))
     with pytest.raises(Undelivered):
         await executor.execute(purchase)

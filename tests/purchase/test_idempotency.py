@@ -242,7 +242,7 @@ def test_a_smaller_cache_evicts_the_excess_at_once():
     assert held.cache.pool.held_bytes == 0
 
 
-def test_other_times_hold_for_what_is_asked_from_now_on():
+def test_changed_times_apply_to_later_requests():
     held = CacheUnderTest(repeats_for_s=100)
     held.bought(ordered())
     held.at = 50

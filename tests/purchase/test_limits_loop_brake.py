@@ -52,7 +52,7 @@ def test_other_bodies_and_other_credentials_are_counted_apart():
     assert requests.passes(ordered(key_id="another"))
 
 
-def test_what_was_held_does_not_count():
+def test_a_refused_request_does_not_count():
     requests = Requests(1)
     assert requests.passes()
     for _ in range(6):
@@ -85,7 +85,7 @@ def test_in_no_minute_do_more_pass_than_allowed(per_minute, gaps):
         assert sum(start <= at < start + 60.0 for at in passed) <= per_minute
 
 
-def test_another_number_counts_what_came_lately():
+def test_a_changed_limit_counts_recent_requests():
     requests = Requests(3)
     assert all(requests.passes() for _ in range(3))
     requests.brake.use(5)

@@ -140,5 +140,5 @@ def test_every_row_says_how_it_is_known_and_has_a_name_of_its_own():
     assert len({row.name for row in EVIDENCE}) == len(EVIDENCE)
 
 
-def test_what_was_paid_is_never_worth_a_retry():
+def test_a_paid_request_never_advises_a_retry():
     assert not any(row.worth_a_retry for row in EVIDENCE if row.verdict is Verdict.SETTLED)

@@ -59,7 +59,7 @@ async def test_all_readers_get_all_bytes_whenever_they_come():
     assert await asyncio.gather(early, middle, read_all(source)) == [b"onetwo"] * 3
 
 
-async def test_what_waits_for_a_late_reader_comes_as_one_block():
+async def test_buffered_bytes_reach_a_late_reader_as_one_block():
     source = answer()
     for block in (b"a", b"b", b"c"):
         source.append(block)
@@ -144,7 +144,7 @@ async def test_past_the_whole_bytes_no_new_reader_joins_and_the_others_get_every
         await anext(reader)
 
 
-async def test_past_the_whole_bytes_what_all_have_taken_is_released():
+async def test_past_the_whole_bytes_blocks_read_by_all_are_released():
     pool = BufferPool(1_000_000)
     source = answer(whole=10, pool=pool)
     reader = source.chunks()
@@ -331,7 +331,7 @@ async def _interleave(steps, *, fails: bool, whole: int) -> None:
 # -- retained for a later reader ---------------------------------------------------------------------
 
 
-async def test_what_has_come_can_be_had_without_a_copy():
+async def test_the_received_bytes_can_be_read_without_a_copy():
     source, block = answer(), b"a block"
     assert source.blocks() == ()
     source.append(block)
@@ -353,7 +353,7 @@ async def test_the_blocks_of_a_released_result_cannot_be_read():
         forgotten.blocks()
 
 
-async def test_what_is_retained_stays_whole_where_there_is_no_room():
+async def test_a_retained_result_stays_whole_when_the_pool_is_full():
     pool = BufferPool(5)
     kept, other = answer(pool=pool), answer(pool=pool)
     kept.retained_for = object()
@@ -364,7 +364,7 @@ async def test_what_is_retained_stays_whole_where_there_is_no_room():
     assert kept.blocks() == (b"longer than that",)
 
 
-async def test_what_is_retained_is_bounded_all_the_same():
+async def test_a_retained_result_is_still_bounded():
     kept = answer(whole=10)
     kept.retained_for = object()
     for _ in range(5):
@@ -458,7 +458,7 @@ async def test_bytes_above_the_free_ones_wait_for_a_good_end():
     assert b"".join(taken) == b"onetwoENDmore" == await read_all(source)
 
 
-async def test_what_waits_is_dropped_where_the_end_is_none():
+async def test_held_back_bytes_are_dropped_when_the_result_fails():
     """The end mark is not sent before the hash has been verified."""
     pool = BufferPool(1_000_000)
     source = answer(pool=pool)

@@ -68,7 +68,7 @@ async def test_a_retained_result_larger_than_the_buffer_ends_without_a_reader():
     assert w.memory.pool.held_bytes == 0
 
 
-async def test_what_is_cancelled_before_its_payment_costs_nothing():
+async def test_a_purchase_cancelled_before_its_payment_costs_nothing():
     upstream = ScriptedPeers({"p1": Peer(ready=asyncio.Event())})
     w = world(upstream=upstream)
     answer = w.service.start(ordered(), KEY)
@@ -79,7 +79,7 @@ async def test_what_is_cancelled_before_its_payment_costs_nothing():
     assert w.upstream.works == [] and w.upstream.cancelled == [] and w.journal.states == {}
 
 
-async def test_what_is_cancelled_while_its_intent_is_written_is_known_not_to_be_paid():
+async def test_a_purchase_cancelled_while_its_intent_is_written_is_known_to_be_unpaid():
     journal = PlainJournal(gate=asyncio.Event())
     w = world(journal=journal)
     answer = w.service.start(ordered(), KEY)
@@ -97,7 +97,7 @@ async def test_what_is_cancelled_while_its_intent_is_written_is_known_not_to_be_
         (True, Verdict.SETTLED, ["paying", "settled", "undelivered"]),
     ],
 )
-async def test_what_is_cancelled_after_its_payment_says_what_is_known_and_tells_the_peer(
+async def test_a_purchase_cancelled_after_its_payment_reports_its_state_and_cancels_the_job(
     stream, verdict, states
 ):
     w = world()
@@ -119,7 +119,7 @@ async def test_what_is_cancelled_after_its_payment_says_what_is_known_and_tells_
     assert len(w.upstream.works) == 1
 
 
-async def test_cancelling_what_has_ended_changes_nothing():
+async def test_cancelling_an_ended_purchase_changes_nothing():
     w = world()
     asked = spawn(w.ask(ordered(), KEY))
     (await w.work()).deliver()
@@ -130,7 +130,7 @@ async def test_cancelling_what_has_ended_changes_nothing():
     assert answer.error is None and w.upstream.cancelled == []
 
 
-async def test_out_of_time_before_its_payment_it_costs_nothing():
+async def test_a_timeout_before_the_payment_costs_nothing():
     upstream = ScriptedPeers({"p1": Peer(ready=asyncio.Event())})
     w = world(upstream=upstream, limit_s=0.02)
     with pytest.raises(Interrupted) as caught:
@@ -141,7 +141,7 @@ async def test_out_of_time_before_its_payment_it_costs_nothing():
 
 
 @pytest.mark.parametrize(("stream", "verdict"), [(False, Verdict.UNKNOWN), (True, Verdict.SETTLED)])
-async def test_out_of_time_after_its_payment_it_says_what_is_known(stream, verdict):
+async def test_a_timeout_after_the_payment_reports_its_state(stream, verdict):
     w = world(limit_s=0.05)
     asked = spawn(w.ask(ordered(stream=stream), KEY))
     work = await w.work()
@@ -161,7 +161,7 @@ async def test_the_time_limit_holds_for_a_purchase_without_a_reader_too():
     assert answer.error.code == "timed_out"
 
 
-async def test_what_came_in_time_is_not_ended_later():
+async def test_a_result_that_came_in_time_is_not_interrupted_later():
     w = world(limit_s=0.03)
     asked = spawn(w.ask(ordered()))
     (await w.work()).deliver()

@@ -155,7 +155,7 @@ async def test_a_payment_that_follows_a_dead_node_is_the_only_one():
     assert [work.quote.peer_id for work in w.upstream.works] == ["n1", "p1"]
 
 
-async def test_what_is_wrong_with_the_request_is_not_tried_elsewhere():
+async def test_an_invalid_request_is_not_tried_at_another_provider():
     w = world(upstream=of(n1=FREE, n2=FREE))
     asked = spawn(w.ask(ordered()))
     (await w.work()).put(WRONG)

@@ -147,7 +147,7 @@ async def test_the_runner_up_price_is_written_down():
     assert intent.runner_up_msat == 5_000
 
 
-async def test_a_quote_that_another_process_took_says_what_was_bought_with_it():
+async def test_a_quote_that_another_process_took_reports_its_purchase():
     w = world()
     held = await w.service.quote(ordered())
     earlier = bought_elsewhere(w, State.DELIVERED)

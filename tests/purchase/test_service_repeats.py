@@ -146,7 +146,7 @@ async def test_the_loop_brake_stops_repeated_requests_but_not_those_that_join():
         (State.UNKNOWN, Verdict.UNKNOWN),
     ],
 )
-async def test_what_another_process_bought_is_not_bought_again(state, verdict):
+async def test_a_purchase_of_another_process_is_not_bought_again(state, verdict):
     w = world()
     earlier = bought_elsewhere(w, state)
     with pytest.raises(ResultLost) as lost:
@@ -168,7 +168,7 @@ async def test_another_request_under_a_key_of_another_process_is_refused_and_doe
         await w.ask(ordered(), KEY)
 
 
-async def test_what_another_process_is_paying_is_waited_for():
+async def test_a_running_payment_of_another_process_is_awaited():
     w = world()
     earlier = bought_elsewhere(w, State.PAYING)
     asked = spawn(w.ask(ordered(), KEY))

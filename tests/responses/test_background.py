@@ -130,7 +130,7 @@ def test_the_reason_of_a_failure_and_the_state_of_its_payment_are_shown():
     )
 
 
-def test_what_was_said_is_not_repeated_and_not_in_a_repr():
+def test_the_input_is_not_repeated_and_not_in_a_repr():
     shown = job(begun(), inputs=(b'"SECRET"',))
     assert b"SECRET" not in shown.document() and "SECRET" not in repr(shown)
     assert "input" not in echoed_fields(REQUEST)

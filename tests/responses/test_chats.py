@@ -43,7 +43,7 @@ def test_a_call_and_its_output_are_listed_whole():
     )
 
 
-def test_what_is_no_message_has_a_place_too():
+def test_an_item_that_is_no_message_is_listed_too():
     assert listed("secret", None) == [
         {"id": "chatcmpl-1-0", "role": None, "content": None},
         {"id": "chatcmpl-1-1", "role": None, "content": None},

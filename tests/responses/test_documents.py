@@ -338,7 +338,7 @@ def said(*deltas):
     ]
 
 
-def test_what_servers_repeat_is_said_once():
+def test_values_that_servers_repeat_are_kept_once():
     function = {"name": "f", "arguments": "1"}
     piece = {
         "role": "assistant",
@@ -360,7 +360,7 @@ def test_calls_without_an_index_are_told_apart_by_their_ids():
     assert [(each["id"], each["function"]["arguments"]) for each in found] == [("call_1", "{}"), ("call_2", "{}")]  # fmt: skip
 
 
-def test_what_else_comes_in_pieces_is_joined_and_of_the_rest_the_last_counts():
+def test_other_strings_are_joined_and_of_other_values_the_last_counts():
     assert said(
         {"audio": {"id": "a", "transcript": "x", "data": "AA"}, "annotations": [{"type": "url_citation"}],
          "function_call": {"name": "f", "arguments": "{"}, "score": 1, "extra": {"a": 1}, "note": "n"},

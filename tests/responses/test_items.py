@@ -49,7 +49,7 @@ def test_a_chat_is_shown_with_its_metadata_even_where_it_has_none():
     assert json.loads(other.document())["metadata"] == {"c": "d"}
 
 
-def test_what_was_said_so_far_is_the_inputs_and_then_the_output():
+def test_the_conversation_so_far_is_the_inputs_and_then_the_output():
     first = item(DOCUMENT, inputs=(b'"one"',))
     assert first.context() == (b'"one"', b'{"type":"message","n":1.0E0}')
     second = item(b'{"output":[]}', inputs=(*first.context(), b'"two"'))
@@ -82,7 +82,7 @@ def test_items_of_a_stream_that_only_its_events_tell_are_part_of_what_was_said()
 @pytest.mark.parametrize(
     "block", [b"", b"[]", b"nonsense", b"data: nonsense\n\n", b"{", b"\xff\xfe"]
 )
-def test_what_cannot_be_read_is_a_value_error(kind, stream, block):
+def test_an_unreadable_result_is_a_value_error(kind, stream, block):
     with pytest.raises(ValueError, match=r"."):
         item(block, kind=kind, stream=stream, changes={"id": "x"}).document()
 

@@ -44,7 +44,7 @@ def plan(**changes):
     return RecordingPlan(**{**fields, **changes})
 
 
-def test_what_came_whole_is_kept_with_what_led_to_it():
+def test_a_complete_result_is_stored_with_its_input():
     keeping = Keeping()
     keeping.keep(came(DOCUMENT), earlier=(b'"before"',))
     item = keeping.get()
@@ -70,7 +70,7 @@ async def test_it_is_there_as_soon_as_the_answer_has_ended_and_not_before():
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))
-def test_what_was_cut_or_failed_is_not_kept(verdict):
+def test_cut_and_failed_results_are_not_stored(verdict):
     keeping, answer = Keeping(), begun(None, PurchaseEvent.PAY, PurchaseEvent.SETTLE)
     keeping.keep(answer)
     answer.begin(came(DOCUMENT).head)
@@ -115,21 +115,21 @@ def test_the_result_of_a_stream_is_kept_as_one_string():
     assert (item.blocks, item.stream) == ((STREAM + b": end\n\n",), True)
 
 
-def test_whether_it_is_a_stream_goes_by_what_came_and_not_by_what_was_asked():
+def test_a_stream_is_recognized_by_the_result_and_not_by_the_request():
     keeping = Keeping()
     keeping.keep(came(DOCUMENT, content_type="Application/JSON"))
     assert not keeping.get().stream
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", " GZip "])
-def test_what_is_encoded_cannot_be_read_and_is_not_kept(encoding):
+def test_an_encoded_result_is_not_stored(encoding):
     keeping = Keeping()
     keeping.keep(came(gzip.compress(DOCUMENT), encoding=encoding), fixed_id="resp_bg_1")
     assert (len(keeping.store), keeping.lost) == (0, 1)
 
 
 @pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
-def test_what_is_not_encoded_is_kept(encoding):
+def test_a_result_without_an_encoding_is_stored(encoding):
     keeping = Keeping()
     keeping.keep(came(DOCUMENT, encoding=encoding))
     assert keeping.get() is not None
@@ -142,7 +142,7 @@ def test_an_answer_whose_beginning_is_gone_is_lost():
 
 
 @pytest.mark.parametrize("limits", [{"items": 0}, {"bytes_in_all": 100}])
-def test_what_does_not_fit_is_lost(limits):
+def test_a_result_that_does_not_fit_is_lost(limits):
     keeping = Keeping(**limits)
     keeping.keep(came(DOCUMENT))
     assert (len(keeping.store), keeping.lost) == (0, 1)
@@ -165,7 +165,7 @@ def test_an_id_that_cannot_stand_in_a_path_is_none():
 )  # fmt: skip
 @pytest.mark.parametrize("content_type", [JSON, EVENTS, "", "text/event-stream\x00", "é"])
 @pytest.mark.parametrize("kind", [TaskKind.RESPONSES, TaskKind.CHAT_COMPLETIONS])
-async def test_whatever_a_provider_sends_an_answer_stays_delivered(block, content_type, kind):
+async def test_a_result_stays_delivered_whatever_the_provider_sends(block, content_type, kind):
     complaints, keeping = Complaints(), Keeping()
     answer = begun(None, PurchaseEvent.PAY, PurchaseEvent.SETTLE, PurchaseEvent.DELIVER)
     keeping.keep(answer, kind=kind, fixed_id="resp_bg_1")

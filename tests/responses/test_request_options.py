@@ -79,7 +79,7 @@ def test_a_response_that_is_not_for_the_background_need_not_be_stored(background
         (CHAT, {"store": True, "metadata": []}, ("metadata", "invalid_type")),
     ],
 )
-def test_what_makes_no_sense_is_refused_and_names_its_field(kind, document, expected):
+def test_an_invalid_value_is_refused_and_its_field_named(kind, document, expected):
     assert refused(kind, document) == expected
 
 

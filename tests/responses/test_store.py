@@ -184,7 +184,7 @@ def test_an_owners_only_item_may_be_larger_than_its_share(make):
     assert store.held_bytes <= store.limits.bytes_in_all
 
 
-def test_what_alone_is_over_the_budget_is_not_kept_nor_is_the_older_one(make, told):
+def test_an_item_over_the_budget_is_not_stored_and_the_older_one_is_dropped(make, told):
     store = make(bytes_in_all=cost(fresh(KIB)))
     assert store.put("me", Thing("a", (fresh(KIB),)))
     assert not store.put("me", Thing("a", (fresh(KIB + 1),)))

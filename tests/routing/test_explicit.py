@@ -78,7 +78,7 @@ def test_unlisted_models_may_be_allowed():
     assert chosen("unheard-of", allow_unlisted=True) == ALICE
 
 
-def test_an_allowlist_replaces_what_is_advertised():
+def test_an_allowlist_replaces_the_advertised_models():
     assert chosen("mine", allowlist=frozenset({"mine"})) == ALICE
     with pytest.raises(ModelNotFound, match="allowlist"):
         chosen("small", allowlist=frozenset({"mine"}))

@@ -57,7 +57,7 @@ def test_a_change_is_noticed_within_a_few_measurements():
     assert kept.rate() < 25
 
 
-def test_what_is_known_fades_to_what_is_known_of_all():
+def test_measurements_fade_to_the_average_of_all_providers():
     kept = Kept(half_life_s=10)
     for _ in range(4):
         kept.delivered(A, rate=1)

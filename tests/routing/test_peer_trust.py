@@ -86,13 +86,13 @@ def test_a_new_peer_is_trusted_with_the_base(standings):
     assert room(standings) == 10_000
 
 
-def test_trust_grows_with_what_was_delivered(standings):
+def test_trust_grows_with_deliveries(standings):
     for _ in range(20):
         buy(standings, 5_000, State.DELIVERED)
     assert room(standings) == 10_000 + 100_000 // 10
 
 
-def test_what_is_being_paid_or_unknown_counts_until_it_is_known(standings):
+def test_running_and_unknown_payments_count_until_they_are_resolved(standings):
     buy(standings, 3_000)
     unknown = buy(standings, 4_000, State.UNKNOWN)
     assert room(standings) == 3_000
@@ -118,7 +118,7 @@ def test_clients_that_leave_neither_reduce_a_peers_trust_nor_trip_its_breaker(st
     assert room(standings) == 10_000
 
 
-def test_what_passed_the_check_counts_before_it_is_paid(standings):
+def test_a_checked_quote_counts_before_it_is_paid(standings):
     first = asks(6_000)
     standings.check(first)
     assert refuses(standings, 6_000)
@@ -437,7 +437,7 @@ def test_changed_rules_keep_the_losses_to_unproven_peers(together, clock):
 # -- history from the journal -----------------------------------------------------------------------
 
 
-def test_what_the_journal_knows_survives_a_restart(standings):
+def test_the_history_in_the_journal_survives_a_restart(standings):
     job_id = b"\x77" * 32
     standings.load(
         [
@@ -627,7 +627,7 @@ def test_amounts_stay_whole(standings):
 # -- changed rules ----------------------------------------------------------------------------------
 
 
-def test_other_rules_hold_for_all_at_once_and_what_is_known_stays(standings):
+def test_changed_rules_apply_at_once_and_the_history_stays(standings):
     buy(standings, 4_000, State.DELIVERED)
     buy(standings, 6_000, State.UNKNOWN)
     before = room(standings)

@@ -11,7 +11,7 @@ def chat(**fields):
     return requirements_of(CHAT, {"messages": [], **fields}, 400)
 
 
-def test_a_plain_question_needs_nothing_but_room():
+def test_a_plain_prompt_requires_only_context():
     needs = chat(messages=[{"role": "user", "content": "hi"}])
     assert needs.capabilities == frozenset() and needs.tokens == 100
 
@@ -26,7 +26,7 @@ def test_a_plain_question_needs_nothing_but_room():
         ({"messages": [{"content": [{"type": "input_audio"}]}]}, "audio"),
     ],
 )
-def test_what_a_chat_uses_it_needs(fields, capability):
+def test_the_features_a_chat_uses_are_required(fields, capability):
     assert chat(**fields).capabilities == {capability}
 
 
@@ -39,7 +39,7 @@ def test_what_a_chat_uses_it_needs(fields, capability):
         ({"input": [{"type": "input_image"}]}, "vision"),
     ],
 )
-def test_what_a_response_uses_it_needs(fields, capability):
+def test_the_features_a_response_uses_are_required(fields, capability):
     assert requirements_of(RESPONSES, fields, 40).capabilities == {capability}
 
 
@@ -55,7 +55,7 @@ def test_what_a_response_uses_it_needs(fields, capability):
         {"tools": "f"},
     ],
 )
-def test_what_is_not_used_or_not_shaped_as_expected_is_not_needed(fields):
+def test_unused_or_malformed_features_are_not_required(fields):
     assert chat(**fields).capabilities == frozenset()
 
 
@@ -65,6 +65,6 @@ def test_an_image_counts_as_an_image_and_not_as_the_text_it_is_encoded_in():
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
-def test_the_output_that_is_allowed_takes_room_too(name):
+def test_the_allowed_output_needs_context_too(name):
     assert chat(**{name: 900}).tokens == 1_000
     assert chat(**{name: True}).tokens == chat(**{name: "900"}).tokens == 100

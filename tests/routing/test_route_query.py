@@ -89,7 +89,7 @@ def test_words_are_compared_in_lower_case():
         ({"limit": MAX_RESULTS + 1}, "limit", "invalid_value"),
     ],
 )
-def test_what_is_wrong_is_named(fields, param, code):
+def test_an_invalid_field_is_named(fields, param, code):
     with pytest.raises(BadQuery) as caught:
         read_query(fields)
     assert (caught.value.param, caught.value.code) == (param, code)
@@ -108,7 +108,7 @@ MARKET = market()
 
 
 @given(st.dictionaries(FIELDS, JSON, max_size=4))
-def test_whatever_comes_is_answered_or_refused_with_a_name(fields):
+def test_any_query_is_answered_or_refused_with_its_field(fields):
     named = None
     try:
         query = read_query(fields)
@@ -203,14 +203,14 @@ def test_the_size_that_is_preferred_comes_first():
     assert names(prefer_size="balanced", min_params_b=1)[0] == "Qwen2.5-Coder-14B"
 
 
-def test_why_says_what_the_score_is_made_of():
+def test_why_lists_the_parts_of_the_score():
     (one,) = found(capabilities=["code"], prefer_size="small")
     assert "fit 0.22" in one["why"] and "14B against small" in one["why"]
     assert one["why"].endswith("has code")
     assert set(one["features"]) == {"availability", "speed", "delivery", "price", "fit"}
 
 
-def test_what_is_known_of_a_model_is_reported():
+def test_the_metadata_of_a_model_is_reported():
     bench = market()
     bench.measured("a", "Qwen2.5-Coder-14B", 2, price_msat=4_000)
     (one,) = found(bench, providers=["qwen"])

@@ -315,7 +315,7 @@ async def test_the_adapter_is_for_providers_that_only_chat_and_the_others_get_ev
 
 
 @pytest.mark.parametrize("model", ["m", "auto"])
-async def test_what_no_chat_can_do_is_said_before_anything_is_asked(model):
+async def test_features_that_chat_lacks_are_refused_before_any_quote(model):
     wanted = task(model, COMPLETIONS, more=b',"suffix":"end"')
     with pytest.raises(NotAdaptable) as caught:
         await among(provider("a", "m")).selector(order(wanted))
@@ -493,7 +493,7 @@ async def test_a_request_that_cannot_be_adapted_is_no_reason_to_look_again():
     assert choosing.catalogs.refreshes == 0
 
 
-async def test_what_is_on_offer_is_read_once_for_each_catalog():
+async def test_the_offers_are_read_once_for_each_catalog():
     choosing = among(provider("a", "m"), fresh=(provider("a", "m2"),))
     offers = choosing.selector.offers()
     assert choosing.selector.offers() is offers
@@ -577,7 +577,7 @@ def test_where_a_node_offers_a_named_model_it_is_explained_by_the_score():
     assert "by their score" in document["chosen"]["reason"]
 
 
-def test_what_has_no_provider_cannot_be_explained():
+def test_a_model_without_a_provider_cannot_be_explained():
     with pytest.raises(ModelNotFound):
         among(provider("a", "m")).explain(task("unheard-of"))
     with pytest.raises(NoProvider):
@@ -627,7 +627,7 @@ async def test_a_model_that_has_room_gets_what_another_has_none_for():
 @pytest.mark.parametrize(
     "text", ["=" * 15_000, "1234567890" * 1_200, "\u4e2d\u6587" * 2_500, "a" * 4_000, "{[(" * 3_000]
 )
-async def test_what_may_just_fit_is_not_refused(text):
+async def test_a_request_that_may_just_fit_is_not_refused(text):
     choosing = among(provider("a", "m"), cards={"m": {"context_length": 4_096}})
     assert await choosing.ids(chat_of(text)) == ["a"]
 

@@ -399,7 +399,7 @@ def test_the_level_changes_for_loggers_that_were_used_before(lines):
     assert [line["event"] for line in lines()] == ["yes"] * 5
 
 
-def test_what_the_operator_waits_for_is_told_at_any_level(lines):
+def test_messages_for_the_operator_are_logged_at_any_level(lines):
     set_log_level("error")
     log = get_logger("x")
     log.info("no")

@@ -91,7 +91,7 @@ def test_an_unknown_outcome_is_counted_and_never_raises(metrics, value):
     assert value("payment_msat_total", outcome="other", peer=ALICE) == 5
 
 
-def test_what_was_paid_and_not_delivered_is_counted_with_its_price(metrics, value):
+def test_paid_and_undelivered_purchases_are_counted_with_their_price(metrics, value):
     metrics.undelivered(BOB, 7_230)
     assert value("undelivered_total", peer=BOB) == 1
     assert value("undelivered_msat_total", peer=BOB) == 7_230

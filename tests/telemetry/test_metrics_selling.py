@@ -29,7 +29,7 @@ def test_a_gateway_without_accounts_exposes_no_metric_of_customers(metrics, name
     ]
 
 
-def test_what_customers_have_is_shown_as_it_is_now(metrics, value):
+def test_customers_balances_are_current(metrics, value):
     metrics.customers(3, 5_000, 1_000)
     metrics.customers(2, 21_000_000 * 100_000_000 * 1_000, 0)
     assert value("customers") == 2

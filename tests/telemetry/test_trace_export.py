@@ -120,7 +120,7 @@ async def test_the_name_of_the_service_may_be_another(soon, monkeypatch):
     assert seen.paths == ["/v1/traces"]
 
 
-async def test_what_waits_at_the_end_still_goes_out():
+async def test_queued_spans_are_exported_at_the_end():
     with collector() as seen:
         export = export_to(seen.endpoint, Counts())
         for _ in range(300):

@@ -259,7 +259,7 @@ async def test_a_waiting_repeat_buys_when_the_purchase_failed_unpaid(replica):
         (RuntimeError("secret inside"), Exception, Verdict.UNKNOWN),
     ],
 )
-async def test_what_failed_after_it_may_have_been_paid_fails_alike(replica, failure, kind, verdict):
+async def test_a_failure_after_a_possible_payment_is_shared(replica, failure, kind, verdict):
     one, other = await replica(), await replica()
     with pytest.raises(kind) as first:
         await bought(one, ordered(), KEY, failure)
@@ -293,7 +293,7 @@ async def test_a_stream_that_was_cut_is_cut_at_the_same_place(replica):
     other.service.left(answer)
 
 
-async def test_what_the_gateway_ended_itself_ended_everywhere(replica):
+async def test_a_purchase_that_the_gateway_interrupted_ends_everywhere(replica):
     one, other = await replica(), await replica()
     asked = spawn(one.ask(ordered(), KEY))
     await work_of(one)
@@ -377,7 +377,7 @@ async def test_a_forged_result_reaches_no_client(replica):
         (State.UNDELIVERED, Verdict.SETTLED),
     ],
 )
-async def test_what_a_dead_gateway_had_paid_for_is_not_bought_again(
+async def test_a_purchase_that_a_dead_gateway_paid_is_not_bought_again(
     replica, journals, state, verdict
 ):
     one, other = await replica(lease_s=0.1), await replica(lease_s=0.1)
@@ -397,7 +397,7 @@ async def test_what_a_dead_gateway_had_paid_for_is_not_bought_again(
 
 
 @pytest.mark.parametrize("state", [None, State.NOT_PAID])
-async def test_what_a_dead_gateway_had_not_paid_for_is_bought_by_one_other(
+async def test_a_purchase_that_a_dead_gateway_had_not_paid_is_bought_by_one_other(
     replica, journals, state
 ):
     journals.state = state

@@ -277,7 +277,7 @@ async def test_an_invoice_without_an_amount_has_none(node, lnd):
     assert (invoice.amount_msat, invoice.description_hash) == (None, b"\x22" * 32)
 
 
-async def test_what_lnd_cannot_read_is_an_error(lnd):
+async def test_an_invoice_that_lnd_cannot_parse_is_an_error(lnd):
     assert (await failure(lnd.decode("lnbc1nonsense"))).status == "UNKNOWN"
 
 

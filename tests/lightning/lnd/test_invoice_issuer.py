@@ -186,7 +186,7 @@ class TestMakingInvoices:
         ("amount_msat", "memo", "expiry_s"),
         [(0, "", 1), (-1, "", 1), (1, "", 0), (1, "", -1), (1, "x" * 640, 1), (1, "ü" * 320, 1)],
     )
-    async def test_what_no_invoice_can_say_is_not_asked_for(
+    async def test_an_impossible_invoice_is_not_requested(
         self, lnd, invoices, amount_msat, memo, expiry_s
     ):
         with pytest.raises(ValueError, match=r"above zero|at most 639 bytes"):

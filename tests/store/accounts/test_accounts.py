@@ -126,7 +126,7 @@ async def test_everything_an_administrator_does_is_in_the_log_without_names(
     assert not any(word in str(acts) for word in ("Alice", "Bob", key.text))
 
 
-async def test_what_fails_is_not_in_the_log(accounts, database, ledger, customer):
+async def test_failed_changes_are_not_in_the_log(accounts, database, ledger, customer):
     account_id = await customer(0)
     with pytest.raises(Exception, match="available"):
         await ledger.adjust(account_id, Msat(-1), reason="too much", actor="op", at=NOW)

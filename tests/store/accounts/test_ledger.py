@@ -130,7 +130,7 @@ async def test_totals_are_those_of_all_customers(ledger, journal, accounts, cust
     assert await ledger.totals() == Totals(1, Msat(8_000), Msat(1_050))
 
 
-async def test_what_was_forgotten_of_the_journal_is_not_missed(ledger, journal, database, customer):
+async def test_deleted_purchases_are_not_missed_by_the_audit(ledger, journal, database, customer):
     account_id = await customer(10_000)
     for number in range(6):
         await journal.intend(charged(number, account_id))
@@ -165,7 +165,7 @@ SPOILT = [
 
 
 @pytest.mark.parametrize(("spoil", "found"), SPOILT)
-async def test_an_audit_finds_what_does_not_agree(
+async def test_an_audit_finds_discrepancies(
     ledger, journal, topups, database, customer, spoil, found
 ):
     account_id = await customer(10_000)

@@ -255,7 +255,7 @@ async def test_two_operators_at_once_refund_it_once(journal, refunds, ledger, cu
     assert (await ledger.audit()).problems == []
 
 
-async def test_only_what_is_withheld_waits_for_a_decision(journal, refunds, customer):
+async def test_only_a_withheld_refund_waits_for_a_decision(journal, refunds, customer):
     with pytest.raises(PurchaseNotFound):
         await decide(refunds, True)
     account_id = await customer(10_000)
@@ -293,7 +293,7 @@ async def test_refunds_are_listed_in_pages_and_by_account(journal, refunds, cust
     assert (await refunds.page(after="nonsense")).items == []
 
 
-async def test_what_is_withheld_is_not_forgotten(journal, database, books, refunds, customer):
+async def test_withheld_refunds_are_not_deleted(journal, database, books, refunds, customer):
     await withheld(journal, customer)
     later = NOW + timedelta(days=900)
     assert (await forget(database, later)).purchases == 0

@@ -202,7 +202,7 @@ async def test_the_oldest_unpaid_of_a_purpose_is_dropped_to_make_room(topups, cu
     assert credit.is_new and credit.topup.state is TopupState.SETTLED
 
 
-async def test_what_makes_no_sense_is_refused(topups, customer):
+async def test_invalid_values_are_refused(topups, customer):
     account_id = await customer(0)
     for amount_msat in (0, -1, 2**50):
         with pytest.raises(InvalidAmount):
@@ -216,7 +216,7 @@ async def test_what_makes_no_sense_is_refused(topups, customer):
     assert await topups.by_payment_hash(hash_of(1)) is None
 
 
-async def test_what_was_never_paid_can_be_forgotten(topups, ledger, customer):
+async def test_unpaid_topups_can_be_deleted(topups, ledger, customer):
     account_id = await customer(0)
     paid, expired, canceled, still_open = [await asked(topups, account_id, n) for n in range(4)]
     unexpired = await asked(topups, account_id, 4, expires_at=NOW + 50 * HOUR)

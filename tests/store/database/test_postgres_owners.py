@@ -101,7 +101,7 @@ def test_one_owner_does_not_wait_for_another(absences, clock):
     assert not absences.found_free(OTHER)
 
 
-def test_what_is_watched_is_bounded(absences, clock):
+def test_the_number_of_watched_owners_is_bounded(absences, clock):
     for number in range(1_000):
         clock.now += 0.01
         absences.found_free(f"{number:016x}")
@@ -164,7 +164,7 @@ async def swept_for(database, clock, seconds: float, *, beating=None) -> int:
 
 @pytest.mark.parametrize("state", [State.PAYING, State.SETTLED])
 @pytest.mark.parametrize("source", [ProviderSource.LCP, ProviderSource.NODE])
-async def test_what_a_live_owner_has_under_way_outlives_its_session(
+async def test_purchases_of_a_live_owner_outlive_its_session(
     pair, live, clock, problems, state, source
 ):
     """Regression: until its next write the owner seemed dead, and the purchases it was delivering were ended and refunded."""

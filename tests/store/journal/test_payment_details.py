@@ -84,7 +84,7 @@ async def fees(books, *numbers):
 
 
 @pytest.mark.parametrize("state", [State.SETTLED, State.DELIVERED, State.UNDELIVERED])
-async def test_what_was_paid_gets_its_fee_and_preimage(journal, books, node, learner, state):
+async def test_a_paid_purchase_gets_its_fee_and_preimage(journal, books, node, learner, state):
     await pay(journal, 1, 2, state=state)
     node.knows(settled(job(1), fee_msat=7))
     node.knows(settled(job(2), fee_msat=0))
@@ -310,7 +310,7 @@ async def test_purchases_without_a_fee_although_lnd_was_asked_are_counted(
     assert told[-1] == 0
 
 
-async def test_what_lnd_does_not_know_is_asked_for_seldom_and_holds_up_nothing(
+async def test_payments_unknown_to_lnd_are_looked_up_seldom_and_block_no_other(
     journal, books, node, learner, clock
 ):
     """Purchases of another lnd, or payments that were deleted there."""
@@ -404,7 +404,7 @@ async def test_where_the_journal_cannot_be_written_nothing_is_passed_over(
     assert await fees(books, 1) == [7]
 
 
-async def test_what_is_missing_is_found_by_its_index(sqlite_where):
+async def test_missing_details_are_found_by_an_index(sqlite_where):
     """The query runs every few seconds, and the journal may be large."""
     # PostgreSQL describes plans differently, and uses no index for an empty table.
     database = await open_database(sqlite_where)

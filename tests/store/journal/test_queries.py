@@ -82,7 +82,7 @@ async def test_a_job_that_was_never_bought_has_no_purchase(history, books):
     assert await books.purchase(job("never bought")) is None
 
 
-async def test_what_is_outstanding(history, books):
+async def test_outstanding_amounts(history, books):
     outstanding = await books.outstanding()
     assert (outstanding.unknown, outstanding.unknown_msat) == (2, 2_020)
     assert (outstanding.paying, outstanding.paying_msat) == (1, 1_010)
@@ -123,7 +123,7 @@ async def test_how_each_peer_has_done(history, books):
         ),
     ],
 )
-async def test_what_was_spent_by_period(history, books, period, starts):
+async def test_spending_by_period(history, books, period, starts):
     lines = await books.spend(period, PurchaseFilter())
     # Within one month the two purchases without a key, of the same peer and model, are one line.
     expected = starts if period is not Period.MONTH else starts[:3]
@@ -166,7 +166,7 @@ async def test_an_unknown_that_turns_out_unpaid_releases_its_money(history, data
 
 
 @pytest.mark.parametrize("name", ["a", "b", "c", "f", "missing"])
-async def test_only_what_is_unknown_can_be_resolved(history, database, books, name):
+async def test_only_an_unknown_purchase_can_be_resolved(history, database, books, name):
     before = await books.purchase(job(name))
     with pytest.raises(NotUnknown):
         await resolve(database, job(name), State.SETTLED, NOW)

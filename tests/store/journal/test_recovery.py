@@ -60,7 +60,7 @@ def numbers(lines: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("after", [1, 150])
-async def test_what_was_intended_survives_a_kill_and_becomes_unknown_or_undelivered(where, after):
+async def test_intents_survive_a_kill_and_become_unknown_or_undelivered(where, after):
     """Regression: settled purchases of a dead gateway stayed settled, and their customers were charged."""
     with gateway(where, "x", 100_000) as process:
         lines = await asyncio.to_thread(read_until, process, "intended", after)
@@ -90,7 +90,7 @@ async def test_what_was_intended_survives_a_kill_and_becomes_unknown_or_undelive
     await database.close()
 
 
-async def test_what_a_live_process_has_under_way_is_not_touched(where):
+async def test_purchases_of_a_live_process_are_not_touched(where):
     with gateway(where, "live", 7) as live:
         await asyncio.to_thread(read_until, live, "done")
         with gateway(where, "dead", 4) as dead:
@@ -115,7 +115,7 @@ async def test_what_a_live_process_has_under_way_is_not_touched(where):
     await database.close()
 
 
-async def test_a_process_never_sweeps_what_is_its_own(journal, database, books):
+async def test_a_process_never_sweeps_its_own_purchases(journal, database, books):
     for number, state in ((1, State.PAYING), (2, State.SETTLED)):
         await journal.intend(intent(number))
         if state is State.SETTLED:
@@ -126,7 +126,7 @@ async def test_a_process_never_sweeps_what_is_its_own(journal, database, books):
 
 
 @pytest.mark.parametrize("query", [*recovery._OWNERS, *recovery._LEFT_OF_OWNER], ids=range(4))
-async def test_a_sweep_reads_only_what_is_open(sqlite_where, query):
+async def test_a_sweep_reads_only_open_purchases(sqlite_where, query):
     """It runs every few seconds, and a journal may hold millions of ended purchases."""
     compiled = query.compile(dialect=sqlite.dialect(), compile_kwargs={"render_postcompile": True})
     with closing(sqlite3.connect(sqlite_where)) as connection:
@@ -148,7 +148,7 @@ async def test_a_process_that_ended_in_order_is_gone_as_well(where, database, bo
 
 
 @pytest.mark.parametrize("state", [State.SETTLED, State.UNDELIVERED])
-async def test_what_a_dead_process_left_settled_can_be_resolved_and_a_live_ones_cannot(
+async def test_a_dead_processs_settled_purchase_can_be_resolved_and_a_live_ones_cannot(
     where, state
 ):
     """Regression: ``purchases resolve`` refused it with "is settled, not unknown"."""

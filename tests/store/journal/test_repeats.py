@@ -80,7 +80,7 @@ async def test_the_same_key_with_another_body_is_refused_and_kept_apart(journal)
     assert (await refused(journal, other)).repeat_body != other.repeat.body
 
 
-async def test_what_was_not_paid_may_be_tried_again_with_its_key(journal, elsewhere, books):
+async def test_an_unpaid_request_may_be_tried_again_with_its_key(journal, elsewhere, books):
     await journal.intend(keyed(1, "k"))
     journal.record(job(1), State.NOT_PAID, NOW)
     # Its update and the next try may come to be written in one transaction.
@@ -92,7 +92,7 @@ async def test_what_was_not_paid_may_be_tried_again_with_its_key(journal, elsewh
     assert (await books.purchase(job(4))).state is State.PAYING
 
 
-async def test_what_is_found_not_to_be_paid_later_frees_its_key(where, database, journal):
+async def test_a_purchase_found_unpaid_later_frees_its_key(where, database, journal):
     gone = await open_database(where, gone_after_s=0)
     dead = JournalWriter(gone, on_problem=print)
     dead.start()
@@ -250,9 +250,7 @@ async def test_no_key_can_be_read_from_the_database_or_found_by_trying(
                 assert not salt or digest(salt, text, "sha256") != stored
 
 
-async def test_a_repeat_knows_what_the_customer_is_charged_and_what_became_of_it(
-    journal, elsewhere, customer
-):
+async def test_a_repeat_has_the_customers_charge_and_its_state(journal, elsewhere, customer):
     """Regression: a repeat had only the verdict of a purchase whose charge had been refunded."""
     account_id = await customer(10_000)
     charge = Charge(account_id, Msat(1_050), Markup(50_000), refund_undelivered=True)

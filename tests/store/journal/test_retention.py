@@ -48,7 +48,7 @@ async def test_only_old_purchases_that_ended_are_deleted_with_their_states(
     assert states == 2 + 1 + 3
 
 
-async def test_what_was_touched_lately_stays(journal, database, books):
+async def test_recently_updated_purchases_stay(journal, database, books):
     await fill(journal)
     journal.record(job(4), State.SETTLED, NOW)
     await written(journal)

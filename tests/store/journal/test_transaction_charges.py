@@ -84,7 +84,7 @@ async def test_a_missing_account_has_nothing(journal):
     assert refused.value.available_msat == 0
 
 
-async def test_what_a_budget_refuses_is_not_held(journal, ledger, customer):
+async def test_a_purchase_refused_by_a_budget_holds_no_balance(journal, ledger, customer):
     account_id = await customer()
     with pytest.raises(BudgetExceeded):
         await journal.intend(charged(1, account_id), [Budget(Period.HOUR, Msat(1))])

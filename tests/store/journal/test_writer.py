@@ -195,7 +195,7 @@ async def test_concurrent_intents_share_commits(database):
     assert len(commits) <= 3
 
 
-async def test_close_writes_what_waits(database, books):
+async def test_close_writes_the_queue(database, books):
     journal = JournalWriter(database, on_problem=print)
     journal.start()
     await journal.intend(intent(1))
@@ -274,7 +274,7 @@ async def test_updates_of_a_good_delivery_wait_a_moment_at_most(database, books)
 
 
 @pytest.mark.parametrize("state", [State.NOT_PAID, State.UNKNOWN])
-async def test_updates_of_what_went_wrong_wait_for_no_other(database, books, state):
+async def test_updates_of_failed_purchases_are_written_at_once(database, books, state):
     journal = JournalWriter(database, on_problem=print, limits=JournalLimits(update_s=3_600))
     journal.start()
     await journal.intend(intent(1))

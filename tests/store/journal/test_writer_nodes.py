@@ -86,7 +86,7 @@ def killed_after(where: str, line: str) -> None:
         process.communicate(timeout=10)
 
 
-async def test_what_a_dead_gateway_had_at_a_node_is_charged_and_never_unknown(where):
+async def test_a_dead_gateways_purchase_at_a_node_is_charged_and_never_unknown(where):
     # The first is recorded as settled; the second stays as it is.
     await asyncio.to_thread(killed_after, where, "intended x-1")
     database = await open_database(where, gone_after_s=0)

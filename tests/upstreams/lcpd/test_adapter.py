@@ -129,7 +129,7 @@ async def test_all_tries_share_one_time_out(transport):
         "request_json is larger than max_job_bytes",
     ],
 )
-async def test_what_is_too_large_for_a_peer_is_not_worth_another_try(daemon, upstream, text):
+async def test_a_request_too_large_for_a_peer_is_not_retried(daemon, upstream, text):
     """A retry would be too large again."""
     daemon.answers["RequestQuote"] = [(grpc.StatusCode.RESOURCE_EXHAUSTED, text)]
     with pytest.raises(UpstreamError) as caught:
@@ -197,7 +197,7 @@ async def test_a_stream_comes_in_order(daemon, upstream):
     assert isinstance(last, Result) and last.status is ResultStatus.OK
 
 
-async def test_what_came_before_a_break_is_given_before_the_error(daemon, upstream):
+async def test_messages_before_a_break_are_returned_before_the_error(daemon, upstream):
     quote = await upstream.request_quote(TASK, PEER, 30)
     daemon.answers["AcceptAndExecuteStream"] = [begin(), chunk(b"half"), AWAY]
     events = []

@@ -144,7 +144,7 @@ BROKEN = {
 }  # fmt: skip
 
 
-def test_what_breaks_the_protocol_ends_the_connection_with_the_right_code():
+def test_protocol_errors_end_the_connection_with_the_right_code():
     wrong = {}
     for name, (greeting, sent, code) in BROKEN.items():
         made = Http2Connection()
@@ -295,7 +295,7 @@ noise = st.builds(
 
 
 @given(st.lists(valid | noise | st.binary(max_size=60), max_size=30))
-def test_whatever_comes_is_events_or_one_error_and_little_memory(parts):
+def test_any_input_gives_events_or_one_error_and_takes_little_memory(parts):
     made = opened(2)
     try:
         for part in parts:

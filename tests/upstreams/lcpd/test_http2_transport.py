@@ -215,7 +215,7 @@ async def test_a_reader_that_stops_stops_the_server_and_no_other_call():
         await transport.close()
 
 
-async def test_what_is_there_comes_as_one_block():
+async def test_available_bytes_come_as_one_block():
     count = 200
     async with raw_server(
         lambda s: [

@@ -274,7 +274,7 @@ def test_an_unusual_status_is_a_refusal_that_cost_nothing(status):
     assert ("redirect" in error.message) is (status in {300, 302, 399})
 
 
-def test_a_wait_is_for_what_passes():
+def test_only_temporary_errors_advise_a_wait():
     future = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     assert http_error(400, b"", retry_after="17").retry_after_s is None
     assert 25 < http_error(429, b"", retry_after=future).retry_after_s <= 30
