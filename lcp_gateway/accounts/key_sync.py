@@ -123,7 +123,7 @@ class KeySync:
                 await self.refresh()
             except self._unavailable as error:
                 if not self._problem:
-                    self._log.warning("keys cannot be read anew", problem=str(error))
+                    self._log.warning("keys cannot be refreshed", problem=str(error))
                 self._problem = str(error)
             else:
                 if self._problem:

@@ -231,7 +231,7 @@ class LndObserver:
         """Log that fees cannot be read, once until they can be again."""
         if not self._reading_fails:
             self._log.warning(
-                "fees and preimages cannot be learnt from lnd; it is asked again",
+                "fees and preimages cannot be read from lnd; it is asked again",
                 problem=str(error),
             )
         self._reading_fails = True

@@ -157,7 +157,7 @@ async def test_the_reason_why_no_key_is_accepted_is_reported(sync, book, clock, 
         assert list(sync.problems()) == []
         running.cancel()
     told = [line["event"] for line in logs]
-    assert told == ["keys cannot be read anew", "keys are read again"], "once each"
+    assert told == ["keys cannot be refreshed", "keys are read again"], "once each"
 
 
 async def test_an_error_that_is_no_absence_ends_the_task_for_its_supervisor(

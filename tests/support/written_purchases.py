@@ -111,7 +111,7 @@ async def write(where: Path | str, *bought: Bought) -> None:
     for one in bought:
         await journal.intend(one.intent)
         for step in _STEPS[one.state]:
-            journal.record(one.job_id, step, one.at + timedelta(seconds=1), _learnt(one, step))
+            journal.record(one.job_id, step, one.at + timedelta(seconds=1), _update_of(one, step))
     await journal.close()
     await database.close()
     assert problems == []
@@ -122,7 +122,7 @@ def written(where: Path | str, *bought: Bought) -> None:
     asyncio.run(write(where, *bought))
 
 
-def _learnt(one: Bought, step: State) -> PurchaseUpdate:
+def _update_of(one: Bought, step: State) -> PurchaseUpdate:
     if step is State.DELIVERED:
         return PurchaseUpdate(sha256(RESULT).digest(), len(RESULT))
     if step is State.SETTLED and one.fee_msat is not None:

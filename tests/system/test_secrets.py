@@ -95,10 +95,10 @@ def test_of_a_job_that_fails(served, path, stream, name):
 @BOTH
 @STREAMED_OR_NOT
 def test_of_a_provider_that_repeats_the_prompt_in_its_error(served, path, stream):
-    async def strike(self, fault):
+    async def fail(self, fault):
         raise CallError(grpc.StatusCode.UNAVAILABLE, f"cannot do this: {PROMPT}")
 
-    with mock.patch.object(FaultInjector, "strike", strike):
+    with mock.patch.object(FaultInjector, "before_result", fail):
         answer = ask(served, path, "fault/empty-chunks", stream=stream)
     assert answer.status == 502 and answer.verdict == "unknown"
 
@@ -106,10 +106,10 @@ def test_of_a_provider_that_repeats_the_prompt_in_its_error(served, path, stream
 @BOTH
 @STREAMED_OR_NOT
 def test_of_a_provider_that_repeats_the_prompt_in_its_result(served, path, stream):
-    def finish(self, fault, finish):
-        return replace(finish, status=lcpd_pb2.Result.STATUS_FAILED, message=f"no: {PROMPT}")
+    def fail(self, fault, end):
+        return replace(end, status=lcpd_pb2.Result.STATUS_FAILED, message=f"no: {PROMPT}")
 
-    with mock.patch.object(FaultInjector, "finish", finish):
+    with mock.patch.object(FaultInjector, "change_end", fail):
         answer = ask(served, path, "fault/empty-chunks", stream=stream)
     assert answer.status == (200 if stream else 502) and answer.verdict == "settled"
 

@@ -109,7 +109,7 @@ class PaymentDetailsStore(Protocol):
         """Record the details found, and with them the position in the node's list of payments."""
         ...
 
-    async def follow_anew(self, node_id: str) -> None:
+    async def restart_following(self, node_id: str) -> None:
         """Drop the position in the node's list of payments."""
         ...
 
@@ -257,7 +257,7 @@ class PaymentDetailsReader:
         self._in_flight = {index: at for index, at in self._in_flight.items() if index in seen}
         if reading.read_to == followed and await self._is_shorter(followed):
             # lnd was restored and counts from the beginning: its list is read from there too.
-            await self._book.follow_anew(node_id)
+            await self._book.restart_following(node_id)
             await self._catch_up(summary, node_id)
 
     async def _is_shorter(self, followed: int) -> bool:

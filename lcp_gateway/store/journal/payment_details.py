@@ -100,7 +100,7 @@ class PaymentDetails:
             if await self._read(lambda it: cursors.get(it, name)) < followed:
                 await self._write(lambda it: cursors.advance(it, name, followed))
 
-    async def follow_anew(self, node_id: str) -> None:
+    async def restart_following(self, node_id: str) -> None:
         """Set the position in the node's payments back to the beginning."""
         await self._write(lambda it: cursors.restart(it, cursors.payments_of(node_id)))
 

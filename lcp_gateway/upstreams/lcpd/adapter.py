@@ -49,7 +49,7 @@ _SERVICE = "/lcpd.v1.LCPDService/"
 
 
 class _Message(Protocol):
-    """What is needed of a generated message."""
+    """A generated protobuf message."""
 
     def SerializeToString(self) -> bytes: ...  # noqa: N802 - protobuf's name
 

@@ -90,7 +90,7 @@ class GrpcCall:
         self.end(RpcError(UpstreamStatus.DEADLINE_EXCEEDED, "Deadline Exceeded"))
 
     def end(self, error: RpcError | None) -> None:
-        """End the call from this side, or take note that the other side did."""
+        """Record the end of the call, by this side or the other; a stream that has not ended is reset."""
         if self.is_done:
             return
         self.is_done, self.error = True, error

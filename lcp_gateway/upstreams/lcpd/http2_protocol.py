@@ -1,7 +1,7 @@
-"""HTTP/2 as a client of gRPC needs it, without I/O: bytes in, events out (RFC 9113; section numbers are its own).
+"""The client side of HTTP/2 for gRPC, without I/O: bytes in, events out (section numbers are those of RFC 9113).
 
 A connection never blocks and never waits. Received bytes go into ``receive``, bytes to send come out of ``take_output``.
-All that the other side can make it hold is bounded: one frame, one header block, one window a stream.
+The server can make it hold one frame, one header block and one window per stream, and no more.
 """
 
 from collections.abc import Iterable
@@ -15,10 +15,10 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 WINDOW_BYTES: Final = 65_535
-"""What a stream may receive before its reader takes something: a reader that stops stops the other side."""
+"""The bytes that a stream may receive before its reader takes some: a reader that stops stops the server."""
 _MAX_FRAME_BYTES: Final = 16_384
 _MAX_WINDOW: Final = 2**31 - 1
-# The connection's own window never stops a stream: streams bound themselves, and one that stands must not stop the others.
+# The connection's own window never stops a stream: each stream has its own, and one that stands must not stop the others.
 _CONNECTION_REFILL: Final = 2**20
 _MAX_HEADER_BLOCK_BYTES: Final = 64 * 1024
 _MAX_CONTINUATIONS: Final = 16
@@ -54,7 +54,7 @@ class ErrorCode(IntEnum):
 
 
 class Http2Error(Exception):
-    """The other side broke the protocol: the connection is over, and a GOAWAY stands in the output."""
+    """The server broke the protocol: the connection is over, and a GOAWAY is in the output."""
 
     def __init__(self, code: ErrorCode, reason: str) -> None:
         super().__init__(reason)
@@ -92,13 +92,13 @@ class GoingAway(NamedTuple):
 
 
 class PingAnswered(NamedTuple):
-    """The other side is alive."""
+    """The server answered a PING."""
 
     payload: bytes
 
 
 class SettingsChanged(NamedTuple):
-    """The other side told its limits; more streams may be possible."""
+    """The server sent its limits; more streams may be possible."""
 
 
 Event = HeadersReceived | DataReceived | StreamReset | GoingAway | PingAnswered | SettingsChanged
@@ -167,7 +167,7 @@ class Http2Connection:
 
     @property
     def can_open(self) -> bool:
-        """Whether a stream can be opened now: the other side's limit allows it, and neither side is going away."""
+        """Whether a stream can be opened now: the server's limit allows it, and neither side is going away."""
         return (
             not self._is_over
             and self._went_away_at is None
@@ -211,12 +211,12 @@ class Http2Connection:
         return stream_id
 
     def reset(self, stream_id: int, code: ErrorCode = ErrorCode.CANCEL) -> None:
-        """End a stream from this side; what still comes for it is ignored."""
+        """Reset a stream; frames that still arrive for it are ignored."""
         if self._streams.pop(stream_id, None) is not None and not self._is_over:
             self._output.append(_frame(_RST_STREAM, 0, stream_id, code.to_bytes(4, "big")))
 
     def acknowledge(self, stream_id: int, count: int) -> None:
-        """Say that ``count`` received bytes of a stream were taken: its window opens by as much."""
+        """Record that the reader took ``count`` bytes of a stream: its window opens by as much."""
         stream = self._streams.get(stream_id)
         if stream is None or self._is_over:
             return
@@ -233,17 +233,17 @@ class Http2Connection:
         self._output.append(_frame(_PING, 0, 0, payload))
 
     def close(self, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
-        """Say goodbye; nothing is sent or understood after it."""
+        """Send GOAWAY; the connection sends and reads nothing after it."""
         if not self._is_over:
             self._is_over = True
             self._streams.clear()
             self._output.append(_frame(_GOAWAY, 0, 0, bytes(4) + code.to_bytes(4, "big")))
 
     def receive(self, data: bytes) -> list[Event]:
-        """Take bytes from the other side and return what they mean, in order.
+        """Read bytes from the server and return their events, in order.
 
         Raises:
-            Http2Error: the other side broke the protocol; the events before that are lost with the connection.
+            Http2Error: the server broke the protocol; the events before that are lost with the connection.
         """
         events: list[Event] = []
         if self._is_over:

@@ -158,7 +158,7 @@ class _Connection(asyncio.Protocol):
         return False
 
     async def room(self) -> None:
-        """Wait until the other side's limit of streams allows one more, or the connection is leaving."""
+        """Wait until the server's limit of streams allows one more, or the connection is leaving."""
         while not self._core.can_open and not self.is_leaving:
             waiter = self._loop.create_future()
             self._room.append(waiter)
@@ -169,7 +169,7 @@ class _Connection(asyncio.Protocol):
                     self._room.remove(waiter)
 
     def open(self, call: GrpcCall, block: bytes, body: bytes) -> bool:
-        """Start a call; False where the connection can take no more, and nothing was sent."""
+        """Start a call. False: the connection accepts no more calls, and nothing was sent."""
         if self.is_leaving or not self._core.can_open or self._transport is None:
             return False
         stream_id = self._core.open(block, body)
@@ -179,7 +179,7 @@ class _Connection(asyncio.Protocol):
         return True
 
     def forget(self, stream_id: int) -> None:
-        """A call is over; where its stream is not, it is reset."""
+        """Take a call off the connection; a stream that has not ended is reset."""
         if self._calls.pop(stream_id, None) is None or self.is_closed:
             return
         self._core.reset(stream_id)
@@ -194,13 +194,13 @@ class _Connection(asyncio.Protocol):
             self.flush_soon()
 
     def flush_soon(self) -> None:
-        """Write once for all that this turn of the loop has to send."""
+        """Write once for all that this iteration of the loop has to send."""
         if not self._flush_planned and self._core.has_output:
             self._flush_planned = True
             self._loop.call_soon(self._flush)
 
     def close(self, reason: str) -> None:
-        """End the connection and its calls; what they did is not known."""
+        """End the connection and its calls, whose effect is unknown."""
         if self._transport is not None and not self.is_closed:
             self._core.close()
             self._flush()
@@ -237,7 +237,7 @@ class _Connection(asyncio.Protocol):
             self.close("GOAWAY received")
 
     def _probe(self) -> None:
-        """Ask whether the daemon lives, where it was silent and calls wait for it."""
+        """Send a PING where calls wait for a daemon that was silent."""
         if self._is_quiet and self._calls:
             self._core.ping(b"lcpalive")
             self._flush()
@@ -371,7 +371,7 @@ class DirectTransport:
         return self._connection
 
     def _retire(self) -> None:
-        """Let a connection that takes no more calls finish those that it has."""
+        """Let a connection that accepts no more calls finish those that it has."""
         if self._connection is not None and not self._connection.is_closed:
             self._leaving.add(self._connection)
         self._connection = None

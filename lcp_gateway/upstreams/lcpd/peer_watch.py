@@ -10,7 +10,7 @@ from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, LocalInfo, UnsupportedVersion
 
 _RETRY_S = 1.0
-# A request that finds no provider in a snapshot older than this asks anew.
+# A request that finds no provider in a snapshot older than this refreshes it first.
 _MISS_AFTER_S = 1.0
 
 

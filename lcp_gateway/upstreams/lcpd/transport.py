@@ -1,4 +1,4 @@
-"""What the adapter needs of a transport of gRPC calls; messages are bytes, so that a transport knows no service."""
+"""The transport of gRPC calls that the adapter uses; messages are bytes, so that a transport knows no service."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from lcp_gateway.upstream_status import UpstreamStatus
 Metadata = Sequence[tuple[str, str]]
 
 MAX_RECEIVE_BYTES = 33 * 1024 * 1024
-"""The largest message that is taken: a whole result, and a little around it."""
+"""The largest message that is accepted: a whole result, and a little around it."""
 
 
 class TransportKind(StrEnum):
@@ -81,7 +81,7 @@ class Transport(Protocol):
 
     @property
     def name(self) -> str:
-        """What settings, logs and metrics call it."""
+        """The name in settings, logs and metrics."""
         ...
 
     async def unary(self, path: str, request: bytes, timeout_s: float, metadata: Metadata) -> bytes:

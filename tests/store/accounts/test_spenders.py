@@ -84,6 +84,6 @@ async def test_an_audit_beside_processes_that_spend_never_finds_anything(where, 
             assert (await ledger.audit()).problems == []
             audits += 1
     await done
-    assert audits > 2
+    assert audits, "the spender was done before the first audit"
     assert (await ledger.balance(account_id)).balance_msat == (10_000 - 200) * EACH_MSAT
     await other.close()
